@@ -1,0 +1,199 @@
+"""The class that a user's agent derives from. It knows nothing of the bus: a handler is a function of (state, event).
+
+The runtime (agents/runtime.py) restores `state`, feeds events to the `on_<kind>` handlers in stream order, publishes
+what they return, and keeps the timers that they set. No wall clock, no unseeded randomness and no I/O in a handler:
+the same events must give the same outputs on a replay.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+
+from bus.errors import UsageError
+from bus.messages import (
+    KIND_OF,
+    Config,
+    Decision,
+    Event,
+    Headline,
+    MarketData,
+    Sentiment,
+    Side,
+    Signal,
+    Timer,
+)
+from bus.subjects import AGENT_KINDS
+
+Outputs = Event | Iterable[Event] | None
+"""What a handler returns: nothing, one message, or several in the order in which to publish them."""
+LISTENABLE = (*AGENT_KINDS, "config", "timer")
+
+
+@dataclass(frozen=True, slots=True)
+class TimerSet:
+    """A running timer: part of the agent's saved state. `after_ms` counts from when it was set, or from a restart."""
+
+    number: int
+    topic: str
+    after_ms: int
+
+
+class Agent:
+    """One agent. Subclasses set the class variables, define State (and Options), and write handlers.
+
+    Handlers are `on_market`, `on_headline`, `on_sentiment`, `on_signal`, `on_decision`, `on_config` and `on_timer`,
+    one for each kind in `listens` (`on_timer` for agents that set timers). A handler that raises is skipped for that
+    event: the state falls back to what it was before it.
+    """
+
+    kind: ClassVar[str] = ""
+    listens: ClassVar[tuple[str, ...]] = ()
+    publishes: ClassVar[tuple[str, ...]] = ()
+    """Kinds that it publishes; taken from the handlers' return annotations where it is not given."""
+    capabilities: ClassVar[tuple[str, ...]] = ()
+    memory_key: ClassVar[str] = ""
+    """Last part of its key in the memory bucket; the first published kind where it is not given."""
+    hears_itself: ClassVar[bool] = False
+    """Whether its own messages of a kind in `listens` are given to it."""
+
+    @dataclass
+    class State:
+        """All that a handler may remember: a dataclass of JSON-like values, saved and restored as a whole."""
+
+    @dataclass(frozen=True)
+    class Options:
+        """Settings from the agent's table in swarm.toml; a wrong key or type there is an error that names it."""
+
+    state: Any
+    options: Any
+
+    def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
+        """Make the agent with an empty State.
+
+        Raises:
+            UsageError: `options` has a key or a type that Options does not.
+        """
+        self.name = name
+        self.options = read_options(type(self), name, options or {})
+        self.state = self.State()
+        self.timers: dict[str, TimerSet] = {}
+        self.timers_set = 0
+        self.setup()
+
+    def setup(self) -> None:
+        """Called once, after `options` is set and before any event: load static data here (a lexicon, a table)."""
+
+    def set_timer(self, name: str, topic: str, after_ms: int) -> None:
+        """Have `on_timer` called with a Timer of this `name` in `after_ms`. Setting it again replaces it."""
+        self.timers_set += 1
+        self.timers[name] = TimerSet(self.timers_set, topic, after_ms)
+
+    def cancel_timer(self, name: str) -> None:
+        """Forget the timer `name`, if it is set."""
+        self.timers.pop(name, None)
+
+    def signal(
+        self,
+        tick: MarketData,
+        side: Side,
+        strength: float,
+        indicators: dict[str, float] | None = None,
+        p_up: float | None = None,
+    ) -> Signal:
+        """This agent's vote on the round of `tick`. `strength` and `p_up` in [0, 1]."""
+        return Signal(
+            signal=side,
+            strength=strength,
+            indicators=indicators or {},
+            timestamp=tick.timestamp,
+            source=self.name,
+            symbol=tick.symbol,
+            round=tick.sequence,
+            p_up=p_up,
+        )
+
+    # A source also defines
+    #     async def produce(self, last: Event | None) -> AsyncIterator[Event]
+    # which yields the events after `last`, its own last stored event (None: from the beginning).
+    produce: ClassVar[Any] = None
+
+
+Producer = typing.Callable[[Event | None], AsyncIterator[Event]]
+
+
+def read_options(cls: type[Agent], name: str, options: dict[str, Any]) -> Any:
+    """`options` as an instance of the class's Options.
+
+    Raises:
+        UsageError: a key that Options does not have, or a value of another type.
+    """
+    known = {f for f in getattr(cls.Options, "__dataclass_fields__", {})}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        expected = ", ".join(sorted(known)) or "no settings at all"
+        raise UsageError(f"agent {name!r}: unknown setting {unknown[0]!r}; its kind {cls.kind!r} has: {expected}")
+    try:
+        return msgspec.convert(options, cls.Options)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"agent {name!r}: {error}") from None
+
+
+def published_kinds(cls: type[Agent]) -> tuple[str, ...]:
+    """Message kinds that `cls` publishes: its `publishes`, or else what its handlers' annotations say."""
+    if cls.publishes:
+        return cls.publishes
+    found: list[str] = []
+    for kind in cls.listens:
+        handler = getattr(cls, f"on_{kind}", None)
+        try:
+            hint = typing.get_type_hints(handler).get("return") if handler else None
+        except NameError:
+            hint = None
+        stack = [hint]
+        while stack:
+            item = stack.pop(0)
+            if isinstance(item, type) and KIND_OF.get(item) in AGENT_KINDS:
+                found.append(KIND_OF[item])
+            stack.extend(typing.get_args(item))
+    return tuple(dict.fromkeys(found))
+
+
+def check_class(cls: type[Agent], where: str) -> None:
+    """Check what can be checked of an agent class before any event arrives.
+
+    Raises:
+        UsageError: no kind, nothing to do, an unknown kind in `listens`, or a handler missing.
+    """
+    if not cls.kind:
+        raise UsageError(f"{where}: expected a class variable `kind`, a short name of what it does")
+    for kind in cls.listens:
+        if kind not in LISTENABLE:
+            raise UsageError(f"{where}: listens: unknown kind {kind!r}, expected one of {', '.join(LISTENABLE)}")
+        if not callable(getattr(cls, f"on_{kind}", None)):
+            raise UsageError(f"{where}: it listens to {kind!r}: expected a method on_{kind}(self, event)")
+    if not cls.listens and cls.produce is None:
+        raise UsageError(f"{where}: expected `listens` with at least one kind, or a method produce(self, last)")
+
+
+def topic_of(output: Event, default: str | None) -> str:
+    """The topic under which to publish `output`: its symbol, or `default` (the topic of what it answers).
+
+    Raises:
+        ValueError: it names none, and there is no default.
+    """
+    topic: str | None = None
+    if isinstance(output, (MarketData, Sentiment, Signal, Decision)):
+        topic = output.symbol
+    elif isinstance(output, Headline):
+        topic = output.symbols[0] if output.symbols else None
+    elif isinstance(output, (Timer, Config)):
+        raise ValueError(f"a handler cannot publish a {type(output).__name__}")
+    topic = topic or default
+    if not topic:
+        raise ValueError(f"{type(output).__name__}: expected a symbol")
+    return topic

@@ -1,0 +1,108 @@
+"""Every error this project raises on purpose, as one tree.
+
+    MeshError                 root; its message says what was expected and what to do
+    ├── UsageError            a person's mistake: a flag, a name, a file (exit 2)
+    │   ├── ConfigError       swarm.toml: carries the file and the key
+    │   └── DataError         a data file: carries the file, the line and the column
+    ├── MessageError          a poison message: carries the subject and the reason; never retried
+    └── BusError              the bus: whose fault and whether to retry is said by the class
+        ├── BusUnreachable    nobody answers at that address (exit 3); retry after it is up
+        ├── Disconnected      the connection is down right now; retried by the outbox
+        ├── BusTimeout        no answer in time: the write may still have landed, so read back
+        ├── WrongSequence     compare-and-set lost: somebody else wrote; never retried blindly
+        │   └── Fenced        a successor has claimed this agent: this process must end
+        └── Refused           the server said no for another reason; carries its code
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+
+
+class MeshError(Exception):
+    """Root of all errors raised on purpose; `exit_code` is what a verb ends with."""
+
+    exit_code: int = EXIT_FAILED
+
+
+class UsageError(MeshError):
+    """A person's mistake. The message names the flag, file or key, what was expected and what to do."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UsageError):
+    """A mistake in swarm.toml."""
+
+    def __init__(self, file: str, key: str, problem: str) -> None:
+        self.file, self.key, self.problem = file, key, problem
+        super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
+
+
+class DataError(UsageError):
+    """A mistake in a data file; `line` counts from 1 and `column` is the column's name or number."""
+
+    def __init__(self, file: str, line: int | None, column: str | None, problem: str) -> None:
+        self.file, self.line, self.column, self.problem = file, line, column, problem
+        where = file + (f", line {line}" if line is not None else "") + (f", column {column}" if column else "")
+        super().__init__(f"{where}: {problem}")
+
+
+class MessageError(MeshError):
+    """A poison message: malformed, mistyped, non-finite, oversized or under a wrong subject."""
+
+    def __init__(self, subject: str, problem: str) -> None:
+        self.subject, self.problem = subject, problem
+        super().__init__(f"{subject}: {problem}")
+
+
+class BusError(MeshError):
+    """Root of what the bus can answer with."""
+
+
+class BusUnreachable(BusError):
+    """Nobody speaks NATS at that address."""
+
+    exit_code = EXIT_UNREACHABLE
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url, self.reason = url, reason
+        super().__init__(
+            f"no NATS server answers at {url} ({reason}); start the swarm with `signalmesh up`, "
+            "or name another server with --nats URL"
+        )
+
+
+class Disconnected(BusError):
+    """The connection is down at this moment; nothing was sent."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class BusTimeout(BusError):
+    """No answer in time. A write may still have landed: read back before repeating it."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class Refused(BusError):
+    """The server refused a request; `code` is JetStream's error code."""
+
+    def __init__(self, subject: str, code: int, description: str) -> None:
+        self.subject, self.code, self.description = subject, code, description
+        super().__init__(f"{subject}: the server refused it: {description} (error {code})")
+
+
+class WrongSequence(BusError):
+    """A compare-and-set found another last sequence than the expected one."""
+
+    def __init__(self, subject: str, description: str) -> None:
+        self.subject, self.description = subject, description
+        super().__init__(f"{subject}: somebody else wrote first: {description}")
+
+
+class Fenced(WrongSequence):
+    """A successor has claimed this agent's epoch: nothing more of this process is stored."""

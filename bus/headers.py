@@ -1,0 +1,20 @@
+"""Names of the message headers (contract), ours and the server's."""
+
+from __future__ import annotations
+
+MSG_ID = "Nats-Msg-Id"
+"""`{agent}:{output}`: the server recognises a repetition by it."""
+OUTPUT = "Mesh-Output"
+"""Number of this output of its agent, contiguous from 1."""
+EPOCH = "Mesh-Epoch"
+"""Stream sequence of the claim under which it was published."""
+CAUSE = "Mesh-Cause"
+"""Stream sequence of the input that it answers."""
+EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_LAST_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+SEQUENCE = "Nats-Sequence"
+"""On the read side: the message's stream sequence."""
+LAST_SEQUENCE = "Nats-Last-Sequence"
+"""On the read side: sequence of the previous message of this subject; a gap is detectable by it."""
+TTL = "Nats-TTL"
+TRACEPARENT = "traceparent"
