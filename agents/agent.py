@@ -91,6 +91,7 @@ class Agent:
     def set_timer(self, name: str, topic: str, after_ms: int) -> None:
         """Have `on_timer` called with a Timer of this `name` in `after_ms`. Setting it again replaces it."""
         self.timers_set += 1
+        self.timers.pop(name, None)  # so that the newest always stand last
         self.timers[name] = TimerSet(self.timers_set, topic, after_ms)
 
     def cancel_timer(self, name: str) -> None:

@@ -1,0 +1,96 @@
+# signalmesh: make setup | up | check | test | test-slow | lint | types | bench | schema | lock | clean
+#   make up ARGS="--port 0"        arguments for the verb
+#   make test ARGS="-k outbox"     arguments for pytest
+#   make setup VENV=dir            another environment than .venv (a directory; it is made)
+#   make setup PYTHON=python3.12   another interpreter (3.11 or newer)
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-config --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up test test-slow lint types check bench schema lock clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
+
+setup: $(STAMP)
+
+# Everything of the lock files, each file checked against its hash, and the project itself in editable form.
+# The lock directory keeps two makes at once from installing into one environment; the second then finds it done.
+$(STAMP): requirements-dev.lock pyproject.toml
+	@set -eu; \
+	usable() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	mkdir -p "$(VENV)"; \
+	waited=0; \
+	until mkdir "$(VENV)/.installing" 2>/dev/null; do \
+		owner=$$(cat "$(VENV)/.installing/pid" 2>/dev/null || true); \
+		if { [ -n "$$owner" ] && ! kill -0 "$$owner" 2>/dev/null; } || [ $$waited -ge 900 ]; then \
+			rm -rf "$(VENV)/.installing"; continue; \
+		fi; \
+		[ $$waited -gt 0 ] || echo "another make is installing into $(VENV): waiting for it"; \
+		waited=$$((waited + 1)); sleep 1; \
+	done; \
+	echo $$$$ >"$(VENV)/.installing/pid"; \
+	trap 'rm -rf "$(VENV)/.installing"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	if [ -e "$@" ] && [ ! requirements-dev.lock -nt "$@" ] && [ ! pyproject.toml -nt "$@" ]; then exit 0; fi; \
+	if ! usable "$(BIN)/python"; then \
+		found=; \
+		for candidate in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+			if usable "$$candidate"; then found=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "signalmesh needs Python 3.11 or newer, and none of $(PYTHON) python3.13 python3.12 python3.11 python3 is." >&2; \
+			echo "Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
+		fi; \
+		if ! "$$found" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
+			echo "$$found has no venv module (Debian and Ubuntu: apt install python3-venv); install it," >&2; \
+			echo "or name another interpreter: make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
+		fi; \
+		echo "making $(VENV) with $$("$$found" --version)"; \
+		"$$found" -m venv "$(VENV)"; \
+	fi; \
+	echo "installing the locked requirements into $(VENV)"; \
+	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_REQUIRE_VIRTUALENV=0; \
+	"$(BIN)/python" -m pip install --quiet --require-hashes -r requirements-dev.lock; \
+	"$(BIN)/python" -m pip install --quiet --no-deps --no-build-isolation -e .; \
+	touch "$@"
+
+up: setup
+	@exec $(BIN)/signalmesh up $(ARGS)
+
+test: setup
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup
+	@$(PYTEST) -m slow $(ARGS) || { status=$$?; [ $$status -eq 5 ] && echo "no test is marked slow" || exit $$status; }
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy --cache-dir $(VENV)/.mypy_cache
+
+check: lint types test
+
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
+
+schema: setup
+	$(BIN)/python -m bus.schema
+
+# The lock files hold versions and hashes only, no address, for every platform and Python >= 3.11.
+# Kept versions stay; make lock ARGS=--upgrade takes the newest.
+lock: setup
+	$(UV_COMPILE) $(ARGS) -o requirements.lock
+	$(UV_COMPILE) $(ARGS) --group dev -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find agents bus coordinator tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

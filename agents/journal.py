@@ -1,0 +1,272 @@
+"""An incarnation's outputs: their numbers, ids and fence; and on a replay, which of them are stored already.
+
+An output's number is contiguous per agent. On recovery the outputs stored since the snapshot are read back; while the
+inputs are replayed, each handler output is matched with the stored one of the same cause and place and is not sent
+again, so that only what is missing is published.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+
+from agents.agent import Outputs, topic_of
+from bus import headers as h
+from bus.bus import Bus, Stored
+from bus.claims import fence
+from bus.errors import Fenced, MeshError
+from bus.messages import (
+    KIND_OF,
+    MAX_PAYLOAD_BYTES,
+    Alert,
+    Event,
+    Lifecycle,
+    LifecycleEvent,
+    Severity,
+    encode,
+    now,
+)
+from bus.outbox import Entry, Outbox
+
+log = structlog.get_logger("signalmesh.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An output ready to be published: its read-side subject and its bytes."""
+
+    subject: str
+    data: bytes
+    kind: str
+
+
+@dataclass(slots=True)
+class Found:
+    """What reading back found beyond the snapshot: the highest cause cited, skipped inputs, a source's position."""
+
+    cited: int = 0
+    skipped: list[int] = field(default_factory=list)
+    last_produced: dict[str, Any] | None = None
+
+
+class Journal:
+    """Numbers and publishes the outputs of `agent` in its incarnation `epoch`."""
+
+    def __init__(self, bus: Bus, agent: str, epoch: int, on_fenced: Callable[[MeshError], None]) -> None:
+        self._bus, self._agent, self._epoch = bus, agent, epoch
+        self._subjects = bus.subjects
+        self._fence = fence(bus, agent, epoch)
+        self._written_by = (f"{bus.subjects.ns}.*.*.{agent}",)
+        self._outbox = Outbox(bus, self._written_by, on_fenced, self._on_acked)
+        self._outbox.stored_through = epoch
+        self.outputs = 0
+        self.stored_sequence = 0
+        self.stored_number = 0
+        self.newest: dict[str, bytes] = {}
+        """Newest stored payload of each kind."""
+        self.on_stored: Callable[[str, bytes], None] | None = None
+        self._stored: deque[Stored] = deque()
+        self._waiters: list[tuple[int, Any]] = []
+        self._reports = 0
+
+    def __len__(self) -> int:
+        return len(self._outbox)
+
+    # -- restore
+
+    def begin(self, outputs: int, stored_sequence: int) -> None:
+        """Continue after a snapshot: `outputs` published by then, none later than `stored_sequence` counted in it."""
+        self.outputs = self.stored_number = outputs
+        self.stored_sequence = stored_sequence
+        self._stored.clear()
+
+    async def read_back(self) -> Found:
+        """Find what this agent has stored beyond the snapshot."""
+        found = Found()
+        expected = self.outputs + 1
+        for stored in await self._bus.read_back(self._written_by, self.stored_sequence + 1):
+            number = stored.headers.get(h.OUTPUT)
+            if number is None:
+                address = self._subjects.parse(stored.subject)
+                if address.kind == "lifecycle":
+                    report = orjson.loads(stored.data)
+                    if report.get("event") == "skipped" and report.get("agent") == self._agent:
+                        found.skipped.append(int(report["detail"]["sequence"]))
+                continue
+            if int(number) <= self.outputs:
+                continue
+            if int(number) != expected:
+                self.alert(
+                    "critical",
+                    "output_gap",
+                    f"agent {self._agent}: expected its output {expected}, the stream has {number} "
+                    f"at message {stored.sequence}",
+                )
+            expected = int(number) + 1
+            self._stored.append(stored)
+            cause = stored.headers.get(h.CAUSE)
+            if cause is None:
+                found.last_produced = {"subject": stored.subject, "payload": orjson.Fragment(stored.data)}
+            else:
+                found.cited = max(found.cited, int(cause))
+        return found
+
+    def caught_up(self) -> None:
+        """The replay is past everything cited: what is left of the stored outputs was produced, not answered."""
+        self._pass_produced()
+        if self._stored:
+            self._diverged(self._stored[0], b"")
+            while self._stored:
+                self._take()
+
+    def _pass_produced(self) -> None:
+        while self._stored and h.CAUSE not in self._stored[0].headers:
+            self._take()
+
+    def _take(self) -> Stored:
+        stored = self._stored.popleft()
+        self.outputs = int(stored.headers[h.OUTPUT])
+        self._note(self.outputs, stored.sequence, self._subjects.parse(stored.subject).kind, stored.data)
+        return stored
+
+    # -- publishing
+
+    def prepare(self, outputs: Outputs, cause: int | None, topic: str | None) -> list[Prepared]:
+        """Encode what a handler returned.
+
+        Raises:
+            ValueError, TypeError: it is no message, has no symbol, is not finite, or too large: a handler's fault.
+        """
+        if outputs is None:
+            return []
+        if type(outputs) in KIND_OF:
+            outputs = (outputs,)  # type: ignore[assignment]
+        prepared = []
+        for output in outputs:  # type: ignore[union-attr]
+            kind = KIND_OF.get(type(output))
+            if kind is None:
+                raise TypeError(f"expected messages of bus.messages, got {type(output).__name__}")
+            data = encode(output)
+            if len(data) > MAX_PAYLOAD_BYTES:
+                raise ValueError(f"{kind}: {len(data)} bytes, expected at most {MAX_PAYLOAD_BYTES}")
+            prepared.append(Prepared(self._subjects.event(kind, topic_of(output, topic), self._agent), data, kind))
+        return prepared
+
+    def publish(self, prepared: Iterable[Prepared], cause: int | None) -> None:
+        """Give the outputs of one input (or of a source) their numbers and put those that are missing on their way.
+
+        Raises:
+            Fenced: this incarnation has been superseded.
+        """
+        for output in prepared:
+            if self._stored and cause is not None:
+                self._pass_produced()
+                if self._stored and int(self._stored[0].headers[h.CAUSE]) <= cause:
+                    stored = self._take()
+                    if stored.data != output.data or stored.subject != output.subject:
+                        self._diverged(stored, output.data)
+                    continue
+            self.outputs += 1
+            headers = {h.MSG_ID: f"{self._agent}:{self.outputs}", h.OUTPUT: str(self.outputs), **self._fence}
+            if cause is not None:
+                headers[h.CAUSE] = str(cause)
+            self._outbox.put(Entry(output.subject, output.data, headers, self.outputs))
+
+    def _diverged(self, stored: Stored, data: bytes) -> None:
+        log.error("replay_diverged", sequence=stored.sequence, stored=stored.data.decode(), replayed=data.decode())
+        self.alert(
+            "critical",
+            "replay_diverged",
+            f"agent {self._agent}: replaying gave another output than the stored message {stored.sequence}: its "
+            "handlers depend on something besides state and event, or its class has changed",
+            once=f"{self._agent}:diverged:{stored.sequence}",
+        )
+
+    def timer(self, subject: str, data: bytes, number: int) -> None:
+        """Put a Timer event on its way; `number` makes its repetition recognisable."""
+        self._outbox.put(Entry(subject, data, {h.MSG_ID: f"{self._agent}:timer:{number}", **self._fence}))
+
+    def report(self, event: LifecycleEvent, reason: str | None = None, **detail: Any) -> None:
+        """Tell about this agent's life; sent with the next `send`."""
+        message = Lifecycle(
+            event=event,
+            agent=self._agent,
+            timestamp=now(),
+            source=self._agent,
+            epoch=self._epoch,
+            reason=reason,
+            detail=detail,
+        )
+        self._uncounted(self._subjects.lifecycle(self._agent, self._agent), encode(message), None)
+
+    def alert(self, severity: Severity, code: str, message: str, once: str | None = None, **detail: Any) -> None:
+        """Tell people; `once` makes a repetition of the same alert recognisable."""
+        alert = Alert(
+            severity=severity,
+            code=code,
+            message=message,
+            timestamp=now(),
+            source=self._agent,
+            agent=self._agent,
+            detail=detail,
+        )
+        self._uncounted(self._subjects.alert(severity, self._agent), encode(alert), once)
+
+    def poison(self, subject: str, sequence: int, problem: str) -> None:
+        """Report a poison message, once for all agents that read it: the first report's id makes the rest repetitions."""
+        self.alert(
+            "warning",
+            "poison_message",
+            f"message {sequence} under {subject} was set aside: {problem}",
+            once=f"poison:{sequence}",
+            sequence=sequence,
+            subject=subject,
+        )
+
+    def _uncounted(self, subject: str, data: bytes, msg_id: str | None) -> None:
+        self._reports += 1
+        msg_id = msg_id or f"{self._agent}:{self._epoch}:{self._reports}"
+        try:
+            self._outbox.put(Entry(subject, data, {h.MSG_ID: msg_id, **self._fence}))
+        except Fenced:
+            log.debug("report_dropped", subject=subject)
+
+    async def send(self) -> None:
+        """Send what was published; waits while too much is unacknowledged."""
+        await self._outbox.send()
+
+    async def flush(self) -> None:
+        """Wait until everything published is stored."""
+        await self._outbox.flush()
+
+    def check(self) -> None:
+        """To be called now and then: notices overdue acknowledgements."""
+        self._outbox.check()
+
+    async def stored_up_to(self, number: int) -> None:
+        """Wait until the outputs up to `number` are stored.
+
+        Raises:
+            Fenced: they never will be.
+        """
+        while self.stored_number < number:
+            await self._outbox.settled()
+
+    def _on_acked(self, entry: Entry) -> None:
+        if entry.number is not None:
+            kind = entry.subject.split(".", 2)[1]
+            self._note(entry.number, entry.sequence, kind, entry.data)
+
+    def _note(self, number: int, sequence: int, kind: str, data: bytes) -> None:
+        self.stored_number, self.stored_sequence = number, max(sequence, self.stored_sequence)
+        self.newest[kind] = data
+        if self.on_stored is not None:
+            self.on_stored(kind, data)
+
+    def close(self) -> None:
+        self._outbox.close()

@@ -1,0 +1,207 @@
+"""One connection to a NATS server, hardened: nats-py with what it needs to never go deaf and never reorder.
+
+Known traps of nats-py and their remedies here: a late PONG after a timed-out flush ends the read loop (tolerated);
+a callback that raises does the same (ours never raise); it reports CONNECTED before the resubscription callback has
+run (a `live` flag of our own); what was written but not flushed at a disconnect is sent after the reconnect, out of
+order (dropped: the outbox resends); a frozen server goes unnoticed for minutes (short pings).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from bus.errors import BusUnreachable, Disconnected, UsageError
+
+PING_INTERVAL_S = 0.5
+"""With MAX_OUTSTANDING_PINGS unanswered a server counts as gone: noticed after 1.0 to 1.5 s."""
+MAX_OUTSTANDING_PINGS = 2
+RECONNECT_WAIT_S = 0.05
+RETRY_UP_S = 0.2
+"""Pause before what must be done on a reconnect is tried again."""
+
+log = structlog.get_logger("signalmesh.bus")
+
+
+class _Client(Client):
+    async def _process_pong(self) -> None:
+        while self._pongs and self._pongs[0].done():  # its waiter gave up: the answer came late
+            self._pongs.pop(0)
+            self._pongs_received += 1
+        if self._pongs:
+            await super()._process_pong()
+        self._pings_outstanding = 0
+
+    def forget_unsent(self) -> None:
+        """Drop what was not flushed when the connection broke: sent later, it would overtake the resend."""
+        self._pending = []
+        self._pending_data_size = 0
+
+
+def shown_url(url: str) -> str:
+    """`url` without user, password or token, for logs and errors."""
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    host = parts.hostname or ""
+    return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
+
+
+def check_url(url: str) -> str:
+    """Return `url` if it can be a NATS address.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        ok = parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        ok = False
+    if not ok:
+        raise UsageError(f"--nats {shown_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss)")
+    return url
+
+
+class Connection:
+    """A hardened client with callbacks for down and up. `live` is true between them."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url = check_url(url)
+        self.name = name
+        self.client = _Client()
+        self._live = asyncio.Event()
+        self.generation = 0
+        self._down: list[Callable[[], None]] = []
+        self._up: list[Callable[[], Awaitable[None]]] = []
+        self._raising: asyncio.Task[None] | None = None
+        self._closed = False
+        self._last_error = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether it is up, and everything that had to be done after a reconnect is done."""
+        return self._live.is_set()
+
+    async def until_live(self) -> None:
+        await self._live.wait()
+
+    def watch(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
+        self._down.append(down)
+        self._up.append(up)
+
+    def unwatch(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
+        with contextlib.suppress(ValueError):
+            self._down.remove(down)
+            self._up.remove(up)
+
+    async def open(self, wait_s: float | None) -> None:
+        """Connect, retrying for `wait_s` seconds (None: for ever).
+
+        Raises:
+            BusUnreachable: nobody answered in that time.
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.client.connect(
+                    [self.url],
+                    name=self.name,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
+                    connect_timeout=2,
+                    reconnect_time_wait=cast(int, RECONNECT_WAIT_S),
+                    max_reconnect_attempts=-1,
+                    ping_interval=cast(int, PING_INTERVAL_S),
+                    max_outstanding_pings=MAX_OUTSTANDING_PINGS,
+                    pending_size=0,
+                    drain_timeout=2,
+                )
+        except TimeoutError:
+            await self._abandon()
+            raise BusUnreachable(shown_url(self.url), self._last_error or "no answer") from None
+        except (OSError, nats.errors.Error) as error:
+            await self._abandon()
+            raise BusUnreachable(shown_url(self.url), str(error) or type(error).__name__) from None
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
+        self.generation += 1
+        self._live.set()
+
+    async def _abandon(self) -> None:
+        self._closed = True
+        with contextlib.suppress(Exception):
+            await self.client.close()
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_error = str(error) or type(error).__name__
+        log.debug("nats_error", error=self._last_error, connection=self.name)
+
+    async def _on_disconnected(self) -> None:
+        self._live.clear()
+        self.client.forget_unsent()
+        if self._raising is not None:
+            self._raising.cancel()
+        if self._closed:
+            return
+        log.debug("bus_down", connection=self.name)
+        for down in list(self._down):
+            try:
+                down()
+            except Exception:
+                log.exception("down_callback_failed", connection=self.name)
+
+    async def _on_reconnected(self) -> None:
+        self.generation += 1
+        self._raising = asyncio.create_task(self._raise_up(self.generation), name="bus-up")
+
+    async def _raise_up(self, generation: int) -> None:
+        for up in list(self._up):
+            while generation == self.generation and not self._closed:
+                try:
+                    await up()
+                    break
+                except Exception as error:
+                    log.debug("up_callback_retried", connection=self.name, error=repr(error))
+                    await asyncio.sleep(RETRY_UP_S)
+        if generation == self.generation and self.client.is_connected and not self._closed:
+            self._live.set()
+            log.debug("bus_up", connection=self.name)
+
+    async def write(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        """Put one PUB on the wire.
+
+        Raises:
+            Disconnected: the connection is down; nothing was sent.
+        """
+        try:
+            await self.client.publish(subject, data, reply=reply, headers=headers)
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
+
+    async def subscribe(self, subject: str, on_msg: Callable[[Msg], Awaitable[None]]) -> Any:
+        """Subscribe with a callback that is called serially; limits are large, for a dropped message is a gap."""
+        return await self.client.subscribe(
+            subject, cb=on_msg, pending_msgs_limit=1_000_000, pending_bytes_limit=512 * 1024 * 1024
+        )
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._live.clear()
+        if self._raising is not None:
+            self._raising.cancel()
+        with contextlib.suppress(Exception):
+            if self.client.is_connected:
+                async with asyncio.timeout(1.0):
+                    await self.client.flush(timeout=1)
+        with contextlib.suppress(Exception):
+            await self.client.close()

@@ -1,0 +1,251 @@
+"""The bus over NATS JetStream: publishing with acknowledgements, reading back, key-value, core messages.
+
+Requests to JetStream are written out as JSON here: it is the server's public API, and nats-py's wrappers wait where
+we must pipeline. Following the stream is in bus/reader.py, the streams' creation in bus/streams.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.msg import Msg
+
+from bus import headers as h
+from bus.bus import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
+from bus.connection import Connection, shown_url
+from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
+from bus.reader import Reader, collect
+from bus.subjects import Subjects
+
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+"""JetStream's error codes for a lost compare-and-set."""
+NOT_FOUND = frozenset({"404"})
+API_TIMEOUT_S = 5.0
+
+log = structlog.get_logger("signalmesh.bus")
+
+
+class NatsBus:
+    """A `bus.bus.Bus` over one NATS connection. Make it with `await NatsBus.connect(...)`."""
+
+    def __init__(self, subjects: Subjects, connection: Connection) -> None:
+        self.subjects = subjects
+        self.connection = connection
+        self._acks: dict[str, Done] = {}
+        self._next_ack = 0
+        self._ack_prefix = connection.client.new_inbox() + "."
+        connection.watch(self._fail_pending, self._nothing)
+
+    @classmethod
+    async def connect(cls, url: str, swarm: str, name: str, wait_s: float | None = 5.0) -> NatsBus:
+        """Connect to the server at `url`; `wait_s` None waits for ever.
+
+        Raises:
+            BusUnreachable: nobody answers there.
+            UsageError: the URL or the swarm's name is malformed.
+        """
+        subjects = Subjects(swarm)
+        connection = Connection(url, name)
+        await connection.open(wait_s)
+        bus = cls(subjects, connection)
+        await connection.subscribe(bus._ack_prefix + "*", bus._on_ack)
+        return bus
+
+    @property
+    def live(self) -> bool:
+        return self.connection.live
+
+    async def until_live(self) -> None:
+        await self.connection.until_live()
+
+    @property
+    def url(self) -> str:
+        return shown_url(self.connection.url)
+
+    def watch_connection(self, down: Any, up: Any) -> None:
+        self.connection.watch(down, up)
+
+    async def _nothing(self) -> None:
+        """Subscriptions are renewed by the client itself."""
+
+    # -- publishing
+
+    async def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
+        self._next_ack += 1
+        token = str(self._next_ack)
+        self._acks[token] = done
+        try:
+            await self.connection.write(subject, data, self._ack_prefix + token, dict(headers))
+        except BaseException:
+            self._acks.pop(token, None)
+            raise
+
+    async def _on_ack(self, msg: Msg) -> None:
+        done = self._acks.pop(msg.subject[len(self._ack_prefix) :], None)
+        if done is None:
+            return
+        try:
+            done(_read_ack(msg))
+        except Exception:  # a callback that raises would end the subscription
+            log.exception("ack_callback_failed")
+
+    def _fail_pending(self) -> None:
+        pending, self._acks = self._acks, {}
+        for done in pending.values():
+            done(BusTimeout("the connection broke before the answer came"))
+
+    async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout_s: float = 5.0) -> Ack:
+        answer: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+
+        def done(result: Ack | BusError) -> None:
+            if answer.done():
+                return
+            if isinstance(result, Ack):
+                answer.set_result(result)
+            else:
+                answer.set_exception(result)
+
+        await self.send(subject, data, headers or {}, done)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise BusTimeout(f"{subject}: no acknowledgement within {timeout_s} s") from None
+
+    # -- the stream
+
+    async def api(self, verb: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
+        """One request to JetStream's API, `$JS.API.{verb}`.
+
+        Raises:
+            Refused: with JetStream's error code.
+        """
+        data = b"" if body is None else orjson.dumps(body)
+        reply = orjson.loads(await self.request(f"$JS.API.{verb}", data, timeout_s))
+        if error := reply.get("error"):
+            raise Refused(verb, error.get("err_code", error.get("code", 0)), error.get("description", ""))
+        answer: dict[str, Any] = reply
+        return answer
+
+    async def last(self, subject: str) -> Stored | None:
+        return await self._direct_get(self.subjects.stream, {"last_by_subj": subject})
+
+    async def _direct_get(self, stream: str, query: dict[str, Any]) -> Stored | None:
+        try:
+            msg = await self.connection.client.request(
+                f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), timeout=API_TIMEOUT_S
+            )
+        except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
+            raise BusTimeout(f"{stream}: no answer to a read") from None
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            raise Disconnected(f"{stream}: not connected") from None
+        headers = msg.headers or {}
+        status = headers.get("Status")
+        if status in NOT_FOUND:
+            return None
+        if status is not None:
+            raise Refused(stream, int(status), headers.get("Description", ""))
+        return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), msg.data, headers)
+
+    async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
+        return await collect(self, self.subjects.stream, filters, first)
+
+    async def follow(self, filters: tuple[str, ...], first: int, on_stored: OnStored) -> Closable:
+        reader = Reader(self, self.subjects.stream, filters, first, on_stored)
+        await reader.start()
+        return reader
+
+    async def bounds(self) -> Bounds:
+        state = (await self.api(f"STREAM.INFO.{self.subjects.stream}"))["state"]
+        return Bounds(state["first_seq"], state["last_seq"])
+
+    async def subject_counts(self, filter_subject: str) -> dict[str, int]:
+        """How many messages the stream holds of each subject that matches `filter_subject`."""
+        body = {"subjects_filter": filter_subject}
+        state = (await self.api(f"STREAM.INFO.{self.subjects.stream}", body))["state"]
+        return dict(state.get("subjects") or {})
+
+    # -- key-value
+
+    async def kv_get(self, bucket: str, key: str) -> Kept | None:
+        stored = await self._direct_get(f"KV_{bucket}", {"last_by_subj": f"$KV.{bucket}.{key}"})
+        if stored is None or "KV-Operation" in stored.headers:
+            return None
+        return Kept(stored.data, stored.sequence)
+
+    async def kv_put(self, bucket: str, key: str, value: bytes, expect: int) -> int:
+        ack = await self.publish(f"$KV.{bucket}.{key}", value, {h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect)})
+        return ack.sequence
+
+    async def kv_all(self, bucket: str) -> dict[str, Kept]:
+        prefix = f"$KV.{bucket}."
+        found = await collect(self, f"KV_{bucket}", (prefix + ">",), 0)
+        return {
+            stored.subject[len(prefix) :]: Kept(stored.data, stored.sequence)
+            for stored in found
+            if "KV-Operation" not in stored.headers
+        }
+
+    # -- core messages
+
+    async def tell(self, subject: str, data: bytes) -> None:
+        await self.connection.write(subject, data, "", None)
+
+    async def listen(self, subject: str, on_heard: OnHeard) -> Closable:
+        async def on_msg(msg: Msg) -> None:
+            try:
+                await on_heard(Heard(msg.subject, msg.data, msg.headers or {}, msg.reply))
+            except Exception:
+                log.exception("listener_failed", subject=msg.subject)
+
+        return _Subscription(await self.connection.subscribe(subject, on_msg))
+
+    async def answer(self, subject: str, on_request: OnRequest) -> Closable:
+        async def on_heard(heard: Heard) -> None:
+            data = await on_request(heard)
+            if heard.reply:
+                with contextlib.suppress(Disconnected):
+                    await self.tell(heard.reply, data)
+
+        return await self.listen(subject, on_heard)
+
+    async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
+        try:
+            reply = await self.connection.client.request(subject, data, timeout=timeout_s)
+        except nats.errors.NoRespondersError:
+            raise BusTimeout(f"{subject}: nobody serves it") from None
+        except nats.errors.TimeoutError:
+            raise BusTimeout(f"{subject}: no answer within {timeout_s} s") from None
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            raise Disconnected(f"{subject}: not connected to {self.url}") from None
+        return bytes(reply.data)
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
+class _Subscription:
+    def __init__(self, subscription: Any) -> None:
+        self._subscription = subscription
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._subscription.unsubscribe()
+
+
+def _read_ack(msg: Msg) -> Ack | BusError:
+    if not msg.data:
+        status = (msg.headers or {}).get("Status", "")
+        return Refused(msg.subject, int(status or 0), "no stream takes this subject now")
+    reply = orjson.loads(msg.data)
+    if error := reply.get("error"):
+        code = error.get("err_code", error.get("code", 0))
+        if code in WRONG_LAST_SEQUENCE:
+            return WrongSequence(reply.get("stream", "stream"), error.get("description", ""))
+        return Refused(reply.get("stream", "stream"), code, error.get("description", ""))
+    return Ack(reply["seq"], bool(reply.get("duplicate")))

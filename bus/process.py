@@ -1,0 +1,88 @@
+"""Processes that end together: a child that dies with its parent, and waiting for a process that is not our child.
+
+Owns no policy: who is spawned and when is decided elsewhere. The guarantee of `die_with_parent` is Linux's
+(PR_SET_PDEATHSIG); on other systems it does nothing, and a parent that is SIGKILLed leaves its children behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+
+import psutil
+
+__all__ = ["die_with_parent", "wait_pid_exit"]
+
+POLL_S = 0.02
+"""Pause between two looks at a process, in seconds, where the system has no pidfd."""
+_PR_SET_PDEATHSIG = 1
+"""From Linux's <sys/prctl.h>."""
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+# Loaded here rather than in the function: between fork and exec a child should only make system calls.
+
+
+def die_with_parent(parent: int | None = None, signal_number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process `signal_number` when its parent ends, however the parent ends.
+
+    Call it first thing in the child, or between fork and exec: `preexec_fn=partial(die_with_parent, os.getpid())`.
+    `parent` is the expected parent's pid: a parent that had died before the call is noticed by it, and ends this
+    process at once. The setting survives exec (but not that of a setuid program), and is not inherited by children.
+
+    The kernel's "parent" is the thread that forked: spawn such children from a thread that lives as long as they
+    should, in practice the main thread. Outside of Linux this does nothing.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    if _libc is None:
+        return
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal_number)
+
+
+async def wait_pid_exit(pid: int) -> None:
+    """Return when the process `pid`, a child of ours or not, has ended; at once when there is none.
+
+    A zombie (ended, not yet reaped by its parent) counts as ended. Where there is no pidfd, the process is looked
+    at every POLL_S seconds, and told from a later one of the same pid by its start time.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except (AttributeError, OSError):  # not Linux; a kernel older than 5.3 or a sandbox that forbids the call
+        await _poll_pid_exit(pid)
+        return
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def readable() -> None:
+        loop.remove_reader(descriptor)
+        if not ended.done():
+            ended.set_result(None)
+
+    try:
+        loop.add_reader(descriptor, readable)
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def _poll_pid_exit(pid: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = await asyncio.to_thread(psutil.Process, pid)
+        while await asyncio.to_thread(_lives, process):  # noqa: ASYNC110 - no other process can set our events
+            await asyncio.sleep(POLL_S)
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

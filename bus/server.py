@@ -1,0 +1,398 @@
+"""The embedded nats-server: configured, started, watched, restarted on the same port and store, stopped.
+
+It owns the server process and the directory `state_dir/nats` (configuration, store, logs, a lock against a second
+server on the same store). It does not own streams, clients, or the record of which swarm runs where; the program
+itself is found and checked by bus/nats_binary.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+from bus.errors import BusError, UsageError
+from bus.messages import MAX_PAYLOAD_BYTES
+from bus.nats_binary import find_binary, server_version
+from bus.process import die_with_parent
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "NatsServer",
+    "ServerDied",
+    "ServerEvent",
+    "ServerRestartFailed",
+    "ServerRestarted",
+    "find_binary",
+    "server_version",
+]
+
+Durability = Literal["process", "power"]
+"""What an acknowledged message survives: the death of any process, or the loss of power as well."""
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 4222
+MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 8 * 1024
+"""The server's max_payload. It counts headers as well, so that a largest payload leaves 8 KiB for ours."""
+START_TIMEOUT_S = 30.0
+"""A server that recovers a large store answers late; one that does not start at all usually exits at once."""
+STOP_GRACE_S = 5.0
+"""From SIGTERM to SIGKILL."""
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
+"""Pause before a restart: doubled at each death in a row, up to the second."""
+STEADY_S = 10.0
+"""A server that was up for so long is forgiven its earlier deaths."""
+LOCK_TIMEOUT_S = 2.0
+"""A server whose parent was killed needs a moment to end and to let go of its store."""
+LOG_TAIL_LINES = 8
+_SYNC_INTERVAL = {"process": "1s", "power": "always"}
+# process: the kernel holds what a killed server wrote, so that fsync matters to a power cut only, which can then
+# take the last second; power: fsync before each acknowledgement, about 0.4 ms.
+
+_CONFIG = """\
+# Written by signalmesh at each start of its server; changes are lost.
+server_name: {name}
+listen: "{host}:{port}"
+ports_file_dir: {directory}
+jetstream {{ store_dir: {store}, sync_interval: "{sync_interval}" }}
+max_payload: {max_payload}
+# What may wait for one slow client before it is cut off (the server's own default, said here on purpose).
+max_pending: 64MB
+# A client that does not answer (frozen, cut off) is dropped after 6 to 9 s, its subscriptions and buffers with it: a
+# little later than the watchdog's patience with a starved agent (5 s), which must not lose its connection meanwhile.
+ping_interval: "3s"
+ping_max: 2
+# A client that does not read for so long while there is something to write is dropped.
+write_deadline: "2s"
+log_file: {log}
+logfile_size_limit: 10MB
+logfile_max_num: 3
+logtime_utc: true
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerDied:
+    """The server ended unasked; `returncode` is negative for a signal. It is started again in `retry_s` seconds."""
+
+    pid: int
+    returncode: int
+    up_s: float
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRestarted:
+    """The server answers again, `down_s` seconds after its end was noticed."""
+
+    pid: int
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRestartFailed:
+    """A restart did not succeed; the next one follows in `retry_s` seconds."""
+
+    problem: str
+    retry_s: float
+
+
+ServerEvent = ServerDied | ServerRestarted | ServerRestartFailed
+
+
+def next_backoff_s(previous_s: float | None, up_s: float) -> float:
+    """Pause before the next restart of a server that was up for `up_s` seconds; `previous_s` was the last pause."""
+    if previous_s is None or up_s >= STEADY_S:
+        return FIRST_BACKOFF_S
+    return min(previous_s * 2, LAST_BACKOFF_S)
+
+
+class NatsServer:
+    """One nats-server on this machine, from `start` (or `async with`) to `stop`. Run `supervise` to keep it up.
+
+    Start it from the main thread: the kernel ends the server with the thread that started it (see bus.process).
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        port: int = DEFAULT_PORT,
+        durability: Durability = "process",
+        binary: Path | None = None,
+    ) -> None:
+        """Prepare it; nothing is touched before `start`. Port 0 takes a free one, and keeps it over restarts."""
+        if not 0 <= port <= 65535:
+            raise UsageError(f"--port {port}: expected 0 (any free port) to 65535")
+        self.port = port
+        self.version: tuple[int, int, int] | None = None
+        self._binary = binary
+        self._durability = durability
+        self._directory = state_dir / "nats"  # made absolute in `start`: asking for the working directory blocks
+        self._log_from = 0
+        self._name = f"signalmesh-{secrets.token_hex(4)}"  # tells it from another server on the same port
+        self._lock: IO[str] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._up_since = 0.0
+        self._stopping = asyncio.Event()
+        self._spawning = asyncio.Lock()
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None while it is down."""
+        process = self._process
+        return None if process is None or process.returncode is not None else process.pid
+
+    @property
+    def _log(self) -> Path:
+        return self._directory / "nats.log"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the server and return when clients and JetStream requests are answered.
+
+        Raises:
+            UsageError: no binary, too old a one, a port in use, a store in use by another server.
+            BusError: it did not come up; the message ends with its last words.
+        """
+        self._stopping = asyncio.Event()
+        if self._binary is None:
+            self._binary = await asyncio.to_thread(find_binary)
+        self.version = await asyncio.to_thread(server_version, self._binary)
+        try:
+            self._lock = await asyncio.to_thread(self._take_lock)
+            await self._launch()
+        except BaseException:
+            await asyncio.shield(self.stop())
+            raise
+
+    async def wait(self) -> int:
+        """Exit status of the present server process, once it has ended."""
+        if self._process is None:
+            raise RuntimeError("the server is not started")
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """End the server: SIGTERM, and SIGKILL after STOP_GRACE_S. Also ends `supervise`. May be called twice."""
+        self._stopping.set()
+        async with self._spawning:
+            process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                async with asyncio.timeout(STOP_GRACE_S):
+                    await process.wait()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    async def supervise(self, on_event: Callable[[ServerEvent], None] = lambda _: None) -> None:
+        """Restart the server, on the same port and store, each time it ends unasked. Returns after `stop`."""
+        stopping = self._stopping  # of this start: a later one has another
+        backoff_s: float | None = None
+        while True:
+            status = await self.wait()
+            if stopping.is_set():
+                return
+            died_at = time.monotonic()
+            up_s = died_at - self._up_since
+            backoff_s = next_backoff_s(backoff_s, up_s)
+            pid = self._process.pid if self._process else 0
+            on_event(ServerDied(pid=pid, returncode=status, up_s=up_s, retry_s=backoff_s))
+            while not await _is_set_within(stopping, backoff_s):
+                try:
+                    await self._launch()
+                except (UsageError, BusError, OSError) as error:
+                    await self._kill_half_started()
+                    if stopping.is_set():
+                        return
+                    backoff_s = next_backoff_s(backoff_s, 0)
+                    on_event(ServerRestartFailed(problem=str(error), retry_s=backoff_s))
+                else:
+                    on_event(ServerRestarted(pid=self.pid or 0, down_s=time.monotonic() - died_at))
+                    break
+            else:
+                return
+
+    async def _kill_half_started(self) -> None:
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    def _take_lock(self) -> IO[str]:
+        """Lock the store. The server inherits the lock, so that it is held as long as either of us lives."""
+        try:
+            self._directory = self._directory.absolute()
+            self._directory.mkdir(parents=True, exist_ok=True)
+            lock = (self._directory / "lock").open("w")
+        except OSError as error:
+            raise UsageError(f"--state-dir: {self._directory}: {error.strerror}; choose another directory") from None
+        give_up_at = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < give_up_at:
+                    time.sleep(0.02)  # in a thread of its own
+                    continue
+                lock.close()
+                raise UsageError(
+                    f"{self._directory} is in use by another server; end that swarm with `signalmesh down`, "
+                    "or choose another directory with --state-dir"
+                ) from None
+            else:
+                return lock
+
+    def _write_config(self) -> Path:
+        for stale in self._directory.glob("*.ports"):
+            stale.unlink()
+        path = self._directory / "nats.conf"
+        path.write_text(
+            _CONFIG.format(
+                name=self._name,
+                host=HOST,
+                port=self.port or -1,
+                directory=_quoted(self._directory),
+                store=_quoted(self._directory / "store"),
+                log=_quoted(self._log),
+                sync_interval=_SYNC_INTERVAL[self._durability],
+                max_payload=MAX_MESSAGE_BYTES,
+            )
+        )
+        self._log_from = self._log.stat().st_size if self._log.exists() else 0
+        return path
+
+    async def _launch(self) -> None:
+        """One start: write the configuration, spawn, wait until it answers; `port` is set from what it listens on."""
+        config = await asyncio.to_thread(self._write_config)
+        async with self._spawning:
+            if self._stopping.is_set():
+                raise BusError("nats-server: stopped while starting")
+            self._process = await asyncio.create_subprocess_exec(
+                str(self._binary),
+                "-c",
+                str(config),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # it writes its log itself
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal must not end it before its clients have drained
+                pass_fds=[self._lock.fileno()] if self._lock else [],
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+        process = self._process
+        ended = asyncio.create_task(process.wait(), name="nats-server end")
+        ready = asyncio.create_task(self._ready(process.pid), name="nats-server ready")
+        try:
+            await asyncio.wait({ended, ready}, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                self.port = ready.result()
+                self._up_since = time.monotonic()
+                return
+            problem = f"ended with status {ended.result()}" if ended.done() else f"no answer in {START_TIMEOUT_S} s"
+        finally:
+            for task in (ended, ready):
+                task.cancel()
+            await asyncio.gather(ended, ready, return_exceptions=True)
+        tail = await asyncio.to_thread(self._log_tail)
+        if any("address already in use" in line for line in tail):
+            raise UsageError(await _port_in_use(self.port))
+        said = "".join(f"\n  {line}" for line in tail) or " nothing"
+        raise BusError(f"nats-server {self._binary} {problem}; its log {self._log} says:{said}")
+
+    async def _ready(self, pid: int) -> int:
+        """The port, once the server says where it listens and introduces itself there with JetStream."""
+        while True:
+            port = await asyncio.to_thread(self._listening_port, pid)
+            if port is not None:
+                info = await _read_info(HOST, port)
+                if info is not None and info.get("server_name") == self._name and info.get("jetstream"):
+                    return port
+            await asyncio.sleep(0.005)
+
+    def _listening_port(self, pid: int) -> int | None:
+        """The port in the file that the server writes when it listens; None before."""
+        for path in self._directory.glob(f"*_{pid}.ports"):
+            with contextlib.suppress(ValueError, LookupError, OSError):  # not wholly written yet
+                return int(json.loads(path.read_text())["nats"][0].rsplit(":", 1)[1])
+        return None
+
+    def _log_tail(self) -> list[str]:
+        """Last lines of what this start has logged."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._log_from if self._log.stat().st_size >= self._log_from else 0)
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+        return lines[-LOG_TAIL_LINES:]
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _quoted(path: Path) -> str:
+    """`path` as a string of nats-server's configuration language."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+async def _read_info(host: str, port: int) -> dict[str, Any] | None:
+    """What a NATS server introduces itself with; None when nobody, or something else, answers within half a second."""
+    writer = None
+    try:
+        async with asyncio.timeout(0.5):
+            reader, writer = await asyncio.open_connection(host, port)
+            line = await reader.readline()
+        info = json.loads(line.removeprefix(b"INFO ")) if line.startswith(b"INFO ") else None
+    except (OSError, ValueError):  # TimeoutError is an OSError
+        return None
+    finally:
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+    return info if isinstance(info, dict) else None
+
+
+async def _port_in_use(port: int) -> str:
+    info = await _read_info(HOST, port)
+    if info is None:
+        return f"--port {port}: another program listens there; --port 0 picks a free one"
+    who = f"nats-server {info.get('version', '?')}, named {info.get('server_name', '?')}"
+    return (
+        f"--port {port}: another NATS server listens there ({who}); --port 0 picks a free one, "
+        f"and --nats nats://{HOST}:{port} uses that server"
+    )

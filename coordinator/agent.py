@@ -1,0 +1,266 @@
+"""The coordinator: gathers the votes on each market tick into a round, and closes it with one Decision.
+
+Owns the life of rounds: opening, matching votes, waiting, closing in order. The judgement itself is
+coordinator/synthesis.py, risk and size are coordinator/risk.py. A round is (symbol, source, sequence); why it is so,
+and how a vote finds its round by the integer `round` alone, is told in docs/adr/0003-rounds-and-synthesis.md.
+
+Everything is decided by the order of the stream: handlers are functions of (state, event), and the content of a
+decision does not depend on the order in which its votes came.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from agents.agent import Agent
+from bus.messages import Config, Decision, MarketData, Sentiment, Signal, Timer
+from coordinator.risk import WINDOW, assess
+from coordinator.synthesis import Electorate, electorate, synthesise, vote_probability
+
+MAX_OPEN_ROUNDS = 4096
+"""Open rounds over all symbols; ticks beyond are refused. Sixteen feeds at their limit of 256 undecided rounds.
+
+An open round encodes to some 200 bytes: beyond about 800 the state passes bus.snapshots.MAX_STATE_BYTES, and
+snapshots pause (the recovery replays more, nothing is lost) until rounds have closed, 400 ms later at most.
+"""
+MAX_FEEDS = 256
+"""Pairs of symbol and source; ticks of further ones are refused."""
+WINDOW_BUDGET = 32 * WINDOW
+"""Closes kept over all feeds, some 160 KiB encoded, which fits a snapshot. With more than 32 feeds each one's window is
+shorter; with MAX_FEEDS it is 31 closes, still enough for risk.MIN_RETURNS."""
+MAX_EARLY_VOTES = 64
+"""Votes kept on one round while no Config has said yet who the voters are; further ones are refused."""
+MAX_SEQUENCE = 2**53 - 1
+"""Largest tick sequence: every JSON reader keeps it exactly."""
+DEFAULT_TIMEOUT_MS = 400
+"""Timer of rounds that open before any Config (DESIGN 6; the default of Config.round_timeout_ms as well)."""
+
+NO_CONFIG = Config(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), source="")
+"""What closes a round when no Config ever came: no voters, so no quorum, so hold."""
+
+
+@dataclass(slots=True)
+class OpenRound:
+    """A tick that awaits its decision. `votes` maps a voter to its probability of a rise."""
+
+    source: str
+    sequence: int
+    price: float
+    timestamp: datetime
+    timed_out: bool = False
+    votes: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Feed:
+    """One source's series of one symbol: its newest sequence, and the raw windows that risk is computed from.
+
+    `closes` are the prices of the closed rounds, oldest first, at most WINDOW (or a share of
+    WINDOW_BUDGET); `held[i]` is the signed position
+    (fraction of capital) decided at `closes[i]`.
+    """
+
+    last: int
+    closes: list[float] = field(default_factory=list)
+    held: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was ignored, by reason. Nothing else about it is remembered."""
+
+    repeated_ticks: int = 0  # sequence not above the last one of its (symbol, source)
+    refused_ticks: int = 0  # beyond MAX_OPEN_ROUNDS, MAX_FEEDS or MAX_SEQUENCE
+    strangers: int = 0  # votes of agents that are not in Config.voters
+    repeated_votes: int = 0  # the voter has already voted on that open round; its first vote counts
+    late_votes: int = 0  # no such round is open
+    refused_votes: int = 0  # beyond MAX_EARLY_VOTES
+
+
+def round_id(symbol: str, source: str, sequence: int) -> str:
+    """`symbol:source:sequence`, the decision_id and the timer's name; different rounds never share one.
+
+    A colon in the source (agent names have none, but a payload's source may be any text) is written =3A, and = as
+    =3D, so that the last two colons are always the separators.
+    """
+    if ":" in source or "=" in source:
+        source = source.replace("=", "=3D").replace(":", "=3A")
+    return f"{symbol}:{source}:{sequence}"
+
+
+class CoordinatorAgent(Agent):
+    """Decides each round when every expected voter has spoken, or when its timer has fired; in order per symbol."""
+
+    kind = "coordinator"
+    listens = ("market", "sentiment", "signal", "config")
+    publishes = ("decision",)
+    memory_key = "decision"
+    capabilities: ClassVar[tuple[str, ...]] = ("decision_synthesis", "risk_management")
+
+    @dataclass
+    class State:
+        """`rounds`: the open ones by symbol, in the order of their ticks. `feeds`: by symbol, then by source."""
+
+        config: Config | None = None
+        rounds: dict[str, list[OpenRound]] = field(default_factory=dict)
+        feeds: dict[str, dict[str, Feed]] = field(default_factory=dict)
+        open_rounds: int = 0
+        feed_count: int = 0
+        counts: Counts = field(default_factory=Counts)
+
+    state: State
+
+    def setup(self) -> None:
+        # Derived from state.config and checked by identity at each use: not state, for it can always be derived anew.
+        self._voters_of: Config = NO_CONFIG
+        self._voters: Electorate = electorate(NO_CONFIG.voters)
+
+    def on_market(self, tick: MarketData) -> list[Decision]:
+        """Open the round of this tick. It closes at once only when a Config says that nobody votes."""
+        state = self.state
+        feed = state.feeds.get(tick.symbol, {}).get(tick.source)
+        sequence = tick.sequence
+        if sequence is None:
+            sequence = 1 if feed is None else feed.last + 1
+        elif feed is not None and sequence <= feed.last:
+            state.counts.repeated_ticks += 1
+            return []
+        if (
+            state.open_rounds >= MAX_OPEN_ROUNDS
+            or (feed is None and state.feed_count >= MAX_FEEDS)
+            or not -MAX_SEQUENCE <= sequence <= MAX_SEQUENCE
+        ):
+            state.counts.refused_ticks += 1
+            return []
+        if feed is None:
+            state.feeds.setdefault(tick.symbol, {})[tick.source] = Feed(sequence)
+            state.feed_count += 1
+            self._trim_feeds()
+        else:
+            feed.last = sequence
+        opened = OpenRound(tick.source, sequence, tick.price, tick.timestamp)
+        state.rounds.setdefault(tick.symbol, []).append(opened)
+        state.open_rounds += 1
+        self.set_timer(
+            round_id(tick.symbol, tick.source, sequence),
+            topic=tick.symbol,
+            after_ms=DEFAULT_TIMEOUT_MS if state.config is None else state.config.round_timeout_ms,
+        )
+        return self._close(tick.symbol)
+
+    def on_sentiment(self, vote: Sentiment) -> list[Decision]:
+        """A vote by a reading of the news."""
+        return self._count(vote)
+
+    def on_signal(self, vote: Signal) -> list[Decision]:
+        """A vote by a strategy."""
+        return self._count(vote)
+
+    def on_config(self, config: Config) -> list[Decision]:
+        """From here on this Config is in force, for the open rounds as well: they may wait for fewer voters now."""
+        self.state.config = config
+        decisions: list[Decision] = []
+        for symbol in self.state.rounds:  # in order of each symbol's first tick, which a restored state keeps
+            decisions += self._close(symbol)
+        return decisions
+
+    def on_timer(self, timer: Timer) -> list[Decision]:
+        """The round of this name waits no longer. It closes now, or as soon as those before it have closed."""
+        symbol = timer.name.rsplit(":", 2)[0]
+        for waiting in self.state.rounds.get(symbol, ()):
+            if round_id(symbol, waiting.source, waiting.sequence) == timer.name:
+                waiting.timed_out = True
+                return self._close(symbol)
+        return []  # its round has closed since the timer fired
+
+    def _count(self, vote: Sentiment | Signal) -> list[Decision]:
+        """Enter a vote into its round, if that is open and lacks it; close what this completes."""
+        state, voter = self.state, vote.source
+        if state.config is not None and voter not in state.config.voters:
+            state.counts.strangers += 1
+            return []
+        symbol = vote.symbol or ""
+        rounds = state.rounds.get(symbol, [])
+        # The integer says which tick, not whose: of two sources' rounds of one sequence the older is served first.
+        known = False
+        for waiting in rounds if vote.round is not None else rounds[-1:]:
+            if vote.round is None or waiting.sequence == vote.round:
+                if voter not in waiting.votes:
+                    break
+                known = True
+        else:
+            if known:
+                state.counts.repeated_votes += 1
+            else:
+                state.counts.late_votes += 1
+            return []
+        if state.config is None and len(waiting.votes) >= MAX_EARLY_VOTES:
+            state.counts.refused_votes += 1
+            return []
+        waiting.votes[voter] = vote_probability(vote)
+        return self._close(symbol) if waiting is rounds[0] else []
+
+    def _close(self, symbol: str) -> list[Decision]:
+        """Decide the rounds at the head of `symbol` that wait for nobody, in order, by the Config in force."""
+        rounds = self.state.rounds[symbol]
+        decisions: list[Decision] = []
+        for waiting in rounds:
+            if not (waiting.timed_out or self._complete(waiting)):
+                break
+            decisions.append(self._decide(symbol, waiting))
+        if decisions:
+            del rounds[: len(decisions)]
+            self.state.open_rounds -= len(decisions)
+        return decisions
+
+    def _complete(self, waiting: OpenRound) -> bool:
+        """Whether every expected voter has spoken; never before a Config has said who they are."""
+        config = self.state.config
+        return config is not None and all(voter in waiting.votes for voter in config.voters)
+
+    def _window(self) -> int:
+        """Closes that each feed may keep."""
+        return min(WINDOW, WINDOW_BUDGET // self.state.feed_count)
+
+    def _trim_feeds(self) -> None:
+        """Shorten the windows of all feeds, idle ones too, to what they may keep now that there is one more."""
+        window = self._window()
+        if window < WINDOW:
+            for feeds in self.state.feeds.values():
+                for feed in feeds.values():
+                    del feed.closes[:-window], feed.held[:-window]
+
+    def _decide(self, symbol: str, closing: OpenRound) -> Decision:
+        """The decision on `closing`, whose price and position enter the windows only now.
+
+        Later rounds may be open already; as their prices enter at their own closing, none of them can leak in here.
+        """
+        config = self.state.config or NO_CONFIG
+        if self._voters_of is not config:
+            self._voters_of, self._voters = config, electorate(config.voters)
+        feed = self.state.feeds[symbol][closing.source]
+        feed.closes.append(closing.price)
+        window = self._window()
+        if len(feed.closes) > window:
+            del feed.closes[:-window], feed.held[: 1 - window]
+        synthesis = synthesise(closing.votes, self._voters, config)
+        assessment = assess(synthesis, feed.closes, feed.held, config)
+        size = assessment.position_size
+        feed.held.append(-size if synthesis.action == "sell" and size else size)
+        name = round_id(symbol, closing.source, closing.sequence)
+        self.cancel_timer(name)
+        return Decision(
+            final_decision=synthesis.action,
+            position_size=size,
+            risk_score=assessment.risk_score,
+            consensus_level=synthesis.consensus,
+            agents_consulted=synthesis.consulted,
+            timestamp=closing.timestamp,
+            source=self.name,
+            decision_id=name,
+            symbol=symbol,
+            round=closing.sequence,
+            absent=synthesis.absent,
+        )

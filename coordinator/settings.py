@@ -1,0 +1,116 @@
+"""A swarm's settings as frozen dataclasses, with their defaults and limits. coordinator/config.py fills them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
+
+from agents.spec import AgentSpec
+from bus.errors import UsageError
+from bus.server import Durability
+from coordinator.config_tables import similar
+
+__all__ = [
+    "AgentSettings",
+    "CoordinatorSettings",
+    "SandboxSpec",
+    "StreamSettings",
+    "SwarmConfig",
+    "WatchdogSettings",
+]
+
+SHORTEST_MAX_AGE_S = 120.0
+"""The stream's window for recognising duplicates; it may not be longer than max_age."""
+
+Positive = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+PositiveFraction = Annotated[float, Meta(gt=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """A place where agents run. `packages` are what its provider should install."""
+
+    name: str
+    provider: str = "local"
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """One agent: what its host must know, and what its voice counts. `votes` is None until `resolve` has found out."""
+
+    spec: AgentSpec
+    external: bool = False
+    votes: bool | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorSettings:
+    """What goes into the Config event (bus.messages.Config says what each means)."""
+
+    quorum: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    buy_at: Fraction = 0.55
+    sell_at: Fraction = 0.45
+    round_timeout_ms: Count = 400
+    position_cap: PositiveFraction = 0.5
+    vol_target: Positive = 0.01
+    drawdown_max: PositiveFraction = 0.25
+    cvar_max: PositiveFraction = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings:
+    """What the stream keeps, and what an acknowledged message survives (bus.server.Durability)."""
+
+    max_age_s: Annotated[float, Meta(ge=SHORTEST_MAX_AGE_S)] = 7 * 24 * 3600.0
+    max_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
+    durability: Durability = "process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchdogSettings:
+    """The watchdog's patience, in milliseconds and seconds as the names say."""
+
+    heartbeat_ms: Count = 100
+    suspect_ms: Count = 300
+    dead_ms: Count = 600
+    start_grace_ms: Count = 3000
+    starved_ms: Count = 5000
+    quarantine_deaths: Count = 10
+    quarantine_window_s: Positive = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmConfig:
+    """A whole swarm. `file` is swarm.toml's path, or BUILT_IN."""
+
+    file: str
+    swarm: str
+    max_agents: int
+    sandboxes: tuple[SandboxSpec, ...]
+    agents: tuple[AgentSettings, ...]
+    coordinator: CoordinatorSettings = field(default_factory=CoordinatorSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+
+    def agent(self, name: str) -> AgentSettings:
+        """The agent of this name.
+
+        Raises:
+            UsageError: there is none; the message names those that there are.
+        """
+        for settings in self.agents:
+            if settings.spec.name == name:
+                return settings
+        names = [settings.spec.name for settings in self.agents]
+        raise UsageError(f"no agent {name!r} in {self.file}{similar(name, names)}; it has: {', '.join(names)}")
+
+    @property
+    def voters(self) -> dict[str, float]:
+        """Agent -> weight of all who vote. Empty of those whose class was not looked at (see `resolve`)."""
+        return {settings.spec.name: settings.weight for settings in self.agents if settings.votes}

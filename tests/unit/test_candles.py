@@ -1,0 +1,118 @@
+"""The strict CSV reader, by the candles that it reads."""
+
+from __future__ import annotations
+
+import gzip
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from agents.feeds.candles import Candle, load_candles
+from bus.errors import EXIT_USAGE, DataError
+
+HEADER = "timestamp,open,high,low,close,volume"
+FIRST = "2017-07-01T11:00:00Z,2505.56,2513.38,2495.12,2509.17,114.6"
+SECOND = "2017-07-01T12:00:00Z,2509.17,2512.87,2484.99,2488.43,157.36"
+
+
+def write(tmp_path, *lines):
+    path = tmp_path / "candles.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_packaged_recording_is_whole():
+    candles = load_candles()
+    assert len(candles) == 20_111
+    assert candles[0] == Candle(datetime(2017, 7, 1, 11, tzinfo=UTC), 2505.56, 2513.38, 2495.12, 2509.17, 114.6)
+    assert candles[-1].timestamp == datetime(2019, 10, 17, 9, tzinfo=UTC)
+    steps = {after.timestamp - before.timestamp for before, after in pairwise(candles)}
+    assert steps == {timedelta(hours=1)}
+
+
+def test_packaged_recording_is_read_once():
+    assert load_candles() is load_candles("")
+
+
+def test_columns_in_any_order_with_others_between(tmp_path):
+    path = write(tmp_path, "note,volume,close,low,high,open,timestamp", "x,5,2,1,4,3,2020-01-01T00:00:00+00:00")
+    assert load_candles(path) == (Candle(datetime(2020, 1, 1, tzinfo=UTC), 3, 4, 1, 2, 5),)
+
+
+def test_gzip_bom_crlf_and_empty_lines(tmp_path):
+    path = tmp_path / "candles.csv.gz"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + f"{HEADER}\r\n\r\n{FIRST}\r\n{SECOND}\r\n".encode()))
+    assert [candle.close for candle in load_candles(str(path))] == [2509.17, 2488.43]
+
+
+def test_signs_exponents_and_zero_volume(tmp_path):
+    path = write(tmp_path, HEADER, "2020-01-01T00:00:00Z,+1.5,2e3,.5,7.,0")
+    assert load_candles(path) == (Candle(datetime(2020, 1, 1, tzinfo=UTC), 1.5, 2000.0, 0.5, 7.0, 0.0),)
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "column", "problem"),
+    [
+        (["timestamp,open,high,low,close", FIRST], 1, "volume", "missing from the header"),
+        ([HEADER + ",low", FIRST], 1, "low", "twice"),
+        ([HEADER], 2, None, "empty"),
+        ([HEADER, FIRST, "2017-07-01T12:00:00Z,1,1,1,1"], 3, "volume", "missing value"),
+        ([HEADER, "2017-07-01T12:00:00Z,1,,1,1,1"], 2, "high", "missing value"),
+        ([HEADER, ",1,1,1,1,1"], 2, "timestamp", "missing value"),
+        ([HEADER, FIRST, "", "2017-07-01T12:00:00Z,1,1,1,one,1"], 4, "close", "expected a number"),
+        ([HEADER, "2017-07-01T12:00:00Z,1_0,10,10,10,1"], 2, "open", "expected a number"),
+        ([HEADER, "2017-07-01T12:00:00Z,٣,10,1,10,1"], 2, "open", "expected a number"),
+        ([HEADER, "2017-07-01T12:00:00Z,1,1,1,nan,1"], 2, "close", "finite"),
+        ([HEADER, "2017-07-01T12:00:00Z,1,inf,1,1,1"], 2, "high", "finite"),
+        ([HEADER, "2017-07-01T12:00:00Z,1,1,1,1,1e999"], 2, "volume", "finite"),
+        ([HEADER, "2017-07-01T12:00:00Z,0,1,1,1,1"], 2, "open", "more than 0"),
+        ([HEADER, "2017-07-01T12:00:00Z,1,1,-1,1,1"], 2, "low", "more than 0"),
+        ([HEADER, "2017-07-01T12:00:00Z,1,1,1,1,-0.1"], 2, "volume", "0 or more"),
+        ([HEADER, "2017-07-01T12:00:00Z,1,1,2,1,1"], 2, "high", "less than the low"),
+        ([HEADER, SECOND, FIRST], 3, "timestamp", "older"),
+        ([HEADER, FIRST, FIRST], 3, "timestamp", "twice"),
+        ([HEADER, "2017-07-01T12:00:00,1,1,1,1,1"], 2, "timestamp", "UTC"),
+        ([HEADER, "2017-07-01T12:00:00+02:00,1,1,1,1,1"], 2, "timestamp", "UTC"),
+        ([HEADER, "1498910400,1,1,1,1,1"], 2, "timestamp", "ISO 8601"),
+        ([HEADER, "yesterday,1,1,1,1,1"], 2, "timestamp", "ISO 8601"),
+        ([HEADER, FIRST + ",7"], 2, "7", "expected 6 values"),
+        ([HEADER, FIRST, '"2017'], 3, None, "not CSV"),
+        (["# no comments here", HEADER, FIRST], 1, "timestamp", "missing from the header"),
+    ],
+)
+def test_mistakes_name_file_line_and_column(tmp_path, lines, line, column, problem):
+    path = write(tmp_path, *lines)
+    with pytest.raises(DataError, match=problem) as caught:
+        load_candles(path)
+    error = caught.value
+    assert (error.file, error.line, error.column) == (str(path), line, column)
+    assert error.exit_code == EXIT_USAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "line", "problem"),
+    [
+        ("a.csv", b"", None, "empty"),
+        ("a.csv", b"\n\n", None, "empty"),
+        ("a.csv.gz", gzip.compress(b""), None, "empty"),
+        ("a.csv.gz", HEADER.encode(), None, "not gzip"),
+        ("a.csv.gz", gzip.compress(FIRST.encode())[:-9], None, "not gzip"),
+        ("a.csv.gz", gzip.compress(FIRST.encode())[:10] + b"\xff" * 20, None, "not gzip"),
+        ("a.csv", f"{HEADER}\n{FIRST}\n".encode() + b"\xff\n", 3, "not UTF-8"),
+    ],
+)
+def test_files_that_are_none(tmp_path, name, data, line, problem):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=problem) as caught:
+        load_candles(path)
+    assert (caught.value.file, caught.value.line, caught.value.column) == (str(path), line, None)
+
+
+def test_no_such_file_and_a_directory(tmp_path):
+    with pytest.raises(DataError, match="no such file") as caught:
+        load_candles(tmp_path / "none.csv")
+    assert caught.value.file == str(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_candles(tmp_path)

@@ -1,0 +1,542 @@
+"""Rounds of the coordinator: opening, matching, waiting, closing in order (coordinator/agent.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import coordinator.agent as module
+from agents.agent import check_class, published_kinds
+from bus.messages import Config, Decision, Event, MarketData, Sentiment, Signal, Timer, encode
+from bus.snapshots import MAX_STATE_BYTES
+from coordinator.agent import (
+    DEFAULT_TIMEOUT_MS,
+    MAX_EARLY_VOTES,
+    MAX_FEEDS,
+    MAX_SEQUENCE,
+    CoordinatorAgent,
+    round_id,
+)
+from coordinator.risk import WINDOW, assess
+from coordinator.synthesis import electorate, synthesise
+
+NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
+NEWS, MOMENTUM, REVERSION = "research-2", "strategy-momentum", "strategy-mean-reversion"
+VOTERS = (NEWS, REVERSION, MOMENTUM)  # sorted by name
+CONFIG = Config(voters={NEWS: 1.0, MOMENTUM: 1.0, REVERSION: 1.0}, timestamp=NOON, source="watchdog")
+SYMBOL = "BTC/USD"
+
+
+def tick(sequence: int | None, price: float = 7000.0, source: str = "research-1", symbol: str = SYMBOL) -> MarketData:
+    at = NOON + timedelta(hours=min(sequence or 0, 1000))
+    return MarketData(symbol=symbol, price=price, volume=1.0, timestamp=at, source=source, sequence=sequence)
+
+
+def vote(voter: str, sequence: int | None, p_up: float = 0.7, symbol: str = SYMBOL) -> Signal:
+    return Signal(
+        signal="hold", strength=p_up, indicators={}, timestamp=NOON, source=voter, symbol=symbol, round=sequence
+    )
+
+
+def timer(name: str) -> Timer:
+    return Timer(name=name, number=1, timestamp=NOON, source="coordinator")
+
+
+def fire(agent: CoordinatorAgent, sequence: int, source: str = "research-1", symbol: str = SYMBOL) -> list[Decision]:
+    """Let the timer of this round run out, as the runtime would: it is gone when its event is handled."""
+    name = round_id(symbol, source, sequence)
+    assert agent.timers.pop(name).topic == symbol
+    return agent.on_timer(timer(name))
+
+
+def handle(agent: CoordinatorAgent, event: Event) -> list[Decision]:
+    match event:
+        case MarketData():
+            return agent.on_market(event)
+        case Sentiment():
+            return agent.on_sentiment(event)
+        case Signal():
+            return agent.on_signal(event)
+        case Config():
+            return agent.on_config(event)
+        case Timer():
+            agent.timers.pop(event.name, None)
+            return agent.on_timer(event)
+    raise AssertionError(event)
+
+
+def play(agent: CoordinatorAgent, events: Iterable[Event]) -> list[Decision]:
+    return [decision for event in events for decision in handle(agent, event)]
+
+
+def reload(state: CoordinatorAgent.State) -> CoordinatorAgent.State:
+    return msgspec.convert(orjson.loads(orjson.dumps(state)), CoordinatorAgent.State)
+
+
+def figures_of(decision: Decision) -> tuple[float, float, float]:
+    return decision.position_size, decision.risk_score, decision.consensus_level
+
+
+def check_invariants(agent: CoordinatorAgent) -> None:
+    """What holds after any event: sizes are counted right, windows match, each waiting round has its timer."""
+    state = agent.state
+    assert state.open_rounds == sum(map(len, state.rounds.values()))
+    assert state.feed_count == sum(map(len, state.feeds.values()))
+    for feeds in state.feeds.values():
+        for feed in feeds.values():
+            assert len(feed.closes) == len(feed.held) <= WINDOW
+    waiting = {
+        round_id(s, r.source, r.sequence) for s, rounds in state.rounds.items() for r in rounds if not r.timed_out
+    }
+    assert waiting == set(agent.timers)
+
+
+@pytest.fixture
+def agent() -> CoordinatorAgent:
+    made = CoordinatorAgent("coordinator")
+    assert made.on_config(CONFIG) == []
+    return made
+
+
+def test_the_class_is_well_formed() -> None:
+    check_class(CoordinatorAgent, "coordinator")
+    assert published_kinds(CoordinatorAgent) == ("decision",)
+    assert CoordinatorAgent.memory_key == "decision"
+    assert CoordinatorAgent.capabilities == ("decision_synthesis", "risk_management")
+
+
+def test_recorded_example_without_rounds(agent: CoordinatorAgent) -> None:
+    mood = Sentiment(
+        sentiment="bullish", confidence=0.78, sources=("news",), timestamp=NOON, source=NEWS, symbol=SYMBOL
+    )
+    rising = Signal(signal="buy", strength=0.85, indicators={}, timestamp=NOON, source=MOMENTUM, symbol=SYMBOL)
+    calm = Signal(signal="hold", strength=0.45, indicators={}, timestamp=NOON, source=REVERSION, symbol=SYMBOL)
+    start = tick(None)
+    assert agent.on_market(start) == []
+    assert agent.on_sentiment(mood) == []
+    assert agent.on_signal(rising) == []
+    (decision,) = agent.on_signal(calm)
+    assert decision == Decision(
+        final_decision="buy",
+        position_size=decision.position_size,
+        risk_score=decision.risk_score,
+        consensus_level=decision.consensus_level,
+        agents_consulted=(NEWS, REVERSION, MOMENTUM),
+        timestamp=start.timestamp,
+        source="coordinator",
+        decision_id="BTC/USD:research-1:1",
+        symbol=SYMBOL,
+        round=1,
+        absent=(),
+    )
+    assert tuple(round(figure, 4) for figure in figures_of(decision)) == (0.2518, 0.3488, 0.7177)
+    assert encode(decision).startswith(
+        b'{"final_decision":"buy","position_size":0.2517821198,"risk_score":0.3488393454,'
+    )
+    assert agent.timers == {}
+
+
+def test_a_round_waits_for_every_voter_and_later_ticks_close_nothing(agent: CoordinatorAgent) -> None:
+    assert play(agent, [tick(1), tick(2), vote(NEWS, 1), vote(MOMENTUM, 1), tick(3), tick(4)]) == []
+    assert [d.round for d in agent.on_signal(vote(REVERSION, 1))] == [1]
+    assert agent.state.open_rounds == 3
+    assert sorted(agent.timers) == [round_id(SYMBOL, "research-1", n) for n in (2, 3, 4)]
+
+
+def test_rounds_close_in_order_in_one_chain(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(n) for n in (1, 2, 3, 4)])
+    for n in (3, 2):
+        assert play(agent, [vote(name, n) for name in VOTERS]) == []
+    chain = play(agent, [vote(name, 1) for name in VOTERS])
+    assert [d.round for d in chain] == [1, 2, 3]
+    assert [d.timestamp for d in chain] == [NOON + timedelta(hours=n) for n in (1, 2, 3)]
+    check_invariants(agent)
+
+
+def test_the_timer_closes_with_the_absent_named(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), vote(NEWS, 1, 0.9), vote(MOMENTUM, 1, 0.9)])
+    assert agent.timers[round_id(SYMBOL, "research-1", 1)].after_ms == CONFIG.round_timeout_ms
+    (decision,) = fire(agent, 1)
+    assert decision.final_decision == "buy"
+    assert (decision.agents_consulted, decision.absent) == ((NEWS, MOMENTUM), (REVERSION,))
+    assert decision.consensus_level < 0.9
+
+
+def test_without_quorum_the_timer_closes_with_hold(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), tick(2), vote(NEWS, 1, 0.99)])
+    (alone,) = fire(agent, 1)
+    (nobody,) = fire(agent, 2)
+    assert (alone.final_decision, alone.position_size, alone.absent) == ("hold", 0.0, (REVERSION, MOMENTUM))
+    assert alone.agents_consulted == (NEWS,)
+    assert (nobody.final_decision, nobody.position_size, nobody.agents_consulted) == ("hold", 0.0, ())
+    assert (nobody.consensus_level, nobody.absent) == (0.5, VOTERS)
+
+
+def test_a_round_timed_out_behind_the_head_waits_for_it_and_still_takes_votes(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), tick(2)])
+    assert fire(agent, 2) == []
+    assert agent.on_signal(vote(NEWS, 2)) == []
+    decisions = fire(agent, 1)
+    assert [(d.round, d.agents_consulted) for d in decisions] == [(1, ()), (2, (NEWS,))]
+
+
+def test_a_timer_that_crossed_the_last_vote_changes_nothing(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), *(vote(name, 1) for name in VOTERS)])
+    before = orjson.dumps(agent.state)
+    assert agent.on_timer(timer(round_id(SYMBOL, "research-1", 1))) == []
+    assert agent.on_timer(timer("nothing of ours")) == []
+    assert orjson.dumps(agent.state) == before
+
+
+def test_late_repeated_and_strange_votes_are_counted_and_change_nothing(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), tick(2), *(vote(name, 1) for name in VOTERS), vote(NEWS, 2, 0.9)])
+    before = orjson.dumps(agent.state.rounds), orjson.dumps(agent.state.feeds)
+    events = [vote(NEWS, 1), vote(MOMENTUM, 7), vote(NEWS, 2, 0.1), vote("stranger", 2), vote(NEWS, 2, symbol="X")]
+    assert play(agent, events) == []
+    assert agent.on_signal(replace(vote(NEWS, 2), symbol=None)) == []
+    assert (orjson.dumps(agent.state.rounds), orjson.dumps(agent.state.feeds)) == before
+    counts = agent.state.counts
+    assert (counts.late_votes, counts.repeated_votes, counts.strangers) == (4, 1, 1)
+
+
+def test_repeated_ticks_are_counted_and_open_nothing(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(5), tick(5, 1.0), tick(4), tick(6), tick(5, source="other"), tick(5, symbol="ETH/USD")])
+    assert agent.state.counts.repeated_ticks == 2
+    assert [(r.source, r.sequence) for r in agent.state.rounds[SYMBOL]] == [
+        ("research-1", 5),
+        ("research-1", 6),
+        ("other", 5),
+    ]
+    play(agent, [vote(name, n) for n in (5, 6) for name in VOTERS])
+    assert agent.on_market(tick(6)) == []  # also once its round is closed
+    assert agent.state.counts.repeated_ticks == 3
+
+
+def test_ticks_without_sequence_count_on_from_the_last(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(None), tick(None), tick(10), tick(None), tick(None, source="other")])
+    assert [r.sequence for r in agent.state.rounds[SYMBOL]] == [1, 2, 10, 11, 1]
+
+
+def test_a_vote_without_round_is_for_the_newest_open_one(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), tick(2), vote(NEWS, None, 0.6), vote(NEWS, None, 0.7)])
+    assert [r.votes for r in agent.state.rounds[SYMBOL]] == [{}, {NEWS: 0.6}]
+    assert agent.state.counts.repeated_votes == 1
+
+
+def test_two_sources_of_one_sequence_are_served_first_in_first_out(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1, source="a"), tick(1, source="b")])
+    play(agent, [vote(NEWS, 1, 0.6), vote(NEWS, 1, 0.8), vote(MOMENTUM, 1, 0.6), vote(REVERSION, 1, 0.6)])
+    decisions = play(agent, [vote(MOMENTUM, 1, 0.8), vote(REVERSION, 1, 0.8)])
+    assert [d.decision_id for d in decisions] == [round_id(SYMBOL, "b", 1)]
+    assert decisions[0].consensus_level == pytest.approx(0.8)
+    assert agent.state.feeds[SYMBOL]["a"].last == agent.state.feeds[SYMBOL]["b"].last == 1
+
+
+def test_windows_are_kept_for_each_source(agent: CoordinatorAgent) -> None:
+    for n in range(1, 4):
+        play(agent, [tick(n, 100.0 + n, "a"), tick(n, 900.0 + n, "b")])
+        assert len(play(agent, [vote(name, n) for name in VOTERS for _ in "ab"])) == 2
+    assert agent.state.feeds[SYMBOL]["a"].closes == [101.0, 102.0, 103.0]
+    assert agent.state.feeds[SYMBOL]["b"].closes == [901.0, 902.0, 903.0]
+
+
+def test_a_source_with_a_colon_cannot_share_an_id() -> None:
+    names = {round_id("a:b", "c", 1), round_id("a", "b:c", 1), round_id("a", "b=3Ac", 1), round_id("a", "b", 1)}
+    assert len(names) == 4
+    agent = CoordinatorAgent("coordinator")
+    agent.on_market(tick(1, source="b:c", symbol="a"))
+    assert len(fire(agent, 1, "b:c", "a")) == 1
+
+
+def test_before_any_config_rounds_wait_and_keep_their_votes() -> None:
+    agent = CoordinatorAgent("coordinator")
+    assert play(agent, [tick(1), *(vote(name, 1, 0.8) for name in VOTERS), vote("stranger", 1), tick(2)]) == []
+    assert agent.timers[round_id(SYMBOL, "research-1", 1)].after_ms == DEFAULT_TIMEOUT_MS
+    (decision,) = agent.on_config(CONFIG)
+    assert decision.agents_consulted == (NEWS, REVERSION, MOMENTUM)
+    assert decision.final_decision == "buy"
+
+
+def test_before_any_config_the_timer_closes_with_hold() -> None:
+    agent = CoordinatorAgent("coordinator")
+    play(agent, [tick(1), *(vote(name, 1, 0.9) for name in VOTERS)])
+    (decision,) = fire(agent, 1)
+    assert (decision.final_decision, decision.position_size, decision.consensus_level) == ("hold", 0.0, 0.5)
+    assert (decision.agents_consulted, decision.absent) == ((), ())
+
+
+def test_before_any_config_votes_are_bounded() -> None:
+    agent = CoordinatorAgent("coordinator")
+    play(agent, [tick(1), *(vote(f"v{n}", 1) for n in range(MAX_EARLY_VOTES + 5))])
+    assert len(agent.state.rounds[SYMBOL][0].votes) == MAX_EARLY_VOTES
+    assert agent.state.counts.refused_votes == 5
+
+
+def test_a_quarantined_voter_is_no_longer_waited_for(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), tick(2), tick(3)])
+    play(agent, [vote(name, n, 0.8) for n in (1, 2) for name in (NEWS, MOMENTUM)])
+    smaller = replace(CONFIG, voters={NEWS: 1.0, MOMENTUM: 1.0})
+    decisions = agent.on_config(smaller)
+    assert [(d.round, d.agents_consulted, d.absent) for d in decisions] == [
+        (1, (NEWS, MOMENTUM), ()),
+        (2, (NEWS, MOMENTUM), ()),
+    ]
+    assert decisions[0].consensus_level == pytest.approx(0.8)  # its weight is gone, not absent
+    assert agent.on_signal(vote(REVERSION, 3)) == []
+    assert agent.state.counts.strangers == 1
+
+
+def test_the_config_in_force_at_closing_rules_the_round(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), vote(REVERSION, 1, 0.1), vote(NEWS, 1, 0.6)])
+    strict = replace(CONFIG, voters={NEWS: 1.0, MOMENTUM: 3.0}, buy_at=0.7, round_timeout_ms=900)
+    assert agent.on_config(strict) == []
+    (decision,) = agent.on_signal(vote(MOMENTUM, 1, 0.6))
+    assert (decision.final_decision, decision.agents_consulted) == ("hold", (NEWS, MOMENTUM))
+    assert decision.consensus_level == pytest.approx(0.6)
+    agent.on_market(tick(2))
+    assert agent.timers[round_id(SYMBOL, "research-1", 2)].after_ms == 900
+
+
+def test_a_new_voter_is_waited_for_in_open_rounds(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), vote(NEWS, 1), vote(MOMENTUM, 1)])
+    agent.on_config(replace(CONFIG, voters={**CONFIG.voters, "breakout": 1.0}))
+    assert agent.on_signal(vote(REVERSION, 1)) == []
+    assert len(agent.on_signal(vote("breakout", 1))) == 1
+
+
+def test_with_no_voters_left_a_round_closes_at_its_tick(agent: CoordinatorAgent) -> None:
+    agent.on_config(replace(CONFIG, voters={}))
+    (decision,) = agent.on_market(tick(1))
+    assert (decision.final_decision, decision.position_size) == ("hold", 0.0)
+    assert agent.timers == {}
+
+
+def test_later_prices_do_not_leak_into_an_earlier_round() -> None:
+    def decisions(*, early: bool) -> list[Decision]:
+        agent = CoordinatorAgent("coordinator")
+        agent.on_config(CONFIG)
+        ticks = [tick(n, 7000.0 * (1.0 + 0.05 * (n % 3))) for n in range(1, 60)]
+        if early:
+            play(agent, ticks)
+        return [
+            d
+            for t in ticks
+            for d in play(agent, [*([] if early else [t]), *(vote(name, t.sequence, 0.8) for name in VOTERS)])
+        ]
+
+    assert decisions(early=True) == decisions(early=False)
+    assert len({d.risk_score for d in decisions(early=True)}) > 10
+
+
+def test_windows_stay_bounded_and_hold_what_was_decided(agent: CoordinatorAgent) -> None:
+    made = []
+    for n in range(1, WINDOW + 51):
+        made += play(agent, [tick(n, 100.0 + n % 7), *(vote(name, n, 0.2 + (n % 5) / 8) for name in VOTERS)])
+        check_invariants(agent)
+    feed = agent.state.feeds[SYMBOL]["research-1"]
+    assert feed.closes == [100.0 + n % 7 for n in range(51, WINDOW + 51)]
+    signed = [-d.position_size if d.final_decision == "sell" else d.position_size for d in made]
+    assert feed.held == signed[-WINDOW:]
+    assert min(feed.held) < 0 < max(feed.held)
+    assert len(orjson.dumps(agent.state)) < 8192
+
+
+def test_many_feeds_share_a_budget_and_still_fit_a_snapshot(agent: CoordinatorAgent) -> None:
+    names = [f"SYM{n}/USD" for n in range(MAX_FEEDS)]
+    made: list[Decision] = []
+
+    def step(symbol: str, n: int) -> None:
+        price = round(7000.0 + 900.0 * ((n * 7919) % 100) / 99, 2)
+        made.extend(play(agent, [tick(n, price, symbol=symbol), *(vote(name, n, 0.62, symbol) for name in VOTERS)]))
+
+    for symbol in names[:32]:
+        for n in range(1, WINDOW + 3):
+            step(symbol, n)
+    assert {len(feed.closes) for feeds in agent.state.feeds.values() for feed in feeds.values()} == {WINDOW}
+    assert len(orjson.dumps(agent.state)) < MAX_STATE_BYTES
+    for n in range(1, 40):
+        for symbol in names[32:]:
+            step(symbol, n)
+    assert {len(feed.closes) for feeds in agent.state.feeds.values() for feed in feeds.values()} == {31}
+    assert len(orjson.dumps(agent.state)) < MAX_STATE_BYTES
+    assert made[-1].risk_score > made[32 * (WINDOW + 2)].risk_score  # volatility is still seen, unlike at the first
+    check_invariants(agent)
+    assert agent.on_market(tick(1, symbol="one too many")) == []
+    assert agent.state.counts.refused_ticks == 1
+
+
+def test_ticks_beyond_the_bounds_are_refused(agent: CoordinatorAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_OPEN_ROUNDS", 3)
+    monkeypatch.setattr(module, "MAX_FEEDS", 2)
+    play(agent, [tick(1), tick(2), tick(1, symbol="ETH/USD"), tick(3), tick(1, symbol="XRP/USD")])
+    assert (agent.state.open_rounds, agent.state.counts.refused_ticks) == (3, 2)
+    play(agent, [vote(name, 1) for name in VOTERS])
+    play(agent, [tick(1, symbol="XRP/USD"), tick(MAX_SEQUENCE + 1), tick(4), tick(5)])
+    assert agent.state.counts.refused_ticks == 5
+    assert [r.sequence for r in agent.state.rounds[SYMBOL]] == [2, 4]
+    check_invariants(agent)
+
+
+def test_after_the_largest_sequence_none_follows(agent: CoordinatorAgent) -> None:
+    play(agent, [replace(tick(1), sequence=MAX_SEQUENCE), tick(None)])
+    assert (agent.state.open_rounds, agent.state.counts.refused_ticks) == (1, 1)
+    assert reload(agent.state) == agent.state
+
+
+# -- properties ------------------------------------------------------------------------------------------------------
+
+p_up = st.sampled_from([0.0, 0.1, 0.3, 0.45, 0.5, 0.55, 0.62, 0.78, 0.9, 1.0])
+
+
+@st.composite
+def interleavings(draw: st.DrawFn) -> tuple[list[MarketData], dict[str, list[Signal]], list[list[Event]]]:
+    """Ticks of two symbols, each voter's own votes in order (some doubled, some missing), and two ways to mix them.
+
+    A mix keeps the order of the ticks, the order of each voter, and every vote after its tick.
+    """
+    ticks = [
+        tick(n, draw(st.floats(50.0, 200.0)), symbol=symbol)
+        for symbol in ("BTC/USD", "ETH/USD")
+        for n in range(1, draw(st.integers(1, 5)) + 1)
+    ]
+    votes: dict[str, list[Signal]] = {}
+    for name in VOTERS:
+        order = draw(st.permutations([t for t in ticks for _ in range(draw(st.sampled_from([1, 1, 1, 0, 2])))]))
+        votes[name] = [vote(name, t.sequence, draw(p_up), t.symbol) for t in order]
+    labels = ["tick"] * len(ticks) + [name for name in VOTERS for _ in votes[name]]
+    mixes = []
+    for _ in range(2):
+        mix: list[Event] = []
+        streams = {name: iter(votes[name]) for name in VOTERS}
+        left = list(ticks)
+        for label in draw(st.permutations(labels)):
+            cast = None if label == "tick" else next(streams[label])
+            while left and (cast is None or any((t.sequence, t.symbol) == (cast.round, cast.symbol) for t in left)):
+                mix.append(left.pop(0))
+                if cast is None:
+                    break
+            if cast is not None:
+                mix.append(cast)
+        mixes.append([*mix, *left])
+    return ticks, votes, mixes
+
+
+def expected_decisions(
+    ticks: list[MarketData], votes: dict[str, list[Signal]], symbol: str
+) -> list[tuple[object, ...]]:
+    """What the definition says, told without any agent: the first vote of each voter, then the formulas in order."""
+    closes: list[float] = []
+    held: list[float] = []
+    wanted: list[tuple[object, ...]] = []
+    for t in (t for t in ticks if t.symbol == symbol):
+        cast = {
+            name: next(v.strength for v in mine if (v.round, v.symbol) == (t.sequence, symbol))
+            for name, mine in votes.items()
+            if any((v.round, v.symbol) == (t.sequence, symbol) for v in mine)
+        }
+        closes.append(t.price)
+        synthesis = synthesise(cast, electorate(CONFIG.voters), CONFIG)
+        result = assess(synthesis, closes, held, CONFIG)
+        held.append(-result.position_size if synthesis.action == "sell" else result.position_size)
+        figures = (result.position_size, result.risk_score, synthesis.consensus)
+        wanted.append((t.sequence, synthesis.action, *figures, synthesis.consulted, synthesis.absent))
+    return wanted
+
+
+@settings(max_examples=200, deadline=None)
+@given(interleavings())
+def test_any_order_of_votes_gives_the_same_decisions_each_round_once(
+    case: tuple[list[MarketData], dict[str, list[Signal]], list[list[Event]]],
+) -> None:
+    ticks, votes, mixes = case
+    published: list[list[bytes]] = []
+    for mix in mixes:
+        agent = CoordinatorAgent("coordinator")
+        made = play(agent, [CONFIG, *mix])
+        made += play(agent, [timer(round_id(t.symbol, t.source, t.sequence or 0)) for t in ticks])
+        late = [vote(name, t.sequence, 0.99, t.symbol) for name in VOTERS for t in ticks]
+        assert play(agent, late) == []
+        assert agent.state.open_rounds == 0
+        assert len({d.decision_id for d in made}) == len(made) == len(ticks)
+        for symbol in ("BTC/USD", "ETH/USD"):
+            told = [
+                (d.round, d.final_decision, *figures_of(d), d.agents_consulted, d.absent)
+                for d in made
+                if d.symbol == symbol
+            ]
+            assert told == expected_decisions(ticks, votes, symbol)
+        published.append([encode(d) for d in sorted(made, key=lambda d: d.symbol or "")])
+    assert published[0] == published[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 4), st.data())
+def test_any_order_of_votes_over_two_sources_gives_the_same_decisions(rounds: int, data: st.DataObject) -> None:
+    ticks = data.draw(st.permutations([tick(n, 100.0 + n, source) for n in range(1, rounds + 1) for source in "ab"]))
+    ticks = sorted(ticks, key=lambda t: t.sequence or 0)  # each source in order, which of the two first is drawn
+    votes = {name: [vote(name, t.sequence, data.draw(p_up)) for t in ticks] for name in VOTERS}
+    published = []
+    for _ in range(2):
+        agent = CoordinatorAgent("coordinator")
+        streams = {name: iter(mine) for name, mine in votes.items()}
+        order = data.draw(st.permutations([name for name in VOTERS for _ in ticks]))
+        made = play(agent, [CONFIG, *ticks, *(next(streams[name]) for name in order)])
+        assert [d.decision_id for d in made] == [round_id(SYMBOL, t.source, t.sequence or 0) for t in ticks]
+        published.append([encode(d) for d in made])
+    assert published[0] == published[1]
+
+
+configs = st.builds(
+    replace,
+    st.just(CONFIG),
+    voters=st.dictionaries(st.sampled_from((*VOTERS, "breakout")), st.sampled_from([0.5, 1.0, 2.0])),
+    quorum=st.sampled_from([0.0, 0.5, 0.8]),
+)
+sequences = st.none() | st.integers(1, 8)
+symbols = st.sampled_from(["BTC/USD", "ETH/USD"])
+anything: st.SearchStrategy[Event | int] = st.one_of(
+    st.builds(tick, sequences, st.floats(50.0, 200.0), st.sampled_from(["a", "b:c"]), symbols),
+    st.builds(vote, st.sampled_from((*VOTERS, "breakout", "stranger")), sequences, p_up, symbols),
+    st.integers(0, 50),  # the timer at this place among those that run
+    configs,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(anything, max_size=60), st.booleans(), st.data())
+def test_a_restored_state_goes_on_as_if_nothing_had_happened(
+    script: list[Event | int], configured: bool, data: st.DataObject
+) -> None:
+    steady, restored = CoordinatorAgent("coordinator"), CoordinatorAgent("coordinator")
+    made: list[Decision] = []
+    for step in [CONFIG, *script] if configured else script:
+        event = step
+        if isinstance(event, int):
+            if not steady.timers:
+                continue
+            event = timer(sorted(steady.timers)[event % len(steady.timers)])
+        if data.draw(st.booleans()):
+            snapshot = orjson.dumps(restored.state)
+            successor = CoordinatorAgent("coordinator")
+            successor.state = msgspec.convert(orjson.loads(snapshot), CoordinatorAgent.State)
+            successor.timers, successor.timers_set = dict(restored.timers), restored.timers_set
+            assert orjson.dumps(successor.state) == snapshot
+            restored = successor
+        decisions = handle(steady, event)
+        assert handle(restored, event) == decisions
+        assert restored.state == steady.state
+        assert restored.timers == steady.timers
+        check_invariants(steady)
+        made += decisions
+    assert len({d.decision_id for d in made}) == len(made)
+    series: dict[str, list[int]] = {}
+    for decision in made:
+        series.setdefault((decision.decision_id or "").rsplit(":", 1)[0], []).append(decision.round or 0)
+    assert all(order == sorted(order) for order in series.values())

@@ -1,0 +1,241 @@
+"""The runtime under faults at any await: its stored outputs always equal those of an undisturbed run.
+
+Every step of a connection passes a gate. hypothesis chooses at which gate which fault happens: the process dies there,
+is frozen there (and thawed later, as a zombie beside its successor), or its connection breaks there, with what is on
+the wire stored or lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agents.agent import Agent
+from agents.runtime import Runtime
+from bus import headers as h
+from bus.claims import claim, new_agent_id
+from bus.errors import Disconnected, MeshError
+from bus.memory_bus import MemoryBus, MemoryServer
+from bus.messages import Event, MarketData, Signal, encode
+
+START = datetime(2020, 1, 1, tzinfo=UTC)
+POISON = b'{"symbol": "A", "price": "high"}'
+
+
+def tick(n: int) -> MarketData:
+    return MarketData(
+        symbol="A", price=float(n), volume=1.0, timestamp=START + timedelta(hours=n), source="feed", sequence=n
+    )
+
+
+class Summing(Agent):
+    """Two outputs an input; every seventh input has none, and the tenth raises after it has spoilt its state."""
+
+    kind = "summing"
+    listens = ("market",)
+    publishes = ("signal",)
+
+    @dataclass
+    class State:
+        seen: list[float] = field(default_factory=list)
+
+    def on_market(self, event: MarketData) -> list[Signal] | None:
+        self.state.seen = [*self.state.seen, event.price][-5:]
+        if event.sequence == 10:
+            self.state.seen = [-1.0]
+            raise RuntimeError("cannot")
+        if event.sequence is not None and event.sequence % 7 == 0:
+            return None
+        total = sum(self.state.seen)
+        return [
+            self.signal(event, "buy", 0.5, {"total": total}),
+            self.signal(event, "sell", 0.5, {"total": -total}),
+        ]
+
+
+class Counting(Agent):
+    """A source of twenty events that also answers the signals it hears."""
+
+    kind = "counting"
+    listens = ("signal",)
+    publishes = ("market", "signal")
+
+    @dataclass
+    class State:
+        heard: int = 0
+
+    def on_signal(self, event: Signal) -> Signal:
+        self.state.heard += 1
+        return Signal(
+            signal="hold",
+            strength=0.5,
+            indicators={"heard": self.state.heard},
+            timestamp=event.timestamp,
+            source=self.name,
+            symbol="B",
+        )
+
+    async def produce(self, last: MarketData | None) -> AsyncIterator[Event]:
+        for n in range((last.sequence or 0) + 1 if last else 1, 21):
+            yield tick(n)
+            await asyncio.sleep(0)
+
+
+class Gate:
+    """Counts the steps of one incarnation; at the chosen ones a fault happens."""
+
+    def __init__(self, faults: dict[int, str]) -> None:
+        self.faults = faults
+        self.steps = 0
+        self.bus: MemoryBus | None = None
+        self.died = asyncio.Event()
+        self.frozen = False
+        self.thawed = asyncio.Event()
+        self._hang = asyncio.Event()
+
+    async def __call__(self, name: str) -> None:
+        if self.died.is_set():
+            if self.frozen:
+                await self.thawed.wait()
+            else:
+                await self._hang.wait()
+        self.steps += 1
+        fault = self.faults.pop(self.steps, None)
+        if fault is None:
+            await asyncio.sleep(0)
+        elif fault == "crash":
+            self.died.set()
+            await self._hang.wait()
+        elif fault == "freeze":
+            self.frozen = True
+            self.died.set()
+            await self.thawed.wait()
+        else:
+            assert self.bus is not None
+            self.bus.disconnect(lose=fault == "cut_lost")
+            asyncio.get_running_loop().call_soon(self._reconnect)
+            raise Disconnected(name)
+
+    def _reconnect(self) -> None:
+        self._task = asyncio.create_task(self._again())
+
+    async def _again(self) -> None:
+        assert self.bus is not None
+        try:
+            await self.bus.reconnect()
+        except Disconnected:
+            self._reconnect()
+
+
+async def live_through(server: MemoryServer, cls: type[Agent], lives: list[dict[int, str]], goal: Any) -> None:
+    """Run incarnations one after another, the last one without faults, until `goal` says that all is stored."""
+    frozen: list[tuple[Gate, asyncio.Task[None], MemoryBus]] = []
+    for faults in [*lives, {}]:
+        gate = Gate(dict(faults))
+        bus = MemoryBus(server, gate)
+        gate.bus = bus
+        agent_id = new_agent_id()
+        epoch = await claim(MemoryBus(server), "agent", agent_id=agent_id, claimed_by="test", sandbox="")
+        task = asyncio.create_task(Runtime(cls("agent"), bus, epoch=epoch, agent_id=agent_id).run())
+        done = asyncio.create_task(goal())
+        died = asyncio.create_task(gate.died.wait())
+        await asyncio.wait({task, done, died}, return_when=asyncio.FIRST_COMPLETED)
+        if gate.frozen:
+            frozen.append((gate, task, bus))
+        else:
+            if task.done() and not died.done() and not done.done():
+                with_error = task.exception()
+                # an incarnation may end itself on a broken connection: it is started again, as the watchdog would
+                assert isinstance(with_error, (MeshError, Disconnected)), with_error
+            task.cancel()
+        for other in (done, died):
+            other.cancel()
+        if not faults:
+            for gate, zombie, _ in frozen:
+                gate.thawed.set()
+                await asyncio.wait({zombie})
+                assert isinstance(zombie.exception(), MeshError)
+        await asyncio.gather(task, done, died, return_exceptions=True) if not gate.frozen else None
+        if not gate.frozen:
+            await bus.close()
+    for _, _, bus in frozen:
+        await bus.close()
+
+
+def outputs(server: MemoryServer) -> list[tuple[str, bytes, str, str]]:
+    return [
+        (m.subject, m.data, m.headers[h.OUTPUT], m.headers.get(h.CAUSE, ""))
+        for m in server.messages
+        if m.headers.get(h.OUTPUT) and m.subject.endswith(".agent")
+    ]
+
+
+FAULTS = st.dictionaries(st.integers(1, 120), st.sampled_from(["crash", "freeze", "cut_lost", "cut_stored"]), max_size=4)
+
+
+async def summing_run(lives: list[dict[int, str]]) -> MemoryServer:
+    server = MemoryServer()
+    for n in range(1, 41):
+        if n == 5:
+            server.store("in.swarm.market.A.feed", POISON, {})
+        server.store("in.swarm.market.A.feed", encode(tick(n)), {})
+
+    async def goal() -> None:
+        while len(outputs(server)) < 68:
+            await asyncio.sleep(0)
+
+    await live_through(server, Summing, lives, goal)
+    return server
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(FAULTS, max_size=4))
+def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]]) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(30):
+            calm = outputs(await summing_run([]))
+            server = await summing_run(lives)
+        assert outputs(server) == calm
+        assert [number for *_, number, _ in calm] == [str(n) for n in range(1, 69)]
+        skipped = [m for m in server.messages if b'"skipped"' in m.data]
+        assert len({m.data[: m.data.index(b"timestamp")] for m in skipped}) == 1
+        assert sum(b"poison_message" in m.data for m in server.messages) == 1
+
+    asyncio.run(run())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(FAULTS, max_size=4))
+def test_a_source_goes_on_after_its_last_stored_event(lives: list[dict[int, str]]) -> None:
+    async def run() -> None:
+        server = MemoryServer()
+        for n in range(1, 16):
+            signal = Signal(
+                signal="buy", strength=1.0, indicators={}, timestamp=START, source="x", symbol="B", round=n
+            )
+            server.store("in.swarm.signal.B.x", encode(signal), {})
+
+        async def goal() -> None:
+            while len(outputs(server)) < 35:
+                await asyncio.sleep(0)
+
+        async with asyncio.timeout(30):
+            await live_through(server, Counting, lives, goal)
+        found = outputs(server)
+        assert [number for *_, number, _ in found] == [str(n) for n in range(1, 36)]
+        assert [data for subject, data, *_ in found if "market" in subject] == [encode(tick(n)) for n in range(1, 21)]
+        answers = [data for subject, data, *_ in found if "signal" in subject]
+        assert [f'"heard":{n}'.encode() in data for n, data in enumerate(answers, 1)] == [True] * 15
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    pytest.main([__file__, "-x", "-q"])
