@@ -41,12 +41,12 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	trap 'rm -rf "$(VENV)/.installing"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	if [ -e "$@" ] && [ ! requirements-dev.lock -nt "$@" ] && [ ! pyproject.toml -nt "$@" ]; then exit 0; fi; \
 	if ! usable "$(BIN)/python"; then \
-		found=; \
-		for candidate in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+		found=; wanted="$(or $(PYTHON),python3.13 python3.12 python3.11 python3)"; \
+		for candidate in $$wanted; do \
 			if usable "$$candidate"; then found=$$candidate; break; fi; \
 		done; \
 		if [ -z "$$found" ]; then \
-			echo "signalmesh needs Python 3.11 or newer, and none of $(PYTHON) python3.13 python3.12 python3.11 python3 is." >&2; \
+			echo "signalmesh needs Python 3.11 or newer; there is none by the name of: $$wanted" >&2; \
 			echo "Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
 		fi; \
 		if ! "$$found" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
@@ -68,8 +68,10 @@ up: setup
 test: setup
 	$(PYTEST) -m "not slow" $(ARGS)
 
+# Looks first whether there are any: pytest's closing lines with no test in them would read as a run of nothing.
 test-slow: setup
-	@$(PYTEST) -m slow $(ARGS) || { status=$$?; [ $$status -eq 5 ] && echo "no test is marked slow" || exit $$status; }
+	@status=0; $(PYTEST) --collect-only --quiet -m slow $(ARGS) >/dev/null 2>&1 || status=$$?; \
+	if [ $$status -eq 5 ]; then echo "no test is marked slow"; else $(PYTEST) -m slow $(ARGS); fi
 
 lint: setup
 	$(BIN)/ruff check .

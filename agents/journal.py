@@ -19,19 +19,10 @@ from agents.agent import Outputs, topic_of
 from bus import headers as h
 from bus.bus import Bus, Stored
 from bus.claims import fence
-from bus.errors import Fenced, MeshError
-from bus.messages import (
-    KIND_OF,
-    MAX_PAYLOAD_BYTES,
-    Alert,
-    Event,
-    Lifecycle,
-    LifecycleEvent,
-    Severity,
-    encode,
-    now,
-)
+from bus.errors import MeshError
+from bus.messages import KIND_OF, MAX_PAYLOAD_BYTES, encode
 from bus.outbox import Entry, Outbox
+from bus.reports import Reporter
 
 log = structlog.get_logger("signalmesh.agent")
 
@@ -72,7 +63,7 @@ class Journal:
         self.on_stored: Callable[[str, bytes], None] | None = None
         self._stored: deque[Stored] = deque()
         self._waiters: list[tuple[int, Any]] = []
-        self._reports = 0
+        self.reports = Reporter(bus, self._outbox, agent, self._fence)
 
     def __len__(self) -> int:
         return len(self._outbox)
@@ -101,11 +92,12 @@ class Journal:
             if int(number) <= self.outputs:
                 continue
             if int(number) != expected:
-                self.alert(
+                self.reports.alert(
                     "critical",
                     "output_gap",
                     f"agent {self._agent}: expected its output {expected}, the stream has {number} "
                     f"at message {stored.sequence}",
+                    agent=self._agent,
                 )
             expected = int(number) + 1
             self._stored.append(stored)
@@ -179,11 +171,12 @@ class Journal:
 
     def _diverged(self, stored: Stored, data: bytes) -> None:
         log.error("replay_diverged", sequence=stored.sequence, stored=stored.data.decode(), replayed=data.decode())
-        self.alert(
+        self.reports.alert(
             "critical",
             "replay_diverged",
             f"agent {self._agent}: replaying gave another output than the stored message {stored.sequence}: its "
             "handlers depend on something besides state and event, or its class has changed",
+            agent=self._agent,
             once=f"{self._agent}:diverged:{stored.sequence}",
         )
 
@@ -191,35 +184,9 @@ class Journal:
         """Put a Timer event on its way; `number` makes its repetition recognisable."""
         self._outbox.put(Entry(subject, data, {h.MSG_ID: f"{self._agent}:timer:{number}", **self._fence}))
 
-    def report(self, event: LifecycleEvent, reason: str | None = None, **detail: Any) -> None:
-        """Tell about this agent's life; sent with the next `send`."""
-        message = Lifecycle(
-            event=event,
-            agent=self._agent,
-            timestamp=now(),
-            source=self._agent,
-            epoch=self._epoch,
-            reason=reason,
-            detail=detail,
-        )
-        self._uncounted(self._subjects.lifecycle(self._agent, self._agent), encode(message), None)
-
-    def alert(self, severity: Severity, code: str, message: str, once: str | None = None, **detail: Any) -> None:
-        """Tell people; `once` makes a repetition of the same alert recognisable."""
-        alert = Alert(
-            severity=severity,
-            code=code,
-            message=message,
-            timestamp=now(),
-            source=self._agent,
-            agent=self._agent,
-            detail=detail,
-        )
-        self._uncounted(self._subjects.alert(severity, self._agent), encode(alert), once)
-
     def poison(self, subject: str, sequence: int, problem: str) -> None:
         """Report a poison message, once for all agents that read it: the first report's id makes the rest repetitions."""
-        self.alert(
+        self.reports.alert(
             "warning",
             "poison_message",
             f"message {sequence} under {subject} was set aside: {problem}",
@@ -227,14 +194,6 @@ class Journal:
             sequence=sequence,
             subject=subject,
         )
-
-    def _uncounted(self, subject: str, data: bytes, msg_id: str | None) -> None:
-        self._reports += 1
-        msg_id = msg_id or f"{self._agent}:{self._epoch}:{self._reports}"
-        try:
-            self._outbox.put(Entry(subject, data, {h.MSG_ID: msg_id, **self._fence}))
-        except Fenced:
-            log.debug("report_dropped", subject=subject)
 
     async def send(self) -> None:
         """Send what was published; waits while too much is unacknowledged."""

@@ -27,7 +27,7 @@ from bus import headers as h
 from bus.bus import Bus, Closable, Stored
 from bus.claims import claim, last_claim, new_agent_id
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, MessageError
-from bus.messages import Event, Timer, decode
+from bus.messages import Event, LifecycleEvent, Timer, decode
 from bus.snapshots import MAX_STATE_BYTES, Snapshot, SnapshotStore
 
 SNAPSHOT_INPUTS = 64
@@ -143,6 +143,11 @@ class Runtime:
                 await self._drain(tasks)
                 return
 
+    def _report(self, event: LifecycleEvent, reason: str | None = None, **detail: Any) -> None:
+        self.journal.reports.lifecycle(
+            event, self.name, epoch=self.epoch, sandbox=self.sandbox, pid=self.pid, reason=reason, **detail
+        )
+
     def drain(self) -> None:
         """Finish what is under way, snapshot and end; safe to call from a signal handler of the loop."""
         self._draining = True
@@ -154,7 +159,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._stop_reading()
-        self.journal.report("drained", cursor=self.cursor, outputs=self.journal.outputs)
+        self._report("drained", cursor=self.cursor, outputs=self.journal.outputs)
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self.journal.flush()
@@ -218,11 +223,12 @@ class Runtime:
         """Read back what is stored since the snapshot, then follow the inputs from its cursor on."""
         bounds = await self.bus.bounds()
         if 0 < self.cursor and self.cursor + 1 < bounds.first:
-            self.journal.alert(
+            self.journal.reports.alert(
                 "critical",
                 "retention_gap",
                 f"agent {self.name} had read up to message {self.cursor}, but the stream begins at {bounds.first}: "
                 "what it should have seen in between is gone; keep more ([stream] max_age_s, max_bytes)",
+                agent=self.name,
                 first_missing=self.cursor + 1,
                 last_missing=bounds.first - 1,
             )
@@ -232,7 +238,7 @@ class Runtime:
             self._last_produced = found.last_produced
         self._cited = found.cited
         if restored:
-            self.journal.report("restored", cursor=self.cursor, outputs=self.journal.outputs)
+            self._report("restored", cursor=self.cursor, outputs=self.journal.outputs)
         self.replayed = 0
         self.ready.clear()
         self._reading = True
@@ -254,7 +260,7 @@ class Runtime:
             return
         self.journal.caught_up()
         self.status = "live"
-        self.journal.report("ready", replayed=self.replayed, outputs=self.journal.outputs)
+        self._report("ready", replayed=self.replayed, outputs=self.journal.outputs)
         self.timers.go_live(self.agent.timers)
         self.ready.set()
 
@@ -331,11 +337,12 @@ class Runtime:
     async def _skip_input(self, sequence: int, why: str) -> None:
         """Go back to the last snapshot and replay without the input whose handler raised."""
         await self._stop_reading()
-        self.journal.report("skipped", reason=why, sequence=sequence)
-        self.journal.alert(
+        self._report("skipped", reason=why, sequence=sequence)
+        self.journal.reports.alert(
             "critical",
             "handler_raised",
             f"agent {self.name} skipped message {sequence}: {why}; mend the handler, its log has the traceback",
+            agent=self.name,
             once=f"{self.name}:skipped-alert:{sequence}",
             sequence=sequence,
         )
@@ -402,11 +409,12 @@ class Runtime:
         """The state as it is now; to be called between inputs only."""
         state = orjson.dumps(self.agent.state, option=orjson.OPT_SERIALIZE_NUMPY)
         if len(state) > MAX_STATE_BYTES:
-            self.journal.alert(
+            self.journal.reports.alert(
                 "critical",
                 "state_too_large",
                 f"agent {self.name}: its state has {len(state)} bytes, expected at most {MAX_STATE_BYTES}: "
                 "keep a bounded window",
+                agent=self.name,
                 once=f"{self.name}:{self.epoch}:state-too-large",
             )
         self._captured_at = (self.cursor, self.inputs, self.journal.outputs)

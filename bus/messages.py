@@ -179,8 +179,24 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A process that a sandbox host has started and that still runs (`exit_code` None) or has ended lately."""
+
+    agent: str
+    agent_id: str
+    epoch: int
+    pid: int
+    spawned_at: datetime
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """Sign of life of an agent (core NATS, not kept). `progress` counts handled inputs, `lag` those still unread."""
+    """Sign of life of an agent, a sandbox host or the watchdog (core NATS, not kept).
+
+    `progress` counts handled inputs and published outputs, `lag` the inputs still unread. A host's beat carries its
+    whole `inventory`; the watchdog's `epoch` is its term.
+    """
 
     agent: str
     agent_id: str
@@ -195,6 +211,10 @@ class Heartbeat:
     lag: int = 0
     outputs: int = 0
     poison: int = 0
+    role: Literal["agent", "sandbox", "watchdog"] = "agent"
+    provider: str | None = None
+    uptime_s: float | None = None
+    inventory: tuple[Child, ...] | None = None
 
 
 Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | Config
@@ -288,6 +308,8 @@ def _utc(stamp: datetime) -> datetime:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Child):
+        return {name: getattr(value, name) for name in value.__slots__}
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("expected finite numbers only")

@@ -17,7 +17,7 @@ STREAM_NOT_FOUND = 10059
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSettings:
+class StreamLimits:
     """How much the stream keeps: by age in seconds and by size in bytes, whichever comes first."""
 
     max_age_s: float = 7 * 24 * 3600.0
@@ -25,7 +25,7 @@ class StreamSettings:
     replicas: int = 1
 
 
-def _wanted(bus: NatsBus, settings: StreamSettings) -> list[dict[str, Any]]:
+def _wanted(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
     subjects = bus.subjects
     write, read = f"in.{subjects.ns}.>", f"{subjects.ns}.>"
     common = {"storage": "file", "num_replicas": settings.replicas, "allow_direct": True, "allow_rollup_hdrs": False}
@@ -83,14 +83,14 @@ async def check_server(bus: NatsBus) -> None:
         raise UsageError(f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream")
 
 
-async def ensure_streams(bus: NatsBus, settings: StreamSettings | None = None) -> None:
+async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> None:
     """Create what is missing and bring limits up to date.
 
     Raises:
         UsageError: a stream of that name exists with another purpose, or the server is unfit.
     """
     await check_server(bus)
-    for wanted in _wanted(bus, settings or StreamSettings()):
+    for wanted in _wanted(bus, settings or StreamLimits()):
         name = wanted["name"]
         try:
             await bus.api(f"STREAM.CREATE.{name}", wanted)

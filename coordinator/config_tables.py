@@ -32,7 +32,7 @@ _ITEM = re.compile(r"\[(\d+|\.\.\.)\]")
 
 
 def similar(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean X?" where something known is near `name` at all."""
+    """A question after the known name that is nearest to `name`, or nothing where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

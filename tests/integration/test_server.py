@@ -165,7 +165,6 @@ async def test_a_watch_of_an_earlier_start_does_not_meddle_with_the_next(tmp_pat
     async with NatsServer(tmp_path, port=0) as nats_server:
         events = Events()
         watch = asyncio.create_task(nats_server.supervise(events))
-        await asyncio.sleep(0)
         await nats_server.stop()
         await nats_server.start()
         async with asyncio.timeout(10):

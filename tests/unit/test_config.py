@@ -365,7 +365,7 @@ def test_no_vote_with_any_weight(tmp_path):
 
 
 def test_an_agent_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match="no agent 'research-3' .*did you mean 'research-2'"):
+    with pytest.raises(UsageError, match=r"no agent 'research-3' .*did you mean 'research-2'"):
         load(None, tmp_path).agent("research-3")
 
 

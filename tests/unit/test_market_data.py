@@ -60,7 +60,7 @@ async def take(agent, last=None, count=None):
 async def follow(agent, into):
     """Append every event to `into` the moment it comes."""
     async for event in agent.produce(None):
-        into.append(event)  # noqa: PERF401 - a comprehension would show none before the last
+        into.append(event)
 
 
 async def settle():
@@ -183,6 +183,13 @@ def test_which_decisions_count(tmp_path, event, decided):
     agent = make(symbols={"BTC/USD": "", "X:Y": write(tmp_path / "x", range(9))})
     agent.on_decision(event)
     assert agent.state.decided == decided
+
+
+def test_an_older_decision_takes_nothing_back():
+    agent = make()
+    for number in (5, 4, 1):
+        agent.on_decision(decision(number))
+    assert agent.state.decided == {"BTC/USD": 5}
 
 
 async def test_restored_state_opens_the_window():

@@ -159,6 +159,7 @@ async def live_through(server: MemoryServer, cls: type[Agent], lives: list[dict[
             other.cancel()
         if not faults:
             for gate, zombie, _ in frozen:
+                gate.faults.clear()
                 gate.thawed.set()
                 await asyncio.wait({zombie})
                 assert isinstance(zombie.exception(), MeshError)
@@ -177,7 +178,7 @@ def outputs(server: MemoryServer) -> list[tuple[str, bytes, str, str]]:
     ]
 
 
-FAULTS = st.dictionaries(st.integers(1, 120), st.sampled_from(["crash", "freeze", "cut_lost", "cut_stored"]), max_size=4)
+FAULTS = st.dictionaries(st.integers(1, 260), st.sampled_from(["crash", "freeze", "cut_lost", "cut_stored"]), max_size=4)
 
 
 async def summing_run(lives: list[dict[int, str]]) -> MemoryServer:
@@ -195,7 +196,7 @@ async def summing_run(lives: list[dict[int, str]]) -> MemoryServer:
     return server
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(FAULTS, max_size=4))
 def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]]) -> None:
     async def run() -> None:
@@ -211,7 +212,7 @@ def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]]) -> None:
     asyncio.run(run())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(FAULTS, max_size=4))
 def test_a_source_goes_on_after_its_last_stored_event(lives: list[dict[int, str]]) -> None:
     async def run() -> None:

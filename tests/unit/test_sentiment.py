@@ -13,10 +13,10 @@ from agents import sentiment as module
 from agents.agent import check_class, published_kinds
 from agents.feeds.candles import load_candles
 from agents.feeds.headlines import load_headlines
-from agents.sentiment import Sentiment, SentimentAgent, mood_of, read_mood
+from agents.sentiment import SentimentAgent, mood_of, read_mood
 from agents.sentiment_score import MISLEADING, Scorer, load_lexicon, mark_moves
 from bus.errors import DataError, UsageError
-from bus.messages import Headline, MarketData, encode
+from bus.messages import Headline, MarketData, Sentiment, encode
 
 DAY = datetime(2020, 1, 10, tzinfo=UTC)
 
@@ -236,6 +236,21 @@ def test_news_of_others_fades_and_is_forgotten(tmp_path):
     assert tilts[2][0] == pytest.approx(tilts[0][0] / 4)
     assert [read for _, read in tilts] == [True, True, True, True, False]
     assert agent.state.window["BTC/USD"] == []
+
+
+def test_the_order_in_which_news_of_others_arrives_changes_nothing(tmp_path):
+    items = [
+        news("Bitcoin surges", DAY - timedelta(minutes=minutes), source)
+        for minutes in (7, 90, 7, 30)
+        for source in "ba"
+    ]
+    votes = set()
+    for order in (items, items[::-1], items[3:] + items[:3]):
+        agent = make(tmp_path)
+        for item in order:
+            agent.on_headline(item)
+        votes.add((encode(agent.on_market(tick(DAY))[-1]), orjson.dumps(agent.state)))
+    assert len(votes) == 1
 
 
 def test_news_without_symbols_counts_for_all(tmp_path):

@@ -99,7 +99,9 @@ def test_indicators_are_what_they_are_called():
     slope = np.polyfit(np.arange(50), closes[-50:], 1)[0]
     assert indicators.trend(closes) == pytest.approx(slope / closes[-1])
     mean, deviation = closes[-20:].mean(), closes[-20:].std()
-    position, distance = indicators.bands(closes)
+    band = indicators.bands(closes)
+    assert band is not None
+    position, distance = band
     assert position == pytest.approx((closes[-1] - (mean - 2 * deviation)) / (4 * deviation))
     assert distance == pytest.approx(closes[-1] / mean - 1)
     returns = [math.log(after / before) for before, after in zip(closes[-21:], closes[-20:], strict=False)]
@@ -108,8 +110,10 @@ def test_indicators_are_what_they_are_called():
 
 def test_macd_rises_with_an_accelerating_series_only():
     steps = np.arange(250.0)
-    assert indicators.macd_histogram(100 + steps**2 / 100) > 0
-    assert indicators.macd_histogram(1000 - steps**2 / 100) < 0
+    rising, falling = (indicators.macd_histogram(closes) for closes in (100 + steps**2 / 100, 1000 - steps**2 / 100))
+    assert rising is not None
+    assert falling is not None
+    assert falling < 0 < rising
 
 
 @pytest.mark.parametrize("price", [1e-8, 0.1 + 0.2, 7.0, 64321.12345, 1e12])

@@ -1,0 +1,95 @@
+"""Lifecycle events and alerts of one writer, through an outbox: kept in order over a disconnect, each stored once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+import structlog
+
+from bus import headers as h
+from bus.bus import Bus, Headers
+from bus.errors import Fenced
+from bus.messages import Alert, Config, Lifecycle, LifecycleEvent, Severity, encode, now
+from bus.outbox import Entry, Outbox
+
+log = structlog.get_logger("signalmesh.bus")
+
+
+class Reporter:
+    """Reports as `writer`; `fence` are headers that every report carries. Sending happens in the background."""
+
+    def __init__(self, bus: Bus, outbox: Outbox, writer: str, fence: Headers | None = None) -> None:
+        self._subjects = bus.subjects
+        self._outbox = outbox
+        self._writer = writer
+        self._fence = dict(fence or {})
+        self._boot = secrets.token_hex(4)
+        self._count = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def lifecycle(
+        self,
+        event: LifecycleEvent,
+        agent: str,
+        *,
+        epoch: int | None = None,
+        sandbox: str | None = None,
+        pid: int | None = None,
+        reason: str | None = None,
+        **detail: Any,
+    ) -> None:
+        """Tell what happened to `agent`."""
+        message = Lifecycle(
+            event=event,
+            agent=agent,
+            timestamp=now(),
+            source=self._writer,
+            epoch=epoch,
+            sandbox=sandbox,
+            pid=pid,
+            reason=reason,
+            detail=detail,
+        )
+        log.info(event, of=agent, epoch=epoch, sandbox=sandbox, pid=pid, reason=reason, **detail)
+        self._put(self._subjects.lifecycle(agent, self._writer), encode(message), None)
+
+    def alert(
+        self,
+        severity: Severity,
+        code: str,
+        message: str,
+        *,
+        agent: str | None = None,
+        once: str | None = None,
+        **detail: Any,
+    ) -> None:
+        """Tell people; `once` is an id by which the stream recognises a repetition of the same alert."""
+        alert = Alert(
+            severity=severity,
+            code=code,
+            message=message,
+            timestamp=now(),
+            source=self._writer,
+            agent=agent,
+            detail=detail,
+        )
+        log.warning(code, message=message, severity=severity, of=agent)
+        self._put(self._subjects.alert(severity, self._writer), encode(alert), once)
+
+    def config(self, config: Config) -> None:
+        """Put a Config in force; it outlives the stream's maximal age."""
+        self._put(self._subjects.config(self._writer), encode(config), None, {h.TTL: "never"})
+
+    def _put(self, subject: str, data: bytes, msg_id: str | None, headers: Headers | None = None) -> None:
+        self._count += 1
+        msg_id = msg_id or f"{self._writer}:{self._boot}:{self._count}"
+        try:
+            self._outbox.put(Entry(subject, data, {h.MSG_ID: msg_id, **self._fence, **(headers or {})}))
+        except Fenced:
+            log.debug("report_dropped", subject=subject)
+            return
+        task = asyncio.create_task(self._outbox.send(), name=f"{self._writer}-report")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
