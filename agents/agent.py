@@ -133,7 +133,7 @@ def read_options(cls: type[Agent], name: str, options: dict[str, Any]) -> Any:
     Raises:
         UsageError: a key that Options does not have, or a value of another type.
     """
-    known = {f for f in getattr(cls.Options, "__dataclass_fields__", {})}
+    known = set(getattr(cls.Options, "__dataclass_fields__", {}))
     unknown = sorted(set(options) - known)
     if unknown:
         expected = ", ".join(sorted(known)) or "no settings at all"

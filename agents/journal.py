@@ -185,7 +185,7 @@ class Journal:
         self._outbox.put(Entry(subject, data, {h.MSG_ID: f"{self._agent}:timer:{number}", **self._fence}))
 
     def poison(self, subject: str, sequence: int, problem: str) -> None:
-        """Report a poison message, once for all agents that read it: the first report's id makes the rest repetitions."""
+        """Report a poison message, once for all agents that read it: by its id the others' reports are repetitions."""
         self.reports.alert(
             "warning",
             "poison_message",

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Any
 
@@ -50,6 +50,7 @@ class Runtime:
         sandbox: str = "",
         epoch: int | None = None,
         agent_id: str | None = None,
+        snapshot_inputs: int = SNAPSHOT_INPUTS,
     ) -> None:
         self.agent = agent
         self.bus = bus
@@ -58,6 +59,7 @@ class Runtime:
         self.epoch = epoch or 0
         self.agent_id = agent_id or new_agent_id()
         self.pid = os.getpid()
+        self._snapshot_inputs = snapshot_inputs
         self.status = "starting"
         self.publishes = published_kinds(type(agent))
         self.cursor = 0
@@ -79,6 +81,7 @@ class Runtime:
         self._captured_at = (-1, -1, -1)
         self._snapshot_wanted = asyncio.Event()
         self._handlers: dict[str, Any] = {}
+        self.on_stored: Callable[[str, bytes], None] | None = None
         self.journal: Journal
         self.timers: Timers
         self._store: SnapshotStore
@@ -100,6 +103,7 @@ class Runtime:
                 )
         structlog.contextvars.bind_contextvars(agent=self.name, epoch=self.epoch)
         self.journal = Journal(self.bus, self.name, self.epoch, self._on_fenced)
+        self.journal.on_stored = self.on_stored
         self.timers = Timers(self.bus.subjects, self.name, self.journal)
         self._store = SnapshotStore(self.bus, self.name, self.epoch)
         self.bus.watch_connection(lambda: None, self._check_claim)
@@ -222,7 +226,7 @@ class Runtime:
     async def _begin(self, *, restored: bool = False) -> None:
         """Read back what is stored since the snapshot, then follow the inputs from its cursor on."""
         bounds = await self.bus.bounds()
-        if 0 < self.cursor and self.cursor + 1 < bounds.first:
+        if self.cursor > 0 and self.cursor + 1 < bounds.first:
             self.journal.reports.alert(
                 "critical",
                 "retention_gap",
@@ -311,7 +315,7 @@ class Runtime:
             else:
                 self.replayed += 1
         self._check_ready()
-        if self.inputs - self._captured_at[1] >= SNAPSHOT_INPUTS:
+        if self.inputs - self._captured_at[1] >= self._snapshot_inputs:
             self._snapshot_wanted.set()
         await self.journal.send()
 

@@ -28,7 +28,9 @@ async def last_claim(bus: Bus, agent: str) -> Stored | None:
     return await bus.last(bus.subjects.epoch(agent))
 
 
-async def claim(bus: Bus, agent: str, *, agent_id: str, claimed_by: str, sandbox: str, expect: int | None = None) -> int:
+async def claim(
+    bus: Bus, agent: str, *, agent_id: str, claimed_by: str, sandbox: str, expect: int | None = None
+) -> int:
     """Claim the next epoch of `agent` and return it.
 
     `expect` is the epoch that the claimer knows to be the newest (None: whichever it is now).

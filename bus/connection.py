@@ -19,7 +19,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from bus.errors import BusUnreachable, Disconnected, UsageError
+from bus.errors import BusUnreachable, Disconnected, Refused, UsageError
 
 PING_INTERVAL_S = 0.5
 """With MAX_OUTSTANDING_PINGS unanswered a server counts as gone: noticed after 1.0 to 1.5 s."""
@@ -27,18 +27,39 @@ MAX_OUTSTANDING_PINGS = 2
 RECONNECT_WAIT_S = 0.05
 RETRY_UP_S = 0.2
 """Pause before what must be done on a reconnect is tried again."""
+MESSAGE_TOO_LARGE = 10054
+"""JetStream's error code for it, used for what is refused on our side already as well."""
+BAD_REQUEST = 400
+PERMISSIONS_ERR = "permissions violation"
+HEADER_FRAME = b"NATS/1.0\r\n\r\n"
+"""Around the headers; they count against the server's max_payload as well."""
 
 log = structlog.get_logger("signalmesh.bus")
 
 
+def too_large(subject: str, size: int, limit: int) -> Refused:
+    """The error for a message of `size` bytes where at most `limit` are taken."""
+    return Refused(subject, MESSAGE_TOO_LARGE, f"message size exceeds maximum allowed: {size} bytes, {limit} at most")
+
+
 class _Client(Client):
     async def _process_pong(self) -> None:
-        while self._pongs and self._pongs[0].done():  # its waiter gave up: the answer came late
+        if self._pongs and self._pongs[0].done():  # its waiter gave up: this is its answer, and nobody else's
             self._pongs.pop(0)
             self._pongs_received += 1
-        if self._pongs:
+            self._pings_outstanding = 0
+        else:
             await super()._process_pong()
-        self._pings_outstanding = 0
+
+    async def _process_err(self, err_msg: str) -> None:
+        if PERMISSIONS_ERR in err_msg.lower():
+            await super()._process_err(err_msg)
+            return
+        # nats-py would close for good and tell nobody; whatever it was, a new connection is worth trying
+        error = nats.errors.Error(f"nats: {err_msg}")
+        self._err = error
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
     def forget_unsent(self) -> None:
         """Drop what was not flushed when the connection broke: sent later, it would overtake the resend."""
@@ -48,9 +69,10 @@ class _Client(Client):
 
 def shown_url(url: str) -> str:
     """`url` without user, password or token, for logs and errors."""
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
-    host = parts.hostname or ""
-    return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
+    scheme, there, rest = url.partition("://")
+    if not there:
+        scheme, rest = "nats", url
+    return f"{scheme}://{rest.rpartition('@')[2]}"  # not parsed: a malformed one must not show its password either
 
 
 def check_url(url: str) -> str:
@@ -168,7 +190,7 @@ class Connection:
                 try:
                     await up()
                     break
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, the connection must come up again
                     log.debug("up_callback_retried", connection=self.name, error=repr(error))
                     await asyncio.sleep(RETRY_UP_S)
         if generation == self.generation and self.client.is_connected and not self._closed:
@@ -180,17 +202,34 @@ class Connection:
 
         Raises:
             Disconnected: the connection is down; nothing was sent.
+            Refused: the subject is malformed, or the message larger than the server takes; nothing was sent.
         """
+        size = len(data) + sum(len(name) + len(value.encode()) + 4 for name, value in (headers or {}).items())
+        if headers:
+            size += len(HEADER_FRAME)
         try:
+            if size > self.client.max_payload and self.client.is_connected:  # the server would cut the connection
+                raise nats.errors.MaxPayloadError
             await self.client.publish(subject, data, reply=reply, headers=headers)
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
+        except nats.errors.MaxPayloadError:
+            raise too_large(subject, size, self.client.max_payload) from None
+        except nats.errors.Error as error:
+            raise Refused(subject, BAD_REQUEST, str(error)) from None
 
     async def subscribe(self, subject: str, on_msg: Callable[[Msg], Awaitable[None]]) -> Any:
-        """Subscribe with a callback that is called serially; limits are large, for a dropped message is a gap."""
-        return await self.client.subscribe(
-            subject, cb=on_msg, pending_msgs_limit=1_000_000, pending_bytes_limit=512 * 1024 * 1024
-        )
+        """Subscribe with a callback that is called serially; limits are large, for a dropped message is a gap.
+
+        Raises:
+            Disconnected: this connection has been closed.
+        """
+        try:
+            return await self.client.subscribe(
+                subject, cb=on_msg, pending_msgs_limit=1_000_000, pending_bytes_limit=512 * 1024 * 1024
+            )
+        except nats.errors.ConnectionClosedError:
+            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
 
     async def close(self) -> None:
         if self._closed:

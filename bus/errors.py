@@ -1,17 +1,17 @@
 """Every error this project raises on purpose, as one tree.
 
-    MeshError                 root; its message says what was expected and what to do
-    ├── UsageError            a person's mistake: a flag, a name, a file (exit 2)
-    │   ├── ConfigError       swarm.toml: carries the file and the key
-    │   └── DataError         a data file: carries the file, the line and the column
-    ├── MessageError          a poison message: carries the subject and the reason; never retried
-    └── BusError              the bus: whose fault and whether to retry is said by the class
-        ├── BusUnreachable    nobody answers at that address (exit 3); retry after it is up
-        ├── Disconnected      the connection is down right now; retried by the outbox
-        ├── BusTimeout        no answer in time: the write may still have landed, so read back
-        ├── WrongSequence     compare-and-set lost: somebody else wrote; never retried blindly
-        │   └── Fenced        a successor has claimed this agent: this process must end
-        └── Refused           the server said no for another reason; carries its code
+MeshError                 root; its message says what was expected and what to do
+├── UsageError            a person's mistake: a flag, a name, a file (exit 2)
+│   ├── ConfigError       swarm.toml: carries the file and the key
+│   └── DataError         a data file: carries the file, the line and the column
+├── MessageError          a poison message: carries the subject and the reason; never retried
+└── BusError              the bus: whose fault and whether to retry is said by the class
+    ├── BusUnreachable    nobody answers at that address (exit 3); retry after it is up
+    ├── Disconnected      the connection is down right now; retried by the outbox
+    ├── BusTimeout        no answer in time: the write may still have landed, so read back
+    ├── WrongSequence     compare-and-set lost: somebody else wrote; never retried blindly
+    │   └── Fenced        a successor has claimed this agent: this process must end
+    └── Refused           the server said no for another reason; carries its code
 """
 
 from __future__ import annotations

@@ -13,14 +13,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import structlog
+
 from bus import headers as h
 from bus.bus import Ack, Bounds, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
 from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.subjects import Subjects
 
+ROLLUP = "Nats-Rollup"
 Gate = Callable[[str], Awaitable[None]]
 """Awaited before and after every step of a connection with the step's name; it may block, or raise Disconnected."""
+
+log = structlog.get_logger("signalmesh.bus")
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -67,14 +72,16 @@ class MemoryServer:
         if not subject.startswith(self.subjects.write_prefix):
             raise Refused(subject, 503, "no stream takes this subject now")
         read_side = subject[3:]
-        msg_id = headers.get(h.MSG_ID)
-        if msg_id is not None and (known := self._ids.get(msg_id)) is not None:
-            return Ack(known, duplicate=True)
+        if ROLLUP in headers:
+            raise Refused(subject, 10111, "rollup not permitted")
         if (expected := headers.get(h.EXPECTED_LAST_SUBJECT_SEQUENCE)) is not None:
             guard = headers.get(h.EXPECTED_LAST_SUBJECT, read_side)
             last = self._last.get(guard, 0)
             if int(expected) != last:
-                raise WrongSequence(self.subjects.stream, f"wrong last sequence: {last}")
+                raise WrongSequence(subject, f"wrong last sequence: {last}")
+        msg_id = headers.get(h.MSG_ID)  # looked at after the fence, as on NATS: a zombie's repetition is refused
+        if msg_id is not None and (known := self._ids.get(msg_id)) is not None:
+            return Ack(known, duplicate=True)
         sequence = self.last_sequence + 1
         stored = Stored(read_side, sequence, data, dict(headers))
         previous = self._last.get(read_side, 0)
@@ -94,12 +101,14 @@ class MemoryServer:
         return Ack(sequence)
 
     def _store_key(self, subject: str, data: bytes, headers: Headers) -> Ack:
+        if ROLLUP in headers:
+            raise Refused(subject, 10111, "rollup not permitted")
         _, bucket, key = subject.split(".", 2)
         keys = self.buckets.setdefault(bucket, {})
         revision = keys[key].revision if key in keys else 0
         expected = headers.get(h.EXPECTED_LAST_SUBJECT_SEQUENCE)
         if expected is not None and int(expected) != revision:
-            raise WrongSequence(f"KV_{bucket}", f"wrong last sequence: {revision}")
+            raise WrongSequence(subject, f"wrong last sequence: {revision}")
         self._revisions[bucket] = self._revisions.get(bucket, 0) + 1
         keys[key] = Kept(data, self._revisions[bucket])
         self.spread(Heard(subject, data, {}))
@@ -120,6 +129,9 @@ class MemoryServer:
         key = next(self._keys)
         self._listeners[key] = (pattern, listener)
         return key
+
+    def has_listener(self, subject: str) -> bool:
+        return any(matches(pattern, subject) for pattern, _ in self._listeners.values())
 
     def add_waker(self, waker: Callable[[], None]) -> int:
         key = next(self._keys)
@@ -148,13 +160,21 @@ class _Subscription:
     async def _run(self) -> None:
         while True:
             heard = await self._queue.get()
-            with contextlib.suppress(Disconnected):
+            try:
                 await self._bus.step("heard")
                 await self._on_heard(heard)
+            except Disconnected:
+                continue
+            except Exception:
+                log.exception("listener_failed", subject=heard.subject)
 
     async def close(self) -> None:
         self._bus.server.remove(self._key)
         self._task.cancel()
+
+
+def _with_pending(stored: Stored, pending: int) -> Stored:
+    return Stored(stored.subject, stored.sequence, stored.data, stored.headers, pending)
 
 
 class _Reader:
@@ -177,9 +197,10 @@ class _Reader:
                         await self._bus.step("read")
                         break
                 self._next = stored.sequence + 1
-                await self._on_stored(
-                    Stored(stored.subject, stored.sequence, stored.data, stored.headers, len(batch) - at - 1)
-                )
+                try:
+                    await self._on_stored(_with_pending(stored, len(batch) - at - 1))
+                except Exception:
+                    log.exception("reader_callback_failed", subject=stored.subject, sequence=stored.sequence)
 
     async def close(self) -> None:
         self._bus.server.remove(self._key)
@@ -301,7 +322,8 @@ class MemoryBus:
     async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
         await self.step("read_back")
         self._check()
-        return self.server.of(filters, first)
+        found = self.server.of(filters, first)
+        return [_with_pending(stored, len(found) - at - 1) for at, stored in enumerate(found)]
 
     async def follow(self, filters: tuple[str, ...], first: int, on_stored: OnStored) -> _Reader:
         await self.step("follow")
@@ -356,6 +378,8 @@ class MemoryBus:
             if not answer.done():
                 answer.set_result(heard.data)
 
+        if not self.server.has_listener(subject):
+            raise BusTimeout(f"{subject}: nobody serves it")
         key = self.server.add_listener(inbox, take)
         try:
             self.server.spread(Heard(subject, data, {}, inbox))

@@ -17,8 +17,9 @@ from nats.aio.msg import Msg
 
 from bus import headers as h
 from bus.bus import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
-from bus.connection import Connection, shown_url
+from bus.connection import Connection, shown_url, too_large
 from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
+from bus.messages import MAX_PAYLOAD_BYTES
 from bus.reader import Reader, collect
 from bus.subjects import Subjects
 
@@ -36,7 +37,7 @@ class NatsBus:
     def __init__(self, subjects: Subjects, connection: Connection) -> None:
         self.subjects = subjects
         self.connection = connection
-        self._acks: dict[str, Done] = {}
+        self._acks: dict[str, tuple[str, Done]] = {}
         self._next_ack = 0
         self._ack_prefix = connection.client.new_inbox() + "."
         connection.watch(self._fail_pending, self._nothing)
@@ -76,27 +77,36 @@ class NatsBus:
     # -- publishing
 
     async def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
+        await self._send(subject, data, headers, done)
+
+    async def _send(self, subject: str, data: bytes, headers: Headers, done: Done) -> str:
         self._next_ack += 1
         token = str(self._next_ack)
-        self._acks[token] = done
+        self._acks[token] = (subject, done)
         try:
+            if len(data) > MAX_PAYLOAD_BYTES:
+                raise too_large(subject, len(data), MAX_PAYLOAD_BYTES)
             await self.connection.write(subject, data, self._ack_prefix + token, dict(headers))
+        except Refused as error:
+            self._acks.pop(token, None)
+            asyncio.get_running_loop().call_soon(done, error)
         except BaseException:
             self._acks.pop(token, None)
             raise
+        return token
 
     async def _on_ack(self, msg: Msg) -> None:
-        done = self._acks.pop(msg.subject[len(self._ack_prefix) :], None)
+        subject, done = self._acks.pop(msg.subject[len(self._ack_prefix) :], ("", None))
         if done is None:
             return
         try:
-            done(_read_ack(msg))
+            done(_read_ack(msg, subject))
         except Exception:  # a callback that raises would end the subscription
             log.exception("ack_callback_failed")
 
     def _fail_pending(self) -> None:
         pending, self._acks = self._acks, {}
-        for done in pending.values():
+        for _, done in pending.values():
             done(BusTimeout("the connection broke before the answer came"))
 
     async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout_s: float = 5.0) -> Ack:
@@ -110,12 +120,14 @@ class NatsBus:
             else:
                 answer.set_exception(result)
 
-        await self.send(subject, data, headers or {}, done)
+        token = await self._send(subject, data, headers or {}, done)
         try:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
             raise BusTimeout(f"{subject}: no acknowledgement within {timeout_s} s") from None
+        finally:
+            self._acks.pop(token, None)
 
     # -- the stream
 
@@ -162,7 +174,7 @@ class NatsBus:
 
     async def bounds(self) -> Bounds:
         state = (await self.api(f"STREAM.INFO.{self.subjects.stream}"))["state"]
-        return Bounds(state["first_seq"], state["last_seq"])
+        return Bounds(max(1, state["first_seq"]), state["last_seq"])  # a stream that never held any says 0 and 0
 
     async def subject_counts(self, filter_subject: str) -> dict[str, int]:
         """How many messages the stream holds of each subject that matches `filter_subject`."""
@@ -184,7 +196,7 @@ class NatsBus:
 
     async def kv_all(self, bucket: str) -> dict[str, Kept]:
         prefix = f"$KV.{bucket}."
-        found = await collect(self, f"KV_{bucket}", (prefix + ">",), 0)
+        found = await collect(self, f"KV_{bucket}", (prefix + ">",), 1, newest=True)
         return {
             stored.subject[len(prefix) :]: Kept(stored.data, stored.sequence)
             for stored in found
@@ -223,7 +235,32 @@ class NatsBus:
             raise BusTimeout(f"{subject}: no answer within {timeout_s} s") from None
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             raise Disconnected(f"{subject}: not connected to {self.url}") from None
+        except nats.errors.MaxPayloadError:
+            raise too_large(subject, len(data), self.connection.client.max_payload) from None
         return bytes(reply.data)
+
+    async def serve(
+        self,
+        *,
+        name: str,
+        version: str,
+        description: str,
+        metadata: dict[str, str],
+        endpoint: str,
+        subject: str,
+        on_request: OnRequest,
+    ) -> None:
+        """Register a service of one endpoint with NATS service discovery (`nats micro ls`, `$SRV.INFO`)."""
+        from nats import micro
+
+        async def handle(request: micro.Request) -> None:
+            heard = Heard(request.subject, request.data, request.headers or {}, "")
+            await request.respond(await on_request(heard))
+
+        service = await micro.add_service(
+            self.connection.client, name=name, version=version, description=description, metadata=metadata
+        )
+        await service.add_endpoint(name=endpoint, subject=subject, handler=handle)
 
     async def close(self) -> None:
         await self.connection.close()
@@ -238,14 +275,14 @@ class _Subscription:
             await self._subscription.unsubscribe()
 
 
-def _read_ack(msg: Msg) -> Ack | BusError:
+def _read_ack(msg: Msg, subject: str) -> Ack | BusError:
     if not msg.data:
         status = (msg.headers or {}).get("Status", "")
-        return Refused(msg.subject, int(status or 0), "no stream takes this subject now")
+        return Refused(subject, int(status or 0), "no stream takes this subject now")
     reply = orjson.loads(msg.data)
     if error := reply.get("error"):
         code = error.get("err_code", error.get("code", 0))
         if code in WRONG_LAST_SEQUENCE:
-            return WrongSequence(reply.get("stream", "stream"), error.get("description", ""))
-        return Refused(reply.get("stream", "stream"), code, error.get("description", ""))
+            return WrongSequence(subject, error.get("description", ""))
+        return Refused(subject, code, error.get("description", ""))
     return Ack(reply["seq"], bool(reply.get("duplicate")))

@@ -138,6 +138,8 @@ class Outbox:
             self._doubt()
 
     def _settle(self) -> None:
+        if not self._entries or not self._entries[0].sequence:
+            return  # the oldest one still waits, however many younger ones are acknowledged
         while self._entries and self._entries[0].sequence:
             entry = self._entries.popleft()
             self.stored_through = max(self.stored_through, entry.sequence)
@@ -194,6 +196,8 @@ class Outbox:
             for entry in self._entries:
                 entry.sequence = entry.sequence or known.get(entry.headers.get(h.MSG_ID, ""), 0)
             self._settle()
+            if epoch != self._epoch:
+                return  # the connection broke meanwhile: what was sent again since is the next recovery's business
         self._unsent = deque(entry for entry in self._entries if not entry.sequence)
         for entry in list(self._unsent):
             if epoch != self._epoch or self.closed:

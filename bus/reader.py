@@ -95,7 +95,11 @@ class Reader:
     async def start(self) -> None:
         """Create the first consumer; later ones are made by a task of the reader's own."""
         self._bus.connection.watch(self._on_down, self._on_up)
-        await self._begin()
+        try:
+            await self._begin()
+        except BaseException:
+            await self.close()  # a consumer whose creation was not answered may exist, and would deliver
+            raise
         self._task = asyncio.create_task(self._supervise(), name=f"reader-{self._stream}")
 
     def _on_down(self) -> None:
@@ -129,16 +133,7 @@ class Reader:
     async def _on_msg(self, msg: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         if not msg.reply.startswith("$JS.ACK."):
-            headers = msg.headers or {}
-            if headers.get("Status") == "100":
-                if msg.reply:  # flow control, reached in the queue: so all before it has been handled
-                    await self._bus.tell(msg.reply, b"")
-                elif stalled := headers.get("Nats-Consumer-Stalled"):
-                    await self._bus.tell(stalled, b"")
-                if int(headers.get("Nats-Last-Consumer", self._expected - 1)) >= self._expected:
-                    self._doubt("gap before a heartbeat")
-            elif headers.get("Status"):
-                self._doubt(f"status {headers['Status']}")
+            await self._on_control(msg.reply, msg.headers or {})
             return
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, with a domain and
         # an account in front in some set-ups: so counted from the end
@@ -156,7 +151,22 @@ class Reader:
             if generation != self.generation:
                 return
             self._next = sequence + 1
-            await self._on_stored(Stored(msg.subject, sequence, msg.data, msg.headers or {}, pending))
+            try:
+                await self._on_stored(Stored(msg.subject, sequence, msg.data, msg.headers or {}, pending))
+            except Exception:
+                log.exception("reader_callback_failed", subject=msg.subject, sequence=sequence)
+
+    async def _on_control(self, reply: str, headers: dict[str, str]) -> None:
+        status = headers.get("Status")
+        if status == "100":
+            if reply:  # flow control, reached in the queue: so all before it has been handled
+                await self._bus.tell(reply, b"")
+            elif stalled := headers.get("Nats-Consumer-Stalled"):
+                await self._bus.tell(stalled, b"")
+            if int(headers.get("Nats-Last-Consumer", self._expected - 1)) >= self._expected:
+                self._doubt("gap before a heartbeat")
+        elif status:
+            self._doubt(f"status {status}")
 
     def _doubt(self, why: str) -> None:
         log.debug("reader_restarts", stream=self._stream, why=why, next=self._next)
@@ -197,8 +207,10 @@ class Reader:
             await delete_consumer(self._bus, self._stream, self._consumer)
 
 
-async def collect(bus: NatsBus, stream: str, filters: tuple[str, ...], first: int) -> list[Stored]:
-    """Everything of `filters` from `first` to the end as it was when asked; `first` 0: each subject's newest message.
+async def collect(
+    bus: NatsBus, stream: str, filters: tuple[str, ...], first: int, *, newest: bool = False
+) -> list[Stored]:
+    """Everything of `filters` from `first` to the end as it was when asked; `newest`: only each subject's last message.
 
     Raises:
         BusTimeout: the server fell silent.
@@ -212,7 +224,7 @@ async def collect(bus: NatsBus, stream: str, filters: tuple[str, ...], first: in
         if stored.pending == 0:
             complete.set()
 
-    reader = Reader(bus, stream, filters, first, on_stored, newest=first == 0)
+    reader = Reader(bus, stream, filters, first, on_stored, newest=newest)
     try:
         await reader.start()
     except Refused as error:
@@ -220,7 +232,7 @@ async def collect(bus: NatsBus, stream: str, filters: tuple[str, ...], first: in
             raise Refused(stream, error.code, "there is no such stream; `signalmesh up` makes it") from None
         raise
     try:
-        while reader.pending or found and found[-1].pending:
+        while reader.pending or (found and found[-1].pending):
             seen = len(found)
             try:
                 async with asyncio.timeout(READ_BACK_TIMEOUT_S):

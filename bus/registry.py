@@ -14,7 +14,9 @@ from bus.errors import WrongSequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is known of one agent. `status` is active, finished, drained, restarting or quarantined."""
+    """What is known of one agent. `status` is active, stopped (it ended as asked), drained (and is to stay
+    away) or quarantined.
+    """
 
     agent_id: str
     name: str

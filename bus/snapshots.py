@@ -97,6 +97,12 @@ class SnapshotStore:
             )
         return snapshot
 
+    def _is_ours(self, data: bytes) -> bool:
+        try:
+            return self.read(data).epoch == self._epoch
+        except MeshError:
+            return False  # what we cannot read we have not written
+
     async def save(self, snapshot: Snapshot) -> None:
         """Write a newer snapshot of this incarnation.
 
@@ -110,7 +116,7 @@ class SnapshotStore:
                 self.revision = await self._bus.kv_put(self._bucket, self._agent, data, self.revision)
             except WrongSequence:
                 found = await self._bus.kv_get(self._bucket, self._agent)
-                if found is None or self.read(found.value).epoch != self._epoch:
+                if found is None or not self._is_ours(found.value):
                     raise Fenced(self._agent, "its snapshot has been taken over") from None
                 self.revision = found.revision  # an earlier write of ours whose answer was lost
                 continue

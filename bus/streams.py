@@ -12,6 +12,8 @@ from bus.reader import NANOSECOND
 OLDEST_SERVER = (2, 12)
 """Per-message TTLs and the transform-and-republish pair are relied on from here."""
 MEMORY_TTL_S = 3600
+DUPLICATE_WINDOW_S = 120
+"""How long a repetition is recognised by its id; never more than the maximal age, which the server would refuse."""
 STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059
 
@@ -42,7 +44,7 @@ def _wanted(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
         "allow_msg_ttl": True,
         "max_age": int(settings.max_age_s * NANOSECOND),
         "max_bytes": settings.max_bytes,
-        "duplicate_window": 120 * NANOSECOND,
+        "duplicate_window": int(min(settings.max_age_s or DUPLICATE_WINDOW_S, DUPLICATE_WINDOW_S) * NANOSECOND),
     }
     buckets = [
         {
@@ -54,7 +56,7 @@ def _wanted(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
             "deny_delete": True,
             "allow_msg_ttl": True,
             "max_age": age_s * NANOSECOND,
-            "duplicate_window": (min(age_s, 120) or 120) * NANOSECOND,
+            "duplicate_window": DUPLICATE_WINDOW_S * NANOSECOND,
         }
         for bucket, age_s in (
             (subjects.state_bucket, 0),
@@ -79,7 +81,7 @@ async def check_server(bus: NatsBus) -> None:
             f"expected {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer: upgrade it, or leave out --nats to use the "
             "embedded one"
         )
-    if not client._server_info.get("jetstream"):
+    if not client._server_info.get("jetstream"):  # noqa: SLF001 - the client has no public name for it
         raise UsageError(f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream")
 
 
@@ -102,14 +104,14 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
                     "is another swarm or program using its subjects or all of its storage?"
                 ) from None
         found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
-        for key in ("subjects", "subject_transform", "republish", "storage", "deny_delete"):
-            if key in wanted and found.get(key) != wanted[key]:
+        for key in ("subjects", "subject_transform", "republish", "storage", "deny_delete", "allow_rollup_hdrs"):
+            if key in wanted and (found.get(key) or False) != wanted[key]:  # what is false is left out by the server
                 raise UsageError(
                     f"stream {name} at {bus.url} has another {key} ({found.get(key)!r}) than expected "
                     f"({wanted[key]!r}): choose another swarm name, or remove that stream"
                 )
         try:
-            limits = {key: wanted[key] for key in ("max_age", "max_bytes") if key in wanted}
+            limits = {key: wanted[key] for key in ("max_age", "max_bytes", "duplicate_window") if key in wanted}
             if any(found.get(key) != value for key, value in limits.items()):
                 await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
         except Refused as error:

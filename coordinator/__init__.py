@@ -1,0 +1,1 @@
+"""What decides: synthesis and risk, the watchdog, the command line."""

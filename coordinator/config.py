@@ -55,6 +55,7 @@ __all__ = [
     "parse",
     "resolve",
     "to_config_message",
+    "with_speed",
 ]
 
 DEFAULT_FILE = "swarm.toml"
@@ -195,6 +196,19 @@ def resolve(config: SwarmConfig) -> tuple[SwarmConfig, dict[str, type[Agent]]]:
     if resolved.voters and not any(resolved.voters.values()):
         raise ConfigError(config.file, "agents", "all voters have weight 0; give at least one of them more")
     return resolved, classes
+
+
+def with_speed(config: SwarmConfig, speed: float | None) -> SwarmConfig:
+    """`config` with the recorded feeds' pace set to `speed` candles a second; None leaves it as it is."""
+    if speed is None:
+        return config
+    agents = tuple(
+        replace(item, spec=replace(item.spec, options={**item.spec.options, "speed": speed}))
+        if item.spec.kind == "market-data"
+        else item
+        for item in config.agents
+    )
+    return replace(config, agents=agents)
 
 
 def to_config_message(

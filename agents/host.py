@@ -1,0 +1,287 @@
+"""The sandbox host: the only thing that starts and ends agent processes in the sandbox that it lives in.
+
+It answers spawn, kill, signal, look and probe over the bus, reports every exit at once, and repeats its whole inventory
+in its heartbeat, since reports get lost. It decides nothing: that is the watchdog's, whose term every order carries;
+orders of a lower term are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import orjson
+import structlog
+
+from agents.children import ChildProcess, ForkServer, probe_sandbox
+from agents.process import Incarnation
+from agents.spec import AgentSpec
+from bus.bus import Bus, Heard
+from bus.errors import BusError, MeshError
+from bus.messages import Child, Heartbeat, encode, now
+from bus.outbox import Outbox
+from bus.reports import Reporter
+
+HEARTBEAT_S = 0.2
+DRAIN_GRACE_S = 6.0
+"""From SIGTERM to SIGKILL for agents when the host is asked to end; a little longer than an agent's own drain."""
+KEEP_EXITS = 32
+"""How many ended children the inventory still lists."""
+
+log = structlog.get_logger("signalmesh.host")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpawnOrder:
+    """Start this incarnation; the same order again starts nothing new."""
+
+    term: int
+    spec: AgentSpec
+    epoch: int
+    agent_id: str
+    heartbeat_s: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillOrder:
+    """SIGKILL the process of this agent if its epoch is at most `epoch`."""
+
+    term: int
+    agent: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalRequest:
+    """Send a signal to the agent's process: a person's wish, not the watchdog's order. `pid` None: its present one."""
+
+    agent: str
+    signal: int
+    pid: int | None = None
+
+
+@dataclass(slots=True)
+class _Slot:
+    child: ChildProcess
+    order: SpawnOrder
+    spawned_at: datetime = field(default_factory=now)
+    exit_code: int | None = None
+
+    def describe(self) -> Child:
+        return Child(
+            agent=self.order.spec.name,
+            agent_id=self.order.agent_id,
+            epoch=self.order.epoch,
+            pid=self.child.pid,
+            spawned_at=self.spawned_at,
+            exit_code=self.exit_code,
+        )
+
+
+class Host:
+    """Serves sandbox `name` over `bus`; `url` is what its agents connect to."""
+
+    def __init__(self, bus: Bus, name: str, url: str, *, provider: str = "local", log_level: str = "info") -> None:
+        self._bus, self.name, self._url, self._provider = bus, name, url, provider
+        self._log_level = log_level
+        self._fork_server = ForkServer()
+        self._running: dict[str, _Slot] = {}
+        self._ended: list[_Slot] = []
+        self._term = 0
+        self._beats = 0
+        self._started = time.monotonic()
+        self._stop = asyncio.Event()
+        self._orders = asyncio.Lock()
+        self._waits: set[asyncio.Task[None]] = set()
+        self._outbox = Outbox(bus, (f"{bus.subjects.ns}.lifecycle.*.{name}",), lambda _: None)
+        self._reports = Reporter(bus, self._outbox, name)
+
+    def stop(self) -> None:
+        """End the agents (draining) and then the host; safe to call from a signal handler of the loop."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        subjects = self._bus.subjects
+        await self._fork_server.start()
+        verbs: dict[str, Callable[[bytes], Awaitable[dict[str, Any]]]] = {
+            "spawn": self._spawn,
+            "kill": self._kill,
+            "signal": self._signal,
+            "look": self._look,
+            "probe": self._probe,
+        }
+        for verb, handler in verbs.items():
+            await self._bus.answer(subjects.control(self.name, verb), self._served(verb, handler))
+        beating = asyncio.create_task(self._beat(), name="beat")
+        log.info("host_ready", sandbox=self.name, provider=self._provider, pid=os.getpid())
+        try:
+            await self._stop.wait()
+            await self._drain_all()
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+            await self._fork_server.stop()
+            self._outbox.close()
+
+    def _served(
+        self, verb: str, handler: Callable[[bytes], Awaitable[dict[str, Any]]]
+    ) -> Callable[[Heard], Awaitable[bytes]]:
+        async def serve(heard: Heard) -> bytes:
+            try:
+                return orjson.dumps(await handler(heard.data))
+            except (MeshError, msgspec.ValidationError, orjson.JSONDecodeError, OSError) as error:
+                log.warning("request_refused", verb=verb, problem=str(error))
+                return orjson.dumps({"error": f"sandbox {self.name}, {verb}: {error}"})
+
+        return serve
+
+    def _check_term(self, term: int) -> None:
+        if term < self._term:
+            raise MeshError(f"this order has term {term}, a watchdog of term {self._term} has taken over")
+        self._term = term
+
+    # -- what it is asked for
+
+    async def _spawn(self, data: bytes) -> dict[str, Any]:
+        order = msgspec.convert(orjson.loads(data), SpawnOrder)
+        async with self._orders:
+            self._check_term(order.term)
+            name = order.spec.name
+            present = self._running.get(name)
+            if present is not None:
+                if present.order.epoch == order.epoch:
+                    return {"pid": present.child.pid, "new": False}
+                if present.order.epoch > order.epoch:
+                    raise MeshError(f"agent {name} runs here with epoch {present.order.epoch} already")
+                await self._end(present, signal.SIGKILL)
+            incarnation = Incarnation(
+                spec=order.spec,
+                url=self._url,
+                sandbox=self.name,
+                epoch=order.epoch,
+                agent_id=order.agent_id,
+                heartbeat_s=order.heartbeat_s,
+                log_level=self._log_level,
+            )
+            child = await self._fork_server.spawn(incarnation, self._stop.is_set)
+            slot = _Slot(child, order)
+            self._running[name] = slot
+            wait = asyncio.create_task(self._await_exit(slot), name=f"exit-{name}")
+            self._waits.add(wait)
+            wait.add_done_callback(self._waits.discard)
+        self._reports.lifecycle("spawned", name, epoch=order.epoch, sandbox=self.name, pid=child.pid)
+        return {"pid": child.pid, "new": True}
+
+    async def _await_exit(self, slot: _Slot) -> None:
+        slot.exit_code = await slot.child.wait()
+        name = slot.order.spec.name
+        if self._running.get(name) is slot:
+            del self._running[name]
+        self._ended = [*self._ended, slot][-KEEP_EXITS:]
+        code = slot.exit_code
+        self._reports.lifecycle(
+            "exited",
+            name,
+            epoch=slot.order.epoch,
+            sandbox=self.name,
+            pid=slot.child.pid,
+            reason=f"signal {-code}" if code < 0 else f"exit code {code}",
+            exit_code=code,
+        )
+
+    async def _kill(self, data: bytes) -> dict[str, Any]:
+        order = msgspec.convert(orjson.loads(data), KillOrder)
+        async with self._orders:
+            self._check_term(order.term)
+            slot = self._running.get(order.agent)
+            if slot is None or slot.order.epoch > order.epoch:
+                return {"killed": False}
+            await self._end(slot, signal.SIGKILL)
+            return {"killed": True, "pid": slot.child.pid}
+
+    async def _end(self, slot: _Slot, number: int) -> None:
+        slot.child.send_signal(number)
+        await slot.child.wait()
+        if self._running.get(slot.order.spec.name) is slot:
+            del self._running[slot.order.spec.name]
+
+    async def _signal(self, data: bytes) -> dict[str, Any]:
+        request = msgspec.convert(orjson.loads(data), SignalRequest)
+        slot = self._running.get(request.agent)
+        if slot is None or (request.pid is not None and slot.child.pid != request.pid):
+            raise MeshError(
+                f"agent {request.agent} has no running process here"
+                + (f" of pid {request.pid}" if request.pid is not None else "")
+            )
+        sent_at = time.time_ns()
+        slot.child.send_signal(request.signal)
+        return {"pid": slot.child.pid, "epoch": slot.order.epoch, "sent_at_ns": sent_at}
+
+    async def _look(self, data: bytes) -> dict[str, Any]:
+        request = msgspec.convert(orjson.loads(data), KillOrder)
+        slot = self._running.get(request.agent)
+        if slot is None or slot.order.epoch != request.epoch:
+            return {"state": "gone", "cpu_s": 0.0, "waited_s": 0.0}
+        return slot.child.look()
+
+    async def _probe(self, _: bytes) -> dict[str, Any]:
+        return {"sandbox": self.name, "provider": self._provider, **await asyncio.to_thread(probe_sandbox)}
+
+    # -- what it says by itself
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            await self._beat_once()
+            self._outbox.check()
+            due = max(due + HEARTBEAT_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+    async def _beat_once(self) -> None:
+        self._beats += 1
+        slots = [*self._running.values(), *self._ended]
+        beat = Heartbeat(
+            agent=self.name,
+            agent_id=f"host_{os.getpid()}",
+            epoch=self._term,
+            sequence=self._beats,
+            progress=self._beats,
+            status="draining" if self._stop.is_set() else "live",
+            interval_ms=int(HEARTBEAT_S * 1000),
+            sandbox=self.name,
+            pid=os.getpid(),
+            role="sandbox",
+            provider=self._provider,
+            uptime_s=round(time.monotonic() - self._started, 3),
+            inventory=tuple(slot.describe() for slot in slots),
+        )
+        with contextlib.suppress(BusError):
+            await self._bus.tell(self._bus.subjects.heartbeat(self.name), encode(beat))
+
+    async def _drain_all(self) -> None:
+        await self._beat_once()  # so that the watchdog knows why they end
+        async with self._orders:
+            slots = list(self._running.values())
+            for slot in slots:
+                slot.child.send_signal(signal.SIGTERM)
+                slot.child.send_signal(signal.SIGCONT)  # a stopped one could not hear it
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_GRACE_S):
+                    await asyncio.gather(*(slot.child.wait() for slot in slots))
+            for slot in slots:
+                slot.child.send_signal(signal.SIGKILL)
+                await slot.child.wait()
+        await asyncio.gather(*self._waits, return_exceptions=True)
+        with contextlib.suppress(TimeoutError, BusError):
+            async with asyncio.timeout(1.0):
+                await self._outbox.flush()

@@ -1,0 +1,25 @@
+"""Imported once by a sandbox host's fork server, so that an agent is up in milliseconds: all that agents need.
+
+An ImportError in a preload is swallowed by multiprocessing; the host therefore asks for `LOADED` in its first child.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import nats
+import nats.micro
+import numpy as np
+import talib
+import vaderSentiment.vaderSentiment
+
+import agents.market_data
+import agents.mean_reversion
+import agents.momentum
+import agents.process
+import agents.sentiment
+
+LOADED = (nats, nats.micro, np, talib, vaderSentiment, agents)
+
+gc.collect()
+gc.freeze()  # what is loaded now is never collected, so that its pages stay shared between all children

@@ -1,0 +1,176 @@
+"""One agent as a process: connects, runs one incarnation, and ends with an exit code that the watchdog understands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+
+import msgspec
+import orjson
+import structlog
+
+from agents.agent import Agent, published_kinds
+from agents.duties import HEARTBEAT_S, Memory, beat, register
+from agents.runtime import Runtime
+from agents.spec import AgentSpec, load_class
+from bus import __version__
+from bus.bus import Heard
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, MeshError, UsageError
+from bus.logs import set_up_logs
+from bus.nats_bus import NatsBus
+from bus.reports import Reporter
+
+log = structlog.get_logger("signalmesh.agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incarnation:
+    """What a process needs to become an agent. Without an `epoch` it claims one for itself."""
+
+    spec: AgentSpec
+    url: str
+    sandbox: str
+    epoch: int | None = None
+    agent_id: str | None = None
+    heartbeat_s: float = HEARTBEAT_S
+    log_level: str = "info"
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Incarnation:
+        return msgspec.convert(orjson.loads(data), cls)
+
+
+def make_agent(spec: AgentSpec) -> Agent:
+    """The agent of `spec`, with its options checked and its static data loaded.
+
+    Raises:
+        UsageError: its class cannot be imported, an option is wrong, or a data file is broken.
+    """
+    if spec.command:
+        from agents.command import CommandAgent, command_class
+
+        cls: type[Agent] = command_class(spec)
+        assert issubclass(cls, CommandAgent)
+        return cls(spec.name, spec.options)
+    return load_class(spec)(spec.name, spec.options)
+
+
+def run_incarnation(incarnation: Incarnation) -> int:
+    """Run it to its end; returns the exit code: 0 drained, 2 a person's mistake, 3 no bus, 1 anything else."""
+    set_up_logs(incarnation.log_level)
+    structlog.contextvars.bind_contextvars(agent=incarnation.spec.name, sandbox=incarnation.sandbox)
+    try:
+        return asyncio.run(_live(incarnation))
+    except Fenced as error:
+        log.warning("fenced", problem=str(error))
+        return EXIT_FAILED
+    except MeshError as error:
+        log.error("agent_failed", problem=str(error))  # noqa: TRY400 - expected: its message says all
+        return error.exit_code
+    except Exception:
+        log.exception("agent_crashed")
+        return EXIT_FAILED
+
+
+async def _live(incarnation: Incarnation) -> int:
+    spec = incarnation.spec
+    bus = await NatsBus.connect(incarnation.url, spec.swarm, spec.name, wait_s=None if incarnation.epoch else 5.0)
+    try:
+        try:
+            agent = make_agent(spec)
+        except UsageError as error:
+            await _alert_unusable(bus, incarnation, error)
+            raise
+        runtime = Runtime(
+            agent,
+            bus,
+            sandbox=incarnation.sandbox,
+            epoch=incarnation.epoch,
+            agent_id=incarnation.agent_id,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, runtime.drain)
+        publishes = published_kinds(type(agent))
+        key = spec.memory_key or type(agent).memory_key or (publishes[0] if publishes else "state")
+        memory = Memory(bus, agent, key, publishes)
+        runtime.on_stored = memory.take
+        tasks = [
+            asyncio.create_task(beat(runtime, incarnation.heartbeat_s), name="beat"),
+            asyncio.create_task(memory.run(), name="memory"),
+            asyncio.create_task(_introduce(runtime, bus), name="introduce"),
+        ]
+        try:
+            await runtime.run()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2.0):
+                    await register(runtime, "stopped")
+        except UsageError as error:
+            await _alert_unusable(bus, incarnation, error)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        await bus.close()
+    return EXIT_DONE
+
+
+async def _alert_unusable(bus: NatsBus, incarnation: Incarnation, error: UsageError) -> None:
+    """A mistake that no restart mends: say so on the bus, for its person may not see this process's log."""
+    from bus.outbox import Outbox
+
+    outbox = Outbox(bus, (), lambda _: None)
+    reporter = Reporter(bus, outbox, incarnation.spec.name)
+    reporter.alert("critical", "agent_unusable", str(error), agent=incarnation.spec.name)
+    with contextlib.suppress(TimeoutError, BusError):
+        async with asyncio.timeout(2.0):
+            await outbox.flush()
+    outbox.close()
+
+
+async def _introduce(runtime: Runtime, bus: NatsBus) -> None:
+    """Once it is ready: the registry record, and a place in NATS service discovery (`nats micro ls`)."""
+    await register(runtime)
+    agent = runtime.agent
+
+    async def status(_: Heard) -> bytes:
+        return orjson.dumps(
+            {
+                "agent": runtime.name,
+                "agent_id": runtime.agent_id,
+                "epoch": runtime.epoch,
+                "status": runtime.status,
+                "cursor": runtime.cursor,
+                "inputs": runtime.inputs,
+                "outputs": runtime.journal.outputs,
+                "poison": runtime.poison,
+                "pid": os.getpid(),
+                "sandbox": runtime.sandbox,
+            }
+        )
+
+    await bus.serve(
+        name=runtime.name,
+        version=__version__,
+        description=f"{agent.kind} agent of swarm {bus.subjects.ns}",
+        metadata={
+            "swarm": bus.subjects.ns,
+            "kind": agent.kind,
+            "agent_id": runtime.agent_id,
+            "epoch": str(runtime.epoch),
+            "sandbox": runtime.sandbox,
+            "capabilities": ",".join(agent.capabilities),
+        },
+        endpoint="status",
+        subject=bus.subjects.control(runtime.name, "status"),
+        on_request=status,
+    )
+    await asyncio.Event().wait()

@@ -1,0 +1,315 @@
+"""The verbs and their options. Each verb's work is elsewhere; it is imported when the verb runs, to start fast."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusUnreachable, MeshError, Refused, UsageError
+
+if TYPE_CHECKING:
+    from bus.nats_bus import NatsBus
+
+app = typer.Typer(
+    name="signalmesh",
+    help="Agents as independent processes on a NATS bus: decisions that survive kill -9.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+CONNECT_S = 2.0
+
+Nats = Annotated[
+    str | None,
+    typer.Option("--nats", envvar="SIGNALMESH_NATS", help="NATS URL; default: that of the state directory's swarm."),
+]
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", envvar="SIGNALMESH_STATE_DIR", help="Where `up` keeps its store and record.")
+]
+Swarm = Annotated[
+    str | None,
+    typer.Option("--swarm", envvar="SIGNALMESH_SWARM", help="The swarm's name; default: the record's."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="SIGNALMESH_CONFIG", help="swarm.toml; default: ./swarm.toml, else built in."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Level = Literal["debug", "info", "warning", "error"]
+LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]
+STATE_DIR = Path(".signalmesh")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which swarm on which bus a verb is about."""
+
+    url: str
+    swarm: str
+
+
+def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
+    """What --nats, --swarm and the state directory say."""
+    from coordinator.config import load
+    from coordinator.rundir import read_run
+
+    run = read_run(state_dir)
+    url = nats or (run.url if run else DEFAULT_URL)
+    if swarm is None:
+        swarm = run.swarm if run is not None and nats in (None, run.url) else load(None, Path.cwd()).swarm
+    return Target(url, swarm)
+
+
+def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
+    """Connect, do `work`, leave."""
+    from bus.nats_bus import NatsBus
+
+    async def connected() -> T:
+        bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
+        try:
+            return await work(bus)
+        except Refused as error:
+            if error.code != 10059:
+                raise
+            raise BusUnreachable(
+                bus.url, f"a server answers, but it has no swarm named {target.swarm!r}; name another with --swarm"
+            ) from None
+        finally:
+            await bus.close()
+
+    from bus.logs import set_up_logs
+
+    set_up_logs("error")
+    with contextlib.suppress(KeyboardInterrupt):
+        return asyncio.run(connected())
+    raise typer.Exit(130)
+
+
+def print_json(value: Any) -> None:
+    import orjson
+
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
+
+
+# -- running
+
+
+@app.command()
+def up(
+    config: ConfigFile = None,
+    speed: Annotated[
+        float | None, typer.Option(help="Candles a second of the recorded feeds; 0: as fast as decisions come.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port of the embedded nats-server; 0: any free one.")] = 4222,
+    state_dir: StateDir = STATE_DIR,
+    nats: Nats = None,
+    for_s: Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="End after so many seconds.")] = None,
+    no_dashboard: Annotated[  # noqa: ARG001 - part of the contract before there is a dashboard
+        bool, typer.Option("--no-dashboard", help="Without the web page (there is none yet: this changes nothing).")
+    ] = False,
+    json: Json = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` goes on with its state."""
+    from bus.connection import check_url
+    from bus.logs import set_up_logs
+    from coordinator.config import load, with_speed
+    from coordinator.up import UpOptions, check_agents, run_up
+    from coordinator.view import viewer
+
+    set_up_logs("warning")
+    if nats is not None:
+        check_url(nats)
+    if speed is not None and not speed >= 0:
+        raise UsageError(f"--speed {speed}: expected 0 or more candles a second")
+    if for_s is not None and not for_s > 0:
+        raise UsageError(f"--for {for_s}: expected more than 0 seconds")
+    loaded = with_speed(load(config, Path.cwd()), speed)
+    options = UpOptions(
+        config_file=config, state_dir=state_dir, port=port, url=nats, for_s=for_s, log_level=log_level, speed=speed
+    )
+    code = asyncio.run(run_up(check_agents(loaded), options, viewer(json)))
+    raise typer.Exit(code)
+
+
+@app.command()
+def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
+    """End the swarm whose state directory is here, in order: agents drain and save their state."""
+    from coordinator.rundir import read_run
+    from coordinator.stopping import stop_run
+
+    run = read_run(state_dir)
+    if run is None or not run.alive():
+        raise UsageError(f"no swarm runs in {state_dir}; name its directory with --state-dir")
+    took_s = stop_run(run)
+    if json:
+        print_json({"swarm": run.swarm, "pid": run.pid, "took_s": round(took_s, 3)})
+    else:
+        typer.echo(f"swarm {run.swarm} ended in {took_s:.1f} s; its state is in {state_dir}")
+
+
+@app.command()
+def status(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, json: Json = False) -> None:
+    """What runs, as heard on the bus within half a second."""
+    from coordinator.gather import gather_status
+    from coordinator.view import print_status
+
+    found = on_bus(find_target(nats, state_dir, swarm), gather_status)
+    if json:
+        print_json(found)
+    else:
+        print_status(found)
+
+
+@app.command()
+def watch(
+    kind: Annotated[str | None, typer.Argument(help="market, headline, sentiment, signal, decision …")] = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Follow messages as they are stored: all kinds, or one. Ctrl-C ends it."""
+    from bus.messages import KINDS
+    from coordinator.view import watch_bus
+
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"watch {kind}: unknown kind, expected one of {', '.join(KINDS)}")
+    on_bus(find_target(nats, state_dir, swarm), lambda bus: watch_bus(bus, kind, json))
+
+
+# -- acting on agents
+
+
+@app.command()
+def kill(
+    agent: Annotated[str, typer.Argument(help="The agent's name.")],
+    signal: Annotated[str, typer.Option("--signal", "-s", help="KILL, STOP, TERM, … or a number.")] = "KILL",
+    wait_s: Annotated[float, typer.Option("--wait", help="Longest time to watch it come back, seconds.")] = 15.0,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Send a signal to an agent's process and print how it came back, with what was lost and doubled (measured)."""
+    from coordinator.killing import kill as kill_agent
+    from coordinator.killing import signal_number
+    from coordinator.view import print_killing
+
+    number = signal_number(signal)
+    found = on_bus(find_target(nats, state_dir, swarm), lambda bus: kill_agent(bus, agent, number, wait_s))
+    if json:
+        print_json(found)
+    else:
+        print_killing(found)
+    good = found.outcome in ("recovered", "drained") and not found.outputs_lost and not found.outputs_doubled
+    raise typer.Exit(EXIT_DONE if good else EXIT_FAILED)
+
+
+def _ask_watchdog(target: Target, verb: str, agent: str, as_json: bool, done: str) -> None:
+    import orjson
+
+    async def ask(bus: NatsBus) -> dict[str, Any]:
+        subject = bus.subjects.control("watchdog", verb)
+        reply: dict[str, Any] = orjson.loads(await bus.request(subject, orjson.dumps({"agent": agent}), 12.0))
+        return reply
+
+    reply = on_bus(target, ask)
+    if "error" in reply:
+        raise UsageError(reply["error"]) if "no agent" in reply["error"] else MeshError(reply["error"])
+    if as_json:
+        print_json(reply)
+    else:
+        typer.echo(f"{agent}: {done}")
+
+
+@app.command()
+def restart(
+    agent: Annotated[str, typer.Argument(help="The agent's name.")],
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Drain an agent (it saves its state) and start it anew."""
+    _ask_watchdog(find_target(nats, state_dir, swarm), "restart", agent, json, "drained; it is started anew")
+
+
+@app.command()
+def revive(
+    agent: Annotated[str, typer.Argument(help="The agent's name.")],
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Bring a quarantined or drained agent back, with its deaths forgotten."""
+    _ask_watchdog(find_target(nats, state_dir, swarm), "revive", agent, json, "revived")
+
+
+# -- roles: the processes of a swarm
+
+
+def _role_url(nats: str | None, state_dir: Path) -> str:
+    from bus.connection import check_url
+
+    return check_url(nats or find_target(None, state_dir, "any").url)
+
+
+@app.command()
+def sandbox(
+    name: Annotated[str, typer.Argument(help="The sandbox's name.")],
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: the host of a sandbox; starts and ends agent processes where it runs."""
+    from bus.subjects import check_name
+    from coordinator.roles import run_sandbox
+
+    check_name(name, "sandbox")
+    target = find_target(nats, state_dir, swarm)
+    raise typer.Exit(run_sandbox(name, _role_url(nats, state_dir), target.swarm, log_level))
+
+
+@app.command()
+def agent(
+    name: Annotated[str, typer.Argument(help="The agent's name in the configuration.")],
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = "by-hand",
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: one agent in this process, by hand; it takes over from a running incarnation."""
+    from coordinator.roles import run_agent
+
+    raise typer.Exit(run_agent(name, _role_url(nats, state_dir), config, swarm, sandbox, log_level))
+
+
+@app.command()
+def watchdog(
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Give quarantined and drained agents another chance.")] = False,
+    speed: Annotated[float | None, typer.Option(help="As for `up`.")] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: notices death and silence and has agents started again; a second one stands by."""
+    from coordinator.roles import run_watchdog
+
+    raise typer.Exit(run_watchdog(_role_url(nats, state_dir), config, swarm, fresh, speed, log_level))

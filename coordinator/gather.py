@@ -1,0 +1,178 @@
+"""What can be learnt of a swarm from its bus alone: every figure here was received or read, none is kept by us.
+
+`status` listens to heartbeats for a moment, and reads the registry, the stream's counts and the last decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from bus.bus import Heard
+from bus.errors import MessageError
+from bus.messages import Decision, Heartbeat, decode
+from bus.nats_bus import NatsBus
+from bus.registry import read_records
+
+LISTEN_S = 0.5
+"""Long enough for two beats of every host and five of every agent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxStatus:
+    """A sandbox whose host was heard, or from which an agent in the registry comes (`lost`)."""
+
+    name: str
+    provider: str | None
+    status: str
+    agents: list[str]
+    uptime_s: float | None
+    pid: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStatus:
+    """One agent. `status`: active, starting, restoring, draining, silent, stopped, drained, quarantined.
+
+    `restarts` counts claims beyond the first one that the stream still holds; `lag` are inputs not yet read.
+    """
+
+    name: str
+    kind: str
+    agent_id: str
+    status: str
+    epoch: int
+    pid: int | None
+    sandbox: str
+    capabilities: list[str]
+    restarts: int
+    heartbeat_age_ms: int | None
+    cursor: int | None
+    lag: int | None
+    outputs: int | None
+    poison: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionCount:
+    """Decisions that the stream holds, and the time of the newest one's event."""
+
+    count: int
+    last_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """`status --json`. `watchdog_term` is None when no watchdog was heard."""
+
+    swarm: str
+    nats: str
+    active_agents: int
+    processes: int
+    watchdog_term: int | None
+    sandboxes: list[SandboxStatus] = field(default_factory=list)
+    agents: list[AgentStatus] = field(default_factory=list)
+    decisions: DecisionCount
+
+
+class Listener:
+    """Keeps the newest heartbeat of everybody, and when it was heard."""
+
+    def __init__(self, bus: NatsBus) -> None:
+        self._bus = bus
+        self.agents: dict[str, tuple[float, Heartbeat]] = {}
+        self.hosts: dict[str, tuple[float, Heartbeat]] = {}
+        self.watchdog: tuple[float, Heartbeat] | None = None
+
+    async def start(self) -> None:
+        await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+
+    async def _on_beat(self, heard: Heard) -> None:
+        try:
+            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            return
+        assert isinstance(beat, Heartbeat)
+        entry = (asyncio.get_running_loop().time(), beat)
+        if beat.role == "watchdog":
+            if self.watchdog is None or beat.epoch >= self.watchdog[1].epoch:
+                self.watchdog = entry
+        elif beat.role == "sandbox":
+            self.hosts[beat.agent] = entry
+        else:
+            known = self.agents.get(beat.agent)
+            if known is None or beat.epoch >= known[1].epoch:
+                self.agents[beat.agent] = entry
+
+
+async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
+    """Listen for `listen_s` seconds, then read the rest.
+
+    Raises:
+        Refused: there is no such swarm on this server.
+    """
+    listener = Listener(bus)
+    await listener.start()
+    records = await read_records(bus)
+    await asyncio.sleep(listen_s)
+    subjects = bus.subjects
+    claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
+    counts = await bus.subject_counts(subjects.all_of("decision"))
+    newest: Decision | None = None
+    newest_sequence = 0
+    for subject in counts:
+        stored = await bus.last(subject)
+        if stored is not None and stored.sequence > newest_sequence:
+            message = decode(subjects.parse(subject), subject, stored.data)
+            if isinstance(message, Decision):
+                newest, newest_sequence = message, stored.sequence
+    time = asyncio.get_running_loop().time()
+    agents = []
+    for name in sorted({*records, *listener.agents}):
+        record = records.get(name)
+        beat_at, beat = listener.agents.get(name, (None, None))
+        if beat is not None:
+            status = {"live": "active", "finished": "active"}.get(beat.status, beat.status)
+        else:
+            assert record is not None
+            status = "silent" if record.status == "active" else record.status
+        agents.append(
+            AgentStatus(
+                name=name,
+                kind=record.kind if record else "",
+                agent_id=beat.agent_id if beat else record.agent_id if record else "",
+                status=status,
+                epoch=beat.epoch if beat else record.epoch if record else 0,
+                pid=beat.pid if beat else None,
+                sandbox=beat.sandbox if beat else record.sandbox if record else "",
+                capabilities=list(record.capabilities) if record else [],
+                restarts=max(0, claims.get(subjects.epoch(name), 0) - 1),
+                heartbeat_age_ms=None if beat_at is None else round((time - beat_at) * 1000),
+                cursor=beat.cursor if beat else None,
+                lag=beat.lag if beat else None,
+                outputs=beat.outputs if beat else None,
+                poison=beat.poison if beat else None,
+            )
+        )
+    sandboxes = [
+        SandboxStatus(
+            name=name,
+            provider=beat.provider,
+            status="active" if beat.status == "live" else beat.status,
+            agents=[agent.name for agent in agents if agent.sandbox == name and agent.pid is not None],
+            uptime_s=beat.uptime_s,
+            pid=beat.pid,
+        )
+        for name, (_, beat) in sorted(listener.hosts.items())
+    ]
+    return Status(
+        swarm=subjects.ns,
+        nats=bus.url,
+        active_agents=sum(agent.status == "active" for agent in agents),
+        processes=sum(agent.pid is not None for agent in agents),
+        watchdog_term=listener.watchdog[1].epoch if listener.watchdog else None,
+        sandboxes=sandboxes,
+        agents=agents,
+        decisions=DecisionCount(count=sum(counts.values()), last_at=newest.timestamp if newest else None),
+    )

@@ -1,0 +1,25 @@
+"""The console script `signalmesh`: turns every expected error into one line and its exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from bus.errors import EXIT_FAILED, MeshError
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 bus unreachable."""
+    from coordinator.cli import app
+
+    try:
+        app(standalone_mode=True)
+    except MeshError as error:
+        print(f"signalmesh: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        raise SystemExit(EXIT_FAILED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""The watchdog's policy: what it observes, what it concludes, what is to be done. Pure: time is passed in.
+
+Two senses: the host's exit report (act now) and heartbeats. Silence makes a process suspect; then its host is asked
+about it: gone or stopped is dead; using CPU or waiting for one is not, for a while. The policy distrusts itself first:
+its own delays are subtracted, and while the bus is ill nobody is declared dead.
+
+All times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bus.messages import Child, Heartbeat
+
+Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
+FORGIVEN_S = 10.0
+"""An agent that has made progress for so long is forgiven its earlier deaths."""
+LOOK_EVERY_S = 0.2
+STALLED_S = 10.0
+"""Beating, with inputs waiting, but without progress for so long: dead."""
+NEVER_READY_S = 30.0
+"""Beating but not live after so long without any progress: dead."""
+SOURCES_WAIT_S = 5.0
+"""Sources start when all others are live, or after so long."""
+HOST_LOST_S = 1.0
+"""A host silent for so long is lost, and its agents are started elsewhere."""
+OWN_LAG_S = 0.05
+"""A delay of our own beyond this is not held against anybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Claim the next epoch of `agent` and start it in `sandbox`. `reason` is why, None for the first start."""
+
+    agent: str
+    sandbox: str
+    reason: str | None = None
+    moved_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Ask the host of `agent` about its process."""
+
+    agent: str
+    sandbox: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    agent: str
+    silent_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """`agent`'s incarnation is dead; a Spawn follows, at once or later, unless it is quarantined."""
+
+    agent: str
+    epoch: int
+    sandbox: str
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    agent: str
+    epoch: int
+    sandbox: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLost:
+    sandbox: str
+    agents: tuple[str, ...]
+
+
+Action = Spawn | Look | Suspect | Dead | Quarantine | Drained | SandboxLost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the watchdog waits, in seconds; deaths counted within `window_s` up to `deaths` before quarantine."""
+
+    suspect_s: float = 0.3
+    dead_s: float = 0.6
+    grace_s: float = 3.0
+    starved_s: float = 5.0
+    deaths: int = 10
+    window_s: float = 30.0
+
+
+@dataclass(slots=True)
+class AgentState:
+    """What is known of one agent."""
+
+    name: str
+    preferred: str
+    is_source: bool = False
+    phase: Phase = "waiting"
+    sandbox: str = ""
+    pid: int = 0
+    epoch: int = 0
+    agent_id: str = ""
+    status: str = ""
+    progress: int = 0
+    progress_at: float = 0.0
+    healthy_since: float | None = None
+    beat_at: float = 0.0
+    lag: int = 0
+    started_at: float = 0.0
+    beaten: bool = False
+    suspected: bool = False
+    looked_at: float = -1e9
+    looked: tuple[float, float] | None = None
+    deaths: deque[float] = field(default_factory=deque)
+    backoff_s: float = 0.0
+    retry_at: float = 0.0
+    reason: str | None = None
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class HostState:
+    name: str
+    pid: int = 0
+    beat_at: float = -1e9
+    alive: bool = False
+
+
+class Policy:
+    """Everything the watchdog knows, and `decide`."""
+
+    def __init__(
+        self, agents: Iterable[AgentState], sandboxes: Iterable[str], patience: Patience, rng: random.Random, now: float
+    ) -> None:
+        self.agents = {agent.name: agent for agent in agents}
+        self.hosts = {name: HostState(name) for name in sandboxes}
+        self._patience = patience
+        self._rng = rng
+        self._began = now
+        self._decided_at = now
+        self._bus_ill = False
+        self._actions: list[Action] = []
+
+    # -- observations
+
+    def beat(self, now: float, beat: Heartbeat) -> None:
+        """An agent's heartbeat arrived."""
+        agent = self.agents.get(beat.agent)
+        if agent is None or beat.epoch < agent.epoch or agent.phase == "external":
+            return
+        if beat.epoch > agent.epoch:
+            if agent.phase in ("restarting", "drained", "quarantined"):
+                return  # our own new one, before we have heard of its start; or one that nobody wants back
+            self._adopt(now, agent, beat.sandbox, beat.pid, beat.epoch, beat.agent_id)
+        agent.beat_at = now
+        agent.beaten = True
+        agent.suspected = False
+        agent.looked = None
+        agent.lag = beat.lag
+        if beat.progress != agent.progress or beat.status != agent.status:
+            agent.progress, agent.progress_at = beat.progress, now
+        agent.status = beat.status
+        if agent.phase == "starting" and beat.status in ("live", "finished"):
+            agent.phase = "running"
+            agent.healthy_since = now
+
+    def host_beat(self, now: float, beat: Heartbeat) -> None:
+        """A sandbox host's heartbeat arrived, with its inventory."""
+        host = self.hosts.setdefault(beat.agent, HostState(beat.agent))
+        if host.alive and host.pid != beat.pid:
+            self._lose(now, host, "its sandbox host was replaced")
+        if host.alive and beat.status != "live":
+            self._actions.append(SandboxLost(host.name, self._living_in(host.name)))  # its agents drain, then move
+        host.alive = beat.status == "live"
+        host.pid, host.beat_at = beat.pid, now
+        for child in beat.inventory or ():
+            self._see(now, beat.agent, child)
+
+    def _see(self, now: float, sandbox: str, child: Child) -> None:
+        agent = self.agents.get(child.agent)
+        if agent is None:
+            return
+        if child.exit_code is not None:
+            self.exited(now, child.agent, child.epoch, child.exit_code)
+        elif child.epoch > agent.epoch and agent.phase not in ("restarting", "drained", "quarantined"):
+            self._adopt(now, agent, sandbox, child.pid, child.epoch, child.agent_id)
+
+    def _adopt(self, now: float, agent: AgentState, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
+        self.spawned(now, agent.name, sandbox, pid, epoch, agent_id)
+
+    def spawned(self, now: float, name: str, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
+        """An incarnation was started (or found running)."""
+        agent = self.agents[name]
+        agent.phase = "starting"
+        agent.sandbox, agent.pid, agent.epoch, agent.agent_id = sandbox, pid, epoch, agent_id
+        agent.started_at = agent.beat_at = agent.progress_at = now
+        agent.beaten = agent.suspected = False
+        agent.status, agent.progress, agent.looked = "", 0, None
+        agent.healthy_since = None
+
+    def spawn_failed(self, now: float, name: str, reason: str) -> None:
+        """An incarnation could not be started: tried again after a pause, without counting as a death."""
+        agent = self.agents[name]
+        agent.phase = "backoff"
+        agent.reason = reason
+        self._back_off(now, agent)
+
+    def exited(self, now: float, name: str, epoch: int, exit_code: int) -> None:
+        """A host reported the end of a process."""
+        agent = self.agents.get(name)
+        if agent is None or agent.epoch != epoch or agent.phase not in ("starting", "running"):
+            return
+        host = self.hosts.get(agent.sandbox)
+        if exit_code == 0 and host is not None and not host.alive:
+            self._die(now, agent, "its sandbox host is ending", counts=False)
+        elif exit_code == 0:
+            agent.phase = "drained"
+            self._actions.append(Drained(name))
+        elif exit_code == 2:
+            self._die(now, agent, "it ended with exit code 2: a mistake that no restart mends", hopeless=True)
+        else:
+            self._die(now, agent, f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
+
+    def looked(self, now: float, name: str, epoch: int, state: str, cpu_s: float, waited_s: float) -> None:
+        """A host answered what it knows of a silent agent's process."""
+        agent = self.agents[name]
+        if agent.epoch != epoch or agent.phase not in ("starting", "running"):
+            return
+        silent_s = now - agent.beat_at
+        if silent_s < self._patience.dead_s:
+            return
+        if state in ("gone", "Z", "X"):
+            self._die(now, agent, "its process is gone")
+        elif state in ("T", "t"):
+            self._die(now, agent, f"stopped, and silent for {silent_s * 1000:.0f} ms")
+        elif silent_s >= self._patience.starved_s:
+            self._die(now, agent, f"silent for {silent_s * 1000:.0f} ms")
+        elif agent.looked is None:
+            agent.looked = (cpu_s, waited_s)
+        elif (cpu_s, waited_s) == agent.looked:
+            self._die(now, agent, f"silent for {silent_s * 1000:.0f} ms without using or awaiting a CPU")
+        else:
+            agent.looked = (cpu_s, waited_s)
+
+    def host_gone(self, now: float, sandbox: str, reason: str) -> None:
+        """A sandbox host was reported dead."""
+        if (host := self.hosts.get(sandbox)) is not None and host.alive:
+            self._lose(now, host, reason)
+
+    def bus_trouble(self, now: float, ill: bool) -> None:
+        """Our own connection or the bus is ill, or well again: then everybody's silence counts anew."""
+        if self._bus_ill and not ill:
+            self._pardon(now)
+        self._bus_ill = ill
+
+    def _pardon(self, now: float) -> None:
+        for agent in self.agents.values():
+            agent.beat_at = max(agent.beat_at, now)
+            agent.progress_at = max(agent.progress_at, now)
+            agent.looked = None
+            agent.suspected = False
+        for host in self.hosts.values():
+            if host.alive:
+                host.beat_at = max(host.beat_at, now)
+
+    # -- wishes
+
+    def revive(self, now: float, name: str) -> bool:
+        """Bring a quarantined or drained agent back; False if it is neither."""
+        agent = self.agents[name]
+        if agent.phase not in ("quarantined", "drained"):
+            return False
+        agent.deaths.clear()
+        agent.backoff_s = 0.0
+        agent.reason = None
+        agent.phase = "waiting"
+        agent.is_source = False  # it need not wait for the others
+        return True
+
+    def restart(self, name: str) -> None:
+        """Have the agent started anew after it has been drained."""
+        agent = self.agents[name]
+        agent.phase, agent.reason = "waiting", "restart"
+        agent.is_source = False
+
+    # -- conclusions
+
+    def decide(self, now: float) -> list[Action]:
+        """What is to be done now. To be called after every observation and at short intervals."""
+        lag_s = now - self._decided_at
+        self._decided_at = now
+        if lag_s > OWN_LAG_S + self._patience.suspect_s:
+            self._pardon(now)  # we slept: what we did not hear may well have been said
+        if not self._bus_ill:
+            for host in self.hosts.values():
+                if host.alive and now - host.beat_at > HOST_LOST_S:
+                    self._lose(now, host, f"its sandbox host has been silent for {now - host.beat_at:.1f} s")
+            for agent in self.agents.values():
+                self._consider(now, agent)
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _consider(self, now: float, agent: AgentState) -> None:
+        if agent.phase in ("starting", "running"):
+            self._consider_health(now, agent)
+        elif (agent.phase == "backoff" and now >= agent.retry_at) or (
+            agent.phase == "waiting" and (not agent.is_source or self._others_live(now))
+        ):
+            self._start(now, agent)
+
+    def _consider_health(self, now: float, agent: AgentState) -> None:
+        patience = self._patience
+        silent_s = now - agent.beat_at
+        if not agent.beaten and now - agent.started_at < patience.grace_s:
+            return
+        if silent_s >= patience.dead_s:
+            host = self.hosts.get(agent.sandbox)
+            if host is None or not host.alive:
+                if silent_s >= HOST_LOST_S:
+                    self._die(now, agent, f"silent for {silent_s * 1000:.0f} ms, and no host to ask")
+            elif now - agent.looked_at >= LOOK_EVERY_S:
+                agent.looked_at = now
+                self._actions.append(Look(agent.name, agent.sandbox, agent.epoch))
+        elif silent_s >= patience.suspect_s and not agent.suspected:
+            agent.suspected = True
+            self._actions.append(Suspect(agent.name, int(silent_s * 1000)))
+        if silent_s < patience.suspect_s:
+            idle_s = now - agent.progress_at
+            if agent.phase == "starting" and idle_s > NEVER_READY_S:
+                self._die(now, agent, f"never became ready: no progress for {idle_s:.0f} s")
+            elif agent.phase == "running" and agent.lag > 0 and idle_s > STALLED_S:
+                self._die(now, agent, f"{agent.lag} inputs wait, but no progress for {idle_s:.0f} s")
+        if agent.healthy_since is not None and now - agent.healthy_since > FORGIVEN_S:
+            agent.deaths.clear()
+            agent.backoff_s = 0.0
+
+    def _others_live(self, now: float) -> bool:
+        if now - self._began > SOURCES_WAIT_S:
+            return True
+        return all(
+            other.is_source or other.phase in ("running", "quarantined", "drained", "external")
+            for other in self.agents.values()
+        )
+
+    def _start(self, now: float, agent: AgentState) -> None:
+        sandbox = self._place(agent)
+        if sandbox is None:
+            return
+        moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None
+        agent.phase = "restarting"
+        self._actions.append(Spawn(agent.name, sandbox, agent.reason, moved_from))
+
+    def _place(self, agent: AgentState) -> str | None:
+        """Where it was, else where it belongs, else on the live host with the fewest agents."""
+        alive = [host.name for host in self.hosts.values() if host.alive]
+        for wanted in (agent.sandbox, agent.preferred):
+            if wanted in alive:
+                return wanted
+        load = dict.fromkeys(alive, 0)
+        for other in self.agents.values():
+            if other.sandbox in load and other is not agent:
+                load[other.sandbox] += 1
+        return min(alive, key=lambda name: (load[name], alive.index(name)), default=None)
+
+    def _lose(self, now: float, host: HostState, reason: str) -> None:
+        host.alive = False
+        affected = self._living_in(host.name)
+        self._actions.append(SandboxLost(host.name, affected))
+        for name in affected:
+            self._die(now, self.agents[name], reason, counts=False)
+
+    def _living_in(self, sandbox: str) -> tuple[str, ...]:
+        return tuple(
+            agent.name
+            for agent in self.agents.values()
+            if agent.sandbox == sandbox and agent.phase in ("starting", "running")
+        )
+
+    def _die(self, now: float, agent: AgentState, reason: str, *, counts: bool = True, hopeless: bool = False) -> None:
+        self._actions.append(Dead(agent.name, agent.epoch, agent.sandbox, agent.pid, reason))
+        agent.healthy_since = None
+        agent.reason = reason
+        agent.restarts += 1
+        if counts:
+            agent.deaths.append(now)
+            while agent.deaths and now - agent.deaths[0] > self._patience.window_s:
+                agent.deaths.popleft()
+        if hopeless or len(agent.deaths) >= self._patience.deaths:
+            agent.phase = "quarantined"
+            why = reason if hopeless else f"{len(agent.deaths)} deaths within {self._patience.window_s:.0f} s"
+            self._actions.append(Quarantine(agent.name, agent.epoch, agent.sandbox, why))
+            return
+        agent.phase = "backoff"
+        if len(agent.deaths) <= 1:
+            agent.retry_at = now
+            self._consider(now, agent)
+        else:
+            self._back_off(now, agent)
+
+    def _back_off(self, now: float, agent: AgentState) -> None:
+        agent.backoff_s = min(max(agent.backoff_s * 2, FIRST_BACKOFF_S), LAST_BACKOFF_S)
+        agent.retry_at = now + agent.backoff_s * self._rng.uniform(0.8, 1.2)

@@ -1,0 +1,97 @@
+"""The processes of a swarm as verbs of the command line: sandbox, agent, watchdog."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from agents.process import Incarnation, run_incarnation
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
+from bus.logs import set_up_logs
+from bus.nats_bus import NatsBus
+from bus.streams import StreamLimits, ensure_streams
+from coordinator.config import load, resolve, with_speed
+from coordinator.settings import SwarmConfig
+
+log = structlog.get_logger("signalmesh")
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    """Have SIGTERM and SIGINT call `stop`."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def limits_of(config: SwarmConfig) -> StreamLimits:
+    return StreamLimits(max_age_s=config.stream.max_age_s, max_bytes=config.stream.max_bytes)
+
+
+def run_sandbox(name: str, url: str, swarm: str, log_level: str) -> int:
+    """Serve sandbox `name` until told to end."""
+    from agents.host import Host
+
+    set_up_logs(log_level)
+
+    async def serve() -> None:
+        bus = await NatsBus.connect(url, swarm, f"sandbox {name}", wait_s=None)
+        try:
+            host = Host(bus, name, url, log_level=log_level)
+            on_signals(host.stop)
+            await host.run()
+        finally:
+            await bus.close()
+
+    asyncio.run(serve())
+    return EXIT_DONE
+
+
+def run_agent(name: str, url: str, config_file: Path | None, swarm: str | None, sandbox: str, log_level: str) -> int:
+    """Run one configured agent by hand, in this process; it claims its epoch itself."""
+    config = load(config_file, Path.cwd())
+    settings = config.agent(name)
+    if settings.external:
+        raise UsageError(f"agent {name!r} is external in {config.file}: its own program runs it")
+    spec = settings.spec
+    if swarm is not None and swarm != spec.swarm:
+        from dataclasses import replace
+
+        spec = replace(spec, swarm=swarm)
+    return run_incarnation(Incarnation(spec=spec, url=url, sandbox=sandbox, log_level=log_level))
+
+
+def run_watchdog(
+    url: str, config_file: Path | None, swarm: str | None, fresh: bool, speed: float | None, log_level: str
+) -> int:
+    """Supervise the swarm, or stand by while another watchdog does."""
+    from coordinator.watchdog import Watchdog
+
+    set_up_logs(log_level)
+    config, classes = resolve(with_speed(load(config_file, Path.cwd()), speed))
+    sources = {name for name, cls in classes.items() if cls.produce is not None}
+
+    async def watch() -> int:
+        bus = await NatsBus.connect(url, swarm or config.swarm, "watchdog", wait_s=None)
+        try:
+            while True:
+                with contextlib.suppress(BusError):
+                    await bus.until_live()
+                    await ensure_streams(bus, limits_of(config))
+                    break
+                await asyncio.sleep(0.2)
+            watchdog = Watchdog(bus, config, sources, fresh=fresh)
+            on_signals(watchdog.stop)
+            await watchdog.run()
+        except Fenced as error:
+            log.warning("superseded", problem=str(error))
+            return EXIT_FAILED
+        finally:
+            await bus.close()
+        return EXIT_DONE
+
+    return asyncio.run(watch())

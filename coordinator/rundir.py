@@ -1,0 +1,91 @@
+"""The state directory of a swarm that runs on this machine: who runs it, where its bus is, and its lock."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import orjson
+import psutil
+
+from bus.errors import UsageError
+
+DEFAULT_STATE_DIR = Path(".signalmesh")
+RECORD = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The record of a running `up`. `created`, its start time, tells its process from a later one."""
+
+    pid: int
+    created: float
+    swarm: str
+    url: str
+    nats_pid: int | None
+    config: str
+
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.created) < 0.01 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def read_run(state_dir: Path) -> Run | None:
+    """The record in `state_dir`, whether or not its process still runs; None if there is none."""
+    try:
+        return msgspec.convert(orjson.loads((state_dir / RECORD).read_bytes()), Run)
+    except FileNotFoundError:
+        return None
+    except (orjson.JSONDecodeError, msgspec.ValidationError, OSError) as error:
+        raise UsageError(f"{state_dir / RECORD}: cannot be read ({error}); remove it if no swarm runs here") from None
+
+
+def write_run(state_dir: Path, swarm: str, url: str, nats_pid: int | None, config: str) -> None:
+    """Record that this process runs the swarm. `url` is without credentials."""
+    run = Run(
+        pid=os.getpid(),
+        created=psutil.Process().create_time(),
+        swarm=swarm,
+        url=url,
+        nats_pid=nats_pid,
+        config=config,
+    )
+    temporary = state_dir / f"{RECORD}.{os.getpid()}"
+    temporary.write_bytes(orjson.dumps(run))
+    temporary.replace(state_dir / RECORD)
+
+
+def remove_run(state_dir: Path) -> None:
+    """Remove the record at the end of an orderly run."""
+    (state_dir / RECORD).unlink(missing_ok=True)
+
+
+def lock(state_dir: Path) -> IO[str]:
+    """Take the directory for this process; held until the returned file is closed or the process ends.
+
+    Raises:
+        UsageError: another `up` has it, or it cannot be written.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        file = (state_dir / "lock").open("w")
+    except OSError as error:
+        raise UsageError(f"--state-dir {state_dir}: cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        run = read_run(state_dir)
+        who = f" (pid {run.pid})" if run is not None else ""
+        raise UsageError(
+            f"a swarm runs in {state_dir} already{who}: end it with `signalmesh down`, or use another --state-dir"
+        ) from None
+    return file

@@ -1,0 +1,34 @@
+"""`signalmesh down`: ask a running `up` to end, and wait until it has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+
+from bus.errors import MeshError
+from coordinator.rundir import Run
+
+STOP_S = 30.0
+"""Longer than all graces of `up` together."""
+
+
+def stop_run(run: Run) -> float:
+    """End the swarm of `run`; returns how many seconds it took.
+
+    Raises:
+        MeshError: it has not ended in time.
+    """
+    since = time.monotonic()
+    process = psutil.Process(run.pid)
+    os.kill(run.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=STOP_S)
+    except psutil.TimeoutExpired:
+        raise MeshError(
+            f"the swarm {run.swarm} (pid {run.pid}) has not ended within {STOP_S:.0f} s; `kill -9 {run.pid}` ends it "
+            "at once, and the next `up` recovers its state"
+        ) from None
+    return time.monotonic() - since

@@ -1,0 +1,285 @@
+"""`signalmesh up`: the whole swarm on this machine, in the foreground.
+
+It owns its direct children: nats-server (unless another one is named), a host for every sandbox, the watchdog. They end
+when it ends, however it ends; while it lives, each that dies is started again. Agents are the hosts' and the
+watchdog's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+
+from agents.process import make_agent
+from bus.errors import EXIT_DONE, BusError, ConfigError, UsageError
+from bus.nats_bus import NatsBus
+from bus.outbox import Outbox
+from bus.process import die_with_parent
+from bus.reports import Reporter
+from bus.server import NatsServer, ServerDied, ServerEvent, ServerRestarted
+from bus.streams import ensure_streams
+from coordinator.config import resolve
+from coordinator.roles import limits_of, on_signals
+from coordinator.rundir import lock, remove_run, write_run
+from coordinator.settings import SwarmConfig
+
+NAME = "up"
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
+STEADY_S = 10.0
+"""A child that was up for so long is forgiven its earlier deaths."""
+STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0}
+"""From SIGTERM to SIGKILL; a sandbox host drains its agents in this time."""
+URL_VARIABLE = "SIGNALMESH_NATS"
+"""Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
+
+log = structlog.get_logger("signalmesh.up")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """What was asked for on the command line."""
+
+    config_file: Path | None
+    state_dir: Path
+    port: int
+    url: str | None
+    for_s: float | None
+    log_level: str
+    speed: float | None = None
+
+
+class Role:
+    """One direct child, kept alive. `kind` is watchdog or sandbox; its log goes to `state_dir/logs/{name}.log`."""
+
+    def __init__(self, kind: str, name: str, arguments: list[str], url: str, log_file: Path) -> None:
+        self.kind, self.name = kind, name
+        self._arguments = arguments
+        self._environment = {**os.environ, URL_VARIABLE: url}
+        self._log_file = log_file
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    async def start(self, *extra: str) -> None:
+        with open(self._log_file, "ab") as output:  # noqa: ASYNC230 - a local append, once a start
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "coordinator.main",
+                *self._arguments,
+                *extra,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environment,
+                start_new_session=True,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+
+    async def keep(self, on_exit: Callable[[Role, int, int], None]) -> None:
+        """Start it again whenever it dies, until `stop`."""
+        backoff_s = 0.0
+        while not self._stopping:
+            assert self._process is not None
+            since = time.monotonic()
+            pid = self._process.pid
+            code = await self._process.wait()
+            if self._stopping:
+                return
+            on_exit(self, pid, code)
+            backoff_s = (
+                0.0 if time.monotonic() - since > STEADY_S else min(backoff_s * 2 or FIRST_BACKOFF_S, LAST_BACKOFF_S)
+            )
+            await asyncio.sleep(backoff_s)
+            self.restarts += 1
+            if not self._stopping:
+                await self.start()
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL after its grace."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)
+        try:
+            async with asyncio.timeout(STOP_GRACE_S[self.kind]):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+class Up:
+    """A running swarm: started, kept, and stopped in reverse order."""
+
+    def __init__(self, config: SwarmConfig, options: UpOptions) -> None:
+        self.config, self._options = config, options
+        self._server: NatsServer | None = None
+        self._lock: IO[str] | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.roles: list[Role] = []
+        self.url = ""
+        self.bus: NatsBus
+        self._reports: Reporter
+        self._outbox: Outbox
+
+    async def start(self) -> None:
+        """Start everything, server first.
+
+        Raises:
+            UsageError: the port or the state directory is taken, or the server unfit.
+            BusError: the bus named by --nats does not answer.
+        """
+        options = self._options
+        state_dir = options.state_dir
+        self._lock = await asyncio.to_thread(lock, state_dir)
+        logs = state_dir / "logs"
+        await asyncio.to_thread(logs.mkdir, exist_ok=True)
+        if options.url is None:
+            self._server = NatsServer(state_dir, port=options.port, durability=self.config.stream.durability)
+            await self._server.start()
+            self.url = self._server.url
+            self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
+        else:
+            self.url = options.url
+        self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME)
+        await ensure_streams(self.bus, limits_of(self.config))
+        self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
+        self._reports = Reporter(self.bus, self._outbox, NAME)
+        common = ["--swarm", self.config.swarm, "--log-level", options.log_level]
+        config_file = [] if options.config_file is None else ["--config", str(options.config_file)]
+        for sandbox in self.config.sandboxes:
+            arguments = ["sandbox", sandbox.name, *common]
+            self.roles.append(Role("sandbox", sandbox.name, arguments, self.url, logs / f"{sandbox.name}.log"))
+        speed = [] if options.speed is None else ["--speed", str(options.speed)]
+        watchdog = ["watchdog", *config_file, *speed, *common]
+        self.roles.append(Role("watchdog", "watchdog", watchdog, self.url, logs / "watchdog.log"))
+        for role in self.roles:
+            await role.start(*(["--fresh"] if role.kind == "watchdog" else []))
+            self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
+        self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
+        nats_pid = self._server.pid if self._server else None
+        await asyncio.to_thread(write_run, state_dir, self.config.swarm, self.bus.url, nats_pid, self.config.file)
+
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._outbox.check()
+
+    def _on_exit(self, role: Role, pid: int, code: int) -> None:
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if role.kind == "sandbox":
+            self._reports.lifecycle("exited", role.name, sandbox=role.name, pid=pid, reason=reason, exit_code=code)
+        self._reports.alert(
+            "warning",
+            f"{role.kind}_died",
+            f"{role.kind} {role.name} (pid {pid}) ended with {reason} and is started again",
+            pid=pid,
+        )
+
+    def _on_server(self, event: ServerEvent) -> None:
+        if isinstance(event, ServerDied):
+            log.warning("nats_server_died", pid=event.pid, returncode=event.returncode, retry_s=event.retry_s)
+        elif isinstance(event, ServerRestarted):
+            log.warning("nats_server_restarted", pid=event.pid, down_ms=round(event.down_s * 1000))
+            self._reports.alert(
+                "warning",
+                "nats_server_restarted",
+                f"nats-server died and answers again as pid {event.pid} after {event.down_s * 1000:.0f} ms",
+                pid=event.pid,
+            )
+        else:
+            log.error("nats_server_restart_failed", problem=event.problem, retry_s=event.retry_s)
+
+    async def stop(self) -> None:
+        """End everything in reverse order: watchdog, hosts (their agents drain), server."""
+        for kind in ("watchdog", "sandbox"):
+            await asyncio.gather(*(role.stop() for role in self.roles if role.kind == kind))
+        for task in self._tasks:
+            if task.get_name() != "nats-server":
+                task.cancel()
+        if hasattr(self, "bus"):
+            await self.bus.close()
+        if self._server is not None:
+            await self._server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._lock is not None:
+            await asyncio.to_thread(remove_run, self._options.state_dir)
+            self._lock.close()
+
+
+def check_agents(config: SwarmConfig) -> SwarmConfig:
+    """Import every agent and make it once, so that a mistake in it is said here rather than by a dying process.
+
+    Raises:
+        ConfigError: naming the agent's key and what is wrong.
+    """
+    resolved, _ = resolve(config)
+    for settings in resolved.agents:
+        if settings.external:
+            continue
+        try:
+            make_agent(settings.spec)
+        except UsageError as error:
+            raise ConfigError(config.file, f"agents.{settings.spec.name}", str(error)) from None
+        except Exception as error:
+            raise ConfigError(
+                config.file,
+                f"agents.{settings.spec.name}",
+                f"making it raised {type(error).__name__}: {error}; see its setup()",
+            ) from None
+    return resolved
+
+
+async def run_up(config: SwarmConfig, options: UpOptions, show: Callable[[Up, asyncio.Event], Any]) -> int:
+    """Run the swarm until a signal, `down` or the end of --for; `show` displays it meanwhile."""
+    stop = asyncio.Event()
+    asked = 0
+
+    def on_signal() -> None:
+        nonlocal asked
+        asked += 1
+        stop.set()
+        if asked > 2:
+            os._exit(130)  # the children end with us
+
+    on_signals(on_signal)
+    up = Up(config, options)
+    showing: asyncio.Task[None] | None = None
+    try:
+        await up.start()
+        showing = asyncio.create_task(show(up, stop), name="view")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(options.for_s):
+                await stop.wait()
+    finally:
+        if showing is not None:
+            stop.set()
+            showing.cancel()
+            await asyncio.gather(showing, return_exceptions=True)
+        with contextlib.suppress(BusError):
+            await up.stop()
+    return EXIT_DONE
