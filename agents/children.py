@@ -34,9 +34,10 @@ CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
 def _child(data: bytes) -> None:
+    die_with_parent(os.getppid())
+    server: Any = forkserver._forkserver  # noqa: SLF001 - there is no other way
     with contextlib.suppress(OSError):
-        os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined] # noqa: SLF001 - no other way
-    die_with_parent()
+        os.close(server._forkserver_alive_fd)  # noqa: SLF001
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     code = run_incarnation(Incarnation.from_json(data))
@@ -107,8 +108,8 @@ class ForkServer:
         # One thread: starting blocks for a few milliseconds, and the order of starts is the order of requests.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fork")
         # Otherwise every child would run the host's main script once more before its own work.
-        main = sys.modules["__main__"]
-        main.__file__ = None  # type: ignore[assignment]
+        main: Any = sys.modules["__main__"]
+        main.__file__ = None
         main.__spec__ = None
 
     async def start(self) -> None:

@@ -24,7 +24,7 @@ BUY_AT = 0.55
 SELL_AT = 0.45
 """Probabilities of a rise from which on a strategy takes a side; the coordinator's own defaults (DESIGN.md, 6)."""
 LIKELIHOOD_RATIO = 1.75
-"""How much one confirming observation multiplies the odds: chosen by us, measured on nothing (notes/trading.md)."""
+"""How much one confirming observation multiplies the odds: chosen by us, measured on nothing (docs/formulas.md)."""
 NOISE = 1e-9
 """Smallest move, as a fraction of the price, that counts as one; below it rounding errors of float64 would vote."""
 

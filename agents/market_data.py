@@ -26,8 +26,8 @@ DEFAULT_SYMBOLS = {"BTC/USD": ""}
 class MarketDataAgent(Agent):
     """Yields every candle once, ordered by (timestamp, symbol); `sequence` counts a symbol's candles from 1.
 
-    A round is undecided from its candle to the decision about it. No symbol has more than `max_open_rounds` of them:
-    the next candle in order waits, and with it all those behind it, so that the order never depends on the decisions.
+    A round is undecided from its candle to the decision about it. A source has no more than `max_open_rounds` of them,
+    each symbol its share: the next candle in order waits, and with it all those behind it, so that the order never depends on the decisions.
     """
 
     kind = "market-data"
@@ -121,7 +121,7 @@ class MarketDataAgent(Agent):
 
     async def _room(self, symbol: str, sequence: int) -> None:
         """Wait until the round `sequence` of `symbol` may be opened."""
-        bound = self.options.max_open_rounds
+        bound = max(1, self.options.max_open_rounds // len(self._candles)) if self.options.max_open_rounds else 0
         while bound and sequence - self.state.decided.get(symbol, 0) > bound:
             self._decided.clear()
             await self._decided.wait()

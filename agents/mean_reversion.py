@@ -14,7 +14,7 @@ from agents.indicators import LIKELIHOOD_RATIO, sigmoid
 from bus.messages import MarketData, Signal
 
 PULL = 10.0
-"""Log odds per unit of distance from the mean: 2 % above it gives 0.4502 (notes/trading.md)."""
+"""Log odds per unit of distance from the mean: 2 % above it gives 0.4502 (docs/formulas.md)."""
 SHORTEST = indicators.BAND_PERIOD + 1
 """Closes from which on all three indicators can be measured: so many returns need one close more."""
 

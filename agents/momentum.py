@@ -23,7 +23,7 @@ def probability(rsi: float, macd: float, trend: float) -> float:
     """Probability of a rise: odds RSI : 100 - RSI, times LIKELIHOOD_RATIO to the power of each vote in {-1, 0, 1}.
 
     The two votes count as independent of each other and of the RSI, which they are not: overconfident, as any naive
-    Bayes. RSI 65 with two votes for a rise gives 0.8505 (notes/trading.md).
+    Bayes. RSI 65 with two votes for a rise gives 0.8505 (docs/formulas.md).
     """
     prior = min(max(rsi / 100, PRIOR_BOUND), 1 - PRIOR_BOUND)
     votes = sign(macd) + sign(trend)
@@ -47,7 +47,7 @@ class MomentumAgent(Agent):
 
     @dataclass(frozen=True)
     class Options:
-        """`window` is how many closes are kept: from 250 on, the RSI is exact to 2e-6 (notes/trading.md)."""
+        """`window` is how many closes are kept: from 250 on, the RSI is exact to 2e-6 (docs/formulas.md)."""
 
         window: int = 250
 

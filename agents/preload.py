@@ -18,8 +18,13 @@ import agents.mean_reversion
 import agents.momentum
 import agents.process
 import agents.sentiment
+from agents.feeds.candles import load_candles
+from agents.sentiment import packaged_recording
 
 LOADED = (nats, nats.micro, np, talib, vaderSentiment, agents)
+
+load_candles()
+packaged_recording()
 
 gc.collect()
 gc.freeze()  # what is loaded now is never collected, so that its pages stay shared between all children

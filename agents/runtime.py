@@ -13,7 +13,6 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ import orjson
 import structlog
 
 from agents.agent import Agent, TimerSet, published_kinds
+from agents.checkpoint import SNAPSHOT_INPUTS, Checkpoints
 from agents.journal import Journal
 from agents.timers import Timers
 from bus import headers as h
@@ -28,11 +28,8 @@ from bus.bus import Bus, Closable, Stored
 from bus.claims import claim, last_claim, new_agent_id
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, MessageError
 from bus.messages import Event, LifecycleEvent, Timer, decode
-from bus.snapshots import MAX_STATE_BYTES, Snapshot, SnapshotStore
+from bus.snapshots import Snapshot, SnapshotStore
 
-SNAPSHOT_INPUTS = 64
-"""A snapshot is taken after this many inputs, or SNAPSHOT_S, whichever comes first."""
-SNAPSHOT_S = 1.0
 DRAIN_S = 5.0
 """How long a drain waits for acknowledgements before it gives up and leaves the rest to recovery."""
 
@@ -69,7 +66,7 @@ class Runtime:
         self.replayed = 0
         self.ready = asyncio.Event()
         self._cited = 0
-        self._skipped: set[int] = set()
+        self.skipped: set[int] = set()
         self._skip: tuple[int, str] | None = None
         self._reading = False
         self._busy = False
@@ -77,14 +74,13 @@ class Runtime:
         self._wake = asyncio.Event()
         self._draining = False
         self._reader: Closable | None = None
-        self._last_produced: dict[str, Any] | None = None
-        self._captured_at = (-1, -1, -1)
-        self._snapshot_wanted = asyncio.Event()
+        self.last_produced: dict[str, Any] | None = None
         self._handlers: dict[str, Any] = {}
         self.on_stored: Callable[[str, bytes], None] | None = None
         self.journal: Journal
         self.timers: Timers
         self._store: SnapshotStore
+        self._checkpoints: Checkpoints
 
     # -- the whole life
 
@@ -106,13 +102,14 @@ class Runtime:
         self.journal.on_stored = self.on_stored
         self.timers = Timers(self.bus.subjects, self.name, self.journal)
         self._store = SnapshotStore(self.bus, self.name, self.epoch)
+        self._checkpoints = Checkpoints(self, self._store, self._snapshot_inputs, self._on_fenced)
         self.bus.watch_connection(lambda: None, self._check_claim)
         epoch_watch = await self.bus.listen(self.bus.subjects.epoch(self.name), self._on_epoch)
         tasks: list[asyncio.Task[None]] = []
         try:
             self.status = "restoring"
             await self._restore()
-            tasks.append(self._task(self._snapshots(), "snapshots"))
+            tasks.append(self._task(self._checkpoints.run(), "snapshots"))
             if self.agent.produce is not None:
                 tasks.append(self._task(self._produce(), "produce"))
             await self._main(tasks)
@@ -167,7 +164,7 @@ class Runtime:
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self.journal.flush()
-                await self._store.save(self._capture())
+                await self._checkpoints.save(self._checkpoints.take())
         except (TimeoutError, BusError) as error:
             log.warning("drain_incomplete", error=str(error) or "no acknowledgement in time", left=len(self.journal))
 
@@ -189,6 +186,11 @@ class Runtime:
         """Look whether this incarnation is still the newest: after having been stopped it cannot know otherwise."""
         with contextlib.suppress(BusError):
             await self._check_claim()
+
+    @property
+    def between_inputs(self) -> bool:
+        """Whether state, cursor and outputs belong together right now, and the replay is over."""
+        return self._reading and not self._busy and self.ready.is_set()
 
     # -- restore and replay
 
@@ -219,8 +221,8 @@ class Runtime:
         agent.timers_set = snapshot.timers_set
         self._handlers = {kind: getattr(agent, f"on_{kind}", None) for kind in (*agent.listens, "timer")}
         self.cursor, self.inputs, self.poison = snapshot.cursor, snapshot.inputs, snapshot.poison
-        self._skipped.update(snapshot.skipped)
-        self._last_produced = snapshot.last_produced
+        self.skipped.update(snapshot.skipped)
+        self.last_produced = snapshot.last_produced
         self.journal.begin(snapshot.outputs, snapshot.output_sequence)
 
     async def _begin(self, *, restored: bool = False) -> None:
@@ -237,9 +239,9 @@ class Runtime:
                 last_missing=bounds.first - 1,
             )
         found = await self.journal.read_back()
-        self._skipped.update(sequence for sequence in found.skipped if sequence > self.cursor)
+        self.skipped.update(sequence for sequence in found.skipped if sequence > self.cursor)
         if found.last_produced is not None:
-            self._last_produced = found.last_produced
+            self.last_produced = found.last_produced
         self._cited = found.cited
         if restored:
             self._report("restored", cursor=self.cursor, outputs=self.journal.outputs)
@@ -282,10 +284,10 @@ class Runtime:
             log.warning("poison_message", subject=stored.subject, sequence=sequence, problem=error.problem)
             self.journal.poison(stored.subject, sequence, error.problem)
             event = None
-        if event is None or sequence in self._skipped:
-            if sequence in self._skipped:
-                self._skipped.discard(sequence)
-                self._snapshot_wanted.set()
+        if event is None or sequence in self.skipped:
+            if sequence in self.skipped:
+                self.skipped.discard(sequence)
+                self._checkpoints.want()
             self.cursor = sequence
         else:
             kind, topic, message = event
@@ -315,8 +317,7 @@ class Runtime:
             else:
                 self.replayed += 1
         self._check_ready()
-        if self.inputs - self._captured_at[1] >= self._snapshot_inputs:
-            self._snapshot_wanted.set()
+        self._checkpoints.input_handled()
         await self.journal.send()
 
     def _read(self, stored: Stored) -> tuple[str, str | None, Event] | None:
@@ -351,7 +352,7 @@ class Runtime:
             sequence=sequence,
         )
         await self.journal.flush()
-        self._skipped.add(sequence)
+        self.skipped.add(sequence)
         while True:
             self._load(self._store.read(self._store.saved))
             try:
@@ -367,71 +368,14 @@ class Runtime:
     async def _produce(self) -> None:
         await self.ready.wait()
         last: Event | None = None
-        if self._last_produced is not None:
-            subject, data = self._last_produced["subject"], orjson.dumps(self._last_produced["payload"])
+        if self.last_produced is not None:
+            subject, data = self.last_produced["subject"], orjson.dumps(self.last_produced["payload"])
             last = decode(self.bus.subjects.parse(subject), subject, data)  # type: ignore[assignment]
         async for event in self.agent.produce(last):
             [prepared] = self.journal.prepare(event, None, None)
             self.journal.publish([prepared], None)
-            self._last_produced = {"subject": prepared.subject, "payload": orjson.Fragment(prepared.data)}
+            self.last_produced = {"subject": prepared.subject, "payload": orjson.Fragment(prepared.data)}
             await self.journal.send()
         if self.status == "live":
             self.status = "finished"
             log.info("source_finished", outputs=self.journal.outputs)
-
-    # -- snapshots
-
-    async def _snapshots(self) -> None:
-        while True:
-            self._snapshot_wanted.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SNAPSHOT_S):
-                    await self._snapshot_wanted.wait()
-            mark = (self.cursor, self.inputs, self.journal.outputs)
-            if mark == self._captured_at or self._busy or not self._reading or not self.ready.is_set():
-                continue
-            snapshot = self._capture()
-            try:
-                await self.journal.stored_up_to(snapshot.outputs)
-                await self._store.save(snapshot)
-            except Fenced as error:
-                self._on_fenced(error)
-                return
-            except BusError as error:
-                log.debug("snapshot_retried", error=str(error))
-
-    def _read_back_from(self) -> int:
-        """A stream sequence before which no output is that this snapshot does not count.
-
-        Whatever a handler publishes later answers an input beyond the cursor, so it is stored beyond it as well; what
-        a source publishes has no such bound but its last acknowledgement.
-        """
-        stored = self.journal.stored_sequence
-        return stored if self.agent.produce is not None else max(stored, self.cursor)
-
-    def _capture(self) -> Snapshot:
-        """The state as it is now; to be called between inputs only."""
-        state = orjson.dumps(self.agent.state, option=orjson.OPT_SERIALIZE_NUMPY)
-        if len(state) > MAX_STATE_BYTES:
-            self.journal.reports.alert(
-                "critical",
-                "state_too_large",
-                f"agent {self.name}: its state has {len(state)} bytes, expected at most {MAX_STATE_BYTES}: "
-                "keep a bounded window",
-                agent=self.name,
-                once=f"{self.name}:{self.epoch}:state-too-large",
-            )
-        self._captured_at = (self.cursor, self.inputs, self.journal.outputs)
-        return Snapshot(
-            epoch=self.epoch,
-            cursor=self.cursor,
-            outputs=self.journal.outputs,
-            output_sequence=self._read_back_from(),
-            inputs=self.inputs,
-            poison=self.poison,
-            timers_set=self.agent.timers_set,
-            timers={name: asdict(timer) for name, timer in self.agent.timers.items()},
-            skipped=sorted(sequence for sequence in self._skipped if sequence > self.cursor),
-            last_produced=self._last_produced,
-            state=orjson.Fragment(state),
-        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -53,7 +54,7 @@ def mood_of(items: list[Item], at_s: int, half_life_s: float) -> float:
 def read_mood(mood: float) -> tuple[Mood, float, float]:
     """(reading, confidence, p_up) of a mood in [-1, 1].
 
-    The confidence says p_up in the voters' own way (notes/trading.md): bullish p_up, bearish 1 - p_up, neutral p_up.
+    The confidence says p_up in the voters' own way (docs/formulas.md): bullish p_up, bearish 1 - p_up, neutral p_up.
     """
     p_up = 0.5 + 0.5 * TILT * mood
     if mood >= NEUTRAL_BAND:
@@ -66,6 +67,33 @@ def read_mood(mood: float) -> tuple[Mood, float, float]:
 def _known_s(stamp: datetime) -> int:
     """First whole second at which a headline of `stamp` may count: rounded up, so never a fraction too early."""
     return math.ceil(stamp.timestamp())
+
+
+Recorded = tuple[int, float, Headline]
+"""When a recorded headline counts from (seconds since 1970), its score, and the message."""
+
+
+@functools.cache
+def packaged_scorer() -> Scorer:
+    """The scorer with our lexicon, made once in a process."""
+    return Scorer()
+
+
+@functools.cache
+def packaged_recording() -> dict[str, list[Recorded]]:
+    """The packaged headlines, scored once in a process: a host that preloads them hands them to every child."""
+    return _score_all("")
+
+
+def _score_all(path: str) -> dict[str, list[Recorded]]:
+    recorded: dict[str, list[Recorded]] = {}
+    for headline in load_headlines(path):
+        entry = (_known_s(headline.timestamp), packaged_scorer().score(headline.text))
+        for symbol in headline.symbols:
+            # One message for each symbol that it concerns: the subject it is published under can name only one.
+            own = dataclasses.replace(headline, symbols=(symbol,))
+            recorded.setdefault(symbol, []).append((*entry, own))
+    return recorded
 
 
 class SentimentAgent(Agent):
@@ -118,15 +146,9 @@ class SentimentAgent(Agent):
         if options.lookback_days < 0:
             self._wrong("lookback_days", "0 or more", options.lookback_days)
         self._half_life_s = options.half_life_hours * 3600
-        self._scorer = Scorer()
+        self._scorer = packaged_scorer()
         self._source = source_name(options.headlines)
-        self._recorded: dict[str, list[tuple[int, float, Headline]]] = {}
-        for headline in load_headlines(options.headlines):
-            entry = (_known_s(headline.timestamp), self._scorer.score(headline.text))
-            for symbol in headline.symbols:
-                # One message for each symbol that it concerns: the subject it is published under can name only one.
-                own = dataclasses.replace(headline, symbols=(symbol,))
-                self._recorded.setdefault(symbol, []).append((*entry, own))
+        self._recorded = _score_all(options.headlines) if options.headlines else packaged_recording()
 
     def _wrong(self, setting: str, expected: str, value: object) -> NoReturn:
         raise UsageError(f"agent {self.name!r}: {setting}: expected {expected}, not {value!r}")

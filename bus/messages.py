@@ -294,7 +294,7 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
         _check(value)
         stamp = getattr(value, "timestamp", None)
         if stamp is not None and stamp.utcoffset() != _ZERO:
-            value = dataclasses.replace(value, timestamp=_utc(stamp))
+            value = dataclasses.replace(value, timestamp=_utc(stamp))  # type: ignore[arg-type]
     except (ValueError, msgspec.ValidationError, RecursionError, OverflowError) as error:
         raise MessageError(subject, str(error)) from None
     return value

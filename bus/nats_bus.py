@@ -253,7 +253,7 @@ class NatsBus:
         """Register a service of one endpoint with NATS service discovery (`nats micro ls`, `$SRV.INFO`)."""
         from nats import micro
 
-        async def handle(request: micro.Request) -> None:
+        async def handle(request: Any) -> None:
             heard = Heard(request.subject, request.data, request.headers or {}, "")
             await request.respond(await on_request(heard))
 

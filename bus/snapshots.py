@@ -18,8 +18,8 @@ from bus.errors import BusTimeout, Fenced, MeshError, WrongSequence
 
 VERSION = 1
 """Of the snapshot's form."""
-MAX_STATE_BYTES = 200 * 1024
-"""Above this an agent is told to keep less: a snapshot must fit into one message with room to spare."""
+MAX_SNAPSHOT_BYTES = 256 * 1024
+"""A snapshot is one message, and must fit into the server's largest payload."""
 
 
 @dataclass(slots=True, kw_only=True)

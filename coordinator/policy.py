@@ -10,14 +10,23 @@ All times are seconds of one monotonic clock.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
 
 from bus.messages import Child, Heartbeat
+from coordinator.supervision import (
+    Action,
+    AgentState,
+    Dead,
+    Drained,
+    HostState,
+    Look,
+    Patience,
+    Quarantine,
+    SandboxLost,
+    Spawn,
+    Suspect,
+)
 
-Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 FORGIVEN_S = 10.0
 """An agent that has made progress for so long is forgiven its earlier deaths."""
@@ -32,114 +41,6 @@ HOST_LOST_S = 1.0
 """A host silent for so long is lost, and its agents are started elsewhere."""
 OWN_LAG_S = 0.05
 """A delay of our own beyond this is not held against anybody."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """Claim the next epoch of `agent` and start it in `sandbox`. `reason` is why, None for the first start."""
-
-    agent: str
-    sandbox: str
-    reason: str | None = None
-    moved_from: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Ask the host of `agent` about its process."""
-
-    agent: str
-    sandbox: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    agent: str
-    silent_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """`agent`'s incarnation is dead; a Spawn follows, at once or later, unless it is quarantined."""
-
-    agent: str
-    epoch: int
-    sandbox: str
-    pid: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantine:
-    agent: str
-    epoch: int
-    sandbox: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    agent: str
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxLost:
-    sandbox: str
-    agents: tuple[str, ...]
-
-
-Action = Spawn | Look | Suspect | Dead | Quarantine | Drained | SandboxLost
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long the watchdog waits, in seconds; deaths counted within `window_s` up to `deaths` before quarantine."""
-
-    suspect_s: float = 0.3
-    dead_s: float = 0.6
-    grace_s: float = 3.0
-    starved_s: float = 5.0
-    deaths: int = 10
-    window_s: float = 30.0
-
-
-@dataclass(slots=True)
-class AgentState:
-    """What is known of one agent."""
-
-    name: str
-    preferred: str
-    is_source: bool = False
-    phase: Phase = "waiting"
-    sandbox: str = ""
-    pid: int = 0
-    epoch: int = 0
-    agent_id: str = ""
-    status: str = ""
-    progress: int = 0
-    progress_at: float = 0.0
-    healthy_since: float | None = None
-    beat_at: float = 0.0
-    lag: int = 0
-    started_at: float = 0.0
-    beaten: bool = False
-    suspected: bool = False
-    looked_at: float = -1e9
-    looked: tuple[float, float] | None = None
-    deaths: deque[float] = field(default_factory=deque)
-    backoff_s: float = 0.0
-    retry_at: float = 0.0
-    reason: str | None = None
-    restarts: int = 0
-
-
-@dataclass(slots=True)
-class HostState:
-    name: str
-    pid: int = 0
-    beat_at: float = -1e9
-    alive: bool = False
 
 
 class Policy:
@@ -318,13 +219,15 @@ class Policy:
 
     def _consider(self, now: float, agent: AgentState) -> None:
         if agent.phase in ("starting", "running"):
-            self._consider_health(now, agent)
-        elif (agent.phase == "backoff" and now >= agent.retry_at) or (
-            agent.phase == "waiting" and (not agent.is_source or self._others_live(now))
-        ):
+            self._consider_silence(now, agent)
+            self._consider_progress(now, agent)
+        elif agent.phase == "backoff":
+            if now >= agent.retry_at:
+                self._start(now, agent)
+        elif agent.phase == "waiting" and (not agent.is_source or self._others_live(now)):
             self._start(now, agent)
 
-    def _consider_health(self, now: float, agent: AgentState) -> None:
+    def _consider_silence(self, now: float, agent: AgentState) -> None:
         patience = self._patience
         silent_s = now - agent.beat_at
         if not agent.beaten and now - agent.started_at < patience.grace_s:
@@ -340,15 +243,18 @@ class Policy:
         elif silent_s >= patience.suspect_s and not agent.suspected:
             agent.suspected = True
             self._actions.append(Suspect(agent.name, int(silent_s * 1000)))
-        if silent_s < patience.suspect_s:
-            idle_s = now - agent.progress_at
-            if agent.phase == "starting" and idle_s > NEVER_READY_S:
-                self._die(now, agent, f"never became ready: no progress for {idle_s:.0f} s")
-            elif agent.phase == "running" and agent.lag > 0 and idle_s > STALLED_S:
-                self._die(now, agent, f"{agent.lag} inputs wait, but no progress for {idle_s:.0f} s")
+
+    def _consider_progress(self, now: float, agent: AgentState) -> None:
         if agent.healthy_since is not None and now - agent.healthy_since > FORGIVEN_S:
             agent.deaths.clear()
             agent.backoff_s = 0.0
+        if agent.phase not in ("starting", "running") or now - agent.beat_at >= self._patience.suspect_s:
+            return
+        idle_s = now - agent.progress_at
+        if agent.phase == "starting" and idle_s > NEVER_READY_S:
+            self._die(now, agent, f"never became ready: no progress for {idle_s:.0f} s")
+        elif agent.phase == "running" and agent.lag > 0 and idle_s > STALLED_S:
+            self._die(now, agent, f"{agent.lag} inputs wait, but no progress for {idle_s:.0f} s")
 
     def _others_live(self, now: float) -> bool:
         if now - self._began > SOURCES_WAIT_S:

@@ -69,7 +69,7 @@ class Role:
         self._environment = {**os.environ, URL_VARIABLE: url}
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self.stopping = False
         self.restarts = 0
 
     @property
@@ -78,7 +78,7 @@ class Role:
         return process.pid if process is not None and process.returncode is None else None
 
     async def start(self, *extra: str) -> None:
-        with open(self._log_file, "ab") as output:  # noqa: ASYNC230 - a local append, once a start
+        with self._log_file.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -96,12 +96,12 @@ class Role:
     async def keep(self, on_exit: Callable[[Role, int, int], None]) -> None:
         """Start it again whenever it dies, until `stop`."""
         backoff_s = 0.0
-        while not self._stopping:
+        while not self._ending():
             assert self._process is not None
             since = time.monotonic()
             pid = self._process.pid
             code = await self._process.wait()
-            if self._stopping:
+            if self._ending():
                 return
             on_exit(self, pid, code)
             backoff_s = (
@@ -109,12 +109,15 @@ class Role:
             )
             await asyncio.sleep(backoff_s)
             self.restarts += 1
-            if not self._stopping:
+            if not self._ending():
                 await self.start()
+
+    def _ending(self) -> bool:
+        return self.stopping
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL after its grace."""
-        self._stopping = True
+        self.stopping = True
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -245,7 +248,7 @@ def check_agents(config: SwarmConfig) -> SwarmConfig:
             make_agent(settings.spec)
         except UsageError as error:
             raise ConfigError(config.file, f"agents.{settings.spec.name}", str(error)) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a user's setup() may raise anything
             raise ConfigError(
                 config.file,
                 f"agents.{settings.spec.name}",

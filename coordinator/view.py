@@ -45,10 +45,9 @@ def line_of(message: Message, subject: str, sequence: str) -> str:
         )
     if isinstance(message, Lifecycle):
         parts = [f"{message.timestamp:%H:%M:%S.%f}"[:-3], "lifecycle", message.agent, message.event]
-        for name in ("epoch", "sandbox", "pid", "reason"):
-            if (value := getattr(message, name)) is not None:
-                parts.append(f"{name}={value}")
-        return " ".join([*parts, *(f"{key}={value}" for key, value in message.detail.items())])
+        known = {name: getattr(message, name) for name in ("epoch", "sandbox", "pid", "reason")}
+        details = {**known, **message.detail}
+        return " ".join([*parts, *(f"{key}={value}" for key, value in details.items() if value is not None)])
     if isinstance(message, Alert):
         return f"{message.timestamp:%H:%M:%S} ALERT {message.severity} {message.code}: {message.message}"
     return f"{subject} {sequence}".rstrip()
@@ -91,7 +90,7 @@ async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
 def viewer(as_json: bool) -> Callable[[Up, asyncio.Event], Any]:
     """How `up` shows what happens: live on a terminal, else line by line."""
     if as_json:
-        return lambda up, stop: watch_bus(up.bus, None, True)
+        return lambda up, _stop: watch_bus(up.bus, None, True)
     return _live_view if sys.stdout.isatty() else _lines
 
 
@@ -153,8 +152,8 @@ class _Live:
             name = settings.spec.name
             heard_at, beat = self._listener.agents.get(name, (None, None))
             if beat is None or heard_at is None:
-                state = "external" if settings.external else "not heard yet"
-                table.add_row(name, settings.spec.kind, state, "", "", "", "", "", "")
+                unheard = "external" if settings.external else "not heard yet"
+                table.add_row(name, settings.spec.kind, unheard, "", "", "", "", "", "")
                 continue
             silent_s = time - heard_at
             state = Text(beat.status, "green") if silent_s < STALE_S else Text(f"silent {silent_s:.1f} s", "red")
@@ -254,5 +253,6 @@ def print_killing(result: Killing) -> None:
     console.print(table)
     console.print(
         f"epoch {result.epoch_before} -> {result.epoch_after}, {result.events_replayed} events replayed; of "
-        f"{result.outputs_checked} outputs in the stream since: {result.outputs_lost} lost, {result.outputs_doubled} doubled"
+        f"{result.outputs_checked} outputs in the stream since: {result.outputs_lost} lost, "
+        f"{result.outputs_doubled} doubled"
     )

@@ -22,22 +22,23 @@ import structlog
 
 from agents.host import KillOrder, SignalRequest, SpawnOrder
 from bus.bus import Heard
-from bus.claims import claim, fence, last_claim, new_agent_id
-from bus.errors import BusError, Fenced, MeshError, MessageError, WrongSequence
+from bus.claims import claim, fence, new_agent_id
+from bus.errors import BusError, Fenced, MeshError, MessageError
 from bus.messages import Config, Heartbeat, Lifecycle, decode, encode, now
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.registry import read_records, write_record
 from bus.reports import Reporter
 from coordinator.config import SwarmConfig, to_config_message
-from coordinator.policy import (
+from coordinator.leadership import stand_by
+from coordinator.policy import Policy
+from coordinator.supervision import (
     Action,
     AgentState,
     Dead,
     Drained,
     Look,
     Patience,
-    Policy,
     Quarantine,
     SandboxLost,
     Spawn,
@@ -50,8 +51,6 @@ TICK_S = 0.05
 """Between two decisions when nothing is observed."""
 ECHO_LOST_S = 0.4
 """Not hearing one's own heartbeat for so long means that the bus is ill, not the agents."""
-LEADER_LOST_S = 1.0
-"""A leader silent for so long is succeeded."""
 GATHER_S = 1.5
 """How long a new leader waits for all hosts to report before it starts what nobody reported."""
 ORDER_TIMEOUT_S = 2.0
@@ -90,8 +89,10 @@ class Watchdog:
         Raises:
             Fenced: another watchdog has taken over.
         """
-        if not await self._stand_by():
+        term = await stand_by(self._bus, NAME, HEARTBEAT_S, self._stop)
+        if term is None:
             return
+        self.term = term
         structlog.contextvars.bind_contextvars(term=self.term)
         log.info("leading", term=self.term)
         self._outbox = Outbox(self._bus, (f"{self._subjects.ns}.*.*.{NAME}",), self._on_fenced)
@@ -118,7 +119,7 @@ class Watchdog:
                 window_s=patience.quarantine_window_s,
             ),
             random.Random(),  # noqa: S311 - jitter of pauses
-            self._now(),
+            time.monotonic(),
         )
         subjects = self._subjects
         if not self._fresh:
@@ -152,55 +153,7 @@ class Watchdog:
                     await self._outbox.flush()
             self._outbox.close()
 
-    @staticmethod
-    def _now() -> float:
-        return time.monotonic()
-
     # -- leading
-
-    async def _stand_by(self) -> bool:
-        """Wait until no leader beats, and claim the term; False when asked to stop before."""
-        heard_at = -1e9
-        told = False
-
-        async def on_beat(_: Heard) -> None:
-            nonlocal heard_at
-            heard_at = self._now()
-
-        listening = await self._bus.listen(self._subjects.heartbeat(NAME), on_beat)
-        try:
-            last = await last_claim(self._bus, NAME)
-            quiet_since = self._now() if last is not None else -1e9
-            while not self._stop.is_set():
-                if not self._bus.live:
-                    await self._bus.until_live()
-                    quiet_since = self._now()
-                silent_s = self._now() - max(heard_at, quiet_since)
-                if (heard_at < 0 and silent_s > 2.5 * HEARTBEAT_S) or silent_s > LEADER_LOST_S:
-                    try:
-                        last = await last_claim(self._bus, NAME)
-                        self.term = await claim(
-                            self._bus,
-                            NAME,
-                            agent_id=new_agent_id(),
-                            claimed_by=NAME,
-                            sandbox="",
-                            expect=last.sequence if last else 0,
-                        )
-                        return True
-                    except WrongSequence:
-                        quiet_since = self._now()  # another one was quicker: it leads
-                    except BusError as error:
-                        log.debug("claim_retried", error=str(error))
-                elif heard_at > 0 and not told:
-                    told = True
-                    log.info("standing_by")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
-                        await self._stop.wait()
-        finally:
-            await listening.close()
-        return False
 
     def _on_fenced(self, error: MeshError) -> None:
         self._fenced = error
@@ -258,11 +211,11 @@ class Watchdog:
         assert isinstance(beat, Heartbeat)
         if beat.role == "watchdog":
             if beat.epoch == self.term:
-                self._echo_at = self._now()
+                self._echo_at = time.monotonic()
         elif beat.role == "sandbox":
-            self._policy.host_beat(self._now(), beat)
+            self._policy.host_beat(time.monotonic(), beat)
         else:
-            self._policy.beat(self._now(), beat)
+            self._policy.beat(time.monotonic(), beat)
         self._wake.set()
 
     async def _on_lifecycle(self, heard: Heard) -> None:
@@ -274,13 +227,13 @@ class Watchdog:
         if event.event == "exited":
             code = event.detail.get("exit_code")
             if event.agent in self._policy.hosts:
-                self._policy.host_gone(self._now(), event.agent, f"its sandbox host ended ({event.reason})")
+                self._policy.host_gone(time.monotonic(), event.agent, f"its sandbox host ended ({event.reason})")
             elif event.epoch is not None and isinstance(code, int):
-                self._policy.exited(self._now(), event.agent, event.epoch, code)
+                self._policy.exited(time.monotonic(), event.agent, event.epoch, code)
             self._wake.set()
 
     def _decide(self) -> list[Action]:
-        time_s = self._now()
+        time_s = time.monotonic()
         ill = not self._bus.live or time_s - self._echo_at > ECHO_LOST_S
         self._policy.bus_trouble(time_s, ill)
         return self._policy.decide(time_s)
@@ -324,7 +277,7 @@ class Watchdog:
                 self._reports.alert(
                     "warning",
                     "sandbox_lost",
-                    f"sandbox {sandbox} is lost; its agents are started elsewhere: {', '.join(agents) or 'it had none'}",
+                    f"sandbox {sandbox} is lost; started elsewhere: {', '.join(agents) or 'nobody, it had no agent'}",
                     sandbox=sandbox,
                     agents=list(agents),
                 )
@@ -361,10 +314,10 @@ class Watchdog:
             )
             reply = await self._order(action.sandbox, "spawn", order)
         except BusError as error:
-            self._policy.spawn_failed(self._now(), action.agent, str(error))
+            self._policy.spawn_failed(time.monotonic(), action.agent, str(error))
             log.warning("spawn_failed", of=action.agent, sandbox=action.sandbox, problem=str(error))
             return
-        self._policy.spawned(self._now(), action.agent, action.sandbox, reply["pid"], epoch, agent_id)
+        self._policy.spawned(time.monotonic(), action.agent, action.sandbox, reply["pid"], epoch, agent_id)
         if action.moved_from is not None:
             self._reports.lifecycle(
                 "moved", action.agent, epoch=epoch, sandbox=action.sandbox, pid=reply["pid"],
@@ -380,7 +333,7 @@ class Watchdog:
         order = KillOrder(term=self.term, agent=action.agent, epoch=action.epoch)
         answer = await self._order(action.sandbox, "look", order)
         self._policy.looked(
-            self._now(), action.agent, action.epoch, answer["state"], answer["cpu_s"], answer["waited_s"]
+            time.monotonic(), action.agent, action.epoch, answer["state"], answer["cpu_s"], answer["waited_s"]
         )
         self._wake.set()
 
@@ -424,7 +377,7 @@ class Watchdog:
 
     async def _revive(self, name: str) -> dict[str, Any]:
         before = self._policy.agents[name].phase
-        if not self._policy.revive(self._now(), name):
+        if not self._policy.revive(time.monotonic(), name):
             raise MeshError(f"agent {name} is {before}, expected a quarantined or drained one")
         self._reports.lifecycle("revived", name, reason=f"was {before}")
         await self._put_config()

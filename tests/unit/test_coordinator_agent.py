@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import coordinator.agent as module
 from agents.agent import check_class, published_kinds
 from bus.messages import Config, Decision, Event, MarketData, Sentiment, Signal, Timer, encode
-from bus.snapshots import MAX_STATE_BYTES
+from bus.snapshots import MAX_SNAPSHOT_BYTES
 from coordinator.agent import (
     DEFAULT_TIMEOUT_MS,
     MAX_EARLY_VOTES,
@@ -360,12 +360,12 @@ def test_many_feeds_share_a_budget_and_still_fit_a_snapshot(agent: CoordinatorAg
         for n in range(1, WINDOW + 3):
             step(symbol, n)
     assert {len(feed.closes) for feeds in agent.state.feeds.values() for feed in feeds.values()} == {WINDOW}
-    assert len(orjson.dumps(agent.state)) < MAX_STATE_BYTES
+    assert len(orjson.dumps(agent.state)) < MAX_SNAPSHOT_BYTES
     for n in range(1, 40):
         for symbol in names[32:]:
             step(symbol, n)
     assert {len(feed.closes) for feeds in agent.state.feeds.values() for feed in feeds.values()} == {31}
-    assert len(orjson.dumps(agent.state)) < MAX_STATE_BYTES
+    assert len(orjson.dumps(agent.state)) < MAX_SNAPSHOT_BYTES
     assert made[-1].risk_score > made[32 * (WINDOW + 2)].risk_score  # volatility is still seen, unlike at the first
     check_invariants(agent)
     assert agent.on_market(tick(1, symbol="one too many")) == []

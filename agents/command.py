@@ -1,0 +1,347 @@
+"""An agent in any language: a child program that is given one JSON line for each event and answers with one.
+
+    to its stdin      {"event": "market", "message": {...as published...}, "state": {...}}
+    from its stdout   {"outputs": [{"kind": "signal", "signal": "buy", "strength": 0.7, "indicators": {}}],
+                       "state": {...}}
+
+The program must answer by (event, state) only, with no memory of its own, no clock and no randomness: it is started
+anew at any moment, and asked again on a replay. What it wants to remember is `state`, any JSON object, {} at first;
+it is part of the snapshots, so claim, fence, snapshot and replay are the runtime's. Left out, `outputs` are none and
+`state` stays as it is. Its stdout is for answers only; its stderr goes to our log. At the end of stdin it should end.
+
+Two kinds of faults. An answer that is malformed would be so again: the input is skipped with an alert, as for any
+handler that raises. A program that dies or falls silent over an event says nothing about that event: this process
+ends with CommandFailed, and its successor asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, ClassVar, cast
+
+import msgspec
+import orjson
+import structlog
+
+from agents.agent import Agent, check_class
+from agents.spec import AgentSpec
+from bus.errors import MeshError, MessageError, UsageError
+from bus.messages import Event, Headline, MarketData, Timer, decode, encode
+from bus.process import die_with_parent
+from bus.subjects import Address
+
+__all__ = ["MAX_ANSWER_BYTES", "CommandAgent", "CommandFailed", "command_class"]
+
+MAX_ANSWER_BYTES = 256 * 1024
+"""Longest line that a program may answer with, its newline not counted."""
+MAX_LOG_BYTES = 8 * 1024
+"""What a program writes to stderr is logged in pieces of at most this size."""
+END_S = 1.0
+"""How long a program may take to end after its stdin has, before its process group is killed."""
+_HAS_SYMBOL = frozenset({"market", "sentiment", "signal", "decision"})
+_HAS_ROUND = frozenset({"sentiment", "signal", "decision"})
+_NOT_RUNNABLE = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC)
+
+log = structlog.get_logger("signalmesh.command")
+
+
+class CommandFailed(MeshError):
+    """A program died over an event, or did not answer it in time. Nothing of that event is done: it is asked again."""
+
+
+class CommandAgent(Agent):
+    """Asks its program about every event. `command_class` makes the subclass with the handlers."""
+
+    kind = "command"
+    command: ClassVar[tuple[str, ...]] = ()
+    """Program and arguments."""
+    directory: ClassVar[str] = ""
+    """Where the program runs; empty: where we do."""
+
+    @dataclass
+    class State:
+        """The program's own state: any JSON object, of whose meaning we know nothing."""
+
+        value: dict[str, Any] = field(default_factory=dict)
+
+    @dataclass(frozen=True)
+    class Options:
+        """`timeout_s`: how many seconds the program may take to answer one event, its start included."""
+
+        timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+
+    state: State
+    options: Options
+
+    def setup(self) -> None:
+        """The program is started by the first event."""
+        self._program: _Program | None = None
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running program, which leads a process group of its own; None if there is none."""
+        return self._program.pid if self._program is not None and self._program.usable else None
+
+    async def handle(self, kind: str, event: Event) -> list[Event]:
+        """Ask the program about `event`; take over the state that it answers with.
+
+        Raises:
+            ValueError: its answer is malformed; the state is as before.
+            CommandFailed: it died, or did not answer within `timeout_s`.
+            UsageError: it cannot be started.
+        """
+        question = {"event": kind, "message": orjson.Fragment(encode(event)), "state": self.state.value}
+        outputs, state = self._understand(await self._ask(orjson.dumps(question)), event)
+        self.state.value = state  # nothing is awaited from here to the runtime's own bookkeeping
+        return outputs
+
+    async def _ask(self, question: bytes) -> bytes:
+        program = self._program
+        try:
+            async with asyncio.timeout(self.options.timeout_s):
+                if program is None or not program.usable:
+                    if program is not None:
+                        log.warning("program_restarted", agent=self.name, why=program.ending)
+                        await program.kill()
+                    program = await self._start()
+                return await program.ask(question)
+        except TimeoutError:
+            why = f"no answer within {self.options.timeout_s} s (options.timeout_s)"
+            raise CommandFailed(self._said(why)) from None
+        except EOFError as error:
+            raise CommandFailed(self._said(str(error))) from None
+        finally:
+            # Whatever ended this without an answer: a later one must not be taken for that of another event.
+            if program is not None and not program.answered:
+                await program.kill()
+
+    async def _start(self) -> _Program:
+        if self._closed:
+            raise CommandFailed(self._said("this agent is ending"))
+        loop = asyncio.get_running_loop()
+        try:
+            _, program = await loop.subprocess_exec(
+                partial(_Program, self.name),
+                *self.command,
+                cwd=self.directory or None,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid()),
+            )
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in _NOT_RUNNABLE:
+                raise CommandFailed(self._said(f"cannot be started now: {error}")) from None
+            where = self.directory or "this directory"
+            raise UsageError(
+                f"agent {self.name!r}: command {list(self.command)} cannot be started in {where}: {error}; "
+                "expected a program on PATH or a path from there, executable"
+            ) from None
+        self._program = program
+        return program
+
+    def _said(self, why: str) -> str:
+        last = self._program.last_words if self._program is not None else ""
+        return f"agent {self.name}: its program {list(self.command)}: {why}" + (f"; it said: {last}" if last else "")
+
+    def _understand(self, line: bytes, event: Event) -> tuple[list[Event], dict[str, Any]]:
+        """Outputs and state of an answer, or ValueError."""
+        try:
+            answer = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"its answer is no JSON ({error}): {_shortened(line)}") from None
+        if not isinstance(answer, dict):
+            raise ValueError(f"its answer: expected a JSON object, not {_shortened(line)}")  # noqa: TRY004
+        if unknown := sorted(answer.keys() - {"outputs", "state"}):
+            raise ValueError(f"its answer: unknown key {unknown[0]!r}, expected outputs and state")
+        outputs, state = answer.get("outputs", []), answer.get("state", self.state.value)
+        if not isinstance(outputs, list):
+            raise ValueError("outputs: expected a list of objects")  # noqa: TRY004
+        if not isinstance(state, dict):
+            raise ValueError("state: expected an object")  # noqa: TRY004
+        return [self._output(f"outputs[{at}]", raw, event) for at, raw in enumerate(outputs)], state
+
+    def _output(self, where: str, raw: Any, event: Event) -> Event:
+        if not isinstance(raw, dict):
+            raise ValueError(f"{where}: expected an object")  # noqa: TRY004
+        fields = {name: value for name, value in raw.items() if name != "kind" and value is not None}
+        kind = raw.get("kind")
+        if kind not in self.publishes:
+            raise ValueError(f"{where}: kind: expected one of {', '.join(self.publishes)}, not {kind!r}")
+        fields.setdefault("source", self.name)
+        fields.setdefault("timestamp", event.timestamp)
+        if kind in _HAS_SYMBOL and (symbol := _symbol(event)):
+            fields.setdefault("symbol", symbol)
+        if kind in _HAS_ROUND and (number := _round(event)) is not None:
+            fields.setdefault("round", number)
+        if fields.get("symbol") == "":
+            raise ValueError(f"{where}: symbol: expected at least one character")
+        try:
+            return cast(Event, decode(Address("", kind, None, self.name), where, orjson.dumps(fields)))
+        except MessageError as error:  # a poison message on the bus, but here the program's fault
+            raise ValueError(f"{where}: {error.problem}") from None
+
+    async def teardown(self) -> None:
+        """End the program, and whatever it has started, if it is running; no other is started after it."""
+        self._closed = True
+        if self._program is not None:
+            await self._program.end()
+
+
+def command_class(spec: AgentSpec) -> type[CommandAgent]:
+    """The class of the agent that `spec.command` is, with a handler for each kind that it listens to.
+
+    Raises:
+        UsageError: it listens to nothing, or to what no program can be told.
+    """
+    where = f"agent {spec.name!r}"
+    if "timer" in spec.listens:
+        raise UsageError(f"{where}: listens: 'timer' goes with a class only; a program cannot set timers")
+    handlers = {f"on_{kind}": _handler(kind) for kind in spec.listens}
+    fixed = {
+        "__doc__": f"The program {list(spec.command)}.",
+        "__module__": __name__,
+        "kind": spec.kind or CommandAgent.kind,
+        "listens": spec.listens,
+        "publishes": spec.publishes,
+        "command": spec.command,
+        "directory": spec.search_path,
+    }
+    cls = cast(type[CommandAgent], type("ProgramAgent", (CommandAgent,), {**fixed, **handlers}))
+    check_class(cls, where)
+    return cls
+
+
+def _handler(kind: str) -> Callable[[CommandAgent, Event], Awaitable[list[Event]]]:
+    async def on_event(self: CommandAgent, event: Event) -> list[Event]:
+        return await self.handle(kind, event)
+
+    on_event.__name__ = f"on_{kind}"
+    return on_event
+
+
+def _symbol(event: Event) -> str | None:
+    if isinstance(event, Headline):
+        return event.symbols[0] if event.symbols else None
+    return getattr(event, "symbol", None)
+
+
+def _round(event: Event) -> int | None:
+    if isinstance(event, Timer):
+        return None
+    return event.sequence if isinstance(event, MarketData) else getattr(event, "round", None)
+
+
+def _shortened(line: bytes, size: int = 200) -> str:
+    text = line.decode(errors="replace")
+    return text if len(text) <= size else text[:size] + "…"
+
+
+class _Program(asyncio.SubprocessProtocol):
+    """One run of a program: at most one question at a time, and nothing said without having been asked."""
+
+    def __init__(self, agent: str) -> None:
+        self._agent = agent
+        self._exited = asyncio.get_running_loop().create_future()
+        self._answer: asyncio.Future[bytes] | None = None
+        self._line, self._stderr = bytearray(), bytearray()
+        self.last_words = ""
+        """The last line of its stderr."""
+        self.ending = ""
+        """Why it can be asked no more; empty while it can."""
+        self.pid = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        self.pid = self._transport.get_pid()
+
+    @property
+    def usable(self) -> bool:
+        return not self.ending
+
+    @property
+    def answered(self) -> bool:
+        """Whether no question is open."""
+        return self._answer is None
+
+    async def ask(self, question: bytes) -> bytes:
+        """Send one line, wait for one.
+
+        Raises:
+            EOFError: it ended instead.
+            ValueError: it answered with more than one line, or a line that is too long.
+        """
+        self._answer = asyncio.get_running_loop().create_future()
+        stdin = cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
+        stdin.write(question + b"\n")
+        line = await self._answer
+        self._answer = None
+        return line
+
+    def _fail(self, why: str, error: Exception) -> None:
+        self.ending = self.ending or why
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 2:
+            self._log(data)
+            return
+        if self.ending:
+            return
+        self._line += data
+        end = self._line.find(b"\n")
+        if self._answer is None or self._answer.done():
+            why = "it wrote to stdout without being asked: stdout is for answers, one line each"
+            self._fail(why, ValueError(why))
+        elif max(end, len(self._line) if end < 0 else 0) > MAX_ANSWER_BYTES:
+            why = f"its answer is too long: expected a line of at most {MAX_ANSWER_BYTES} bytes"
+            self._fail(why, ValueError(why))
+        elif 0 <= end < len(self._line) - 1:
+            why = f"it answered with more than one line: {_shortened(bytes(self._line))}"
+            self._fail(why, ValueError(why))
+        elif end >= 0:
+            self._answer.set_result(bytes(self._line[:end]))
+            self._line.clear()
+
+    def _log(self, data: bytes) -> None:
+        self._stderr += data
+        *lines, rest = self._stderr.split(b"\n")
+        if len(rest) > MAX_LOG_BYTES:
+            lines, rest = [*lines, rest], bytearray()
+        self._stderr = rest
+        for line in lines:
+            for at in range(0, len(line), MAX_LOG_BYTES):
+                self.last_words = bytes(line[at : at + MAX_LOG_BYTES]).decode(errors="replace").rstrip()
+                log.info("program_stderr", agent=self._agent, line=self.last_words)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 2 and self._stderr:
+            self._log(b"\n")
+        elif fd == 1 and not self.ending:
+            self.ending = "it closed its stdout"
+            self._end_when_known()
+
+    def _end_when_known(self) -> None:
+        """It has ended or will: say so with its exit status, which follows at once."""
+
+    def process_exited(self) -> None:
+        code = self._transport.get_returncode()
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        why = f"it ended by {how}"
+        self.ending = why
+        self._fail(why, EOFError(why))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._exited.done():
+            self._exited.set_result(None)

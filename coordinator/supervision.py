@@ -1,0 +1,120 @@
+"""The watchdog's vocabulary: what is known of an agent and of a host, and the actions that the policy can ask for.
+
+All times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Claim the next epoch of `agent` and start it in `sandbox`. `reason` is why, None for the first start."""
+
+    agent: str
+    sandbox: str
+    reason: str | None = None
+    moved_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Ask the host of `agent` about its process."""
+
+    agent: str
+    sandbox: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    agent: str
+    silent_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """`agent`'s incarnation is dead; a Spawn follows, at once or later, unless it is quarantined."""
+
+    agent: str
+    epoch: int
+    sandbox: str
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    agent: str
+    epoch: int
+    sandbox: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLost:
+    sandbox: str
+    agents: tuple[str, ...]
+
+
+Action = Spawn | Look | Suspect | Dead | Quarantine | Drained | SandboxLost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the watchdog waits, in seconds; deaths counted within `window_s` up to `deaths` before quarantine."""
+
+    suspect_s: float = 0.3
+    dead_s: float = 0.6
+    grace_s: float = 3.0
+    starved_s: float = 5.0
+    deaths: int = 10
+    window_s: float = 30.0
+
+
+@dataclass(slots=True)
+class AgentState:
+    """What is known of one agent."""
+
+    name: str
+    preferred: str
+    is_source: bool = False
+    phase: Phase = "waiting"
+    sandbox: str = ""
+    pid: int = 0
+    epoch: int = 0
+    agent_id: str = ""
+    status: str = ""
+    progress: int = 0
+    progress_at: float = 0.0
+    healthy_since: float | None = None
+    beat_at: float = 0.0
+    lag: int = 0
+    started_at: float = 0.0
+    beaten: bool = False
+    suspected: bool = False
+    looked_at: float = -1e9
+    looked: tuple[float, float] | None = None
+    deaths: deque[float] = field(default_factory=deque)
+    backoff_s: float = 0.0
+    retry_at: float = 0.0
+    reason: str | None = None
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class HostState:
+    name: str
+    pid: int = 0
+    beat_at: float = -1e9
+    alive: bool = False
