@@ -102,9 +102,10 @@ class ChildProcess:
 class ForkServer:
     """Starts agent processes from a process that has their imports loaded already."""
 
-    def __init__(self) -> None:
+    def __init__(self, preload: tuple[str, ...] = ()) -> None:
+        """`preload` are further modules that its agents will need."""
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([PRELOAD])
+        self._context.set_forkserver_preload([*preload, PRELOAD])  # ours last: it freezes what is loaded by then
         # One thread: starting blocks for a few milliseconds, and the order of starts is the order of requests.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fork")
         # Otherwise every child would run the host's main script once more before its own work.

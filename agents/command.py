@@ -34,9 +34,9 @@ import structlog
 from agents.agent import Agent, check_class
 from agents.spec import AgentSpec
 from bus.errors import MeshError, MessageError, UsageError
-from bus.messages import Event, Headline, MarketData, Timer, decode, encode
+from bus.messages import Event, Headline, MarketData, decode, encode
 from bus.process import die_with_parent
-from bus.subjects import Address
+from bus.subjects import AGENT_KINDS, Address
 
 __all__ = ["MAX_ANSWER_BYTES", "CommandAgent", "CommandFailed", "command_class"]
 
@@ -99,53 +99,46 @@ class CommandAgent(Agent):
             CommandFailed: it died, or did not answer within `timeout_s`.
             UsageError: it cannot be started.
         """
-        question = {"event": kind, "message": orjson.Fragment(encode(event)), "state": self.state.value}
-        outputs, state = self._understand(await self._ask(orjson.dumps(question)), event)
+        question = orjson.dumps({"event": kind, "message": orjson.Fragment(encode(event)), "state": self.state.value})
+        program = await self._running()
+        try:
+            async with asyncio.timeout(self.options.timeout_s):
+                line = await program.ask(question)
+            outputs, state = self._understand(line, event)
+        except BaseException as error:
+            # Also when we are cancelled: its answer, if it came later, would be taken for that to another event.
+            await program.kill()
+            if isinstance(error, TimeoutError):
+                why = f"no answer to a {kind} within {self.options.timeout_s} s (its option timeout_s)"
+                raise CommandFailed(self._said(why)) from None
+            if isinstance(error, EOFError):
+                raise CommandFailed(self._said(f"it ended over a {kind} ({program.ending})")) from None
+            raise
         self.state.value = state  # nothing is awaited from here to the runtime's own bookkeeping
         return outputs
 
-    async def _ask(self, question: bytes) -> bytes:
-        program = self._program
-        try:
-            async with asyncio.timeout(self.options.timeout_s):
-                if program is None or not program.usable:
-                    if program is not None:
-                        log.warning("program_restarted", agent=self.name, why=program.ending)
-                        await program.kill()
-                    program = await self._start()
-                return await program.ask(question)
-        except TimeoutError:
-            why = f"no answer within {self.options.timeout_s} s (options.timeout_s)"
-            raise CommandFailed(self._said(why)) from None
-        except EOFError as error:
-            raise CommandFailed(self._said(str(error))) from None
-        finally:
-            # Whatever ended this without an answer: a later one must not be taken for that of another event.
-            if program is not None and not program.answered:
-                await program.kill()
-
-    async def _start(self) -> _Program:
+    async def _running(self) -> _Program:
         if self._closed:
             raise CommandFailed(self._said("this agent is ending"))
-        loop = asyncio.get_running_loop()
+        if self._program is not None:
+            if self._program.usable:
+                return self._program
+            await self._program.kill()
+            log.warning("program_restarted", agent=self.name, why=self._program.ending)
         try:
-            _, program = await loop.subprocess_exec(
-                partial(_Program, self.name),
+            _, program = await asyncio.get_running_loop().subprocess_exec(
+                lambda: _Program(self.name),
                 *self.command,
                 cwd=self.directory or None,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
                 start_new_session=True,
                 preexec_fn=partial(die_with_parent, os.getpid()),
             )
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno not in _NOT_RUNNABLE:
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            if not isinstance(error, ValueError) and getattr(error, "errno", None) not in _NOT_RUNNABLE:
                 raise CommandFailed(self._said(f"cannot be started now: {error}")) from None
-            where = self.directory or "this directory"
             raise UsageError(
-                f"agent {self.name!r}: command {list(self.command)} cannot be started in {where}: {error}; "
-                "expected a program on PATH or a path from there, executable"
+                f"agent {self.name!r}: command {list(self.command)} cannot be started in "
+                f"{self.directory or os.curdir}: {error}; expected a program on PATH, or the path of an executable file"
             ) from None
         self._program = program
         return program
@@ -161,19 +154,23 @@ class CommandAgent(Agent):
         except orjson.JSONDecodeError as error:
             raise ValueError(f"its answer is no JSON ({error}): {_shortened(line)}") from None
         if not isinstance(answer, dict):
-            raise ValueError(f"its answer: expected a JSON object, not {_shortened(line)}")  # noqa: TRY004
+            raise ValueError(f"its answer: expected a JSON object, not {_shortened(line)}")
         if unknown := sorted(answer.keys() - {"outputs", "state"}):
             raise ValueError(f"its answer: unknown key {unknown[0]!r}, expected outputs and state")
         outputs, state = answer.get("outputs", []), answer.get("state", self.state.value)
         if not isinstance(outputs, list):
-            raise ValueError("outputs: expected a list of objects")  # noqa: TRY004
+            raise ValueError("outputs: expected a list of objects")
         if not isinstance(state, dict):
-            raise ValueError("state: expected an object")  # noqa: TRY004
+            raise ValueError("state: expected an object")
+        try:
+            orjson.dumps([[[state]]])  # as deep as it stands in a snapshot
+        except TypeError as error:
+            raise ValueError(f"state: {error}") from None
         return [self._output(f"outputs[{at}]", raw, event) for at, raw in enumerate(outputs)], state
 
     def _output(self, where: str, raw: Any, event: Event) -> Event:
         if not isinstance(raw, dict):
-            raise ValueError(f"{where}: expected an object")  # noqa: TRY004
+            raise ValueError(f"{where}: expected an object")
         fields = {name: value for name, value in raw.items() if name != "kind" and value is not None}
         kind = raw.get("kind")
         if kind not in self.publishes:
@@ -207,6 +204,9 @@ def command_class(spec: AgentSpec) -> type[CommandAgent]:
     where = f"agent {spec.name!r}"
     if "timer" in spec.listens:
         raise UsageError(f"{where}: listens: 'timer' goes with a class only; a program cannot set timers")
+    for kind in spec.publishes:
+        if kind not in AGENT_KINDS:
+            raise UsageError(f"{where}: publishes: unknown kind {kind!r}, expected {', '.join(AGENT_KINDS)}")
     handlers = {f"on_{kind}": _handler(kind) for kind in spec.listens}
     fixed = {
         "__doc__": f"The program {list(spec.command)}.",
@@ -237,29 +237,26 @@ def _symbol(event: Event) -> str | None:
 
 
 def _round(event: Event) -> int | None:
-    if isinstance(event, Timer):
-        return None
     return event.sequence if isinstance(event, MarketData) else getattr(event, "round", None)
 
 
-def _shortened(line: bytes, size: int = 200) -> str:
+def _shortened(line: bytes | bytearray, size: int = 200) -> str:
     text = line.decode(errors="replace")
     return text if len(text) <= size else text[:size] + "…"
 
 
 class _Program(asyncio.SubprocessProtocol):
-    """One run of a program: at most one question at a time, and nothing said without having been asked."""
+    """One run of a program: one question at a time, one line for each, and not a word without having been asked."""
 
     def __init__(self, agent: str) -> None:
         self._agent = agent
-        self._exited = asyncio.get_running_loop().create_future()
+        self._closed = asyncio.Event()
+        self._exited = False
         self._answer: asyncio.Future[bytes] | None = None
-        self._line, self._stderr = bytearray(), bytearray()
+        self._fault: Exception | None = None
+        self._stdout, self._stderr = bytearray(), bytearray()
         self.last_words = ""
         """The last line of its stderr."""
-        self.ending = ""
-        """Why it can be asked no more; empty while it can."""
-        self.pid = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.SubprocessTransport, transport)
@@ -267,81 +264,100 @@ class _Program(asyncio.SubprocessProtocol):
 
     @property
     def usable(self) -> bool:
-        return not self.ending
+        """Whether it can be asked."""
+        return self._fault is None and not self._exited
 
     @property
-    def answered(self) -> bool:
-        """Whether no question is open."""
-        return self._answer is None
+    def ending(self) -> str:
+        """How it ended, or why it must."""
+        code = self._transport.get_returncode()
+        if self._fault is not None and not isinstance(self._fault, EOFError):
+            return str(self._fault)
+        if code is None:
+            return "its stdout is closed"
+        return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
     async def ask(self, question: bytes) -> bytes:
-        """Send one line, wait for one.
+        """Send one line, wait for one. Whoever gives up waiting must kill it.
 
         Raises:
             EOFError: it ended instead.
-            ValueError: it answered with more than one line, or a line that is too long.
+            ValueError: it said something else than one line of at most MAX_ANSWER_BYTES.
         """
+        if self._fault is not None:
+            raise self._fault
         self._answer = asyncio.get_running_loop().create_future()
-        stdin = cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
-        stdin.write(question + b"\n")
-        line = await self._answer
-        self._answer = None
-        return line
+        stdin = self._transport.get_pipe_transport(0)
+        cast(asyncio.WriteTransport, stdin).write(question + b"\n")
+        return await self._answer
 
-    def _fail(self, why: str, error: Exception) -> None:
-        self.ending = self.ending or why
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error)
+    async def end(self) -> None:
+        """Close its stdin, wait END_S for its end, and kill what is left of it."""
+        if stdin := self._transport.get_pipe_transport(0):
+            stdin.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                await self._closed.wait()
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Kill it and all of its process group, and wait until it is gone and all it has said is read."""
+        self._fail(EOFError("killed"))
+        self._kill_group()
+        with contextlib.suppress(TimeoutError):  # a grandchild with a session of its own may hold its pipes
+            async with asyncio.timeout(END_S):
+                await self._closed.wait()
+        self._transport.close()
+
+    def _kill_group(self) -> None:
+        if not self._exited:  # after that its number may be another's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _fail(self, fault: Exception) -> None:
+        if self._fault is None:
+            self._fault = fault
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_exception(fault)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 2:
             self._log(data)
             return
-        if self.ending:
+        if self._fault is not None:
             return
-        self._line += data
-        end = self._line.find(b"\n")
+        self._stdout += data
+        line, newline, rest = self._stdout.partition(b"\n")
         if self._answer is None or self._answer.done():
-            why = "it wrote to stdout without being asked: stdout is for answers, one line each"
-            self._fail(why, ValueError(why))
-        elif max(end, len(self._line) if end < 0 else 0) > MAX_ANSWER_BYTES:
-            why = f"its answer is too long: expected a line of at most {MAX_ANSWER_BYTES} bytes"
-            self._fail(why, ValueError(why))
-        elif 0 <= end < len(self._line) - 1:
-            why = f"it answered with more than one line: {_shortened(bytes(self._line))}"
-            self._fail(why, ValueError(why))
-        elif end >= 0:
-            self._answer.set_result(bytes(self._line[:end]))
-            self._line.clear()
+            self._fail(ValueError(f"it wrote to stdout without being asked: {_shortened(self._stdout)}"))
+        elif len(line) > MAX_ANSWER_BYTES:
+            self._fail(ValueError(f"its answer: expected a line of at most {MAX_ANSWER_BYTES} bytes"))
+        elif rest:
+            self._fail(ValueError(f"its answer: expected one line, then nothing more: {_shortened(self._stdout)}"))
+        elif newline:
+            self._stdout = bytearray()
+            self._answer.set_result(bytes(line))
 
     def _log(self, data: bytes) -> None:
         self._stderr += data
-        *lines, rest = self._stderr.split(b"\n")
-        if len(rest) > MAX_LOG_BYTES:
-            lines, rest = [*lines, rest], bytearray()
-        self._stderr = rest
-        for line in lines:
-            for at in range(0, len(line), MAX_LOG_BYTES):
-                self.last_words = bytes(line[at : at + MAX_LOG_BYTES]).decode(errors="replace").rstrip()
-                log.info("program_stderr", agent=self._agent, line=self.last_words)
+        while self._stderr:
+            line, newline, rest = self._stderr.partition(b"\n")
+            if not newline and len(line) < MAX_LOG_BYTES:
+                return
+            piece, more = line[:MAX_LOG_BYTES], line[MAX_LOG_BYTES:]
+            self._stderr = more + newline + rest if more else rest
+            self.last_words = piece.decode(errors="replace").rstrip() or self.last_words
+            log.info("program_stderr", agent=self._agent, line=piece.decode(errors="replace").rstrip())
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if fd == 2 and self._stderr:
+        if fd == 1:  # not its exit: what it wrote before that may still be on its way
+            self._fail(EOFError("it closed its stdout"))
+        elif fd == 2 and self._stderr:
             self._log(b"\n")
-        elif fd == 1 and not self.ending:
-            self.ending = "it closed its stdout"
-            self._end_when_known()
-
-    def _end_when_known(self) -> None:
-        """It has ended or will: say so with its exit status, which follows at once."""
 
     def process_exited(self) -> None:
-        code = self._transport.get_returncode()
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        why = f"it ended by {how}"
-        self.ending = why
-        self._fail(why, EOFError(why))
+        self._kill_group()  # whom it left behind; at once, while the number is still theirs
+        self._exited = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._exited.done():
-            self._exited.set_result(None)
+        self._closed.set()

@@ -89,10 +89,19 @@ class _Slot:
 class Host:
     """Serves sandbox `name` over `bus`; `url` is what its agents connect to."""
 
-    def __init__(self, bus: Bus, name: str, url: str, *, provider: str = "local", log_level: str = "info") -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        name: str,
+        url: str,
+        *,
+        provider: str = "local",
+        log_level: str = "info",
+        preload: tuple[str, ...] = (),
+    ) -> None:
         self._bus, self.name, self._url, self._provider = bus, name, url, provider
         self._log_level = log_level
-        self._fork_server = ForkServer()
+        self._fork_server = ForkServer(preload)
         self._running: dict[str, _Slot] = {}
         self._ended: list[_Slot] = []
         self._term = 0

@@ -12,14 +12,14 @@ import asyncio
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
 import orjson
 import structlog
 
-from agents.agent import Agent, TimerSet, published_kinds
+from agents.agent import Agent, Outputs, TimerSet, published_kinds
 from agents.checkpoint import SNAPSHOT_INPUTS, Checkpoints
 from agents.journal import Journal
 from agents.timers import Timers
@@ -68,6 +68,7 @@ class Runtime:
         self._cited = 0
         self.skipped: set[int] = set()
         self._skip: tuple[int, str] | None = None
+        self._broken_off = False
         self._reading = False
         self._busy = False
         self._fenced: MeshError | None = None
@@ -114,9 +115,12 @@ class Runtime:
                 tasks.append(self._task(self._produce(), "produce"))
             await self._main(tasks)
         finally:
+            self._reading = False
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if (teardown := getattr(self.agent, "teardown", None)) is not None:
+                await teardown()
             with contextlib.suppress(BusError):
                 await epoch_watch.close()
             self.journal.close()
@@ -140,6 +144,9 @@ class Runtime:
                 sequence, why = self._skip
                 self._skip = None
                 await self._skip_input(sequence, why)
+            if self._broken_off:
+                self._broken_off = False
+                await self._read_again()
             if self._draining:
                 await self._drain(tasks)
                 return
@@ -164,7 +171,8 @@ class Runtime:
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self.journal.flush()
-                await self._checkpoints.save(self._checkpoints.take())
+                if not self._busy:  # else the state may be half changed: the last snapshot holds
+                    await self._checkpoints.save(self._checkpoints.take())
         except (TimeoutError, BusError) as error:
             log.warning("drain_incomplete", error=str(error) or "no acknowledgement in time", left=len(self.journal))
 
@@ -209,6 +217,7 @@ class Runtime:
     def _load(self, snapshot: Snapshot) -> None:
         agent = self.agent
         agent.state = agent.State()
+        self._busy = False
         if snapshot.state is not None:
             try:
                 agent.state = msgspec.convert(snapshot.state, type(agent).State)
@@ -276,7 +285,7 @@ class Runtime:
         if not self._reading or stored.sequence <= self.cursor:
             return
         self.lag = stored.pending
-        sequence = stored.sequence
+        sequence, asynchronous = stored.sequence, False
         try:
             event = self._read(stored)
         except MessageError as error:
@@ -293,16 +302,13 @@ class Runtime:
             kind, topic, message = event
             try:
                 outputs = self._handlers[kind](message)
-                if inspect.isawaitable(outputs):
-                    self._busy = True
-                    try:
-                        outputs = await outputs
-                    finally:
-                        self._busy = False
+                if asynchronous := inspect.isawaitable(outputs):
+                    outputs = await self._finish(outputs)
                 prepared = self.journal.prepare(outputs, sequence, topic)
-            except MeshError:
-                raise
             except Exception as error:
+                if isinstance(error, MeshError) and not isinstance(error, MessageError):
+                    self._on_fenced(error)  # ends the run; a reader would only log it, and go on with the next input
+                    return
                 log.exception("handler_raised", subject=stored.subject, sequence=sequence)
                 self._reading = False
                 self._skip = (sequence, f"on_{kind} raised {type(error).__name__}: {error}")
@@ -319,6 +325,21 @@ class Runtime:
         self._check_ready()
         self._checkpoints.input_handled()
         await self.journal.send()
+        if asynchronous:
+            await asyncio.sleep(0)  # with inputs waiting there would be no other moment for a snapshot between two
+
+    async def _finish(self, handling: Awaitable[Outputs]) -> Outputs:
+        """Wait for an asynchronous handler. If it raises or is broken off, the state may be half changed: still busy."""
+        self._busy = True
+        try:
+            outputs = await handling
+        except asyncio.CancelledError:
+            if self._reading:  # by the reader, which will not deliver this input again
+                self._reading, self._broken_off = False, True
+                self._wake.set()
+            raise
+        self._busy = False
+        return outputs
 
     def _read(self, stored: Stored) -> tuple[str, str | None, Event] | None:
         address = self.bus.subjects.parse(stored.subject)
@@ -351,8 +372,13 @@ class Runtime:
             once=f"{self.name}:skipped-alert:{sequence}",
             sequence=sequence,
         )
-        await self.journal.flush()
         self.skipped.add(sequence)
+        await self._read_again()
+
+    async def _read_again(self) -> None:
+        """Go back to the last snapshot, and read on from there."""
+        await self._stop_reading()
+        await self.journal.flush()
         while True:
             self._load(self._store.read(self._store.saved))
             try:

@@ -41,7 +41,7 @@ def run_sandbox(name: str, url: str, swarm: str, log_level: str) -> int:
     async def serve() -> None:
         bus = await NatsBus.connect(url, swarm, f"sandbox {name}", wait_s=None)
         try:
-            host = Host(bus, name, url, log_level=log_level)
+            host = Host(bus, name, url, log_level=log_level, preload=("coordinator.agent",))
             on_signals(host.stop)
             await host.run()
         finally:

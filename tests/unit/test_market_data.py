@@ -143,9 +143,9 @@ async def test_window_of_open_rounds_holds():
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_window_counts_each_symbol_by_itself(tmp_path):
+async def test_each_symbol_has_its_share_of_the_window(tmp_path):
     agent = make(
-        symbols={"A": write(tmp_path / "a", range(4)), "B": write(tmp_path / "b", range(2, 6))}, max_open_rounds=2
+        symbols={"A": write(tmp_path / "a", range(4)), "B": write(tmp_path / "b", range(2, 6))}, max_open_rounds=4
     )
     sent: list[MarketData] = []
     task = asyncio.create_task(follow(agent, sent))

@@ -1,0 +1,374 @@
+"""The watchdog's policy: every conclusion from made-up observations, with a clock of our own."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.messages import Child, Heartbeat, now
+from coordinator.policy import FORGIVEN_S, HOST_LOST_S, NEVER_READY_S, STALLED_S, Policy
+from coordinator.supervision import (
+    Action,
+    AgentState,
+    Dead,
+    Drained,
+    Look,
+    Patience,
+    Quarantine,
+    SandboxLost,
+    Spawn,
+    Suspect,
+)
+
+
+class World:
+    """A policy, a clock, and what hosts and agents would say."""
+
+    def __init__(self, *agents: AgentState, sandboxes: tuple[str, ...] = ("base", "python")) -> None:
+        self.now = 100.0
+        self.policy = Policy(agents, sandboxes, Patience(), random.Random(1), self.now)
+        self.epoch = 0
+        self.beating: set[str] = set()
+        self.stuck: set[str] = set()
+        self.sandboxes: dict[str, int] = {}
+        self.lag = 0
+        self.progress = 0
+        self.status = "live"
+
+    def host(self, name: str, *children: Child, pid: int = 1, status: str = "live") -> None:
+        self.sandboxes[name] = pid
+        self.policy.host_beat(
+            self.now,
+            Heartbeat(
+                agent=name, agent_id="h", epoch=0, sequence=1, progress=1, status=status, interval_ms=200,
+                sandbox=name, pid=pid, role="sandbox", inventory=children,
+            ),
+        )  # fmt: skip
+
+    def start(self, action: Spawn) -> int:
+        self.epoch += 10
+        self.policy.spawned(self.now, action.agent, action.sandbox, 1000 + self.epoch, self.epoch, "id")
+        self.beating.add(action.agent)
+        return self.epoch
+
+    def beat(self, name: str) -> None:
+        state = self.policy.agents[name]
+        self.policy.beat(
+            self.now,
+            Heartbeat(
+                agent=name, agent_id="id", epoch=state.epoch, sequence=1, progress=self.progress, status=self.status,
+                interval_ms=100, sandbox=state.sandbox, pid=state.pid, lag=self.lag,
+            ),
+        )  # fmt: skip
+
+    def run(self, seconds: float, *, bus: bool = True, hosts: bool = True, spawn: bool = True) -> list[Action]:
+        """Let time pass in steps of 50 ms in which everybody beats who should."""
+        done: list[Action] = []
+        for step in range(round(seconds / 0.05)):
+            self.now += 0.05
+            if bus and hosts and step % 4 == 0:
+                for name, pid in list(self.sandboxes.items()):
+                    self.host(name, pid=pid)
+            if bus and step % 2 == 0:
+                if not self.stuck:
+                    self.progress += 1
+                for name in self.beating:
+                    self.beat(name)
+            for action in self.policy.decide(self.now):
+                done.append(action)
+                if isinstance(action, Spawn) and spawn:
+                    self.start(action)
+                elif isinstance(action, Dead):
+                    self.beating.discard(action.agent)
+        return done
+
+
+def a(name: str = "a", sandbox: str = "base", **more: Any) -> AgentState:
+    return AgentState(name, sandbox, **more)
+
+
+def ready(*agents: AgentState, **more: Any) -> World:
+    world = World(*(agents or (a(),)), **more)
+    for sandbox in world.policy.hosts:
+        world.host(sandbox)
+    world.run(0.5)
+    assert all(state.phase == "running" for state in world.policy.agents.values())
+    return world
+
+
+def kinds(actions: list[Action]) -> list[str]:
+    return [type(action).__name__ for action in actions]
+
+
+def test_starts_everything_where_it_belongs_and_sources_last():
+    world = World(a("feed", "base", is_source=True), a("one", "base"), a("two", "python"))
+    assert world.policy.decide(world.now) == []  # no host has been heard yet
+    world.host("base")
+    world.host("python")
+    assert world.policy.decide(world.now) == [Spawn("one", "base"), Spawn("two", "python")]
+    world.start(Spawn("one", "base"))
+    world.start(Spawn("two", "python"))
+    assert [x for x in world.run(0.5) if isinstance(x, Spawn)] == [Spawn("feed", "base")]
+
+
+def test_a_source_does_not_wait_for_ever():
+    world = World(a("feed", is_source=True), a("one", "nowhere"))
+    world.host("base")
+    world.policy.hosts.pop("python")
+    actions = world.run(6, spawn=False)
+    assert Spawn("feed", "base") in actions
+
+
+def test_an_exit_is_acted_on_at_once():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.policy.exited(world.now, "a", epoch, -9)
+    dead, spawn = world.policy.decide(world.now)
+    assert dead == Dead("a", epoch, "base", 1000 + epoch, "signal 9")
+    assert spawn == Spawn("a", "base", "signal 9")
+
+
+def test_an_exit_of_an_older_incarnation_means_nothing():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch - 1, -9)
+    assert world.policy.decide(world.now) == []
+
+
+def test_later_deaths_back_off_and_ten_quarantine():
+    world = ready()
+    pauses = []
+    for death in range(10):
+        state = world.policy.agents["a"]
+        died = world.now
+        world.policy.exited(world.now, "a", state.epoch, -9)
+        actions = world.policy.decide(world.now)
+        if death == 9:
+            assert kinds(actions) == ["Dead", "Quarantine"]
+            break
+        while not any(isinstance(action, Spawn) for action in actions):
+            world.now += 0.01
+            world.host("base")
+            actions = world.policy.decide(world.now)
+        pauses.append(world.now - died)
+        world.start(Spawn("a", "base"))
+        world.beat("a")
+    assert pauses[0] == 0
+    expected = [0.05 * 2**n for n in range(7)] + [5.0]
+    assert all(0.79 * wanted <= got <= 1.21 * wanted + 0.02 for got, wanted in zip(pauses[1:], expected, strict=False))
+    assert world.policy.agents["a"].phase == "quarantined"
+    assert world.run(20) == []
+    assert world.policy.revive(world.now, "a")
+    assert Spawn("a", "base") in world.policy.decide(world.now)
+    assert not world.policy.agents["a"].deaths
+
+
+def test_progress_makes_deaths_forgotten():
+    world = ready()
+    for _ in range(12):
+        world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 1)
+        assert "Spawn" in kinds(world.run(FORGIVEN_S + 6))
+    assert world.policy.agents["a"].phase == "running"
+
+
+def test_silence_is_suspected_then_looked_at():
+    world = ready()
+    world.beating.clear()
+    actions = world.run(0.5)
+    assert kinds(actions) == ["Suspect"]
+    assert isinstance(actions[0], Suspect)
+    assert 300 <= actions[0].silent_ms <= 400
+    assert set(kinds(world.run(0.5))) == {"Look"}
+
+
+def look(world: World, state: str, cpu_s: float = 0.0, waited_s: float = 0.0) -> list[Action]:
+    world.policy.looked(world.now, "a", world.policy.agents["a"].epoch, state, cpu_s, waited_s)
+    return world.policy.decide(world.now)
+
+
+def silent(seconds: float) -> World:
+    world = ready()
+    world.beating.clear()
+    world.run(seconds)
+    return world
+
+
+def test_a_stopped_or_vanished_process_is_dead():
+    for state in ("T", "gone", "Z"):
+        assert kinds(look(silent(0.8), state))[:2] == ["Dead", "Spawn"]
+
+
+def test_a_working_or_starved_process_is_waited_for_but_not_for_ever():
+    for grows in ((1.0, 0.0), (0.0, 1.0)):
+        world = silent(0.8)
+        for n in range(20):
+            assert "Dead" not in kinds(look(world, "R", grows[0] * n, grows[1] * n))
+            world.run(0.2)
+        world.run(0.5)
+        assert "Dead" in kinds(look(world, "R", grows[0] * 99, grows[1] * 99))
+
+
+def test_a_process_that_neither_works_nor_waits_is_dead():
+    world = silent(0.8)
+    assert "Dead" not in kinds(look(world, "S", 1.0, 1.0))
+    world.run(0.2)
+    assert "Dead" in kinds(look(world, "S", 1.0, 1.0))
+
+
+def test_a_beat_clears_the_suspicion():
+    world = silent(0.5)
+    world.beating.add("a")
+    assert kinds(world.run(2)) == []
+
+
+def test_an_answer_that_comes_after_a_beat_is_ignored():
+    world = silent(0.8)
+    world.beat("a")
+    assert look(world, "T") == []
+
+
+def test_nobody_is_declared_dead_while_the_bus_is_ill():
+    world = ready(a("a"), a("b", "python"))
+    world.policy.bus_trouble(world.now, True)
+    assert world.run(10, bus=False) == []
+    world.policy.bus_trouble(world.now, False)
+    assert world.run(3) == []
+
+
+def test_ones_own_sleep_is_not_held_against_anybody():
+    world = ready(a("a"), a("b", "python"))
+    world.now += 20.0
+    assert world.policy.decide(world.now) == []
+    assert world.run(2) == []
+
+
+def test_a_lost_host_moves_its_agents_to_the_least_loaded():
+    world = ready(a("a"), a("b", "python"), a("c", "third"), a("d", "third"), sandboxes=("base", "python", "third"))
+    del world.sandboxes["base"]
+    world.beating.discard("a")
+    actions = world.run(HOST_LOST_S + 0.5)
+    assert SandboxLost("base", ("a",)) in actions
+    [spawn] = [x for x in actions if isinstance(x, Spawn)]
+    assert (spawn.sandbox, spawn.moved_from) == ("python", "base")
+    assert world.policy.agents["a"].deaths == world.policy.agents["a"].deaths.__class__()  # not the agent's fault
+
+
+def test_a_replaced_host_has_lost_its_agents():
+    world = ready()
+    world.host("base", pid=2)
+    assert kinds(world.policy.decide(world.now)) == ["SandboxLost", "Dead", "Spawn"]
+
+
+def test_a_host_that_drains_sends_its_agents_elsewhere():
+    world = ready()
+    world.host("base", status="draining")
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
+    actions = world.policy.decide(world.now)
+    assert kinds(actions) == ["SandboxLost", "Dead", "Spawn"]
+    assert isinstance(actions[2], Spawn)
+    assert actions[2].sandbox == "python"
+
+
+def test_an_agent_that_drained_stays_away_until_revived():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
+    assert world.policy.decide(world.now) == [Drained("a")]
+    assert world.run(5) == []
+    assert world.policy.revive(world.now, "a")
+    assert "Spawn" in kinds(world.policy.decide(world.now))
+
+
+def test_a_persons_mistake_is_not_restarted():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 2)
+    assert kinds(world.policy.decide(world.now)) == ["Dead", "Quarantine"]
+
+
+def test_a_new_watchdog_adopts_and_starts_nothing():
+    world = World(a())
+    world.host("base", Child(agent="a", agent_id="x", epoch=70, pid=7, spawned_at=now()))
+    world.host("python")
+    assert world.policy.decide(world.now) == []
+    state = world.policy.agents["a"]
+    assert (state.epoch, state.pid, state.sandbox) == (70, 7, "base")
+
+
+def test_an_exit_report_that_got_lost_is_in_the_inventory():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.host("base", Child(agent="a", agent_id="x", epoch=epoch, pid=7, spawned_at=now(), exit_code=-9))
+    assert kinds(world.policy.decide(world.now)) == ["Dead", "Spawn"]
+
+
+def test_an_incarnation_started_by_hand_takes_over():
+    world = ready()
+    state = world.policy.agents["a"]
+    old = state.epoch
+    world.policy.beat(
+        world.now,
+        Heartbeat(agent="a", agent_id="y", epoch=old + 5, sequence=1, progress=0, status="live", interval_ms=100,
+                  sandbox="by-hand", pid=77),
+    )  # fmt: skip
+    world.policy.exited(world.now, "a", old, 1)  # the old one was fenced and ended
+    assert world.policy.decide(world.now) == []
+    assert (state.epoch, state.sandbox) == (old + 5, "by-hand")
+
+
+def test_never_ready_and_stalled_are_dead():
+    world = World(a())
+    world.host("base")
+    world.host("python")
+    world.status = "restoring"
+    world.stuck.add("a")
+    assert "Dead" in kinds(world.run(NEVER_READY_S + 2))
+    world = ready()
+    world.stuck.add("a")
+    world.lag = 5
+    assert "Dead" in kinds(world.run(STALLED_S + 2))
+    world = ready()
+    world.stuck.add("a")  # nothing waits: idle, not stalled
+    assert "Dead" not in kinds(world.run(STALLED_S + 2))
+
+
+def test_a_start_that_fails_is_tried_again_without_being_a_death():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, -9)
+    world.policy.decide(world.now)
+    world.policy.spawn_failed(world.now, "a", "no answer")
+    actions = world.run(1)
+    assert kinds(actions) == ["Spawn"]
+    assert len(world.policy.agents["a"].deaths) == 1
+
+
+@given(st.lists(st.sampled_from(["die", "silent", "look", "wait", "host", "ill", "well", "drain"]), max_size=60))
+def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]) -> None:
+    """Whatever happens: a Spawn only when the one before is dead or drained, and quarantine only by its rule."""
+    world = ready()
+    alive = True
+    for event in events:
+        state = world.policy.agents["a"]
+        if event == "die":
+            world.policy.exited(world.now, "a", state.epoch, -9)
+        elif event == "drain":
+            world.policy.exited(world.now, "a", state.epoch, 0)
+        elif event == "silent":
+            world.beating.discard("a")
+        elif event == "look":
+            world.policy.looked(world.now, "a", state.epoch, "T", 0, 0)
+        elif event == "host":
+            world.host("base", pid=world.sandboxes["base"] + 1)
+        elif event in ("ill", "well"):
+            world.policy.bus_trouble(world.now, event == "ill")
+        for action in world.run(0.3):
+            if isinstance(action, (Dead, Drained)):
+                assert alive
+                alive = False
+            elif isinstance(action, Spawn):
+                assert not alive
+                alive = True
+            elif isinstance(action, Quarantine):
+                assert len(state.deaths) >= 10
+            elif isinstance(action, Look):
+                assert alive
