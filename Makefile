@@ -85,7 +85,7 @@ bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
 
 schema: setup
-	$(BIN)/python -m bus.schema
+	$(BIN)/python -m coordinator.schema
 
 # The lock files hold versions and hashes only, no address, for every platform and Python >= 3.11.
 # Kept versions stay; make lock ARGS=--upgrade takes the newest.

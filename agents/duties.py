@@ -37,14 +37,14 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
             agent_id=runtime.agent_id,
             epoch=runtime.epoch,
             sequence=sequence,
-            progress=runtime.inputs + (journal.outputs if journal else 0),
+            progress=runtime.inputs + (0 if journal is None else journal.outputs),
             status=runtime.status,
             interval_ms=int(interval_s * 1000),
             sandbox=runtime.sandbox,
             pid=runtime.pid,
             cursor=runtime.cursor,
             lag=runtime.lag,
-            outputs=journal.outputs if journal else 0,
+            outputs=0 if journal is None else journal.outputs,
             poison=runtime.poison,
         )
         with contextlib.suppress(BusError):

@@ -29,6 +29,7 @@ from bus.errors import BusError, MeshError
 from bus.messages import Child, Heartbeat, encode, now
 from bus.outbox import Outbox
 from bus.reports import Reporter
+from bus.tasks import end_tasks
 
 HEARTBEAT_S = 0.2
 DRAIN_GRACE_S = 6.0
@@ -136,8 +137,7 @@ class Host:
             await self._stop.wait()
             await self._drain_all()
         finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            await end_tasks([beating])
             await self._fork_server.stop()
             self._outbox.close()
 

@@ -27,7 +27,8 @@ class MarketDataAgent(Agent):
     """Yields every candle once, ordered by (timestamp, symbol); `sequence` counts a symbol's candles from 1.
 
     A round is undecided from its candle to the decision about it. A source has no more than `max_open_rounds` of them,
-    each symbol its share: the next candle in order waits, and with it all those behind it, so that the order never depends on the decisions.
+    each symbol its share: the next candle in order waits, and with it all those behind it, so that the order never
+    depends on the decisions.
     """
 
     kind = "market-data"

@@ -22,6 +22,7 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, MeshError, Usag
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.reports import Reporter
+from bus.tasks import end_tasks
 
 log = structlog.get_logger("signalmesh.agent")
 
@@ -115,9 +116,7 @@ async def _live(incarnation: Incarnation) -> int:
             await _alert_unusable(bus, incarnation, error)
             raise
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(tasks)
     finally:
         await bus.close()
     return EXIT_DONE

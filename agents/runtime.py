@@ -29,6 +29,7 @@ from bus.claims import claim, last_claim, new_agent_id
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, MessageError
 from bus.messages import Event, LifecycleEvent, Timer, decode
 from bus.snapshots import Snapshot, SnapshotStore
+from bus.tasks import end_tasks
 
 DRAIN_S = 5.0
 """How long a drain waits for acknowledgements before it gives up and leaves the rest to recovery."""
@@ -116,9 +117,7 @@ class Runtime:
             await self._main(tasks)
         finally:
             self._reading = False
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(tasks)
             if (teardown := getattr(self.agent, "teardown", None)) is not None:
                 await teardown()
             with contextlib.suppress(BusError):
@@ -158,9 +157,7 @@ class Runtime:
 
     async def _drain(self, tasks: list[asyncio.Task[None]]) -> None:
         self.status = "draining"
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
         await self._stop_reading()
         self._report("drained", cursor=self.cursor, outputs=self.journal.outputs)
         try:

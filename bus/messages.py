@@ -308,8 +308,11 @@ def _utc(stamp: datetime) -> datetime:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value if value.tzinfo is UTC else _utc(value)
     if isinstance(value, Child):
-        return {name: getattr(value, name) for name in value.__slots__}
+        fields = ((name, getattr(value, name)) for name in value.__slots__)
+        return {name: _plain(item) for name, item in fields if item is not None}
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("expected finite numbers only")
@@ -334,7 +337,7 @@ def encode(message: Message) -> bytes:
     for name in _FIELDS[type(message)]:
         value = getattr(message, name)
         if value is not None:
-            fields[name] = _plain(value) if isinstance(value, (float, dict, tuple, list)) else value
+            fields[name] = _plain(value) if isinstance(value, (float, dict, tuple, list, datetime)) else value
     try:
         return orjson.dumps(fields, option=orjson.OPT_UTC_Z)
     except orjson.JSONEncodeError as error:

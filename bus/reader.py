@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 
 from bus.bus import OnStored, Stored
 from bus.errors import BusError, BusTimeout, Refused
+from bus.tasks import end_tasks
 
 if TYPE_CHECKING:
     from bus.nats_bus import NatsBus
@@ -199,8 +200,7 @@ class Reader:
         self.generation += 1
         self._bus.connection.unwatch(self._on_down, self._on_up)
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks([self._task])
         if self._subscription is not None:
             with contextlib.suppress(Exception):
                 await self._subscription.unsubscribe()

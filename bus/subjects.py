@@ -157,11 +157,13 @@ class Subjects:
                 return Address(self.ns, kind, None, parts[2])
             if len(parts) == 4:
                 token = parts[2]
+                if kind in ("lifecycle", "alert", "control", "config"):
+                    return Address(self.ns, kind, token, parts[3])
                 topic = self._topics.get(token)
                 if topic is None:
                     try:
-                        topic = token if kind in ("lifecycle", "alert", "control", "config") else unescape_topic(token)
-                    except ValueError as error:
+                        topic = unescape_topic(token)
+                    except (ValueError, UsageError) as error:
                         raise MessageError(subject, f"topic: {error}") from None
                     if len(self._topics) < 10_000:
                         self._topics[token] = topic

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from bus.errors import EXIT_DONE, EXIT_FAILED, BusUnreachable, MeshError, Refused, UsageError
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusUnreachable, Refused, UsageError
 
 if TYPE_CHECKING:
     from bus.nats_bus import NatsBus
@@ -151,11 +151,11 @@ def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
     run = read_run(state_dir)
     if run is None or not run.alive():
         raise UsageError(f"no swarm runs in {state_dir}; name its directory with --state-dir")
-    took_s = stop_run(run)
+    ended = stop_run(run)
     if json:
-        print_json({"swarm": run.swarm, "pid": run.pid, "took_s": round(took_s, 3)})
+        print_json(ended)
     else:
-        typer.echo(f"swarm {run.swarm} ended in {took_s:.1f} s; its state is in {state_dir}")
+        typer.echo(f"swarm {run.swarm} ended in {ended.took_s:.1f} s; its state is in {state_dir}")
 
 
 @app.command()
@@ -216,23 +216,6 @@ def kill(
     raise typer.Exit(EXIT_DONE if good else EXIT_FAILED)
 
 
-def _ask_watchdog(target: Target, verb: str, agent: str, as_json: bool, done: str) -> None:
-    import orjson
-
-    async def ask(bus: NatsBus) -> dict[str, Any]:
-        subject = bus.subjects.control("watchdog", verb)
-        reply: dict[str, Any] = orjson.loads(await bus.request(subject, orjson.dumps({"agent": agent}), 12.0))
-        return reply
-
-    reply = on_bus(target, ask)
-    if "error" in reply:
-        raise UsageError(reply["error"]) if "no agent" in reply["error"] else MeshError(reply["error"])
-    if as_json:
-        print_json(reply)
-    else:
-        typer.echo(f"{agent}: {done}")
-
-
 @app.command()
 def restart(
     agent: Annotated[str, typer.Argument(help="The agent's name.")],
@@ -242,7 +225,14 @@ def restart(
     json: Json = False,
 ) -> None:
     """Drain an agent (it saves its state) and start it anew."""
-    _ask_watchdog(find_target(nats, state_dir, swarm), "restart", agent, json, "drained; it is started anew")
+    from coordinator.wishes import Restarted, ask_watchdog
+
+    target = find_target(nats, state_dir, swarm)
+    done = on_bus(target, lambda bus: ask_watchdog(bus, "restart", agent, Restarted))
+    if json:
+        print_json(done)
+    else:
+        typer.echo(f"{agent}: " + (f"was {done.was}; it is started" if done.was else "drained; it is started anew"))
 
 
 @app.command()
@@ -254,7 +244,13 @@ def revive(
     json: Json = False,
 ) -> None:
     """Bring a quarantined or drained agent back, with its deaths forgotten."""
-    _ask_watchdog(find_target(nats, state_dir, swarm), "revive", agent, json, "revived")
+    from coordinator.wishes import Revived, ask_watchdog
+
+    done = on_bus(find_target(nats, state_dir, swarm), lambda bus: ask_watchdog(bus, "revive", agent, Revived))
+    if json:
+        print_json(done)
+    else:
+        typer.echo(f"{agent}: was {done.was}; it is started")
 
 
 # -- roles: the processes of a swarm

@@ -39,6 +39,8 @@ SOURCES_WAIT_S = 5.0
 """Sources start when all others are live, or after so long."""
 HOST_LOST_S = 1.0
 """A host silent for so long is lost, and its agents are started elsewhere."""
+TAKEN_OVER_S = 1.5
+"""How long an incarnation that somebody else has claimed may take to beat."""
 OWN_LAG_S = 0.05
 """A delay of our own beyond this is not held against anybody."""
 
@@ -110,10 +112,22 @@ class Policy:
         agent = self.agents[name]
         agent.phase = "starting"
         agent.sandbox, agent.pid, agent.epoch, agent.agent_id = sandbox, pid, epoch, agent_id
+        agent.known_epoch = epoch
         agent.started_at = agent.beat_at = agent.progress_at = now
         agent.beaten = agent.suspected = False
         agent.status, agent.progress, agent.looked = "", 0, None
         agent.healthy_since = None
+
+    def claimed(self, name: str, epoch: int) -> None:
+        """We have claimed the epoch of the incarnation that is about to be started."""
+        self.agents[name].known_epoch = epoch
+
+    def superseded(self, now: float, name: str) -> None:
+        """Somebody else has claimed: by hand, it seems. If its heartbeats do not come, we start our own after all."""
+        agent = self.agents[name]
+        agent.known_epoch = None
+        agent.phase = "backoff"
+        agent.retry_at = now + TAKEN_OVER_S
 
     def spawn_failed(self, now: float, name: str, reason: str) -> None:
         """An incarnation could not be started: tried again after a pause, without counting as a death."""

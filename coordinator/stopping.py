@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 from bus.errors import MeshError
 from bus.process import wait_pid_exit
@@ -15,8 +16,17 @@ STOP_S = 30.0
 """Longer than all graces of `up` together."""
 
 
-def stop_run(run: Run) -> float:
-    """End the swarm of `run`; returns how many seconds it took.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """`down --json`: which swarm ended, the process id of its `up`, and how many seconds that took."""
+
+    swarm: str
+    pid: int
+    took_s: float
+
+
+def stop_run(run: Run) -> Ended:
+    """End the swarm of `run`, and wait for it.
 
     Raises:
         MeshError: it has not ended in time.
@@ -35,4 +45,4 @@ def stop_run(run: Run) -> float:
             f"the swarm {run.swarm} (pid {run.pid}) has not ended within {STOP_S:.0f} s; `kill -9 {run.pid}` ends it "
             "at once, and the next `up` recovers its state"
         ) from None
-    return time.monotonic() - since
+    return Ended(swarm=run.swarm, pid=run.pid, took_s=round(time.monotonic() - since, 3))

@@ -93,6 +93,8 @@ class AgentState:
     sandbox: str = ""
     pid: int = 0
     epoch: int = 0
+    known_epoch: int | None = None
+    """The claim that we expect to be the newest; None: whichever it is."""
     agent_id: str = ""
     status: str = ""
     progress: int = 0

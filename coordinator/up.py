@@ -24,12 +24,14 @@ import structlog
 
 from agents.process import make_agent
 from bus.errors import EXIT_DONE, BusError, ConfigError, UsageError
+from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.process import die_with_parent
 from bus.reports import Reporter
 from bus.server import NatsServer, ServerDied, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
+from bus.tasks import end_tasks
 from coordinator.config import resolve
 from coordinator.roles import limits_of, on_signals
 from coordinator.rundir import lock, remove_run, write_run
@@ -159,6 +161,7 @@ class Up:
         self._lock = await asyncio.to_thread(lock, state_dir)
         logs = state_dir / "logs"
         await asyncio.to_thread(logs.mkdir, exist_ok=True)
+        set_up_logs(options.log_level, (logs / "up.log").open("a"), json=True)  # the terminal is the view's
         if options.url is None:
             self._server = NatsServer(state_dir, port=options.port, durability=self.config.stream.durability)
             await self._server.start()
@@ -202,8 +205,10 @@ class Up:
         )
 
     def _on_server(self, event: ServerEvent) -> None:
+        # Said on the terminal too: while the server is down no alert can arrive there by the bus.
         if isinstance(event, ServerDied):
             log.warning("nats_server_died", pid=event.pid, returncode=event.returncode, retry_s=event.retry_s)
+            print(f"nats-server (pid {event.pid}) ended with {event.returncode}; starting it again", file=sys.stderr)
         elif isinstance(event, ServerRestarted):
             log.warning("nats_server_restarted", pid=event.pid, down_ms=round(event.down_s * 1000))
             self._reports.alert(
@@ -214,6 +219,7 @@ class Up:
             )
         else:
             log.error("nats_server_restart_failed", problem=event.problem, retry_s=event.retry_s)
+            print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s", file=sys.stderr)
 
     async def stop(self) -> None:
         """End everything in reverse order: watchdog, hosts (their agents drain), server."""
@@ -226,9 +232,7 @@ class Up:
             await self.bus.close()
         if self._server is not None:
             await self._server.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         if self._lock is not None:
             await asyncio.to_thread(remove_run, self._options.state_dir)
             self._lock.close()
@@ -281,8 +285,7 @@ async def run_up(config: SwarmConfig, options: UpOptions, show: Callable[[Up, as
     finally:
         if showing is not None:
             stop.set()
-            showing.cancel()
-            await asyncio.gather(showing, return_exceptions=True)
+            await end_tasks([showing])
         with contextlib.suppress(BusError):
             await up.stop()
     return EXIT_DONE

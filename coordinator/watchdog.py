@@ -20,17 +20,18 @@ import msgspec
 import orjson
 import structlog
 
-from agents.host import KillOrder, SignalRequest, SpawnOrder
 from bus.bus import Heard
 from bus.claims import claim, fence, new_agent_id
-from bus.errors import BusError, Fenced, MeshError, MessageError
+from bus.errors import BusError, Fenced, MeshError, MessageError, WrongSequence
 from bus.messages import Config, Heartbeat, Lifecycle, decode, encode, now
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.registry import read_records, write_record
 from bus.reports import Reporter
+from bus.tasks import end_tasks
 from coordinator.config import SwarmConfig, to_config_message
 from coordinator.leadership import stand_by
+from coordinator.orders import HostOrders
 from coordinator.policy import Policy
 from coordinator.supervision import (
     Action,
@@ -53,7 +54,6 @@ ECHO_LOST_S = 0.4
 """Not hearing one's own heartbeat for so long means that the bus is ill, not the agents."""
 GATHER_S = 1.5
 """How long a new leader waits for all hosts to report before it starts what nobody reported."""
-ORDER_TIMEOUT_S = 2.0
 
 log = structlog.get_logger("signalmesh.watchdog")
 
@@ -75,6 +75,7 @@ class Watchdog:
         self._restarting: dict[str, asyncio.Future[None]] = {}
         self.term = 0
         self._policy: Policy
+        self._orders: HostOrders
         self._reports: Reporter
         self._outbox: Outbox
 
@@ -99,6 +100,7 @@ class Watchdog:
         self._outbox.stored_through = self.term
         self._reports = Reporter(self._bus, self._outbox, NAME, fence(self._bus, NAME, self.term))
         patience = self._config.watchdog
+        self._orders = HostOrders(self._bus, self.term, patience.heartbeat_ms / 1000)
         self._policy = Policy(
             [
                 AgentState(
@@ -144,10 +146,7 @@ class Watchdog:
             if self._fenced is not None:
                 raise self._fenced
         finally:
-            beating.cancel()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(beating, *self._tasks, return_exceptions=True)
+            await end_tasks([beating, *self._tasks])
             with contextlib.suppress(TimeoutError, BusError):
                 async with asyncio.timeout(1.0):
                     await self._outbox.flush()
@@ -292,49 +291,40 @@ class Watchdog:
             await work
         except BusError as error:
             log.warning("order_failed", problem=str(error))
-
-    async def _order(self, sandbox: str, verb: str, body: object) -> dict[str, Any]:
-        data = await self._bus.request(self._subjects.control(sandbox, verb), orjson.dumps(body), ORDER_TIMEOUT_S)
-        reply: dict[str, Any] = orjson.loads(data)
-        if "error" in reply:
-            raise BusError(reply["error"])
-        return reply
+        except Exception as error:
+            log.exception("watchdog_failed")
+            self._on_fenced(MeshError(f"the watchdog failed: {error!r}"))  # a fresh one adopts what runs
 
     async def _spawn(self, action: Spawn) -> None:
+        name, sandbox = action.agent, action.sandbox
         agent_id = new_agent_id()
-        spec = self._specs[action.agent]
+        known = self._policy.agents[name].known_epoch
         try:
-            epoch = await claim(self._bus, action.agent, agent_id=agent_id, claimed_by=NAME, sandbox=action.sandbox)
-            order = SpawnOrder(
-                term=self.term,
-                spec=spec,
-                epoch=epoch,
-                agent_id=agent_id,
-                heartbeat_s=self._config.watchdog.heartbeat_ms / 1000,
-            )
-            reply = await self._order(action.sandbox, "spawn", order)
+            epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
+            self._policy.claimed(name, epoch)
+            pid = await self._orders.spawn(sandbox, self._specs[name], epoch, agent_id)
+        except WrongSequence:
+            log.info("claimed_by_another", of=name)
+            self._policy.superseded(time.monotonic(), name)
         except BusError as error:
-            self._policy.spawn_failed(time.monotonic(), action.agent, str(error))
-            log.warning("spawn_failed", of=action.agent, sandbox=action.sandbox, problem=str(error))
-            return
-        self._policy.spawned(time.monotonic(), action.agent, action.sandbox, reply["pid"], epoch, agent_id)
-        if action.moved_from is not None:
-            self._reports.lifecycle(
-                "moved", action.agent, epoch=epoch, sandbox=action.sandbox, pid=reply["pid"],
-                reason=action.reason, moved_from=action.moved_from,
-            )  # fmt: skip
+            log.warning("spawn_failed", of=name, sandbox=sandbox, problem=str(error))
+            self._policy.spawn_failed(time.monotonic(), name, str(error))
+        else:
+            self._policy.spawned(time.monotonic(), name, sandbox, pid, epoch, agent_id)
+            if action.moved_from is not None:
+                detail = {"moved_from": action.moved_from}
+                self._reports.lifecycle(
+                    "moved", name, epoch=epoch, sandbox=sandbox, pid=pid, reason=action.reason, **detail
+                )
         self._wake.set()
 
     async def _kill(self, agent: str, sandbox: str, epoch: int) -> None:
-        if self._policy.hosts[sandbox].alive:
-            await self._order(sandbox, "kill", KillOrder(term=self.term, agent=agent, epoch=epoch))
+        if (host := self._policy.hosts.get(sandbox)) is not None and host.alive:
+            await self._orders.kill(sandbox, agent, epoch)
 
     async def _look(self, action: Look) -> None:
-        order = KillOrder(term=self.term, agent=action.agent, epoch=action.epoch)
-        answer = await self._order(action.sandbox, "look", order)
-        self._policy.looked(
-            time.monotonic(), action.agent, action.epoch, answer["state"], answer["cpu_s"], answer["waited_s"]
-        )
+        state, cpu_s, waited_s = await self._orders.look(action.sandbox, action.agent, action.epoch)
+        self._policy.looked(time.monotonic(), action.agent, action.epoch, state, cpu_s, waited_s)
         self._wake.set()
 
     async def _set_status(self, agent: str, status: str) -> None:
@@ -392,7 +382,7 @@ class Watchdog:
             raise MeshError(f"agent {name} is being restarted already")
         epoch = state.epoch
         waiting = self._restarting[name] = asyncio.get_running_loop().create_future()
-        await self._order(state.sandbox, "signal", SignalRequest(agent=name, signal=15, pid=state.pid))
+        await self._orders.terminate(state.sandbox, name, state.pid)
         async with asyncio.timeout(10.0):
             await waiting
         return {"agent": name, "epoch_before": epoch, "at": now().isoformat()}

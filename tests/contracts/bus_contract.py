@@ -493,7 +493,7 @@ class BusContract:
             lambda: bus.last(MARKET),
             lambda: bus.read_back(("swarm.>",), 1),
             lambda: bus.follow(("swarm.>",), 1, never),
-            lambda: bus.bounds(),
+            bus.bounds,
             lambda: bus.kv_get(bucket, "feed"),
             lambda: bus.kv_put(bucket, "feed", b"", 0),
             lambda: bus.kv_all(bucket),

@@ -41,7 +41,7 @@ class NatsMesh:
 
 class TestMemoryBus(BusContract):
     @pytest.fixture
-    async def mesh(self) -> AsyncIterator[MemoryMesh]:  # type: ignore[override]
+    async def mesh(self) -> AsyncIterator[MemoryMesh]:
         async with AsyncExitStack() as stack:
             yield MemoryMesh(stack)
 
@@ -57,7 +57,7 @@ async def nats_mesh(tmp_path: Path) -> AsyncIterator[NatsMesh]:
 
 class TestNatsBus(BusContract):
     @pytest.fixture
-    async def mesh(self, nats_mesh: NatsMesh) -> NatsMesh:  # type: ignore[override]
+    async def mesh(self, nats_mesh: NatsMesh) -> NatsMesh:
         return nats_mesh
 
 
@@ -120,7 +120,7 @@ async def test_a_follow_whose_consumer_was_made_unheard_delivers_nothing(nats_me
     api = bus.api
 
     async def losing(verb: str, *args: Any) -> dict[str, Any]:
-        answer = await api(verb, *args)
+        answer: dict[str, Any] = await api(verb, *args)
         if verb.startswith("CONSUMER.CREATE"):
             raise Refused(verb, 0, "its answer was lost")
         return answer

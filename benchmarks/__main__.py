@@ -1,0 +1,57 @@
+"""`python -m benchmarks [--quick] [NAME ...]`: runs the benchmarks, prints them, writes results/ if all were run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.idle import idle
+from benchmarks.machine import load, machine, versions
+from benchmarks.pipeline import latency, throughput
+from benchmarks.publishing import outbox
+from benchmarks.recovery import first_decision, kill, stop
+
+BENCHMARKS = {
+    "first-decision": first_decision,
+    "latency": latency,
+    "throughput": throughput,
+    "kill": kill,
+    "stop": stop,
+    "idle": idle,
+    "outbox": outbox,
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that everything runs")
+    parser.add_argument("--output", type=Path, help="where to write results; default: results/ for a whole run, else nowhere")
+    options = parser.parse_args()
+    for name in options.names:
+        if name not in BENCHMARKS:
+            parser.error(f"unknown benchmark {name!r}, expected some of {', '.join(BENCHMARKS)}")
+    names = options.names or list(BENCHMARKS)
+    about, found = machine(), versions()
+    for key, value in {**about, **found}.items():
+        print(f"{key}: {value}")
+    results = []
+    for name in names:
+        before, began = load(), time.monotonic()
+        result = asyncio.run(BENCHMARKS[name](quick=options.quick))
+        result.took_s = round(time.monotonic() - began, 1)
+        result.notes.append(f"Load average before {before}, after {load()}; took {result.took_s:.0f} s.")
+        results.append(result)
+        print(f"\n{result.markdown()}", flush=True)
+    whole = not options.names and not options.quick
+    if (directory := options.output or (RESULTS if whole else None)) is not None:
+        for path in report.write(directory, about, found, results):
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

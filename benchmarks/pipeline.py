@@ -1,0 +1,139 @@
+"""Tick to decision at 100 ticks/s, and decisions a second at full speed: the swarm beside bare nats-py, interleaved."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from benchmarks import bare
+from benchmarks.report import Result, spread
+from benchmarks.swarm import DECISIONS, TICKS, Rounds, swarm
+
+SPEED = 100.0
+HISTORY = 250
+"""Candles of the recording that the swarm does not pace."""
+WAYS = {"core": "bare nats-py, core", "js": "bare nats-py, JetStream"}
+SWARM = "signalmesh"
+WAIT_S = 120.0
+SIZES = {"tick": 180, "signal": 280, "decision": 330}
+"""Payload bytes until the swarm's own have been seen in this run."""
+
+
+async def run_swarm(speed: float, rounds: Rounds, *, with_ticks: bool = True) -> None:
+    """Fill `rounds` from a fresh swarm; its `sizes` learn how large the payloads are."""
+    async with swarm(speed) as running:
+
+        async def on_signal(msg: Msg) -> None:
+            rounds.sizes["signal"] = len(msg.data)
+
+        if with_ticks:
+            await running.client.subscribe(TICKS, cb=rounds.on_tick)
+            signals = await running.client.subscribe("swarm.signal.*.*", cb=on_signal)
+        await running.client.subscribe(DECISIONS, cb=rounds.on_decision)
+        async with asyncio.timeout(WAIT_S):
+            await rounds.begun.wait()
+            if with_ticks:
+                await signals.unsubscribe()
+            await rounds.done.wait()
+
+
+async def run_bare(way: str, speed: float, rounds: Rounds, sizes: dict[str, int], *, with_ticks: bool = True) -> None:
+    """Fill `rounds` from the peer."""
+    async with bare.pipeline(way, speed, rounds.last, sizes) as running:
+        if with_ticks:
+            await running.client.subscribe(bare.TICKS, cb=rounds.on_tick)
+        await running.client.subscribe(bare.DECISIONS, cb=rounds.on_decision)
+        await running.client.flush()
+        running.go()
+        async with asyncio.timeout(WAIT_S):
+            await rounds.done.wait()
+
+
+async def latency(*, quick: bool) -> Result:
+    measured, turns = (200, 1) if quick else (500, 3)
+    found: dict[str, list[float]] = {SWARM: [], **{name: [] for name in WAYS.values()}}
+    medians: dict[str, list[float]] = {name: [] for name in found}
+    sizes = dict(SIZES)
+
+    def take(name: str, rounds: Rounds) -> None:
+        values = rounds.latencies_ms()
+        found[name] += values
+        medians[name].append(spread(values)["p50"])
+
+    for _ in range(turns):
+        first = HISTORY + 151  # the unpaced history and a second and a half of pacing are behind
+        rounds = Rounds(first, first + measured - 1)
+        await run_swarm(SPEED, rounds)
+        sizes.update(rounds.sizes)
+        take(SWARM, rounds)
+        for way, name in WAYS.items():
+            rounds = Rounds(151, 150 + measured)
+            await run_bare(way, SPEED, rounds, sizes)
+            take(name, rounds)
+    core = WAYS["core"]
+    base = spread(found[core])["p50"]
+    rows: list[dict[str, Any]] = []
+    for name, values in found.items():
+        figures = spread(values)
+        rows.append({"ms": name, **figures, "p50 / core": figures["p50"] / base, "p50 of each turn": _turns(medians[name])})
+    ratio = statistics.median(a / b for a, b in zip(medians[SWARM], medians[core], strict=True))
+    return Result(
+        name="latency",
+        title="Tick to decision at 100 ticks/s",
+        conditions=f"From hearing a tick to hearing its decision, as an outside core subscriber; {turns} turns of "
+        f"{measured} rounds each, swarm and peers taking turns, each with a nats-server of its own. Source, three "
+        f"voters, coordinator: five processes on both sides; payloads {sizes} bytes on both.",
+        rows=rows,
+        goal="p50 within 2x of bare core nats-py",
+        verdict=f"Median of the turns' ratios: {ratio:.2f}x, {'met' if ratio <= 2 else 'missed'}.",
+        notes=[
+            "The peers keep no state, number nothing, fence nothing and recover nothing; the JetStream peer stores "
+            "each message and its processes read what is stored (publish_async, ordered consumers).",
+            "The JetStream peer's outside subscriber hears a core message when it is published, before it is stored; "
+            "the swarm's hears only what is stored.",
+        ],
+        raw={"ms": found, "p50_of_turns": medians, "ratio": ratio},
+    )
+
+
+def _turns(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+async def throughput(*, quick: bool) -> Result:
+    measured, turns = (2000, 1) if quick else (5000, 2)
+    rates: dict[str, list[float]] = {SWARM: [], **{name: [] for name in WAYS.values()}}
+    for _ in range(turns):
+        rounds = Rounds(501, 500 + measured)
+        await run_swarm(0, rounds, with_ticks=False)
+        rates[SWARM].append(rounds.rate())
+        for way, name in WAYS.items():
+            rounds = Rounds(501, 500 + measured)
+            await run_bare(way, 0, rounds, SIZES, with_ticks=False)
+            rates[name].append(rounds.rate())
+    base = statistics.median(rates[WAYS["core"]])
+    rows = [
+        {
+            "decisions/s": name,
+            "median": statistics.median(values),
+            "best": max(values),
+            "of core": statistics.median(values) / base,
+            "turns": ", ".join(f"{value:,.0f}" for value in values),
+        }
+        for name, values in rates.items()
+    ]
+    return Result(
+        name="throughput",
+        title="Full speed",
+        conditions=f"Decisions a second over {measured:,} rounds after the first 500, --speed 0, at most 256 undecided "
+        f"rounds in flight on both sides; {turns} turns, interleaved.",
+        rows=rows,
+        notes=[
+            "The swarm computes indicators, scores headlines, validates each message, numbers, fences and snapshots; "
+            "the peers pass payloads of the same sizes on.",
+        ],
+        raw={"decisions_per_s": rates},
+    )

@@ -1,0 +1,121 @@
+"""First decision of a fresh swarm; SIGKILL to ready with state; SIGSTOP to replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import time
+from typing import Any
+
+from benchmarks.report import Result, spread
+from benchmarks.swarm import AGENTS, DECISIONS, Swarm, first_message, swarm
+from bus.nats_bus import NatsBus
+from coordinator.killing import Killing
+from coordinator.killing import kill as kill_agent
+
+SPEED = 50.0
+AGENT_REST_S = 11.5
+"""Between two kills of the same agent: after 10 s of progress its deaths are forgotten, and the next restart comes at
+once, as the first does."""
+SETTLE_S = 3.0
+PHASES = ("detected", "claimed", "spawned", "restored", "ready", "first_output")
+
+
+async def first_decision(*, quick: bool) -> Result:
+    decisions, servers = [], []
+    for _ in range(2 if quick else 6):
+        async with swarm(2.0) as running:
+            heard = await first_message(running.client, DECISIONS)
+            decisions.append(await heard() - running.started_at)
+            servers.append(running.server_up_s)
+    figures = spread(decisions)
+    return Result(
+        name="first-decision",
+        title="First decision",
+        conditions="Seconds from the start of the process `signalmesh up --port 0` (a fresh state directory) to the "
+        "first decision heard by an outside core subscriber.",
+        rows=[{"s": "server up, streams made, roles started", **spread(servers)}, {"s": "first decision", **figures}],
+        goal="less than 3 s",
+        verdict=f"p50 {figures['p50']:.2f} s, max {figures['max']:.2f} s: {'met' if figures['max'] < 3 else 'missed'}.",
+        raw={"first_decision_s": decisions, "server_up_s": servers},
+    )
+
+
+async def rotate(running: Swarm, number: int, count: int) -> list[Killing]:
+    """Send signal `number` to one agent after another, each resting long enough for its deaths to be forgotten."""
+    bus = await NatsBus.connect(running.url, "swarm", "bench")
+    done: list[Killing] = []
+    try:
+        for name in itertools.islice(itertools.cycle(AGENTS), count):
+            began = time.monotonic()
+            done.append(await kill_agent(bus, name, number, 10.0))
+            await asyncio.sleep(max(0.0, AGENT_REST_S / len(AGENTS) - (time.monotonic() - began)))
+    finally:
+        await bus.close()
+    return done
+
+
+async def live(running: Swarm) -> None:
+    """Wait until the swarm decides and its first start is forgotten."""
+    heard = await first_message(running.client, DECISIONS)
+    await heard()
+    await asyncio.sleep(SETTLE_S)
+
+
+def phases(done: list[Killing], names: tuple[str, ...]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    found = {name: [value for k in done if (value := getattr(k, f"{name}_ms")) is not None] for name in names}
+    return [{"ms since the signal": name, **spread(values)} for name, values in found.items()], found
+
+
+def losses(done: list[Killing]) -> str:
+    lost = sum(k.outputs_lost or 0 for k in done)
+    doubled = sum(k.outputs_doubled or 0 for k in done)
+    back = sum(k.outcome == "recovered" for k in done)
+    return f"{back} of {len(done)} recovered; outputs lost {lost}, doubled {doubled} (read back from the stream)."
+
+
+async def kill(*, quick: bool) -> Result:
+    count = 10 if quick else 55
+    async with swarm(SPEED) as running:
+        await live(running)
+        done = await rotate(running, signal.SIGKILL, count)
+    rows, found = phases(done, PHASES)
+    by_agent = {
+        name: spread(k.ready_ms for k in done if k.agent == name and k.ready_ms is not None) for name in AGENTS
+    }
+    rows += [{"ms since the signal": f"ready, {name}", **figures} for name, figures in by_agent.items()]
+    ready = spread(found["ready"])
+    met = ready["p50"] < 50 and ready["p99"] < 150
+    return Result(
+        name="kill",
+        title="SIGKILL to ready with state",
+        conditions=f"{count} SIGKILLs at {SPEED:.0f} ticks/s, the five agents in turn, each killed again after "
+        f"{AGENT_REST_S} s at the earliest, so that every one is a first death without backoff. Times are when an "
+        "outside observer (`signalmesh kill`) heard of each phase, from just before it asked for the signal.",
+        rows=rows,
+        goal="ready p50 < 50 ms, p99 < 150 ms",
+        verdict=f"p50 {ready['p50']:.1f} ms, p99 {ready['p99']:.1f} ms: {'met' if met else 'missed'}.",
+        notes=[losses(done)],
+        raw={"ms": found, "replayed": [k.events_replayed for k in done]},
+    )
+
+
+async def stop(*, quick: bool) -> Result:
+    count = 3 if quick else 10
+    async with swarm(SPEED) as running:
+        await live(running)
+        done = await rotate(running, signal.SIGSTOP, count)
+    rows, found = phases(done, PHASES)
+    ready = spread(found["ready"])
+    return Result(
+        name="stop",
+        title="SIGSTOP to replaced",
+        conditions=f"{count} SIGSTOPs, spaced like the kills: the process hangs and says nothing. The watchdog declares "
+        "it dead after 600 ms of silence, once its host has confirmed that it does not run.",
+        rows=rows,
+        goal="replaced within 1 s",
+        verdict=f"p50 {ready['p50']:.0f} ms, max {ready['max']:.0f} ms: {'met' if ready['max'] < 1000 else 'missed'}.",
+        notes=[losses(done)],
+        raw={"ms": found},
+    )

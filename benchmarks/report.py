@@ -1,0 +1,94 @@
+"""What a benchmark returns, percentiles, and the two forms of a run's results: Markdown and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+MISSING = "-"
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Nearest-rank percentile: the smallest value that at least `fraction` of `values` do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """n, p50, p90, p99 and max of `values`; only n if there are none."""
+    known = list(values)
+    if not known:
+        return {"n": 0}
+    return {
+        "n": len(known),
+        "p50": percentile(known, 0.5),
+        "p90": percentile(known, 0.9),
+        "p99": percentile(known, 0.99),
+        "max": max(known),
+    }
+
+
+def shown(value: Any) -> str:
+    """A figure with three significant digits, at least all of its whole ones."""
+    if value is None:
+        return MISSING
+    if isinstance(value, float):
+        places = 0 if abs(value) >= 100 or value == 0 else 2 - math.floor(math.log10(abs(value)))
+        return f"{value:,.{max(0, min(places, 4))}f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """One benchmark's outcome. `rows` are the lines of its table; `goal` and `verdict` say what was aimed at."""
+
+    name: str
+    title: str
+    conditions: str
+    rows: list[dict[str, Any]]
+    goal: str = ""
+    verdict: str = ""
+    notes: list[str] = field(default_factory=list)
+    raw: dict[str, Any] = field(default_factory=dict)
+    took_s: float = 0.0
+
+    def table(self) -> str:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(shown(row.get(name)) for name in columns) + " |" for row in self.rows]
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        parts = [f"## {self.title}", self.conditions, self.table()]
+        if self.goal:
+            parts.append(f"Goal: {self.goal}. {self.verdict}")
+        parts += [f"- {note}" for note in self.notes]
+        return "\n\n".join(parts)
+
+
+def write(directory: Path, machine: dict[str, Any], versions: dict[str, str], results: list[Result]) -> list[Path]:
+    """Write the run to `directory`; the same names each time, for their history is git's."""
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = [{"": name, "value": value} for name, value in {**machine, **versions}.items()]
+    about = Result(name="", title="Machine and versions", conditions="", rows=facts)
+    head = (
+        "# Benchmarks\n\nWritten by `make bench`. Every figure is from one run on one machine; compare the columns of a "
+        "table with each other rather than with another machine's."
+    )
+    markdown, json = directory / "latest.md", directory / "latest.json"
+    sections = [head, f"## {about.title}\n\n{about.table()}", *(result.markdown() for result in results)]
+    markdown.write_text("\n\n".join(sections) + "\n")
+    body = {
+        "machine": machine,
+        "versions": versions,
+        "results": [{name: getattr(result, name) for name in Result.__slots__} for result in results],
+    }
+    json.write_bytes(orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+    return [markdown, json]

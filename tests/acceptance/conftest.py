@@ -1,0 +1,34 @@
+"""A seeded source of chance, and what an undisturbed run stores."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+import pytest
+
+from tests.acceptance.ear import read_stream
+from tests.acceptance.exact import ROUNDS, Content, content_of, exact_toml
+from tests.acceptance.swarm import Swarm
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Seeded by ACCEPTANCE_SEED, or anew; pytest shows the seed with a failure."""
+    seed = int(os.environ.get("ACCEPTANCE_SEED") or int.from_bytes(os.urandom(4)))
+    print(f"ACCEPTANCE_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """Subject -> payloads of a run in which nothing happened."""
+
+    async def run() -> Content:
+        async with Swarm(tmp_path_factory.mktemp("undisturbed"), exact_toml(speed=0)) as swarm:
+            ear = await swarm.up()
+            await ear.decided(ROUNDS)
+            return content_of(await read_stream(swarm.url, swarm.name))
+
+    return asyncio.run(run())

@@ -1,0 +1,190 @@
+"""What a stranger's program hears: a plain nats-py client on the read side, and the stream read by it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+GUARD_S = 60.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Said:
+    """One message of the swarm."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+    sequence: int
+
+    @property
+    def kind(self) -> str:
+        return self.subject.split(".")[1]
+
+    @property
+    def writer(self) -> str:
+        return self.subject.rpartition(".")[2]
+
+    @property
+    def json(self) -> dict[str, Any]:
+        payload: dict[str, Any] = json.loads(self.data)
+        return payload
+
+
+class Ear:
+    """Keeps what it hears. `beats` has each one's newest heartbeat, `claims` the newest epoch of each agent."""
+
+    def __init__(self, name: str) -> None:
+        self.client = Client()
+        self.name = name
+        self.said: list[Said] = []
+        self.decisions: list[dict[str, Any]] = []
+        self.lifecycle: list[dict[str, Any]] = []
+        self.alerts: list[dict[str, Any]] = []
+        self.configs: list[dict[str, Any]] = []
+        self.beats: dict[str, dict[str, Any]] = {}
+        self.claims: dict[str, int] = {}
+        self._more = asyncio.Event()
+
+    @classmethod
+    async def open(cls, url: str, subject: str, name: str) -> Self:
+        ear = cls(name)
+
+        async def ignore(_: Exception) -> None:
+            pass
+
+        await ear.client.connect(url, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=ignore)
+        await ear.client.subscribe(subject, cb=ear._on_msg, pending_msgs_limit=1_000_000)
+        await ear.client.flush()
+        return ear
+
+    async def close(self) -> None:
+        if not self.client.is_closed:
+            await self.client.close()
+
+    async def _on_msg(self, msg: Msg) -> None:
+        kind = msg.subject.split(".")[1]
+        if kind == "heartbeat":
+            beat = json.loads(msg.data)
+            known = self.beats.get(beat["agent"])
+            if known is None or beat["role"] != "agent" or beat["epoch"] >= known["epoch"]:
+                self.beats[beat["agent"]] = beat
+        elif kind != "control":
+            headers = msg.headers or {}
+            said = Said(msg.subject, msg.data, headers, int(headers.get("Nats-Sequence", 0)))
+            self.said.append(said)
+            if kind == "epoch":
+                self.claims[said.writer] = said.sequence
+            elif (kept := getattr(self, {"decision": "decisions", "lifecycle": "lifecycle", "alert": "alerts",
+                                         "config": "configs"}.get(kind, ""), None)) is not None:  # fmt: skip
+                kept.append(said.json)
+        self._more.set()
+
+    async def until(self, what: str, found: Callable[[], T | None]) -> T:
+        """Wait until `found` returns something true, looking after everything heard; `what` says what was awaited."""
+        try:
+            async with asyncio.timeout(GUARD_S):
+                while not (result := found()):
+                    self._more.clear()
+                    await self._more.wait()
+                return result
+        except TimeoutError:
+            last = [(said.subject, said.data[:300]) for said in self.said[-12:]]
+            raise AssertionError(f"waited in vain: {what}; last heard: {last}; beats: {self.beats}") from None
+
+    # -- what tests wait for
+
+    async def decided(self, number: int) -> None:
+        """Wait for the decision on round `number` or a later one."""
+        await self.until(f"decision {number}", lambda: self.decisions and self.decisions[-1]["round"] >= number)
+
+    async def more_decisions(self, count: int) -> list[dict[str, Any]]:
+        """The next `count` decisions."""
+        since = len(self.decisions)
+        await self.until(f"{count} more decisions", lambda: len(self.decisions) >= since + count)
+        return self.decisions[since:]
+
+    async def live(self, *agents: str) -> dict[str, dict[str, Any]]:
+        """Wait until each of them beats as live (or finished) in its newest epoch; their heartbeats."""
+
+        def alive(agent: str) -> bool:
+            beat = self.beats.get(agent, {})
+            return beat.get("status") in ("live", "finished") and beat["epoch"] >= self.claims.get(agent, 0)
+
+        await self.until(f"{agents} live", lambda: all(map(alive, agents)))
+        return {agent: self.beats[agent] for agent in agents}
+
+    async def back(self, epochs: dict[str, int]) -> dict[str, dict[str, Any]]:
+        """Wait until each agent is live in a newer epoch than this."""
+        await self.until(
+            f"newer epochs than {epochs}",
+            lambda: all(self.beats[name]["epoch"] > epoch for name, epoch in epochs.items()),
+        )
+        return await self.live(*epochs)
+
+    async def beaten(self, name: str, times: int) -> None:
+        """Wait for so many heartbeats of `name`."""
+        first = self.beats[name]["sequence"]
+        await self.until(f"{times} beats of {name}", lambda: self.beats[name]["sequence"] >= first + times)
+
+    async def happened(self, event: str, agent: str, epoch: int | None = None) -> dict[str, Any]:
+        """The first lifecycle event of this name about `agent` (and its `epoch`), once there is one."""
+
+        def found() -> dict[str, Any] | None:
+            for item in self.lifecycle:
+                if item["event"] == event and item["agent"] == agent and epoch in (None, item.get("epoch")):
+                    return item
+            return None
+
+        return await self.until(f"{agent} {event} {epoch or ''}", found)
+
+    async def alerted(self, code: str, count: int = 1) -> list[dict[str, Any]]:
+        """All alerts of this code, once there are `count`."""
+
+        def found() -> list[dict[str, Any]] | None:
+            alerts = [alert for alert in self.alerts if alert["code"] == code]
+            return alerts if len(alerts) >= count else None
+
+        return await self.until(f"{count} alerts {code}", found)
+
+    async def publish(self, subject: str, payload: bytes | dict[str, Any], **headers: str) -> int:
+        """Publish on the write side; the stream sequence under which it is stored."""
+        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        ack = await self.client.jetstream().publish(f"in.{self.name}.{subject}", data, headers=named or None)
+        return ack.seq
+
+    async def api(self, subject: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A JetStream API request; its answer."""
+        reply = await self.client.request(f"$JS.API.{subject}", json.dumps(request).encode() if request else b"")
+        answer: dict[str, Any] = json.loads(reply.data)
+        assert "error" not in answer, answer
+        return answer
+
+
+async def read_stream(url: str, name: str) -> list[Said]:
+    """Everything that the swarm's stream holds, in order."""
+    client = await nats.connect(url)
+    try:
+        stream = client.jetstream()
+        config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE)
+        reading = await stream.pull_subscribe(f"{name}.>", stream=f"{name}_events", config=config)
+        left = (await reading.consumer_info()).num_pending or 0
+        found: list[Said] = []
+        while left:
+            for msg in await reading.fetch(min(left, 500), timeout=GUARD_S):
+                left = msg.metadata.num_pending
+                found.append(Said(msg.subject, msg.data, msg.headers or {}, msg.metadata.sequence.stream))
+        await reading.unsubscribe()
+        return found
+    finally:
+        await client.close()

@@ -1,0 +1,246 @@
+"""A whole swarm as its user has it: the console script in a directory of its own, its processes, its state.
+
+Whatever is started here ends with its context, by pid. Nothing waits by sleeping: an end is waited for by pidfd, all
+else by what is heard on the bus (tests/acceptance/ear.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from bus.process import die_with_parent, wait_pid_exit
+from tests.acceptance.ear import Ear
+
+SIGNALMESH = Path(sys.executable).with_name("signalmesh")
+GUARD_S = 60.0
+"""A wait that takes so long has failed; nothing here is expected to take a tenth of it."""
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("SIGNALMESH_")}
+
+AGENTS = ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator")
+VOTERS = ("research-2", "strategy-momentum", "strategy-mean-reversion")
+SANDBOXES = ("base", "nodejs", "python")
+
+
+def agents_toml(**source_options: float) -> str:
+    """The default agents, with options for the source of candles."""
+    options = ", ".join(f"{key} = {value}" for key, value in source_options.items())
+    return f"""
+[agents.research-1]
+kind = "market-data"
+sandbox = "base"
+options = {{ {options} }}
+[agents.research-2]
+kind = "sentiment"
+sandbox = "nodejs"
+[agents.strategy-momentum]
+kind = "momentum"
+sandbox = "nodejs"
+[agents.strategy-mean-reversion]
+kind = "mean-reversion"
+sandbox = "python"
+[agents.coordinator]
+kind = "coordinator"
+sandbox = "python"
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A verb that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+async def run_verb(directory: Path, *arguments: str) -> Finished:
+    """Run `signalmesh ARGUMENTS` in `directory` to its end; never a traceback."""
+    process = await asyncio.create_subprocess_exec(
+        str(SIGNALMESH),
+        *arguments,
+        cwd=directory,
+        env=ENVIRONMENT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )
+    try:
+        async with asyncio.timeout(GUARD_S):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    assert "Traceback" not in err.decode() + out.decode(), err.decode()
+    return Finished(process.returncode, out.decode(), err.decode())
+
+
+class Ends:
+    """The ends of processes, watched from now on; so that no later process of the same pid can be taken for them."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self.pids = tuple(pids)
+        self._tasks = [asyncio.create_task(wait_pid_exit(pid)) for pid in self.pids]
+
+    @classmethod
+    async def of(cls, *pids: int) -> Self:
+        ends = cls(pids)
+        await asyncio.sleep(0)  # each task opens its pidfd
+        return ends
+
+    async def all(self) -> None:
+        """Wait until every one has ended."""
+        try:
+            async with asyncio.timeout(GUARD_S):
+                await asyncio.gather(*self._tasks)
+        except TimeoutError:
+            left = [pid for pid, task in zip(self.pids, self._tasks, strict=True) if task.cancelled()]
+            raise AssertionError(f"still running: {[describe(pid) for pid in left]}") from None
+
+
+def describe(pid: int) -> str:
+    try:
+        return f"{pid}: {' '.join(psutil.Process(pid).cmdline())}"
+    except psutil.NoSuchProcess:
+        return f"{pid}: gone"
+
+
+class Swarm:
+    """`signalmesh up` in `directory`, with the swarm.toml `toml`. Started by `up`, as often as one likes."""
+
+    def __init__(self, directory: Path, toml: str = "", name: str = "swarm") -> None:
+        self.directory, self.name = directory, name
+        directory.mkdir(parents=True, exist_ok=True)
+        if toml:
+            (directory / "swarm.toml").write_text(toml)
+        self.url = ""
+        self.process: asyncio.subprocess.Process
+        self._last_lines: deque[str] = deque(maxlen=30)
+        self._drains: list[asyncio.Task[None]] = []
+        self._ears: list[Ear] = []
+        self._started: set[int] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._tell()
+        for ear in self._ears:
+            await ear.close()
+        if hasattr(self, "process"):
+            everybody = [] if self.process.returncode is not None else self.everybody()
+            ends = await Ends.of(*(process.pid for process in everybody))
+            for process in everybody:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()  # psutil makes sure that it is no later process of the same pid
+            await ends.all()
+            await self.process.wait()
+            await asyncio.gather(*self._drains)
+
+    def _tell(self) -> None:
+        print(f"-- {self.directory}")
+        print(*self._last_lines, sep="\n")
+        for path in (self.directory / "up.err", *(self.directory / ".signalmesh" / "logs").glob("*.log")):
+            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+            print(f"-- {path.name}, last lines", *lines[-40:], sep="\n")
+
+    # -- running
+
+    async def up(self, *arguments: str, port: str = "0") -> Ear:
+        """Start it; returns an ear that was there before the first agent."""
+        with (self.directory / "up.err").open("ab") as errors:
+            self.process = await asyncio.create_subprocess_exec(
+                str(SIGNALMESH),
+                "up",
+                *(() if "--nats" in arguments else ("--port", port)),
+                *arguments,
+                cwd=self.directory,
+                env=ENVIRONMENT,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+        assert self.process.stdout is not None
+        async with asyncio.timeout(GUARD_S):
+            first = (await self.process.stdout.readline()).decode()
+        self._drains.append(asyncio.create_task(self._drain(self.process.stdout)))
+        assert first.startswith(f"swarm {self.name} on nats://"), first + self.errors
+        self.url = self.record["url"]
+        return await self.listen()
+
+    async def _drain(self, stdout: asyncio.StreamReader) -> None:
+        async for line in stdout:
+            self._last_lines.append(line.decode().rstrip())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.directory / ".signalmesh" / "run.json").read_text())
+        return record
+
+    @property
+    def errors(self) -> str:
+        """What `up` wrote to its standard error, of all its runs."""
+        return (self.directory / "up.err").read_text()
+
+    async def listen(self, subject: str = "") -> Ear:
+        """A plain NATS client that hears everything of this swarm (or `subject`) from now on."""
+        ear = await Ear.open(self.url, subject or f"{self.name}.>", self.name)
+        self._ears.append(ear)
+        return ear
+
+    async def verb(self, *arguments: str) -> Finished:
+        return await run_verb(self.directory, *arguments)
+
+    # -- its processes
+
+    def everybody(self) -> list[psutil.Process]:
+        """`up` and all that descends from it."""
+        top = psutil.Process(self.process.pid)
+        return [top, *top.children(recursive=True)]
+
+    def send(self, pid: int, number: int) -> None:
+        """Send a signal to one of its processes, and to nothing else."""
+        try:
+            process = psutil.Process(pid)
+            ancestors = {parent.pid for parent in process.parents()}
+            assert pid == self.process.pid or self.process.pid in ancestors, describe(pid)
+            os.kill(pid, number)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            if number not in (signal.SIGKILL, signal.SIGCONT):
+                raise
+
+    async def wait(self) -> int:
+        """Exit code of `up`."""
+        async with asyncio.timeout(GUARD_S):
+            code = await self.process.wait()
+            await asyncio.gather(*self._drains)
+        return code
+
+    async def end(self, number: int) -> int:
+        """Send `up` a signal; its exit code, once nothing of it is left."""
+        ends = await Ends.of(*(process.pid for process in self.everybody()))
+        self.process.send_signal(number)
+        code = await self.wait()
+        await ends.all()
+        return code

@@ -1,0 +1,121 @@
+"""Whatever is killed under load, the stream ends up with the bytes of an undisturbed run, each once and in order."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.ear import Ear, read_stream
+from tests.acceptance.exact import (
+    ROUNDS,
+    Content,
+    assert_each_round_once,
+    assert_numbered,
+    assert_same,
+    content_of,
+    exact_toml,
+)
+from tests.acceptance.faults import (
+    FAULTS,
+    freeze_and_thaw,
+    kill_agents,
+    kill_host,
+    kill_server,
+    refuse_and_kill,
+    stop_agent,
+)
+from tests.acceptance.swarm import AGENTS, SANDBOXES, VOTERS, Swarm
+
+FOUR = (*VOTERS, "coordinator")
+
+
+async def finish(swarm: Swarm, ear: Ear, undisturbed: Content, *, heard: bool = True) -> None:
+    """Let the recording run out; then all must be stored, and (if the server lived) heard, as if nothing had been."""
+    await ear.decided(ROUNDS)
+    if heard:
+        assert_each_round_once(ear.decisions, ROUNDS)
+    messages = await read_stream(swarm.url, swarm.name)
+    assert_numbered(messages)
+    assert_same(content_of(messages), undisturbed)
+
+
+async def test_kill_9_of_each_agent_and_of_four_at_once(tmp_path: Path, undisturbed: Content, chance: random.Random):
+    async with Swarm(tmp_path, exact_toml()) as swarm:
+        ear = await swarm.up()
+        order = chance.sample(AGENTS, len(AGENTS))
+        await ear.decided(chance.randint(1, 250))
+        for agent in order:
+            await kill_agents(swarm, ear, agent)
+            await ear.more_decisions(chance.randint(1, 30))
+        await kill_agents(swarm, ear, *FOUR)
+        await finish(swarm, ear, undisturbed)
+
+
+async def test_kill_9_of_a_host_and_of_nats_server(tmp_path: Path, undisturbed: Content, chance: random.Random):
+    async with Swarm(tmp_path, exact_toml()) as swarm:
+        ear = await swarm.up()
+        await ear.decided(chance.randint(1, 300))
+        await kill_host(swarm, ear, chance.choice(SANDBOXES))
+        await ear.more_decisions(chance.randint(1, 50))
+        await kill_server(swarm, ear)
+        await finish(swarm, ear, undisturbed, heard=False)
+
+
+async def test_stopped_agents_and_zombies(tmp_path: Path, undisturbed: Content, chance: random.Random):
+    async with Swarm(tmp_path, exact_toml()) as swarm:
+        ear = await swarm.up()
+        await ear.decided(chance.randint(200, 260))
+        await stop_agent(swarm, ear, chance.choice(AGENTS))
+        await ear.more_decisions(chance.randint(1, 30))
+        zombies = await freeze_and_thaw(swarm, ear, "nodejs")
+        assert zombies
+        await finish(swarm, ear, undisturbed)
+        for name, epoch in zombies.items():
+            claimed = next(said for said in ear.said if said.subject == f"swarm.epoch.{name}" and said.sequence > epoch)
+            after = [said for said in ear.said if said.writer == name and said.sequence > claimed.sequence]
+            assert str(epoch) not in {said.headers.get("Mesh-Epoch") for said in after}, "the zombie was heard"
+            exited = await ear.happened("exited", name, epoch)
+            assert exited["detail"]["exit_code"] == 1, "the zombie did not end by itself"
+
+
+async def test_agents_killed_while_the_stream_refuses(tmp_path: Path, undisturbed: Content, chance: random.Random):
+    async with Swarm(tmp_path, exact_toml()) as swarm:
+        ear = await swarm.up()
+        await ear.decided(chance.randint(260, 400))
+        await refuse_and_kill(swarm, ear)
+        await finish(swarm, ear, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(6))
+async def test_random_faults(tmp_path: Path, undisturbed: Content, seed: int):
+    chance = random.Random(seed)
+    async with Swarm(tmp_path, exact_toml(speed=60)) as swarm:
+        ear = await swarm.up()
+        await ear.decided(chance.randint(1, 250))
+        while ear.decisions[-1]["round"] < ROUNDS - 150:
+            name = chance.choice(list(FAULTS))
+            print(f"seed {seed}: {name} after round {ear.decisions[-1]['round']}")
+            await FAULTS[name](swarm, ear, chance)
+            await ear.more_decisions(chance.randint(1, 60))
+        await finish(swarm, ear, undisturbed, heard=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("agent", [*AGENTS, "four", "nats-server"])
+async def test_one_killed_again_and_again(tmp_path: Path, undisturbed: Content, agent: str):
+    chance = random.Random(agent)
+    async with Swarm(tmp_path, exact_toml(speed=100, watchdog="quarantine_deaths = 1000")) as swarm:
+        ear = await swarm.up()
+        await ear.decided(chance.randint(1, 250))
+        while ear.decisions[-1]["round"] < ROUNDS - 50:
+            if agent == "nats-server":
+                await kill_server(swarm, ear)
+            else:
+                await kill_agents(swarm, ear, *(FOUR if agent == "four" else [agent]))
+            await ear.more_decisions(chance.randint(1, 60))
+        await finish(swarm, ear, undisturbed, heard=agent != "nats-server")

@@ -1,0 +1,145 @@
+"""`kill -9` as a person does it: the printed proof, quarantine and its end, and the watchdog's own death."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.ear import Ear
+from tests.acceptance.exact import assert_each_round_once
+from tests.acceptance.faults import kill_agents
+from tests.acceptance.swarm import AGENTS, VOTERS, Ends, Swarm, agents_toml
+
+TIMES = ("detected_ms", "claimed_ms", "spawned_ms", "restored_ms", "ready_ms", "first_output_ms")
+
+
+async def test_kill_prints_a_timeline_with_nothing_lost_or_doubled(tmp_path: Path, chance: random.Random):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--speed", "50")
+        await ear.live(*AGENTS)
+        await ear.decided(1)
+        first = dict(ear.claims)
+        for agent in chance.sample(AGENTS * 2, 2 * len(AGENTS)):
+            beat = (await ear.live(agent))[agent]
+            killed = await swarm.verb("kill", agent, "--json")
+            assert killed.code == 0, killed
+            told = killed.json
+            assert {key: told[key] for key in ("agent", "sandbox", "pid", "signal", "epoch_before")} == {
+                "agent": agent, "sandbox": beat["sandbox"], "pid": beat["pid"], "signal": "SIGKILL",
+                "epoch_before": beat["epoch"],
+            }  # fmt: skip
+            assert told["epoch_after"] > told["epoch_before"]
+            assert (told["outputs_lost"], told["outputs_doubled"]) == (0, 0)
+            assert told["events_replayed"] >= 0
+            assert all(told[time] > 0 for time in TIMES), told
+            assert told["claimed_ms"] < told["spawned_ms"] < told["restored_ms"] <= told["ready_ms"], told
+        await ear.more_decisions(20)
+        assert_each_round_once(ear.decisions)
+        again = await ear.live(*AGENTS)
+        for agent in AGENTS:
+            claims = [said.sequence for said in ear.said if said.subject == f"swarm.epoch.{agent}"]
+            assert len(claims) == 3, agent
+            assert claims == sorted(claims)
+            assert claims[0] == first[agent]
+            assert again[agent]["epoch"] == claims[-1]
+
+
+async def quarantine(swarm: Swarm, ear: Ear, agent: str, deaths: int) -> None:
+    """SIGKILL `agent` as soon as it is there, until it is quarantined; then bring it back."""
+
+    def out() -> bool:
+        return any(alert["code"] == "quarantined" for alert in ear.alerts)
+
+    killed = 0
+    while not out():
+        epoch = ear.claims[agent]
+        beat: dict[str, Any] = await ear.until(f"{agent} beats", lambda: ear.beats[agent])
+        if beat["epoch"] == epoch:
+            ends = await Ends.of(beat["pid"])
+            swarm.send(beat["pid"], signal.SIGKILL)
+            await ends.all()
+            killed += 1
+            await ear.until(
+                "its next incarnation, or quarantine",
+                lambda epoch=epoch: out() or ear.beats[agent]["epoch"] > epoch,  # type: ignore[misc]
+            )
+    assert killed == deaths
+
+    [alert] = await ear.alerted("quarantined")
+    assert (alert["severity"], alert["agent"]) == ("critical", agent)
+    assert f"signalmesh revive {agent}" in alert["message"]
+    await ear.until("a Config without it", lambda: ear.configs and agent not in ear.configs[-1]["voters"])
+    assert len(ear.configs[-1]["voters"]) == len(VOTERS) - 1
+
+    await ear.more_decisions(3)
+    for decision in await ear.more_decisions(20):
+        assert agent not in decision["agents_consulted"]
+        assert set(decision["agents_consulted"]) == {*VOTERS} - {agent}
+    [row] = [row for row in (await swarm.verb("status", "--json")).json["agents"] if row["name"] == agent]
+    assert (row["status"], row["pid"]) == ("quarantined", None)
+    gone = await swarm.verb("kill", agent)
+    assert gone.code == 1, gone
+    assert f"signalmesh revive {agent}" in gone.err
+
+    revived = await swarm.verb("revive", agent, "--json")
+    assert revived.code == 0, revived
+    assert revived.json == {"agent": agent, "was": "quarantined"}
+    await ear.until("a Config with it", lambda: agent in ear.configs[-1]["voters"])
+    assert set(ear.configs[-1]["voters"]) == {*VOTERS}
+    await ear.live(agent)
+    await ear.until("its vote", lambda: agent in ear.decisions[-1]["agents_consulted"])
+    again = await swarm.verb("revive", agent)
+    assert again.code == 1, again
+    assert_each_round_once(ear.decisions)
+    for decision in ear.decisions:  # at any time it is either heard or, while it is expected, named
+        missing = {*VOTERS} - {*decision["agents_consulted"]} - {*decision["absent"]}
+        assert missing <= {agent}
+
+
+async def test_deaths_in_a_row_quarantine_and_revive_brings_back(tmp_path: Path):
+    toml = f"[watchdog]\nquarantine_deaths = 4\n{agents_toml(speed=50)}"
+    async with Swarm(tmp_path, toml) as swarm:
+        ear = await swarm.up()
+        await ear.decided(300)
+        await quarantine(swarm, ear, "strategy-momentum", 4)
+
+
+@pytest.mark.slow
+async def test_ten_deaths_within_thirty_seconds_quarantine(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--speed", "20")
+        await ear.decided(251)
+        await quarantine(swarm, ear, "strategy-momentum", 10)
+
+
+async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--speed", "50")
+        await ear.decided(251)
+        before = (await ear.live(*AGENTS))["coordinator"]
+        restarted = await swarm.verb("restart", "coordinator", "--json")
+        assert restarted.code == 0, restarted
+        assert restarted.json["epoch_before"] == before["epoch"]
+        await ear.back({"coordinator": before["epoch"]})
+        assert (await ear.happened("drained", "coordinator"))["epoch"] == before["epoch"]
+
+        beats = await ear.live(*AGENTS)
+        said = len(ear.said)
+        watchdog = ear.beats["watchdog"]
+        swarm.send(watchdog["pid"], signal.SIGKILL)
+        await ear.until("another watchdog", lambda: ear.beats["watchdog"]["epoch"] > watchdog["epoch"])
+        assert ear.beats["watchdog"]["pid"] != watchdog["pid"]
+        await ear.beaten("watchdog", 30)  # long enough to hear every host, and to start what nobody reports
+        again = await ear.live(*AGENTS)
+        for agent in AGENTS:
+            assert (again[agent]["pid"], again[agent]["epoch"]) == (beats[agent]["pid"], beats[agent]["epoch"])
+        assert {item.writer for item in ear.said[said:] if item.kind == "epoch"} == {"watchdog"}
+        assert [alert["code"] for alert in ear.alerts] == ["watchdog_died"]
+
+        await kill_agents(swarm, ear, "strategy-mean-reversion")  # it supervises what it has adopted
+        await ear.more_decisions(5)
+        assert_each_round_once(ear.decisions)

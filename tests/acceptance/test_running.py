@@ -1,0 +1,154 @@
+"""Starting, looking, ending, and starting again: what one sees, what is left, and that nothing starts over."""
+
+from __future__ import annotations
+
+import random
+import signal
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from tests.acceptance.ear import Ear, read_stream
+from tests.acceptance.exact import (
+    ROUNDS,
+    Content,
+    assert_beginning,
+    assert_each_round_once,
+    assert_numbered,
+    assert_same,
+    content_of,
+    exact_toml,
+)
+from tests.acceptance.faults import kill_agents
+from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
+
+
+async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: Content):
+    few = 120
+    async with (
+        Swarm(tmp_path / "one", exact_toml(speed=50)) as one,
+        Swarm(tmp_path / "two", exact_toml(speed=0, rounds=few, top='swarm = "two"'), "two") as two,
+    ):
+        ear = await one.up()
+        other = await two.up("--nats", one.url)
+        await ear.decided(200)
+        await other.decided(few)
+        beats = await ear.live(*AGENTS)
+        others = await other.live(*AGENTS)
+        await kill_agents(one, ear, "coordinator")
+
+        asked = await one.verb("status", "--json")
+        assert asked.code == 0, asked
+        status = asked.json
+        assert (status["swarm"], status["nats"]) == ("swarm", one.url)
+        assert (status["active_agents"], status["processes"]) == (5, 5)
+        sandboxes = {row["name"]: row for row in status["sandboxes"]}
+        assert {name: row["agents"] for name, row in sandboxes.items()} == {
+            "base": ["research-1"],
+            "nodejs": ["research-2", "strategy-momentum"],
+            "python": ["coordinator", "strategy-mean-reversion"],
+        }
+        for row in sandboxes.values():
+            assert (row["provider"], row["status"]) == ("local", "active")
+            assert row["uptime_s"] > 0
+        agents = {row["name"]: row for row in status["agents"]}
+        assert sorted(agents) == sorted(AGENTS)
+        for name, row in agents.items():
+            assert row["status"] == "active"
+            assert row["agent_id"].startswith("agent_")
+            assert row["capabilities"]
+            assert row["restarts"] == (name == "coordinator")
+            assert row["heartbeat_age_ms"] >= 0
+            assert row["lag"] >= 0
+            assert row["cursor"] > 0
+            assert row["outputs"] > 0
+            assert row["poison"] == 0
+            assert psutil.Process(row["pid"]).is_running()
+            if name != "coordinator":
+                assert (row["pid"], row["epoch"]) == (beats[name]["pid"], beats[name]["epoch"])
+        assert agents["research-1"]["kind"] == "market-data"
+        assert status["decisions"]["count"] >= 200
+        assert datetime.fromisoformat(status["decisions"]["last_at"]).year == 2017
+        plain = await one.verb("status")
+        assert plain.code == 0
+        assert "5 active agents, 5 processes, 3 sandboxes" in " ".join(plain.out.split())
+
+        theirs = (await two.verb("status", "--json")).json
+        assert (theirs["swarm"], theirs["active_agents"]) == ("two", 5)
+        assert theirs["decisions"]["count"] == few
+        again = await other.live(*AGENTS)
+        assert {n: b["epoch"] for n, b in again.items()} == {n: b["epoch"] for n, b in others.items()}
+        assert {said.subject.split(".")[0] for said in other.said} == {"two"}
+        stored = content_of(await read_stream(one.url, "two"))
+        renamed = {f"swarm{subject[3:]}": payloads for subject, payloads in stored.items()}
+        assert_beginning(renamed, undisturbed, few)
+        assert_each_round_once(ear.decisions)
+
+        assert await two.end(signal.SIGINT) == 0
+        await ear.more_decisions(5)  # the server was not theirs to end
+        assert await one.end(signal.SIGINT) == 0
+
+
+async def assert_went_on(ear: Ear, before: dict[str, int], decided: int) -> None:
+    """Epochs rose, and the first decision heard is not long after the last one before (some were not heard)."""
+    assert all(beat["epoch"] > before[name] for name, beat in (await ear.live(*AGENTS)).items())
+    await ear.more_decisions(1)
+    assert ear.decisions[0]["round"] > decided
+
+
+async def test_kill_9_of_up_leaves_nothing_and_the_next_one_goes_on(
+    tmp_path: Path, undisturbed: Content, chance: random.Random
+):
+    async with Swarm(tmp_path, exact_toml()) as swarm:
+        ear = await swarm.up()
+        await ear.decided(chance.randint(250, 450))
+        ends = await Ends.of(*(process.pid for process in swarm.everybody()))
+        assert len(ends.pids) >= 1 + 1 + 1 + len(SANDBOXES) + len(AGENTS)  # up, server, watchdog, hosts, agents
+        swarm.process.kill()
+        await ends.all()
+        assert await swarm.wait() == -signal.SIGKILL
+        before, decided = dict(ear.claims), ear.decisions[-1]["round"]
+
+        nobody = await swarm.verb("status")
+        assert nobody.code == 3, nobody
+        assert "signalmesh up" in nobody.err
+        assert (await swarm.verb("down")).code == 2
+
+        again = await swarm.up()
+        await assert_went_on(again, before, decided)
+        await again.decided(ROUNDS)
+        messages = await read_stream(swarm.url, swarm.name)
+        assert_numbered(messages)
+        assert_same(content_of(messages), undisturbed)
+
+
+async def test_ctrl_c_and_down_end_cleanly_and_the_next_up_goes_on(
+    tmp_path: Path, undisturbed: Content, chance: random.Random
+):
+    async with Swarm(tmp_path, exact_toml()) as swarm:
+        ear = await swarm.up()
+        await ear.decided(chance.randint(100, 350))
+        assert await swarm.end(signal.SIGINT) == 0
+        assert not (tmp_path / ".signalmesh" / "run.json").exists()
+        before, decided = dict(ear.claims), ear.decisions[-1]["round"]
+
+        ear = await swarm.up()
+        await assert_went_on(ear, before, decided)
+        before, decided = dict(ear.claims), ear.decisions[-1]["round"]
+        ends = await Ends.of(*(process.pid for process in swarm.everybody()))
+        down = await swarm.verb("down")
+        assert down.code == 0, down
+        assert await swarm.wait() == 0
+        await ends.all()
+
+        ear = await swarm.up()
+        await assert_went_on(ear, before, decided)
+        await ear.decided(ROUNDS)
+        messages = await read_stream(swarm.url, swarm.name)
+        assert_numbered(messages)
+        assert_same(content_of(messages), undisturbed)
+        drained = {said.writer for said in messages if said.kind == "lifecycle" and said.json["event"] == "drained"}
+        assert drained == {*AGENTS}
+        assert not [said.json for said in messages if said.kind == "alert" and said.json["severity"] == "critical"]
+        assert swarm.errors == ""

@@ -1,0 +1,186 @@
+"""docs/schema is what the types say, and what is really published and printed fits it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pytest
+
+from bus.messages import (
+    KIND_OF,
+    KINDS,
+    Alert,
+    Child,
+    Config,
+    Decision,
+    Epoch,
+    Headline,
+    Heartbeat,
+    Lifecycle,
+    MarketData,
+    Message,
+    Sentiment,
+    Signal,
+    Timer,
+    encode,
+)
+from bus.subjects import KEPT_KINDS
+from coordinator import schema
+from coordinator.gather import AgentStatus, DecisionCount, SandboxStatus, Status
+from coordinator.killing import Killing
+from coordinator.stopping import Ended
+from coordinator.view import Watched
+from coordinator.wishes import Restarted, Revived
+
+AT = datetime(2017, 7, 12, 17, tzinfo=UTC)
+ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "object": dict, "array": list}
+SAID_ELSEWHERE = {"title", "description", "default"}
+
+
+def complaints(value: Any, wanted: dict[str, Any], root: dict[str, Any], at: str = "$") -> list[str]:
+    """What is wrong with `value`: enough of JSON Schema for ours, and loud about keywords that it does not know."""
+    wanted = {key: item for key, item in wanted.items() if key not in (*SAID_ELSEWHERE, "$schema", "$defs")}
+    found: list[str] = []
+    for keyword, said in wanted.items():
+        match keyword:
+            case "$ref":
+                found += complaints(value, root["$defs"][said.rpartition("/")[2]], root, at)
+            case "anyOf":
+                if all(complaints(value, variant, root, at) for variant in said):
+                    found.append(f"{at}: {value!r} fits none of {said}")
+            case "enum":
+                if value not in said:
+                    found.append(f"{at}: {value!r} is none of {said}")
+            case "type" if said == "null":
+                if value is not None:
+                    found.append(f"{at}: {value!r} is not null")
+            case "type":
+                if not isinstance(value, TYPES[said]) or isinstance(value, bool):
+                    found.append(f"{at}: {value!r} is no {said}")
+            case "format":
+                assert said == "date-time"
+                if not ZONED.fullmatch(value):
+                    found.append(f"{at}: {value!r} is no time with a zone")
+            case "required":
+                found += [f"{at}: {name} is missing" for name in said if name not in value]
+            case "properties":
+                for name in said.keys() & value.keys():
+                    found += complaints(value[name], said[name], root, f"{at}.{name}")
+            case "additionalProperties":
+                for name, item in value.items():
+                    found += complaints(item, said, root, f"{at}.{name}")
+            case "items":
+                for number, item in enumerate(value):
+                    found += complaints(item, said, root, f"{at}[{number}]")
+            case _:
+                raise AssertionError(f"{at}: unknown keyword {keyword}")
+    return found
+
+
+def check(name: str, data: bytes) -> None:
+    document, value = orjson.loads((schema.SCHEMA_DIR / name).read_bytes()), orjson.loads(data)
+    assert complaints(value, document, document) == []
+    if importlib.util.find_spec("jsonschema") is not None:
+        importlib.import_module("jsonschema").validate(value, document)
+
+
+MESSAGES: tuple[Message, ...] = (
+    MarketData(symbol="BTC/USD", price=2340.5, volume=0.0, timestamp=AT, source="research-1"),
+    MarketData(
+        symbol="BTC/USD", price=2340.5, volume=1.5, timestamp=AT, source="research-1", sequence=7, open=2.0, high=3.0,
+        low=1.0,
+    ),
+    Headline(text="CME to launch futures", timestamp=AT, source="desk"),
+    Headline(text="t", timestamp=AT, source="desk", url="http://news.example/1", symbols=("BTC/USD",)),
+    Sentiment(sentiment="bullish", confidence=0.78, sources=("desk",), timestamp=AT, source="research-2"),
+    Signal(signal="buy", strength=0.85, indicators={"rsi": 65.0}, timestamp=AT, source="strategy-momentum"),
+    Signal(
+        signal="hold", strength=0.45, indicators={}, timestamp=AT, source="s", symbol="BTC/USD", round=3, p_up=0.45
+    ),
+    Decision(
+        final_decision="buy", position_size=0.25, risk_score=0.35, consensus_level=0.72, agents_consulted=("a", "b"),
+        timestamp=AT, source="coordinator",
+    ),
+    Decision(
+        final_decision="hold", position_size=0.0, risk_score=0.0, consensus_level=0.5, agents_consulted=(),
+        timestamp=AT, source="coordinator", decision_id="BTC/USD:research-1:3", symbol="BTC/USD", round=3,
+        absent=("a",),
+    ),
+    Timer(name="BTC/USD:research-1:3", number=3, timestamp=AT, source="coordinator"),
+    Epoch(agent="a", claim="agent_1_abcdef", claimed_by="watchdog", sandbox="base", timestamp=AT, source="watchdog"),
+    Config(voters={"a": 1.0}, timestamp=AT, source="watchdog"),
+    Lifecycle(event="ready", agent="a", timestamp=AT, source="a", epoch=4, pid=1, detail={"replayed": 0}),
+    Alert(severity="warning", code="poison_message", message="m", timestamp=AT, source="a"),
+    Heartbeat(
+        agent="base", agent_id="host_1", epoch=1, sequence=1, progress=1, status="live", interval_ms=200,
+        sandbox="base", pid=1, role="sandbox", uptime_s=1.5,
+        inventory=(Child(agent="a", agent_id="i", epoch=4, pid=2, spawned_at=AT),),
+    ),
+)  # fmt: skip
+PRINTED: dict[str, Any] = {
+    "down": Ended(swarm="swarm", pid=1, took_s=0.5),
+    "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
+    "restart": Restarted(agent="a", epoch_before=4, at=AT),
+    "revive": Revived(agent="a", was="drained"),
+    "status": Status(
+        swarm="swarm", nats="nats://127.0.0.1:4222", active_agents=1, processes=1, watchdog_term=None,
+        sandboxes=[SandboxStatus(name="b", provider="local", status="active", agents=["a"], uptime_s=1.0, pid=1)],
+        agents=[
+            AgentStatus(
+                name="a", kind="k", agent_id="i", status="silent", epoch=4, pid=None, sandbox="b", capabilities=[],
+                restarts=0, heartbeat_age_ms=None, cursor=None, lag=None, outputs=None, poison=None,
+            )
+        ],
+        decisions=DecisionCount(count=1, last_at=AT),
+    ),
+    "watch": Watched(subject="swarm.signal.BTC-USD.a", sequence=3, payload={"signal": "buy"}),
+}  # fmt: skip
+
+
+def test_the_committed_files_are_what_make_schema_writes(tmp_path):
+    committed = {path.name: path.read_bytes() for path in schema.SCHEMA_DIR.glob("*.json")}
+    assert committed == schema.documents(), "run `make schema`"
+    (tmp_path / "message.gone.json").write_bytes(b"{}")
+    schema.write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == committed
+
+
+def test_every_kind_and_every_json_has_a_schema():
+    assert set(KEPT_KINDS) | {"heartbeat"} == set(KINDS)
+    assert {type(message) for message in MESSAGES} == set(KINDS.values())
+    assert set(PRINTED) == set(schema.OUTPUTS)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: KIND_OF[type(message)])
+def test_what_is_published_fits(message):
+    check(f"message.{KIND_OF[type(message)]}.json", encode(message))
+
+
+@pytest.mark.parametrize("verb", PRINTED)
+def test_what_is_printed_fits(verb):
+    assert type(PRINTED[verb]) is schema.OUTPUTS[verb]
+    check(f"output.{verb}.json", orjson.dumps(PRINTED[verb], option=orjson.OPT_UTC_Z))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"strength": "0.85"}, "is no number"),
+        ({"signal": "long"}, "is none of"),
+        ({"source": None}, "is no string"),
+        ({"timestamp": "2017-07-12"}, "no time with a zone"),
+        ({"round": 1.5}, "fits none of"),
+    ],
+)
+def test_what_is_wrong_does_not_fit(change, complaint):
+    document = orjson.loads((schema.SCHEMA_DIR / "message.signal.json").read_bytes())
+    value = {**orjson.loads(encode(MESSAGES[5])), **change}
+    assert complaint in " ".join(complaints(value, document, document))
+    del value["indicators"]
+    assert "$: indicators is missing" in complaints(value, document, document)
