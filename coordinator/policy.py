@@ -173,6 +173,14 @@ class Policy:
         else:
             agent.looked = (cpu_s, waited_s)
 
+    def left(self, now: float, name: str, epoch: int) -> None:
+        """An agent has drained. One that ran by hand has no host to report its end: we start ours in its place."""
+        agent = self.agents.get(name)
+        if agent is None or agent.epoch != epoch or agent.sandbox in self.hosts:
+            return
+        if agent.phase in ("starting", "running"):
+            self._die(now, agent, "it ran by hand and was ended", counts=False)
+
     def host_gone(self, now: float, sandbox: str, reason: str) -> None:
         """A sandbox host was reported dead."""
         if (host := self.hosts.get(sandbox)) is not None and host.alive:

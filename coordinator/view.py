@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,8 +82,26 @@ def parse(bus: NatsBus, heard: Heard) -> Message | None:
         return None
 
 
+class Lines:
+    """Prints lines until whoever reads them has gone (`| head`): then `unread` is set, and nothing more is printed."""
+
+    def __init__(self) -> None:
+        self.unread = asyncio.Event()
+
+    def put(self, line: str) -> None:
+        if self.unread.is_set():
+            return
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            self.unread.set()
+            # What is still buffered must go somewhere, or the interpreter complains at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
-    """Print what is stored (and, for `heartbeat`, what is merely said) until interrupted."""
+    """Print what is stored (and, for `heartbeat`, what is merely said) until interrupted, or unread."""
+    lines = Lines()
 
     async def on_heard(heard: Heard) -> None:
         sequence = heard.headers.get(h.SEQUENCE)
@@ -94,18 +113,18 @@ async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
                 record["payload"] = orjson.loads(heard.data)
             except orjson.JSONDecodeError:
                 record["malformed"] = heard.data.decode(errors="replace")
-            print(orjson.dumps(record).decode(), flush=True)
+            lines.put(orjson.dumps(record).decode())
             return
         message = parse(bus, heard)
         text = heard.data.decode(errors="replace")
         if isinstance(message, (Decision, Lifecycle, Alert)):
-            print(line_of(message, heard.subject, sequence or ""), flush=True)
+            lines.put(line_of(message, heard.subject, sequence or ""))
         else:
-            print(f"{heard.subject} {text}", flush=True)
+            lines.put(f"{heard.subject} {text}")
 
     subjects = bus.subjects
     await bus.listen(f"{subjects.ns}.>" if kind is None else subjects.all_of(kind), on_heard)
-    await asyncio.Event().wait()
+    await lines.unread.wait()
 
 
 def viewer(as_json: bool) -> Callable[[Up, asyncio.Event], Any]:
@@ -120,12 +139,13 @@ def viewer(as_json: bool) -> Callable[[Up, asyncio.Event], Any]:
 
 
 async def _lines(up: Up, stop: asyncio.Event) -> None:
-    print(f"swarm {up.config.swarm} on {up.bus.url}; {how_to_follow(up)}", flush=True)
+    lines = Lines()
+    lines.put(f"swarm {up.config.swarm} on {up.bus.url}; {how_to_follow(up)}")
 
     async def on_heard(heard: Heard) -> None:
         message = parse(up.bus, heard)
         if message is not None:
-            print(line_of(message, heard.subject, heard.headers.get(h.SEQUENCE, "")), flush=True)
+            lines.put(line_of(message, heard.subject, heard.headers.get(h.SEQUENCE, "")))
 
     for kind in ("decision", "lifecycle", "alert"):
         await up.bus.listen(up.bus.subjects.all_of(kind), on_heard)

@@ -223,7 +223,10 @@ class Watchdog:
         except MessageError:
             return  # whoever reads the stream reports it
         assert isinstance(event, Lifecycle)
-        if event.event == "exited":
+        if event.event == "drained" and event.epoch is not None:
+            self._policy.left(time.monotonic(), event.agent, event.epoch)
+            self._wake.set()
+        elif event.event == "exited":
             code = event.detail.get("exit_code")
             if event.agent in self._policy.hosts:
                 self._policy.host_gone(time.monotonic(), event.agent, f"its sandbox host ended ({event.reason})")

@@ -314,6 +314,24 @@ def test_an_incarnation_started_by_hand_takes_over():
     world.policy.exited(world.now, "a", old, 1)  # the old one was fenced and ended
     assert world.policy.decide(world.now) == []
     assert (state.epoch, state.sandbox) == (old + 5, "by-hand")
+    world.policy.left(world.now, "a", old + 5)
+    assert kinds(world.policy.decide(world.now)) == ["Dead", "Spawn"]
+    assert not state.deaths
+
+
+def test_a_claim_by_another_is_given_time_to_beat():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 1)
+    world.policy.decide(world.now)
+    world.policy.superseded(world.now, "a")
+    assert world.run(1.0) == []
+    assert kinds(world.run(1.0)) == ["Spawn"]
+
+
+def test_an_agent_of_a_host_that_drains_by_itself_is_left_to_the_hosts_report():
+    world = ready()
+    world.policy.left(world.now, "a", world.policy.agents["a"].epoch)
+    assert world.policy.decide(world.now) == []
 
 
 def test_never_ready_and_stalled_are_dead():
