@@ -1,7 +1,7 @@
 """What the strategies measure on a window of closes, and how they turn a probability into a vote.
 
 The mathematics is TA-Lib's; this module owns the cases that TA-Lib answers oddly (a flat series, a short one). All
-functions are pure: the same window gives the same figures. Nothing here knows of symbols, rounds or messages.
+functions are pure: the same window gives the same figures. Nothing here knows of rounds.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 
 from agents.agent import Agent
 from bus.errors import UsageError
-from bus.messages import Side
+from bus.messages import MarketData, Side
 
 Closes = NDArray[np.float64]
 """One-dimensional, oldest first, in the quote currency, all above 0."""
 
 BUY_AT = 0.55
 SELL_AT = 0.45
-"""Probabilities of a rise from which on a strategy takes a side; the coordinator's own defaults (DESIGN.md, 6)."""
+"""Probabilities of a rise from which on a strategy takes a side; the coordinator's own defaults."""
 LIKELIHOOD_RATIO = 1.75
 """How much one confirming observation multiplies the odds: chosen by us, measured on nothing (docs/formulas.md)."""
+MAX_SERIES = 32
+"""Windows that a strategy keeps; 32 of 250 closes fit into a snapshot."""
 NOISE = 1e-9
 """Smallest move, as a fraction of the price, that counts as one; below it rounding errors of float64 would vote."""
 
@@ -124,10 +126,18 @@ def vote(p_up: float) -> tuple[Side, float]:
     return "hold", p_up
 
 
-def push(windows: dict[str, list[float]], symbol: str, close: float, size: int) -> Closes:
-    """Append `close` to the window of `symbol`, keep its last `size` closes, and return them as an array."""
-    window = windows.setdefault(symbol, [])
-    window.append(close)
+def push(windows: dict[str, list[float]], tick: MarketData, size: int) -> Closes:
+    """Append the price of `tick` to the window of its symbol and source, and return its last `size` closes.
+
+    Two sources of one symbol are two series: the difference between them is no move of the price. The windows used
+    longest ago go when there are more than MAX_SERIES.
+    """
+    series = f"{tick.symbol} {tick.source}"
+    window = windows.pop(series, [])
+    windows[series] = window  # the newest stands last
+    if len(windows) > MAX_SERIES:
+        del windows[next(iter(windows))]
+    window.append(tick.price)
     del window[:-size]
     return np.array(window, dtype=np.float64)  # TA-Lib takes no other type
 

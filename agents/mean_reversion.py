@@ -44,7 +44,7 @@ class MeanReversionAgent(Agent):
 
     @dataclass
     class State:
-        """`closes` maps a symbol to its last closes, oldest first, in the quote currency."""
+        """`closes` maps a symbol and its source to the last closes, oldest first, in the quote currency."""
 
         closes: dict[str, list[float]] = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ class MeanReversionAgent(Agent):
 
     def on_market(self, tick: MarketData) -> Signal:
         """Vote on the round of `tick`. `volatility` is per candle; it informs and does not vote."""
-        closes = indicators.push(self.state.closes, tick.symbol, tick.price, self.options.window)
+        closes = indicators.push(self.state.closes, tick, self.options.window)
         band, volatility = indicators.bands(closes), indicators.volatility(closes)
         if band is None or volatility is None:
             return self.signal(tick, "hold", 0.5, {}, 0.5)

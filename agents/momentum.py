@@ -41,7 +41,7 @@ class MomentumAgent(Agent):
 
     @dataclass
     class State:
-        """`closes` maps a symbol to its last closes, oldest first, in the quote currency."""
+        """`closes` maps a symbol and its source to the last closes, oldest first, in the quote currency."""
 
         closes: dict[str, list[float]] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class MomentumAgent(Agent):
 
     def on_market(self, tick: MarketData) -> Signal:
         """Vote on the round of `tick`. `macd` is the histogram in the quote currency, `trend` a fraction per candle."""
-        closes = indicators.push(self.state.closes, tick.symbol, tick.price, self.options.window)
+        closes = indicators.push(self.state.closes, tick, self.options.window)
         rsi, macd, trend = indicators.rsi(closes), indicators.macd_histogram(closes), indicators.trend(closes)
         if rsi is None or macd is None or trend is None:
             return self.signal(tick, "hold", 0.5, {}, 0.5)

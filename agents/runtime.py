@@ -27,7 +27,7 @@ from bus import headers as h
 from bus.bus import Bus, Closable, Stored
 from bus.claims import claim, last_claim, new_agent_id
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, MessageError
-from bus.messages import Event, LifecycleEvent, Timer, decode
+from bus.messages import KIND_OF, Event, LifecycleEvent, Timer, decode
 from bus.snapshots import Snapshot, SnapshotStore
 from bus.tasks import end_tasks
 
@@ -294,7 +294,8 @@ class Runtime:
             kind, topic, message = event
             try:
                 outputs = self._handlers[kind](message)
-                if asynchronous := inspect.isawaitable(outputs):
+                asynchronous = outputs is not None and type(outputs) not in KIND_OF and inspect.isawaitable(outputs)
+                if asynchronous:
                     outputs = await self._finish(outputs)
                 prepared = self.journal.prepare(outputs, sequence, topic)
             except Exception as error:

@@ -35,7 +35,7 @@ MAX_EARLY_VOTES = 64
 MAX_SEQUENCE = 2**53 - 1
 """Largest tick sequence: every JSON reader keeps it exactly."""
 DEFAULT_TIMEOUT_MS = 400
-"""Timer of rounds that open before any Config (DESIGN 6; the default of Config.round_timeout_ms as well)."""
+"""Timer of rounds that open before any Config (the default of Config.round_timeout_ms as well)."""
 
 NO_CONFIG = Config(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), source="")
 """What closes a round when no Config ever came: no voters, so no quorum, so hold."""

@@ -14,14 +14,16 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 import psutil
 import pytest
 
+from agents.agent import Agent
 from agents.command import MAX_ANSWER_BYTES, CommandAgent, CommandFailed, command_class
 from agents.process import make_agent
 from agents.runtime import Runtime
@@ -30,7 +32,7 @@ from bus import headers as h
 from bus.bus import Heard
 from bus.errors import EXIT_USAGE, MeshError, UsageError
 from bus.memory_bus import MemoryBus, MemoryServer
-from bus.messages import MarketData, decode, encode
+from bus.messages import MarketData, Signal, decode, encode
 from bus.process import wait_pid_exit
 from bus.server import NatsServer
 from bus.subjects import Subjects
@@ -118,7 +120,7 @@ class Mesh:
 
     @property
     def stored(self) -> list[tuple[int, bytes, str, str]]:
-        """What the agent has stored: data, number and cause of each output (and the subject's length of life: none)."""
+        """What the agent has stored, in order: place, data, number, and the sequence of the tick it answers."""
         own = [m for m in self.server.messages if h.OUTPUT in m.headers and m.subject.endswith(".script")]
         return [(at, m.data, m.headers[h.OUTPUT], self._tick_of(m.headers[h.CAUSE])) for at, m in enumerate(own)]
 
@@ -165,14 +167,14 @@ class Life:
 
 
 class Asked:
-    """Answers programs that ask before they answer; `asked` collects their pids."""
+    """What programs ask before they answer: replied to from `replies`, then with "go"; `asked` counts them."""
 
     def __init__(self) -> None:
         self.asked: Collector[int] = Collector()
         self.replies: list[bytes] = []
         self._writers: list[asyncio.StreamWriter] = []
 
-    async def __aenter__(self) -> Asked:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._on_asked, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -242,9 +244,10 @@ async def test_after_a_crash_the_outputs_equal_an_undisturbed_run(tmp_path, lang
 
 async def test_snapshots_are_taken_although_inputs_wait_all_the_time(tmp_path):
     mesh = Mesh(60)
-    async with mesh.life(spec_of(tmp_path)):
-        await mesh.votes.reach(104)
-    assert orjson.loads(mesh.server.buckets["swarm_state"]["script"].value)["inputs"] > 3
+    async with mesh.life(spec_of(tmp_path)) as life:
+        await mesh.votes.reach(52)
+        assert life.runtime.inputs < 60
+        assert orjson.loads(mesh.server.buckets["swarm_state"]["script"].value)["inputs"] > 3
 
 
 VOTE = {"kind": "signal", "signal": "buy", "strength": 0.5, "indicators": {}}
@@ -275,10 +278,8 @@ MALFORMED = {
 @pytest.mark.parametrize("fault", MALFORMED)
 async def test_a_malformed_answer_is_skipped_with_an_alert(tmp_path, fault):
     said, problem = MALFORMED[fault]
-    (tmp_path / "said").mkdir()
-    # Too long for an argument: the program reads what to say from its own text.
     spec = spec_of(tmp_path)
-    program = PROGRAM.replace("json.loads(sys.argv[1])", f"{{'say': {{'4': {said!r}}}}}")
+    program = PROGRAM.replace("json.loads(sys.argv[1])", f"{{'say': {{'4': {said!r}}}}}")  # too long for an argument
     (tmp_path / "program.py").write_text(program)
     mesh = Mesh(6)
     async with mesh.life(spec) as life:
@@ -351,10 +352,10 @@ async def test_a_program_that_dies_between_two_events_is_started_again(tmp_path)
         assert program is not None
         os.kill(first, signal.SIGKILL)
         await program._closed.wait()
-        assert life.agent.pid is None
+        assert not program.usable
         mesh.add(range(4, 6))
         await mesh.votes.reach(10)
-        assert life.agent.pid not in (None, first)
+        assert life.agent._program is not program
         await life.drain()
     assert orjson.loads(mesh.stored[-1][1])["indicators"] == {
         "total": sum(orjson.loads(tick(n))["price"] for n in range(1, 6))
@@ -398,6 +399,43 @@ async def test_a_drain_over_an_event_leaves_it_to_the_next_incarnation(tmp_path)
             await mesh.votes.reach(10)
     assert mesh.stored == calm.stored
     assert mesh.skipped == []
+
+
+class Halfway(Agent):
+    """Changes its state, and only then waits."""
+
+    kind = "halfway"
+    listens = ("market",)
+    publishes = ("signal",)
+
+    @dataclass
+    class State:
+        heard: int = 0
+
+    waiting: asyncio.Event
+
+    async def on_market(self, event: MarketData) -> Signal:
+        self.state.heard += 1
+        if event.sequence == 3:
+            self.waiting.set()
+            await asyncio.Event().wait()
+        return self.signal(event, "hold", 0.5)
+
+
+async def test_a_state_changed_by_half_is_never_saved():
+    mesh = Mesh(3)
+    agent = Halfway("script")
+    agent.waiting = asyncio.Event()
+    bus = MemoryBus(mesh.server)
+    runtime = Runtime(agent, bus, snapshot_inputs=1)
+    task = asyncio.create_task(runtime.run())
+    async with asyncio.timeout(GUARD_S):
+        await agent.waiting.wait()
+        runtime.drain()
+        await task
+    await bus.close()
+    snapshot = orjson.loads(mesh.server.buckets["swarm_state"]["script"].value)
+    assert snapshot["inputs"] == snapshot["state"].get("heard")
 
 
 @pytest.mark.parametrize("fault", ["missing", "not executable", "no directory"])
