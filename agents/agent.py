@@ -88,6 +88,9 @@ class Agent:
     def setup(self) -> None:
         """Called once, after `options` is set and before any event: load static data here (a lexicon, a table)."""
 
+    async def teardown(self) -> None:
+        """Called once at the end of the process, after the last event: let go of what `setup` took."""
+
     def set_timer(self, name: str, topic: str, after_ms: int) -> None:
         """Have `on_timer` called with a Timer of this `name` in `after_ms`. Setting it again replaces it."""
         self.timers_set += 1

@@ -118,8 +118,7 @@ class Runtime:
         finally:
             self._reading = False
             await end_tasks(tasks)
-            if (teardown := getattr(self.agent, "teardown", None)) is not None:
-                await teardown()
+            await self.agent.teardown()
             with contextlib.suppress(BusError):
                 await epoch_watch.close()
             self.journal.close()

@@ -26,6 +26,8 @@ from bus.subjects import Subjects
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """JetStream's error codes for a lost compare-and-set."""
 NOT_FOUND = frozenset({"404"})
+NO_RESPONDERS = 503
+"""The status of the empty answer that the server gives where nobody listens."""
 API_TIMEOUT_S = 5.0
 
 log = structlog.get_logger("signalmesh.bus")
@@ -54,7 +56,7 @@ class NatsBus:
         connection = Connection(url, name)
         await connection.open(wait_s)
         bus = cls(subjects, connection)
-        await connection.subscribe(bus._ack_prefix + "*", bus._on_ack)
+        await connection.subscribe_directly(bus._ack_prefix + "*", bus._on_ack)
         return bus
 
     @property
@@ -95,13 +97,13 @@ class NatsBus:
             raise
         return token
 
-    async def _on_ack(self, msg: Msg) -> None:
-        subject, done = self._acks.pop(msg.subject[len(self._ack_prefix) :], ("", None))
+    def _on_ack(self, inbox: str, data: bytes) -> None:
+        subject, done = self._acks.pop(inbox[len(self._ack_prefix) :], ("", None))
         if done is None:
             return
         try:
-            done(_read_ack(msg, subject))
-        except Exception:  # a callback that raises would end the subscription
+            done(_read_ack(data, subject))
+        except Exception:  # a callback that raises would end the connection
             log.exception("ack_callback_failed")
 
     def _fail_pending(self) -> None:
@@ -275,11 +277,10 @@ class _Subscription:
             await self._subscription.unsubscribe()
 
 
-def _read_ack(msg: Msg, subject: str) -> Ack | BusError:
-    if not msg.data:
-        status = (msg.headers or {}).get("Status", "")
-        return Refused(subject, int(status or 0), "no stream takes this subject now")
-    reply = orjson.loads(msg.data)
+def _read_ack(data: bytes, subject: str) -> Ack | BusError:
+    if not data:
+        return Refused(subject, NO_RESPONDERS, "no stream takes this subject now")
+    reply = orjson.loads(data)
     if error := reply.get("error"):
         code = error.get("err_code", error.get("code", 0))
         if code in WRONG_LAST_SEQUENCE:

@@ -156,6 +156,7 @@ class Reader:
                 await self._on_stored(Stored(msg.subject, sequence, msg.data, msg.headers or {}, pending))
             except Exception:
                 log.exception("reader_callback_failed", subject=msg.subject, sequence=sequence)
+            self._heard_at = asyncio.get_running_loop().time()
 
     async def _on_control(self, reply: str, headers: dict[str, str]) -> None:
         status = headers.get("Status")
@@ -180,7 +181,8 @@ class Reader:
                 async with asyncio.timeout(IDLE_HEARTBEAT_S):
                     await self._wanted.wait()
             silent_s = asyncio.get_running_loop().time() - self._heard_at
-            if not self._wanted.is_set() and silent_s < 3 * IDLE_HEARTBEAT_S:
+            working = self._turn.locked()  # heartbeats wait in the queue behind the message that is being handled
+            if not self._wanted.is_set() and (working or silent_s < 3 * IDLE_HEARTBEAT_S):
                 continue
             if not self._bus.connection.client.is_connected:
                 self._wanted.clear()  # the reconnect sets it again

@@ -31,9 +31,9 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 FORGIVEN_S = 10.0
 """An agent that has made progress for so long is forgiven its earlier deaths."""
 LOOK_EVERY_S = 0.2
-STALLED_S = 10.0
+STALLED_S = 60.0
 """Beating, with inputs waiting, but without progress for so long: dead."""
-NEVER_READY_S = 30.0
+NEVER_READY_S = 60.0
 """Beating but not live after so long without any progress: dead."""
 SOURCES_WAIT_S = 5.0
 """Sources start when all others are live, or after so long."""

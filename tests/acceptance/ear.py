@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import nats
 from nats.aio.client import Client
@@ -14,6 +14,8 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 GUARD_S = 60.0
+RECONNECT_WAIT_S = 0.05
+"""A stranger who misses little while the server is restarted."""
 T = TypeVar("T")
 
 
@@ -62,7 +64,9 @@ class Ear:
         async def ignore(_: Exception) -> None:
             pass
 
-        await ear.client.connect(url, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=ignore)
+        await ear.client.connect(
+            url, reconnect_time_wait=cast(int, RECONNECT_WAIT_S), max_reconnect_attempts=-1, error_cb=ignore
+        )
         await ear.client.subscribe(subject, cb=ear._on_msg, pending_msgs_limit=1_000_000)
         await ear.client.flush()
         return ear

@@ -37,11 +37,11 @@ def assert_same(stored: Content, undisturbed: Content) -> None:
 
 def assert_beginning(stored: Content, undisturbed: Content, rounds: int) -> None:
     """As `assert_same`, for a run of the first `rounds` rounds."""
-    assert sorted(stored) == sorted(undisturbed)
-    for subject, payloads in stored.items():
-        if subject.split(".")[1] != "headline":
-            assert len(payloads) == rounds, subject
-        assert_list(subject, payloads, undisturbed[subject][: len(payloads)])
+    assert set(stored) <= set(undisturbed)
+    for subject, expected in undisturbed.items():
+        ours = stored.get(subject, [])
+        assert len(ours) == rounds or ".headline." in subject, subject
+        assert_list(subject, ours, expected[: len(ours)])
 
 
 def assert_list(subject: str, stored: list[bytes], expected: list[bytes]) -> None:

@@ -134,10 +134,9 @@ class Swarm:
             (directory / "swarm.toml").write_text(toml)
         self.url = ""
         self.process: asyncio.subprocess.Process
-        self._last_lines: deque[str] = deque(maxlen=30)
+        self._last_lines: deque[str] = deque(maxlen=6)
         self._drains: list[asyncio.Task[None]] = []
         self._ears: list[Ear] = []
-        self._started: set[int] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -145,8 +144,7 @@ class Swarm:
     async def __aexit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self._tell()
-        for ear in self._ears:
-            await ear.close()
+        await self._close_ears()
         if hasattr(self, "process"):
             everybody = [] if self.process.returncode is not None else self.everybody()
             ends = await Ends.of(*(process.pid for process in everybody))
@@ -157,12 +155,17 @@ class Swarm:
             await self.process.wait()
             await asyncio.gather(*self._drains)
 
+    async def _close_ears(self) -> None:
+        for ear in self._ears:
+            await ear.close()
+        self._ears.clear()
+
     def _tell(self) -> None:
         print(f"-- {self.directory}")
         print(*self._last_lines, sep="\n")
         for path in (self.directory / "up.err", *(self.directory / ".signalmesh" / "logs").glob("*.log")):
             lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-            print(f"-- {path.name}, last lines", *lines[-40:], sep="\n")
+            print(f"-- {path.name}, last lines", *lines[-12:], sep="\n")
 
     # -- running
 
@@ -231,10 +234,11 @@ class Swarm:
                 raise
 
     async def wait(self) -> int:
-        """Exit code of `up`."""
+        """Exit code of `up`; ears keep what they have heard, and hear no more."""
         async with asyncio.timeout(GUARD_S):
             code = await self.process.wait()
             await asyncio.gather(*self._drains)
+        await self._close_ears()
         return code
 
     async def end(self, number: int) -> int:
