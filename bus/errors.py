@@ -5,7 +5,7 @@ MeshError                 root; its message says what was expected and what to d
 │   ├── ConfigError       swarm.toml: carries the file and the key
 │   └── DataError         a data file: carries the file, the line and the column
 ├── MessageError          a poison message: carries the subject and the reason; never retried
-    ├── CommandFailed         (agents/command.py) a program died over an event; its agent is started again
+├── CommandFailed         (agents/command.py) a program died over an event; its agent is started again
 └── BusError              the bus: whose fault and whether to retry is said by the class
     ├── BusUnreachable    nobody answers at that address (exit 3); retry after it is up
     ├── Disconnected      the connection is down right now; retried by the outbox
