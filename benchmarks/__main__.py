@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that everything runs")
-    parser.add_argument("--output", type=Path, help="where to write results; default: results/ for a whole run, else nowhere")
+    parser.add_argument("--output", type=Path, help="where to write; default: results/ for a whole run, else nowhere")
     options = parser.parse_args()
     for name in options.names:
         if name not in BENCHMARKS:

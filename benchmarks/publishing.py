@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import nats
+from nats.js import JetStreamContext
 
 from benchmarks.report import Result
 from benchmarks.swarm import scratch
@@ -22,51 +23,59 @@ from bus.streams import ensure_streams
 PAYLOAD = b"{" + b" " * 198 + b"}"
 SUBJECT = "swarm.market.X.bench"
 WINDOW = 512
+PLAIN = "nats-py js.publish_async, plain stream"
+
+
+class Publishers:
+    """Four ways to have `count` messages stored; each returns when all are acknowledged."""
+
+    def __init__(self, bus: NatsBus, jetstream: JetStreamContext, guard: dict[str, str]) -> None:
+        self._bus, self._jetstream, self._guard = bus, jetstream, guard
+        self._numbers = itertools.count(1)
+
+    def _headers(self) -> tuple[int, dict[str, str]]:
+        number = next(self._numbers)
+        return number, {h.MSG_ID: f"bench:{number}", h.OUTPUT: str(number), **self._guard}
+
+    async def ours(self, count: int) -> None:
+        box = Outbox(self._bus, ("swarm.*.*.bench",), lambda _: None)
+        for _ in range(count):
+            number, headers = self._headers()
+            box.put(Entry(SUBJECT, PAYLOAD, headers, number))
+            await box.send()
+        await box.flush()
+        box.close()
+
+    async def awaited(self, count: int) -> None:
+        for _ in range(count):
+            await self._jetstream.publish("bare.x", PAYLOAD)
+
+    async def pipelined(self, count: int) -> None:
+        for _ in range(count):
+            await self._jetstream.publish_async("bare.x", PAYLOAD, wait_stall=5)
+        await self._jetstream.publish_async_completed()
+
+    async def pipelined_same(self, count: int) -> None:
+        for _ in range(count):
+            _, headers = self._headers()
+            await self._jetstream.publish_async("in." + SUBJECT, PAYLOAD, headers=headers, wait_stall=5)
+        await self._jetstream.publish_async_completed()
 
 
 async def outbox(*, quick: bool) -> Result:
     turns, many, few = (1, 3000, 500) if quick else (3, 15_000, 1500)
-    numbers = itertools.count(1)
     async with scratch() as directory, NatsServer(directory, port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "bench")
         client = await nats.connect(server.url)
         await ensure_streams(bus)
         epoch = await claim(bus, "bench", agent_id=new_agent_id(), claimed_by="bench", sandbox="")
-        guard = fence(bus, "bench", epoch)
         await client.jetstream().add_stream(name="bare", subjects=["bare.>"])
-        jetstream = client.jetstream(publish_async_max_pending=WINDOW)
-
-        def headers(number: int) -> dict[str, str]:
-            return {h.MSG_ID: f"bench:{number}", h.OUTPUT: str(number), **guard}
-
-        async def ours(count: int) -> None:
-            box = Outbox(bus, ("swarm.*.*.bench",), lambda _: None)
-            for _ in range(count):
-                number = next(numbers)
-                box.put(Entry(SUBJECT, PAYLOAD, headers(number), number))
-                await box.send()
-            await box.flush()
-            box.close()
-
-        async def awaited(count: int) -> None:
-            for _ in range(count):
-                await jetstream.publish("bare.x", PAYLOAD)
-
-        async def pipelined(count: int) -> None:
-            for _ in range(count):
-                await jetstream.publish_async("bare.x", PAYLOAD, wait_stall=5)
-            await jetstream.publish_async_completed()
-
-        async def pipelined_same(count: int) -> None:
-            for _ in range(count):
-                await jetstream.publish_async("in." + SUBJECT, PAYLOAD, headers=headers(next(numbers)), wait_stall=5)
-            await jetstream.publish_async_completed()
-
+        publishers = Publishers(bus, client.jetstream(publish_async_max_pending=WINDOW), fence(bus, "bench", epoch))
         ways: dict[str, tuple[Callable[[int], Awaitable[None]], int]] = {
-            "signalmesh outbox (fenced, numbered, deduplicated, republished)": (ours, many),
-            "nats-py js.publish, awaited, plain stream": (awaited, few),
-            "nats-py js.publish_async, plain stream": (pipelined, many),
-            "nats-py js.publish_async, the swarm's stream and headers": (pipelined_same, many),
+            "signalmesh outbox (fenced, numbered, deduplicated, republished)": (publishers.ours, many),
+            "nats-py js.publish, awaited, plain stream": (publishers.awaited, few),
+            PLAIN: (publishers.pipelined, many),
+            "nats-py js.publish_async, the swarm's stream and headers": (publishers.pipelined_same, many),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(turns):
@@ -77,7 +86,7 @@ async def outbox(*, quick: bool) -> Result:
                 rates[name].append(count / (time.monotonic() - began))
         await client.close()
         await bus.close()
-    plain = statistics.median(rates["nats-py js.publish_async, plain stream"])
+    plain = statistics.median(rates[PLAIN])
     return Result(
         name="outbox",
         title="Acknowledged publishes",

@@ -81,9 +81,7 @@ async def kill(*, quick: bool) -> Result:
         await live(running)
         done = await rotate(running, signal.SIGKILL, count)
     rows, found = phases(done, PHASES)
-    by_agent = {
-        name: spread(k.ready_ms for k in done if k.agent == name and k.ready_ms is not None) for name in AGENTS
-    }
+    by_agent = {name: spread(k.ready_ms for k in done if k.agent == name and k.ready_ms is not None) for name in AGENTS}
     rows += [{"ms since the signal": f"ready, {name}", **figures} for name, figures in by_agent.items()]
     ready = spread(found["ready"])
     met = ready["p50"] < 50 and ready["p99"] < 150
@@ -111,8 +109,8 @@ async def stop(*, quick: bool) -> Result:
     return Result(
         name="stop",
         title="SIGSTOP to replaced",
-        conditions=f"{count} SIGSTOPs, spaced like the kills: the process hangs and says nothing. The watchdog declares "
-        "it dead after 600 ms of silence, once its host has confirmed that it does not run.",
+        conditions=f"{count} SIGSTOPs, spaced like the kills: the process hangs and says nothing. The watchdog "
+        "declares it dead after 600 ms of silence, once its host has confirmed that it does not run.",
         rows=rows,
         goal="replaced within 1 s",
         verdict=f"p50 {ready['p50']:.0f} ms, max {ready['max']:.0f} ms: {'met' if ready['max'] < 1000 else 'missed'}.",

@@ -79,8 +79,8 @@ def write(directory: Path, machine: dict[str, Any], versions: dict[str, str], re
     facts = [{"": name, "value": value} for name, value in {**machine, **versions}.items()]
     about = Result(name="", title="Machine and versions", conditions="", rows=facts)
     head = (
-        "# Benchmarks\n\nWritten by `make bench`. Every figure is from one run on one machine; compare the columns of a "
-        "table with each other rather than with another machine's."
+        "# Benchmarks\n\nWritten by `make bench`. Every figure is from one run on one machine; compare the figures of "
+        "a table with each other rather than with another machine's."
     )
     markdown, json = directory / "latest.md", directory / "latest.json"
     sections = [head, f"## {about.title}\n\n{about.table()}", *(result.markdown() for result in results)]

@@ -64,7 +64,8 @@ async def scratch() -> AsyncIterator[Path]:
 async def swarm(speed: float, *, limit: int | None = None) -> AsyncIterator[Swarm]:
     """`signalmesh up --port 0 --speed SPEED` in a fresh state directory; `limit` ends the source after so many."""
     async with scratch() as directory:
-        command = [sys.executable, "-m", "coordinator.main", "up", "--port", "0", "--state-dir", str(directory / "state")]
+        state = directory / "state"
+        command = [sys.executable, "-m", "coordinator.main", "up", "--port", "0", "--state-dir", str(state)]
         if limit is None:
             command += ["--speed", str(speed)]
         else:
@@ -77,7 +78,7 @@ async def swarm(speed: float, *, limit: int | None = None) -> AsyncIterator[Swar
             process = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: ASYNC220
         client = None
         try:
-            url = await _url(directory / "state", process, output)
+            url = await _url(state, process, output)
             server_up_s = time.monotonic() - started_at
             client = await nats.connect(url, name="bench")
             yield Swarm(process, url, client, started_at, server_up_s)
@@ -93,7 +94,8 @@ async def _url(state_dir: Path, process: subprocess.Popen[bytes], output: Path) 
     async with asyncio.timeout(START_S):
         while (run := read_run(state_dir)) is None:
             if process.poll() is not None:
-                raise RuntimeError(f"`signalmesh up` ended with {process.returncode}: {output.read_text()[-2000:]}")
+                said = await asyncio.to_thread(output.read_text)
+                raise RuntimeError(f"`signalmesh up` ended with {process.returncode}: {said[-2000:]}")
             await asyncio.sleep(0.002)
     return run.url
 
@@ -129,9 +131,7 @@ class Rounds:
     def latencies_ms(self) -> list[float]:
         """From hearing the tick to hearing the decision of its round."""
         rounds = range(self.first, self.last + 1)
-        return [
-            (self.decisions[n] - self.ticks[n]) * 1000 for n in rounds if n in self.ticks and n in self.decisions
-        ]
+        return [(self.decisions[n] - self.ticks[n]) * 1000 for n in rounds if n in self.ticks and n in self.decisions]
 
     def rate(self) -> float:
         """Decisions a second between the first and the last of the measured rounds."""

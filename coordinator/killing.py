@@ -120,14 +120,18 @@ class _Observer:
                 result.claimed_ms, result.epoch_after = at_ms, sequence
         elif isinstance(message, Lifecycle):
             self._note(message, at_ms)
-        elif heard.headers.get(h.EPOCH) == str(result.epoch_after) and not self.output.is_set():
+        elif self._fresh(int(heard.headers.get(h.EPOCH, 0))) and not self.output.is_set():
             result.first_output_ms = at_ms
             self.output.set()
         self.changed.set()
 
+    def _fresh(self, epoch: int) -> bool:
+        """Whether it is the epoch of the newest incarnation, even if its claim is handed to us a little later."""
+        return epoch >= (self._result.epoch_after or self._result.epoch_before + 1)
+
     def _note(self, event: Lifecycle, at_ms: float) -> None:
         result = self._result
-        fresh = result.epoch_after is not None and event.epoch == result.epoch_after
+        fresh = self._fresh(event.epoch or 0)
         if event.event == "declared_dead" and event.epoch == result.epoch_before:
             result.detected_ms = at_ms
         elif event.event == "quarantined":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +79,10 @@ class Ear:
     async def _on_msg(self, msg: Msg) -> None:
         kind = msg.subject.split(".")[1]
         if kind == "heartbeat":
-            beat = json.loads(msg.data)
+            try:
+                beat = json.loads(msg.data)
+            except ValueError:
+                return  # a test's poison
             known = self.beats.get(beat["agent"])
             if known is None or beat["role"] != "agent" or beat["epoch"] >= known["epoch"]:
                 self.beats[beat["agent"]] = beat
@@ -88,10 +92,17 @@ class Ear:
             self.said.append(said)
             if kind == "epoch":
                 self.claims[said.writer] = said.sequence
-            elif (kept := getattr(self, {"decision": "decisions", "lifecycle": "lifecycle", "alert": "alerts",
-                                         "config": "configs"}.get(kind, ""), None)) is not None:  # fmt: skip
-                kept.append(said.json)
+            elif said.sequence:
+                self._keep(kind, said)
         self._more.set()
+
+    def _keep(self, kind: str, said: Said) -> None:
+        kept = {
+            "decision": self.decisions, "lifecycle": self.lifecycle, "alert": self.alerts, "config": self.configs,
+        }.get(kind)  # fmt: skip
+        with contextlib.suppress(ValueError):  # a test's poison
+            if kept is not None and isinstance(payload := json.loads(said.data), dict):
+                kept.append(payload)
 
     async def until(self, what: str, found: Callable[[], T | None]) -> T:
         """Wait until `found` returns something true, looking after everything heard; `what` says what was awaited."""

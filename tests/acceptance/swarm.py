@@ -188,6 +188,8 @@ class Swarm:
         async with asyncio.timeout(GUARD_S):
             first = (await self.process.stdout.readline()).decode()
         self._drains.append(asyncio.create_task(self._drain(self.process.stdout)))
+        if not first:
+            await self.process.wait()
         assert first.startswith(f"swarm {self.name} on nats://"), first + self.errors
         self.url = self.record["url"]
         return await self.listen()

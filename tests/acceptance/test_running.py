@@ -27,7 +27,7 @@ from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
 async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: Content):
     few = 120
     async with (
-        Swarm(tmp_path / "one", exact_toml(speed=50)) as one,
+        Swarm(tmp_path / "one", exact_toml(speed=50, rounds=9000)) as one,
         Swarm(tmp_path / "two", exact_toml(speed=0, rounds=few, top='swarm = "two"'), "two") as two,
     ):
         ear = await one.up()

@@ -1,0 +1,170 @@
+"""What people get wrong, on the bus and on the command line: told in one line, and stopping nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.acceptance.exact import assert_each_round_once
+from tests.acceptance.faults import kill_agents
+from tests.acceptance.swarm import AGENTS, Finished, Swarm, run_verb
+from tests.support.nats import plain_server
+
+NOBODY = "nats://127.0.0.1:1"
+AT = "2024-01-15T10:30:00Z"
+TICK = {"symbol": "BTC/USD", "price": 45000.0, "volume": 1250.5, "timestamp": AT, "source": "stranger"}
+SIGNAL = {"signal": "buy", "strength": 0.85, "indicators": {}, "timestamp": AT, "source": "stranger"}
+
+
+def without(payload: dict[str, object], key: str) -> bytes:
+    return json.dumps({name: value for name, value in payload.items() if name != key}).encode()
+
+
+POISON: list[tuple[str, bytes]] = [
+    ("market.BTC-USD.stranger", b"{not json"),
+    ("market.BTC-USD.stranger", b""),
+    ("market.BTC-USD.stranger", b'["a list"]'),
+    ("market.BTC-USD.stranger", json.dumps({**TICK, "price": "high"}).encode()),
+    ("market.BTC-USD.stranger", json.dumps({**TICK, "price": float("nan")}).encode()),
+    ("market.BTC-USD.stranger", without(TICK, "volume")),
+    ("market.BTC-USD.stranger", json.dumps({**TICK, "timestamp": "yesterday"}).encode()),
+    ("market.BTC-USD.stranger", json.dumps({**TICK, "source": "x" * 256 * 1024}).encode()),
+    ("market.ETH-USD.stranger", json.dumps(TICK).encode()),
+    ("market.BTC=zz.stranger", json.dumps(TICK).encode()),
+    ("signal.BTC-USD.stranger", json.dumps({**SIGNAL, "symbol": "ETH/USD"}).encode()),
+    ("signal.BTC-USD.stranger", json.dumps({**SIGNAL, "signal": "perhaps"}).encode()),
+    ("sentiment.BTC-USD.stranger", b"\xff\xfe"),
+    ("decision.BTC-USD.stranger", b"null"),
+    ("config.swarm.stranger", b"{}"),
+]
+READERS = {"market": 4, "signal": 1, "sentiment": 1, "decision": 1, "config": 1}
+"""How many agents read each kind."""
+
+
+async def test_poison_stops_nobody_and_is_told_once(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--speed", "50")
+        await ear.decided(251)
+        beats = await ear.live(*AGENTS)
+        sequences = [await ear.publish(subject, data) for subject, data in POISON]
+        await ear.publish("gossip.BTC-USD.stranger", b"a kind that nobody knows, so that nobody reads it")
+        for subject in ("heartbeat.coordinator", "heartbeat.python", "heartbeat.watchdog", "decision.BTC-USD.junk"):
+            await ear.client.publish(f"swarm.{subject}", b"junk on the read side")
+        for verb in ("python.spawn", "python.kill", "python.signal", "python.look", "watchdog.revive"):
+            reply = await ear.client.request(f"swarm.control.{verb}", b'{"agent": 5', timeout=10)
+            assert "error" in json.loads(reply.data)
+
+        alerts = await ear.alerted("poison_message", len(POISON))
+        await ear.more_decisions(20)
+        await kill_agents(swarm, ear, "coordinator")  # it may read them again, but not tell them again
+        await ear.more_decisions(20)
+        alerts = await ear.alerted("poison_message", len(POISON))
+        assert sorted(alert["detail"]["sequence"] for alert in alerts) == sequences
+        assert {alert["detail"]["subject"] for alert in alerts} == {f"swarm.{subject}" for subject, _ in POISON}
+        assert [alert for alert in ear.alerts if alert["code"] != "poison_message"] == []
+        assert_each_round_once(ear.decisions)
+        assert {(decision["symbol"], decision["source"]) for decision in ear.decisions} == {("BTC/USD", "coordinator")}
+
+        status = (await swarm.verb("status", "--json")).json
+        assert status["active_agents"] == 5
+        rows = {row["name"]: row for row in status["agents"]}
+        expected = sum(READERS[subject.split(".")[0]] for subject, _ in POISON)
+        assert sum(row["poison"] for row in rows.values()) == expected
+        for name in AGENTS:
+            if name != "coordinator":
+                assert rows[name]["pid"] == beats[name]["pid"]
+
+
+@asynccontextmanager
+async def verbs_at_once() -> AsyncIterator[list[tuple[Path, list[str], int, list[str]]]]:
+    """Cases (directory, arguments, exit code, what the error names), run four at a time when the block ends."""
+    cases: list[tuple[Path, list[str], int, list[str]]] = []
+    yield cases
+    turn = asyncio.Semaphore(4)
+
+    async def run(directory: Path, arguments: list[str]) -> Finished:
+        async with turn:
+            return await run_verb(directory, *arguments)
+
+    results = await asyncio.gather(*(run(directory, arguments) for directory, arguments, _, _ in cases))
+    for (_, arguments, code, named), result in zip(cases, results, strict=True):
+        assert result.code == code, (arguments, result)
+        assert all(name in result.err for name in named), (arguments, named, result.err)
+        assert result.out == "", (arguments, result)
+
+
+async def test_mistakes_beside_a_running_swarm(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    async with Swarm(tmp_path / "swarm") as swarm:
+        ear = await swarm.up("--speed", "5")
+        await ear.live(*AGENTS)
+        port = str(urlsplit(swarm.url).port)
+        here, other = swarm.directory, tmp_path / "other"
+        async with verbs_at_once() as cases:
+            cases += [
+                (here, ["up", "--port", "0"], 2, ["already", str(swarm.process.pid), "--state-dir"]),
+                (other, ["up", "--port", port], 2, [port, "--port"]),
+                (here, ["kill", "nobody"], 2, ["nobody", "coordinator"]),
+                (here, ["restart", "nobody"], 2, ["nobody", "coordinator"]),
+                (here, ["revive", "nobody"], 2, ["nobody", "coordinator"]),
+                (here, ["revive", "coordinator"], 1, ["coordinator", "running"]),
+                (here, ["kill", "coordinator", "--signal", "SOFTLY"], 2, ["--signal", "SOFTLY"]),
+                (here, ["status", "--swarm", "elsewhere"], 3, ["elsewhere", "--swarm"]),
+                (other, ["down"], 2, ["--state-dir"]),
+            ]
+        assert ear.alerts == []
+        assert {event["event"] for event in ear.lifecycle} == {"spawned", "restored", "ready"}
+
+
+async def test_mistakes_without_a_swarm(tmp_path: Path):
+    def config(name: str, text: str) -> Path:
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "swarm.toml").write_text(text)
+        return directory
+
+    source = '[agents.feed]\nkind = "market-data"\noptions = { symbols = { "BTC/USD" = "candles.csv" } }\n'
+    data = config("data", source)
+    (data / "candles.csv").write_text(
+        "timestamp,open,high,low,close,volume\n2024-01-15T10:00:00Z,1,2,1,2,3\n2024-01-15T11:00:00Z,1,2,1,two,3\n"
+    )
+    broken = config("import", '[agents.mine]\nclass = "mine:Mine"\n')
+    (broken / "mine.py").write_text("import no_such_module\n")
+    no_class = config("class", '[agents.mine]\nclass = "mine:Other"\n')
+    (no_class / "mine.py").write_text("x = 1\n")
+    toml = config("toml", "swarm = \n")
+    key = config("key", '[agents.research-1]\nkind = "market-data"\nsped = 3\n')
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    up = ["up", "--port", "0"]
+    async with plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as stranger, verbs_at_once() as cases:
+        cases += [
+            (empty, [*up, "--config", "nowhere.toml"], 2, ["nowhere.toml"]),
+            (empty, [*up, "--speed", "-1"], 2, ["--speed"]),
+            (empty, [*up, "--speed", "nan"], 2, ["--speed"]),
+            (empty, [*up, "--speed", "inf"], 2, ["speed"]),
+            (empty, [*up, "--speed", "fast"], 2, ["--speed"]),
+            (empty, [*up, "--for", "0"], 2, ["--for"]),
+            (empty, [*up, "--for", "nan"], 2, ["--for"]),
+            (empty, ["up", "--port", "70000"], 2, ["--port"]),
+            (empty, ["up", "--nats", "http://example.org"], 2, ["--nats"]),
+            (empty, ["up", "--nats", NOBODY], 3, [NOBODY]),
+            (empty, ["status", "--nats", NOBODY], 3, [NOBODY]),
+            (empty, ["kill", "coordinator", "--nats", NOBODY], 3, [NOBODY]),
+            (empty, ["revive", "coordinator", "--nats", NOBODY], 3, [NOBODY]),
+            (empty, ["watch", "--nats", NOBODY], 3, [NOBODY]),
+            (empty, ["watch", "gossip"], 2, ["gossip", "decision"]),
+            (empty, ["status", "--nats", stranger], 3, ["--swarm"]),
+            (empty, ["kill", "coordinator", "--nats", stranger], 3, ["--swarm"]),
+            (empty, ["restart", "coordinator", "--nats", stranger], 3, []),
+            (empty, ["nonsense"], 2, ["nonsense"]),
+            (data, up, 2, ["candles.csv", "line 3", "column close", "'two'"]),
+            (broken, up, 2, ["agents.mine.class", "no_such_module"]),
+            (no_class, up, 2, ["agents.mine.class", "Other"]),
+            (toml, up, 2, ["swarm.toml", "line 1"]),
+            (key, up, 2, ["agents.research-1", "sped"]),
+        ]
