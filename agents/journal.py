@@ -120,6 +120,13 @@ class Journal:
         while self._stored and h.CAUSE not in self._stored[0].headers:
             self._take()
 
+    def _pass_until(self, cause: int) -> None:
+        """Pass what was produced, and report what answered an earlier input that has no such answer now."""
+        self._pass_produced()
+        while self._stored and int(self._stored[0].headers[h.CAUSE]) < cause:
+            self._diverged(self._take(), b"")
+            self._pass_produced()
+
     def _take(self) -> Stored:
         stored = self._stored.popleft()
         self.outputs = int(stored.headers[h.OUTPUT])
@@ -155,14 +162,19 @@ class Journal:
         Raises:
             Fenced: this incarnation has been superseded.
         """
+        if self._stored and cause is not None:
+            self._pass_until(cause)
         for output in prepared:
             if self._stored and cause is not None:
-                self._pass_produced()
-                if self._stored and int(self._stored[0].headers[h.CAUSE]) <= cause:
+                # What is stored is what happened: where a replay says something else, it is the replay that is wrong.
+                if int(self._stored[0].headers[h.CAUSE]) == cause:
                     stored = self._take()
+                    self._pass_produced()
                     if stored.data != output.data or stored.subject != output.subject:
                         self._diverged(stored, output.data)
-                    continue
+                else:
+                    self._diverged(self._stored[0], output.data)
+                continue
             self.outputs += 1
             headers = {h.MSG_ID: f"{self._agent}:{self.outputs}", h.OUTPUT: str(self.outputs), **self._fence}
             if cause is not None:

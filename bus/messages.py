@@ -282,6 +282,8 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
         if not isinstance(raw, dict):
             raise ValueError(f"expected a JSON object, not {type(raw).__name__}")
         if address.topic is not None and (address.kind in _HAS_SYMBOL or address.kind == "market"):
+            if address.kind in _HAS_SYMBOL and isinstance(raw.get("source"), str):
+                raw["source"] = address.agent  # a vote is its subject's writer's, whoever the payload says it is of
             symbol = raw.get("symbol")
             if symbol is None and address.kind in _HAS_SYMBOL:
                 raw["symbol"] = address.topic

@@ -55,7 +55,7 @@ class Policy:
         self.hosts = {name: HostState(name) for name in sandboxes}
         self._patience = patience
         self._rng = rng
-        self._began = now
+        self._began: float | None = None
         self._decided_at = now
         self._bus_ill = False
         self._actions: list[Action] = []
@@ -226,6 +226,8 @@ class Policy:
 
     def decide(self, now: float) -> list[Action]:
         """What is to be done now. To be called after every observation and at short intervals."""
+        if self._began is None:
+            self._began = self._decided_at = now
         lag_s = now - self._decided_at
         self._decided_at = now
         if lag_s > OWN_LAG_S + self._patience.suspect_s:
@@ -279,7 +281,7 @@ class Policy:
             self._die(now, agent, f"{agent.lag} inputs wait, but no progress for {idle_s:.0f} s")
 
     def _others_live(self, now: float) -> bool:
-        if now - self._began > SOURCES_WAIT_S:
+        if self._began is not None and now - self._began > SOURCES_WAIT_S:
             return True
         return all(
             other.is_source or other.phase in ("running", "quarantined", "drained", "external")

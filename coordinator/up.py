@@ -200,7 +200,8 @@ class Up:
         self._reports.alert(
             "warning",
             f"{role.kind}_died",
-            f"{role.kind} {role.name} (pid {pid}) ended with {reason} and is started again",
+            f"{role.kind} {role.name} (pid {pid}) ended with {reason} and is started again; "
+            f"its log is logs/{role.name}.log of the state directory",
             pid=pid,
         )
 

@@ -53,7 +53,9 @@ TICK_S = 0.05
 ECHO_LOST_S = 0.4
 """Not hearing one's own heartbeat for so long means that the bus is ill, not the agents."""
 GATHER_S = 1.5
-"""How long a new leader waits for all hosts to report before it starts what nobody reported."""
+FIRST_GATHER_S = 10.0
+"""How long a new leader waits for all hosts to report before it starts what nobody reported: longer when the hosts
+are only just being started as well, for an agent that starts elsewhere stays there."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
@@ -194,7 +196,7 @@ class Watchdog:
     async def _gather(self) -> None:
         """Wait for every configured host's first inventory, but not for ever."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GATHER_S):
+            async with asyncio.timeout(FIRST_GATHER_S if self._fresh else GATHER_S):
                 while not self._stop.is_set() and not all(h.alive for h in self._policy.hosts.values()):
                     self._wake.clear()
                     await self._wake.wait()
@@ -260,7 +262,8 @@ class Watchdog:
                 self._reports.alert(
                     "critical",
                     "quarantined",
-                    f"agent {agent} is quarantined: {reason}; see its log, mend it, then `signalmesh revive {agent}`",
+                    f"agent {agent} is quarantined: {reason}; its log is that of sandbox {sandbox} "
+                    f"(logs/{sandbox}.log of the state directory); mend it, then `signalmesh revive {agent}`",
                     agent=agent,
                 )
                 self._run(self._set_status(agent, "quarantined"))

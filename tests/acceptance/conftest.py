@@ -17,7 +17,7 @@ from tests.acceptance.swarm import Swarm
 def chance() -> random.Random:
     """Seeded by ACCEPTANCE_SEED, or anew; pytest shows the seed with a failure."""
     seed = int(os.environ.get("ACCEPTANCE_SEED") or int.from_bytes(os.urandom(4)))
-    print(f"ACCEPTANCE_SEED={seed}")
+    print(f"ACCEPTANCE_SEED={seed}")  # noqa: T201
     return random.Random(seed)
 
 

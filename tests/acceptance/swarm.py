@@ -28,6 +28,7 @@ SIGNALMESH = Path(sys.executable).with_name("signalmesh")
 GUARD_S = 60.0
 """A wait that takes so long has failed; nothing here is expected to take a tenth of it."""
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("SIGNALMESH_")}
+ENVIRONMENT["PYTHONFAULTHANDLER"] = "1"
 
 AGENTS = ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator")
 VOTERS = ("research-2", "strategy-momentum", "strategy-mean-reversion")
@@ -82,14 +83,13 @@ async def run_verb(directory: Path, *arguments: str) -> Finished:
         stderr=asyncio.subprocess.PIPE,
         preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
-    try:
-        async with asyncio.timeout(GUARD_S):
-            out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    communicating = asyncio.create_task(process.communicate())
+    await asyncio.wait({communicating}, timeout=GUARD_S)
+    if not communicating.done():
+        process.send_signal(signal.SIGABRT)  # faulthandler has it say where it stands
+    out, err = await communicating
     assert process.returncode is not None
+    assert process.returncode != -signal.SIGABRT, f"{arguments} did not end: {err.decode()}"
     assert "Traceback" not in err.decode() + out.decode(), err.decode()
     return Finished(process.returncode, out.decode(), err.decode())
 
@@ -161,11 +161,12 @@ class Swarm:
         self._ears.clear()
 
     def _tell(self) -> None:
-        print(f"-- {self.directory}")
-        print(*self._last_lines, sep="\n")
+        """Where it stood; pytest shows this with a failure."""
+        print(f"-- {self.directory}")  # noqa: T201
+        print(*self._last_lines, sep="\n")  # noqa: T201
         for path in (self.directory / "up.err", *(self.directory / ".signalmesh" / "logs").glob("*.log")):
             lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-            print(f"-- {path.name}, last lines", *lines[-12:], sep="\n")
+            print(f"-- {path.name}, last lines", *lines[-12:], sep="\n")  # noqa: T201
 
     # -- running
 

@@ -98,7 +98,7 @@ async def test_random_faults(tmp_path: Path, undisturbed: Content, seed: int):
         await ear.decided(chance.randint(1, 250))
         while ear.decisions[-1]["round"] < ROUNDS - 150:
             name = chance.choice(list(FAULTS))
-            print(f"seed {seed}: {name} after round {ear.decisions[-1]['round']}")
+            print(f"seed {seed}: {name} after round {ear.decisions[-1]['round']}")  # noqa: T201
             await FAULTS[name](swarm, ear, chance)
             await ear.more_decisions(chance.randint(1, 60))
         await finish(swarm, ear, undisturbed, heard=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from datetime import UTC, datetime, timedelta, timezone
@@ -51,8 +52,19 @@ def subject_of(kind: str) -> str:
 
 
 def read(kind: str, data: bytes | dict[str, Any], subject: str | None = None) -> Any:
-    subject = subject or subject_of(kind)
-    return decode(SUBJECTS.parse(subject), subject, data if isinstance(data, bytes) else orjson.dumps(data))
+    data = data if isinstance(data, bytes) else orjson.dumps(data)
+    if subject is not None:
+        return decode(SUBJECTS.parse(subject), subject, data)
+    address = SUBJECTS.parse(subject_of(kind))
+    with contextlib.suppress(orjson.JSONDecodeError, TypeError, KeyError):
+        address = dataclasses.replace(address, agent=orjson.loads(data)["source"])  # published by whom it says
+    return decode(address, subject_of(kind), data)
+
+
+@pytest.mark.parametrize("kind", ["sentiment", "signal", "decision"])
+def test_a_vote_is_its_subjects_writers_whoever_the_payload_names(kind):
+    [data] = [data for message, data in GOLDEN if KIND_OF[type(message)] == kind][:1]
+    assert read(kind, data, f"swarm.{kind}.BTC-USD.somebody").source == "somebody"
 
 
 GOLDEN: list[tuple[Message, bytes]] = [
