@@ -22,7 +22,7 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, MeshError, Usag
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.reports import Reporter
-from bus.tasks import end_tasks
+from bus.tasks import end_tasks, run_to_end
 
 log = structlog.get_logger("signalmesh.agent")
 
@@ -67,7 +67,7 @@ def run_incarnation(incarnation: Incarnation) -> int:
     set_up_logs(incarnation.log_level)
     structlog.contextvars.bind_contextvars(agent=incarnation.spec.name, sandbox=incarnation.sandbox)
     try:
-        return asyncio.run(_live(incarnation))
+        return run_to_end(_live(incarnation))
     except Fenced as error:
         log.warning("fenced", problem=str(error))
         return EXIT_FAILED

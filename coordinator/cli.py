@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusUnreachable, Refused, UsageError
+from bus.tasks import run_to_end
 
 if TYPE_CHECKING:
     from bus.nats_bus import NatsBus
@@ -91,7 +91,7 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
 
     set_up_logs("error")
     with contextlib.suppress(KeyboardInterrupt):
-        return asyncio.run(connected())
+        return run_to_end(connected())
     raise typer.Exit(130)
 
 
@@ -138,7 +138,7 @@ def up(
     options = UpOptions(
         config_file=config, state_dir=state_dir, port=port, url=nats, for_s=for_s, log_level=log_level, speed=speed
     )
-    code = asyncio.run(run_up(check_agents(loaded), options, viewer(json)))
+    code = run_to_end(run_up(check_agents(loaded), options, viewer(json)))
     raise typer.Exit(code)
 
 

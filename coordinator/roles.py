@@ -15,6 +15,7 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.streams import StreamLimits, ensure_streams
+from bus.tasks import run_to_end
 from coordinator.config import load, resolve, with_speed
 from coordinator.settings import SwarmConfig
 
@@ -47,7 +48,7 @@ def run_sandbox(name: str, url: str, swarm: str, log_level: str) -> int:
         finally:
             await bus.close()
 
-    asyncio.run(serve())
+    run_to_end(serve())
     return EXIT_DONE
 
 
@@ -94,4 +95,4 @@ def run_watchdog(
             await bus.close()
         return EXIT_DONE
 
-    return asyncio.run(watch())
+    return run_to_end(watch())

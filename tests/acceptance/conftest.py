@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from pathlib import Path
 
 import pytest
 
 from tests.acceptance.ear import read_stream
-from tests.acceptance.exact import ROUNDS, Content, content_of, exact_toml
+from tests.acceptance.exact import MANY_ROUNDS, ROUNDS, Content, content_of, exact_toml
 from tests.acceptance.swarm import Swarm
 
 
@@ -21,14 +22,23 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Content:
-    """Subject -> payloads of a run in which nothing happened."""
-
+def _run(directory: Path, rounds: int) -> Content:
     async def run() -> Content:
-        async with Swarm(tmp_path_factory.mktemp("undisturbed"), exact_toml(speed=0)) as swarm:
+        async with Swarm(directory, exact_toml(speed=0, rounds=rounds)) as swarm:
             ear = await swarm.up()
-            await ear.decided(ROUNDS)
+            await ear.decided(rounds)
             return content_of(await read_stream(swarm.url, swarm.name))
 
     return asyncio.run(run())
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """Subject -> payloads of a run of ROUNDS in which nothing happened."""
+    return _run(tmp_path_factory.mktemp("undisturbed"), ROUNDS)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_long(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """The same of MANY_ROUNDS."""
+    return _run(tmp_path_factory.mktemp("undisturbed_long"), MANY_ROUNDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
@@ -55,6 +56,7 @@ class Ear:
         self.alerts: list[dict[str, Any]] = []
         self.configs: list[dict[str, Any]] = []
         self.beats: dict[str, dict[str, Any]] = {}
+        self.beaten: Counter[str] = Counter()
         self.claims: dict[str, int] = {}
         self._more = asyncio.Event()
 
@@ -84,6 +86,7 @@ class Ear:
             except ValueError:
                 return  # a test's poison
             known = self.beats.get(beat["agent"])
+            self.beaten[beat["agent"]] += 1
             if known is None or beat["role"] != "agent" or beat["epoch"] >= known["epoch"]:
                 self.beats[beat["agent"]] = beat
         elif kind != "control":
@@ -122,10 +125,16 @@ class Ear:
         """Wait for the decision on round `number` or a later one."""
         await self.until(f"decision {number}", lambda: self.decisions and self.decisions[-1]["round"] >= number)
 
-    async def more_decisions(self, count: int) -> list[dict[str, Any]]:
-        """The next `count` decisions."""
+    async def more_decisions(self, count: int, last: int = 0) -> list[dict[str, Any]]:
+        """The next `count` decisions, or those up to round `last`."""
         since = len(self.decisions)
-        await self.until(f"{count} more decisions", lambda: len(self.decisions) >= since + count)
+        await self.until(
+            f"{count} more decisions",
+            lambda: (
+                len(self.decisions) >= since + count
+                or bool(last and self.decisions and self.decisions[-1]["round"] >= last)
+            ),
+        )
         return self.decisions[since:]
 
     async def live(self, *agents: str) -> dict[str, dict[str, Any]]:
@@ -146,10 +155,10 @@ class Ear:
         )
         return await self.live(*epochs)
 
-    async def beaten(self, name: str, times: int) -> None:
-        """Wait for so many heartbeats of `name`."""
-        first = self.beats[name]["sequence"]
-        await self.until(f"{times} beats of {name}", lambda: self.beats[name]["sequence"] >= first + times)
+    async def more_beats(self, count: int, *names: str) -> None:
+        """The next `count` heartbeats of each of them: time, by the clock of those whom it is about."""
+        wanted = {name: self.beaten[name] + count for name in names}
+        await self.until(f"beats {wanted}", lambda: all(self.beaten[name] >= wanted[name] for name in names))
 
     async def happened(self, event: str, agent: str, epoch: int | None = None) -> dict[str, Any]:
         """The first lifecycle event of this name about `agent` (and its `epoch`), once there is one."""

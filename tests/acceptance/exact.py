@@ -5,7 +5,9 @@ from __future__ import annotations
 from tests.acceptance.ear import Said
 from tests.acceptance.swarm import AGENTS, agents_toml
 
-ROUNDS = 750
+ROUNDS = 600
+MANY_ROUNDS = 3000
+"""For the slow tests."""
 PACE = 160
 """Candles a second after the first 250: some seconds in which to disturb a run, and load enough."""
 Content = dict[str, list[bytes]]

@@ -40,15 +40,12 @@ async def kill_host(swarm: Swarm, ear: Ear, sandbox: str) -> None:
 
 
 async def kill_server(swarm: Swarm, ear: Ear) -> None:
-    """SIGKILL nats-server; back when the next one answers and decisions go on."""
+    """SIGKILL nats-server; back when all agents are heard through the next one."""
     [pid] = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
-    restarts = sum(alert["code"] == "nats_server_restarted" for alert in ear.alerts)
     ends = await Ends.of(pid)
     swarm.send(pid, signal.SIGKILL)
     await ends.all()
-    await ear.more_decisions(1)
-    again = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
-    assert again != [pid], restarts
+    await ear.more_beats(2, *AGENTS)
 
 
 async def refuse_and_kill(swarm: Swarm, ear: Ear) -> None:
@@ -60,7 +57,7 @@ async def refuse_and_kill(swarm: Swarm, ear: Ear) -> None:
     stream = f"{swarm.name}_events"
     config = (await ear.api(f"STREAM.INFO.{stream}"))["config"]
     await ear.api(f"STREAM.UPDATE.{stream}", {**config, "max_msg_size": 1})
-    await ear.beaten("research-1", 25)  # two and a half seconds: time for several snapshots
+    await ear.more_beats(15, *AGENTS)  # a second and a half: time for a snapshot
     for beat in beats.values():
         swarm.send(beat["pid"], signal.SIGKILL)
     await ear.api(f"STREAM.UPDATE.{stream}", config)

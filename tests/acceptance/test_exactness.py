@@ -9,6 +9,7 @@ import pytest
 
 from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import (
+    MANY_ROUNDS,
     ROUNDS,
     Content,
     assert_each_round_once,
@@ -31,11 +32,11 @@ from tests.acceptance.swarm import AGENTS, SANDBOXES, VOTERS, Swarm
 FOUR = (*VOTERS, "coordinator")
 
 
-async def finish(swarm: Swarm, ear: Ear, undisturbed: Content, *, heard: bool = True) -> None:
+async def finish(swarm: Swarm, ear: Ear, undisturbed: Content, rounds: int = ROUNDS, *, heard: bool = True) -> None:
     """Let the recording run out; then all must be stored, and (if the server lived) heard, as if nothing had been."""
-    await ear.decided(ROUNDS)
+    await ear.decided(rounds)
     if heard:
-        assert_each_round_once(ear.decisions, ROUNDS)
+        assert_each_round_once(ear.decisions, rounds)
     messages = await read_stream(swarm.url, swarm.name)
     assert_numbered(messages)
     assert_same(content_of(messages), undisturbed)
@@ -48,7 +49,7 @@ async def test_kill_9_of_each_agent_and_of_four_at_once(tmp_path: Path, undistur
         await ear.decided(chance.randint(1, 250))
         for agent in order:
             await kill_agents(swarm, ear, agent)
-            await ear.more_decisions(chance.randint(1, 30))
+            await ear.more_decisions(chance.randint(1, 30), last=ROUNDS)
         await kill_agents(swarm, ear, *FOUR)
         await finish(swarm, ear, undisturbed)
 
@@ -58,7 +59,7 @@ async def test_kill_9_of_a_host_and_of_nats_server(tmp_path: Path, undisturbed: 
         ear = await swarm.up()
         await ear.decided(chance.randint(1, 300))
         await kill_host(swarm, ear, chance.choice(SANDBOXES))
-        await ear.more_decisions(chance.randint(1, 50))
+        await ear.more_decisions(chance.randint(1, 50), last=ROUNDS)
         await kill_server(swarm, ear)
         await finish(swarm, ear, undisturbed, heard=False)
 
@@ -68,7 +69,7 @@ async def test_stopped_agents_and_zombies(tmp_path: Path, undisturbed: Content, 
         ear = await swarm.up()
         await ear.decided(chance.randint(200, 260))
         await stop_agent(swarm, ear, chance.choice(AGENTS))
-        await ear.more_decisions(chance.randint(1, 30))
+        await ear.more_decisions(chance.randint(1, 30), last=ROUNDS)
         zombies = await freeze_and_thaw(swarm, ear, "nodejs")
         assert zombies
         await finish(swarm, ear, undisturbed)
@@ -91,31 +92,31 @@ async def test_agents_killed_while_the_stream_refuses(tmp_path: Path, undisturbe
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(6))
-async def test_random_faults(tmp_path: Path, undisturbed: Content, seed: int):
+async def test_random_faults(tmp_path: Path, undisturbed_long: Content, seed: int):
     chance = random.Random(seed)
-    async with Swarm(tmp_path, exact_toml(speed=60)) as swarm:
+    async with Swarm(tmp_path, exact_toml(100, MANY_ROUNDS, watchdog="quarantine_deaths = 1000")) as swarm:
         ear = await swarm.up()
         await ear.decided(chance.randint(1, 250))
-        while ear.decisions[-1]["round"] < ROUNDS - 150:
+        while ear.decisions[-1]["round"] < MANY_ROUNDS - 200:
             name = chance.choice(list(FAULTS))
             print(f"seed {seed}: {name} after round {ear.decisions[-1]['round']}")  # noqa: T201
             await FAULTS[name](swarm, ear, chance)
-            await ear.more_decisions(chance.randint(1, 60))
-        await finish(swarm, ear, undisturbed, heard=False)
+            await ear.more_decisions(chance.randint(1, 60), last=MANY_ROUNDS)
+        await finish(swarm, ear, undisturbed_long, MANY_ROUNDS, heard=False)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("agent", [*AGENTS, "four", "nats-server"])
-async def test_one_killed_again_and_again(tmp_path: Path, undisturbed: Content, agent: str):
-    chance = random.Random(agent)
-    async with Swarm(tmp_path, exact_toml(speed=100, watchdog="quarantine_deaths = 1000")) as swarm:
+@pytest.mark.parametrize("killed", [*AGENTS, "four", "nats-server"])
+async def test_one_killed_again_and_again(tmp_path: Path, undisturbed_long: Content, killed: str):
+    chance = random.Random(killed)
+    async with Swarm(tmp_path, exact_toml(150, MANY_ROUNDS, watchdog="quarantine_deaths = 1000")) as swarm:
         ear = await swarm.up()
         await ear.decided(chance.randint(1, 250))
-        while ear.decisions[-1]["round"] < ROUNDS - 50:
-            if agent == "nats-server":
+        while ear.decisions[-1]["round"] < MANY_ROUNDS - 200:
+            if killed == "nats-server":
                 await kill_server(swarm, ear)
             else:
-                await kill_agents(swarm, ear, *(FOUR if agent == "four" else [agent]))
-            await ear.more_decisions(chance.randint(1, 60))
-        await finish(swarm, ear, undisturbed, heard=agent != "nats-server")
+                await kill_agents(swarm, ear, *(FOUR if killed == "four" else [killed]))
+            await ear.more_decisions(chance.randint(1, 60), last=MANY_ROUNDS)
+        await finish(swarm, ear, undisturbed_long, MANY_ROUNDS, heard=killed != "nats-server")

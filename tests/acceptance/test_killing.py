@@ -133,7 +133,7 @@ async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
         swarm.send(watchdog["pid"], signal.SIGKILL)
         await ear.until("another watchdog", lambda: ear.beats["watchdog"]["epoch"] > watchdog["epoch"])
         assert ear.beats["watchdog"]["pid"] != watchdog["pid"]
-        await ear.beaten("watchdog", 30)  # long enough to hear every host, and to start what nobody reports
+        await ear.more_beats(20, "watchdog")  # long enough to hear every host, and to start what nobody reports
         again = await ear.live(*AGENTS)
         for agent in AGENTS:
             assert (again[agent]["pid"], again[agent]["epoch"]) == (beats[agent]["pid"], beats[agent]["epoch"])
