@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 from collections import Counter
@@ -124,6 +125,13 @@ class Ear:
     async def decided(self, number: int) -> None:
         """Wait for the decision on round `number` or a later one."""
         await self.until(f"decision {number}", lambda: self.decisions and self.decisions[-1]["round"] >= number)
+
+    async def all_decided(self, rounds: int) -> None:
+        """As `decided`, even if the last decision was stored before this ear was there."""
+        request = {"last_by_subj": f"{self.name}.decision.BTC-USD.coordinator"}
+        stored = (await self.api(f"STREAM.MSG.GET.{self.name}_events", request))["message"]["data"]
+        if json.loads(base64.b64decode(stored))["round"] < rounds:
+            await self.decided(rounds)
 
     async def more_decisions(self, count: int, last: int = 0) -> list[dict[str, Any]]:
         """The next `count` decisions, or those up to round `last`."""
