@@ -7,12 +7,13 @@ refuse everybody.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 
 from bus import headers as h
 from bus.bus import Bus, Stored
-from bus.errors import BusTimeout, Disconnected, WrongSequence
+from bus.errors import BusTimeout, Disconnected, MessageError, WrongSequence
 from bus.messages import Epoch, decode, encode, now
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -57,7 +58,9 @@ async def claim(
         # An earlier write of ours may have landed although its answer was lost: only the stored claim can tell.
         last = await last_claim(bus, agent)
         if last is not None:
-            stored = decode(bus.subjects.parse(subject), subject, last.data)
+            stored: object = None
+            with contextlib.suppress(MessageError):  # somebody's garbage: not our claim
+                stored = decode(bus.subjects.parse(subject), subject, last.data)
             if isinstance(stored, Epoch) and stored.claim == agent_id:
                 return last.sequence
         raise

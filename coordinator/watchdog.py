@@ -347,7 +347,9 @@ class Watchdog:
         await self._outbox.flush()
         last = await self._bus.last(subject)
         if last is not None:
-            present = decode(self._subjects.parse(subject), subject, last.data)
+            present: object = None
+            with contextlib.suppress(MessageError):  # anything else there is replaced by what swarm.toml says
+                present = decode(self._subjects.parse(subject), subject, last.data)
             if isinstance(present, Config) and replace(present, timestamp=wanted.timestamp) == wanted:
                 return
         self._reports.config(wanted)

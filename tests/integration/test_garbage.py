@@ -1,0 +1,20 @@
+"""Garbage on the watchdog's own subjects: it must not keep the next watchdog from leading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bus.claims import claim, new_agent_id
+from bus.nats_bus import NatsBus
+from bus.server import NatsServer
+from bus.streams import ensure_streams
+
+
+async def test_a_claim_succeeds_after_an_undecodable_one(tmp_path: Path) -> None:
+    async with NatsServer(tmp_path, port=0) as server:
+        bus = await NatsBus.connect(server.url, "swarm", "test")
+        await ensure_streams(bus)
+        garbage = await bus.publish("in.swarm.epoch.a", b"{")
+        epoch = await claim(bus, "a", agent_id=new_agent_id(), claimed_by="test", sandbox="")
+        assert epoch > garbage.sequence
+        await bus.close()
