@@ -1,20 +1,27 @@
-"""The verbs and their options. Each verb's work is elsewhere; it is imported when the verb runs, to start fast."""
+"""The verbs. Each verb's work is elsewhere; it is imported when the verb runs, to start fast."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated
 
 import typer
 
-from bus.errors import EXIT_DONE, EXIT_FAILED, BusUnreachable, Refused, UsageError
+from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.tasks import run_to_end
-
-if TYPE_CHECKING:
-    from bus.nats_bus import NatsBus
+from coordinator import cli_roles
+from coordinator.options import (
+    STATE_DIR,
+    ConfigFile,
+    Json,
+    LogLevel,
+    Nats,
+    StateDir,
+    Swarm,
+    find_target,
+    on_bus,
+    print_json,
+)
 
 app = typer.Typer(
     name="signalmesh",
@@ -24,81 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DEFAULT_URL = "nats://127.0.0.1:4222"
-CONNECT_S = 2.0
-
-Nats = Annotated[
-    str | None,
-    typer.Option("--nats", envvar="SIGNALMESH_NATS", help="NATS URL; default: that of the state directory's swarm."),
-]
-StateDir = Annotated[
-    Path, typer.Option("--state-dir", envvar="SIGNALMESH_STATE_DIR", help="Where `up` keeps its store and record.")
-]
-Swarm = Annotated[
-    str | None,
-    typer.Option("--swarm", envvar="SIGNALMESH_SWARM", help="The swarm's name; default: the record's."),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", envvar="SIGNALMESH_CONFIG", help="swarm.toml; default: ./swarm.toml, else built in."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Level = Literal["debug", "info", "warning", "error"]
-LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]
-STATE_DIR = Path(".signalmesh")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which swarm on which bus a verb is about."""
-
-    url: str
-    swarm: str
-
-
-def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
-    """What --nats, --swarm and the state directory say."""
-    from coordinator.config import load
-    from coordinator.rundir import read_run
-
-    run = read_run(state_dir)
-    url = nats or (run.url if run else DEFAULT_URL)
-    if swarm is None:
-        swarm = run.swarm if run is not None and nats in (None, run.url) else load(None, Path.cwd()).swarm
-    return Target(url, swarm)
-
-
-def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
-    """Connect, do `work`, leave."""
-    from bus.nats_bus import NatsBus
-
-    async def connected() -> T:
-        bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
-        try:
-            return await work(bus)
-        except Refused as error:
-            if error.code != 10059:
-                raise
-            raise BusUnreachable(
-                bus.url, f"a server answers, but it has no swarm named {target.swarm!r}; name another with --swarm"
-            ) from None
-        finally:
-            await bus.close()
-
-    from bus.logs import set_up_logs
-
-    set_up_logs("error")
-    with contextlib.suppress(KeyboardInterrupt):
-        return run_to_end(connected())
-    raise typer.Exit(130)
-
-
-def print_json(value: Any) -> None:
-    import orjson
-
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
 
 
 # -- running
@@ -253,59 +185,5 @@ def revive(
         typer.echo(f"{agent}: was {done.was}; it is started")
 
 
-# -- roles: the processes of a swarm
-
-
-def _role_url(nats: str | None, state_dir: Path) -> str:
-    from bus.connection import check_url
-
-    return check_url(nats or find_target(None, state_dir, "any").url)
-
-
-@app.command()
-def sandbox(
-    name: Annotated[str, typer.Argument(help="The sandbox's name.")],
-    nats: Nats = None,
-    state_dir: StateDir = STATE_DIR,
-    swarm: Swarm = None,
-    log_level: LogLevel = "info",
-) -> None:
-    """Role: the host of a sandbox; starts and ends agent processes where it runs."""
-    from bus.subjects import check_name
-    from coordinator.roles import run_sandbox
-
-    check_name(name, "sandbox")
-    target = find_target(nats, state_dir, swarm)
-    raise typer.Exit(run_sandbox(name, _role_url(nats, state_dir), target.swarm, log_level))
-
-
-@app.command()
-def agent(
-    name: Annotated[str, typer.Argument(help="The agent's name in the configuration.")],
-    config: ConfigFile = None,
-    nats: Nats = None,
-    state_dir: StateDir = STATE_DIR,
-    swarm: Swarm = None,
-    sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = "by-hand",
-    log_level: LogLevel = "info",
-) -> None:
-    """Role: one agent in this process, by hand; it takes over from a running incarnation."""
-    from coordinator.roles import run_agent
-
-    raise typer.Exit(run_agent(name, _role_url(nats, state_dir), config, swarm, sandbox, log_level))
-
-
-@app.command()
-def watchdog(
-    config: ConfigFile = None,
-    nats: Nats = None,
-    state_dir: StateDir = STATE_DIR,
-    swarm: Swarm = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Give quarantined and drained agents another chance.")] = False,
-    speed: Annotated[float | None, typer.Option(help="As for `up`.")] = None,
-    log_level: LogLevel = "info",
-) -> None:
-    """Role: notices death and silence and has agents started again; a second one stands by."""
-    from coordinator.roles import run_watchdog
-
-    raise typer.Exit(run_watchdog(_role_url(nats, state_dir), config, swarm, fresh, speed, log_level))
+for role in (cli_roles.sandbox, cli_roles.agent, cli_roles.watchdog):
+    app.command()(role)

@@ -1,0 +1,55 @@
+"""The roles: the processes of a swarm, each a verb. What they do is in coordinator/roles.py."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from coordinator.options import STATE_DIR, ConfigFile, LogLevel, Nats, StateDir, Swarm, find_target, role_url
+
+
+def sandbox(
+    name: Annotated[str, typer.Argument(help="The sandbox's name.")],
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: the host of a sandbox; starts and ends agent processes where it runs."""
+    from bus.subjects import check_name
+    from coordinator.roles import run_sandbox
+
+    check_name(name, "sandbox")
+    target = find_target(nats, state_dir, swarm)
+    raise typer.Exit(run_sandbox(name, role_url(nats, state_dir), target.swarm, log_level))
+
+
+def agent(
+    name: Annotated[str, typer.Argument(help="The agent's name in the configuration.")],
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = "by-hand",
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: one agent in this process, by hand; it takes over from a running incarnation."""
+    from coordinator.roles import run_agent
+
+    raise typer.Exit(run_agent(name, role_url(nats, state_dir), config, swarm, sandbox, log_level))
+
+
+def watchdog(
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Give quarantined and drained agents another chance.")] = False,
+    speed: Annotated[float | None, typer.Option(help="As for `up`.")] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: notices death and silence and has agents started again; a second one stands by."""
+    from coordinator.roles import run_watchdog
+
+    raise typer.Exit(run_watchdog(role_url(nats, state_dir), config, swarm, fresh, speed, log_level))

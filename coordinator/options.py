@@ -1,0 +1,98 @@
+"""Options that many verbs share, which swarm they mean, and how a verb gets on its bus."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from bus.errors import BusUnreachable, Refused
+from bus.tasks import run_to_end
+
+if TYPE_CHECKING:
+    from bus.nats_bus import NatsBus
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+CONNECT_S = 2.0
+
+Nats = Annotated[
+    str | None,
+    typer.Option("--nats", envvar="SIGNALMESH_NATS", help="NATS URL; default: that of the state directory's swarm."),
+]
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", envvar="SIGNALMESH_STATE_DIR", help="Where `up` keeps its store and record.")
+]
+Swarm = Annotated[
+    str | None,
+    typer.Option("--swarm", envvar="SIGNALMESH_SWARM", help="The swarm's name; default: the record's."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="SIGNALMESH_CONFIG", help="swarm.toml; default: ./swarm.toml, else built in."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Level = Literal["debug", "info", "warning", "error"]
+LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]
+STATE_DIR = Path(".signalmesh")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which swarm on which bus a verb is about."""
+
+    url: str
+    swarm: str
+
+
+def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
+    """What --nats, --swarm and the state directory say."""
+    from coordinator.config import load
+    from coordinator.rundir import read_run
+
+    run = read_run(state_dir)
+    url = nats or (run.url if run else DEFAULT_URL)
+    if swarm is None:
+        swarm = run.swarm if run is not None and nats in (None, run.url) else load(None, Path.cwd()).swarm
+    return Target(url, swarm)
+
+
+def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
+    """Connect, do `work`, leave."""
+    from bus.nats_bus import NatsBus
+
+    async def connected() -> T:
+        bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
+        try:
+            return await work(bus)
+        except Refused as error:
+            if error.code != 10059:
+                raise
+            raise BusUnreachable(
+                bus.url, f"a server answers, but it has no swarm named {target.swarm!r}; name another with --swarm"
+            ) from None
+        finally:
+            await bus.close()
+
+    from bus.logs import set_up_logs
+
+    set_up_logs("error")
+    with contextlib.suppress(KeyboardInterrupt):
+        return run_to_end(connected())
+    raise typer.Exit(130)
+
+
+def print_json(value: Any) -> None:
+    import orjson
+
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
+
+
+def role_url(nats: str | None, state_dir: Path) -> str:
+    from bus.connection import check_url
+
+    return check_url(nats or find_target(None, state_dir, "any").url)
