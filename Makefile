@@ -11,7 +11,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-config --quiet
 
 .DEFAULT_GOAL := help
@@ -90,8 +90,9 @@ schema: setup
 # The lock files hold versions and hashes only, no address, for every platform and Python >= 3.11.
 # Kept versions stay; make lock ARGS=--upgrade takes the newest.
 lock: setup
-	$(UV_COMPILE) $(ARGS) -o requirements.lock
-	$(UV_COMPILE) $(ARGS) --group dev -c requirements.lock -o requirements-dev.lock
+	$(UV_COMPILE) $(ARGS) pyproject.toml -o requirements.lock
+	$(UV_COMPILE) $(ARGS) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	$(UV_COMPILE) $(ARGS) --group build -c requirements-dev.lock -o requirements-build.lock
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

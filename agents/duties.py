@@ -12,6 +12,7 @@ from agents.runtime import Runtime
 from bus.bus import Bus
 from bus.errors import BusError, WrongSequence
 from bus.messages import Heartbeat, encode, now
+from bus.process import MACHINE
 from bus.registry import Record, write_record
 
 HEARTBEAT_S = 0.1
@@ -46,6 +47,7 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
             lag=runtime.lag,
             outputs=0 if journal is None else journal.outputs,
             poison=runtime.poison,
+            machine=MACHINE,
         )
         with contextlib.suppress(BusError):
             await runtime.bus.tell(subject, encode(heartbeat))

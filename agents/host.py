@@ -25,9 +25,11 @@ from agents.children import ChildProcess, ForkServer, probe_sandbox
 from agents.process import Incarnation
 from agents.spec import AgentSpec
 from bus.bus import Bus, Heard
+from bus.claims import new_agent_id
 from bus.errors import BusError, MeshError
 from bus.messages import Child, Heartbeat, encode, now
 from bus.outbox import Outbox
+from bus.process import MACHINE
 from bus.reports import Reporter
 from bus.tasks import end_tasks
 
@@ -88,7 +90,10 @@ class _Slot:
 
 
 class Host:
-    """Serves sandbox `name` over `bus`; `url` is what its agents connect to."""
+    """Serves sandbox `name` over `bus`; `url` is what its agents connect to.
+
+    `group` is the sandbox that agents ask for, where several hosts of other names serve it together.
+    """
 
     def __init__(
         self,
@@ -97,10 +102,13 @@ class Host:
         url: str,
         *,
         provider: str = "local",
+        group: str | None = None,
         log_level: str = "info",
         preload: tuple[str, ...] = (),
     ) -> None:
         self._bus, self.name, self._url, self._provider = bus, name, url, provider
+        self._group = group
+        self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
         self._log_level = log_level
         self._fork_server = ForkServer(preload)
         self._running: dict[str, _Slot] = {}
@@ -261,7 +269,7 @@ class Host:
         slots = [*self._running.values(), *self._ended]
         beat = Heartbeat(
             agent=self.name,
-            agent_id=f"host_{os.getpid()}",
+            agent_id=self._host_id,
             epoch=self._term,
             sequence=self._beats,
             progress=self._beats,
@@ -273,6 +281,8 @@ class Host:
             provider=self._provider,
             uptime_s=round(time.monotonic() - self._started, 3),
             inventory=tuple(slot.describe() for slot in slots),
+            group=self._group,
+            machine=MACHINE,
         )
         with contextlib.suppress(BusError):
             await self._bus.tell(self._bus.subjects.heartbeat(self.name), encode(beat))

@@ -195,7 +195,8 @@ class Heartbeat:
     """Sign of life of an agent, a sandbox host or the watchdog (core NATS, not kept).
 
     `progress` counts handled inputs and published outputs, `lag` the inputs still unread. A host's beat carries its
-    whole `inventory`; the watchdog's `epoch` is its term.
+    whole `inventory`, and in `group` the sandbox of which it is one of several; the watchdog's `epoch` is its term.
+    `machine` is the name of the machine (or container) that the process runs on.
     """
 
     agent: str
@@ -215,6 +216,8 @@ class Heartbeat:
     provider: str | None = None
     uptime_s: float | None = None
     inventory: tuple[Child, ...] | None = None
+    group: str | None = None
+    machine: str | None = None
 
 
 Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | Config

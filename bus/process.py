@@ -10,13 +10,16 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import platform
 import signal
 import sys
 
 import psutil
 
-__all__ = ["die_with_parent", "wait_pid_exit"]
+__all__ = ["MACHINE", "die_with_parent", "wait_pid_exit"]
 
+MACHINE = platform.node()
+"""The name of this machine; in a container that of the container. With a pid it tells a process from all others."""
 POLL_S = 0.02
 """Pause between two looks at a process, in seconds, where the system has no pidfd."""
 _PR_SET_PDEATHSIG = 1

@@ -12,6 +12,7 @@ from bus.tasks import run_to_end
 from coordinator import cli_roles
 from coordinator.options import (
     STATE_DIR,
+    BeatingRole,
     ConfigFile,
     Json,
     LogLevel,
@@ -40,7 +41,10 @@ app = typer.Typer(
 def up(
     config: ConfigFile = None,
     speed: Annotated[
-        float | None, typer.Option(help="Candles a second of the recorded feeds; 0: as fast as decisions come.")
+        float | None,
+        typer.Option(
+            envvar="SIGNALMESH_SPEED", help="Candles a second of the recorded feeds; 0: as fast as decisions come."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port of the embedded nats-server; 0: any free one.")] = 4222,
     state_dir: StateDir = STATE_DIR,
@@ -118,6 +122,26 @@ def watch(
     if kind is not None and kind not in KINDS:
         raise UsageError(f"watch {kind}: unknown kind, expected one of {', '.join(KINDS)}")
     on_bus(find_target(nats, state_dir, swarm), lambda bus: watch_bus(bus, kind, json))
+
+
+@app.command()
+def health(
+    role: Annotated[BeatingRole, typer.Argument(help="The role that must be heard.")] = "any",
+    within_s: Annotated[float, typer.Option("--within", help="Longest time to listen, seconds.")] = 3.0,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Whether a role that runs on this machine (in this container) is heard beating on the bus; else exit code 1."""
+    from coordinator.health import check_health
+
+    found = on_bus(find_target(nats, state_dir, swarm), lambda bus: check_health(bus, role, within_s))
+    if json:
+        print_json(found)
+    else:
+        typer.echo(found.text)
+    raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
 
 
 # -- acting on agents

@@ -11,6 +11,14 @@ from coordinator.options import STATE_DIR, ConfigFile, LogLevel, Nats, StateDir,
 
 def sandbox(
     name: Annotated[str, typer.Argument(help="The sandbox's name.")],
+    replica: Annotated[
+        bool,
+        typer.Option(
+            "--replica",
+            envvar="SIGNALMESH_REPLICA",
+            help="One of several hosts of this sandbox, each on a machine (or in a container) of its own.",
+        ),
+    ] = False,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
@@ -22,7 +30,7 @@ def sandbox(
 
     check_name(name, "sandbox")
     target = find_target(nats, state_dir, swarm)
-    raise typer.Exit(run_sandbox(name, role_url(nats, state_dir), target.swarm, log_level))
+    raise typer.Exit(run_sandbox(name, role_url(nats, state_dir), target.swarm, log_level, replica=replica))
 
 
 def agent(
@@ -46,7 +54,7 @@ def watchdog(
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Give quarantined and drained agents another chance.")] = False,
-    speed: Annotated[float | None, typer.Option(help="As for `up`.")] = None,
+    speed: Annotated[float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="As for `up`.")] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Role: notices death and silence and has agents started again; a second one stands by."""

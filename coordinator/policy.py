@@ -52,13 +52,19 @@ class Policy:
         self, agents: Iterable[AgentState], sandboxes: Iterable[str], patience: Patience, rng: random.Random, now: float
     ) -> None:
         self.agents = {agent.name: agent for agent in agents}
-        self.hosts = {name: HostState(name) for name in sandboxes}
+        self.hosts = {name: HostState(name, name) for name in sandboxes}
         self._patience = patience
         self._rng = rng
         self._began: float | None = None
         self._decided_at = now
         self._bus_ill = False
         self._actions: list[Action] = []
+
+    @property
+    def every_sandbox_served(self) -> bool:
+        """Whether each sandbox has a live host."""
+        hosts = self.hosts.values()
+        return {host.group for host in hosts} == {host.group for host in hosts if host.alive}
 
     # -- observations
 
@@ -85,13 +91,13 @@ class Policy:
 
     def host_beat(self, now: float, beat: Heartbeat) -> None:
         """A sandbox host's heartbeat arrived, with its inventory."""
-        host = self.hosts.setdefault(beat.agent, HostState(beat.agent))
-        if host.alive and host.pid != beat.pid:
+        host = self.hosts.setdefault(beat.agent, HostState(beat.agent, beat.group or beat.agent))
+        if host.alive and host.host_id != beat.agent_id:
             self._lose(now, host, "its sandbox host was replaced")
         if host.alive and beat.status != "live":
             self._actions.append(SandboxLost(host.name, self._living_in(host.name)))  # its agents drain, then move
         host.alive = beat.status == "live"
-        host.pid, host.beat_at = beat.pid, now
+        host.host_id, host.beat_at = beat.agent_id, now
         for child in beat.inventory or ():
             self._see(now, beat.agent, child)
 
@@ -293,15 +299,15 @@ class Policy:
         if sandbox is None:
             return
         moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None
-        agent.phase = "restarting"
+        agent.phase, agent.sandbox = "restarting", sandbox  # so that those placed next count it
         self._actions.append(Spawn(agent.name, sandbox, agent.reason, moved_from))
 
     def _place(self, agent: AgentState) -> str | None:
-        """Where it was, else where it belongs, else on the live host with the fewest agents."""
+        """Where it was, else where it belongs, else anywhere: on the live host with the fewest agents."""
         alive = [host.name for host in self.hosts.values() if host.alive]
-        for wanted in (agent.sandbox, agent.preferred):
-            if wanted in alive:
-                return wanted
+        if agent.sandbox in alive:
+            return agent.sandbox
+        alive = [name for name in alive if self.hosts[name].group == agent.preferred] or alive
         load = dict.fromkeys(alive, 0)
         for other in self.agents.values():
             if other.sandbox in load and other is not agent:

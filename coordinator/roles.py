@@ -14,7 +14,9 @@ from agents.process import Incarnation, run_incarnation
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
+from bus.process import MACHINE
 from bus.streams import StreamLimits, ensure_streams
+from bus.subjects import check_name
 from bus.tasks import run_to_end
 from coordinator.config import load, resolve, with_speed
 from coordinator.settings import SwarmConfig
@@ -33,16 +35,19 @@ def limits_of(config: SwarmConfig) -> StreamLimits:
     return StreamLimits(max_age_s=config.stream.max_age_s, max_bytes=config.stream.max_bytes)
 
 
-def run_sandbox(name: str, url: str, swarm: str, log_level: str) -> int:
-    """Serve sandbox `name` until told to end."""
+def run_sandbox(name: str, url: str, swarm: str, log_level: str, *, replica: bool = False) -> int:
+    """Serve sandbox `name` until told to end; as a `replica`, together with others, under a name of its own."""
     from agents.host import Host
 
     set_up_logs(log_level)
+    group = name if replica else None
+    if replica:
+        name = check_name(f"{name}-{MACHINE}", "sandbox")
 
     async def serve() -> None:
         bus = await NatsBus.connect(url, swarm, f"sandbox {name}", wait_s=None)
         try:
-            host = Host(bus, name, url, log_level=log_level, preload=("coordinator.agent",))
+            host = Host(bus, name, url, group=group, log_level=log_level, preload=("coordinator.agent",))
             on_signals(host.stop)
             await host.run()
         finally:

@@ -17,6 +17,7 @@ import orjson
 
 from bus.messages import KINDS
 from coordinator.gather import Status
+from coordinator.health import Health
 from coordinator.killing import Killing
 from coordinator.stopping import Ended
 from coordinator.view import Watched
@@ -28,6 +29,7 @@ SCHEMA_DIR = Path(__file__).resolve().parents[1] / "docs" / "schema"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 OUTPUTS: dict[str, type] = {
     "down": Ended,
+    "health": Health,
     "kill": Killing,
     "restart": Restarted,
     "revive": Revived,

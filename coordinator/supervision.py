@@ -116,7 +116,10 @@ class AgentState:
 
 @dataclass(slots=True)
 class HostState:
+    """What is known of one sandbox host. `group` is the sandbox that it serves, by itself or as one of several."""
+
     name: str
-    pid: int = 0
+    group: str
+    host_id: str = ""
     beat_at: float = -1e9
     alive: bool = False

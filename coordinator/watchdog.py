@@ -26,6 +26,7 @@ from bus.errors import BusError, Fenced, MeshError, MessageError, WrongSequence
 from bus.messages import Config, Heartbeat, Lifecycle, decode, encode, now
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
+from bus.process import MACHINE
 from bus.registry import read_records, write_record
 from bus.reports import Reporter
 from bus.tasks import end_tasks
@@ -180,6 +181,7 @@ class Watchdog:
                 sandbox="",
                 pid=os.getpid(),
                 role="watchdog",
+                machine=MACHINE,
             )
             with contextlib.suppress(BusError):
                 await self._bus.tell(subject, encode(beat))
@@ -197,7 +199,7 @@ class Watchdog:
         """Wait for every configured host's first inventory, but not for ever."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_GATHER_S if self._fresh else GATHER_S):
-                while not self._stop.is_set() and not all(h.alive for h in self._policy.hosts.values()):
+                while not self._stop.is_set() and not self._policy.every_sandbox_served:
                     self._wake.clear()
                     await self._wake.wait()
 

@@ -38,6 +38,12 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         others = await other.live(*AGENTS)
         await kill_agents(one, ear, "coordinator")
 
+        for role in ("sandbox", "watchdog", "agent"):
+            heard = await one.verb("health", role, "--json")
+            assert (heard.code, heard.json["ok"], heard.json["role"]) == (0, True, role)
+        unheard = await one.verb("health", "sandbox", "--within", "0.3", "--swarm", "three")
+        assert unheard.code == 3, unheard  # there is no such swarm
+
         asked = await one.verb("status", "--json")
         assert asked.code == 0, asked
         status = asked.json

@@ -38,13 +38,15 @@ class World:
         self.progress = 0
         self.status = "live"
 
-    def host(self, name: str, *children: Child, pid: int = 1, status: str = "live") -> None:
+    def host(
+        self, name: str, *children: Child, pid: int = 1, status: str = "live", group: str | None = None
+    ) -> None:
         self.sandboxes[name] = pid
         self.policy.host_beat(
             self.now,
             Heartbeat(
-                agent=name, agent_id="h", epoch=0, sequence=1, progress=1, status=status, interval_ms=200,
-                sandbox=name, pid=pid, role="sandbox", inventory=children,
+                agent=name, agent_id=f"h{pid}", epoch=0, sequence=1, progress=1, status=status, interval_ms=200,
+                sandbox=name, pid=pid, role="sandbox", inventory=children, group=group,
             ),
         )  # fmt: skip
 
@@ -259,6 +261,17 @@ def test_a_replaced_host_has_lost_its_agents():
     world = ready()
     world.host("base", pid=2)
     assert kinds(world.policy.decide(world.now)) == ["SandboxLost", "Dead", "Spawn"]
+
+
+def test_the_agents_of_a_sandbox_are_spread_over_the_hosts_that_serve_it():
+    world = World(*(a(name) for name in "bcde"), a("f", "python"))
+    assert not world.policy.every_sandbox_served
+    for name in ("base-1", "base-2"):
+        world.host(name, group="base")
+    world.host("python")
+    assert world.policy.every_sandbox_served
+    placed = [action.sandbox for action in world.policy.decide(world.now) if isinstance(action, Spawn)]
+    assert sorted(placed) == ["base-1", "base-1", "base-2", "base-2", "python"]
 
 
 def test_a_host_that_drains_sends_its_agents_elsewhere():

@@ -32,6 +32,7 @@ from bus.messages import (
 from bus.subjects import KEPT_KINDS
 from coordinator import schema
 from coordinator.gather import AgentStatus, DecisionCount, SandboxStatus, Status
+from coordinator.health import Health
 from coordinator.killing import Killing
 from coordinator.stopping import Ended
 from coordinator.view import Watched
@@ -39,7 +40,14 @@ from coordinator.wishes import Restarted, Revived
 
 AT = datetime(2017, 7, 12, 17, tzinfo=UTC)
 ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
-TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "object": dict, "array": list}
+TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "object": dict,
+    "array": list,
+    "boolean": bool,
+}
 SAID_ELSEWHERE = {"title", "description", "default"}
 
 
@@ -61,7 +69,7 @@ def complaints(value: Any, wanted: dict[str, Any], root: dict[str, Any], at: str
                 if value is not None:
                     found.append(f"{at}: {value!r} is not null")
             case "type":
-                if not isinstance(value, TYPES[said]) or isinstance(value, bool):
+                if not isinstance(value, TYPES[said]) or isinstance(value, bool) != (said == "boolean"):
                     found.append(f"{at}: {value!r} is no {said}")
             case "format":
                 assert said == "date-time"
@@ -125,6 +133,7 @@ MESSAGES: tuple[Message, ...] = (
 )  # fmt: skip
 PRINTED: dict[str, Any] = {
     "down": Ended(swarm="swarm", pid=1, took_s=0.5),
+    "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
     "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
     "restart": Restarted(agent="a", epoch_before=4, at=AT),
     "revive": Revived(agent="a", was="drained"),

