@@ -11,7 +11,7 @@ from benchmarks import report
 from benchmarks.idle import idle
 from benchmarks.machine import load, machine, versions
 from benchmarks.pipeline import latency, throughput
-from benchmarks.publishing import outbox
+from benchmarks.publishing import durability, outbox
 from benchmarks.recovery import first_decision, kill, stop
 
 BENCHMARKS = {
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "stop": stop,
     "idle": idle,
     "outbox": outbox,
+    "durability": durability,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -34,6 +34,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def file_system(directory: Path) -> str:
+    """Type and device of the file system that holds `directory`, for what fsync costs depends on it."""
+    best = ("", "an unknown file system")
+    for partition in psutil.disk_partitions(all=True):
+        if directory.resolve().is_relative_to(partition.mountpoint) and len(partition.mountpoint) > len(best[0]):
+            best = (partition.mountpoint, f"{partition.fstype} ({partition.device})")
+    return best[1]
+
+
 def versions() -> dict[str, str]:
     """Versions of everything that is compared."""
     return {

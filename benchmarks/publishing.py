@@ -1,4 +1,4 @@
-"""Acknowledged publishes a second: our outbox beside nats-py's own ways, to one stream of one server."""
+"""Acknowledged publishes: our outbox beside nats-py's own ways, and the embedded server's two durabilities."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import itertools
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import nats
 from nats.js import JetStreamContext
 
-from benchmarks.report import Result
+from benchmarks.machine import file_system
+from benchmarks.report import Result, spread
 from benchmarks.swarm import scratch
 from bus import headers as h
 from bus.claims import claim, fence, new_agent_id
 from bus.nats_bus import NatsBus
 from bus.outbox import Entry, Outbox
 from bus.server import NatsServer
+from bus.server_config import Durability
 from bus.streams import ensure_streams
 
 PAYLOAD = b"{" + b" " * 198 + b"}"
@@ -26,25 +29,40 @@ WINDOW = 512
 PLAIN = "nats-py js.publish_async, plain stream"
 
 
-class Publishers:
-    """Four ways to have `count` messages stored; each returns when all are acknowledged."""
+class Ours:
+    """The swarm's own way: through an outbox, numbered and fenced."""
 
-    def __init__(self, bus: NatsBus, jetstream: JetStreamContext, guard: dict[str, str]) -> None:
-        self._bus, self._jetstream, self._guard = bus, jetstream, guard
+    def __init__(self, bus: NatsBus, guard: dict[str, str]) -> None:
+        self._bus, self._guard = bus, guard
         self._numbers = itertools.count(1)
 
-    def _headers(self) -> tuple[int, dict[str, str]]:
+    @classmethod
+    async def claimed(cls, bus: NatsBus) -> Ours:
+        """With a stream to publish to, and a claim to be fenced by."""
+        await ensure_streams(bus)
+        epoch = await claim(bus, "bench", agent_id=new_agent_id(), claimed_by="bench", sandbox="")
+        return cls(bus, fence(bus, "bench", epoch))
+
+    def headers(self) -> tuple[int, dict[str, str]]:
         number = next(self._numbers)
         return number, {h.MSG_ID: f"bench:{number}", h.OUTPUT: str(number), **self._guard}
 
-    async def ours(self, count: int) -> None:
+    async def publish(self, count: int) -> None:
+        """Have `count` messages stored; returns when all are acknowledged."""
         box = Outbox(self._bus, ("swarm.*.*.bench",), lambda _: None)
         for _ in range(count):
-            number, headers = self._headers()
+            number, headers = self.headers()
             box.put(Entry(SUBJECT, PAYLOAD, headers, number))
             await box.send()
         await box.flush()
         box.close()
+
+
+class Theirs:
+    """nats-py's ways to have `count` messages stored; each returns when all are acknowledged."""
+
+    def __init__(self, jetstream: JetStreamContext, ours: Ours) -> None:
+        self._jetstream, self._ours = jetstream, ours
 
     async def awaited(self, count: int) -> None:
         for _ in range(count):
@@ -58,9 +76,59 @@ class Publishers:
 
     async def pipelined_same(self, count: int) -> None:
         for _ in range(count):
-            _, headers = self._headers()
+            _, headers = self._ours.headers()
             await self._jetstream.publish_async("in." + SUBJECT, PAYLOAD, headers=headers)
         await self._jetstream.publish_async_completed()
+
+
+async def durability(*, quick: bool) -> Result:
+    """Both durabilities of the embedded server: one server each, taking turns."""
+    turns, many, few = (2, 500, 200) if quick else (4, 4000, 1500)
+    modes: tuple[Durability, ...] = ("process", "power")
+    rates: dict[str, list[float]] = {mode: [] for mode in modes}
+    acks_ms: dict[str, list[float]] = {mode: [] for mode in modes}
+    async with scratch() as directory, AsyncExitStack() as stack:
+        filesystem = file_system(directory)
+        ways: dict[str, tuple[NatsBus, Ours]] = {}
+        for mode in modes:
+            server = await stack.enter_async_context(NatsServer(directory / mode, port=0, durability=mode))
+            bus = await NatsBus.connect(server.url, "swarm", "bench")
+            stack.push_async_callback(bus.close)
+            ways[mode] = (bus, await Ours.claimed(bus))
+        for _, ours in ways.values():
+            await ours.publish(few)  # unmeasured: code paths and server warm
+        for _ in range(turns):
+            for mode, (bus, ours) in ways.items():
+                began = time.monotonic()
+                async with asyncio.timeout(120):
+                    await ours.publish(many)
+                rates[mode].append(many / (time.monotonic() - began))
+                for _ in range(few):
+                    began = time.monotonic()
+                    await bus.publish("in.swarm.market.X.other", PAYLOAD)
+                    acks_ms[mode].append((time.monotonic() - began) * 1000)
+    return Result(
+        name="durability",
+        title="What surviving a loss of power costs",
+        conditions=f"The embedded server with `durability` process and power, taking turns, {turns} turns each, its "
+        f"store on {filesystem}. Acknowledged/s: messages of {len(PAYLOAD)} bytes through the outbox of one publisher, "
+        f"at most {WINDOW} unacknowledged, {many:,} a turn. Milliseconds: one publish and its acknowledgement, "
+        f"awaited, {few:,} a turn.",
+        rows=[
+            {
+                "durability": mode,
+                "acknowledged/s, median": statistics.median(rates[mode]),
+                "acknowledged/s, best": max(rates[mode]),
+                **{
+                    f"{name}, ms": value
+                    for name, value in spread(acks_ms[mode]).items()
+                    if name in ("p50", "p99", "max")
+                },
+            }
+            for mode in modes
+        ],
+        raw={"acknowledged_per_s": rates, "ack_ms": {mode: spread(values) for mode, values in acks_ms.items()}},
+    )
 
 
 async def outbox(*, quick: bool) -> Result:
@@ -68,15 +136,14 @@ async def outbox(*, quick: bool) -> Result:
     async with scratch() as directory, NatsServer(directory, port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "bench")
         client = await nats.connect(server.url)
-        await ensure_streams(bus)
-        epoch = await claim(bus, "bench", agent_id=new_agent_id(), claimed_by="bench", sandbox="")
+        ours = await Ours.claimed(bus)
         await client.jetstream().add_stream(name="bare", subjects=["bare.>"])
-        publishers = Publishers(bus, client.jetstream(publish_async_max_pending=WINDOW), fence(bus, "bench", epoch))
+        theirs = Theirs(client.jetstream(publish_async_max_pending=WINDOW), ours)
         ways: dict[str, tuple[Callable[[int], Awaitable[None]], int]] = {
-            "signalmesh outbox (fenced, numbered, deduplicated, republished)": (publishers.ours, many),
-            "nats-py js.publish, awaited, plain stream": (publishers.awaited, few),
-            PLAIN: (publishers.pipelined, many),
-            "nats-py js.publish_async, the swarm's stream and headers": (publishers.pipelined_same, many),
+            "signalmesh outbox (fenced, numbered, deduplicated, republished)": (ours.publish, many),
+            "nats-py js.publish, awaited, plain stream": (theirs.awaited, few),
+            PLAIN: (theirs.pipelined, many),
+            "nats-py js.publish_async, the swarm's stream and headers": (theirs.pipelined_same, many),
         }
         for publish, _ in ways.values():
             await publish(few)  # unmeasured: code paths and server warm

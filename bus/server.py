@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import fcntl
 import functools
-import json
 import os
 import secrets
 import subprocess
@@ -19,15 +18,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Self
 
 from bus.errors import BusError, UsageError
-from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats_binary import find_binary, server_version
 from bus.process import die_with_parent
+from bus.server_config import HOST, Durability, configuration
+from bus.server_info import listed, read_info
 
 __all__ = [
-    "MAX_MESSAGE_BYTES",
     "NatsServer",
     "ServerDied",
     "ServerEvent",
@@ -37,13 +36,7 @@ __all__ = [
     "server_version",
 ]
 
-Durability = Literal["process", "power"]
-"""What an acknowledged message survives: the death of any process, or the loss of power as well."""
-
-HOST = "127.0.0.1"
 DEFAULT_PORT = 4222
-MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 8 * 1024
-"""The server's max_payload. It counts headers as well, so that a largest payload leaves 8 KiB for ours."""
 START_TIMEOUT_S = 30.0
 """A server that recovers a large store answers late; one that does not start at all usually exits at once."""
 STOP_GRACE_S = 5.0
@@ -55,30 +48,6 @@ STEADY_S = 10.0
 LOCK_TIMEOUT_S = 2.0
 """A server whose parent was killed needs a moment to end and to let go of its store."""
 LOG_TAIL_LINES = 8
-_SYNC_INTERVAL = {"process": "1s", "power": "always"}
-# process: the kernel holds what a killed server wrote, so that fsync matters to a power cut only, which can then
-# take the last second; power: fsync before each acknowledgement, about 0.4 ms.
-
-_CONFIG = """\
-# Written by signalmesh at each start of its server; changes are lost.
-server_name: {name}
-listen: "{host}:{port}"
-ports_file_dir: {directory}
-jetstream {{ store_dir: {store}, sync_interval: "{sync_interval}" }}
-max_payload: {max_payload}
-# What may wait for one slow client before it is cut off (the server's own default, said here on purpose).
-max_pending: 64MB
-# A client that does not answer (frozen, cut off) is dropped after 6 to 9 s, its subscriptions and buffers with it: a
-# little later than the watchdog's patience with a starved agent (5 s), which must not lose its connection meanwhile.
-ping_interval: "3s"
-ping_max: 2
-# A client that does not read for so long while there is something to write is dropped.
-write_deadline: "2s"
-log_file: {log}
-logfile_size_limit: 10MB
-logfile_max_num: 3
-logtime_utc: true
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,15 +245,12 @@ class NatsServer:
             stale.unlink()
         path = self._directory / "nats.conf"
         path.write_text(
-            _CONFIG.format(
+            configuration(
                 name=self._name,
-                host=HOST,
-                port=self.port or -1,
-                directory=_quoted(self._directory),
-                store=_quoted(self._directory / "store"),
-                log=_quoted(self._log),
-                sync_interval=_SYNC_INTERVAL[self._durability],
-                max_payload=MAX_MESSAGE_BYTES,
+                port=self.port,
+                directory=self._directory,
+                log=self._log,
+                durability=self._durability,
             )
         )
         self._log_from = self._log.stat().st_size if self._log.exists() else 0
@@ -332,17 +298,15 @@ class NatsServer:
         while True:
             port = await asyncio.to_thread(self._listening_port, pid)
             if port is not None:
-                info = await _read_info(HOST, port)
+                info = await read_info(HOST, port)
                 if info is not None and info.get("server_name") == self._name and info.get("jetstream"):
                     return port
             await asyncio.sleep(0.005)
 
     def _listening_port(self, pid: int) -> int | None:
         """The port in the file that the server writes when it listens; None before."""
-        for path in self._directory.glob(f"*_{pid}.ports"):
-            with contextlib.suppress(ValueError, LookupError, OSError):  # not wholly written yet
-                return int(json.loads(path.read_text())["nats"][0].rsplit(":", 1)[1])
-        return None
+        url = listed(self._directory, pid, "nats")
+        return None if url is None else int(url.rsplit(":", 1)[1])
 
     def _log_tail(self) -> list[str]:
         """Last lines of what this start has logged."""
@@ -364,31 +328,8 @@ async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-def _quoted(path: Path) -> str:
-    """`path` as a string of nats-server's configuration language."""
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-async def _read_info(host: str, port: int) -> dict[str, Any] | None:
-    """What a NATS server introduces itself with; None when nobody, or something else, answers within half a second."""
-    writer = None
-    try:
-        async with asyncio.timeout(0.5):
-            reader, writer = await asyncio.open_connection(host, port)
-            line = await reader.readline()
-        info = json.loads(line.removeprefix(b"INFO ")) if line.startswith(b"INFO ") else None
-    except (OSError, ValueError):  # TimeoutError is an OSError
-        return None
-    finally:
-        if writer is not None:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-    return info if isinstance(info, dict) else None
-
-
 async def _port_in_use(port: int) -> str:
-    info = await _read_info(HOST, port)
+    info = await read_info(HOST, port)
     if info is None:
         return f"--port {port}: another program listens there; --port 0 picks a free one"
     who = f"nats-server {info.get('version', '?')}, named {info.get('server_name', '?')}"

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from agents.spec import AgentSpec
 from bus.errors import UsageError
-from bus.server import Durability
+from bus.server_config import Durability
 from coordinator.config_tables import similar
 
 __all__ = [
@@ -65,7 +65,7 @@ class CoordinatorSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSettings:
-    """What the stream keeps, and what an acknowledged message survives (bus.server.Durability)."""
+    """What the stream keeps, and what an acknowledged message survives (bus.server_config.Durability)."""
 
     max_age_s: Annotated[float, Meta(ge=SHORTEST_MAX_AGE_S)] = 7 * 24 * 3600.0
     max_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30

@@ -173,6 +173,8 @@ class Up:
         await ensure_streams(self.bus, limits_of(self.config))
         self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
         self._reports = Reporter(self.bus, self._outbox, NAME)
+        if self._server is None and self.config.stream.durability != "process":
+            self._tell_foreign_durability()
         common = ["--swarm", self.config.swarm, "--log-level", options.log_level]
         config_file = [] if options.config_file is None else ["--config", str(options.config_file)]
         for sandbox in self.config.sandboxes:
@@ -187,6 +189,15 @@ class Up:
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
         nats_pid = self._server.pid if self._server else None
         await asyncio.to_thread(write_run, state_dir, self.config.swarm, self.bus.url, nats_pid, self.config.file)
+
+    def _tell_foreign_durability(self) -> None:
+        text = (
+            f"{self.config.file}: stream.durability: {self.config.stream.durability!r} can be set on the embedded "
+            f"server only; that at {self.bus.url} does as its own configuration says "
+            "(for `power` it needs jetstream { sync_interval: always })"
+        )
+        print(f"signalmesh: {text}", file=sys.stderr)
+        self._reports.alert("warning", "durability_not_set", text)
 
     async def _check(self) -> None:
         while True:

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.faults import kill_agents
-from tests.acceptance.swarm import AGENTS, Finished, Swarm, run_verb
+from tests.acceptance.swarm import AGENTS, Finished, Swarm, agents_toml, run_verb
 from tests.support.nats import plain_server
 
 NOBODY = "nats://127.0.0.1:1"
@@ -138,6 +139,7 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
     (no_class / "mine.py").write_text("x = 1\n")
     toml = config("toml", "swarm = \n")
     key = config("key", '[agents.research-1]\nkind = "market-data"\nsped = 3\n')
+    durability = config("durability", "[stream]\ndurability = 'disk'\n")
     empty = tmp_path / "empty"
     empty.mkdir()
     up = ["up", "--port", "0"]
@@ -167,4 +169,18 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
             (no_class, up, 2, ["agents.mine.class", "Other"]),
             (toml, up, 2, ["swarm.toml", "line 1"]),
             (key, up, 2, ["agents.research-1", "sped"]),
+            (durability, up, 2, ["stream.durability", "'process'", "'power'", "'disk'"]),
         ]
+
+
+async def test_durability_on_a_server_that_is_not_ours_is_said_to_be_its_own(tmp_path: Path):
+    toml = f'[stream]\ndurability = "power"\n{agents_toml(speed=5)}'
+    async with (
+        plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as url,
+        Swarm(tmp_path / "swarm", toml) as swarm,
+    ):
+        ear = await swarm.up("--nats", url)
+        await ear.live(*AGENTS)
+        assert "stream.durability: 'power'" in swarm.errors
+        alerts = [said.json for said in await read_stream(url, swarm.name) if said.kind == "alert"]
+        assert [alert["code"] for alert in alerts] == ["durability_not_set"]

@@ -32,6 +32,8 @@ from bus.server import (
     ServerRestartFailed,
     next_backoff_s,
 )
+from bus.server_config import MAX_MESSAGE_BYTES, Durability
+from bus.server_info import listed, read_monitoring
 
 
 class Events:
@@ -80,7 +82,7 @@ async def test_starts_on_a_free_port_with_jetstream_and_our_limits(tmp_path):
         assert nats_server.version is not None
         assert nats_server.version >= MINIMUM_VERSION
         client = await nats.connect(nats_server.url)
-        assert client.max_payload == server.MAX_MESSAGE_BYTES > MAX_PAYLOAD_BYTES
+        assert client.max_payload == MAX_MESSAGE_BYTES > MAX_PAYLOAD_BYTES
         account = await client.jetstream().account_info()
         assert account.streams == 0
         await client.close()
@@ -88,6 +90,31 @@ async def test_starts_on_a_free_port_with_jetstream_and_our_limits(tmp_path):
     assert pid is not None
     assert not psutil.pid_exists(pid)
     assert nats_server.pid is None
+
+
+async def jetstream_of(nats_server: NatsServer, directory) -> dict[str, object]:
+    """JetStream's configuration as the running server itself tells it."""
+    assert nats_server.pid is not None
+    url = listed(directory / "nats", nats_server.pid, "monitoring")
+    assert url is not None
+    assert url.startswith("http://127.0.0.1:")
+    told = await read_monitoring(url, "varz")
+    assert told is not None
+    found: dict[str, object] = told["jetstream"]["config"]
+    return found
+
+
+@pytest.mark.parametrize(("durability", "always", "interval_s"), [("process", False, 1), ("power", True, None)])
+async def test_the_durability_asked_for_is_in_force_also_after_a_restart(tmp_path, durability, always, interval_s):
+    asked: Durability = durability
+    async with NatsServer(tmp_path, port=0, durability=asked) as nats_server, supervised(nats_server) as events:
+        for _ in range(2):
+            told = await jetstream_of(nats_server, tmp_path)
+            assert told.get("sync_always", False) is always
+            assert interval_s is None or told["sync_interval"] == interval_s * 10**9
+            assert nats_server.pid is not None
+            os.kill(nats_server.pid, signal.SIGKILL)
+            await events.of(ServerRestarted)
 
 
 async def test_killed_it_comes_back_on_its_port_with_what_it_stored(tmp_path):
