@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
 
-from bus.errors import BusError, Fenced, MeshError
+from bus.errors import BusError, Fenced, MeshError, UsageError
 from bus.snapshots import MAX_SNAPSHOT_BYTES, Snapshot, SnapshotStore
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Checkpoints:
     ) -> None:
         self._runtime, self._store, self._every_inputs, self._on_fenced = runtime, store, every_inputs, on_fenced
         self._wanted = asyncio.Event()
-        self._taken_at = (-1, -1, -1)
+        self._taken_at = (-1, -1, -1, -1)
 
     def want(self) -> None:
         """Have a snapshot taken at the next opportunity."""
@@ -42,7 +42,7 @@ class Checkpoints:
 
     def input_handled(self) -> None:
         """To be called after every input."""
-        if self._runtime.inputs - self._taken_at[1] >= self._every_inputs:
+        if self._runtime.intake.inputs - self._taken_at[1] >= self._every_inputs:
             self._wanted.set()
 
     async def run(self) -> None:
@@ -53,8 +53,7 @@ class Checkpoints:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SNAPSHOT_S):
                     await self._wanted.wait()
-            mark = (runtime.cursor, runtime.inputs, runtime.journal.outputs)
-            if mark == self._taken_at or not runtime.between_inputs:
+            if self._mark() == self._taken_at or not runtime.between_inputs:
                 continue
             snapshot = self.take()
             try:
@@ -89,24 +88,50 @@ class Checkpoints:
     def take(self) -> Snapshot:
         """The state as it is now; to be called between inputs only."""
         runtime = self._runtime
-        agent, journal = runtime.agent, runtime.journal
-        self._taken_at = (runtime.cursor, runtime.inputs, journal.outputs)
+        agent, journal, intake = runtime.agent, runtime.journal, runtime.intake
+        self._taken_at = self._mark()
         # Whatever a handler publishes later answers an input beyond the cursor, so it is stored beyond it as well;
         # what a source publishes has no such bound but its last acknowledgement.
         stored = journal.stored_sequence
         return Snapshot(
             epoch=runtime.epoch,
-            cursor=runtime.cursor,
+            cursor=intake.cursor,
             outputs=journal.outputs,
-            output_sequence=stored if agent.produce is not None else max(stored, runtime.cursor),
-            inputs=runtime.inputs,
-            poison=runtime.poison,
+            output_sequence=stored if agent.produce is not None else max(stored, intake.cursor),
+            inputs=intake.inputs,
+            poison=intake.poison,
+            skips=intake.skips,
+            skips_in_a_row=intake.skips_in_a_row,
             timers_set=agent.timers_set,
             timers={
                 name: {"number": timer.number, "topic": timer.topic, "after_ms": timer.after_ms}
                 for name, timer in agent.timers.items()
             },
-            skipped=sorted(sequence for sequence in runtime.skipped if sequence > runtime.cursor),
+            skipped=sorted(sequence for sequence in intake.skipped if sequence > intake.cursor),
             last_produced=runtime.last_produced,
-            state=orjson.Fragment(orjson.dumps(agent.state)),
+            state=orjson.Fragment(self._encode_state()),
         )
+
+    def _mark(self) -> tuple[int, int, int, int]:
+        intake = self._runtime.intake
+        return intake.cursor, intake.inputs, self._runtime.journal.outputs, intake.skips
+
+    def _encode_state(self) -> bytes:
+        state = self._runtime.agent.state
+        try:
+            return orjson.dumps(state)
+        except orjson.JSONEncodeError as error:
+            raise UsageError(
+                f"agent {self._runtime.name}: its state cannot be saved: {_unsaved(state)}{error}; State may hold "
+                "JSON-like values only: numbers, strings, lists, dicts with string keys, dataclasses of these"
+            ) from None
+
+
+def _unsaved(state: Any) -> str:
+    """The field of `state` that JSON has no form for, with a colon."""
+    for field in getattr(state, "__dataclass_fields__", ()):
+        try:
+            orjson.dumps(getattr(state, field))
+        except orjson.JSONEncodeError:
+            return f"{field}: "
+    return ""

@@ -32,9 +32,10 @@ import orjson
 import structlog
 
 from agents.agent import Agent, check_class
+from agents.outgoing import explain
 from agents.spec import AgentSpec
 from bus.errors import MeshError, MessageError, UsageError
-from bus.messages import Event, Headline, MarketData, decode, encode
+from bus.messages import KINDS, Event, Headline, MarketData, decode, encode
 from bus.process import die_with_parent
 from bus.subjects import AGENT_KINDS, Address
 
@@ -186,7 +187,7 @@ class CommandAgent(Agent):
         try:
             return cast(Event, decode(Address("", kind, None, self.name), where, orjson.dumps(fields)))
         except MessageError as error:  # a poison message on the bus, but here the program's fault
-            raise ValueError(f"{where}: {error.problem}") from None
+            raise ValueError(f"{where}: {explain(KINDS[kind], fields, error)}") from None
 
     async def teardown(self) -> None:
         """End the program, and whatever it has started, if it is running; no other is started after it."""

@@ -28,6 +28,7 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
     """Publish a heartbeat every `interval_s` seconds, for ever."""
     subject = runtime.bus.subjects.heartbeat(runtime.name)
     loop = asyncio.get_running_loop()
+    intake = runtime.intake
     sequence = 0
     due = loop.time()
     while True:
@@ -38,15 +39,16 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
             agent_id=runtime.agent_id,
             epoch=runtime.epoch,
             sequence=sequence,
-            progress=runtime.inputs + (0 if journal is None else journal.outputs),
+            progress=intake.inputs + (0 if journal is None else journal.outputs),
             status=runtime.status,
             interval_ms=int(interval_s * 1000),
             sandbox=runtime.sandbox,
             pid=runtime.pid,
-            cursor=runtime.cursor,
-            lag=runtime.lag,
+            cursor=intake.cursor,
+            lag=intake.lag,
             outputs=0 if journal is None else journal.outputs,
-            poison=runtime.poison,
+            poison=intake.poison,
+            skipped=intake.skips,
             machine=MACHINE,
         )
         with contextlib.suppress(BusError):

@@ -15,25 +15,15 @@ from typing import Any
 import orjson
 import structlog
 
-from agents.agent import Outputs, topic_of
+from agents.outgoing import Prepared
 from bus import headers as h
 from bus.bus import Bus, Stored
 from bus.claims import fence
 from bus.errors import MeshError
-from bus.messages import KIND_OF, MAX_PAYLOAD_BYTES, encode
 from bus.outbox import Entry, Outbox
 from bus.reports import Reporter
 
 log = structlog.get_logger("signalmesh.agent")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An output ready to be published: its read-side subject and its bytes."""
-
-    subject: str
-    data: bytes
-    kind: str
 
 
 @dataclass(slots=True)
@@ -134,27 +124,6 @@ class Journal:
         return stored
 
     # -- publishing
-
-    def prepare(self, outputs: Outputs, cause: int | None, topic: str | None) -> list[Prepared]:
-        """Encode what a handler returned.
-
-        Raises:
-            ValueError, TypeError: it is no message, has no symbol, is not finite, or too large: a handler's fault.
-        """
-        if outputs is None:
-            return []
-        if type(outputs) in KIND_OF:
-            outputs = (outputs,)  # type: ignore[assignment]
-        prepared = []
-        for output in outputs:  # type: ignore[union-attr]
-            kind = KIND_OF.get(type(output))
-            if kind is None:
-                raise TypeError(f"expected messages of bus.messages, got {type(output).__name__}")
-            data = encode(output)
-            if len(data) > MAX_PAYLOAD_BYTES:
-                raise ValueError(f"{kind}: {len(data)} bytes, expected at most {MAX_PAYLOAD_BYTES}")
-            prepared.append(Prepared(self._subjects.event(kind, topic_of(output, topic), self._agent), data, kind))
-        return prepared
 
     def publish(self, prepared: Iterable[Prepared], cause: int | None) -> None:
         """Give the outputs of one input (or of a source) their numbers and put those that are missing on their way.

@@ -1,33 +1,32 @@
-"""The life of one incarnation: claim, restore, replay, live, drain. Input handling is here, duties around it are in
-agents/duties.py (heartbeats, memory, registry); outputs, their numbering and suppression in agents/journal.py.
-
-The order that makes it exact: nothing is awaited between a handler's return and the moment when its outputs are in
-the outbox and the cursor has moved; a snapshot is taken only at such a moment, and written only when every output up
-to it is stored.
+"""The life of one incarnation: claim, restore, replay, live, drain. Its inputs are handled in agents/intake.py, its
+outputs checked in agents/outgoing.py and numbered or suppressed in agents/journal.py; duties around it are in
+agents/duties.py (heartbeats, memory, registry), snapshots in agents/checkpoint.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import msgspec
 import orjson
 import structlog
 
-from agents.agent import Agent, Outputs, TimerSet, published_kinds
+from agents.agent import Agent, TimerSet
 from agents.checkpoint import SNAPSHOT_INPUTS, Checkpoints
+from agents.complaints import Complaints
+from agents.intake import HOPELESS_SKIPS, Fault, HopelessHandler, Intake
 from agents.journal import Journal
+from agents.outgoing import BadOutput, Outgoing
 from agents.timers import Timers
 from bus import headers as h
-from bus.bus import Bus, Closable, Stored
+from bus.bus import Bus, Closable
 from bus.claims import claim, last_claim, new_agent_id
-from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, MessageError
-from bus.messages import KIND_OF, Event, LifecycleEvent, Timer, decode
+from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError
+from bus.messages import Event, LifecycleEvent, decode
 from bus.snapshots import Snapshot, SnapshotStore
 from bus.tasks import end_tasks
 
@@ -59,27 +58,21 @@ class Runtime:
         self.pid = os.getpid()
         self._snapshot_inputs = snapshot_inputs
         self.status = "starting"
-        self.publishes = published_kinds(type(agent))
-        self.cursor = 0
-        self.inputs = 0
-        self.poison = 0
-        self.lag = 0
-        self.replayed = 0
+        self.intake = Intake(self)
+        self.outgoing = Outgoing(agent, bus.subjects)
         self.ready = asyncio.Event()
+        """Whether the replay is over: of the beginning, or after an input was skipped."""
+        self._introduced = False
+        self._dropped = 0
         self._cited = 0
-        self.skipped: set[int] = set()
-        self._skip: tuple[int, str] | None = None
-        self._broken_off = False
-        self._reading = False
-        self._busy = False
-        self._fenced: MeshError | None = None
+        self._failed: MeshError | None = None
         self._wake = asyncio.Event()
         self._draining = False
         self._reader: Closable | None = None
         self.last_produced: dict[str, Any] | None = None
-        self._handlers: dict[str, Any] = {}
         self.on_stored: Callable[[str, bytes], None] | None = None
         self.journal: Journal
+        self.complaints: Complaints
         self.timers: Timers
         self._store: SnapshotStore
         self._checkpoints: Checkpoints
@@ -100,11 +93,12 @@ class Runtime:
                     self.bus, self.name, agent_id=self.agent_id, claimed_by=self.name, sandbox=self.sandbox
                 )
         structlog.contextvars.bind_contextvars(agent=self.name, epoch=self.epoch)
-        self.journal = Journal(self.bus, self.name, self.epoch, self._on_fenced)
+        self.journal = Journal(self.bus, self.name, self.epoch, self.fail)
         self.journal.on_stored = self.on_stored
+        self.complaints = Complaints(self.name, self.journal.reports)
         self.timers = Timers(self.bus.subjects, self.name, self.journal)
         self._store = SnapshotStore(self.bus, self.name, self.epoch)
-        self._checkpoints = Checkpoints(self, self._store, self._snapshot_inputs, self._on_fenced)
+        self._checkpoints = Checkpoints(self, self._store, self._snapshot_inputs, self.fail)
         self.bus.watch_connection(lambda: None, self._check_claim)
         epoch_watch = await self.bus.listen(self.bus.subjects.epoch(self.name), self._on_epoch)
         tasks: list[asyncio.Task[None]] = []
@@ -116,9 +110,10 @@ class Runtime:
                 tasks.append(self._task(self._produce(), "produce"))
             await self._main(tasks)
         finally:
-            self._reading = False
+            self.intake.reading = False
             await end_tasks(tasks)
-            await self.agent.teardown()
+            self.complaints.close()
+            await self._tear_down()
             with contextlib.suppress(BusError):
                 await epoch_watch.close()
             self.journal.close()
@@ -133,12 +128,12 @@ class Runtime:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._fenced is not None:
-                raise self._fenced
+            if self._failed is not None:
+                raise self._failed
             for task in tasks:
                 if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                     raise error
-            if self._skip is not None or self._broken_off:
+            if self.intake.fault is not None or self.intake.broken_off:
                 await self._read_again()
             if self._draining:
                 await self._drain(tasks)
@@ -158,28 +153,42 @@ class Runtime:
         self.status = "draining"
         await end_tasks(tasks)
         await self._stop_reading()
-        self._report("drained", cursor=self.cursor, outputs=self.journal.outputs)
+        self.complaints.sum_up()
+        self._report("drained", cursor=self.intake.cursor, outputs=self.journal.outputs)
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self.journal.flush()
-                if not self._busy:  # else the state may be half changed: the last snapshot holds
+                if not self.intake.busy:  # else the state may be half changed: the last snapshot holds
                     await self._checkpoints.save(self._checkpoints.take())
         except (TimeoutError, BusError) as error:
             log.warning("drain_incomplete", error=str(error) or "no acknowledgement in time", left=len(self.journal))
 
-    def _on_fenced(self, error: MeshError) -> None:
-        self._fenced = error
-        self._reading = False
+    def wake(self) -> None:
+        """Have the main task look what has happened."""
         self._wake.set()
+
+    def fail(self, error: MeshError) -> None:
+        """End this incarnation with `error`: it was fenced, or met what it cannot live with."""
+        self._failed = error
+        self.intake.reading = False
+        self._wake.set()
+
+    async def _tear_down(self) -> None:
+        try:
+            await self.agent.teardown()
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException:
+            log.exception("teardown_raised")
 
     async def _on_epoch(self, heard: Any) -> None:
         if int(heard.headers.get(h.SEQUENCE, 0)) > self.epoch:
-            self._on_fenced(Fenced(self.name, f"claimed anew, ours was epoch {self.epoch}"))
+            self.fail(Fenced(self.name, f"claimed anew, ours was epoch {self.epoch}"))
 
     async def _check_claim(self) -> None:
         last = await last_claim(self.bus, self.name)
         if last is not None and last.sequence > self.epoch:
-            self._on_fenced(Fenced(self.name, f"claimed anew as epoch {last.sequence}, ours was {self.epoch}"))
+            self.fail(Fenced(self.name, f"claimed anew as epoch {last.sequence}, ours was {self.epoch}"))
 
     async def check_claim(self) -> None:
         """Look whether this incarnation is still the newest: after having been stopped it cannot know otherwise."""
@@ -189,7 +198,7 @@ class Runtime:
     @property
     def between_inputs(self) -> bool:
         """Whether state, cursor and outputs belong together right now, and the replay is over."""
-        return self._reading and not self._busy and self.ready.is_set()
+        return self.intake.reading and not self.intake.busy and self.ready.is_set()
 
     # -- restore and replay
 
@@ -208,7 +217,7 @@ class Runtime:
     def _load(self, snapshot: Snapshot) -> None:
         agent = self.agent
         agent.state = agent.State()
-        self._busy = False
+        self.ready.clear()
         if snapshot.state is not None:
             try:
                 agent.state = msgspec.convert(snapshot.state, type(agent).State)
@@ -219,156 +228,84 @@ class Runtime:
                 ) from None
         agent.timers = {name: TimerSet(**timer) for name, timer in snapshot.timers.items()}
         agent.timers_set = snapshot.timers_set
-        self._handlers = {kind: getattr(agent, f"on_{kind}", None) for kind in (*agent.listens, "timer")}
-        self.cursor, self.inputs, self.poison = snapshot.cursor, snapshot.inputs, snapshot.poison
-        self.skipped.update(snapshot.skipped)
+        self.intake.load(snapshot)
         self.last_produced = snapshot.last_produced
         self.journal.begin(snapshot.outputs, snapshot.output_sequence)
 
     async def _begin(self, *, restored: bool = False) -> None:
         """Read back what is stored since the snapshot, then follow the inputs from its cursor on."""
+        intake = self.intake
         bounds = await self.bus.bounds()
-        if self.cursor > 0 and self.cursor + 1 < bounds.first:
+        if intake.cursor > 0 and intake.cursor + 1 < bounds.first:
             self.journal.reports.alert(
                 "critical",
                 "retention_gap",
-                f"agent {self.name} had read up to message {self.cursor}, but the stream begins at {bounds.first}: "
+                f"agent {self.name} had read up to message {intake.cursor}, but the stream begins at {bounds.first}: "
                 "what it should have seen in between is gone; keep more ([stream] max_age_s, max_bytes)",
                 agent=self.name,
-                first_missing=self.cursor + 1,
+                first_missing=intake.cursor + 1,
                 last_missing=bounds.first - 1,
             )
         found = await self.journal.read_back()
-        self.skipped.update(sequence for sequence in found.skipped if sequence > self.cursor)
+        intake.skipped.update(sequence for sequence in found.skipped if sequence > intake.cursor)
         if found.last_produced is not None:
             self.last_produced = found.last_produced
         self._cited = found.cited
         if restored:
-            self._report("restored", cursor=self.cursor, outputs=self.journal.outputs)
-        self.replayed = 0
-        self.ready.clear()
-        self._reading = True
+            self._report("restored", cursor=self.intake.cursor, outputs=self.journal.outputs)
+        intake.reading = True
         self._reader = None
         self._check_ready()
-        filters = self._filters()
+        filters = intake.filters()
         if filters:
-            self._reader = await self.bus.follow(filters, self.cursor + 1, self._on_input)
-
-    def _filters(self) -> tuple[str, ...]:
-        subjects = self.bus.subjects
-        filters = [subjects.all_of(kind) for kind in self.agent.listens if kind != "timer"]
-        if self._handlers.get("timer") is not None:
-            filters.append(f"{subjects.ns}.timer.*.{self.name}")
-        return tuple(filters)
+            self._reader = await self.bus.follow(filters, intake.cursor + 1, intake.take)
 
     def _check_ready(self) -> None:
-        if self.ready.is_set() or self.cursor < self._cited:
+        if self.ready.is_set() or self.intake.cursor < self._cited:
             return
         self.journal.caught_up()
-        self.status = "live"
-        self._report("ready", replayed=self.replayed, outputs=self.journal.outputs)
+        if not self._introduced:
+            self._introduced = True
+            self.status = "live"
+            self._report("ready", replayed=self.intake.replayed, outputs=self.journal.outputs)
         self.timers.go_live(self.agent.timers)
         self.ready.set()
 
-    # -- inputs
-
-    async def _on_input(self, stored: Stored) -> None:
-        if not self._reading or stored.sequence <= self.cursor:
-            return
-        self.lag = stored.pending
-        sequence, asynchronous = stored.sequence, False
-        try:
-            event = self._read(stored)
-        except MessageError as error:
-            self.poison += 1
-            log.warning("poison_message", subject=stored.subject, sequence=sequence, problem=error.problem)
-            self.journal.poison(stored.subject, sequence, error.problem)
-            event = None
-        if event is None or sequence in self.skipped:
-            if sequence in self.skipped:
-                self.skipped.discard(sequence)
-                self._checkpoints.want()
-            self.cursor = sequence
+    def input_handled(self) -> None:
+        """To be called after each input, whatever became of it."""
+        if self.ready.is_set():
+            self.timers.arm(self.agent.timers, self.agent.timers_set)
         else:
-            kind, topic, message = event
-            try:
-                outputs = self._handlers[kind](message)
-                asynchronous = outputs is not None and type(outputs) not in KIND_OF and inspect.isawaitable(outputs)
-                if asynchronous:
-                    outputs = await self._finish(outputs)
-                prepared = self.journal.prepare(outputs, sequence, topic)
-            except Exception as error:
-                if isinstance(error, MeshError) and not isinstance(error, MessageError):
-                    self._on_fenced(error)  # ends the run; a reader would only log it, and go on with the next input
-                    return
-                log.exception("handler_raised", subject=stored.subject, sequence=sequence)
-                self._reading = False
-                self._skip = (sequence, f"on_{kind} raised {type(error).__name__}: {error}")
-                self._wake.set()
-                return
-            # From here to the next await: outputs, cursor and state belong together.
-            self.journal.publish(prepared, sequence)
-            self.cursor = sequence
-            self.inputs += 1
-            if self.ready.is_set():
-                self.timers.arm(self.agent.timers, self.agent.timers_set)
-            else:
-                self.replayed += 1
-        self._check_ready()
+            self._check_ready()
         self._checkpoints.input_handled()
-        await self.journal.send()
-        if asynchronous:
-            await asyncio.sleep(0)  # with inputs waiting there would be no other moment for a snapshot between two
 
-    async def _finish(self, handling: Awaitable[Outputs]) -> Outputs:
-        """Wait for an asynchronous handler. If it raises or is broken off, its half-changed state leaves us busy."""
-        self._busy = True
-        try:
-            outputs = await handling
-        except asyncio.CancelledError:
-            if self._reading:  # by the reader (a gap, a reconnect), which will not deliver this input again
-                self._reading, self._broken_off = False, True
-                self._wake.set()
-            raise
-        self._busy = False
-        return outputs
-
-    def _read(self, stored: Stored) -> tuple[str, str | None, Event] | None:
-        address = self.bus.subjects.parse(stored.subject)
-        own = address.agent == self.name
-        if own and address.kind != "timer" and not self.agent.hears_itself:
-            return None
-        message = decode(address, stored.subject, stored.data)
-        if isinstance(message, Timer):
-            timer = self.agent.timers.get(message.name)
-            if not own or timer is None or timer.number != message.number:
-                return None  # cancelled or replaced before it ran out
-            del self.agent.timers[message.name]
-        return address.kind, address.topic, message  # type: ignore[return-value]
+    def want_snapshot(self) -> None:
+        """Have one taken soon."""
+        self._checkpoints.want()
 
     async def _stop_reading(self) -> None:
-        self._reading = False
+        self.intake.reading = False
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
 
     async def _read_again(self) -> None:
-        """Go back to the last snapshot and replay, without the input whose handler raised, if one did."""
+        """Go back to the last snapshot and replay, without the input whose handler failed, if one did.
+
+        Raises:
+            HopelessHandler: this was one too many.
+        """
+        self.ready.clear()  # nothing is produced until the outputs are numbered again
         await self._stop_reading()
-        if self._skip is not None:
-            sequence, why = self._skip
-            self._report("skipped", reason=why, sequence=sequence)
-            self.journal.reports.alert(
-                "critical",
-                "handler_raised",
-                f"agent {self.name} skipped message {sequence}: {why}; mend the handler, its log has the traceback",
-                agent=self.name,
-                once=f"{self.name}:skipped-alert:{sequence}",
-                sequence=sequence,
-            )
-            self.skipped.add(sequence)
-        self._skip, self._broken_off = None, False
+        fault = self.intake.fault
+        if fault is not None and fault.sequence is not None:
+            self._report("skipped", reason=fault.why, sequence=fault.sequence)
+            self.complaints.skipped(fault)
+            self.intake.skipped.add(fault.sequence)
+        self.intake.fault, self.intake.broken_off = None, False
         await self.journal.flush()
+        if fault is not None:
+            self.intake.check_hope(fault.why)
         while True:
             self._load(self._store.read(self._store.saved))
             try:
@@ -387,11 +324,39 @@ class Runtime:
         if self.last_produced is not None:
             subject, data = self.last_produced["subject"], orjson.dumps(self.last_produced["payload"])
             last = decode(self.bus.subjects.parse(subject), subject, data)  # type: ignore[assignment]
-        async for event in self.agent.produce(last):
-            [prepared] = self.journal.prepare(event, None, None)
-            self.journal.publish([prepared], None)
-            self.last_produced = {"subject": prepared.subject, "payload": orjson.Fragment(prepared.data)}
+        async for event in self._events(last):
+            try:
+                prepared = self.outgoing.prepare((event,), "produce yielded", None)
+            except BadOutput as error:
+                self._drop(error)
+                continue
+            await self.ready.wait()
+            for output in prepared:
+                self.journal.publish([output], None)
+                self.last_produced = {"subject": output.subject, "payload": orjson.Fragment(output.data)}
+            self._dropped = 0
             await self.journal.send()
         if self.status == "live":
             self.status = "finished"
             log.info("source_finished", outputs=self.journal.outputs)
+
+    def _drop(self, error: BadOutput) -> None:
+        """A source has yielded what nobody could read: told and left out, as it is of no use to anybody.
+
+        Raises:
+            HopelessHandler: it was one too many in a row.
+        """
+        fault = Fault(None, str(error))
+        self.complaints.failed(fault, error, "")
+        self.complaints.skipped(fault)
+        self.intake.skips += 1
+        self._dropped += 1
+        if self._dropped >= HOPELESS_SKIPS:
+            raise HopelessHandler(self.name, f"{self._dropped} events in a row were unreadable", fault.why)
+
+    async def _events(self, last: Event | None) -> AsyncIterator[Any]:
+        try:
+            async for event in self.agent.produce(last):
+                yield event
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and look like an orderly end
+            raise MeshError(f"agent {self.name}: produce raised {type(error).__name__}: {error}") from error

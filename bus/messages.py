@@ -194,9 +194,10 @@ class Child:
 class Heartbeat:
     """Sign of life of an agent, a sandbox host or the watchdog (core NATS, not kept).
 
-    `progress` counts handled inputs and published outputs, `lag` the inputs still unread. A host's beat carries its
-    whole `inventory`, and in `group` the sandbox of which it is one of several; the watchdog's `epoch` is its term.
-    `machine` is the name of the machine (or container) that the process runs on.
+    `progress` counts handled inputs and published outputs, `lag` the inputs still unread, `poison` the inputs that
+    could not be read, `skipped` the events lost to a fault of a handler: all but `lag` since the agent's first start.
+    A host's beat carries its whole `inventory`, and in `group` the sandbox of which it is one of several; the
+    watchdog's `epoch` is its term. `machine` is the name of the machine (or container) that the process runs on.
     """
 
     agent: str
@@ -212,6 +213,7 @@ class Heartbeat:
     lag: int = 0
     outputs: int = 0
     poison: int = 0
+    skipped: int = 0
     role: Literal["agent", "sandbox", "watchdog"] = "agent"
     provider: str | None = None
     uptime_s: float | None = None

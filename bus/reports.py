@@ -52,7 +52,8 @@ class Reporter:
             reason=reason,
             detail=detail,
         )
-        log.info(event, of=agent, epoch=epoch, sandbox=sandbox, pid=pid, reason=reason, **detail)
+        tell = log.debug if event == "skipped" else log.info  # the alerts about these are bounded, they are not
+        tell(event, of=agent, epoch=epoch, sandbox=sandbox, pid=pid, reason=reason, **detail)
         self._put(self._subjects.lifecycle(agent, self._writer), encode(message), None)
 
     def alert(

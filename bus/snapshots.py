@@ -26,8 +26,9 @@ MAX_SNAPSHOT_BYTES = 256 * 1024
 class Snapshot:
     """State after the input `cursor` (a stream sequence).
 
-    `outputs` were published by then, the last one stored at `output_sequence`; `inputs` had been handled. `timers`
-    are pending; `skipped` are inputs beyond the cursor whose handler raised; `last_produced` is a source's position.
+    `outputs` were published by then, the last one stored at `output_sequence`; `inputs` had been handled,
+    `skips` skipped, the last `skips_in_a_row` of them without an input handled in between. `timers` are pending;
+    `skipped` are inputs beyond the cursor whose handler raised; `last_produced` is a source's position.
     """
 
     version: int = VERSION
@@ -37,6 +38,8 @@ class Snapshot:
     output_sequence: int = 0
     inputs: int = 0
     poison: int = 0
+    skips: int = 0
+    skips_in_a_row: int = 0
     timers_set: int = 0
     timers: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)

@@ -246,7 +246,7 @@ async def test_snapshots_are_taken_although_inputs_wait_all_the_time(tmp_path):
     mesh = Mesh(60)
     async with mesh.life(spec_of(tmp_path)) as life:
         await mesh.votes.reach(52)
-        assert life.runtime.inputs < 60
+        assert life.runtime.intake.inputs < 60
         assert orjson.loads(mesh.server.buckets["swarm_state"]["script"].value)["inputs"] > 3
 
 
@@ -262,9 +262,9 @@ MALFORMED = {
     "no kind": (json.dumps({"outputs": [VOTE, {}]}) + "\n", r"outputs\[1\]: kind: expected one of signal, not None"),
     "another kind": ('{"outputs": [{"kind": "market"}]}\n', "kind: expected one of signal, not 'market'"),
     "a kind that is none": ('{"outputs": [{"kind": []}]}\n', "kind: expected one of signal"),
-    "a wrong type": (json.dumps({"outputs": [{**VOTE, "strength": "high"}]}) + "\n", "Expected `float`.*strength"),
+    "a wrong type": (json.dumps({"outputs": [{**VOTE, "strength": "high"}]}) + "\n", "strength: expected float, not 'high'"),
     "out of range": (json.dumps({"outputs": [{**VOTE, "strength": 2}]}) + "\n", "strength: expected a number from 0"),
-    "a field missing": ('{"outputs": [{"kind": "signal", "signal": "buy"}]}\n', "missing required field"),
+    "a field missing": ('{"outputs": [{"kind": "signal", "signal": "buy"}]}\n', "strength: missing, expected float"),
     "an empty symbol": (json.dumps({"outputs": [{**VOTE, "symbol": ""}]}) + "\n", "symbol: expected at least one"),
     "state no object": ('{"state": [1]}\n', "state: expected an object"),
     "state null": ('{"state": null}\n', "state: expected an object"),

@@ -49,7 +49,7 @@ async def run_until(server: MemoryServer, cls: type[Agent], cursor: int) -> None
     runtime = Runtime(cls("agent"), bus, snapshot_inputs=10_000)
     task = asyncio.create_task(runtime.run())
     async with asyncio.timeout(5):
-        while runtime.cursor < cursor:
+        while runtime.intake.cursor < cursor:
             await asyncio.sleep(0)
         await runtime.journal.flush()
     task.cancel()

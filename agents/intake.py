@@ -1,0 +1,205 @@
+"""The inputs of one incarnation, one after another: decoding, the handler, and what becomes of an input whose handler
+raised. It owns the cursor and the counts; the way back to a snapshot is agents/runtime.py's.
+
+The order that makes it exact: nothing is awaited between a handler's return and the moment when its outputs are in
+the outbox and the cursor has moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agents.agent import Outputs
+from agents.outgoing import BadOutput, Prepared
+from bus.bus import Stored
+from bus.errors import MeshError, MessageError, UsageError
+from bus.messages import KIND_OF, Event, Timer, decode
+from bus.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from agents.runtime import Runtime
+
+HOPELESS_SKIPS = 20
+"""After so many inputs skipped in a row the agent ends: whatever is wrong with its handlers, the next will fail too."""
+SLOW_HANDLER_S = 0.1
+"""A handler that takes longer is told of: while it runs no heartbeat is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A handler's: `why` says what it did with the input at `sequence` (None: it was a source's own event)."""
+
+    sequence: int | None
+    why: str
+
+
+class HopelessHandler(UsageError):
+    """A handler has failed on every one of its last inputs: what is wrong with it is no matter of the input."""
+
+    def __init__(self, agent: str, what: str, why: str) -> None:
+        super().__init__(
+            f"agent {agent}: {what}, so it is given up; mend it, then `signalmesh revive {agent}`; the last one: {why}"
+        )
+
+
+class Intake:
+    """Feeds one input after another to the handlers of a runtime's agent."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._agent = runtime.agent
+        self._handlers: dict[str, Any] = {
+            kind: getattr(runtime.agent, f"on_{kind}", None) for kind in (*runtime.agent.listens, "timer")
+        }
+        self.cursor = 0
+        self.inputs = 0
+        self.poison = 0
+        self.skips = 0
+        self.skips_in_a_row = 0
+        self.skipped: set[int] = set()
+        """Inputs beyond the cursor whose handler has raised."""
+        self.lag = 0
+        self.replayed = 0
+        self.reading = False
+        self.busy = False
+        """An asynchronous handler is under way, or has left the state half changed."""
+        self._awaited = False
+        self.fault: Fault | None = None
+        self.broken_off = False
+        """A handler was cancelled by the reader, which will not deliver its input again."""
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Go on after a snapshot."""
+        self.busy = False
+        self.cursor, self.inputs, self.poison = snapshot.cursor, snapshot.inputs, snapshot.poison
+        self.skips, self.skips_in_a_row = snapshot.skips, snapshot.skips_in_a_row
+        self.skipped.update(snapshot.skipped)
+        self.replayed = 0
+
+    def filters(self) -> tuple[str, ...]:
+        """The subjects to read."""
+        subjects = self._runtime.bus.subjects
+        filters = [subjects.all_of(kind) for kind in self._agent.listens if kind != "timer"]
+        if self._handlers.get("timer") is not None:
+            filters.append(f"{subjects.ns}.timer.*.{self._runtime.name}")
+        return tuple(filters)
+
+    async def take(self, stored: Stored) -> None:
+        """Handle the next message of the stream."""
+        if not self.reading or stored.sequence <= self.cursor:
+            return
+        runtime, sequence = self._runtime, stored.sequence
+        self.lag = stored.pending
+        self._awaited = False
+        event = self._read(stored)
+        if sequence in self.skipped:
+            self.skipped.discard(sequence)
+            self.skips += 1
+            self.skips_in_a_row += 1
+            self.cursor = sequence
+            runtime.want_snapshot()
+        elif event is None:
+            self.cursor = sequence
+        else:
+            prepared = await self._handle(stored, *event)
+            if prepared is None:
+                return
+            # From here to the next await: outputs, cursor and state belong together.
+            runtime.journal.publish(prepared, sequence)
+            self.cursor = sequence
+            self.inputs += 1
+            self.skips_in_a_row = 0
+            if not runtime.ready.is_set():
+                self.replayed += 1
+        runtime.input_handled()
+        await runtime.journal.send()
+        if self._awaited:
+            await asyncio.sleep(0)  # with inputs waiting there would be no other moment for a snapshot between two
+
+    async def _handle(self, stored: Stored, kind: str, topic: str | None, message: Event) -> list[Prepared] | None:
+        """What the handler answers, ready to be published; None where reading ends here."""
+        runtime = self._runtime
+        began = time.perf_counter()
+        try:
+            outputs = self._handlers[kind](message)
+            took_s = time.perf_counter() - began
+            if took_s > SLOW_HANDLER_S:
+                runtime.complaints.slow(f"on_{kind}", stored.sequence, took_s)
+            if outputs is not None and type(outputs) not in KIND_OF and inspect.isawaitable(outputs):
+                outputs = await self._finish(outputs)
+            return runtime.outgoing.prepare(outputs, f"on_{kind} returned", topic)
+        except GeneratorExit:
+            raise  # nobody waits for this coroutine any more
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
+            if isinstance(error, MeshError) and not isinstance(error, MessageError):
+                runtime.fail(error)  # ends the run; a reader would only log it, and go on with the next input
+            else:
+                self._fail(f"on_{kind}", stored, error)
+            return None
+
+    def _fail(self, handler: str, stored: Stored, error: BaseException) -> None:
+        """Stop reading, and have the runtime go back to the last snapshot, which this handler has not spoilt."""
+        self.reading = False
+        why = str(error) if isinstance(error, BadOutput) else f"{handler} raised {type(error).__name__}: {error}"
+        self.fault = Fault(stored.sequence, why)
+        self._runtime.complaints.failed(self.fault, error, stored.subject)
+        self._runtime.wake()
+
+    def check_hope(self, why: str) -> None:
+        """To be called when one more input is to be skipped.
+
+        The count is a function of the stream, and every further HOPELESS_SKIPS end the agent again: so who revives it
+        gives it a chance as long as the first one.
+
+        Raises:
+            HopelessHandler: too many in a row.
+        """
+        skips = self.skips_in_a_row + 1
+        if skips % HOPELESS_SKIPS == 0:
+            raise HopelessHandler(self._runtime.name, f"its handlers failed on {skips} inputs in a row", why)
+
+    async def _finish(self, handling: Awaitable[Outputs]) -> Outputs:
+        """Wait for an asynchronous handler. If it raises or is broken off, its half-changed state leaves us busy."""
+        self.busy = self._awaited = True
+        try:
+            outputs = await handling
+        except asyncio.CancelledError:
+            if self.reading and _is_cancelled():  # by the reader (a gap, a reconnect)
+                self.reading, self.broken_off = False, True
+                self._runtime.wake()
+            raise
+        self.busy = False
+        return outputs
+
+    def _read(self, stored: Stored) -> tuple[str, str | None, Event] | None:
+        """Kind, topic and message of an input; None if it is not for a handler."""
+        subjects = self._runtime.bus.subjects
+        try:
+            address = subjects.parse(stored.subject)
+            own = address.agent == self._runtime.name
+            if own and address.kind != "timer" and not self._agent.hears_itself:
+                return None
+            message = decode(address, stored.subject, stored.data)
+        except MessageError as error:
+            self.poison += 1
+            self._runtime.journal.poison(stored.subject, stored.sequence, error.problem)
+            return None
+        if isinstance(message, Timer):
+            timer = self._agent.timers.get(message.name)
+            if not own or timer is None or timer.number != message.number:
+                return None  # cancelled or replaced before it ran out
+            del self._agent.timers[message.name]
+        return address.kind, address.topic, message  # type: ignore[return-value]
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels this task; a CancelledError can also be the handler's own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
