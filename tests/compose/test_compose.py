@@ -1,0 +1,227 @@
+"""docker compose up, for real: an engine, the image built from this checkout, processes killed from outside.
+
+Needs a Docker engine with Compose v2 (and to be root on its machine, for signals to containers' processes by pid).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.acceptance.ear import Ear
+from tests.acceptance.swarm import AGENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD_S, UP_S, VERB_S, DOWN_S = 1500.0, 240.0, 60.0, 120.0
+SANDBOXES = ("sandbox-base", "sandbox-nodejs", "sandbox-python")
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(2400)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Project:
+    """A Compose project of this checkout, under a name, with ports and images of its own."""
+
+    def __init__(self) -> None:
+        self.name = f"signalmesh-{uuid.uuid4().hex[:8]}"
+        self.port = free_port()
+        self._environment = {
+            **os.environ,
+            "NATS_PORT": str(self.port),
+            "JAEGER_PORT": str(free_port()),
+            "SIGNALMESH_IMAGE": "signalmesh:test",
+            "SIGNALMESH_NODEJS_IMAGE": "signalmesh-nodejs:test",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "",
+            "SPEED": "20",
+        }
+        self._files = ["-f", str(ROOT / "docker-compose.yml"), "-f", str(ROOT / "tests/compose/override.yml")]
+
+    async def compose(self, *arguments: str, within_s: float = VERB_S) -> str:
+        """What `docker compose ARGUMENTS` printed; it must succeed."""
+        code, out, err = await self.try_compose(*arguments, within_s=within_s)
+        assert code == 0, f"docker compose {' '.join(arguments)}: {code}\n{out[-4000:]}\n{err[-4000:]}"
+        return out
+
+    async def try_compose(self, *arguments: str, within_s: float = VERB_S) -> tuple[int, str, str]:
+        return await run("docker", "compose", "-p", self.name, *self._files, *arguments,
+                         environment=self._environment, within_s=within_s)  # fmt: skip
+
+    async def containers(self) -> dict[str, dict[str, Any]]:
+        """Service -> what `docker inspect` says of its first container."""
+        ids = (await self.compose("ps", "-q", "-a")).split()
+        _, out, _ = await run("docker", "inspect", *ids, environment=self._environment)
+        found: dict[str, dict[str, Any]] = {}
+        for item in json.loads(out):
+            found.setdefault(item["Config"]["Labels"]["com.docker.compose.service"], item)
+        return found
+
+    async def verb(self, service: str, *arguments: str) -> Any:
+        """The JSON of a verb of signalmesh, run inside a container."""
+        return json.loads(await self.compose("exec", "-T", service, "signalmesh", *arguments, "--json"))
+
+
+async def run(*arguments: str, environment: dict[str, str], within_s: float = VERB_S) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *arguments,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(within_s):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise AssertionError(f"{arguments} did not end within {within_s:.0f} s") from None
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+def engine_missing() -> str | None:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        for asked in (["docker", "info"], ["docker", "compose", "version"]):
+            answer = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+            if answer.returncode != 0:
+                return f"{' '.join(asked)}: {answer.stderr.strip()[:200]}"
+        return None
+    return "there is no docker command"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def project() -> AsyncIterator[Project]:
+    if (missing := engine_missing()) is not None:
+        pytest.skip(missing)
+    project = Project()
+    await project.compose("build", within_s=BUILD_S)
+    try:
+        await project.compose("up", "-d", "--wait", within_s=UP_S)
+        yield project
+    finally:
+        logs = await project.try_compose("logs", "--no-color", "--tail", "40")
+        print(logs[1][-12000:])  # noqa: T201 - pytest shows it with a failure
+        await project.try_compose("down", "-v", "--timeout", "10", within_s=DOWN_S)
+
+
+@pytest.fixture
+async def ear(project: Project) -> AsyncIterator[Ear]:
+    """A stranger's client on the host, who has heard every agent live."""
+    ear = await Ear.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    try:
+        await ear.live(*AGENTS)
+        yield ear
+    finally:
+        await ear.close()
+
+
+def contiguous(ear: Ear) -> bool:
+    rounds = [decision["round"] for decision in ear.decisions]
+    return rounds == list(range(rounds[0], rounds[0] + len(rounds)))
+
+
+async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_healthy(project: Project, ear: Ear):
+    await ear.more_decisions(40)
+    assert contiguous(ear)
+    status = await project.verb("watchdog", "status")
+    assert (status["active_agents"], status["processes"], len(status["sandboxes"])) == (5, 5, 3)
+    assert [agent["name"] for agent in status["agents"]] == sorted(AGENTS)
+    for service, container in (await project.containers()).items():
+        if service != "nats":  # its image has nothing to ask with
+            assert container["State"]["Health"]["Status"] == "healthy", service
+        host = container["HostConfig"]
+        assert host["ReadonlyRootfs"], service
+        assert host["CapDrop"] == ["ALL"], service
+        assert not any("docker.sock" in mount["Source"] for mount in container["Mounts"]), service
+        if service != "nats":
+            assert container["Config"]["User"] not in ("", "root", "0"), service
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_an_agent_killed_in_its_container_loses_nothing(project: Project, ear: Ear, agent: str):
+    await ear.more_decisions(5)
+    killing = await project.verb("watchdog", "kill", agent)
+    assert (killing["outcome"], killing["outputs_lost"], killing["outputs_doubled"]) == ("recovered", 0, 0)
+    await ear.more_decisions(10)
+    assert contiguous(ear)
+
+
+@pytest.mark.parametrize("service", [*SANDBOXES, "watchdog", "watchdog-standby", "mirror", "nats"])
+async def test_a_containers_main_process_killed_with_9_comes_back(project: Project, ear: Ear, service: str):
+    await ear.more_decisions(5)
+    before = (await project.containers())[service]
+    os.kill(before["State"]["Pid"], signal.SIGKILL)
+    while True:
+        state = (await project.containers())[service]["State"]
+        if state["Running"] and state["StartedAt"] != before["State"]["StartedAt"]:
+            break
+    since = ear.decisions[-1]["round"]
+    await ear.decided(since + 40)
+    await ear.live(*AGENTS)
+    if service != "nats":  # what passes while it is down is heard by nobody; the stream has it, as the audit says
+        assert contiguous(ear)
+    await audited(project)
+
+
+async def test_the_agents_of_a_stopped_sandbox_go_on_elsewhere(project: Project, ear: Ear):
+    status = await project.verb("watchdog", "status")
+    container = (await project.containers())["sandbox-python"]
+    host = next(row for row in status["sandboxes"] if row["name"].endswith(container["Config"]["Hostname"]))
+    await project.compose("stop", "sandbox-python")
+    for agent in host["agents"]:
+        await ear.happened("moved", agent)
+    await ear.live(*AGENTS)
+    await ear.more_decisions(20)
+    assert contiguous(ear)
+    assert host["name"] not in {beat["sandbox"] for name, beat in ear.beats.items() if name in AGENTS}
+    await project.compose("start", "sandbox-python")
+    await audited(project)
+
+
+async def test_a_sandbox_is_served_by_as_many_containers_as_asked_for(project: Project, ear: Ear):
+    await project.compose("up", "-d", "--no-recreate", "--scale", "sandbox-base=3", within_s=UP_S)
+    await ear.until(
+        "three hosts of sandbox base",
+        lambda: len({name for name, beat in ear.beats.items() if beat.get("group") == "base"}) >= 3,
+    )
+    await ear.more_decisions(10)
+    assert contiguous(ear)
+
+
+async def test_down_leaves_nothing_and_the_next_up_goes_on(project: Project, ear: Ear):
+    await ear.more_decisions(5)
+    await project.compose("down", within_s=DOWN_S)
+    last = ear.decisions[-1]["round"]
+    assert (await project.compose("ps", "-q", "-a")).split() == []
+    await project.compose("up", "-d", "--wait", within_s=UP_S)
+    again = await Ear.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    try:
+        await again.decided(last + 20)
+        assert again.decisions[0]["round"] > last
+        assert contiguous(again)
+    finally:
+        await again.close()
+    await audited(project)
+
+
+async def audited(project: Project) -> None:
+    report = await project.verb("watchdog", "audit")
+    assert report["ok"], report["problems"]
