@@ -3,8 +3,11 @@
 MeshError                 root; its message says what was expected and what to do
 ├── UsageError            a person's mistake: a flag, a name, a file (exit 2)
 │   ├── ConfigError       swarm.toml: carries the file and the key
-│   └── DataError         a data file: carries the file, the line and the column
+│   ├── DataError         a data file: carries the file, the line and the column
+│   └── MirrorUnusable    the mirror's file is missing, in use, of another kind, version or swarm
 ├── MessageError          a poison message: carries the subject and the reason; never retried
+├── MirrorDamaged         the mirror's file is broken: it is set aside and filled anew
+├── MirrorFailing         the mirror's file cannot be written just now (full, locked): retried
 ├── CommandFailed         (agents/command.py) a program died over an event; its agent is started again
 └── BusError              the bus: whose fault and whether to retry is said by the class
     ├── BusUnreachable    nobody answers at that address (exit 3); retry after it is up
@@ -50,6 +53,33 @@ class DataError(UsageError):
         self.file, self.line, self.column, self.problem = file, line, column, problem
         where = file + (f", line {line}" if line is not None else "") + (f", column {column}" if column else "")
         super().__init__(f"{where}: {problem}")
+
+
+class MirrorUnusable(UsageError):
+    """A mirror's file that cannot be used as it is; the message says what to do."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        self.file, self.problem = file, problem
+        super().__init__(f"mirror {file}: {problem}")
+
+
+class MirrorDamaged(MeshError):
+    """A mirror's file whose content is broken."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        self.file, self.problem = file, problem
+        super().__init__(
+            f"mirror {file}: it is damaged ({problem}); `signalmesh mirror` sets such a file aside under another name "
+            "and fills a new one from the bus"
+        )
+
+
+class MirrorFailing(MeshError):
+    """A mirror's file that cannot be written just now."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        self.file, self.problem = file, problem
+        super().__init__(f"mirror {file}: cannot be written now ({problem}); make room, or end what locks it")
 
 
 class MessageError(MeshError):
