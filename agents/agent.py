@@ -10,6 +10,7 @@ from __future__ import annotations
 import typing
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, ClassVar
 
 import msgspec
@@ -17,19 +18,21 @@ import msgspec
 from bus.errors import UsageError
 from bus.messages import (
     KIND_OF,
+    Alert,
     Config,
     Decision,
     Event,
     Headline,
     MarketData,
     Sentiment,
+    Severity,
     Side,
     Signal,
     Timer,
 )
 from bus.subjects import AGENT_KINDS
 
-Outputs = Event | Iterable[Event] | None
+Outputs = Event | Alert | Iterable[Event | Alert] | None
 """What a handler returns: nothing, one message, or several in the order in which to publish them."""
 LISTENABLE = (*AGENT_KINDS, "config", "timer")
 
@@ -121,6 +124,21 @@ class Agent:
             p_up=p_up,
         )
 
+    def alert(self, severity: Severity, code: str, message: str, timestamp: datetime, **detail: Any) -> Alert:
+        """What a person should know, for a handler to return: an output like any other, so a replay repeats none.
+
+        `timestamp` is that of the event; `detail` holds figures of JSON's types.
+        """
+        return Alert(
+            severity=severity,
+            code=code,
+            message=message,
+            timestamp=timestamp,
+            source=self.name,
+            agent=self.name,
+            detail=detail,
+        )
+
     # A source also defines
     #     async def produce(self, last: Event | None) -> AsyncIterator[Event]
     # which yields the events after `last`, its own last stored event (None: from the beginning).
@@ -184,7 +202,7 @@ def check_class(cls: type[Agent], where: str) -> None:
         raise UsageError(f"{where}: expected `listens` with at least one kind, or a method produce(self, last)")
 
 
-def topic_of(output: Event, default: str | None) -> str:
+def topic_of(output: Event | Alert, default: str | None) -> str:
     """The topic under which to publish `output`: its symbol, or `default` (the topic of what it answers).
 
     Raises:
@@ -195,6 +213,8 @@ def topic_of(output: Event, default: str | None) -> str:
         topic = output.symbol
     elif isinstance(output, Headline):
         topic = output.symbols[0] if output.symbols else None
+    elif isinstance(output, Alert):
+        topic = output.severity
     elif isinstance(output, (Timer, Config)):
         raise ValueError(f"a handler cannot publish a {type(output).__name__}")
     topic = topic or default

@@ -17,7 +17,8 @@ from typing import NoReturn
 from agents.agent import Agent
 from agents.feeds.candles import Candle, load_candles
 from bus.errors import UsageError
-from bus.messages import Decision, MarketData
+from bus.messages import Config, Decision, MarketData
+from bus.subjects import WATCHDOG
 
 DEFAULT_SYMBOLS = {"BTC/USD": ""}
 """What is replayed where nothing else is set: the packaged recording."""
@@ -32,16 +33,21 @@ class MarketDataAgent(Agent):
     """
 
     kind = "market-data"
-    listens = ("decision",)
+    listens = ("decision", "config")
     publishes = ("market",)
     capabilities = ("market_data_collection", "volume_tracking")
     memory_key = "market_data"
 
     @dataclass
     class State:
-        """`decided` maps a symbol to the highest of this agent's own rounds that a decision was heard on."""
+        """What was heard.
+
+        `decided` maps a symbol to the highest of this agent's own rounds that a decision was heard on; `deciders` are
+        the agents that the Config in force lets decide (empty: anybody).
+        """
 
         decided: dict[str, int] = field(default_factory=dict)
+        deciders: tuple[str, ...] = ()
 
     @dataclass(frozen=True)
     class Options:
@@ -87,10 +93,12 @@ class MarketDataAgent(Agent):
 
     def on_decision(self, decision: Decision) -> None:
         """Note that a round of this agent is decided. Rounds close in order, so the highest one says it all."""
+        if self.state.deciders and decision.source not in self.state.deciders:
+            return  # a stranger's: it decides nothing, and believing it would open the window
         symbol, number = decision.symbol, decision.round
         parts = (decision.decision_id or "").rsplit(":", 2)  # from the right: a symbol may contain ':', a name not
         if len(parts) == 3 and parts[2].isdecimal():
-            if parts[1] != self.name:
+            if parts[1].partition("=")[0] != self.name:  # after '=' stands the run of a feed that numbered anew
                 return  # the round of another source
             symbol, number = parts[0], int(parts[2]) if number is None else number
         if symbol is None or number is None or not 0 < number <= len(self._candles.get(symbol, ())):
@@ -98,6 +106,11 @@ class MarketDataAgent(Agent):
         if number > self.state.decided.get(symbol, 0):
             self.state.decided[symbol] = number
         self._decided.set()  # only wakes produce(), which looks at the state again
+
+    def on_config(self, config: Config) -> None:
+        """Whose decisions count from here on."""
+        if config.source == WATCHDOG:
+            self.state.deciders = config.deciders
 
     async def produce(self, last: MarketData | None) -> AsyncIterator[MarketData]:
         """All candles after `last`, this agent's own last stored one (None: from the beginning).

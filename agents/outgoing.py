@@ -16,7 +16,7 @@ from typing import Any
 
 from agents.agent import Agent, Outputs, published_kinds, topic_of
 from bus.errors import MessageError
-from bus.messages import KIND_OF, KINDS, MAX_PAYLOAD_BYTES, Event, decode, encode
+from bus.messages import KIND_OF, KINDS, MAX_PAYLOAD_BYTES, Alert, Event, decode, encode
 from bus.subjects import Subjects
 
 _AT_FIELD = re.compile(r" - at `\$\.(\w+)")
@@ -61,11 +61,11 @@ class Outgoing:
             raise self._unknown(outputs, handler)
         return [self._prepare(output, handler, topic) for output in outputs]
 
-    def _prepare(self, output: Event, handler: str, topic: str | None) -> Prepared:
+    def _prepare(self, output: Event | Alert, handler: str, topic: str | None) -> Prepared:
         kind = KIND_OF.get(type(output))
         if kind is None:
             raise self._unknown(output, handler)
-        if kind not in self._publishes:
+        if kind not in self._publishes and kind != "alert":  # anybody may warn
             raise BadOutput(
                 f"{handler} a {type(output).__name__}, but the kinds that agent {self._name} publishes are: "
                 f"{self._expected}; name {kind!r} in its class variable `publishes`, or in the return annotation"

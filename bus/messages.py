@@ -24,6 +24,11 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 FLOAT_PLACES = 10
 """Published floats are rounded to this many decimal places."""
 
+LARGEST_PRICE = 1e18
+"""In the quote currency. No market has quoted more; beyond lie overflows of whoever squares or multiplies prices."""
+LARGEST_VOLUME = 1e30
+"""In the base currency, some of which are counted in units of 1e-18."""
+
 Side = Literal["buy", "sell", "hold"]
 Mood = Literal["bullish", "bearish", "neutral"]
 Severity = Literal["info", "warning", "critical"]
@@ -31,7 +36,11 @@ Severity = Literal["info", "warning", "critical"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarketData:
-    """One candle or trade. Prices in the quote currency, volume in the base currency."""
+    """One candle or trade. Prices in the quote currency, volume in the base currency.
+
+    Valid prices are more than 0 and at most LARGEST_PRICE, volumes 0 to LARGEST_VOLUME, and `low` is not above `high`.
+    `price` may lie outside of `low` and `high`: feeds mix sources, and round.
+    """
 
     symbol: str
     price: float
@@ -128,7 +137,8 @@ class Config:
 
     `voters` maps an agent to its weight (normalised when used); `quorum` is the fraction of the voting weight that
     must be exceeded; `buy_at` and `sell_at` bound the pooled probability of a rise; `round_timeout_ms` counts from
-    the moment the tick was read; the limits are fractions (of capital, or of return a candle).
+    the moment the tick was read; the limits are fractions (of capital, or of return a candle). `deciders` are the
+    agents whose decisions are the swarm's; where it names none, those of anybody are.
     """
 
     voters: dict[str, float]
@@ -142,6 +152,7 @@ class Config:
     vol_target: float = 0.01
     drawdown_max: float = 0.25
     cvar_max: float = 0.02
+    deciders: tuple[str, ...] = ()
 
 
 LifecycleEvent = Literal[
@@ -223,7 +234,7 @@ class Heartbeat:
 
 
 Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | Config
-"""What a handler can be given, and (but for Timer and Config) what it can return."""
+"""What a handler can be given, and (but for Timer and Config) what it can return; it can return an Alert as well."""
 Message = Event | Epoch | Lifecycle | Alert | Heartbeat
 
 KINDS: dict[str, type[Message]] = {
@@ -246,11 +257,24 @@ _UNIT_FIELDS: dict[type, tuple[str, ...]] = {
     Decision: ("position_size", "risk_score", "consensus_level"),
 }
 _HAS_SYMBOL = frozenset({"sentiment", "signal", "decision"})
+_SIGNED = _HAS_SYMBOL | {"config"}
+"""Kinds that are their subject's writer's, whoever their `source` says: who may write where can be restricted."""
 
 
 def now() -> datetime:
     """The wall clock, UTC. For messages about this machine; handlers take the time of their event instead."""
     return datetime.now(UTC)
+
+
+def _check_market(tick: MarketData) -> None:
+    for name in ("price", "open", "high", "low"):
+        price = getattr(tick, name)
+        if price is not None and not 0 < price <= LARGEST_PRICE:
+            raise ValueError(f"{name}: expected more than 0 and at most {LARGEST_PRICE:g}, not {price}")
+    if not 0 <= tick.volume <= LARGEST_VOLUME:
+        raise ValueError(f"volume: expected 0 to {LARGEST_VOLUME:g}, not {tick.volume}")
+    if tick.low is not None and tick.high is not None and tick.low > tick.high:
+        raise ValueError(f"low: expected at most high ({tick.high}), not {tick.low}")
 
 
 def _check(value: Any) -> None:
@@ -259,8 +283,8 @@ def _check(value: Any) -> None:
         number = getattr(value, name)
         if number is not None and not 0 <= number <= 1:
             raise ValueError(f"{name}: expected a number from 0 to 1, not {number}")
-    if isinstance(value, MarketData) and (value.price <= 0 or value.volume < 0):
-        raise ValueError(f"price: expected more than 0, and a volume of 0 or more, not {value.price}, {value.volume}")
+    if isinstance(value, MarketData):
+        _check_market(value)
     if isinstance(value, Config):
         if any(weight < 0 for weight in value.voters.values()) or (value.voters and not sum(value.voters.values())):
             raise ValueError("voters: expected weights of 0 or more, not all 0")
@@ -286,9 +310,9 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
         raw = orjson.loads(data)
         if not isinstance(raw, dict):
             raise ValueError(f"expected a JSON object, not {type(raw).__name__}")
+        if address.kind in _SIGNED and isinstance(raw.get("source"), str):
+            raw["source"] = address.agent
         if address.topic is not None and (address.kind in _HAS_SYMBOL or address.kind == "market"):
-            if address.kind in _HAS_SYMBOL and isinstance(raw.get("source"), str):
-                raw["source"] = address.agent  # a vote is its subject's writer's, whoever the payload says it is of
             symbol = raw.get("symbol")
             if symbol is None and address.kind in _HAS_SYMBOL:
                 raw["symbol"] = address.topic

@@ -17,8 +17,10 @@ KEPT_KINDS = ("market", "headline", "sentiment", "signal", "decision", "timer", 
 AGENT_KINDS = ("market", "headline", "sentiment", "signal", "decision")
 """Kinds that an agent's handlers may publish."""
 
+WATCHDOG = "watchdog"
+"""The one writer whose Config is obeyed."""
 RESERVED_NAMES = frozenset(
-    {"swarm", "watchdog", "mirror", "dashboard", "up", "in", "all", "info", "warning", "critical", *KEPT_KINDS}
+    {"swarm", WATCHDOG, "mirror", "dashboard", "up", "in", "all", "info", "warning", "critical", *KEPT_KINDS}
 )
 """Names that no agent and no sandbox may have: they stand in the agent's place of some subject."""
 
@@ -138,8 +140,8 @@ class Subjects:
         return f"{self.ns}.{kind}.>"
 
     def outputs_of(self, agent: str) -> tuple[str, ...]:
-        """Filters for everything that `agent` itself publishes about a topic."""
-        return tuple(f"{self.ns}.{kind}.*.{agent}" for kind in (*AGENT_KINDS, "timer"))
+        """Filters for everything that `agent`'s handlers and source publish: what is numbered, alerts among it."""
+        return tuple(f"{self.ns}.{kind}.*.{agent}" for kind in (*AGENT_KINDS, "alert"))
 
     def memory_key(self, agent: str, key: str) -> str:
         return f"{self.ns}/{agent}/{key}"

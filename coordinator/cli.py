@@ -59,7 +59,7 @@ def up(
     """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` goes on with its state."""
     from bus.connection import check_url
     from bus.logs import set_up_logs
-    from coordinator.config import load, with_speed
+    from coordinator.config import doubts_about, load, with_speed
     from coordinator.up import UpOptions, check_agents, run_up
     from coordinator.view import viewer
 
@@ -74,7 +74,10 @@ def up(
     options = UpOptions(
         config_file=config, state_dir=state_dir, port=port, url=nats, for_s=for_s, log_level=log_level, speed=speed
     )
-    code = run_to_end(run_up(check_agents(loaded), options, viewer(json)))
+    checked = check_agents(loaded)
+    for doubt in doubts_about(checked):
+        typer.echo(f"warning: {doubt}", err=True)
+    code = run_to_end(run_up(checked, options, viewer(json)))
     raise typer.Exit(code)
 
 

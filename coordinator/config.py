@@ -21,7 +21,7 @@ from agents.agent import Agent, published_kinds, read_options
 from agents.spec import load_class
 from bus.errors import ConfigError, UsageError
 from bus.messages import Config, now
-from bus.subjects import check_name
+from bus.subjects import WATCHDOG, check_name
 from coordinator.config_agents import (
     COORDINATOR_KIND,
     PROVIDERS,
@@ -51,6 +51,7 @@ __all__ = [
     "StreamSettings",
     "SwarmConfig",
     "WatchdogSettings",
+    "doubts_about",
     "load",
     "parse",
     "resolve",
@@ -191,11 +192,32 @@ def resolve(config: SwarmConfig) -> tuple[SwarmConfig, dict[str, type[Agent]]]:
         votes = settings.votes
         if votes is None:
             votes = settings.external or not VOTING_KINDS.isdisjoint(publishes)
-        agents.append(replace(settings, spec=spec, votes=votes))
+        agents.append(replace(settings, spec=spec, votes=votes, decides="decision" in publishes))
     resolved = replace(config, agents=tuple(agents))
     if resolved.voters and not any(resolved.voters.values()):
         raise ConfigError(config.file, "agents", "all voters have weight 0; give at least one of them more")
     return resolved, classes
+
+
+def doubts_about(config: SwarmConfig) -> tuple[str, ...]:
+    """What is allowed in a resolved `config` but hardly meant, each as a sentence that says what will happen."""
+    deciders = config.deciders
+    if not deciders:
+        externals = ", ".join(item.spec.name for item in config.agents if item.external)
+        unless = f", unless one of the external ones ({externals}) makes them" if externals else ""
+        doubt = (
+            f"none of them decides, so there will be no decisions{unless}; "
+            f'for decisions add an agent with kind = "{COORDINATOR_KIND}"'
+        )
+    elif len(deciders) > 1:
+        doubt = (
+            f"{len(deciders)} of them decide ({', '.join(deciders)}): each decides every round for itself, so whoever "
+            f"follows {config.swarm}.decision.> hears every round {len(deciders)} times; the last token of the "
+            "subject tells whose a decision is"
+        )
+    else:
+        return ()
+    return (f"{config.file}: agents: {doubt}",)
 
 
 def with_speed(config: SwarmConfig, speed: float | None) -> SwarmConfig:
@@ -212,7 +234,7 @@ def with_speed(config: SwarmConfig, speed: float | None) -> SwarmConfig:
 
 
 def to_config_message(
-    config: SwarmConfig, voters: Mapping[str, float], *, source: str = "watchdog", timestamp: datetime | None = None
+    config: SwarmConfig, voters: Mapping[str, float], *, source: str = WATCHDOG, timestamp: datetime | None = None
 ) -> Config:
     """The Config event for these voters (agent -> weight) and the settings of `config`."""
     settings = config.coordinator
@@ -228,6 +250,7 @@ def to_config_message(
         vol_target=settings.vol_target,
         drawdown_max=settings.drawdown_max,
         cvar_max=settings.cvar_max,
+        deciders=config.deciders,
     )
 
 

@@ -197,9 +197,8 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
 
 async def _count(bus: NatsBus, result: Killing) -> None:
     """Read the agent's outputs back from the stream and look for gaps and repetitions in their numbers."""
-    filters = tuple(f"{bus.subjects.ns}.{kind}.*.{result.agent}" for kind in AGENT_KINDS)
     try:
-        stored = await bus.read_back(filters, result.epoch_before)
+        stored = await bus.read_back(bus.subjects.outputs_of(result.agent), result.epoch_before)
     except BusError:
         return
     numbers = [int(m.headers[h.OUTPUT]) for m in stored if h.OUTPUT in m.headers]

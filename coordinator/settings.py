@@ -41,12 +41,16 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """One agent: what its host must know, and what its voice counts. `votes` is None until `resolve` has found out."""
+    """One agent: what its host must know, and what its voice counts.
+
+    `votes` is None until `resolve` has found out; so is what `decides` says: whether it publishes decisions.
+    """
 
     spec: AgentSpec
     external: bool = False
     votes: bool | None = None
     weight: float = 1.0
+    decides: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,3 +118,8 @@ class SwarmConfig:
     def voters(self) -> dict[str, float]:
         """Agent -> weight of all who vote. Empty of those whose class was not looked at (see `resolve`)."""
         return {settings.spec.name: settings.weight for settings in self.agents if settings.votes}
+
+    @property
+    def deciders(self) -> tuple[str, ...]:
+        """All who publish decisions, sorted. Empty of those whose class was not looked at (see `resolve`)."""
+        return tuple(sorted(settings.spec.name for settings in self.agents if settings.decides))

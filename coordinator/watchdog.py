@@ -29,6 +29,7 @@ from bus.outbox import Outbox
 from bus.process import MACHINE
 from bus.registry import read_records, write_record
 from bus.reports import Reporter
+from bus.subjects import WATCHDOG
 from bus.tasks import end_tasks
 from coordinator.config import SwarmConfig, to_config_message
 from coordinator.leadership import stand_by
@@ -47,7 +48,7 @@ from coordinator.supervision import (
     Suspect,
 )
 
-NAME = "watchdog"
+NAME = WATCHDOG
 HEARTBEAT_S = 0.1
 TICK_S = 0.05
 """Between two decisions when nothing is observed."""

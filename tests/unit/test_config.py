@@ -13,7 +13,7 @@ from agents.spec import AgentSpec, check_class_path, load_class
 from bus.errors import EXIT_USAGE, ConfigError, UsageError
 from bus.messages import Config, decode, encode
 from bus.subjects import Subjects
-from coordinator.config import BUILT_IN, SwarmConfig, load, resolve, to_config_message
+from coordinator.config import BUILT_IN, SwarmConfig, doubts_about, load, resolve, to_config_message
 
 OWN_AGENT = """
     from dataclasses import dataclass
@@ -71,6 +71,30 @@ def test_without_a_file_it_is_the_default_swarm(tmp_path):
     ]
     keys = {a.spec.name: Subjects("swarm").memory_key(a.spec.name, a.spec.memory_key) for a in config.agents}
     assert keys["strategy-mean-reversion"] == "swarm/strategy-mean-reversion/signal"
+
+
+def test_who_decides_is_named_to_everybody(tmp_path):
+    config, _ = resolve(load(None, tmp_path))
+    assert config.deciders == ("coordinator",)
+    assert to_config_message(config, config.voters).deciders == ("coordinator",)
+    assert doubts_about(config) == ()
+
+
+def test_a_swarm_that_decides_nothing_is_doubted(tmp_path):
+    config, _ = resolve(written(tmp_path, '[agents.feed]\nkind = "market-data"\n'))
+    (doubt,) = doubts_about(config)
+    assert doubt.startswith(str(tmp_path / "swarm.toml"))
+    assert 'there will be no decisions; for decisions add an agent with kind = "coordinator"' in doubt
+    text = '[agents.feed]\nkind = "market-data"\n[agents.mine]\nexternal = true\n'
+    (doubt,) = doubts_about(resolve(written(tmp_path, text))[0])
+    assert "no decisions, unless one of the external ones (mine) makes them" in doubt
+
+
+def test_two_that_decide_are_doubted(tmp_path):
+    config, _ = resolve(written(tmp_path, '[agents.b]\nkind = "coordinator"\n[agents.a]\nkind = "coordinator"\n'))
+    (doubt,) = doubts_about(config)
+    assert "2 of them decide (a, b)" in doubt
+    assert to_config_message(config, {}).deciders == ("a", "b")
 
 
 def test_the_default_swarm_resolves_to_three_voters(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agents.agent import check_class
 from agents.market_data import MarketDataAgent
 from bus.errors import DataError, UsageError
-from bus.messages import Decision, MarketData, encode
+from bus.messages import Config, Decision, MarketData, encode
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -168,6 +168,7 @@ async def test_each_symbol_has_its_share_of_the_window(tmp_path):
     [
         (decision(7), {"BTC/USD": 7}),
         (decision(7, source="research-9"), {}),
+        (decision(7, source="research-1=2"), {"BTC/USD": 7}),
         (decision(7, identifier=False), {"BTC/USD": 7}),
         (decision(7, symbol="X:Y"), {"X:Y": 7}),
         (decision(7, symbol="ETH/USD"), {}),
@@ -183,6 +184,28 @@ def test_which_decisions_count(tmp_path, event, decided):
     agent = make(symbols={"BTC/USD": "", "X:Y": write(tmp_path / "x", range(9))})
     agent.on_decision(event)
     assert agent.state.decided == decided
+
+
+def config(source, *deciders):
+    return Config(voters={}, timestamp=START, source=source, deciders=deciders)
+
+
+async def test_only_those_whom_the_watchdogs_config_lets_decide_open_the_window():
+    agent = make(max_open_rounds=2)
+    sent: list[MarketData] = []
+    task = asyncio.create_task(follow(agent, sent))
+    agent.on_config(config("watchdog", "chief"))
+    agent.on_config(config("evil", "evil", "coordinator"))
+    agent.on_decision(dataclasses.replace(decision(200), source="evil"))
+    await settle()
+    assert keys(sent) == [("BTC/USD", 1), ("BTC/USD", 2)]
+    agent.on_decision(dataclasses.replace(decision(1), source="chief"))
+    await settle()
+    assert keys(sent)[2:] == [("BTC/USD", 3)]
+    restored = make()
+    restored.state = msgspec.convert(orjson.loads(orjson.dumps(agent.state)), MarketDataAgent.State)
+    assert restored.state == agent.state
+    task.cancel()
 
 
 def test_an_older_decision_takes_nothing_back():

@@ -61,8 +61,8 @@ def read(kind: str, data: bytes | dict[str, Any], subject: str | None = None) ->
     return decode(address, subject_of(kind), data)
 
 
-@pytest.mark.parametrize("kind", ["sentiment", "signal", "decision"])
-def test_a_vote_is_its_subjects_writers_whoever_the_payload_names(kind):
+@pytest.mark.parametrize("kind", ["sentiment", "signal", "decision", "config"])
+def test_a_vote_or_config_is_its_subjects_writers_whoever_the_payload_names(kind):
     [data] = [data for message, data in GOLDEN if KIND_OF[type(message)] == kind][:1]
     assert read(kind, data, f"swarm.{kind}.BTC-USD.somebody").source == "somebody"
 
@@ -120,7 +120,7 @@ GOLDEN: list[tuple[Message, bytes]] = [
     (
         Config(voters={"a": 1.0, "b": 0.5}, timestamp=NOON, source="up"),
         b'{"voters":{"a":1.0,"b":0.5},' + T + b',"source":"up","quorum":0.5,"buy_at":0.55,"sell_at":0.45,'
-        b'"round_timeout_ms":400,"position_cap":0.5,"vol_target":0.01,"drawdown_max":0.25,"cvar_max":0.02}',
+        b'"round_timeout_ms":400,"position_cap":0.5,"vol_target":0.01,"drawdown_max":0.25,"cvar_max":0.02,"deciders":[]}',
     ),
     (
         Lifecycle(event="exited", agent="a", timestamp=NOON, source="base", epoch=4, pid=9, detail={"status": -9}),
@@ -137,7 +137,7 @@ GOLDEN: list[tuple[Message, bytes]] = [
             inventory=(Child(agent="a", agent_id="agent_2_abcdef", epoch=8, pid=9, spawned_at=NOON, exit_code=0),),
         ),
         (b'{"agent":"base","agent_id":"agent_1_abcdef","epoch":4,"sequence":5,"progress":6,"status":"live",'
-        b'"interval_ms":100,"sandbox":"base","pid":7,"cursor":0,"lag":0,"outputs":0,"poison":0,"role":"sandbox",'
+        b'"interval_ms":100,"sandbox":"base","pid":7,"cursor":0,"lag":0,"outputs":0,"poison":0,"skipped":0,"role":"sandbox",'
         b'"inventory":[{"agent":"a","agent_id":"agent_2_abcdef","epoch":8,"pid":9,'
         b'"spawned_at":"2020-01-01T12:00:00Z","exit_code":0}]}'),
     ),
@@ -298,7 +298,8 @@ def test_a_number_that_is_not_finite_is_poison(number):
     ("kind", "fields"),
     [
         *(("signal", {name: value}) for name in ("strength", "p_up") for value in (-0.001, 1.001)),
-        *(("market", fields) for fields in ({"price": 0}, {"price": -1.0}, {"volume": -0.5})),
+        *(("market", {name: value}) for name in ("price", "open", "high", "low") for value in (0, -1.0, 1e300)),
+        *(("market", fields) for fields in ({"volume": -0.5}, {"volume": 1e300}, {"low": 2.0, "high": 1.0})),
         ("config", {"voters": {"a": -1.0}}),
         ("config", {"voters": {"a": 0.0}}),
         ("config", {"quorum": 1.0}),
@@ -395,9 +396,9 @@ children = st.builds(
 
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     MarketData: st.builds(
-        MarketData, symbol=BTC, price=positive, volume=positive, sequence=maybe() | whole, open=maybe() | finite,
-        high=maybe() | finite, low=maybe() | finite, **stamped,
-    ),
+        MarketData, symbol=BTC, price=positive, volume=positive, sequence=maybe() | whole, open=maybe() | positive,
+        high=maybe() | positive, low=maybe() | positive, **stamped,
+    ).filter(lambda tick: tick.low is None or tick.high is None or tick.low <= tick.high),
     Headline: st.builds(Headline, text=texts, url=maybe() | texts, symbols=tuples, **stamped),
     Sentiment: st.builds(
         Sentiment, sentiment=st.sampled_from(get_args(Mood)), confidence=unit, sources=tuples, symbol=BTC,
@@ -417,7 +418,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Config: st.builds(
         Config, voters=st.dictionaries(texts, positive, max_size=3), quorum=st.sampled_from([0.0, 0.5, 0.9]),
         buy_at=st.sampled_from([0.5, 1.0]), sell_at=st.sampled_from([0.0, 0.45]), round_timeout_ms=st.integers(1, 9999),
-        position_cap=unit, vol_target=positive, drawdown_max=positive, cvar_max=positive, **stamped,
+        position_cap=unit, vol_target=positive, drawdown_max=positive, cvar_max=positive,
+        deciders=tuples, **stamped,
     ),
     Lifecycle: st.builds(
         Lifecycle, event=st.sampled_from(get_args(LifecycleEvent)), agent=names, epoch=maybe() | whole,

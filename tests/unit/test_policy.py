@@ -38,9 +38,7 @@ class World:
         self.progress = 0
         self.status = "live"
 
-    def host(
-        self, name: str, *children: Child, pid: int = 1, status: str = "live", group: str | None = None
-    ) -> None:
+    def host(self, name: str, *children: Child, pid: int = 1, status: str = "live", group: str | None = None) -> None:
         self.sandboxes[name] = pid
         self.policy.host_beat(
             self.now,

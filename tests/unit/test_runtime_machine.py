@@ -24,7 +24,7 @@ from bus import headers as h
 from bus.claims import claim, new_agent_id
 from bus.errors import Disconnected, MeshError
 from bus.memory_bus import MemoryBus, MemoryServer
-from bus.messages import Event, MarketData, Signal, encode
+from bus.messages import Alert, Event, MarketData, Signal, encode
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 POISON = b'{"symbol": "A", "price": "high"}'
@@ -37,7 +37,7 @@ def tick(n: int) -> MarketData:
 
 
 class Summing(Agent):
-    """Two outputs an input; every seventh input has none, and the tenth raises after it has spoilt its state."""
+    """Two outputs an input, an alert too at every fourth; every seventh has none, and the tenth raises half-way."""
 
     kind = "summing"
     listens = ("market",)
@@ -47,7 +47,7 @@ class Summing(Agent):
     class State:
         seen: list[float] = field(default_factory=list)
 
-    def on_market(self, event: MarketData) -> list[Signal] | None:
+    def on_market(self, event: MarketData) -> list[Signal | Alert] | None:
         self.state.seen = [*self.state.seen, event.price][-5:]
         if event.sequence == 10:
             self.state.seen = [-1.0]
@@ -55,7 +55,9 @@ class Summing(Agent):
         if event.sequence is not None and event.sequence % 7 == 0:
             return None
         total = sum(self.state.seen)
+        fourth = event.sequence is not None and event.sequence % 4 == 0
         return [
+            *([self.alert("info", "fourth", "look", event.timestamp, total=total)] if fourth else []),
             self.signal(event, "buy", 0.5, {"total": total}),
             self.signal(event, "sell", 0.5, {"total": -total}),
         ]
@@ -216,7 +218,7 @@ async def summing_run(lives: list[dict[int, str]], rng: random.Random) -> Memory
         server.store("in.swarm.market.A.feed", encode(tick(n)), {})
 
     async def goal() -> None:
-        while len(outputs(server)) < 68:
+        while len(outputs(server)) < 77:
             await asyncio.sleep(0)
 
     await live_through(server, Summing, lives, goal, rng)
@@ -232,7 +234,7 @@ def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]], seed: int
             server = await summing_run(lives, random.Random(seed))
         assert outputs(server) == calm
         check_fence(server)
-        assert [number for *_, number, _ in calm] == [str(n) for n in range(1, 69)]
+        assert [number for *_, number, _ in calm] == [str(n) for n in range(1, 78)]
         skipped = [m for m in server.messages if b'"skipped"' in m.data]
         assert len({m.data[: m.data.index(b"timestamp")] for m in skipped}) == 1
         assert sum(b"poison_message" in m.data for m in server.messages) == 1
