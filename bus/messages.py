@@ -208,7 +208,8 @@ class Heartbeat:
     `progress` counts handled inputs and published outputs, `lag` the inputs still unread, `poison` the inputs that
     could not be read, `skipped` the events lost to a fault of a handler: all but `lag` since the agent's first start.
     A host's beat carries its whole `inventory`, and in `group` the sandbox of which it is one of several; the
-    watchdog's `epoch` is its term. `machine` is the name of the machine (or container) that the process runs on.
+    watchdog's `epoch` is its term, and its `phases` say of each agent that does not run why: waiting, restarting,
+    backoff, quarantined or drained. `machine` is the name of the machine (or container) that the process runs on.
     """
 
     agent: str
@@ -229,6 +230,7 @@ class Heartbeat:
     provider: str | None = None
     uptime_s: float | None = None
     inventory: tuple[Child, ...] | None = None
+    phases: dict[str, str] | None = None
     group: str | None = None
     machine: str | None = None
 

@@ -183,7 +183,7 @@ def restart(
     swarm: Swarm = None,
     json: Json = False,
 ) -> None:
-    """Drain an agent (it saves its state) and start it anew."""
+    """Drain an agent (it saves its state), start it anew, and wait until it is ready."""
     from coordinator.wishes import Restarted, ask_watchdog
 
     target = find_target(nats, state_dir, swarm)
@@ -191,7 +191,8 @@ def restart(
     if json:
         print_json(done)
     else:
-        typer.echo(f"{agent}: " + (f"was {done.was}; it is started" if done.was else "drained; it is started anew"))
+        before = f"was {done.was}" if done.was else "drained"
+        typer.echo(f"{agent}: {before}; ready as epoch {done.epoch_after} after {done.ready_ms:.0f} ms")
 
 
 @app.command()

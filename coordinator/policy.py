@@ -22,15 +22,19 @@ from coordinator.supervision import (
     Look,
     Patience,
     Quarantine,
+    Recall,
     SandboxLost,
     Spawn,
     Suspect,
 )
 
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 FORGIVEN_S = 10.0
-"""An agent that has made progress for so long is forgiven its earlier deaths."""
+"""An agent that was live for so long, and got beyond where it died, is forgiven its earlier deaths."""
+REPORT_S = 0.25
+"""How long the report of a drain may take longer than that of the process's end, before the stream is asked for it."""
 LOOK_EVERY_S = 0.2
+ENOUGH_CPU_S = 0.1
+"""Who got so much of a CPU and did not beat is not starved: a heartbeat takes a hundredth of it."""
 STALLED_S = 60.0
 """Beating, with inputs waiting, but without progress for so long: dead."""
 NEVER_READY_S = 60.0
@@ -80,8 +84,8 @@ class Policy:
         agent.beat_at = now
         agent.beaten = True
         agent.suspected = False
-        agent.looked = None
-        agent.lag = beat.lag
+        agent.looked = agent.looked_first = None
+        agent.lag, agent.cursor, agent.outputs = beat.lag, beat.cursor, beat.outputs
         if beat.progress != agent.progress or beat.status != agent.status:
             agent.progress, agent.progress_at = beat.progress, now
         agent.status = beat.status
@@ -121,8 +125,9 @@ class Policy:
         agent.known_epoch = epoch
         agent.started_at = agent.beat_at = agent.progress_at = now
         agent.beaten = agent.suspected = False
-        agent.status, agent.progress, agent.looked = "", 0, None
-        agent.healthy_since = None
+        agent.status, agent.progress, agent.looked, agent.looked_first = "", 0, None, None
+        agent.lag = agent.cursor = agent.outputs = 0
+        agent.healthy_since = agent.ended_at = None
 
     def claimed(self, name: str, epoch: int) -> None:
         """We have claimed the epoch of the incarnation that is about to be started."""
@@ -140,7 +145,7 @@ class Policy:
         agent = self.agents[name]
         agent.phase = "backoff"
         agent.reason = reason
-        self._back_off(now, agent)
+        agent.retry_at = now + agent.deaths.back_off(self._rng)
 
     def exited(self, now: float, name: str, epoch: int, exit_code: int) -> None:
         """A host reported the end of a process."""
@@ -151,8 +156,10 @@ class Policy:
         if exit_code == 0 and host is not None and not host.alive:
             self._die(now, agent, "its sandbox host is ending", counts=False)
         elif exit_code == 0:
-            agent.phase = "drained"
-            self._actions.append(Drained(name))
+            if epoch in (agent.drained_epoch, agent.asked_epoch):
+                self._drain(agent)
+            elif agent.ended_at is None:
+                agent.ended_at = now  # who has drained says so before it ends, but we may hear that a little later
         elif exit_code == 2:
             self._die(now, agent, "it ended with exit code 2: a mistake that no restart mends", hopeless=True)
         else:
@@ -164,28 +171,53 @@ class Policy:
         if agent.epoch != epoch or agent.phase not in ("starting", "running"):
             return
         silent_s = now - agent.beat_at
-        if silent_s < self._patience.dead_s:
+        if silent_s < self._patience.dead_s or agent.ended_at is not None:
             return
+        said = f"silent for {silent_s * 1000:.0f} ms"
+        first = agent.looked_first = agent.looked_first or (cpu_s, waited_s)
         if state in ("gone", "Z", "X"):
             self._die(now, agent, "its process is gone")
         elif state in ("T", "t"):
-            self._die(now, agent, f"stopped, and silent for {silent_s * 1000:.0f} ms")
+            self._die(now, agent, f"stopped, and {said}")
         elif silent_s >= self._patience.starved_s:
-            self._die(now, agent, f"silent for {silent_s * 1000:.0f} ms")
-        elif agent.looked is None:
-            agent.looked = (cpu_s, waited_s)
+            limit = f"[watchdog] starved_ms = {self._patience.starved_s * 1000:.0f}"
+            if cpu_s - first[0] < ENOUGH_CPU_S:
+                self._die(now, agent, f"{said} for want of a CPU ({limit}): this machine has too much to do")
+            else:
+                why = f"{said}: it computed for longer than {limit} allows; have its handlers do less at a time"
+                self._die(now, agent, f"{why}, or raise the limit", hung=True)
         elif (cpu_s, waited_s) == agent.looked:
-            self._die(now, agent, f"silent for {silent_s * 1000:.0f} ms without using or awaiting a CPU")
+            limit = f"[watchdog] dead_ms = {self._patience.dead_s * 1000:.0f}"
+            why = f"{said} without using or awaiting a CPU, longer than {limit} allows"
+            self._die(now, agent, f"{why}: a handler must not block; make it `async def` and await", hung=True)
         else:
             agent.looked = (cpu_s, waited_s)
 
-    def left(self, now: float, name: str, epoch: int) -> None:
-        """An agent has drained. One that ran by hand has no host to report its end: we start ours in its place."""
+    def drained(self, now: float, name: str, epoch: int) -> None:
+        """An agent has reported that it drained.
+
+        One that ran by hand has no host to report its end: we start ours in its place.
+        """
         agent = self.agents.get(name)
-        if agent is None or agent.epoch != epoch or agent.sandbox in self.hosts:
+        if agent is None:
             return
-        if agent.phase in ("starting", "running"):
+        agent.drained_epoch = max(agent.drained_epoch, epoch)
+        if agent.epoch != epoch or agent.phase not in ("starting", "running"):
+            return
+        if agent.sandbox not in self.hosts:
             self._die(now, agent, "it ran by hand and was ended", counts=False)
+        elif agent.ended_at is not None:
+            self._drain(agent)
+
+    def not_drained(self, now: float, name: str, epoch: int) -> None:
+        """The stream holds no report that this incarnation, which has ended, drained."""
+        agent = self.agents[name]
+        if agent.epoch == epoch and agent.ended_at is not None and agent.phase in ("starting", "running"):
+            self._die(now, agent, "it ended by itself, with exit code 0 but without having drained")
+
+    def _drain(self, agent: AgentState) -> None:
+        agent.phase, agent.ended_at = "drained", None
+        self._actions.append(Drained(agent.name))
 
     def host_gone(self, now: float, sandbox: str, reason: str) -> None:
         """A sandbox host was reported dead."""
@@ -202,7 +234,7 @@ class Policy:
         for agent in self.agents.values():
             agent.beat_at = max(agent.beat_at, now)
             agent.progress_at = max(agent.progress_at, now)
-            agent.looked = None
+            agent.looked = agent.looked_first = None
             agent.suspected = False
         for host in self.hosts.values():
             if host.alive:
@@ -215,12 +247,16 @@ class Policy:
         agent = self.agents[name]
         if agent.phase not in ("quarantined", "drained"):
             return False
-        agent.deaths.clear()
-        agent.backoff_s = 0.0
+        agent.deaths.forgive()
         agent.reason = None
         agent.phase = "waiting"
         agent.is_source = False  # it need not wait for the others
         return True
+
+    def asked_to_drain(self, name: str) -> None:
+        """Its present incarnation is about to be asked to drain."""
+        agent = self.agents[name]
+        agent.asked_epoch = agent.epoch
 
     def restart(self, name: str) -> None:
         """Have the agent started anew after it has been drained."""
@@ -248,7 +284,11 @@ class Policy:
         return actions
 
     def _consider(self, now: float, agent: AgentState) -> None:
-        if agent.phase in ("starting", "running"):
+        if agent.phase in ("starting", "running") and agent.ended_at is not None:
+            if now - agent.ended_at >= REPORT_S and now - agent.looked_at >= LOOK_EVERY_S:
+                agent.looked_at = now
+                self._actions.append(Recall(agent.name, agent.epoch))
+        elif agent.phase in ("starting", "running"):
             self._consider_silence(now, agent)
             self._consider_progress(now, agent)
         elif agent.phase == "backoff":
@@ -275,9 +315,9 @@ class Policy:
             self._actions.append(Suspect(agent.name, int(silent_s * 1000)))
 
     def _consider_progress(self, now: float, agent: AgentState) -> None:
-        if agent.healthy_since is not None and now - agent.healthy_since > FORGIVEN_S:
-            agent.deaths.clear()
-            agent.backoff_s = 0.0
+        healthy_s = 0.0 if agent.healthy_since is None else agent.beat_at - agent.healthy_since
+        if healthy_s > FORGIVEN_S and (agent.lag == 0 or agent.deaths.further(agent.cursor, agent.outputs)):
+            agent.deaths.forgive()
         if agent.phase not in ("starting", "running") or now - agent.beat_at >= self._patience.suspect_s:
             return
         idle_s = now - agent.progress_at
@@ -328,27 +368,34 @@ class Policy:
             if agent.sandbox == sandbox and agent.phase in ("starting", "running")
         )
 
-    def _die(self, now: float, agent: AgentState, reason: str, *, counts: bool = True, hopeless: bool = False) -> None:
-        self._actions.append(Dead(agent.name, agent.epoch, agent.sandbox, agent.pid, reason))
-        agent.healthy_since = None
+    def _die(
+        self,
+        now: float,
+        agent: AgentState,
+        reason: str,
+        *,
+        counts: bool = True,
+        hopeless: bool = False,
+        hung: bool = False,
+    ) -> None:
+        self._actions.append(Dead(agent.name, agent.epoch, agent.sandbox, agent.pid, reason, hung))
+        agent.healthy_since = agent.ended_at = None
         agent.reason = reason
-        agent.restarts += 1
+        too_many = None
         if counts:
-            agent.deaths.append(now)
-            while agent.deaths and now - agent.deaths[0] > self._patience.window_s:
-                agent.deaths.popleft()
-        if hopeless or len(agent.deaths) >= self._patience.deaths:
+            too_many = agent.deaths.add(
+                now,
+                self._patience.window_s,
+                self._patience.deaths,
+                cursor=agent.cursor,
+                outputs=agent.outputs,
+                hung=hung,
+            )
+        why = reason if hopeless else too_many
+        if why is not None:
             agent.phase = "quarantined"
-            why = reason if hopeless else f"{len(agent.deaths)} deaths within {self._patience.window_s:.0f} s"
             self._actions.append(Quarantine(agent.name, agent.epoch, agent.sandbox, why))
             return
         agent.phase = "backoff"
-        if len(agent.deaths) <= 1:
-            agent.retry_at = now
-            self._consider(now, agent)
-        else:
-            self._back_off(now, agent)
-
-    def _back_off(self, now: float, agent: AgentState) -> None:
-        agent.backoff_s = min(max(agent.backoff_s * 2, FIRST_BACKOFF_S), LAST_BACKOFF_S)
-        agent.retry_at = now + agent.backoff_s * self._rng.uniform(0.8, 1.2)
+        agent.retry_at = now + agent.deaths.next_pause_s(self._rng)
+        self._consider(now, agent)

@@ -5,9 +5,10 @@ All times are seconds of one monotonic clock.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
+
+from coordinator.deaths import Deaths
 
 Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
 
@@ -32,6 +33,14 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Read in the stream whether this incarnation, which has ended with exit code 0, has reported that it drained."""
+
+    agent: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Suspect:
     agent: str
     silent_ms: int
@@ -39,13 +48,17 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """`agent`'s incarnation is dead; a Spawn follows, at once or later, unless it is quarantined."""
+    """`agent`'s incarnation is dead; a Spawn follows, at once or later, unless it is quarantined.
+
+    `hung`: it ran, but a handler did not give it back in time.
+    """
 
     agent: str
     epoch: int
     sandbox: str
     pid: int
     reason: str
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +80,7 @@ class SandboxLost:
     agents: tuple[str, ...]
 
 
-Action = Spawn | Look | Suspect | Dead | Quarantine | Drained | SandboxLost
+Action = Spawn | Look | Recall | Suspect | Dead | Quarantine | Drained | SandboxLost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +115,25 @@ class AgentState:
     healthy_since: float | None = None
     beat_at: float = 0.0
     lag: int = 0
+    cursor: int = 0
+    outputs: int = 0
     started_at: float = 0.0
     beaten: bool = False
     suspected: bool = False
     looked_at: float = -1e9
     looked: tuple[float, float] | None = None
-    deaths: deque[float] = field(default_factory=deque)
-    backoff_s: float = 0.0
+    """CPU used and waited for, seconds, at the newest look during this silence."""
+    looked_first: tuple[float, float] | None = None
+    """The same at the first look."""
+    ended_at: float | None = None
+    """When its end with exit code 0 was heard, as long as nothing says that it has drained."""
+    drained_epoch: int = 0
+    """The newest incarnation that has reported to have drained."""
+    asked_epoch: int = 0
+    """The newest incarnation that we have asked to drain."""
+    deaths: Deaths = field(default_factory=Deaths)
     retry_at: float = 0.0
     reason: str | None = None
-    restarts: int = 0
 
 
 @dataclass(slots=True)

@@ -1,33 +1,51 @@
-"""`restart` and `revive`: what a person asks of the watchdog, which alone decides when an agent runs."""
+"""`restart` and `revive`: what a person asks of the watchdog, which alone decides when an agent runs.
+
+Both sides: the asking, and the granting.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import TypeVar
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import orjson
 
-from bus.errors import MeshError, UsageError
-from bus.nats_bus import NatsBus
+from agents.spec import AgentSpec
+from bus.bus import Bus, Heard
+from bus.errors import BusError, MeshError, UsageError
+from bus.reports import Reporter
+from bus.tasks import end_tasks
 
-__all__ = ["Restarted", "Revived", "ask_watchdog"]
+if TYPE_CHECKING:
+    from coordinator.in_force import SettingsInForce
+    from coordinator.orders import HostOrders
+    from coordinator.policy import Policy
 
-ANSWER_S = 12.0
-"""A little longer than the watchdog waits for an agent to drain."""
+__all__ = ["Restarted", "Revived", "Wishes", "ask_watchdog"]
+
+DRAIN_S = 10.0
+READY_S = 10.0
+"""How long an agent may take to drain, and its successor to be ready."""
+ANSWER_S = DRAIN_S + READY_S + 2.0
+"""A little longer than the watchdog takes to say that it was in vain."""
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restarted:
-    """`restart --json`. `epoch_before` is the epoch that has drained and `at` when; for an agent that did not run,
-    both are None and `was` says why: quarantined or drained.
+    """`restart --json`. `epoch_before` is the epoch that has drained, None for an agent that was quarantined or
+    drained (then `was` says so); `epoch_after` is that of the incarnation that is ready now, `ready_ms` milliseconds
+    after the watchdog was asked.
     """
 
     agent: str
     epoch_before: int | None = None
-    at: datetime | None = None
+    epoch_after: int
+    ready_ms: float
     was: str | None = None
 
 
@@ -39,7 +57,7 @@ class Revived:
     was: str
 
 
-async def ask_watchdog(bus: NatsBus, verb: str, agent: str, answer: type[Answer]) -> Answer:
+async def ask_watchdog(bus: Bus, verb: str, agent: str, answer: type[Answer]) -> Answer:
     """Ask the leading watchdog to `verb` the `agent`.
 
     Raises:
@@ -51,3 +69,122 @@ async def ask_watchdog(bus: NatsBus, verb: str, agent: str, answer: type[Answer]
     if "error" in reply:
         raise UsageError(reply["error"]) if "no agent" in reply["error"] else MeshError(reply["error"])
     return msgspec.convert(reply, answer)
+
+
+@dataclass(slots=True)
+class _Restart:
+    """One that is under way: from which epoch, and what `look` has seen since."""
+
+    epoch: int
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Wishes:
+    """Grants wishes on behalf of the leading watchdog. `look` is to be called whenever the policy may have changed."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        policy: Policy,
+        orders: HostOrders,
+        reports: Reporter,
+        settings: SettingsInForce,
+        specs: Mapping[str, AgentSpec],
+        changed: Callable[[], None],
+    ) -> None:
+        self._bus, self._policy, self._orders, self._reports = bus, policy, orders, reports
+        self._settings, self._specs, self._changed = settings, specs, changed
+        self._restarts: dict[str, _Restart] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, name: str) -> None:
+        """Take requests to the watchdog `name` from now on."""
+        await self._listen(name, "restart", self._restart)
+        await self._listen(name, "revive", self._revive)
+
+    async def _listen(self, name: str, verb: str, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+        async def on_heard(heard: Heard) -> None:  # a restart takes a while, and nobody should wait for another's
+            task = asyncio.create_task(self._answer(heard, grant))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        await self._bus.listen(self._bus.subjects.control(name, verb), on_heard)
+
+    async def end(self) -> None:
+        """Break off what is under way."""
+        await end_tasks(self._tasks)
+
+    async def _answer(self, heard: Heard, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+        try:
+            name = msgspec.json.decode(heard.data, type=dict[str, str]).get("agent", "")
+            if name not in self._specs:
+                raise MeshError(f"no agent {name!r} in this swarm; it has: {', '.join(self._specs)}")
+            reply = await grant(name)
+        except (MeshError, msgspec.DecodeError) as error:
+            reply = {"error": str(error)}
+        if heard.reply:
+            await self._bus.tell(heard.reply, orjson.dumps(reply))
+
+    # -- what the watchdog's loop has to do with it
+
+    def awaits_drain(self, agent: str) -> bool:
+        """Whether `agent`, which has drained, is to be started anew."""
+        return agent in self._restarts
+
+    def look(self) -> None:
+        """See whether a restart has come to its end."""
+        for name, restart in self._restarts.items():
+            state = self._policy.agents[name]
+            if state.phase == "quarantined" or (state.phase == "running" and state.epoch > restart.epoch):
+                restart.over.set()
+
+    # -- granting
+
+    async def _revive(self, name: str) -> dict[str, Any]:
+        before = self._policy.agents[name].phase
+        if not self._policy.revive(time.monotonic(), name):
+            raise MeshError(f"agent {name} is {before}, expected a quarantined or drained one")
+        self._reports.lifecycle("revived", name, reason=f"was {before}")
+        await self._settings.put()
+        self._changed()
+        return {"agent": name, "was": before}
+
+    async def _restart(self, name: str) -> dict[str, Any]:
+        state = self._policy.agents[name]
+        if name in self._restarts or state.phase not in ("quarantined", "drained", "starting", "running"):
+            raise MeshError(f"agent {name} is being restarted already")
+        since = time.monotonic()
+        restart = self._restarts[name] = _Restart(state.epoch)
+        answer: dict[str, Any] = {"agent": name}
+        try:
+            if state.phase in ("quarantined", "drained"):
+                answer["was"] = (await self._revive(name))["was"]
+            else:
+                answer["epoch_before"] = state.epoch
+                self._policy.asked_to_drain(name)
+                try:
+                    await self._orders.terminate(state.sandbox, name, state.pid)
+                except BusError as error:
+                    raise MeshError(f"agent {name} was not asked to drain: {error}") from None
+            try:
+                async with asyncio.timeout(DRAIN_S + READY_S):
+                    await restart.over.wait()
+            except TimeoutError:
+                raise MeshError(self._in_vain(name, restart.epoch)) from None
+        finally:
+            del self._restarts[name]
+        if state.phase != "running":
+            raise MeshError(f"agent {name} is {state.phase}: {state.reason}")
+        return {**answer, "epoch_after": state.epoch, "ready_ms": round((time.monotonic() - since) * 1000, 1)}
+
+    def _in_vain(self, name: str, epoch: int) -> str:
+        state = self._policy.agents[name]
+        if state.epoch == epoch and state.phase in ("starting", "running"):
+            return (
+                f"agent {name} was asked to drain, but has not ended within {DRAIN_S + READY_S:.0f} s; "
+                f"`signalmesh kill {name}` replaces it at once"
+            )
+        return (
+            f"agent {name} has drained, but is {state.phase} and not ready after {DRAIN_S + READY_S:.0f} s; "
+            "`signalmesh status` and its sandbox's log say more"
+        )

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.messages import Child, Heartbeat, now
-from coordinator.policy import FORGIVEN_S, HOST_LOST_S, NEVER_READY_S, STALLED_S, Policy
+from coordinator.deaths import HANGS
+from coordinator.policy import FORGIVEN_S, HOST_LOST_S, NEVER_READY_S, REPORT_S, STALLED_S, Policy
 from coordinator.supervision import (
     Action,
     AgentState,
@@ -18,6 +19,7 @@ from coordinator.supervision import (
     Look,
     Patience,
     Quarantine,
+    Recall,
     SandboxLost,
     Spawn,
     Suspect,
@@ -34,7 +36,7 @@ class World:
         self.beating: set[str] = set()
         self.stuck: set[str] = set()
         self.sandboxes: dict[str, int] = {}
-        self.lag = 0
+        self.lag = self.cursor = 0
         self.progress = 0
         self.status = "live"
 
@@ -61,6 +63,7 @@ class World:
             Heartbeat(
                 agent=name, agent_id="id", epoch=state.epoch, sequence=1, progress=self.progress, status=self.status,
                 interval_ms=100, sandbox=state.sandbox, pid=state.pid, lag=self.lag,
+                cursor=self.cursor,
             ),
         )  # fmt: skip
 
@@ -285,11 +288,148 @@ def test_a_host_that_drains_sends_its_agents_elsewhere():
 
 def test_an_agent_that_drained_stays_away_until_revived():
     world = ready()
-    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
+    epoch = world.policy.agents["a"].epoch
+    world.policy.drained(world.now, "a", epoch)
+    assert world.policy.decide(world.now) == []  # it says so before it ends
+    world.policy.exited(world.now, "a", epoch, 0)
     assert world.policy.decide(world.now) == [Drained("a")]
     assert world.run(5) == []
     assert world.policy.revive(world.now, "a")
     assert "Spawn" in kinds(world.policy.decide(world.now))
+
+
+def test_the_report_of_a_drain_may_come_after_that_of_the_end():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.beating.clear()
+    world.policy.exited(world.now, "a", epoch, 0)
+    assert world.run(REPORT_S - 0.1) == []
+    world.policy.drained(world.now, "a", epoch)
+    assert world.policy.decide(world.now) == [Drained("a")]
+
+
+def test_an_end_with_exit_code_0_alone_is_a_death():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.beating.clear()
+    world.policy.drained(world.now, "a", epoch - 1)  # an older one's report proves nothing
+    world.policy.exited(world.now, "a", epoch, 0)
+    assert set(world.run(1)) == {Recall("a", epoch)}  # and asked again, should the answer get lost
+    world.policy.not_drained(world.now, "a", epoch)
+    dead, spawn = world.policy.decide(world.now)
+    assert isinstance(dead, Dead)
+    assert "exit code 0" in dead.reason
+    assert isinstance(spawn, Spawn)
+    assert len(world.policy.agents["a"].deaths) == 1
+    world.policy.not_drained(world.now, "a", epoch)  # an answer that comes twice
+    assert world.policy.decide(world.now) == []
+
+
+def test_what_the_stream_recalls_is_a_drain():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.beating.clear()
+    world.policy.exited(world.now, "a", epoch, 0)
+    world.run(1)
+    world.policy.drained(world.now, "a", epoch)
+    assert world.policy.decide(world.now) == [Drained("a")]
+
+
+def test_whom_we_have_asked_to_drain_need_not_say_so():
+    world = ready()
+    world.policy.asked_to_drain("a")
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
+    assert world.policy.decide(world.now) == [Drained("a")]
+
+
+def hang(world: World) -> list[Action]:
+    """Silence in which it computes, until it is declared dead; what follows from that."""
+    world.beating.clear()
+    for used in range(100):
+        world.run(0.2, spawn=False)
+        actions = look(world, "R", float(used))
+        if "Dead" in kinds(actions):
+            return actions
+    raise AssertionError("it was never declared dead")
+
+
+def come_back(world: World, cursor: int) -> None:
+    """Started again, and live with all inputs up to `cursor` handled."""
+    agents = world.policy.agents
+    while agents["a"].phase == "backoff":
+        world.run(0.05, spawn=False)
+    world.start(Spawn("a", "base"))
+    world.cursor = cursor
+    world.run(0.3)
+    assert agents["a"].phase == "running"
+
+
+def test_hanging_at_the_same_place_again_and_again_is_quarantined_and_told():
+    world = ready()
+    world.lag = 5
+    for turn in range(HANGS):
+        actions = hang(world)
+        dead = actions[0]
+        assert isinstance(dead, Dead)
+        assert dead.hung
+        assert "starved_ms = 5000" in dead.reason
+        if turn < HANGS - 1:
+            come_back(world, 41)
+    # The first time it was not known to have come so far.
+    come_back(world, 41)
+    *_, quarantine = hang(world)
+    assert isinstance(quarantine, Quarantine)
+    assert f"{HANGS} times" in quarantine.reason
+    assert "message 41" in quarantine.reason
+    assert world.run(20) == []
+
+
+def test_hanging_at_ever_later_places_is_not_quarantined():
+    world = ready()
+    world.lag = 5
+    for turn in range(3 * HANGS):
+        assert "Quarantine" not in kinds(hang(world))
+        come_back(world, 41 + turn)
+
+
+def test_slow_deaths_in_a_row_at_one_place_quarantine_though_no_window_holds_them():
+    world = ready()
+    world.lag = 5  # so that being live is no progress
+    state = world.policy.agents["a"]
+    for death in range(1, Patience().deaths + 1):
+        assert state.phase == "running"
+        world.run(2 * FORGIVEN_S)
+        world.policy.exited(world.now, "a", state.epoch, 1)
+        if death < Patience().deaths:
+            come_back(world, 0)
+    actions = world.policy.decide(world.now)
+    assert kinds(actions)[:2] == ["Dead", "Quarantine"]
+    assert len(state.deaths) < Patience().deaths
+
+
+def test_want_of_a_cpu_is_nobodys_hang():
+    world = silent(0.8)
+    for waited in range(100):
+        world.run(0.2, spawn=False)
+        actions = look(world, "R", waited / 1000, waited_s=float(waited))
+        if actions:
+            break
+    else:
+        raise AssertionError("it was never declared dead")
+    dead = actions[0]
+    assert isinstance(dead, Dead)
+    assert not dead.hung
+    assert "too much to do" in dead.reason
+
+
+def test_a_blocked_process_is_a_hang_whose_limit_is_named():
+    world = silent(0.8)
+    look(world, "S", 1.0, 1.0)
+    world.run(0.2)
+    dead = look(world, "S", 1.0, 1.0)[0]
+    assert isinstance(dead, Dead)
+    assert dead.hung
+    assert "dead_ms = 600" in dead.reason
 
 
 def test_a_persons_mistake_is_not_restarted():
@@ -326,7 +466,7 @@ def test_an_incarnation_started_by_hand_takes_over():
     world.policy.exited(world.now, "a", old, 1)  # the old one was fenced and ended
     assert world.policy.decide(world.now) == []
     assert (state.epoch, state.sandbox) == (old + 5, "by-hand")
-    world.policy.left(world.now, "a", old + 5)
+    world.policy.drained(world.now, "a", old + 5)
     assert kinds(world.policy.decide(world.now)) == ["Dead", "Spawn"]
     assert not state.deaths
 
@@ -342,7 +482,7 @@ def test_a_claim_by_another_is_given_time_to_beat():
 
 def test_an_agent_of_a_host_that_drains_by_itself_is_left_to_the_hosts_report():
     world = ready()
-    world.policy.left(world.now, "a", world.policy.agents["a"].epoch)
+    world.policy.drained(world.now, "a", world.policy.agents["a"].epoch)
     assert world.policy.decide(world.now) == []
 
 
@@ -372,7 +512,12 @@ def test_a_start_that_fails_is_tried_again_without_being_a_death():
     assert len(world.policy.agents["a"].deaths) == 1
 
 
-@given(st.lists(st.sampled_from(["die", "silent", "look", "wait", "host", "ill", "well", "drain"]), max_size=60))
+@given(
+    st.lists(
+        st.sampled_from(["die", "silent", "look", "wait", "host", "ill", "well", "drain", "end", "not drained"]),
+        max_size=60,
+    )
+)
 def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]) -> None:
     """Whatever happens: a Spawn only when the one before is dead or drained, and quarantine only by its rule."""
     world = ready()
@@ -382,7 +527,12 @@ def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]
         if event == "die":
             world.policy.exited(world.now, "a", state.epoch, -9)
         elif event == "drain":
+            world.policy.drained(world.now, "a", state.epoch)
             world.policy.exited(world.now, "a", state.epoch, 0)
+        elif event == "end":
+            world.policy.exited(world.now, "a", state.epoch, 0)
+        elif event == "not drained":
+            world.policy.not_drained(world.now, "a", state.epoch)
         elif event == "silent":
             world.beating.discard("a")
         elif event == "look":
@@ -399,6 +549,6 @@ def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]
                 assert not alive
                 alive = True
             elif isinstance(action, Quarantine):
-                assert len(state.deaths) >= 10
-            elif isinstance(action, Look):
+                assert len(state.deaths) >= 10 or state.deaths.in_a_row >= 10
+            elif isinstance(action, (Look, Recall)):
                 assert alive

@@ -135,7 +135,7 @@ PRINTED: dict[str, Any] = {
     "down": Ended(swarm="swarm", pid=1, took_s=0.5),
     "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
     "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
-    "restart": Restarted(agent="a", epoch_before=4, at=AT),
+    "restart": Restarted(agent="a", epoch_before=4, epoch_after=9, ready_ms=41.5),
     "revive": Revived(agent="a", was="drained"),
     "status": Status(
         swarm="swarm", nats="nats://127.0.0.1:4222", active_agents=1, processes=1, watchdog_term=None,
