@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterable
 
 from bus.messages import Child, Heartbeat
+from coordinator.silence import judge
 from coordinator.supervision import (
     Action,
     AgentState,
@@ -33,8 +34,6 @@ FORGIVEN_S = 10.0
 REPORT_S = 0.25
 """How long the report of a drain may take longer than that of the process's end, before the stream is asked for it."""
 LOOK_EVERY_S = 0.2
-ENOUGH_CPU_S = 0.1
-"""Who got so much of a CPU and did not beat is not starved: a heartbeat takes a hundredth of it."""
 STALLED_S = 60.0
 """Beating, with inputs waiting, but without progress for so long: dead."""
 NEVER_READY_S = 60.0
@@ -173,25 +172,9 @@ class Policy:
         silent_s = now - agent.beat_at
         if silent_s < self._patience.dead_s or agent.ended_at is not None:
             return
-        said = f"silent for {silent_s * 1000:.0f} ms"
-        first = agent.looked_first = agent.looked_first or (cpu_s, waited_s)
-        if state in ("gone", "Z", "X"):
-            self._die(now, agent, "its process is gone")
-        elif state in ("T", "t"):
-            self._die(now, agent, f"stopped, and {said}")
-        elif silent_s >= self._patience.starved_s:
-            limit = f"[watchdog] starved_ms = {self._patience.starved_s * 1000:.0f}"
-            if cpu_s - first[0] < ENOUGH_CPU_S:
-                self._die(now, agent, f"{said} for want of a CPU ({limit}): this machine has too much to do")
-            else:
-                why = f"{said}: it computed for longer than {limit} allows; have its handlers do less at a time"
-                self._die(now, agent, f"{why}, or raise the limit", hung=True)
-        elif (cpu_s, waited_s) == agent.looked:
-            limit = f"[watchdog] dead_ms = {self._patience.dead_s * 1000:.0f}"
-            why = f"{said} without using or awaiting a CPU, longer than {limit} allows"
-            self._die(now, agent, f"{why}: a handler must not block; make it `async def` and await", hung=True)
-        else:
-            agent.looked = (cpu_s, waited_s)
+        verdict = judge(agent, self._patience, silent_s, state, cpu_s, waited_s)
+        if verdict is not None:
+            self._die(now, agent, verdict.reason, hung=verdict.hung)
 
     def drained(self, now: float, name: str, epoch: int) -> None:
         """An agent has reported that it drained.

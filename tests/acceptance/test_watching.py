@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.swarm import AGENTS, VOTERS, Swarm, agents_toml
@@ -104,6 +106,7 @@ async def ours_again(ear: Ear, since: int) -> None:
     await ear.until("our Config in force again", found)
 
 
+@pytest.mark.slow
 async def test_a_config_of_somebody_else_does_not_stay_in_force(tmp_path: Path):
     async with (
         plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as url,
