@@ -59,8 +59,9 @@ def up(
     """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` goes on with its state."""
     from bus.connection import check_url
     from bus.logs import set_up_logs
+    from coordinator.checking import check_agents
     from coordinator.config import doubts_about, load, with_speed
-    from coordinator.up import UpOptions, check_agents, run_up
+    from coordinator.up import UpOptions, run_up
     from coordinator.view import viewer
 
     set_up_logs("warning")

@@ -22,8 +22,7 @@ from typing import IO, Any
 
 import structlog
 
-from agents.process import make_agent
-from bus.errors import EXIT_DONE, BusError, ConfigError, UsageError
+from bus.errors import EXIT_DONE, BusError
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
@@ -32,7 +31,7 @@ from bus.reports import Reporter
 from bus.server import NatsServer, ServerDied, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
 from bus.tasks import end_tasks
-from coordinator.config import resolve
+from coordinator.neighbours import refuse_neighbours
 from coordinator.roles import limits_of, on_signals
 from coordinator.rundir import lock, remove_run, write_run
 from coordinator.settings import SwarmConfig
@@ -153,7 +152,7 @@ class Up:
         """Start everything, server first.
 
         Raises:
-            UsageError: the port or the state directory is taken, or the server unfit.
+            UsageError: the port or the state directory is taken, the server unfit, or a swarm of this name there.
             BusError: the bus named by --nats does not answer.
         """
         options = self._options
@@ -170,6 +169,10 @@ class Up:
         else:
             self.url = options.url
         self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME)
+        if self._server is None:  # nobody else is on a server of our own, whose directory is locked
+            names = tuple(sandbox.name for sandbox in self.config.sandboxes)
+            if remark := await refuse_neighbours(self.bus, names):
+                print(f"warning: {remark}", file=sys.stderr)
         await ensure_streams(self.bus, limits_of(self.config))
         self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
         self._reports = Reporter(self.bus, self._outbox, NAME)
@@ -187,8 +190,13 @@ class Up:
             await role.start(*(["--fresh"] if role.kind == "watchdog" else []))
             self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
+        await self._record()
+
+    async def _record(self) -> None:
+        """Write down who runs here."""
         nats_pid = self._server.pid if self._server else None
-        await asyncio.to_thread(write_run, state_dir, self.config.swarm, self.bus.url, nats_pid, self.config.file)
+        directory = self._options.state_dir
+        await asyncio.to_thread(write_run, directory, self.config.swarm, self.bus.url, nats_pid, self.config.file)
 
     def _tell_foreign_durability(self) -> None:
         text = (
@@ -223,15 +231,19 @@ class Up:
             print(f"nats-server (pid {event.pid}) ended with {event.returncode}; starting it again", file=sys.stderr)
         elif isinstance(event, ServerRestarted):
             log.warning("nats_server_restarted", pid=event.pid, down_ms=round(event.down_s * 1000))
-            self._reports.alert(
-                "warning",
-                "nats_server_restarted",
-                f"nats-server died and answers again as pid {event.pid} after {event.down_s * 1000:.0f} ms",
-                pid=event.pid,
-            )
+            self._tasks.append(asyncio.create_task(self._tell_restarted(event), name="record"))
         else:
             log.error("nats_server_restart_failed", problem=event.problem, retry_s=event.retry_s)
             print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s", file=sys.stderr)
+
+    async def _tell_restarted(self, event: ServerRestarted) -> None:
+        await self._record()
+        self._reports.alert(
+            "warning",
+            "nats_server_restarted",
+            f"nats-server died and answers again as pid {event.pid} after {event.down_s * 1000:.0f} ms",
+            pid=event.pid,
+        )
 
     async def stop(self) -> None:
         """End everything in reverse order: watchdog, hosts (their agents drain), server."""
@@ -248,29 +260,6 @@ class Up:
         if self._lock is not None:
             await asyncio.to_thread(remove_run, self._options.state_dir)
             self._lock.close()
-
-
-def check_agents(config: SwarmConfig) -> SwarmConfig:
-    """Import every agent and make it once, so that a mistake in it is said here rather than by a dying process.
-
-    Raises:
-        ConfigError: naming the agent's key and what is wrong.
-    """
-    resolved, _ = resolve(config)
-    for settings in resolved.agents:
-        if settings.external:
-            continue
-        try:
-            make_agent(settings.spec)
-        except UsageError as error:
-            raise ConfigError(config.file, f"agents.{settings.spec.name}", str(error)) from None
-        except Exception as error:  # noqa: BLE001 - a user's setup() may raise anything
-            raise ConfigError(
-                config.file,
-                f"agents.{settings.spec.name}",
-                f"making it raised {type(error).__name__}: {error}; see its setup()",
-            ) from None
-    return resolved
 
 
 async def run_up(config: SwarmConfig, options: UpOptions, show: Callable[[Up, asyncio.Event], Any]) -> int:

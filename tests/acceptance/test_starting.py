@@ -1,0 +1,52 @@
+"""One swarm of a name on a server, and a record that stays true."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.faults import kill_server
+from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm, agents_toml
+from tests.support.nats import plain_server
+
+
+@pytest.mark.slow
+async def test_a_second_swarm_of_one_name_is_refused_until_the_first_is_gone(tmp_path: Path):
+    async with (
+        plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as url,
+        Swarm(tmp_path / "first", agents_toml(speed=20)) as first,
+        Swarm(tmp_path / "second", agents_toml(speed=20)) as second,
+    ):
+        ear = await first.up("--nats", url)
+        beats = await ear.live(*AGENTS)
+        refused = await second.verb("up", "--nats", url)
+        assert (refused.code, refused.out) == (2, ""), refused
+        assert all(name in refused.err for name in (*SANDBOXES, url, "signalmesh down", "swarm.toml"))
+        assert {name: beat["epoch"] for name, beat in (await ear.live(*AGENTS)).items()} == {
+            name: beat["epoch"] for name, beat in beats.items()
+        }
+        assert ear.alerts == []
+
+        ends = await Ends.of(*(process.pid for process in first.everybody()))
+        first.process.kill()
+        await first.wait()
+        again = await second.up("--nats", url)  # at once, while its children may still be ending
+        await ends.all()
+        later = await again.live(*AGENTS)
+        assert all(beat["epoch"] > beats[name]["epoch"] for name, beat in later.items())
+        assert await second.end(signal.SIGINT) == 0
+        assert second.errors == ""
+
+
+async def test_the_record_names_the_server_that_runs(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--speed", "20")
+        await ear.live(*AGENTS)
+        before = swarm.record["nats_pid"]
+        await kill_server(swarm, ear)
+        await ear.alerted("nats_server_restarted")
+        [pid] = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
+        assert pid != before
+        assert swarm.record["nats_pid"] == pid
