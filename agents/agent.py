@@ -7,6 +7,8 @@ the same events must give the same outputs on a replay.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import typing
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -170,18 +172,20 @@ def published_kinds(cls: type[Agent]) -> tuple[str, ...]:
     if cls.publishes:
         return cls.publishes
     found: list[str] = []
-    for kind in cls.listens:
-        handler = getattr(cls, f"on_{kind}", None)
+    for name in (*(f"on_{kind}" for kind in cls.listens if kind != "timer"), "on_timer", "produce"):
+        handler = getattr(cls, name, None)
         try:
             hint = typing.get_type_hints(handler).get("return") if handler else None
         except NameError:
             hint = None
-        stack = [hint]
+        stack, kinds = [hint], []
         while stack:
             item = stack.pop(0)
             if isinstance(item, type) and KIND_OF.get(item) in AGENT_KINDS:
-                found.append(KIND_OF[item])
+                kinds.append(KIND_OF[item])
             stack.extend(typing.get_args(item))
+        if name != "produce" or len(kinds) < len(AGENT_KINDS):  # a source of `Event` does not say which
+            found += kinds
     return tuple(dict.fromkeys(found))
 
 
@@ -189,17 +193,59 @@ def check_class(cls: type[Agent], where: str) -> None:
     """Check what can be checked of an agent class before any event arrives.
 
     Raises:
-        UsageError: no kind, nothing to do, an unknown kind in `listens`, or a handler missing.
+        UsageError: no kind, nothing to do, an unknown kind in `listens` or `publishes`, a handler missing or never
+            called, a method that is `async def` where it must not be or the other way round, or a State that cannot
+            be empty.
     """
     if not cls.kind:
         raise UsageError(f"{where}: expected a class variable `kind`, a short name of what it does")
-    for kind in cls.listens:
-        if kind not in LISTENABLE:
-            raise UsageError(f"{where}: listens: unknown kind {kind!r}, expected one of {', '.join(LISTENABLE)}")
-        if not callable(getattr(cls, f"on_{kind}", None)):
-            raise UsageError(f"{where}: it listens to {kind!r}: expected a method on_{kind}(self, event)")
+    _check_kinds(cls, where)
+    _check_methods(cls, where)
     if not cls.listens and cls.produce is None:
         raise UsageError(f"{where}: expected `listens` with at least one kind, or a method produce(self, last)")
+    if cls.produce is not None and not published_kinds(cls):
+        raise UsageError(f"{where}: produce: expected a class variable `publishes` with the kinds that it yields")
+    if not dataclasses.is_dataclass(cls.State):
+        raise UsageError(f"{where}: State: expected a dataclass")
+    for field in dataclasses.fields(cls.State):
+        if field.init and field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{where}: State: {field.name}: expected a default, for an agent begins with an empty one")
+
+
+def _check_kinds(cls: type[Agent], where: str) -> None:
+    for name, known in (("listens", LISTENABLE), ("publishes", AGENT_KINDS)):
+        kinds: object = getattr(cls, name)
+        if not isinstance(kinds, (tuple, list)):
+            raise UsageError(f"{where}: {name}: expected a tuple of kinds like ('market',), not {kinds!r}")
+        for kind in kinds:
+            if kind not in known:
+                raise UsageError(f"{where}: {name}: unknown kind {kind!r}, expected one of {', '.join(known)}")
+    for kind in cls.listens:
+        if not callable(getattr(cls, f"on_{kind}", None)):
+            raise UsageError(f"{where}: it listens to {kind!r}: expected a method on_{kind}(self, event)")
+    for kind in LISTENABLE:
+        if kind != "timer" and f"on_{kind}" in vars(cls) and kind not in cls.listens:
+            raise UsageError(
+                f"{where}: on_{kind} would never be called: expected {kind!r} in `listens`, which has: "
+                f"{', '.join(cls.listens) or 'nothing'}"
+            )
+
+
+def _check_methods(cls: type[Agent], where: str) -> None:
+    if inspect.iscoroutinefunction(cls.setup):
+        raise UsageError(
+            f"{where}: setup: expected a plain `def`, as it is called before there is anything to await; what takes "
+            "I/O while it runs belongs into produce"
+        )
+    if not inspect.iscoroutinefunction(cls.teardown):
+        raise UsageError(f"{where}: teardown: expected an `async def`")
+    for kind in LISTENABLE:
+        if inspect.isasyncgenfunction(getattr(cls, f"on_{kind}", None)):
+            raise UsageError(f"{where}: on_{kind}: expected it to return its messages, not to `yield` them")
+    if cls.produce is not None and (
+        inspect.iscoroutinefunction(cls.produce) or inspect.isgeneratorfunction(cls.produce)
+    ):
+        raise UsageError(f"{where}: produce: expected an `async def` that yields events: async def produce(self, last)")
 
 
 def topic_of(output: Event | Alert, default: str | None) -> str:

@@ -74,7 +74,7 @@ def run_incarnation(incarnation: Incarnation) -> int:
     except MeshError as error:
         log.error("agent_failed", problem=str(error))  # noqa: TRY400 - expected: its message says all
         return error.exit_code
-    except Exception:
+    except (Exception, SystemExit):  # the latter from an agent's setup: its code would look like an orderly end
         log.exception("agent_crashed")
         return EXIT_FAILED
 

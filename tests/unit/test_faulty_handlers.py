@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
+from structlog.testing import LogCapture
 
 from agents.agent import Agent
 from agents.intake import HOPELESS_SKIPS
@@ -32,6 +35,12 @@ def signal(**fields: Any) -> Signal:
     return Signal(**proper | fields)
 
 
+async def dawdle(step: str) -> None:
+    """Reading back takes so long that a source could yield many events meanwhile."""
+    for _ in range(100 if step in ("bounds", "read_back") else 0):
+        await asyncio.sleep(0)
+
+
 class Feed:
     """A server with `count` ticks, and the agent's lives on it."""
 
@@ -42,7 +51,7 @@ class Feed:
 
     async def live(self, cls: type[Agent], until: Any = None) -> Runtime:
         """One incarnation, drained at the end of the ticks (or when `until` says so); raises what ends it."""
-        bus = MemoryBus(self.server)
+        bus = MemoryBus(self.server, dawdle)
         end = max((m.sequence for m in self.server.messages if m.subject.endswith(".feed")), default=0)
         runtime = Runtime(cls("agent"), bus)
         task = asyncio.create_task(runtime.run())
@@ -219,7 +228,8 @@ class Source(Agent):
     async def produce(self, last: MarketData | None) -> AsyncIterator[MarketData]:
         for n in range((last.sequence or 0) + 1 if last else 1, 101):
             yield tick(n)
-            await asyncio.sleep(0)
+            for _ in range(10):
+                await asyncio.sleep(0)
 
 
 async def test_a_source_that_skips_an_input_numbers_its_events_without_a_gap():
@@ -267,3 +277,38 @@ async def test_a_state_that_cannot_be_saved_is_named():
 
     with pytest.raises(UsageError, match=r"agent agent: its state cannot be saved: seen: .*set"):
         await Feed(100).live(Unsaved)
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is logged about handlers."""
+    capture = LogCapture()
+    wrapper = structlog.make_filtering_bound_logger(logging.INFO)
+    monkeypatch.setattr("agents.complaints.log", structlog.wrap_logger(None, [capture], wrapper))
+    return capture.entries
+
+
+class Fine(Hopeless):
+    mended = tuple(range(100))
+
+
+async def test_a_handler_that_holds_up_the_heartbeats_is_named(logs: list[Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agents.intake.SLOW_HANDLER_S", 0.0)  # whatever takes any time at all
+    await Feed(50).live(Fine)
+    assert [entry["event"] for entry in logs] == ["slow_handler"] * 4
+    assert [entry.get("more") for entry in logs] == [None, None, None, 47]
+    assert all("on_market took" in entry["problem"] and " ms over message " in entry["problem"] for entry in logs)
+
+
+async def test_a_handler_that_is_fast_is_not_told_of(logs: list[Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agents.intake.SLOW_HANDLER_S", 60.0)
+    await Feed(50).live(Fine)
+    assert logs == []
+
+
+async def test_a_hopeless_handler_writes_few_lines(logs: list[Any]):
+    with pytest.raises(UsageError):
+        await Feed(50).live(Hopeless)
+    assert [entry["event"] for entry in logs] == ["handler_failed"] * 3 + ["handler_failed_again"]
+    assert isinstance(logs[0]["exc_info"], ZeroDivisionError)
+    assert logs[-1]["more"] == HOPELESS_SKIPS - 3

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.agent import Agent
+from agents.intake import HOPELESS_SKIPS, HopelessHandler
 from agents.runtime import Runtime
 from bus import headers as h
 from bus.claims import claim, new_agent_id
@@ -63,8 +65,18 @@ class Summing(Agent):
         ]
 
 
+class Failing(Summing):
+    """As that, but it fails on the inputs 5 to 29: on more than it takes to be given up."""
+
+    def on_market(self, event: MarketData) -> list[Signal | Alert] | None:
+        answer = super().on_market(event) if event.sequence != 10 else None
+        if 5 <= (event.sequence or 0) < 30:
+            raise RuntimeError("cannot")
+        return answer
+
+
 class Counting(Agent):
-    """A source of twenty events that also answers the signals it hears."""
+    """A source of twenty events that also answers the signals it hears, but for the seventh, on which it raises."""
 
     kind = "counting"
     listens = ("signal",)
@@ -76,6 +88,8 @@ class Counting(Agent):
 
     def on_signal(self, event: Signal) -> Signal:
         self.state.heard += 1
+        if event.round == 7:
+            raise RuntimeError("cannot")
         return Signal(
             signal="hold",
             strength=0.5,
@@ -141,10 +155,14 @@ class Gate:
 
 async def live_through(
     server: MemoryServer, cls: type[Agent], lives: list[dict[int, str]], goal: Any, rng: random.Random
-) -> None:
-    """Run incarnations one after another, the last one without faults, until `goal` says that all is stored."""
+) -> list[str]:
+    """Run incarnations one after another, the last two without faults, until `goal` says that all is stored.
+
+    Returns why those ended that gave up.
+    """
     frozen: list[tuple[Gate, asyncio.Task[None], MemoryBus]] = []
-    for faults in [*lives, {}]:
+    given_up: list[str] = []
+    for faults in [*lives, {}, {}]:
         gate = Gate(dict(faults), rng)
         bus = MemoryBus(server, gate)
         gate.bus = bus
@@ -165,6 +183,8 @@ async def live_through(
                 with_error = task.exception()
                 # an incarnation may end itself on a broken connection: it is started again, as the watchdog would
                 assert isinstance(with_error, (MeshError, Disconnected)), with_error
+                if isinstance(with_error, HopelessHandler):
+                    given_up.append(str(with_error))
             task.cancel()
         for other in (done, died):
             other.cancel()
@@ -179,6 +199,7 @@ async def live_through(
             await bus.close()
     for _, _, bus in frozen:
         await bus.close()
+    return given_up
 
 
 def check_fence(server: MemoryServer) -> None:
@@ -242,6 +263,32 @@ def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]], seed: int
     asyncio.run(run())
 
 
+@settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
+def test_who_fails_on_everything_is_given_up_by_the_stream_alone(lives: list[dict[int, str]], seed: int) -> None:
+    async def run(lives: list[dict[int, str]]) -> tuple[MemoryServer, list[str]]:
+        server = MemoryServer()
+        for n in range(1, 41):
+            server.store("in.swarm.market.A.feed", encode(tick(n)), {})
+
+        async def goal() -> None:
+            while len(outputs(server)) < 32:
+                await asyncio.sleep(0)
+
+        async with asyncio.timeout(10):
+            return server, await live_through(server, Failing, lives, goal, random.Random(seed))
+
+    calm, given_up = asyncio.run(run([]))
+    assert [f"{HOPELESS_SKIPS} inputs in a row" in why for why in given_up] == [True]
+    server, given_up = asyncio.run(run(lives))
+    assert len(given_up) <= 1  # none if it died in that very moment
+    assert outputs(server) == outputs(calm)
+    skipped = {orjson.loads(m.data)["detail"]["sequence"] for m in server.messages if b'"skipped"' in m.data}
+    ticks = [m.sequence for m in server.messages if m.subject.endswith(".feed")]
+    assert skipped == set(ticks[4:29])
+    check_fence(server)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
 def test_a_source_goes_on_after_its_last_stored_event(lives: list[dict[int, str]], seed: int) -> None:
@@ -252,17 +299,17 @@ def test_a_source_goes_on_after_its_last_stored_event(lives: list[dict[int, str]
             server.store("in.swarm.signal.B.x", encode(signal), {})
 
         async def goal() -> None:
-            while len(outputs(server)) < 35:
+            while len(outputs(server)) < 34:
                 await asyncio.sleep(0)
 
         async with asyncio.timeout(10):
             await live_through(server, Counting, lives, goal, random.Random(seed))
         check_fence(server)
         found = outputs(server)
-        assert [number for *_, number, _ in found] == [str(n) for n in range(1, 36)]
+        assert [number for *_, number, _ in found] == [str(n) for n in range(1, 35)]
         assert [data for subject, data, *_ in found if "market" in subject] == [encode(tick(n)) for n in range(1, 21)]
         answers = [data for subject, data, *_ in found if "signal" in subject]
-        assert [f'"heard":{n}'.encode() in data for n, data in enumerate(answers, 1)] == [True] * 15
+        assert [f'"heard":{n}'.encode() in data for n, data in enumerate(answers, 1)] == [True] * 14
 
     asyncio.run(run())
 
