@@ -14,6 +14,8 @@ OLDEST_SERVER = (2, 12)
 MEMORY_TTL_S = 3600
 DUPLICATE_WINDOW_S = 120
 """How long a repetition is recognised by its id; never more than the maximal age, which the server would refuse."""
+FIXED = ("subjects", "subject_transform", "republish", "storage", "deny_delete", "allow_rollup_hdrs")
+"""What a stream must have as this version makes it; all else can be brought up to date."""
 STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059
 
@@ -27,7 +29,8 @@ class StreamLimits:
     replicas: int = 1
 
 
-def _wanted(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
+def wanted_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
+    """Configurations, as JetStream's API takes them, of the streams and buckets that this version makes."""
     subjects = bus.subjects
     write, read = f"in.{subjects.ns}.>", f"{subjects.ns}.>"
     common = {"storage": "file", "num_replicas": settings.replicas, "allow_direct": True, "allow_rollup_hdrs": False}
@@ -92,7 +95,7 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
         UsageError: a stream of that name exists with another purpose, or the server is unfit.
     """
     await check_server(bus)
-    for wanted in _wanted(bus, settings or StreamLimits()):
+    for wanted in wanted_streams(bus, settings or StreamLimits()):
         name = wanted["name"]
         try:
             await bus.api(f"STREAM.CREATE.{name}", wanted)
@@ -104,7 +107,7 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
                     "is another swarm or program using its subjects or all of its storage?"
                 ) from None
         found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
-        for key in ("subjects", "subject_transform", "republish", "storage", "deny_delete", "allow_rollup_hdrs"):
+        for key in FIXED:
             if key in wanted and (found.get(key) or False) != wanted[key]:  # what is false is left out by the server
                 raise UsageError(
                     f"stream {name} at {bus.url} has another {key} ({found.get(key)!r}) than expected "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import msgspec
 import orjson
@@ -19,23 +20,54 @@ RECORD = "run.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A process of a run. `created`, its start time (seconds since 1970), tells it from a later one of the same pid."""
+
+    kind: str
+    name: str
+    pid: int
+    created: float
+
+    @classmethod
+    def of(cls, kind: str, name: str, pid: int) -> Self | None:
+        """The process `pid` as it is now; None when it has ended."""
+        try:
+            return cls(kind=kind, name=name, pid=pid, created=psutil.Process(pid).create_time())
+        except psutil.NoSuchProcess:
+            return None
+
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        return is_same(self.pid, self.created)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The record of a running `up`. `created`, its start time, tells its process from a later one."""
+    """The record of a running `up`: its own process, and in `children` those that it has started and keeps."""
 
     pid: int
     created: float
     swarm: str
     url: str
-    nats_pid: int | None
     config: str
+    children: tuple[Recorded, ...] = ()
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.created) < 0.01 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return is_same(self.pid, self.created)
+
+    def child(self, kind: str) -> Recorded | None:
+        """Its first child of this kind: nats-server, sandbox, watchdog …"""
+        return next((child for child in self.children if child.kind == kind), None)
+
+
+def is_same(pid: int, created: float) -> bool:
+    """Whether the process `pid` that began at `created` still runs, and is not another of the same pid."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < 0.01 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def read_run(state_dir: Path) -> Run | None:
@@ -48,15 +80,15 @@ def read_run(state_dir: Path) -> Run | None:
         raise UsageError(f"{state_dir / RECORD}: cannot be read ({error}); remove it if no swarm runs here") from None
 
 
-def write_run(state_dir: Path, swarm: str, url: str, nats_pid: int | None, config: str) -> None:
+def write_run(state_dir: Path, swarm: str, url: str, config: str, children: Iterable[Recorded]) -> None:
     """Record that this process runs the swarm. `url` is without credentials."""
     run = Run(
         pid=os.getpid(),
         created=psutil.Process().create_time(),
         swarm=swarm,
         url=url,
-        nats_pid=nats_pid,
         config=config,
+        children=tuple(children),
     )
     temporary = state_dir / f"{RECORD}.{os.getpid()}"
     temporary.write_bytes(orjson.dumps(run))

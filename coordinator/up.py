@@ -33,7 +33,7 @@ from bus.streams import ensure_streams
 from bus.tasks import end_tasks
 from coordinator.neighbours import refuse_neighbours
 from coordinator.roles import limits_of, on_signals
-from coordinator.rundir import lock, remove_run, write_run
+from coordinator.rundir import Recorded, lock, remove_run, write_run
 from coordinator.settings import SwarmConfig
 
 NAME = "up"
@@ -72,6 +72,7 @@ class Role:
         self._process: asyncio.subprocess.Process | None = None
         self.stopping = False
         self.restarts = 0
+        self.on_start: Callable[[], None] = lambda: None
 
     @property
     def pid(self) -> int | None:
@@ -93,6 +94,7 @@ class Role:
                 start_new_session=True,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
+        self.on_start()
 
     async def keep(self, on_exit: Callable[[Role, int, int], None]) -> None:
         """Start it again whenever it dies, until `stop`."""
@@ -190,13 +192,21 @@ class Up:
             await role.start(*(["--fresh"] if role.kind == "watchdog" else []))
             self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
-        await self._record()
+        self._record()
+        for role in self.roles:
+            role.on_start = self._record
 
-    async def _record(self) -> None:
-        """Write down who runs here."""
-        nats_pid = self._server.pid if self._server else None
-        directory = self._options.state_dir
-        await asyncio.to_thread(write_run, directory, self.config.swarm, self.bus.url, nats_pid, self.config.file)
+    def _record(self) -> None:
+        """Write down who runs now; short enough to be done at once, so that no older record can overtake a newer."""
+        pids = [(role.kind, role.name, role.pid) for role in self.roles]
+        if self._server is not None:
+            pids.append(("nats-server", "nats-server", self._server.pid))
+        children = [Recorded.of(kind, name, pid) for kind, name, pid in pids if pid is not None]
+        known = [child for child in children if child is not None]
+        try:
+            write_run(self._options.state_dir, self.config.swarm, self.bus.url, self.config.file, known)
+        except OSError as error:
+            log.warning("record_not_written", problem=str(error))
 
     def _tell_foreign_durability(self) -> None:
         text = (
@@ -231,19 +241,16 @@ class Up:
             print(f"nats-server (pid {event.pid}) ended with {event.returncode}; starting it again", file=sys.stderr)
         elif isinstance(event, ServerRestarted):
             log.warning("nats_server_restarted", pid=event.pid, down_ms=round(event.down_s * 1000))
-            self._tasks.append(asyncio.create_task(self._tell_restarted(event), name="record"))
+            self._record()
+            self._reports.alert(
+                "warning",
+                "nats_server_restarted",
+                f"nats-server died and answers again as pid {event.pid} after {event.down_s * 1000:.0f} ms",
+                pid=event.pid,
+            )
         else:
             log.error("nats_server_restart_failed", problem=event.problem, retry_s=event.retry_s)
             print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s", file=sys.stderr)
-
-    async def _tell_restarted(self, event: ServerRestarted) -> None:
-        await self._record()
-        self._reports.alert(
-            "warning",
-            "nats_server_restarted",
-            f"nats-server died and answers again as pid {event.pid} after {event.down_s * 1000:.0f} ms",
-            pid=event.pid,
-        )
 
     async def stop(self) -> None:
         """End everything in reverse order: watchdog, hosts (their agents drain), server."""

@@ -44,9 +44,9 @@ async def test_the_record_names_the_server_that_runs(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--speed", "20")
         await ear.live(*AGENTS)
-        before = swarm.record["nats_pid"]
+        [before] = [child["pid"] for child in swarm.record["children"] if child["kind"] == "nats-server"]
         await kill_server(swarm, ear)
         await ear.alerted("nats_server_restarted")
         [pid] = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
         assert pid != before
-        assert swarm.record["nats_pid"] == pid
+        assert [child["pid"] for child in swarm.record["children"] if child["kind"] == "nats-server"] == [pid]
