@@ -18,6 +18,7 @@ from bus.nats_bus import NatsBus
 from coordinator.config import BUILT_IN, parse
 from coordinator.doctor_bus import check_bus
 from coordinator.doctor_machine import BUS_DOWN, check_config, check_descriptors, check_disk, check_port, check_versions
+from coordinator.doctor_mirror import check_mirror_file
 from coordinator.doctor_state import check_leftovers, check_locks, check_permissions, check_record
 from coordinator.findings import Diagnosis, Finding, error, unmade
 from coordinator.options import CONNECT_S, DEFAULT_URL
@@ -53,6 +54,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings += await asyncio.to_thread(check_locks, state_dir, run)
     findings.append(await asyncio.to_thread(check_leftovers, run))
     findings.append(await asyncio.to_thread(check_disk, state_dir, used))
+    findings.append(await asyncio.to_thread(check_mirror_file, state_dir))
     findings += await asyncio.to_thread(check_descriptors, run)
     findings.append(await check_port(url, run))
     findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)

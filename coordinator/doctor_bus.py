@@ -22,6 +22,7 @@ from bus.server_info import listed, read_monitoring
 from bus.snapshots import Snapshot
 from bus.streams import FIXED, STREAM_NOT_FOUND, check_server, wanted_streams
 from coordinator.doctor_machine import mib
+from coordinator.doctor_mirror import check_mirror_position
 from coordinator.findings import Finding, error, ok, unmade, warning
 from coordinator.roles import limits_of
 from coordinator.rundir import Run
@@ -63,6 +64,7 @@ async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_di
         "store": _store,
         "clocks": _clocks,
         "cursors": _cursors,
+        "mirror": _mirror,
     }
     found: list[Finding] = []
     for name, check in checks.items():
@@ -224,6 +226,10 @@ def _rate(check: str, whose: str, theirs_s: float, ours_s: float, slack_s: float
 
 
 # -- cursors
+
+
+async def _mirror(facts: _Facts) -> list[Finding]:
+    return [await check_mirror_position(facts.bus, facts.state_dir)]
 
 
 async def _cursors(facts: _Facts) -> list[Finding]:

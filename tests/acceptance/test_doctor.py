@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
 
 
@@ -22,6 +24,7 @@ def not_ok(found: dict[str, Any]) -> dict[str, str]:
     return {finding["check"]: finding["level"] for finding in found["findings"] if finding["level"] != "ok"}
 
 
+@pytest.mark.slow
 async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
     async with Swarm(tmp_path, '[stream]\ndurability = "power"\n') as swarm:
         ear = await swarm.up("--speed", "50")
@@ -33,7 +36,7 @@ async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
         assert "in force: power" in found["by"]["durability"]["text"]
         assert {f"cursor of {name}" for name in AGENTS} <= set(found["by"])
         children = {child["kind"]: child for child in swarm.record["children"]}
-        assert len(swarm.record["children"]) == len(SANDBOXES) + 2
+        assert {child["name"] for child in swarm.record["children"]} >= {*SANDBOXES, "watchdog", "nats-server"}
         assert f"pid {swarm.process.pid}" in found["by"]["lock of the directory"]["text"]
 
         server = children["nats-server"]["pid"]
@@ -48,7 +51,7 @@ async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
         await ends.all()
         await ear.more_beats(2, *AGENTS, *SANDBOXES)
         found = await looked_over(swarm, 0)
-        assert "5 recorded children" in found["by"]["orphaned processes"]["text"]
+        assert f"{len(swarm.record['children'])} recorded children" in found["by"]["orphaned processes"]["text"]
         assert not {host, server} & {child["pid"] for child in swarm.record["children"]}
 
         await swarm.end(signal.SIGKILL)

@@ -31,6 +31,7 @@ from bus.messages import (
 )
 from bus.subjects import KEPT_KINDS
 from coordinator import schema
+from coordinator.findings import Diagnosis, Finding
 from coordinator.gather import AgentStatus, DecisionCount, SandboxStatus, Status
 from coordinator.health import Health
 from coordinator.killing import Killing
@@ -132,6 +133,10 @@ MESSAGES: tuple[Message, ...] = (
     ),
 )  # fmt: skip
 PRINTED: dict[str, Any] = {
+    "doctor": Diagnosis(
+        ok=False, swarm="swarm", nats="nats://127.0.0.1:4222", state_dir=".signalmesh", running=False,
+        findings=[Finding(check="port", level="error", text="is taken", remedy="--port 0")],
+    ),
     "down": Ended(swarm="swarm", pid=1, took_s=0.5),
     "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
     "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
