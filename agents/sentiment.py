@@ -111,11 +111,13 @@ class SentimentAgent(Agent):
         """What has been read.
 
         `window` maps a symbol to its scored headlines, sorted. `position_s` maps a symbol to the time of its latest
-        candle: recorded headlines up to there have been published. In seconds since 1970 UTC.
+        candle: recorded headlines up to there have been published. `candle_s` maps it to the time of the candle before
+        the present one, whichever that was. In seconds since 1970 UTC.
         """
 
         window: dict[str, list[Item]] = field(default_factory=dict)
         position_s: dict[str, int] = field(default_factory=dict)
+        candle_s: dict[str, int] = field(default_factory=dict)
 
     @dataclass(frozen=True)
     class Options:
@@ -170,6 +172,7 @@ class SentimentAgent(Agent):
             self._keep(tick.symbol, (known_s, score, headline.source))
             outputs.append(headline)
         outputs.append(self._sentiment(tick, self._known(tick.symbol, now_s), now_s))
+        self.state.candle_s[tick.symbol] = now_s
         return outputs
 
     def _news(self, symbol: str, now_s: int) -> list[tuple[int, float, Headline]]:
@@ -192,13 +195,18 @@ class SentimentAgent(Agent):
             del window[-1 if position_s is not None and window[-1][0] > position_s else 0]
 
     def _known(self, symbol: str, now_s: int) -> list[Item]:
-        """What counts at `now_s` for `symbol`, sorted; the windows lose what is too old."""
-        oldest_s = now_s - HORIZON_HALF_LIVES * self._half_life_s
+        """What counts at `now_s` for `symbol`, sorted; the windows lose what is too old.
+
+        Too old at the candle before as well: one single candle with a time far ahead must not empty the window.
+        """
+        horizon_s = HORIZON_HALF_LIVES * self._half_life_s
+        oldest_s = now_s - horizon_s
+        forgotten_s = min(now_s, self.state.candle_s.get(symbol, now_s)) - horizon_s
         items: list[Item] = []
         for key in (symbol, EVERY_SYMBOL):
             window = self.state.window.get(key, [])
             if key != EVERY_SYMBOL:  # symbols may run at different times, and what names none belongs to all of them
-                del window[: bisect.bisect_left(window, oldest_s, key=lambda item: item[0])]
+                del window[: bisect.bisect_left(window, forgotten_s, key=lambda item: item[0])]
             items += [item for item in window if oldest_s <= item[0] <= now_s]
         return sorted(items)
 

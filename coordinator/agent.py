@@ -1,8 +1,9 @@
 """The coordinator: gathers the votes on each market tick into a round, and closes it with one Decision.
 
 Owns the life of rounds: opening, matching votes, waiting, closing in order. The judgement itself is
-coordinator/synthesis.py, risk and size are coordinator/risk.py. A round is (symbol, source, sequence); why it is so,
-and how a vote finds its round by the integer `round` alone, is told in docs/adr/0003-rounds-and-synthesis.md.
+coordinator/synthesis.py, risk and size are coordinator/risk.py, which tick opens a round is coordinator/feeds.py. A
+round is (symbol, source, sequence); why it is so, and how a vote finds its round by the integer `round` alone, is told
+in docs/adr/0003-rounds-and-synthesis.md.
 
 Everything is decided by the order of the stream: handlers are functions of (state, event), and the content of a
 decision does not depend on the order in which its votes came.
@@ -15,7 +16,9 @@ from datetime import UTC, datetime
 from typing import ClassVar
 
 from agents.agent import Agent
-from bus.messages import Config, Decision, MarketData, Sentiment, Signal, Timer
+from bus.messages import Alert, Config, Decision, MarketData, Sentiment, Severity, Signal, Timer
+from bus.subjects import WATCHDOG
+from coordinator.feeds import MAX_SEQUENCE, Feed, Place
 from coordinator.risk import WINDOW, assess
 from coordinator.synthesis import Electorate, electorate, synthesise, vote_probability
 
@@ -32,8 +35,6 @@ WINDOW_BUDGET = 32 * WINDOW
 shorter; with MAX_FEEDS it is 31 closes, still enough for risk.MIN_RETURNS."""
 MAX_EARLY_VOTES = 64
 """Votes kept on one round while no Config has said yet who the voters are; further ones are refused."""
-MAX_SEQUENCE = 2**53 - 1
-"""Largest tick sequence: every JSON reader keeps it exactly."""
 DEFAULT_TIMEOUT_MS = 400
 """Timer of rounds that open before any Config (the default of Config.round_timeout_ms as well)."""
 
@@ -43,51 +44,46 @@ NO_CONFIG = Config(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), source
 
 @dataclass(slots=True)
 class OpenRound:
-    """A tick that awaits its decision. `votes` maps a voter to its probability of a rise."""
+    """A tick that awaits its decision, of its feed's `run`. `votes` maps a voter to its probability of a rise."""
 
     source: str
     sequence: int
     price: float
     timestamp: datetime
+    run: int = 1
     timed_out: bool = False
     votes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Feed:
-    """One source's series of one symbol: its newest sequence, and the raw windows that risk is computed from.
-
-    `closes` are the prices of the closed rounds, oldest first, at most WINDOW (or a share of
-    WINDOW_BUDGET); `held[i]` is the signed position
-    (fraction of capital) decided at `closes[i]`.
-    """
-
-    last: int
-    closes: list[float] = field(default_factory=list)
-    held: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class Counts:
-    """What was ignored, by reason. Nothing else about it is remembered."""
+    """What was ignored or odd, by reason. Little else about it is remembered."""
 
-    repeated_ticks: int = 0  # sequence not above the last one of its (symbol, source)
+    repeated_ticks: int = 0  # see Feed.place
+    odd_ticks: int = 0  # taken although the feed's numbers went back
     refused_ticks: int = 0  # beyond MAX_OPEN_ROUNDS, MAX_FEEDS or MAX_SEQUENCE
     strangers: int = 0  # votes of agents that are not in Config.voters
     repeated_votes: int = 0  # the voter has already voted on that open round; its first vote counts
     late_votes: int = 0  # no such round is open
     refused_votes: int = 0  # beyond MAX_EARLY_VOTES
+    foreign_configs: int = 0  # of others than the watchdog
 
 
-def round_id(symbol: str, source: str, sequence: int) -> str:
+def is_told(count: int) -> bool:
+    """Whether the `count`-th of something is alerted: the 1st, 10th, 100th and so on, so that a flood stays few."""
+    return str(count).rstrip("0") == "1"
+
+
+def round_id(symbol: str, source: str, sequence: int, run: int = 1) -> str:
     """`symbol:source:sequence`, the decision_id and the timer's name; different rounds never share one.
 
-    A colon in the source (agent names have none, but a payload's source may be any text) is written =3A, and = as
-    =3D, so that the last two colons are always the separators.
+    From a feed's second run on it is `symbol:source=run:sequence`. A colon in the source (agent names have none, but a
+    payload's source may be any text) is written =3A, and = as =3D, so that the last two colons are always the
+    separators, and a run is never part of a name.
     """
     if ":" in source or "=" in source:
         source = source.replace("=", "=3D").replace(":", "=3A")
-    return f"{symbol}:{source}:{sequence}"
+    return f"{symbol}:{source}:{sequence}" if run == 1 else f"{symbol}:{source}={run}:{sequence}"
 
 
 class CoordinatorAgent(Agent):
@@ -117,38 +113,94 @@ class CoordinatorAgent(Agent):
         self._voters_of: Config = NO_CONFIG
         self._voters: Electorate = electorate(NO_CONFIG.voters)
 
-    def on_market(self, tick: MarketData) -> list[Decision]:
+    def on_market(self, tick: MarketData) -> list[Decision | Alert]:
         """Open the round of this tick. It closes at once only when a Config says that nobody votes."""
         state = self.state
         feed = state.feeds.get(tick.symbol, {}).get(tick.source)
         sequence = tick.sequence
         if sequence is None:
-            sequence = 1 if feed is None else feed.last + 1
-        elif feed is not None and sequence <= feed.last:
-            state.counts.repeated_ticks += 1
-            return []
+            sequence = 1 if feed is None else feed.next_sequence()
+        place: Place = "next" if feed is None else feed.place(sequence, tick.timestamp)
+        if feed is not None and place == "repeated":
+            return self._repeated(tick, feed)
         if (
             state.open_rounds >= MAX_OPEN_ROUNDS
             or (feed is None and state.feed_count >= MAX_FEEDS)
             or not -MAX_SEQUENCE <= sequence <= MAX_SEQUENCE
         ):
-            state.counts.refused_ticks += 1
-            return []
+            return self._refused(tick)
+        told: list[Alert] = []
         if feed is None:
-            state.feeds.setdefault(tick.symbol, {})[tick.source] = Feed(sequence)
+            feed = state.feeds.setdefault(tick.symbol, {})[tick.source] = Feed(sequence, tick.timestamp)
             state.feed_count += 1
             self._trim_feeds()
         else:
-            feed.last = sequence
-        opened = OpenRound(tick.source, sequence, tick.price, tick.timestamp)
+            told = self._odd(tick, feed, place)
+            feed.take(place, sequence, tick.timestamp)
+        opened = OpenRound(tick.source, sequence, tick.price, tick.timestamp, feed.run)
         state.rounds.setdefault(tick.symbol, []).append(opened)
         state.open_rounds += 1
         self.set_timer(
-            round_id(tick.symbol, tick.source, sequence),
+            round_id(tick.symbol, tick.source, sequence, feed.run),
             topic=tick.symbol,
             after_ms=DEFAULT_TIMEOUT_MS if state.config is None else state.config.round_timeout_ms,
         )
-        return self._close(tick.symbol)
+        return [*told, *self._close(tick.symbol)]
+
+    def _repeated(self, tick: MarketData, feed: Feed) -> list[Decision | Alert]:
+        """Count a tick that opens no round, because its feed has been there."""
+        self.state.counts.repeated_ticks += 1
+        feed.repeated += 1
+        if not is_told(feed.repeated):
+            return []
+        problem = (
+            f"tick {tick.sequence} of {tick.symbol} by {tick.source} is not counted: the last one was {feed.last}, "
+            f"of {feed.at.isoformat()}; number ticks upwards, or leave `sequence` out"
+        )
+        return [self._tell("info", "tick_repeated", problem, tick, last=feed.last, repeated=feed.repeated)]
+
+    def _odd(self, tick: MarketData, feed: Feed, place: Place) -> list[Alert]:
+        """Count a tick that is taken, though its number is none to expect after the last one; not yet a leap.
+
+        Whether a leap is one of the feed or a stray is known when the next tick comes.
+        """
+        if place not in ("renumbered", "resumed"):
+            return []
+        self.state.counts.odd_ticks += 1
+        feed.breaks += 1
+        if not is_told(feed.breaks):
+            return []
+        who = f"{tick.symbol} by {tick.source}"
+        if place == "resumed":
+            code, problem = "tick_strayed", f"{who}: tick {feed.last} was a stray; {tick.sequence} goes on before it"
+        else:
+            code, problem = "feed_renumbered", f"{who} numbers its ticks anew: {tick.sequence} came after {feed.last}"
+        return [self._tell("warning", code, problem, tick, last=feed.last, breaks=feed.breaks)]
+
+    def _refused(self, tick: MarketData) -> list[Decision | Alert]:
+        """Count a tick beyond the bounds; no decision will be made on it."""
+        counts = self.state.counts
+        counts.refused_ticks += 1
+        if not is_told(counts.refused_ticks):
+            return []
+        problem = (
+            f"tick {tick.sequence} of {tick.symbol} by {tick.source} is refused: expected at most {MAX_OPEN_ROUNDS} "
+            f"open rounds ({self.state.open_rounds}), {MAX_FEEDS} feeds ({self.state.feed_count}), and a sequence "
+            f"within ±{MAX_SEQUENCE}"
+        )
+        return [self._tell("warning", "tick_refused", problem, tick, refused=counts.refused_ticks)]
+
+    def _tell(self, severity: Severity, code: str, problem: str, tick: MarketData, **figures: int) -> Alert:
+        return self.alert(
+            severity,
+            code,
+            problem,
+            tick.timestamp,
+            symbol=tick.symbol,
+            of=tick.source,
+            sequence=tick.sequence,
+            **figures,
+        )
 
     def on_sentiment(self, vote: Sentiment) -> list[Decision]:
         """A vote by a reading of the news."""
@@ -158,19 +210,42 @@ class CoordinatorAgent(Agent):
         """A vote by a strategy."""
         return self._count(vote)
 
-    def on_config(self, config: Config) -> list[Decision]:
+    def on_config(self, config: Config) -> list[Decision | Alert]:
         """From here on this Config is in force, for the open rounds as well: they may wait for fewer voters now."""
+        if config.source != WATCHDOG:
+            return self._foreign(config)
         self.state.config = config
-        decisions: list[Decision] = []
+        decisions: list[Decision | Alert] = []
         for symbol in self.state.rounds:  # in order of each symbol's first tick, which a restored state keeps
             decisions += self._close(symbol)
         return decisions
+
+    def _foreign(self, config: Config) -> list[Decision | Alert]:
+        """Count a Config that somebody else than the watchdog has published."""
+        counts = self.state.counts
+        counts.foreign_configs += 1
+        if not is_told(counts.foreign_configs):
+            return []
+        problem = (
+            f"{config.source} has published a Config, which is not obeyed: that is the {WATCHDOG}'s alone, from "
+            "swarm.toml; look who writes to this bus"
+        )
+        return [
+            self.alert(
+                "warning",
+                "foreign_config",
+                problem,
+                config.timestamp,
+                writer=config.source,
+                foreign_configs=counts.foreign_configs,
+            )
+        ]
 
     def on_timer(self, timer: Timer) -> list[Decision]:
         """The round of this name waits no longer. It closes now, or as soon as those before it have closed."""
         symbol = timer.name.rsplit(":", 2)[0]
         for waiting in self.state.rounds.get(symbol, ()):
-            if round_id(symbol, waiting.source, waiting.sequence) == timer.name:
+            if round_id(symbol, waiting.source, waiting.sequence, waiting.run) == timer.name:
                 waiting.timed_out = True
                 return self._close(symbol)
         return []  # its round has closed since the timer fired
@@ -249,7 +324,7 @@ class CoordinatorAgent(Agent):
         assessment = assess(synthesis, feed.closes, feed.held, config)
         size = assessment.position_size
         feed.held.append(-size if synthesis.action == "sell" and size else size)
-        name = round_id(symbol, closing.source, closing.sequence)
+        name = round_id(symbol, closing.source, closing.sequence, closing.run)
         self.cancel_timer(name)
         return Decision(
             final_decision=synthesis.action,

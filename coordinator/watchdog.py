@@ -32,6 +32,7 @@ from coordinator.leadership import stand_by
 from coordinator.orders import HostOrders
 from coordinator.policy import Policy
 from coordinator.settings import SwarmConfig
+from coordinator.strays import Strays
 from coordinator.supervision import Action, AgentState, Patience
 from coordinator.wishes import Wishes
 
@@ -105,6 +106,7 @@ class Watchdog:
             await self._gather()
             await settings.put()
             tasks.append(asyncio.create_task(settings.keep(), name="settings"))
+            tasks.append(asyncio.create_task(Strays(self._bus, reports).keep(), name="strays"))
             while not self._stop.is_set():
                 for action in self._decide():
                     deeds.do(action)

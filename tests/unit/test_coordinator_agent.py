@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 import coordinator.agent as module
 from agents.agent import check_class, published_kinds
-from bus.messages import Config, Decision, Event, MarketData, Sentiment, Signal, Timer, encode
+from bus.messages import Alert, Config, Decision, Event, MarketData, Sentiment, Signal, Timer, encode
 from bus.snapshots import MAX_SNAPSHOT_BYTES
 from coordinator.agent import (
     DEFAULT_TIMEOUT_MS,
     MAX_EARLY_VOTES,
     MAX_FEEDS,
-    MAX_SEQUENCE,
     CoordinatorAgent,
     round_id,
 )
+from coordinator.feeds import MAX_SEQUENCE
 from coordinator.risk import WINDOW, assess
 from coordinator.synthesis import electorate, synthesise
 
@@ -56,7 +56,7 @@ def fire(agent: CoordinatorAgent, sequence: int, source: str = "research-1", sym
     return agent.on_timer(timer(name))
 
 
-def handle(agent: CoordinatorAgent, event: Event) -> list[Decision]:
+def outputs(agent: CoordinatorAgent, event: Event) -> Sequence[Decision | Alert]:
     match event:
         case MarketData():
             return agent.on_market(event)
@@ -70,6 +70,10 @@ def handle(agent: CoordinatorAgent, event: Event) -> list[Decision]:
             agent.timers.pop(event.name, None)
             return agent.on_timer(event)
     raise AssertionError(event)
+
+
+def handle(agent: CoordinatorAgent, event: Event) -> list[Decision]:
+    return [output for output in outputs(agent, event) if isinstance(output, Decision)]
 
 
 def play(agent: CoordinatorAgent, events: Iterable[Event]) -> list[Decision]:
@@ -93,7 +97,10 @@ def check_invariants(agent: CoordinatorAgent) -> None:
         for feed in feeds.values():
             assert len(feed.closes) == len(feed.held) <= WINDOW
     waiting = {
-        round_id(s, r.source, r.sequence) for s, rounds in state.rounds.items() for r in rounds if not r.timed_out
+        round_id(s, r.source, r.sequence, r.run)
+        for s, rounds in state.rounds.items()
+        for r in rounds
+        if not r.timed_out
     }
     assert waiting == set(agent.timers)
 
@@ -119,7 +126,7 @@ def test_recorded_example_without_rounds(agent: CoordinatorAgent) -> None:
     rising = Signal(signal="buy", strength=0.85, indicators={}, timestamp=NOON, source=MOMENTUM, symbol=SYMBOL)
     calm = Signal(signal="hold", strength=0.45, indicators={}, timestamp=NOON, source=REVERSION, symbol=SYMBOL)
     start = tick(None)
-    assert agent.on_market(start) == []
+    assert play(agent, [start]) == []
     assert agent.on_sentiment(mood) == []
     assert agent.on_signal(rising) == []
     (decision,) = agent.on_signal(calm)
@@ -215,7 +222,7 @@ def test_repeated_ticks_are_counted_and_open_nothing(agent: CoordinatorAgent) ->
         ("other", 5),
     ]
     play(agent, [vote(name, n) for n in (5, 6) for name in VOTERS])
-    assert agent.on_market(tick(6)) == []  # also once its round is closed
+    assert play(agent, [tick(6)]) == []  # also once its round is closed
     assert agent.state.counts.repeated_ticks == 3
 
 
@@ -259,7 +266,7 @@ def test_before_any_config_rounds_wait_and_keep_their_votes() -> None:
     agent = CoordinatorAgent("coordinator")
     assert play(agent, [tick(1), *(vote(name, 1, 0.8) for name in VOTERS), vote("stranger", 1), tick(2)]) == []
     assert agent.timers[round_id(SYMBOL, "research-1", 1)].after_ms == DEFAULT_TIMEOUT_MS
-    (decision,) = agent.on_config(CONFIG)
+    (decision,) = play(agent, [CONFIG])
     assert decision.agents_consulted == (NEWS, REVERSION, MOMENTUM)
     assert decision.final_decision == "buy"
 
@@ -283,7 +290,7 @@ def test_a_quarantined_voter_is_no_longer_waited_for(agent: CoordinatorAgent) ->
     play(agent, [tick(1), tick(2), tick(3)])
     play(agent, [vote(name, n, 0.8) for n in (1, 2) for name in (NEWS, MOMENTUM)])
     smaller = replace(CONFIG, voters={NEWS: 1.0, MOMENTUM: 1.0})
-    decisions = agent.on_config(smaller)
+    decisions = play(agent, [smaller])
     assert [(d.round, d.agents_consulted, d.absent) for d in decisions] == [
         (1, (NEWS, MOMENTUM), ()),
         (2, (NEWS, MOMENTUM), ()),
@@ -296,7 +303,7 @@ def test_a_quarantined_voter_is_no_longer_waited_for(agent: CoordinatorAgent) ->
 def test_the_config_in_force_at_closing_rules_the_round(agent: CoordinatorAgent) -> None:
     play(agent, [tick(1), vote(REVERSION, 1, 0.1), vote(NEWS, 1, 0.6)])
     strict = replace(CONFIG, voters={NEWS: 1.0, MOMENTUM: 3.0}, buy_at=0.7, round_timeout_ms=900)
-    assert agent.on_config(strict) == []
+    assert play(agent, [strict]) == []
     (decision,) = agent.on_signal(vote(MOMENTUM, 1, 0.6))
     assert (decision.final_decision, decision.agents_consulted) == ("hold", (NEWS, MOMENTUM))
     assert decision.consensus_level == pytest.approx(0.6)
@@ -313,7 +320,7 @@ def test_a_new_voter_is_waited_for_in_open_rounds(agent: CoordinatorAgent) -> No
 
 def test_with_no_voters_left_a_round_closes_at_its_tick(agent: CoordinatorAgent) -> None:
     agent.on_config(replace(CONFIG, voters={}))
-    (decision,) = agent.on_market(tick(1))
+    (decision,) = play(agent, [tick(1)])
     assert (decision.final_decision, decision.position_size) == ("hold", 0.0)
     assert agent.timers == {}
 
@@ -368,7 +375,7 @@ def test_many_feeds_share_a_budget_and_still_fit_a_snapshot(agent: CoordinatorAg
     assert len(orjson.dumps(agent.state)) < MAX_SNAPSHOT_BYTES
     assert made[-1].risk_score > made[32 * (WINDOW + 2)].risk_score  # volatility is still seen, unlike at the first
     check_invariants(agent)
-    assert agent.on_market(tick(1, symbol="one too many")) == []
+    assert play(agent, [tick(1, symbol="one too many")]) == []
     assert agent.state.counts.refused_ticks == 1
 
 
@@ -384,9 +391,9 @@ def test_ticks_beyond_the_bounds_are_refused(agent: CoordinatorAgent, monkeypatc
     check_invariants(agent)
 
 
-def test_after_the_largest_sequence_none_follows(agent: CoordinatorAgent) -> None:
-    play(agent, [replace(tick(1), sequence=MAX_SEQUENCE), tick(None)])
-    assert (agent.state.open_rounds, agent.state.counts.refused_ticks) == (1, 1)
+def test_after_the_largest_sequence_it_begins_anew(agent: CoordinatorAgent) -> None:
+    play(agent, [replace(tick(1), sequence=MAX_SEQUENCE), tick(None), tick(None)])
+    assert [(r.run, r.sequence) for r in agent.state.rounds[SYMBOL]] == [(1, MAX_SEQUENCE), (2, 1), (2, 2)]
     assert reload(agent.state) == agent.state
 
 

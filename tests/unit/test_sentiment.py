@@ -228,14 +228,30 @@ def test_news_of_others_fades_and_is_forgotten(tmp_path):
     agent = make(tmp_path, half_life_hours=2)
     agent.on_headline(news("Bitcoin crashes", DAY))
     tilts = []
-    for hours in (0, 2, 4, 20, 21):
+    for hours in (0, 2, 4, 20, 21, 22):
         vote = agent.on_market(tick(DAY + timedelta(hours=hours)))[-1]
         tilts.append((0.5 - vote.p_up, bool(vote.sources)))
     assert tilts[0][0] > 0.1
     assert tilts[1][0] == pytest.approx(tilts[0][0] / 2)
     assert tilts[2][0] == pytest.approx(tilts[0][0] / 4)
-    assert [read for _, read in tilts] == [True, True, True, True, False]
+    assert [read for _, read in tilts] == [True, True, True, True, False, False]
     assert agent.state.window["BTC/USD"] == []
+
+
+@pytest.mark.parametrize("far", [datetime(9999, 12, 31, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC)])
+def test_one_candle_of_a_far_time_changes_no_later_vote(tmp_path, far):
+    rows = [f"2020-01-{day:02}|BTC/USD|Bitcoin {'surges' if day % 3 else 'crashes'}" for day in range(5, 20)]
+
+    def votes(*strays):
+        agent = make(tmp_path, *rows)
+        agent.on_headline(news("Bitcoin crashes", DAY))
+        agent.on_market(tick(DAY))
+        for at in strays:
+            agent.on_market(tick(at))
+        return [agent.on_market(tick(DAY + timedelta(hours=hours)))[-1] for hours in range(1, 120)]
+
+    assert votes(far) == votes()
+    assert len({vote.p_up for vote in votes()}) > 5
 
 
 def test_the_order_in_which_news_of_others_arrives_changes_nothing(tmp_path):

@@ -1,0 +1,84 @@
+"""Where a tick stands in its feed's series: the next one, a repetition, or the sign that the feed numbers anew.
+
+Owns what is remembered of a feed, one source's series of one symbol. Judging is a pure function of that and of the
+tick. Why these rules: docs/adr/0007-ticks-out-of-number.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+FAR = 256
+"""Numbers by which a tick must be away from the last one to be no repetition and no gap of the same series.
+
+As many as our own sources have undecided at most: who resends after a break goes back no further.
+"""
+MAX_SEQUENCE = 2**53 - 1
+"""Largest tick sequence: every JSON reader keeps it exactly."""
+
+Place = Literal["next", "leapt", "resumed", "renumbered", "repeated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a series stood: number and time of its last tick, and its run. Each new numbering of a feed is a run."""
+
+    last: int
+    at: datetime
+    run: int = 1
+
+
+@dataclass(slots=True)
+class Feed:
+    """One source's series of one symbol: where its numbers stand, and the raw windows that risk is computed from.
+
+    `at` is the time of the tick `last`; `runs` counts the runs so far; `left` is where the series stood before its
+    numbers last leapt or began anew. `closes` are the prices of the closed rounds, oldest first; `held[i]` is the
+    signed position (fraction of capital) decided at `closes[i]`.
+    """
+
+    last: int
+    at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    run: int = 1
+    runs: int = 1
+    left: Mark | None = None
+    breaks: int = 0
+    repeated: int = 0
+    closes: list[float] = field(default_factory=list)
+    held: list[float] = field(default_factory=list)
+
+    def next_sequence(self) -> int:
+        """The number of a tick that brings none."""
+        return self.last + 1 if self.last < MAX_SEQUENCE else 1
+
+    def place(self, sequence: int, at: datetime) -> Place:
+        """What the tick `sequence` of time `at` is in this series.
+
+        next: it follows, perhaps after a gap. leapt: it follows after a gap of more than FAR. resumed: it follows
+        what there was before the last leap or new numbering, which was therefore a stray. renumbered: its number is
+        lower, but its time later or its number FAR away, so the feed numbers anew. repeated: any other.
+        """
+        ahead = sequence - self.last
+        if self.left is not None:
+            beyond = sequence - self.left.last
+            if 0 < beyond <= FAR and at >= self.left.at and not 0 < ahead <= beyond:
+                return "resumed"
+        if ahead > 0:
+            return "next" if ahead <= FAR else "leapt"
+        if ahead < -FAR or (ahead < 0 and at > self.at):
+            return "renumbered"
+        return "repeated"
+
+    def take(self, place: Place, sequence: int, at: datetime) -> None:
+        """Move on to the tick `sequence`, which `place` said is not repeated."""
+        if place != "next":
+            before = Mark(self.last, self.at, self.run)
+            if place == "resumed" and self.left is not None:
+                self.run = self.left.run
+            elif place == "renumbered":
+                self.runs += 1
+                self.run = self.runs
+            self.left = before
+        self.last, self.at = sequence, at

@@ -1,0 +1,68 @@
+"""Messages of kinds that nobody reads: the stream takes them from anybody, so somebody must say that they are there.
+
+The stream's own counts by subject are asked for, now and then; hearing every message would cost each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from bus.errors import BusError, MessageError
+from bus.nats_bus import NatsBus
+from bus.reports import Reporter
+from bus.subjects import KEPT_KINDS
+
+LOOK_S = 5.0
+MAX_TOLD = 100
+"""Kinds that are told of; who invents more than so many means it."""
+
+log = structlog.get_logger("signalmesh.watchdog")
+
+
+class Strays:
+    """Alerts once about each kind of message in the stream that is none of ours, as long as this process lives."""
+
+    def __init__(self, bus: NatsBus, reports: Reporter) -> None:
+        self._bus, self._reports = bus, reports
+        self._told: set[str] = set()
+
+    async def keep(self) -> None:
+        """Look now and then, for ever."""
+        while True:
+            try:
+                await self.look()
+            except BusError as error:
+                log.debug("strays_retried", error=str(error))
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Count what is stored, and tell what is new of it.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        subjects = self._bus.subjects
+        found: dict[str, dict[str, int]] = {}
+        for subject, count in (await self._bus.subject_counts(f"{subjects.ns}.>")).items():
+            try:
+                known = subjects.parse(subject).kind in KEPT_KINDS
+            except MessageError:
+                known = False
+            if not known:
+                found.setdefault(subject.split(".")[1], {})[subject] = count
+        for kind, counts in found.items():
+            if kind in self._told or len(self._told) >= MAX_TOLD:
+                continue
+            self._told.add(kind)
+            example = min(counts)
+            self._reports.alert(
+                "warning",
+                "unread_messages",
+                f"messages that nobody reads are stored: {sum(counts.values())} under {len(counts)} subjects like "
+                f"in.{example}; expected in.{subjects.ns}.KIND.TOPIC.WRITER with a kind of {', '.join(KEPT_KINDS)}",
+                kind=kind,
+                subject=example,
+                messages=sum(counts.values()),
+            )
