@@ -51,6 +51,24 @@ class Snapshot:
         return orjson.dumps({name: getattr(self, name) for name in self.__slots__})
 
 
+def read_snapshot(agent: str, data: bytes) -> Snapshot:
+    """Decode a stored snapshot of `agent`.
+
+    Raises:
+        MeshError: it is damaged, or of another version.
+    """
+    try:
+        snapshot = msgspec.convert(orjson.loads(data), Snapshot)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise MeshError(f"snapshot of {agent}: cannot be read ({error})") from None
+    if snapshot.version != VERSION:
+        raise MeshError(
+            f"snapshot of {agent} has version {snapshot.version}, this program knows {VERSION}: "
+            "run the version that wrote it, or start the swarm with an empty --state-dir"
+        )
+    return snapshot
+
+
 class SnapshotStore:
     """The snapshot key of one agent, from the point of view of one incarnation."""
 
@@ -84,21 +102,8 @@ class SnapshotStore:
             return snapshot
 
     def read(self, data: bytes) -> Snapshot:
-        """Decode a stored snapshot.
-
-        Raises:
-            MeshError: it is damaged, or of another version.
-        """
-        try:
-            snapshot = msgspec.convert(orjson.loads(data), Snapshot)
-        except (ValueError, msgspec.ValidationError) as error:
-            raise MeshError(f"snapshot of {self._agent}: cannot be read ({error})") from None
-        if snapshot.version != VERSION:
-            raise MeshError(
-                f"snapshot of {self._agent} has version {snapshot.version}, this program knows {VERSION}: "
-                "run the version that wrote it, or start the swarm with an empty --state-dir"
-            )
-        return snapshot
+        """Decode a stored snapshot; raises as `read_snapshot` does."""
+        return read_snapshot(self._agent, data)
 
     def _is_ours(self, data: bytes) -> bool:
         try:

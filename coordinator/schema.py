@@ -16,6 +16,7 @@ import msgspec
 import orjson
 
 from bus.messages import KINDS
+from coordinator.audit_report import Audit
 from coordinator.findings import Diagnosis
 from coordinator.gather import Status
 from coordinator.health import Health
@@ -29,6 +30,7 @@ __all__ = ["OUTPUTS", "SCHEMA_DIR", "documents", "write"]
 SCHEMA_DIR = Path(__file__).resolve().parents[1] / "docs" / "schema"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 OUTPUTS: dict[str, type] = {
+    "audit": Audit,
     "doctor": Diagnosis,
     "down": Ended,
     "health": Health,

@@ -1,0 +1,165 @@
+"""The checks of an audit over the stored messages in stream order: pure, and of constant memory an agent.
+
+`Checks.take` is fed one message after another, by the live stream or by a mirror's file; `finish` holds the snapshots
+and registry records, which were read before the stream, against what came. What is on its way while the swarm lives
+is no problem: everything is judged up to the end that the stream had when the audit began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bus import headers as h
+from bus.bus import Stored
+from bus.errors import MessageError
+from bus.messages import Alert, Decision, Lifecycle, MarketData, Message, decode
+from bus.registry import Record
+from bus.snapshots import Snapshot
+from bus.subjects import AGENT_KINDS, Address, Subjects
+from coordinator.audit_agents import AgentChecks
+from coordinator.audit_report import AgentAudit, Findings, Hole, SnapshotAudit, StreamAudit
+from coordinator.audit_rounds import Rounds
+
+MAX_HOLES = 1000
+
+
+class Checks:
+    """One pass over a stream. `first` and `last` bound what is to come, as read before."""
+
+    def __init__(
+        self,
+        subjects: Subjects,
+        source: str,
+        first: int,
+        last: int,
+        snapshots: Mapping[str, Snapshot] | None = None,
+        records: Mapping[str, Record] | None = None,
+        findings: Findings | None = None,
+    ) -> None:
+        self.findings = findings or Findings()
+        self.stream = StreamAudit(source=source, first=first, last=last)
+        self.rounds = Rounds(self.findings)
+        self._subjects = subjects
+        self._snapshots, self._records = snapshots or {}, records or {}
+        self._agents: dict[str, AgentChecks] = {}
+        self._next = first
+        self._cut = first > 1
+        for name in sorted({*self._snapshots, *self._records}):
+            self._agent(name)
+
+    @property
+    def cut(self) -> bool:
+        """Whether retention has removed messages from the stream's beginning."""
+        return self._cut
+
+    def _agent(self, name: str) -> AgentChecks:
+        found = self._agents.get(name)
+        if found is None:
+            found = AgentChecks(name, self.findings, self._snapshots.get(name), self._records.get(name))
+            self._agents[name] = found
+        return found
+
+    def take(self, stored: Stored) -> None:
+        """Check the next message of the stream."""
+        self.stream.messages += 1
+        self._check_order(stored)
+        try:
+            address = self._subjects.parse(stored.subject)
+        except MessageError as error:
+            self.findings.set_aside(stored.sequence, stored.subject, error.problem)
+            return
+        message: Message | None = None
+        try:
+            message = decode(address, stored.subject, stored.data)
+        except MessageError as error:
+            self.findings.set_aside(stored.sequence, stored.subject, error.problem)
+        self._check_writer(address, stored, message)
+        if isinstance(message, MarketData):
+            self.rounds.tick(stored, message)
+        elif isinstance(message, Decision):
+            if h.OUTPUT in stored.headers:
+                self.rounds.decision(address.agent, stored, message, self._cut)
+        elif isinstance(message, Lifecycle):
+            self._on_lifecycle(address, message)
+        elif isinstance(message, Alert):
+            self.stream.alerts[message.code] = self.stream.alerts.get(message.code, 0) + 1
+
+    def _check_order(self, stored: Stored) -> None:
+        sequence, stream = stored.sequence, self.stream
+        if sequence != self._next:
+            self._hole(self._next, sequence - 1, retention=stream.kept_from is None)
+        self._next = sequence + 1
+        if stream.kept_from is None and stored.headers.get(h.TTL) != "never":
+            stream.kept_from = sequence
+
+    def _hole(self, first: int, last: int, *, retention: bool) -> None:
+        if len(self.stream.holes) < MAX_HOLES:
+            self.stream.holes.append(Hole(first=first, last=last, retention=retention))
+        if retention:
+            self._cut = True
+            return
+        what = f"message {first} is" if first == last else f"messages {first} to {last} are"
+        self.findings.problem(
+            "holes",
+            f"{what} not there, though older ones are kept",
+            sequences=[first, last],
+            expected=f"{last - first + 1} messages",
+            found="none",
+        )
+
+    def _check_writer(self, address: Address, stored: Stored, message: Message | None) -> None:
+        if address.kind == "epoch":
+            self._agent(address.agent).on_claim(stored, message, self._cut)
+        elif h.OUTPUT in stored.headers:
+            self._agent(address.agent).on_output(stored, self._cut)
+        elif h.EPOCH in stored.headers:
+            self._agent(address.agent).check_epoch(stored, self._cut)
+        elif address.kind in AGENT_KINDS:
+            counts = self.stream.unnumbered
+            counts[address.agent] = counts.get(address.agent, 0) + 1
+            if address.agent in self._agents and self._agents[address.agent].claimed:
+                self.findings.problem(
+                    "outputs",
+                    f"{address.agent}: message {stored.sequence} under {stored.subject} has no output number: somebody "
+                    "else has published in its name",
+                    agent=address.agent,
+                    subject=stored.subject,
+                    sequences=[stored.sequence],
+                    expected=h.OUTPUT,
+                    found="none",
+                )
+
+    def _on_lifecycle(self, address: Address, message: Lifecycle) -> None:
+        sequence = message.detail.get("sequence")
+        if message.event == "skipped" and address.agent == message.agent and isinstance(sequence, int):
+            self._agent(message.agent).on_skipped(sequence)
+            self.rounds.skipped(message.agent, sequence)
+
+    # -- at the end
+
+    def finish(self) -> tuple[dict[str, AgentAudit], dict[str, SnapshotAudit]]:
+        """What was found of each agent, and of each snapshot."""
+        stream = self.stream
+        if self._next <= stream.last:
+            self._hole(self._next, stream.last, retention=stream.kept_from is None)
+        self.rounds.finish()
+        agents, snapshots = {}, {}
+        for name, checks in sorted(self._agents.items()):
+            if (snapshot := checks.finish(stream.last, self._cut)) is not None:
+                snapshots[name] = snapshot
+            if checks.audit.outputs or snapshot is not None:
+                agents[name] = checks.audit
+        self._note()
+        return agents, snapshots
+
+    def _note(self) -> None:
+        stream, note = self.stream, self.findings.note
+        if stream.first > 1:
+            note(f"the stream begins at message {stream.first}: what was before is gone by retention, and unchecked")
+        if gone := sum(hole.last - hole.first + 1 for hole in stream.holes if hole.retention):
+            note(f"{gone} messages before {stream.kept_from or stream.last + 1} are gone by retention, and unchecked")
+        for name, count in sorted(stream.unnumbered.items()):
+            note(f"{name}: {count} events without a number, so a missing one could not be seen")
+        for code in ("replay_diverged", "output_gap", "retention_gap"):
+            if code in stream.alerts:
+                note(f"{stream.alerts[code]} alerts {code} are among the messages")

@@ -1,0 +1,86 @@
+"""What a person sees of an audit: a table of the agents, and the problems in plain words."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from coordinator.audit import Progress as Told
+from coordinator.audit_report import Audit
+from coordinator.tables import Column, console, fitted
+
+COLUMNS = (
+    Column("agent"), Column("outputs", right=True), Column("gaps", right=True), Column("doubled", right=True),
+    Column("claims", 2, right=True), Column("skipped", 4, right=True), Column("snapshot", 1),
+    Column("cursor", 3, right=True),
+)  # fmt: skip
+SHOWN = 20
+"""Problems and poison messages that are printed; --json has more."""
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Told | None]:
+    """A bar on standard error while something is read; nothing where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TextColumn("{task.completed:,} of {task.total:,}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda at, last: bar.update(task, completed=at, total=last)
+
+
+def counted(count: int, one: str, more: str = "") -> str:
+    """`1 message`, `2,000 messages`."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+def print_audit(audit: Audit) -> None:
+    """The whole audit, as wide as there is room for."""
+    out, stream = console(), audit.stream
+    out.print(
+        f"swarm {audit.swarm}, {stream.source}: {counted(stream.messages, 'message')}, sequences {stream.first:,} to "
+        f"{stream.last:,}, in {audit.took_s:.1f} s\n"
+    )
+    rows: list[list[str | Text]] = []
+    for name, agent in audit.agents.items():
+        snapshot = audit.snapshots.get(name)
+        rows.append([
+            name, f"{agent.outputs:,}", _count(agent.gaps), _count(agent.doubled), str(agent.claims),
+            str(agent.skipped), "" if snapshot is None else Text("fits", "green") if snapshot.ok else Text("no", "red"),
+            "" if snapshot is None else f"{snapshot.cursor:,}",
+        ])  # fmt: skip
+    out.print(fitted(COLUMNS, rows, out.width))
+    rounds, mirror = audit.rounds, audit.mirror
+    out.print(
+        f"\nrounds: {rounds.decided:,} decided, {rounds.missing} left out, {rounds.doubled} decided twice, "
+        f"{rounds.waiting} waiting"
+    )
+    if mirror.file is not None:
+        out.print(
+            f"mirror: {counted(mirror.compared, 'message')} compared up to {mirror.cursor:,}, "
+            f"{mirror.missing} missing, {mirror.differing} differing, {mirror.damaged} damaged"
+        )
+    if audit.poison_total:
+        out.print(f"poison: {counted(audit.poison_total, 'message')} that no agent can read, set aside by all of them")
+        for poison in audit.poison[:SHOWN]:
+            out.print(f"  {poison.sequence} {poison.subject}: {poison.problem}", markup=False)
+    for note in audit.notes:
+        out.print(f"note: {note}", markup=False)
+    if audit.ok:
+        out.print(Text("\nall of it holds: nothing lost, nothing doubled, nothing out of order", "green"))
+        return
+    out.print(Text(f"\n{counted(audit.problems_total, 'problem')}:", "red"))
+    for problem in audit.problems[:SHOWN]:
+        out.print(f"  {problem.check}: {problem.text}", markup=False)
+    if audit.problems_total > SHOWN:
+        out.print(f"  … and {audit.problems_total - SHOWN:,} more: --json has the first {len(audit.problems):,}")
+
+
+def _count(count: int) -> Text:
+    return Text(f"{count:,}", "red" if count else "")
