@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from bus import headers as h
-from bus.bus import Bounds, Bus, Kept, Stored
+from bus.bus import Stored
 from bus.errors import MeshError
+from bus.mirror_read import MirrorFile
+from bus.nats_bus import NatsBus
 from bus.registry import read_record
 from bus.scan import scan
 from bus.snapshots import read_snapshot
 from coordinator.audit_checks import Checks
+from coordinator.audit_mirror import Beside, check_file, open_beside, stored_of, values_at
 from coordinator.audit_report import Audit, Findings, MirrorAudit
 
 ATTEMPTS = 3
@@ -27,28 +31,102 @@ PROGRESS_EVERY = 1000
 T = TypeVar("T")
 
 
-async def audit_bus(bus: Bus, progress: Progress | None = None) -> Audit:
-    """Audit the swarm of `bus`, live or at rest.
+async def audit_bus(bus: NatsBus, mirror: Path | None = None, progress: Progress | None = None) -> Audit:
+    """Audit the swarm of `bus`, live or at rest; and the mirror's file, if it is there.
 
     Raises:
         BusError: the bus does not answer.
+        MirrorUnusable, MirrorDamaged: the file is there, but cannot be read.
     """
     began = time.monotonic()
-    subjects = bus.subjects
     attempt = 0
     while True:
         attempt += 1
-        findings = Findings()
-        snapshots = await _kept(bus, subjects.state_bucket, "snapshots", read_snapshot, findings)
-        records = await _kept(bus, subjects.registry_bucket, "registry", lambda _, data: read_record(data), findings)
-        bounds = await bus.bounds()
-        checks = Checks(subjects, bus.url, bounds.first, bounds.last, snapshots, records, findings)
-        await scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last, counting(checks.take, bounds, progress))
+        checks, beside = await _pass(bus, mirror, progress)
         if attempt == ATTEMPTS or not await _overtaken(bus, checks):
-            return conclude(checks, MirrorAudit(), subjects.ns, began)
+            return _conclude(checks, beside.audit if beside else MirrorAudit(), bus.subjects.ns, began)
 
 
-def counting(take: Callable[[Stored], None], bounds: Bounds, progress: Progress | None) -> Callable[[Stored], None]:
+async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) -> tuple[Checks, Beside | None]:
+    subjects, findings = bus.subjects, Findings()
+    snapshots = await _kept(bus, subjects.state_bucket)
+    records = await _kept(bus, subjects.registry_bucket)
+    created = (await bus.api(f"STREAM.INFO.{subjects.stream}"))["created"]
+    beside = open_beside(mirror, subjects.ns, created, findings) if mirror is not None else None
+    try:
+        bounds = await bus.bounds()
+        checks = Checks(
+            subjects,
+            bus.url,
+            bounds.first,
+            bounds.last,
+            _readable(snapshots, "snapshots", read_snapshot, findings),
+            _readable(records, "registry", lambda _, data: read_record(data), findings),
+            findings,
+        )
+
+        def take(stored: Stored) -> None:
+            checks.take(stored)
+            if beside is not None:
+                beside.take(stored)
+
+        await scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last, counting(take, bounds.last, progress))
+        if beside is not None and beside.audit.cursor > bounds.last:
+            text = f"the mirror is at message {beside.audit.cursor}, but the stream ends at {bounds.last}"
+            findings.problem(
+                "mirror",
+                text,
+                sequences=[bounds.last, beside.audit.cursor],
+                expected=f"at most {bounds.last}",
+                found=beside.audit.cursor,
+            )
+    finally:
+        if beside is not None:
+            beside.close()
+    return checks, beside
+
+
+def audit_file(path: Path, progress: Progress | None = None) -> Audit:
+    """Audit a mirror's file in the stream's place, with the bus up or down.
+
+    Raises:
+        MirrorUnusable, MirrorDamaged: it cannot be read.
+    """
+    began = time.monotonic()
+    with MirrorFile(path) as file:
+        findings = Findings()
+        check_file(file, findings)
+        first, last = file.bounds()
+        newest = file.message(last)
+        before_ns = newest.row.stored_ns if newest is not None else 0
+        subjects = file.subjects
+        snapshots = values_at(file, subjects.state_bucket, before_ns)
+        records = values_at(file, subjects.registry_bucket, before_ns)
+        checks = Checks(
+            subjects,
+            str(path),
+            max(1, first),
+            last,
+            _readable(snapshots, "snapshots", read_snapshot, findings),
+            _readable(records, "registry", lambda _, data: read_record(data), findings),
+            findings,
+            gone=[(gap.first, gap.last) for gap in file.gaps()],
+        )
+        mirror = MirrorAudit(file=str(path), cursor=file.cursor())
+        take = counting(checks.take, last, progress)
+        for mirrored in file.messages(last=last):
+            mirror.compared += 1
+            if mirrored.intact:
+                take(stored_of(mirrored))
+                continue
+            mirror.damaged += 1
+            checks.damaged(mirrored.row.sequence, mirrored.row.subject)
+        if last:
+            findings.note(f"read from a mirror at message {mirror.cursor}: what came after it is unchecked")
+        return _conclude(checks, mirror, file.swarm, began)
+
+
+def counting(take: Callable[[Stored], None], last: int, progress: Progress | None) -> Callable[[Stored], None]:
     """`take`, telling `progress` now and then where it is."""
     if progress is None:
         return take
@@ -56,14 +134,13 @@ def counting(take: Callable[[Stored], None], bounds: Bounds, progress: Progress 
 
     def counted(stored: Stored) -> None:
         take(stored)
-        if stored.sequence % PROGRESS_EVERY == 0 or stored.sequence >= bounds.last:
-            told(stored.sequence, bounds.last)
+        if stored.sequence % PROGRESS_EVERY == 0 or stored.sequence >= last:
+            told(stored.sequence, last)
 
     return counted
 
 
-def conclude(checks: Checks, mirror: MirrorAudit, swarm: str, began: float) -> Audit:
-    """The finished audit of what `checks` has taken."""
+def _conclude(checks: Checks, mirror: MirrorAudit, swarm: str, began: float) -> Audit:
     agents, snapshots = checks.finish()
     findings = checks.findings
     return Audit(
@@ -83,35 +160,33 @@ def conclude(checks: Checks, mirror: MirrorAudit, swarm: str, began: float) -> A
     )
 
 
-async def _kept(
-    bus: Bus, bucket: str, check: str, read: Callable[[str, bytes], T], findings: Findings
-) -> Mapping[str, T]:
-    return readable(await bus.kv_all(bucket), bucket, check, read, findings)
+async def _kept(bus: NatsBus, bucket: str) -> dict[str, bytes]:
+    return {key: kept.value for key, kept in (await bus.kv_all(bucket)).items()}
 
 
-def readable(
-    kept: Mapping[str, Kept], bucket: str, check: str, read: Callable[[str, bytes], T], findings: Findings
-) -> Mapping[str, T]:
+def _readable(
+    values: Mapping[str, bytes], check: str, read: Callable[[str, bytes], T], findings: Findings
+) -> dict[str, T]:
     """What a bucket holds, decoded; what cannot be is a problem."""
     found: dict[str, T] = {}
-    for key, value in kept.items():
+    for key, data in values.items():
         try:
-            found[key] = read(key, value.value)
+            found[key] = read(key, data)
         except (MeshError, ValueError) as error:
             findings.problem(
                 check,
-                f"{key}: what bucket {bucket} holds for it cannot be read: {error}",
+                f"{key}: what its bucket holds for it cannot be read: {error}",
                 agent=key,
-                sequences=[value.revision],
+                sequences=[],
                 expected="readable",
-                found=value.value[:100].decode(errors="replace"),
+                found=data[:100].decode(errors="replace"),
             )
     return found
 
 
-async def _overtaken(bus: Bus, checks: Checks) -> bool:
+async def _overtaken(bus: NatsBus, checks: Checks) -> bool:
     """Whether retention has meanwhile come as far as a hole that looked unexplained."""
-    holes = [hole for hole in checks.stream.holes if not hole.retention]
+    holes = [hole for hole in checks.stream.holes if not hole.explained]
     if not holes:
         return False
     bounds = await bus.bounds()

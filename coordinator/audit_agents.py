@@ -1,5 +1,8 @@
 """What must hold of one agent's messages, looked at one after another: numbers, ids, causes, claims and fence; and of
 its snapshot and registry record. Constant memory: nothing but counters and the last value of each is kept.
+
+`cut` is always the end of the last stretch of the stream that is gone for a known reason (0: nothing is): what was in
+it proves nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ class AgentChecks:
         self._produces = False
         self._skipped: set[int] = set()
         self._implied: int | None = None
-        self._beyond: int | None = None
+        self._implied_at = 0
+        self._output_at = 0
         self._counted: int | None = None
         self._record_claim: str | None = None
 
@@ -55,10 +59,10 @@ class AgentChecks:
 
     # -- message by message
 
-    def on_claim(self, stored: Stored, message: Message | None, cut: bool) -> None:
+    def on_claim(self, stored: Stored, message: Message | None, cut: int) -> None:
         """A message on the agent's epoch subject: its claim, whatever it says (the server looks at nothing else)."""
         expected = number_of(stored, h.EXPECTED_LAST_SUBJECT_SEQUENCE)
-        if expected is not None and expected != self._claim and (self._claim or not cut):
+        if expected is not None and expected != self._claim and not self._claim < expected <= cut:
             text = f"it follows claim {self._claim or 'none'}, but was made to follow {expected or 'none'}"
             self._problem("claims", stored, self._claim, expected, text)
         self._claim = stored.sequence
@@ -66,12 +70,12 @@ class AgentChecks:
         if self._record is not None and self._record.epoch == stored.sequence and isinstance(message, Epoch):
             self._record_claim = message.claim
 
-    def check_epoch(self, stored: Stored, cut: bool) -> None:
+    def check_epoch(self, stored: Stored, cut: int) -> None:
         """The epoch that a message carries is that of the newest claim where it stands in the stream."""
         epoch = number_of(stored, h.EPOCH)
         if epoch is None:
             self._problem("fence", stored, self._claim, "none", f"it carries no epoch ({h.EPOCH})")
-        elif epoch != self._claim and (self._claim or not cut):
+        elif epoch != self._claim and not self._claim < epoch <= cut:
             if epoch < self._claim:
                 text = f"stored under epoch {epoch} although {self._claim} was claimed before: the fence did not hold"
             else:
@@ -82,7 +86,7 @@ class AgentChecks:
             text = f"it carries no fence for its epoch {epoch} ({h.EXPECTED_LAST_SUBJECT_SEQUENCE}: {found})"
             self._problem("fence", stored, epoch, found, text)
 
-    def on_output(self, stored: Stored, cut: bool) -> None:
+    def on_output(self, stored: Stored, cut: int) -> None:
         """A numbered output."""
         audit = self.audit
         audit.outputs += 1
@@ -97,9 +101,9 @@ class AgentChecks:
             self._problem("ids", stored, wanted_id, msg_id, f"output {number} has the id {msg_id}, not {wanted_id}")
         if audit.last is None:
             audit.first = number
-            expected = number if cut else 1
-        else:
-            expected = audit.last + 1
+        expected = (audit.last or 0) + 1
+        if self._output_at < cut:
+            expected = max(expected, number)
         if number < expected:
             audit.doubled += 1
             text = f"output {number} once more, or out of order: {expected} was next"
@@ -110,6 +114,7 @@ class AgentChecks:
             missing = f"output {expected} is" if number == expected + 1 else f"outputs {expected} to {number - 1} are"
             self._problem("outputs", stored, expected, number, f"{missing} missing before output {number}")
         audit.last = number
+        self._output_at = stored.sequence
         self._on_cause(stored, number)
 
     def _on_cause(self, stored: Stored, number: int) -> None:
@@ -134,11 +139,8 @@ class AgentChecks:
         if cause > self._cause and self._skipped:
             self._skipped = {sequence for sequence in self._skipped if sequence >= cause}
         self._cause = max(cause, self._cause)
-        if snapshot is not None:
-            if cause <= snapshot.cursor:
-                self._implied = number
-            elif self._beyond is None:
-                self._beyond = number
+        if snapshot is not None and cause <= snapshot.cursor:
+            self._implied, self._implied_at = number, stored.sequence
 
     def on_skipped(self, sequence: int) -> None:
         """Its own report that it skips the input at `sequence`."""
@@ -148,7 +150,7 @@ class AgentChecks:
 
     # -- at the end
 
-    def finish(self, last: int, cut: bool) -> SnapshotAudit | None:
+    def finish(self, last: int, cut: int) -> SnapshotAudit | None:
         """Hold the snapshot and the registry record, which were read before the stream, against what it holds."""
         if self._record is not None:
             self._check_record(self._record, cut)
@@ -158,16 +160,16 @@ class AgentChecks:
         audit = SnapshotAudit(
             epoch=snapshot.epoch, cursor=snapshot.cursor, outputs=snapshot.outputs, implied=self._implied
         )
-        if self._implied is None and self._beyond is not None:
-            audit.implied = self._beyond - 1
-        elif self._implied is None and not cut and not self._produces:
+        if self._implied_at < cut:
+            audit.implied = None
+        elif self._implied is None and not self._produces:
             audit.implied = 0
         before = self._findings.problems_total
         self._check_snapshot(snapshot, audit.implied, last, cut)
         audit.ok = self._findings.problems_total == before
         return audit
 
-    def _check_snapshot(self, snapshot: Snapshot, implied: int | None, last: int, cut: bool) -> None:
+    def _check_snapshot(self, snapshot: Snapshot, implied: int | None, last: int, cut: int) -> None:
         def wrong(expected: object, found: object, text: str, *sequences: int) -> None:
             self._findings.problem(
                 "snapshots",
@@ -178,7 +180,7 @@ class AgentChecks:
                 found=found,
             )
 
-        if snapshot.epoch > self._claim and (self._claim or not cut):
+        if snapshot.epoch > max(self._claim, cut):
             text = f"is of epoch {snapshot.epoch}, but its last claim is {self._claim or 'none'}"
             wrong(f"at most {self._claim}", snapshot.epoch, text, snapshot.epoch)
         if snapshot.cursor > last:
@@ -201,9 +203,9 @@ class AgentChecks:
             text = f"counts {snapshot.outputs} outputs at message {snapshot.cursor}, the stream implies {implied}"
             wrong(implied, snapshot.outputs, text, snapshot.cursor)
 
-    def _check_record(self, record: Record, cut: bool) -> None:
+    def _check_record(self, record: Record, cut: int) -> None:
         claim = self._claim
-        if record.epoch > claim and (claim or not cut):
+        if record.epoch > max(claim, cut):
             self._findings.problem(
                 "registry",
                 f"{self.name}: its registry record is of epoch {record.epoch}, but its last claim is {claim or 'none'}",

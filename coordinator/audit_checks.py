@@ -7,7 +7,7 @@ is no problem: everything is judged up to the end that the stream had when the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bus import headers as h
 from bus.bus import Stored
@@ -35,22 +35,26 @@ class Checks:
         snapshots: Mapping[str, Snapshot] | None = None,
         records: Mapping[str, Record] | None = None,
         findings: Findings | None = None,
+        gone: Sequence[tuple[int, int]] = (),
     ) -> None:
+        """`gone` are stretches that are known to be missing for a reason of their own."""
         self.findings = findings or Findings()
+        self._gone = gone
         self.stream = StreamAudit(source=source, first=first, last=last)
         self.rounds = Rounds(self.findings)
         self._subjects = subjects
         self._snapshots, self._records = snapshots or {}, records or {}
         self._agents: dict[str, AgentChecks] = {}
         self._next = first
-        self._cut = first > 1
+        self._cut = 0
+        if first > 1:
+            self._lost_until(first - 1)
         for name in sorted({*self._snapshots, *self._records}):
             self._agent(name)
 
-    @property
-    def cut(self) -> bool:
-        """Whether retention has removed messages from the stream's beginning."""
-        return self._cut
+    def _lost_until(self, last: int) -> None:
+        self._cut = last
+        self.rounds.forget()
 
     def _agent(self, name: str) -> AgentChecks:
         found = self._agents.get(name)
@@ -78,25 +82,41 @@ class Checks:
             self.rounds.tick(stored, message)
         elif isinstance(message, Decision):
             if h.OUTPUT in stored.headers:
-                self.rounds.decision(address.agent, stored, message, self._cut)
+                self.rounds.decision(address.agent, stored, message)
         elif isinstance(message, Lifecycle):
             self._on_lifecycle(address, message)
         elif isinstance(message, Alert):
             self.stream.alerts[message.code] = self.stream.alerts.get(message.code, 0) + 1
 
+    def damaged(self, sequence: int, subject: str) -> None:
+        """In the place of the next message stands a row that does not fit its checksum."""
+        self.findings.problem(
+            "mirror",
+            f"the row of message {sequence} under {subject} does not fit its own checksum: the file was changed",
+            subject=subject,
+            sequences=[sequence],
+            expected="an intact row",
+            found="a changed one",
+        )
+        if sequence != self._next:
+            self._hole(self._next, sequence - 1)
+        self._next = sequence + 1
+        self._lost_until(sequence)
+
     def _check_order(self, stored: Stored) -> None:
         sequence, stream = stored.sequence, self.stream
         if sequence != self._next:
-            self._hole(self._next, sequence - 1, retention=stream.kept_from is None)
+            self._hole(self._next, sequence - 1)
         self._next = sequence + 1
         if stream.kept_from is None and stored.headers.get(h.TTL) != "never":
             stream.kept_from = sequence
 
-    def _hole(self, first: int, last: int, *, retention: bool) -> None:
+    def _hole(self, first: int, last: int) -> None:
+        explained = self.stream.kept_from is None or any(low <= first and last <= high for low, high in self._gone)
         if len(self.stream.holes) < MAX_HOLES:
-            self.stream.holes.append(Hole(first=first, last=last, retention=retention))
-        if retention:
-            self._cut = True
+            self.stream.holes.append(Hole(first=first, last=last, explained=explained))
+        if explained:
+            self._lost_until(last)
             return
         what = f"message {first} is" if first == last else f"messages {first} to {last} are"
         self.findings.problem(
@@ -141,7 +161,7 @@ class Checks:
         """What was found of each agent, and of each snapshot."""
         stream = self.stream
         if self._next <= stream.last:
-            self._hole(self._next, stream.last, retention=stream.kept_from is None)
+            self._hole(self._next, stream.last)
         self.rounds.finish()
         agents, snapshots = {}, {}
         for name, checks in sorted(self._agents.items()):
@@ -155,9 +175,9 @@ class Checks:
     def _note(self) -> None:
         stream, note = self.stream, self.findings.note
         if stream.first > 1:
-            note(f"the stream begins at message {stream.first}: what was before is gone by retention, and unchecked")
-        if gone := sum(hole.last - hole.first + 1 for hole in stream.holes if hole.retention):
-            note(f"{gone} messages before {stream.kept_from or stream.last + 1} are gone by retention, and unchecked")
+            note(f"it begins at message {stream.first}: what was before is no longer kept, and unchecked")
+        if gone := sum(hole.last - hole.first + 1 for hole in stream.holes if hole.explained):
+            note(f"{gone} messages are no longer kept (retention), the last of them {self._cut}: they are unchecked")
         for name, count in sorted(stream.unnumbered.items()):
             note(f"{name}: {count} events without a number, so a missing one could not be seen")
         for code in ("replay_diverged", "output_gap", "retention_gap"):

@@ -69,7 +69,8 @@ class MirrorAudit:
     """The mirror beside the stream, up to the mirror's `cursor`. `file` is None where there was none to look at.
 
     `missing` and `differing` count the stream's messages; `damaged` rows do not fit their own checksum; `older` rows
-    are of messages that the stream keeps no more.
+    are of messages that the stream does not hold (any more); `unmirrored` ones were stored before the mirror began, or
+    its own settings have removed them.
     """
 
     file: str | None = None
@@ -79,17 +80,18 @@ class MirrorAudit:
     differing: int = 0
     damaged: int = 0
     older: int = 0
+    unmirrored: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hole:
-    """Sequences `first` to `last` that are not stored; `retention` explains those that lie below everything that
-    expires.
+    """Sequences `first` to `last` that are not stored. `explained`: all that is older and expires is gone as well
+    (retention), or the mirror's file says why it does not have them.
     """
 
     first: int
     last: int
-    retention: bool
+    explained: bool
 
 
 @dataclass(slots=True, kw_only=True)

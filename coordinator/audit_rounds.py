@@ -20,10 +20,12 @@ MAX_NAMED = 10
 
 
 class _Decider:
-    def __init__(self, waiting: Waiting, dropped: bool) -> None:
-        self.waiting = waiting
-        self.dropped = dropped
-        """Whether ticks have been forgotten: then an unknown round proves nothing."""
+    def __init__(self) -> None:
+        self.waiting: Waiting = {}
+        self.overflown = False
+        """More ticks waited than rounds may be open: some of them may have been refused."""
+        self.unknown = False
+        """Whether there may have been ticks that were not seen."""
         self.last: dict[str, int] = {}
 
     def open(self) -> int:
@@ -37,7 +39,7 @@ class Rounds:
         self.audit = RoundsAudit()
         self._findings = findings
         self._feeds: dict[tuple[str, str], int] = {}
-        self._all = _Decider({}, False)
+        self._all = _Decider()
         self._deciders: dict[str, _Decider] = {}
         self._skipped: dict[str, set[int]] = {}
 
@@ -54,7 +56,7 @@ class Rounds:
         entry = (stored.sequence, round_id(tick.symbol, tick.source, number))
         for decider in (self._all, *self._deciders.values()):
             if decider.open() >= MAX_OPEN_ROUNDS:
-                decider.dropped = True  # it may refuse it as well
+                decider.overflown = decider.unknown = True  # it may refuse it as well
                 continue
             decider.waiting.setdefault(tick.symbol, deque()).append(entry)
 
@@ -76,7 +78,7 @@ class Rounds:
             self._drop(self._deciders[agent], self._skipped.pop(agent, set()))
         return self._deciders[agent]
 
-    def decision(self, agent: str, stored: Stored, decision: Decision, cut: bool) -> None:
+    def decision(self, agent: str, stored: Stored, decision: Decision) -> None:
         """A numbered decision. One whose id names no round (a user's own coordinator) is none of our rounds."""
         symbol, name = decision.symbol or "", decision.decision_id or ""
         feed, _, number = name.rpartition(":")
@@ -96,12 +98,12 @@ class Rounds:
             return
         at = next((at for at, entry in enumerate(waiting) if entry[1] == name), None)
         if at is None:
-            if not cut and not decider.dropped:
+            if not decider.unknown:
                 self._problem(agent, stored, "a tick before it", "none", f"round {name} is decided without a tick")
             return
         missing = [waiting.popleft() for _ in range(at)]
         waiting.popleft()
-        if decider.dropped:
+        if decider.overflown:
             return
         self.audit.missing += len(missing)
         named = ", ".join(entry[1] for entry in missing[:MAX_NAMED])
@@ -121,6 +123,12 @@ class Rounds:
             expected=expected,
             found=found,
         )
+
+    def forget(self) -> None:
+        """A stretch of the stream is gone for a known reason, ticks and decisions among it."""
+        for decider in (self._all, *self._deciders.values()):
+            decider.waiting.clear()
+            decider.unknown = True
 
     def finish(self) -> None:
         self.audit.waiting = sum(decider.open() for decider in self._deciders.values())

@@ -73,7 +73,8 @@ def print_audit(audit: Audit) -> None:
     for note in audit.notes:
         out.print(f"note: {note}", markup=False)
     if audit.ok:
-        out.print(Text("\nall of it holds: nothing lost, nothing doubled, nothing out of order", "green"))
+        what = "all that could be checked holds" if audit.notes else "all of it holds"
+        out.print(Text(f"\n{what}: nothing lost, nothing doubled, nothing out of order", "green"))
         return
     out.print(Text(f"\n{counted(audit.problems_total, 'problem')}:", "red"))
     for problem in audit.problems[:SHOWN]:

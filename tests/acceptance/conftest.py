@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from bus.nats_bus import NatsBus
 from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import MANY_ROUNDS, ROUNDS, Content, content_of, exact_toml
-from tests.acceptance.swarm import Swarm
+from tests.acceptance.faults import kill_agents, kill_host
+from tests.acceptance.swarm import AGENTS, Swarm
+from tests.support.copying import Recorded, record
+
+LENGTH = 600
+"""Rounds of the `good` run."""
 
 
 @pytest.fixture
@@ -42,3 +48,33 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Content:
 def undisturbed_long(tmp_path_factory: pytest.TempPathFactory) -> Content:
     """The same of MANY_ROUNDS."""
     return _run(tmp_path_factory.mktemp("undisturbed_long"), MANY_ROUNDS)
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A run in which agents and a host were killed; the audit of it, live and at rest, finds nothing."""
+
+    async def run() -> Recorded:
+        async with Swarm(tmp_path_factory.mktemp("good"), exact_toml(speed=100, rounds=LENGTH)) as swarm:
+            ear = await swarm.up()
+            await ear.decided(40)
+            await kill_agents(swarm, ear, "strategy-momentum", "coordinator")
+            while_live = await swarm.verb("audit", "--json")
+            await ear.decided(120)
+            await kill_agents(swarm, ear, "research-1")
+            await kill_host(swarm, ear, "python")
+            await ear.decided(LENGTH)
+            at_rest = await swarm.verb("audit")
+            for found in (while_live, at_rest):
+                assert found.code == 0, found.out + found.err
+            assert "all of it holds" in at_rest.out
+            agents = while_live.json["agents"]
+            assert set(agents) == set(AGENTS)
+            assert agents["coordinator"]["claims"] >= 2
+            bus = await NatsBus.connect(swarm.url, swarm.name, "recorder")
+            try:
+                return await record(bus)
+            finally:
+                await bus.close()
+
+    return asyncio.run(run())

@@ -31,6 +31,17 @@ from bus.messages import (
 )
 from bus.subjects import KEPT_KINDS
 from coordinator import schema
+from coordinator.audit_report import (
+    AgentAudit,
+    Audit,
+    Hole,
+    MirrorAudit,
+    Poison,
+    Problem,
+    RoundsAudit,
+    SnapshotAudit,
+    StreamAudit,
+)
 from coordinator.findings import Diagnosis, Finding
 from coordinator.gather import AgentStatus, DecisionCount, SandboxStatus, Status
 from coordinator.health import Health
@@ -133,6 +144,18 @@ MESSAGES: tuple[Message, ...] = (
     ),
 )  # fmt: skip
 PRINTED: dict[str, Any] = {
+    "audit": Audit(
+        ok=False, swarm="swarm", took_s=0.1, rounds=RoundsAudit(decided=1), mirror=MirrorAudit(),
+        stream=StreamAudit(source="nats://h:1", first=1, last=9, holes=[Hole(first=2, last=3, explained=False)]),
+        agents={"a": AgentAudit(outputs=1, first=1, last=1)},
+        snapshots={"a": SnapshotAudit(epoch=1, cursor=2, outputs=1)},
+        poison=[Poison(sequence=4, subject="swarm.x", problem="no JSON")], poison_total=1, problems_total=1,
+        problems=[
+            Problem(
+                check="holes", agent=None, subject=None, sequences=[2, 3], expected="2 messages", found="none", text="t"
+            )
+        ],
+        notes=["n"],
     "doctor": Diagnosis(
         ok=False, swarm="swarm", nats="nats://127.0.0.1:4222", state_dir=".signalmesh", running=False,
         findings=[Finding(check="port", level="error", text="is taken", remedy="--port 0")],

@@ -1,0 +1,147 @@
+"""`signalmesh audit` and a mirror's file: beside the stream row by row, and in its place with the bus down."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bus.errors import MirrorUnusable
+from bus.mirror_schema import Gap, Incarnation, KeptRow, MessageRow
+from bus.mirror_store import MirrorStore
+from bus.nats_bus import NatsBus
+from coordinator.audit import audit_bus, audit_file
+from tests.acceptance.conftest import LENGTH
+from tests.acceptance.swarm import AGENTS, run_verb
+from tests.support.copying import Recorded, copied
+
+EVENTS = "swarm_events"
+CHECKSUM = "checksum = zeroblob(8)"
+
+
+async def mirrored(path: Path, run: Recorded, *, created: str = "", first: int = 1, last: int | None = None) -> Path:
+    """A mirror's file of `run` from `first` to `last`, as the mirror itself writes it."""
+    now_ns = time.time_ns()
+    store = await MirrorStore.open(path, "swarm")
+    end = len(run.messages) if last is None else last
+    gaps = [Gap(EVENTS, 1, first - 1, "before")] if first > 1 else []
+    await store.begin([Incarnation(EVENTS, created, b"{}", first - 1, "first")], {}, gaps)
+    rows = [MessageRow(m.sequence, now_ns + m.sequence, m.subject, m.headers, m.data) for m in run.messages]
+    kept = [
+        KeptRow(bucket, key, number, "PUT", value, now_ns + len(rows))
+        for bucket, values in run.buckets.items()
+        for number, (key, value) in enumerate(values.items(), 1)
+    ]
+    await store.write(rows[first - 1 : end], kept, {EVENTS: end})
+    await store.close()
+    return path
+
+
+def damage(path: Path, sql: str, *values: object) -> None:
+    """What a mirror never does to its own file."""
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        assert db.execute(sql, values).rowcount == 1
+
+
+async def created(bus: NatsBus) -> str:
+    return str((await bus.api(f"STREAM.INFO.{EVENTS}"))["created"])
+
+
+async def test_a_file_is_audited_without_a_bus(tmp_path: Path, good: Recorded):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    told = await run_verb(tmp_path, "audit", "--file", str(path))
+    as_json = await run_verb(tmp_path, "audit", "--file", str(path), "--json")
+    assert told.code == as_json.code == 0, told.out + told.err
+    assert "all that could be checked holds" in told.out
+    found = as_json.json
+    assert found["stream"]["messages"] == found["mirror"]["compared"] == len(good.messages)
+    assert set(found["agents"]) == set(found["snapshots"]) == set(AGENTS)
+    assert found["rounds"]["decided"] == LENGTH
+
+
+async def test_no_such_file(tmp_path: Path):
+    with pytest.raises(MirrorUnusable):
+        audit_file(tmp_path / "mirror.sqlite")
+    assert (await run_verb(tmp_path, "audit", "--file", "mirror.sqlite")).code == 2
+
+
+async def test_a_file_of_the_later_part(tmp_path: Path, good: Recorded):
+    first = good.find("swarm.decision.", Mesh_Output=100).sequence
+    audit = audit_file(await mirrored(tmp_path / "mirror.sqlite", good, first=first))
+    assert audit.problems == []
+    assert audit.agents["coordinator"].first == 100
+    assert any(f"begins at message {first}" in note for note in audit.notes)
+
+
+async def test_snapshots_newer_than_the_files_last_message_are_left_out(tmp_path: Path, good: Recorded):
+    audit = audit_file(await mirrored(tmp_path / "mirror.sqlite", good, last=len(good.messages) // 2))
+    assert audit.problems == []
+    assert audit.snapshots == {}
+
+
+@pytest.mark.parametrize("what", ["payload = payload || x'20'", "headers = headers || x'20'", CHECKSUM])
+async def test_a_changed_row(tmp_path: Path, good: Recorded, what: str):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    changed = good.find("swarm.decision.", Mesh_Output=50).sequence
+    damage(path, f"UPDATE messages SET {what} WHERE sequence = ?", changed)
+    audit = audit_file(path)
+    [problem] = audit.problems
+    assert (problem.check, problem.sequences) == ("mirror", [changed])
+    assert audit.mirror.damaged == 1
+
+
+async def test_a_removed_row(tmp_path: Path, good: Recorded):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    removed = good.find("swarm.decision.", Mesh_Output=50).sequence
+    damage(path, "DELETE FROM messages WHERE sequence = ?", removed)
+    audit = audit_file(path)
+    assert audit.problems[0].check == "holes"
+    assert audit.problems[0].sequences == [removed, removed]
+    assert audit.agents["coordinator"].gaps == 1
+
+
+async def test_the_mirror_beside_the_stream(tmp_path: Path, good: Recorded):
+    async with copied(tmp_path, good) as bus:
+        path = await mirrored(tmp_path / "mirror.sqlite", good, created=await created(bus), last=1000)
+        audit = await audit_bus(bus, path)
+    assert audit.problems == []
+    assert (audit.mirror.cursor, audit.mirror.compared, audit.mirror.missing) == (1000, 1000, 0)
+
+
+async def test_rows_that_are_missing_or_differ(tmp_path: Path, good: Recorded):
+    async with copied(tmp_path, good) as bus:
+        other = good.find("swarm.decision.", Mesh_Output=60)
+        wrong = good.with_headers(other.sequence, Mesh_Cause=1)
+        path = await mirrored(tmp_path / "mirror.sqlite", wrong, created=await created(bus))
+        removed = good.find("swarm.decision.", Mesh_Output=50).sequence
+        changed = good.find("swarm.decision.", Mesh_Output=70).sequence
+        damage(path, "DELETE FROM messages WHERE sequence = ?", removed)
+        damage(path, f"UPDATE messages SET {CHECKSUM} WHERE sequence = ?", changed)
+        audit = await audit_bus(bus, path)
+    assert {problem.check for problem in audit.problems} == {"mirror"}
+    assert sorted(problem.sequences[0] for problem in audit.problems) == sorted([removed, other.sequence, changed])
+    assert (audit.mirror.missing, audit.mirror.differing, audit.mirror.damaged) == (1, 1, 1)
+
+
+async def test_a_changed_value(tmp_path: Path, good: Recorded):
+    async with copied(tmp_path, good) as bus:
+        path = await mirrored(tmp_path / "mirror.sqlite", good, created=await created(bus))
+        value = orjson.dumps({"epoch": 1})
+        damage(path, "UPDATE kept SET value = ? WHERE bucket = 'swarm_state' AND key = 'coordinator'", value)
+        audit = await audit_bus(bus, path)
+    [problem] = audit.problems
+    assert problem.check == "mirror"
+    assert "coordinator in swarm_state" in problem.text
+
+
+async def test_a_mirror_of_another_stream_is_not_compared(tmp_path: Path, good: Recorded):
+    async with copied(tmp_path, good) as bus:
+        path = await mirrored(tmp_path / "mirror.sqlite", good, created="2020-01-01T00:00:00Z")
+        audit = await audit_bus(bus, path)
+    assert audit.ok
+    assert audit.mirror.file is None
+    assert any("another stream" in note for note in audit.notes)
