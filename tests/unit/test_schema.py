@@ -156,6 +156,7 @@ PRINTED: dict[str, Any] = {
             )
         ],
         notes=["n"],
+    ),
     "doctor": Diagnosis(
         ok=False, swarm="swarm", nats="nats://127.0.0.1:4222", state_dir=".signalmesh", running=False,
         findings=[Finding(check="port", level="error", text="is taken", remedy="--port 0")],
