@@ -10,8 +10,9 @@ from collections import deque
 
 from bus.bus import Stored
 from bus.messages import Decision, MarketData
-from coordinator.agent import MAX_OPEN_ROUNDS, MAX_SEQUENCE, round_id
+from coordinator.agent import MAX_FEEDS, MAX_OPEN_ROUNDS, round_id
 from coordinator.audit_report import Findings, RoundsAudit
+from coordinator.feeds import MAX_SEQUENCE, Feed, Place
 
 Waiting = dict[str, deque[tuple[int, str]]]
 """Symbol -> (stream sequence of the tick, id of its round), in stream order."""
@@ -26,7 +27,8 @@ class _Decider:
         """More ticks waited than rounds may be open: some of them may have been refused."""
         self.unknown = False
         """Whether there may have been ticks that were not seen."""
-        self.last: dict[str, int] = {}
+        self.decided: dict[str, None] = {}
+        """The newest rounds decided, at most MAX_OPEN_ROUNDS."""
 
     def open(self) -> int:
         return sum(map(len, self.waiting.values()))
@@ -38,22 +40,27 @@ class Rounds:
     def __init__(self, findings: Findings) -> None:
         self.audit = RoundsAudit()
         self._findings = findings
-        self._feeds: dict[tuple[str, str], int] = {}
+        self._feeds: dict[tuple[str, str], Feed] = {}
         self._all = _Decider()
         self._deciders: dict[str, _Decider] = {}
         self._skipped: dict[str, set[int]] = {}
 
     def tick(self, stored: Stored, tick: MarketData) -> None:
-        """A tick: a round for those whose sequence is above the last one of its symbol and source."""
-        feed = (tick.symbol, tick.source)
-        last = self._feeds.get(feed)
+        """A tick: it opens a round where it would at the coordinator."""
+        feed = self._feeds.get((tick.symbol, tick.source))
         number = tick.sequence
         if number is None:
-            number = 1 if last is None else last + 1
-        elif (last is not None and number <= last) or not -MAX_SEQUENCE <= number <= MAX_SEQUENCE:
+            number = 1 if feed is None else feed.next_sequence()
+        place: Place = "next" if feed is None else feed.place(number, tick.timestamp)
+        if place == "repeated" or not -MAX_SEQUENCE <= number <= MAX_SEQUENCE:
             return
-        self._feeds[feed] = number
-        entry = (stored.sequence, round_id(tick.symbol, tick.source, number))
+        if feed is None:
+            if len(self._feeds) >= MAX_FEEDS:
+                return
+            feed = self._feeds[tick.symbol, tick.source] = Feed(number, tick.timestamp)
+        else:
+            feed.take(place, number, tick.timestamp)
+        entry = (stored.sequence, round_id(tick.symbol, tick.source, number, feed.run))
         for decider in (self._all, *self._deciders.values()):
             if decider.open() >= MAX_OPEN_ROUNDS:
                 decider.overflown = decider.unknown = True  # it may refuse it as well
@@ -87,23 +94,21 @@ class Rounds:
         self.audit.decided += 1
         decider = self._decider(agent)
         waiting = decider.waiting.get(symbol, deque())
-        last = decider.last.get(feed)
-        if last is not None and int(number) <= last:
-            self.audit.doubled += 1
-            self._problem(agent, stored, f"a round after {feed}:{last}", name, f"round {name} is decided once more")
-            return
-        decider.last[feed] = int(number)
-        if waiting and waiting[0][1] == name:
-            waiting.popleft()
-            return
         at = next((at for at, entry in enumerate(waiting) if entry[1] == name), None)
+        repeated = at is None and name in decider.decided
+        decider.decided[name] = None
+        if len(decider.decided) > MAX_OPEN_ROUNDS:
+            del decider.decided[next(iter(decider.decided))]
         if at is None:
-            if not decider.unknown:
+            if repeated:
+                self.audit.doubled += 1
+                self._problem(agent, stored, "one decision a round", name, f"round {name} is decided once more")
+            elif not decider.unknown:
                 self._problem(agent, stored, "a tick before it", "none", f"round {name} is decided without a tick")
             return
         missing = [waiting.popleft() for _ in range(at)]
         waiting.popleft()
-        if decider.overflown:
+        if not missing or decider.overflown:
             return
         self.audit.missing += len(missing)
         named = ", ".join(entry[1] for entry in missing[:MAX_NAMED])

@@ -89,6 +89,20 @@ def test_repeated_and_unnumbered_ticks_open_rounds_as_the_coordinator_does():
     assert stream.rounds.audit.waiting == 0
 
 
+def test_strays_and_new_numberings_open_rounds_as_the_coordinator_does():
+    stream = Stream()
+    for number in (1, 5000, 2, 3):
+        stream.tick(number)
+    for name in ("A:feed:1", "A:feed:5000", "A:feed:2", "A:feed:3"):
+        stream.decide(name)
+    for number in (9000, 1):
+        stream.tick(number)
+    stream.decide("A:feed:9000")
+    stream.decide("A:feed=2:1")
+    assert stream.texts == []
+    assert stream.rounds.audit.waiting == 0
+
+
 def test_a_skipped_tick_has_no_round():
     stream = Stream()
     early = stream.tick(1)
