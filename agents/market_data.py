@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from agents.agent import Agent
-from agents.feeds.candles import Candle, load_candles
+from agents.feeds.candles import Candle, Candles, load_candles
 from bus.errors import UsageError
 from bus.messages import Config, Decision, MarketData
 from bus.subjects import WATCHDOG
@@ -85,7 +85,7 @@ class MarketDataAgent(Agent):
         symbols = DEFAULT_SYMBOLS if options.symbols is None else options.symbols
         if not symbols or not all(symbols):
             self._wrong("symbols", "at least one symbol, each with the path of its file", symbols)
-        self._candles: dict[str, tuple[Candle, ...]] = {symbol: load_candles(symbols[symbol]) for symbol in symbols}
+        self._candles: dict[str, Candles] = {symbol: load_candles(symbols[symbol]) for symbol in symbols}
         self._decided = asyncio.Event()
 
     def _wrong(self, setting: str, expected: str, value: object) -> NoReturn:

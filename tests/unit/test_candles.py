@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from agents.feeds.candles import Candle, load_candles
+from agents.feeds.candles import Candle, Candles, load_candles
 from bus.errors import EXIT_USAGE, DataError
 
 HEADER = "timestamp,open,high,low,close,volume"
@@ -35,9 +35,20 @@ def test_packaged_recording_is_read_once():
     assert load_candles() is load_candles("")
 
 
+def test_they_are_a_sequence():
+    stamps = [datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC)]
+    rows = [Candle(stamp, 1.1, 2.2, 0.1 + 0.2, 1e-300, 5e300) for stamp in stamps]
+    candles = Candles(rows)
+    assert [*candles] == [candles[0], candles[-1]] == candles[:5] == rows
+    assert candles[0].timestamp.tzinfo is UTC
+    assert (len(candles), rows[1] in candles, candles.index(rows[1])) == (2, True, 1)
+    with pytest.raises(IndexError):
+        candles[2]
+
+
 def test_columns_in_any_order_with_others_between(tmp_path):
     path = write(tmp_path, "note,volume,close,low,high,open,timestamp", "x,5,2,1,4,3,2020-01-01T00:00:00+00:00")
-    assert load_candles(path) == (Candle(datetime(2020, 1, 1, tzinfo=UTC), 3, 4, 1, 2, 5),)
+    assert [*load_candles(path)] == [Candle(datetime(2020, 1, 1, tzinfo=UTC), 3, 4, 1, 2, 5)]
 
 
 def test_gzip_bom_crlf_and_empty_lines(tmp_path):
@@ -48,7 +59,7 @@ def test_gzip_bom_crlf_and_empty_lines(tmp_path):
 
 def test_signs_exponents_and_zero_volume(tmp_path):
     path = write(tmp_path, HEADER, "2020-01-01T00:00:00Z,+1.5,2e3,.5,7.,0")
-    assert load_candles(path) == (Candle(datetime(2020, 1, 1, tzinfo=UTC), 1.5, 2000.0, 0.5, 7.0, 0.0),)
+    assert [*load_candles(path)] == [Candle(datetime(2020, 1, 1, tzinfo=UTC), 1.5, 2000.0, 0.5, 7.0, 0.0)]
 
 
 @pytest.mark.parametrize(
