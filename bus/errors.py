@@ -119,6 +119,14 @@ class BusTimeout(BusError):
     exit_code = EXIT_UNREACHABLE
 
 
+class NobodyServes(BusTimeout):
+    """A request reached nobody: the server says that no one listens there."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"{subject}: nobody serves it")
+
+
 class Refused(BusError):
     """The server refused a request; `code` is JetStream's error code."""
 

@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from bus import headers as h
 from bus.bus import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
 from bus.connection import Connection, shown_url, too_large
-from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
+from bus.errors import BusError, BusTimeout, Disconnected, NobodyServes, Refused, WrongSequence
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.reader import Reader, collect
 from bus.subjects import Subjects
@@ -232,7 +232,7 @@ class NatsBus:
         try:
             reply = await self.connection.client.request(subject, data, timeout=timeout_s)
         except nats.errors.NoRespondersError:
-            raise BusTimeout(f"{subject}: nobody serves it") from None
+            raise NobodyServes(subject) from None
         except nats.errors.TimeoutError:
             raise BusTimeout(f"{subject}: no answer within {timeout_s} s") from None
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):

@@ -34,6 +34,23 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"signalmesh {version('signalmesh')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Agents as independent processes on a NATS bus: decisions that survive kill -9."""
+
+
 # -- running
 
 
@@ -172,8 +189,7 @@ def kill(
         print_json(found)
     else:
         print_killing(found)
-    good = found.outcome in ("recovered", "drained") and not found.outputs_lost and not found.outputs_doubled
-    raise typer.Exit(EXIT_DONE if good else EXIT_FAILED)
+    raise typer.Exit(EXIT_DONE if found.as_asked else EXIT_FAILED)
 
 
 @app.command()

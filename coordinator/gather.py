@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Container
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from bus.bus import Heard
 from bus.errors import MessageError
-from bus.messages import Decision, Heartbeat, decode
+from bus.messages import Config, Decision, Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
+from bus.subjects import WATCHDOG
 
 LISTEN_S = 0.5
 """Long enough for two beats of every host and five of every agent."""
@@ -33,9 +36,12 @@ class SandboxStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStatus:
-    """One agent. `status`: active, starting, restoring, draining, silent, stopped, drained, quarantined.
+    """One agent. `status`: active, starting, restoring, draining, silent, stopped; of one that does not run what the
+    watchdog says: waiting, restarting, backoff, drained, quarantined; external: a voter that somebody else runs.
 
-    `restarts` counts claims beyond the first one that the stream still holds; `lag` are inputs not yet read.
+    `restarts` counts claims beyond the first one that the stream still holds; `lag` are inputs not yet read, `poison`
+    and `skipped` messages set aside and events that its handler raised on. Of an external voter, `outputs` are its
+    messages in the stream.
     """
 
     name: str
@@ -52,11 +58,12 @@ class AgentStatus:
     lag: int | None
     outputs: int | None
     poison: int | None
+    skipped: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionCount:
-    """Decisions that the stream holds, and the time of the newest one's event."""
+    """Decisions of the swarm's own deciders that the stream holds, and the time of the newest one's event."""
 
     count: int
     last_at: datetime | None
@@ -106,6 +113,24 @@ class Listener:
                 self.agents[beat.agent] = entry
 
 
+async def config_in_force(bus: NatsBus) -> Config | None:
+    """The watchdog's newest Config; None when it has published none, or something else stands in its place."""
+    subject = bus.subjects.config(WATCHDOG)
+    stored = await bus.last(subject)
+    if stored is not None:
+        with contextlib.suppress(MessageError):
+            message = decode(bus.subjects.parse(subject), subject, stored.data)
+            return message if isinstance(message, Config) else None
+    return None
+
+
+async def external_voters(bus: NatsBus, known: Container[str]) -> dict[str, int]:
+    """Voters of the Config in force that no registry record is of -> their messages in the stream."""
+    config = await config_in_force(bus)
+    names = [name for name in config.voters if name not in known] if config else []
+    return {name: sum((await bus.subject_counts(f"{bus.subjects.ns}.*.*.{name}")).values()) for name in names}
+
+
 async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     """Listen for `listen_s` seconds, then read the rest.
 
@@ -118,24 +143,35 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     await asyncio.sleep(listen_s)
     subjects = bus.subjects
     claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
-    counts = await bus.subject_counts(subjects.all_of("decision"))
+    config = await config_in_force(bus)
+    counts = {
+        subject: count
+        for subject, count in (await bus.subject_counts(subjects.all_of("decision"))).items()
+        if config is None or subject.rpartition(".")[2] in config.deciders
+    }
     newest: Decision | None = None
     newest_sequence = 0
     for subject in counts:
         stored = await bus.last(subject)
         if stored is not None and stored.sequence > newest_sequence:
-            message = decode(subjects.parse(subject), subject, stored.data)
-            if isinstance(message, Decision):
-                newest, newest_sequence = message, stored.sequence
+            with contextlib.suppress(MessageError):
+                message = decode(subjects.parse(subject), subject, stored.data)
+                if isinstance(message, Decision):
+                    newest, newest_sequence = message, stored.sequence
     time = asyncio.get_running_loop().time()
     agents = []
-    for name in sorted({*records, *listener.agents}):
+    phases = (listener.watchdog[1].phases if listener.watchdog else None) or {}
+    externals = await external_voters(bus, records)
+    for name in sorted({*records, *listener.agents, *phases, *externals}):
         record = records.get(name)
         beat_at, beat = listener.agents.get(name, (None, None))
         if beat is not None:
             status = {"live": "active", "finished": "active"}.get(beat.status, beat.status)
+        elif name in externals:
+            status = "external"
+        elif name in phases or record is None:
+            status = phases[name]
         else:
-            assert record is not None
             status = "silent" if record.status == "active" else record.status
         agents.append(
             AgentStatus(
@@ -151,8 +187,9 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
                 heartbeat_age_ms=None if beat_at is None else round((time - beat_at) * 1000),
                 cursor=beat.cursor if beat else None,
                 lag=beat.lag if beat else None,
-                outputs=beat.outputs if beat else None,
+                outputs=beat.outputs if beat else externals.get(name),
                 poison=beat.poison if beat else None,
+                skipped=beat.skipped if beat else None,
             )
         )
     sandboxes = [

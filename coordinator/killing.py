@@ -10,21 +10,28 @@ import asyncio
 import contextlib
 import signal
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from agents.host import SignalRequest
 from bus import headers as h
 from bus.bus import Heard
-from bus.errors import BusError, MeshError, UsageError
+from bus.errors import BusError, BusTimeout, MeshError, MessageError, UsageError
 from bus.messages import Epoch, Heartbeat, Lifecycle, Message, decode
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
 from bus.subjects import AGENT_KINDS
+from coordinator.gather import external_voters
 
 FIND_S = 1.0
-"""How long to listen for the agent's heartbeat."""
+"""How long to listen for a heartbeat."""
+LIVES_ON_BEATS = 15
+"""So many more heartbeats of the same incarnation, none of which says that it drains: the signal did not end it."""
+ENDS_NOTHING = frozenset(
+    {signal.SIGCONT, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ}
+)
+"""Signals that a Python process lives through, by their nature or because the interpreter ignores them."""
 FIRST_OUTPUT_S = 5.0
 """After it is ready: how long to wait for an output of the new incarnation (it may have nothing to say)."""
 
@@ -49,7 +56,16 @@ class Killing:
     outputs_lost: int | None = None
     outputs_doubled: int | None = None
     outputs_checked: int | None = None
-    outcome: str = "not back in time"
+    outcome: Literal["recovered", "drained", "quarantined", "lives on", "not back in time"] = "not back in time"
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether it went as it should: back (or drained, or untouched by a signal that ends nothing) without loss."""
+        if self.outputs_lost or self.outputs_doubled:
+            return False
+        if self.outcome == "lives on":
+            return signal.Signals[self.signal] in ENDS_NOTHING
+        return self.outcome in ("recovered", "drained")
 
 
 def signal_number(name: str) -> int:
@@ -72,26 +88,40 @@ async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
     Raises:
         UsageError: the swarm has no such agent; MeshError: it does not beat.
     """
-    heard: asyncio.Queue[Heartbeat] = asyncio.Queue()
+    beat = await _heard(bus, name)
+    if beat is not None:
+        return beat
+    records = await read_records(bus)
+    if name in records:
+        raise MeshError(
+            f"agent {name!r} does not run: its registry record says {records[name].status}; "
+            f"`signalmesh revive {name}` brings a quarantined or drained one back"
+        )
+    if name in await external_voters(bus, records):
+        raise UsageError(
+            f"agent {name!r} is external: a program of somebody else's runs it, and only its votes are heard here; "
+            "end or start it where it runs"
+        )
+    known = ", ".join(records) or "none yet"
+    raise UsageError(f"no agent {name!r} in swarm {bus.subjects.ns!r}; it has: {known}")
+
+
+async def _heard(bus: NatsBus, name: str) -> Heartbeat | None:
+    """A heartbeat of the agent or sandbox `name`; None when there is none within FIND_S."""
+    beats: asyncio.Queue[Heartbeat] = asyncio.Queue()
 
     async def on_heard(message: Heard) -> None:
-        beat = decode(bus.subjects.parse(message.subject), message.subject, message.data)
-        if isinstance(beat, Heartbeat):
-            heard.put_nowait(beat)
+        with contextlib.suppress(MessageError):
+            beat = decode(bus.subjects.parse(message.subject), message.subject, message.data)
+            if isinstance(beat, Heartbeat):
+                beats.put_nowait(beat)
 
     listening = await bus.listen(bus.subjects.heartbeat(name), on_heard)
     try:
         async with asyncio.timeout(FIND_S):
-            return await heard.get()
+            return await beats.get()
     except TimeoutError:
-        records = await read_records(bus)
-        if name not in records:
-            known = ", ".join(records) or "none yet"
-            raise UsageError(f"no agent {name!r} in swarm {bus.subjects.ns!r}; it has: {known}") from None
-        raise MeshError(
-            f"agent {name!r} does not run: its registry record says {records[name].status}; "
-            f"`signalmesh revive {name}` brings a quarantined or drained one back"
-        ) from None
+        return None
     finally:
         await listening.close()
 
@@ -100,7 +130,7 @@ class _Observer:
     def __init__(self, bus: NatsBus, result: Killing) -> None:
         self._bus, self._result = bus, result
         self._zero = 0.0
-        self.changed = asyncio.Event()
+        self.beats = 0
         self.ready = asyncio.Event()
         self.output = asyncio.Event()
 
@@ -111,6 +141,10 @@ class _Observer:
         at_ms = round((asyncio.get_running_loop().time() - self._zero) * 1000, 2)
         result = self._result
         address = self._bus.subjects.parse(heard.subject)
+        if address.kind == "heartbeat":
+            with contextlib.suppress(MessageError):
+                self._on_beat(decode(address, heard.subject, heard.data))
+            return
         message: Message | None = None
         if address.kind in ("lifecycle", "epoch"):
             message = decode(address, heard.subject, heard.data)
@@ -123,7 +157,15 @@ class _Observer:
         elif self._fresh(int(heard.headers.get(h.EPOCH, 0))) and not self.output.is_set():
             result.first_output_ms = at_ms
             self.output.set()
-        self.changed.set()
+
+    def _on_beat(self, beat: Message) -> None:
+        assert isinstance(beat, Heartbeat)
+        if beat.epoch != self._result.epoch_before or beat.status == "draining":
+            return
+        self.beats += 1
+        if self.beats == LIVES_ON_BEATS and self._result.outcome == "not back in time":
+            self._result.outcome = "lives on"
+            self.ready.set()
 
     def _fresh(self, epoch: int) -> bool:
         """Whether it is the epoch of the newest incarnation, even if its claim is handed to us a little later."""
@@ -170,6 +212,7 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
     listening = [
         await bus.listen(subject, observer.on_heard)
         for subject in (
+            subjects.heartbeat(name),
             subjects.epoch(name),
             subjects.lifecycle(name, "*"),
             *(f"{subjects.ns}.{kind}.*.{name}" for kind in AGENT_KINDS),
@@ -178,7 +221,17 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
     observer.start_clock()
     request = orjson.dumps(SignalRequest(agent=name, signal=number, pid=beat.pid))
     try:
-        reply: dict[str, Any] = orjson.loads(await bus.request(subjects.control(beat.sandbox, "signal"), request))
+        observer.beats = 0
+        try:
+            answer = await bus.request(subjects.control(beat.sandbox, "signal"), request)
+        except BusTimeout:  # not just NobodyServes: whoever listens to everything keeps the server from saying so
+            if await _heard(bus, beat.sandbox) is not None:
+                raise
+            raise UsageError(
+                f"agent {name!r} is not run by a sandbox host: it beats as sandbox {beat.sandbox!r}, as pid {beat.pid} "
+                f"on machine {beat.machine or 'unknown'}; signal that process there"
+            ) from None
+        reply: dict[str, Any] = orjson.loads(answer)
         if "error" in reply:
             raise MeshError(reply["error"])
         with contextlib.suppress(TimeoutError):

@@ -15,7 +15,7 @@ from rich.text import Text
 from bus.bus import Heard
 from bus.messages import Alert, Decision, Lifecycle
 from coordinator.gather import Listener
-from coordinator.tables import Column, console, fitted, state_text
+from coordinator.tables import Column, console, fitted, harmless, state_text
 from coordinator.view import SANDBOX_COLUMNS, how_to_follow, parse
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class LiveView:
     async def _on_heard(self, heard: Heard) -> None:
         message = parse(self._up.bus, heard)
         if isinstance(message, Decision):
+            if message.source not in self._up.config.deciders:
+                return  # a stranger's: not of this swarm's doing
             self.count += 1
             self.decisions.append(message)
         elif isinstance(message, (Lifecycle, Alert)):
@@ -99,7 +101,7 @@ class LiveView:
         events = max(LEAST_SHOWN, min(SHOWN_EVENTS, room // 3))
         shown = max(LEAST_SHOWN, min(SHOWN_DECISIONS, room - events))
         parts += [Text(), self._decided(shown, width), Text()]
-        parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in [*self.events][-events:]]
+        parts += [Text(harmless(line), no_wrap=True, overflow="ellipsis") for line in [*self.events][-events:]]
         for text in (head, told, foot):
             text.no_wrap, text.overflow = True, "ellipsis"
         return Group(*parts, Text(), foot)

@@ -10,11 +10,12 @@ from bus.errors import EXIT_FAILED, MeshError
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 bus unreachable."""
     from coordinator.cli import app
+    from coordinator.tables import harmless
 
     try:
         app(standalone_mode=True)
     except MeshError as error:
-        print(f"signalmesh: {error}", file=sys.stderr)
+        print(f"signalmesh: {harmless(str(error), keep=chr(10))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stderr.close()

@@ -17,8 +17,8 @@ from bus.bus import Heard
 from bus.errors import MessageError
 from bus.messages import Alert, Decision, Lifecycle, Message, decode
 from bus.nats_bus import NatsBus
-from coordinator.gather import Status
-from coordinator.tables import Column, console, fitted, state_text
+from coordinator.gather import AgentStatus, Status
+from coordinator.tables import Column, console, fitted, harmless, state_text
 
 if TYPE_CHECKING:
     from coordinator.killing import Killing
@@ -92,7 +92,7 @@ class Lines:
         if self.unread.is_set():
             return
         try:
-            print(line, flush=True)
+            print(harmless(line), flush=True)
         except BrokenPipeError:
             self.unread.set()
             # What is still buffered must go somewhere, or the interpreter complains at its end.
@@ -160,14 +160,16 @@ def print_status(status: Status) -> None:
     """What `status` has gathered, as wide as there is room for."""
     out = console()
     watchdog = f"the watchdog leads with term {status.watchdog_term}" if status.watchdog_term else "no watchdog heard"
+    own = [agent for agent in status.agents if agent.status != "external"]
+    agents = f"{status.active_agents} of {len(own)} agents active" if own else "no agent has been started yet"
     last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""
     for line in (
         f"swarm {status.swarm} on {status.nats}",
-        f"{status.active_agents} of {len(status.agents)} agents active; processes: {status.processes}; {watchdog}",
+        f"{agents}; processes: {status.processes}; {watchdog}",
         f"decisions in the stream: {status.decisions.count}{last}",
         "",
     ):
-        out.print(line, soft_wrap=True)
+        out.print(harmless(line), soft_wrap=True, markup=False)
     rows: list[list[str | Text]] = []
     for agent in status.agents:
         cells = (
@@ -176,6 +178,12 @@ def print_status(status: Status) -> None:
         )  # fmt: skip
         rows.append([agent.name, state_text(agent.status), *("" if cell is None else str(cell) for cell in cells)])
     out.print(fitted(STATUS_COLUMNS, rows, out.width))
+    for agent in status.agents:
+        if agent.status == "external":
+            out.print(_heard_of(agent), soft_wrap=True, markup=False)
+        elif agent.poison or agent.skipped:
+            counts = f"{agent.poison or 0} poison messages set aside, {agent.skipped or 0} events skipped"
+            out.print(f"{agent.name}: {counts}; the alerts name them", soft_wrap=True, markup=False)
     out.print()
     rows = [
         [
@@ -187,11 +195,21 @@ def print_status(status: Status) -> None:
     out.print(fitted(SANDBOX_COLUMNS, rows, out.width))
 
 
+def _heard_of(agent: AgentStatus) -> str:
+    heard = f"{agent.outputs} messages of it in the stream" if agent.outputs else "nothing of it in the stream yet"
+    return f"{agent.name}: a voter that is run by somebody else; {heard}"
+
+
 def print_killing(result: Killing) -> None:
     """The timeline of `kill`, and what reading the stream back has found."""
     out = console()
     head = f"{result.signal} to {result.agent} (pid {result.pid}, sandbox {result.sandbox}): {result.outcome}"
-    out.print(head, soft_wrap=True)
+    out.print(harmless(head), soft_wrap=True, markup=False)
+    if result.outcome == "lives on":
+        out.print(f"its process beats on as epoch {result.epoch_before}", soft_wrap=True)
+        return
+    if result.outcome == "drained":
+        out.print(f"it stays away until `signalmesh revive {result.agent}`", soft_wrap=True)
     rows = []
     for step, meaning in KILL_STEPS.items():
         value = getattr(result, f"{step}_ms")

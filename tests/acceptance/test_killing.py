@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests.acceptance.ear import Ear
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.faults import kill_agents
-from tests.acceptance.swarm import AGENTS, VOTERS, Ends, Swarm, agents_toml
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, SIGNALMESH, VOTERS, Ends, Swarm, agents_toml
 
 TIMES = ("detected_ms", "claimed_ms", "spawned_ms", "restored_ms", "ready_ms", "first_output_ms")
 
@@ -143,3 +144,48 @@ async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
         await kill_agents(swarm, ear, "strategy-mean-reversion")  # it supervises what it has adopted
         await ear.more_decisions(5)
         assert_each_round_once(ear.decisions)
+
+
+async def test_signals_that_end_nothing_and_agents_that_stay_away_are_told_as_such(tmp_path: Path):
+    toml = f"max_agents = 6\n{agents_toml()}[agents.oracle]\nexternal = true\n"
+    async with Swarm(tmp_path, toml) as swarm:
+        ear = await swarm.up("--speed", "20")
+        beats = await ear.live(*AGENTS)
+        await ear.decided(1)
+
+        for name in ("CONT", "WINCH"):
+            lives = await swarm.verb("kill", "strategy-momentum", "--signal", name, "--json")
+            assert (lives.code, lives.json["outcome"]) == (0, "lives on")
+        assert (await ear.live("strategy-momentum"))["strategy-momentum"]["pid"] == beats["strategy-momentum"]["pid"]
+
+        drained = await swarm.verb("kill", "strategy-momentum", "--signal", "TERM")
+        assert drained.code == 0
+        assert "drained" in drained.out
+        assert "stays away until `signalmesh revive strategy-momentum`" in drained.out
+        status = (await swarm.verb("status", "--json")).json
+        states = {agent["name"]: agent["status"] for agent in status["agents"]}
+        assert (states["strategy-momentum"], states["oracle"]) == ("drained", "external")
+        assert (await swarm.verb("revive", "strategy-momentum")).code == 0
+        await ear.back({"strategy-momentum": beats["strategy-momentum"]["epoch"]})
+
+        external = await swarm.verb("kill", "oracle")
+        assert external.code == 2
+        assert "external" in external.err
+
+
+async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--speed", "20")
+        beats = await ear.live(*AGENTS)
+        by_hand = await asyncio.create_subprocess_exec(
+            str(SIGNALMESH), "agent", "strategy-momentum", cwd=tmp_path, env=ENVIRONMENT,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            await ear.back({"strategy-momentum": beats["strategy-momentum"]["epoch"]})
+            told = await swarm.verb("kill", "strategy-momentum")
+            assert told.code == 2
+            assert f"pid {by_hand.pid}" in told.err
+        finally:
+            by_hand.kill()
+            await by_hand.wait()

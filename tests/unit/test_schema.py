@@ -172,7 +172,7 @@ PRINTED: dict[str, Any] = {
         agents=[
             AgentStatus(
                 name="a", kind="k", agent_id="i", status="silent", epoch=4, pid=None, sandbox="b", capabilities=[],
-                restarts=0, heartbeat_age_ms=None, cursor=None, lag=None, outputs=None, poison=None,
+                restarts=0, heartbeat_age_ms=None, cursor=None, lag=None, outputs=None, poison=None, skipped=None,
             )
         ],
         decisions=DecisionCount(count=1, last_at=AT),
