@@ -25,13 +25,17 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message as the stream holds it. `pending`: how many more of the same filter follow at that moment."""
+    """A message as the stream holds it. `pending`: how many more of the same filter follow at that moment.
+
+    `stored_ns`: the server's clock when it was stored, nanoseconds since 1970; 0 where the bus does not tell.
+    """
 
     subject: str
     sequence: int
     data: bytes
     headers: Headers = field(default_factory=dict)
     pending: int = 0
+    stored_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,10 @@ from bus.mirror_schema import (
     prepare,
 )
 
+LOCK_TIMEOUT_S = 2.0
+"""A mirror whose parent was killed needs a moment to end and to let go of its file."""
+COMPLETE = "complete"
+"""Word about the file that is there while it is known to hold everything: from an orderly end to the next write."""
 PRUNE_ROWS = 500
 """Rows that one transaction of pruning removes: a few milliseconds."""
 
@@ -51,6 +55,7 @@ class MirrorStore:
         self.cursors: dict[str, int] = {}
         self.incarnations: dict[str, Incarnation] = {}
         """The newest of each stream."""
+        self.meta: dict[str, str] = {}
 
     @classmethod
     async def open(cls, path: Path, swarm: str) -> MirrorStore:
@@ -82,6 +87,7 @@ class MirrorStore:
         self.cursors = dict(await self._all("SELECT stream, cursor FROM cursors"))
         sql = "SELECT stream, created, config, since, reason FROM incarnations ORDER BY rowid"
         self.incarnations = {row[0]: Incarnation(*row) for row in await self._all(sql)}
+        self.meta = dict(await self._all("SELECT key, value FROM meta"))
 
     async def _all(self, sql: str, *values: Any) -> list[Any]:
         return list(await self._db.execute_fetchall(sql, values))
@@ -133,10 +139,11 @@ class MirrorStore:
                 await self._db.executemany(INSERT_KEPT, [row.columns() for row in kept])
             await self._put_gaps(gaps)
             await self._put_cursors(cursors)
-            await self._db.execute("DELETE FROM meta WHERE key = 'complete'")
+            await self._db.execute("DELETE FROM meta WHERE key = ?", (COMPLETE,))
 
         await self._whole(work())
         self.cursors.update(cursors)
+        self.meta.pop(COMPLETE, None)
 
     async def _put_cursors(self, cursors: Mapping[str, int]) -> None:
         sql = "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (stream) DO UPDATE SET cursor = excluded.cursor"
@@ -165,13 +172,14 @@ class MirrorStore:
         self.cursors.update(cursors or {})
 
     async def set_meta(self, key: str, value: str) -> None:
-        """Keep a word about the file; `complete` is forgotten at the next write of rows."""
+        """Keep a word about the file; COMPLETE is forgotten at the next write of rows."""
 
         async def work() -> None:
             sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
             await self._db.execute(sql, (key, value))
 
         await self._whole(work())
+        self.meta[key] = value
 
     # -- retention
 
@@ -232,11 +240,17 @@ def _take_lock(path: Path) -> IO[str]:
         lock = beside.open("w")
     except OSError as error:
         raise MirrorUnusable(str(path), f"{beside}: {error.strerror}; choose another place with --file") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise MirrorUnusable(
-            str(path), "another mirror writes it; end that one, or name another file with --file"
-        ) from None
-    return lock
+    give_up_at = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < give_up_at:
+                time.sleep(0.02)  # in a thread of its own
+                continue
+            lock.close()
+            raise MirrorUnusable(
+                str(path), "another mirror writes it; end that one, or name another file with --file"
+            ) from None
+        else:
+            return lock

@@ -141,7 +141,7 @@ class Reader:
         tokens = msg.reply.split(".")
         if len(tokens) >= 12:
             tokens = tokens[:-1]
-        sequence, delivered, pending = int(tokens[-4]), int(tokens[-3]), int(tokens[-1])
+        sequence, delivered, stored_ns, pending = (int(token) for token in tokens[-4:])
         if delivered != self._expected:
             self._doubt(f"expected message {self._expected} of this consumer, got {delivered}")
             return
@@ -153,7 +153,7 @@ class Reader:
                 return
             self._next = sequence + 1
             try:
-                await self._on_stored(Stored(msg.subject, sequence, msg.data, msg.headers or {}, pending))
+                await self._on_stored(Stored(msg.subject, sequence, msg.data, msg.headers or {}, pending, stored_ns))
             except Exception:
                 log.exception("reader_callback_failed", subject=msg.subject, sequence=sequence)
             self._heard_at = asyncio.get_running_loop().time()

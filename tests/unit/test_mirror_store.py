@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bus import mirror_schema
+from bus import mirror_schema, mirror_store
 from bus.errors import MirrorDamaged, MirrorFailing, MirrorUnusable
 from bus.mirror_read import MirrorFile
 from bus.mirror_schema import STEPS, VERSION, Gap, Incarnation, KeptRow, MessageRow
@@ -71,7 +71,7 @@ async def test_a_write_is_all_or_nothing(tmp_path):
     path = tmp_path / "m.sqlite"
     await filled(path)
     store = await MirrorStore.open(path, "swarm")
-    with pytest.raises(MirrorFailing, match="UNIQUE"):
+    with pytest.raises(MirrorDamaged, match="UNIQUE"):
         await store.write([message(4), message(2)], [], {EVENTS: 4})
     assert store.cursors[EVENTS] == 3
     await store.write([message(4)], [], {EVENTS: 4})
@@ -95,7 +95,8 @@ async def test_a_cancelled_write_is_finished_and_leaves_no_transaction_open(tmp_
         assert file.bounds() == (1, 2000)
 
 
-async def test_a_second_writer_is_refused(tmp_path):
+async def test_a_second_writer_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror_store, "LOCK_TIMEOUT_S", 0.1)
     store = await MirrorStore.open(tmp_path / "m.sqlite", "swarm")
     with pytest.raises(MirrorUnusable, match="another mirror writes it"):
         await MirrorStore.open(tmp_path / "m.sqlite", "swarm")
