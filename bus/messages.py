@@ -210,6 +210,7 @@ class Heartbeat:
     A host's beat carries its whole `inventory`, and in `group` the sandbox of which it is one of several; the
     watchdog's `epoch` is its term, and its `phases` say of each agent that does not run why: waiting, restarting,
     backoff, quarantined or drained. `machine` is the name of the machine (or container) that the process runs on.
+    The mirror's `lag` are rows that its `file` does not hold yet, the oldest of them read `behind_ms` ago at most.
     """
 
     agent: str
@@ -226,13 +227,15 @@ class Heartbeat:
     outputs: int = 0
     poison: int = 0
     skipped: int = 0
-    role: Literal["agent", "sandbox", "watchdog"] = "agent"
+    role: Literal["agent", "sandbox", "watchdog", "mirror"] = "agent"
     provider: str | None = None
     uptime_s: float | None = None
     inventory: tuple[Child, ...] | None = None
     phases: dict[str, str] | None = None
     group: str | None = None
     machine: str | None = None
+    file: str | None = None
+    behind_ms: int | None = None
 
 
 Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | Config

@@ -25,6 +25,7 @@ from bus.mirror_schema import Gap, Incarnation
 from bus.mirror_store import COMPLETE, PRUNE_ROWS, MirrorStore
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
+from bus.process import MACHINE
 from bus.reader import collect
 from bus.reports import Reporter
 from bus.tasks import end_tasks
@@ -128,7 +129,7 @@ class Mirror:
             await self._finish()
         except OtherHistory as error:
             self.status = "diverged"
-            log.error("mirror_other_history", problem=str(error))
+            log.warning("mirror_other_history", problem=str(error))
             self._reports.alert("critical", "mirror_other_history", str(error))
             await self._stop.wait()
 
@@ -197,8 +198,8 @@ class Mirror:
     def _advice(self, what: str) -> str:
         return (
             f"mirror {self._store.path}: {what}; it follows no further, for that would mix two histories. To follow "
-            "the new one, end the mirror, move its file away and start it again; docs/runbooks/restore-after-total-loss.md "
-            "tells how to put the mirrored one back"
+            "the new one, end the mirror, move its file away and start it again; to put the mirrored one back, see "
+            "docs/runbooks/restore-after-total-loss.md"
         )
 
     def _tell(self, gap: Gap) -> None:
@@ -301,6 +302,7 @@ class Mirror:
                 cursor=self._store.cursors.get(self._events.stream, 0),
                 lag=self._behind(),
                 role="mirror",
+                machine=MACHINE,
                 file=str(self._store.path),
                 behind_ms=self._behind_ms(),
             )

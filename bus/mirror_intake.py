@@ -133,9 +133,9 @@ def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None
     overdue = time.monotonic() - HOLD_S
     for arrived, stored in itertools.islice(one.waiting, BATCH_ROWS):
         operation = stored.headers.get(OPERATION) or stored.headers.get(MARKER_REASON) or "PUT"
-        if one.holds and reached is not None and operation == "PUT" and (patient or arrived > overdue):
-            if speaks_of(stored.data) > reached:
-                return
+        held = one.holds and reached is not None and operation == "PUT" and (patient or arrived > overdue)
+        if held and speaks_of(stored.data) > (reached or 0):
+            return
         if stored.sequence > revision:
             revision = stored.sequence
             batch.kept.append(

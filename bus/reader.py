@@ -127,9 +127,11 @@ class Reader:
                 await self._on_msg(msg)
 
         self._subscription = await self._bus.connection.subscribe(inbox, on_msg)
-        self.pending = await create_consumer(
+        pending = await create_consumer(
             self._bus, self._stream, self._consumer, self._filters, self._next, inbox, newest=self._newest
         )
+        if self._expected == 1:  # else the first messages have overtaken the answer, and know better
+            self.pending = pending
 
     async def _on_msg(self, msg: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()

@@ -9,7 +9,7 @@ import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.tasks import run_to_end
-from coordinator import cli_checks, cli_proofs, cli_roles
+from coordinator import cli_checks, cli_mirror, cli_proofs, cli_roles
 from coordinator.options import (
     STATE_DIR,
     BeatingRole,
@@ -230,7 +230,7 @@ def revive(
         typer.echo(f"{agent}: was {done.was}; it is started")
 
 
-for verb in (cli_proofs.audit, cli_checks.doctor):
+for verb in (cli_mirror.history, cli_proofs.audit, cli_checks.doctor):
     app.command()(verb)
-for role in (cli_roles.sandbox, cli_roles.agent, cli_roles.watchdog):
+for role in (cli_roles.sandbox, cli_roles.agent, cli_roles.watchdog, cli_mirror.mirror):
     app.command()(role)

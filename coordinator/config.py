@@ -35,6 +35,7 @@ from coordinator.config_tables import convert
 from coordinator.settings import (
     AgentSettings,
     CoordinatorSettings,
+    MirrorSettings,
     SandboxSpec,
     StreamSettings,
     SwarmConfig,
@@ -75,6 +76,7 @@ class _TopLevel:
     coordinator: dict[str, Any] = field(default_factory=dict)
     stream: dict[str, Any] = field(default_factory=dict)
     watchdog: dict[str, Any] = field(default_factory=dict)
+    mirror: dict[str, Any] = field(default_factory=dict)
 
 
 DEFAULT_SANDBOXES: dict[str, dict[str, Any]] = {
@@ -161,6 +163,7 @@ def parse(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
         coordinator=convert(top.coordinator, CoordinatorSettings, file, "coordinator"),
         stream=convert(top.stream, StreamSettings, file, "stream"),
         watchdog=convert(top.watchdog, WatchdogSettings, file, "watchdog"),
+        mirror=convert(top.mirror, MirrorSettings, file, "mirror"),
     )
     _check_relations(config)
     return config

@@ -70,6 +70,21 @@ class DecisionCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorStatus:
+    """A mirror that was heard. `status`: waiting, catching-up, live, failing, diverged, draining.
+
+    `behind` rows are not in `file` yet; the oldest of those that it has read was stored `behind_ms` ago.
+    """
+
+    file: str
+    cursor: int
+    behind: int
+    behind_ms: int
+    status: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """`status --json`. `watchdog_term` is None when no watchdog was heard."""
 
@@ -81,6 +96,7 @@ class Status:
     sandboxes: list[SandboxStatus] = field(default_factory=list)
     agents: list[AgentStatus] = field(default_factory=list)
     decisions: DecisionCount
+    mirror: MirrorStatus | None = None
 
 
 class Listener:
@@ -91,6 +107,7 @@ class Listener:
         self.agents: dict[str, tuple[float, Heartbeat]] = {}
         self.hosts: dict[str, tuple[float, Heartbeat]] = {}
         self.watchdog: tuple[float, Heartbeat] | None = None
+        self.mirror: Heartbeat | None = None
 
     async def start(self) -> None:
         await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
@@ -107,6 +124,8 @@ class Listener:
                 self.watchdog = entry
         elif beat.role == "sandbox":
             self.hosts[beat.agent] = entry
+        elif beat.role == "mirror":
+            self.mirror = beat
         else:
             known = self.agents.get(beat.agent)
             if known is None or beat.epoch >= known[1].epoch:
@@ -212,4 +231,16 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
         sandboxes=sandboxes,
         agents=agents,
         decisions=DecisionCount(count=sum(counts.values()), last_at=newest.timestamp if newest else None),
+        mirror=None if listener.mirror is None else _mirror_status(listener.mirror),
+    )
+
+
+def _mirror_status(beat: Heartbeat) -> MirrorStatus:
+    return MirrorStatus(
+        file=beat.file or "",
+        cursor=beat.cursor,
+        behind=beat.lag,
+        behind_ms=beat.behind_ms or 0,
+        status=beat.status,
+        pid=beat.pid,
     )

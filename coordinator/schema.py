@@ -20,6 +20,7 @@ from coordinator.audit_report import Audit
 from coordinator.findings import Diagnosis
 from coordinator.gather import Status
 from coordinator.health import Health
+from coordinator.history import History
 from coordinator.killing import Killing
 from coordinator.stopping import Ended
 from coordinator.view import Watched
@@ -34,6 +35,7 @@ OUTPUTS: dict[str, type] = {
     "doctor": Diagnosis,
     "down": Ended,
     "health": Health,
+    "history": History,
     "kill": Killing,
     "restart": Restarted,
     "revive": Revived,

@@ -15,6 +15,7 @@ from coordinator.config_tables import similar
 __all__ = [
     "AgentSettings",
     "CoordinatorSettings",
+    "MirrorSettings",
     "SandboxSpec",
     "StreamSettings",
     "SwarmConfig",
@@ -90,6 +91,16 @@ class WatchdogSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorSettings:
+    """What the mirror's file keeps: messages by age in seconds and by number (0: all), so many writes of each key."""
+
+    enabled: bool = True
+    max_age_s: Annotated[float, Meta(ge=0)] = 0.0
+    max_rows: Annotated[int, Meta(ge=0)] = 0
+    revisions: Count = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmConfig:
     """A whole swarm. `file` is swarm.toml's path, or BUILT_IN."""
 
@@ -101,6 +112,7 @@ class SwarmConfig:
     coordinator: CoordinatorSettings = field(default_factory=CoordinatorSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    mirror: MirrorSettings = field(default_factory=MirrorSettings)
 
     def agent(self, name: str) -> AgentSettings:
         """The agent of this name.

@@ -1,8 +1,8 @@
 """`signalmesh up`: the whole swarm on this machine, in the foreground.
 
-It owns its direct children: nats-server (unless another one is named), a host for every sandbox, the watchdog. They end
-when it ends, however it ends; while it lives, each that dies is started again. Agents are the hosts' and the
-watchdog's business.
+It owns its direct children: nats-server (unless another one is named), a host for every sandbox, the watchdog, the
+mirror. They end when it ends, however it ends; while it lives, each that dies is started again. Agents are the hosts'
+and the watchdog's business.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import structlog
 
 from bus.errors import EXIT_DONE, BusError
 from bus.logs import set_up_logs
+from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.process import die_with_parent
@@ -40,8 +41,8 @@ NAME = "up"
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 STEADY_S = 10.0
 """A child that was up for so long is forgiven its earlier deaths."""
-STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0}
-"""From SIGTERM to SIGKILL; a sandbox host drains its agents in this time."""
+STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "mirror": 10.0}
+"""From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
 
@@ -62,7 +63,7 @@ class UpOptions:
 
 
 class Role:
-    """One direct child, kept alive. `kind` is watchdog or sandbox; its log goes to `state_dir/logs/{name}.log`."""
+    """One direct child, kept alive, of `kind` watchdog, sandbox or mirror; its log is `state_dir/logs/{name}.log`."""
 
     def __init__(self, kind: str, name: str, arguments: list[str], url: str, log_file: Path) -> None:
         self.kind, self.name = kind, name
@@ -188,6 +189,9 @@ class Up:
         speed = [] if options.speed is None else ["--speed", str(options.speed)]
         watchdog = ["watchdog", *config_file, *speed, *common]
         self.roles.append(Role("watchdog", "watchdog", watchdog, self.url, logs / "watchdog.log"))
+        if self.config.mirror.enabled:
+            mirror = ["mirror", *config_file, "--file", str(state_dir / MIRROR_FILE), *common]
+            self.roles.append(Role("mirror", "mirror", mirror, self.url, logs / "mirror.log"))
         for role in self.roles:
             await role.start(*(["--fresh"] if role.kind == "watchdog" else []))
             self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
@@ -253,8 +257,12 @@ class Up:
             print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s", file=sys.stderr)
 
     async def stop(self) -> None:
-        """End everything in reverse order: watchdog, hosts (their agents drain), server."""
-        for kind in ("watchdog", "sandbox"):
+        """End everything in reverse order: watchdog, hosts (their agents drain), mirror (it reads the rest), server."""
+        for kind in ("watchdog", "sandbox", "mirror"):
+            if kind == "mirror" and hasattr(self, "_outbox"):  # it has the last word in its file
+                with contextlib.suppress(TimeoutError, BusError):
+                    async with asyncio.timeout(1.0):
+                        await self._outbox.flush()
             await asyncio.gather(*(role.stop() for role in self.roles if role.kind == kind))
         for task in self._tasks:
             if task.get_name() != "nats-server":

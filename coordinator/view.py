@@ -163,10 +163,14 @@ def print_status(status: Status) -> None:
     own = [agent for agent in status.agents if agent.status != "external"]
     agents = f"{status.active_agents} of {len(own)} agents active" if own else "no agent has been started yet"
     last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""
+    mirror = "no mirror heard"
+    if (heard := status.mirror) is not None:
+        mirror = f"mirror {heard.status}: {heard.file}, {heard.behind} rows and {heard.behind_ms} ms behind"
     for line in (
         f"swarm {status.swarm} on {status.nats}",
         f"{agents}; processes: {status.processes}; {watchdog}",
         f"decisions in the stream: {status.decisions.count}{last}",
+        mirror,
         "",
     ):
         out.print(harmless(line), soft_wrap=True, markup=False)

@@ -1,0 +1,112 @@
+"""The role `mirror`: follows the swarm into its SQLite file until told to end, whatever becomes of the file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from bus.errors import EXIT_DONE, MirrorDamaged, MirrorFailing
+from bus.logs import set_up_logs
+from bus.mirror import Mirror, Retention
+from bus.mirror_store import MirrorStore
+from bus.nats_bus import NatsBus
+from bus.tasks import run_to_end
+from coordinator.config import load
+from coordinator.roles import on_signals
+from coordinator.settings import MirrorSettings
+
+RETRY_S = 1.0
+"""Between two attempts to open a file that cannot be written just now."""
+
+log = structlog.get_logger("signalmesh.mirror")
+
+
+def retention_of(settings: MirrorSettings) -> Retention:
+    return Retention(max_age_s=settings.max_age_s, max_rows=settings.max_rows, revisions=settings.revisions)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file (and what SQLite keeps beside it), so that a new one can be filled; nothing is deleted."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    return aside
+
+
+def run_mirror(url: str, config_file: Path | None, swarm: str, file: Path, log_level: str) -> int:
+    """Mirror the swarm into `file`.
+
+    Raises:
+        MirrorUnusable: another mirror writes it, or it is no mirror of this swarm.
+    """
+    set_up_logs(log_level)
+    retention = retention_of(load(config_file, Path.cwd()).mirror)
+
+    async def follow() -> int:
+        stop = asyncio.Event()
+        on_signals(stop.set)
+        bus = await NatsBus.connect(url, swarm, "mirror", wait_s=None)
+        notices: tuple[str, ...] = ()
+        try:
+            while not stop.is_set():
+                try:
+                    await _one_file(bus, file, retention, notices, stop)
+                    notices = ()
+                except MirrorDamaged as error:
+                    aside = await asyncio.to_thread(set_aside, file)
+                    notice = (
+                        f"mirror {file}: it is damaged ({error.problem}); it is kept as {aside}, a new one is filled"
+                    )
+                    log.warning("mirror_set_aside", problem=error.problem, aside=str(aside))
+                    notices = (*notices, notice)
+        finally:
+            await bus.close()
+        return EXIT_DONE
+
+    return run_to_end(follow())
+
+
+async def _one_file(
+    bus: NatsBus, file: Path, retention: Retention, notices: tuple[str, ...], stop: asyncio.Event
+) -> None:
+    store = await _open(file, bus.subjects.ns, stop)
+    if store is None:
+        return
+    try:
+        mirror = Mirror(bus, store, retention, notices)
+        stopping = asyncio.create_task(_when(stop, mirror.stop), name="mirror-stop")
+        try:
+            await mirror.run()
+        finally:
+            stopping.cancel()
+    finally:
+        await store.close()
+
+
+async def _open(file: Path, swarm: str, stop: asyncio.Event) -> MirrorStore | None:
+    """The file, once it can be written; None when told to end before."""
+    while not stop.is_set():
+        try:
+            return await MirrorStore.open(file, swarm)
+        except MirrorFailing as error:
+            log.warning("mirror_failing", problem=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S):
+                    await stop.wait()
+    return None
+
+
+async def _when(event: asyncio.Event, act: Callable[[], None]) -> None:
+    await event.wait()
+    act()

@@ -1,0 +1,90 @@
+"""A real mirror process, and what its file must hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bus.mirror_read import MirrorFile
+from bus.nats_bus import NatsBus
+from bus.process import die_with_parent
+from bus.reader import collect
+from tests.support.collecting import GUARD_S
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class MirrorProcess:
+    """`signalmesh mirror --file FILE` on the server at `url`. Started by `start`, as often as one likes."""
+
+    def __init__(self, url: str, file: Path) -> None:
+        self.url, self.file = url, file
+        self.process: asyncio.subprocess.Process
+
+    async def start(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "coordinator.main", "mirror", "--file", str(self.file),
+            cwd=self.file.parent,
+            env={**os.environ, "SIGNALMESH_NATS": self.url, "SIGNALMESH_SWARM": "swarm", "PYTHONPATH": str(ROOT)},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
+        )  # fmt: skip
+
+    async def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        await self.process.communicate()
+
+    async def end(self) -> str:
+        """SIGTERM; what it said, once it has ended well."""
+        self.process.send_signal(signal.SIGTERM)
+        return await self.ended(0)
+
+    async def ended(self, code: int) -> str:
+        async with asyncio.timeout(GUARD_S):
+            out, _ = await self.process.communicate()
+        text = out.decode()
+        assert self.process.returncode == code, text
+        assert "Traceback" not in text, text
+        return text
+
+
+@asynccontextmanager
+async def mirror_process(url: str, file: Path) -> AsyncIterator[MirrorProcess]:
+    mirror = MirrorProcess(url, file)
+    await mirror.start()
+    try:
+        yield mirror
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            mirror.process.kill()
+        await mirror.process.communicate()
+
+
+async def assert_mirrored(bus: NatsBus, path: Path) -> int:
+    """The file holds exactly what the stream and the buckets hold; how many messages that are."""
+    subjects = bus.subjects
+    stored = await collect(bus, subjects.stream, (f"{subjects.ns}.>",), 1)
+    with MirrorFile(path) as file:
+        rows = list(file.messages())
+        assert all(row.intact for row in rows)
+        assert [(r.row.sequence, r.row.subject, r.row.payload, dict(r.row.headers), r.row.stored_ns) for r in rows] == [
+            (s.sequence, s.subject, s.data, dict(s.headers), s.stored_ns) for s in stored
+        ]
+        assert file.cursor() == (await bus.bounds()).last
+        assert file.problems() == []
+        for bucket in (subjects.state_bucket, subjects.registry_bucket):
+            kept = await bus.kv_all(bucket)
+            values = {key: found.row for key, found in file.values(bucket).items() if found.row.operation == "PUT"}
+            assert {key: (row.value, row.revision) for key, row in values.items()} == {
+                key: (value.value, value.revision) for key, value in kept.items()
+            }
+    return len(stored)
