@@ -43,8 +43,9 @@ from coordinator.audit_report import (
     StreamAudit,
 )
 from coordinator.findings import Diagnosis, Finding
-from coordinator.gather import AgentStatus, DecisionCount, SandboxStatus, Status
+from coordinator.gather import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
 from coordinator.health import Health
+from coordinator.history import History, HistoryEntry
 from coordinator.killing import Killing
 from coordinator.stopping import Ended
 from coordinator.view import Watched
@@ -87,6 +88,8 @@ def complaints(value: Any, wanted: dict[str, Any], root: dict[str, Any], at: str
                 assert said == "date-time"
                 if not ZONED.fullmatch(value):
                     found.append(f"{at}: {value!r} is no time with a zone")
+            case "required" | "properties" | "additionalProperties" if not isinstance(value, dict):
+                pass  # `type` complains of it
             case "required":
                 found += [f"{at}: {name} is missing" for name in said if name not in value]
             case "properties":
@@ -163,6 +166,13 @@ PRINTED: dict[str, Any] = {
     ),
     "down": Ended(swarm="swarm", pid=1, took_s=0.5),
     "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
+    "history": History(
+        kind="decision", swarm="swarm", file="mirror.sqlite",
+        entries=[
+            HistoryEntry(sequence=3, stored_at=AT, subject="swarm.decision.B.c", agent="c", headers={}, payload={}),
+            HistoryEntry(sequence=4, stored_at=AT, subject="s", agent="c", headers={"a": "b"}, malformed="?"),
+        ],
+    ),
     "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
     "restart": Restarted(agent="a", epoch_before=4, epoch_after=9, ready_ms=41.5),
     "revive": Revived(agent="a", was="drained"),
@@ -176,6 +186,7 @@ PRINTED: dict[str, Any] = {
             )
         ],
         decisions=DecisionCount(count=1, last_at=AT),
+        mirror=MirrorStatus(file="mirror.sqlite", cursor=7, behind=0, behind_ms=0, status="live", pid=3),
     ),
     "watch": Watched(subject="swarm.signal.BTC-USD.a", sequence=3, payload={"signal": "buy"}),
 }  # fmt: skip
