@@ -167,15 +167,15 @@ class CoordinatorAgent(Agent):
         if place not in ("renumbered", "resumed"):
             return []
         self.state.counts.odd_ticks += 1
-        feed.breaks += 1
-        if not is_told(feed.breaks):
-            return []
         who = f"{tick.symbol} by {tick.source}"
         if place == "resumed":
-            code, problem = "tick_strayed", f"{who}: tick {feed.last} was a stray; {tick.sequence} goes on before it"
+            feed.strays += 1
+            count, code = feed.strays, "tick_strayed"
+            problem = f"{who}: tick {feed.last} was a stray; {tick.sequence} goes on before it"
         else:
-            code, problem = "feed_renumbered", f"{who} numbers its ticks anew: {tick.sequence} came after {feed.last}"
-        return [self._tell("warning", code, problem, tick, last=feed.last, breaks=feed.breaks)]
+            count, code = feed.runs, "feed_renumbered"
+            problem = f"{who} numbers its ticks anew: {tick.sequence} came after {feed.last}"
+        return [self._tell("warning", code, problem, tick, last=feed.last, times=count)] if is_told(count) else []
 
     def _refused(self, tick: MarketData) -> list[Decision | Alert]:
         """Count a tick beyond the bounds; no decision will be made on it."""

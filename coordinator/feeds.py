@@ -35,8 +35,9 @@ class Feed:
     """One source's series of one symbol: where its numbers stand, and the raw windows that risk is computed from.
 
     `at` is the time of the tick `last`; `runs` counts the runs so far; `left` is where the series stood before its
-    numbers last leapt or began anew. `closes` are the prices of the closed rounds, oldest first; `held[i]` is the
-    signed position (fraction of capital) decided at `closes[i]`.
+    numbers last leapt or began anew; `strays` counts the ticks that were told to be strays, `repeated` the repeated
+    ones. `closes` are the prices of the closed rounds, oldest first; `held[i]` is the signed position (fraction of
+    capital) decided at `closes[i]`.
     """
 
     last: int
@@ -44,7 +45,7 @@ class Feed:
     run: int = 1
     runs: int = 1
     left: Mark | None = None
-    breaks: int = 0
+    strays: int = 0
     repeated: int = 0
     closes: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)

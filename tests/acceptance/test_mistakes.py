@@ -42,7 +42,7 @@ POISON: list[tuple[str, bytes]] = [
     ("decision.BTC-USD.stranger", b"null"),
     ("config.swarm.stranger", b"{}"),
 ]
-READERS = {"market": 4, "signal": 1, "sentiment": 1, "decision": 1, "config": 1}
+READERS = {"market": 4, "signal": 1, "sentiment": 1, "decision": 1, "config": 2}
 """How many agents read each kind."""
 
 
@@ -66,7 +66,9 @@ async def test_poison_stops_nobody_and_is_told_once(tmp_path: Path):
         alerts = await ear.alerted("poison_message", len(POISON))
         assert sorted(alert["detail"]["sequence"] for alert in alerts) == sequences
         assert {alert["detail"]["subject"] for alert in alerts} == {f"swarm.{subject}" for subject, _ in POISON}
-        assert [alert for alert in ear.alerts if alert["code"] != "poison_message"] == []
+        [unread] = await ear.alerted("unread_messages", 1)
+        assert unread["detail"] == {"kind": "gossip", "subject": "swarm.gossip.BTC-USD.stranger", "messages": 1}
+        assert {alert["code"] for alert in ear.alerts} == {"poison_message", "unread_messages"}
         assert_each_round_once(ear.decisions)
         assert {(decision["symbol"], decision["source"]) for decision in ear.decisions} == {("BTC/USD", "coordinator")}
 

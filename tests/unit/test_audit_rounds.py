@@ -67,6 +67,19 @@ def test_a_round_left_out_is_named_by_its_tick():
     assert stream.rounds.audit.missing == 1
 
 
+def test_strays_and_a_feed_that_numbers_anew_are_no_problem():
+    stream = Stream()
+    for number in (1, 10**6, 2, 2, 1000, 1, 2):
+        stream.tick(number)
+    for name in ("feed:1", "feed:1000000", "feed:2", "feed:1000", "feed=2:1", "feed=2:2"):
+        stream.decide(f"A:{name}")
+    assert stream.texts == []
+    assert (stream.rounds.audit.decided, stream.rounds.audit.waiting) == (6, 0)
+    stream.decide("A:feed:1000000")
+    stream.decide("A:feed=2:1")
+    assert stream.rounds.audit.doubled == 2
+
+
 def test_rounds_out_of_order_doubled_or_without_a_tick():
     stream = Stream()
     stream.tick(1)
