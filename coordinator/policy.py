@@ -69,6 +69,11 @@ class Policy:
         hosts = self.hosts.values()
         return {host.group for host in hosts} == {host.group for host in hosts if host.alive}
 
+    @property
+    def anybody_runs(self) -> bool:
+        """Whether an agent is known to run."""
+        return any(agent.phase in ("starting", "running") for agent in self.agents.values())
+
     # -- observations
 
     def beat(self, now: float, beat: Heartbeat) -> None:

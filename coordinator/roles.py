@@ -40,14 +40,16 @@ def run_sandbox(name: str, url: str, swarm: str, log_level: str, *, replica: boo
     from agents.host import Host
 
     set_up_logs(log_level)
-    group = name if replica else None
+    group, provider = (name, "joined") if replica else (None, "local")
     if replica:
         name = check_name(f"{name}-{MACHINE}", "sandbox")
 
     async def serve() -> None:
         bus = await NatsBus.connect(url, swarm, f"sandbox {name}", wait_s=None)
         try:
-            host = Host(bus, name, url, group=group, log_level=log_level, preload=("coordinator.agent",))
+            host = Host(
+                bus, name, url, group=group, provider=provider, log_level=log_level, preload=("coordinator.agent",)
+            )
             on_signals(host.stop)
             await host.run()
         finally:

@@ -45,8 +45,8 @@ AWAY = ("waiting", "restarting", "backoff", "quarantined", "drained")
 """Phases of agents that do not run, which our heartbeats tell: they cannot do so themselves."""
 GATHER_S = 1.5
 FIRST_GATHER_S = 10.0
-"""How long a new leader waits for all hosts to report before it starts what nobody reported: longer when the hosts
-are only just being started as well, for an agent that starts elsewhere stays there."""
+"""How long a new leader waits for all hosts to report before it starts what nobody reported: longer when no agent runs
+at all, for then the hosts are only just being started as well, and an agent that starts elsewhere stays there."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
@@ -200,10 +200,14 @@ class Watchdog:
 
     async def _gather(self) -> None:
         """Wait for every configured host's first inventory, but not for ever."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_GATHER_S if self._fresh else GATHER_S):
-                while not self._stop.is_set() and not self._policy.every_sandbox_served:
-                    self._wake.clear()
+        since = time.monotonic()
+        while not self._stop.is_set() and not self._policy.every_sandbox_served:
+            starting = self._fresh or not self._policy.anybody_runs
+            if time.monotonic() - since > (FIRST_GATHER_S if starting else GATHER_S):
+                return
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
                     await self._wake.wait()
 
     # -- senses

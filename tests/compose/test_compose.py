@@ -144,6 +144,8 @@ async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_health
     status = await project.verb("watchdog", "status")
     assert (status["active_agents"], status["processes"], len(status["sandboxes"])) == (5, 5, 3)
     assert [agent["name"] for agent in status["agents"]] == sorted(AGENTS)
+    where = {agent["name"]: agent["sandbox"].partition("-")[0] for agent in status["agents"]}
+    assert where == dict(zip(AGENTS, ("base", "nodejs", "nodejs", "python", "python"), strict=True))
     for service, container in (await project.containers()).items():
         if service != "nats":  # its image has nothing to ask with
             assert container["State"]["Health"]["Status"] == "healthy", service
