@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 import structlog
 
@@ -117,14 +118,22 @@ class Checkpoints:
         return intake.cursor, intake.inputs, self._runtime.journal.outputs, intake.skips
 
     def _encode_state(self) -> bytes:
-        state = self._runtime.agent.state
+        """The state's JSON.
+
+        Raises:
+            UsageError: there is none, or it could not be read again.
+        """
+        agent = self._runtime.agent
         try:
-            return orjson.dumps(state)
-        except orjson.JSONEncodeError as error:
+            data = orjson.dumps(agent.state)
+            if b"null" in data:  # what a number that is not finite becomes
+                msgspec.convert(orjson.loads(data), type(agent).State)
+        except (orjson.JSONEncodeError, msgspec.ValidationError) as error:
             raise UsageError(
-                f"agent {self._runtime.name}: its state cannot be saved: {_unsaved(state)}{error}; State may hold "
-                "JSON-like values only: numbers, strings, lists, dicts with string keys, dataclasses of these"
+                f"agent {agent.name}: its state cannot be saved: {_unsaved(agent.state)}{error}; State may hold "
+                "JSON-like values only: finite numbers, strings, lists, dicts with string keys, dataclasses of these"
             ) from None
+        return data
 
 
 def _unsaved(state: Any) -> str:

@@ -25,7 +25,7 @@ from agents.timers import Timers
 from bus import headers as h
 from bus.bus import Bus, Closable
 from bus.claims import claim, last_claim, new_agent_id
-from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError
+from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.messages import Event, LifecycleEvent, decode
 from bus.snapshots import Snapshot, SnapshotStore
 from bus.tasks import end_tasks
@@ -222,7 +222,7 @@ class Runtime:
             try:
                 agent.state = msgspec.convert(snapshot.state, type(agent).State)
             except msgspec.ValidationError as error:
-                raise MeshError(
+                raise UsageError(
                     f"agent {self.name}: its saved state does not fit its class any more ({error}): "
                     "give the new fields defaults, or start with an empty --state-dir"
                 ) from None

@@ -179,6 +179,10 @@ class Hopeless(Agent):
         return self.signal(event, "hold", 0.5)
 
 
+class Fine(Hopeless):
+    mended = tuple(range(100))
+
+
 async def test_who_only_raises_is_ended_and_gets_another_chance_by_a_new_life():
     feed = Feed(3 * HOPELESS_SKIPS)
     for life in (1, 2):
@@ -265,18 +269,40 @@ async def test_a_source_drops_what_nobody_could_read():
     assert all(word in negative for word in ("produce", "price", "-1.0")), negative
 
 
-async def test_a_state_that_cannot_be_saved_is_named():
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [({1, 2}, "seen: .*set"), (float("nan"), r"float.*null.*\$\.seen"), ([1.0, float("inf")], r"null.*\$\.seen")],
+)
+async def test_a_state_that_cannot_be_saved_is_named(value: Any, told: str):
     class Unsaved(Hopeless):
         @dataclass
         class State:
-            fine: int = 0
-            seen: Any = None
+            maybe: int | None = None
+            seen: float | list[float] = 0.0
 
         def on_market(self, event: MarketData) -> None:
-            self.state.seen = {1, 2}
+            if event.sequence == 2:
+                self.state.seen = value
 
-    with pytest.raises(UsageError, match=r"agent agent: its state cannot be saved: seen: .*set"):
+    with pytest.raises(UsageError, match=f"agent agent: its state cannot be saved: .*{told}"):
         await Feed(100).live(Unsaved)
+
+
+async def test_a_saved_state_that_does_not_fit_is_a_mistake_that_no_restart_mends():
+    class Before(Fine):
+        @dataclass
+        class State:
+            seen: int = 5
+
+    class After(Fine):
+        @dataclass
+        class State:
+            seen: str = ""
+
+    feed = Feed(3)
+    await feed.live(Before)
+    with pytest.raises(UsageError, match=r"agent agent: its saved state does not fit its class any more .*seen"):
+        await feed.live(After)
 
 
 @pytest.fixture
@@ -286,10 +312,6 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     wrapper = structlog.make_filtering_bound_logger(logging.INFO)
     monkeypatch.setattr("agents.complaints.log", structlog.wrap_logger(None, [capture], wrapper))
     return capture.entries
-
-
-class Fine(Hopeless):
-    mended = tuple(range(100))
 
 
 async def test_a_handler_that_holds_up_the_heartbeats_is_named(logs: list[Any], monkeypatch: pytest.MonkeyPatch):
