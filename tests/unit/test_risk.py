@@ -237,3 +237,32 @@ def test_more_risk_never_grows_the_position(
     size = position_size(action, mean, low, tail, config)
     assert position_size(action, mean, high, tail, config) <= size
     assert size <= position_size(action, mean, low, None, config)
+
+
+anything_positive = st.floats(min_value=5e-324, max_value=1.7e308)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.floats(0, 1.7e308), min_size=1).filter(lambda v: any(v.values())),
+    st.dictionaries(st.sampled_from("abcde"), st.floats(0, 1)),
+    st.lists(st.tuples(anything_positive, st.floats(-1, 1)), min_size=1, max_size=40),
+    st.tuples(anything_positive, anything_positive, anything_positive, st.floats(-1.7e308, 1.7e308)),
+    st.lists(st.floats(0, 1), min_size=2, max_size=2).map(sorted),
+)
+def test_any_finite_settings_votes_and_prices_give_scores_from_0_to_1(voters, votes, candles, limits, thresholds):
+    vol_target, drawdown_max, cvar_max, cap = limits
+    config = replace(
+        CONFIG,
+        voters=voters,
+        sell_at=thresholds[0],
+        buy_at=thresholds[1],
+        vol_target=vol_target,
+        drawdown_max=drawdown_max,
+        cvar_max=cvar_max,
+        position_cap=cap,
+    )
+    synthesis = synthesise(votes, electorate(voters), config)
+    made = assess(synthesis, [close for close, _ in candles], [held for _, held in candles[1:]], config)
+    scores = (made.risk_score, made.position_size, synthesis.consensus, synthesis.mean, synthesis.disagreement)
+    assert all(0.0 <= score <= 1.0 for score in scores)  # false for NaN as well
