@@ -18,7 +18,7 @@ from agents.agent import Agent
 from agents.intake import HOPELESS_SKIPS
 from agents.runtime import Runtime
 from bus import headers as h
-from bus.errors import UsageError
+from bus.errors import MeshError, UsageError
 from bus.memory_bus import MemoryBus, MemoryServer
 from bus.messages import MarketData, Signal, encode
 from bus.snapshots import Snapshot
@@ -267,6 +267,22 @@ async def test_a_source_drops_what_nobody_could_read():
     undeclared, negative = feed.alerts("handler_raised")
     assert all(word in undeclared for word in ("produce", "Signal", "MarketData")), undeclared
     assert all(word in negative for word in ("produce", "price", "-1.0")), negative
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()], ids=["SystemExit", "KeyboardInterrupt"])
+async def test_a_source_that_exits_has_failed(error: BaseException):
+    class Exiting(Source):
+        async def produce(self, last: MarketData | None) -> AsyncIterator[MarketData]:
+            yield tick(1)
+            raise error
+
+        async def teardown(self) -> None:
+            raise error  # logged, and nothing more
+
+    feed = Feed(0)
+    with pytest.raises(MeshError, match=f"agent agent: produce raised {type(error).__name__}"):
+        await feed.live(Exiting, lambda _: False)
+    assert feed.numbers() == ["1"]
 
 
 @pytest.mark.parametrize(
