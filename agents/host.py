@@ -2,7 +2,7 @@
 
 It answers spawn, kill, signal, look and probe over the bus, reports every exit at once, and repeats its whole inventory
 in its heartbeat, since reports get lost. It decides nothing: that is the watchdog's, whose term every order carries;
-orders of a lower term are refused.
+orders of a lower term than the newest claimed one are refused.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ import structlog
 from agents.children import ChildProcess, ForkServer, probe_sandbox
 from agents.process import Incarnation
 from agents.spec import AgentSpec
+from bus import headers as h
 from bus.bus import Bus, Heard
-from bus.claims import new_agent_id
+from bus.claims import last_claim, new_agent_id
 from bus.errors import BusError, MeshError
 from bus.messages import Child, Heartbeat, encode, now
 from bus.outbox import Outbox
 from bus.process import MACHINE
 from bus.reports import Reporter
+from bus.subjects import WATCHDOG
 from bus.tasks import end_tasks
 
 HEARTBEAT_S = 0.2
@@ -137,6 +139,10 @@ class Host:
             "look": self._look,
             "probe": self._probe,
         }
+        await self._bus.listen(subjects.epoch(WATCHDOG), self._on_term)
+        self._bus.watch_connection(lambda: None, self._read_term)
+        with contextlib.suppress(BusError):  # there may be no stream yet, and so no watchdog either
+            await self._read_term()
         for verb, handler in verbs.items():
             await self._bus.answer(subjects.control(self.name, verb), self._served(verb, handler))
         beating = asyncio.create_task(self._beat(), name="beat")
@@ -160,6 +166,17 @@ class Host:
                 return orjson.dumps({"error": f"sandbox {self.name}, {verb}: {error}"})
 
         return serve
+
+    # -- whose orders count
+
+    async def _on_term(self, heard: Heard) -> None:
+        """A watchdog has claimed: from now on the one before gives no orders here, whether or not the new one does."""
+        self._term = max(self._term, int(heard.headers.get(h.SEQUENCE, 0)))
+
+    async def _read_term(self) -> None:
+        last = await last_claim(self._bus, WATCHDOG)
+        if last is not None:
+            self._term = max(self._term, last.sequence)
 
     def _check_term(self, term: int) -> None:
         if term < self._term:

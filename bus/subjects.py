@@ -19,8 +19,10 @@ AGENT_KINDS = ("market", "headline", "sentiment", "signal", "decision")
 
 WATCHDOG = "watchdog"
 """The one writer whose Config is obeyed."""
+STANDBY = "standby"
+"""Whose heartbeats those of a watchdog are that does not lead."""
 RESERVED_NAMES = frozenset(
-    {"swarm", WATCHDOG, "mirror", "dashboard", "up", "in", "all", "info", "warning", "critical", *KEPT_KINDS}
+    {"swarm", WATCHDOG, STANDBY, "mirror", "dashboard", "up", "in", "all", "info", "warning", "critical", *KEPT_KINDS}
 )
 """Names that no agent and no sandbox may have: they stand in the agent's place of some subject."""
 

@@ -70,6 +70,10 @@ def up(
     no_dashboard: Annotated[  # noqa: ARG001 - part of the contract before there is a dashboard
         bool, typer.Option("--no-dashboard", help="Without the web page (there is none yet: this changes nothing).")
     ] = False,
+    standby: Annotated[
+        bool,
+        typer.Option("--standby", help="Run a second watchdog, which takes over when the first one dies or hangs."),
+    ] = False,
     json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -90,7 +94,14 @@ def up(
         raise UsageError(f"--for {for_s}: expected more than 0 seconds")
     loaded = with_speed(load(config, Path.cwd()), speed)
     options = UpOptions(
-        config_file=config, state_dir=state_dir, port=port, url=nats, for_s=for_s, log_level=log_level, speed=speed
+        config_file=config,
+        state_dir=state_dir,
+        port=port,
+        url=nats,
+        for_s=for_s,
+        log_level=log_level,
+        speed=speed,
+        standby=standby,
     )
     checked = check_agents(loaded)
     for doubt in doubts_about(checked):

@@ -54,10 +54,13 @@ def watchdog(
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Give quarantined and drained agents another chance.")] = False,
+    standby: Annotated[bool, typer.Option("--standby", help="Let others lead first.")] = False,
     speed: Annotated[float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="As for `up`.")] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Role: notices death and silence and has agents started again; a second one stands by."""
     from coordinator.roles import run_watchdog
 
-    raise typer.Exit(run_watchdog(role_url(nats, state_dir), config, swarm, fresh, speed, log_level))
+    raise typer.Exit(
+        run_watchdog(role_url(nats, state_dir), config, swarm, speed, log_level, fresh=fresh, standby=standby)
+    )

@@ -62,6 +62,16 @@ class AgentStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchdogStatus:
+    """A watchdog that was heard; `term` is None for one that stands by."""
+
+    pid: int
+    machine: str | None
+    term: int | None
+    heartbeat_age_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionCount:
     """Decisions of the swarm's own deciders that the stream holds, and the time of the newest one's event."""
 
@@ -86,13 +96,16 @@ class MirrorStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """`status --json`. `watchdog_term` is None when no watchdog was heard."""
+    """`status --json`. `watchdog_term` is None when nobody was heard that leads; `watchdogs` are the leader and those
+    that stand by.
+    """
 
     swarm: str
     nats: str
     active_agents: int
     processes: int
     watchdog_term: int | None
+    watchdogs: list[WatchdogStatus] = field(default_factory=list)
     sandboxes: list[SandboxStatus] = field(default_factory=list)
     agents: list[AgentStatus] = field(default_factory=list)
     decisions: DecisionCount
@@ -108,6 +121,7 @@ class Listener:
         self.hosts: dict[str, tuple[float, Heartbeat]] = {}
         self.watchdog: tuple[float, Heartbeat] | None = None
         self.mirror: Heartbeat | None = None
+        self.standbys: dict[str, tuple[float, Heartbeat]] = {}
 
     async def start(self) -> None:
         await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
@@ -119,7 +133,9 @@ class Listener:
             return
         assert isinstance(beat, Heartbeat)
         entry = (asyncio.get_running_loop().time(), beat)
-        if beat.role == "watchdog":
+        if beat.role == "watchdog" and beat.status == "standby":
+            self.standbys[f"{beat.machine} {beat.pid}"] = entry
+        elif beat.role == "watchdog":
             if self.watchdog is None or beat.epoch >= self.watchdog[1].epoch:
                 self.watchdog = entry
         elif beat.role == "sandbox":
@@ -179,11 +195,14 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
                     newest, newest_sequence = message, stored.sequence
     time = asyncio.get_running_loop().time()
     agents = []
-    phases = (listener.watchdog[1].phases if listener.watchdog else None) or {}
+    led_at, leader = listener.watchdog or (0.0, None)
+    phases = (leader.phases if leader else None) or {}
     externals = await external_voters(bus, records)
     for name in sorted({*records, *listener.agents, *phases, *externals}):
         record = records.get(name)
         beat_at, beat = listener.agents.get(name, (None, None))
+        if beat_at is not None and beat_at < led_at and name in phases:
+            beat_at, beat = None, None  # that was the last heartbeat of a process that has ended
         if beat is not None:
             status = {"live": "active", "finished": "active"}.get(beat.status, beat.status)
         elif name in externals:
@@ -227,7 +246,16 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
         nats=bus.url,
         active_agents=sum(agent.status == "active" for agent in agents),
         processes=sum(agent.pid is not None for agent in agents),
-        watchdog_term=listener.watchdog[1].epoch if listener.watchdog else None,
+        watchdog_term=leader.epoch if leader else None,
+        watchdogs=[
+            WatchdogStatus(
+                pid=beat.pid,
+                machine=beat.machine,
+                term=None if beat.status == "standby" else beat.epoch,
+                heartbeat_age_ms=round((time - beat_at) * 1000),
+            )
+            for beat_at, beat in (*([listener.watchdog] if listener.watchdog else []), *listener.standbys.values())
+        ],
         sandboxes=sandboxes,
         agents=agents,
         decisions=DecisionCount(count=sum(counts.values()), last_at=newest.timestamp if newest else None),

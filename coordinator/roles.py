@@ -74,7 +74,14 @@ def run_agent(name: str, url: str, config_file: Path | None, swarm: str | None, 
 
 
 def run_watchdog(
-    url: str, config_file: Path | None, swarm: str | None, fresh: bool, speed: float | None, log_level: str
+    url: str,
+    config_file: Path | None,
+    swarm: str | None,
+    speed: float | None,
+    log_level: str,
+    *,
+    fresh: bool = False,
+    standby: bool = False,
 ) -> int:
     """Supervise the swarm, or stand by while another watchdog does."""
     from coordinator.watchdog import Watchdog
@@ -92,7 +99,7 @@ def run_watchdog(
                     await ensure_streams(bus, limits_of(config))
                     break
                 await asyncio.sleep(0.2)
-            watchdog = Watchdog(bus, config, sources, fresh=fresh)
+            watchdog = Watchdog(bus, config, sources, fresh=fresh, standby=standby)
             on_signals(watchdog.stop)
             await watchdog.run()
         except Fenced as error:

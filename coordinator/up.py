@@ -31,6 +31,7 @@ from bus.process import die_with_parent
 from bus.reports import Reporter
 from bus.server import NatsServer, ServerDied, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
+from bus.subjects import STANDBY, WATCHDOG
 from bus.tasks import end_tasks
 from coordinator.neighbours import refuse_neighbours
 from coordinator.roles import limits_of, on_signals
@@ -60,14 +61,26 @@ class UpOptions:
     for_s: float | None
     log_level: str
     speed: float | None = None
+    standby: bool = False
 
 
 class Role:
     """One direct child, kept alive, of `kind` watchdog, sandbox or mirror; its log is `state_dir/logs/{name}.log`."""
 
-    def __init__(self, kind: str, name: str, arguments: list[str], url: str, log_file: Path) -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        arguments: list[str],
+        url: str,
+        log_file: Path,
+        *,
+        first: tuple[str, ...] = (),
+        again: tuple[str, ...] = (),
+    ) -> None:
+        """`first` are further arguments for its first start, `again` for every later one."""
         self.kind, self.name = kind, name
-        self._arguments = arguments
+        self._arguments, self._extra, self._again = arguments, first, again
         self._environment = {**os.environ, URL_VARIABLE: url}
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
@@ -80,14 +93,14 @@ class Role:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
-    async def start(self, *extra: str) -> None:
+    async def start(self) -> None:
         with self._log_file.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "coordinator.main",
                 *self._arguments,
-                *extra,
+                *self._extra,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -95,6 +108,7 @@ class Role:
                 start_new_session=True,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
+        self._extra = self._again
         self.on_start()
 
     async def keep(self, on_exit: Callable[[Role, int, int], None]) -> None:
@@ -188,12 +202,17 @@ class Up:
             self.roles.append(Role("sandbox", sandbox.name, arguments, self.url, logs / f"{sandbox.name}.log"))
         speed = [] if options.speed is None else ["--speed", str(options.speed)]
         watchdog = ["watchdog", *config_file, *speed, *common]
-        self.roles.append(Role("watchdog", "watchdog", watchdog, self.url, logs / "watchdog.log"))
+        # Of two watchdogs the one that is restarted lets the other lead, which is awake and has listened all the time.
+        again = ("--standby",) if options.standby else ()
+        log_file = logs / "watchdog.log"
+        self.roles.append(Role("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--fresh",), again=again))
+        if options.standby:
+            self.roles.append(Role("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
         if self.config.mirror.enabled:
             mirror = ["mirror", *config_file, "--file", str(state_dir / MIRROR_FILE), *common]
             self.roles.append(Role("mirror", "mirror", mirror, self.url, logs / "mirror.log"))
         for role in self.roles:
-            await role.start(*(["--fresh"] if role.kind == "watchdog" else []))
+            await role.start()
             self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
         self._record()

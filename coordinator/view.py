@@ -156,10 +156,17 @@ def how_to_follow(up: Up) -> str:
     return f"follow it with: nats sub -s {up.bus.url} '{up.config.swarm}.decision.>'"
 
 
+def watchdogs_text(status: Status) -> str:
+    """Who leads, and who stands by."""
+    leading = [f"watchdog {dog.pid} leads with term {dog.term}" for dog in status.watchdogs if dog.term is not None]
+    waiting = [str(dog.pid) for dog in status.watchdogs if dog.term is None]
+    return f"{', '.join(leading) or 'no watchdog leads'}, {' and '.join(waiting) or 'none'} stands by"
+
+
 def print_status(status: Status) -> None:
     """What `status` has gathered, as wide as there is room for."""
     out = console()
-    watchdog = f"the watchdog leads with term {status.watchdog_term}" if status.watchdog_term else "no watchdog heard"
+    watchdog = watchdogs_text(status)
     own = [agent for agent in status.agents if agent.status != "external"]
     agents = f"{status.active_agents} of {len(own)} agents active" if own else "no agent has been started yet"
     last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""

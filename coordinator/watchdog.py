@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import time
 from collections.abc import Mapping
@@ -19,16 +18,15 @@ import structlog
 from bus.bus import Heard
 from bus.claims import fence
 from bus.errors import BusError, Fenced, MeshError, MessageError
-from bus.messages import Heartbeat, Lifecycle, decode, encode
+from bus.messages import Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
-from bus.process import MACHINE
 from bus.registry import read_records
 from bus.reports import Reporter
 from bus.tasks import end_tasks
 from coordinator.deeds import NAME, Deeds
 from coordinator.in_force import SettingsInForce
-from coordinator.leadership import stand_by
+from coordinator.leadership import PAUSE_S, Beats, check_claim, stand_by
 from coordinator.orders import HostOrders
 from coordinator.policy import Policy
 from coordinator.settings import SwarmConfig
@@ -36,14 +34,14 @@ from coordinator.strays import Strays
 from coordinator.supervision import Action, AgentState, Patience
 from coordinator.wishes import Wishes
 
-HEARTBEAT_S = 0.1
 TICK_S = 0.05
 """Between two decisions when nothing is observed."""
 ECHO_LOST_S = 0.4
 """Not hearing one's own heartbeat for so long means that the bus is ill, not the agents."""
 AWAY = ("waiting", "restarting", "backoff", "quarantined", "drained")
-"""Phases of agents that do not run, which our heartbeats tell: they cannot do so themselves."""
+"""Phases of agents that do not run."""
 GATHER_S = 1.5
+AGENT_BEATS = 2.5
 FIRST_GATHER_S = 10.0
 """How long a new leader waits for all hosts to report before it starts what nobody reported: longer when no agent runs
 at all, for then the hosts are only just being started as well, and an agent that starts elsewhere stays there."""
@@ -54,9 +52,14 @@ log = structlog.get_logger("signalmesh.watchdog")
 class Watchdog:
     """Supervises the swarm of `config` over `bus`."""
 
-    def __init__(self, bus: NatsBus, config: SwarmConfig, sources: set[str], *, fresh: bool = False) -> None:
-        """`sources` are agents that produce; a `fresh` one gives quarantined and drained agents another chance."""
-        self._bus, self._config, self._fresh = bus, config, fresh
+    def __init__(
+        self, bus: NatsBus, config: SwarmConfig, sources: set[str], *, fresh: bool = False, standby: bool = False
+    ) -> None:
+        """`sources` are agents that produce; a `fresh` one gives quarantined and drained agents another chance.
+
+        A `standby` lets others lead first.
+        """
+        self._bus, self._config, self._fresh, self._standby = bus, config, fresh, standby
         self._subjects = bus.subjects
         self._specs = {item.spec.name: item.spec for item in config.agents if not item.external}
         self._sources = sources
@@ -64,6 +67,9 @@ class Watchdog:
         self._wake = asyncio.Event()
         self._fenced: MeshError | None = None
         self._echo_at = 0.0
+        self._decided_at = 0.0
+        self._doubtful = True
+        """Whether we may have missed that another one leads."""
         self.term = 0
         self._policy: Policy
 
@@ -78,7 +84,7 @@ class Watchdog:
         Raises:
             Fenced: another watchdog has taken over.
         """
-        term = await stand_by(self._bus, NAME, HEARTBEAT_S, self._stop)
+        term = await stand_by(self._bus, NAME, self._stop, patient=self._standby)
         if term is None:
             return
         self.term = term
@@ -94,23 +100,25 @@ class Watchdog:
         deeds = Deeds(
             self._bus, policy, orders, reports, settings, wishes, self._specs, self._wake.set, self._on_fenced
         )
-        if not self._fresh:
-            await self._remember()
+        tasks = [asyncio.create_task(Beats(self._bus, NAME, self.term, self._phases).run(), name="beat")]
+        self._bus.watch_connection(self._doubt, self._nothing)
         subjects = self._subjects
         await self._bus.listen(f"{subjects.ns}.heartbeat.*", self._on_beat)
         await self._bus.listen(f"{subjects.ns}.lifecycle.*.*", self._on_lifecycle)
         await self._bus.listen(subjects.epoch(NAME), self._on_epoch)
         await wishes.serve(NAME)
-        tasks = [asyncio.create_task(self._beat(), name="beat")]
         try:
+            if not self._fresh:
+                await self._remember()
             await self._gather()
             await settings.put()
             tasks.append(asyncio.create_task(settings.keep(), name="settings"))
             tasks.append(asyncio.create_task(Strays(self._bus, reports).keep(), name="strays"))
             while not self._stop.is_set():
-                for action in self._decide():
-                    deeds.do(action)
-                wishes.look()
+                if await self._leads():
+                    for action in self._decide():
+                        deeds.do(action)
+                    wishes.look()
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
@@ -157,7 +165,39 @@ class Watchdog:
         out = {name for name, state in self._policy.agents.items() if state.phase in ("quarantined", "drained")}
         return {name: weight for name, weight in self._config.voters.items() if name not in out}
 
+    def _phases(self) -> dict[str, str]:
+        """Of the agents that do not run, for our heartbeats: they cannot say so themselves."""
+        return {name: state.phase for name, state in self._policy.agents.items() if state.phase in AWAY}
+
     # -- leading
+
+    def _doubt(self) -> None:
+        self._doubtful = True
+
+    async def _nothing(self) -> None:
+        """Subscriptions are renewed by the client itself, and the doubt is settled by the loop."""
+
+    async def _leads(self) -> bool:
+        """Whether we still lead, as far as we can know: after a pause or a broken connection the stream is asked.
+
+        So a leader that was stopped, and succeeded meanwhile, orders nothing when it goes on.
+        """
+        time_s = time.monotonic()
+        if time_s - self._decided_at > PAUSE_S:
+            self._doubtful = True
+        if self._doubtful:
+            try:
+                await check_claim(self._bus, NAME, self.term)
+            except Fenced as error:
+                self._on_fenced(error)
+                return False
+            except BusError as error:
+                log.debug("claim_check_retried", error=str(error))
+                return False
+            self._doubtful = not self._bus.live
+            time_s = time.monotonic()
+        self._decided_at = time_s
+        return not self._doubtful
 
     def _on_fenced(self, error: MeshError) -> None:
         self._fenced = error
@@ -166,29 +206,6 @@ class Watchdog:
     async def _on_epoch(self, heard: Heard) -> None:
         if int(heard.headers.get("Nats-Sequence", 0)) > self.term:
             self._on_fenced(Fenced(NAME, f"another watchdog leads, our term was {self.term}"))
-
-    async def _beat(self) -> None:
-        sequence = 0
-        subject = self._subjects.heartbeat(NAME)
-        while True:
-            sequence += 1
-            beat = Heartbeat(
-                agent=NAME,
-                agent_id=f"{NAME}_{os.getpid()}",
-                epoch=self.term,
-                sequence=sequence,
-                progress=sequence,
-                status="live",
-                interval_ms=int(HEARTBEAT_S * 1000),
-                sandbox="",
-                pid=os.getpid(),
-                role="watchdog",
-                phases={name: state.phase for name, state in self._policy.agents.items() if state.phase in AWAY},
-                machine=MACHINE,
-            )
-            with contextlib.suppress(BusError):
-                await self._bus.tell(subject, encode(beat))
-            await asyncio.sleep(HEARTBEAT_S)
 
     async def _remember(self) -> None:
         """Whoever the leader before us had quarantined or drained stays so."""
@@ -199,8 +216,13 @@ class Watchdog:
                 state.epoch, state.sandbox = record.epoch, record.sandbox
 
     async def _gather(self) -> None:
-        """Wait for every configured host's first inventory, but not for ever."""
+        """Wait for every configured host's first inventory, but not for ever.
+
+        And for some heartbeats of agents: nobody reports those that run by hand but they themselves.
+        """
         since = time.monotonic()
+        if not self._fresh:
+            await asyncio.sleep(AGENT_BEATS * self._config.watchdog.heartbeat_ms / 1000)
         while not self._stop.is_set() and not self._policy.every_sandbox_served:
             starting = self._fresh or not self._policy.anybody_runs
             if time.monotonic() - since > (FIRST_GATHER_S if starting else GATHER_S):

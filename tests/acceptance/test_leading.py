@@ -1,0 +1,259 @@
+"""Two watchdogs: whatever happens to the one that leads, the other one goes on where it stopped, and nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.process import die_with_parent
+from tests.acceptance.ear import Ear, read_stream
+from tests.acceptance.exact import (
+    ROUNDS,
+    Content,
+    assert_each_round_once,
+    assert_numbered,
+    assert_same,
+    content_of,
+    exact_toml,
+)
+from tests.acceptance.faults import kill_agents
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, SANDBOXES, Ends, Swarm
+
+Beat = dict[str, Any]
+
+
+async def both(ear: Ear) -> tuple[Beat, Beat]:
+    """Heartbeats of who leads and who stands by."""
+    await ear.until("two watchdogs", lambda: {"watchdog", "standby"} <= ear.beats.keys())
+    return ear.beats["watchdog"], ear.beats["standby"]
+
+
+async def succeeded(ear: Ear, term: int) -> Beat:
+    """The heartbeat of the leader of a later term."""
+    await ear.until("a successor", lambda: ear.beats["watchdog"]["epoch"] > term)
+    return ear.beats["watchdog"]
+
+
+async def another_stands_by(ear: Ear, *pids: int) -> Beat:
+    await ear.until("another one stands by", lambda: ear.beats["standby"]["pid"] not in pids)
+    return ear.beats["standby"]
+
+
+def same(beats: dict[str, Beat], later: dict[str, Beat]) -> bool:
+    """Whether these are heartbeats of the same processes."""
+    return all(
+        (beats[name]["pid"], beats[name]["epoch"]) == (later[name]["pid"], later[name]["epoch"]) for name in beats
+    )
+
+
+async def told(swarm: Swarm, leader: int, standby: int) -> None:
+    """`status` says who leads and who stands by."""
+    status = (await swarm.verb("status", "--json")).json
+    pids = {dog["pid"]: dog["term"] for dog in status["watchdogs"]}
+    assert pids == {leader: status["watchdog_term"], standby: None}
+    plain = (await swarm.verb("status")).out
+    assert f"watchdog {leader} leads with term {status['watchdog_term']}, {standby} stands by" in plain
+
+
+async def test_the_standby_succeeds_a_killed_leader_and_restarts_nobody(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--standby", "--speed", "50")
+        await ear.decided(251)
+        beats = await ear.live(*AGENTS)
+        leader, standby = await both(ear)
+        await told(swarm, leader["pid"], standby["pid"])
+        swarm.send(leader["pid"], signal.SIGKILL)
+        assert (await succeeded(ear, leader["epoch"]))["pid"] == standby["pid"]
+        third = await another_stands_by(ear, standby["pid"])
+        await ear.more_beats(20, "watchdog")  # long enough to hear every host, and to start what nobody reports
+        assert same(beats, await ear.live(*AGENTS))
+        assert [alert["code"] for alert in ear.alerts] == ["watchdog_died"]
+        await told(swarm, standby["pid"], third["pid"])
+        await kill_agents(swarm, ear, "strategy-momentum")  # it supervises what it has adopted
+        await ear.more_decisions(5)
+        assert_each_round_once(ear.decisions)
+        assert await swarm.end(signal.SIGINT) == 0
+
+
+async def test_a_leader_that_was_stopped_finds_itself_succeeded(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--standby", "--speed", "50")
+        await ear.decided(251)
+        beats = await ear.live(*AGENTS)
+        leader, standby = await both(ear)
+        ends = await Ends.of(leader["pid"])
+        swarm.send(leader["pid"], signal.SIGSTOP)
+        killed = beats.pop("coordinator")
+        swarm.send(killed["pid"], signal.SIGKILL)  # what the stopped one hears first when it goes on
+        new = await succeeded(ear, leader["epoch"])
+        assert new["pid"] == standby["pid"]
+        back = (await ear.back({"coordinator": killed["epoch"]}))["coordinator"]
+
+        for sandbox in SANDBOXES:  # hosts that the new leader has not ordered anything yet refuse the old one as well
+            order = {"term": leader["epoch"], "agent": "research-1", "epoch": 1 << 40}
+            reply = json.loads(
+                (await ear.client.request(f"swarm.control.{sandbox}.kill", json.dumps(order).encode())).data
+            )
+            assert f"term {leader['epoch']}" in reply["error"], reply
+            assert f"term {new['epoch']}" in reply["error"], reply
+
+        swarm.send(leader["pid"], signal.SIGCONT)
+        await ends.all()
+        third = await another_stands_by(ear, standby["pid"], leader["pid"])
+        await ear.more_beats(20, "watchdog")
+        assert same({**beats, "coordinator": back}, await ear.live(*AGENTS))
+        assert ear.beats["watchdog"]["epoch"] == new["epoch"]
+        claims = [said.json for said in ear.said if said.subject == "swarm.epoch.coordinator"]
+        assert len(claims) == 2
+        spawned = [event for event in ear.lifecycle if event["event"] == "spawned" and event["agent"] == "coordinator"]
+        assert [event["epoch"] for event in spawned] == [killed["epoch"], back["epoch"]]
+        await told(swarm, standby["pid"], third["pid"])
+        await ear.more_decisions(5)
+        assert_each_round_once(ear.decisions)
+        assert_numbered(await read_stream(swarm.url, swarm.name))
+
+
+async def test_a_stopped_standby_does_not_take_over_when_it_goes_on(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--standby", "--speed", "20")
+        await ear.live(*AGENTS)
+        leader, standby = await both(ear)
+        swarm.send(standby["pid"], signal.SIGSTOP)
+        await ear.more_beats(20, "watchdog")
+        swarm.send(standby["pid"], signal.SIGCONT)
+        await ear.more_beats(20, "standby")
+        assert ear.beats["watchdog"]["epoch"] == leader["epoch"]
+        assert (ear.beats["watchdog"]["pid"], ear.beats["standby"]["pid"]) == (leader["pid"], standby["pid"])
+        assert ear.alerts == []
+
+
+async def test_both_killed_at_once_come_back(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--standby", "--speed", "50")
+        await ear.decided(251)
+        beats = await ear.live(*AGENTS)
+        killed = [beat["pid"] for beat in await both(ear)]
+        term = ear.beats["watchdog"]["epoch"]
+        for pid in killed:
+            swarm.send(pid, signal.SIGKILL)
+        leader = await succeeded(ear, term)
+        await another_stands_by(ear, *killed, leader["pid"])
+        await ear.more_beats(20, "watchdog")
+        assert same(beats, await ear.live(*AGENTS))
+        await kill_agents(swarm, ear, "strategy-momentum")
+        await ear.more_decisions(5)
+        assert_each_round_once(ear.decisions)
+
+
+DOOMED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+
+from coordinator import deeds
+from coordinator.orders import HostOrders
+from coordinator.roles import run_watchdog
+
+moment, url, config = sys.argv[1:]
+claim, spawn = deeds.claim, HostOrders.spawn
+
+def at(this):
+    if moment == this:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def claims(*arguments, **named):
+    at("before the claim")
+    return await claim(*arguments, **named)
+
+async def spawns(self, *arguments):
+    at("after the claim")
+    asking = asyncio.create_task(spawn(self, *arguments))
+    await asyncio.sleep(0)
+    await self._bus.connection.client.flush()  # the order has reached the server
+    at("during the spawn")
+    await asking
+    at("after the spawn")
+
+deeds.claim, HostOrders.spawn = claims, spawns
+sys.exit(run_watchdog(url, Path(config), "swarm", None, "info", standby=True))
+"""
+CLAIMS = {"before the claim": 1, "after the claim": 2, "during the spawn": 1, "after the spawn": 1}
+"""How often an agent is claimed until it runs again, if its watchdog dies at this moment of restarting it."""
+
+
+@contextlib.asynccontextmanager
+async def doomed(swarm: Swarm, moment: str) -> AsyncIterator[int]:
+    """A further watchdog that kills itself at this moment of the first restart that it orders; its pid."""
+    with (swarm.directory / "doomed.log").open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            DOOMED,
+            moment,
+            swarm.url,
+            str(swarm.directory / "swarm.toml"),
+            cwd=swarm.directory,
+            env=ENVIRONMENT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
+        )
+    try:
+        yield process.pid
+        async with asyncio.timeout(60):
+            assert await process.wait() == -signal.SIGKILL
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [moment if moment == "after the claim" else pytest.param(moment, marks=pytest.mark.slow) for moment in CLAIMS],
+)
+async def test_a_leader_that_dies_while_it_restarts_an_agent(tmp_path: Path, moment: str, undisturbed: Content):
+    agent = "strategy-momentum"
+    async with Swarm(tmp_path, exact_toml(speed=60)) as swarm:
+        ear = await swarm.up("--standby")
+        await ear.decided(251)
+        leader, standby = await both(ear)
+        async with doomed(swarm, moment) as pid:
+            await ear.until("a third one", lambda: ear.beats["standby"]["pid"] == pid)
+            for stopped in (leader, standby):
+                swarm.send(stopped["pid"], signal.SIGSTOP)
+            leading = await succeeded(ear, leader["epoch"])
+            assert leading["pid"] == pid
+            swarm.send(standby["pid"], signal.SIGCONT)
+            await ear.until("the standby again", lambda: ear.beats["standby"]["pid"] == standby["pid"])
+            beats = await ear.live(*AGENTS)
+            claimed = dict(ear.claims)
+            swarm.send(beats[agent]["pid"], signal.SIGKILL)
+        new = await succeeded(ear, leading["epoch"])
+        assert new["pid"] == standby["pid"]
+        await ear.back({agent: beats[agent]["epoch"]})
+        swarm.send(leader["pid"], signal.SIGCONT)
+        await ear.all_decided(ROUNDS)
+        await ear.more_beats(5, "watchdog", *SANDBOXES)
+
+        claims = [said.sequence for said in ear.said if said.subject == f"swarm.epoch.{agent}"]
+        assert len([sequence for sequence in claims if sequence > claimed[agent]]) == CLAIMS[moment]
+        children = [child for sandbox in SANDBOXES for child in ear.beats[sandbox]["inventory"]]
+        running = [(child["agent"], child["epoch"]) for child in children if child.get("exit_code") is None]
+        assert sorted(running) == sorted((name, ear.claims[name]) for name in AGENTS)
+        others = {name: beat for name, beat in beats.items() if name != agent}
+        assert same(others, await ear.live(*AGENTS))
+        assert ear.beats["watchdog"]["epoch"] == new["epoch"]
+        messages = await read_stream(swarm.url, swarm.name)
+        assert_numbered(messages)
+        assert_same(content_of(messages), undisturbed)
