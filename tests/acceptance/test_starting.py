@@ -40,6 +40,12 @@ async def test_a_second_swarm_of_one_name_is_refused_until_the_first_is_gone(tmp
         assert second.errors == ""
 
 
+def recorded_server(swarm: Swarm) -> int:
+    [pid] = [child["pid"] for child in swarm.record["children"] if child["kind"] == "nats-server"]
+    assert isinstance(pid, int)
+    return pid
+
+
 async def test_the_record_names_the_server_that_runs(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--speed", "20")
