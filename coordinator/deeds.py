@@ -37,7 +37,6 @@ from coordinator.supervision import (
     Spawn,
     Suspect,
 )
-from coordinator.wishes import Wishes
 
 NAME = WATCHDOG
 
@@ -54,13 +53,12 @@ class Deeds:
         orders: HostOrders,
         reports: Reporter,
         settings: SettingsInForce,
-        wishes: Wishes,
         specs: Mapping[str, AgentSpec],
         changed: Callable[[], None],
         failed: Callable[[MeshError], None],
     ) -> None:
         self._bus, self._policy, self._orders, self._reports = bus, policy, orders, reports
-        self._settings, self._wishes, self._specs = settings, wishes, specs
+        self._settings, self._specs = settings, specs
         self._changed, self._failed = changed, failed
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -86,12 +84,8 @@ class Deeds:
                 self._run(self._kill(action.agent, action.sandbox, action.epoch))
                 self._run(self._settings.put())
             case Drained(agent):
-                if self._wishes.awaits_drain(agent):
-                    self._policy.restart(agent)
-                    self._changed()
-                else:
-                    self._run(self._set_status(agent, "drained"))
-                    self._run(self._settings.put())
+                self._run(self._set_status(agent, "drained"))
+                self._run(self._settings.put())
             case SandboxLost(sandbox, agents):
                 self._reports.alert(
                     "warning",

@@ -204,8 +204,13 @@ class Policy:
             self._die(now, agent, "it ended by itself, with exit code 0 but without having drained")
 
     def _drain(self, agent: AgentState) -> None:
-        agent.phase, agent.ended_at = "drained", None
-        self._actions.append(Drained(agent.name))
+        agent.ended_at = None
+        if agent.epoch == agent.asked_epoch:
+            agent.phase, agent.reason = "waiting", "restart"
+            agent.is_source = False  # it need not wait for the others
+        else:
+            agent.phase = "drained"
+            self._actions.append(Drained(agent.name))
 
     def host_gone(self, now: float, sandbox: str, reason: str) -> None:
         """A sandbox host was reported dead."""
@@ -241,16 +246,10 @@ class Policy:
         agent.is_source = False  # it need not wait for the others
         return True
 
-    def asked_to_drain(self, name: str) -> None:
-        """Its present incarnation is about to be asked to drain."""
+    def restart(self, name: str) -> None:
+        """Have the agent, which is about to be asked to drain, started anew when it has."""
         agent = self.agents[name]
         agent.asked_epoch = agent.epoch
-
-    def restart(self, name: str) -> None:
-        """Have the agent started anew after it has been drained."""
-        agent = self.agents[name]
-        agent.phase, agent.reason = "waiting", "restart"
-        agent.is_source = False
 
     # -- conclusions
 

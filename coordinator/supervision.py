@@ -71,6 +71,8 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
+    """`agent` has drained, and stays away."""
+
     agent: str
 
 
@@ -130,7 +132,7 @@ class AgentState:
     drained_epoch: int = 0
     """The newest incarnation that has reported to have drained."""
     asked_epoch: int = 0
-    """The newest incarnation that we have asked to drain."""
+    """The newest incarnation that we have asked to drain, to be started anew."""
     deaths: Deaths = field(default_factory=Deaths)
     retry_at: float = 0.0
     reason: str | None = None

@@ -33,6 +33,7 @@ from bus.server import NatsServer, ServerDied, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
 from bus.subjects import STANDBY, WATCHDOG
 from bus.tasks import end_tasks
+from coordinator.hung import find_hung
 from coordinator.neighbours import refuse_neighbours
 from coordinator.roles import limits_of, on_signals
 from coordinator.rundir import Recorded, lock, remove_run, write_run
@@ -84,6 +85,7 @@ class Role:
         self._environment = {**os.environ, URL_VARIABLE: url}
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
+        self.started_at = 0.0
         self.stopping = False
         self.restarts = 0
         self.on_start: Callable[[], None] = lambda: None
@@ -109,6 +111,7 @@ class Role:
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
         self._extra = self._again
+        self.started_at = time.monotonic()
         self.on_start()
 
     async def keep(self, on_exit: Callable[[Role, int, int], None]) -> None:
@@ -116,19 +119,25 @@ class Role:
         backoff_s = 0.0
         while not self._ending():
             assert self._process is not None
-            since = time.monotonic()
             pid = self._process.pid
             code = await self._process.wait()
             if self._ending():
                 return
             on_exit(self, pid, code)
             backoff_s = (
-                0.0 if time.monotonic() - since > STEADY_S else min(backoff_s * 2 or FIRST_BACKOFF_S, LAST_BACKOFF_S)
+                0.0
+                if time.monotonic() - self.started_at > STEADY_S
+                else min(backoff_s * 2 or FIRST_BACKOFF_S, LAST_BACKOFF_S)
             )
             await asyncio.sleep(backoff_s)
             self.restarts += 1
             if not self._ending():
                 await self.start()
+
+    def kill(self) -> None:
+        """SIGKILL; `keep` starts it again."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     def _ending(self) -> bool:
         return self.stopping
@@ -215,6 +224,8 @@ class Up:
             await role.start()
             self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
+        watchdogs = [role for role in self.roles if role.kind == "watchdog"]
+        self._tasks.append(asyncio.create_task(find_hung(self.bus, watchdogs, self._on_hung), name="hung"))
         self._record()
         for role in self.roles:
             role.on_start = self._record
@@ -256,6 +267,15 @@ class Up:
             f"its log is logs/{role.name}.log of the state directory",
             pid=pid,
         )
+
+    def _on_hung(self, role: Role, silent_s: float) -> None:
+        self._reports.alert(
+            "warning",
+            "watchdog_hung",
+            f"{role.kind} {role.name} (pid {role.pid}) runs, but was not heard for {silent_s:.0f} s: it is ended",
+            pid=role.pid,
+        )
+        role.kill()
 
     def _on_server(self, event: ServerEvent) -> None:
         # Said on the terminal too: while the server is down no alert can arrive there by the bus.

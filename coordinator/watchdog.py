@@ -97,9 +97,7 @@ class Watchdog:
         policy = self._policy = self._make_policy()
         settings = SettingsInForce(self._bus, self._config, outbox, reports, self._voters)
         wishes = Wishes(self._bus, policy, orders, reports, settings, self._specs, self._wake.set)
-        deeds = Deeds(
-            self._bus, policy, orders, reports, settings, wishes, self._specs, self._wake.set, self._on_fenced
-        )
+        deeds = Deeds(self._bus, policy, orders, reports, settings, self._specs, self._wake.set, self._on_fenced)
         tasks = [asyncio.create_task(Beats(self._bus, NAME, self.term, self._phases).run(), name="beat")]
         self._bus.watch_connection(self._doubt, self._nothing)
         subjects = self._subjects

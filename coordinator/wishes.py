@@ -6,6 +6,7 @@ Both sides: the asking, and the granting.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -103,7 +104,10 @@ class Wishes:
         await self._listen(name, "revive", self._revive)
 
     async def _listen(self, name: str, verb: str, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
-        async def on_heard(heard: Heard) -> None:  # a restart takes a while, and nobody should wait for another's
+        async def on_heard(heard: Heard) -> None:
+            if not heard.reply:
+                return
+            # A restart takes a while, and nobody should wait for another's.
             task = asyncio.create_task(self._answer(heard, grant))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -122,14 +126,10 @@ class Wishes:
             reply = await grant(name)
         except (MeshError, msgspec.DecodeError) as error:
             reply = {"error": str(error)}
-        if heard.reply:
+        with contextlib.suppress(BusError):  # who asked hears nothing, and is told so by its own patience
             await self._bus.tell(heard.reply, orjson.dumps(reply))
 
     # -- what the watchdog's loop has to do with it
-
-    def awaits_drain(self, agent: str) -> bool:
-        """Whether `agent`, which has drained, is to be started anew."""
-        return agent in self._restarts
 
     def look(self) -> None:
         """See whether a restart has come to its end."""
@@ -161,7 +161,7 @@ class Wishes:
                 answer["was"] = (await self._revive(name))["was"]
             else:
                 answer["epoch_before"] = state.epoch
-                self._policy.asked_to_drain(name)
+                self._policy.restart(name)
                 try:
                     await self._orders.terminate(state.sandbox, name, state.pid)
                 except BusError as error:
@@ -181,8 +181,8 @@ class Wishes:
         state = self._policy.agents[name]
         if state.epoch == epoch and state.phase in ("starting", "running"):
             return (
-                f"agent {name} was asked to drain, but has not ended within {DRAIN_S + READY_S:.0f} s; "
-                f"`signalmesh kill {name}` replaces it at once"
+                f"agent {name} was asked to drain, but has not ended within {DRAIN_S + READY_S:.0f} s (it is started "
+                f"anew when it does); `signalmesh kill {name}` replaces it at once"
             )
         return (
             f"agent {name} has drained, but is {state.phase} and not ready after {DRAIN_S + READY_S:.0f} s; "

@@ -137,6 +137,22 @@ async def test_a_stopped_standby_does_not_take_over_when_it_goes_on(tmp_path: Pa
         assert ear.alerts == []
 
 
+@pytest.mark.slow
+async def test_a_leader_that_never_goes_on_is_ended_and_replaced(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--standby", "--speed", "20")
+        beats = await ear.live(*AGENTS)
+        leader, standby = await both(ear)
+        ends = await Ends.of(leader["pid"])
+        swarm.send(leader["pid"], signal.SIGSTOP)
+        await ends.all()
+        third = await another_stands_by(ear, standby["pid"])
+        assert ear.beats["watchdog"]["pid"] == standby["pid"]
+        await told(swarm, standby["pid"], third["pid"])
+        assert same(beats, await ear.live(*AGENTS))
+        assert [alert["code"] for alert in ear.alerts] == ["watchdog_hung", "watchdog_died"]
+
+
 async def test_both_killed_at_once_come_back(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--standby", "--speed", "50")

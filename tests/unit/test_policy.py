@@ -335,10 +335,14 @@ def test_what_the_stream_recalls_is_a_drain():
     assert world.policy.decide(world.now) == [Drained("a")]
 
 
-def test_whom_we_have_asked_to_drain_need_not_say_so():
+def test_whom_we_have_asked_to_drain_need_not_say_so_and_is_started_anew():
     world = ready()
-    world.policy.asked_to_drain("a")
+    world.policy.restart("a")
     world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
+    assert world.policy.decide(world.now) == [Spawn("a", "base", "restart")]
+    world.start(Spawn("a", "base"))
+    world.policy.drained(world.now, "a", world.epoch)  # the next incarnation was not asked
+    world.policy.exited(world.now, "a", world.epoch, 0)
     assert world.policy.decide(world.now) == [Drained("a")]
 
 
