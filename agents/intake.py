@@ -10,19 +10,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from agents.agent import Outputs
-from agents.outgoing import BadOutput, Prepared
+from agents.agent import Agent, Outputs
+from agents.outgoing import BadOutput, Outgoing, Prepared
 from bus.bus import Stored
 from bus.errors import MeshError, MessageError, UsageError
 from bus.messages import KIND_OF, Event, Timer, decode
 from bus.snapshots import Snapshot
-
-if TYPE_CHECKING:
-    from agents.runtime import Runtime
+from bus.subjects import Subjects
 
 HOPELESS_SKIPS = 20
 """After so many inputs skipped in a row the agent ends: whatever is wrong with its handlers, the next will fail too."""
@@ -47,14 +45,48 @@ class HopelessHandler(UsageError):
         )
 
 
-class Intake:
-    """Feeds one input after another to the handlers of a runtime's agent."""
+class TakesOutputs(Protocol):
+    """Where outputs go: agents/journal.py's Journal, or a replay's."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._agent = runtime.agent
+    def publish(self, prepared: Iterable[Prepared], cause: int | None) -> None: ...
+    async def send(self) -> None: ...
+    def poison(self, subject: str, sequence: int, problem: str) -> None: ...
+
+
+class TakesComplaints(Protocol):
+    """Where faults are told: agents/complaints.py's Complaints, or a replay's."""
+
+    def failed(self, fault: Fault, error: BaseException, subject: str) -> None: ...
+    def slow(self, handler: str, sequence: int, took_s: float) -> None: ...
+
+
+class Life(Protocol):
+    """Whose inputs they are: a Runtime's, or a replay's (agents/replay.py). All its names are as in Runtime."""
+
+    agent: Agent
+    name: str
+    subjects: Subjects
+    ready: asyncio.Event
+    outgoing: Outgoing
+
+    @property
+    def journal(self) -> TakesOutputs: ...
+    @property
+    def complaints(self) -> TakesComplaints: ...
+    def input_handled(self) -> None: ...
+    def want_snapshot(self) -> None: ...
+    def wake(self) -> None: ...
+    def fail(self, error: MeshError) -> None: ...
+
+
+class Intake:
+    """Feeds one input after another to the handlers of a life's agent."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._agent = life.agent
         self._handlers: dict[str, Any] = {
-            kind: getattr(runtime.agent, f"on_{kind}", None) for kind in (*runtime.agent.listens, "timer")
+            kind: getattr(life.agent, f"on_{kind}", None) for kind in (*life.agent.listens, "timer")
         }
         self.cursor = 0
         self.inputs = 0
@@ -83,17 +115,17 @@ class Intake:
 
     def filters(self) -> tuple[str, ...]:
         """The subjects to read."""
-        subjects = self._runtime.bus.subjects
+        subjects = self._life.subjects
         filters = [subjects.all_of(kind) for kind in self._agent.listens if kind != "timer"]
         if self._handlers.get("timer") is not None:
-            filters.append(f"{subjects.ns}.timer.*.{self._runtime.name}")
+            filters.append(f"{subjects.ns}.timer.*.{self._life.name}")
         return tuple(filters)
 
     async def take(self, stored: Stored) -> None:
         """Handle the next message of the stream."""
         if not self.reading or stored.sequence <= self.cursor:
             return
-        runtime, sequence = self._runtime, stored.sequence
+        life, sequence = self._life, stored.sequence
         self.lag = stored.pending
         self._awaited = False
         event = self._read(stored)
@@ -102,7 +134,7 @@ class Intake:
             self.skips += 1
             self.skips_in_a_row += 1
             self.cursor = sequence
-            runtime.want_snapshot()
+            life.want_snapshot()
         elif event is None:
             self.cursor = sequence
         else:
@@ -110,36 +142,36 @@ class Intake:
             if prepared is None:
                 return
             # From here to the next await: outputs, cursor and state belong together.
-            runtime.journal.publish(prepared, sequence)
+            life.journal.publish(prepared, sequence)
             self.cursor = sequence
             self.inputs += 1
             self.skips_in_a_row = 0
-            if not runtime.ready.is_set():
+            if not life.ready.is_set():
                 self.replayed += 1
-        runtime.input_handled()
-        await runtime.journal.send()
+        life.input_handled()
+        await life.journal.send()
         if self._awaited:
             await asyncio.sleep(0)  # with inputs waiting there would be no other moment for a snapshot between two
 
     async def _handle(self, stored: Stored, kind: str, topic: str | None, message: Event) -> list[Prepared] | None:
         """What the handler answers, ready to be published; None where reading ends here."""
-        runtime = self._runtime
+        life = self._life
         began = time.perf_counter()
         try:
             outputs = self._handlers[kind](message)
             took_s = time.perf_counter() - began
             if took_s > SLOW_HANDLER_S:
-                runtime.complaints.slow(f"on_{kind}", stored.sequence, took_s)
+                life.complaints.slow(f"on_{kind}", stored.sequence, took_s)
             if outputs is not None and type(outputs) not in KIND_OF and inspect.isawaitable(outputs):
                 outputs = await self._finish(outputs)
-            return runtime.outgoing.prepare(outputs, f"on_{kind} returned", topic)
+            return life.outgoing.prepare(outputs, f"on_{kind} returned", topic)
         except GeneratorExit:
             raise  # nobody waits for this coroutine any more
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
             if isinstance(error, MeshError) and not isinstance(error, MessageError):
-                runtime.fail(error)  # ends the run; a reader would only log it, and go on with the next input
+                life.fail(error)  # ends the run; a reader would only log it, and go on with the next input
             else:
                 self._fail(f"on_{kind}", stored, error)
             return None
@@ -149,8 +181,8 @@ class Intake:
         self.reading = False
         why = str(error) if isinstance(error, BadOutput) else f"{handler} raised {type(error).__name__}: {error}"
         self.fault = Fault(stored.sequence, why)
-        self._runtime.complaints.failed(self.fault, error, stored.subject)
-        self._runtime.wake()
+        self._life.complaints.failed(self.fault, error, stored.subject)
+        self._life.wake()
 
     def check_hope(self, why: str) -> None:
         """To be called when one more input is to be skipped.
@@ -163,7 +195,7 @@ class Intake:
         """
         skips = self.skips_in_a_row + 1
         if skips % HOPELESS_SKIPS == 0:
-            raise HopelessHandler(self._runtime.name, f"its handlers failed on {skips} inputs in a row", why)
+            raise HopelessHandler(self._life.name, f"its handlers failed on {skips} inputs in a row", why)
 
     async def _finish(self, handling: Awaitable[Outputs]) -> Outputs:
         """Wait for an asynchronous handler. If it raises or is broken off, its half-changed state leaves us busy."""
@@ -173,23 +205,23 @@ class Intake:
         except asyncio.CancelledError:
             if self.reading and _is_cancelled():  # by the reader (a gap, a reconnect)
                 self.reading, self.broken_off = False, True
-                self._runtime.wake()
+                self._life.wake()
             raise
         self.busy = False
         return outputs
 
     def _read(self, stored: Stored) -> tuple[str, str | None, Event] | None:
         """Kind, topic and message of an input; None if it is not for a handler."""
-        subjects = self._runtime.bus.subjects
+        subjects = self._life.subjects
         try:
             address = subjects.parse(stored.subject)
-            own = address.agent == self._runtime.name
+            own = address.agent == self._life.name
             if own and address.kind != "timer" and not self._agent.hears_itself:
                 return None
             message = decode(address, stored.subject, stored.data)
         except MessageError as error:
             self.poison += 1
-            self._runtime.journal.poison(stored.subject, stored.sequence, error.problem)
+            self._life.journal.poison(stored.subject, stored.sequence, error.problem)
             return None
         if isinstance(message, Timer):
             timer = self._agent.timers.get(message.name)

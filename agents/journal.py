@@ -35,6 +35,14 @@ class Found:
     last_produced: dict[str, Any] | None = None
 
 
+def numbered(agent: str, number: int, cause: int | None) -> dict[str, str]:
+    """The headers of an agent's output `number` that say nothing of its incarnation: the same in every replay."""
+    headers = {h.MSG_ID: f"{agent}:{number}", h.OUTPUT: str(number)}
+    if cause is not None:
+        headers[h.CAUSE] = str(cause)
+    return headers
+
+
 class Journal:
     """Numbers and publishes the outputs of `agent` in its incarnation `epoch`."""
 
@@ -145,9 +153,7 @@ class Journal:
                     self._diverged(self._stored[0], output.data)
                 continue
             self.outputs += 1
-            headers = {h.MSG_ID: f"{self._agent}:{self.outputs}", h.OUTPUT: str(self.outputs), **self._fence}
-            if cause is not None:
-                headers[h.CAUSE] = str(cause)
+            headers = {**numbered(self._agent, self.outputs, cause), **self._fence}
             self._outbox.put(Entry(output.subject, output.data, headers, self.outputs))
 
     def _diverged(self, stored: Stored, data: bytes) -> None:

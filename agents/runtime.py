@@ -58,6 +58,7 @@ class Runtime:
         self.pid = os.getpid()
         self._snapshot_inputs = snapshot_inputs
         self.status = "starting"
+        self.subjects = bus.subjects
         self.intake = Intake(self)
         self.outgoing = Outgoing(agent, bus.subjects)
         self.ready = asyncio.Event()

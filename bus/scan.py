@@ -3,61 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
 
 from bus.bus import Bus, Stored
 from bus.errors import BusTimeout
 
 SILENCE_S = 10.0
 """After so long without a message the stream's bounds are looked at again: the rest may have expired."""
-Take = Callable[[Stored], bool | None]
+ROOM = 2000
+"""Messages that are read ahead of whoever takes them."""
 
 
-async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int, take: Take) -> int:
-    """Call `take` for every message of `filters` with a sequence from `first` to `last`, in order; how many there were.
+async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int) -> AsyncGenerator[Stored, None]:
+    """Every message of `filters` with a sequence from `first` to `last`, in order. To be used within `aclosing`.
 
-    `take` ends it by returning True; what it raises is raised here. `filters` must cover the stream's last message, or
-    a kind that still comes: else its end is noticed late.
+    `filters` must cover the stream's last message, or a kind that still comes: else its end is noticed late.
 
     Raises:
         BusTimeout: the bus fell silent before the end.
     """
     if first > last:
-        return 0
-    taker = _Taker(last, take)
-    reader = await bus.follow(filters, first, taker)
+        return
+    ahead = _Ahead(last)
+    reader = await bus.follow(filters, first, ahead)
     try:
-        while not taker.ended.done():
-            before = taker.heard
-            await asyncio.wait({taker.ended}, timeout=SILENCE_S)
-            if not taker.ended.done() and taker.heard == before:
+        while True:
+            if not await ahead.wait():
                 if (await bus.bounds()).first <= last:
-                    raise BusTimeout(f"{bus.subjects.stream}: reading stopped after {before} messages; is the bus ill?")
-                return taker.taken
-        taker.ended.result()
+                    raise BusTimeout(f"{bus.subjects.stream}: reading stopped before message {last}; is the bus ill?")
+                return
+            batch = ahead.take()
+            for stored in batch:
+                yield stored
+            if ahead.ended and not ahead.batch:
+                return
     finally:
         await reader.close()
-    return taker.taken
 
 
-class _Taker:
-    def __init__(self, last: int, take: Take) -> None:
-        self._last, self._take = last, take
-        self.taken = self.heard = 0
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+class _Ahead:
+    """What has been read and not yet been taken."""
+
+    def __init__(self, last: int) -> None:
+        self._last = last
+        self.batch: list[Stored] = []
+        self.ended = False
+        self._more, self._room = asyncio.Event(), asyncio.Event()
 
     async def __call__(self, stored: Stored) -> None:
-        if self.ended.done():
+        if self.ended:
             return
-        self.heard += 1
-        try:
-            if self._is_last(stored):
-                self.ended.set_result(None)
-        except Exception as error:  # noqa: BLE001 - a reader would only log it; `scan` raises it
-            self.ended.set_exception(error)
+        if stored.sequence <= self._last:
+            self.batch.append(stored)
+        self.ended = stored.sequence >= self._last or stored.pending == 0
+        self._more.set()
+        while len(self.batch) >= ROOM and not self.ended:
+            self._room.clear()
+            await self._room.wait()
 
-    def _is_last(self, stored: Stored) -> bool:
-        if stored.sequence > self._last:
-            return True
-        self.taken += 1
-        return bool(self._take(stored)) or stored.sequence == self._last or stored.pending == 0
+    async def wait(self) -> bool:
+        """Wait for more, or for the end; False if there was silence."""
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                await self._more.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def take(self) -> list[Stored]:
+        """All that is there."""
+        batch, self.batch = self.batch, []
+        self._room.set()
+        if not self.ended:
+            self._more.clear()
+        return batch

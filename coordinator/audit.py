@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 
 from bus import headers as h
-from bus.bus import Stored
 from bus.errors import MeshError
 from bus.mirror_read import MirrorFile
 from bus.nats_bus import NatsBus
@@ -64,13 +64,12 @@ async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) ->
             _readable(records, "registry", lambda _, data: read_record(data), findings),
             findings,
         )
-
-        def take(stored: Stored) -> None:
-            checks.take(stored)
-            if beside is not None:
-                beside.take(stored)
-
-        await scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last, counting(take, bounds.last, progress))
+        async with aclosing(scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last)) as messages:
+            async for stored in messages:
+                checks.take(stored)
+                if beside is not None:
+                    beside.take(stored)
+                tell(progress, stored.sequence, bounds.last)
         if beside is not None and beside.audit.cursor > bounds.last:
             text = f"the mirror is at message {beside.audit.cursor}, but the stream ends at {bounds.last}"
             findings.problem(
@@ -113,11 +112,11 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
             gone=[(gap.first, gap.last) for gap in file.gaps()],
         )
         mirror = MirrorAudit(file=str(path), cursor=file.cursor())
-        take = counting(checks.take, last, progress)
         for mirrored in file.messages(last=last):
             mirror.compared += 1
+            tell(progress, mirrored.row.sequence, last)
             if mirrored.intact:
-                take(stored_of(mirrored))
+                checks.take(stored_of(mirrored))
                 continue
             mirror.damaged += 1
             checks.damaged(mirrored.row.sequence, mirrored.row.subject)
@@ -126,18 +125,10 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
         return _conclude(checks, mirror, file.swarm, began)
 
 
-def counting(take: Callable[[Stored], None], last: int, progress: Progress | None) -> Callable[[Stored], None]:
-    """`take`, telling `progress` now and then where it is."""
-    if progress is None:
-        return take
-    told = progress
-
-    def counted(stored: Stored) -> None:
-        take(stored)
-        if stored.sequence % PROGRESS_EVERY == 0 or stored.sequence >= last:
-            told(stored.sequence, last)
-
-    return counted
+def tell(progress: Progress | None, at: int, last: int) -> None:
+    """Tell `progress` now and then where the reading is."""
+    if progress is not None and (at % PROGRESS_EVERY == 0 or at >= last):
+        progress(at, last)
 
 
 def _conclude(checks: Checks, mirror: MirrorAudit, swarm: str, began: float) -> Audit:
@@ -190,14 +181,8 @@ async def _overtaken(bus: NatsBus, checks: Checks) -> bool:
     if not holes:
         return False
     bounds = await bus.bounds()
-    kept_from = bounds.last + 1
-
-    def take(stored: Stored) -> bool:
-        nonlocal kept_from
-        if stored.headers.get(h.TTL) == "never":
-            return False
-        kept_from = stored.sequence
-        return True
-
-    await scan(bus, (f"{bus.subjects.ns}.>",), bounds.first, bounds.last, take)
-    return kept_from > holes[0].first
+    async with aclosing(scan(bus, (f"{bus.subjects.ns}.>",), bounds.first, bounds.last)) as messages:
+        async for stored in messages:
+            if stored.headers.get(h.TTL) != "never":
+                return stored.sequence > holes[0].first
+    return True

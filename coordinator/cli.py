@@ -241,7 +241,7 @@ def revive(
         typer.echo(f"{agent}: was {done.was}; it is started")
 
 
-for verb in (cli_mirror.history, cli_proofs.audit, cli_checks.doctor):
+for verb in (cli_mirror.history, cli_proofs.audit, cli_proofs.replay, cli_checks.doctor):
     app.command()(verb)
 for role in (cli_roles.sandbox, cli_roles.agent, cli_roles.watchdog, cli_mirror.mirror):
     app.command()(role)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from bus.errors import EXIT_DONE, EXIT_FAILED
-from coordinator.options import STATE_DIR, Json, Nats, StateDir, Swarm, find_target, on_bus, print_json
+from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from bus.tasks import run_to_end
+from coordinator.options import STATE_DIR, ConfigFile, Json, Nats, StateDir, Swarm, find_target, on_bus, print_json
 
 MirrorPath = Annotated[
     Path | None, typer.Option("--file", metavar="FILE", help="Read a mirror's file instead of the bus.")
@@ -37,4 +38,37 @@ def audit(
         print_json(found)
     else:
         print_audit(found)
+    raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
+
+
+def replay(
+    first: Annotated[int, typer.Option("--from", metavar="SEQ", help="Compare outputs from this sequence on.")] = 1,
+    last: Annotated[int | None, typer.Option("--to", metavar="SEQ", help="Read up to this sequence.")] = None,
+    file: MirrorPath = None,
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Run the recorded stream through the same agents once more, and compare every output with the recorded one."""
+    from bus.logs import set_up_logs
+    from coordinator.audit_view import progress_bar
+    from coordinator.replay import Span, config_of, replay_bus, replay_file
+    from coordinator.replay_view import print_replay
+
+    if first < 1 or (last is not None and last < first):
+        raise UsageError(f"--from {first} --to {last}: expected 1 or more, and no less than --from")
+    set_up_logs("error")
+    settings, span = config_of(config, state_dir), Span(first=first, last=last)
+    with progress_bar("replaying") as progress:
+        if file is not None:
+            found = run_to_end(replay_file(file, settings, span, progress))
+        else:
+            target = find_target(nats, state_dir, swarm)
+            found = on_bus(target, lambda bus: replay_bus(bus, settings, span, progress))
+    if json:
+        print_json(found)
+    else:
+        print_replay(found)
     raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)

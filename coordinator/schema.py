@@ -22,6 +22,7 @@ from coordinator.gather import Status
 from coordinator.health import Health
 from coordinator.history import History
 from coordinator.killing import Killing
+from coordinator.replay_report import Replay
 from coordinator.stopping import Ended
 from coordinator.view import Watched
 from coordinator.wishes import Restarted, Revived
@@ -37,6 +38,7 @@ OUTPUTS: dict[str, type] = {
     "health": Health,
     "history": History,
     "kill": Killing,
+    "replay": Replay,
     "restart": Restarted,
     "revive": Revived,
     "status": Status,

@@ -52,7 +52,7 @@ def undisturbed_long(tmp_path_factory: pytest.TempPathFactory) -> Content:
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """A run in which agents and a host were killed; the audit of it, live and at rest, finds nothing."""
+    """A run in which agents and a host were killed; audit, live and at rest, and replay find nothing in it."""
 
     async def run() -> Recorded:
         async with Swarm(tmp_path_factory.mktemp("good"), exact_toml(speed=100, rounds=LENGTH)) as swarm:
@@ -64,10 +64,11 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             await kill_agents(swarm, ear, "research-1")
             await kill_host(swarm, ear, "python")
             await ear.decided(LENGTH)
-            at_rest = await swarm.verb("audit")
-            for found in (while_live, at_rest):
+            at_rest, replayed = await swarm.verb("audit"), await swarm.verb("replay")
+            for found in (while_live, at_rest, replayed):
                 assert found.code == 0, found.out + found.err
             assert "all of it holds" in at_rest.out
+            assert "the same to the byte" in replayed.out
             agents = while_live.json["agents"]
             assert set(agents) == set(AGENTS)
             assert agents["coordinator"]["claims"] >= 2

@@ -1,0 +1,162 @@
+"""`signalmesh replay`: a real run with kills is the same to the byte (see `good`), and what is not is shown."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bus import headers as h
+from coordinator.config import parse
+from coordinator.replay import Span, replay_bus
+from coordinator.replay_report import Difference, Replay
+from coordinator.settings import SwarmConfig
+from tests.acceptance.conftest import LENGTH
+from tests.acceptance.exact import exact_toml
+from tests.acceptance.swarm import AGENTS, run_verb
+from tests.acceptance.test_audit_mirror import damage, mirrored
+from tests.support.copying import Recorded, copied
+
+MOMENTUM, COORDINATOR = "strategy-momentum", "coordinator"
+
+
+def config(toml: str = "") -> SwarmConfig:
+    return parse(tomllib.loads(toml or exact_toml(rounds=LENGTH)), "swarm.toml", "")
+
+
+def outputs(run: Recorded, agent: str = "") -> list[int]:
+    """Sequences of the numbered messages (of one agent)."""
+    return [
+        m.sequence for m in run.messages if h.OUTPUT in m.headers and m.subject.endswith(f".{agent}" if agent else "")
+    ]
+
+
+async def replay_of(directory: Path, run: Recorded, *, toml: str = "", span: Span | None = None) -> Replay:
+    async with copied(directory, run) as bus:
+        return await replay_bus(bus, config(toml), span or Span())
+
+
+def only(replay: Replay) -> Difference:
+    assert not replay.ok
+    [difference] = replay.differences
+    return difference
+
+
+async def test_every_output_of_every_agent_is_compared(tmp_path: Path, good: Recorded):
+    replay = await replay_of(tmp_path, good)
+    assert replay.differences == []
+    assert replay.notes == []
+    assert replay.ok
+    assert replay.compared == len(outputs(good))
+    assert {name: agent.compared for name, agent in replay.agents.items()} == {
+        name: len(outputs(good, name)) for name in AGENTS
+    }
+    assert all(agent.left_out is None and agent.waiting == 0 for agent in replay.agents.values())
+    ticks = sum(m.subject.startswith("swarm.market.") for m in good.messages)
+    assert replay.agents[MOMENTUM].inputs == ticks == LENGTH
+
+
+async def test_another_window_shows_the_first_difference(tmp_path: Path, good: Recorded):
+    toml = exact_toml(rounds=LENGTH).replace('kind = "momentum"', 'kind = "momentum"\noptions = { window = 100 }')
+    replay = await replay_of(tmp_path, good, toml=toml)
+    difference = only(replay)
+    assert difference.agent == MOMENTUM
+    first = good.at(difference.sequence)
+    assert first.headers[h.OUTPUT] == str(difference.output)
+    assert difference.cause == int(first.headers[h.CAUSE])
+    fields = {item.field: item for item in difference.fields}
+    assert "indicators.rsi" in fields
+    assert fields["indicators.rsi"].recorded == orjson.loads(first.data)["indicators"]["rsi"]
+    assert fields["indicators.rsi"].replayed != fields["indicators.rsi"].recorded
+    assert replay.agents[MOMENTUM].differing >= 1
+    before = [s for s in outputs(good, MOMENTUM) if s < difference.sequence]
+    assert (await replay_of(tmp_path / "b", good, toml=toml, span=Span(last=before[-1]))).ok, "it is not the first"
+
+
+async def test_another_recording_differs_at_its_source(tmp_path: Path, good: Recorded):
+    candles = tmp_path / "candles.csv"
+    candles.write_text(
+        "timestamp,open,high,low,close,volume\n"
+        "2017-07-12T17:00:00Z,1,1,1,1,1\n2017-07-12T18:00:00Z,1,1,1,1,1\n2017-07-12T19:00:00Z,1,1,1,1,1\n"
+    )
+    toml = exact_toml(rounds=LENGTH).replace("limit =", f'symbols = {{ "BTC/USD" = "{candles}" }}, limit =')
+    difference = only(await replay_of(tmp_path / "server", good, toml=toml))
+    assert (difference.agent, difference.output, difference.cause) == ("research-1", 1, None)
+    assert {"price", "timestamp"} <= {item.field for item in difference.fields}
+
+
+async def test_a_damaged_payload(tmp_path: Path, good: Recorded):
+    sequence = good.find("swarm.decision.", Mesh_Output=200).sequence
+    message = good.at(sequence)
+    payload = orjson.dumps({**orjson.loads(message.data), "position_size": 0.123})
+    run = good.replaced(sequence, replace(message, data=payload))
+    difference = only(await replay_of(tmp_path, run))
+    assert (difference.agent, difference.sequence, difference.output) == (COORDINATOR, sequence, 200)
+    assert [(item.field, item.recorded) for item in difference.fields] == [("position_size", 0.123)]
+    assert (await replay_of(tmp_path / "before", run, span=Span(last=sequence - 1))).ok
+    assert (await replay_of(tmp_path / "after", run, span=Span(first=sequence + 1))).ok
+
+
+@pytest.mark.parametrize("header", [h.OUTPUT, h.CAUSE, h.MSG_ID])
+async def test_a_wrong_header(tmp_path: Path, good: Recorded, header: str):
+    sequence = good.find("swarm.signal.BTC-USD.strategy-momentum", Mesh_Output=300).sequence
+    wrong = {h.OUTPUT: 301, h.CAUSE: int(good.at(sequence).headers[h.CAUSE]) - 1, h.MSG_ID: "nobody:1"}[header]
+    replay = await replay_of(tmp_path, good.with_headers(sequence, **{header.replace("-", "_"): wrong}))
+    difference = only(replay)
+    assert (difference.agent, difference.sequence) == (MOMENTUM, sequence)
+
+
+async def test_an_output_in_the_place_of_which_something_else_stands(tmp_path: Path, good: Recorded):
+    sequence = good.find("swarm.decision.", Mesh_Output=200).sequence
+    spare = next(m for m in good.messages if m.subject.startswith("swarm.lifecycle."))
+    difference = only(await replay_of(tmp_path, good.replaced(sequence, spare)))
+    assert (difference.agent, difference.subject) == (COORDINATOR, "swarm.decision.BTC-USD.coordinator")
+    assert "was not published then" in difference.text
+
+
+async def test_other_settings_and_agents_than_those_recorded_are_said(tmp_path: Path, good: Recorded):
+    toml = exact_toml(rounds=LENGTH).replace("[coordinator]", "[coordinator]\nbuy_at = 0.9", 1)
+    lines, _, rest = toml.partition("[agents.strategy-mean-reversion]")
+    toml = lines + "[agents.coordinator]" + rest.partition("[agents.coordinator]")[2]
+    replay = await replay_of(tmp_path, good, toml=toml)
+    assert replay.ok, "the coordinator goes by the Config in the stream"
+    [settings, absent] = replay.notes
+    assert "buy_at 0.55 instead of 0.9" in settings
+    assert "strategy-mean-reversion" in absent
+    assert f"{LENGTH} outputs" in absent
+
+
+async def test_a_stream_without_its_beginning_is_not_compared(tmp_path: Path, good: Recorded):
+    gone = tuple(m.sequence for m in good.messages[:1000] if m.headers.get(h.TTL) != "never")
+    async with copied(tmp_path, good, without=gone) as bus:
+        replay = await replay_bus(bus, config(), Span())
+    assert not replay.ok
+    assert replay.compared == 0
+    assert replay.differences == []
+    assert all("--file" in (agent.left_out or "") for agent in replay.agents.values())
+
+
+async def test_a_mirrors_file_without_a_bus(tmp_path: Path, good: Recorded):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    (tmp_path / "swarm.toml").write_text(exact_toml(rounds=LENGTH))
+    told = await run_verb(tmp_path, "replay", "--file", str(path))
+    assert told.code == 0, told.out + told.err
+    assert f"the same to the byte: {len(outputs(good)):,} outputs" in told.out
+    sequence = good.find("swarm.decision.", Mesh_Output=200).sequence
+    payload = good.at(sequence).data.replace(b'"absent":[]', b'"absent":["nobody"]')
+    damage(path, "UPDATE messages SET payload = ? WHERE sequence = ?", payload, sequence)
+    damaged = await run_verb(tmp_path, "replay", "--file", str(path), "--json")
+    assert damaged.code == 1
+    [difference] = damaged.json["differences"]
+    assert (difference["sequence"], [item["field"] for item in difference["fields"]]) == (sequence, ["absent"])
+    assert "1 row of the file" in damaged.json["notes"][0]
+
+
+async def test_a_span_that_is_none(tmp_path: Path):
+    told = await run_verb(tmp_path, "replay", "--from", "9", "--to", "3")
+    assert told.code == 2
+    assert "--from 9 --to 3" in told.err
+    assert (await run_verb(tmp_path, "replay", "--file", "nowhere.sqlite")).code == 2
