@@ -13,6 +13,7 @@ from benchmarks.machine import load, machine, versions
 from benchmarks.pipeline import latency, throughput
 from benchmarks.publishing import durability, outbox
 from benchmarks.recovery import first_decision, kill, stop
+from benchmarks.replaying import replaying
 
 BENCHMARKS = {
     "first-decision": first_decision,
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "idle": idle,
     "outbox": outbox,
     "durability": durability,
+    "replay": replaying,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -47,6 +47,7 @@ from coordinator.gather import AgentStatus, DecisionCount, MirrorStatus, Sandbox
 from coordinator.health import Health
 from coordinator.history import History, HistoryEntry
 from coordinator.killing import Killing
+from coordinator.replay_report import Difference, FieldDifference, Replay, ReplayedAgent
 from coordinator.stopping import Ended
 from coordinator.view import Watched
 from coordinator.wishes import Restarted, Revived
@@ -174,6 +175,17 @@ PRINTED: dict[str, Any] = {
         ],
     ),
     "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
+    "replay": Replay(
+        ok=False, swarm="swarm", source="nats://h:1", config="swarm.toml", first=1, last=9, messages=9, inputs=4,
+        compared=2, differing=1, took_s=0.1, inputs_per_s=40.0, notes=["n"],
+        agents={"a": ReplayedAgent(kind="k", left_out="why")},
+        differences=[
+            Difference(
+                agent="a", sequence=7, output=2, cause=None, subject="swarm.signal.A.a", text="t",
+                fields=[FieldDifference(field="strength", recorded=0.5, replayed=None)],
+            )
+        ],
+    ),
     "restart": Restarted(agent="a", epoch_before=4, epoch_after=9, ready_ms=41.5),
     "revive": Revived(agent="a", was="drained"),
     "status": Status(
