@@ -139,7 +139,9 @@ async def test_ctrl_c_and_down_end_cleanly_and_the_next_up_goes_on(
 
         ear = await swarm.up()
         await assert_went_on(ear, before, decided)
-        before, decided = dict(ear.claims), ear.decisions[-1]["round"]
+        before = dict(ear.claims)
+        if ear.decisions:  # on a slow machine all may have been decided before the first end
+            decided = ear.decisions[-1]["round"]
         ends = await Ends.of(*(process.pid for process in swarm.everybody()))
         down = await swarm.verb("down")
         assert down.code == 0, down
