@@ -14,6 +14,8 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
+from bus.plain import harmless
+
 SECRET_KEY = re.compile(r"pass(word)?$|token|secret|seed|api_?key|creds|credential", re.IGNORECASE)
 USERINFO = re.compile(r"(\w+://)[^/@\s]+@")
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -26,6 +28,14 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
             event[key] = "***"
         elif isinstance(value, str) and "@" in value:
             event[key] = USERINFO.sub(r"\1***@", value)
+    return event
+
+
+def disarm(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Make every text harmless for a terminal; other values are shown by `repr`, which escapes already."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = harmless(value)
     return event
 
 
@@ -46,7 +56,7 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool
             structlog.processors.JSONRenderer(lambda event, **_: orjson.dumps(event, default=str).decode()),
         ]
     else:
-        shared.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
+        shared += [disarm, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),

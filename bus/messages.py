@@ -209,8 +209,9 @@ class Heartbeat:
     could not be read, `skipped` the events lost to a fault of a handler: all but `lag` since the agent's first start.
     A host's beat carries its whole `inventory`, and in `group` the sandbox of which it is one of several; the
     watchdog's `epoch` is its term, and its `phases` say of each agent that does not run why: waiting, restarting,
-    backoff, quarantined or drained. `machine` is the name of the machine (or container) that the process runs on.
-    The mirror's `lag` are rows that its `file` does not hold yet, the oldest of them read `behind_ms` ago at most.
+    backoff, quarantined, drained, or external (somebody else runs it). `machine` is the name of the machine (or
+    container) that the process runs on. The mirror's `lag` are rows that its `file` does not hold yet, the oldest of
+    them read `behind_ms` ago at most.
     """
 
     agent: str

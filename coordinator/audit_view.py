@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from bus.plain import harmless
 from coordinator.audit import Progress as Told
 from coordinator.audit_report import Audit
 from coordinator.tables import Column, console, fitted
@@ -69,16 +70,16 @@ def print_audit(audit: Audit) -> None:
     if audit.poison_total:
         out.print(f"poison: {counted(audit.poison_total, 'message')} that no agent can read, set aside by all of them")
         for poison in audit.poison[:SHOWN]:
-            out.print(f"  {poison.sequence} {poison.subject}: {poison.problem}", markup=False)
+            out.print(harmless(f"  {poison.sequence} {poison.subject}: {poison.problem}"))
     for note in audit.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(harmless(f"note: {note}"))
     if audit.ok:
         what = "all that could be checked holds" if audit.notes else "all of it holds"
         out.print(Text(f"\n{what}: nothing lost, nothing doubled, nothing out of order", "green"))
         return
     out.print(Text(f"\n{counted(audit.problems_total, 'problem')}:", "red"))
     for problem in audit.problems[:SHOWN]:
-        out.print(f"  {problem.check}: {problem.text}", markup=False)
+        out.print(harmless(f"  {problem.check}: {problem.text}"))
     if audit.problems_total > SHOWN:
         out.print(f"  … and {audit.problems_total - SHOWN:,} more: --json has the first {len(audit.problems):,}")
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from bus.plain import harmless
 from bus.tasks import run_to_end
 from coordinator import cli_checks, cli_mirror, cli_proofs, cli_roles
 from coordinator.options import (
@@ -172,7 +173,7 @@ def health(
     if json:
         print_json(found)
     else:
-        typer.echo(found.text)
+        typer.echo(harmless(found.text))
     raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
 
 
@@ -182,7 +183,7 @@ def health(
 @app.command()
 def kill(
     agent: Annotated[str, typer.Argument(help="The agent's name.")],
-    signal: Annotated[str, typer.Option("--signal", "-s", help="KILL, STOP, TERM, … or a number.")] = "KILL",
+    signal: Annotated[str, typer.Option("--signal", "-s", help="KILL, STOP, TERM, … or a number; 0: none.")] = "KILL",
     wait_s: Annotated[float, typer.Option("--wait", help="Longest time to watch it come back, seconds.")] = 15.0,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,

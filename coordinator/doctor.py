@@ -15,6 +15,7 @@ from rich.text import Text
 from bus.connection import check_url, shown_url
 from bus.errors import BusError
 from bus.nats_bus import NatsBus
+from bus.plain import harmless
 from coordinator.config import BUILT_IN, parse
 from coordinator.doctor_bus import check_bus
 from coordinator.doctor_machine import BUS_DOWN, check_config, check_descriptors, check_disk, check_port, check_versions
@@ -95,10 +96,10 @@ def print_diagnosis(found: Diagnosis) -> None:
     width = max(len(finding.check) for finding in found.findings)
     for finding in found.findings:
         mark, style = MARKS[finding.level] if finding.made else UNMADE
-        line = Text.assemble((f"{mark:8}", style), (f"{finding.check:{width}}  ", "bold"), finding.text)
+        line = Text.assemble((f"{mark:8}", style), (f"{finding.check:{width}}  ", "bold"), harmless(finding.text))
         out.print(line, soft_wrap=True)
         if finding.remedy:
-            out.print(Text(f"{'':8}{'':{width}}  → {finding.remedy}"), soft_wrap=True)
+            out.print(harmless(f"{'':8}{'':{width}}  → {finding.remedy}"), soft_wrap=True)
     counts = {level: sum(f.level == level and f.made for f in found.findings) for level in MARKS}
     left = sum(not finding.made for finding in found.findings)
     summary = f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} in order"

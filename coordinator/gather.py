@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Container
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from bus.bus import Heard
+from bus.bus import Closable, Heard
 from bus.errors import MessageError
+from bus.headers import STORED_AT
 from bus.messages import Config, Decision, Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
@@ -20,6 +20,8 @@ from bus.subjects import WATCHDOG
 
 LISTEN_S = 0.5
 """Long enough for two beats of every host and five of every agent."""
+PATIENCE_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
+"""How much older than the watchdog's word a heartbeat may be that still counts: who is away may run by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +39,12 @@ class SandboxStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStatus:
     """One agent. `status`: active, starting, restoring, draining, silent, stopped; of one that does not run what the
-    watchdog says: waiting, restarting, backoff, drained, quarantined; external: a voter that somebody else runs.
+    watchdog says: waiting, restarting, backoff, drained, quarantined; external: somebody else runs it; unknown: it has
+    a vote, and nothing else is known of it.
 
     `restarts` counts claims beyond the first one that the stream still holds; `lag` are inputs not yet read, `poison`
-    and `skipped` messages set aside and events that its handler raised on. Of an external voter, `outputs` are its
-    messages in the stream.
+    and `skipped` messages set aside and events that its handler raised on. Of an external one `outputs` are its
+    messages in the stream, and `last_output_at` is when the newest of them was stored (None for all others).
     """
 
     name: str
@@ -59,6 +62,7 @@ class AgentStatus:
     outputs: int | None
     poison: int | None
     skipped: int | None
+    last_output_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +77,14 @@ class WatchdogStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionCount:
-    """Decisions of the swarm's own deciders that the stream holds, and the time of the newest one's event."""
+    """Decisions of the swarm's own deciders that the stream holds, and the time of the newest one's event.
+
+    `of_others` are decisions of other writers, which are not the swarm's.
+    """
 
     count: int
     last_at: datetime | None
+    of_others: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +130,16 @@ class Listener:
         self.watchdog: tuple[float, Heartbeat] | None = None
         self.mirror: Heartbeat | None = None
         self.standbys: dict[str, tuple[float, Heartbeat]] = {}
+        self.heard = asyncio.Event()
+        """Set at every heartbeat."""
 
-    async def start(self) -> None:
-        await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+    async def start(self) -> Closable:
+        return await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+
+    @property
+    def phases(self) -> dict[str, str]:
+        """What the leading watchdog says of agents that do not run, or that somebody else runs."""
+        return (self.watchdog[1].phases if self.watchdog else None) or {}
 
     async def _on_beat(self, heard: Heard) -> None:
         try:
@@ -146,6 +161,7 @@ class Listener:
             known = self.agents.get(beat.agent)
             if known is None or beat.epoch >= known[1].epoch:
                 self.agents[beat.agent] = entry
+        self.heard.set()
 
 
 async def config_in_force(bus: NatsBus) -> Config | None:
@@ -159,11 +175,12 @@ async def config_in_force(bus: NatsBus) -> Config | None:
     return None
 
 
-async def external_voters(bus: NatsBus, known: Container[str]) -> dict[str, int]:
-    """Voters of the Config in force that no registry record is of -> their messages in the stream."""
-    config = await config_in_force(bus)
-    names = [name for name in config.voters if name not in known] if config else []
-    return {name: sum((await bus.subject_counts(f"{bus.subjects.ns}.*.*.{name}")).values()) for name in names}
+async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
+    """How many messages of `name` the stream holds, and when the newest was stored."""
+    counts = await bus.subject_counts(f"{bus.subjects.ns}.*.*.{name}")
+    stored = [kept for subject in counts if (kept := await bus.last(subject)) is not None]
+    newest = max(stored, key=lambda kept: kept.sequence, default=None)
+    return sum(counts.values()), None if newest is None else datetime.fromisoformat(newest.headers[STORED_AT])
 
 
 async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
@@ -179,11 +196,9 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     subjects = bus.subjects
     claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
     config = await config_in_force(bus)
-    counts = {
-        subject: count
-        for subject, count in (await bus.subject_counts(subjects.all_of("decision"))).items()
-        if config is None or subject.rpartition(".")[2] in config.deciders
-    }
+    decisions = await bus.subject_counts(subjects.all_of("decision"))
+    deciders = config.deciders if config else ()  # none named: anybody's decisions are the swarm's
+    counts = {s: n for s, n in decisions.items() if not deciders or s.rpartition(".")[2] in deciders}
     newest: Decision | None = None
     newest_sequence = 0
     for subject in counts:
@@ -196,19 +211,23 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     time = asyncio.get_running_loop().time()
     agents = []
     led_at, leader = listener.watchdog or (0.0, None)
-    phases = (leader.phases if leader else None) or {}
-    externals = await external_voters(bus, records)
-    for name in sorted({*records, *listener.agents, *phases, *externals}):
+    phases = listener.phases
+    externals = {name: await said_by(bus, name) for name, phase in phases.items() if phase == "external"}
+    for name in sorted({*records, *listener.agents, *phases, *(config.voters if config else ())}):
         record = records.get(name)
         beat_at, beat = listener.agents.get(name, (None, None))
-        if beat_at is not None and beat_at < led_at and name in phases:
+        outputs, last_output_at = externals.get(name, (None, None))
+        if beat_at is not None and name in phases and led_at - beat_at > PATIENCE_S.get(phases[name], 0.0):
             beat_at, beat = None, None  # that was the last heartbeat of a process that has ended
-        if beat is not None:
-            status = {"live": "active", "finished": "active"}.get(beat.status, beat.status)
-        elif name in externals:
+        if name in externals:
             status = "external"
-        elif name in phases or record is None:
+        elif beat is not None:
+            outputs = beat.outputs
+            status = {"live": "active", "finished": "active"}.get(beat.status, beat.status)
+        elif name in phases:
             status = phases[name]
+        elif record is None:
+            status = "unknown"
         else:
             status = "silent" if record.status == "active" else record.status
         agents.append(
@@ -225,9 +244,10 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
                 heartbeat_age_ms=None if beat_at is None else round((time - beat_at) * 1000),
                 cursor=beat.cursor if beat else None,
                 lag=beat.lag if beat else None,
-                outputs=beat.outputs if beat else externals.get(name),
+                outputs=outputs,
                 poison=beat.poison if beat else None,
                 skipped=beat.skipped if beat else None,
+                last_output_at=last_output_at,
             )
         )
     sandboxes = [
@@ -258,7 +278,11 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
         ],
         sandboxes=sandboxes,
         agents=agents,
-        decisions=DecisionCount(count=sum(counts.values()), last_at=newest.timestamp if newest else None),
+        decisions=DecisionCount(
+            count=sum(counts.values()),
+            last_at=newest.timestamp if newest else None,
+            of_others=sum(decisions.values()) - sum(counts.values()),
+        ),
         mirror=None if listener.mirror is None else _mirror_status(listener.mirror),
     )
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bus.errors import UsageError
 from bus.mirror_read import MirrorFile
+from bus.plain import harmless
 from bus.subjects import KEPT_KINDS
 from coordinator.tables import Column, console, fitted
 
@@ -155,7 +156,7 @@ def print_history(history: History) -> None:
     """A table as wide as there is room for."""
     out = console()
     if not history.entries:
-        out.print(f"no {history.kind} in {history.file}", soft_wrap=True, markup=False)
+        out.print(harmless(f"no {history.kind} in {history.file}"), soft_wrap=True)
         return
     fields = FIELDS[history.kind]
     writer = "writer" if history.kind == "lifecycle" else "agent"
@@ -183,5 +184,5 @@ def shown(value: Any) -> str:
     if value is None or value == []:
         return ""
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    text = harmless(text)
     return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,32 +19,41 @@ from agents.host import SignalRequest
 from bus import headers as h
 from bus.bus import Heard
 from bus.errors import BusError, BusTimeout, MeshError, MessageError, UsageError
-from bus.messages import Epoch, Heartbeat, Lifecycle, Message, decode
+from bus.messages import Epoch, Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
 from bus.subjects import AGENT_KINDS
-from coordinator.gather import external_voters
+from coordinator.gather import Listener
 
 FIND_S = 1.0
 """How long to listen for a heartbeat."""
-LIVES_ON_BEATS = 15
-"""So many more heartbeats of the same incarnation, none of which says that it drains: the signal did not end it."""
+PROBE = 0
+"""No signal at all: only whether the process is there."""
 ENDS_NOTHING = frozenset(
-    {signal.SIGCONT, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ}
+    {PROBE, signal.SIGCONT, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ}
 )
 """Signals that a Python process lives through, by their nature or because the interpreter ignores them."""
+PROOF_BEATS = 2
+"""So many heartbeats of the same incarnation after such a signal prove that it lives on."""
+LIVES_ON_BEATS = 15
+"""After any other signal so many, none of which says that it drains."""
 FIRST_OUTPUT_S = 5.0
 """After it is ready: how long to wait for an output of the new incarnation (it may have nothing to say)."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Killing:
-    """`kill --json`. Milliseconds since the signal; None where it was not observed."""
+    """`kill --json`. Milliseconds since the signal; None where it was not observed.
+
+    `outcome`: recovered (a new process goes on where it was), drained (it ended as asked, and stays away until it is
+    revived), quarantined, lives on (the signal has not ended it), not back in time.
+    """
 
     agent: str
     sandbox: str
     pid: int
     signal: str
+    drained_ms: float | None = None
     detected_ms: float | None = None
     claimed_ms: float | None = None
     spawned_ms: float | None = None
@@ -64,73 +74,79 @@ class Killing:
         if self.outputs_lost or self.outputs_doubled:
             return False
         if self.outcome == "lives on":
-            return signal.Signals[self.signal] in ENDS_NOTHING
+            return signal_number(self.signal) in ENDS_NOTHING
         return self.outcome in ("recovered", "drained")
 
 
 def signal_number(name: str) -> int:
-    """The number of KILL, SIGKILL, kill or 9.
+    """The number of KILL, SIGKILL, kill or 9; 0 is allowed as well.
 
     Raises:
         UsageError: no such signal.
     """
+    word = name.upper().removeprefix("SIG")
+    if word.isascii() and word.isdigit() and (int(word) == PROBE or int(word) in signal.valid_signals()):
+        return int(word)
     try:
-        if name.isdigit():
-            return signal.Signals(int(name)).value
-        return signal.Signals[name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"].value
-    except (KeyError, ValueError):
-        raise UsageError(f"--signal {name}: expected a signal such as KILL, STOP, TERM or 9") from None
+        return signal.Signals[f"SIG{word}"].value
+    except KeyError:
+        raise UsageError(
+            f"--signal {name}: there is no such signal; expected a name such as KILL, STOP or TERM, or a number such "
+            "as 9 (0: see whether it is there)"
+        ) from None
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; the number itself for those that have no name."""
+    return signal.Signals(number).name if number in {item.value for item in signal.Signals} else str(number)
 
 
 async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
     """The newest heartbeat of `name`.
 
     Raises:
-        UsageError: the swarm has no such agent; MeshError: it does not beat.
+        UsageError: the swarm has no such agent, or somebody else runs it; MeshError: it does not beat.
     """
-    beat = await _heard(bus, name)
-    if beat is not None:
-        return beat
-    records = await read_records(bus)
-    if name in records:
-        raise MeshError(
-            f"agent {name!r} does not run: its registry record says {records[name].status}; "
-            f"`signalmesh revive {name}` brings a quarantined or drained one back"
-        )
-    if name in await external_voters(bus, records):
+    listener = await _listen(bus, lambda heard: name in heard.agents and heard.watchdog is not None)
+    phase = listener.phases.get(name)
+    if phase == "external":
         raise UsageError(
-            f"agent {name!r} is external: a program of somebody else's runs it, and only its votes are heard here; "
+            f"agent {name!r} is external: a program of somebody else's runs it, and only its messages are heard here; "
             "end or start it where it runs"
         )
-    known = ", ".join(records) or "none yet"
+    if name in listener.agents:
+        return listener.agents[name][1]
+    records = await read_records(bus)
+    if phase is not None or name in records:
+        says = f"the watchdog says {phase}" if phase else f"its registry record says {records[name].status}"
+        raise MeshError(
+            f"agent {name!r} does not run: {says}; `signalmesh revive {name}` brings a quarantined or drained one back"
+        )
+    known = ", ".join(sorted({*records, *listener.phases, *listener.agents})) or "none yet"
     raise UsageError(f"no agent {name!r} in swarm {bus.subjects.ns!r}; it has: {known}")
 
 
-async def _heard(bus: NatsBus, name: str) -> Heartbeat | None:
-    """A heartbeat of the agent or sandbox `name`; None when there is none within FIND_S."""
-    beats: asyncio.Queue[Heartbeat] = asyncio.Queue()
-
-    async def on_heard(message: Heard) -> None:
-        with contextlib.suppress(MessageError):
-            beat = decode(bus.subjects.parse(message.subject), message.subject, message.data)
-            if isinstance(beat, Heartbeat):
-                beats.put_nowait(beat)
-
-    listening = await bus.listen(bus.subjects.heartbeat(name), on_heard)
+async def _listen(bus: NatsBus, enough: Callable[[Listener], bool]) -> Listener:
+    """What is heard of everybody until it is `enough`, for at most FIND_S."""
+    listener = Listener(bus)
+    listening = await listener.start()
     try:
         async with asyncio.timeout(FIND_S):
-            return await beats.get()
+            while not enough(listener):
+                listener.heard.clear()
+                await listener.heard.wait()
     except TimeoutError:
-        return None
+        pass
     finally:
         await listening.close()
+    return listener
 
 
 class _Observer:
     def __init__(self, bus: NatsBus, result: Killing) -> None:
         self._bus, self._result = bus, result
         self._zero = 0.0
-        self.beats = 0
+        self._beats_left = -1
         self.ready = asyncio.Event()
         self.output = asyncio.Event()
 
@@ -140,30 +156,31 @@ class _Observer:
     async def on_heard(self, heard: Heard) -> None:
         at_ms = round((asyncio.get_running_loop().time() - self._zero) * 1000, 2)
         result = self._result
-        address = self._bus.subjects.parse(heard.subject)
-        if address.kind == "heartbeat":
-            with contextlib.suppress(MessageError):
-                self._on_beat(decode(address, heard.subject, heard.data))
-            return
-        message: Message | None = None
-        if address.kind in ("lifecycle", "epoch"):
-            message = decode(address, heard.subject, heard.data)
-        sequence = int(heard.headers.get(h.SEQUENCE, 0))
-        if isinstance(message, Epoch):
+        try:
+            message = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            return  # whoever reads the stream reports it
+        if isinstance(message, Heartbeat):
+            self._on_beat(message)
+        elif isinstance(message, Epoch):
+            sequence = _number(heard.headers.get(h.SEQUENCE))
             if sequence > result.epoch_before:
                 result.claimed_ms, result.epoch_after = at_ms, sequence
         elif isinstance(message, Lifecycle):
             self._note(message, at_ms)
-        elif self._fresh(int(heard.headers.get(h.EPOCH, 0))) and not self.output.is_set():
+        elif self._fresh(_number(heard.headers.get(h.EPOCH))) and not self.output.is_set():
             result.first_output_ms = at_ms
             self.output.set()
 
-    def _on_beat(self, beat: Message) -> None:
-        assert isinstance(beat, Heartbeat)
+    def sent(self, number: int) -> None:
+        """The signal has reached the process: what it says from now on counts."""
+        self._beats_left = PROOF_BEATS if number in ENDS_NOTHING else LIVES_ON_BEATS
+
+    def _on_beat(self, beat: Heartbeat) -> None:
         if beat.epoch != self._result.epoch_before or beat.status == "draining":
             return
-        self.beats += 1
-        if self.beats == LIVES_ON_BEATS and self._result.outcome == "not back in time":
+        self._beats_left -= 1
+        if self._beats_left == 0 and self._result.outcome == "not back in time":
             self._result.outcome = "lives on"
             self.ready.set()
 
@@ -180,7 +197,7 @@ class _Observer:
             result.outcome = "quarantined"
             self.ready.set()
         elif event.event == "drained" and event.epoch == result.epoch_before:
-            result.outcome = "drained"
+            result.outcome, result.drained_ms = "drained", at_ms
             self.ready.set()
         elif fresh and event.event == "spawned":
             result.spawned_ms = at_ms
@@ -197,7 +214,8 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
     """Send signal `number` to the process of agent `name` and watch for at most `wait_s` seconds.
 
     Raises:
-        UsageError: no such agent; MeshError: it does not run, or its host refuses; BusError: the bus does not answer.
+        UsageError: no such agent, or no sandbox host runs it; MeshError: it does not run, or its host refuses;
+            BusError: the bus does not answer.
     """
     beat = await find_agent(bus, name)
     subjects = bus.subjects
@@ -205,7 +223,7 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
         agent=name,
         sandbox=beat.sandbox,
         pid=beat.pid,
-        signal=signal.Signals(number).name,
+        signal=signal_name(number),
         epoch_before=beat.epoch,
     )
     observer = _Observer(bus, result)
@@ -221,19 +239,18 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
     observer.start_clock()
     request = orjson.dumps(SignalRequest(agent=name, signal=number, pid=beat.pid))
     try:
-        observer.beats = 0
         try:
-            answer = await bus.request(subjects.control(beat.sandbox, "signal"), request)
+            reply: dict[str, Any] = orjson.loads(await bus.request(subjects.control(beat.sandbox, "signal"), request))
         except BusTimeout:  # not just NobodyServes: whoever listens to everything keeps the server from saying so
-            if await _heard(bus, beat.sandbox) is not None:
+            if beat.sandbox in (await _listen(bus, lambda heard: beat.sandbox in heard.hosts)).hosts:
                 raise
-            raise UsageError(
-                f"agent {name!r} is not run by a sandbox host: it beats as sandbox {beat.sandbox!r}, as pid {beat.pid} "
-                f"on machine {beat.machine or 'unknown'}; signal that process there"
-            ) from None
-        reply: dict[str, Any] = orjson.loads(answer)
+            raise UsageError(_by_hand(beat)) from None
         if "error" in reply:
+            heard = (await _listen(bus, lambda heard: name in heard.agents)).agents.get(name)
+            if heard is not None and (heard[1].epoch, heard[1].pid) == (beat.epoch, beat.pid):
+                raise UsageError(_by_hand(beat))
             raise MeshError(reply["error"])
+        observer.sent(number)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await observer.ready.wait()
@@ -244,8 +261,21 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
     finally:
         for item in listening:
             await item.close()
-    await _count(bus, result)
+    if result.outcome != "lives on":
+        await _count(bus, result)
     return result
+
+
+def _by_hand(beat: Heartbeat) -> str:
+    return (
+        f"agent {beat.agent!r} is not run by a sandbox host: it beats as sandbox {beat.sandbox!r}, as pid {beat.pid} "
+        f"on machine {beat.machine or 'unknown'}; signal that process there"
+    )
+
+
+def _number(header: str | None) -> int:
+    """A header's number; 0 where a stranger has written something else."""
+    return int(header) if header is not None and header.isascii() and header.isdigit() else 0
 
 
 async def _count(bus: NatsBus, result: Killing) -> None:
@@ -254,7 +284,7 @@ async def _count(bus: NatsBus, result: Killing) -> None:
         stored = await bus.read_back(bus.subjects.outputs_of(result.agent), result.epoch_before)
     except BusError:
         return
-    numbers = [int(m.headers[h.OUTPUT]) for m in stored if h.OUTPUT in m.headers]
+    numbers = [number for m in stored if (number := _number(m.headers.get(h.OUTPUT)))]
     result.outputs_checked = len(numbers)
     result.outputs_doubled = len(numbers) - len(set(numbers))
     result.outputs_lost = max(numbers) - min(numbers) + 1 - len(set(numbers)) if numbers else 0

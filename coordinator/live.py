@@ -14,8 +14,9 @@ from rich.text import Text
 
 from bus.bus import Heard
 from bus.messages import Alert, Decision, Lifecycle
+from bus.plain import harmless
 from coordinator.gather import Listener
-from coordinator.tables import Column, console, fitted, harmless, state_text
+from coordinator.tables import Column, console, fitted, state_text
 from coordinator.view import SANDBOX_COLUMNS, how_to_follow, parse
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class LiveView:
     async def _on_heard(self, heard: Heard) -> None:
         message = parse(self._up.bus, heard)
         if isinstance(message, Decision):
-            if message.source not in self._up.config.deciders:
+            deciders = self._up.config.deciders
+            if deciders and message.source not in deciders:
                 return  # a stranger's: not of this swarm's doing
             self.count += 1
             self.decisions.append(message)

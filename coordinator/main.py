@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from bus.errors import EXIT_FAILED, MeshError
+from bus.plain import harmless
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 bus unreachable."""
     from coordinator.cli import app
-    from coordinator.tables import harmless
 
     try:
         app(standalone_mode=True)

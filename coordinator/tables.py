@@ -5,24 +5,24 @@ Owns widths and looks only; what stands in a table is coordinator/view.py's busi
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Column", "console", "fitted", "harmless", "state_text"]
+from bus.plain import harmless
+
+__all__ = ["Column", "console", "fitted", "state_text"]
 
 PIPED_WIDTH = 140
 """Columns of a table that goes into a pipe or a file."""
 GAP = 2
 """Blanks between two columns."""
-_ACTIVE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""What a terminal does not show but obeys: controls, and marks that turn the direction of writing (Unicode's Bidi)."""
 STATE_COLOURS = {
     "active": "green", "live": "green", "finished": "green", "starting": "yellow", "restoring": "yellow",
     "draining": "yellow", "waiting": "yellow", "restarting": "yellow", "backoff": "yellow", "silent": "red",
@@ -39,17 +39,10 @@ class Column:
     right: bool = False
 
 
-def harmless(text: str, keep: str = "") -> str:
-    """`text`, received from anybody, with what a terminal would obey written out; characters of `keep` stay.
-
-    A character is written as in JSON, by its number in hexadecimal: inside a JSON string the result says the same.
-    """
-    return _ACTIVE.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
-
-
 def console() -> Console:
-    """Standard output: the terminal as wide as it is, anything else PIPED_WIDTH wide."""
-    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+    """Standard output: the terminal as wide as it is, anything else PIPED_WIDTH wide. Texts are no markup."""
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def state_text(state: str) -> Text:
@@ -65,8 +58,7 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], widt
     """
     rows = [[cell if isinstance(cell, Text) else Text(harmless(cell)) for cell in row] for row in rows]
     widths = [
-        max(len(column.title), *(len(row[at]) for row in rows), 0) if rows else len(column.title)
-        for at, column in enumerate(columns)
+        max(cell_len(column.title), *(cell_len(str(row[at])) for row in rows), 0) for at, column in enumerate(columns)
     ]
     kept = list(range(len(columns)))
     while sum(widths[at] + GAP for at in kept) - GAP > width:

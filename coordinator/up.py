@@ -27,6 +27,7 @@ from bus.logs import set_up_logs
 from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
+from bus.plain import harmless
 from bus.process import die_with_parent
 from bus.reports import Reporter
 from bus.server import NatsServer, ServerDied, ServerEvent, ServerRestarted
@@ -198,7 +199,7 @@ class Up:
         if self._server is None:  # nobody else is on a server of our own, whose directory is locked
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
             if remark := await refuse_neighbours(self.bus, names):
-                print(f"warning: {remark}", file=sys.stderr)
+                print(f"warning: {harmless(remark)}", file=sys.stderr)
         await ensure_streams(self.bus, limits_of(self.config))
         self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
         self._reports = Reporter(self.bus, self._outbox, NAME)

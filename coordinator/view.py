@@ -17,8 +17,9 @@ from bus.bus import Heard
 from bus.errors import MessageError
 from bus.messages import Alert, Decision, Lifecycle, Message, decode
 from bus.nats_bus import NatsBus
+from bus.plain import harmless
 from coordinator.gather import AgentStatus, Status
-from coordinator.tables import Column, console, fitted, harmless, state_text
+from coordinator.tables import Column, console, fitted, state_text
 
 if TYPE_CHECKING:
     from coordinator.killing import Killing
@@ -63,7 +64,8 @@ def line_of(message: Message, subject: str, sequence: str) -> str:
         return (
             f"{message.timestamp:%Y-%m-%d %H:%M} decision {message.symbol} round={message.round} "
             f"{message.final_decision} size={message.position_size:.4f} risk={message.risk_score:.4f} "
-            f"consensus={message.consensus_level:.4f} voters={len(message.agents_consulted)}{absent}"
+            f"consensus={message.consensus_level:.4f} voters={len(message.agents_consulted)}{absent} "
+            f"by={message.source}"
         )
     if isinstance(message, Lifecycle):
         parts = [f"{message.timestamp:%H:%M:%S.%f}"[:-3], "lifecycle", message.agent, message.event]
@@ -168,7 +170,10 @@ def print_status(status: Status) -> None:
     out = console()
     watchdog = watchdogs_text(status)
     own = [agent for agent in status.agents if agent.status != "external"]
-    agents = f"{status.active_agents} of {len(own)} agents active" if own else "no agent has been started yet"
+    agents = f"{status.active_agents} of {len(own)} agents active" if own else "no agent was heard of yet"
+    if len(own) < len(status.agents):
+        agents += f", {len(status.agents) - len(own)} external"
+    others = f" (and {status.decisions.of_others} of other writers)" if status.decisions.of_others else ""
     last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""
     mirror = "no mirror heard"
     if (heard := status.mirror) is not None:
@@ -176,11 +181,11 @@ def print_status(status: Status) -> None:
     for line in (
         f"swarm {status.swarm} on {status.nats}",
         f"{agents}; processes: {status.processes}; {watchdog}",
-        f"decisions in the stream: {status.decisions.count}{last}",
+        f"decisions in the stream: {status.decisions.count}{last}{others}",
         mirror,
         "",
     ):
-        out.print(harmless(line), soft_wrap=True, markup=False)
+        out.print(harmless(line), soft_wrap=True)
     rows: list[list[str | Text]] = []
     for agent in status.agents:
         cells = (
@@ -191,10 +196,10 @@ def print_status(status: Status) -> None:
     out.print(fitted(STATUS_COLUMNS, rows, out.width))
     for agent in status.agents:
         if agent.status == "external":
-            out.print(_heard_of(agent), soft_wrap=True, markup=False)
+            out.print(_heard_of(agent), soft_wrap=True)
         elif agent.poison or agent.skipped:
             counts = f"{agent.poison or 0} poison messages set aside, {agent.skipped or 0} events skipped"
-            out.print(f"{agent.name}: {counts}; the alerts name them", soft_wrap=True, markup=False)
+            out.print(harmless(f"{agent.name}: {counts}; the alerts name them"), soft_wrap=True)
     out.print()
     rows = [
         [
@@ -207,20 +212,30 @@ def print_status(status: Status) -> None:
 
 
 def _heard_of(agent: AgentStatus) -> str:
-    heard = f"{agent.outputs} messages of it in the stream" if agent.outputs else "nothing of it in the stream yet"
-    return f"{agent.name}: a voter that is run by somebody else; {heard}"
+    heard = "not heard: nothing of it is in the stream"
+    if agent.outputs and agent.last_output_at:
+        heard = (
+            f"{agent.outputs} messages of it in the stream, the newest of {agent.last_output_at:%Y-%m-%d %H:%M:%S} UTC"
+        )
+    return harmless(f"{agent.name}: run by somebody else; {heard}")
 
 
 def print_killing(result: Killing) -> None:
     """The timeline of `kill`, and what reading the stream back has found."""
     out = console()
-    head = f"{result.signal} to {result.agent} (pid {result.pid}, sandbox {result.sandbox}): {result.outcome}"
-    out.print(harmless(head), soft_wrap=True, markup=False)
+    sent = f"signal {result.signal}" if result.signal.isdigit() else result.signal
+    head = f"{sent} to {result.agent} (pid {result.pid}, sandbox {result.sandbox}): {result.outcome}"
+    out.print(harmless(head), soft_wrap=True)
+    revive = harmless(f"`signalmesh revive {result.agent}`")
     if result.outcome == "lives on":
-        out.print(f"its process beats on as epoch {result.epoch_before}", soft_wrap=True)
+        out.print(f"it was sent, and the same process beats on as epoch {result.epoch_before}", soft_wrap=True)
         return
     if result.outcome == "drained":
-        out.print(f"it stays away until `signalmesh revive {result.agent}`", soft_wrap=True)
+        out.print(f"after {result.drained_ms:.1f} ms, as asked: it stays away until {revive}", soft_wrap=True)
+        out.print(_verdict(result), soft_wrap=True)
+        return
+    if result.outcome == "quarantined":
+        out.print(f"it has died too often and stays away until {revive}; its alert says more", soft_wrap=True)
     rows = []
     for step, meaning in KILL_STEPS.items():
         value = getattr(result, f"{step}_ms")
@@ -229,11 +244,13 @@ def print_killing(result: Killing) -> None:
     out.print(fitted(columns, rows, out.width))
     epochs = f"epoch {result.epoch_before} -> {result.epoch_after or 'none yet'}"
     replayed = "" if result.events_replayed is None else f", {result.events_replayed} inputs replayed"
+    out.print(f"{epochs}{replayed}\n{_verdict(result)}", soft_wrap=True)
+
+
+def _verdict(result: Killing) -> str:
     if result.outputs_checked is None:
-        verdict = "the stream could not be read back: whether anything was lost or doubled is not known"
-    else:
-        verdict = (
-            f"{result.outputs_lost} lost, {result.outputs_doubled} doubled, of {result.outputs_checked} outputs in "
-            f"the stream since epoch {result.epoch_before}"
-        )
-    out.print(f"{epochs}{replayed}\n{verdict}", soft_wrap=True)
+        return "the stream could not be read back: whether anything was lost or doubled is not known"
+    return (
+        f"{result.outputs_lost} lost, {result.outputs_doubled} doubled, of {result.outputs_checked} outputs in "
+        f"the stream since epoch {result.epoch_before}"
+    )

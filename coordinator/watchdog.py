@@ -38,8 +38,8 @@ TICK_S = 0.05
 """Between two decisions when nothing is observed."""
 ECHO_LOST_S = 0.4
 """Not hearing one's own heartbeat for so long means that the bus is ill, not the agents."""
-AWAY = ("waiting", "restarting", "backoff", "quarantined", "drained")
-"""Phases of agents that do not run."""
+AWAY = ("waiting", "restarting", "backoff", "quarantined", "drained", "external")
+"""Phases of agents that do not run, or not as ours."""
 GATHER_S = 1.5
 AGENT_BEATS = 2.5
 FIRST_GATHER_S = 10.0

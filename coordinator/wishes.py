@@ -17,8 +17,9 @@ import orjson
 
 from agents.spec import AgentSpec
 from bus.bus import Bus, Heard
-from bus.errors import BusError, MeshError, UsageError
+from bus.errors import BusError, BusTimeout, MeshError, UsageError
 from bus.reports import Reporter
+from bus.subjects import WATCHDOG
 from bus.tasks import end_tasks
 
 if TYPE_CHECKING:
@@ -62,13 +63,19 @@ async def ask_watchdog(bus: Bus, verb: str, agent: str, answer: type[Answer]) ->
     """Ask the leading watchdog to `verb` the `agent`.
 
     Raises:
-        UsageError: there is no such agent; MeshError: it cannot be done now; BusError: no watchdog answers.
+        UsageError: there is no such agent, or somebody else runs it; MeshError: it cannot be done now; BusTimeout: no
+            watchdog answers.
     """
-    reply = orjson.loads(
-        await bus.request(bus.subjects.control("watchdog", verb), orjson.dumps({"agent": agent}), ANSWER_S)
-    )
+    try:
+        data = await bus.request(bus.subjects.control(WATCHDOG, verb), orjson.dumps({"agent": agent}), ANSWER_S)
+    except BusTimeout as error:
+        raise BusTimeout(
+            f"no watchdog of swarm {bus.subjects.ns!r} has answered ({error}); `signalmesh status` says whether one "
+            "is heard, `signalmesh up` or `signalmesh watchdog` starts one"
+        ) from None
+    reply = orjson.loads(data)
     if "error" in reply:
-        raise UsageError(reply["error"]) if "no agent" in reply["error"] else MeshError(reply["error"])
+        raise UsageError(reply["error"]) if reply.get("usage") else MeshError(reply["error"])
     return msgspec.convert(reply, answer)
 
 
@@ -121,11 +128,15 @@ class Wishes:
     async def _answer(self, heard: Heard, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         try:
             name = msgspec.json.decode(heard.data, type=dict[str, str]).get("agent", "")
+            if name not in self._policy.agents:
+                raise UsageError(f"no agent {name!r} in this swarm; it has: {', '.join(self._policy.agents)}")
             if name not in self._specs:
-                raise MeshError(f"no agent {name!r} in this swarm; it has: {', '.join(self._specs)}")
+                raise UsageError(
+                    f"agent {name!r} is external: a program of its own runs it; start it anew where it runs"
+                )
             reply = await grant(name)
         except (MeshError, msgspec.DecodeError) as error:
-            reply = {"error": str(error)}
+            reply = {"error": str(error), "usage": isinstance(error, UsageError)}
         with contextlib.suppress(BusError):  # who asked hears nothing, and is told so by its own patience
             await self._bus.tell(heard.reply, orjson.dumps(reply))
 

@@ -153,9 +153,11 @@ async def test_signals_that_end_nothing_and_agents_that_stay_away_are_told_as_su
         beats = await ear.live(*AGENTS)
         await ear.decided(1)
 
-        for name in ("CONT", "WINCH"):
+        for name, shown in (("CONT", "SIGCONT"), ("WINCH", "SIGWINCH"), ("0", "0")):
             lives = await swarm.verb("kill", "strategy-momentum", "--signal", name, "--json")
-            assert (lives.code, lives.json["outcome"]) == (0, "lives on")
+            assert (lives.code, lives.json["outcome"], lives.json["signal"]) == (0, "lives on", shown)
+        ignored = await swarm.verb("kill", "strategy-momentum", "--signal", "TSTP")  # it has no terminal to stop it
+        assert (ignored.code, "lives on" in ignored.out) == (1, True), ignored
         assert (await ear.live("strategy-momentum"))["strategy-momentum"]["pid"] == beats["strategy-momentum"]["pid"]
 
         drained = await swarm.verb("kill", "strategy-momentum", "--signal", "TERM")
@@ -168,24 +170,66 @@ async def test_signals_that_end_nothing_and_agents_that_stay_away_are_told_as_su
         assert (await swarm.verb("revive", "strategy-momentum")).code == 0
         await ear.back({"strategy-momentum": beats["strategy-momentum"]["epoch"]})
 
-        external = await swarm.verb("kill", "oracle")
-        assert external.code == 2
-        assert "external" in external.err
+        for number in ("USR1", str(int(signal.SIGRTMIN) + 1)):  # one without a name
+            [beat] = (await ear.live("strategy-momentum")).values()
+            ended = await swarm.verb("kill", "strategy-momentum", "--signal", number, "--json")
+            assert (ended.code, ended.json["outcome"]) == (0, "recovered"), ended
+            await ear.back({"strategy-momentum": beat["epoch"]})
+
+        for verb in ("kill", "restart", "revive"):
+            external = await swarm.verb(verb, "oracle")
+            assert external.code == 2
+            assert "external" in external.err
 
 
-async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path):
+async def test_externals_and_strangers_are_told_from_the_swarms_own(tmp_path: Path):
+    externals = "[agents.oracle]\nexternal = true\n[agents.reader]\nexternal = true\nvotes = false\n"
+    toml = f"max_agents = 7\n{agents_toml()}{externals}"
+    async with Swarm(tmp_path, toml) as swarm:
+        ear = await swarm.up("--speed", "20")
+        await ear.live(*AGENTS)
+        await ear.decided(1)
+        at = "2024-01-15T10:30:00Z"
+        vote = {"signal": "hold", "strength": 0.5, "indicators": {}, "timestamp": at, "source": "oracle", "round": 1}
+        await ear.publish("signal.BTC-USD.oracle", vote)
+        decision = {
+            "final_decision": "buy", "position_size": 0.1, "risk_score": 0.1, "consensus_level": 0.9,
+            "agents_consulted": [], "timestamp": "2031-01-15T10:30:00Z", "source": "coordinator", "round": 1,
+        }  # fmt: skip
+        for payload in (decision, b"no decision"):
+            await ear.publish("decision.BTC-USD.stranger", payload)
+        status = (await swarm.verb("status", "--json")).json
+        rows = {row["name"]: row for row in status["agents"]}
+        assert {name for name, row in rows.items() if row["status"] == "external"} == {"oracle", "reader"}
+        assert (rows["oracle"]["outputs"], rows["reader"]["outputs"]) == (1, 0)
+        assert rows["oracle"]["last_output_at"].startswith("20")
+        assert rows["reader"]["last_output_at"] is None
+        assert rows["coordinator"]["last_output_at"] is None
+        assert status["active_agents"] == 5
+        assert status["decisions"]["of_others"] == 2
+        assert status["decisions"]["last_at"] < "2031"
+        plain = (await swarm.verb("status")).out
+        assert "5 of 5 agents active, 2 external" in plain
+        assert "oracle: run by somebody else; 1 messages of it in the stream, the newest of 20" in plain
+        assert "reader: run by somebody else; not heard" in plain
+        assert "(and 2 of other writers)" in plain
+
+
+@pytest.mark.parametrize("sandbox", ["by-hand", "nodejs"])
+async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path, sandbox: str):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--speed", "20")
         beats = await ear.live(*AGENTS)
         by_hand = await asyncio.create_subprocess_exec(
-            str(SIGNALMESH), "agent", "strategy-momentum", cwd=tmp_path, env=ENVIRONMENT,
+            str(SIGNALMESH), "agent", "strategy-momentum", "--sandbox", sandbox, cwd=tmp_path, env=ENVIRONMENT,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:
             await ear.back({"strategy-momentum": beats["strategy-momentum"]["epoch"]})
             told = await swarm.verb("kill", "strategy-momentum")
-            assert told.code == 2
+            assert told.code == 2, told
             assert f"pid {by_hand.pid}" in told.err
+            assert "not run by a sandbox host" in told.err
         finally:
             by_hand.kill()
             await by_hand.wait()

@@ -87,7 +87,7 @@ def complaints(value: Any, wanted: dict[str, Any], root: dict[str, Any], at: str
                     found.append(f"{at}: {value!r} is no {said}")
             case "format":
                 assert said == "date-time"
-                if not ZONED.fullmatch(value):
+                if isinstance(value, str) and not ZONED.fullmatch(value):
                     found.append(f"{at}: {value!r} is no time with a zone")
             case "required" | "properties" | "additionalProperties" if not isinstance(value, dict):
                 pass  # `type` complains of it
@@ -195,9 +195,10 @@ PRINTED: dict[str, Any] = {
             AgentStatus(
                 name="a", kind="k", agent_id="i", status="silent", epoch=4, pid=None, sandbox="b", capabilities=[],
                 restarts=0, heartbeat_age_ms=None, cursor=None, lag=None, outputs=None, poison=None, skipped=None,
+                last_output_at=AT,
             )
         ],
-        decisions=DecisionCount(count=1, last_at=AT),
+        decisions=DecisionCount(count=1, last_at=AT, of_others=0),
         mirror=MirrorStatus(file="mirror.sqlite", cursor=7, behind=0, behind_ms=0, status="live", pid=3),
     ),
     "watch": Watched(subject="swarm.signal.BTC-USD.a", sequence=3, payload={"signal": "buy"}),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from coordinator.tables import Column, fitted, harmless
+from bus.logs import set_up_logs
+from bus.plain import harmless
+from coordinator.tables import Column, console, fitted
 
 
 def test_controls_are_written_out():
@@ -32,3 +36,27 @@ def test_a_cell_is_no_markup():
     console.print(fitted((Column("agent"),), [["[red]x[/red]\x1b[31m"]], 80))
     assert "[red]x[/red]\\u001b[31m" in out.getvalue()
     assert "\x1b[31m" not in out.getvalue()
+
+
+def test_no_character_at_all_commands_a_terminal_or_cannot_be_printed():
+    for number in range(sys.maxunicode + 1):
+        shown = harmless(chr(number)).encode()
+        assert shown.isascii() == (number < 0x80 or shown.startswith(b"\\u")), hex(number)
+        assert not any(byte < 0x20 or byte == 0x7F for byte in shown), hex(number)
+
+
+def test_what_is_printed_is_no_markup(capsys):
+    console().print("[red]x[/red] :smile: [/nothing]")
+    assert capsys.readouterr().out == "[red]x[/red] :smile: [/nothing]\n"
+
+
+def test_logs_on_a_terminal_are_shown():
+    terminal = io.StringIO()
+    try:
+        set_up_logs("info", terminal, json=False)
+        structlog.get_logger("test").info("poison", problem="\x1b]0;owned\x07", about={"name": "\x1b[2J"}, of=b"\x1b")
+    finally:
+        set_up_logs("info")
+    assert "\\u001b]0;owned\\u0007" in terminal.getvalue()
+    assert "\x1b]" not in terminal.getvalue()
+    assert "\x1b[2J" not in terminal.getvalue()
