@@ -188,6 +188,17 @@ async def test_a_source_that_waits_for_the_world_is_left_out(monkeypatch: pytest
     assert life.source_left_out.startswith("from its output 4 on")
 
 
+async def test_short_waits_for_a_source_are_not_counted(monkeypatch: pytest.MonkeyPatch):
+    server = await recorded(Source("feed"), TICKS - 1)
+    life, found = await replayed(Source("feed"), server)
+    assert (found, life.source_left_out) == ([], "")
+    monkeypatch.setattr(replaying, "PAUSE_S", -1.0)
+    monkeypatch.setattr(replaying, "PRODUCE_S", 0.0)
+    life, found = await replayed(Source("feed"), server)
+    assert found == []
+    assert life.source_left_out
+
+
 async def test_a_program_is_asked_again():
     spec = AgentSpec(
         name="program", kind="command", command=(sys.executable, "-c", PROGRAM), listens=("market",),
