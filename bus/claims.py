@@ -44,16 +44,9 @@ async def claim(
     if expect is None:
         last = await last_claim(bus, agent)
         expect = last.sequence if last else 0
-    message = Epoch(
-        agent=agent, claim=agent_id, claimed_by=claimed_by, sandbox=sandbox, timestamp=now(), source=claimed_by
-    )
-    headers = {
-        h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect),
-        h.EXPECTED_LAST_SUBJECT: subject,
-        h.TTL: "never",
-    }
+    data, headers = claim_parts(bus, agent, agent_id=agent_id, claimed_by=claimed_by, sandbox=sandbox, expect=expect)
     try:
-        return (await bus.publish("in." + subject, encode(message), headers)).sequence
+        return (await bus.publish("in." + subject, data, headers)).sequence
     except (BusTimeout, WrongSequence, Disconnected):
         # An earlier write of ours may have landed although its answer was lost: only the stored claim can tell.
         last = await last_claim(bus, agent)
@@ -64,6 +57,21 @@ async def claim(
             if isinstance(stored, Epoch) and stored.claim == agent_id:
                 return last.sequence
         raise
+
+
+def claim_parts(
+    bus: Bus, agent: str, *, agent_id: str, claimed_by: str, sandbox: str, expect: int
+) -> tuple[bytes, dict[str, str]]:
+    """Payload and headers of a claim that is stored only if `expect` is the newest epoch."""
+    message = Epoch(
+        agent=agent, claim=agent_id, claimed_by=claimed_by, sandbox=sandbox, timestamp=now(), source=claimed_by
+    )
+    headers = {
+        h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect),
+        h.EXPECTED_LAST_SUBJECT: bus.subjects.epoch(agent),
+        h.TTL: "never",
+    }
+    return encode(message), headers
 
 
 def fence(bus: Bus, agent: str, epoch: int) -> dict[str, str]:

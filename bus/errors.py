@@ -6,6 +6,7 @@ MeshError                 root; its message says what was expected and what to d
 │   ├── DataError         a data file: carries the file, the line and the column
 │   └── MirrorUnusable    the mirror's file is missing, in use, of another kind, version or swarm
 ├── MessageError          a poison message: carries the subject and the reason; never retried
+├── OtherHistory          a stream is not the one that the mirror's file mirrors: never mixed
 ├── MirrorDamaged         the mirror's file is broken: it is set aside and filled anew
 ├── MirrorFailing         the mirror's file cannot be written just now (full, locked): retried
 ├── CommandFailed         (agents/command.py) a program died over an event; its agent is started again
@@ -61,6 +62,10 @@ class MirrorUnusable(UsageError):
     def __init__(self, file: str, problem: str) -> None:
         self.file, self.problem = file, problem
         super().__init__(f"mirror {file}: {problem}")
+
+
+class OtherHistory(MeshError):
+    """A stream that is not the one a mirror's file mirrors, or that has lost what the file holds."""
 
 
 class MirrorDamaged(MeshError):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import orjson
 import structlog
 
-from bus.errors import BusError, BusTimeout, MeshError, MirrorFailing
+from bus.errors import BusError, BusTimeout, MirrorFailing, OtherHistory
 from bus.messages import Heartbeat, encode
 from bus.mirror_intake import BATCH_ROWS, Followed, followed_streams, next_batch
 from bus.mirror_schema import Gap, Incarnation
@@ -54,10 +54,6 @@ class Retention:
     max_age_s: float = 0.0
     max_rows: int = 0
     revisions: int = 32
-
-
-class OtherHistory(MeshError):
-    """A stream is not the one that the file mirrors, or has lost what the file holds."""
 
 
 class Mirror:

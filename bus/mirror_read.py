@@ -52,8 +52,8 @@ class MirroredValue:
 class MirrorFile:
     """An open mirror. Use it as a context, or `close` it.
 
-    Every method raises MirrorDamaged where SQLite finds the file broken, and MirrorFailing where it cannot be read
-    just now.
+    It may be used from several threads, one at a time. Every method raises MirrorDamaged where SQLite finds the file
+    broken, and MirrorFailing where it cannot be read just now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +68,9 @@ class MirrorFile:
                 str(path), "there is no such file; the role `signalmesh mirror` writes it, --file names another one"
             )
         try:
-            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
+            )
         except sqlite3.Error as error:
             raise MirrorUnusable(str(path), f"cannot be opened: {error}") from None
         try:

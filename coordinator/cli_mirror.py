@@ -34,6 +34,12 @@ def mirror_file(file: Path | None, state_dir: Path) -> Path:
 
 def mirror(
     file: MirrorPath = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="First put back what the bus has lost, as `up` does; run nothing else meanwhile."
+        ),
+    ] = False,
     config: ConfigFile = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
@@ -45,7 +51,8 @@ def mirror(
 
     target = find_target(nats, state_dir, swarm)
     path = mirror_file(file, state_dir)
-    raise typer.Exit(run_mirror(role_url(nats, state_dir), config, target.swarm, path, log_level))
+    url = role_url(nats, state_dir)
+    raise typer.Exit(run_mirror(url, config, target.swarm, path, log_level, rebuild_first=rebuild))
 
 
 def history(

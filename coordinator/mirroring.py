@@ -10,14 +10,18 @@ from pathlib import Path
 
 import structlog
 
-from bus.errors import EXIT_DONE, MirrorDamaged, MirrorFailing
+from bus.errors import EXIT_DONE, MirrorDamaged, MirrorFailing, MirrorUnusable, OtherHistory
 from bus.logs import set_up_logs
+from bus.losses import events_lost
 from bus.mirror import Mirror, Retention
+from bus.mirror_read import MirrorFile
 from bus.mirror_store import MirrorStore
 from bus.nats_bus import NatsBus
+from bus.rebuild import rebuild
+from bus.streams import StreamLimits
 from bus.tasks import run_to_end
 from coordinator.config import load
-from coordinator.roles import on_signals
+from coordinator.roles import limits_of, on_signals
 from coordinator.settings import MirrorSettings
 
 RETRY_S = 1.0
@@ -44,14 +48,57 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def run_mirror(url: str, config_file: Path | None, swarm: str, file: Path, log_level: str) -> int:
-    """Mirror the swarm into `file`.
+async def put_back(bus: NatsBus, file: Path, limits: StreamLimits, writer: str) -> tuple[str, bool]:
+    """Put back what the bus has lost of what `file` holds: what there is to tell, and whether the file can be used.
+
+    A file that cannot be read ends it only where going on would lose something for good: where the bus has nothing.
+
+    Raises:
+        MirrorFailing, MirrorUnusable: it cannot be read now, and the bus has nothing.
+        UsageError, BusError: as bus.rebuild.rebuild.
+    """
+    if not await asyncio.to_thread(file.exists):
+        return "", True
+    try:
+        store = await MirrorStore.open(file, bus.subjects.ns)
+    except MirrorDamaged as error:
+        return (f"{error}; the bus has nothing, so the swarm starts anew" if await events_lost(bus) else ""), True
+    except MirrorUnusable as error:
+        if await events_lost(bus) and await asyncio.to_thread(_is_ours, file, bus.subjects.ns):
+            raise
+        return f"{error}; no mirror is started", False
+    except MirrorFailing:
+        if await events_lost(bus):
+            raise
+        return "", True
+    try:
+        rebuilt = await rebuild(bus, store, limits, writer)
+        return ("" if rebuilt is None else str(rebuilt)), True
+    except OtherHistory as error:
+        return str(error), True
+    finally:
+        await store.close()
+
+
+def _is_ours(file: Path, swarm: str) -> bool:
+    try:
+        with MirrorFile(file) as found:
+            return found.swarm == swarm
+    except MirrorUnusable:
+        return True
+
+
+def run_mirror(
+    url: str, config_file: Path | None, swarm: str, file: Path, log_level: str, *, rebuild_first: bool = False
+) -> int:
+    """Mirror the swarm into `file`; with `rebuild_first`, put back what the bus has lost before.
 
     Raises:
         MirrorUnusable: another mirror writes it, or it is no mirror of this swarm.
     """
     set_up_logs(log_level)
-    retention = retention_of(load(config_file, Path.cwd()).mirror)
+    config = load(config_file, Path.cwd())
+    retention = retention_of(config.mirror)
 
     async def follow() -> int:
         stop = asyncio.Event()
@@ -59,6 +106,9 @@ def run_mirror(url: str, config_file: Path | None, swarm: str, file: Path, log_l
         bus = await NatsBus.connect(url, swarm, "mirror", wait_s=None)
         notices: tuple[str, ...] = ()
         try:
+            if rebuild_first:
+                told, _ = await put_back(bus, file, limits_of(config), "mirror")
+                log.warning("put_back", text=told or "the bus has lost nothing that the mirror holds")
             while not stop.is_set():
                 try:
                     await _one_file(bus, file, retention, notices, stop)

@@ -35,6 +35,7 @@ from bus.streams import ensure_streams
 from bus.subjects import STANDBY, WATCHDOG
 from bus.tasks import end_tasks
 from coordinator.hung import find_hung
+from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
 from coordinator.roles import limits_of, on_signals
 from coordinator.rundir import Recorded, lock, remove_run, write_run
@@ -171,6 +172,7 @@ class Up:
         self._tasks: list[asyncio.Task[Any]] = []
         self.roles: list[Role] = []
         self.url = ""
+        self._told = ""
         self.bus: NatsBus
         self._reports: Reporter
         self._outbox: Outbox
@@ -200,11 +202,27 @@ class Up:
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
             if remark := await refuse_neighbours(self.bus, names):
                 print(f"warning: {harmless(remark)}", file=sys.stderr)
+        mirrored = self.config.mirror.enabled and await self._put_back(state_dir / MIRROR_FILE)
         await ensure_streams(self.bus, limits_of(self.config))
         self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
         self._reports = Reporter(self.bus, self._outbox, NAME)
+        if self._told:
+            self._reports.alert("warning", "mirror_told", self._told)
         if self._server is None and self.config.stream.durability != "process":
             self._tell_foreign_durability()
+        self._make_roles(logs, mirrored=mirrored)
+        for role in self.roles:
+            await role.start()
+            self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
+        self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
+        watchdogs = [role for role in self.roles if role.kind == "watchdog"]
+        self._tasks.append(asyncio.create_task(find_hung(self.bus, watchdogs, self._on_hung), name="hung"))
+        self._record()
+        for role in self.roles:
+            role.on_start = self._record
+
+    def _make_roles(self, logs: Path, *, mirrored: bool) -> None:
+        options = self._options
         common = ["--swarm", self.config.swarm, "--log-level", options.log_level]
         config_file = [] if options.config_file is None else ["--config", str(options.config_file)]
         for sandbox in self.config.sandboxes:
@@ -218,18 +236,18 @@ class Up:
         self.roles.append(Role("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--fresh",), again=again))
         if options.standby:
             self.roles.append(Role("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
-        if self.config.mirror.enabled:
-            mirror = ["mirror", *config_file, "--file", str(state_dir / MIRROR_FILE), *common]
+        if mirrored:
+            mirror = ["mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common]
             self.roles.append(Role("mirror", "mirror", mirror, self.url, logs / "mirror.log"))
-        for role in self.roles:
-            await role.start()
-            self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
-        self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
-        watchdogs = [role for role in self.roles if role.kind == "watchdog"]
-        self._tasks.append(asyncio.create_task(find_hung(self.bus, watchdogs, self._on_hung), name="hung"))
-        self._record()
-        for role in self.roles:
-            role.on_start = self._record
+
+    async def _put_back(self, file: Path) -> bool:
+        """Have what the bus has lost put back from the mirror's file; whether a mirror can be started on it."""
+        told, usable = await put_back(self.bus, file, limits_of(self.config), NAME)
+        if told:
+            log.warning("mirror_told", text=told)
+            print(f"signalmesh: {harmless(told)}", file=sys.stderr)
+            self._told = told
+        return usable
 
     def _record(self) -> None:
         """Write down who runs now; short enough to be done at once, so that no older record can overtake a newer."""

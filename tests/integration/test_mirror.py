@@ -16,34 +16,8 @@ from bus.mirror_read import MirrorFile
 from bus.nats_bus import NatsBus
 from bus.streams import StreamLimits, ensure_streams
 from tests.support.collecting import GUARD_S, Collector
-from tests.support.mirroring import MirrorProcess, assert_mirrored, mirror_process
+from tests.support.mirroring import Beats, MirrorProcess, assert_mirrored, mirror_process
 from tests.support.nats import Connections, supervised_server
-
-
-class Beats:
-    """What mirrors say of themselves."""
-
-    def __init__(self) -> None:
-        self.last: dict[str, object] = {}
-        self._more = asyncio.Event()
-
-    @classmethod
-    async def of(cls, bus: NatsBus) -> Beats:
-        beats = cls()
-
-        async def on_beat(heard: Heard) -> None:
-            beats.last = json.loads(heard.data)
-            beats._more.set()
-
-        await bus.listen(bus.subjects.heartbeat("mirror"), on_beat)
-        return beats
-
-    async def until(self, **wanted: object) -> dict[str, object]:
-        async with asyncio.timeout(GUARD_S):
-            while {key: self.last.get(key) for key in wanted} != wanted:
-                self._more.clear()
-                await self._more.wait()
-        return self.last
 
 
 async def put(bus: NatsBus, first: int, count: int) -> int:

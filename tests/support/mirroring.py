@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bus.bus import Heard
 from bus.mirror_read import MirrorFile
 from bus.nats_bus import NatsBus
 from bus.process import die_with_parent
@@ -28,9 +30,9 @@ class MirrorProcess:
         self.url, self.file = url, file
         self.process: asyncio.subprocess.Process
 
-    async def start(self) -> None:
+    async def start(self, *options: str) -> None:
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "coordinator.main", "mirror", "--file", str(self.file),
+            sys.executable, "-m", "coordinator.main", "mirror", "--file", str(self.file), *options,
             cwd=self.file.parent,
             env={**os.environ, "SIGNALMESH_NATS": self.url, "SIGNALMESH_SWARM": "swarm", "PYTHONPATH": str(ROOT)},
             stdin=asyncio.subprocess.DEVNULL,
@@ -57,6 +59,39 @@ class MirrorProcess:
         return text
 
 
+class Beats:
+    """What mirrors say of themselves."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, object] = {}
+        self._more = asyncio.Event()
+
+    @classmethod
+    async def of(cls, bus: NatsBus) -> Beats:
+        beats = cls()
+
+        async def on_beat(heard: Heard) -> None:
+            beats.last = json.loads(heard.data)
+            beats._more.set()
+
+        await bus.listen(bus.subjects.heartbeat("mirror"), on_beat)
+        return beats
+
+    async def reached(self, pid: int, sequence: int) -> None:
+        """Wait until the mirror of this pid holds the stream up to `sequence`."""
+        async with asyncio.timeout(GUARD_S):
+            while self.last.get("pid") != pid or int(str(self.last["cursor"])) < sequence:
+                self._more.clear()
+                await self._more.wait()
+
+    async def until(self, **wanted: object) -> dict[str, object]:
+        async with asyncio.timeout(GUARD_S):
+            while {key: self.last.get(key) for key in wanted} != wanted:
+                self._more.clear()
+                await self._more.wait()
+        return self.last
+
+
 @asynccontextmanager
 async def mirror_process(url: str, file: Path) -> AsyncIterator[MirrorProcess]:
     mirror = MirrorProcess(url, file)
@@ -69,16 +104,21 @@ async def mirror_process(url: str, file: Path) -> AsyncIterator[MirrorProcess]:
         await mirror.process.communicate()
 
 
-async def assert_mirrored(bus: NatsBus, path: Path) -> int:
-    """The file holds exactly what the stream and the buckets hold; how many messages that are."""
+async def assert_mirrored(bus: NatsBus, path: Path, *, rebuilt: bool = False) -> int:
+    """The file holds exactly what the stream and the buckets hold; how many messages that are.
+
+    What was `rebuilt` was stored at another time than the file says.
+    """
     subjects = bus.subjects
     stored = await collect(bus, subjects.stream, (f"{subjects.ns}.>",), 1)
     with MirrorFile(path) as file:
         rows = list(file.messages())
         assert all(row.intact for row in rows)
-        assert [(r.row.sequence, r.row.subject, r.row.payload, dict(r.row.headers), r.row.stored_ns) for r in rows] == [
-            (s.sequence, s.subject, s.data, dict(s.headers), s.stored_ns) for s in stored
+        assert [(r.row.sequence, r.row.subject, r.row.payload, dict(r.row.headers)) for r in rows] == [
+            (s.sequence, s.subject, s.data, dict(s.headers)) for s in stored
         ]
+        if not rebuilt:
+            assert [r.row.stored_ns for r in rows] == [s.stored_ns for s in stored]
         assert file.cursor() == (await bus.bounds()).last
         assert file.problems() == []
         for bucket in (subjects.state_bucket, subjects.registry_bucket):
