@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.idle import idle
 from benchmarks.machine import load, machine, versions
+from benchmarks.mirroring import mirroring
 from benchmarks.pipeline import latency, throughput
 from benchmarks.publishing import durability, outbox
 from benchmarks.recovery import first_decision, kill, stop
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "outbox": outbox,
     "durability": durability,
     "replay": replaying,
+    "mirror": mirroring,
 }
 RESULTS = Path(__file__).parent / "results"
 
