@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -110,6 +111,16 @@ async def test_the_mirror_beside_the_stream(tmp_path: Path, good: Recorded):
         audit = await audit_bus(bus, path)
     assert audit.problems == []
     assert (audit.mirror.cursor, audit.mirror.compared, audit.mirror.missing) == (1000, 1000, 0)
+
+
+async def test_a_mirror_that_is_ahead_of_the_stream(tmp_path: Path, good: Recorded):
+    """As after a server was put back to an older state: what the mirror has beyond it is lost on the bus."""
+    older = replace(good, messages=good.messages[:1000], buckets={bucket: {} for bucket in good.buckets})
+    async with copied(tmp_path, older) as bus:
+        path = await mirrored(tmp_path / "mirror.sqlite", good, created=await created(bus))
+        audit = await audit_bus(bus, path)
+    [problem] = audit.problems
+    assert (problem.check, problem.sequences) == ("mirror", [1000, len(good.messages)])
 
 
 async def test_rows_that_are_missing_or_differ(tmp_path: Path, good: Recorded):
