@@ -27,7 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD_S, UP_S, VERB_S, DOWN_S = 1500.0, 240.0, 60.0, 120.0
 SANDBOXES = ("sandbox-base", "sandbox-nodejs", "sandbox-python")
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(2400)]
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.timeout(2400),
+    # nats-py leaves the streams of a connection that broke to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def free_port() -> int:
