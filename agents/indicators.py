@@ -27,6 +27,8 @@ LIKELIHOOD_RATIO = 1.75
 """How much one confirming observation multiplies the odds: chosen by us, measured on nothing (docs/formulas.md)."""
 MAX_SERIES = 32
 """Windows that a strategy keeps; 32 of 250 closes fit into a snapshot."""
+MAX_WINDOW = 32 * 250
+"""Closes of a window: one as long as that still fits into a snapshot."""
 NOISE = 1e-9
 """Smallest move, as a fraction of the price, that counts as one; below it rounding errors of float64 would vote."""
 
@@ -146,8 +148,10 @@ def check_window(agent: Agent, least: int) -> None:
     """Refuse an Options.window in which `agent` could never measure anything.
 
     Raises:
-        UsageError: it is less than `least` closes.
+        UsageError: it is less than `least` closes, or more than fit into a snapshot.
     """
     options: Any = agent.options
     if options.window < least:
         raise UsageError(f"agent {agent.name!r}: window: expected {least} closes or more, not {options.window}")
+    if options.window > MAX_WINDOW:
+        raise UsageError(f"agent {agent.name!r}: window: expected {MAX_WINDOW} closes at most, not {options.window}")

@@ -21,8 +21,11 @@ WATCHDOG = "watchdog"
 """The one writer whose Config is obeyed."""
 STANDBY = "standby"
 """Whose heartbeats those of a watchdog are that does not lead."""
+BY_HAND = "by-hand"
+"""The sandbox that an agent reports which no host runs."""
 RESERVED_NAMES = frozenset(
     {"swarm", WATCHDOG, STANDBY, "mirror", "dashboard", "up", "in", "all", "info", "warning", "critical", *KEPT_KINDS}
+    | {BY_HAND}
 )
 """Names that no agent and no sandbox may have: they stand in the agent's place of some subject."""
 

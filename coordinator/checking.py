@@ -24,6 +24,8 @@ from coordinator.settings import SwarmConfig
 
 STEP_S = 10.0
 """How long importing a class, or making its agent, may take. A running agent may be silent for less than that."""
+START_S = 60.0
+"""How long the process in which that is tried may take to start, however busy the machine is."""
 _DONE = "done"
 
 
@@ -100,7 +102,8 @@ def _rehearse(file: str, specs: list[AgentSpec]) -> None:
             for step in _lines(reading):  # noqa: B007 - the last one is what it was at
                 pass
         except TimeoutError:
-            problem = f"did not come to an end within {STEP_S:.0f} s; it must not wait for a network or a person"
+            patience_s = STEP_S if step else START_S
+            problem = f"did not come to an end within {patience_s:.0f} s; it must not wait for a network or a person"
         else:
             if step == _DONE:
                 return
@@ -113,13 +116,14 @@ def _lines(reading: object) -> Iterator[str]:
     """Lines as they come.
 
     Raises:
-        TimeoutError: the next one took longer than STEP_S.
+        TimeoutError: the first one took longer than START_S, or a later one than STEP_S.
     """
     fd = reading.fileno()  # type: ignore[attr-defined]
-    rest = b""
+    rest, patience_s = b"", START_S
     while True:
-        if not select.select([fd], [], [], STEP_S)[0]:
+        if not select.select([fd], [], [], patience_s)[0]:
             raise TimeoutError
+        patience_s = STEP_S
         data = os.read(fd, 65536)
         if not data:
             return

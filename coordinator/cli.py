@@ -20,6 +20,7 @@ from coordinator.options import (
     Nats,
     StateDir,
     Swarm,
+    check_seconds,
     find_target,
     on_bus,
     print_json,
@@ -150,10 +151,11 @@ def watch(
 ) -> None:
     """Follow messages as they are stored: all kinds, or one. Ctrl-C ends it."""
     from bus.messages import KINDS
+    from coordinator.config_tables import similar
     from coordinator.view import watch_bus
 
     if kind is not None and kind not in KINDS:
-        raise UsageError(f"watch {kind}: unknown kind, expected one of {', '.join(KINDS)}")
+        raise UsageError(f"watch {kind}: unknown kind{similar(kind, KINDS)}; expected one of {', '.join(KINDS)}")
     on_bus(find_target(nats, state_dir, swarm), lambda bus: watch_bus(bus, kind, json))
 
 
@@ -169,6 +171,7 @@ def health(
     """Whether a role that runs on this machine (in this container) is heard beating on the bus; else exit code 1."""
     from coordinator.health import check_health
 
+    check_seconds("--within", within_s)
     found = on_bus(find_target(nats, state_dir, swarm), lambda bus: check_health(bus, role, within_s))
     if json:
         print_json(found)
@@ -196,6 +199,7 @@ def kill(
     from coordinator.view import print_killing
 
     number = signal_number(signal)
+    check_seconds("--wait", wait_s)
     found = on_bus(find_target(nats, state_dir, swarm), lambda bus: kill_agent(bus, agent, number, wait_s))
     if json:
         print_json(found)

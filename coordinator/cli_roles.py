@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from bus.subjects import BY_HAND
 from coordinator.options import STATE_DIR, ConfigFile, LogLevel, Nats, StateDir, Swarm, find_target, role_url
 
 
@@ -39,7 +40,7 @@ def agent(
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
-    sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = "by-hand",
+    sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = BY_HAND,
     log_level: LogLevel = "info",
 ) -> None:
     """Role: one agent in this process, by hand; it takes over from a running incarnation."""

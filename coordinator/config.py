@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from agents.agent import Agent, published_kinds, read_options
+from agents.agent import Agent, published_kinds
+from agents.command import CommandAgent
 from agents.spec import load_class
 from bus.errors import ConfigError, UsageError
 from bus.messages import Config, now
@@ -111,12 +112,14 @@ def load(path: Path | None, cwd: Path) -> SwarmConfig:
     except OSError as error:
         raise ConfigError(str(path), "", f"cannot be read: {error.strerror}") from None
     try:
-        raw = tomllib.loads(data.decode())
+        raw = tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(str(path), "", f"line {line}: expected UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:  # its message ends with the line and the column
         raise ConfigError(str(path), "", f"not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(str(path), "", "tables or lists inside each other too deep to be read") from None
     return parse(raw, str(path), str(path.resolve().parent))
 
 
@@ -180,21 +183,28 @@ def resolve(config: SwarmConfig) -> tuple[SwarmConfig, dict[str, type[Agent]]]:
     for settings in config.agents:
         spec = settings.spec
         publishes = spec.publishes
+        if spec.command:
+            convert(spec.options, CommandAgent.Options, config.file, f"agents.{spec.name}.options")
         if spec.class_path:
             key = f"agents.{spec.name}"
             try:
                 cls = classes[spec.name] = load_class(spec)
             except UsageError as error:
                 raise ConfigError(config.file, f"{key}.{'kind' if spec.kind else 'class'}", str(error)) from None
-            try:
-                read_options(cls, spec.name, spec.options)
-            except UsageError as error:
-                raise ConfigError(config.file, f"{key}.options", str(error)) from None
+            convert(spec.options, cls.Options, config.file, f"{key}.options")
             publishes = published_kinds(cls)
             spec = replace(spec, kind=cls.kind)
         votes = settings.votes
+        has_a_say = settings.external or not VOTING_KINDS.isdisjoint(publishes)
+        if votes and not has_a_say:
+            raise ConfigError(
+                config.file,
+                f"agents.{spec.name}.votes",
+                f"it publishes no {' and no '.join(sorted(VOTING_KINDS))}, so every round would wait for it in vain; "
+                "remove it",
+            )
         if votes is None:
-            votes = settings.external or not VOTING_KINDS.isdisjoint(publishes)
+            votes = has_a_say
         agents.append(replace(settings, spec=spec, votes=votes, decides="decision" in publishes))
     resolved = replace(config, agents=tuple(agents))
     if resolved.voters and not any(resolved.voters.values()):
@@ -218,6 +228,8 @@ def doubts_about(config: SwarmConfig) -> tuple[str, ...]:
             f"follows {config.swarm}.decision.> hears every round {len(deciders)} times; the last token of the "
             "subject tells whose a decision is"
         )
+    elif not config.voters:
+        doubt = "nobody votes, so every decision will be hold, of size 0"
     else:
         return ()
     return (f"{config.file}: agents: {doubt}",)

@@ -34,7 +34,7 @@ PROVIDERS = ("local",)
 """Sandbox providers that are implemented."""
 COORDINATOR_KIND = "coordinator"
 ALL_KINDS = {**KINDS, COORDINATOR_KIND: "coordinator.agent:CoordinatorAgent"}
-_MEMORY_KEY = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
+_MEMORY_KEY = re.compile(r"(?=.{1,128}$)[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,9 @@ def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
         raise ConfigError(
             file, f"{key}.provider", f"{table.provider!r} is not available; available: {', '.join(PROVIDERS)}"
         )
+    for index, package in enumerate(table.packages):
+        if not package.strip() or package.startswith("-"):
+            raise ConfigError(file, f"{key}.packages[{index}]", f"expected the name of a package, not {package!r}")
     return SandboxSpec(name=name, provider=table.provider, packages=table.packages)
 
 
@@ -102,8 +105,11 @@ def agent_table(file: str, name: str, raw: Any) -> AgentTable:
     }
     given = [way for way, is_given in ways.items() if is_given]
     if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise ConfigError(file, key, f"expected exactly one of {', '.join(ways)} (external = true), not {found}")
+        forms = 'kind = "…", class = "module:Class", command = […] or external = true'
+        problem = (
+            f"only one of {' and '.join(given)} can be there" if given else f"it does not say what runs: add {forms}"
+        )
+        raise ConfigError(file, key, problem)
     if table.kind is not None and table.kind not in ALL_KINDS:
         raise ConfigError(
             file,
@@ -120,7 +126,7 @@ def agent_table(file: str, name: str, raw: Any) -> AgentTable:
         raise ConfigError(
             file,
             f"{key}.memory_key",
-            f"{table.memory_key!r}: expected letters, digits, '_', '-' or '=', and '.' within",
+            f"{table.memory_key!r}: expected letters, digits, '_', '-' or '=', and '.' within, 128 at most",
         )
     _check_kind_lists(file, key, table)
     if table.external:
@@ -146,6 +152,8 @@ def _check_kind_lists(file: str, key: str, table: AgentTable) -> None:
                 raise ConfigError(
                     file, f"{key}.{name}", f"unknown kind {kind!r}{similar(kind, known)}; expected {', '.join(known)}"
                 )
+            if value.count(kind) > 1:
+                raise ConfigError(file, f"{key}.{name}", f"{kind!r} is there {value.count(kind)} times; once will do")
 
 
 def placement(file: str, tables: Mapping[str, AgentTable], sandboxes: tuple[SandboxSpec, ...]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import difflib
 import math
@@ -55,13 +54,12 @@ def convert(raw: Mapping[str, Any], cls: type[T], file: str, key: str) -> T:
         ConfigError: an unknown key, a value of another type or out of range, a number that is not finite.
     """
     prefix = f"{key}." if key else ""
-    known = [field.name.rstrip("_") for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = ["class" if name == "class_" else name for name in getattr(cls, "__dataclass_fields__", ())]
+    expected = f"expected one of: {', '.join(known)}" if known else "there are none here"
     values = {}
     for name, value in raw.items():
         if name not in known:
-            raise ConfigError(
-                file, f"{prefix}{name}", f"unknown key{similar(name, known)}; expected one of: {', '.join(known)}"
-            )
+            raise ConfigError(file, f"{prefix}{name}", f"unknown key{similar(name, known)}; {expected}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(file, f"{prefix}{name}", f"expected a finite number, not {value}")
         values["class_" if name == "class" else name] = value
@@ -71,13 +69,15 @@ def convert(raw: Mapping[str, Any], cls: type[T], file: str, key: str) -> T:
         match = _PATH.fullmatch(str(error))
         problem, path = (match["problem"], match["path"].lstrip(".")) if match else (str(error), "")
         where = re.match(r"\w*", path)
-        name = where[0].rstrip("_") if where else ""
+        name = "" if where is None else "class" if where[0] == "class_" else where[0]
         rest = path[len(where[0]) :] if where else ""
         value = raw.get(name)
         given = f" (given: {_named(value)})" if name in raw and "got" not in problem else ""
         if problem.startswith("Invalid enum value"):
             choices = typing.get_args(typing.get_type_hints(cls)[name])
             problem = f"expected one of {', '.join(map(repr, choices))}"
+        if name in raw and not rest:  # what was written says more than its type
+            problem = re.sub(r", got `.*`$", f", got {_named(value)}", problem)
         text = _TYPE.sub(_type_in_words, problem[:1].lower() + problem[1:]).replace(", got ", ", not ")
         raise ConfigError(file, f"{prefix}{name}{_ITEM.sub(_item, rest)}".rstrip("."), f"{text}{given}") from None
 
@@ -86,7 +86,7 @@ def plain_options(options: Mapping[str, Any], file: str, key: str) -> dict[str, 
     """An agent's options as values that JSON can carry: dates and times become ISO 8601 text.
 
     Raises:
-        ConfigError: a number that is not finite.
+        ConfigError: a number that is not finite, or too large.
     """
     return {name: _plain(value, file, f"{key}.{name}") for name, value in options.items()}
 
@@ -98,6 +98,8 @@ def _plain(value: Any, file: str, key: str) -> Any:
         return [_plain(item, file, f"{key}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(file, key, f"expected a finite number, not {value}")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ConfigError(file, key, f"expected a whole number of at most 64 bits, not {_named(value)}")
     if isinstance(value, (dt.date, dt.time)):  # a datetime is a date
         return value.isoformat()
     return value

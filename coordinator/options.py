@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from bus.errors import BusUnreachable, Refused
+from bus.errors import BusUnreachable, Refused, UsageError
 from bus.tasks import run_to_end
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 CONNECT_S = 2.0
+LONGEST_WAIT_S = 86_400.0
 
 Nats = Annotated[
     str | None,
@@ -85,6 +86,16 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     with contextlib.suppress(KeyboardInterrupt):
         return run_to_end(connected())
     raise typer.Exit(130)
+
+
+def check_seconds(option: str, value: float) -> None:
+    """Refuse what nobody can wait for.
+
+    Raises:
+        UsageError: negative, more than a day, or no number.
+    """
+    if not 0 <= value <= LONGEST_WAIT_S:
+        raise UsageError(f"{option} {value:g}: expected 0 to {LONGEST_WAIT_S:g} seconds")
 
 
 def print_json(value: Any) -> None:

@@ -76,6 +76,8 @@ def read_run(state_dir: Path) -> Run | None:
         return msgspec.convert(orjson.loads((state_dir / RECORD).read_bytes()), Run)
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise UsageError(f"--state-dir {state_dir}: expected a directory, this is a file") from None
     except (orjson.JSONDecodeError, msgspec.ValidationError, OSError) as error:
         raise UsageError(f"{state_dir / RECORD}: cannot be read ({error}); remove it if no swarm runs here") from None
 

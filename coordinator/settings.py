@@ -28,7 +28,12 @@ SHORTEST_MAX_AGE_S = 120.0
 Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 PositiveFraction = Annotated[float, Meta(gt=0, le=1)]
-Count = Annotated[int, Meta(ge=1)]
+LONGEST_S = 366 * 24 * 3600
+"""A year: nothing is waited for longer. (Messages are kept for a hundred years at most: the server counts nanoseconds
+in 64 bits.)"""
+Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
+Milliseconds = Annotated[int, Meta(ge=1, le=LONGEST_S * 1000)]
+Count = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,7 @@ class CoordinatorSettings:
     quorum: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     buy_at: Fraction = 0.55
     sell_at: Fraction = 0.45
-    round_timeout_ms: Count = 400
+    round_timeout_ms: Milliseconds = 400
     position_cap: PositiveFraction = 0.5
     vol_target: Positive = 0.01
     drawdown_max: PositiveFraction = 0.25
@@ -72,8 +77,8 @@ class CoordinatorSettings:
 class StreamSettings:
     """What the stream keeps, and what an acknowledged message survives (bus.server_config.Durability)."""
 
-    max_age_s: Annotated[float, Meta(ge=SHORTEST_MAX_AGE_S)] = 7 * 24 * 3600.0
-    max_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
+    max_age_s: Annotated[float, Meta(ge=SHORTEST_MAX_AGE_S, le=100 * LONGEST_S)] = 7 * 24 * 3600.0
+    max_bytes: Annotated[int, Meta(ge=1 << 20, le=(1 << 63) - 1)] = 1 << 30
     durability: Durability = "process"
 
 
@@ -81,13 +86,13 @@ class StreamSettings:
 class WatchdogSettings:
     """The watchdog's patience, in milliseconds and seconds as the names say."""
 
-    heartbeat_ms: Count = 100
-    suspect_ms: Count = 300
-    dead_ms: Count = 600
-    start_grace_ms: Count = 3000
-    starved_ms: Count = 5000
+    heartbeat_ms: Milliseconds = 100
+    suspect_ms: Milliseconds = 300
+    dead_ms: Milliseconds = 600
+    start_grace_ms: Milliseconds = 3000
+    starved_ms: Milliseconds = 5000
     quarantine_deaths: Count = 10
-    quarantine_window_s: Positive = 30.0
+    quarantine_window_s: Seconds = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

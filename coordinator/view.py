@@ -228,7 +228,8 @@ def print_killing(result: Killing) -> None:
     out.print(harmless(head), soft_wrap=True)
     revive = harmless(f"`signalmesh revive {result.agent}`")
     if result.outcome == "lives on":
-        out.print(f"it was sent, and the same process beats on as epoch {result.epoch_before}", soft_wrap=True)
+        what = "nothing was sent" if result.signal == "0" else "it was sent"
+        out.print(f"{what}, and the same process beats on as epoch {result.epoch_before}", soft_wrap=True)
         return
     if result.outcome == "drained":
         out.print(f"after {result.drained_ms:.1f} ms, as asked: it stays away until {revive}", soft_wrap=True)

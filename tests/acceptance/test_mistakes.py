@@ -142,6 +142,9 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
     toml = config("toml", "swarm = \n")
     key = config("key", '[agents.research-1]\nkind = "market-data"\nsped = 3\n')
     durability = config("durability", "[stream]\ndurability = 'disk'\n")
+    garbled = tmp_path / "garbled"
+    (garbled / ".signalmesh").mkdir(parents=True)
+    (garbled / ".signalmesh" / "run.json").write_bytes(b"\xff\x1b[2J")
     empty = tmp_path / "empty"
     empty.mkdir()
     up = ["up", "--port", "0"]
@@ -162,6 +165,12 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
             (empty, ["revive", "coordinator", "--nats", NOBODY], 3, [NOBODY]),
             (empty, ["watch", "--nats", NOBODY], 3, [NOBODY]),
             (empty, ["watch", "gossip"], 2, ["gossip", "decision"]),
+            (empty, ["watch", "decisions"], 2, ["did you mean 'decision'?"]),
+            (empty, ["kill", "coordinator", "--wait", "nan"], 2, ["--wait nan"]),
+            (empty, ["health", "--within", "-1"], 2, ["--within -1"]),
+            (empty, ["status", "--state-dir", str(key / "swarm.toml")], 2, ["--state-dir", "a file"]),
+            (empty, ["up", "--state-dir", str(key / "swarm.toml")], 2, ["--state-dir"]),
+            *((garbled, [verb], 2, ["run.json", "cannot be read"]) for verb in ("status", "down", "watch")),
             (empty, ["status", "--nats", stranger], 3, ["--swarm"]),
             (empty, ["kill", "coordinator", "--nats", stranger], 3, ["--swarm"]),
             (empty, ["restart", "coordinator", "--nats", stranger], 3, []),

@@ -137,7 +137,7 @@ def test_a_whole_file(tmp_path):
             listens = ["market"]
             publishes = ["signal"]
             [agents.script.options]
-            since = 2026-01-02
+            timeout_s = 2
             [agents.stranger]
             external = true
             weight = 0.5
@@ -164,7 +164,7 @@ def test_a_whole_file(tmp_path):
     assert classes["breakout"].__name__ == "Breakout"
     script = config.agent("script").spec
     assert (script.kind, script.command, script.listens) == ("command", ("node", "agent.mjs"), ("market",))
-    assert script.options == {"since": "2026-01-02"}
+    assert script.options == {"timeout_s": 2}
     assert config.agent("stranger").external
     assert config.agent("stranger").spec.sandbox == ""
     assert {a.spec.swarm for a in config.agents} == {"alpha"}
@@ -217,11 +217,27 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
     ("text", "key", "problem"),
     [
         ("swram = 'a'", "swram", r"unknown key \(did you mean 'swarm'\?\)"),
-        ("swarm = 3", "swarm", "expected a text in quotes, not a whole number"),
+        ("swarm = 3", "swarm", "expected a text in quotes, not 3"),
         ("swarm = 'a.b'", "swarm", "expected 1 to 64 letters"),
+        ("swarm = 'a\\u001b[2J'".replace("'", '"'), "swarm", "expected 1 to 64 letters"),
+        ("max_agents = 5.0", "max_agents", "expected a whole number, not 5.0"),
+        ("[sandboxes.by-hand]", "sandboxes.by-hand", "reserved"),
+        ("[sandboxes.a]\npackages = ['']", "sandboxes.a.packages[0]", "the name of a package, not ''"),
+        ("[sandboxes.a]\npackages = ['b', '-e .']", "sandboxes.a.packages[1]", "the name of a package, not '-e .'"),
+        ("[agents.x]\nkind='momentum'\nmemory_key='" + "a" * 129 + "'", "agents.x.memory_key", "128 at most"),
+        (
+            "[agents.x]\ncommand=['a']\nlistens=['market','market']\npublishes=['signal']",
+            "agents.x.listens",
+            "'market' is there 2 times",
+        ),
+        ("[coordinator]\nround_timeout_ms=99999999999999", "coordinator.round_timeout_ms", "<= "),
+        ("[stream]\nmax_age_s=1e300", "stream.max_age_s", "<= "),
+        ("[stream]\nmax_bytes=9223372036854775808", "stream.max_bytes", "<= "),
+        ("[watchdog]\nstarved_ms=99999999999999", "watchdog.starved_ms", "<= "),
+        ("[watchdog]\nquarantine_window_s=1e300", "watchdog.quarantine_window_s", "<= "),
         ("swarm = 'in'", "swarm", "reserved"),
-        ("max_agents = '5'", "max_agents", "expected a whole number, not a text"),
-        ("max_agents = true", "max_agents", "expected a whole number, not true or false"),
+        ("max_agents = '5'", "max_agents", "expected a whole number, not '5'"),
+        ("max_agents = true", "max_agents", "expected a whole number, not true"),
         ("max_agents = -1", "max_agents", r">= 1 \(given: -1\)"),
         ("max_agents = 4", "agents", "5 agents are configured, at most 4 are allowed.*max_agents = 5"),
         ("agents = 3", "agents", "expected a table"),
@@ -229,15 +245,15 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
         ("[sandboxes]", "sandboxes", "expected at least one"),
         ("[agents]\nx = 1", "agents.x", r"expected a table \[agents.x\], not 1"),
         ("[[agents.x]]\nkind = 'momentum'", "agents.x", "expected a table"),
-        ("[agents.x]", "agents.x", "exactly one of kind, class, command, external.*not none"),
-        ("[agents.x]\nkind='momentum'\nclass='a:B'", "agents.x", "not kind and class"),
-        ("[agents.x]\nkind='momentum'\nexternal=true", "agents.x", "not kind and external"),
+        ("[agents.x]", "agents.x", "does not say what runs: add kind = .* or external = true"),
+        ("[agents.x]\nkind='momentum'\nclass='a:B'", "agents.x", "only one of kind and class can be there"),
+        ("[agents.x]\nkind='momentum'\nexternal=true", "agents.x", "only one of kind and external can be there"),
         ("[agents.x]\nknd='momentum'", "agents.x.knd", "unknown key.*did you mean 'kind'"),
         ("[agents.x]\nkind='momentun'", "agents.x.kind", "did you mean 'momentum'.*market-data.*module:Class"),
-        ("[agents.x]\nkind=3", "agents.x.kind", "expected a text in quotes, not a whole number"),
+        ("[agents.x]\nkind=3", "agents.x.kind", "expected a text in quotes, not 3"),
         ("[agents.x]\nclass='Breakout'", "agents.x.class", "'Breakout': expected 'module:Class' or 'path/to/file.py:"),
         ("[agents.x]\nclass='a b:C'", "agents.x.class", "expected 'module:Class'"),
-        ("[agents.x]\ncommand='node a.mjs'", "agents.x.command", "expected a list, not a text"),
+        ("[agents.x]\ncommand='node a.mjs'", "agents.x.command", "expected a list, not 'node a.mjs'"),
         ("[agents.x]\ncommand=[]", "agents.x.command", "length >= 1"),
         ("[agents.x]\ncommand=['a', 1]", "agents.x.command[1]", "expected a text"),
         ("[agents.x]\ncommand=['a']", "agents.x.listens", "is required with command"),
@@ -261,7 +277,7 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
         ),
         ("[agents.x]\nkind='momentum'\nweight=-1", "agents.x.weight", r">= 0.0 \(given: -1\)"),
         ("[agents.x]\nkind='momentum'\nweight=nan", "agents.x.weight", "expected a finite number"),
-        ("[agents.x]\nkind='momentum'\nvotes=1", "agents.x.votes", "expected true or false, not a whole number"),
+        ("[agents.x]\nkind='momentum'\nvotes=1", "agents.x.votes", "expected true or false, not 1"),
         ("[agents.x]\nkind='momentum'\nmemory_key='a b'", "agents.x.memory_key", "'a b': expected letters"),
         ("[agents.x]\nkind='momentum'\noptions={a=[1.0, inf]}", "agents.x.options.a[1]", "finite"),
         ("[agents.'a b']\nkind='momentum'", "agents.a b", "expected 1 to 64 letters"),
@@ -321,14 +337,48 @@ def test_a_file_that_is_missing_not_a_file_or_not_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [("{ windw = 3 }", "unknown setting 'windw'.*window"), ("{ window = 'x' }", "Expected `int`, got `str`")],
+    [
+        ("{ windw = 3 }", r"options\.windw: unknown key \(did you mean 'window'"),
+        ("{ window = 'x' }", r"options\.window: expected a whole number, not 'x'"),
+        ("{ window = 2026-01-02 }", r"options\.window: expected a whole number, not '2026-01-02'"),
+    ],
 )
 def test_an_option_that_the_class_does_not_have(tmp_path, options, problem):
     own_agent(tmp_path)
     config = written(tmp_path, f"[agents.x]\nclass = 'my_agents:Breakout'\noptions = {options}\n")
     with pytest.raises(ConfigError, match=problem) as caught:
         resolve(config)
-    assert caught.value.key == "agents.x.options"
+    assert caught.value.key.startswith("agents.x.options.wind")
+
+
+def test_options_of_a_command_and_of_a_class_without_any(tmp_path):
+    text = 'command = ["cat"]\nlistens = ["market"]\npublishes = ["signal"]\noptions = { timeout_s = 0 }'
+    with pytest.raises(ConfigError, match=r"agents\.x\.options\.timeout_s: expected a number > 0"):
+        resolve(written(tmp_path, f"[agents.x]\n{text}\n"))
+    with pytest.raises(ConfigError, match=r"agents\.x\.options\.speed: unknown key; there are none here"):
+        resolve(written(tmp_path, '[agents.x]\nkind = "coordinator"\noptions = { speed = 1 }\n'))
+
+
+def test_options_are_what_json_can_carry(tmp_path):
+    command = '[agents.x]\ncommand = ["cat"]\nlistens = ["market"]\npublishes = ["signal"]\noptions = '
+    [agent] = written(tmp_path, command + "{ since = 2026-01-02, at = [07:30:00] }").agents
+    assert agent.spec.options == {"since": "2026-01-02", "at": ["07:30:00"]}
+    with pytest.raises(ConfigError, match=r"options\.a\[0\]: expected a whole number of at most 64 bits"):
+        written(tmp_path, command + "{ a = [9223372036854775808] }")
+
+
+def test_a_byte_order_mark_is_passed_over_and_a_bottomless_file_refused(tmp_path):
+    (tmp_path / "swarm.toml").write_bytes(b"\xef\xbb\xbfswarm = 'a'\r\n")
+    assert load(None, tmp_path).swarm == "a"
+    with pytest.raises(ConfigError, match="too deep"):
+        written(tmp_path, f"x = {'[' * 5000}{']' * 5000}")
+
+
+def test_a_vote_that_nobody_would_hear(tmp_path):
+    with pytest.raises(ConfigError, match=r"agents\.feed\.votes: it publishes no sentiment and no signal"):
+        resolve(written(tmp_path, '[agents.feed]\nkind = "market-data"\nvotes = true\n'))
+    (doubt,) = doubts_about(resolve(written(tmp_path, '[agents.c]\nkind = "coordinator"\n'))[0])
+    assert "nobody votes, so every decision will be hold" in doubt
 
 
 @pytest.mark.parametrize(
