@@ -7,15 +7,12 @@ functions are pure: the same window gives the same figures. Nothing here knows o
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import talib
 from numpy.typing import NDArray
 
-from agents.agent import Agent
-from bus.errors import UsageError
-from bus.messages import MarketData, Side
+from bus.messages import Side
 
 Closes = NDArray[np.float64]
 """One-dimensional, oldest first, in the quote currency, all above 0."""
@@ -25,10 +22,6 @@ SELL_AT = 0.45
 """Probabilities of a rise from which on a strategy takes a side; the coordinator's own defaults."""
 LIKELIHOOD_RATIO = 1.75
 """How much one confirming observation multiplies the odds: chosen by us, measured on nothing (docs/formulas.md)."""
-MAX_SERIES = 32
-"""Windows that a strategy keeps; 32 of 250 closes fit into a snapshot."""
-MAX_WINDOW = 32 * 250
-"""Closes of a window: one as long as that still fits into a snapshot."""
 NOISE = 1e-9
 """Smallest move, as a fraction of the price, that counts as one; below it rounding errors of float64 would vote."""
 
@@ -126,32 +119,3 @@ def vote(p_up: float) -> tuple[Side, float]:
     if p_up <= SELL_AT:
         return "sell", 1 - p_up
     return "hold", p_up
-
-
-def push(windows: dict[str, list[float]], tick: MarketData, size: int) -> Closes:
-    """Append the price of `tick` to the window of its symbol and source, and return its last `size` closes.
-
-    Two sources of one symbol are two series: the difference between them is no move of the price. The windows used
-    longest ago go when there are more than MAX_SERIES.
-    """
-    series = f"{tick.symbol} {tick.source}"
-    window = windows.pop(series, [])
-    windows[series] = window  # the newest stands last
-    if len(windows) > MAX_SERIES:
-        del windows[next(iter(windows))]
-    window.append(tick.price)
-    del window[:-size]
-    return np.array(window, dtype=np.float64)  # TA-Lib takes no other type
-
-
-def check_window(agent: Agent, least: int) -> None:
-    """Refuse an Options.window in which `agent` could never measure anything.
-
-    Raises:
-        UsageError: it is less than `least` closes, or more than fit into a snapshot.
-    """
-    options: Any = agent.options
-    if options.window < least:
-        raise UsageError(f"agent {agent.name!r}: window: expected {least} closes or more, not {options.window}")
-    if options.window > MAX_WINDOW:
-        raise UsageError(f"agent {agent.name!r}: window: expected {MAX_WINDOW} closes at most, not {options.window}")

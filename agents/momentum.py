@@ -6,17 +6,13 @@ It owns this combination only; the indicators are agents/indicators.py's, the de
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 from agents import indicators
-from agents.agent import Agent
-from agents.indicators import LIKELIHOOD_RATIO, NOISE, logit, sigmoid, sign
-from bus.messages import MarketData, Signal
+from agents.indicators import LIKELIHOOD_RATIO, NOISE, Closes, logit, sigmoid, sign
+from agents.strategy import Strategy
 
 PRIOR_BOUND = 0.01
 """The prior stays within [0.01, 0.99]: an RSI of 0 or 100 is a strong reading, not a certainty (infinite odds)."""
-SHORTEST = max(indicators.RSI_PERIOD + 1, indicators.MACD_SLOW + indicators.MACD_SIGNAL - 1, indicators.TREND_PERIOD)
-"""Closes from which on all three indicators can be measured."""
 
 
 def probability(rsi: float, macd: float, trend: float) -> float:
@@ -30,48 +26,21 @@ def probability(rsi: float, macd: float, trend: float) -> float:
     return sigmoid(logit(prior) + votes * math.log(LIKELIHOOD_RATIO))
 
 
-class MomentumAgent(Agent):
-    """One Signal for each candle; hold at 0.5 with no indicators while the window is too short to measure them."""
+class MomentumAgent(Strategy):
+    """Goes with the move. `macd` is the histogram in the quote currency, `trend` a fraction per candle."""
 
     kind = "momentum"
-    listens = ("market",)
-    publishes = ("signal",)
     capabilities = ("momentum_strategy", "trend_detection", "signal_generation")
-    memory_key = "signal"
+    shortest = max(
+        indicators.RSI_PERIOD + 1, indicators.MACD_SLOW + indicators.MACD_SIGNAL - 1, indicators.TREND_PERIOD
+    )
 
-    @dataclass
-    class State:
-        """`closes` maps a symbol and its source to the last closes, oldest first, in the quote currency."""
-
-        closes: dict[str, list[float]] = field(default_factory=dict)
-
-    @dataclass(frozen=True)
-    class Options:
-        """`window` is how many closes are kept: from 250 on, the RSI is exact to 2e-6 (docs/formulas.md)."""
-
-        window: int = 250
-
-    state: State
-    options: Options
-
-    def setup(self) -> None:
-        """Check the window.
-
-        Raises:
-            UsageError: it is too short for the indicators.
-        """
-        indicators.check_window(self, SHORTEST)
-
-    def on_market(self, tick: MarketData) -> Signal:
-        """Vote on the round of `tick`. `macd` is the histogram in the quote currency, `trend` a fraction per candle."""
-        closes = indicators.push(self.state.closes, tick, self.options.window)
+    def measure(self, closes: Closes) -> tuple[float, dict[str, float]] | None:
         rsi, macd, trend = indicators.rsi(closes), indicators.macd_histogram(closes), indicators.trend(closes)
         if rsi is None or macd is None or trend is None:
-            return self.signal(tick, "hold", 0.5, {}, 0.5)
-        if abs(macd) <= NOISE * tick.price:
+            return None
+        if abs(macd) <= NOISE * closes[-1]:
             macd = 0.0
         if abs(trend) <= NOISE:
             trend = 0.0
-        p_up = probability(rsi, macd, trend)
-        side, strength = indicators.vote(p_up)
-        return self.signal(tick, side, strength, {"rsi": rsi, "macd": macd, "trend": trend}, p_up)
+        return probability(rsi, macd, trend), {"rsi": rsi, "macd": macd, "trend": trend}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import sqlite3
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import IO, Any, TypeVar
 import aiosqlite
 
 from bus.errors import MirrorUnusable
+from bus.locks import take_lock
 from bus.mirror_schema import (
     BUSY_TIMEOUT_S,
     INSERT_KEPT,
@@ -236,21 +236,9 @@ def _take_lock(path: Path) -> IO[str]:
     """Lock a file beside the mirror's: closing any descriptor of the file itself would drop SQLite's own locks."""
     beside = path.with_name(path.name + ".lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = beside.open("w")
+        lock = take_lock(beside, LOCK_TIMEOUT_S)
     except OSError as error:
         raise MirrorUnusable(str(path), f"{beside}: {error.strerror}; choose another place with --file") from None
-    give_up_at = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < give_up_at:
-                time.sleep(0.02)  # in a thread of its own
-                continue
-            lock.close()
-            raise MirrorUnusable(
-                str(path), "another mirror writes it; end that one, or name another file with --file"
-            ) from None
-        else:
-            return lock
+    if lock is None:
+        raise MirrorUnusable(str(path), "another mirror writes it; end that one, or name another file with --file")
+    return lock

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import os
 import secrets
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from bus.errors import BusError, UsageError
+from bus.locks import take_lock
 from bus.nats_binary import find_binary, server_version
 from bus.process import die_with_parent
 from bus.server_config import HOST, Durability, configuration
@@ -218,27 +218,17 @@ class NatsServer:
 
     def _take_lock(self) -> IO[str]:
         """Lock the store. The server inherits the lock, so that it is held as long as either of us lives."""
+        self._directory = self._directory.absolute()
         try:
-            self._directory = self._directory.absolute()
-            self._directory.mkdir(parents=True, exist_ok=True)
-            lock = (self._directory / "lock").open("w")
+            lock = take_lock(self._directory / "lock", LOCK_TIMEOUT_S)
         except OSError as error:
             raise UsageError(f"--state-dir: {self._directory}: {error.strerror}; choose another directory") from None
-        give_up_at = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < give_up_at:
-                    time.sleep(0.02)  # in a thread of its own
-                    continue
-                lock.close()
-                raise UsageError(
-                    f"{self._directory} is in use by another server; end that swarm with `signalmesh down`, "
-                    "or choose another directory with --state-dir"
-                ) from None
-            else:
-                return lock
+        if lock is None:
+            raise UsageError(
+                f"{self._directory} is in use by another server; end that swarm with `signalmesh down`, "
+                "or choose another directory with --state-dir"
+            )
+        return lock
 
     def _write_config(self) -> Path:
         for stale in self._directory.glob("*.ports"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import orjson
 import psutil
 
 from bus.errors import UsageError
+from bus.locks import take_lock
 
 DEFAULT_STATE_DIR = Path(".signalmesh")
 RECORD = "run.json"
@@ -109,17 +109,13 @@ def lock(state_dir: Path) -> IO[str]:
         UsageError: another `up` has it, or it cannot be written.
     """
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        file = (state_dir / "lock").open("w")
+        file = take_lock(state_dir / "lock")
     except OSError as error:
         raise UsageError(f"--state-dir {state_dir}: cannot be used: {error.strerror}") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+    if file is None:
         run = read_run(state_dir)
         who = f" (pid {run.pid})" if run is not None else ""
         raise UsageError(
             f"a swarm runs in {state_dir} already{who}: end it with `signalmesh down`, or use another --state-dir"
-        ) from None
+        )
     return file

@@ -1,0 +1,33 @@
+"""Locks on files: who has one is alone, until it lets go or ends, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from pathlib import Path
+from typing import IO
+
+LOOK_S = 0.02
+
+
+def take_lock(path: Path, wait_s: float = 0.0) -> IO[str] | None:
+    """The locked file `path`, held until it is closed everywhere; None if another one has it after `wait_s` seconds.
+
+    The wait blocks: call it in a thread. Directories are made as needed.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    give_up_at = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= give_up_at:
+                file.close()
+                return None
+            time.sleep(LOOK_S)
+        else:
+            return file
