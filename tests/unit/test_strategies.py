@@ -220,5 +220,5 @@ def test_symbols_do_not_mix(cls):
 @pytest.mark.parametrize(("cls", "least"), [(MomentumAgent, 50), (MeanReversionAgent, 21)])
 def test_a_window_that_measures_nothing_is_refused(cls, least):
     assert run(cls("s", {"window": least}), recorded(least + 5))[-1].indicators
-    with pytest.raises(UsageError, match=f"agent 's': window: expected {least} closes or more"):
+    with pytest.raises(UsageError, match=f"agent 's': window: expected {least} to 8000 closes"):
         cls("s", {"window": least - 1})
