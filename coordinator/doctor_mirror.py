@@ -61,7 +61,8 @@ async def check_mirror_position(bus: NatsBus, state_dir: Path) -> Finding:
         return error(check, str(problem), SET_ASIDE)
     if cursor > now:
         text = f"at {cursor}, ahead of the stream, which ends at {now}: the stream was lost and made anew"
-        return error(check, text, "keep the file: it has what the stream has lost (docs/runbooks/bus-down.md)")
+        remedy = "keep the file: it has what the stream has lost (docs/runbooks/restore-after-total-loss.md)"
+        return error(check, text, remedy)
     return ok(check, f"has the stream up to {last}, within {took_ms:.0f} ms")
 
 

@@ -158,7 +158,7 @@ def test_the_agents_are_proper_ones(tmp_path, monkeypatch):
             assert load_class(item.spec) is classes[item.spec.name]
             classes[item.spec.name](item.spec.name, item.spec.options)
     for module in ("my_agents", "my_sources"):
-        monkeypatch.delitem(sys.modules, module)
+        del sys.modules[module]  # not by monkeypatch, which would put them back
 
 
 def test_links_lead_somewhere():
