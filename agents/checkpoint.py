@@ -35,7 +35,7 @@ class Checkpoints:
     ) -> None:
         self._runtime, self._store, self._every_inputs, self._on_fenced = runtime, store, every_inputs, on_fenced
         self._wanted = asyncio.Event()
-        self._taken_at = (-1, -1, -1, -1)
+        self._taken_at = (-1, -1, -1, -1, False)
 
     def want(self) -> None:
         """Have a snapshot taken at the next opportunity."""
@@ -110,12 +110,14 @@ class Checkpoints:
             },
             skipped=sorted(sequence for sequence in intake.skipped if sequence > intake.cursor),
             last_produced=runtime.last_produced,
+            tracing={} if runtime.tracing is None else runtime.tracing.save(),
             state=orjson.Fragment(self._encode_state()),
         )
 
-    def _mark(self) -> tuple[int, int, int, int]:
-        intake = self._runtime.intake
-        return intake.cursor, intake.inputs, self._runtime.journal.outputs, intake.skips
+    def _mark(self) -> tuple[int, int, int, int, bool]:
+        intake, tracing = self._runtime.intake, self._runtime.tracing
+        owes = tracing is not None and tracing.owes
+        return intake.cursor, intake.inputs, self._runtime.journal.outputs, intake.skips, owes
 
     def _encode_state(self) -> bytes:
         """The state's JSON.

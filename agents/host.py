@@ -53,6 +53,8 @@ class SpawnOrder:
     epoch: int
     agent_id: str
     heartbeat_s: float = 0.1
+    traceparent: str = ""
+    """The span of the recovery that it is part of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +207,7 @@ class Host:
                 agent_id=order.agent_id,
                 heartbeat_s=order.heartbeat_s,
                 log_level=self._log_level,
+                traceparent=order.traceparent,
             )
             child = await self._fork_server.spawn(incarnation, self._stop.is_set)
             slot = _Slot(child, order)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from agents.agent import Agent, Outputs
 from agents.outgoing import BadOutput, Outgoing, Prepared
+from agents.tracing import AgentTracing
 from bus.bus import Stored
 from bus.errors import MeshError, MessageError, UsageError
 from bus.messages import KIND_OF, Event, Timer, decode
@@ -104,6 +105,7 @@ class Intake:
         self.fault: Fault | None = None
         self.broken_off = False
         """A handler was cancelled by the reader, which will not deliver its input again."""
+        self.tracing: AgentTracing | None = None
 
     def load(self, snapshot: Snapshot) -> None:
         """Go on after a snapshot."""
@@ -138,6 +140,8 @@ class Intake:
         elif event is None:
             self.cursor = sequence
         else:
+            if self.tracing is not None:
+                self.tracing.begin(stored, event[2])
             prepared = await self._handle(stored, *event)
             if prepared is None:
                 return
@@ -182,6 +186,8 @@ class Intake:
         why = str(error) if isinstance(error, BadOutput) else f"{handler} raised {type(error).__name__}: {error}"
         self.fault = Fault(stored.sequence, why)
         self._life.complaints.failed(self.fault, error, stored.subject)
+        if self.tracing is not None:
+            self.tracing.failed(stored, handler.partition("_")[2], why, error)
         self._life.wake()
 
     def check_hope(self, why: str) -> None:

@@ -16,6 +16,7 @@ import orjson
 import structlog
 
 from agents.outgoing import Prepared
+from agents.tracing import AgentTracing
 from bus import headers as h
 from bus.bus import Bus, Stored
 from bus.claims import fence
@@ -59,6 +60,7 @@ class Journal:
         self.newest: dict[str, bytes] = {}
         """Newest stored payload of each kind."""
         self.on_stored: Callable[[str, bytes], None] | None = None
+        self.tracing: AgentTracing | None = None
         self._stored: deque[Stored] = deque()
         self._waiters: list[tuple[int, Any]] = []
         self.reports = Reporter(bus, self._outbox, agent, self._fence)
@@ -128,6 +130,8 @@ class Journal:
     def _take(self) -> Stored:
         stored = self._stored.popleft()
         self.outputs = int(stored.headers[h.OUTPUT])
+        if self.tracing is not None:
+            self.tracing.found(stored)
         self._note(self.outputs, stored.sequence, self._subjects.parse(stored.subject).kind, stored.data)
         return stored
 
@@ -154,6 +158,8 @@ class Journal:
                 continue
             self.outputs += 1
             headers = {**numbered(self._agent, self.outputs, cause), **self._fence}
+            if self.tracing is not None and (traceparent := self.tracing.sign(output, self.outputs, cause)):
+                headers[h.TRACEPARENT] = traceparent
             self._outbox.put(Entry(output.subject, output.data, headers, self.outputs))
 
     def _diverged(self, stored: Stored, data: bytes) -> None:
@@ -205,6 +211,8 @@ class Journal:
 
     def _on_acked(self, entry: Entry) -> None:
         if entry.number is not None:
+            if self.tracing is not None:
+                self.tracing.acked(entry.number, entry.sequence)
             kind = entry.subject.split(".", 2)[1]
             self._note(entry.number, entry.sequence, kind, entry.data)
 

@@ -28,11 +28,12 @@ MAX_SHOWN = 100
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An output ready to be published: its read-side subject and its bytes."""
+    """An output ready to be published: its read-side subject, its bytes, and what these were made of."""
 
     subject: str
     data: bytes
     kind: str
+    message: Event | Alert
 
 
 class BadOutput(ValueError):
@@ -84,7 +85,7 @@ class Outgoing:
                 f"{handler} a {type(output).__name__} that nobody could read: "
                 + explain(type(output), {name: getattr(output, name) for name in output.__slots__}, error)
             ) from None
-        return Prepared(subject, data, kind)
+        return Prepared(subject, data, kind, output)
 
     def _unknown(self, output: Any, handler: str) -> BadOutput:
         return BadOutput(

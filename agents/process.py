@@ -16,6 +16,7 @@ from agents.agent import Agent, published_kinds
 from agents.duties import HEARTBEAT_S, Memory, beat, register
 from agents.runtime import Runtime
 from agents.spec import AgentSpec, load_class
+from agents.tracing import AgentTracing
 from bus import __version__
 from bus.bus import Heard
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, MeshError, UsageError
@@ -23,6 +24,7 @@ from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.reports import Reporter
 from bus.tasks import end_tasks, run_to_end
+from bus.tracing import open_tracer, read_context
 
 log = structlog.get_logger("signalmesh.agent")
 
@@ -38,6 +40,8 @@ class Incarnation:
     agent_id: str | None = None
     heartbeat_s: float = HEARTBEAT_S
     log_level: str = "info"
+    traceparent: str = ""
+    """The span of the recovery that starts it."""
 
     def to_json(self) -> bytes:
         return orjson.dumps(self)
@@ -95,6 +99,7 @@ async def _live(incarnation: Incarnation) -> int:
             epoch=incarnation.epoch,
             agent_id=incarnation.agent_id,
         )
+        runtime.tracing = tracing = _open_tracing(incarnation, runtime)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, runtime.drain)
@@ -117,9 +122,34 @@ async def _live(incarnation: Incarnation) -> int:
             raise
         finally:
             await end_tasks(tasks)
+            if tracing is not None:
+                await tracing.close()
     finally:
         await bus.close()
     return EXIT_DONE
+
+
+def _open_tracing(incarnation: Incarnation, runtime: Runtime) -> AgentTracing | None:
+    """What makes the spans of this process, if its environment asks for them."""
+    spec = incarnation.spec
+
+    def resource() -> dict[str, str | int]:
+        return {
+            "service.version": __version__,
+            "service.namespace": spec.swarm,
+            "service.instance.id": runtime.agent_id,
+            "mesh.swarm": spec.swarm,
+            "mesh.agent": spec.name,
+            "mesh.kind": runtime.agent.kind,
+            "mesh.epoch": runtime.epoch,
+            "mesh.sandbox": incarnation.sandbox,
+            "process.pid": runtime.pid,
+        }
+
+    tracer = open_tracer(os.environ, spec.name, resource)
+    if tracer is None:
+        return None
+    return AgentTracing(tracer, runtime.agent, runtime.bus.subjects, read_context(incarnation.traceparent))
 
 
 async def _alert_unusable(bus: NatsBus, incarnation: Incarnation, error: UsageError) -> None:
@@ -141,6 +171,8 @@ async def _introduce(runtime: Runtime, bus: NatsBus) -> None:
     agent = runtime.agent
 
     async def status(_: Heard) -> bytes:
+        tracing = runtime.tracing
+        spans = {} if tracing is None else {"spans_exported": tracing.exported, "spans_dropped": tracing.dropped}
         return orjson.dumps(
             {
                 "agent": runtime.name,
@@ -154,6 +186,7 @@ async def _introduce(runtime: Runtime, bus: NatsBus) -> None:
                 "skipped": runtime.intake.skips,
                 "pid": os.getpid(),
                 "sandbox": runtime.sandbox,
+                **spans,
             }
         )
 

@@ -22,6 +22,7 @@ from agents.intake import HOPELESS_SKIPS, Fault, HopelessHandler, Intake
 from agents.journal import Journal
 from agents.outgoing import BadOutput, Outgoing
 from agents.timers import Timers
+from agents.tracing import AgentTracing
 from bus import headers as h
 from bus.bus import Bus, Closable
 from bus.claims import claim, last_claim, new_agent_id
@@ -72,6 +73,7 @@ class Runtime:
         self._reader: Closable | None = None
         self.last_produced: dict[str, Any] | None = None
         self.on_stored: Callable[[str, bytes], None] | None = None
+        self.tracing: AgentTracing | None = None
         self.journal: Journal
         self.complaints: Complaints
         self.timers: Timers
@@ -96,6 +98,7 @@ class Runtime:
         structlog.contextvars.bind_contextvars(agent=self.name, epoch=self.epoch)
         self.journal = Journal(self.bus, self.name, self.epoch, self.fail)
         self.journal.on_stored = self.on_stored
+        self.journal.tracing = self.intake.tracing = self.tracing
         self.complaints = Complaints(self.name, self.journal.reports)
         self.timers = Timers(self.bus.subjects, self.name, self.journal)
         self._store = SnapshotStore(self.bus, self.name, self.epoch)
@@ -159,6 +162,8 @@ class Runtime:
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self.journal.flush()
+                if self.tracing is not None:
+                    await self.tracing.flush()
                 if not self.intake.busy:  # else the state may be half changed: the last snapshot holds
                     await self._checkpoints.save(self._checkpoints.take())
         except (TimeoutError, BusError) as error:
@@ -231,6 +236,8 @@ class Runtime:
         agent.timers_set = snapshot.timers_set
         self.intake.load(snapshot)
         self.last_produced = snapshot.last_produced
+        if self.tracing is not None:
+            self.tracing.load(snapshot.tracing)
         self.journal.begin(snapshot.outputs, snapshot.output_sequence)
 
     async def _begin(self, *, restored: bool = False) -> None:
@@ -254,6 +261,8 @@ class Runtime:
         self._cited = found.cited
         if restored:
             self._report("restored", cursor=self.intake.cursor, outputs=self.journal.outputs)
+            if self.tracing is not None:
+                self.tracing.restored(bounds.last)
         intake.reading = True
         self._reader = None
         self._check_ready()
@@ -269,6 +278,8 @@ class Runtime:
             self._introduced = True
             self.status = "live"
             self._report("ready", replayed=self.intake.replayed, outputs=self.journal.outputs)
+            if self.tracing is not None:
+                self.tracing.ready(self.intake.replayed)
         self.timers.go_live(self.agent.timers)
         self.ready.set()
 

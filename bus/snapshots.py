@@ -28,7 +28,8 @@ class Snapshot:
 
     `outputs` were published by then, the last one stored at `output_sequence`; `inputs` had been handled,
     `skips` skipped, the last `skips_in_a_row` of them without an input handled in between. `timers` are pending;
-    `skipped` are inputs beyond the cursor whose handler raised; `last_produced` is a source's position.
+    `skipped` are inputs beyond the cursor whose handler raised; `last_produced` is a source's position. `tracing` is
+    what the spans need (agents/tracing.py); nothing else depends on it.
     """
 
     version: int = VERSION
@@ -44,6 +45,7 @@ class Snapshot:
     timers: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     last_produced: dict[str, Any] | None = None
+    tracing: dict[str, Any] = field(default_factory=dict)
     state: Any = None
 
     def encode(self) -> bytes:

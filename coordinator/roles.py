@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from bus.process import MACHINE
 from bus.streams import StreamLimits, ensure_streams
 from bus.subjects import check_name
 from bus.tasks import run_to_end
+from bus.tracing import modules_to_preload
 from coordinator.config import load, resolve, with_speed
 from coordinator.settings import SwarmConfig
 
@@ -48,7 +50,13 @@ def run_sandbox(name: str, url: str, swarm: str, log_level: str, *, replica: boo
         bus = await NatsBus.connect(url, swarm, f"sandbox {name}", wait_s=None)
         try:
             host = Host(
-                bus, name, url, group=group, provider=provider, log_level=log_level, preload=("coordinator.agent",)
+                bus,
+                name,
+                url,
+                group=group,
+                provider=provider,
+                log_level=log_level,
+                preload=("coordinator.agent", *modules_to_preload(os.environ)),
             )
             on_signals(host.stop)
             await host.run()

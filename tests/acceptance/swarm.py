@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ from tests.acceptance.ear import Ear
 SIGNALMESH = Path(sys.executable).with_name("signalmesh")
 GUARD_S = 60.0
 """A wait that takes so long has failed; nothing here is expected to take a tenth of it."""
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("SIGNALMESH_")}
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("SIGNALMESH_", "OTEL_"))}
 ENVIRONMENT["PYTHONFAULTHANDLER"] = "1"
 
 AGENTS = ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator")
@@ -127,8 +127,11 @@ def describe(pid: int) -> str:
 class Swarm:
     """`signalmesh up` in `directory`, with the swarm.toml `toml`. Started by `up`, as often as one likes."""
 
-    def __init__(self, directory: Path, toml: str = "", name: str = "swarm") -> None:
+    def __init__(
+        self, directory: Path, toml: str = "", name: str = "swarm", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.directory, self.name = directory, name
+        self.environment = {**ENVIRONMENT, **(environment or {})}
         directory.mkdir(parents=True, exist_ok=True)
         if toml:
             (directory / "swarm.toml").write_text(toml)
@@ -179,7 +182,7 @@ class Swarm:
                 *(() if "--nats" in arguments else ("--port", port)),
                 *arguments,
                 cwd=self.directory,
-                env=ENVIRONMENT,
+                env=self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,

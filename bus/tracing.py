@@ -1,0 +1,250 @@
+"""Tracing: the context that travels with messages, who is sampled, spans as plain data, and what OTEL_* variables say.
+
+Nothing of OpenTelemetry is imported here. Spans are put into a queue (bus/span_queue.py), and a thread of their own
+makes OTLP of them (bus/otlp.py); without an endpoint there is no tracer at all.
+
+Whether a trace is sampled is decided once, by who publishes its first message. Ids of spans are derived from the trace
+and from the message that they tell of, so that whoever has the message knows the span: an incarnation can export again
+what its predecessor may not have exported, and it is the same span.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import structlog
+
+from bus.span_queue import SpanQueue
+
+TRACES_PER_S = 50.0
+"""Sampled traces a second where no sampler is named: all at trading rates, a bounded cost at any rate."""
+QUEUE_SPANS = 2048
+BATCH_SPANS = 512
+DELAY_S = 0.5
+"""How long a span may wait for others before it is exported; shorter than the SDK's 5 s, as a death costs less then."""
+
+Kind = Literal["internal", "producer", "consumer"]
+Value = str | int | float | bool
+Sampler = Callable[[int], bool]
+"""Called with the id of a new trace: whether it is sampled."""
+
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+
+log = structlog.get_logger("signalmesh.tracing")
+
+
+class Context(NamedTuple):
+    """A span, as W3C Trace Context names it: hexadecimal ids of 16 and 8 bytes."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool = True
+
+    @property
+    def header(self) -> str:
+        """The value of a `traceparent` header."""
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
+
+
+def read_context(header: str | None) -> Context | None:
+    """What a `traceparent` header says; None where there is none, or none that the standard allows."""
+    found = _TRACEPARENT.fullmatch(header) if header else None
+    if found is None or (found[1] == "00" and found[5]):
+        return None
+    return Context(found[2], found[3], bool(int(found[4], 16) & 1))
+
+
+def derived_id(trace_id: str, what: str) -> str:
+    """The id of the span that tells of `what` in this trace: the same for whoever computes it."""
+    return hashlib.blake2b(f"{trace_id} {what}".encode(), digest_size=8).hexdigest()
+
+
+@dataclass(slots=True, kw_only=True)
+class Span:
+    """One finished step. `parent` is a span of the same trace, empty for the first one. Times in ns since 1970.
+
+    `links` and `events` carry attributes; `error` is why it failed. `settled` is set, by the exporting thread, once it
+    is exported or given up.
+    """
+
+    name: str
+    context: Context
+    parent: str = ""
+    kind: Kind = "internal"
+    start_ns: int = 0
+    end_ns: int = 0
+    attributes: dict[str, Value] = field(default_factory=dict)
+    links: list[tuple[Context, dict[str, Value]]] = field(default_factory=list)
+    events: list[tuple[str, int, dict[str, Value]]] = field(default_factory=list)
+    error: str = ""
+    settled: bool = False
+
+
+# -- sampling
+
+
+class RateLimiter:
+    """Samples at most `rate` traces a second: a bucket of that many tokens, with one at the beginning."""
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._clock = rate, clock
+        self._tokens, self._at = min(1.0, rate), clock()
+
+    def __call__(self, _: int) -> bool:
+        at = self._clock()
+        self._tokens = min(max(1.0, self._rate), self._tokens + (at - self._at) * self._rate)
+        self._at = at
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Ratio:
+    """Samples a fraction of all traces, by their id, as OpenTelemetry's TraceIdRatioBased does."""
+
+    def __init__(self, ratio: float) -> None:
+        self._bound = round(ratio * 2**64)
+
+    def __call__(self, trace_id: int) -> bool:
+        return trace_id & (2**64 - 1) < self._bound
+
+
+def make_sampler(name: str, argument: str) -> Sampler:
+    """The sampler that OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG name.
+
+    A trace that comes from outside has been decided on there, so `parentbased_…` is no other than what it is based on.
+
+    Raises:
+        ValueError: there is none of that name, or its argument is wrong.
+    """
+    name = name.strip().lower().removeprefix("parentbased_")
+    if name in ("", "rate_limiting"):
+        rate = float(argument) if name and argument else TRACES_PER_S
+        if not 0 <= rate < float("inf"):
+            raise ValueError(f"OTEL_TRACES_SAMPLER_ARG={argument}: expected traces a second, 0 or more")
+        return RateLimiter(rate)
+    if name in ("always_on", "always_off"):
+        return Ratio(float(name == "always_on"))
+    if name == "traceidratio":
+        ratio = float(argument or 1)
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"OTEL_TRACES_SAMPLER_ARG={argument}: expected a ratio from 0 to 1")
+        return Ratio(ratio)
+    raise ValueError(
+        f"OTEL_TRACES_SAMPLER={name}: expected always_on, always_off, traceidratio, one of these with parentbased_ in "
+        "front, or rate_limiting"
+    )
+
+
+# -- settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment says about exporting. Endpoint, headers, time-out and the like the exporter reads itself."""
+
+    protocol: str = "http/protobuf"
+    sampler: str = ""
+    sampler_argument: str = ""
+    named_service: bool = False
+    """Whether OTEL_SERVICE_NAME names it."""
+    queue_spans: int = QUEUE_SPANS
+    batch_spans: int = BATCH_SPANS
+    delay_s: float = DELAY_S
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings | None:
+    """What the OTEL_* variables ask for; None: no traces."""
+
+    def of_traces(name: str) -> str:
+        return environment.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or environment.get(f"OTEL_EXPORTER_OTLP_{name}", "")
+
+    def number(name: str, default: float) -> float:
+        try:
+            value = float(environment.get(name) or default)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            log.warning("tracing_setting_ignored", variable=name, expected="a number above 0", used=default)
+            value = default
+        return value
+
+    exporters = [name.strip() for name in (environment.get("OTEL_TRACES_EXPORTER") or "otlp").split(",")]
+    if not of_traces("ENDPOINT") or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    if "otlp" not in exporters:
+        if exporters != ["none"]:
+            log.warning("tracing_off", variable="OTEL_TRACES_EXPORTER", found=exporters, expected="otlp or none")
+        return None
+    queue = int(number("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS))
+    return Settings(
+        protocol=of_traces("PROTOCOL") or "http/protobuf",
+        sampler=environment.get("OTEL_TRACES_SAMPLER", ""),
+        sampler_argument=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
+        named_service=bool(environment.get("OTEL_SERVICE_NAME")),
+        queue_spans=queue,
+        batch_spans=min(queue, int(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS))),
+        delay_s=number("OTEL_BSP_SCHEDULE_DELAY", DELAY_S * 1000) / 1000,
+    )
+
+
+def modules_to_preload(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What the processes forked by a server will need if they trace, so that they share its memory."""
+    settings = read_settings(environment)
+    if settings is None:
+        return ()
+    # gRPC is left out: a process that has it in use must not be forked
+    return ("bus.otlp", *(() if settings.protocol == "grpc" else ("opentelemetry.exporter.otlp.proto.http",)))
+
+
+# -- the tracer of a process
+
+
+class Tracer:
+    """Begins traces and takes finished spans. `resource` says who we are, when the first span is exported."""
+
+    def __init__(self, settings: Settings, resource: Callable[[], dict[str, Value]]) -> None:
+        try:
+            self._sample = make_sampler(settings.sampler, settings.sampler_argument)
+        except ValueError as error:
+            log.warning("tracing_sampler_ignored", problem=str(error), used=f"{TRACES_PER_S:g} traces a second")
+            self._sample = RateLimiter(TRACES_PER_S)
+        self.telling = not settings.sampler.strip().lower().endswith("always_off")
+        """Whether rare events that begin a trace of their own are told: all of them, unless nothing is sampled."""
+        self._random = random.Random()  # noqa: S311 - ids; of this process, not of the one that it was forked from
+        self.queue = SpanQueue(settings, resource)
+
+    def new_trace(self, what: str) -> Context:
+        """The context of a first message, whose id is `what`; sampled or not."""
+        trace_id = self._random.getrandbits(128) or 1
+        text = f"{trace_id:032x}"
+        if self._sample(trace_id):
+            return Context(text, derived_id(text, what), sampled=True)
+        return Context(text, f"{self._random.getrandbits(64) or 1:016x}", sampled=False)
+
+    def new_event(self, what: str) -> Context | None:
+        """The context of the trace of a rare event; None: it is not to be told."""
+        if not self.telling:
+            return None
+        text = f"{self._random.getrandbits(128) or 1:032x}"
+        return Context(text, derived_id(text, what))
+
+    def emit(self, span: Span) -> None:
+        """Have a finished span exported; never waits."""
+        self.queue.put(span)
+
+
+def open_tracer(environment: Mapping[str, str], service: str, resource: Callable[[], dict[str, Any]]) -> Tracer | None:
+    """The tracer of this process, if the environment asks for one; `resource` are further attributes."""
+    settings = read_settings(environment)
+    if settings is None:
+        return None
+    named = {} if settings.named_service else {"service.name": service}
+    return Tracer(settings, lambda: {**named, **resource()})

@@ -1,0 +1,186 @@
+"""A collector of traces as its exporters see it: OTLP over HTTP, or one that is ill; and what can be said of spans."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+
+GUARD_S = 60.0
+Mode = Literal["well", "hanging", "unavailable"]
+"""hanging: accepts and never answers; unavailable: answers 503 to everything."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Received:
+    """A span as it came over the wire; ids in hexadecimal, `parent` empty for a root."""
+
+    name: str
+    trace: str
+    id: str
+    parent: str
+    kind: int
+    start_ns: int
+    end_ns: int
+    attributes: dict[str, Any]
+    resource: dict[str, Any]
+    links: list[tuple[str, str, dict[str, Any]]]
+    events: list[tuple[str, dict[str, Any]]]
+    status: int
+    problem: str
+
+    @property
+    def service(self) -> str:
+        return str(self.resource["service.name"])
+
+
+def _values(pairs: Any) -> dict[str, Any]:
+    def value(pair: KeyValue) -> Any:
+        return getattr(pair.value, pair.value.WhichOneof("value") or "string_value")
+
+    return {pair.key: value(pair) for pair in pairs}
+
+
+def read_request(body: bytes) -> list[Received]:
+    """All spans of an export request."""
+    found = []
+    for of_resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+        resource = _values(of_resource.resource.attributes)
+        for scope in of_resource.scope_spans:
+            for span in scope.spans:
+                links = [(link.trace_id.hex(), link.span_id.hex(), _values(link.attributes)) for link in span.links]
+                found.append(
+                    Received(
+                        name=span.name,
+                        trace=span.trace_id.hex(),
+                        id=span.span_id.hex(),
+                        parent=span.parent_span_id.hex(),
+                        kind=span.kind,
+                        start_ns=span.start_time_unix_nano,
+                        end_ns=span.end_time_unix_nano,
+                        attributes=_values(span.attributes),
+                        resource=resource,
+                        links=links,
+                        events=[(event.name, _values(event.attributes)) for event in span.events],
+                        status=span.status.code,
+                        problem=span.status.message,
+                    )
+                )
+    return found
+
+
+class TraceCollector:
+    """Takes POST /v1/traces. `requests` counts those that came, whatever became of them."""
+
+    def __init__(self, mode: Mode = "well") -> None:
+        self.mode = mode
+        self.spans: list[Received] = []
+        self.requests = 0
+        self.headers: list[dict[str, str]] = []
+        self._more = asyncio.Event()
+        self._server: asyncio.Server
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**24)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        """As a collector that dies: its port refuses from now on."""
+        self._server.close()
+        for writer in list(self._writers):
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while await self._answer(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            with contextlib.suppress(ConnectionError):
+                writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        self.requests += 1
+        self.headers.append(headers)
+        self._more.set()
+        if self.mode == "hanging":
+            await reader.read()  # until they give up
+            return False
+        answer, status = b"", b"503 Service Unavailable"
+        if self.mode == "well":
+            assert head[0].startswith("POST /v1/traces "), head[0]
+            assert headers["content-type"] == "application/x-protobuf"
+            self.spans += read_request(body)
+            answer, status = ExportTraceServiceResponse().SerializeToString(), b"200 OK"
+            self._more.set()
+        writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(answer), answer))
+        await writer.drain()
+        return True
+
+    async def until(self, what: str, found: Callable[[], T | None]) -> T:
+        """Wait until `found` returns something true, looking after every request."""
+        try:
+            async with asyncio.timeout(GUARD_S):
+                while not (result := found()):
+                    self._more.clear()
+                    await self._more.wait()
+                return result
+        except TimeoutError:
+            kinds = Counter((span.service, span.name) for span in self.spans)
+            raise AssertionError(f"waited in vain: {what}; spans: {kinds}") from None
+
+    # -- what came
+
+    def traces(self) -> dict[str, dict[str, Received]]:
+        """Spans by trace and id. One that came twice is one span, whoever sent it last."""
+        traces: dict[str, dict[str, Received]] = {}
+        for span in self.spans:
+            traces.setdefault(span.trace, {})[span.id] = span
+        return traces
+
+    def of_round(self, number: int) -> dict[str, Received] | None:
+        """The trace of the tick `number`, if it has come."""
+        for trace in self.traces().values():
+            if any(s.attributes.get("mesh.round") == number for s in trace.values() if s.name == "send swarm.market"):
+                return trace
+        return None
+
+
+@asynccontextmanager
+async def collecting(mode: Mode = "well") -> AsyncIterator[TraceCollector]:
+    collector = TraceCollector(mode)
+    await collector.start()
+    try:
+        yield collector
+    finally:
+        await collector.stop()
+
+
+def orphans(trace: dict[str, Received]) -> list[Received]:
+    """Spans whose parent is not there."""
+    return [span for span in trace.values() if span.parent and span.parent not in trace]
+
+
+def roots(trace: dict[str, Received]) -> list[Received]:
+    return [span for span in trace.values() if not span.parent]
