@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from coordinator.figures import Spread, spread_of
+
 MISSING = "-"
-
-
-def percentile(values: Sequence[float], fraction: float) -> float:
-    """Nearest-rank percentile: the smallest value that at least `fraction` of `values` do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
     """n, p50, p90, p99 and max of `values`; only n if there are none."""
-    known = list(values)
-    if not known:
-        return {"n": 0}
-    return {
-        "n": len(known),
-        "p50": percentile(known, 0.5),
-        "p90": percentile(known, 0.9),
-        "p99": percentile(known, 0.99),
-        "max": max(known),
-    }
+    found = spread_of(values)
+    return {name: value for name in Spread.__slots__ if (value := getattr(found, name)) is not None}
 
 
 def shown(value: Any) -> str:

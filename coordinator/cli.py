@@ -76,6 +76,9 @@ def up(
         bool,
         typer.Option("--standby", help="Run a second watchdog, which takes over when the first one dies or hangs."),
     ] = False,
+    fault_proxy: Annotated[
+        bool, typer.Option("--fault-proxy", help="Agents connect through a proxy, for the network faults of `chaos`.")
+    ] = False,
     json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -104,6 +107,7 @@ def up(
         log_level=log_level,
         speed=speed,
         standby=standby,
+        fault_proxy=fault_proxy,
     )
     checked = check_agents(loaded)
     for doubt in doubts_about(checked):
@@ -246,7 +250,7 @@ def revive(
         typer.echo(f"{agent}: was {done.was}; it is started")
 
 
-for verb in (cli_mirror.history, cli_proofs.audit, cli_proofs.replay, cli_checks.doctor):
+for verb in (cli_mirror.history, cli_proofs.audit, cli_proofs.replay, cli_checks.doctor, cli_checks.chaos):
     app.command()(verb)
-for role in (cli_roles.sandbox, cli_roles.agent, cli_roles.watchdog, cli_mirror.mirror):
+for role in (cli_roles.sandbox, cli_roles.agent, cli_roles.watchdog, cli_mirror.mirror, cli_roles.proxy):
     app.command()(role)

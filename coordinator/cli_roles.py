@@ -20,18 +20,26 @@ def sandbox(
             help="One of several hosts of this sandbox, each on a machine (or in a container) of its own.",
         ),
     ] = False,
+    agents_nats: Annotated[
+        str | None,
+        typer.Option("--agents-nats", envvar="SIGNALMESH_AGENTS_NATS", help="Where its agents connect, if elsewhere."),
+    ] = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Role: the host of a sandbox; starts and ends agent processes where it runs."""
+    from bus.connection import check_url
     from bus.subjects import check_name
     from coordinator.roles import run_sandbox
 
     check_name(name, "sandbox")
     target = find_target(nats, state_dir, swarm)
-    raise typer.Exit(run_sandbox(name, role_url(nats, state_dir), target.swarm, log_level, replica=replica))
+    if agents_nats is not None:
+        check_url(agents_nats)
+    url = role_url(nats, state_dir)
+    raise typer.Exit(run_sandbox(name, url, target.swarm, log_level, replica=replica, agents_url=agents_nats))
 
 
 def agent(
@@ -65,3 +73,13 @@ def watchdog(
     raise typer.Exit(
         run_watchdog(role_url(nats, state_dir), config, swarm, speed, log_level, fresh=fresh, standby=standby)
     )
+
+
+def proxy(
+    nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, log_level: LogLevel = "info"
+) -> None:
+    """Role: a bad network on demand between agents and the bus (`up --fault-proxy`); else it only forwards."""
+    from coordinator.proxying import run_proxy
+
+    target = find_target(nats, state_dir, swarm)
+    raise typer.Exit(run_proxy(role_url(nats, state_dir), target.swarm, log_level))

@@ -41,24 +41,35 @@ def check_record(state_dir: Path) -> tuple[Run | None, Finding]:
 
 
 def check_leftovers(run: Run | None) -> Finding:
-    """Processes of an `up` that is no more, by its record."""
+    """By the record: processes that outlived their `up`, and those of a running one that ended or were stopped."""
     if run is None:
-        return unmade("orphaned processes", "there is no run record that would name them")
+        return unmade("processes", "there is no run record that would name them")
     if run.alive():
         gone = [child for child in run.children if not child.alive()]
         if gone:
             names = ", ".join(f"{child.name} (pid {child.pid})" for child in gone)
-            return warning("orphaned processes", f"ended and not yet started again: {names}", "look again in a second")
-        return ok("orphaned processes", f"none: all {len(run.children)} recorded children belong to the running `up`")
+            return warning("processes", f"ended and not yet started again: {names}", "look again in a second")
+        if stopped := [child for child in run.children if _is_stopped(child.pid)]:
+            names = ", ".join(f"{child.name} (pid {child.pid})" for child in stopped)
+            pids = " ".join(str(child.pid) for child in stopped)
+            return error("processes", f"stopped by a signal, so that nothing moves: {names}", f"kill -CONT {pids}")
+        return ok("processes", f"all {len(run.children)} recorded children belong to the running `up`")
     orphans = [child for child in run.children if child.alive()]
     if not orphans:
-        return ok("orphaned processes", f"none: all {len(run.children)} recorded children of pid {run.pid} have ended")
+        return ok("processes", f"all {len(run.children)} recorded children of pid {run.pid} have ended")
     names = ", ".join(f"{child.kind} {child.name} (pid {child.pid})" for child in orphans)
     return error(
-        "orphaned processes",
+        "processes",
         f"still running after their `up` (pid {run.pid}) has ended: {names}",
         f"kill -9 {' '.join(str(child.pid) for child in orphans)}",
     )
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
 
 
 def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:

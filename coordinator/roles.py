@@ -37,8 +37,13 @@ def limits_of(config: SwarmConfig) -> StreamLimits:
     return StreamLimits(max_age_s=config.stream.max_age_s, max_bytes=config.stream.max_bytes)
 
 
-def run_sandbox(name: str, url: str, swarm: str, log_level: str, *, replica: bool = False) -> int:
-    """Serve sandbox `name` until told to end; as a `replica`, together with others, under a name of its own."""
+def run_sandbox(
+    name: str, url: str, swarm: str, log_level: str, *, replica: bool = False, agents_url: str | None = None
+) -> int:
+    """Serve sandbox `name` until told to end; as a `replica`, together with others, under a name of its own.
+
+    Its agents connect to `agents_url`, by default to the same server.
+    """
     from agents.host import Host
 
     set_up_logs(log_level)
@@ -52,7 +57,7 @@ def run_sandbox(name: str, url: str, swarm: str, log_level: str, *, replica: boo
             host = Host(
                 bus,
                 name,
-                url,
+                agents_url or url,
                 group=group,
                 provider=provider,
                 log_level=log_level,

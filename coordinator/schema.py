@@ -17,6 +17,7 @@ import orjson
 
 from bus.messages import KINDS
 from coordinator.audit_report import Audit
+from coordinator.chaos_report import Chaos
 from coordinator.findings import Diagnosis
 from coordinator.gather import Status
 from coordinator.health import Health
@@ -33,6 +34,7 @@ SCHEMA_DIR = Path(__file__).resolve().parents[1] / "docs" / "schema"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 OUTPUTS: dict[str, type] = {
     "audit": Audit,
+    "chaos": Chaos,
     "doctor": Diagnosis,
     "down": Ended,
     "health": Health,

@@ -12,10 +12,11 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +38,7 @@ from bus.tasks import end_tasks
 from coordinator.hung import find_hung
 from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
+from coordinator.proxying import LISTENER_VARIABLE, open_proxy_port
 from coordinator.roles import limits_of, on_signals
 from coordinator.rundir import Recorded, lock, remove_run, write_run
 from coordinator.settings import SwarmConfig
@@ -45,7 +47,7 @@ NAME = "up"
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 STEADY_S = 10.0
 """A child that was up for so long is forgiven its earlier deaths."""
-STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "mirror": 10.0}
+STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "proxy": 2.0, "mirror": 10.0}
 """From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
@@ -65,10 +67,11 @@ class UpOptions:
     log_level: str
     speed: float | None = None
     standby: bool = False
+    fault_proxy: bool = False
 
 
 class Role:
-    """One direct child, kept alive, of `kind` watchdog, sandbox or mirror; its log is `state_dir/logs/{name}.log`."""
+    """One direct child, kept alive: watchdog, sandbox, mirror or proxy; its log is `state_dir/logs/{name}.log`."""
 
     def __init__(
         self,
@@ -80,11 +83,14 @@ class Role:
         *,
         first: tuple[str, ...] = (),
         again: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         """`first` are further arguments for its first start, `again` for every later one."""
         self.kind, self.name = kind, name
         self._arguments, self._extra, self._again = arguments, first, again
-        self._environment = {**os.environ, URL_VARIABLE: url}
+        self._pass_fds = pass_fds
+        self._environment = {**os.environ, URL_VARIABLE: url, **(environment or {})}
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
         self.started_at = 0.0
@@ -110,6 +116,7 @@ class Role:
                 stderr=output,
                 env=self._environment,
                 start_new_session=True,
+                pass_fds=self._pass_fds,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
         self._extra = self._again
@@ -169,6 +176,7 @@ class Up:
         self.config, self._options = config, options
         self._server: NatsServer | None = None
         self._lock: IO[str] | None = None
+        self._proxy_socket: socket.socket | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self.roles: list[Role] = []
         self.url = ""
@@ -210,7 +218,7 @@ class Up:
             self._reports.alert("warning", "mirror_told", self._told)
         if self._server is None and self.config.stream.durability != "process":
             self._tell_foreign_durability()
-        self._make_roles(logs, mirrored=mirrored)
+        self._list_roles(logs, mirrored=mirrored)
         for role in self.roles:
             await role.start()
             self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
@@ -221,13 +229,39 @@ class Up:
         for role in self.roles:
             role.on_start = self._record
 
-    def _make_roles(self, logs: Path, *, mirrored: bool) -> None:
+    async def _put_back(self, file: Path) -> bool:
+        """Have what the bus has lost put back from the mirror's file; whether a mirror can be started on it."""
+        told, usable = await put_back(self.bus, file, limits_of(self.config), NAME)
+        if told:
+            log.warning("mirror_told", text=told)
+            print(f"signalmesh: {harmless(told)}", file=sys.stderr)
+            self._told = told
+        return usable
+
+    def _list_roles(self, logs: Path, *, mirrored: bool) -> None:
+        """Everybody who is to run, in the order of starting."""
         options = self._options
         common = ["--swarm", self.config.swarm, "--log-level", options.log_level]
         config_file = [] if options.config_file is None else ["--config", str(options.config_file)]
+        through: dict[str, str] = {}
+        if options.fault_proxy:
+            self._proxy_socket, through = open_proxy_port(self.url)
+            number = self._proxy_socket.fileno()
+            self.roles.append(
+                Role(
+                    "proxy",
+                    "proxy",
+                    ["proxy", *common],
+                    self.url,
+                    logs / "proxy.log",
+                    environment={LISTENER_VARIABLE: str(number)},
+                    pass_fds=(number,),
+                )
+            )
         for sandbox in self.config.sandboxes:
             arguments = ["sandbox", sandbox.name, *common]
-            self.roles.append(Role("sandbox", sandbox.name, arguments, self.url, logs / f"{sandbox.name}.log"))
+            log_file = logs / f"{sandbox.name}.log"
+            self.roles.append(Role("sandbox", sandbox.name, arguments, self.url, log_file, environment=through))
         speed = [] if options.speed is None else ["--speed", str(options.speed)]
         watchdog = ["watchdog", *config_file, *speed, *common]
         # Of two watchdogs the one that is restarted lets the other lead, which is awake and has listened all the time.
@@ -239,15 +273,6 @@ class Up:
         if mirrored:
             mirror = ["mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common]
             self.roles.append(Role("mirror", "mirror", mirror, self.url, logs / "mirror.log"))
-
-    async def _put_back(self, file: Path) -> bool:
-        """Have what the bus has lost put back from the mirror's file; whether a mirror can be started on it."""
-        told, usable = await put_back(self.bus, file, limits_of(self.config), NAME)
-        if told:
-            log.warning("mirror_told", text=told)
-            print(f"signalmesh: {harmless(told)}", file=sys.stderr)
-            self._told = told
-        return usable
 
     def _record(self) -> None:
         """Write down who runs now; short enough to be done at once, so that no older record can overtake a newer."""
@@ -316,7 +341,7 @@ class Up:
 
     async def stop(self) -> None:
         """End everything in reverse order: watchdog, hosts (their agents drain), mirror (it reads the rest), server."""
-        for kind in ("watchdog", "sandbox", "mirror"):
+        for kind in ("watchdog", "sandbox", "proxy", "mirror"):
             if kind == "mirror" and hasattr(self, "_outbox"):  # it has the last word in its file
                 with contextlib.suppress(TimeoutError, BusError):
                     async with asyncio.timeout(1.0):
@@ -330,6 +355,8 @@ class Up:
         if self._server is not None:
             await self._server.stop()
         await end_tasks(self._tasks)
+        if self._proxy_socket is not None:
+            self._proxy_socket.close()
         if self._lock is not None:
             await asyncio.to_thread(remove_run, self._options.state_dir)
             self._lock.close()

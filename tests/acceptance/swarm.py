@@ -71,7 +71,7 @@ class Finished:
         return json.loads(self.out)
 
 
-async def run_verb(directory: Path, *arguments: str) -> Finished:
+async def run_verb(directory: Path, *arguments: str, guard_s: float = GUARD_S) -> Finished:
     """Run `signalmesh ARGUMENTS` in `directory` to its end; never a traceback."""
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH),
@@ -84,7 +84,7 @@ async def run_verb(directory: Path, *arguments: str) -> Finished:
         preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
     communicating = asyncio.create_task(process.communicate())
-    await asyncio.wait({communicating}, timeout=GUARD_S)
+    await asyncio.wait({communicating}, timeout=guard_s)
     if not communicating.done():
         process.send_signal(signal.SIGABRT)  # faulthandler has it say where it stands
     out, err = await communicating
@@ -218,8 +218,8 @@ class Swarm:
         self._ears.append(ear)
         return ear
 
-    async def verb(self, *arguments: str) -> Finished:
-        return await run_verb(self.directory, *arguments)
+    async def verb(self, *arguments: str, guard_s: float = GUARD_S) -> Finished:
+        return await run_verb(self.directory, *arguments, guard_s=guard_s)
 
     # -- its processes
 

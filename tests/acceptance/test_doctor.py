@@ -42,7 +42,8 @@ async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
         server = children["nats-server"]["pid"]
         swarm.send(server, signal.SIGSTOP)
         found = await looked_over(swarm, 1)
-        assert not_ok(found) == {"port": "error", "bus": "error"}
+        assert not_ok(found) == {"processes": "error", "port": "error", "bus": "error"}
+        assert found["by"]["processes"]["remedy"] == f"kill -CONT {server}"
         swarm.send(server, signal.SIGCONT)
         host = children["sandbox"]["pid"]
         ends = await Ends.of(host, server)
@@ -51,7 +52,7 @@ async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
         await ends.all()
         await ear.more_beats(2, *AGENTS, *SANDBOXES)
         found = await looked_over(swarm, 0)
-        assert f"{len(swarm.record['children'])} recorded children" in found["by"]["orphaned processes"]["text"]
+        assert f"{len(swarm.record['children'])} recorded children" in found["by"]["processes"]["text"]
         assert not {host, server} & {child["pid"] for child in swarm.record["children"]}
 
         await swarm.end(signal.SIGKILL)

@@ -31,6 +31,7 @@ from agents.spec import AgentSpec
 from bus import headers as h
 from bus.bus import Heard
 from bus.errors import EXIT_USAGE, MeshError, UsageError
+from bus.fault_proxy import Proxy
 from bus.memory_bus import MemoryBus, MemoryServer
 from bus.messages import MarketData, Signal, decode, encode
 from bus.process import wait_pid_exit
@@ -38,7 +39,6 @@ from bus.server import NatsServer
 from bus.subjects import Subjects
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections
-from tests.support.proxy import Proxy
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 NODE_EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "node-agent"

@@ -16,11 +16,11 @@ import pytest
 from bus.bus import Heard
 from bus.connection import _Client, check_url, shown_url
 from bus.errors import BusTimeout, BusUnreachable, Disconnected, UsageError
+from bus.fault_proxy import DOWN, Proxy
 from bus.nats_bus import NatsBus
 from bus.streams import check_server, ensure_streams
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, plain_server, supervised_server
-from tests.support.proxy import DOWN, Proxy
 
 MARKET = "swarm.market.A.feed"
 SECRET = "pa55word"

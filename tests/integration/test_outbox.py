@@ -16,12 +16,12 @@ from bus import outbox as outbox_module
 from bus.bus import Ack, Bus, Done, Headers, Heard, Stored
 from bus.claims import claim, fence
 from bus.errors import BusError, Disconnected, Fenced, MeshError, Refused
+from bus.fault_proxy import DOWN, UP, Proxy
 from bus.memory_bus import MemoryBus, MemoryServer
 from bus.nats_bus import NatsBus
 from bus.outbox import Entry, Outbox
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, supervised_server
-from tests.support.proxy import DOWN, UP, Proxy
 
 WRITER = "feed"
 MARKET = f"swarm.market.A.{WRITER}"

@@ -42,6 +42,8 @@ from coordinator.audit_report import (
     SnapshotAudit,
     StreamAudit,
 )
+from coordinator.chaos_report import Chaos, FaultKind, FaultSeen, HeardDecisions, Proof
+from coordinator.figures import spread_of
 from coordinator.findings import Diagnosis, Finding
 from coordinator.gather import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
 from coordinator.health import Health
@@ -160,6 +162,24 @@ PRINTED: dict[str, Any] = {
             )
         ],
         notes=["n"],
+    ),
+    "chaos": Chaos(
+        ok=False, swarm="swarm", seed=7, for_s=20.0, lasted_s=21.5,
+        faults=[
+            FaultSeen(
+                number=1, kind="reset", targets=["everybody"], at_s=0.3, hold_s=0.0, overlapping=False,
+                outcome="recovered", recovered_ms=215.0,
+            )
+        ],
+        kinds=[
+            FaultKind(
+                kind="reset", overlapping=False, count=1, recovered=1, not_applicable=0, detected_ms=spread_of([]),
+                recovered_ms=spread_of([215.0]),
+            )
+        ],
+        decisions=HeardDecisions(heard=3, stored=3),
+        proofs=[Proof(name="audit", ok=True, text="3 messages"), Proof(name="replay", ok=None, text="not run")],
+        problems=["something"],
     ),
     "doctor": Diagnosis(
         ok=False, swarm="swarm", nats="nats://127.0.0.1:4222", state_dir=".signalmesh", running=False,

@@ -1,0 +1,166 @@
+"""A TCP proxy in front of a NATS server that cuts, holds, delays and swallows what passes: faults of a network between
+two live processes, on demand. Without a demand it only forwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import Collection
+from typing import Self
+from urllib.parse import urlsplit
+
+import orjson
+
+__all__ = ["DOWN", "UP", "Proxy"]
+
+UP = "up"
+"""From client to server."""
+DOWN = "down"
+"""From server to client."""
+_CONNECT = re.compile(rb"CONNECT (\{.*?\})\r\n", re.DOTALL)
+EVERYBODY: Collection[str] = ()
+
+
+class _Link:
+    """One client's connection and its counterpart to the server. `name` is what the client calls itself."""
+
+    def __init__(self, writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
+        self.writers = writers
+        self.name = ""
+        self.swallowed: set[str] = set()
+
+    def hear(self, data: bytes) -> None:
+        """Look for the client's introduction in what it sends."""
+        if not self.name and (match := _CONNECT.search(data)):
+            with contextlib.suppress(ValueError, AttributeError):
+                self.name = str(orjson.loads(match[1]).get("name") or "")
+
+
+class Proxy:
+    """Forwards `url` to the server at `target`. `hold` stops a direction, `swallow` loses it, `cut` resets.
+
+    What takes `names` means the connections of clients that call themselves so, by default everybody's.
+    """
+
+    def __init__(self, target: str, listener: socket.socket | None = None) -> None:
+        """Prepare it; nothing is opened before it is entered. `listener` is a listening socket to accept from."""
+        parts = urlsplit(target)
+        self._host, self._port = parts.hostname or "", parts.port or 4222
+        self._listener = listener
+        self._server: asyncio.Server | None = None
+        self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = {UP: asyncio.Event(), DOWN: asyncio.Event()}
+        for event in self._open.values():
+            event.set()
+        self._delays: dict[str, float] = {}
+        self._delay_of_all = 0.0
+        self.accepted = 0
+        self.bytes_seen = {UP: 0, DOWN: 0}
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    @property
+    def names(self) -> list[str]:
+        """Whose connections are open now."""
+        return sorted(link.name for link in self._links)
+
+    async def __aenter__(self) -> Self:
+        if self._listener is not None:
+            self._server = await asyncio.start_server(self._accept, sock=self._listener)
+        else:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _of(self, names: Collection[str]) -> list[_Link]:
+        return [link for link in self._links if not names or link.name in names]
+
+    def cut(self, names: Collection[str] = EVERYBODY) -> int:
+        """Reset the connections that are open now; how many."""
+        links = self._of(names)
+        for link in links:
+            for writer in link.writers:
+                writer.transport.abort()
+        return len(links)
+
+    def hold(self, direction: str) -> None:
+        """Let nothing pass in `direction` until `release`."""
+        self._open[direction].clear()
+
+    def release(self, direction: str) -> None:
+        self._open[direction].set()
+
+    def delay(self, seconds: float, names: Collection[str] = EVERYBODY) -> int:
+        """Let what passes wait, in both directions, on connections open now and later; 0 ends it. How many are open.
+
+        What arrives while an earlier piece waits goes on with the next one: it takes up to twice as long.
+        """
+        if names:
+            self._delays.update(dict.fromkeys(names, seconds))
+        else:
+            self._delay_of_all = seconds
+        return len(self._of(names))
+
+    def swallow(self, *directions: str, names: Collection[str] = EVERYBODY) -> int:
+        """Lose everything that passes on the connections that are open now: a black hole. New ones are not affected.
+
+        Returns how many they are.
+        """
+        links = self._of(names)
+        for link in links:
+            link.swallowed.update(directions)
+        return len(links)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self.accepted += 1
+        link = _Link((writer, up_writer))
+        self._links.add(link)
+        pumps = [
+            asyncio.create_task(self._pump(link, UP, reader, up_writer), name="proxy-up"),
+            asyncio.create_task(self._pump(link, DOWN, up_reader, writer), name="proxy-down"),
+        ]
+        self._tasks.update(pumps)
+        for pump in pumps:
+            pump.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            self._links.discard(link)
+            for end in link.writers:
+                end.transport.abort()
+
+    async def _pump(
+        self, link: _Link, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                self.bytes_seen[direction] += len(data)
+                if direction == UP:
+                    link.hear(data)
+                if delay_s := self._delays.get(link.name, 0.0) or self._delay_of_all:
+                    await asyncio.sleep(delay_s)
+                await self._open[direction].wait()
+                if direction not in link.swallowed:
+                    writer.write(data)
+                    await writer.drain()
