@@ -1,4 +1,4 @@
-# signalmesh: make setup | up | check | test | test-slow | test-docker | lint | types | bench | schema | lock | clean
+# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | bench | schema | lock | clean
 #   make up ARGS="--port 0"        arguments for the verb
 #   make test ARGS="-k outbox"     arguments for pytest
 #   make setup VENV=dir            another environment than .venv (a directory; it is made)
@@ -15,7 +15,7 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 	--no-header --no-annotate --no-config --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test test-slow test-docker lint types check bench schema lock clean
+.PHONY: help setup up test test-slow test-matrix test-docker lint types check bench schema lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
@@ -66,12 +66,16 @@ up: setup
 	@exec $(BIN)/signalmesh up $(ARGS)
 
 test: setup
-	$(PYTEST) -m "not slow and not docker" $(ARGS)
+	$(PYTEST) -m "not slow and not docker and not matrix" $(ARGS)
 
 # Looks first whether there are any: pytest's closing lines with no test in them would read as a run of nothing.
 test-slow: setup
-	@status=0; $(PYTEST) --collect-only --quiet -m slow $(ARGS) >/dev/null 2>&1 || status=$$?; \
-	if [ $$status -eq 5 ]; then echo "no test is marked slow"; else $(PYTEST) -m slow $(ARGS); fi
+	@status=0; $(PYTEST) --collect-only --quiet -m "slow and not matrix" $(ARGS) >/dev/null 2>&1 || status=$$?; \
+	if [ $$status -eq 5 ]; then echo "no test is marked slow"; else $(PYTEST) -m "slow and not matrix" $(ARGS); fi
+
+# Every fault of docs/fault-matrix.md, one at a time. One of them: make test-matrix ARGS='-k "stop and host and load"'
+test-matrix: setup
+	$(PYTEST) -m matrix $(ARGS)
 
 # docker compose up, for real: needs a Docker engine with Compose v2, and root.
 test-docker: setup

@@ -212,9 +212,9 @@ class Swarm:
         """What `up` wrote to its standard error, of all its runs."""
         return (self.directory / "up.err").read_text()
 
-    async def listen(self, subject: str = "") -> Ear:
+    async def listen(self, subject: str = "", url: str = "") -> Ear:
         """A plain NATS client that hears everything of this swarm (or `subject`) from now on."""
-        ear = await Ear.open(self.url, subject or f"{self.name}.>", self.name)
+        ear = await Ear.open(url or self.url, subject or f"{self.name}.>", self.name)
         self._ears.append(ear)
         return ear
 

@@ -1,0 +1,109 @@
+"""What must hold after any fault, and how a case sees it: on the bus, in the stream, and by the swarm's own verbs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from tests.acceptance.ear import Ear, Said, read_stream
+from tests.acceptance.exact import MANY_ROUNDS as ROUNDS
+from tests.acceptance.exact import Content, assert_each_round_once, assert_list, assert_numbered, content_of, exact_toml
+from tests.acceptance.swarm import AGENTS, Swarm
+
+HISTORY = 250
+"""Candles that the source gives without a pause."""
+SPEEDS = {"idle": 2, "load": 50}
+"""Candles a second after these, by the name of the load."""
+COMPUTING_S = 180.0
+"""Guard of a verb that computes the whole run anew."""
+MORE = {"idle": 3, "load": 100}
+"""Decisions that must follow a fault until it counts as overcome."""
+
+
+def matrix_toml(load: str = "load", *, top: str = "", watchdog: str = "") -> str:
+    """A swarm whose every byte is known, and whose source goes on for longer than a case takes."""
+    return exact_toml(SPEEDS[load], ROUNDS, top=top, watchdog=watchdog)
+
+
+@dataclass(frozen=True)
+class Before:
+    """The epochs in force before a fault."""
+
+    epochs: dict[str, int]
+
+    @classmethod
+    async def of(cls, ear: Ear, load: str = "load") -> Before:
+        """Once everybody is live, and the source has begun to pace itself."""
+        await ear.decided(HISTORY + MORE[load])
+        await ear.live(*AGENTS)
+        return cls(dict(ear.claims))
+
+    def risen(self, messages: list[Said]) -> set[str]:
+        """Who was claimed again since."""
+        newest = {said.writer: said.sequence for said in messages if said.kind == "epoch"}
+        return {name for name, epoch in newest.items() if epoch > self.epochs.get(name, 0)}
+
+
+async def prove(
+    swarm: Swarm,
+    ear: Ear,
+    undisturbed: Content,
+    before: Before,
+    risen: Collection[str],
+    *,
+    load: str = "load",
+    heard: bool = True,
+    replay: bool | None = None,
+) -> list[Said]:
+    """The swarm goes on and nothing of the fault can be seen in what it stores; returns that.
+
+    `risen` are those whose epochs must have risen, and nobody else's. Without `heard` the core subscriber may have
+    missed something, where the headers show it. `replay`: whether the stored run is also computed anew (by default
+    under load only, as it takes some seconds).
+    """
+    await ear.more_decisions(MORE[load], last=ROUNDS)
+    await ear.live(*AGENTS)
+    audit = await swarm.verb("audit", "--json")
+    assert (audit.code, audit.json["problems"]) == (0, []), audit.out + audit.err
+    assert audit.json["mirror"]["missing"] == audit.json["mirror"]["differing"] == audit.json["mirror"]["damaged"] == 0
+    if replay or (replay is None and load == "load"):
+        replayed = await swarm.verb("replay", "--json", guard_s=COMPUTING_S)
+        assert (replayed.code, replayed.json["differences"]) == (0, []), replayed.out + replayed.err
+    stored = await read_stream(swarm.url, swarm.name)
+    assert_numbered(stored)
+    assert_so_far(content_of(stored), undisturbed)
+    decisions = [said.json for said in stored if said.kind == "decision"]
+    assert_each_round_once(decisions)
+    assert_heard(ear, stored, everything=heard)
+    assert before.risen(stored) == set(risen)
+    return stored
+
+
+def assert_so_far(stored: Content, undisturbed: Content) -> None:
+    """Byte for byte what an undisturbed run stores, as far as this one has come."""
+    assert set(stored) <= set(undisturbed), "subjects that an undisturbed run does not have"
+    for subject, ours in stored.items():
+        assert_list(subject, ours, undisturbed[subject][: len(ours)])
+
+
+def assert_heard(ear: Ear, stored: list[Said], *, everything: bool) -> None:
+    """A core subscriber heard what is stored, in order, each once; what it missed shows in Nats-Last-Sequence."""
+    heard = [said for said in ear.said if said.sequence]
+    sequences = [said.sequence for said in heard]
+    assert all(ours < later for ours, later in itertools.pairwise(sequences)), "heard out of order"
+    known = {said.sequence: said for said in stored}
+    previous: dict[int, int] = {}
+    last: dict[str, int] = {}
+    for said in stored:
+        previous[said.sequence] = last.get(said.subject, 0)
+        last[said.subject] = said.sequence
+    for said in heard:
+        if said.sequence in known:  # else it was stored after the stream was read
+            assert (said.subject, said.data) == (known[said.sequence].subject, known[said.sequence].data)
+            assert int(said.headers["Nats-Last-Sequence"]) == previous[said.sequence], said
+    if everything:
+        assert_each_round_once(ear.decisions)
+        first = sequences[0]
+        missed = {said.sequence for said in stored if first <= said.sequence <= sequences[-1]} - set(sequences)
+        assert not missed, [known[sequence] for sequence in sorted(missed)][:5]
