@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +57,12 @@ class Checkpoints:
                     await self._wanted.wait()
             if self._mark() == self._taken_at or not runtime.between_inputs:
                 continue
+            began = time.monotonic()
             snapshot = self.take()
             try:
                 await runtime.journal.stored_up_to(snapshot.outputs)
                 await self.save(snapshot)
+                runtime.snapshot_ms = round((time.monotonic() - began) * 1000, 2)
             except Fenced as error:
                 self._on_fenced(error)
                 return

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
+import psutil
 import structlog
 
 from agents.agent import Agent
@@ -21,7 +23,27 @@ MEMORY_S = 0.1
 STALL_S = 1.0
 """After a pause of this length between two beats (a stopped process) the claim is looked at before going on."""
 
+USAGE_S = 1.0
+"""What the process uses is looked at no more often than this: a look costs as much as a heartbeat."""
+MEBIBYTE = 1 << 20
+
 log = structlog.get_logger("signalmesh.agent")
+
+
+class Usage:
+    """Memory and processor time of this process (its children's are not counted), as of the last second."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._looked_at = -USAGE_S
+        self.rss_mb = self.cpu_s = 0.0
+
+    def look(self) -> None:
+        """Renew the figures, if they are older than USAGE_S."""
+        if time.monotonic() - self._looked_at >= USAGE_S:
+            self._looked_at = time.monotonic()
+            self.rss_mb = round(self._process.memory_info().rss / MEBIBYTE, 1)
+            self.cpu_s = round(time.process_time(), 2)
 
 
 async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
@@ -29,11 +51,13 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
     subject = runtime.bus.subjects.heartbeat(runtime.name)
     loop = asyncio.get_running_loop()
     intake = runtime.intake
+    usage = Usage()
     sequence = 0
     due = loop.time()
     while True:
         sequence += 1
         journal = getattr(runtime, "journal", None)
+        usage.look()
         heartbeat = Heartbeat(
             agent=runtime.name,
             agent_id=runtime.agent_id,
@@ -50,6 +74,9 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
             poison=intake.poison,
             skipped=intake.skips,
             machine=MACHINE,
+            snapshot_ms=runtime.snapshot_ms,
+            rss_mb=usage.rss_mb,
+            cpu_s=usage.cpu_s,
         )
         with contextlib.suppress(BusError):
             await runtime.bus.tell(subject, encode(heartbeat))

@@ -72,6 +72,8 @@ class Runtime:
         self._draining = False
         self._reader: Closable | None = None
         self.last_produced: dict[str, Any] | None = None
+        self.snapshot_ms: float | None = None
+        """What the newest snapshot took, from being taken to being stored."""
         self.on_stored: Callable[[str, bytes], None] | None = None
         self.tracing: AgentTracing | None = None
         self.journal: Journal

@@ -211,7 +211,8 @@ class Heartbeat:
     watchdog's `epoch` is its term, and its `phases` say of each agent that does not run why: waiting, restarting,
     backoff, quarantined, drained, or external (somebody else runs it). `machine` is the name of the machine (or
     container) that the process runs on. The mirror's `lag` are rows that its `file` does not hold yet, the oldest of
-    them read `behind_ms` ago at most.
+    them read `behind_ms` ago at most. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's, `snapshot_ms`
+    is what its newest snapshot took from being taken to being stored.
     """
 
     agent: str
@@ -228,7 +229,7 @@ class Heartbeat:
     outputs: int = 0
     poison: int = 0
     skipped: int = 0
-    role: Literal["agent", "sandbox", "watchdog", "mirror"] = "agent"
+    role: Literal["agent", "sandbox", "watchdog", "mirror", "metrics"] = "agent"
     provider: str | None = None
     uptime_s: float | None = None
     inventory: tuple[Child, ...] | None = None
@@ -237,6 +238,9 @@ class Heartbeat:
     machine: str | None = None
     file: str | None = None
     behind_ms: int | None = None
+    snapshot_ms: float | None = None
+    rss_mb: float | None = None
+    cpu_s: float | None = None
 
 
 Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | Config

@@ -24,8 +24,8 @@ STANDBY = "standby"
 BY_HAND = "by-hand"
 """The sandbox that an agent reports which no host runs."""
 RESERVED_NAMES = frozenset(
-    {"swarm", WATCHDOG, STANDBY, "mirror", "dashboard", "up", "in", "all", "info", "warning", "critical", *KEPT_KINDS}
-    | {BY_HAND}
+    {"swarm", WATCHDOG, STANDBY, "mirror", "metrics", "dashboard", "up", "in", "all", "info", "warning", "critical"}
+    | {BY_HAND, *KEPT_KINDS}
 )
 """Names that no agent and no sandbox may have: they stand in the agent's place of some subject."""
 

@@ -10,7 +10,7 @@ import typer
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.plain import harmless
 from bus.tasks import run_to_end
-from coordinator import cli_checks, cli_mirror, cli_proofs, cli_roles
+from coordinator import cli_checks, cli_metrics, cli_mirror, cli_proofs, cli_roles
 from coordinator.options import (
     STATE_DIR,
     BeatingRole,
@@ -252,5 +252,12 @@ def revive(
 
 for verb in (cli_mirror.history, cli_proofs.audit, cli_proofs.replay, cli_checks.doctor, cli_checks.chaos):
     app.command()(verb)
-for role in (cli_roles.sandbox, cli_roles.agent, cli_roles.watchdog, cli_mirror.mirror, cli_roles.proxy):
+for role in (
+    cli_roles.sandbox,
+    cli_roles.agent,
+    cli_roles.watchdog,
+    cli_mirror.mirror,
+    cli_roles.proxy,
+    cli_metrics.metrics,
+):
     app.command()(role)

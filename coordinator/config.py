@@ -33,9 +33,11 @@ from coordinator.config_agents import (
     sandbox_spec,
 )
 from coordinator.config_tables import convert
+from coordinator.listening import Address
 from coordinator.settings import (
     AgentSettings,
     CoordinatorSettings,
+    MetricsSettings,
     MirrorSettings,
     SandboxSpec,
     StreamSettings,
@@ -78,6 +80,7 @@ class _TopLevel:
     stream: dict[str, Any] = field(default_factory=dict)
     watchdog: dict[str, Any] = field(default_factory=dict)
     mirror: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 DEFAULT_SANDBOXES: dict[str, dict[str, Any]] = {
@@ -167,6 +170,7 @@ def parse(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
         stream=convert(top.stream, StreamSettings, file, "stream"),
         watchdog=convert(top.watchdog, WatchdogSettings, file, "watchdog"),
         mirror=convert(top.mirror, MirrorSettings, file, "mirror"),
+        metrics=convert(top.metrics, MetricsSettings, file, "metrics"),
     )
     _check_relations(config)
     return config
@@ -270,7 +274,12 @@ def to_config_message(
 
 
 def _check_relations(config: SwarmConfig) -> None:
-    """What must hold between two settings."""
+    """What must hold between two settings, and what a type does not say."""
+    if config.metrics.listen:
+        try:
+            Address.parse(config.metrics.listen, "")
+        except UsageError as error:
+            raise ConfigError(config.file, "metrics.listen", str(error).strip()) from None
     decides, watches = config.coordinator, config.watchdog
     if decides.sell_at > decides.buy_at:
         raise ConfigError(

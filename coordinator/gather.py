@@ -157,7 +157,7 @@ class Listener:
             self.hosts[beat.agent] = entry
         elif beat.role == "mirror":
             self.mirror = beat
-        else:
+        elif beat.role == "agent":
             known = self.agents.get(beat.agent)
             if known is None or beat.epoch >= known[1].epoch:
                 self.agents[beat.agent] = entry

@@ -38,7 +38,7 @@ ConfigFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Level = Literal["debug", "info", "warning", "error"]
 LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]
-BeatingRole = Literal["any", "sandbox", "watchdog", "mirror", "agent"]
+BeatingRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "agent"]
 STATE_DIR = Path(".signalmesh")
 T = TypeVar("T")
 

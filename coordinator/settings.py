@@ -15,6 +15,7 @@ from coordinator.config_tables import similar
 __all__ = [
     "AgentSettings",
     "CoordinatorSettings",
+    "MetricsSettings",
     "MirrorSettings",
     "SandboxSpec",
     "StreamSettings",
@@ -106,6 +107,13 @@ class MirrorSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """Where `up` has figures served, HOST:PORT; "": nowhere."""
+
+    listen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmConfig:
     """A whole swarm. `file` is swarm.toml's path, or BUILT_IN."""
 
@@ -118,6 +126,7 @@ class SwarmConfig:
     stream: StreamSettings = field(default_factory=StreamSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def agent(self, name: str) -> AgentSettings:
         """The agent of this name.

@@ -36,6 +36,7 @@ from bus.streams import ensure_streams
 from bus.subjects import STANDBY, WATCHDOG
 from bus.tasks import end_tasks
 from coordinator.hung import find_hung
+from coordinator.listening import Address
 from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
 from coordinator.proxying import LISTENER_VARIABLE, open_proxy_port
@@ -47,7 +48,7 @@ NAME = "up"
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 STEADY_S = 10.0
 """A child that was up for so long is forgiven its earlier deaths."""
-STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "proxy": 2.0, "mirror": 10.0}
+STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "proxy": 2.0, "metrics": 3.0, "mirror": 10.0}
 """From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
@@ -71,7 +72,7 @@ class UpOptions:
 
 
 class Role:
-    """One direct child, kept alive: watchdog, sandbox, mirror or proxy; its log is `state_dir/logs/{name}.log`."""
+    """One direct child, kept alive, of a `kind` that STOP_GRACE_S names; its log is `state_dir/logs/{name}.log`."""
 
     def __init__(
         self,
@@ -198,6 +199,9 @@ class Up:
         logs = state_dir / "logs"
         await asyncio.to_thread(logs.mkdir, exist_ok=True)
         set_up_logs(options.log_level, (logs / "up.log").open("a"), json=True)  # the terminal is the view's
+        if self.config.metrics.listen:
+            where = f"{self.config.file}: metrics.listen:"
+            await asyncio.to_thread(Address.parse(self.config.metrics.listen, where).check_free, where)
         if options.url is None:
             self._server = NatsServer(state_dir, port=options.port, durability=self.config.stream.durability)
             await self._server.start()
@@ -270,6 +274,9 @@ class Up:
         self.roles.append(Role("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--fresh",), again=again))
         if options.standby:
             self.roles.append(Role("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
+        if self.config.metrics.listen:
+            metrics = ["metrics", *config_file, *common]
+            self.roles.append(Role("metrics", "metrics", metrics, self.url, logs / "metrics.log"))
         if mirrored:
             mirror = ["mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common]
             self.roles.append(Role("mirror", "mirror", mirror, self.url, logs / "mirror.log"))
@@ -341,7 +348,7 @@ class Up:
 
     async def stop(self) -> None:
         """End everything in reverse order: watchdog, hosts (their agents drain), mirror (it reads the rest), server."""
-        for kind in ("watchdog", "sandbox", "proxy", "mirror"):
+        for kind in ("watchdog", "sandbox", "proxy", "metrics", "mirror"):
             if kind == "mirror" and hasattr(self, "_outbox"):  # it has the last word in its file
                 with contextlib.suppress(TimeoutError, BusError):
                     async with asyncio.timeout(1.0):

@@ -52,6 +52,7 @@ class Project:
             **os.environ,
             "NATS_PORT": str(self.port),
             "JAEGER_PORT": str(free_port()),
+            "METRICS_PORT": str(free_port()),
             "SIGNALMESH_IMAGE": "signalmesh:test",
             "SIGNALMESH_NODEJS_IMAGE": "signalmesh-nodejs:test",
             "OTEL_EXPORTER_OTLP_ENDPOINT": "",
@@ -171,7 +172,7 @@ async def test_an_agent_killed_in_its_container_loses_nothing(project: Project, 
     assert contiguous(ear)
 
 
-@pytest.mark.parametrize("service", [*SANDBOXES, "watchdog", "watchdog-standby", "mirror", "nats"])
+@pytest.mark.parametrize("service", [*SANDBOXES, "watchdog", "watchdog-standby", "mirror", "metrics", "nats"])
 async def test_a_containers_main_process_killed_with_9_comes_back(project: Project, ear: Ear, service: str):
     await ear.more_decisions(5)
     before = (await project.containers())[service]

@@ -68,13 +68,14 @@ def defaults_of(cls: Any, leave_out: tuple[str, ...] = ()) -> list[list[str]]:
 
 
 TABLES = [
-    ("### Top level", config._TopLevel, ("sandboxes", "agents", "coordinator", "stream", "watchdog", "mirror")),
+    ("### Top level", config._TopLevel, ("sandboxes", "agents", "coordinator", "stream", "watchdog", "mirror", "metrics")),
     ("### `[sandboxes.NAME]`", config_agents._SandboxTable, ()),
     ("### `[agents.NAME]`", config_agents.AgentTable, ()),
     ("### `[coordinator]`", settings.CoordinatorSettings, ()),
     ("### `[stream]`", settings.StreamSettings, ()),
     ("### `[watchdog]`", settings.WatchdogSettings, ()),
     ("### `[mirror]`", settings.MirrorSettings, ()),
+    ("### `[metrics]`", settings.MetricsSettings, ()),
     *((f"### Options of `{kind}`", options_of(kind), ()) for kind in (*config_agents.ALL_KINDS, "command")),
 ]
 

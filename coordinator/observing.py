@@ -1,0 +1,228 @@
+"""The role `metrics`: an observer of its own, so that no agent pays for being measured.
+
+It reads the stream from its present end on (a little of what was before is read, and not counted, for what comes may
+answer it), hears the heartbeats, and shows what it has counted at http://HOST:PORT/metrics. Its counters begin at 0
+when it starts, as Prometheus expects. It keeps nothing, and acknowledges nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import structlog
+from prometheus_client import disable_created_metrics, generate_latest, start_http_server
+
+from bus.bus import Closable, Heard, Stored
+from bus.errors import EXIT_DONE, BusError, MessageError
+from bus.logs import set_up_logs
+from bus.messages import Heartbeat, Lifecycle, decode, encode
+from bus.nats_bus import NatsBus
+from bus.process import MACHINE
+from bus.reader import Reader
+from bus.tasks import end_tasks, run_to_end
+from coordinator.beat_figures import BeatFigures
+from coordinator.config import load
+from coordinator.gather import LISTEN_S, config_in_force
+from coordinator.listening import DEFAULT_LISTEN, Address
+from coordinator.roles import on_signals
+from coordinator.settings import SwarmConfig
+from coordinator.stream_figures import Figures, Names
+
+NAME = "metrics"
+HEARTBEAT_S = 0.5
+LOOK_S = 1.0
+"""Between two looks at what the stream holds."""
+LOOK_BACK = 4096
+"""So many messages before the end are read when it starts: inputs that are about to be answered."""
+
+log = structlog.get_logger("signalmesh.metrics")
+disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, of which nothing here makes use
+
+
+class Observer:
+    """Follows one swarm and counts. `everything`: from the stream's first message on, not from its end."""
+
+    def __init__(self, bus: NatsBus, config: SwarmConfig, *, everything: bool = False) -> None:
+        known = [item.spec.name for item in config.agents] + [sandbox.name for sandbox in config.sandboxes]
+        self._bus, self._everything = bus, everything
+        self.figures = Figures(bus.subjects, Names(known))
+        self.beats = BeatFigures(self.figures.registry, self.figures.names)
+        self._reader: Reader | None = None
+        self._listening: Closable | None = None
+        self._counted_from = 1
+        self.read_through = 0
+        """Stream sequence of the newest message that was read."""
+
+    async def start(self) -> None:
+        """Begin to follow.
+
+        Raises:
+            BusError: the bus does not answer, or there is no such swarm there.
+        """
+        bus, figures = self._bus, self.figures
+        bounds = await bus.bounds()
+        figures.restored_through = await self._restored_through()
+        config = await config_in_force(bus)
+        if config is not None:
+            figures.use(config)
+        self._counted_from = bounds.first if self._everything else bounds.last + 1
+        first = max(bounds.first, self._counted_from - LOOK_BACK)
+        self.read_through = first - 1
+        reader = Reader(bus, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
+        await reader.start()
+        self._reader = reader
+        if self._listening is None:
+            self._listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", self._on_beat)
+
+    async def look(self) -> None:
+        """See what the stream holds; one that was made anew, or lost its end, is followed from its end.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        state = (await self._bus.api(f"STREAM.INFO.{self._bus.subjects.stream}"))["state"]
+        figures = self.figures
+        figures.stream_messages.set(state["messages"])
+        figures.stream_bytes.set(state["bytes"])
+        figures.observer_lag.set(max(0, state["last_seq"] - self.read_through))
+        if state["last_seq"] < self.read_through:
+            log.warning("stream_made_anew", last=state["last_seq"], read_through=self.read_through)
+            await self._end_reading()
+            await self.start()
+
+    async def until_read(self, sequence: int) -> None:
+        """Wait until the message `sequence` was read, or there is none left to read."""
+        while self.read_through < sequence and self._reader is not None and self._reader.pending:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        await self._end_reading()
+        if self._listening is not None:
+            await self._listening.close()
+
+    async def _end_reading(self) -> None:
+        if self._reader is not None:
+            await self._reader.close()
+            self._reader = None
+
+    async def _restored_through(self) -> int:
+        """Up to where a rebuild has put messages back, by the newest account of one."""
+        bus, through = self._bus, 0
+        for stored in await bus.read_back((bus.subjects.lifecycle("swarm", "*"),), 1):
+            with contextlib.suppress(MessageError):
+                event = decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
+                last = event.detail.get("last") if isinstance(event, Lifecycle) and event.event == "rebuilt" else None
+                if isinstance(last, int):
+                    through = max(through, min(last, stored.sequence))
+        return through
+
+    async def _on_stored(self, stored: Stored) -> None:
+        self.read_through = stored.sequence
+        if stored.sequence >= self._counted_from:
+            self.figures.count(stored)
+        else:
+            self.figures.remember(stored)
+
+    async def _on_beat(self, heard: Heard) -> None:
+        try:
+            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            self.beats.take_unreadable()
+            return
+        assert isinstance(beat, Heartbeat)
+        self.beats.take(beat)
+
+
+async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
+    """The figures of all that the stream holds, and of the heartbeats of half a second, as Prometheus text.
+
+    Raises:
+        BusError: the bus does not answer, or there is no such swarm there.
+    """
+    observer = Observer(bus, config, everything=True)
+    await observer.start()
+    try:
+        await asyncio.sleep(LISTEN_S)
+        await observer.until_read((await bus.bounds()).last)
+        observer.figures.observer_connected.set(1)
+        await observer.look()
+        return generate_latest(observer.figures.registry).decode()
+    finally:
+        await observer.close()
+
+
+async def _beat(bus: NatsBus, observer: Observer) -> None:
+    sequence = 0
+    while True:
+        sequence += 1
+        beat = Heartbeat(
+            agent=NAME,
+            agent_id=f"{NAME}_{os.getpid()}",
+            epoch=0,
+            sequence=sequence,
+            progress=observer.read_through,
+            status="live" if bus.live else "waiting",
+            interval_ms=int(HEARTBEAT_S * 1000),
+            sandbox="",
+            pid=os.getpid(),
+            cursor=observer.read_through,
+            role="metrics",
+            machine=MACHINE,
+        )
+        with contextlib.suppress(BusError):
+            await bus.tell(bus.subjects.heartbeat(NAME), encode(beat))
+        await asyncio.sleep(HEARTBEAT_S)
+
+
+async def _follow(bus: NatsBus, observer: Observer, stop: asyncio.Event) -> None:
+    """Follow until told to end, whatever becomes of the bus."""
+    started = False
+    while not stop.is_set():
+        try:
+            if not started:
+                await observer.start()
+                started = True
+            await observer.look()
+        except BusError as error:
+            log.debug("metrics_wait", problem=str(error))
+        observer.figures.observer_connected.set(bus.live and started)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await stop.wait()
+
+
+def run_metrics(url: str, config_file: Path | None, swarm: str | None, listen: str | None, log_level: str) -> int:
+    """Observe the swarm until told to end; `listen` is --listen, None where it was not given.
+
+    Raises:
+        UsageError: nobody can listen there.
+    """
+    set_up_logs(log_level)
+    config = load(config_file, Path.cwd())
+    where = "--listen" if listen is not None else f"{config.file}: metrics.listen:"
+    address = Address.parse(listen if listen is not None else config.metrics.listen or DEFAULT_LISTEN, where)
+    address.check_free(where)
+
+    async def observe() -> int:
+        stop = asyncio.Event()
+        on_signals(stop.set)
+        bus = await NatsBus.connect(url, swarm or config.swarm, NAME, wait_s=None)
+        observer = Observer(bus, config)
+        server, _ = await asyncio.to_thread(
+            start_http_server, address.port, address.host, registry=observer.figures.registry
+        )
+        log.info("metrics_served", url=f"http://{address.shown_host}:{server.server_port}/metrics")
+        beating = asyncio.create_task(_beat(bus, observer), name="metrics-beat")
+        try:
+            await _follow(bus, observer, stop)
+        finally:
+            await end_tasks([beating])
+            await observer.close()
+            await asyncio.to_thread(server.shutdown)
+            await bus.close()
+        return EXIT_DONE
+
+    return run_to_end(observe())

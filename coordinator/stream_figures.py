@@ -1,0 +1,237 @@
+"""The figures that `signalmesh metrics` shows: their names, their labels, and what counts towards them.
+
+Names and units follow Prometheus: seconds, bytes, `_total` for what only grows. Labels are bounded (`Names`): whoever
+may publish could otherwise make a new series with every message. Nothing is estimated: a figure comes from a message,
+from the server's time of storing it, or from a heartbeat (coordinator/beat_figures.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from bus.bus import Stored
+from bus.errors import MessageError
+from bus.headers import CAUSE
+from bus.messages import KINDS, Alert, Config, Decision, Epoch, Lifecycle, MarketData, Message, decode
+from bus.subjects import KEPT_KINDS, RESERVED_NAMES, WATCHDOG, Subjects
+from coordinator.recoveries import Recoveries
+
+OTHER = "(other)"
+"""The label of everybody beyond the bound."""
+MOST_STRANGERS = 100
+"""So many names that the configuration does not have get labels of their own."""
+REMEMBERED = 32_768
+"""Of so many messages, and ticks, it is known when they were stored; what answers an older one has no latency."""
+LATENCY_BUCKETS = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2.0, 10.0,
+)  # fmt: skip
+RECOVERY_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0)
+NANOSECOND = 1e-9
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Names:
+    """Which names get a label of their own: those that are `known`, and MOST_STRANGERS others, first come."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = frozenset(known) | RESERVED_NAMES
+        self._strangers: set[str] = set()
+
+    def label(self, name: str) -> str:
+        """`name`, or OTHER."""
+        if name in self.known or name in self._strangers:
+            return name
+        if len(self._strangers) >= MOST_STRANGERS or not _NAME.fullmatch(name):
+            return OTHER
+        self._strangers.add(name)
+        return name
+
+
+class Figures:
+    """Counts what the stream of one swarm says, message by message and in its order."""
+
+    def __init__(self, subjects: Subjects, names: Names) -> None:
+        self._subjects, self.names, self._codes = subjects, names, Names(())
+        self.registry = CollectorRegistry()
+        self._config: Config | None = None
+        self._stored: OrderedDict[int, int] = OrderedDict()
+        self._ticks: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        self.restored_through = 0
+        """Up to here a rebuild has put the messages back: the server's time is that of the rebuild."""
+        registry = self.registry
+        self.messages = Counter(
+            "signalmesh_messages", "Messages stored in the stream, by kind.", ["kind"], registry=registry
+        )
+        self.unreadable = Counter(
+            "signalmesh_unreadable_messages",
+            "Stored messages that could not be read (poison), by kind.",
+            ["kind"],
+            registry=registry,
+        )
+        self.decisions = Counter(
+            "signalmesh_decisions", "Decisions of the swarm's own deciders, by side.", ["side"], registry=registry
+        )
+        self.foreign_decisions = Counter(
+            "signalmesh_foreign_decisions", "Decisions by anybody else, which are not the swarm's.", registry=registry
+        )
+        self.degraded_decisions = Counter(
+            "signalmesh_degraded_decisions", "Decisions made without a vote that was expected.", registry=registry
+        )
+        self.hops = Histogram(
+            "signalmesh_hop_latency_seconds",
+            "From the storing of an input to that of the output that answers it, by the output's kind and agent.",
+            ["kind", "agent"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.tick_to_decision = Histogram(
+            "signalmesh_tick_to_decision_seconds",
+            "From the storing of a tick to that of its decision.",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.alerts = Counter(
+            "signalmesh_alerts", "Alerts, by severity and code.", ["severity", "code"], registry=registry
+        )
+        self.claims = Counter("signalmesh_claims", "Claims of a new incarnation.", ["agent"], registry=registry)
+        self.terms = Counter(
+            "signalmesh_watchdog_term_changes", "Terms of leading watchdogs that have begun.", registry=registry
+        )
+        self.deaths = Counter(
+            "signalmesh_deaths", "Agents declared dead, by reason.", ["agent", "reason"], registry=registry
+        )
+        self.restarts = Counter(
+            "signalmesh_restarts",
+            "Agents started again, by why they had ended.",
+            ["agent", "reason"],
+            registry=registry,
+        )
+        self.detection = Histogram(
+            "signalmesh_detection_seconds",
+            "From the first sign of a death (the exit reported by the host, or the last heartbeat) to its declaration.",
+            ["sign"],
+            buckets=RECOVERY_BUCKETS,
+            registry=registry,
+        )
+        self.recovery = Histogram(
+            "signalmesh_recovery_seconds",
+            "From the declaration of a death until the agent is ready again.",
+            ["agent"],
+            buckets=RECOVERY_BUCKETS,
+            registry=registry,
+        )
+        self.stream_messages = Gauge("signalmesh_stream_messages", "Messages that the stream holds.", registry=registry)
+        self.stream_bytes = Gauge("signalmesh_stream_bytes", "Bytes that the stream holds.", registry=registry)
+        self.observer_lag = Gauge(
+            "signalmesh_observer_lag_messages",
+            "Stored messages that these figures do not count yet.",
+            registry=registry,
+        )
+        self.observer_connected = Gauge(
+            "signalmesh_observer_connected", "Whether these figures follow the bus now.", registry=registry
+        )
+        self.webhook = Counter(
+            "signalmesh_webhook_attempts",
+            "Attempts to post an alert to the webhook, by what came of them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.webhook_waiting = Gauge(
+            "signalmesh_webhook_waiting_alerts", "Alerts that the webhook has not been given yet.", registry=registry
+        )
+        self._recoveries = Recoveries(self)
+
+    def use(self, config: Config) -> None:
+        """Go by `config` from now on: whose decisions are the swarm's."""
+        self._config = config
+
+    def remember(self, stored: Stored) -> None:
+        """Note a message without counting it: later ones may answer it."""
+        self._note(stored)
+        kind = stored.subject.split(".", 2)[1]
+        if kind == "market":
+            self._read(stored, kind, count=False)
+
+    def count(self, stored: Stored) -> None:
+        """Count the next message of the stream."""
+        self._note(stored)
+        kind = stored.subject.split(".", 2)[1]
+        kind = kind if kind in KEPT_KINDS else OTHER
+        self.messages.labels(kind).inc()
+        cause = stored.headers.get(CAUSE, "")
+        if cause.isascii() and cause.isdigit():
+            latency_s = self._since(self._stored.get(int(cause[:19])), stored)
+            if latency_s is not None:
+                self.hops.labels(kind, self.names.label(stored.subject.rpartition(".")[2])).observe(latency_s)
+        if kind != "signal" and kind in KINDS:  # nothing in a signal or a headline counts but that it is there
+            self._read(stored, kind, count=True)
+
+    def _note(self, stored: Stored) -> None:
+        if stored.stored_ns and stored.sequence > self.restored_through:
+            self._stored[stored.sequence] = stored.stored_ns
+            if len(self._stored) > REMEMBERED:
+                self._stored.popitem(last=False)
+
+    def _since(self, stored_ns: int | None, stored: Stored) -> float | None:
+        """Seconds from then to this message; None if unknown, or if the server's clock was set back between."""
+        if stored_ns is None or stored.stored_ns < stored_ns:
+            return None
+        return (stored.stored_ns - stored_ns) * NANOSECOND
+
+    def _read(self, stored: Stored, kind: str, *, count: bool) -> None:
+        try:
+            address = self._subjects.parse(stored.subject)
+            message = decode(address, stored.subject, stored.data)
+        except MessageError:
+            if count:
+                self.unreadable.labels(kind).inc()
+            return
+        if isinstance(message, MarketData):
+            self._tick(message, stored)
+        elif count:
+            self._take(message, stored, address.agent)
+
+    def _take(self, message: Message, stored: Stored, writer: str) -> None:
+        match message:
+            case Decision():
+                self._decided(message, stored)
+            case Alert():
+                known = writer in self.names.known
+                self.alerts.labels(message.severity, self._codes.label(message.code) if known else OTHER).inc()
+            case Config() if writer == WATCHDOG:
+                self._config = message
+            case Lifecycle():
+                self._recoveries.take(message, stored.stored_ns if stored.sequence > self.restored_through else 0)
+            case Epoch():
+                self.claims.labels(self.names.label(writer)).inc()
+                if writer == WATCHDOG:
+                    self.terms.inc()
+            case _:
+                pass
+
+    def _tick(self, tick: MarketData, stored: Stored) -> None:
+        if tick.sequence is not None and stored.stored_ns and stored.sequence > self.restored_through:
+            self._ticks[tick.symbol, tick.source, tick.sequence] = stored.stored_ns
+            if len(self._ticks) > REMEMBERED:
+                self._ticks.popitem(last=False)
+
+    def _decided(self, decision: Decision, stored: Stored) -> None:
+        deciders = self._config.deciders if self._config else ()
+        if deciders and decision.source not in deciders:
+            self.foreign_decisions.inc()
+            return
+        self.decisions.labels(decision.final_decision).inc()
+        if decision.absent:
+            self.degraded_decisions.inc()
+        if decision.decision_id is None or decision.symbol is None or decision.round is None:
+            return
+        # symbol:source:sequence, or symbol:source=run:sequence where a feed has numbered its ticks anew
+        _, _, source = decision.decision_id.rpartition(":")[0].rpartition(":")
+        tick_ns = self._ticks.get((decision.symbol, source.partition("=")[0], decision.round))
+        latency_s = self._since(tick_ns, stored)
+        if latency_s is not None:
+            self.tick_to_decision.observe(latency_s)

@@ -1,0 +1,124 @@
+"""`signalmesh metrics` beside a real swarm: what it shows is what the stream holds and what was heard."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import urllib.request
+from collections import Counter
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.acceptance.ear import Ear, read_stream
+from tests.acceptance.exact import exact_toml
+from tests.acceptance.faults import kill_agents, kill_server
+from tests.acceptance.swarm import AGENTS, GUARD_S, SANDBOXES, VOTERS, Swarm, run_verb
+
+ROUNDS = 60
+Shown = dict[tuple[str, tuple[str, ...]], float]
+
+
+def parsed(text: str) -> Shown:
+    """(name, label values in the order of the labels' names) -> value."""
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def page(swarm: Swarm) -> str:
+    """The address that the role says in its log."""
+    log = swarm.directory / ".signalmesh" / "logs" / "metrics.log"
+    async with asyncio.timeout(GUARD_S):
+        while True:
+            for line in log.read_text().splitlines() if log.exists() else ():
+                if '"metrics_served"' in line:
+                    return str(json.loads(line)["url"])
+            await asyncio.sleep(0.05)
+
+
+async def scrape(url: str) -> Shown:
+    def get() -> str:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain")
+            return str(answer.read().decode())
+
+    return parsed(await asyncio.to_thread(get))
+
+
+async def scraped_until(url: str, name: str, labels: tuple[str, ...], value: float) -> Shown:
+    async with asyncio.timeout(GUARD_S):
+        while (shown := await scrape(url)).get((name, labels)) != value:
+            await asyncio.sleep(0.05)
+    return shown
+
+
+async def test_the_page_shows_what_the_stream_holds_and_what_was_heard(tmp_path):
+    toml = exact_toml(speed=40, rounds=ROUNDS) + '\n[metrics]\nlisten = "127.0.0.1:0"\n'
+    async with Swarm(tmp_path / "swarm", toml) as swarm:
+        ear = await swarm.up()
+        url = await page(swarm)
+        await ear.decided(10)
+        await kill_agents(swarm, ear, "strategy-momentum")
+        await ear.decided(ROUNDS)
+        healthy = await swarm.verb("health", "metrics", "--json")
+        assert healthy.code == 0, healthy.out
+        assert healthy.json["role"] == "metrics"
+        once = await swarm.verb("metrics", "--once")
+        assert once.code == 0, once.err
+        stream = await read_stream(swarm.url, swarm.name)
+        kinds = Counter(said.kind for said in stream)
+        sides = Counter(said.json["final_decision"] for said in stream if said.kind == "decision")
+        live = await scraped_until(url, "signalmesh_observer_lag_messages", (), 0)
+        for shown in (live, parsed(once.out)):
+            assert {side: shown["signalmesh_decisions_total", (side,)] for side in sides} == sides
+            for kind in ("market", "signal", "sentiment", "decision"):
+                assert shown["signalmesh_messages_total", (kind,)] == kinds[kind]
+            assert shown["signalmesh_tick_to_decision_seconds_count", ()] == ROUNDS
+            assert shown["signalmesh_tick_to_decision_seconds_sum", ()] > 0
+            for voter in VOTERS:
+                kind = "sentiment" if voter == "research-2" else "signal"
+                assert shown["signalmesh_hop_latency_seconds_count", (voter, kind)] == ROUNDS
+            assert shown["signalmesh_hop_latency_seconds_count", ("coordinator", "decision")] == ROUNDS
+            assert shown["signalmesh_deaths_total", ("strategy-momentum", "signal 9")] == 1
+            assert shown["signalmesh_restarts_total", ("strategy-momentum", "signal 9")] == 1
+            assert shown["signalmesh_detection_seconds_count", ("exit",)] == 1
+            assert shown["signalmesh_recovery_seconds_count", ("strategy-momentum",)] == 1
+            assert shown["signalmesh_recovery_seconds_sum", ("strategy-momentum",)] > 0
+            assert shown["signalmesh_claims_total", ("strategy-momentum",)] == 2
+            assert shown["signalmesh_observer_connected", ()] == 1
+            for agent in AGENTS:
+                assert shown["signalmesh_agent_outputs_total", (agent,)] >= ROUNDS
+                assert shown["signalmesh_agent_lag_messages", (agent,)] >= 0
+                assert shown["signalmesh_agent_resident_memory_bytes", (agent,)] > 1 << 20
+                assert shown["signalmesh_heartbeats_total", (agent, "agent")] > 0
+            assert sum(shown["signalmesh_sandbox_agents", (sandbox,)] for sandbox in SANDBOXES) == len(AGENTS)
+            assert shown["signalmesh_watchdog_term", ()] == ear.claims["watchdog"]
+            assert shown["signalmesh_mirror_state", ("live",)] == 1
+        assert live["signalmesh_snapshot_seconds", ("coordinator",)] > 0
+        await the_bus_dies(swarm, ear, url)
+
+
+async def the_bus_dies(swarm: Swarm, ear: Ear, url: str) -> None:
+    """The page outlives the bus, and goes on when that is back, counting nothing twice."""
+    before = await scrape(url)
+    await kill_server(swarm, ear)
+    shown = await scraped_until(url, "signalmesh_alerts_total", ("nats_server_restarted", "warning"), 1)
+    assert shown["signalmesh_messages_total", ("decision",)] == before["signalmesh_messages_total", ("decision",)]
+
+
+async def test_an_address_that_is_taken_is_said_before_anything_starts(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        (tmp_path / "swarm.toml").write_text(f'[metrics]\nlisten = "{address}"\n')
+        for verb in (("up", "--port", "0"), ("metrics", "--nats", "nats://127.0.0.1:1")):
+            ended = await run_verb(tmp_path, *verb)
+            assert ended.code == 2
+            assert f"metrics.listen: {address}: cannot listen there" in ended.err
+    wrong = await run_verb(tmp_path, "metrics", "--listen", "here")
+    assert wrong.code == 2
+    assert "--listen 'here': expected HOST:PORT" in wrong.err

@@ -1,0 +1,301 @@
+"""What counts towards the figures of `signalmesh metrics`: messages as the stream holds them, heartbeats as heard."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from bus.bus import Stored
+from bus.messages import (
+    Alert,
+    Child,
+    Config,
+    Decision,
+    Epoch,
+    Heartbeat,
+    Lifecycle,
+    MarketData,
+    Message,
+    Signal,
+    encode,
+)
+from bus.subjects import Subjects
+from coordinator.beat_figures import FORGET_S, BeatFigures
+from coordinator.recoveries import reason_class
+from coordinator.stream_figures import MOST_STRANGERS, OTHER, Figures, Names
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+MS = 1_000_000
+KNOWN = ("research-1", "momentum", "coordinator", "base")
+
+
+class Stream:
+    """Messages handed to figures, each stored one millisecond after the one before unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.subjects = Subjects("swarm")
+        self.figures = Figures(self.subjects, Names(KNOWN))
+        self.sequence = 0
+        self.at_ns = 1_000_000_000_000
+
+    def put(
+        self, subject: str, message: Message | bytes, cause: int | str = 0, after_ms: float = 1, count: bool = True
+    ) -> int:
+        self.sequence += 1
+        self.at_ns += round(after_ms * MS)
+        data = message if isinstance(message, bytes) else encode(message)
+        stored = Stored(subject, self.sequence, data, {"Mesh-Cause": str(cause)} if cause else {}, stored_ns=self.at_ns)
+        (self.figures.count if count else self.figures.remember)(stored)
+        return self.sequence
+
+    def tick(self, number: int, **options: Any) -> int:
+        tick = MarketData(symbol="BTC/USD", price=1.0, volume=1.0, timestamp=AT, source="research-1", sequence=number)
+        return self.put("swarm.market.BTC-USD.research-1", tick, **options)
+
+    def decision(self, number: int, by: str = "coordinator", **options: Any) -> int:
+        decision = Decision(
+            final_decision="buy",
+            position_size=0.1,
+            risk_score=0.1,
+            consensus_level=0.6,
+            agents_consulted=("momentum",),
+            timestamp=AT,
+            source=by,
+            decision_id=f"BTC/USD:research-1:{number}",
+            symbol="BTC/USD",
+            round=number,
+            absent=options.pop("absent", ()),
+        )
+        return self.put(f"swarm.decision.BTC-USD.{by}", decision, **options)
+
+    def life(self, event: Any, agent: str = "momentum", **options: Any) -> int:
+        after_ms = options.pop("after_ms", 1)
+        message = Lifecycle(event=event, agent=agent, timestamp=AT, source="watchdog", **options)
+        return self.put(f"swarm.lifecycle.{agent}.watchdog", message, after_ms=after_ms)
+
+    def shown(self) -> dict[tuple[str, tuple[str, ...]], float]:
+        """(name, label values in the order of the labels' names) -> value, as a scrape reads them."""
+        text = generate_latest(self.figures.registry).decode()
+        return {
+            (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream()
+
+
+def test_a_hop_is_the_time_between_the_storing_of_cause_and_output(stream):
+    tick = stream.tick(1)
+    vote = Signal(signal="buy", strength=0.6, indicators={}, timestamp=AT, source="momentum", symbol="BTC/USD", round=1)
+    signal = stream.put("swarm.signal.BTC-USD.momentum", vote, cause=tick, after_ms=4)
+    stream.decision(1, cause=signal, after_ms=3)
+    shown = stream.shown()
+    assert shown["signalmesh_hop_latency_seconds_sum", ("momentum", "signal")] == pytest.approx(0.004)
+    assert shown["signalmesh_hop_latency_seconds_sum", ("coordinator", "decision")] == pytest.approx(0.003)
+    assert shown["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.007)
+    assert shown["signalmesh_tick_to_decision_seconds_count", ()] == 1
+    assert shown["signalmesh_decisions_total", ("buy",)] == 1
+    assert [shown["signalmesh_messages_total", (kind,)] for kind in ("market", "signal", "decision")] == [1, 1, 1]
+
+
+def test_what_was_before_is_remembered_and_not_counted(stream):
+    tick = stream.tick(1, count=False)
+    stream.decision(1, cause=tick, after_ms=5)
+    shown = stream.shown()
+    assert ("signalmesh_messages_total", ("market",)) not in shown
+    assert shown["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.005)
+    assert shown["signalmesh_hop_latency_seconds_sum", ("coordinator", "decision")] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("cause", ["", "-1", "x", "99", "9" * 5000, "²"])
+def test_a_cause_that_is_none_has_no_latency(stream, cause):
+    stream.decision(7, cause=cause)
+    shown = stream.shown()
+    assert shown["signalmesh_decisions_total", ("buy",)] == 1
+    assert not any(name.startswith("signalmesh_hop") for name, _ in shown)
+    assert shown["signalmesh_tick_to_decision_seconds_count", ()] == 0
+
+
+def test_messages_that_were_put_back_have_no_latency(stream):
+    stream.figures.restored_through = 2
+    tick = stream.tick(1)
+    stream.decision(1, cause=tick)
+    later = stream.tick(2)
+    stream.decision(2, cause=later, after_ms=8)
+    shown = stream.shown()
+    assert shown["signalmesh_decisions_total", ("buy",)] == 2
+    assert shown["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.008)
+
+
+def test_a_clock_that_was_set_back_measures_nothing(stream):
+    tick = stream.tick(1)
+    stream.decision(1, cause=tick, after_ms=-50)
+    assert stream.shown()["signalmesh_tick_to_decision_seconds_count", ()] == 0
+
+
+def test_decisions_of_others_are_not_the_swarms(stream):
+    config = Config(voters={"momentum": 1.0}, timestamp=AT, source="watchdog", deciders=("coordinator",))
+    stream.put("swarm.config.swarm.watchdog", config)
+    stream.put("swarm.config.swarm.stranger", Config(voters={}, timestamp=AT, source="stranger", deciders=("x",)))
+    stream.decision(1, absent=("momentum",))
+    stream.decision(2, by="stranger")
+    shown = stream.shown()
+    assert shown["signalmesh_decisions_total", ("buy",)] == 1
+    assert shown["signalmesh_degraded_decisions_total", ()] == 1
+    assert shown["signalmesh_foreign_decisions_total", ()] == 1
+
+
+def test_a_death_is_measured_from_its_sign_to_its_end(stream):
+    stream.life("exited", epoch=5)
+    stream.life("declared_dead", epoch=5, reason="signal 9", after_ms=2)
+    stream.life("spawned", epoch=9, after_ms=5)
+    stream.life("restored", epoch=9, after_ms=5)
+    stream.life("ready", epoch=9, after_ms=10)
+    shown = stream.shown()
+    assert shown["signalmesh_deaths_total", ("momentum", "signal 9")] == 1
+    assert shown["signalmesh_restarts_total", ("momentum", "signal 9")] == 1
+    assert shown["signalmesh_detection_seconds_sum", ("exit",)] == pytest.approx(0.002)
+    assert shown["signalmesh_recovery_seconds_sum", ("momentum",)] == pytest.approx(0.020)
+
+
+def test_silence_counts_from_the_last_heartbeat(stream):
+    stream.life("suspected", epoch=5, detail={"silent_ms": 300})
+    stream.life("declared_dead", epoch=5, reason="stopped, and silent for 600 ms", after_ms=300)
+    stream.life("spawned", epoch=9)
+    stream.life("declared_dead", epoch=9, reason="exit code 1", after_ms=100)
+    stream.life("spawned", epoch=12)
+    stream.life("ready", epoch=12, after_ms=1)
+    shown = stream.shown()
+    assert shown["signalmesh_detection_seconds_sum", ("silence",)] == pytest.approx(0.6)
+    assert shown["signalmesh_recovery_seconds_count", ("momentum",)] == 1
+    assert shown["signalmesh_recovery_seconds_sum", ("momentum",)] == pytest.approx(0.103)
+    assert shown["signalmesh_restarts_total", ("momentum", "silent")] == 1
+    assert shown["signalmesh_restarts_total", ("momentum", "exit code")] == 1
+
+
+def test_a_drain_and_a_quarantine_are_no_recoveries(stream):
+    stream.life("drained", epoch=5)
+    stream.life("spawned", epoch=6)
+    stream.life("ready", epoch=6)
+    stream.life("declared_dead", epoch=6, reason="exit code 2")
+    stream.life("quarantined", epoch=6)
+    stream.life("spawned", epoch=7, after_ms=60_000)
+    stream.life("ready", epoch=7)
+    shown = stream.shown()
+    assert shown["signalmesh_restarts_total", ("momentum", "drained")] == 1
+    assert not any(name == "signalmesh_recovery_seconds_count" for name, _ in shown)
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [
+        ("signal 11", "signal 11"),
+        ("signal 999", "other"),
+        ("exit code 3", "exit code"),
+        ("it ended by itself, with exit code 0 but without having drained", "exit code"),
+        ("its sandbox host has been silent for 1.2 s", "sandbox lost"),
+        ("silent for 700 ms without using or awaiting a CPU", "silent"),
+        ("never became ready: no progress for 30 s", "silent"),
+        (None, "other"),
+    ],
+)
+def test_reasons_are_a_few_words(reason, word):
+    assert reason_class(reason) == word
+
+
+def test_claims_and_terms(stream):
+    for name in ("momentum", "watchdog", "watchdog"):
+        claim = Epoch(agent=name, claim="c", claimed_by="w", sandbox="", timestamp=AT, source="w")
+        stream.put(f"swarm.epoch.{name}", claim)
+    shown = stream.shown()
+    assert shown["signalmesh_claims_total", ("momentum",)] == 1
+    assert shown["signalmesh_watchdog_term_changes_total", ()] == 2
+
+
+def test_poison_is_counted_by_kind(stream):
+    stream.put("swarm.decision.BTC-USD.coordinator", b"{")
+    stream.put("swarm.nonsense.x.y", b"")
+    shown = stream.shown()
+    assert shown["signalmesh_unreadable_messages_total", ("decision",)] == 1
+    assert shown["signalmesh_messages_total", (OTHER,)] == 1
+
+
+def test_a_stranger_cannot_make_series_without_end(stream):
+    beats = BeatFigures(stream.figures.registry, stream.figures.names)
+    for number in range(500):
+        name = f"stranger-{number}"
+        tick = stream.tick(number)
+        alert = Alert(severity="info", code=f"code-{number}", message="", timestamp=AT, source=name)
+        stream.put(f"swarm.alert.info.{name}", alert)
+        stream.put("swarm.alert.info.coordinator", alert)
+        stream.put(f"swarm.signal.BTC-USD.{name}", b"{}", cause=tick)
+        stream.put(f"swarm.kind{number}.x.{name}", b"{}", cause=tick)
+        for event in ("exited", "declared_dead", "spawned", "ready"):
+            stream.life(event, name, epoch=1, reason=f"signal {number}")
+        beats.take(heartbeat(name, status=f"s{number}", sandbox=f"box-{number}"))
+        beats.take(heartbeat(f"host-{number}", role="sandbox"))
+    stream.put("swarm.signal.BTC-USD.momentum", b"{}", cause=stream.tick(1000))
+    shown = stream.shown()
+    values: dict[str, set[tuple[str, ...]]] = {}
+    for name, labels in shown:
+        values.setdefault(name, set()).add(labels)
+    assert len(values["signalmesh_alerts_total"]) == MOST_STRANGERS + 1  # (other) for codes of others and beyond
+    assert len(values["signalmesh_hop_latency_seconds_count"]) <= 2 * (MOST_STRANGERS + 2)
+    assert len(values["signalmesh_heartbeats_total"]) <= MOST_STRANGERS + 3
+    assert len(values["signalmesh_agent_sandbox"]) <= MOST_STRANGERS
+    assert {labels[1] for labels in values["signalmesh_agent_state"]} == {OTHER}
+    assert len(values["signalmesh_deaths_total"]) <= MOST_STRANGERS
+    assert ("momentum", "signal") in values["signalmesh_hop_latency_seconds_count"], "who is configured has a label"
+
+
+def heartbeat(name: str = "momentum", **options: Any) -> Heartbeat:
+    fields: dict[str, Any] = {
+        "agent": name, "agent_id": "a", "epoch": 5, "sequence": 1, "progress": 1, "status": "live", "interval_ms": 100,
+        "sandbox": "base", "pid": 1,
+    }  # fmt: skip
+    return Heartbeat(**fields | options)
+
+
+def test_heartbeats(stream):
+    time_s = [0.0]
+    beats = BeatFigures(stream.figures.registry, stream.figures.names, lambda: time_s[0])
+    beats.take(heartbeat(lag=3, outputs=7, poison=1, skipped=2, rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
+    child = Child(agent="momentum", agent_id="a", epoch=5, pid=1, spawned_at=AT)
+    beats.take(heartbeat("base", role="sandbox", uptime_s=9.0, inventory=(child,)))
+    beats.take(heartbeat("watchdog", role="watchdog", epoch=44, phases={"research-1": "backoff"}))
+    beats.take(heartbeat("mirror", role="mirror", status="catching-up", lag=6, behind_ms=1500))
+    time_s[0] = 0.25
+    beats.take(heartbeat(epoch=4, lag=99))  # a zombie
+    shown = stream.shown()
+    expected = {
+        ("signalmesh_heartbeats_total", ("momentum", "agent")): 2,
+        ("signalmesh_heartbeat_age_seconds", ("momentum", "agent")): 0.25,
+        ("signalmesh_agent_lag_messages", ("momentum",)): 3,
+        ("signalmesh_agent_outputs_total", ("momentum",)): 7,
+        ("signalmesh_agent_poison_total", ("momentum",)): 1,
+        ("signalmesh_agent_skipped_total", ("momentum",)): 2,
+        ("signalmesh_agent_cpu_seconds_total", ("momentum",)): 1.5,
+        ("signalmesh_agent_resident_memory_bytes", ("momentum",)): 2 << 20,
+        ("signalmesh_snapshot_seconds", ("momentum",)): 0.004,
+        ("signalmesh_agent_sandbox", ("momentum", "base")): 1,
+        ("signalmesh_agent_state", ("momentum", "live")): 1,
+        ("signalmesh_agent_state", ("research-1", "backoff")): 1,
+        ("signalmesh_sandbox_agents", ("base",)): 1,
+        ("signalmesh_sandbox_uptime_seconds", ("base",)): 9,
+        ("signalmesh_watchdog_term", ()): 44,
+        ("signalmesh_watchdog_standby", ()): 0,
+        ("signalmesh_mirror_lag_messages", ()): 6,
+        ("signalmesh_mirror_lag_seconds", ()): 1.5,
+        ("signalmesh_mirror_state", ("catching-up",)): 1,
+    }
+    assert {key: shown[key] for key in expected} == expected
+    time_s[0] = FORGET_S + 1
+    assert ("signalmesh_heartbeat_age_seconds", ("momentum", "agent")) not in stream.shown()
