@@ -300,6 +300,7 @@ class AgentTracing:
         if self._recovery is not None:
             figures: dict[str, Value] = {"mesh.replayed": replayed, "mesh.reemitted_spans": self._reemitted}
             self._phase("replay", self._restored_ns, time.time_ns(), figures)
+            self._tracer.queue.hurry()  # what dies again at once should have told of its recovery
 
     def _phase(self, name: str, start_ns: int, end_ns: int, figures: dict[str, Value]) -> None:
         assert self._recovery is not None
@@ -363,7 +364,7 @@ class AgentTracing:
         start_us: int,
         took_us: int,
         size: int,
-        links: list[str],
+        links: list[tuple[str, dict[str, Value]]],
         absent: list[str],
     ) -> tuple[int, Span]:
         context = read_context(header)
@@ -373,7 +374,7 @@ class AgentTracing:
         span.attributes["messaging.message.body.size"] = size
         span.start_ns = start_us * 1000
         span.end_ns = span.start_ns + took_us * 1000
-        span.links = [(linked, {}) for linked in map(read_context, links) if linked is not None]
+        span.links = [(linked, told) for header, told in links if (linked := read_context(header)) is not None]
         span.events = [("absent", span.start_ns, {"mesh.voter": voter}) for voter in absent]
         return number, span
 
@@ -389,6 +390,6 @@ def _shortened(number: int, span: Span) -> list[Any]:
         span.start_ns // 1000,
         (span.end_ns - span.start_ns) // 1000,
         attributes["messaging.message.body.size"],
-        [linked.header for linked, _ in span.links],
+        [[linked.header, attributes] for linked, attributes in span.links],
         [event[2]["mesh.voter"] for event in span.events],
     ]

@@ -26,6 +26,7 @@ from bus.tasks import end_tasks
 from coordinator.in_force import SettingsInForce
 from coordinator.orders import HostOrders
 from coordinator.policy import Policy
+from coordinator.recovery_traces import Recoveries
 from coordinator.supervision import (
     Action,
     Dead,
@@ -61,6 +62,7 @@ class Deeds:
         self._settings, self._specs = settings, specs
         self._changed, self._failed = changed, failed
         self._tasks: set[asyncio.Task[None]] = set()
+        self.recoveries = Recoveries()
 
     def do(self, action: Action) -> None:
         """Do it, or begin to."""
@@ -77,8 +79,10 @@ class Deeds:
                     "suspected", agent, epoch=state.epoch, sandbox=state.sandbox, pid=state.pid, silent_ms=silent_ms
                 )
             case Dead():
+                self.recoveries.died(action, time.monotonic() - self._policy.agents[action.agent].beat_at)
                 self._tell_death(action)
             case Quarantine():
+                self.recoveries.over(action.agent, f"quarantined: {action.reason}")
                 self._tell_quarantine(action)
                 self._run(self._set_status(action.agent, "quarantined"))
                 self._run(self._kill(action.agent, action.sandbox, action.epoch))
@@ -147,16 +151,21 @@ class Deeds:
         agent_id = new_agent_id()
         known = self._policy.agents[name].known_epoch
         try:
-            epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
+            with self.recoveries.step(name, "claim"):
+                epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
             self._policy.claimed(name, epoch)
-            pid = await self._orders.spawn(sandbox, self._specs[name], epoch, agent_id)
+            with self.recoveries.step(name, "spawn"):
+                traceparent = self.recoveries.traceparent(name)
+                pid = await self._orders.spawn(sandbox, self._specs[name], epoch, agent_id, traceparent)
         except WrongSequence:
+            self.recoveries.over(name, "claimed by another")
             log.info("claimed_by_another", of=name)
             self._policy.superseded(time.monotonic(), name)
         except BusError as error:
             log.warning("spawn_failed", of=name, sandbox=sandbox, problem=str(error))
             self._policy.spawn_failed(time.monotonic(), name, str(error))
         else:
+            self.recoveries.over(name, figures={"mesh.epoch": epoch, "process.pid": pid})
             self._policy.spawned(time.monotonic(), name, sandbox, pid, epoch, agent_id)
             if action.moved_from is not None:
                 detail = {"moved_from": action.moved_from}

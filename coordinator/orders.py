@@ -30,9 +30,16 @@ class HostOrders:
             raise BusError(reply["error"])
         return reply
 
-    async def spawn(self, sandbox: str, spec: AgentSpec, epoch: int, agent_id: str) -> int:
+    async def spawn(self, sandbox: str, spec: AgentSpec, epoch: int, agent_id: str, traceparent: str = "") -> int:
         """Start an incarnation, after ending an older one that still runs there; returns its pid."""
-        order = SpawnOrder(term=self._term, spec=spec, epoch=epoch, agent_id=agent_id, heartbeat_s=self._heartbeat_s)
+        order = SpawnOrder(
+            term=self._term,
+            spec=spec,
+            epoch=epoch,
+            agent_id=agent_id,
+            heartbeat_s=self._heartbeat_s,
+            traceparent=traceparent,
+        )
         pid: int = (await self._ask(sandbox, "spawn", order))["pid"]
         return pid
 

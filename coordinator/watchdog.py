@@ -29,6 +29,7 @@ from coordinator.in_force import SettingsInForce
 from coordinator.leadership import PAUSE_S, Beats, check_claim, stand_by
 from coordinator.orders import HostOrders
 from coordinator.policy import Policy
+from coordinator.recovery_traces import Recoveries, watchdog_tracer
 from coordinator.settings import SwarmConfig
 from coordinator.strays import Strays
 from coordinator.supervision import Action, AgentState, Patience
@@ -98,6 +99,8 @@ class Watchdog:
         settings = SettingsInForce(self._bus, self._config, outbox, reports, self._voters)
         wishes = Wishes(self._bus, policy, orders, reports, settings, self._specs, self._wake.set)
         deeds = Deeds(self._bus, policy, orders, reports, settings, self._specs, self._wake.set, self._on_fenced)
+        tracer = watchdog_tracer(self._subjects.ns, self.term)
+        deeds.recoveries = Recoveries(tracer)
         tasks = [asyncio.create_task(Beats(self._bus, NAME, self.term, self._phases).run(), name="beat")]
         self._bus.watch_connection(self._doubt, self._nothing)
         subjects = self._subjects
@@ -132,6 +135,8 @@ class Watchdog:
                 async with asyncio.timeout(1.0):
                     await outbox.flush()
             outbox.close()
+            if tracer is not None:
+                await asyncio.to_thread(tracer.queue.close)
 
     def _make_policy(self) -> Policy:
         patience = self._config.watchdog

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from collections import Counter
 from pathlib import Path
 
-from tests.acceptance.ear import Said, read_stream
+import pytest
+
+from tests.acceptance.ear import Ear, Said, read_stream
 from tests.acceptance.exact import ROUNDS, Content, assert_numbered, assert_same, content_of, exact_toml
 from tests.acceptance.swarm import AGENTS, VOTERS, Swarm, agents_toml
 from tests.support.collector import Received, TraceCollector, collecting, orphans, roots
 
 PRODUCER = 4
+KILLS = 2
+PHASES = ("detect", "claim", "spawn", "restore", "replay")
 
 
 def environment(collector: TraceCollector, **more: str) -> dict[str, str]:
@@ -139,3 +146,90 @@ async def test_the_stored_bytes_are_those_of_a_run_without_tracing(tmp_path: Pat
         assert_numbered(messages)
         audit = await swarm.verb("audit")
         assert audit.code == 0, audit.out
+
+
+def recoveries(collector: TraceCollector, agent: str) -> list[dict[str, Received]]:
+    """The traces of this agent's recoveries that are complete."""
+    found = [
+        trace for trace in collector.traces().values() if any(s.name == f"recover {agent}" for s in trace.values())
+    ]
+    return [trace for trace in found if {span.name for span in trace.values()} >= set(PHASES)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", AGENTS)
+async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path, killed: str):
+    toml = f"[coordinator]\nround_timeout_ms = 60000\n{agents_toml(speed=20, history=20)}"
+    async with collecting() as collector, Swarm(tmp_path, toml, environment=environment(collector)) as swarm:
+        ear = await swarm.up()
+        await ear.decided(25)
+        late: set[int] = set()
+        for kill in range(1, KILLS + 1):
+            beat = (await ear.live(killed))[killed]
+            swarm.send(beat["pid"], signal.SIGSTOP)
+            if killed != "research-1":  # a tick comes that the stopped agent will not answer
+                before = ticks(ear)[-1]
+                await ear.until("more ticks", lambda before=before: ticks(ear)[-1] > before + 1)  # type: ignore[misc]
+                late.add(before + 2)
+            swarm.send(beat["pid"], signal.SIGKILL)
+            await ear.back({killed: beat["epoch"]})
+            await ear.more_decisions(3)
+            await collector.until("the recovery", lambda kill=kill: len(recoveries(collector, killed)) == kill)  # type: ignore[misc]
+        for number in range(1, ear.decisions[-1]["round"]):
+            assert_tree(await whole(collector, number), set(VOTERS))
+
+        linked = set()
+        for trace in recoveries(collector, killed):
+            assert orphans(trace) == []
+            [root] = roots(trace)
+            assert (root.name, root.service) == (f"recover {killed}", "watchdog")
+            assert {span.name: span.service for span in trace.values()} == {root.name: "watchdog", **phases_of(killed)}
+            assert {span.parent for span in trace.values()} == {"", root.id}
+            linked.add((root.trace, root.id))
+        told = [span for span in collector.spans if any(link[:2] in linked for link in span.links)]
+        assert {span.service for span in told} == {killed}
+        if killed == "research-1":
+            assert len({link[:2] for span in told for link in span.links} & linked) == KILLS
+        else:
+            assert {span.attributes.get("mesh.round") for span in told} >= late
+
+
+def phases_of(killed: str) -> dict[str, str]:
+    return {name: "watchdog" if name in PHASES[:3] else killed for name in PHASES}
+
+
+def ticks(ear: Ear) -> list[int]:
+    return [said.json["sequence"] for said in ear.said if said.kind == "market"]
+
+
+@pytest.mark.parametrize("ill", ["hanging", "unavailable", "dead"])
+async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, undisturbed: Content, ill: str):
+    async with collecting("hanging" if ill == "hanging" else "unavailable") as collector:
+        if ill == "dead":
+            await collector.stop()
+        told = environment(collector, OTEL_BSP_MAX_QUEUE_SIZE="64", OTEL_EXPORTER_OTLP_TIMEOUT="1")
+        async with Swarm(tmp_path, exact_toml(speed=0), environment=told) as swarm:
+            ear = await swarm.up()
+            await ear.decided(ROUNDS)
+            if ill != "dead":
+                await collector.until("an export was tried", lambda: collector.requests)
+            for agent in AGENTS:
+                counts = await status(ear, agent)
+                assert counts["spans_exported"] == 0
+                assert counts["spans_dropped"] > 0, "600 spans, and room for 64"
+            messages = await read_stream(swarm.url, swarm.name)
+            assert_same(content_of(messages), undisturbed)
+            assert_numbered(messages)
+            assert [event["event"] for event in ear.lifecycle if event["event"] in ("exited", "suspected")] == []
+            logs = [path.read_text() for path in (tmp_path / ".signalmesh" / "logs").glob("*.log")]
+            lines = [json.loads(line) for text in logs for line in text.splitlines()]
+            dropped = Counter(line["agent"] for line in lines if line["event"] == "spans_dropped")
+            assert dropped == dict.fromkeys(AGENTS, 1), "told once each"
+            assert await swarm.end(signal.SIGTERM) == 0, "nobody waits for a collector at the end"
+
+
+async def status(ear: Ear, agent: str) -> dict[str, int]:
+    """What an agent answers about itself."""
+    reply = await ear.client.request(f"{ear.name}.control.{agent}.status", b"", timeout=20)
+    counts: dict[str, int] = json.loads(reply.data)
+    return counts

@@ -87,17 +87,14 @@ class TraceCollector:
         self.mode = mode
         self.spans: list[Received] = []
         self.requests = 0
-        self.headers: list[dict[str, str]] = []
+        self.url = ""
         self._more = asyncio.Event()
         self._server: asyncio.Server
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**24)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         """As a collector that dies: its port refuses from now on."""
@@ -122,7 +119,6 @@ class TraceCollector:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.requests += 1
-        self.headers.append(headers)
         self._more.set()
         if self.mode == "hanging":
             await reader.read()  # until they give up

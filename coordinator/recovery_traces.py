@@ -1,0 +1,113 @@
+"""A trace for each recovery: what the watchdog did about a death (detect, claim, spawn); the new process adds its part.
+
+The context of the whole goes to the new process with the order that starts it (agents/tracing.py: restore, replay).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from bus import __version__
+from bus.process import MACHINE
+from bus.subjects import WATCHDOG
+from bus.tracing import Context, Span, Tracer, Value, derived_id, open_tracer
+from coordinator.supervision import Dead
+
+
+def watchdog_tracer(swarm: str, term: int) -> Tracer | None:
+    """The tracer of a leading watchdog, if the environment asks for traces."""
+    return open_tracer(
+        os.environ,
+        WATCHDOG,
+        lambda: {
+            "service.version": __version__,
+            "service.namespace": swarm,
+            "service.instance.id": f"{MACHINE}-{os.getpid()}",
+            "mesh.swarm": swarm,
+            "mesh.epoch": term,
+            "process.pid": os.getpid(),
+        },
+    )
+
+
+@dataclass(slots=True)
+class _Recovery:
+    """One that is under way; `whole` is its root, `steps` are its children so far."""
+
+    whole: Span
+    steps: list[Span] = field(default_factory=list)
+
+
+class Recoveries:
+    """The spans of the recoveries that one watchdog leads; does nothing without a tracer."""
+
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
+        self._under_way: dict[str, _Recovery] = {}
+
+    def died(self, dead: Dead, silent_s: float) -> None:
+        """An agent was declared dead, `silent_s` after its last heartbeat."""
+        context = None if self._tracer is None else self._tracer.new_event(f"recovery:{dead.agent}:{dead.epoch}")
+        if context is None:
+            return
+        at_ns = time.time_ns()
+        began_ns = at_ns - max(0, int(silent_s * 1e9))
+        attributes: dict[str, Value] = {
+            "mesh.agent": dead.agent,
+            "mesh.epoch_before": dead.epoch,
+            "mesh.sandbox": dead.sandbox,
+            "mesh.reason": dead.reason,
+        }
+        whole = Span(name=f"recover {dead.agent}", context=context, start_ns=began_ns, attributes=attributes)
+        recovery = self._under_way[dead.agent] = _Recovery(whole)
+        self._step(recovery, "detect", began_ns, {"mesh.reason": dead.reason})
+
+    def _step(self, recovery: _Recovery, name: str, start_ns: int, figures: dict[str, Value], error: str = "") -> None:
+        whole = recovery.whole.context
+        context = Context(whole.trace_id, derived_id(whole.trace_id, f"{name}:{len(recovery.steps)}"))
+        attributes = {"mesh.agent": recovery.whole.attributes["mesh.agent"], **figures}
+        recovery.steps.append(
+            Span(
+                name=name,
+                context=context,
+                parent=whole.span_id,
+                start_ns=start_ns,
+                end_ns=time.time_ns(),
+                attributes=attributes,
+                error=error,
+            )
+        )
+
+    @contextlib.contextmanager
+    def step(self, agent: str, name: str) -> Iterator[None]:
+        """What is done within it is the step `name` of the agent's recovery, if one is under way."""
+        recovery = self._under_way.get(agent)
+        began_ns = time.time_ns()
+        try:
+            yield
+        except Exception as error:
+            if recovery is not None:
+                self._step(recovery, name, began_ns, {}, f"{type(error).__name__}: {error}")
+            raise
+        if recovery is not None:
+            self._step(recovery, name, began_ns, {})
+
+    def traceparent(self, agent: str) -> str:
+        """What the new process is to be told; empty if no recovery is under way."""
+        recovery = self._under_way.get(agent)
+        return "" if recovery is None else recovery.whole.context.header
+
+    def over(self, agent: str, error: str = "", figures: Mapping[str, Value] | None = None) -> None:
+        """The agent was started, or (`error`) will not be."""
+        recovery = self._under_way.pop(agent, None)
+        if recovery is None or self._tracer is None:
+            return
+        recovery.whole.end_ns, recovery.whole.error = time.time_ns(), error
+        recovery.whole.attributes.update(figures or {})
+        for span in (recovery.whole, *recovery.steps):
+            self._tracer.emit(span)
+        self._tracer.queue.hurry()  # the new process will tell of its part
