@@ -220,7 +220,7 @@ async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, und
             messages = await read_stream(swarm.url, swarm.name)
             assert_same(content_of(messages), undisturbed)
             assert_numbered(messages)
-            assert [event["event"] for event in ear.lifecycle if event["event"] in ("exited", "suspected")] == []
+            assert [event for event in ear.lifecycle if event["event"] in ("exited", "declared_dead")] == []
             logs = [path.read_text() for path in (tmp_path / ".signalmesh" / "logs").glob("*.log")]
             lines = [json.loads(line) for text in logs for line in text.splitlines()]
             dropped = Counter(line["agent"] for line in lines if line["event"] == "spans_dropped")
