@@ -68,7 +68,11 @@ def defaults_of(cls: Any, leave_out: tuple[str, ...] = ()) -> list[list[str]]:
 
 
 TABLES = [
-    ("### Top level", config._TopLevel, ("sandboxes", "agents", "coordinator", "stream", "watchdog", "mirror", "metrics")),
+    (
+        "### Top level",
+        config._TopLevel,
+        ("sandboxes", "agents", "coordinator", "stream", "watchdog", "mirror", "metrics"),
+    ),
     ("### `[sandboxes.NAME]`", config_agents._SandboxTable, ()),
     ("### `[agents.NAME]`", config_agents.AgentTable, ()),
     ("### `[coordinator]`", settings.CoordinatorSettings, ()),
