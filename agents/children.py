@@ -34,7 +34,9 @@ CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
 def _child(data: bytes) -> None:
-    die_with_parent(os.getppid())
+    from agents.preload import FORK_SERVER  # loaded in the fork server, whose pid it therefore holds
+
+    die_with_parent(FORK_SERVER)
     server: Any = forkserver._forkserver  # noqa: SLF001 - there is no other way
     with contextlib.suppress(OSError):
         os.close(server._forkserver_alive_fd)  # noqa: SLF001

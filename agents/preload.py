@@ -6,6 +6,7 @@ An ImportError in a preload is swallowed by multiprocessing; the host therefore 
 from __future__ import annotations
 
 import gc
+import os
 
 import nats
 import nats.micro
@@ -21,6 +22,8 @@ import agents.sentiment
 from agents.feeds.candles import load_candles
 from agents.sentiment import packaged_recording
 
+FORK_SERVER = os.getpid()
+"""Whose children the agents are: one whose parent died before it could look would take init for its parent."""
 LOADED = (nats, nats.micro, np, talib, vaderSentiment, agents)
 
 load_candles()
