@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 said, say = os.pipe()
 children.Incarnation = SimpleNamespace(from_json=lambda data: data)
+children.forkserver._forkserver._forkserver_alive_fd = -1
 children.run_incarnation = lambda incarnation: os.write(say, b"ran") and 0
 if os.fork() == 0:
     agents.preload.FORK_SERVER = fork_server = os.getpid()
