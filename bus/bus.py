@@ -102,6 +102,12 @@ class Bus(Protocol):
     async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout_s: float = 5.0) -> Ack:
         """Store one message and wait for the stream's answer."""
 
+    async def pipelines(self) -> bool:
+        """Whether a message with an expectation may be sent before the one before it is answered.
+
+        A stream that is kept by several servers refuses it: one that follows is stored then, and order is lost.
+        """
+
     async def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
         """Publish without waiting; `done` is called with the answer, or with an error if the connection breaks."""
 

@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 
 from bus.client import OnDirect, QuickClient
 from bus.errors import BusUnreachable, Disconnected, Refused, UsageError
+from bus.tasks import end_tasks
 
 PING_INTERVAL_S = 0.5
 """With MAX_OUTSTANDING_PINGS unanswered a server counts as gone: noticed after 1.0 to 1.5 s."""
@@ -67,8 +68,17 @@ class _Client(QuickClient):
         self._pending_data_size = 0
 
 
+def urls_of(url: str) -> list[str]:
+    """The addresses in `url`: of one server, or several of a cluster with commas between them."""
+    return [one.strip() for one in url.split(",")]
+
+
 def shown_url(url: str) -> str:
     """`url` without user, password or token, for logs and errors."""
+    return ",".join(map(_shown, urls_of(url)))
+
+
+def _shown(url: str) -> str:
     scheme, there, rest = url.partition("://")
     if not there:
         scheme, rest = "nats", url
@@ -76,19 +86,36 @@ def shown_url(url: str) -> str:
 
 
 def check_url(url: str) -> str:
-    """Return `url` if it can be a NATS address.
+    """Return `url` if it can be a NATS address, or several of one cluster with commas between them.
 
     Raises:
         UsageError: it cannot.
     """
+    schemes = {_check(one) for one in urls_of(url)}
+    if len({scheme in ("ws", "wss") for scheme in schemes}) > 1:
+        raise UsageError(f"--nats {shown_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")
+    return url
+
+
+def _check(url: str) -> str:
+    """The scheme of one address.
+
+    Raises:
+        UsageError: it is none.
+    """
+    parts = None
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
         ok = parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         ok = False
     if not ok:
-        raise UsageError(f"--nats {shown_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss)")
-    return url
+        raise UsageError(
+            f"--nats {shown_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss), "
+            "or several of one cluster with commas between them"
+        )
+    assert parts is not None
+    return parts.scheme
 
 
 class Connection:
@@ -129,38 +156,40 @@ class Connection:
         Raises:
             BusUnreachable: nobody answered in that time.
         """
+        connecting = asyncio.create_task(self._connect(), name="nats-connect")
         try:
-            async with asyncio.timeout(wait_s):
-                await self.client.connect(
-                    [self.url],
-                    name=self.name,
-                    error_cb=self._on_error,
-                    disconnected_cb=self._on_disconnected,
-                    reconnected_cb=self._on_reconnected,
-                    connect_timeout=2,
-                    reconnect_time_wait=cast(int, RECONNECT_WAIT_S),
-                    max_reconnect_attempts=-1,
-                    ping_interval=cast(int, PING_INTERVAL_S),
-                    max_outstanding_pings=MAX_OUTSTANDING_PINGS,
-                    pending_size=0,
-                    drain_timeout=2,
-                )
-        except TimeoutError:
-            await self._abandon()
-            raise BusUnreachable(shown_url(self.url), self._last_error or "no answer") from None
-        except (OSError, nats.errors.Error) as error:
-            await self._abandon()
-            raise BusUnreachable(shown_url(self.url), str(error) or type(error).__name__) from None
-        except asyncio.CancelledError:
-            await self._abandon()
+            await asyncio.wait({connecting}, timeout=wait_s)
+            if not connecting.done():
+                raise BusUnreachable(shown_url(self.url), self._last_error or "no answer")
+            connecting.result()
+        except BaseException as error:
+            # Not a mere cancellation: one that comes together with an answer would be lost inside, and connecting go on
+            # for ever where that answer is a refusal.
+            await end_tasks([connecting])
+            self._closed = True
+            with contextlib.suppress(Exception):
+                await self.client.close()
+            if isinstance(error, (OSError, nats.errors.Error)):
+                raise BusUnreachable(shown_url(self.url), str(error) or type(error).__name__) from None
             raise
         self.generation += 1
         self._live.set()
 
-    async def _abandon(self) -> None:
-        self._closed = True
-        with contextlib.suppress(Exception):
-            await self.client.close()
+    async def _connect(self) -> None:
+        await self.client.connect(
+            urls_of(self.url),
+            name=self.name,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            connect_timeout=2,
+            reconnect_time_wait=cast(int, RECONNECT_WAIT_S),
+            max_reconnect_attempts=-1,
+            ping_interval=cast(int, PING_INTERVAL_S),
+            max_outstanding_pings=MAX_OUTSTANDING_PINGS,
+            pending_size=0,
+            drain_timeout=2,
+        )
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = str(error) or type(error).__name__

@@ -229,9 +229,7 @@ class MemoryBus:
     def live(self) -> bool:
         return self._live
 
-    @property
-    def url(self) -> str:
-        return "memory"
+    url = "memory"
 
     def watch_connection(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
         self._watchers.append((down, up))
@@ -284,6 +282,9 @@ class MemoryBus:
         ack = self.server.store(subject, data, headers or {})
         await self.step("published")
         return ack
+
+    async def pipelines(self) -> bool:
+        return True
 
     async def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
         self._check()

@@ -7,6 +7,7 @@ we must pipeline. Following the stream is in bus/reader.py, the streams' creatio
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from typing import Any
 
@@ -17,18 +18,26 @@ from nats.aio.msg import Msg
 
 from bus import headers as h
 from bus.bus import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
+from bus.client import parse_headers
 from bus.connection import Connection, shown_url, too_large
 from bus.errors import BusError, BusTimeout, Disconnected, NobodyServes, Refused, WrongSequence
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.reader import Reader, collect
 from bus.subjects import Subjects
 
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
-"""JetStream's error codes for a lost compare-and-set."""
-NOT_FOUND = frozenset({"404"})
+WRONG_LAST_SEQUENCE = 10071
+"""JetStream's error code for a lost compare-and-set."""
+IN_PROCESS = 10164
+"""And for one that a cluster cannot judge yet, for an earlier message with the same expectation is not stored yet."""
+IN_PROCESS_RETRY_S = 0.02
+NO_MESSAGE = 10037
+"""JetStream's error code for a subject of which nothing is stored."""
+NO_LEADER = frozenset({10008, 10009})
+"""JetStream's error codes while a cluster has no leader: it will have one in some seconds."""
 NO_RESPONDERS = 503
 """The status of the empty answer that the server gives where nobody listens."""
 API_TIMEOUT_S = 5.0
+BEHIND_RETRY_S = 0.05
 
 log = structlog.get_logger("signalmesh.bus")
 
@@ -41,6 +50,7 @@ class NatsBus:
         self.connection = connection
         self._acks: dict[str, tuple[str, Done]] = {}
         self._next_ack = 0
+        self._replicas: int | None = None
         self._ack_prefix = connection.client.new_inbox() + "."
         connection.watch(self._fail_pending, self._nothing)
 
@@ -111,7 +121,22 @@ class NatsBus:
         for _, done in pending.values():
             done(BusTimeout("the connection broke before the answer came"))
 
+    async def pipelines(self) -> bool:
+        if self._replicas is None:
+            self._replicas = (await self.api(f"STREAM.INFO.{self.subjects.stream}"))["config"]["num_replicas"]
+        return self._replicas == 1
+
     async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout_s: float = 5.0) -> Ack:
+        give_up_at = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            try:
+                return await self._publish(subject, data, headers, timeout_s)
+            except Refused as error:
+                if error.code != IN_PROCESS or asyncio.get_running_loop().time() > give_up_at:
+                    raise
+            await asyncio.sleep(IN_PROCESS_RETRY_S)
+
+    async def _publish(self, subject: str, data: bytes, headers: Headers | None, timeout_s: float) -> Ack:
         answer: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
 
         def done(result: Ack | BusError) -> None:
@@ -138,36 +163,42 @@ class NatsBus:
 
         Raises:
             Refused: with JetStream's error code.
+            BusTimeout: no answer, or the cluster is about to elect a leader.
         """
         data = b"" if body is None else orjson.dumps(body)
         reply = orjson.loads(await self.request(f"$JS.API.{verb}", data, timeout_s))
         if error := reply.get("error"):
-            raise Refused(verb, error.get("err_code", error.get("code", 0)), error.get("description", ""))
+            code = error.get("err_code", error.get("code", 0))
+            if code in NO_LEADER:
+                raise BusTimeout(f"{verb}: {error.get('description', '')}")
+            raise Refused(verb, code, error.get("description", ""))
         answer: dict[str, Any] = reply
         return answer
 
     async def last(self, subject: str) -> Stored | None:
-        return await self._direct_get(self.subjects.stream, {"last_by_subj": subject})
+        return await self._newest(self.subjects.stream, subject)
 
-    async def _direct_get(self, stream: str, query: dict[str, Any]) -> Stored | None:
+    async def _newest(self, stream: str, subject: str) -> Stored | None:
+        """Asked of the stream's leader: a direct get may be answered by a replica that lags behind."""
         try:
-            msg = await self.connection.client.request(
-                f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), timeout=API_TIMEOUT_S
-            )
-        except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
-            raise BusTimeout(f"{stream}: no answer to a read") from None
-        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
-            raise Disconnected(f"{stream}: not connected") from None
-        headers = msg.headers or {}
-        status = headers.get("Status")
-        if status in NOT_FOUND:
-            return None
-        if status is not None:
-            raise Refused(stream, int(status), headers.get("Description", ""))
-        return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), msg.data, headers)
+            found = (await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))["message"]
+        except Refused as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise
+        headers = parse_headers(base64.b64decode(found.get("hdrs", "")))
+        headers[h.STORED_AT] = found["time"]
+        return Stored(found["subject"], found["seq"], base64.b64decode(found.get("data", "")), headers)
 
     async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
-        return await collect(self, self.subjects.stream, filters, first)
+        while True:
+            # A consumer on a replica that lags behind would end too early: only the leader knows what is the newest.
+            newest = [one.sequence for one in [await self.last(each) for each in filters] if one is not None]
+            found = await collect(self, self.subjects.stream, filters, first)
+            reached = found[-1].sequence if found else first - 1
+            if reached >= max(newest, default=0):
+                return found
+            await asyncio.sleep(BEHIND_RETRY_S)
 
     async def follow(self, filters: tuple[str, ...], first: int, on_stored: OnStored) -> Closable:
         reader = Reader(self, self.subjects.stream, filters, first, on_stored)
@@ -187,7 +218,7 @@ class NatsBus:
     # -- key-value
 
     async def kv_get(self, bucket: str, key: str) -> Kept | None:
-        stored = await self._direct_get(f"KV_{bucket}", {"last_by_subj": f"$KV.{bucket}.{key}"})
+        stored = await self._newest(f"KV_{bucket}", f"$KV.{bucket}.{key}")
         if stored is None or "KV-Operation" in stored.headers:
             return None
         return Kept(stored.data, stored.sequence)
@@ -283,7 +314,7 @@ def _read_ack(data: bytes, subject: str) -> Ack | BusError:
     reply = orjson.loads(data)
     if error := reply.get("error"):
         code = error.get("err_code", error.get("code", 0))
-        if code in WRONG_LAST_SEQUENCE:
+        if code == WRONG_LAST_SEQUENCE:
             return WrongSequence(subject, error.get("description", ""))
         return Refused(subject, code, error.get("description", ""))
     return Ack(reply["seq"], bool(reply.get("duplicate")))

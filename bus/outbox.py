@@ -1,8 +1,9 @@
 """What an incarnation has published but not yet seen acknowledged: in order, pipelined, resent after a break.
 
-Order is the point: nothing new is sent before everything older is stored or sent again. After a break, or when the
-server refuses or forgets a message inside an unbroken connection, it stops, reads back which of its messages are
-stored, and resends the rest in order. It owns no numbering: the runtime does.
+Order is the point: nothing new is sent before everything older is stored or sent again; where a cluster keeps the
+stream, before everything older is stored. After a break, or when the server refuses or forgets a message inside an
+unbroken connection, it stops, reads back which of its messages are stored, and resends the rest in order. It owns no
+numbering: the runtime does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import structlog
 
 from bus import headers as h
 from bus.bus import Ack, Bus, Headers
-from bus.errors import BusError, Disconnected, Fenced, MeshError, WrongSequence
+from bus.errors import BusError, Fenced, MeshError, WrongSequence
 
 WINDOW = 512
 """Messages that may be unacknowledged before `put` waits."""
@@ -62,6 +63,7 @@ class Outbox:
         self._entries: deque[Entry] = deque()
         self._unsent: deque[Entry] = deque()
         self._sending = False
+        self._one_by_one = False
         self._in_doubt = False
         self._recovering: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -105,16 +107,20 @@ class Outbox:
             return  # whoever is sending goes on with what came after
         self._sending = True
         try:
-            while self._unsent and not self._in_doubt and not self.closed:
+            self._one_by_one = not await self._bus.pipelines()
+            while self._unsent and not self._in_doubt and not self.closed and not self._must_wait():
                 entry = self._unsent[0]
-                try:
-                    await self._send(entry)
-                except Disconnected:
-                    return
+                await self._send(entry)
                 if self._unsent and self._unsent[0] is entry:
                     self._unsent.popleft()
+        except BusError as error:  # it is sent when the connection is up again, or at the next check
+            log.debug("outbox_waits", error=str(error))
         finally:
             self._sending = False
+
+    def _must_wait(self) -> bool:
+        """Whether the stream takes one message of ours at a time only, and has one that it has not answered."""
+        return self._one_by_one and len(self._entries) > len(self._unsent)
 
     async def _send(self, entry: Entry) -> None:
         epoch = self._epoch
@@ -147,6 +153,8 @@ class Outbox:
                 self._on_acked(entry)
         self._oldest_at = asyncio.get_running_loop().time()
         self._changed.set()
+        if self._one_by_one and self._unsent and not self._in_doubt:
+            self._pump_soon()
 
     def _fence(self, error: Fenced) -> None:
         self.closed = True
@@ -164,7 +172,7 @@ class Outbox:
         """To be called now and then: a message that stays unacknowledged on a live connection starts a recovery."""
         if not self._entries or self._in_doubt or not self._bus.live:
             return
-        if self._unsent and not self._sending:
+        if self._unsent and not self._sending and not self._must_wait():
             self._pump_soon()
         elif asyncio.get_running_loop().time() - self._oldest_at > ACK_TIMEOUT_S:
             log.warning("acknowledgement_overdue", subject=self._entries[0].subject, waiting=len(self._entries))
@@ -190,6 +198,7 @@ class Outbox:
         if self.closed:
             return
         epoch = self._epoch
+        self._one_by_one = not await self._bus.pipelines()
         if self._entries:
             stored = await self._bus.read_back(self._written_by, self.stored_through + 1)
             known = {m.headers[h.MSG_ID]: m.sequence for m in stored if h.MSG_ID in m.headers}
@@ -199,7 +208,7 @@ class Outbox:
             if epoch != self._epoch:
                 return  # the connection broke meanwhile: what was sent again since is the next recovery's business
         self._unsent = deque(entry for entry in self._entries if not entry.sequence)
-        for entry in list(self._unsent):
+        for entry in [] if self._one_by_one else list(self._unsent):
             if epoch != self._epoch or self.closed:
                 return
             await self._send(entry)

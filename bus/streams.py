@@ -16,13 +16,19 @@ DUPLICATE_WINDOW_S = 120
 """How long a repetition is recognised by its id; never more than the maximal age, which the server would refuse."""
 FIXED = ("subjects", "subject_transform", "republish", "storage", "deny_delete", "allow_rollup_hdrs")
 """What a stream must have as this version makes it; all else can be brought up to date."""
+LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas")
 STREAM_NAME_IN_USE = 10058
+NO_ROOM_FOR_REPLICAS = frozenset({10005, 10074})
+"""JetStream's error codes where there are fewer servers than replicas."""
 STREAM_NOT_FOUND = 10059
 
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """How much the stream keeps: by age in seconds and by size in bytes, whichever comes first."""
+    """How much the stream keeps: by age in seconds and by size in bytes, whichever comes first.
+
+    `replicas` servers of a cluster keep it, and the buckets.
+    """
 
     max_age_s: float = 7 * 24 * 3600.0
     max_bytes: int = 1 << 30
@@ -101,6 +107,8 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
             await bus.api(f"STREAM.CREATE.{name}", wanted)
             continue
         except Refused as error:
+            if error.code in NO_ROOM_FOR_REPLICAS:
+                raise _too_few_servers(bus, name, wanted["num_replicas"], error) from None
             if error.code != STREAM_NAME_IN_USE:
                 raise UsageError(
                     f"the server at {bus.url} would not create the stream {name}: {error.description}; "
@@ -114,11 +122,20 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
                     f"({wanted[key]!r}): choose another swarm name, or remove that stream"
                 )
         try:
-            limits = {key: wanted[key] for key in ("max_age", "max_bytes", "duplicate_window") if key in wanted}
+            limits = {key: wanted[key] for key in LIMITS if key in wanted}
             if any(found.get(key) != value for key, value in limits.items()):
                 await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
         except Refused as error:
+            if error.code in NO_ROOM_FOR_REPLICAS:
+                raise _too_few_servers(bus, name, wanted["num_replicas"], error) from None
             raise UsageError(f"stream {name} at {bus.url}: {error.description}") from None
+
+
+def _too_few_servers(bus: NatsBus, name: str, replicas: int, error: Refused) -> UsageError:
+    return UsageError(
+        f"stream.replicas = {replicas}: the server at {bus.url} would not keep {name} so many times "
+        f"({error.description}): name a cluster of {replicas} servers or more with --nats, or set fewer replicas"
+    )
 
 
 async def streams_exist(bus: NatsBus) -> bool:

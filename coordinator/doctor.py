@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from bus.connection import check_url, shown_url
+from bus.connection import check_url, shown_url, urls_of
 from bus.errors import BusError
 from bus.nats_bus import NatsBus
 from bus.plain import harmless
@@ -57,7 +57,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings.append(await asyncio.to_thread(check_disk, state_dir, used))
     findings.append(await asyncio.to_thread(check_mirror_file, state_dir))
     findings += await asyncio.to_thread(check_descriptors, run)
-    findings.append(await check_port(url, run))
+    findings += [await check_port(one, run) for one in urls_of(url)]
     findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)
     return Diagnosis(
         ok=all(finding.level != "error" for finding in findings),

@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from bus.bus import Heard
-from bus.connection import shown_url
+from bus.connection import shown_url, urls_of
 from bus.errors import EXIT_DONE, UsageError
 from bus.fault_proxy import DOWN, UP, Proxy
 from bus.logs import set_up_logs
@@ -41,11 +41,11 @@ def open_proxy_port(url: str) -> tuple[socket.socket, dict[str, str]]:
     """A listening socket for the proxy in front of `url`, and the environment by which hosts send their agents there.
 
     Raises:
-        UsageError: what is encrypted cannot be passed on under another address.
+        UsageError: what is encrypted cannot be passed on under another address, and only one server can be.
     """
     parts = urlsplit(url if "://" in url else f"nats://{url}")
-    if parts.scheme != "nats":
-        raise UsageError(f"--fault-proxy: expected a server at nats://…, not {shown_url(url)}")
+    if parts.scheme != "nats" or len(urls_of(url)) > 1:
+        raise UsageError(f"--fault-proxy: expected one server at nats://…, not {shown_url(url)}")
     listener = socket.create_server(("127.0.0.1", 0))
     who = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
     return listener, {AGENTS_URL_VARIABLE: f"nats://{who}127.0.0.1:{listener.getsockname()[1]}"}

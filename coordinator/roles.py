@@ -34,7 +34,8 @@ def on_signals(stop: Callable[[], None]) -> None:
 
 
 def limits_of(config: SwarmConfig) -> StreamLimits:
-    return StreamLimits(max_age_s=config.stream.max_age_s, max_bytes=config.stream.max_bytes)
+    stream = config.stream
+    return StreamLimits(max_age_s=stream.max_age_s, max_bytes=stream.max_bytes, replicas=stream.replicas)
 
 
 def run_sandbox(

@@ -76,11 +76,15 @@ class CoordinatorSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSettings:
-    """What the stream keeps, and what an acknowledged message survives (bus.server_config.Durability)."""
+    """What the stream keeps, and what an acknowledged message survives (bus.server_config.Durability).
+
+    `replicas` servers of a cluster, named by --nats, keep it.
+    """
 
     max_age_s: Annotated[float, Meta(ge=SHORTEST_MAX_AGE_S, le=100 * LONGEST_S)] = 7 * 24 * 3600.0
     max_bytes: Annotated[int, Meta(ge=1 << 20, le=(1 << 63) - 1)] = 1 << 30
     durability: Durability = "process"
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

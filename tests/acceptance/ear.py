@@ -69,7 +69,7 @@ class Ear:
             pass
 
         await ear.client.connect(
-            url, reconnect_time_wait=cast(int, RECONNECT_WAIT_S), max_reconnect_attempts=-1, error_cb=ignore
+            url.split(","), reconnect_time_wait=cast(int, RECONNECT_WAIT_S), max_reconnect_attempts=-1, error_cb=ignore
         )
         await ear.client.subscribe(subject, cb=ear._on_msg, pending_msgs_limit=1_000_000)
         await ear.client.flush()
@@ -205,7 +205,7 @@ class Ear:
 
 async def read_stream(url: str, name: str) -> list[Said]:
     """Everything that the swarm's stream holds, in order."""
-    client = await nats.connect(url)
+    client = await nats.connect(url.split(","))
     try:
         stream = client.jetstream()
         config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE)

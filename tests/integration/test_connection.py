@@ -261,6 +261,8 @@ async def test_wrong_credentials_are_said_and_not_shown(tmp_path):
         f"nats://user:{SECRET}@[::1",
         f"nats://user:{SECRET}@",
         f"user:{SECRET}@localhost:x",
+        "nats://localhost:4222,",
+        f"nats://localhost:4222,nats://user:{SECRET}@localhost:x",
     ],
 )
 async def test_a_malformed_address_is_a_persons_mistake(url):
@@ -278,11 +280,24 @@ async def test_a_malformed_address_is_a_persons_mistake(url):
         (f"tls://token-{SECRET}@example.org:4443", "tls://example.org:4443"),
         (f"nats://user:{SECRET}@[::1]:4222", "nats://[::1]:4222"),
         (f"nats://user:p@{SECRET}@host:1", "nats://host:1"),
+        (f"nats://u:{SECRET}@one:1, nats://u:{SECRET}@two:2,three", "nats://one:1,nats://two:2,nats://three"),
     ],
 )
 def test_shown_addresses_have_no_credentials(url, shown):
     assert check_url(url) == url
     assert shown_url(url) == shown
+
+
+def test_websockets_are_not_mixed_with_others():
+    with pytest.raises(UsageError, match="nats://one,ws://two: expected either WebSocket addresses"):
+        check_url("nats://one,ws://two")
+
+
+async def test_any_server_of_several_will_do(tmp_path, connections):
+    async with plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as url, connections:
+        bus = await connections.bus(f"nats://127.0.0.1:1,{url}", streams=True)
+        assert (await bus.publish("in.swarm.alert.info.test", b"{}")).sequence == 1
+        assert bus.url == f"nats://127.0.0.1:1,{url}"
 
 
 async def test_a_malformed_swarm_name_is_a_persons_mistake():

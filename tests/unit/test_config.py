@@ -151,6 +151,7 @@ def test_a_whole_file(tmp_path):
             max_age_s = 3600
             max_bytes = 2_000_000
             durability = "power"
+            replicas = 3
             [watchdog]
             dead_ms = 900
             """,
@@ -171,6 +172,7 @@ def test_a_whole_file(tmp_path):
     message = to_config_message(config, config.voters)
     assert (message.quorum, message.round_timeout_ms, message.buy_at) == (0.6, 250, 0.55)
     assert (config.stream.max_age_s, config.stream.max_bytes, config.stream.durability) == (3600, 2_000_000, "power")
+    assert config.stream.replicas == 3
     assert (config.watchdog.suspect_ms, config.watchdog.dead_ms) == (300, 900)
 
 
@@ -297,6 +299,8 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
         ("[stream]\nmax_age_s=60", "stream.max_age_s", ">= 120"),
         ("[stream]\nmax_bytes=1.5", "stream.max_bytes", "expected a whole number"),
         ("[stream]\ndurability='disk'", "stream.durability", r"expected one of 'process', 'power' \(given: 'disk'\)"),
+        ("[stream]\nreplicas=0", "stream.replicas", ">= 1"),
+        ("[stream]\nreplicas=6", "stream.replicas", "<= 5"),
         ("[watchdog]\nheartbeat_ms=-5", "watchdog.heartbeat_ms", ">= 1"),
         ("[watchdog]\nsuspect_ms=50", "watchdog.suspect_ms", r"more than heartbeat_ms \(100\), not 50"),
         ("[watchdog]\nquarantine_window_s=0", "watchdog.quarantine_window_s", "> 0"),

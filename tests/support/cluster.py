@@ -1,0 +1,106 @@
+"""A cluster of nats-servers on this machine, of which single ones can be killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bus.nats_binary import find_binary
+from bus.process import die_with_parent
+from tests.support.collecting import GUARD_S
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on just now: a cluster has to name its members' before they run."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Cluster:
+    """`nodes` by name. Servers stay as they are until they are told otherwise: nobody restarts them."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        ports = free_ports(2 * size)
+        self.names = tuple(f"n{number}" for number in range(1, size + 1))
+        self._clients = dict(zip(self.names, ports[:size], strict=True))
+        routes = dict(zip(self.names, ports[size:], strict=True))
+        self._directory = directory
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        everybody = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes.values())
+        for name in self.names:
+            (directory / f"{name}.conf").write_text(
+                f'server_name: {name}\nhost: 127.0.0.1\nport: {self._clients[name]}\n'
+                f'log_file: "{directory / name}.log"\n'
+                f'jetstream {{ store_dir: "{directory / name}" }}\n'
+                f'cluster {{ name: c, host: 127.0.0.1, port: {routes[name]}, routes: [{everybody}] }}\n'
+            )  # fmt: skip
+
+    def url_of(self, name: str) -> str:
+        return f"nats://127.0.0.1:{self._clients[name]}"
+
+    @property
+    def url(self) -> str:
+        """All members, as `--nats` takes them."""
+        return ",".join(map(self.url_of, self.names))
+
+    async def start(self, name: str) -> None:
+        self._processes[name] = await asyncio.create_subprocess_exec(
+            str(find_binary()), "-c", str(self._directory / f"{name}.conf"),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
+        )  # fmt: skip
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL, as a crash would; back when it has ended."""
+        process = self._processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+
+    async def ready(self) -> None:
+        """Wait until JetStream is answered by a cluster of this size."""
+        import nats
+        import nats.errors
+
+        async with asyncio.timeout(GUARD_S):
+            client = await nats.connect(self.url.split(","), max_reconnect_attempts=-1, error_cb=_ignore)
+            try:
+                while True:
+                    with contextlib.suppress(nats.errors.Error):
+                        answer = json.loads((await client.request("$JS.API.INFO", b"", timeout=1)).data)
+                        if "error" not in answer:
+                            return
+                    await asyncio.sleep(0.1)
+            finally:
+                await client.close()
+
+    async def end(self) -> None:
+        for name in list(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                await self.kill(name)
+
+
+async def _ignore(_: Exception) -> None:
+    pass
+
+
+@asynccontextmanager
+async def cluster(directory: Path, size: int = 3) -> AsyncIterator[Cluster]:
+    servers = Cluster(directory, size)
+    try:
+        for name in servers.names:
+            await servers.start(name)
+        await servers.ready()
+        yield servers
+    finally:
+        await servers.end()
