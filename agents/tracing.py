@@ -235,7 +235,7 @@ class AgentTracing:
         span.start_ns = at.began_ns or span.start_ns
         if opened is not None and isinstance(message, Decision):
             for voter, span_id in opened.votes.items():
-                if span_id != parent.span_id:
+                if span_id != parent.span_id and voter in message.agents_consulted:  # strangers' count for nothing
                     span.links.append((parent._replace(span_id=span_id), {"mesh.voter": voter}))
         for voter in getattr(message, "absent", ()):
             span.events.append(("absent", span.start_ns, {"mesh.voter": voter}))

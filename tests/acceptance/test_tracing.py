@@ -233,3 +233,56 @@ async def status(ear: Ear, agent: str) -> dict[str, int]:
     reply = await ear.client.request(f"{ear.name}.control.{agent}.status", b"", timeout=20)
     counts: dict[str, int] = json.loads(reply.data)
     return counts
+
+
+STUMBLER = """
+from agents.agent import Agent
+from bus.messages import MarketData, Signal
+
+class Stumbler(Agent):
+    kind = "stumbler"
+    listens = ("market",)
+
+    def on_market(self, tick: MarketData) -> Signal:
+        if tick.sequence == 3:
+            raise ValueError("three is too much")
+        return self.signal(tick, "hold", 0.5)
+"""
+
+
+async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: Path):
+    (tmp_path / "stumbler.py").write_text(STUMBLER)
+    toml = (
+        f"max_agents = 7\n[coordinator]\nround_timeout_ms = 300\n{agents_toml(speed=0, limit=6)}"
+        '[agents.stumbler]\nclass = "stumbler:Stumbler"\nvotes = false\n[agents.oracle]\nexternal = true\n'
+    )
+    outside, span = "c" * 32, "d" * 16
+    async with collecting() as collector, Swarm(tmp_path, toml, environment=environment(collector)) as swarm:
+        ear = await swarm.up()
+        await ear.decided(6)
+        for number in range(1, 7):
+            decision = assert_tree(await whole(collector, number), set(VOTERS))
+            assert [event for event in decision.events if event[1]["mesh.voter"] == "oracle"] != []
+            assert decision.parent == roots(await whole(collector, number))[0].id, "the timer closed it"
+        failed = await collector.until("the failure", lambda: [s for s in collector.spans if s.status])
+        assert {(each.name, each.service, each.kind) for each in failed} == {("process swarm.market", "stumbler", 5)}
+        assert "three is too much" in failed[0].problem
+        [(event, told)] = failed[0].events
+        assert (event, told["exception.type"]) == ("exception", "ValueError")
+        assert failed[0].parent == roots(await whole(collector, 3))[0].id
+
+        tick = {"price": 1.5, "volume": 1, "timestamp": "2026-01-01T00:00:00Z", "source": "me", "symbol": "ETH/USD"}
+        for number, flag in ((1, "00"), (2, "01")):
+            header = f"00-{outside}-{span}-{flag}"
+            await ear.publish("market.ETH-USD.me", {**tick, "sequence": number}, traceparent=header)
+        await ear.until("both decided", lambda: len([d for d in ear.decisions if d["symbol"] == "ETH/USD"]) == 2)
+
+        def decided() -> dict[str, Received] | None:
+            trace = collector.traces().get(outside, {})
+            return trace if decision_of(trace) and len(trace) >= 5 else None
+
+        trace = await collector.until("the trace from outside", decided)
+        assert {each.parent for each in trace.values()} == {span}
+        assert {each.attributes["mesh.round"] for each in trace.values()} == {2}, "the first one was not to be sampled"
+        unsampled = [s for s in ear.said if s.headers.get("traceparent") == f"00-{outside}-{span}-00"]
+        assert {s.kind for s in unsampled} == {"market", "sentiment", "signal", "decision"}, "handed on as it was"

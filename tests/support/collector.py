@@ -88,6 +88,7 @@ class TraceCollector:
         self.spans: list[Received] = []
         self.requests = 0
         self.url = ""
+        self.headers: dict[str, str] = {}
         self._more = asyncio.Event()
         self._server: asyncio.Server
         self._writers: set[asyncio.StreamWriter] = set()
@@ -119,6 +120,7 @@ class TraceCollector:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.requests += 1
+        self.headers = headers
         self._more.set()
         if self.mode == "hanging":
             await reader.read()  # until they give up
