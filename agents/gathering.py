@@ -62,13 +62,12 @@ class Rounds:
         symbol, number = getattr(message, "symbol", None), getattr(message, "round", None)
         if symbol is None:
             return None
-        key: Key = (symbol, number or 0)
+        key: Key = (symbol, message.timestamp.isoformat())
+        if number is not None and (symbol, number) in self._open:
+            key = (symbol, number)
         candidates = self._open.get(key)
         if candidates is None:
-            key = (symbol, message.timestamp.isoformat())
-            candidates = self._open.get(key)
-            if candidates is None:
-                return None
+            return None
         opened = candidates[0]
         if len(candidates) > 1:  # of several sources: symbol:source:sequence says which
             parts = (getattr(message, "decision_id", None) or "").rsplit(":", 2)

@@ -50,7 +50,7 @@ class TakesOutputs(Protocol):
     """Where outputs go: agents/journal.py's Journal, or a replay's."""
 
     def publish(self, prepared: Iterable[Prepared], cause: int | None) -> None: ...
-    async def send(self) -> None: ...
+    def send(self) -> Awaitable[None] | None: ...
     def poison(self, subject: str, sequence: int, problem: str) -> None: ...
 
 
@@ -101,7 +101,6 @@ class Intake:
         self.reading = False
         self.busy = False
         """An asynchronous handler is under way, or has left the state half changed."""
-        self._awaited = False
         self.fault: Fault | None = None
         self.broken_off = False
         """A handler was cancelled by the reader, which will not deliver its input again."""
@@ -123,13 +122,12 @@ class Intake:
             filters.append(f"{subjects.ns}.timer.*.{self._life.name}")
         return tuple(filters)
 
-    async def take(self, stored: Stored) -> None:
-        """Handle the next message of the stream."""
+    def take(self, stored: Stored) -> Awaitable[None] | None:
+        """Handle the next message of the stream; what comes back is to be awaited before the one after it."""
         if not self.reading or stored.sequence <= self.cursor:
-            return
+            return None
         life, sequence = self._life, stored.sequence
         self.lag = stored.pending
-        self._awaited = False
         event = self._read(stored)
         if sequence in self.skipped:
             self.skipped.discard(sequence)
@@ -142,43 +140,59 @@ class Intake:
         else:
             if self.tracing is not None:
                 self.tracing.begin(stored, event[2])
-            prepared = await self._handle(stored, *event)
-            if prepared is None:
-                return
-            # From here to the next await: outputs, cursor and state belong together.
-            life.journal.publish(prepared, sequence)
-            self.cursor = sequence
-            self.inputs += 1
-            self.skips_in_a_row = 0
-            if not life.ready.is_set():
-                self.replayed += 1
+            kind, topic, message = event
+            try:
+                outputs = self._call(stored, kind, message)
+                if outputs is not None and type(outputs) not in KIND_OF and inspect.isawaitable(outputs):
+                    return self._take_slowly(stored, kind, topic, outputs)
+                prepared = life.outgoing.prepare(outputs, f"on_{kind} returned", topic)
+            except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its own
+                self._failed(f"on_{kind}", stored, error)
+                return None
+            self._handled(stored, prepared)
         life.input_handled()
-        await life.journal.send()
-        if self._awaited:
-            await asyncio.sleep(0)  # with inputs waiting there would be no other moment for a snapshot between two
+        return life.journal.send()
 
-    async def _handle(self, stored: Stored, kind: str, topic: str | None, message: Event) -> list[Prepared] | None:
-        """What the handler answers, ready to be published; None where reading ends here."""
+    async def _take_slowly(self, stored: Stored, kind: str, topic: str | None, handling: Awaitable[Outputs]) -> None:
+        """The rest of `take` for an asynchronous handler."""
         life = self._life
-        began = time.perf_counter()
         try:
-            outputs = self._handlers[kind](message)
-            took_s = time.perf_counter() - began
-            if took_s > SLOW_HANDLER_S:
-                life.complaints.slow(f"on_{kind}", stored.sequence, took_s)
-            if outputs is not None and type(outputs) not in KIND_OF and inspect.isawaitable(outputs):
-                outputs = await self._finish(outputs)
-            return life.outgoing.prepare(outputs, f"on_{kind} returned", topic)
+            prepared = life.outgoing.prepare(await self._finish(handling), f"on_{kind} returned", topic)
         except GeneratorExit:
             raise  # nobody waits for this coroutine any more
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
-            if isinstance(error, MeshError) and not isinstance(error, MessageError):
-                life.fail(error)  # ends the run; a reader would only log it, and go on with the next input
-            else:
-                self._fail(f"on_{kind}", stored, error)
-            return None
+            self._failed(f"on_{kind}", stored, error)
+            return
+        self._handled(stored, prepared)
+        life.input_handled()
+        if (room := life.journal.send()) is not None:
+            await room
+        await asyncio.sleep(0)  # with inputs waiting there would be no other moment for a snapshot between two
+
+    def _call(self, stored: Stored, kind: str, message: Event) -> Any:
+        began = time.perf_counter()
+        outputs = self._handlers[kind](message)
+        took_s = time.perf_counter() - began
+        if took_s > SLOW_HANDLER_S:
+            self._life.complaints.slow(f"on_{kind}", stored.sequence, took_s)
+        return outputs
+
+    def _handled(self, stored: Stored, prepared: list[Prepared]) -> None:
+        """Outputs, cursor and state belong together: nothing waits in between."""
+        self._life.journal.publish(prepared, stored.sequence)
+        self.cursor = stored.sequence
+        self.inputs += 1
+        self.skips_in_a_row = 0
+        if not self._life.ready.is_set():
+            self.replayed += 1
+
+    def _failed(self, handler: str, stored: Stored, error: BaseException) -> None:
+        if isinstance(error, MeshError) and not isinstance(error, MessageError):
+            self._life.fail(error)  # ends the run; a reader would only log it, and go on with the next input
+        else:
+            self._fail(handler, stored, error)
 
     def _fail(self, handler: str, stored: Stored, error: BaseException) -> None:
         """Stop reading, and have the runtime go back to the last snapshot, which this handler has not spoilt."""
@@ -205,7 +219,7 @@ class Intake:
 
     async def _finish(self, handling: Awaitable[Outputs]) -> Outputs:
         """Wait for an asynchronous handler. If it raises or is broken off, its half-changed state leaves us busy."""
-        self.busy = self._awaited = True
+        self.busy = True
         try:
             outputs = await handling
         except asyncio.CancelledError:

@@ -8,7 +8,7 @@ again, so that only what is missing is published.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,9 +188,13 @@ class Journal:
             subject=subject,
         )
 
-    async def send(self) -> None:
-        """Send what was published; waits while too much is unacknowledged."""
-        await self._outbox.send()
+    def push(self) -> None:
+        """Send what was published."""
+        self._outbox.push()
+
+    def send(self) -> Awaitable[None] | None:
+        """Send what was published; what comes back is to be awaited: too much is unacknowledged."""
+        return self._outbox.send()
 
     async def flush(self) -> None:
         """Wait until everything published is stored."""

@@ -101,7 +101,8 @@ class Replayed:
 
     async def take(self, stored: Stored) -> Unlike | None:
         """Handle the next input; a difference where its handler fails and did not then."""
-        await self.intake.take(stored)
+        if (handling := self.intake.take(stored)) is not None:
+            await handling
         fault = self.intake.fault
         if fault is not None or self._failed is not None:
             why = fault.why if fault is not None else str(self._failed)
@@ -196,7 +197,7 @@ class _Collector:
     def publish(self, prepared: Iterable[Prepared], cause: int | None) -> None:
         self.outputs.extend(Expected(output.subject, output.data, cause) for output in prepared)
 
-    async def send(self) -> None:
+    def send(self) -> None:
         """Nobody is sent anything."""
 
     def poison(self, subject: str, sequence: int, problem: str) -> None:

@@ -349,7 +349,8 @@ class Runtime:
                 self.journal.publish([output], None)
                 self.last_produced = {"subject": output.subject, "payload": orjson.Fragment(output.data)}
             self._dropped = 0
-            await self.journal.send()
+            if (room := self.journal.send()) is not None:
+                await room
         if self.status == "live":
             self.status = "finished"
             log.info("source_finished", outputs=self.journal.outputs)

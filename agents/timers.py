@@ -25,7 +25,6 @@ class Timers:
         self._due: list[tuple[float, int, str]] = []
         self._armed = 0
         self._handle: asyncio.TimerHandle | None = None
-        self._sending: asyncio.Task[None] | None = None
 
     def go_live(self, pending: dict[str, TimerSet]) -> None:
         """Start all of `pending`, each with its whole time."""
@@ -75,7 +74,7 @@ class Timers:
                 return
             fired = True
         if fired:
-            self._sending = asyncio.create_task(self._journal.send(), name=f"{self._agent}-timer")
+            self._journal.push()
         self._schedule()
 
     def close(self) -> None:

@@ -15,7 +15,6 @@ from benchmarks.pipeline import latency, throughput
 from benchmarks.publishing import durability, outbox
 from benchmarks.recovery import first_decision, kill, stop
 from benchmarks.replaying import replaying
-from benchmarks.tracing import tracing
 
 BENCHMARKS = {
     "first-decision": first_decision,
@@ -28,7 +27,6 @@ BENCHMARKS = {
     "durability": durability,
     "replay": replaying,
     "mirror": mirroring,
-    "tracing": tracing,
 }
 RESULTS = Path(__file__).parent / "results"
 

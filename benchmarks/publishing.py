@@ -53,7 +53,8 @@ class Ours:
         for _ in range(count):
             number, headers = self.headers()
             box.put(Entry(SUBJECT, PAYLOAD, headers, number))
-            await box.send()
+            if (room := box.send()) is not None:
+                await room
         await box.flush()
         box.close()
 

@@ -65,7 +65,8 @@ class Bounds:
 
 
 Done = Callable[[Ack | BusError], None]
-OnStored = Callable[[Stored], Awaitable[None]]
+OnStored = Callable[[Stored], Awaitable[None] | None]
+"""Handles a message of the stream. What it returns is awaited before the next one; None: it is done."""
 OnHeard = Callable[[Heard], Awaitable[None]]
 OnRequest = Callable[[Heard], Awaitable[bytes]]
 
@@ -108,7 +109,7 @@ class Bus(Protocol):
         A stream that is kept by several servers refuses it: one that follows is stored then, and order is lost.
         """
 
-    async def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
+    def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
         """Publish without waiting; `done` is called with the answer, or with an error if the connection breaks."""
 
     async def last(self, subject: str) -> Stored | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -18,9 +18,10 @@ import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
-from bus.client import OnDirect, QuickClient
+from bus.client import QuickClient
 from bus.errors import BusUnreachable, Disconnected, Refused, UsageError
 from bus.tasks import end_tasks
+from bus.wire import OnDirect
 
 PING_INTERVAL_S = 0.5
 """With MAX_OUTSTANDING_PINGS unanswered a server counts as gone: noticed after 1.0 to 1.5 s."""
@@ -32,8 +33,6 @@ MESSAGE_TOO_LARGE = 10054
 """JetStream's error code for it, used for what is refused on our side already as well."""
 BAD_REQUEST = 400
 PERMISSIONS_ERR = "permissions violation"
-HEADER_FRAME = b"NATS/1.0\r\n\r\n"
-"""Around the headers; they count against the server's max_payload as well."""
 
 log = structlog.get_logger("signalmesh.bus")
 
@@ -226,24 +225,19 @@ class Connection:
             self._live.set()
             log.debug("bus_up", connection=self.name)
 
-    async def write(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
-        """Put one PUB on the wire.
+    def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
+        """Put one message on the wire; whatever is written in one turn of the event loop goes out together.
 
         Raises:
             Disconnected: the connection is down; nothing was sent.
             Refused: the subject is malformed, or the message larger than the server takes; nothing was sent.
         """
-        size = len(data)
-        if headers:
-            size += len(HEADER_FRAME) + 4 * len(headers) + len("".join([*headers, *headers.values()]).encode())
         try:
-            if size > self.client.max_payload and self.client.is_connected:  # the server would cut the connection
-                raise nats.errors.MaxPayloadError
-            await self.client.publish(subject, data, reply=reply, headers=headers)
+            self.client.write(subject, data, reply, headers)
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
         except nats.errors.MaxPayloadError:
-            raise too_large(subject, size, self.client.max_payload) from None
+            raise too_large(subject, len(data), self.client.max_payload) from None
         except nats.errors.Error as error:
             raise Refused(subject, BAD_REQUEST, str(error)) from None
 
@@ -260,18 +254,16 @@ class Connection:
         except nats.errors.ConnectionClosedError:
             raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
 
-    async def subscribe_directly(self, subject: str, on_direct: OnDirect) -> None:
-        """Subscribe for the life of this connection, with a callback that runs inside the read loop.
+    async def subscribe_directly(self, subject: str, on_direct: OnDirect) -> Any:
+        """Subscribe with a function that is called while bytes are read.
 
         Raises:
             Disconnected: this connection has been closed.
         """
-
-        async def never(_: Msg) -> None:
-            """Nobody can have answered before the next line: what comes goes to `on_direct`."""
-
-        subscription = await self.subscribe(subject, never)
-        self.client.deliver_directly(subscription._id, on_direct)  # noqa: SLF001 - nats-py names its subscriptions so
+        try:
+            return await self.client.subscribe_directly(subject, on_direct)
+        except nats.errors.ConnectionClosedError:
+            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
 
     async def close(self) -> None:
         if self._closed:

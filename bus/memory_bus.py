@@ -198,7 +198,8 @@ class _Reader:
                         break
                 self._next = stored.sequence + 1
                 try:
-                    await self._on_stored(_with_pending(stored, len(batch) - at - 1))
+                    if (handling := self._on_stored(_with_pending(stored, len(batch) - at - 1))) is not None:
+                        await handling
                 except Exception:
                     log.exception("reader_callback_failed", subject=stored.subject, sequence=stored.sequence)
 
@@ -286,7 +287,7 @@ class MemoryBus:
     async def pipelines(self) -> bool:
         return True
 
-    async def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
+    def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
         self._check()
         self._wire.append((subject, data, headers, done))
         if self._wire_task is None or self._wire_task.done():

@@ -11,14 +11,13 @@ import base64
 import contextlib
 from typing import Any
 
-import nats.errors
 import orjson
 import structlog
 from nats.aio.msg import Msg
 
 from bus import headers as h
 from bus.bus import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
-from bus.client import parse_headers
+from bus.client import STATUS, parse_headers
 from bus.connection import Connection, shown_url, too_large
 from bus.errors import BusError, BusTimeout, Disconnected, NobodyServes, Refused, WrongSequence
 from bus.messages import MAX_PAYLOAD_BYTES
@@ -49,9 +48,11 @@ class NatsBus:
         self.subjects = subjects
         self.connection = connection
         self._acks: dict[str, tuple[str, Done]] = {}
-        self._next_ack = 0
         self._replicas: int | None = None
-        self._ack_prefix = connection.client.new_inbox() + "."
+        self._asked: dict[str, asyncio.Future[tuple[bytes, Headers]]] = {}
+        self._tokens = 0
+        self._inbox = connection.client.new_inbox() + "."
+        """Answers come here, told apart by the token behind it."""
         connection.watch(self._fail_pending, self._nothing)
 
     @classmethod
@@ -66,7 +67,7 @@ class NatsBus:
         connection = Connection(url, name)
         await connection.open(wait_s)
         bus = cls(subjects, connection)
-        await connection.subscribe_directly(bus._ack_prefix + "*", bus._on_ack)
+        await connection.subscribe_directly(bus._inbox + "*", bus._on_answer)
         return bus
 
     @property
@@ -88,17 +89,16 @@ class NatsBus:
 
     # -- publishing
 
-    async def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
-        await self._send(subject, data, headers, done)
+    def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
+        self._send(subject, data, headers, done)
 
-    async def _send(self, subject: str, data: bytes, headers: Headers, done: Done) -> str:
-        self._next_ack += 1
-        token = str(self._next_ack)
+    def _send(self, subject: str, data: bytes, headers: Headers, done: Done) -> str:
+        token = self._token()
         self._acks[token] = (subject, done)
         try:
             if len(data) > MAX_PAYLOAD_BYTES:
                 raise too_large(subject, len(data), MAX_PAYLOAD_BYTES)
-            await self.connection.write(subject, data, self._ack_prefix + token, dict(headers))
+            self.connection.write(subject, data, self._inbox + token, headers)
         except Refused as error:
             self._acks.pop(token, None)
             asyncio.get_running_loop().call_soon(done, error)
@@ -107,19 +107,28 @@ class NatsBus:
             raise
         return token
 
-    def _on_ack(self, inbox: str, data: bytes) -> None:
-        subject, done = self._acks.pop(inbox[len(self._ack_prefix) :], ("", None))
-        if done is None:
-            return
+    def _token(self) -> str:
+        self._tokens += 1
+        return str(self._tokens)
+
+    def _on_answer(self, inbox: str, _: str, data: bytes, headers: bytes) -> None:
+        token = inbox[len(self._inbox) :]
         try:
-            done(_read_ack(data, subject))
-        except Exception:  # a callback that raises would end the connection
+            if (waiting := self._acks.pop(token, None)) is not None:
+                subject, done = waiting
+                done(_read_ack(data, subject))
+            elif (answer := self._asked.get(token)) is not None and not answer.done():
+                answer.set_result((data, parse_headers(headers)))
+        except Exception:  # whatever is raised here would end the connection
             log.exception("ack_callback_failed")
 
     def _fail_pending(self) -> None:
         pending, self._acks = self._acks, {}
         for _, done in pending.values():
             done(BusTimeout("the connection broke before the answer came"))
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(BusTimeout("the connection broke before the answer came"))
 
     async def pipelines(self) -> bool:
         if self._replicas is None:
@@ -147,7 +156,7 @@ class NatsBus:
             else:
                 answer.set_exception(result)
 
-        token = await self._send(subject, data, headers or {}, done)
+        token = self._send(subject, data, headers or {}, done)
         try:
             async with asyncio.timeout(timeout_s):
                 return await answer
@@ -191,6 +200,8 @@ class NatsBus:
         return Stored(found["subject"], found["seq"], base64.b64decode(found.get("data", "")), headers)
 
     async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
+        if await self.pipelines():
+            return await collect(self, self.subjects.stream, filters, first)
         while True:
             # A consumer on a replica that lags behind would end too early: only the leader knows what is the newest.
             newest = [one.sequence for one in [await self.last(each) for each in filters] if one is not None]
@@ -206,7 +217,8 @@ class NatsBus:
         return reader
 
     async def bounds(self) -> Bounds:
-        state = (await self.api(f"STREAM.INFO.{self.subjects.stream}"))["state"]
+        info = await self.api(f"STREAM.INFO.{self.subjects.stream}")
+        self._replicas, state = info["config"]["num_replicas"], info["state"]
         return Bounds(max(1, state["first_seq"]), state["last_seq"])  # a stream that never held any says 0 and 0
 
     async def subject_counts(self, filter_subject: str) -> dict[str, int]:
@@ -239,7 +251,7 @@ class NatsBus:
     # -- core messages
 
     async def tell(self, subject: str, data: bytes) -> None:
-        await self.connection.write(subject, data, "", None)
+        self.connection.write(subject, data)
 
     async def listen(self, subject: str, on_heard: OnHeard) -> Closable:
         async def on_msg(msg: Msg) -> None:
@@ -260,17 +272,22 @@ class NatsBus:
         return await self.listen(subject, on_heard)
 
     async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
+        return (await self._ask(subject, data, timeout_s))[0]
+
+    async def _ask(self, subject: str, data: bytes, timeout_s: float) -> tuple[bytes, Headers]:
+        token = self._token()
+        answer = self._asked[token] = asyncio.get_running_loop().create_future()
         try:
-            reply = await self.connection.client.request(subject, data, timeout=timeout_s)
-        except nats.errors.NoRespondersError:
-            raise NobodyServes(subject) from None
-        except nats.errors.TimeoutError:
+            self.connection.write(subject, data, self._inbox + token)
+            async with asyncio.timeout(timeout_s):
+                data, headers = await answer
+        except TimeoutError:
             raise BusTimeout(f"{subject}: no answer within {timeout_s} s") from None
-        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
-            raise Disconnected(f"{subject}: not connected to {self.url}") from None
-        except nats.errors.MaxPayloadError:
-            raise too_large(subject, len(data), self.connection.client.max_payload) from None
-        return bytes(reply.data)
+        finally:
+            del self._asked[token]
+        if not data and headers.get(STATUS) == str(NO_RESPONDERS):
+            raise NobodyServes(subject)
+        return data, headers
 
     async def serve(
         self,

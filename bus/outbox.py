@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -20,7 +20,7 @@ from bus.bus import Ack, Bus, Headers
 from bus.errors import BusError, Fenced, MeshError, WrongSequence
 
 WINDOW = 512
-"""Messages that may be unacknowledged before `put` waits."""
+"""Messages that may be unacknowledged before `send` has its caller wait."""
 ACK_TIMEOUT_S = 2.0
 """An unacknowledged message older than this on a live connection is read back and resent."""
 RETRY_S = 0.1
@@ -41,7 +41,7 @@ class Entry:
 
 
 class Outbox:
-    """Messages of one writer on their way into the stream.
+    """Messages of one writer on their way into the stream. `put` takes one, `push` or `send` puts it on the wire.
 
     `written_by` filters what this writer may have stored (for reading back); `on_fenced` is called when a successor
     has claimed this writer's epoch; `on_acked` after every acknowledged message.
@@ -62,8 +62,8 @@ class Outbox:
         self._window = window
         self._entries: deque[Entry] = deque()
         self._unsent: deque[Entry] = deque()
-        self._sending = False
-        self._one_by_one = False
+        self._one_by_one: bool | None = None
+        self._learning: asyncio.Task[None] | None = None
         self._in_doubt = False
         self._recovering: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -83,7 +83,7 @@ class Outbox:
         return next((entry.number for entry in self._entries if entry.number is not None), None)
 
     def put(self, entry: Entry) -> None:
-        """Take a message; `send` puts it on the wire.
+        """Take a message.
 
         Raises:
             Fenced: this writer has been superseded.
@@ -95,40 +95,49 @@ class Outbox:
         self._entries.append(entry)
         self._unsent.append(entry)
 
-    async def send(self) -> None:
-        """Send what `put` took, and wait while more than the window is unacknowledged."""
-        await self._pump()
+    def send(self) -> Awaitable[None] | None:
+        """Send what `put` took; what comes back, while the window is full, is awaited by who can wait for room."""
+        self.push()
+        return self._room() if len(self._entries) >= self._window and not self.closed else None
+
+    async def _room(self) -> None:
         while len(self._entries) >= self._window and not self.closed:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _pump(self) -> None:
-        if self._sending:
-            return  # whoever is sending goes on with what came after
-        self._sending = True
+    def push(self) -> None:
+        """Send what `put` took."""
+        if self._one_by_one is None:
+            self._learning = self._learning or asyncio.create_task(self._learn(), name="outbox-learn")
+            return
         try:
-            self._one_by_one = not await self._bus.pipelines()
             while self._unsent and not self._in_doubt and not self.closed and not self._must_wait():
-                entry = self._unsent[0]
-                await self._send(entry)
-                if self._unsent and self._unsent[0] is entry:
-                    self._unsent.popleft()
+                self._send(self._unsent[0])
+                self._unsent.popleft()
         except BusError as error:  # it is sent when the connection is up again, or at the next check
             log.debug("outbox_waits", error=str(error))
+
+    async def _learn(self) -> None:
+        try:
+            self._one_by_one = not await self._bus.pipelines()
+        except BusError as error:
+            log.debug("outbox_waits", error=str(error))
+            return
         finally:
-            self._sending = False
+            self._learning = None
+        self.push()
 
     def _must_wait(self) -> bool:
         """Whether the stream takes one message of ours at a time only, and has one that it has not answered."""
-        return self._one_by_one and len(self._entries) > len(self._unsent)
+        return bool(self._one_by_one) and len(self._entries) > len(self._unsent)
 
-    async def _send(self, entry: Entry) -> None:
+    def _send(self, entry: Entry) -> None:
         epoch = self._epoch
 
         def done(result: Ack | BusError) -> None:
             self._on_done(entry, result, epoch)
 
-        await self._bus.send("in." + entry.subject, entry.data, entry.headers, done)
+        self._bus.send("in." + entry.subject, entry.data, entry.headers, done)
 
     def _on_done(self, entry: Entry, result: Ack | BusError, epoch: int) -> None:
         if self.closed:
@@ -153,8 +162,8 @@ class Outbox:
                 self._on_acked(entry)
         self._oldest_at = asyncio.get_running_loop().time()
         self._changed.set()
-        if self._one_by_one and self._unsent and not self._in_doubt:
-            self._pump_soon()
+        if self._one_by_one:
+            self.push()
 
     def _fence(self, error: Fenced) -> None:
         self.closed = True
@@ -172,8 +181,8 @@ class Outbox:
         """To be called now and then: a message that stays unacknowledged on a live connection starts a recovery."""
         if not self._entries or self._in_doubt or not self._bus.live:
             return
-        if self._unsent and not self._sending and not self._must_wait():
-            self._pump_soon()
+        if self._unsent and not self._must_wait():
+            self.push()
         elif asyncio.get_running_loop().time() - self._oldest_at > ACK_TIMEOUT_S:
             log.warning("acknowledgement_overdue", subject=self._entries[0].subject, waiting=len(self._entries))
             self._doubt()
@@ -208,20 +217,9 @@ class Outbox:
             if epoch != self._epoch:
                 return  # the connection broke meanwhile: what was sent again since is the next recovery's business
         self._unsent = deque(entry for entry in self._entries if not entry.sequence)
-        for entry in [] if self._one_by_one else list(self._unsent):
-            if epoch != self._epoch or self.closed:
-                return
-            await self._send(entry)
-            if self._unsent and self._unsent[0] is entry:
-                self._unsent.popleft()
-        if epoch == self._epoch:
-            self._in_doubt = False
-            self._oldest_at = asyncio.get_running_loop().time()
-        if self._unsent:  # taken meanwhile
-            self._pump_soon()
-
-    def _pump_soon(self) -> None:
-        self._recovering = asyncio.create_task(self._pump(), name="outbox-pump")
+        self._in_doubt = False
+        self._oldest_at = asyncio.get_running_loop().time()
+        self.push()
 
     async def settled(self) -> None:
         """Wait until something more is acknowledged.
@@ -241,7 +239,7 @@ class Outbox:
         Raises:
             Fenced: it never will be.
         """
-        await self._pump()
+        self.push()
         while self._entries:
             await self.settled()
 
@@ -249,5 +247,6 @@ class Outbox:
         """Send nothing more."""
         self.closed = True
         self._changed.set()
-        if self._recovering is not None:
-            self._recovering.cancel()
+        for task in (self._recovering, self._learning):
+            if task is not None:
+                task.cancel()

@@ -44,7 +44,7 @@ class Pipeline:
 
         self._open += 1
         try:
-            await self._bus.send(subject, data, headers, done)
+            self._bus.send(subject, data, headers, done)
         except BaseException:
             self._open -= 1
             raise

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from nats.aio.msg import Msg
 
 from bus.bus import OnStored, Stored
+from bus.client import STATUS, LazyHeaders, parse_headers
 from bus.errors import BusError, BusTimeout, Refused
 from bus.tasks import end_tasks
 
@@ -68,11 +71,20 @@ async def delete_consumer(bus: NatsBus, stream: str, name: str) -> None:
         await bus.tell(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    subject: str
+    reply: str
+    data: bytes
+    headers: bytes
+
+
 class Reader:
     """Calls `on_stored` for every message of `filters` from `first` on: each once, in order, for ever.
 
-    A gap, a missed heartbeat or a reconnect ends the consumer's generation; the next begins after the last message
-    that was handed on. Late messages of an older generation go to an inbox that nobody hears any more.
+    A message is handed on while its bytes are read; only behind one whose handling waits for something do the next
+    ones wait in a queue. A gap, a missed heartbeat or a reconnect ends the consumer's generation; the next begins after
+    the last message that was handed on. Late messages of an older generation go to an inbox that nobody hears any more.
     """
 
     def __init__(
@@ -89,7 +101,9 @@ class Reader:
         self._expected = 1
         self._heard_at = 0.0
         self._closed = False
-        self._turn = asyncio.Lock()
+        self._waiting: deque[_Arrived] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        """Handles what takes time, and the queue behind it; None while there is nothing of the kind."""
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -104,14 +118,19 @@ class Reader:
         self._task = asyncio.create_task(self._supervise(), name=f"reader-{self._stream}")
 
     def _on_down(self) -> None:
-        self.generation += 1  # whatever still sits in the old queue is delivered again by the next consumer
+        self._end_generation()  # whatever still sits in the queue is delivered again by the next consumer
 
     async def _on_up(self) -> None:
         self._wanted.set()
 
-    async def _begin(self) -> None:
+    def _end_generation(self) -> None:
         self.generation += 1
+        self._waiting.clear()
+
+    async def _begin(self) -> None:
+        self._end_generation()
         generation = self.generation
+        await self._end_worker()  # what takes so long may wait for something that the break has taken away
         old_name, old = self._consumer, self._subscription
         if old is not None:
             with contextlib.suppress(Exception):
@@ -122,51 +141,76 @@ class Reader:
         self._expected = 1
         self._heard_at = asyncio.get_running_loop().time()
 
-        async def on_msg(msg: Msg) -> None:
+        def on_message(subject: str, reply: str, data: bytes, headers: bytes) -> None:
             if generation == self.generation and not self._closed:
-                await self._on_msg(msg)
+                self._take(_Arrived(subject, reply, data, headers))
 
-        self._subscription = await self._bus.connection.subscribe(inbox, on_msg)
+        self._subscription = await self._bus.connection.subscribe_directly(inbox, on_message)
         pending = await create_consumer(
             self._bus, self._stream, self._consumer, self._filters, self._next, inbox, newest=self._newest
         )
         if self._expected == 1:  # else the first messages have overtaken the answer, and know better
             self.pending = pending
 
-    async def _on_msg(self, msg: Msg) -> None:
+    def _take(self, arrived: _Arrived) -> None:
         self._heard_at = asyncio.get_running_loop().time()
-        if not msg.reply.startswith("$JS.ACK."):
-            await self._on_control(msg.reply, msg.headers or {})
-            return
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, with a domain and
-        # an account in front in some set-ups: so counted from the end
-        tokens = msg.reply.split(".")
-        if len(tokens) >= 12:
-            tokens = tokens[:-1]
-        sequence, delivered, stored_ns, pending = (int(token) for token in tokens[-4:])
-        if delivered != self._expected:
-            self._doubt(f"expected message {self._expected} of this consumer, got {delivered}")
-            return
-        self._expected += 1
-        self.pending = pending
-        generation = self.generation
-        async with self._turn:  # a handler of the generation before may still be waiting for room in the outbox
-            if generation != self.generation:
-                return
-            self._next = sequence + 1
-            try:
-                await self._on_stored(Stored(msg.subject, sequence, msg.data, msg.headers or {}, pending, stored_ns))
-            except Exception:
-                log.exception("reader_callback_failed", subject=msg.subject, sequence=sequence)
-            self._heard_at = asyncio.get_running_loop().time()
+        if self._worker is not None:
+            self._waiting.append(arrived)
+        elif (handling := self._handle(arrived)) is not None:
+            self._worker = asyncio.create_task(self._work(handling), name=f"reading-{self._stream}")
 
-    async def _on_control(self, reply: str, headers: dict[str, str]) -> None:
-        status = headers.get("Status")
+    async def _work(self, handling: Awaitable[None] | None) -> None:
+        try:
+            while True:
+                if handling is not None:
+                    try:
+                        await handling
+                    except Exception:
+                        log.exception("reader_callback_failed", stream=self._stream, sequence=self._next - 1)
+                    self._heard_at = asyncio.get_running_loop().time()
+                if not self._waiting:
+                    return
+                handling = self._handle(self._waiting.popleft())
+        finally:
+            self._worker = None
+
+    async def _end_worker(self) -> None:
+        if self._worker is not None:
+            await asyncio.sleep(0)  # a task that is cancelled before it began would never tell what it was to handle
+        if self._worker is not None:
+            await end_tasks([self._worker])
+
+    def _handle(self, arrived: _Arrived) -> Awaitable[None] | None:
+        """Hand one message on; what comes back must be awaited before the next one."""
+        reply = arrived.reply
+        try:
+            if not reply.startswith("$JS.ACK."):
+                self._on_control(reply, parse_headers(arrived.headers))
+                return None
+            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, with a domain and
+            # an account in front in some set-ups: so counted from the end
+            tokens = reply.split(".")
+            if len(tokens) >= 12:
+                tokens = tokens[:-1]
+            sequence, delivered, stored_ns, pending = map(int, tokens[-4:])
+            if delivered != self._expected:
+                self._doubt(f"expected message {self._expected} of this consumer, got {delivered}")
+                return None
+            self._expected += 1
+            self.pending = pending
+            self._next = sequence + 1
+            headers = LazyHeaders(arrived.headers)
+            return self._on_stored(Stored(arrived.subject, sequence, arrived.data, headers, pending, stored_ns))
+        except Exception:
+            log.exception("reader_callback_failed", stream=self._stream, sequence=self._next - 1)
+            return None
+
+    def _on_control(self, reply: str, headers: dict[str, str]) -> None:
+        status = headers.get(STATUS)
         if status == "100":
-            if reply:  # flow control, reached in the queue: so all before it has been handled
-                await self._bus.tell(reply, b"")
-            elif stalled := headers.get("Nats-Consumer-Stalled"):
-                await self._bus.tell(stalled, b"")
+            if reply := reply or headers.get("Nats-Consumer-Stalled", ""):
+                with contextlib.suppress(BusError):
+                    self._bus.connection.write(reply, b"")  # reached in the queue: so all before it has been handled
             if int(headers.get("Nats-Last-Consumer", self._expected - 1)) >= self._expected:
                 self._doubt("gap before a heartbeat")
         elif status:
@@ -174,7 +218,7 @@ class Reader:
 
     def _doubt(self, why: str) -> None:
         log.debug("reader_restarts", stream=self._stream, why=why, next=self._next)
-        self.generation += 1
+        self._end_generation()
         self._wanted.set()
 
     async def _supervise(self) -> None:
@@ -183,7 +227,7 @@ class Reader:
                 async with asyncio.timeout(IDLE_HEARTBEAT_S):
                     await self._wanted.wait()
             silent_s = asyncio.get_running_loop().time() - self._heard_at
-            working = self._turn.locked()  # heartbeats wait in the queue behind the message that is being handled
+            working = self._worker is not None  # heartbeats wait in the queue behind what is being handled
             if not self._wanted.is_set() and (working or silent_s < 3 * IDLE_HEARTBEAT_S):
                 continue
             if not self._bus.connection.client.is_connected:
@@ -201,10 +245,11 @@ class Reader:
         if self._closed:
             return
         self._closed = True
-        self.generation += 1
+        self._end_generation()
         self._bus.connection.unwatch(self._on_down, self._on_up)
         if self._task is not None:
             await end_tasks([self._task])
+        await self._end_worker()
         if self._subscription is not None:
             with contextlib.suppress(Exception):
                 await self._subscription.unsubscribe()
@@ -223,7 +268,7 @@ async def collect(
     found: list[Stored] = []
     complete = asyncio.Event()
 
-    async def on_stored(stored: Stored) -> None:
+    def on_stored(stored: Stored) -> None:
         found.append(stored)
         if stored.pending == 0:
             complete.set()

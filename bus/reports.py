@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import Any
 
@@ -18,7 +17,7 @@ log = structlog.get_logger("signalmesh.bus")
 
 
 class Reporter:
-    """Reports as `writer`; `fence` are headers that every report carries. Sending happens in the background."""
+    """Reports as `writer`; `fence` are headers that every report carries."""
 
     def __init__(self, bus: Bus, outbox: Outbox, writer: str, fence: Headers | None = None) -> None:
         self._subjects = bus.subjects
@@ -27,7 +26,6 @@ class Reporter:
         self._fence = dict(fence or {})
         self._boot = secrets.token_hex(4)
         self._count = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def lifecycle(
         self,
@@ -91,6 +89,4 @@ class Reporter:
         except Fenced:
             log.debug("report_dropped", subject=subject)
             return
-        task = asyncio.create_task(self._outbox.send(), name=f"{self._writer}-report")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._outbox.push()

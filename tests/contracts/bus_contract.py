@@ -103,7 +103,7 @@ class BusContract:
     async def test_send_answers_in_order_without_waiting(self, bus):
         done: Collector[Ack | BusError] = Collector()
         for number in range(200):
-            await bus.send("in." + MARKET, str(number).encode(), {h.MSG_ID: f"feed:{number}"}, done.put)
+            bus.send("in." + MARKET, str(number).encode(), {h.MSG_ID: f"feed:{number}"}, done.put)
         assert await done.reach(200) == [Ack(number) for number in range(1, 201)]
         assert [int(stored.data) for stored in await bus.read_back((MARKET,), 1)] == list(range(200))
 
@@ -114,7 +114,7 @@ class BusContract:
         assert refused.value.subject == subject
         assert refused.value.code == 503
         done: Collector[Ack | BusError] = Collector()
-        await bus.send(subject, b"{}", {}, done.put)
+        bus.send(subject, b"{}", {}, done.put)
         assert isinstance((await done.reach(1))[0], Refused)
         assert await bus.bounds() == Bounds(first=1, last=0)
 
@@ -125,7 +125,7 @@ class BusContract:
             await bus.publish("in." + MARKET, largest + b"x")
         assert refused.value.code == 10054
         done: Collector[Ack | BusError] = Collector()
-        await bus.send("in." + MARKET, b"x" * 2 * MAX_PAYLOAD_BYTES, {}, done.put)
+        bus.send("in." + MARKET, b"x" * 2 * MAX_PAYLOAD_BYTES, {}, done.put)
         assert isinstance((await done.reach(1))[0], Refused)
         with pytest.raises(Refused):
             await bus.kv_put(bus.subjects.state_bucket, "feed", largest + b"x", 0)
@@ -157,7 +157,7 @@ class BusContract:
         with pytest.raises(WrongSequence):  # though it is a repetition: a zombie must learn what it is
             await bus.publish("in." + SIGNAL, b"1", {h.MSG_ID: "voter:1", **fence(bus, "voter", old)})
         done: Collector[Ack | BusError] = Collector()
-        await bus.send("in." + SIGNAL, b"zombie", {h.MSG_ID: "voter:2", **fence(bus, "voter", old)}, done.put)
+        bus.send("in." + SIGNAL, b"zombie", {h.MSG_ID: "voter:2", **fence(bus, "voter", old)}, done.put)
         assert isinstance((await done.reach(1))[0], WrongSequence)
         ack = await bus.publish("in." + SIGNAL, b"2", {h.MSG_ID: "voter:2", **fence(bus, "voter", new)})
         assert ack == Ack(new + 1)
@@ -245,7 +245,7 @@ class BusContract:
     async def test_read_back_reads_much(self, bus):
         done: Collector[Ack | BusError] = Collector()
         for number in range(3000):
-            await bus.send("in." + (MARKET if number % 3 else SIGNAL), str(number).encode(), {}, done.put)
+            bus.send("in." + (MARKET if number % 3 else SIGNAL), str(number).encode(), {}, done.put)
         await done.reach(3000)
         found = await bus.read_back((MARKET,), 1)
         assert [int(stored.data) for stored in found] == [number for number in range(3000) if number % 3]
@@ -281,7 +281,7 @@ class BusContract:
         done: Collector[Ack | BusError] = Collector()
         subjects = [MARKET, SIGNAL, "swarm.headline.A.feed", "swarm.market.B.feed", "swarm.decision.A.voter"]
         for number in range(500):
-            await bus.send("in." + subjects[number % 5], b"", {}, done.put)
+            bus.send("in." + subjects[number % 5], b"", {}, done.put)
         expected = [number + 1 for number in range(500) if number % 5 != 2]
         assert [stored.sequence for stored in await found.reach(len(expected))] == expected
 

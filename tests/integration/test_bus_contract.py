@@ -144,12 +144,13 @@ async def test_a_reader_makes_up_for_what_was_lost_on_its_way(nats_mesh):
     reader: Any = await bus.follow(("swarm.>",), 1, found)
     await bus.publish("in." + MARKET, b"1")
     await found.reach(1)
-    deliver = bus.connection.client._subs[reader._subscription._id]._cb
+    direct, sid = bus.connection.client._direct, b"%d" % reader._subscription._id
+    deliver = direct[sid]
 
-    async def lose(_: Any) -> None:
-        bus.connection.client._subs[reader._subscription._id]._cb = deliver
+    def lose(*_: Any) -> None:
+        direct[sid] = deliver
 
-    bus.connection.client._subs[reader._subscription._id]._cb = lose
+    direct[sid] = lose
     for data in (b"2", b"3", b"4"):
         await bus.publish("in." + MARKET, data)
     assert [stored.data for stored in await found.reach(4)] == [b"1", b"2", b"3", b"4"]

@@ -45,7 +45,8 @@ def numbers(messages: list[Stored] | list[Heard]) -> list[int]:
 async def publish(outbox: Outbox, first: int, last: int) -> None:
     for number in range(first, last + 1):
         outbox.put(entry(number))
-        await outbox.send()
+        if (room := outbox.send()) is not None:
+            await room
 
 
 async def flushed(outbox: Outbox) -> None:
@@ -254,12 +255,12 @@ async def test_a_successor_fences(kind, tmp_path):
         outbox = Outbox(bus, WRITTEN_BY, told.put)
         for number in range(1, 21):
             outbox.put(entry(number, held))
-            await outbox.send()
+            outbox.push()
         await flushed(outbox)
         successor = await claim(bus, WRITER, agent_id="new", claimed_by="test", sandbox="")
         for number in range(21, 41):
             outbox.put(entry(number, held))
-        await outbox.send()
+        outbox.push()
         with pytest.raises(Fenced):
             await flushed(outbox)
         assert [type(error) for error in await told.reach(1)] == [Fenced]
@@ -285,14 +286,14 @@ class Held(MemoryBus):
         self.answers: Collector[tuple[str, Callable[[], None]]] = Collector()
         self.sent: list[str] = []
 
-    async def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
+    def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
         name = data.decode()
         self.sent.append(name)
 
         def answered(result: Ack | BusError) -> None:
             self.answers.put((name, lambda: done(result)))
 
-        await super().send(subject, data, headers, answered)
+        super().send(subject, data, headers, answered)
 
     def let(self, *names: str) -> None:
         for name, answer in list(self.answers.items):
@@ -357,7 +358,7 @@ async def test_a_refusal_inside_an_unbroken_connection_is_made_up_for(monkeypatc
     outbox = Outbox(bus, WRITTEN_BY, fail)
     for number in range(1, 7):  # all in flight before the first answer
         outbox.put(entry(number))
-    await outbox.send()
+    outbox.push()
     async with asyncio.timeout(GUARD_S):
         while not outbox._in_doubt:
             await asyncio.sleep(0)
@@ -442,9 +443,9 @@ async def test_a_recovery_that_a_break_overtook_sends_nothing(monkeypatch):
     sent: list[str] = []
     send = bus.send
 
-    async def counted(subject: str, data: bytes, headers: Headers, done: Done) -> None:
+    def counted(subject: str, data: bytes, headers: Headers, done: Done) -> None:
         sent.append(data.decode())
-        await send(subject, data, headers, done)
+        send(subject, data, headers, done)
 
     bus.send = counted  # type: ignore[method-assign]
     outbox = Outbox(bus, WRITTEN_BY, fail)

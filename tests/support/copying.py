@@ -105,7 +105,7 @@ async def _store(bus: NatsBus, messages: tuple[Stored, ...]) -> None:
         subject, msg_id = f"in.{message.subject}", message.headers.get(h.MSG_ID, str(message.sequence))
         if msg_id not in ids:
             ids.add(msg_id)
-            await bus.send(subject, message.data, message.headers, acks.put)
+            bus.send(subject, message.data, message.headers, acks.put)
             continue
         async with asyncio.timeout(GUARD_S):
             while (ack := await bus.publish(subject, message.data, message.headers)).duplicate:

@@ -1,0 +1,126 @@
+"""The incoming half of nats-py's client with a short cut: messages of chosen subscriptions go straight to a function.
+
+nats-py hands a message on in four steps (stream reader, read loop, queue, the subscription's task), each a turn of the
+event loop, and parses with regular expressions on a growing buffer. Here a message of a direct subscription is cut out
+and handed on as soon as its bytes arrive. Everything else (INFO, PING, errors, other subscriptions, TLS, WebSocket)
+goes to nats-py's own parser and read loop, in the order in which it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from nats.aio.transport import TcpTransport
+from nats.protocol.parser import Parser
+
+OnDirect = Callable[[str, str, bytes, bytes], None]
+"""Called with (subject, reply, payload, header block) while bytes are read; must neither wait nor raise."""
+END = b"\r\n"
+
+
+class WireParser(Parser):
+    """Cuts what arrives into messages; `direct` maps subscription ids (as they stand in the bytes) to functions."""
+
+    def __init__(self, client: Any, direct: dict[bytes, OnDirect], after: Callable[[], None]) -> None:
+        self._rest = b""
+        super().__init__(client)
+        self._direct = direct
+        self._after = after
+        """Called when all that has arrived is handed on."""
+
+    def reset(self) -> None:
+        super().reset()
+        self._rest = b""
+
+    def take(self, data: bytes) -> bytes:
+        """Hand on the direct messages at the head of what has arrived; what comes back is for `parse` to go on with.
+
+        A direct message whose end has not arrived yet is kept here.
+        """
+        data, self._rest = self._rest + data, b""
+        at, size = 0, len(data)
+        while at < size:
+            end = data.find(END, at)
+            line = data[at:end].split() if end > 0 else []
+            on_direct = self._direct.get(line[2]) if len(line) > 3 else None
+            if on_direct is None or line[0] not in (b"MSG", b"HMSG"):
+                break
+            start = end + 2
+            try:
+                headers = int(line[-2]) if line[0] == b"HMSG" else 0
+                stop = start + int(line[-1])
+            except ValueError:
+                break
+            if size < stop + 2:
+                self._rest = data[at:]
+                return b""
+            reply = line[3].decode() if len(line) == (6 if headers else 5) else ""
+            on_direct(line[1].decode(), reply, data[start + headers : stop], data[start : start + headers])
+            at = stop + 2
+        return data[at:]
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Hand everything on, in order."""
+        while left := self.take(data):
+            size = _first(left)
+            if size == 0 or size > len(left):
+                self._rest = left
+                break
+            data = left[size:]
+            self.buf += left[:size]
+            await super().parse()
+        self._after()
+
+
+def _first(data: bytes) -> int:
+    """Size of the first operation in `data`, which may go beyond it; 0 if its line is not complete."""
+    end = data.find(END)
+    if end < 0:
+        return 0
+    line = data[:end].split()
+    payload = line[-1] if line and line[0] in (b"MSG", b"HMSG") else b""
+    return end + 2 + (int(payload) + 2 if payload.isdigit() else 0)
+
+
+class _Reader(asyncio.StreamReader):
+    """Gives bytes to `take` at once while nats-py's read loop waits for some; what that leaves wakes the loop."""
+
+    def __init__(self, limit: int, take: Callable[[bytes], bytes], after: Callable[[], None]) -> None:
+        super().__init__(limit)
+        self._take, self._after = take, after
+        self._parked = False
+
+    async def read(self, n: int = -1) -> bytes:
+        self._parked = True
+        try:
+            return await super().read(n)
+        finally:
+            self._parked = False
+
+    def feed_data(self, data: Any) -> None:
+        if self._parked:
+            data = self._take(data)
+            if not data:
+                self._after()
+                return
+            self._parked = False  # it runs a little later; what arrives until then must wait behind this
+        super().feed_data(data)
+
+
+class WireTransport(TcpTransport):
+    """TCP, read through a `WireParser`; after an upgrade to TLS nats-py's read loop reads alone."""
+
+    def __init__(self, parser: WireParser, after: Callable[[], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parser, self._after = parser, after
+
+    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader = _Reader(buffer_size, self._parser.take, self._after)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        async with asyncio.timeout(connect_timeout):
+            transport, _ = await loop.create_connection(lambda: protocol, uri.hostname, uri.port)
+        self._bare_io_reader = self._io_reader = reader
+        self._bare_io_writer = self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
