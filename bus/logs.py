@@ -5,11 +5,12 @@ The only place that configures it. Tracebacks never show local variables: they c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -39,11 +40,28 @@ def disarm(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
+class _Bearing:
+    """A stream that bears a full disk: what cannot be written is left out, as no log is worth a process."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool | None = None) -> None:
     """Configure logging for this process; `json` None: JSON unless `stream` (stderr) is a terminal."""
     stream = stream or sys.stderr
     if json is None:
         json = not stream.isatty()
+    stream = cast(TextIO, _Bearing(stream))
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -25,11 +25,14 @@ from bus.nats_binary import find_binary, server_version
 from bus.process import die_with_parent
 from bus.server_config import HOST, Durability, configuration
 from bus.server_info import listed, read_info
+from bus.server_writes import keep_storing
+from bus.tasks import end_tasks
 
 __all__ = [
     "NatsServer",
     "ServerDied",
     "ServerEvent",
+    "ServerNotStoring",
     "ServerRestartFailed",
     "ServerRestarted",
     "find_binary",
@@ -76,7 +79,15 @@ class ServerRestartFailed:
     retry_s: float
 
 
-ServerEvent = ServerDied | ServerRestarted | ServerRestartFailed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerNotStoring:
+    """The server lives, but has met an error of its disk; it is started again when there is room."""
+
+    pid: int
+    problem: str
+
+
+ServerEvent = ServerDied | ServerRestarted | ServerRestartFailed | ServerNotStoring
 
 
 def next_backoff_s(previous_s: float | None, up_s: float) -> float:
@@ -126,6 +137,16 @@ class NatsServer:
         """Process id, None while it is down."""
         process = self._process
         return None if process is None or process.returncode is not None else process.pid
+
+    @property
+    def directory(self) -> Path:
+        """Its configuration, log and store; absolute once it is started."""
+        return self._directory
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs; `supervise` starts it again."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     @property
     def _log(self) -> Path:
@@ -183,6 +204,16 @@ class NatsServer:
 
     async def supervise(self, on_event: Callable[[ServerEvent], None] = lambda _: None) -> None:
         """Restart the server, on the same port and store, each time it ends unasked. Returns after `stop`."""
+        storing = asyncio.create_task(
+            keep_storing(self, lambda pid, problem: on_event(ServerNotStoring(pid=pid, problem=problem))),
+            name="nats-server storing",
+        )
+        try:
+            await self._supervise(on_event)
+        finally:
+            await end_tasks([storing])
+
+    async def _supervise(self, on_event: Callable[[ServerEvent], None]) -> None:
         stopping = self._stopping  # of this start: a later one has another
         backoff_s: float | None = None
         while True:

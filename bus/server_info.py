@@ -40,7 +40,7 @@ async def read_info(host: str, port: int) -> dict[str, Any] | None:
 
 
 async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
-    """What a server answers over HTTP (`path`: `varz`, `jsz` …); None when it does not within two seconds."""
+    """What a server answers over HTTP (`path`: `varz`, `healthz` …); None when it does not within two seconds."""
     import urllib.error
     import urllib.request
 
@@ -48,6 +48,11 @@ async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
         try:
             with urllib.request.urlopen(f"{url}/{path}", timeout=2) as answer:  # noqa: S310 - the server said this URL
                 found = json.loads(answer.read())
+        except urllib.error.HTTPError as error:  # an answer as well: that of one that is not well
+            with error, contextlib.suppress(OSError, ValueError):
+                found = json.loads(error.read())
+                return found if isinstance(found, dict) else None
+            return None
         except (OSError, ValueError):  # urllib's errors are OSErrors
             return None
         return found if isinstance(found, dict) else None

@@ -19,13 +19,14 @@ from bus.errors import BusError, MessageError, Refused, UsageError
 from bus.messages import Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.server_info import listed, read_monitoring
+from bus.server_writes import write_error
 from bus.snapshots import Snapshot
 from bus.streams import FIXED, STREAM_NOT_FOUND, check_server, wanted_streams
 from coordinator.doctor_machine import mib
 from coordinator.doctor_mirror import check_mirror_position
 from coordinator.findings import Finding, error, ok, unmade, warning
 from coordinator.roles import limits_of
-from coordinator.rundir import Run
+from coordinator.rundir import Recorded, Run
 from coordinator.settings import SwarmConfig
 
 __all__ = ["check_bus"]
@@ -60,6 +61,7 @@ async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_di
     checks: dict[str, Callable[[_Facts], Awaitable[list[Finding]]]] = {
         "nats-server": _server,
         "durability": _durability,
+        "store's disk": _writes,
         "streams": _streams,
         "store": _store,
         "clocks": _clocks,
@@ -90,9 +92,23 @@ async def _server(facts: _Facts) -> list[Finding]:
     ]
 
 
+def _embedded(facts: _Facts) -> Recorded | None:
+    return facts.run.child("nats-server") if facts.running and facts.run is not None else None
+
+
+async def _writes(facts: _Facts) -> list[Finding]:
+    check, server = "store's disk", _embedded(facts)
+    if server is None:
+        return [unmade(check, "only an embedded server tells whether it can write")]
+    problem = await write_error(facts.state_dir / "nats", server.pid)
+    if problem is not None:
+        return [error(check, f"nats-server stores nothing any more: {problem}", "make room: `up` then starts it again")]
+    return [ok(check, "nats-server has met no error in writing")]
+
+
 async def _durability(facts: _Facts) -> list[Finding]:
     check, wanted = "durability", facts.config.stream.durability
-    server = facts.run.child("nats-server") if facts.running and facts.run is not None else None
+    server = _embedded(facts)
     if server is None:
         return [unmade(check, "it is a setting of the server's own, which only an embedded one tells")]
     url = await asyncio.to_thread(listed, facts.state_dir / "nats", server.pid, "monitoring")

@@ -89,7 +89,7 @@ def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Find
 
 def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:
     """Room where the store is, beside what the stream may still grow to."""
-    place = state_dir.absolute()
+    place = state_dir.absolute() / "nats"
     try:
         while not place.exists() and place != place.parent:
             place = place.parent

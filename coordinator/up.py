@@ -31,7 +31,7 @@ from bus.outbox import Outbox
 from bus.plain import harmless
 from bus.process import die_with_parent
 from bus.reports import Reporter
-from bus.server import NatsServer, ServerDied, ServerEvent, ServerRestarted
+from bus.server import NatsServer, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
 from bus.subjects import STANDBY, WATCHDOG
 from bus.tasks import end_tasks
@@ -42,6 +42,7 @@ from coordinator.neighbours import refuse_neighbours
 from coordinator.proxying import LISTENER_VARIABLE, open_proxy_port
 from coordinator.roles import limits_of, on_signals
 from coordinator.rundir import Recorded, lock, remove_run, write_run
+from coordinator.server_news import tell_of_server
 from coordinator.settings import SwarmConfig
 
 NAME = "up"
@@ -329,22 +330,9 @@ class Up:
         role.kill()
 
     def _on_server(self, event: ServerEvent) -> None:
-        # Said on the terminal too: while the server is down no alert can arrive there by the bus.
-        if isinstance(event, ServerDied):
-            log.warning("nats_server_died", pid=event.pid, returncode=event.returncode, retry_s=event.retry_s)
-            print(f"nats-server (pid {event.pid}) ended with {event.returncode}; starting it again", file=sys.stderr)
-        elif isinstance(event, ServerRestarted):
-            log.warning("nats_server_restarted", pid=event.pid, down_ms=round(event.down_s * 1000))
+        if isinstance(event, ServerRestarted):
             self._record()
-            self._reports.alert(
-                "warning",
-                "nats_server_restarted",
-                f"nats-server died and answers again as pid {event.pid} after {event.down_s * 1000:.0f} ms",
-                pid=event.pid,
-            )
-        else:
-            log.error("nats_server_restart_failed", problem=event.problem, retry_s=event.retry_s)
-            print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s", file=sys.stderr)
+        tell_of_server(event, lambda: self._reports)
 
     async def stop(self) -> None:
         """End everything in reverse order: watchdog, hosts (their agents drain), mirror (it reads the rest), server."""

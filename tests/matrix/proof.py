@@ -55,14 +55,18 @@ async def prove(
     load: str = "load",
     heard: bool = True,
     replay: bool | None = None,
+    more: int | None = None,
+    foreign: Collection[int] = (),
 ) -> list[Said]:
     """The swarm goes on and nothing of the fault can be seen in what it stores; returns that.
 
     `risen` are those whose epochs must have risen, and nobody else's. Without `heard` the core subscriber may have
     missed something, where the headers show it. `replay`: whether the stored run is also computed anew (by default
-    under load only, as it takes some seconds).
+    under load only, as it takes some seconds). `more` decisions are waited for before. Messages `foreign` are not the
+    swarm's own.
     """
-    await ear.more_decisions(MORE[load], last=ROUNDS)
+    if more is None or more > 0:
+        await ear.more_decisions(more or MORE[load], last=ROUNDS)
     await ear.live(*AGENTS)
     audit = await swarm.verb("audit", "--json")
     assert (audit.code, audit.json["problems"]) == (0, []), audit.out + audit.err
@@ -72,7 +76,7 @@ async def prove(
         assert (replayed.code, replayed.json["differences"]) == (0, []), replayed.out + replayed.err
     stored = await read_stream(swarm.url, swarm.name)
     assert_numbered(stored)
-    assert_so_far(content_of(stored), undisturbed)
+    assert_so_far(content_of([said for said in stored if said.sequence not in foreign]), undisturbed)
     decisions = [said.json for said in stored if said.kind == "decision"]
     assert_each_round_once(decisions)
     assert_heard(ear, stored, everything=heard)

@@ -1,0 +1,135 @@
+"""A full disk under the store or under the mirror: it is said, nothing is lost, and there is room again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import nats.errors
+import pytest
+
+from bus.mirror_read import MirrorFile
+from tests.acceptance.ear import Ear, read_stream
+from tests.acceptance.exact import Content
+from tests.acceptance.swarm import AGENTS, Swarm
+from tests.matrix.proof import Before, matrix_toml, prove
+
+SMALL = "[stream]\nmax_bytes = 16_000_000\n"
+"""The server promises no more than its disk has."""
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, size_mb: int) -> Iterator[Path]:
+    """A tmpfs of this size at `place`."""
+    if os.geteuid() != 0:
+        pytest.skip("to mount a small disk one must be root")
+    place.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(place)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room there is; the file that has it."""
+    hog = disk / "hog"
+    descriptor = os.open(hog, os.O_CREAT | os.O_WRONLY)
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(descriptor, bytes(4096))
+    finally:
+        os.close(descriptor)
+    return hog
+
+
+@contextlib.asynccontextmanager
+async def counting_acknowledgements(ear: Ear) -> AsyncIterator[list[int]]:
+    """A program publishes numbered alerts, each when the last is acknowledged or given up; the acknowledged numbers."""
+    acknowledged: list[int] = []
+
+    async def publish() -> None:
+        number = 0
+        while True:
+            number += 1
+            alert = {"severity": "info", "code": "client", "message": str(number), "source": "client",
+                     "timestamp": "2024-01-15T10:30:00Z"}  # fmt: skip
+            with contextlib.suppress(nats.errors.Error):
+                await ear.publish("alert.info.client", alert)
+                acknowledged.append(number)
+
+    task = asyncio.create_task(publish())
+    try:
+        await ear.until("acknowledgements", lambda: len(acknowledged) > 20)
+        yield acknowledged
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def said_by(swarm: Swarm, ear: Ear, text: str) -> None:
+    """Wait until `up` says this on its terminal."""
+    async with asyncio.timeout(60):
+        while text not in swarm.errors:
+            await ear.more_beats(1, "watchdog")
+
+
+async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content):
+    """Store, logs, record and mirror are on it."""
+    state = tmp_path / ".signalmesh"
+    with small_disk(state, 64):
+        async with Swarm(tmp_path, matrix_toml(top=SMALL)) as swarm:
+            ear = await swarm.up()
+            before = await Before.of(ear)
+            async with counting_acknowledgements(ear) as acknowledged:
+                hog = fill(state)
+                await said_by(swarm, ear, "stores nothing any more")
+                await ear.more_beats(20, *AGENTS)
+                doctor = await swarm.verb("doctor", "--json")
+                hog.unlink()
+                await ear.alerted("nats_server_restarted")
+                [alert] = await ear.alerted("nats_server_not_storing")
+            assert "no space left on device" in alert["message"]
+            findings = {finding["check"]: finding["level"] for finding in doctor.json["findings"]}
+            assert (doctor.code, findings["store's disk"], findings["disk space"]) == (1, "error", "error")
+            kept = [said.json for said in await read_stream(swarm.url, swarm.name) if said.writer == "client"]
+            assert {int(alert["message"]) for alert in kept} >= set(acknowledged)
+            await prove(swarm, ear, undisturbed_long, before, (), heard=False)
+            assert await swarm.end(signal.SIGINT) == 0
+
+
+async def test_full_disk_of_the_mirror(tmp_path: Path, undisturbed_long: Content):
+    with small_disk(tmp_path / "small", 16) as disk:
+        async with Swarm(tmp_path, matrix_toml()) as swarm:
+            state = tmp_path / ".signalmesh"
+            state.mkdir()
+            path = state / "mirror.sqlite"
+            path.symlink_to(disk / path.name)  # SQLite keeps its other files beside what a link leads to
+            ear = await swarm.up()
+            before = await Before.of(ear)
+            hog = fill(disk)
+            [failing] = await ear.alerted("mirror_failing")
+            assert str(path.name) in failing["message"]
+            await ear.more_decisions(20)
+            hog.unlink()
+            await ear.alerted("mirror_recovered")
+            last = ear.said[-1].sequence
+            await ear.until("a mirror up to here", lambda: (ear.beats["mirror"]["cursor"] or 0) >= last)
+            await prove(swarm, ear, undisturbed_long, before, ())
+            assert await swarm.end(signal.SIGINT) == 0
+            with MirrorFile(path) as mirror:
+                assert mirror.problems() == []
+                assert [m.row.sequence for m in mirror.messages()] == list(range(1, mirror.cursor() + 1))
+                assert json.loads(mirror.meta("complete") or "{}")["swarm_events"] == mirror.cursor()

@@ -1,0 +1,141 @@
+"""What others do to the bus: poison in the midst of a replay, and readers that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from bus.process import die_with_parent
+from bus.server_info import listed, read_monitoring
+from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, exact_toml
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, SIGNALMESH, VOTERS, Ends, Swarm
+from tests.matrix.proof import Before, matrix_toml, prove
+from tests.support.collecting import GUARD_S
+
+POISON = (b"{", b'{"symbol":"BTC/USD","price":"NaN"}', b"\xff\xfe")
+READERS = 8
+
+
+async def test_poison_is_met_again_in_a_replay(tmp_path: Path, undisturbed_long: Content):
+    """Stored between inputs, and read twice: by those who are killed right after, and by their successors."""
+    async with Swarm(tmp_path, matrix_toml()) as swarm:
+        ear = await swarm.up()
+        before = await Before.of(ear)
+        beats = await ear.live(*AGENTS)
+        sequences = []
+        for payload in POISON:
+            sequences.append(await ear.publish("market.BTC-USD.stranger", payload))
+            await ear.more_decisions(3)
+        killed = (*VOTERS, "coordinator")
+        for name in killed:
+            swarm.send(beats[name]["pid"], signal.SIGKILL)
+        sequences.append(await ear.publish("market.BTC-USD.stranger", POISON[0]))
+        await ear.back({name: beats[name]["epoch"] for name in killed})
+        stored = await prove(swarm, ear, undisturbed_long, before, killed, foreign=set(sequences))
+        audit = await swarm.verb("audit", "--json")
+        assert [item["sequence"] for item in audit.json["poison"]] == sequences
+        for name in (*killed, "research-1"):
+            expected = 0 if name == "research-1" else len(sequences)
+            assert ear.beats[name]["poison"] == expected, name
+        told = [said.json for said in stored if said.kind == "alert" and said.json["code"] == "poison_message"]
+        assert len(told) == len(sequences), [alert["message"] for alert in told]
+        assert await swarm.end(signal.SIGINT) == 0
+
+
+class DeafReaders:
+    """Core subscribers to everything that never read a byte of it."""
+
+    def __init__(self, url: str, subject: str) -> None:
+        host, port = url.removeprefix("nats://").split(":")
+        self._sockets = []
+        for _ in range(READERS):
+            one = socket.socket()
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect((host, int(port)))
+            one.sendall(b'CONNECT {"verbose":false,"name":"deaf"}\r\nSUB ' + subject.encode() + b" 1\r\n")
+            self._sockets.append(one)
+
+    def close(self) -> None:
+        for one in self._sockets:
+            one.close()
+
+
+async def server_says(swarm: Swarm, number: str) -> int:
+    """One of the numbers that nats-server knows of itself."""
+    [pid] = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
+    url = listed(swarm.directory / ".signalmesh" / "nats", pid, "monitoring")
+    assert url is not None
+    found = await read_monitoring(url, "varz")
+    assert found is not None
+    value: int = found[number]
+    return value
+
+
+async def test_core_subscribers_that_never_read_harm_nobody(tmp_path: Path, undisturbed_long: Content):
+    async with Swarm(tmp_path, exact_toml(600, MANY_ROUNDS)) as swarm:
+        ear = await swarm.up()
+        before = await Before.of(ear)
+        deaf = DeafReaders(swarm.url, f"{swarm.name}.>")
+        try:
+            while await server_says(swarm, "slow_consumers") < READERS:
+                assert ear.decisions[-1]["round"] < MANY_ROUNDS, "the server wrote to them to the very end"
+                await ear.more_decisions(10, last=MANY_ROUNDS)
+            await ear.decided(MANY_ROUNDS)
+            await prove(swarm, ear, undisturbed_long, before, (), more=0)
+            assert_each_round_once(ear.decisions, MANY_ROUNDS)
+            assert ear.alerts == []
+        finally:
+            deaf.close()
+        assert await swarm.end(signal.SIGINT) == 0
+
+
+@contextlib.asynccontextmanager
+async def watching(swarm: Swarm) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`signalmesh watch decision --json`, which has heard something."""
+    process = await asyncio.create_subprocess_exec(
+        str(SIGNALMESH), "watch", "decision", "--json", cwd=swarm.directory, env=ENVIRONMENT,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def _line(process: asyncio.subprocess.Process) -> int:
+    """The round of the next decision that it prints."""
+    assert process.stdout is not None
+    async with asyncio.timeout(GUARD_S):
+        return int(json.loads(await process.stdout.readline())["payload"]["round"])
+
+
+async def test_a_client_that_stops_reading_is_cut_off_and_comes_back(tmp_path: Path, undisturbed_long: Content):
+    async with Swarm(tmp_path, matrix_toml()) as swarm:
+        ear = await swarm.up()
+        before = await Before.of(ear)
+        async with watching(swarm) as watcher:
+            assert await _line(watcher)
+            connections = await server_says(swarm, "connections")
+            os.kill(watcher.pid, signal.SIGSTOP)
+            while await server_says(swarm, "connections") >= connections:
+                await ear.more_beats(1, "watchdog")
+            missed = ear.decisions[-1]["round"]
+            os.kill(watcher.pid, signal.SIGCONT)
+            while await _line(watcher) <= missed:
+                pass
+            ends = await Ends.of(watcher.pid)
+            os.kill(watcher.pid, signal.SIGINT)
+            await ends.all()
+        await prove(swarm, ear, undisturbed_long, before, ())
+        assert ear.alerts == []
+        assert await swarm.end(signal.SIGINT) == 0
