@@ -146,6 +146,7 @@ async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
         assert_each_round_once(ear.decisions)
 
 
+@pytest.mark.slow
 async def test_signals_that_end_nothing_and_agents_that_stay_away_are_told_as_such(tmp_path: Path):
     toml = f"max_agents = 6\n{agents_toml()}[agents.oracle]\nexternal = true\n"
     async with Swarm(tmp_path, toml) as swarm:
@@ -182,6 +183,7 @@ async def test_signals_that_end_nothing_and_agents_that_stay_away_are_told_as_su
             assert "external" in external.err
 
 
+@pytest.mark.slow
 async def test_externals_and_strangers_are_told_from_the_swarms_own(tmp_path: Path):
     externals = "[agents.oracle]\nexternal = true\n[agents.reader]\nexternal = true\nvotes = false\n"
     toml = f"max_agents = 7\n{agents_toml()}{externals}"
@@ -215,6 +217,7 @@ async def test_externals_and_strangers_are_told_from_the_swarms_own(tmp_path: Pa
         assert "(and 2 of other writers)" in plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sandbox", ["by-hand", "nodejs"])
 async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path, sandbox: str):
     async with Swarm(tmp_path) as swarm:

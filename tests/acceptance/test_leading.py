@@ -85,6 +85,7 @@ async def test_the_standby_succeeds_a_killed_leader_and_restarts_nobody(tmp_path
         assert await swarm.end(signal.SIGINT) == 0
 
 
+@pytest.mark.slow
 async def test_a_leader_that_was_stopped_finds_itself_succeeded(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--standby", "--speed", "50")
@@ -123,6 +124,7 @@ async def test_a_leader_that_was_stopped_finds_itself_succeeded(tmp_path: Path):
         assert_numbered(await read_stream(swarm.url, swarm.name))
 
 
+@pytest.mark.slow
 async def test_a_stopped_standby_does_not_take_over_when_it_goes_on(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--standby", "--speed", "20")
@@ -153,6 +155,7 @@ async def test_a_leader_that_never_goes_on_is_ended_and_replaced(tmp_path: Path)
         assert [alert["code"] for alert in ear.alerts] == ["watchdog_hung", "watchdog_died"]
 
 
+@pytest.mark.slow
 async def test_both_killed_at_once_come_back(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--standby", "--speed", "50")

@@ -142,6 +142,7 @@ async def test_a_mirror_that_is_gone_is_filled_again_from_the_stream(tmp_path: P
             assert rounds == list(range(1, 301))
 
 
+@pytest.mark.slow
 async def test_a_killed_mirror_is_started_again_and_misses_nothing(tmp_path: Path):
     async with Swarm(tmp_path, exact_toml(rounds=500)) as swarm:
         ear = await swarm.up()

@@ -134,6 +134,7 @@ async def test_without_an_endpoint_nothing_is_imported_and_nothing_travels(tmp_p
         assert [message for message in said if "traceparent" not in message.headers] == []
 
 
+@pytest.mark.slow
 async def test_the_stored_bytes_are_those_of_a_run_without_tracing(tmp_path: Path, undisturbed: Content):
     async with (
         collecting() as collector,
@@ -202,6 +203,7 @@ def ticks(ear: Ear) -> list[int]:
     return [said.json["sequence"] for said in ear.said if said.kind == "market"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ill", ["hanging", "unavailable", "dead"])
 async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, undisturbed: Content, ill: str):
     async with collecting("hanging" if ill == "hanging" else "unavailable") as collector:
@@ -250,6 +252,7 @@ class Stumbler(Agent):
 """
 
 
+@pytest.mark.slow
 async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: Path):
     (tmp_path / "stumbler.py").write_text(STUMBLER)
     toml = (
