@@ -17,18 +17,41 @@ import structlog
 
 from bus.plain import harmless
 
-SECRET_KEY = re.compile(r"pass(word)?$|token|secret|seed|api_?key|creds|credential", re.IGNORECASE)
+SECRET_KEY = re.compile(
+    r"pass(word|wd|phrase)?$|token$|secret|(?<!_)seed$|nkey|api_?key|creds|credential|authori[sz]ation|cookie|webhook|jwt$",
+    re.IGNORECASE,
+)
 USERINFO = re.compile(r"(\w+://)[^/@\s]+@")
+SEED = re.compile(r"\bS[ACNOUX][A-Z2-7]{56}\b")
+"""A seed of an nkey: S, the kind of its owner, and base 32."""
+HIDDEN = "***"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+def is_secret(name: str) -> bool:
+    """Whether a field, key or setting of this name holds what nobody should read."""
+    return SECRET_KEY.search(name) is not None
+
+
+def _redacted(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        if is_secret(name):
+            return HIDDEN
+        text = USERINFO.sub(rf"\1{HIDDEN}@", value) if "@" in value else value
+        return SEED.sub(HIDDEN, text)
+    if isinstance(value, dict):
+        return {key: _redacted(str(key), item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redacted(name, item) for item in value]
+    if isinstance(value, BaseException):
+        return _redacted(name, f"{type(value).__name__}: {value}")
+    return value
+
+
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Blank out fields named like secrets, and user names and passwords in URLs."""
+    """Blank out fields named like secrets, users and passwords in URLs, and seeds of nkeys, however deep they are."""
     for key, value in event.items():
-        if SECRET_KEY.search(key):
-            event[key] = "***"
-        elif isinstance(value, str) and "@" in value:
-            event[key] = USERINFO.sub(r"\1***@", value)
+        event[key] = _redacted(key, value)
     return event
 
 

@@ -23,7 +23,7 @@ from coordinator.options import (
 def metrics(
     listen: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of the page, or :PORT; default: `[metrics] listen`, else 127.0.0.1:9464."),
+        typer.Option(help="HOST:PORT of the page, :PORT, or off; default: `[metrics] listen`, else 127.0.0.1:9464."),
     ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="Print the figures of all that the stream holds, and end.")

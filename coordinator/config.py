@@ -8,7 +8,7 @@ each agent's options and finds out whether it votes. An `[agents]` table replace
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
@@ -34,8 +34,10 @@ from coordinator.config_agents import (
 )
 from coordinator.config_tables import convert
 from coordinator.listening import Address
+from coordinator.metrics_wanted import check_webhook
 from coordinator.settings import (
     AgentSettings,
+    AlertSettings,
     CoordinatorSettings,
     MetricsSettings,
     MirrorSettings,
@@ -81,6 +83,7 @@ class _TopLevel:
     watchdog: dict[str, Any] = field(default_factory=dict)
     mirror: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    alerts: dict[str, Any] = field(default_factory=dict)
 
 
 DEFAULT_SANDBOXES: dict[str, dict[str, Any]] = {
@@ -171,6 +174,7 @@ def parse(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
         watchdog=convert(top.watchdog, WatchdogSettings, file, "watchdog"),
         mirror=convert(top.mirror, MirrorSettings, file, "mirror"),
         metrics=convert(top.metrics, MetricsSettings, file, "metrics"),
+        alerts=convert(top.alerts, AlertSettings, file, "alerts"),
     )
     _check_relations(config)
     return config
@@ -275,11 +279,16 @@ def to_config_message(
 
 def _check_relations(config: SwarmConfig) -> None:
     """What must hold between two settings, and what a type does not say."""
-    if config.metrics.listen:
+    checks: tuple[tuple[str, str, Callable[[str, str], object]], ...] = (
+        ("metrics.listen", config.metrics.listen, Address.parse),
+        ("alerts.webhook", config.alerts.webhook, check_webhook),
+    )
+    for key, text, check in checks:
         try:
-            Address.parse(config.metrics.listen, "")
+            if text:
+                check(text, "")
         except UsageError as error:
-            raise ConfigError(config.file, "metrics.listen", str(error).strip()) from None
+            raise ConfigError(config.file, key, str(error).lstrip(": ")) from None
     decides, watches = config.coordinator, config.watchdog
     if decides.sell_at > decides.buy_at:
         raise ConfigError(

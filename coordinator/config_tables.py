@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from bus.errors import ConfigError
+from bus.logs import is_secret
 
 __all__ = ["convert", "plain_options", "similar", "table_of"]
 
@@ -71,7 +72,7 @@ def convert(raw: Mapping[str, Any], cls: type[T], file: str, key: str) -> T:
         where = re.match(r"\w*", path)
         name = "" if where is None else "class" if where[0] == "class_" else where[0]
         rest = path[len(where[0]) :] if where else ""
-        value = raw.get(name)
+        value = "***" if is_secret(name) else raw.get(name)
         given = f" (given: {_named(value)})" if name in raw and "got" not in problem else ""
         if problem.startswith("Invalid enum value"):
             choices = typing.get_args(typing.get_type_hints(cls)[name])

@@ -20,21 +20,27 @@ from bus.errors import EXIT_DONE, BusError, MessageError
 from bus.logs import set_up_logs
 from bus.messages import Heartbeat, Lifecycle, decode, encode
 from bus.nats_bus import NatsBus
+from bus.outbox import Outbox
 from bus.process import MACHINE
 from bus.reader import Reader
+from bus.reports import Reporter
 from bus.tasks import end_tasks, run_to_end
 from coordinator.beat_figures import BeatFigures
 from coordinator.config import load
 from coordinator.gather import LISTEN_S, config_in_force
 from coordinator.listening import DEFAULT_LISTEN, Address
+from coordinator.metrics_wanted import NOWHERE, webhook_of
 from coordinator.roles import on_signals
 from coordinator.settings import SwarmConfig
 from coordinator.stream_figures import Figures, Names
+from coordinator.webhook import Webhook
 
 NAME = "metrics"
 HEARTBEAT_S = 0.5
 LOOK_S = 1.0
 """Between two looks at what the stream holds."""
+FINISH_S = 5.0
+"""Longest time to wait, when asked to end, for the answer to an alert that is being posted."""
 LOOK_BACK = 4096
 """So many messages before the end are read when it starts: inputs that are about to be answered."""
 
@@ -119,7 +125,7 @@ class Observer:
                     through = max(through, min(last, stored.sequence))
         return through
 
-    async def _on_stored(self, stored: Stored) -> None:
+    def _on_stored(self, stored: Stored) -> None:
         self.read_through = stored.sequence
         if stored.sequence >= self._counted_from:
             self.figures.count(stored)
@@ -177,7 +183,7 @@ async def _beat(bus: NatsBus, observer: Observer) -> None:
         await asyncio.sleep(HEARTBEAT_S)
 
 
-async def _follow(bus: NatsBus, observer: Observer, stop: asyncio.Event) -> None:
+async def _follow(bus: NatsBus, observer: Observer, posting: _Posting | None, stop: asyncio.Event) -> None:
     """Follow until told to end, whatever becomes of the bus."""
     started = False
     while not stop.is_set():
@@ -189,39 +195,76 @@ async def _follow(bus: NatsBus, observer: Observer, stop: asyncio.Event) -> None
         except BusError as error:
             log.debug("metrics_wait", problem=str(error))
         observer.figures.observer_connected.set(bus.live and started)
+        if posting is not None:
+            await posting.look()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_S):
                 await stop.wait()
 
 
+class _Posting:
+    """The webhook beside the observer, where there is one: its task, and how many alerts wait for it."""
+
+    def __init__(self, bus: NatsBus, url: str, figures: Figures) -> None:
+        self._figures = figures
+        self._outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), lambda _: None)
+        self._webhook = Webhook(bus, url, figures, Reporter(bus, self._outbox, NAME))
+        self._task = asyncio.create_task(self._webhook.run(), name="webhook")
+
+    async def look(self) -> None:
+        self._outbox.check()
+        with contextlib.suppress(BusError):
+            self._figures.webhook_waiting.set(await self._webhook.waiting())
+
+    async def end(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_S):
+                await self._webhook.finish()
+        await end_tasks([self._task])
+        with contextlib.suppress(TimeoutError, BusError):
+            async with asyncio.timeout(1.0):
+                await self._outbox.flush()
+        self._outbox.close()
+
+
 def run_metrics(url: str, config_file: Path | None, swarm: str | None, listen: str | None, log_level: str) -> int:
-    """Observe the swarm until told to end; `listen` is --listen, None where it was not given.
+    """Observe the swarm until told to end, and post its alerts to the webhook if there is one.
+
+    `listen` is --listen, None where it was not given.
 
     Raises:
-        UsageError: nobody can listen there.
+        UsageError: nobody can listen there, or the webhook is no URL.
     """
     set_up_logs(log_level)
     config = load(config_file, Path.cwd())
-    where = "--listen" if listen is not None else f"{config.file}: metrics.listen:"
-    address = Address.parse(listen if listen is not None else config.metrics.listen or DEFAULT_LISTEN, where)
-    address.check_free(where)
+    webhook = webhook_of(config)
+    address = None
+    if listen != NOWHERE:
+        where = "--listen" if listen is not None else f"{config.file}: metrics.listen:"
+        address = Address.parse(listen if listen is not None else config.metrics.listen or DEFAULT_LISTEN, where)
+        address.check_free(where)
 
     async def observe() -> int:
         stop = asyncio.Event()
         on_signals(stop.set)
         bus = await NatsBus.connect(url, swarm or config.swarm, NAME, wait_s=None)
         observer = Observer(bus, config)
-        server, _ = await asyncio.to_thread(
-            start_http_server, address.port, address.host, registry=observer.figures.registry
-        )
-        log.info("metrics_served", url=f"http://{address.shown_host}:{server.server_port}/metrics")
+        server = None
+        if address is not None:
+            registry = observer.figures.registry
+            server, _ = await asyncio.to_thread(start_http_server, address.port, address.host, registry=registry)
+            log.info("metrics_served", url=f"http://{address.shown_host}:{server.server_port}/metrics")
+        posting = _Posting(bus, webhook, observer.figures) if webhook else None
         beating = asyncio.create_task(_beat(bus, observer), name="metrics-beat")
         try:
-            await _follow(bus, observer, stop)
+            await _follow(bus, observer, posting, stop)
         finally:
             await end_tasks([beating])
+            if posting is not None:
+                await posting.end()
             await observer.close()
-            await asyncio.to_thread(server.shutdown)
+            if server is not None:
+                await asyncio.to_thread(server.shutdown)
             await bus.close()
         return EXIT_DONE
 

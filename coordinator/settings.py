@@ -14,6 +14,7 @@ from coordinator.config_tables import similar
 
 __all__ = [
     "AgentSettings",
+    "AlertSettings",
     "CoordinatorSettings",
     "MetricsSettings",
     "MirrorSettings",
@@ -118,6 +119,13 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlertSettings:
+    """Where alerts are posted, an http:// or https:// URL; "": nowhere. It is a secret, so its `repr` lacks it."""
+
+    webhook: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmConfig:
     """A whole swarm. `file` is swarm.toml's path, or BUILT_IN."""
 
@@ -131,6 +139,7 @@ class SwarmConfig:
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
 
     def agent(self, name: str) -> AgentSettings:
         """The agent of this name.

@@ -36,7 +36,7 @@ from bus.streams import ensure_streams
 from bus.subjects import STANDBY, WATCHDOG
 from bus.tasks import end_tasks
 from coordinator.hung import find_hung
-from coordinator.listening import Address
+from coordinator.metrics_wanted import metrics_arguments
 from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
 from coordinator.proxying import LISTENER_VARIABLE, open_proxy_port
@@ -49,7 +49,7 @@ NAME = "up"
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 STEADY_S = 10.0
 """A child that was up for so long is forgiven its earlier deaths."""
-STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "proxy": 2.0, "metrics": 3.0, "mirror": 10.0}
+STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "proxy": 2.0, "metrics": 8.0, "mirror": 10.0}
 """From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
@@ -200,9 +200,7 @@ class Up:
         logs = state_dir / "logs"
         await asyncio.to_thread(logs.mkdir, exist_ok=True)
         set_up_logs(options.log_level, (logs / "up.log").open("a"), json=True)  # the terminal is the view's
-        if self.config.metrics.listen:
-            where = f"{self.config.file}: metrics.listen:"
-            await asyncio.to_thread(Address.parse(self.config.metrics.listen, where).check_free, where)
+        self._metrics = await asyncio.to_thread(metrics_arguments, self.config)
         if options.url is None:
             self._server = NatsServer(state_dir, port=options.port, durability=self.config.stream.durability)
             await self._server.start()
@@ -275,8 +273,8 @@ class Up:
         self.roles.append(Role("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--fresh",), again=again))
         if options.standby:
             self.roles.append(Role("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
-        if self.config.metrics.listen:
-            metrics = ["metrics", *config_file, *common]
+        if self._metrics:
+            metrics = [*self._metrics, *config_file, *common]
             self.roles.append(Role("metrics", "metrics", metrics, self.url, logs / "metrics.log"))
         if mirrored:
             mirror = ["mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import urllib.request
 from collections import Counter
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.faults import kill_agents, kill_server
-from tests.acceptance.swarm import AGENTS, GUARD_S, SANDBOXES, VOTERS, Swarm, run_verb
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, VOTERS, Swarm, run_verb
+from tests.support.receiver import receiver
 
 ROUNDS = 60
 Shown = dict[tuple[str, tuple[str, ...]], float]
@@ -122,3 +125,48 @@ async def test_an_address_that_is_taken_is_said_before_anything_starts(tmp_path)
     wrong = await run_verb(tmp_path, "metrics", "--listen", "here")
     assert wrong.code == 2
     assert "--listen 'here': expected HOST:PORT" in wrong.err
+
+
+async def test_alerts_reach_a_webhook_whose_poster_is_killed_and_its_url_is_nowhere_to_be_seen(tmp_path, monkeypatch):
+    async with receiver() as there:
+        monkeypatch.setitem(ENVIRONMENT, "SIGNALMESH_WEBHOOK", f"http://127.0.0.1:{there.port}/hook/s3cret")
+        async with Swarm(tmp_path / "swarm", exact_toml(speed=40, rounds=ROUNDS)) as swarm:
+            ear = await swarm.up()
+            await ear.until("the observer", lambda: "metrics" in ear.beats)
+            async with asyncio.timeout(GUARD_S):
+                subject = f"$JS.API.CONSUMER.INFO.{swarm.name}_events.webhook"
+                while b"error" in (await ear.client.request(subject)).data:
+                    await asyncio.sleep(0.02)
+            children = [process for process in swarm.everybody() if "metrics" in process.cmdline()]
+            assert children[0].cmdline()[4:6] == ["--listen", "off"]
+            there.answers = [500]
+            kills = 3
+            for number in range(10 * kills):
+                await ear.publish("alert.warning.test", alert(number))
+                if number % 10 == 5:
+                    await kill_observer(swarm, ear)
+            async with asyncio.timeout(GUARD_S):
+                while "number 29" not in [body["message"] for body in there.taken.items]:
+                    await asyncio.sleep(0.05)
+            taken = [body["message"] for body in there.taken.items if body["code"] == "test"]
+            assert list(dict.fromkeys(taken)) == [f"number {number}" for number in range(10 * kills)]
+            assert len(taken) <= 11 * kills, "repeated though nobody was killed just then"
+            shown = "".join(" ".join(process.cmdline()) for process in swarm.everybody())
+            assert await swarm.end(signal.SIGINT) == 0
+            logs = [path.read_text() for path in (swarm.directory / ".signalmesh").rglob("*.log")]
+            assert "webhook_failing" in "".join(logs)
+            assert "s3cret" not in shown + "".join(logs) + swarm.errors
+            assert "s3cret" not in (swarm.directory / "up.err").read_text()
+
+
+async def kill_observer(swarm: Swarm, ear: Ear) -> None:
+    pid = ear.beats["metrics"]["pid"]
+    swarm.send(pid, signal.SIGKILL)
+    await ear.until("another one", lambda: ear.beats["metrics"]["pid"] != pid)
+
+
+def alert(number: int) -> dict[str, Any]:
+    return {
+        "severity": "warning", "code": "test", "message": f"number {number}", "timestamp": "2026-01-01T00:00:00Z",
+        "source": "test",
+    }  # fmt: skip

@@ -71,7 +71,7 @@ TABLES = [
     (
         "### Top level",
         config._TopLevel,
-        ("sandboxes", "agents", "coordinator", "stream", "watchdog", "mirror", "metrics"),
+        ("sandboxes", "agents", "coordinator", "stream", "watchdog", "mirror", "metrics", "alerts"),
     ),
     ("### `[sandboxes.NAME]`", config_agents._SandboxTable, ()),
     ("### `[agents.NAME]`", config_agents.AgentTable, ()),
@@ -80,6 +80,7 @@ TABLES = [
     ("### `[watchdog]`", settings.WatchdogSettings, ()),
     ("### `[mirror]`", settings.MirrorSettings, ()),
     ("### `[metrics]`", settings.MetricsSettings, ()),
+    ("### `[alerts]`", settings.AlertSettings, ()),
     *((f"### Options of `{kind}`", options_of(kind), ()) for kind in (*config_agents.ALL_KINDS, "command")),
 ]
 
