@@ -80,7 +80,8 @@ async def prove(
     decisions = [said.json for said in stored if said.kind == "decision"]
     assert_each_round_once(decisions)
     assert_heard(ear, stored, everything=heard)
-    assert before.risen(stored) == set(risen)
+    found = before.risen(stored)
+    assert found == set(risen), f"epochs rose of {found}, expected {set(risen)}"
     return stored
 
 
