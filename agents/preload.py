@@ -5,9 +5,12 @@ An ImportError in a preload is swallowed by multiprocessing; the host therefore 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+from typing import Any
 
+import msgspec
 import nats
 import nats.micro
 import numpy as np
@@ -19,8 +22,12 @@ import agents.mean_reversion
 import agents.momentum
 import agents.process
 import agents.sentiment
+from agents.agent import Agent
 from agents.feeds.candles import load_candles
 from agents.sentiment import packaged_recording
+from agents.spec import AgentSpec
+from bus.messages import KINDS
+from bus.snapshots import Snapshot
 
 FORK_SERVER = os.getpid()
 """Whose children the agents are: one whose parent died before it could look would take init for its parent."""
@@ -28,6 +35,13 @@ LOADED = (nats, nats.micro, np, talib, vaderSentiment, agents)
 
 load_candles()
 packaged_recording()
+known: list[Any] = [*KINDS.values(), Snapshot, AgentSpec, agents.process.Incarnation]
+for agent in (classes := [Agent]):
+    classes += agent.__subclasses__()
+    known += [agent.State, agent.Options]
+for cls in known:
+    with contextlib.suppress(msgspec.ValidationError):
+        msgspec.convert({}, cls)  # looks at the type's annotations, once and for all children
 
 gc.collect()
 gc.freeze()  # what is loaded now is never collected, so that its pages stay shared between all children

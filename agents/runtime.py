@@ -24,12 +24,12 @@ from agents.outgoing import BadOutput, Outgoing
 from agents.timers import Timers
 from agents.tracing import AgentTracing
 from bus import headers as h
-from bus.bus import Bus, Closable
+from bus.bus import Bounds, Bus, Closable
 from bus.claims import claim, last_claim, new_agent_id
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.messages import Event, LifecycleEvent, decode
 from bus.snapshots import Snapshot, SnapshotStore
-from bus.tasks import end_tasks
+from bus.tasks import both, end_tasks
 
 DRAIN_S = 5.0
 """How long a drain waits for acknowledgements before it gives up and leaves the rest to recovery."""
@@ -215,8 +215,9 @@ class Runtime:
         while True:
             try:
                 await self.bus.until_live()
-                self._load(await self._store.take_over())
-                await self._begin(restored=True)
+                snapshot, bounds = await both(self._store.take_over(), self.bus.bounds())
+                self._load(snapshot)
+                await self._begin(bounds, restored=True)
                 return
             except (Disconnected, BusTimeout) as error:
                 log.debug("restore_retried", error=str(error))
@@ -242,10 +243,9 @@ class Runtime:
             self.tracing.load(snapshot.tracing)
         self.journal.begin(snapshot.outputs, snapshot.output_sequence)
 
-    async def _begin(self, *, restored: bool = False) -> None:
+    async def _begin(self, bounds: Bounds, *, restored: bool = False) -> None:
         """Read back what is stored since the snapshot, then follow the inputs from its cursor on."""
         intake = self.intake
-        bounds = await self.bus.bounds()
         if intake.cursor > 0 and intake.cursor + 1 < bounds.first:
             self.journal.reports.alert(
                 "critical",
@@ -323,7 +323,7 @@ class Runtime:
         while True:
             self._load(self._store.read(self._store.saved))
             try:
-                await self._begin()
+                await self._begin(await self.bus.bounds())
                 return
             except (Disconnected, BusTimeout) as error:
                 log.debug("restore_retried", error=str(error))

@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 PATIENCE_S = 0.1
 """How long a cancelled task may take to clean up before it is cancelled once more."""
 
@@ -26,6 +27,18 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         if task.done() and not task.cancelled():
             task.exception()  # looked at, so that asyncio does not complain that nobody did
+
+
+async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """What two coroutines return that run at the same time; where one raises, the other is ended."""
+    first, second = asyncio.create_task(one), asyncio.create_task(other)
+    try:
+        done, _ = await asyncio.wait({first, second}, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return first.result(), second.result()
+    finally:
+        await end_tasks(task for task in (first, second) if not task.done())
 
 
 def run_to_end(main: Coroutine[Any, Any, T]) -> T:
