@@ -1,10 +1,11 @@
-"""`python -m benchmarks [--quick] [NAME ...]`: runs the benchmarks, prints them, writes results/ if all were run."""
+"""`python -m benchmarks [--quick] [--long] [NAME ...]`: runs and prints them, writes results/ if all were run."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks import report
@@ -15,6 +16,8 @@ from benchmarks.pipeline import latency, throughput
 from benchmarks.publishing import durability, outbox
 from benchmarks.recovery import first_decision, kill, stop
 from benchmarks.replaying import replaying
+from benchmarks.snapshotting import snapshotting
+from benchmarks.starving import starving
 
 BENCHMARKS = {
     "first-decision": first_decision,
@@ -27,6 +30,8 @@ BENCHMARKS = {
     "durability": durability,
     "replay": replaying,
     "mirror": mirroring,
+    "snapshots": snapshotting,
+    "starved": starving,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that everything runs")
+    parser.add_argument("--long", action="store_true", help="ten minutes instead of one for `starved`")
     parser.add_argument("--output", type=Path, help="where to write; default: results/ for a whole run, else nowhere")
     options = parser.parse_args()
     for name in options.names:
@@ -47,7 +53,8 @@ def main() -> None:
     results = []
     for name in names:
         before, began = load(), time.monotonic()
-        result = asyncio.run(BENCHMARKS[name](quick=options.quick))
+        benchmark = partial(starving, long=options.long) if name == "starved" else BENCHMARKS[name]
+        result = asyncio.run(benchmark(quick=options.quick))
         result.took_s = round(time.monotonic() - began, 1)
         result.notes.append(f"Load average before {before}, after {load()}; took {result.took_s:.0f} s.")
         results.append(result)

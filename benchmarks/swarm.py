@@ -61,9 +61,14 @@ async def scratch() -> AsyncIterator[Path]:
 
 
 @asynccontextmanager
-async def swarm(speed: float, *, limit: int | None = None) -> AsyncIterator[Swarm]:
-    """`signalmesh up --port 0 --speed SPEED` in a fresh state directory; `limit` ends the source after so many."""
+async def swarm(speed: float, *, limit: int | None = None, files: dict[str, str] | None = None) -> AsyncIterator[Swarm]:
+    """`signalmesh up --port 0 --speed SPEED` in a fresh state directory; `limit` ends the source after so many.
+
+    `files` are put into its working directory; a `swarm.toml` among them is the one that is used.
+    """
     async with scratch() as directory:
+        for name, text in (files or {}).items():
+            (directory / name).write_text(text)
         state = directory / "state"
         command = [sys.executable, "-m", "coordinator.main", "up", "--port", "0", "--state-dir", str(state)]
         if limit is None:

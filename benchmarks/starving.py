@@ -1,0 +1,72 @@
+"""False deaths while all cores are at 100 %: busy processes beside a running swarm, and what its watchdog thought."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import multiprocessing
+import os
+import time
+
+import orjson
+from nats.aio.msg import Msg
+
+from benchmarks.report import Result
+from benchmarks.swarm import DECISIONS, Rounds, swarm
+
+SPEED = 20.0
+SECONDS, QUICK_S, LONG_S = 60.0, 10.0, 600.0
+WARM = 300
+"""Rounds before the cores are loaded: the unpaced history is behind."""
+TOLD = ("suspected", "declared_dead", "exited", "spawned", "quarantined")
+
+
+def burn() -> None:
+    """Use a core, for ever."""
+    while True:
+        pass
+
+
+async def starving(*, quick: bool, long: bool = False) -> Result:
+    seconds = QUICK_S if quick else LONG_S if long else SECONDS
+    cores = os.cpu_count() or 1
+    told: collections.Counter[str] = collections.Counter()
+    heard = 0
+
+    async def on_lifecycle(msg: Msg) -> None:
+        told[orjson.loads(msg.data)["event"]] += 1
+
+    async with swarm(SPEED) as running:
+        rounds = Rounds(WARM, 1 << 53)
+        await running.client.subscribe(DECISIONS, cb=rounds.on_decision)
+        async with asyncio.timeout(60):
+            await rounds.begun.wait()
+        await running.client.subscribe("swarm.lifecycle.*.*", cb=on_lifecycle)
+        await running.client.flush()
+        context = multiprocessing.get_context("spawn")
+        burners = [context.Process(target=burn, daemon=True) for _ in range(cores)]
+        for burner in burners:
+            burner.start()
+        try:
+            heard, began = len(rounds.decisions), time.monotonic()
+            await asyncio.sleep(seconds)
+            heard, took_s = len(rounds.decisions) - heard, time.monotonic() - began
+            alive = sum(burner.is_alive() for burner in burners)
+        finally:
+            for burner in burners:
+                burner.kill()
+                burner.join()
+    false = told["declared_dead"] + told["spawned"]
+    return Result(
+        name="starved",
+        title="No false death under full load",
+        conditions=f"The default swarm at {SPEED:.0f} ticks/s for {took_s:.0f} s beside {alive} endless loops, one a "
+        "core, of the same priority. Nothing was killed: every restart is a false death. Suspicion alone does no harm.",
+        rows=[{"heard in that time": name, "count": told[name]} for name in TOLD]
+        + [{"heard in that time": "decisions", "count": heard}],
+        goal="0 restarts",
+        verdict=f"{told['suspected']} suspicions, {false} deaths declared and processes started: "
+        f"{'met' if false == 0 else 'missed'}.",
+        notes=["`--long` makes it ten minutes."],
+        raw={"lifecycle": dict(told), "decisions": heard, "seconds": took_s},
+    )
