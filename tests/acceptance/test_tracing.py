@@ -114,7 +114,8 @@ async def looked(directory: Path, environment: dict[str, str]) -> tuple[dict[str
     """What an agent finds in its own process after some rounds, and all that was stored."""
     directory.mkdir()
     (directory / "looker.py").write_text(LOOKER)
-    toml = f'max_agents = 6\n{agents_toml(speed=0, limit=20)}[agents.looker]\nclass = "looker:Looker"\n'
+    # Paced, so that its first span is acknowledged before its last look.
+    toml = f'max_agents = 6\n{agents_toml(speed=20, limit=20, history=5)}[agents.looker]\nclass = "looker:Looker"\n'
     async with Swarm(directory, toml, environment=environment) as swarm:
         ear = await swarm.up()
         await ear.decided(20)
