@@ -187,6 +187,8 @@ class Intake:
         self.skips_in_a_row = 0
         if not self._life.ready.is_set():
             self.replayed += 1
+        if self.tracing is not None:
+            self.tracing.end()
 
     def _failed(self, handler: str, stored: Stored, error: BaseException) -> None:
         if isinstance(error, MeshError) and not isinstance(error, MessageError):
@@ -202,6 +204,7 @@ class Intake:
         self._life.complaints.failed(self.fault, error, stored.subject)
         if self.tracing is not None:
             self.tracing.failed(stored, handler.partition("_")[2], why, error)
+            self.tracing.end()
         self._life.wake()
 
     def check_hope(self, why: str) -> None:

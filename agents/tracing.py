@@ -27,6 +27,7 @@ from agents.outgoing import Prepared
 from bus import headers as h
 from bus.bus import Stored
 from bus.errors import MessageError
+from bus.logs import TRACE_ID
 from bus.messages import Alert, Decision, Event, decode
 from bus.subjects import Subjects
 from bus.tracing import Context, Span, Tracer, Value, derived_id, read_context
@@ -96,9 +97,14 @@ class AgentTracing:
             header = ""
         elif not context.sampled:
             context = None
+        TRACE_ID.set("" if context is None else context.trace_id)
         self._input = _Input(header, context, stored.sequence, 0 if context is None else time.time_ns())
         if self._rounds is not None:
             self._input.number = self._rounds.take(message, header, context, stored.sequence)
+
+    def end(self) -> None:
+        """This input is done with: what is logged from here on is about something else."""
+        TRACE_ID.set("")
 
     def failed(self, stored: Stored, kind: str, why: str, error: BaseException) -> None:
         """The handler has failed on this input, which will be skipped."""

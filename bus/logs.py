@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from typing import Any, TextIO, cast
 
 import orjson
@@ -18,13 +19,15 @@ import structlog
 from bus.plain import harmless
 
 SECRET_KEY = re.compile(
-    r"pass(word|wd|phrase)?$|token$|secret|(?<!_)seed$|nkey|api_?key|creds|credential|authori[sz]ation|cookie|webhook|jwt$",
+    r"pass(word|wd|phrase)?$|token$|secret|seed$|nkey|api_?key|creds|credential|authori[sz]ation|cookie|webhook|jwt$",
     re.IGNORECASE,
 )
 USERINFO = re.compile(r"(\w+://)[^/@\s]+@")
 SEED = re.compile(r"\bS[ACNOUX][A-Z2-7]{56}\b")
 """A seed of an nkey: S, the kind of its owner, and base 32."""
 HIDDEN = "***"
+TRACE_ID: ContextVar[str] = ContextVar("signalmesh_trace_id", default="")
+"""The trace that is being worked for; each line that is logged meanwhile names it."""
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -46,6 +49,13 @@ def _redacted(name: str, value: Any) -> Any:
     if isinstance(value, BaseException):
         return _redacted(name, f"{type(value).__name__}: {value}")
     return value
+
+
+def trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Name the active trace, if there is one."""
+    if trace_id := TRACE_ID.get():
+        event.setdefault("trace_id", trace_id)
+    return event
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -87,17 +97,23 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool
     stream = cast(TextIO, _Bearing(stream))
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        redact,
     ]
     if json:
         shared += [
             structlog.processors.format_exc_info,
+            redact,
             structlog.processors.JSONRenderer(lambda event, **_: orjson.dumps(event, default=str).decode()),
         ]
     else:
-        shared += [disarm, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        shared += [
+            disarm,
+            structlog.processors.format_exc_info,
+            redact,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),

@@ -1,0 +1,141 @@
+"""Every `signalmesh` command of the runbooks is run, against a real swarm; those that end it come last."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from bus.process import die_with_parent
+from bus.server import NatsServer
+from tests.acceptance.exact import exact_toml
+from tests.acceptance.swarm import ENVIRONMENT, GUARD_S, SIGNALMESH, Swarm
+
+RUNBOOKS = sorted((Path(__file__).resolve().parents[2] / "docs" / "runbooks").glob("*.md"))
+COMMAND = re.compile(r"^ {4,}signalmesh ([^#\n]+)|`signalmesh ([^`]+)`", re.MULTILINE)
+ENDLESS = {"agent": "ready", "mirror": "put_back", "sandbox": "", "watch": "", "metrics": "metrics_served"}
+"""Verbs that run until they are told to end: a word that they say first, or the one who is then heard."""
+STEPS = ("replay", "revive", "down", "up", "mirror")
+"""What comes last, in this order: what ends the swarm or begins it."""
+
+
+def commands() -> set[tuple[str, ...]]:
+    found = set()
+    for runbook in RUNBOOKS:
+        for block, span in COMMAND.findall(runbook.read_text()):
+            found.add(tuple((block or span).strip().split()))
+    return found
+
+
+def filled(command: tuple[str, ...]) -> list[str]:
+    """The command with an agent and a sandbox for their placeholders, and chaos as short as it can be."""
+    names = {"NAME": "strategy-momentum", "AGENT": "strategy-momentum", "SANDBOX": "another"}
+    words = [names.get(word, word) for word in command]
+    if words[0] == "chaos" and "--for" in words:
+        words[words.index("--for") + 1] = "5"
+    return words
+
+
+async def run_a_while(directory: Path, words: list[str], until: str, environment: dict[str, str]) -> str:
+    """Run what does not end by itself until it has said `until` (or anything), and end it as Ctrl-C does."""
+    process = await asyncio.create_subprocess_exec(
+        str(SIGNALMESH),
+        *words,
+        cwd=directory,
+        env=ENVIRONMENT | environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )
+    assert process.stdout is not None
+    said = ""
+    try:
+        async with asyncio.timeout(GUARD_S):
+            while line := (await process.stdout.readline()).decode():
+                said += line
+                if until in line:
+                    break
+            else:
+                raise AssertionError(f"{words} ended by itself: {said}")
+            process.send_signal(signal.SIGINT)
+            said += (await process.stdout.read()).decode()
+            code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert code in (0, 130), (words, said)
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_every_command_of_the_runbooks_works(tmp_path):
+    wanted = commands()
+    verbs = {command[0] for command in wanted}
+    assert {"status", "audit", "doctor", "history", "kill", "down", "up", "mirror"} <= verbs
+    toml = exact_toml(speed=20, rounds=100_000)
+    done = set()
+    async with Swarm(tmp_path / "swarm", toml) as swarm:
+        ear = await swarm.up()
+        await ear.decided(30)
+        await ear.publish("alert.warning.test", alert())
+
+        for command in sorted(wanted):
+            words = filled(command)
+            if words[0] in STEPS:
+                continue
+            if words[0] == "watch":
+                watching = asyncio.create_task(run_a_while(swarm.directory, words, "heard you", {}))
+                while not watching.done():  # it hears what is stored from when it listens
+                    await ear.publish("alert.warning.test", alert())
+                    await asyncio.sleep(0.2)
+                await watching
+            elif words[0] in ENDLESS:
+                await run_a_while(swarm.directory, words, ENDLESS[words[0]], {})
+                await ear.live("strategy-momentum")
+            else:
+                ended = await swarm.verb(*words)
+                assert ended.code == 0, (words, ended.out, ended.err)
+            done.add(command)
+        for command in sorted(command for command in wanted if command[0] in ("replay", "revive")):
+            words = filled(command)
+            if words[0] == "revive":
+                assert (await swarm.verb("kill", words[1], "--signal", "TERM")).code == 0
+            ended = await swarm.verb(*words)
+            assert ended.code == 0, (words, ended.out, ended.err)
+            done.add(command)
+        decided = len(ear.decisions)
+        assert decided > 30
+        for command in sorted(command for command in wanted if command[0] == "down"):
+            ended = await swarm.verb(*command)
+            assert ended.code == 0, ended.err
+            assert await swarm.wait() == 0
+            done.add(command)
+        for command in sorted(command for command in wanted if command[0] == "up"):
+            again = await swarm.up(*command[1:])
+            await again.decided(decided + 10)
+            audited = await swarm.verb("audit")
+            assert audited.code == 0, audited.out
+            assert await swarm.end(signal.SIGINT) == 0
+            done.add(command)
+    for command in sorted(command for command in wanted if command[0] == "mirror"):
+        async with NatsServer(tmp_path / "empty", port=0) as server:
+            said = await run_a_while(swarm.directory, list(command), ENDLESS["mirror"], {"SIGNALMESH_NATS": server.url})
+            assert "put back from the mirror" in said
+        done.add(command)
+    assert done == wanted
+
+
+def alert() -> dict[str, str]:
+    return {
+        "severity": "warning", "code": "test", "message": "heard you", "timestamp": "2026-01-01T00:00:00Z",
+        "source": "test",
+    }  # fmt: skip
