@@ -90,7 +90,7 @@ class AgentTracing:
     # -- inputs
 
     def begin(self, stored: Stored, message: Event) -> None:
-        """This input is about to be handled."""
+        """This input is about to be handled; whoever is done with it sets TRACE_ID to "" again."""
         header = stored.headers.get(h.TRACEPARENT, "")
         context = read_context(header)
         if context is None:
@@ -101,10 +101,6 @@ class AgentTracing:
         self._input = _Input(header, context, stored.sequence, 0 if context is None else time.time_ns())
         if self._rounds is not None:
             self._input.number = self._rounds.take(message, header, context, stored.sequence)
-
-    def end(self) -> None:
-        """This input is done with: what is logged from here on is about something else."""
-        TRACE_ID.set("")
 
     def failed(self, stored: Stored, kind: str, why: str, error: BaseException) -> None:
         """The handler has failed on this input, which will be skipped."""
