@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import orjson
 import structlog
 
-from bus.errors import BusError, BusTimeout, MirrorFailing, OtherHistory
+from bus.errors import BusError, BusTimeout, MirrorFailing, OtherHistory, Refused
 from bus.messages import Heartbeat, encode
 from bus.mirror_intake import BATCH_ROWS, Followed, followed_streams, next_batch
 from bus.mirror_schema import Gap, Incarnation
@@ -28,6 +28,7 @@ from bus.outbox import Outbox
 from bus.process import MACHINE
 from bus.reader import collect
 from bus.reports import Reporter
+from bus.streams import STREAM_NOT_FOUND
 from bus.tasks import end_tasks
 
 NAME = "mirror"
@@ -68,6 +69,7 @@ class Mirror:
         self._outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), lambda _: None)
         self._reports = Reporter(bus, self._outbox, NAME)
         self._bad_file = False
+        self._missing: set[str] = set()
         self.status = "waiting"
         self.written = 0
 
@@ -107,14 +109,18 @@ class Mirror:
                 try:
                     await self._start_reading()
                     await self._write()
-                    if time.monotonic() - pruned_at > PRUNE_S and await self._prune() < PRUNE_ROWS:
-                        pruned_at = time.monotonic()
+                    if time.monotonic() - pruned_at > PRUNE_S:
+                        await self._store.check_place()
+                        if await self._prune() < PRUNE_ROWS:
+                            pruned_at = time.monotonic()
                 except MirrorFailing as error:
                     backoff_s = min(2 * backoff_s or FIRST_BACKOFF_S, LAST_BACKOFF_S)
                     self._failing(error)
                     await self._pause(backoff_s)
                 except BusError as error:
                     log.debug("mirror_waits", problem=str(error))
+                    if isinstance(error, Refused) and error.code == STREAM_NOT_FOUND:
+                        self._lost(error.subject.rpartition(".")[2])
                     self.status = "waiting"
                     await self._pause(LOOK_S)
                 else:
@@ -136,7 +142,19 @@ class Mirror:
             problem = f"{error}; what is stored on the bus meanwhile is mirrored later, if it is kept for so long"
             self._reports.alert("critical", "mirror_failing", problem)
 
+    def _lost(self, stream: str) -> None:
+        if stream in self._missing:
+            return
+        self._missing.add(stream)
+        problem = (
+            f"stream {stream} is gone from the bus: what needs it cannot go on. End the swarm (`signalmesh down`) and "
+            f"start it anew: `signalmesh up` puts back what the mirror {self._store.path} holds"
+        )
+        log.error("stream_lost", stream=stream)
+        self._reports.alert("critical", "stream_lost", problem)
+
     def _well(self) -> None:
+        self._missing.clear()
         if self._bad_file:
             self._bad_file = False
             self._reports.alert("info", "mirror_recovered", f"mirror {self._store.path}: it is written again")

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 
 import aiosqlite
 
-from bus.errors import MirrorUnusable
+from bus.errors import MirrorDamaged, MirrorUnusable
 from bus.locks import take_lock
 from bus.mirror_schema import (
     BUSY_TIMEOUT_S,
@@ -82,7 +82,18 @@ class MirrorStore:
             raise
         return store
 
+    async def check_place(self) -> None:
+        """Make sure that what is written is still the file of this name: into a deleted one one could write for ever.
+
+        Raises:
+            MirrorDamaged: it is gone, or another file is in its place.
+        """
+        found = await asyncio.to_thread(_identity, self.path)
+        if found != self._identity:
+            raise MirrorDamaged(str(self.path), "it was deleted" if found is None else "another file is in its place")
+
     async def _settle_in(self) -> None:
+        self._identity = await asyncio.to_thread(_identity, self.path)
         await self._db.execute("PRAGMA synchronous = FULL")
         self.cursors = dict(await self._all("SELECT stream, cursor FROM cursors"))
         sql = "SELECT stream, created, config, since, reason FROM incarnations ORDER BY rowid"
@@ -230,6 +241,14 @@ class MirrorStore:
                     await asyncio.shield(self._db.close())
         finally:
             self._lock.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _take_lock(path: Path) -> IO[str]:

@@ -34,8 +34,11 @@ def retention_of(settings: MirrorSettings) -> Retention:
     return Retention(max_age_s=settings.max_age_s, max_rows=settings.max_rows, revisions=settings.revisions)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file (and what SQLite keeps beside it), so that a new one can be filled; nothing is deleted."""
+def set_aside(path: Path) -> Path | None:
+    """Rename a damaged file (and what SQLite keeps beside it), so that a new one can be filled; nothing is deleted.
+
+    Returns its new name; None when it was not there.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     aside = path.with_name(f"{path.name}.damaged-{stamp}")
     number = 1
@@ -45,7 +48,7 @@ def set_aside(path: Path) -> Path:
     for suffix in ("-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
-    return aside
+    return aside if aside.exists() else None
 
 
 async def put_back(bus: NatsBus, file: Path, limits: StreamLimits, writer: str) -> tuple[str, bool]:
@@ -115,10 +118,9 @@ def run_mirror(
                     notices = ()
                 except MirrorDamaged as error:
                     aside = await asyncio.to_thread(set_aside, file)
-                    notice = (
-                        f"mirror {file}: it is damaged ({error.problem}); it is kept as {aside}, a new one is filled"
-                    )
-                    log.warning("mirror_set_aside", problem=error.problem, aside=str(aside))
+                    kept = "" if aside is None else f"it is kept as {aside}, "
+                    notice = f"mirror {file}: it is damaged ({error.problem}); {kept}a new one is filled"
+                    log.warning("mirror_set_aside", problem=error.problem, aside=None if aside is None else str(aside))
                     notices = (*notices, notice)
         finally:
             await bus.close()

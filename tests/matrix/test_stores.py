@@ -1,0 +1,84 @@
+"""What the swarm keeps is taken away from it: the mirror's file, a bucket, messages that somebody had not read yet."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from bus.mirror_read import MirrorFile
+from tests.acceptance.ear import read_stream
+from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, assert_numbered, content_of
+from tests.acceptance.swarm import AGENTS, Swarm, agents_toml
+from tests.matrix.proof import Before, assert_so_far, matrix_toml, prove
+
+STATE = "KV_swarm_state"
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_the_mirrors_file_is_gone_while_it_runs(tmp_path: Path, undisturbed_long: Content, how: str):
+    async with Swarm(tmp_path, matrix_toml()) as swarm:
+        ear = await swarm.up()
+        before = await Before.of(ear)
+        path = tmp_path / ".signalmesh" / "mirror.sqlite"
+        for file in path.parent.glob("mirror.sqlite*"):
+            file.unlink()
+        if how == "replaced":
+            path.write_bytes(b"something else")
+        [alert] = await ear.alerted("mirror_set_aside")
+        assert ("it was deleted" if how == "deleted" else "another file is in its place") in alert["message"]
+        last = ear.said[-1].sequence
+        await ear.until("a mirror up to here", lambda: (ear.beats["mirror"]["cursor"] or 0) >= last)
+        await prove(swarm, ear, undisturbed_long, before, ())
+        assert await swarm.end(signal.SIGINT) == 0
+        with MirrorFile(path) as mirror:
+            assert [m.row.sequence for m in mirror.messages()] == list(range(1, mirror.cursor() + 1))
+            assert mirror.problems() == []
+
+
+async def test_the_bucket_of_snapshots_is_deleted_while_it_runs(tmp_path: Path, undisturbed_long: Content):
+    async with Swarm(tmp_path, matrix_toml()) as swarm:
+        ear = await swarm.up()
+        await Before.of(ear)
+        await ear.api(f"STREAM.DELETE.{STATE}")
+        [alert] = await ear.alerted("stream_lost")
+        assert STATE in alert["message"]
+        assert "signalmesh up" in alert["message"]
+        await ear.more_decisions(20)
+        assert (await swarm.verb("down")).code == 0
+        await swarm.wait()
+        ear = await swarm.up()
+        await ear.more_decisions(20)
+        await ear.live(*AGENTS)
+        assert "put back from the mirror" in swarm.errors
+        stored = await read_stream(swarm.url, swarm.name)
+        assert_numbered(stored)
+        assert_so_far(content_of(stored), undisturbed_long)
+        assert_each_round_once([said.json for said in stored if said.kind == "decision"])
+        audit = await swarm.verb("audit", "--json")
+        assert (audit.code, audit.json["problems"]) == (0, []), audit.out
+        assert await swarm.end(signal.SIGINT) == 0
+
+
+async def test_retention_goes_beyond_what_a_drained_agent_had_read(tmp_path: Path):
+    """Of what goes by size the claims are the first, so that everybody is superseded once and starts anew."""
+    toml = f"[stream]\nmax_bytes = 4_000_000\n{agents_toml(speed=150, limit=MANY_ROUNDS)}"
+    async with Swarm(tmp_path, toml) as swarm:
+        ear = await swarm.up()
+        await ear.decided(20)
+        await ear.live(*AGENTS)
+        drained = await swarm.verb("kill", "strategy-momentum", "--signal", "TERM", "--json")
+        assert drained.json["outcome"] == "drained", drained
+        [cursor] = [event["detail"]["cursor"] for event in ear.lifecycle if event["event"] == "drained"]
+        await ear.all_decided(MANY_ROUNDS)
+        state = (await ear.api("STREAM.INFO.swarm_events"))["state"]
+        kept = min(said.sequence for said in await read_stream(swarm.url, swarm.name) if said.kind == "market")
+        assert kept > cursor + 1, state
+        assert (await swarm.verb("revive", "strategy-momentum")).code == 0
+        [alert] = await ear.alerted("retention_gap")
+        assert (alert["agent"], alert["detail"]["first_missing"]) == ("strategy-momentum", cursor + 1)
+        audit = await swarm.verb("audit", "--json")
+        assert any("retention_gap" in note for note in audit.json["notes"]), json.dumps(audit.json["notes"])
+        assert await swarm.end(signal.SIGINT) == 0
