@@ -191,8 +191,10 @@ class Connection:
         )
 
     async def _on_error(self, error: Exception) -> None:
-        self._last_error = str(error) or type(error).__name__
-        log.debug("nats_error", error=self._last_error, connection=self.name)
+        told = str(error) or type(error).__name__
+        if "authorization" not in (self._last_error or "").lower():  # a later attempt may only see that it was cut off
+            self._last_error = told
+        log.debug("nats_error", error=told, connection=self.name)
 
     async def _on_disconnected(self) -> None:
         self._live.clear()
