@@ -1,0 +1,73 @@
+"""The disk under the mirror refuses to write through: libfiu has fsync and fdatasync of that one process fail."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from bus.mirror_read import MirrorFile
+from bus.process import die_with_parent
+from tests.acceptance.exact import Content
+from tests.acceptance.swarm import ENVIRONMENT, Swarm
+from tests.matrix.proof import Before, matrix_toml, prove
+
+LIBRARIES = tuple(Path("/usr/lib/fiu") / name for name in ("fiu_run_preload.so", "fiu_posix_preload.so"))
+POINTS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync")
+
+
+async def control(directory: Path, pid: int, command: str) -> None:
+    """Tell libfiu in the process `pid` to have the sync functions fail, or no longer."""
+    for point in POINTS:
+        done = await asyncio.create_subprocess_exec(
+            "fiu-ctrl", "-f", str(directory / "fiu"), "-c", f"{command} name={point}", str(pid),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        async with asyncio.timeout(60):
+            out, _ = await done.communicate()
+        assert done.returncode == 0, out.decode()
+
+
+async def test_fsync_of_the_mirror_fails(tmp_path: Path, undisturbed_long: Content):
+    if shutil.which("fiu-ctrl") is None or not all(library.exists() for library in LIBRARIES):
+        pytest.skip("libfiu is not here (Debian: apt install fiu-utils)")
+    async with Swarm(tmp_path, matrix_toml(top="[mirror]\nenabled = false\n")) as swarm:
+        ear = await swarm.up()
+        path = tmp_path / ".signalmesh" / "mirror.sqlite"
+        preloaded = {"LD_PRELOAD": " ".join(map(str, LIBRARIES)), "FIU_CTRL_FIFO": str(tmp_path / "fiu")}
+        with (tmp_path / "mirror.log").open("wb") as output:
+            mirror = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "coordinator.main", "mirror", "--file", str(path),
+                cwd=tmp_path, env={**ENVIRONMENT, **preloaded, "SIGNALMESH_NATS": swarm.url},
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )  # fmt: skip
+        try:
+            before = await Before.of(ear)
+            await ear.until("a mirror", lambda: ear.beats.get("mirror", {}).get("status") == "live")
+            await control(tmp_path, mirror.pid, "enable")
+            [failing] = await ear.alerted("mirror_failing")
+            assert "disk I/O error" in failing["message"]
+            await ear.until("a mirror that fails", lambda: ear.beats["mirror"]["status"] == "failing")
+            await ear.more_decisions(50)
+            await control(tmp_path, mirror.pid, "disable")
+            await ear.alerted("mirror_recovered")
+            last = ear.said[-1].sequence
+            await ear.until("a mirror up to here", lambda: (ear.beats["mirror"]["cursor"] or 0) >= last)
+            assert ear.beats["mirror"]["pid"] == mirror.pid
+            await prove(swarm, ear, undisturbed_long, before, ())
+            assert (await swarm.verb("down")).code == 0
+            await swarm.wait()
+        finally:
+            if mirror.returncode is None:
+                mirror.send_signal(signal.SIGKILL)
+            await mirror.wait()
+        with MirrorFile(path) as file:
+            assert [m.row.sequence for m in file.messages()] == list(range(1, file.cursor() + 1))
+            assert file.problems() == []
