@@ -12,9 +12,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-import platform
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -158,19 +156,3 @@ class ForkServer:
 
     async def stop(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def probe_sandbox() -> dict[str, Any]:
-    """What this sandbox is made of: kernel, hostname, processes, versions, memory in bytes."""
-    memory = psutil.virtual_memory()
-    return {
-        "kernel": platform.release(),
-        "hostname": socket.gethostname(),
-        "processes": len(psutil.pids()),
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "memory_bytes": memory.total,
-        "memory_available_bytes": memory.available,
-        "isolation": "a process group on this machine; nothing more is isolated",
-        "packages": "none installed: a local sandbox uses what this machine has",
-    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -21,7 +22,8 @@ import msgspec
 import orjson
 import structlog
 
-from agents.children import ChildProcess, ForkServer, probe_sandbox
+from agents.children import ChildProcess, ForkServer
+from agents.probe import look_around, measure_usage
 from agents.process import Incarnation
 from agents.spec import AgentSpec
 from bus import headers as h
@@ -32,12 +34,15 @@ from bus.messages import Child, Heartbeat, encode, now
 from bus.outbox import Outbox
 from bus.process import MACHINE
 from bus.reports import Reporter
+from bus.sandboxes import SandboxUsage
 from bus.subjects import WATCHDOG
 from bus.tasks import end_tasks
 
 HEARTBEAT_S = 0.2
 DRAIN_GRACE_S = 6.0
 """From SIGTERM to SIGKILL for agents when the host is asked to end; a little longer than an agent's own drain."""
+USAGE_S = 2.0
+"""Between two looks at what the sandbox's processes use; a look costs some 30 microseconds for each on the machine."""
 KEEP_EXITS = 32
 """How many ended children the inventory still lists."""
 
@@ -119,6 +124,7 @@ class Host:
         self._ended: list[_Slot] = []
         self._term = 0
         self._beats = 0
+        self._usage: SandboxUsage | None = None
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._orders = asyncio.Lock()
@@ -147,13 +153,16 @@ class Host:
             await self._read_term()
         for verb, handler in verbs.items():
             await self._bus.answer(subjects.control(self.name, verb), self._served(verb, handler))
-        beating = asyncio.create_task(self._beat(), name="beat")
+        tasks = [
+            asyncio.create_task(self._beat(), name="beat"),
+            asyncio.create_task(self._measure(), name="usage"),
+        ]
         log.info("host_ready", sandbox=self.name, provider=self._provider, pid=os.getpid())
         try:
             await self._stop.wait()
             await self._drain_all()
         finally:
-            await end_tasks([beating])
+            await end_tasks(tasks)
             await self._fork_server.stop()
             self._outbox.close()
 
@@ -271,7 +280,8 @@ class Host:
         return slot.child.look()
 
     async def _probe(self, _: bytes) -> dict[str, Any]:
-        return {"sandbox": self.name, "provider": self._provider, **await asyncio.to_thread(probe_sandbox)}
+        seen = await asyncio.to_thread(look_around)
+        return {"sandbox": self.name, "provider": self._provider, **dataclasses.asdict(seen)}
 
     # -- what it says by itself
 
@@ -283,6 +293,11 @@ class Host:
             self._outbox.check()
             due = max(due + HEARTBEAT_S, loop.time())
             await asyncio.sleep(due - loop.time())
+
+    async def _measure(self) -> None:
+        while True:
+            self._usage = await asyncio.to_thread(measure_usage)
+            await asyncio.sleep(USAGE_S)
 
     async def _beat_once(self) -> None:
         self._beats += 1
@@ -303,6 +318,7 @@ class Host:
             inventory=tuple(slot.describe() for slot in slots),
             group=self._group,
             machine=MACHINE,
+            usage=self._usage,
         )
         with contextlib.suppress(BusError):
             await self._bus.tell(self._bus.subjects.heartbeat(self.name), encode(beat))

@@ -17,6 +17,7 @@ import msgspec
 import orjson
 
 from bus.errors import MessageError
+from bus.sandboxes import SandboxAccount, SandboxUsage
 from bus.subjects import Address, escape_topic
 
 MAX_PAYLOAD_BYTES = 256 * 1024
@@ -212,7 +213,8 @@ class Heartbeat:
     backoff, quarantined, drained, or external (somebody else runs it). `machine` is the name of the machine (or
     container) that the process runs on. The mirror's `lag` are rows that its `file` does not hold yet, the oldest of
     them read `behind_ms` ago at most. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's, `snapshot_ms`
-    is what its newest snapshot took from being taken to being stored.
+    is what its newest snapshot took from being taken to being stored. A host's `usage` is that of its whole sandbox,
+    the leading watchdog's `accounts` are of all sandboxes.
     """
 
     agent: str
@@ -241,6 +243,8 @@ class Heartbeat:
     snapshot_ms: float | None = None
     rss_mb: float | None = None
     cpu_s: float | None = None
+    usage: SandboxUsage | None = None
+    accounts: dict[str, SandboxAccount] | None = None
 
 
 Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | Config
@@ -351,7 +355,7 @@ def _utc(stamp: datetime) -> datetime:
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value if value.tzinfo is UTC else _utc(value)
-    if isinstance(value, Child):
+    if isinstance(value, (Child, SandboxUsage, SandboxAccount)):
         fields = ((name, getattr(value, name)) for name in value.__slots__)
         return {name: _plain(item) for name, item in fields if item is not None}
     if isinstance(value, float):
@@ -378,7 +382,7 @@ def encode(message: Message) -> bytes:
     for name in _FIELDS[type(message)]:
         value = getattr(message, name)
         if value is not None:
-            fields[name] = _plain(value) if isinstance(value, (float, dict, tuple, list, datetime)) else value
+            fields[name] = value if isinstance(value, (str, int)) else _plain(value)
     try:
         return orjson.dumps(fields, option=orjson.OPT_UTC_Z)
     except orjson.JSONEncodeError as error:

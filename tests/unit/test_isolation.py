@@ -1,0 +1,79 @@
+"""How isolated a sandbox is said to be follows from two looks at two places, and from nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from agents.probe import look_around, measure_usage, network_of_here
+from coordinator.isolation import compare
+
+HERE = replace(
+    look_around(),
+    boot_id="boot-1",
+    uid=1000,
+    cgroup="0::/here",
+    namespaces={kind: f"{kind}:[{at}]" for at, kind in enumerate(("cgroup", "mnt", "net", "pid", "user"))},
+)
+EVERYTHING = ["kernel", *(f"{kind} namespace" for kind in HERE.namespaces), "user", "cgroup"]
+
+
+def test_a_process_beside_us_shares_everything_and_that_is_said():
+    found = compare(HERE, HERE)
+    assert (found.shared, found.own, found.unknown) == (EVERYTHING, [], [])
+    assert "nothing more is isolated" in found.text
+    assert "the same user" in found.text
+
+
+def test_namespaces_of_its_own_are_named_and_what_is_within_them_is_its_own():
+    there = replace(HERE, namespaces=HERE.namespaces | {"pid": "pid:[77]", "cgroup": "cgroup:[78]"})
+    found = compare(there, HERE)
+    assert found.own == ["cgroup namespace", "pid namespace", "cgroup"], "the path is the same, in another namespace"
+    assert found.text == "the same kernel, with namespaces of its own: cgroup, pid; shared: mnt, net, user"
+
+
+def test_under_another_kernel_the_same_identifiers_mean_nothing():
+    found = compare(replace(HERE, boot_id="boot-2"), HERE)
+    assert (found.own, found.shared) == (EVERYTHING, [])
+    assert found.text.startswith("another kernel")
+
+
+def test_what_one_side_does_not_tell_is_unknown_and_nothing_is_concluded_from_it():
+    silent = replace(HERE, boot_id=None, namespaces={}, cgroup=None)
+    found = compare(silent, HERE)
+    assert (found.own, found.shared) == ([], [])
+    assert set(found.unknown) == set(EVERYTHING)
+    assert found.text.startswith("not known")
+    older = replace(HERE, namespaces={kind: text for kind, text in HERE.namespaces.items() if kind != "cgroup"})
+    assert set(compare(older, HERE).unknown) == {"cgroup namespace", "cgroup"}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/ns/pid"), reason="namespaces are Linux's")  # noqa: PTH110
+def test_a_look_is_what_the_system_says():
+    seen = look_around()
+    assert seen.pid == os.getpid()
+    assert seen.uid == os.getuid()
+    assert seen.namespaces["pid"] == os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    assert seen.kernel.endswith(os.uname().release)
+    assert seen.versions["python"] == sys.version.split()[0]
+    assert 0 < seen.memory_available_bytes <= seen.memory_bytes
+    assert network_of_here() == f"{seen.boot_id} {seen.namespaces['net']}"
+
+
+def test_usage_counts_children_while_they_live_and_their_processor_time_for_ever():
+    burn = "import sys, time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\nsys.stdin.read()"
+    before = measure_usage()
+    with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        during = measure_usage()
+        child.communicate(b"")
+    after = measure_usage()
+    assert during.processes == before.processes + 1
+    assert after.processes == before.processes
+    assert after.cpu_s >= during.cpu_s >= before.cpu_s + 0.19
+    assert during.rss_mb > before.rss_mb
