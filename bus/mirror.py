@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 import structlog
 
-from bus.errors import BusError, BusTimeout, MirrorFailing, OtherHistory, Refused
-from bus.messages import Heartbeat, encode
+from bus.beats import beat
+from bus.errors import BusError, MirrorFailing, OtherHistory, Refused
 from bus.mirror_intake import BATCH_ROWS, Followed, followed_streams, next_batch
 from bus.mirror_schema import Gap, Incarnation
 from bus.mirror_store import COMPLETE, PRUNE_ROWS, MirrorStore
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
-from bus.process import MACHINE
 from bus.reader import collect
 from bus.reports import Reporter
 from bus.streams import STREAM_NOT_FOUND
@@ -83,7 +82,7 @@ class Mirror:
         Raises:
             MirrorDamaged: the file's content is broken.
         """
-        beating = asyncio.create_task(self._beat(), name="mirror-beat")
+        beating = asyncio.create_task(beat(self._bus, NAME, "mirror", HEARTBEAT_S, self._told), name="mirror-beat")
         for notice in self._notices:
             self._reports.alert("critical", "mirror_set_aside", notice)
         try:
@@ -298,28 +297,13 @@ class Mirror:
         oldest = min((one.waiting[0][1].stored_ns for one in self._followed if one.waiting), default=None)
         return 0 if oldest is None else max(0, (time.time_ns() - oldest) // 1_000_000)
 
-    async def _beat(self) -> None:
-        sequence = 0
-        subject = self._bus.subjects.heartbeat(NAME)
-        while True:
-            sequence += 1
-            beat = Heartbeat(
-                agent=NAME,
-                agent_id=f"{NAME}_{os.getpid()}",
-                epoch=0,
-                sequence=sequence,
-                progress=self.written,
-                status=self.status,
-                interval_ms=int(HEARTBEAT_S * 1000),
-                sandbox="",
-                pid=os.getpid(),
-                cursor=self._store.cursors.get(self._events.stream, 0),
-                lag=self._behind(),
-                role="mirror",
-                machine=MACHINE,
-                file=str(self._store.path),
-                behind_ms=self._behind_ms(),
-            )
-            with contextlib.suppress(BusError, BusTimeout):
-                await self._bus.tell(subject, encode(beat))
-            await asyncio.sleep(HEARTBEAT_S)
+    def _told(self) -> dict[str, Any]:
+        """What its heartbeats say."""
+        return {
+            "progress": self.written,
+            "status": self.status,
+            "cursor": self._store.cursors.get(self._events.stream, 0),
+            "lag": self._behind(),
+            "file": str(self._store.path),
+            "behind_ms": self._behind_ms(),
+        }

@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 import structlog
 
+from bus.beats import beat
 from bus.bus import Bus, Heard
 from bus.claims import claim, last_claim, new_agent_id
 from bus.errors import BusError, Fenced, MessageError, WrongSequence
-from bus.messages import Heartbeat, decode, encode
-from bus.process import MACHINE
+from bus.messages import decode
 from bus.subjects import STANDBY
 
 HEARTBEAT_S = 0.1
@@ -36,36 +36,15 @@ PAUSE_S = 0.3
 log = structlog.get_logger("signalmesh.watchdog")
 
 
-class Beats:
-    """The heartbeats of one process of `role`, leading in `term` or standing by (None)."""
-
-    def __init__(self, bus: Bus, role: str, term: int | None, phases: Callable[[], dict[str, str] | None]) -> None:
-        self._bus, self._role, self._term, self._phases = bus, role, term, phases
-
-    async def run(self) -> None:
-        """Beat for ever."""
-        name = STANDBY if self._term is None else self._role
-        subject = self._bus.subjects.heartbeat(name)
-        sequence = 0
-        while True:
-            sequence += 1
-            beat = Heartbeat(
-                agent=name,
-                agent_id=f"{self._role}_{os.getpid()}",
-                epoch=self._term or 0,
-                sequence=sequence,
-                progress=sequence,
-                status="live" if self._term is not None else "standby",
-                interval_ms=int(HEARTBEAT_S * 1000),
-                sandbox="",
-                pid=os.getpid(),
-                role="watchdog",
-                phases=self._phases(),
-                machine=MACHINE,
-            )
-            with contextlib.suppress(BusError):
-                await self._bus.tell(subject, encode(beat))
-            await asyncio.sleep(HEARTBEAT_S)
+async def beat_as(bus: Bus, role: str, term: int | None, phases: Callable[[], dict[str, str] | None]) -> None:
+    """Beat for ever as a process of `role` that leads in `term` or stands by (None)."""
+    told = {
+        "agent_id": f"{role}_{os.getpid()}",
+        "epoch": term or 0,
+        "status": "live" if term is not None else "standby",
+    }
+    name = STANDBY if term is None else role
+    await beat(bus, name, "watchdog", HEARTBEAT_S, lambda: {**told, "phases": phases()})
 
 
 async def check_claim(bus: Bus, role: str, term: int) -> None:
@@ -93,7 +72,7 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, patient: bool = 
             heard_at = time.monotonic()
 
     listening = await bus.listen(bus.subjects.heartbeat(role), on_beat)
-    beating = asyncio.create_task(Beats(bus, role, None, lambda: None).run(), name="standby-beat")
+    beating = asyncio.create_task(beat_as(bus, role, None, lambda: None), name="standby-beat")
     since = looked_at = time.monotonic()
     told = False
     try:

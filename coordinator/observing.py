@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import disable_created_metrics, generate_latest, start_http_server
 
+from bus.beats import beat
 from bus.bus import Closable, Heard, Stored
 from bus.errors import EXIT_DONE, BusError, MessageError
 from bus.logs import set_up_logs
-from bus.messages import Heartbeat, Lifecycle, decode, encode
+from bus.messages import Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
-from bus.process import MACHINE
 from bus.reader import Reader
 from bus.reports import Reporter
 from bus.tasks import end_tasks, run_to_end
@@ -104,6 +104,11 @@ class Observer:
         while self.read_through < sequence and self._reader is not None and self._reader.pending:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
+    def told(self) -> dict[str, Any]:
+        """What its heartbeats say."""
+        status = "live" if self._bus.live else "waiting"
+        return {"progress": self.read_through, "status": status, "cursor": self.read_through}
+
     async def close(self) -> None:
         await self._end_reading()
         if self._listening is not None:
@@ -158,29 +163,6 @@ async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
         return generate_latest(observer.figures.registry).decode()
     finally:
         await observer.close()
-
-
-async def _beat(bus: NatsBus, observer: Observer) -> None:
-    sequence = 0
-    while True:
-        sequence += 1
-        beat = Heartbeat(
-            agent=NAME,
-            agent_id=f"{NAME}_{os.getpid()}",
-            epoch=0,
-            sequence=sequence,
-            progress=observer.read_through,
-            status="live" if bus.live else "waiting",
-            interval_ms=int(HEARTBEAT_S * 1000),
-            sandbox="",
-            pid=os.getpid(),
-            cursor=observer.read_through,
-            role="metrics",
-            machine=MACHINE,
-        )
-        with contextlib.suppress(BusError):
-            await bus.tell(bus.subjects.heartbeat(NAME), encode(beat))
-        await asyncio.sleep(HEARTBEAT_S)
 
 
 async def _follow(bus: NatsBus, observer: Observer, posting: _Posting | None, stop: asyncio.Event) -> None:
@@ -255,7 +237,7 @@ def run_metrics(url: str, config_file: Path | None, swarm: str | None, listen: s
             server, _ = await asyncio.to_thread(start_http_server, address.port, address.host, registry=registry)
             log.info("metrics_served", url=f"http://{address.shown_host}:{server.server_port}/metrics")
         posting = _Posting(bus, webhook, observer.figures) if webhook else None
-        beating = asyncio.create_task(_beat(bus, observer), name="metrics-beat")
+        beating = asyncio.create_task(beat(bus, NAME, "metrics", HEARTBEAT_S, observer.told), name="metrics-beat")
         try:
             await _follow(bus, observer, posting, stop)
         finally:

@@ -26,7 +26,7 @@ from bus.reports import Reporter
 from bus.tasks import end_tasks
 from coordinator.deeds import NAME, Deeds
 from coordinator.in_force import SettingsInForce
-from coordinator.leadership import PAUSE_S, Beats, check_claim, stand_by
+from coordinator.leadership import PAUSE_S, beat_as, check_claim, stand_by
 from coordinator.orders import HostOrders
 from coordinator.policy import Policy
 from coordinator.recovery_traces import Recoveries, watchdog_tracer
@@ -101,7 +101,7 @@ class Watchdog:
         deeds = Deeds(self._bus, policy, orders, reports, settings, self._specs, self._wake.set, self._on_fenced)
         tracer = watchdog_tracer(self._subjects.ns, self.term)
         deeds.recoveries = Recoveries(tracer)
-        tasks = [asyncio.create_task(Beats(self._bus, NAME, self.term, self._phases).run(), name="beat")]
+        tasks = [asyncio.create_task(beat_as(self._bus, NAME, self.term, self._phases), name="beat")]
         self._bus.watch_connection(self._doubt, self._nothing)
         subjects = self._subjects
         await self._bus.listen(f"{subjects.ns}.heartbeat.*", self._on_beat)
