@@ -1,0 +1,29 @@
+"""What tests of E2B share: a stand-in a session, and no key or address of the service but those a test asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2b.standin.launch import StandIn, standin
+
+SETTINGS = ("E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DOMAIN", "E2B_DEBUG", "E2B_HTTP_VERSION")
+
+
+@pytest.fixture(scope="session")
+def running_standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """One for all tests: starting it takes longer than most of them."""
+    with standin(tmp_path_factory.mktemp("e2b")) as started:
+        yield started
+
+
+@pytest.fixture
+def e2b_standin(running_standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A stand-in that the SDK of this test talks to; its faults, limits and sandboxes end with the test."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in running_standin.environment.items():
+        monkeypatch.setenv(name, value)
+    yield running_standin
+    running_standin.tidy()
