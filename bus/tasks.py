@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,8 +41,11 @@ async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tu
         await end_tasks(task for task in (first, second) if not task.done())
 
 
-def run_to_end(main: Coroutine[Any, Any, T]) -> T:
-    """Like `asyncio.run`, but whatever `main` leaves behind is ended for sure: asyncio cancels only once."""
+def run_to_end(main: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
+    """Like `asyncio.run`, but whatever `main` leaves behind is ended for sure: asyncio cancels only once.
+
+    `loop_factory` makes the event loop, by default asyncio's own.
+    """
 
     async def to_the_end() -> T:
         try:
@@ -50,4 +53,5 @@ def run_to_end(main: Coroutine[Any, Any, T]) -> T:
         finally:
             await end_tasks(asyncio.all_tasks())
 
-    return asyncio.run(to_the_end())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(to_the_end())

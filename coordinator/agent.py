@@ -19,7 +19,7 @@ from agents.agent import Agent
 from bus.messages import Alert, Config, Decision, MarketData, Sentiment, Severity, Signal, Timer
 from bus.subjects import WATCHDOG
 from coordinator.feeds import MAX_SEQUENCE, Feed, Place
-from coordinator.risk import WINDOW, assess
+from coordinator.risk import WINDOW, Market, assess, measure
 from coordinator.synthesis import Electorate, electorate, synthesise, vote_probability
 
 MAX_OPEN_ROUNDS = 4096
@@ -112,6 +112,7 @@ class CoordinatorAgent(Agent):
         # Derived from state.config and checked by identity at each use: not state, for it can always be derived anew.
         self._voters_of: Config = NO_CONFIG
         self._voters: Electorate = electorate(NO_CONFIG.voters)
+        self._ahead: tuple[OpenRound, Market] | None = None  # measured while the round waited for its votes
 
     def on_market(self, tick: MarketData) -> list[Decision | Alert]:
         """Open the round of this tick. It closes at once only when a Config says that nobody votes."""
@@ -145,6 +146,8 @@ class CoordinatorAgent(Agent):
             topic=tick.symbol,
             after_ms=DEFAULT_TIMEOUT_MS if state.config is None else state.config.round_timeout_ms,
         )
+        if state.rounds[tick.symbol][0] is opened:  # nothing can enter its feed's windows before it does
+            self._ahead = opened, self._measure(opened, feed)
         return [*told, *self._close(tick.symbol)]
 
     def _repeated(self, tick: MarketData, feed: Feed) -> list[Decision | Alert]:
@@ -302,10 +305,16 @@ class CoordinatorAgent(Agent):
     def _trim_feeds(self) -> None:
         """Shorten the windows of all feeds, idle ones too, to what they may keep now that there is one more."""
         window = self._window()
+        self._ahead = None
         if window < WINDOW:
             for feeds in self.state.feeds.values():
                 for feed in feeds.values():
                     del feed.closes[:-window], feed.held[:-window]
+
+    def _measure(self, waiting: OpenRound, feed: Feed) -> Market:
+        """The risk at the tick of a round that is the next of its feed to close."""
+        window = self._window()
+        return measure([*feed.closes, waiting.price][-window:], feed.held[1 - window :])
 
     def _decide(self, symbol: str, closing: OpenRound) -> Decision:
         """The decision on `closing`, whose price and position enter the windows only now.
@@ -316,12 +325,14 @@ class CoordinatorAgent(Agent):
         if self._voters_of is not config:
             self._voters_of, self._voters = config, electorate(config.voters)
         feed = self.state.feeds[symbol][closing.source]
+        ahead = self._ahead
+        market = ahead[1] if ahead is not None and ahead[0] is closing else self._measure(closing, feed)
         feed.closes.append(closing.price)
         window = self._window()
         if len(feed.closes) > window:
             del feed.closes[:-window], feed.held[: 1 - window]
         synthesis = synthesise(closing.votes, self._voters, config)
-        assessment = assess(synthesis, feed.closes, feed.held, config)
+        assessment = assess(synthesis, market, config)
         size = assessment.position_size
         feed.held.append(-size if synthesis.action == "sell" and size else size)
         name = round_id(symbol, closing.source, closing.sequence, closing.run)

@@ -32,6 +32,18 @@ _NO_RETURNS: Floats = np.empty(0)
 
 
 @dataclass(frozen=True, slots=True)
+class Market:
+    """What is known of a feed's risk before anybody votes: `returns` (per candle, oldest first) and their figures.
+
+    `volatility` is None while it is unknown; `drawdown` is in [0, 1].
+    """
+
+    returns: Floats
+    volatility: float | None
+    drawdown: float
+
+
+@dataclass(frozen=True, slots=True)
 class Assessment:
     """What one decision risks and may take. `volatility` and `cvar` are None while they are unknown (or not needed).
 
@@ -138,8 +150,8 @@ def position_size(action: Side, mean: float, risk: float, cvar: float | None, co
     return min(size, max(config.position_cap, 0.0))
 
 
-def assess(synthesis: Synthesis, closes: Sequence[float], held: Sequence[float], config: Config) -> Assessment:
-    """Risk and size of the decision on the newest of `closes`; `held` are the positions at all closes before it.
+def measure(closes: Sequence[float], held: Sequence[float]) -> Market:
+    """The risk at the newest of `closes`; `held` are the positions at all closes before it.
 
     Raises:
         ValueError: `held` is not one shorter than `closes` (but for both empty).
@@ -149,9 +161,15 @@ def assess(synthesis: Synthesis, closes: Sequence[float], held: Sequence[float],
     # Prices that are absurdly far apart overflow to infinities, which the functions above read as full risk.
     with np.errstate(all="ignore"):
         returns = simple_returns(closes)
-        vol = volatility(returns)
-        drawdown = paper_drawdown(returns, held)
-        tail_loss = cvar(returns, synthesis.action)
-    risk = risk_score(synthesis.disagreement, vol, drawdown, config)
+        return Market(returns, volatility(returns), paper_drawdown(returns, held))
+
+
+def assess(synthesis: Synthesis, market: Market, config: Config) -> Assessment:
+    """Risk and size of a decision in this market."""
+    with np.errstate(all="ignore"):
+        tail_loss = cvar(market.returns, synthesis.action)
+    risk = risk_score(synthesis.disagreement, market.volatility, market.drawdown, config)
     size = position_size(synthesis.action, synthesis.mean, risk, tail_loss, config)
-    return Assessment(volatility=vol, cvar=tail_loss, drawdown=drawdown, risk_score=risk, position_size=size)
+    return Assessment(
+        volatility=market.volatility, cvar=tail_loss, drawdown=market.drawdown, risk_score=risk, position_size=size
+    )

@@ -24,7 +24,7 @@ from coordinator.agent import (
     round_id,
 )
 from coordinator.feeds import MAX_SEQUENCE
-from coordinator.risk import WINDOW, assess
+from coordinator.risk import WINDOW, assess, measure
 from coordinator.synthesis import electorate, synthesise
 
 NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
@@ -379,6 +379,17 @@ def test_many_feeds_share_a_budget_and_still_fit_a_snapshot(agent: CoordinatorAg
     assert agent.state.counts.refused_ticks == 1
 
 
+def test_a_window_that_shrinks_while_a_round_waits_is_measured_anew(agent: CoordinatorAgent) -> None:
+    voters = list(CONFIG.voters)
+    for n in range(1, WINDOW + 10):
+        play(agent, [tick(n, 7000.0 * 1.01 ** (n % 7 * (n < 100))), *(vote(voter, n) for voter in voters)])
+    play(agent, [tick(WINDOW + 10), *(tick(1, source=f"s{n}") for n in range(40))])
+    restored = CoordinatorAgent("coordinator")
+    restored.state, restored.timers = reload(agent.state), dict(agent.timers)
+    last = [vote(voter, WINDOW + 10) for voter in voters]
+    assert play(agent, last) == play(restored, last)
+
+
 def test_ticks_beyond_the_bounds_are_refused(agent: CoordinatorAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OPEN_ROUNDS", 3)
     monkeypatch.setattr(module, "MAX_FEEDS", 2)
@@ -450,7 +461,7 @@ def expected_decisions(
         }
         closes.append(t.price)
         synthesis = synthesise(cast, electorate(CONFIG.voters), CONFIG)
-        result = assess(synthesis, closes, held, CONFIG)
+        result = assess(synthesis, measure(closes, held), CONFIG)
         held.append(-result.position_size if synthesis.action == "sell" else result.position_size)
         figures = (result.position_size, result.risk_score, synthesis.consensus)
         wanted.append((t.sequence, synthesis.action, *figures, synthesis.consulted, synthesis.absent))

@@ -20,6 +20,7 @@ from coordinator.risk import (
     WINDOW,
     assess,
     cvar,
+    measure,
     paper_drawdown,
     position_size,
     risk_score,
@@ -56,7 +57,7 @@ def with_positions(closes: list[float], data: st.DataObject) -> list[float]:
 
 
 def test_recorded_example() -> None:
-    result = assess(synthesise(RECORDED, VOTERS, CONFIG), [7000.0], [], CONFIG)
+    result = assess(synthesise(RECORDED, VOTERS, CONFIG), measure([7000.0], []), CONFIG)
     assert round(result.position_size, 4) == 0.2518
     assert round(result.risk_score, 4) == 0.3488
     assert (result.volatility, result.cvar, result.drawdown) == (None, None, 0.0)
@@ -64,7 +65,7 @@ def test_recorded_example() -> None:
 
 def test_sell_is_the_mirror_of_buy() -> None:
     bearish = synthesise({name: 1 - p for name, p in RECORDED.items()}, VOTERS, CONFIG)
-    result = assess(bearish, [7000.0], [], CONFIG)
+    result = assess(bearish, measure([7000.0], []), CONFIG)
     assert bearish.action == "sell"
     assert round(result.position_size, 4) == 0.2518
 
@@ -72,7 +73,7 @@ def test_sell_is_the_mirror_of_buy() -> None:
 def test_hold_takes_no_position() -> None:
     assert position_size("hold", 0.9, 0.0, None, CONFIG) == 0.0
     no_quorum = synthesise({"a": 0.99}, VOTERS, CONFIG)
-    assert assess(no_quorum, [7000.0], [], CONFIG).position_size == 0.0
+    assert assess(no_quorum, measure([7000.0], []), CONFIG).position_size == 0.0
 
 
 @pytest.mark.parametrize(("action", "mean"), [("buy", 0.49), ("buy", 0.5), ("sell", 0.51), ("sell", 0.5)])
@@ -85,7 +86,7 @@ def test_pools_that_contradict_each_other_take_no_position() -> None:
     synthesis = synthesise({"a": 0.0001, "b": 0.78, "c": 0.78}, VOTERS, CONFIG)
     assert synthesis.action == "sell"
     assert synthesis.mean > 0.5
-    assert assess(synthesis, [7000.0], [], CONFIG).position_size == 0.0
+    assert assess(synthesis, measure([7000.0], []), CONFIG).position_size == 0.0
 
 
 def test_caps_bind() -> None:
@@ -111,7 +112,9 @@ def test_too_few_returns_leave_volatility_and_cvar_unknown() -> None:
     assert cvar(enough, "buy") is not None
     synthesis = synthesise(RECORDED, VOTERS, CONFIG)
     wild = walk(MIN_RETURNS, step=0.5)
-    assert assess(synthesis, wild, [0.0] * (len(wild) - 1), CONFIG).risk_score == pytest.approx(0.3488, abs=1e-4)
+    assert assess(synthesis, measure(wild, [0.0] * (len(wild) - 1)), CONFIG).risk_score == pytest.approx(
+        0.3488, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("count", [MIN_RETURNS + 1, 22, 41, 100, WINDOW])
@@ -162,7 +165,7 @@ def test_paper_drawdown_equals_a_plain_loop(closes: list[float], data: st.DataOb
 
 def test_drawdown_at_its_maximum_leaves_no_position() -> None:
     closes, held = [100.0, 50.0], [0.5]
-    result = assess(synthesise(RECORDED, VOTERS, CONFIG), closes, held, CONFIG)
+    result = assess(synthesise(RECORDED, VOTERS, CONFIG), measure(closes, held), CONFIG)
     assert result.drawdown == pytest.approx(0.25)
     assert (result.risk_score, result.position_size) == (1.0, 0.0)
 
@@ -171,15 +174,15 @@ def test_volatility_above_target_shrinks_the_position() -> None:
     synthesis = synthesise(RECORDED, VOTERS, CONFIG)
     calm, wild = walk(100, 0.0001), walk(100, 0.03)
     flat = [0.0] * 99
-    assert assess(synthesis, calm, flat, CONFIG).risk_score == pytest.approx(0.3488, abs=1e-4)
-    shaken = assess(synthesis, wild, flat, CONFIG)
+    assert assess(synthesis, measure(calm, flat), CONFIG).risk_score == pytest.approx(0.3488, abs=1e-4)
+    shaken = assess(synthesis, measure(wild, flat), CONFIG)
     assert shaken.volatility is not None
     assert shaken.risk_score == pytest.approx(1 - (1 - synthesis.disagreement) * 0.01 / shaken.volatility, abs=1e-9)
     assert shaken.position_size < 0.2518
 
 
 def test_a_flat_series_is_no_risk() -> None:
-    result = assess(synthesise(RECORDED, VOTERS, CONFIG), [5.0] * WINDOW, [0.5] * (WINDOW - 1), CONFIG)
+    result = assess(synthesise(RECORDED, VOTERS, CONFIG), measure([5.0] * WINDOW, [0.5] * (WINDOW - 1)), CONFIG)
     assert (result.volatility, result.drawdown) == (0.0, 0.0)
     assert round(result.position_size, 4) == 0.2518
 
@@ -188,14 +191,14 @@ def test_a_flat_series_is_no_risk() -> None:
 def test_prices_that_overflow_are_full_risk(held: float) -> None:
     closes = [1e-308, 1e308] * 20
     for votes in (RECORDED, {name: 1 - p for name, p in RECORDED.items()}):
-        result = assess(synthesise(votes, VOTERS, CONFIG), closes, [held] * 39, CONFIG)
+        result = assess(synthesise(votes, VOTERS, CONFIG), measure(closes, [held] * 39), CONFIG)
         assert result.risk_score == 1.0
         assert result.position_size == 0.0
 
 
 def test_positions_must_match_the_closes() -> None:
     with pytest.raises(ValueError, match="expected 1 positions, not 2"):
-        assess(synthesise(RECORDED, VOTERS, CONFIG), [1.0, 2.0], [0.0, 0.0], CONFIG)
+        assess(synthesise(RECORDED, VOTERS, CONFIG), measure([1.0, 2.0], [0.0, 0.0]), CONFIG)
 
 
 @given(prices, st.dictionaries(st.sampled_from("abc"), fraction), limits, st.data())
@@ -203,7 +206,7 @@ def test_risk_and_size_stay_in_range(
     closes: list[float], votes: dict[str, float], config: Config, data: st.DataObject
 ) -> None:
     synthesis = synthesise(votes, VOTERS, config)
-    result = assess(synthesis, closes, with_positions(closes, data), config)
+    result = assess(synthesis, measure(closes, with_positions(closes, data)), config)
     assert 0.0 <= result.risk_score <= 1.0
     assert 0.0 <= result.position_size <= config.position_cap
     if synthesis.action == "hold":
@@ -263,6 +266,6 @@ def test_any_finite_settings_votes_and_prices_give_scores_from_0_to_1(voters, vo
         position_cap=cap,
     )
     synthesis = synthesise(votes, electorate(voters), config)
-    made = assess(synthesis, [close for close, _ in candles], [held for _, held in candles[1:]], config)
+    made = assess(synthesis, measure([close for close, _ in candles], [held for _, held in candles[1:]]), config)
     scores = (made.risk_score, made.position_size, synthesis.consensus, synthesis.mean, synthesis.disagreement)
     assert all(0.0 <= score <= 1.0 for score in scores)  # false for NaN as well
