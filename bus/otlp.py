@@ -1,16 +1,11 @@
-"""Spans to a collector by OTLP, with OpenTelemetry's SDK and exporters. Imported only where spans are exported.
-
-The exporters read the standard variables themselves: endpoint, headers, time-out, compression, certificates.
-"""
+"""Spans to a collector by OTLP, with OpenTelemetry's SDK and exporters. Imported only where spans are exported."""
 
 from __future__ import annotations
 
-import logging
 import random
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context as OtelContext
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -28,6 +23,7 @@ from opentelemetry.trace import (
 )
 
 from bus import __version__
+from bus.otlp_exporters import Complaints, make_exporter, make_resource
 
 if TYPE_CHECKING:
     from bus.tracing import Context, Settings, Span
@@ -61,25 +57,6 @@ class _Ended(SpanProcessor):
         self.spans.append(span)
 
 
-def _make_exporter(protocol: str) -> SpanExporter:
-    """The exporter of a protocol.
-
-    Raises:
-        ValueError: there is none, or it is not installed.
-    """
-    if protocol == "http/protobuf":
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as OverHttp
-
-        return OverHttp()
-    if protocol == "grpc":
-        try:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as OverGrpc
-        except ModuleNotFoundError:
-            raise ValueError("OTLP over gRPC is not installed: pip install 'signalmesh[grpc]'") from None
-        return OverGrpc()
-    raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: expected http/protobuf or grpc")
-
-
 def _remote(context: Context) -> SpanContext:
     return SpanContext(int(context.trace_id, 16), int(context.span_id, 16), is_remote=True, trace_flags=SAMPLED)
 
@@ -93,18 +70,22 @@ class OtlpExport:
         Raises:
             ValueError: the protocol is unknown or not installed.
         """
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # each failure; the queue tells of them
-        self._exporter = _make_exporter(settings.protocol)
+        self._complaints = Complaints()
+        self._exporter: SpanExporter = make_exporter(settings.protocol, "traces")
         self._ids, self._ended = _Ids(), _Ended()
-        told = OTELResourceDetector().detect().attributes
         provider = TracerProvider(
             sampler=ALWAYS_ON,  # who is sampled was decided before
-            resource=Resource.create({**resource, **told}),
+            resource=make_resource(resource),
             id_generator=self._ids,
             shutdown_on_exit=False,
         )
         provider.add_span_processor(self._ended)
         self._tracer = provider.get_tracer("signalmesh", __version__)
+
+    @property
+    def why(self) -> str:
+        """What the exporter has said of its newest failure; empty where it said nothing."""
+        return self._complaints.newest
 
     def send(self, spans: list[Span]) -> bool:
         """Export them, with the exporter's own retries and time-out; False if they are lost."""
@@ -137,3 +118,4 @@ class OtlpExport:
     def shutdown(self) -> None:
         """Break off a retry that is under way."""
         self._exporter.shutdown()
+        self._complaints.close()

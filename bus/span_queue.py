@@ -28,6 +28,10 @@ log = structlog.get_logger("signalmesh.tracing")
 class Export(Protocol):
     """What sends spans out, from one thread."""
 
+    @property
+    def why(self) -> str:
+        """Why the newest ones were lost, as far as it knows; else empty."""
+
     def send(self, spans: list[Span]) -> bool:
         """Export them and wait for the answer; False if they are lost."""
 
@@ -108,9 +112,11 @@ class SpanQueue:
                 return
 
     def _send(self, spans: list[Span]) -> None:
-        done, why = False, "the collector did not take them"
+        done, why = False, "there is nothing to export them with"
         try:
-            done = self._export is not None and self._export.send(spans)
+            if self._export is not None:
+                done = self._export.send(spans)
+                why = self._export.why or "the collector did not take them"
         except Exception as error:  # noqa: BLE001 - as above
             why = f"{type(error).__name__}: {error}"
         for span in spans:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import structlog
 
+from bus.exporting import Exporting, read_exporting, read_number
 from bus.span_queue import SpanQueue
 
 TRACES_PER_S = 50.0
@@ -147,14 +148,11 @@ def make_sampler(name: str, argument: str) -> Sampler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the environment says about exporting. Endpoint, headers, time-out and the like the exporter reads itself."""
+class Settings(Exporting):
+    """What the environment says about tracing."""
 
-    protocol: str = "http/protobuf"
     sampler: str = ""
     sampler_argument: str = ""
-    named_service: bool = False
-    """Whether OTEL_SERVICE_NAME names it."""
     queue_spans: int = QUEUE_SPANS
     batch_spans: int = BATCH_SPANS
     delay_s: float = DELAY_S
@@ -162,36 +160,18 @@ class Settings:
 
 def read_settings(environment: Mapping[str, str]) -> Settings | None:
     """What the OTEL_* variables ask for; None: no traces."""
-
-    def of_traces(name: str) -> str:
-        return environment.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or environment.get(f"OTEL_EXPORTER_OTLP_{name}", "")
-
-    def number(name: str, default: float) -> float:
-        try:
-            value = float(environment.get(name) or default)
-        except ValueError:
-            value = 0
-        if not 0 < value < float("inf"):
-            log.warning("tracing_setting_ignored", variable=name, expected="a number above 0", used=default)
-            value = default
-        return value
-
-    exporters = [name.strip() for name in (environment.get("OTEL_TRACES_EXPORTER") or "otlp").split(",")]
-    if not of_traces("ENDPOINT") or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    exporting = read_exporting(environment, "traces")
+    if exporting is None:
         return None
-    if "otlp" not in exporters:
-        if exporters != ["none"]:
-            log.warning("tracing_off", variable="OTEL_TRACES_EXPORTER", found=exporters, expected="otlp or none")
-        return None
-    queue = int(number("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS))
+    queue = int(read_number(environment, "OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS))
     return Settings(
-        protocol=of_traces("PROTOCOL") or "http/protobuf",
+        protocol=exporting.protocol,
+        named_service=exporting.named_service,
         sampler=environment.get("OTEL_TRACES_SAMPLER", ""),
         sampler_argument=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
-        named_service=bool(environment.get("OTEL_SERVICE_NAME")),
         queue_spans=queue,
-        batch_spans=min(queue, int(number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS))),
-        delay_s=number("OTEL_BSP_SCHEDULE_DELAY", DELAY_S * 1000) / 1000,
+        batch_spans=min(queue, int(read_number(environment, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS))),
+        delay_s=read_number(environment, "OTEL_BSP_SCHEDULE_DELAY", DELAY_S * 1000) / 1000,
     )
 
 
@@ -246,5 +226,4 @@ def open_tracer(environment: Mapping[str, str], service: str, resource: Callable
     settings = read_settings(environment)
     if settings is None:
         return None
-    named = {} if settings.named_service else {"service.name": service}
-    return Tracer(settings, lambda: {**named, **resource()})
+    return Tracer(settings, lambda: settings.describe(service, resource()))

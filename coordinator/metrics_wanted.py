@@ -6,6 +6,7 @@ import os
 from urllib.parse import urlsplit
 
 from bus.errors import UsageError
+from bus.exporting import read_exporting
 from coordinator.listening import Address
 from coordinator.settings import SwarmConfig
 
@@ -51,4 +52,5 @@ def metrics_arguments(config: SwarmConfig) -> list[str]:
     if listen:
         where = f"{config.file}: metrics.listen:"
         Address.parse(listen, where).check_free(where)
-    return ["metrics", "--listen", listen or NOWHERE] if listen or webhook_of(config) else []
+    wanted = listen or webhook_of(config) or read_exporting(os.environ, "metrics")
+    return ["metrics", "--listen", listen or NOWHERE] if wanted else []

@@ -1,23 +1,27 @@
 """The role `metrics`: an observer of its own, so that no agent pays for being measured.
 
 It reads the stream from its present end on (a little of what was before is read, and not counted, for what comes may
-answer it), hears the heartbeats, and shows what it has counted at http://HOST:PORT/metrics. Its counters begin at 0
-when it starts, as Prometheus expects. It keeps nothing, and acknowledges nothing.
+answer it), hears the heartbeats, and shows what it has counted at http://HOST:PORT/metrics, and to the collector that
+the OTEL_* variables name, if they do. Its counters begin at 0 when it starts, as Prometheus expects. It keeps nothing,
+and acknowledges nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
-from prometheus_client import disable_created_metrics, generate_latest, start_http_server
+from prometheus_client import generate_latest, start_http_server
 
 from bus.beats import beat
 from bus.bus import Closable, Heard, Stored
 from bus.errors import EXIT_DONE, BusError, MessageError
+from bus.exporting import describe_process, read_exporting
 from bus.logs import set_up_logs
 from bus.messages import Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
@@ -27,6 +31,7 @@ from bus.reports import Reporter
 from bus.tasks import end_tasks, run_to_end
 from coordinator.beat_figures import BeatFigures
 from coordinator.config import load
+from coordinator.exporting import MetricsExport
 from coordinator.gather import LISTEN_S, config_in_force
 from coordinator.listening import DEFAULT_LISTEN, Address
 from coordinator.metrics_wanted import NOWHERE, webhook_of
@@ -45,7 +50,6 @@ LOOK_BACK = 4096
 """So many messages before the end are read when it starts: inputs that are about to be answered."""
 
 log = structlog.get_logger("signalmesh.metrics")
-disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, of which nothing here makes use
 
 
 class Observer:
@@ -210,7 +214,7 @@ class _Posting:
 
 
 def run_metrics(url: str, config_file: Path | None, swarm: str | None, listen: str | None, log_level: str) -> int:
-    """Observe the swarm until told to end, and post its alerts to the webhook if there is one.
+    """Observe the swarm until told to end; export what is measured, and post alerts, where that is asked for.
 
     `listen` is --listen, None where it was not given.
 
@@ -219,7 +223,7 @@ def run_metrics(url: str, config_file: Path | None, swarm: str | None, listen: s
     """
     set_up_logs(log_level)
     config = load(config_file, Path.cwd())
-    webhook = webhook_of(config)
+    webhook, exporting = webhook_of(config), read_exporting(os.environ, "metrics")
     address = None
     if listen != NOWHERE:
         where = "--listen" if listen is not None else f"{config.file}: metrics.listen:"
@@ -236,6 +240,10 @@ def run_metrics(url: str, config_file: Path | None, swarm: str | None, listen: s
             registry = observer.figures.registry
             server, _ = await asyncio.to_thread(start_http_server, address.port, address.host, registry=registry)
             log.info("metrics_served", url=f"http://{address.shown_host}:{server.server_port}/metrics")
+        export = None
+        if exporting is not None:
+            describe = partial(describe_process, bus.subjects.ns)
+            export = MetricsExport(exporting, os.environ, observer.figures.registry, describe)
         posting = _Posting(bus, webhook, observer.figures) if webhook else None
         beating = asyncio.create_task(beat(bus, NAME, "metrics", HEARTBEAT_S, observer.told), name="metrics-beat")
         try:
@@ -244,6 +252,8 @@ def run_metrics(url: str, config_file: Path | None, swarm: str | None, listen: s
             await end_tasks([beating])
             if posting is not None:
                 await posting.end()
+            if export is not None:
+                await asyncio.to_thread(export.close)
             await observer.close()
             if server is not None:
                 await asyncio.to_thread(server.shutdown)

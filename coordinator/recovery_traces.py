@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from bus import __version__
-from bus.process import MACHINE
+from bus.exporting import describe_process
 from bus.subjects import WATCHDOG
 from bus.tracing import Context, Span, Tracer, Value, derived_id, open_tracer
 from coordinator.supervision import Dead
@@ -20,18 +19,7 @@ from coordinator.supervision import Dead
 
 def watchdog_tracer(swarm: str, term: int) -> Tracer | None:
     """The tracer of a leading watchdog, if the environment asks for traces."""
-    return open_tracer(
-        os.environ,
-        WATCHDOG,
-        lambda: {
-            "service.version": __version__,
-            "service.namespace": swarm,
-            "service.instance.id": f"{MACHINE}-{os.getpid()}",
-            "mesh.swarm": swarm,
-            "mesh.epoch": term,
-            "process.pid": os.getpid(),
-        },
-    )
+    return open_tracer(os.environ, WATCHDOG, lambda: {**describe_process(swarm), "mesh.epoch": term})
 
 
 @dataclass(slots=True)

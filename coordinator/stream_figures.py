@@ -11,7 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from bus.bus import Stored
 from bus.errors import MessageError
@@ -32,6 +32,8 @@ LATENCY_BUCKETS = (
 RECOVERY_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0)
 NANOSECOND = 1e-9
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, of which nothing here makes use
 
 
 class Names:

@@ -10,25 +10,15 @@ import urllib.request
 from collections import Counter
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.faults import kill_agents, kill_server
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, VOTERS, Swarm, run_verb
+from tests.support.collector import collecting
+from tests.support.page import Shown, parsed
 from tests.support.receiver import receiver
 
 ROUNDS = 60
-Shown = dict[tuple[str, tuple[str, ...]], float]
-
-
-def parsed(text: str) -> Shown:
-    """(name, label values in the order of the labels' names) -> value."""
-    return {
-        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 async def page(swarm: Swarm) -> str:
@@ -110,6 +100,39 @@ async def the_bus_dies(swarm: Swarm, ear: Ear, url: str) -> None:
     await kill_server(swarm, ear)
     shown = await scraped_until(url, "signalmesh_alerts_total", ("nats_server_restarted", "warning"), 1)
     assert shown["signalmesh_messages_total", ("decision",)] == before["signalmesh_messages_total", ("decision",)]
+
+
+async def test_a_collector_is_given_what_the_page_shows(tmp_path):
+    toml = exact_toml(speed=0, rounds=ROUNDS) + '\n[metrics]\nlisten = "127.0.0.1:0"\n'
+    async with collecting() as collector:
+        asked = {
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{collector.url}/v1/metrics", "OTEL_METRIC_EXPORT_INTERVAL": "100",
+        }  # fmt: skip
+        async with Swarm(tmp_path / "swarm", toml, environment=asked) as swarm:
+            ear = await swarm.up()
+            url = await page(swarm)
+            await kill_agents(swarm, ear, "strategy-momentum")
+            await ear.decided(ROUNDS)
+            await scraped_until(url, "signalmesh_observer_lag_messages", (), 0)
+            before, exports = await scrape(url), len(collector.measured)
+            # one may be under way that was collected before
+            await collector.until("figures of now", lambda: len(collector.measured) > exports + 1)
+            measured = collector.measured[-1]
+            shown, after = measured.shown(), await scrape(url)
+            assert before.keys() & after.keys() <= shown.keys() <= before.keys() | after.keys()
+            growing = [key for key in before if key[0].endswith(("_total", "_count", "_sum", "_bucket"))]
+            assert all(before[key] <= shown[key] <= after[key] for key in growing)
+            assert shown["signalmesh_messages_total", ("decision",)] == ROUNDS
+            assert shown["signalmesh_tick_to_decision_seconds_count", ()] == ROUNDS
+            assert shown["signalmesh_restarts_total", ("strategy-momentum", "signal 9")] == 1
+            assert shown["signalmesh_agent_state", ("coordinator", "live")] == 1
+            assert measured.resource["service.name"] == "metrics"
+            assert measured.resource["service.namespace"] == measured.resource["mesh.swarm"] == swarm.name
+            assert measured.resource["process.pid"] == ear.beats["metrics"]["pid"]
+            assert collector.spans == [], "only metrics were asked for"
+            exports = len(collector.measured)
+            assert await swarm.end(signal.SIGINT) == 0
+            assert len(collector.measured) > exports, "the last ones go out at the end"
 
 
 async def test_an_address_that_is_taken_is_said_before_anything_starts(tmp_path):

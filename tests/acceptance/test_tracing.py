@@ -12,14 +12,14 @@ import pytest
 from tests.acceptance.ear import Ear, Said, read_stream
 from tests.acceptance.exact import ROUNDS, Content, assert_numbered, assert_same, content_of, exact_toml
 from tests.acceptance.swarm import AGENTS, VOTERS, Swarm, agents_toml
-from tests.support.collector import Received, TraceCollector, collecting, orphans, roots
+from tests.support.collector import OtlpCollector, Received, collecting, orphans, roots
 
 PRODUCER = 4
 KILLS = 2
 PHASES = ("detect", "claim", "spawn", "restore", "replay")
 
 
-def environment(collector: TraceCollector, **more: str) -> dict[str, str]:
+def environment(collector: OtlpCollector, **more: str) -> dict[str, str]:
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER": "always_on", **more}
 
 
@@ -50,7 +50,7 @@ def assert_tree(trace: dict[str, Received], voters: set[str]) -> Received:
     return decision
 
 
-async def whole(collector: TraceCollector, number: int) -> dict[str, Received]:
+async def whole(collector: OtlpCollector, number: int) -> dict[str, Received]:
     """The trace of the round `number`, once all five agents have told of it."""
 
     def found() -> dict[str, Received] | None:
@@ -150,7 +150,7 @@ async def test_the_stored_bytes_are_those_of_a_run_without_tracing(tmp_path: Pat
         assert audit.code == 0, audit.out
 
 
-def recoveries(collector: TraceCollector, agent: str) -> list[dict[str, Received]]:
+def recoveries(collector: OtlpCollector, agent: str) -> list[dict[str, Received]]:
     """The traces of this agent's recoveries that are complete."""
     found = [
         trace for trace in collector.traces().values() if any(s.name == f"recover {agent}" for s in trace.values())
@@ -210,7 +210,8 @@ async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, und
     async with collecting("hanging" if ill == "hanging" else "unavailable") as collector:
         if ill == "dead":
             await collector.stop()
-        told = environment(collector, OTEL_BSP_MAX_QUEUE_SIZE="64", OTEL_EXPORTER_OTLP_TIMEOUT="1")
+        few = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
+        told = environment(collector, **few)
         async with Swarm(tmp_path, exact_toml(speed=0), environment=told) as swarm:
             ear = await swarm.up()
             await ear.decided(ROUNDS)
@@ -228,6 +229,7 @@ async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, und
             lines = [json.loads(line) for text in logs for line in text.splitlines()]
             dropped = Counter(line["agent"] for line in lines if line["event"] == "spans_dropped")
             assert dropped == dict.fromkeys(AGENTS, 1), "told once each"
+            assert [line["event"] for line in lines].count("metrics_not_exported") == 1
             assert await swarm.end(signal.SIGTERM) == 0, "nobody waits for a collector at the end"
 
 

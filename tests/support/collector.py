@@ -1,24 +1,32 @@
-"""A collector of traces as its exporters see it: OTLP over HTTP, or one that is ill; and what can be said of spans."""
+"""A collector as its exporters see it: OTLP over HTTP, or one that is ill; and what can be said of what it got."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, TypeVar
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+
+from tests.support.page import Shown
 
 GUARD_S = 60.0
-Mode = Literal["well", "hanging", "unavailable"]
-"""hanging: accepts and never answers; unavailable: answers 503 to everything."""
+Mode = Literal["well", "hanging", "unavailable", "unknown"]
+"""hanging: accepts and never answers; unavailable: answers 503 to everything; unknown: 404."""
 T = TypeVar("T")
 
 
@@ -80,12 +88,51 @@ def read_request(body: bytes) -> list[Received]:
     return found
 
 
-class TraceCollector:
-    """Takes POST /v1/traces. `requests` counts those that came, whatever became of them."""
+@dataclass(frozen=True)
+class Measured:
+    """One export of metrics as it came over the wire."""
+
+    metrics: dict[str, Metric]
+    resource: dict[str, Any]
+
+    def shown(self) -> Shown:
+        """What a page for Prometheus would show of it."""
+        return {key: value for metric in self.metrics.values() for key, value in _samples(metric)}
+
+
+def _samples(metric: Metric) -> Iterator[tuple[tuple[str, tuple[str, ...]], float]]:
+    def labels(point: Any, **more: str) -> tuple[str, ...]:
+        return tuple(value for _, value in sorted({**_values(point.attributes), **more}.items()))
+
+    for point in metric.gauge.data_points:
+        yield (metric.name, labels(point)), point.as_double
+    for point in metric.sum.data_points:
+        yield (f"{metric.name}_total", labels(point)), point.as_double
+    for of_buckets in metric.histogram.data_points:
+        assert len(of_buckets.bucket_counts) == len(of_buckets.explicit_bounds) + 1
+        bounds = [*map(str, of_buckets.explicit_bounds), "+Inf"]
+        for bound, count in zip(bounds, accumulate(of_buckets.bucket_counts), strict=True):
+            yield (f"{metric.name}_bucket", labels(of_buckets, le=bound)), count
+        yield (f"{metric.name}_count", labels(of_buckets)), of_buckets.count
+        yield (f"{metric.name}_sum", labels(of_buckets)), of_buckets.sum
+
+
+def read_measured(body: bytes) -> Measured:
+    """An export request of metrics, which is of one resource and scope."""
+    [of_resource] = ExportMetricsServiceRequest.FromString(body).resource_metrics
+    [scope] = of_resource.scope_metrics
+    metrics = {metric.name: metric for metric in scope.metrics}
+    assert len(metrics) == len(scope.metrics), "one name, one metric"
+    return Measured(metrics, _values(of_resource.resource.attributes))
+
+
+class OtlpCollector:
+    """Takes POST /v1/traces and /v1/metrics. `requests` counts those that came, whatever became of them."""
 
     def __init__(self, mode: Mode = "well") -> None:
         self.mode = mode
         self.spans: list[Received] = []
+        self.measured: list[Measured] = []
         self.requests = 0
         self.url = ""
         self.headers: dict[str, str] = {}
@@ -125,12 +172,17 @@ class TraceCollector:
         if self.mode == "hanging":
             await reader.read()  # until they give up
             return False
-        answer, status = b"", b"503 Service Unavailable"
+        answer, status = b"", b"404 Not Found" if self.mode == "unknown" else b"503 Service Unavailable"
         if self.mode == "well":
-            assert head[0].startswith("POST /v1/traces "), head[0]
             assert headers["content-type"] == "application/x-protobuf"
-            self.spans += read_request(body)
-            answer, status = ExportTraceServiceResponse().SerializeToString(), b"200 OK"
+            if head[0].endswith("/v1/metrics HTTP/1.1"):
+                self.measured.append(read_measured(body))
+                answer = ExportMetricsServiceResponse().SerializeToString()
+            else:
+                assert head[0] == "POST /v1/traces HTTP/1.1", head[0]
+                self.spans += read_request(body)
+                answer = ExportTraceServiceResponse().SerializeToString()
+            status = b"200 OK"
             self._more.set()
         writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(answer), answer))
         await writer.drain()
@@ -166,8 +218,8 @@ class TraceCollector:
 
 
 @asynccontextmanager
-async def collecting(mode: Mode = "well") -> AsyncIterator[TraceCollector]:
-    collector = TraceCollector(mode)
+async def collecting(mode: Mode = "well") -> AsyncIterator[OtlpCollector]:
+    collector = OtlpCollector(mode)
     await collector.start()
     try:
         yield collector

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from bus.bus import Stored
 from bus.messages import (
@@ -27,6 +26,7 @@ from bus.subjects import Subjects
 from coordinator.beat_figures import FORGET_S, BeatFigures
 from coordinator.recoveries import reason_class
 from coordinator.stream_figures import MOST_STRANGERS, OTHER, Figures, Names
+from tests.support.page import Shown, parsed
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 MS = 1_000_000
@@ -77,14 +77,9 @@ class Stream:
         message = Lifecycle(event=event, agent=agent, timestamp=AT, source="watchdog", **options)
         return self.put(f"swarm.lifecycle.{agent}.watchdog", message, after_ms=after_ms)
 
-    def shown(self) -> dict[tuple[str, tuple[str, ...]], float]:
-        """(name, label values in the order of the labels' names) -> value, as a scrape reads them."""
-        text = generate_latest(self.figures.registry).decode()
-        return {
-            (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+    def shown(self) -> Shown:
+        """As a scrape reads them."""
+        return parsed(generate_latest(self.figures.registry).decode())
 
 
 @pytest.fixture

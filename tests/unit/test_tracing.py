@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus.exporting import Exporting, read_exporting
 from bus.span_queue import SpanQueue
 from bus.tracing import (
     Context,
@@ -201,6 +202,30 @@ def test_traces_are_asked_for():
     assert read_settings({**ENDPOINT, "OTEL_BSP_MAX_QUEUE_SIZE": "many", "OTEL_BSP_SCHEDULE_DELAY": "-1"}) == Settings()
 
 
+@pytest.mark.parametrize(
+    ("more", "asked"),
+    [
+        ({}, Exporting()),
+        ({"OTEL_METRICS_EXPORTER": "none"}, None),
+        ({"OTEL_METRICS_EXPORTER": "prometheus"}, None),
+        ({"OTEL_METRICS_EXPORTER": "statsd"}, None),
+        ({"OTEL_METRICS_EXPORTER": "prometheus,otlp"}, Exporting()),
+        ({"OTEL_TRACES_EXPORTER": "none"}, Exporting()),
+        ({"OTEL_SDK_DISABLED": "True"}, None),
+        (
+            {"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "grpc", "OTEL_SERVICE_NAME": "x"},
+            Exporting(protocol="grpc", named_service=True),
+        ),
+        ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, Exporting()),
+    ],
+)
+def test_metrics_are_asked_for_by_variables_of_their_own(more, asked):
+    assert read_exporting({**ENDPOINT, **more}, "metrics") == asked
+    assert read_exporting({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c/v1/metrics", **more}, "metrics") == asked
+    assert read_exporting({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c/v1/metrics", **more}, "traces") is None
+    assert read_exporting({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/v1/traces", **more}, "metrics") is None
+
+
 # -- the queue
 
 
@@ -213,6 +238,7 @@ class Sender:
         self.begun = threading.Event()
         self.batches: list[list[str]] = []
         self.shut = False
+        self.why = ""
 
     def __call__(self, _: Settings, resource: dict[str, object]) -> Sender:
         self.resource = resource

@@ -1,0 +1,86 @@
+"""Has the figures of `/metrics` go out by OTLP as well, now and then, where the OTEL_* variables ask for it.
+
+A thread of its own sends them, so a collector that hangs, refuses or is gone holds nobody up; it is told of once, until
+it takes figures again. Nothing is kept for it: the next figures are of then, and counters lose nothing by that.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from bus.exporting import Exporting, read_number
+
+__all__ = ["MetricsExport"]
+
+INTERVAL_S = 60.0
+TIMEOUT_S = 30.0
+"""Defaults of OpenTelemetry, for OTEL_METRIC_EXPORT_INTERVAL and OTEL_METRIC_EXPORT_TIMEOUT."""
+CLOSE_S = 1.0
+"""How long the end of the process waits for the last figures to be exported."""
+
+log = structlog.get_logger("signalmesh.metrics")
+
+
+class MetricsExport:
+    """Exports what `registry` collects, every interval and once more at the end; begins when it is made."""
+
+    def __init__(
+        self,
+        exporting: Exporting,
+        environment: Mapping[str, str],
+        registry: CollectorRegistry,
+        attributes: Callable[[], dict[str, Any]],
+    ) -> None:
+        """`attributes` describe this process; called in the thread."""
+        self._exporting, self._registry, self._attributes = exporting, registry, attributes
+        self._interval_s = read_number(environment, "OTEL_METRIC_EXPORT_INTERVAL", INTERVAL_S * 1000) / 1000
+        self._timeout_s = read_number(environment, "OTEL_METRIC_EXPORT_TIMEOUT", TIMEOUT_S * 1000) / 1000
+        self._began_ns = time.time_ns()
+        self._ending = threading.Event()
+        self._sender: Any = None
+        self._lost = 0
+        """Exports in a row that failed."""
+        context = contextvars.copy_context()  # whose log lines they are
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="metrics-export", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            from coordinator.otlp_metrics import OtlpMetrics  # imports OpenTelemetry: only here, where it is asked for
+
+            self._sender = OtlpMetrics(self._exporting, self._exporting.describe("metrics", self._attributes()))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost more than the export
+            log.error("metrics_export_failed", problem=f"{type(error).__name__}: {error}")  # noqa: TRY400
+            return
+        while not self._ending.wait(self._interval_s):
+            self._export()
+        self._export()
+
+    def _export(self) -> None:
+        done, why = False, ""
+        try:
+            done = self._sender.send(self._registry.collect(), self._began_ns, time.time_ns(), self._timeout_s)
+            why = self._sender.why or "the collector did not take them"
+        except Exception as error:  # noqa: BLE001 - as above
+            why = f"{type(error).__name__}: {error}"
+        if not done:
+            self._lost += 1
+            if self._lost == 1:
+                log.warning("metrics_not_exported", why=why)
+        elif self._lost:
+            log.info("metrics_exported_again", failed=self._lost)
+            self._lost = 0
+
+    def close(self) -> None:
+        """Export the last figures, waiting no longer than CLOSE_S; to be called where waiting is allowed."""
+        self._ending.set()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive() and self._sender is not None:
+            self._sender.shutdown()
