@@ -53,6 +53,7 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
     intake = runtime.intake
     usage = Usage()
     sequence = 0
+    checking: asyncio.Task[None] | None = None
     due = loop.time()
     while True:
         sequence += 1
@@ -84,8 +85,9 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
             journal.check()
         due = max(due + interval_s, loop.time())
         await asyncio.sleep(due - loop.time())
-        if loop.time() - due > STALL_S:
-            await runtime.check_claim()
+        if loop.time() - due > STALL_S and (checking is None or checking.done()):
+            # Beside the beats: after a pause of the whole machine the answer takes a while, and silence would be death.
+            checking = asyncio.create_task(runtime.check_claim(), name="check-claim")
 
 
 class Memory:

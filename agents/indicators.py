@@ -31,18 +31,18 @@ TREND_PERIOD = 50  # candles; about two days of hourly ones
 BAND_PERIOD, BAND_WIDTH = 20, 2.0  # candles, standard deviations; Bollinger's choice
 
 
-def rsi(closes: Closes) -> float | None:
-    """Wilder's relative strength index over RSI_PERIOD, in [0, 100]; None if the window is too short.
+def rsi(closes: Closes, period: int = RSI_PERIOD) -> float | None:
+    """Wilder's relative strength index over `period` changes, in [0, 100]; None if the window is too short.
 
-    A series that has not moved for RSI_PERIOD changes has neither gains nor losses to compare: that is 50, undecided,
+    A series that has not moved for so many changes has neither gains nor losses to compare: that is 50, undecided,
     where TA-Lib says 0, which would read as the strongest of all falls.
     """
-    if len(closes) <= RSI_PERIOD:
+    if len(closes) <= period:
         return None
-    latest = closes[-RSI_PERIOD - 1 :]
+    latest = closes[-period - 1 :]
     if latest.max() == latest.min():
         return 50.0
-    return float(talib.RSI(closes, RSI_PERIOD)[-1])
+    return float(talib.RSI(closes, period)[-1])
 
 
 def macd_histogram(closes: Closes) -> float | None:
@@ -52,37 +52,37 @@ def macd_histogram(closes: Closes) -> float | None:
     return float(talib.MACD(closes, MACD_FAST, MACD_SLOW, MACD_SIGNAL)[2][-1])
 
 
-def trend(closes: Closes) -> float | None:
-    """Slope of the least-squares line through the last TREND_PERIOD closes; None if the window is too short.
+def trend(closes: Closes, period: int = TREND_PERIOD) -> float | None:
+    """Slope of the least-squares line through the last `period` closes; None if the window is too short.
 
     As a fraction of the last close per candle, so that 0.001 is a tenth of a percent a candle at any price.
     """
-    if len(closes) < TREND_PERIOD:
+    if len(closes) < period:
         return None
-    return float(talib.LINEARREG_SLOPE(closes, TREND_PERIOD)[-1] / closes[-1])
+    return float(talib.LINEARREG_SLOPE(closes, period)[-1] / closes[-1])
 
 
-def bands(closes: Closes) -> tuple[float, float] | None:
+def bands(closes: Closes, period: int = BAND_PERIOD) -> tuple[float, float] | None:
     """(Bollinger position, distance from the mean); None if the window is too short.
 
     The position is 0 on the lower band and 1 on the upper one, and 0.5 where the bands coincide. The distance is the
-    last close less the mean of BAND_PERIOD closes, as a fraction of that mean.
+    last close less the mean of `period` closes, as a fraction of that mean.
     """
-    if len(closes) < BAND_PERIOD:
+    if len(closes) < period:
         return None
-    upper, middle, lower = (float(band[-1]) for band in talib.BBANDS(closes, BAND_PERIOD, BAND_WIDTH, BAND_WIDTH))
+    upper, middle, lower = (float(band[-1]) for band in talib.BBANDS(closes, period, BAND_WIDTH, BAND_WIDTH))
     close = float(closes[-1])
     width = upper - lower
     return (close - lower) / width if width > NOISE * middle else 0.5, (close - middle) / middle
 
 
-def volatility(closes: Closes) -> float | None:
-    """Sample standard deviation of the last BAND_PERIOD log returns, per candle; None if the window is too short."""
-    if len(closes) <= BAND_PERIOD:
+def volatility(closes: Closes, period: int = BAND_PERIOD) -> float | None:
+    """Sample standard deviation of the last `period` log returns, per candle; None if the window is too short."""
+    if len(closes) <= period:
         return None
-    returns = np.diff(np.log(closes[-BAND_PERIOD - 1 :]))
-    mean = float(returns.sum()) / BAND_PERIOD
-    return math.sqrt(float(((returns - mean) ** 2).sum()) / (BAND_PERIOD - 1))
+    returns = np.diff(np.log(closes[-period - 1 :]))
+    mean = float(returns.sum()) / period
+    return math.sqrt(float(((returns - mean) ** 2).sum()) / (period - 1))
 
 
 def is_oversold(position: float) -> bool:

@@ -6,6 +6,7 @@ It owns this combination only; the indicators are agents/indicators.py's, the de
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from agents import indicators
 from agents.indicators import LIKELIHOOD_RATIO, Closes, sigmoid
@@ -34,10 +35,26 @@ class MeanReversionAgent(Strategy):
 
     kind = "mean-reversion"
     capabilities = ("mean_reversion_strategy", "volatility_analysis", "oversold_detection")
-    shortest = indicators.BAND_PERIOD + 1  # so many returns need one close more
+
+    @dataclass(frozen=True)
+    class Options(Strategy.Options):
+        """`band_period`, in candles, is that of the bands and of the volatility."""
+
+        band_period: int = indicators.BAND_PERIOD
+
+    options: Options
+
+    @property
+    def periods(self) -> dict[str, int]:
+        return {"band_period": self.options.band_period}
+
+    @property
+    def shortest(self) -> int:
+        return self.options.band_period + 1  # so many returns need one close more
 
     def measure(self, closes: Closes) -> tuple[float, dict[str, float]] | None:
-        band, volatility = indicators.bands(closes), indicators.volatility(closes)
+        period = self.options.band_period
+        band, volatility = indicators.bands(closes, period), indicators.volatility(closes, period)
         if band is None or volatility is None:
             return None
         position, distance = band

@@ -6,6 +6,7 @@ It owns this combination only; the indicators are agents/indicators.py's, the de
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from agents import indicators
 from agents.indicators import LIKELIHOOD_RATIO, NOISE, Closes, logit, sigmoid, sign
@@ -31,12 +32,28 @@ class MomentumAgent(Strategy):
 
     kind = "momentum"
     capabilities = ("momentum_strategy", "trend_detection", "signal_generation")
-    shortest = max(
-        indicators.RSI_PERIOD + 1, indicators.MACD_SLOW + indicators.MACD_SIGNAL - 1, indicators.TREND_PERIOD
-    )
+
+    @dataclass(frozen=True)
+    class Options(Strategy.Options):
+        """`rsi_period` and `trend_period` are in candles."""
+
+        rsi_period: int = indicators.RSI_PERIOD
+        trend_period: int = indicators.TREND_PERIOD
+
+    options: Options
+
+    @property
+    def periods(self) -> dict[str, int]:
+        return {"rsi_period": self.options.rsi_period, "trend_period": self.options.trend_period}
+
+    @property
+    def shortest(self) -> int:
+        macd = indicators.MACD_SLOW + indicators.MACD_SIGNAL - 1
+        return max(self.options.rsi_period + 1, macd, self.options.trend_period)
 
     def measure(self, closes: Closes) -> tuple[float, dict[str, float]] | None:
-        rsi, macd, trend = indicators.rsi(closes), indicators.macd_histogram(closes), indicators.trend(closes)
+        rsi, macd = indicators.rsi(closes, self.options.rsi_period), indicators.macd_histogram(closes)
+        trend = indicators.trend(closes, self.options.trend_period)
         if rsi is None or macd is None or trend is None:
             return None
         if abs(macd) <= NOISE * closes[-1]:

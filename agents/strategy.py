@@ -6,7 +6,6 @@ A strategy is what it makes of a window (`measure`). What can be measured on one
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +17,8 @@ from bus.messages import MarketData, Signal
 
 MAX_SERIES = 32
 """Windows that a strategy keeps; 32 of 250 closes fit into a snapshot."""
+SHORTEST_PERIOD = 2
+"""Candles: what TA-Lib takes at the least."""
 MAX_WINDOW = 32 * 250
 """Closes of a window: one as long as that still fits into a snapshot."""
 
@@ -28,8 +29,6 @@ class Strategy(Agent):
     listens = ("market",)
     publishes = ("signal",)
     memory_key = "signal"
-    shortest: ClassVar[int]
-    """Closes from which on `measure` can measure."""
 
     @dataclass
     class State:
@@ -46,12 +45,27 @@ class Strategy(Agent):
     state: State
     options: Options
 
+    @property
+    def shortest(self) -> int:
+        """Closes from which on `measure` can measure."""
+        raise NotImplementedError
+
+    @property
+    def periods(self) -> dict[str, int]:
+        """Those of the options that are periods, in candles: each 2 or more."""
+        return {}
+
     def setup(self) -> None:
-        """Check the window.
+        """Check the window and the periods.
 
         Raises:
             UsageError: nothing could ever be measured in it, or it would fit no snapshot.
         """
+        for name, period in self.periods.items():
+            if not SHORTEST_PERIOD <= period <= MAX_WINDOW:
+                raise UsageError(
+                    f"agent {self.name!r}: {name}: expected {SHORTEST_PERIOD} to {MAX_WINDOW} candles, not {period}"
+                )
         window = self.options.window
         if not self.shortest <= window <= MAX_WINDOW:
             raise UsageError(

@@ -13,6 +13,7 @@ from bus.tasks import run_to_end
 from coordinator import cli_checks, cli_metrics, cli_mirror, cli_proofs, cli_roles
 from coordinator.options import (
     STATE_DIR,
+    AgentCount,
     BeatingRole,
     ConfigFile,
     Json,
@@ -72,6 +73,7 @@ def up(
     no_dashboard: Annotated[  # noqa: ARG001 - part of the contract before there is a dashboard
         bool, typer.Option("--no-dashboard", help="Without the web page (there is none yet: this changes nothing).")
     ] = False,
+    agents: AgentCount = None,
     standby: Annotated[
         bool,
         typer.Option("--standby", help="Run a second watchdog, which takes over when the first one dies or hangs."),
@@ -87,6 +89,7 @@ def up(
     from bus.logs import set_up_logs
     from coordinator.checking import check_agents
     from coordinator.config import doubts_about, load, with_speed
+    from coordinator.scaling import with_agents
     from coordinator.up import UpOptions, run_up
     from coordinator.view import viewer
 
@@ -97,7 +100,7 @@ def up(
         raise UsageError(f"--speed {speed}: expected 0 or more candles a second")
     if for_s is not None and not for_s > 0:
         raise UsageError(f"--for {for_s}: expected more than 0 seconds")
-    loaded = with_speed(load(config, Path.cwd()), speed)
+    loaded = with_speed(with_agents(load(config, Path.cwd()), agents), speed)
     options = UpOptions(
         config_file=config,
         state_dir=state_dir,
@@ -106,6 +109,7 @@ def up(
         for_s=for_s,
         log_level=log_level,
         speed=speed,
+        agents=agents,
         standby=standby,
         fault_proxy=fault_proxy,
     )

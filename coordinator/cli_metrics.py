@@ -9,6 +9,7 @@ import typer
 from bus.errors import EXIT_DONE
 from coordinator.options import (
     STATE_DIR,
+    AgentCount,
     ConfigFile,
     LogLevel,
     Nats,
@@ -29,6 +30,7 @@ def metrics(
         bool, typer.Option("--once", help="Print the figures of all that the stream holds, and end.")
     ] = False,
     config: ConfigFile = None,
+    agents: AgentCount = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
@@ -39,10 +41,11 @@ def metrics(
 
     from coordinator.config import load
     from coordinator.observing import observe_once, run_metrics
+    from coordinator.scaling import with_agents
 
     target = find_target(nats, state_dir, swarm)
     if once:
-        loaded = load(config, Path.cwd())
+        loaded = with_agents(load(config, Path.cwd()), agents)
         typer.echo(on_bus(target, lambda bus: observe_once(bus, loaded)), nl=False)
         raise typer.Exit(EXIT_DONE)
-    raise typer.Exit(run_metrics(role_url(nats, state_dir), config, target.swarm, listen, log_level))
+    raise typer.Exit(run_metrics(role_url(nats, state_dir), config, target.swarm, listen, log_level, agents))

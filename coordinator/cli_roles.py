@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from bus.subjects import BY_HAND
-from coordinator.options import STATE_DIR, ConfigFile, LogLevel, Nats, StateDir, Swarm, find_target, role_url
+from coordinator.options import (
+    STATE_DIR,
+    AgentCount,
+    ConfigFile,
+    LogLevel,
+    Nats,
+    StateDir,
+    Swarm,
+    find_target,
+    role_url,
+)
 
 
 def sandbox(
@@ -65,13 +75,16 @@ def watchdog(
     fresh: Annotated[bool, typer.Option("--fresh", help="Give quarantined and drained agents another chance.")] = False,
     standby: Annotated[bool, typer.Option("--standby", help="Let others lead first.")] = False,
     speed: Annotated[float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="As for `up`.")] = None,
+    agents: AgentCount = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Role: notices death and silence and has agents started again; a second one stands by."""
     from coordinator.roles import run_watchdog
 
     raise typer.Exit(
-        run_watchdog(role_url(nats, state_dir), config, swarm, speed, log_level, fresh=fresh, standby=standby)
+        run_watchdog(
+            role_url(nats, state_dir), config, swarm, speed, log_level, agents=agents, fresh=fresh, standby=standby
+        )
     )
 
 

@@ -36,6 +36,7 @@ from coordinator.gather import LISTEN_S, config_in_force
 from coordinator.listening import DEFAULT_LISTEN, Address
 from coordinator.metrics_wanted import NOWHERE, webhook_of
 from coordinator.roles import on_signals
+from coordinator.scaling import with_agents
 from coordinator.settings import SwarmConfig
 from coordinator.stream_figures import Figures, Names
 from coordinator.webhook import Webhook
@@ -213,16 +214,23 @@ class _Posting:
         self._outbox.close()
 
 
-def run_metrics(url: str, config_file: Path | None, swarm: str | None, listen: str | None, log_level: str) -> int:
+def run_metrics(
+    url: str,
+    config_file: Path | None,
+    swarm: str | None,
+    listen: str | None,
+    log_level: str,
+    agents: int | None = None,
+) -> int:
     """Observe the swarm until told to end; export what is measured, and post alerts, where that is asked for.
 
-    `listen` is --listen, None where it was not given.
+    `listen` is --listen, None where it was not given; `agents` is --agents.
 
     Raises:
         UsageError: nobody can listen there, or the webhook is no URL.
     """
     set_up_logs(log_level)
-    config = load(config_file, Path.cwd())
+    config = with_agents(load(config_file, Path.cwd()), agents)
     webhook, exporting = webhook_of(config), read_exporting(os.environ, "metrics")
     address = None
     if listen != NOWHERE:

@@ -35,6 +35,10 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", envvar="SIGNALMESH_CONFIG", help="swarm.toml; default: ./swarm.toml, else built in."),
 ]
+AgentCount = Annotated[
+    int | None,
+    typer.Option("--agents", envvar="SIGNALMESH_AGENTS", help="So many in all: further strategies beside those set."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Level = Literal["debug", "info", "warning", "error"]
 LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]

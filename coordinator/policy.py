@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable
 
 from bus.messages import Child, Heartbeat
-from coordinator.silence import judge
+from coordinator.silence import HOST_LOST_S, is_lost, judge
 from coordinator.supervision import (
     Action,
     AgentState,
@@ -40,10 +40,10 @@ NEVER_READY_S = 60.0
 """Beating but not live after so long without any progress: dead."""
 SOURCES_WAIT_S = 5.0
 """Sources start when all others are live, or after so long."""
-HOST_LOST_S = 1.0
-"""A host silent for so long is lost, and its agents are started elsewhere."""
 TAKEN_OVER_S = 1.5
 """How long an incarnation that somebody else has claimed may take to beat."""
+STARTS_AT_ONCE = 4
+"""Processes of a host on the way to their first heartbeat: it starts one after another, and orders wait 2 s only."""
 OWN_LAG_S = 0.05
 """A delay of our own beyond this is not held against anybody."""
 
@@ -263,7 +263,8 @@ class Policy:
             self._pardon(now)  # we slept: what we did not hear may well have been said
         if not self._bus_ill:
             for host in self.hosts.values():
-                if host.alive and now - host.beat_at > HOST_LOST_S:
+                of_agents = (now - self.agents[name].beat_at for name in self._living_in(host.name))
+                if host.alive and is_lost(now - host.beat_at, of_agents, self._patience):
                     self._lose(now, host, f"its sandbox host has been silent for {now - host.beat_at:.1f} s")
             for agent in self.agents.values():
                 self._consider(now, agent)
@@ -323,11 +324,18 @@ class Policy:
 
     def _start(self, now: float, agent: AgentState) -> None:
         sandbox = self._place(agent)
-        if sandbox is None:
+        if sandbox is None or self._starting_in(now, sandbox) >= STARTS_AT_ONCE:
             return
         moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None
         agent.phase, agent.sandbox = "restarting", sandbox  # so that those placed next count it
         self._actions.append(Spawn(agent.name, sandbox, agent.reason, moved_from))
+
+    def _starting_in(self, now: float, sandbox: str) -> int:
+        """How many were ordered to start there and have not beaten; not those that should have long ago."""
+        there = [other for other in self.agents.values() if other.sandbox == sandbox]
+        young = [other for other in there if other.phase == "starting" and not other.beaten]
+        late = sum(now - other.started_at >= self._patience.grace_s for other in young)
+        return sum(other.phase == "restarting" for other in there) + len(young) - late
 
     def _place(self, agent: AgentState) -> str | None:
         """Where it was, else where it belongs, else anywhere: on the live host with the fewest agents."""

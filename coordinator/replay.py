@@ -27,6 +27,7 @@ from coordinator.audit_mirror import stored_of
 from coordinator.config import BUILT_IN, load, resolve, to_config_message, with_speed
 from coordinator.replay_report import Difference, Replay, ReplayedAgent, explain
 from coordinator.rundir import read_run
+from coordinator.scaling import with_agents
 from coordinator.settings import SwarmConfig
 
 Skips = dict[str, set[int]]
@@ -65,7 +66,7 @@ def config_of(config: Path | None, state_dir: Path) -> SwarmConfig:
     run = read_run(state_dir)
     if config is None and run is not None and run.config != BUILT_IN:
         config = Path(run.config)
-    return load(config, Path.cwd())
+    return with_agents(load(config, Path.cwd()), None if run is None else run.agents)
 
 
 async def replay_bus(bus: Bus, config: SwarmConfig, span: Span, progress: Progress | None = None) -> Replay:

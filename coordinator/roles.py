@@ -21,6 +21,7 @@ from bus.subjects import check_name
 from bus.tasks import run_to_end
 from bus.tracing import modules_to_preload
 from coordinator.config import load, resolve, with_speed
+from coordinator.scaling import with_agents
 from coordinator.settings import SwarmConfig
 
 log = structlog.get_logger("signalmesh")
@@ -94,6 +95,7 @@ def run_watchdog(
     speed: float | None,
     log_level: str,
     *,
+    agents: int | None = None,
     fresh: bool = False,
     standby: bool = False,
 ) -> int:
@@ -101,7 +103,7 @@ def run_watchdog(
     from coordinator.watchdog import Watchdog
 
     set_up_logs(log_level)
-    config, classes = resolve(with_speed(load(config_file, Path.cwd()), speed))
+    config, classes = resolve(with_speed(with_agents(load(config_file, Path.cwd()), agents), speed))
     sources = {name for name, cls in classes.items() if cls.produce is not None}
 
     async def watch() -> int:

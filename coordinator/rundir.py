@@ -51,6 +51,8 @@ class Run:
     url: str
     config: str
     children: tuple[Recorded, ...] = ()
+    agents: int | None = None
+    """What `up --agents` was given."""
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
@@ -82,7 +84,9 @@ def read_run(state_dir: Path) -> Run | None:
         raise UsageError(f"{state_dir / RECORD}: cannot be read ({error}); remove it if no swarm runs here") from None
 
 
-def write_run(state_dir: Path, swarm: str, url: str, config: str, children: Iterable[Recorded]) -> None:
+def write_run(
+    state_dir: Path, swarm: str, url: str, config: str, children: Iterable[Recorded], agents: int | None = None
+) -> None:
     """Record that this process runs the swarm. `url` is without credentials."""
     run = Run(
         pid=os.getpid(),
@@ -91,6 +95,7 @@ def write_run(state_dir: Path, swarm: str, url: str, config: str, children: Iter
         url=url,
         config=config,
         children=tuple(children),
+        agents=agents,
     )
     temporary = state_dir / f"{RECORD}.{os.getpid()}"
     temporary.write_bytes(orjson.dumps(run))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from coordinator.supervision import AgentState, Patience
 
+HOST_LOST_S = 1.0
+"""A host silent for so long is lost, and its agents are started elsewhere, unless one of them is heard."""
 ENOUGH_CPU_S = 0.1
 """Who got so much of a CPU and did not beat is not starved: a heartbeat takes a hundredth of it."""
 
@@ -38,9 +41,21 @@ def judge(
             return Verdict(f"{said} for want of a CPU ({limit}): this machine has too much to do")
         why = f"{said}: it computed for longer than {limit} allows"
         return Verdict(f"{why}; have its handlers do less at a time, or raise the limit", hung=True)
-    if (cpu_s, waited_s) == agent.looked:
+    # Linux counts a wait for a CPU when it is over: of one that still waits only the letter says so.
+    if (cpu_s, waited_s) == agent.looked and state != "R":
         limit = f"[watchdog] dead_ms = {patience.dead_s * 1000:.0f}"
         why = f"{said} without using or awaiting a CPU, longer than {limit} allows"
         return Verdict(f"{why}: a handler must not block; make it `async def` and await", hung=True)
     agent.looked = (cpu_s, waited_s)
     return None
+
+
+def is_lost(silent_s: float, of_agents: Iterable[float], patience: Patience) -> bool:
+    """Whether a host, silent for `silent_s` seconds, is to be given up; `of_agents` are the silences of its agents.
+
+    While one of these is heard the sandbox is there, and its host may merely wait for a CPU: for as long as an agent
+    might. Whoever moves its agents without need makes a busy machine busier.
+    """
+    if silent_s <= HOST_LOST_S:
+        return False
+    return silent_s > patience.starved_s or all(each > HOST_LOST_S for each in of_agents)

@@ -68,6 +68,7 @@ class UpOptions:
     for_s: float | None
     log_level: str
     speed: float | None = None
+    agents: int | None = None
     standby: bool = False
     fault_proxy: bool = False
 
@@ -265,8 +266,9 @@ class Up:
             arguments = ["sandbox", sandbox.name, *common]
             log_file = logs / f"{sandbox.name}.log"
             self.roles.append(Role("sandbox", sandbox.name, arguments, self.url, log_file, environment=through))
+        count = [] if options.agents is None else ["--agents", str(options.agents)]
         speed = [] if options.speed is None else ["--speed", str(options.speed)]
-        watchdog = ["watchdog", *config_file, *speed, *common]
+        watchdog = ["watchdog", *config_file, *speed, *count, *common]
         # Of two watchdogs the one that is restarted lets the other lead, which is awake and has listened all the time.
         again = ("--standby",) if options.standby else ()
         log_file = logs / "watchdog.log"
@@ -274,7 +276,7 @@ class Up:
         if options.standby:
             self.roles.append(Role("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
         if self._metrics:
-            metrics = [*self._metrics, *config_file, *common]
+            metrics = [*self._metrics, *config_file, *count, *common]
             self.roles.append(Role("metrics", "metrics", metrics, self.url, logs / "metrics.log"))
         if mirrored:
             mirror = ["mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common]
@@ -287,8 +289,9 @@ class Up:
             pids.append(("nats-server", "nats-server", self._server.pid))
         children = [Recorded.of(kind, name, pid) for kind, name, pid in pids if pid is not None]
         known = [child for child in children if child is not None]
+        agents = self._options.agents
         try:
-            write_run(self._options.state_dir, self.config.swarm, self.bus.url, self.config.file, known)
+            write_run(self._options.state_dir, self.config.swarm, self.bus.url, self.config.file, known, agents)
         except OSError as error:
             log.warning("record_not_written", problem=str(error))
 

@@ -249,8 +249,9 @@ class Watchdog:
                 self._echo_at = time.monotonic()
         elif beat.role == "sandbox":
             self._policy.host_beat(time.monotonic(), beat)
-        else:
+        else:  # what follows from it can wait for the next tick: with many agents there is always one that beats
             self._policy.beat(time.monotonic(), beat)
+            return
         self._wake.set()
 
     async def _on_lifecycle(self, heard: Heard) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from bus.messages import Child, Heartbeat, now
 from coordinator.deaths import HANGS
-from coordinator.policy import FORGIVEN_S, HOST_LOST_S, NEVER_READY_S, REPORT_S, STALLED_S, Policy
+from coordinator.policy import FORGIVEN_S, NEVER_READY_S, REPORT_S, STALLED_S, STARTS_AT_ONCE, Policy
+from coordinator.silence import HOST_LOST_S
 from coordinator.supervision import (
     Action,
     AgentState,
@@ -556,3 +557,62 @@ def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]
                 assert len(state.deaths) >= 10 or state.deaths.in_a_row >= 10
             elif isinstance(action, (Look, Recall)):
                 assert alive
+
+
+def test_a_process_that_waits_for_a_cpu_all_the_time_is_not_taken_for_one_that_sleeps():
+    """Linux adds such a wait to its figures when it is over: until then nothing of them moves."""
+    world = ready()
+    world.beating.clear()
+    epoch = world.policy.agents["a"].epoch
+    actions = []
+    for _ in range(20):
+        actions += world.run(0.2)
+        world.policy.looked(world.now, "a", epoch, "R", 1.0, 1.0)
+    assert kinds(actions) == ["Suspect", *["Look"] * (len(actions) - 1)]
+    world.policy.looked(world.now, "a", epoch, "S", 1.0, 1.0)
+    [dead, *_] = world.policy.decide(world.now)
+    assert isinstance(dead, Dead)
+    assert dead.hung
+
+
+def test_a_silent_host_whose_agents_are_heard_is_given_the_time_of_a_starved_one():
+    world = ready(sandboxes=("base",))
+    assert kinds(world.run(Patience().starved_s - 0.5, hosts=False)) == []
+    assert kinds(world.run(1.0, hosts=False)) == ["SandboxLost", "Dead"]
+
+
+def test_a_silent_host_whose_agents_are_silent_is_lost_at_once():
+    world = ready()
+    world.beating.clear()
+    actions = world.run(HOST_LOST_S + 0.1, hosts=False)
+    assert [action.sandbox for action in actions if isinstance(action, SandboxLost)] == ["base", "python"]
+
+
+def test_a_swarm_starts_a_few_at_a_time_in_each_sandbox():
+    names = [f"a{number}" for number in range(20)]
+    world = World(*(a(name, "base") for name in names), a("other", "python"))
+    world.host("base")
+    world.host("python")
+    first = world.policy.decide(world.now)
+    assert first == [*(Spawn(name, "base") for name in names[:STARTS_AT_ONCE]), Spawn("other", "python")]
+    for spawn in first:
+        assert isinstance(spawn, Spawn)
+        world.start(spawn)
+    assert world.policy.decide(world.now) == [], "they have not beaten yet"
+    world.beat("a1")
+    assert world.policy.decide(world.now) == [Spawn(names[STARTS_AT_ONCE], "base")]
+    world.start(Spawn(names[STARTS_AT_ONCE], "base"))
+    world.run(5)
+    assert all(state.phase == "running" for state in world.policy.agents.values())
+
+
+def test_one_that_never_beats_holds_up_nobody():
+    names = [f"a{number}" for number in range(STARTS_AT_ONCE + 1)]
+    world = World(*(a(name) for name in names), sandboxes=("base",))
+    world.host("base")
+    for spawn in world.policy.decide(world.now):
+        assert isinstance(spawn, Spawn)
+        world.start(spawn)
+    world.beating.clear()
+    actions = world.run(Patience().grace_s + 0.1)
+    assert Spawn(names[-1], "base") in actions

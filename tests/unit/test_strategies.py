@@ -222,3 +222,21 @@ def test_a_window_that_measures_nothing_is_refused(cls, least):
     assert run(cls("s", {"window": least}), recorded(least + 5))[-1].indicators
     with pytest.raises(UsageError, match=f"agent 's': window: expected {least} to 8000 closes"):
         cls("s", {"window": least - 1})
+
+
+def test_periods_are_options_and_make_another_strategy():
+    candles = recorded(300)
+    for cls, options in ((MomentumAgent, {"rsi_period": 7}), (MeanReversionAgent, {"band_period": 40})):
+        usual, other = run(cls("s"), candles)[-1], run(cls("s", options), candles)[-1]
+        assert usual.indicators != other.indicators
+    assert not run(MomentumAgent("s", {"trend_period": 100}), recorded(99))[-1].indicators
+    assert run(MomentumAgent("s", {"trend_period": 100}), recorded(100))[-1].indicators
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"trend_period": 300}, "window: expected 300 to 8000 closes, not 250"),
+    ({"rsi_period": 1}, "rsi_period: expected 2 to 8000 candles, not 1"),
+])  # fmt: skip
+def test_a_period_that_nothing_can_be_measured_with_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        MomentumAgent("s", options).setup()
