@@ -18,6 +18,7 @@ from benchmarks.recovery import first_decision, kill, stop
 from benchmarks.replaying import replaying
 from benchmarks.snapshotting import snapshotting
 from benchmarks.starving import starving
+from benchmarks.tracing import tracing
 
 BENCHMARKS = {
     "first-decision": first_decision,
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "mirror": mirroring,
     "snapshots": snapshotting,
     "starved": starving,
+    "tracing": tracing,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,9 +26,11 @@ NO_WORK = (
 )
 
 
-async def run_swarm(speed: float, rounds: Rounds, *, with_ticks: bool = True) -> None:
+async def run_swarm(
+    speed: float, rounds: Rounds, *, with_ticks: bool = True, environment: dict[str, str] | None = None
+) -> None:
     """Fill `rounds` from a fresh swarm; its `sizes` learn how large the payloads are."""
-    async with swarm(speed) as running:
+    async with swarm(speed, environment=environment) as running:
         signals = None
 
         async def on_signal(msg: Msg) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -61,10 +62,17 @@ async def scratch() -> AsyncIterator[Path]:
 
 
 @asynccontextmanager
-async def swarm(speed: float, *, limit: int | None = None, files: dict[str, str] | None = None) -> AsyncIterator[Swarm]:
+async def swarm(
+    speed: float,
+    *,
+    limit: int | None = None,
+    files: dict[str, str] | None = None,
+    environment: dict[str, str] | None = None,
+) -> AsyncIterator[Swarm]:
     """`signalmesh up --port 0 --speed SPEED` in a fresh state directory; `limit` ends the source after so many.
 
-    `files` are put into its working directory; a `swarm.toml` among them is the one that is used.
+    `files` are put into its working directory; a `swarm.toml` among them is the one that is used. `environment` is
+    added to ours, of which no OTEL_* variable is handed on.
     """
     async with scratch() as directory:
         for name, text in (files or {}).items():
@@ -77,10 +85,14 @@ async def swarm(speed: float, *, limit: int | None = None, files: dict[str, str]
             config = directory / "swarm.toml"
             config.write_text(CONFIG.format(speed=speed, limit=limit))
             command += ["--config", str(config)]
+        own = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+        variables = {**own, **(environment or {})}
         output = directory / "up.log"
         with output.open("wb") as log:
             started_at = time.monotonic()
-            process = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: ASYNC220
+            process = subprocess.Popen(  # noqa: ASYNC220
+                command, cwd=directory, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         client = None
         try:
             url = await _url(state, process, output)

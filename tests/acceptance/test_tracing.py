@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections import Counter
@@ -11,8 +12,9 @@ import pytest
 
 from tests.acceptance.ear import Ear, Said, read_stream
 from tests.acceptance.exact import ROUNDS, Content, assert_numbered, assert_same, content_of, exact_toml
-from tests.acceptance.swarm import AGENTS, VOTERS, Swarm, agents_toml
+from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm, agents_toml
 from tests.support.collector import OtlpCollector, Received, collecting, orphans, roots
+from tests.support.collector_process import collector_process
 
 PRODUCER = 4
 KILLS = 2
@@ -231,6 +233,48 @@ async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, und
             assert dropped == dict.fromkeys(AGENTS, 1), "told once each"
             assert [line["event"] for line in lines].count("metrics_not_exported") == 1
             assert await swarm.end(signal.SIGTERM) == 0, "nobody waits for a collector at the end"
+
+
+@pytest.mark.slow
+async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path: Path, undisturbed: Content):
+    async with collector_process() as collector:
+        told = {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces", "OTEL_TRACES_SAMPLER": "always_on",
+            "OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        }  # fmt: skip
+        async with Swarm(tmp_path, exact_toml(), environment=told) as swarm:
+            ear = await swarm.up()
+            await ear.decided(260)
+            await collector.until(spans=500)
+            await collector.kill()
+            assert ear.decisions[-1]["round"] < ROUNDS, "killed while the swarm had more to tell"
+            await ear.decided(ROUNDS)
+            messages = await read_stream(swarm.url, swarm.name)
+            assert_same(content_of(messages), undisturbed)
+            assert_numbered(messages)
+            assert [event for event in ear.lifecycle if event["event"] in ("exited", "declared_dead")] == []
+            outputs = Counter(message.writer for message in messages if "Mesh-Output" in message.headers)
+            exported = 0
+            for agent in AGENTS:
+                counts = await settled(ear, agent, outputs[agent])
+                assert counts["spans_dropped"] > 0
+                exported += counts["spans_exported"]
+            # It may be killed after it has taken a request and before it has answered, at worst once for each agent.
+            assert 0 <= collector.spans - exported <= 64 * len(AGENTS)
+            logs = [path.read_text() for path in (tmp_path / ".signalmesh" / "logs").glob("*.log")]
+            lines = [json.loads(line) for text in logs for line in text.splitlines()]
+            dropped = [line for line in lines if line["event"] == "spans_dropped"]
+            assert Counter(line["agent"] for line in dropped) == dict.fromkeys(AGENTS, 1), "told once each"
+            assert await swarm.end(signal.SIGTERM) == 0
+
+
+async def settled(ear: Ear, agent: str, spans: int) -> dict[str, int]:
+    """What an agent says of itself once each of its spans is exported or dropped."""
+    async with asyncio.timeout(GUARD_S):
+        while True:
+            counts = await status(ear, agent)
+            if counts["spans_exported"] + counts["spans_dropped"] == spans:
+                return counts
 
 
 async def status(ear: Ear, agent: str) -> dict[str, int]:

@@ -200,6 +200,11 @@ class OtlpCollector:
             kinds = Counter((span.service, span.name) for span in self.spans)
             raise AssertionError(f"waited in vain: {what}; spans: {kinds}") from None
 
+    async def more(self) -> None:
+        """Wait for a request after those that were waited for."""
+        await self._more.wait()
+        self._more.clear()
+
     # -- what came
 
     def traces(self) -> dict[str, dict[str, Received]]:
