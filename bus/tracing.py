@@ -181,7 +181,9 @@ def modules_to_preload(environment: Mapping[str, str]) -> tuple[str, ...]:
     if settings is None:
         return ()
     # gRPC is left out: a process that has it in use must not be forked
-    return ("bus.otlp", *(() if settings.protocol == "grpc" else ("opentelemetry.exporter.otlp.proto.http",)))
+    if settings.protocol == "grpc":
+        return ("bus.otlp",)
+    return ("bus.otlp", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
 
 
 # -- the tracer of a process
