@@ -23,6 +23,7 @@ from bus.logs import TRACE_ID
 from bus.messages import KIND_OF, Event, Timer, decode
 from bus.snapshots import Snapshot
 from bus.subjects import Subjects
+from bus.tasks import is_cancelled
 
 HOPELESS_SKIPS = 20
 """After so many inputs skipped in a row the agent ends: whatever is wrong with its handlers, the next will fail too."""
@@ -162,7 +163,7 @@ class Intake:
         except GeneratorExit:
             raise  # nobody waits for this coroutine any more
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             self._failed(f"on_{kind}", stored, error)
             return
@@ -227,7 +228,7 @@ class Intake:
         try:
             outputs = await handling
         except asyncio.CancelledError:
-            if self.reading and _is_cancelled():  # by the reader (a gap, a reconnect)
+            if self.reading and is_cancelled():  # by the reader (a gap, a reconnect)
                 self.reading, self.broken_off = False, True
                 self._life.wake()
             raise
@@ -253,9 +254,3 @@ class Intake:
                 return None  # cancelled or replaced before it ran out
             del self._agent.timers[message.name]
         return address.kind, address.topic, message  # type: ignore[return-value]
-
-
-def _is_cancelled() -> bool:
-    """Whether somebody cancels this task; a CancelledError can also be the handler's own."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 
 from bus.client import QuickClient
 from bus.errors import BusUnreachable, Disconnected, Refused, UsageError
-from bus.tasks import end_tasks
+from bus.tasks import end_tasks, is_cancelled
 from bus.wire import OnDirect
 
 PING_INTERVAL_S = 0.5
@@ -279,4 +279,9 @@ class Connection:
                 async with asyncio.timeout(1.0):
                     await self.client.flush(timeout=1)
         with contextlib.suppress(Exception):
-            await self.client.close()
+            try:
+                await self.client.close()
+            except asyncio.CancelledError:
+                # It waits for the socket's end by a future that it shares with tasks which it has itself cancelled.
+                if is_cancelled():
+                    raise

@@ -12,6 +12,12 @@ PATIENCE_S = 0.1
 """How long a cancelled task may take to clean up before it is cancelled once more."""
 
 
+def is_cancelled() -> bool:
+    """Whether somebody cancels the current task; a CancelledError can also come out of what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until all have ended, whatever their results.
 

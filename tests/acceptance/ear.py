@@ -20,6 +20,8 @@ GUARD_S = 60.0
 RECONNECT_WAIT_S = 0.05
 """A stranger who misses little while the server is restarted."""
 T = TypeVar("T")
+API_S = 5.0
+"""A busy server takes its time; a cluster without a leader does not answer at all."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,8 @@ class Ear:
 
     async def api(self, subject: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """A JetStream API request; its answer."""
-        reply = await self.client.request(f"$JS.API.{subject}", json.dumps(request).encode() if request else b"")
+        data = json.dumps(request).encode() if request else b""
+        reply = await self.client.request(f"$JS.API.{subject}", data, timeout=API_S)
         answer: dict[str, Any] = json.loads(reply.data)
         assert "error" not in answer, answer
         return answer

@@ -19,6 +19,7 @@ from bus.errors import BusTimeout, BusUnreachable, Disconnected, UsageError
 from bus.fault_proxy import DOWN, Proxy
 from bus.nats_bus import NatsBus
 from bus.streams import check_server, ensure_streams
+from bus.tasks import end_tasks
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, plain_server, supervised_server
 
@@ -120,6 +121,17 @@ async def test_a_refused_protocol_line_does_not_close_it_for_good(server, connec
         await bus.bounds()
         await bus.tell("swarm.heartbeat.feed", b"")
         await found.reach(1)
+
+
+async def test_it_closes_although_somebody_else_gave_up_waiting_for_its_end(server):
+    bus = await NatsBus.connect(server.url, "swarm", "test")
+    transport = bus.connection.client._transport
+    assert transport is not None
+    waiting = asyncio.create_task(transport.wait_closed())
+    await asyncio.sleep(0)  # it has begun
+    await end_tasks([waiting])
+    await bus.close()
+    assert bus.connection.client.is_closed
 
 
 async def test_a_frozen_server_is_noticed_and_forgiven(server, connections):

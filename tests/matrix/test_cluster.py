@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+import nats.errors
 import pytest
 
 from tests.acceptance.ear import Ear
@@ -25,10 +27,11 @@ async def leader_of(ear: Ear, stream: str = "swarm_events") -> str:
 async def in_sync(ear: Ear, servers: Cluster) -> None:
     """Wait until every member has all of every stream; the beats of the swarm are the clock."""
     while True:
-        streams = [(await ear.api(f"STREAM.INFO.{name}"))["cluster"] for name in ("swarm_events", *BUCKETS)]
-        followers = [peer for stream in streams for peer in stream.get("replicas") or ()]
-        if sum(peer["current"] for peer in followers) == len(streams) * (len(servers.names) - 1):
-            return
+        with contextlib.suppress(nats.errors.TimeoutError):  # who should answer may be electing a leader
+            streams = [(await ear.api(f"STREAM.INFO.{name}"))["cluster"] for name in ("swarm_events", *BUCKETS)]
+            followers = [peer for stream in streams for peer in stream.get("replicas") or ()]
+            if sum(peer["current"] for peer in followers) == len(streams) * (len(servers.names) - 1):
+                return
         await ear.more_beats(1, "watchdog")
 
 
