@@ -10,7 +10,7 @@ import typer
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.plain import harmless
 from bus.tasks import run_to_end
-from coordinator import cli_checks, cli_metrics, cli_mirror, cli_proofs, cli_roles
+from coordinator import cli_certify, cli_checks, cli_metrics, cli_mirror, cli_proofs, cli_roles
 from coordinator.options import (
     STATE_DIR,
     AgentCount,
@@ -254,7 +254,14 @@ def revive(
         typer.echo(f"{agent}: was {done.was}; it is started")
 
 
-for verb in (cli_mirror.history, cli_proofs.audit, cli_proofs.replay, cli_checks.doctor, cli_checks.chaos):
+for verb in (
+    cli_mirror.history,
+    cli_proofs.audit,
+    cli_proofs.replay,
+    cli_checks.doctor,
+    cli_checks.chaos,
+    cli_certify.certify,
+):
     app.command()(verb)
 for role in (
     cli_roles.sandbox,

@@ -17,6 +17,7 @@ import orjson
 
 from bus.messages import KINDS
 from coordinator.audit_report import Audit
+from coordinator.certify_report import Certificate
 from coordinator.chaos_report import Chaos
 from coordinator.findings import Diagnosis
 from coordinator.gather import Status
@@ -34,6 +35,7 @@ SCHEMA_DIR = Path(__file__).resolve().parents[1] / "docs" / "schema"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 OUTPUTS: dict[str, type] = {
     "audit": Audit,
+    "certify": Certificate,
     "chaos": Chaos,
     "doctor": Diagnosis,
     "down": Ended,

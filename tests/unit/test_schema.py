@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from agents.probe import look_around
 from bus.messages import (
     KIND_OF,
     KINDS,
@@ -41,6 +42,21 @@ from coordinator.audit_report import (
     RoundsAudit,
     SnapshotAudit,
     StreamAudit,
+)
+from coordinator.certify_report import (
+    AgentRow,
+    Audited,
+    Certificate,
+    Cleanup,
+    Flow,
+    Hop,
+    LastValues,
+    MemoryKey,
+    SandboxRow,
+    SnapshotRow,
+    Step,
+    Throughput,
+    judged,
 )
 from coordinator.chaos_report import Chaos, FaultKind, FaultSeen, HeardDecisions, Proof
 from coordinator.figures import spread_of
@@ -193,6 +209,26 @@ PRINTED: dict[str, Any] = {
             HistoryEntry(sequence=3, stored_at=AT, subject="swarm.decision.B.c", agent="c", headers={}, payload={}),
             HistoryEntry(sequence=4, stored_at=AT, subject="s", agent="c", headers={"a": "b"}, malformed="?"),
         ],
+    ),
+    "certify": Certificate(
+        ok=False, version="0", provider="local", started_at=AT, took_s=1.5, machine=look_around(), nats_server="2",
+        steps=[Step(name="auditing", took_s=0.5)], targets=[judged("detection", None, "s", 1.0, "how", "why")],
+        sandboxes=[SandboxRow(name="base")],
+        agents=[AgentRow(
+            name="a", kind="k", agent_id="i", sandbox="base", pid=None, epoch=4, capabilities=["c"], status="active",
+        )],
+        flow=Flow(hops=[Hop(source="a", to="b", kind="signal", ms=spread_of([1.5]))], votes={"a": 1}),
+        throughput=Throughput(rounds=0, seconds=None, decisions_per_s=None, messages_per_s=None, why="none"),
+        memory=[MemoryKey(agent="a", key="swarm/a/k")],
+        snapshots=[SnapshotRow(agent="a", bytes=9, revision=3, sha256="00")],
+        last_values=LastValues(subjects=0, bytes=0, read_ms=spread_of([])),
+        fault=Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4),
+        restored={"cursor": 7, "outputs": None},
+        audit=Audited(
+            ok=True, messages=6, gaps=0, doubled=0, rounds_decided=2, rounds_missing=0, mirror_compared=6,
+            mirror_missing=0, mirror_differing=0, problems=[], notes=["n"],
+        ),
+        alerts={"sandbox_lost": 1}, cleanup=Cleanup(left=["a directory"]), problems=["p"],
     ),
     "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
     "replay": Replay(

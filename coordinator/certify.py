@@ -1,0 +1,275 @@
+"""`signalmesh certify`: an acceptance run. A swarm of its own is started, measured, hurt, audited and cleaned away.
+
+Nothing in the report is expected or assumed: each figure was measured in that run, or the row says why it was not.
+Times of hops and of the fault's consequences in the stream are the server's; those of the fault's timeline are when
+this observer heard each step (coordinator/killing.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from agents.probe import look_around
+from bus import __version__
+from bus.errors import MeshError
+from bus.messages import now
+from bus.mirror_read import MIRROR_FILE
+from bus.nats_bus import NatsBus
+from bus.registry import read_records
+from coordinator.audit import audit_bus
+from coordinator.certify_measures import (
+    Recording,
+    Value,
+    check_snapshots,
+    read_last_values,
+    read_memory,
+    recognise,
+    record,
+)
+from coordinator.certify_report import (
+    Audited,
+    Certificate,
+    Cleanup,
+    LastValues,
+    MemoryKey,
+    SnapshotRow,
+    Step,
+)
+from coordinator.certify_rows import Hosts, agent_rows, audited, sandbox_rows, targets
+from coordinator.certify_swarm import TemporarySwarm, configuration
+from coordinator.chaos_observer import Observer
+from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES
+from coordinator.figures import Spread
+from coordinator.killing import Killing
+from coordinator.killing import kill as kill_agent
+from coordinator.roles import on_signals
+
+__all__ = ["CertifyOptions", "run_certify"]
+
+TARGET = "research-1"
+"""The agent that is killed: the source, without which there is nothing to decide."""
+HISTORY, SPEED = 250, 20.0
+"""Candles without a pause, which show the throughput; then so many a second, which show the latencies."""
+PACED, AFTER = 40, 20
+"""Paced rounds that are decided before the fault, and after it."""
+SETTLED = 10
+"""Paced rounds that still may wait for the unpaced ones before them; hops are measured beyond them."""
+PATIENCE_S = 45.0
+"""For each step, on a machine that has other things to do; beyond that the report says what did not come."""
+KILL_WAIT_S = 15.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertifyOptions:
+    """What was asked for on the command line; the limits are seconds."""
+
+    provider: str
+    max_detection_s: float = 1.0
+    max_recovery_s: float = 5.0
+    max_downtime_s: float = 10.0
+
+
+async def run_certify(options: CertifyOptions, say: Say) -> Certificate:
+    """The whole run; `say` is told of each step. What it has started is ended, however it ends.
+
+    Raises:
+        UsageError, BusUnreachable, MeshError: the swarm did not start.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+
+    def cancel() -> None:
+        task.cancel()
+
+    on_signals(cancel)
+    run = _Certify(options, say)
+    try:
+        await run.start()
+        await run.measure()
+    finally:
+        # A second Ctrl-C must not break off the clean-up: then the kernel's guarantee would have to do.
+        cleaning = asyncio.create_task(run.clean_up())
+        while not cleaning.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(cleaning)
+    return run.conclude()
+
+
+class _Certify:
+    def __init__(self, options: CertifyOptions, say: Say) -> None:
+        self._options, self._say = options, say
+        self._started_at, self._began = now(), time.monotonic()
+        self._here = look_around()
+        self._swarm = TemporarySwarm(
+            configuration(options.provider, speed=SPEED, history=HISTORY),
+        )
+        self._steps: list[Step] = []
+        self._problems: list[str] = []
+        self._bus: NatsBus
+        self._observer: Observer
+        self._hosts: Hosts
+        self._server = ""
+        self._memory: list[Value] = []
+        self._fault: Killing | None = None
+        self._before = self._recording = Recording()
+        self._capabilities: dict[str, list[str]] = {}
+        self._last_values = LastValues(subjects=0, bytes=0, read_ms=Spread(n=0))
+        self._snapshots: list[SnapshotRow] = []
+        self._keys: list[MemoryKey] = []
+        self._audit: Audited | None = None
+        self._cleanup = Cleanup()
+
+    # -- the steps
+
+    async def start(self) -> None:
+        """Have the swarm run, and hear it."""
+        with self._step(f"deploying {len(DEFAULT_SANDBOXES)} sandboxes ({self._options.provider})"):
+            run = await self._swarm.start()
+            self._bus = await NatsBus.connect(run.url, run.swarm, "certify")
+            version = self._bus.connection.client.connected_server_version
+            self._server = f"{version.major}.{version.minor}.{version.patch}"
+            self._observer, self._hosts = Observer(self._bus), Hosts(self._bus, self._swarm.began)
+            await self._observer.start()
+            await self._hosts.start()
+
+    async def measure(self) -> None:
+        """One step after the other; what fails is a problem of the report, and the next one is tried all the same."""
+        steps = (
+            ("waiting for the hosts", self._wait_for_hosts),
+            ("probing their isolation", self._probe),
+            (f"spawning {len(DEFAULT_AGENTS)} agents", self._wait_for_agents),
+            (f"running the pipeline: {HISTORY} rounds at once, {PACED} paced", self._run_pipeline),
+            (f"reading the memory back: {len(DEFAULT_AGENTS)} keys", self._read_memory),
+            (f"SIGKILL to {TARGET}", self._kill),
+            (f"running the pipeline: {AFTER} rounds more", self._run_on),
+            ("reading back what is stored", self._read_back),
+            ("auditing", self._prove),
+        )
+        for name, work in steps:
+            with self._step(name):
+                try:
+                    await work()
+                except TimeoutError:
+                    self._problems.append(f"{name}: not within {PATIENCE_S:.0f} s; {self._missing()}")
+                except MeshError as error:
+                    self._problems.append(f"{name}: {error}")
+            await asyncio.to_thread(self._swarm.remember)
+
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        self._say(f"{time.monotonic() - self._began:5.1f} s  {name}")
+        began = time.monotonic()
+        yield
+        self._steps.append(Step(name=name, took_s=round(time.monotonic() - began, 3)))
+
+    def _missing(self) -> str:
+        agents = [name for name in DEFAULT_AGENTS if not self._observer.lives(name)]
+        hosts = [name for name in DEFAULT_SANDBOXES if name not in self._observer.hosts]
+        return f"{self._observer.decisions} decisions were heard; not heard: {', '.join([*hosts, *agents]) or 'nobody'}"
+
+    async def _wait_for_hosts(self) -> None:
+        await self._observer.until(lambda: DEFAULT_SANDBOXES.keys() <= self._observer.hosts.keys(), PATIENCE_S)
+
+    async def _probe(self) -> None:
+        for name in self._observer.hosts:
+            await self._hosts.probe(name)
+
+    async def _wait_for_agents(self) -> None:
+        await self._observer.until(lambda: all(self._observer.lives(name) for name in DEFAULT_AGENTS), PATIENCE_S)
+        # The record is written when the agent is live already.
+        async with asyncio.timeout(PATIENCE_S):
+            while not DEFAULT_AGENTS.keys() <= (records := await read_records(self._bus)).keys():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        self._capabilities = {name: list(record.capabilities) for name, record in records.items()}
+
+    async def _decided(self, more: int) -> None:
+        wanted = self._observer.decisions + more
+        await self._observer.until(lambda: self._observer.decisions >= wanted, PATIENCE_S)
+
+    async def _run_pipeline(self) -> None:
+        await self._decided(HISTORY + PACED - self._observer.decisions)
+
+    async def _run_on(self) -> None:
+        await self._decided(AFTER)
+
+    async def _read_memory(self) -> None:
+        subjects = self._bus.subjects
+        keys = {name: subjects.memory_key(name, table["memory_key"]) for name, table in DEFAULT_AGENTS.items()}
+        self._memory = await read_memory(self._bus, keys)
+
+    async def _kill(self) -> None:
+        self._before = await record(self._bus)
+        self._fault = await kill_agent(self._bus, TARGET, signal.SIGKILL, KILL_WAIT_S)
+        if not self._fault.as_asked:
+            self._problems.append(f"SIGKILL to {TARGET}: {self._fault.outcome}")
+
+    async def _read_back(self) -> None:
+        mirror = self._swarm.state_dir / MIRROR_FILE
+        self._recording = await record(self._bus)
+        self._last_values = await read_last_values(self._bus)
+        self._snapshots = await check_snapshots(self._bus, mirror)
+        self._keys = await asyncio.to_thread(recognise, self._memory, self._recording, mirror)
+
+    async def _prove(self) -> None:
+        self._audit = audited(await audit_bus(self._bus, self._swarm.state_dir / MIRROR_FILE))
+        if not self._audit.ok:
+            self._problems += [f"audit: {text}" for text in self._audit.problems]
+
+    async def clean_up(self) -> None:
+        """End the swarm, whatever of it runs."""
+        with self._step("cleaning up"):
+            if hasattr(self, "_hosts"):
+                self._hosts.stop()
+                await self._observer.stop()
+            if hasattr(self, "_bus"):
+                await self._bus.close()
+            self._cleanup = await self._swarm.stop()
+
+    # -- the report
+
+    def conclude(self) -> Certificate:
+        """All that was found, with the verdict."""
+        options, observer = self._options, self._observer
+        fault, recording, keys = self._fault, self._recording, self._keys
+        problems = [*self._problems, *observer.problems, *(f"left behind: {text}" for text in self._cleanup.left)]
+        if self._cleanup.exit_code:
+            problems.append(f"`signalmesh up` ended with exit code {self._cleanup.exit_code}")
+        sandboxes = sandbox_rows(self._hosts, observer, self._here)
+        agents = agent_rows(observer, recording, self._capabilities)
+        judgement = targets(
+            sandboxes, agents, keys, self._snapshots, fault, self._before, recording, self._audit,
+            detection_s=options.max_detection_s, recovery_s=options.max_recovery_s, downtime_s=options.max_downtime_s,
+        )  # fmt: skip
+        _, restored = recording.events.get(("restored", TARGET, (fault.epoch_after or 0) if fault else 0), (0, {}))
+        return Certificate(
+            ok=not problems and all(target.ok for target in judgement),
+            version=__version__,
+            provider=options.provider,
+            started_at=self._started_at,
+            took_s=round(time.monotonic() - self._began, 3),
+            machine=self._here,
+            nats_server=self._server,
+            steps=self._steps,
+            targets=judgement,
+            sandboxes=sandboxes,
+            agents=agents,
+            flow=recording.flow(HISTORY + SETTLED),
+            throughput=recording.throughput(HISTORY),
+            memory=keys,
+            snapshots=self._snapshots,
+            last_values=self._last_values,
+            fault=fault,
+            restored={name: restored.get(name) for name in ("cursor", "outputs")},
+            audit=self._audit,
+            alerts=dict(Counter(alert.code for _, alert in observer.alerts)),
+            cleanup=self._cleanup,
+            problems=problems,
+        )

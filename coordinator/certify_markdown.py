@@ -1,0 +1,363 @@
+"""The report of `certify` as Markdown: made from the same object as its JSON, so that the two cannot differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from coordinator.audit_view import counted
+from coordinator.certify_report import Certificate, SandboxRow, Target
+from coordinator.figures import Spread
+from coordinator.view import KILL_STEPS
+
+__all__ = ["figure", "markdown", "target_text", "verdict"]
+
+NONE = "not measured"
+MIB = 1 << 20
+
+
+def figure(value: float | None, unit: str = "", places: int = 1) -> str:
+    """A number with its unit; NONE where there is none."""
+    return NONE if value is None else f"{value:,.{places}f}{unit and ' ' + unit}"
+
+
+def verdict(found: Certificate) -> str:
+    """The outcome in one sentence."""
+    missed = [target.name for target in found.targets if not target.ok]
+    met = f"{len(found.targets) - len(missed)} of {len(found.targets)} targets met"
+    if found.ok:
+        return f"passed: {met}, nothing left behind"
+    parts = [met, *([f"missed: {', '.join(missed)}"] if missed else [])]
+    if found.problems:
+        parts.append(counted(len(found.problems), "problem"))
+    return f"FAILED: {'; '.join(parts)}"
+
+
+def target_text(target: Target) -> tuple[str, str]:
+    """What was wanted, and what was measured."""
+    places = 0 if target.exactly else 3
+    wanted = f"{'exactly' if target.exactly else '<'} {figure(target.limit, target.unit, 0 if target.exactly else 1)}"
+    if not target.exactly and target.limit < 0.1:
+        wanted = f"< {target.limit:g} {target.unit}"
+    if target.measured is None:
+        return wanted, f"{NONE}: {target.why}"
+    if target.exactly and target.measured != int(target.measured):
+        places = 1
+    return wanted, figure(target.measured, target.unit, places)
+
+
+def markdown(found: Certificate) -> str:
+    """The whole report."""
+    return "\n".join(_lines(found)) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], none: str = "") -> Iterator[str]:
+    if not rows:
+        yield none
+        return
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield "| " + " | ".join(map(_cell, row)) + " |"
+
+
+def _spread(spread: Spread, unit: str = "") -> list[str]:
+    return [str(spread.n), *(figure(value, unit, 2) for value in (spread.p50, spread.p99, spread.max))]
+
+
+def _lines(found: Certificate) -> Iterator[str]:
+    machine = found.machine
+    yield "# signalmesh: acceptance report"
+    yield ""
+    yield f"**{verdict(found)}**"
+    yield ""
+    yield (
+        f"signalmesh {found.version}, provider `{found.provider}`, nats-server {found.nats_server or NONE}, begun "
+        f"{found.started_at:%Y-%m-%d %H:%M:%S} UTC, {found.took_s:.1f} s in all. Measured from {machine.hostname}: "
+        f"{machine.kernel} {machine.machine}, {counted(machine.cpus, 'processor')}, "
+        f"{machine.memory_bytes / (1 << 30):.1f} GiB of memory, Python {machine.versions.get('python', '?')}."
+    )
+    yield ""
+    yield "Every figure below was measured in this run. What could not be measured says so, and why."
+    for part in (
+        _summary, _targets, _sandboxes, _topology, _agents, _flow, _memory, _fault, _audit, _health, _cleanup,
+    ):  # fmt: skip
+        yield ""
+        yield from part(found)
+
+
+def _summary(found: Certificate) -> Iterator[str]:
+    yield "## Executive summary"
+    yield ""
+    by_name = {target.name: target for target in found.targets}
+    flow, rate = found.flow.tick_to_decision_ms, found.throughput.decisions_per_s
+    hosts = sum(row.state == "active" for row in found.sandboxes)
+    active = sum(row.status == "active" for row in found.agents)
+    yield f"- {hosts} of {len(found.sandboxes)} sandboxes and {active} of {len(found.agents)} agents were active."
+    yield f"- A paced round took {figure(flow.p50, 'ms')} from tick to decision (median of {flow.n})."
+    yield (
+        f"- Unpaced, {figure(rate, 'decisions a second', 0)} were made"
+        + (f" ({found.throughput.why})." if found.throughput.why else ".")
+    )
+    if found.fault is not None:
+        yield (
+            f"- {found.fault.agent} was killed ({found.fault.signal}): {found.fault.outcome}; live again after "
+            f"{target_text(by_name['recovery'])[1]}, {target_text(by_name['data loss'])[1]} lost or doubled, "
+            f"{target_text(by_name['restoration'])[1]} restored."
+        )
+    else:
+        yield "- No agent was killed, so nothing is known of recovery."
+    for problem in found.problems:
+        yield f"- PROBLEM: {_cell(problem)}"
+
+
+def _targets(found: Certificate) -> Iterator[str]:
+    yield "## Targets"
+    yield ""
+    rows = []
+    for target in found.targets:
+        wanted, measured = target_text(target)
+        rows.append([target.name, wanted, measured, "met" if target.ok else "**MISSED**", target.how])
+    yield from _table(("target", "wanted", "measured", "", "what was measured"), rows)
+
+
+def _sandboxes(found: Certificate) -> Iterator[str]:
+    yield "## Sandboxes"
+    yield ""
+    rows = []
+    for row in found.sandboxes:
+        probe = row.probe
+        seen = (
+            [row.why or NONE] + [""] * 4
+            if probe is None
+            else [
+                f"{probe.kernel}, {probe.hostname}",
+                f"{probe.user} ({probe.uid})",
+                f"{probe.own_processes} of {probe.processes}",
+                f"{probe.cpus}, {probe.memory_bytes / (1 << 30):.1f} GiB",
+                ", ".join(f"{name} {version}" for name, version in probe.versions.items()),
+            ]
+        )
+        rows.append(
+            [row.name, row.provider or "", row.state, figure(row.heard_ms, "ms", 0), figure(row.probe_ms, "ms"), *seen]
+        )
+    heads = (
+        "sandbox", "provider", "state", "heard after", "probe", "kernel, host", "user", "processes, own of seen",
+        "processors, memory", "versions",
+    )  # fmt: skip
+    yield from _table(heads, rows)
+    yield ""
+    yield "What isolates them, by comparing each probe with one taken by this program, outside:"
+    yield ""
+    for row in found.sandboxes:
+        yield f"- {row.name}: {_cell(row.isolation.text if row.isolation else f'{NONE}: {row.why}')}"
+
+
+def _topology(found: Certificate) -> Iterator[str]:
+    yield "## Topology"
+    yield ""
+    yield "As observed: an arrow where one agent answered another's messages, or a decision had its vote."
+    yield ""
+    names = {agent.name: f"a{at}" for at, agent in enumerate(found.agents)}
+    yield "```mermaid"
+    yield "flowchart LR"
+    for at, row in enumerate(found.sandboxes):
+        yield f'  subgraph s{at}["{row.name} ({row.provider or row.state})"]'
+        for agent in found.agents:
+            if agent.sandbox == row.name:
+                yield f'    {names[agent.name]}["{agent.name}<br/>{agent.kind}"]'
+        yield "  end"
+    edges: dict[tuple[str, str], list[str]] = {}
+    for hop in found.flow.hops:
+        edges.setdefault((hop.source, hop.to), []).append(f"{hop.kind} {hop.ms.n}")
+    deciders = {hop.to for hop in found.flow.hops if hop.kind == "decision"}
+    for voter, votes in found.flow.votes.items():
+        for decider in deciders:
+            edges.setdefault((voter, decider), []).append(f"vote {votes}")
+    for (source, to), what in sorted(edges.items()):
+        if source in names and to in names:
+            yield f'  {names[source]} -- "{", ".join(what)}" --> {names[to]}'
+    yield "```"
+
+
+def _agents(found: Certificate) -> Iterator[str]:
+    yield "## Agents"
+    yield ""
+    rows = [
+        [
+            row.name, row.kind, row.sandbox, row.status + (f" ({row.why})" if row.why else ""), row.agent_id,
+            row.pid or "", row.epoch, figure(row.spawn_ms, "ms"), figure(row.ready_ms, "ms"),
+            "" if row.outputs is None else row.outputs, figure(row.rss_mb, "MiB"), figure(row.cpu_s, "s", 2),
+            ", ".join(row.capabilities),
+        ]
+        for row in found.agents
+    ]  # fmt: skip
+    heads = (
+        "agent", "kind", "sandbox", "state", "agent_id", "pid", "epoch", "claim to process", "claim to live",
+        "outputs", "memory", "CPU", "capabilities",
+    )  # fmt: skip
+    yield from _table(heads, rows)
+
+
+def _flow(found: Certificate) -> Iterator[str]:
+    yield "## Communication"
+    yield ""
+    yield "Paced rounds only, by the server's times of storing: from the message that is answered to the answer."
+    yield ""
+    rows = [[hop.source, hop.to, hop.kind, *_spread(hop.ms)] for hop in found.flow.hops]
+    rows.append(["tick", "decision", "whole round", *_spread(found.flow.tick_to_decision_ms)])
+    yield from _table(("of", "answered by", "with", "n", "p50, ms", "p99, ms", "max, ms"), rows)
+    yield ""
+    rate = found.throughput
+    yield (
+        f"Throughput of {rate.rounds} rounds without a pause: {figure(rate.decisions_per_s, 'decisions a second')}, "
+        f"{figure(rate.messages_per_s, 'messages a second', 0)}"
+        + (f" ({rate.why})." if rate.why else f", in {figure(rate.seconds, 's', 2)}.")
+    )
+
+
+def _memory(found: Certificate) -> Iterator[str]:
+    yield "## Memory, snapshots, last values"
+    yield ""
+    rows = [
+        [
+            row.key, row.bytes or "", *_spread(row.read_ms)[1:], (row.sha256 or "")[:16],
+            f"message {row.sequence}" if row.sequence else f"no: {row.why}",
+            {True: "the same", False: "**OTHER**", None: f"{NONE}: {row.why}"}[row.mirrored],
+        ]
+        for row in found.memory
+    ]  # fmt: skip
+    heads = ("memory key", "bytes", "read p50, ms", "p99, ms", "max, ms", "SHA-256", "in the stream", "in the mirror")
+    yield from _table(heads, rows, "No memory key was read.")
+    yield ""
+    rows = [
+        [
+            row.agent, row.bytes, row.revision, row.sha256[:16],
+            {True: "the same", False: "**OTHER**", None: f"{NONE}: {row.why}"}[row.mirrored],
+        ]
+        for row in found.snapshots
+    ]  # fmt: skip
+    yield from _table(("snapshot", "bytes", "revision", "SHA-256", "in the mirror"), rows, "No snapshot was read.")
+    yield ""
+    last = found.last_values
+    yield (
+        f"Last values: the newest message of each of {last.subjects} subjects, {last.bytes:,} bytes in all, read in "
+        f"{figure(last.read_ms.p50, 'ms', 2)} (p50; p99 {figure(last.read_ms.p99, 'ms', 2)})."
+    )
+
+
+def _fault(found: Certificate) -> Iterator[str]:
+    yield "## Fault"
+    yield ""
+    fault = found.fault
+    if fault is None:
+        yield "No agent was killed; the problems say why."
+        return
+    yield (
+        f"{fault.signal} to {fault.agent} (pid {fault.pid}, sandbox {fault.sandbox}): {fault.outcome}, epoch "
+        f"{fault.epoch_before} to {fault.epoch_after or 'none'}. Times since the signal, as heard on the bus:"
+    )
+    yield ""
+    rows = [
+        [figure(getattr(fault, f"{step}_ms"), "ms"), step.replace("_", " "), meaning]
+        for step, meaning in KILL_STEPS.items()
+    ]
+    yield from _table(("after", "step", "what was heard"), rows)
+    yield ""
+    cursor, outputs = found.restored.get("cursor"), found.restored.get("outputs")
+    yield (
+        f"Its snapshot was taken over at message {NONE if cursor is None else cursor}, "
+        f"{NONE if outputs is None else outputs} outputs were known, "
+        f"{NONE if fault.events_replayed is None else fault.events_replayed} inputs replayed. Of "
+        f"{NONE if fault.outputs_checked is None else fault.outputs_checked} outputs "
+        f"{NONE if fault.outputs_lost is None else fault.outputs_lost} were lost and "
+        f"{NONE if fault.outputs_doubled is None else fault.outputs_doubled} doubled."
+    )
+
+
+def _audit(found: Certificate) -> Iterator[str]:
+    yield "## Audit"
+    yield ""
+    audit = found.audit
+    if audit is None:
+        yield "Not made; the problems say why."
+        return
+    yield (
+        f"{'Passed' if audit.ok else '**FAILED**'}: {counted(audit.messages, 'message')}, {audit.gaps} gaps, "
+        f"{audit.doubled} doubled, {audit.rounds_decided} rounds decided, {audit.rounds_missing} left out; mirror: "
+        f"{audit.mirror_compared} compared, {audit.mirror_missing} missing, {audit.mirror_differing} differing."
+    )
+    for text in (*audit.problems, *audit.notes):
+        yield f"- {_cell(text)}"
+    alerts = ", ".join(f"{code} ({count})" for code, count in sorted(found.alerts.items()))
+    yield ""
+    yield f"Alerts heard: {alerts or 'none'}."
+
+
+def _health(found: Certificate) -> Iterator[str]:
+    yield "## Health and cost"
+    yield ""
+    yield from _table(
+        (
+            "sandbox",
+            "state",
+            "availability",
+            "up",
+            "processes",
+            "CPU",
+            "memory, PSS",
+            "network",
+            "cost an hour",
+            "so far",
+        ),
+        [_health_row(row) for row in found.sandboxes],
+    )
+    yield ""
+    yield (
+        "Availability: the share of the time since a host's first heartbeat in which it was known to be alive. CPU: of "
+        "one processor, since the host's start."
+    )
+
+
+def _health_row(row: SandboxRow) -> list[str]:
+    usage, probe = row.usage, row.probe
+    if row.rx_bytes is not None and row.tx_bytes is not None:
+        network = f"{row.rx_bytes / MIB:.2f} MiB in, {row.tx_bytes / MIB:.2f} out"
+    else:
+        network = row.network
+    own = None if probe is None or probe.own_memory_bytes is None else probe.own_memory_bytes / MIB
+    price = NONE if row.price_per_hour is None else f"${row.price_per_hour:.4f} ({row.cost_why})"
+    return [
+        row.name,
+        row.state,
+        NONE if row.availability is None else f"{100 * row.availability:.1f} % of {row.seen_s:.1f} s",
+        figure(row.uptime_s, "s"),
+        NONE if usage is None else str(usage.processes),
+        figure(row.cpu_percent, "%"),
+        figure(own, "MiB"),
+        network,
+        row.cost_why if row.price_per_hour is None else price,
+        row.cost_why if row.cost is None else f"${row.cost:.6f}",
+    ]
+
+
+def _cleanup(found: Certificate) -> Iterator[str]:
+    yield "## Clean-up"
+    yield ""
+    cleanup = found.cleanup
+    yield (
+        f"`signalmesh up` ended with exit code {NONE if cleanup.exit_code is None else cleanup.exit_code}; "
+        f"{counted(cleanup.processes, 'process', 'processes')} of the run were looked for; "
+        f"{figure(cleanup.took_s, 's')} in all."
+    )
+    yield ""
+    for text in cleanup.left:
+        yield f"- left: {_cell(text)}"
+    if not cleanup.left:
+        yield "Nothing is left: no process, no server, no directory."
+    yield ""
+    yield from _table(("step", "took"), [[step.name, f"{step.took_s:.2f} s"] for step in found.steps])

@@ -1,0 +1,254 @@
+"""What `certify` finds: the types of `certify --json`. All of it was measured in that run; where not, it says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from agents.probe import Probe
+from bus.sandboxes import SandboxUsage
+from coordinator.figures import Spread
+from coordinator.isolation import Isolation
+from coordinator.killing import Killing
+
+__all__ = [
+    "AgentRow",
+    "Audited",
+    "Certificate",
+    "Cleanup",
+    "Flow",
+    "Hop",
+    "LastValues",
+    "MemoryKey",
+    "SandboxRow",
+    "SnapshotRow",
+    "Step",
+    "Target",
+    "Throughput",
+    "judged",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One thing that must hold. `measured` is in `unit`, and must be below `limit`, or `exactly` that.
+
+    What could not be measured is not met; `why` then says what was missing. `how` tells what was measured.
+    """
+
+    name: str
+    measured: float | None
+    unit: str
+    limit: float
+    exactly: bool
+    ok: bool
+    how: str
+    why: str = ""
+
+
+def judged(
+    name: str, measured: float | None, unit: str, limit: float, how: str, why: str, *, exactly: bool = False
+) -> Target:
+    """The target with its verdict."""
+    ok = measured is not None and (measured == limit if exactly else measured < limit)
+    return Target(
+        name=name,
+        measured=measured,
+        unit=unit,
+        limit=limit,
+        exactly=exactly,
+        ok=ok,
+        how=how,
+        why=why if measured is None else "",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Something that certify did, and how long it took."""
+
+    name: str
+    took_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class SandboxRow:
+    """A sandbox. `heard_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip.
+
+    `availability` is the share of the `seen_s` seconds since that heartbeat in which its host was known to be alive.
+    Network bytes are None where its network is shared, which `network` says. Money is USD; None: `cost_why`.
+    """
+
+    name: str
+    provider: str | None = None
+    state: str = "not heard"
+    heard_ms: float | None = None
+    probe_ms: float | None = None
+    probe: Probe | None = None
+    isolation: Isolation | None = None
+    agents: list[str] = field(default_factory=list)
+    uptime_s: float | None = None
+    seen_s: float | None = None
+    availability: float | None = None
+    usage: SandboxUsage | None = None
+    cpu_percent: float | None = None
+    network: str = "not measured: no heartbeat told it"
+    rx_bytes: int | None = None
+    tx_bytes: int | None = None
+    price_per_hour: float | None = None
+    cost: float | None = None
+    cost_why: str = ""
+    why: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class AgentRow:
+    """An agent. `spawn_ms` and `ready_ms` count from the storing of its claim to that of what says so, by the server's
+    clock: its host had a process, and it was live with its state.
+    """
+
+    name: str
+    kind: str
+    agent_id: str
+    sandbox: str
+    pid: int | None
+    epoch: int
+    capabilities: list[str]
+    status: str
+    spawn_ms: float | None = None
+    ready_ms: float | None = None
+    outputs: int | None = None
+    rss_mb: float | None = None
+    cpu_s: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """Messages of `kind` by `to` that answer one of `source`'s: ms from the storing of the one to that of the other."""
+
+    source: str
+    to: str
+    kind: str
+    ms: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """The paced rounds of the run: each hop by Mesh-Cause, and whole rounds from tick to decision, in ms.
+
+    `votes` maps each voter to the number of decisions that had its vote.
+    """
+
+    hops: list[Hop] = field(default_factory=list)
+    tick_to_decision_ms: Spread = field(default_factory=lambda: Spread(n=0))
+    votes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """The unpaced rounds at the beginning, by the server's clock; all messages of the stream in that time."""
+
+    rounds: int
+    seconds: float | None
+    decisions_per_s: float | None
+    messages_per_s: float | None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryKey:
+    """A value of the memory bucket, read over the bus again and again. `sequence` is the stream message with the same
+    digest; None: there is none. `mirrored`: whether the mirror's row of it has that digest too; None: see `why`.
+    """
+
+    agent: str
+    key: str
+    bytes: int | None = None
+    revision: int | None = None
+    sha256: str | None = None
+    read_ms: Spread = field(default_factory=lambda: Spread(n=0))
+    sequence: int | None = None
+    mirrored: bool | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRow:
+    """A snapshot as the bus holds it; `mirrored`: whether the mirror has that revision with the same digest."""
+
+    agent: str
+    bytes: int
+    revision: int
+    sha256: str
+    mirrored: bool | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastValues:
+    """The newest message of every subject that the stream holds, each asked for by itself."""
+
+    subjects: int
+    bytes: int
+    read_ms: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """The audit's result over the whole run, in short; `signalmesh audit --json` has the same in full."""
+
+    ok: bool
+    messages: int
+    gaps: int
+    doubled: int
+    rounds_decided: int
+    rounds_missing: int
+    mirror_compared: int
+    mirror_missing: int
+    mirror_differing: int
+    problems: list[str]
+    notes: list[str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Cleanup:
+    """`left` is whatever was found afterwards of what the run had made; each as a sentence that says what to do."""
+
+    took_s: float | None = None
+    exit_code: int | None = None
+    processes: int = 0
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is left, and the swarm ended in order."""
+        return not self.left and self.exit_code == 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Certificate:
+    """`certify --json`. `problems` are those beyond the targets: what was not found, not whole, or left behind."""
+
+    ok: bool
+    version: str
+    provider: str
+    started_at: datetime
+    took_s: float
+    machine: Probe
+    nats_server: str
+    steps: list[Step]
+    targets: list[Target]
+    sandboxes: list[SandboxRow]
+    agents: list[AgentRow]
+    flow: Flow
+    throughput: Throughput
+    memory: list[MemoryKey]
+    snapshots: list[SnapshotRow]
+    last_values: LastValues
+    fault: Killing | None
+    restored: dict[str, int | None]
+    audit: Audited | None
+    alerts: dict[str, int]
+    cleanup: Cleanup
+    problems: list[str]

@@ -1,0 +1,263 @@
+"""The rows of certify's report: what was heard of hosts and agents, and the targets beside what was measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from agents.probe import Probe
+from bus.bus import Closable, Heard
+from bus.errors import MeshError, MessageError
+from bus.messages import Heartbeat, decode
+from bus.nats_bus import NatsBus
+from bus.sandboxes import SandboxUsage
+from coordinator.audit_report import Audit
+from coordinator.availability import Attendance, Availability
+from coordinator.certify_measures import MS, Recording
+from coordinator.certify_report import AgentRow, Audited, MemoryKey, SandboxRow, SnapshotRow, Target, judged
+from coordinator.chaos_observer import Observer
+from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES
+from coordinator.isolation import compare, probe_sandbox
+from coordinator.killing import Killing
+from coordinator.network import shared_with
+
+__all__ = ["Hosts", "agent_rows", "audited", "sandbox_rows", "targets"]
+
+
+class Hosts:
+    """What is heard of the sandboxes' hosts, and what they say of themselves. `since`: when the swarm was started."""
+
+    def __init__(self, bus: NatsBus, since: float) -> None:
+        self._bus, self.since = bus, since
+        self.attendance = Attendance()
+        self.first: dict[str, float] = {}
+        self.ended_at = 0.0
+        self.probes: dict[str, tuple[float, Probe]] = {}
+        """Name -> how long the probe's round trip took, ms, and what it told."""
+        self.failures: dict[str, str] = {}
+        self._listening: Closable
+
+    async def start(self) -> None:
+        self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+
+    async def _on_beat(self, heard: Heard) -> None:
+        try:
+            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            return
+        at = time.monotonic()
+        if isinstance(beat, Heartbeat) and beat.role == "sandbox" and not self.ended_at:
+            self.first.setdefault(beat.agent, at)
+            self.attendance.heard(beat.agent, at)
+
+    def stop(self) -> None:
+        """Hear no more: what is silent from now on was told to end."""
+        self.ended_at = time.monotonic()
+
+    async def probe(self, name: str) -> None:
+        """Ask a host what it sees; a refusal or silence is noted as well."""
+        began = time.monotonic()
+        try:
+            probe = await probe_sandbox(self._bus, name)
+        except MeshError as error:
+            self.failures[name] = str(error)
+        else:
+            self.probes[name] = ((time.monotonic() - began) * 1000, probe)
+
+    def availability(self, name: str) -> Availability | None:
+        return self.attendance.of(name, self.ended_at or time.monotonic())
+
+
+def sandbox_rows(hosts: Hosts, observer: Observer, here: Probe) -> list[SandboxRow]:
+    """A row for each sandbox that should be there, or was heard."""
+    rows = []
+    usages = {name: beat.said.usage for name, beat in observer.hosts.items()}
+    for name in dict.fromkeys([*DEFAULT_SANDBOXES, *observer.hosts]):
+        beat = observer.hosts.get(name)
+        if beat is None:
+            rows.append(SandboxRow(name=name, why="no heartbeat of its host was heard"))
+            continue
+        said, available = beat.said, hosts.availability(name)
+        took_ms, probe = hosts.probes.get(name, (None, None))
+        account = ((observer.leader.said.accounts if observer.leader else None) or {}).get(name)
+        price = account.price_per_hour if account else None
+        row = SandboxRow(
+            name=name,
+            provider=said.provider,
+            state="active" if said.status == "live" else said.status,
+            heard_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
+            probe_ms=took_ms,
+            probe=probe,
+            isolation=None if probe is None else compare(probe, here),
+            agents=sorted(agent for agent, known in observer.agents.items() if known.said.sandbox == name),
+            uptime_s=said.uptime_s,
+            seen_s=available.seen_s if available else None,
+            availability=available.share if available else None,
+            usage=said.usage,
+            price_per_hour=price,
+            cost=None if price is None or said.uptime_s is None else price * said.uptime_s / 3600,
+            cost_why="no price is set"
+            if price is None
+            else f"price by {account.price_source or 'the configuration'}"
+            if account
+            else "",
+            why=hosts.failures.get(name, ""),
+        )
+        _add_usage(row, said.usage, usages)
+        rows.append(row)
+    return rows
+
+
+def _add_usage(row: SandboxRow, usage: SandboxUsage | None, usages: Mapping[str, SandboxUsage | None]) -> None:
+    if usage is None:
+        return
+    if row.uptime_s:
+        row.cpu_percent = 100 * usage.cpu_s / row.uptime_s
+    others = shared_with(row.name, usages)
+    if others is None:
+        row.network = "not measured: this system does not tell whose network it is"
+    elif others:
+        row.network = f"not measured: it has none of its own, but shares that of {', '.join(others)}"
+    else:
+        row.network, row.rx_bytes, row.tx_bytes = "its own", usage.rx_bytes, usage.tx_bytes
+
+
+def agent_rows(observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]]) -> list[AgentRow]:
+    """A row for each agent that should be there; its times of starting are those of its first incarnation."""
+    rows = []
+    for name, table in DEFAULT_AGENTS.items():
+        beat = observer.agents.get(name)
+        said = None if beat is None else beat.said
+        first = min(recording.claims.get(name, ()), default=0)
+        rows.append(
+            AgentRow(
+                name=name,
+                kind=table["kind"],
+                agent_id=said.agent_id if said else "",
+                sandbox=said.sandbox if said else "",
+                pid=said.pid if said else None,
+                epoch=said.epoch if said else 0,
+                capabilities=capabilities.get(name, []),
+                status={"live": "active", "finished": "active"}.get(said.status, said.status) if said else "not heard",
+                spawn_ms=recording.since_claim_ms("spawned", name, first),
+                ready_ms=recording.since_claim_ms("ready", name, first),
+                outputs=said.outputs if said else None,
+                rss_mb=said.rss_mb if said else None,
+                cpu_s=said.cpu_s if said else None,
+                why="" if said else "no heartbeat of it was heard",
+            )
+        )
+    return rows
+
+
+def audited(audit: Audit) -> Audited:
+    """The audit in short."""
+    agents = audit.agents.values()
+    return Audited(
+        ok=audit.ok,
+        messages=audit.stream.messages,
+        gaps=sum(agent.gaps for agent in agents),
+        doubled=sum(agent.doubled for agent in agents),
+        rounds_decided=audit.rounds.decided,
+        rounds_missing=audit.rounds.missing,
+        mirror_compared=audit.mirror.compared,
+        mirror_missing=audit.mirror.missing,
+        mirror_differing=audit.mirror.differing,
+        problems=[problem.text for problem in audit.problems],
+        notes=audit.notes,
+    )
+
+
+def targets(
+    sandboxes: list[SandboxRow],
+    agents: list[AgentRow],
+    memory: list[MemoryKey],
+    snapshots: list[SnapshotRow],
+    fault: Killing | None,
+    before: Recording,
+    after: Recording,
+    audit: Audited | None,
+    *,
+    detection_s: float,
+    recovery_s: float,
+    downtime_s: float,
+) -> list[Target]:
+    """All that must hold, beside what was measured."""
+    no_fault = "no agent was killed" if fault is None else f"the kill's outcome: {fault.outcome}"
+    detected = None if fault is None or fault.detected_ms is None else fault.detected_ms / 1000
+    ready = None if fault is None or fault.ready_ms is None else fault.ready_ms / 1000
+    away_s, back_s = _gap_s(fault, after)
+    return [
+        judged(
+            "sandboxes deployed", float(sum(row.state == "active" and row.probe is not None for row in sandboxes)),
+            "sandboxes", float(len(DEFAULT_SANDBOXES)), "their hosts beat, and answered a probe", "", exactly=True,
+        ),
+        judged(
+            "agents active", float(sum(row.status == "active" for row in agents)), "agents",
+            float(len(DEFAULT_AGENTS)), "their newest heartbeats say so at the end of the run", "", exactly=True,
+        ),
+        judged(
+            "memory intact", _whole(sum(row.mirrored is True for row in memory), len(DEFAULT_AGENTS)), "%", 100.0,
+            "memory keys whose digest is that of a message in the stream and in the mirror", "", exactly=True,
+        ),
+        judged(
+            "snapshots intact", _whole(sum(row.mirrored is True for row in snapshots), len(DEFAULT_AGENTS)), "%", 100.0,
+            "snapshots whose digest by the bus is that by the mirror", "", exactly=True,
+        ),
+        judged("detection", detected, "s", detection_s, "from the signal until the death was declared", no_fault),
+        judged("recovery", ready, "s", recovery_s, "from the signal until it was live again with its state", no_fault),
+        judged(
+            "downtime", away_s, "s", downtime_s,
+            "from its last output before the kill to its first after it, both by the server's clock", no_fault,
+        ),
+        judged(
+            "rejoin", back_s, "s", downtime_s,
+            "from its last output before the kill to the first decision on a tick of the new process", no_fault,
+        ),
+        judged(
+            "data loss", _lost(fault, audit), "outputs", 0.0,
+            "missing or repeated numbers of all agents' outputs, read back from the stream",
+            "the stream was not audited" if audit is None else no_fault, exactly=True,
+        ),
+        judged(
+            "restoration", _restored(fault, before, after), "%", 100.0,
+            "outputs of before the kill that are stored after it with the same digest", no_fault, exactly=True,
+        ),
+    ]  # fmt: skip
+
+
+def _whole(count: int, of: int) -> float:
+    return 100.0 * count / of
+
+
+def _lost(fault: Killing | None, audit: Audited | None) -> float | None:
+    if audit is None or fault is None or fault.outputs_lost is None or fault.outputs_doubled is None:
+        return None
+    return float(max(fault.outputs_lost + fault.outputs_doubled, audit.gaps + audit.doubled) + audit.rounds_missing)
+
+
+def _restored(fault: Killing | None, before: Recording, after: Recording) -> float | None:
+    known = {} if fault is None else before.outputs(fault.agent)
+    if fault is None or not known or not after.messages:
+        return None
+    found = after.outputs(fault.agent)
+    same = sum(at in found and found[at].sha256 == told.sha256 for at, told in known.items())
+    return _whole(same, len(known))
+
+
+def _gap_s(fault: Killing | None, after: Recording) -> tuple[float | None, float | None]:
+    """Seconds without an output of the killed agent, and until a tick of its successor was decided."""
+    if fault is None or fault.epoch_after is None:
+        return None, None
+    outputs = after.outputs(fault.agent)
+    old = [told.stored_ns for told in outputs.values() if told.epoch == fault.epoch_before]
+    new = [told.stored_ns for told in outputs.values() if told.epoch == fault.epoch_after]
+    ticks = {tick for tick, at in after.ticks.items() if at in outputs and outputs[at].epoch == fault.epoch_after}
+    decided = [after.messages[at].stored_ns for at, (*tick, _) in after.decisions.items() if tuple(tick) in ticks]
+    if not old:
+        return None, None
+    last = max(old)
+    return (
+        (min(new) - last) * MS / 1000 if new else None,
+        (min(decided) - last) * MS / 1000 if decided else None,
+    )

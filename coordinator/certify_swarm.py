@@ -1,0 +1,171 @@
+"""A swarm for one run of `certify`: the command `signalmesh up` in a temporary directory, and what is left of it.
+
+It is started as a user would start it, with a configuration whose sandboxes have the provider asked for. It ends with
+this process, however that ends: the kernel sees to it (bus.process.die_with_parent), down to the agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import psutil
+
+from bus.errors import BusUnreachable, MeshError, UsageError
+from bus.process import die_with_parent
+from bus.server_info import read_info
+from coordinator.certify_report import Cleanup
+from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES
+from coordinator.rundir import Run, is_same, read_run
+
+__all__ = ["TemporarySwarm", "configuration"]
+
+START_S = 30.0
+"""From the start of `up` to its record."""
+STOP_S = 25.0
+LOOK_S = 0.02
+GONE_S = 2.0
+"""How long what `up` has ended may still be seen."""
+SPOKEN_LINES = 5
+
+
+def configuration(provider: str, **source: float) -> str:
+    """swarm.toml of the default swarm, its sandboxes of `provider`, its source with the options `source`."""
+    # TOML's strings, numbers and arrays of them are written as JSON's are.
+    lines = []
+    for name, table in DEFAULT_SANDBOXES.items():
+        lines += [f"[sandboxes.{name}]", *_assignments({"provider": provider, **table})]
+    for name, table in DEFAULT_AGENTS.items():
+        lines += [f"[agents.{name}]", *_assignments(table)]
+        if table["kind"] == "market-data":
+            lines += [f"[agents.{name}.options]", *_assignments(source)]
+    return "\n".join(lines) + "\n"
+
+
+def _assignments(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {orjson.dumps(value).decode()}" for key, value in table.items()]
+
+
+class TemporarySwarm:
+    """`up` in a directory of its own. Use `start`, and then `stop` whatever happened."""
+
+    def __init__(self, toml: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="signalmesh-certify-"))
+        self._toml = toml
+        self._process: asyncio.subprocess.Process | None = None
+        self._everybody: dict[int, tuple[float, str]] = {}
+        self.began = 0.0
+        """When `up` was started, monotonic seconds."""
+        self.url = ""
+
+    @property
+    def state_dir(self) -> Path:
+        return self.directory / "state"
+
+    async def start(self) -> Run:
+        """Start it; returns its record.
+
+        Raises:
+            UsageError, BusUnreachable, MeshError: it did not start; with what it said, and its exit code.
+        """
+        config = self.directory / "swarm.toml"
+        await asyncio.to_thread(config.write_text, self._toml)
+        output = await asyncio.to_thread((self.directory / "up.log").open, "wb")
+        with output:
+            self.began = time.monotonic()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "coordinator.main", "up", "--port", "0", "--log-level", "warning"),
+                *("--config", str(config), "--state-dir", str(self.state_dir)),
+                cwd=self.directory,
+                env={key: value for key, value in os.environ.items() if not key.startswith("SIGNALMESH_")},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in the terminal is for certify, which ends it in order
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+        try:
+            async with asyncio.timeout(START_S):
+                while (run := await asyncio.to_thread(read_run, self.state_dir)) is None:
+                    if self._process.returncode is not None:
+                        raise await asyncio.to_thread(self._failure, self._process.returncode)
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            raise MeshError(f"`signalmesh up` did not start within {START_S:.0f} s; {self._said()}") from None
+        self.url = run.url
+        return run
+
+    def _said(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = (self.directory / "up.log").read_text(errors="replace").splitlines()
+            if lines:
+                return " ".join(["it said:", *lines[-SPOKEN_LINES:]])
+        return "it said nothing"
+
+    def _failure(self, code: int) -> MeshError:
+        text = f"`signalmesh up` ended with exit code {code}; {self._said()}"
+        if code == UsageError.exit_code:
+            return UsageError(text)
+        return BusUnreachable("the embedded server", text) if code == BusUnreachable.exit_code else MeshError(text)
+
+    def remember(self) -> int:
+        """Note all processes of the swarm, for the look at what is left; returns how many are known by now."""
+        if self._process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                top = psutil.Process(self._process.pid)
+                for process in (top, *top.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        self._everybody.setdefault(
+                            process.pid, (process.create_time(), " ".join(process.cmdline()) or process.name())
+                        )
+        return len(self._everybody)
+
+    async def stop(self) -> Cleanup:
+        """End it in order, remove its directory, and look what is left."""
+        cleanup = Cleanup()
+        began = time.monotonic()
+        process = self._process
+        if process is not None:
+            cleanup.processes = await asyncio.to_thread(self.remember)
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+                try:
+                    async with asyncio.timeout(STOP_S):
+                        await process.wait()
+                except TimeoutError:
+                    cleanup.left.append(f"`signalmesh up` (pid {process.pid}) had to be killed after {STOP_S:.0f} s")
+                    process.kill()
+            cleanup.exit_code = await process.wait()
+        cleanup.left += await self._left()
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+        if self.directory.exists():
+            cleanup.left.append(f"the directory {self.directory}: remove it")
+        cleanup.took_s = round(time.monotonic() - began, 3)
+        return cleanup
+
+    async def _left(self) -> list[str]:
+        until = time.monotonic() + GONE_S
+        while alive := [pid for pid, (created, _) in self._everybody.items() if is_same(pid, created)]:
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(LOOK_S)
+        left = [f"process {pid} ({self._everybody[pid][1][:100]}): end it with `kill {pid}`" for pid in alive]
+        parts = urlsplit(self.url)
+        if parts.port is not None and await read_info(parts.hostname or "127.0.0.1", parts.port) is not None:
+            left.append(f"a NATS server at {self.url}")
+        return left

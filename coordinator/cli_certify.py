@@ -1,0 +1,83 @@
+"""The verb `certify`. What it does is in coordinator/certify.py."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from bus.plain import harmless
+from bus.tasks import run_to_end
+from coordinator.options import Json, print_json
+
+REPORT = Path("certify.md")
+
+
+def certify(
+    provider: Annotated[str, typer.Option("--provider", help="Who makes the sandboxes.")] = "local",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The report, in Markdown; its JSON is put beside it.")
+    ] = REPORT,
+    max_detection_s: Annotated[float, typer.Option("--max-detection", metavar="SECONDS", help="Target.")] = 1.0,
+    max_recovery_s: Annotated[float, typer.Option("--max-recovery", metavar="SECONDS", help="Target.")] = 5.0,
+    max_downtime_s: Annotated[
+        float, typer.Option("--max-downtime", metavar="SECONDS", help="Target, of the rejoin as well.")
+    ] = 10.0,
+    json: Json = False,
+) -> None:
+    """Acceptance run: a swarm of its own is deployed, measured, killed at, audited and cleaned away; with a report."""
+    import orjson
+
+    from bus.logs import set_up_logs
+    from coordinator.certify import CertifyOptions, run_certify
+    from coordinator.certify_markdown import markdown
+    from coordinator.certify_view import print_certificate
+    from coordinator.config_agents import PROVIDERS
+
+    for name, value in (
+        ("--max-detection", max_detection_s), ("--max-recovery", max_recovery_s), ("--max-downtime", max_downtime_s),
+    ):  # fmt: skip
+        if not value > 0:
+            raise UsageError(f"{name} {value}: expected more than 0 seconds")
+    if provider not in PROVIDERS:
+        raise UsageError(f"--provider {provider}: expected one of {', '.join(PROVIDERS)}")
+    beside = out.with_suffix(".json")
+    if out.suffix == ".json":
+        raise UsageError(f"--out {out}: expected the name of the Markdown report; its JSON goes to {beside} by itself")
+    _check_writable(out)
+    set_up_logs("error")
+    options = CertifyOptions(
+        provider=provider,
+        max_detection_s=max_detection_s,
+        max_recovery_s=max_recovery_s,
+        max_downtime_s=max_downtime_s,
+    )
+    found = None
+    with contextlib.suppress(KeyboardInterrupt):
+        found = run_to_end(run_certify(options, lambda text: typer.echo(text, err=True)))
+    if found is None:
+        typer.echo("signalmesh: certify was broken off; what it had started is ended", err=True)
+        raise typer.Exit(130)
+    try:
+        out.write_text(markdown(found))
+        beside.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z) + b"\n")
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}") from None
+    if json:
+        print_json(found)
+    else:
+        print_certificate(found)
+        typer.echo(harmless(f"the report: {out} and {beside}"))
+    raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before the run, rather than after it."""
+    try:
+        with out.open("a"):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {out}: it cannot be written: {error.strerror}") from None

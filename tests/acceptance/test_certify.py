@@ -1,0 +1,132 @@
+"""`signalmesh certify` as its user has it: the report, its verdict, and that nothing of the run is left."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bus.process import die_with_parent
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, SIGNALMESH, Ends, run_verb
+
+GUARD = 3 * GUARD_S
+
+
+def leftovers(directory: Path) -> list[str]:
+    return [path.name for path in directory.glob("signalmesh-certify-*")]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where certify puts its temporary directory."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(directory))
+    return directory
+
+
+@pytest.mark.slow
+async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary: Path):
+    done = await run_verb(tmp_path, "certify", "--json", "--out", "report.md", guard_s=GUARD)
+    assert done.code == 0, done.out + done.err
+    found = done.json
+    assert found == json.loads((tmp_path / "report.json").read_text())
+    assert found["ok"]
+    assert all(target["ok"] for target in found["targets"])
+    assert [row["name"] for row in found["sandboxes"]] == list(SANDBOXES)
+    assert {agent for row in found["sandboxes"] for agent in row["agents"]} == set(AGENTS)
+    own = os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    for row in found["sandboxes"]:
+        assert row["probe"]["namespaces"]["pid"] == own
+        assert "pid namespace" in row["isolation"]["shared"]
+        assert 0 < row["availability"] <= 1
+        assert row["rx_bytes"] is None
+        assert "this machine" in row["network"]
+        assert (row["cost"], row["cost_why"]) == (None, "no price is set")
+    assert len({row["probe"]["pid"] for row in found["sandboxes"]}) == 3
+    assert [row["agent"] for row in found["memory"]] == list(AGENTS)
+    assert all(row["sequence"] and row["mirrored"] for row in found["memory"])
+    assert {row["agent"] for row in found["snapshots"]} == set(AGENTS)
+    fault = found["fault"]
+    assert (fault["agent"], fault["outcome"]) == ("research-1", "recovered")
+    assert fault["epoch_after"] > fault["epoch_before"]
+    assert found["restored"]["outputs"] > 0
+    measured = {target["name"]: target["measured"] for target in found["targets"]}
+    assert measured["recovery"] == fault["ready_ms"] / 1000
+    assert measured["detection"] == fault["detected_ms"] / 1000
+    hops = {(hop["source"], hop["to"]) for hop in found["flow"]["hops"]}
+    assert hops >= {("research-1", voter) for voter in AGENTS[1:4]}
+    assert found["audit"]["ok"]
+    assert found["cleanup"]["left"] == []
+    assert found["cleanup"]["processes"] >= 14  # up, nats-server, three hosts, watchdog, mirror, agents and more
+    text = (tmp_path / "report.md").read_text()
+    for target in found["targets"]:
+        places = 0 if target["exactly"] else 3
+        assert f"| {target['name']} |" in text
+        assert f"{target['measured']:,.{places}f} {target['unit']} | met |" in text
+    for row in found["memory"]:
+        assert f"| {row['key']} | {row['bytes']} |" in text
+        assert f"{row['sha256'][:16]} | message {row['sequence']} | the same |" in text
+    for agent in found["agents"]:
+        assert agent["agent_id"] in text
+    assert leftovers(temporary) == []
+
+
+@pytest.mark.slow
+async def test_a_missed_target_fails_the_run(tmp_path: Path, temporary: Path):
+    done = await run_verb(tmp_path, "certify", "--max-detection", "0.000001", guard_s=GUARD)
+    assert done.code == 1, done.out + done.err
+    assert "missed: detection" in done.out
+    assert "| detection | < 1e-06 s |" in (tmp_path / "certify.md").read_text()
+    found = json.loads((tmp_path / "certify.json").read_text())
+    assert [target["name"] for target in found["targets"] if not target["ok"]] == ["detection"]
+    assert leftovers(temporary) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary: Path, number: int):
+    process = await asyncio.create_subprocess_exec(
+        str(SIGNALMESH), "certify", cwd=tmp_path, env=ENVIRONMENT, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+    assert process.stderr is not None
+    async with asyncio.timeout(GUARD_S):
+        async for line in process.stderr:
+            if b"running the pipeline" in line:
+                break
+    everybody = psutil.Process(process.pid).children(recursive=True)
+    assert len(everybody) >= 14
+    ends = await Ends.of(*(child.pid for child in everybody))
+    process.send_signal(number)
+    await ends.all()
+    said = (await process.stderr.read()).decode()
+    code = await process.wait()
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
+    if number != signal.SIGKILL:
+        assert "broken off" in said
+        assert leftovers(temporary) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--provider", "nowhere"), "--provider nowhere: expected one of local"),
+        (("--max-detection", "0"), "--max-detection 0.0: expected more than 0 seconds"),
+        (("--max-downtime", "nan"), "--max-downtime nan: expected more than 0 seconds"),
+        (("--out", "missing/report.md"), "--out missing/report.md: it cannot be written: No such file or directory"),
+        (("--out", "report.json"), "--out report.json: expected the name of the Markdown report"),
+    ],
+)
+async def test_mistakes_are_told_before_anything_is_started(tmp_path: Path, arguments, expected):
+    done = await run_verb(tmp_path, "certify", *arguments)
+    assert done.code == 2
+    assert expected in done.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,232 @@
+"""certify's report: every row says what was measured, or why it was not; the verdict follows from nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agents.probe import look_around, network_of_here
+from bus.sandboxes import SandboxUsage
+from coordinator.availability import Attendance
+from coordinator.certify_markdown import markdown, target_text, verdict
+from coordinator.certify_measures import Recording, Told, Value, digest, recognise
+from coordinator.certify_report import (
+    Audited,
+    Certificate,
+    Cleanup,
+    Flow,
+    LastValues,
+    SandboxRow,
+    Throughput,
+    judged,
+)
+from coordinator.certify_rows import targets
+from coordinator.certify_swarm import TemporarySwarm, configuration
+from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse
+from coordinator.figures import Spread
+from coordinator.killing import Killing
+from coordinator.network import HERE, shared_with
+from coordinator.silence import HOST_LOST_S
+
+MS = 1_000_000
+KILLING = Killing(
+    agent="research-1", sandbox="base", pid=7, signal="SIGKILL", epoch_before=1, epoch_after=4, outcome="recovered",
+    detected_ms=20.0, ready_ms=80.0, outputs_lost=0, outputs_doubled=0, outputs_checked=4,
+)  # fmt: skip
+AUDITED = Audited(
+    ok=True, messages=6, gaps=0, doubled=0, rounds_decided=2, rounds_missing=0, mirror_compared=6, mirror_missing=0,
+    mirror_differing=0, problems=[], notes=[],
+)  # fmt: skip
+
+
+def told(kind: str, writer: str, at_ms: int, cause: int | None = None, epoch: int = 1, data: bytes = b"x") -> Told:
+    return Told(f"swarm.{kind}.BTC-USD.{writer}", kind, writer, at_ms * MS, cause, epoch, digest(data))
+
+
+def recording() -> Recording:
+    """Two rounds: a tick before the kill, a tick after it, each with a vote and a decision."""
+    found = Recording()
+    found.messages = {
+        1: told("epoch", "research-1", 0),
+        2: told("market", "research-1", 100, data=b"tick 1"),
+        3: told("signal", "momentum", 103, cause=2),
+        4: told("epoch", "research-1", 150),
+        5: told("market", "research-1", 300, epoch=4, data=b"tick 2"),
+        6: told("signal", "momentum", 305, cause=5),
+        7: told("decision", "coordinator", 306, cause=6),
+    }
+    found.ticks = {("research-1", 1): 2, ("research-1", 2): 5}
+    found.decisions = {7: ("research-1", 2, ("momentum",))}
+    found.claims = {"research-1": [1, 4]}
+    found.events = {("ready", "research-1", 4): (190 * MS, {"replayed": 0})}
+    return found
+
+
+def judge(fault: Killing | None, before: Recording, after: Recording, audit: Audited | None) -> dict[str, object]:
+    found = targets([], [], [], [], fault, before, after, audit, detection_s=1.0, recovery_s=5.0, downtime_s=10.0)
+    return {target.name: target for target in found}
+
+
+def test_the_consequences_of_the_fault_are_read_from_the_stream():
+    found = judge(KILLING, recording(), recording(), AUDITED)
+    measured = {name: target.measured for name, target in found.items()}  # type: ignore[attr-defined]
+    assert measured["detection"] == 0.02
+    assert measured["recovery"] == 0.08
+    assert measured["downtime"] == pytest.approx(0.2)
+    assert measured["rejoin"] == pytest.approx(0.206)
+    assert (measured["data loss"], measured["restoration"]) == (0, 100)
+
+
+def test_an_output_that_is_gone_or_another_one_is_not_restored():
+    for change in ("gone", "another"):
+        after = recording()
+        if change == "gone":
+            del after.messages[2]
+        else:
+            after.messages[2] = told("market", "research-1", 100, data=b"forged")
+        target = judge(KILLING, recording(), after, AUDITED)["restoration"]
+        assert target.measured == 50  # type: ignore[attr-defined]
+        assert not target.ok  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "audit", [replace(AUDITED, gaps=1), replace(AUDITED, doubled=1), replace(AUDITED, rounds_missing=1)]
+)
+def test_what_the_audit_misses_is_data_loss_though_the_kill_did_not_see_it(audit):
+    target = judge(KILLING, recording(), recording(), audit)["data loss"]
+    assert (target.measured, target.ok) == (1, False)  # type: ignore[attr-defined]
+
+
+def test_what_was_not_measured_is_not_met_and_says_why():
+    nothing = judge(None, Recording(), Recording(), None)
+    for name in ("detection", "recovery", "downtime", "rejoin", "restoration"):
+        target = nothing[name]
+        assert (target.measured, target.ok, target.why) == (None, False, "no agent was killed")  # type: ignore[attr-defined]
+    assert nothing["data loss"].why == "the stream was not audited"  # type: ignore[attr-defined]
+    hung = judge(replace(KILLING, ready_ms=None, outcome="not back in time"), recording(), recording(), AUDITED)
+    assert hung["recovery"].why == "the kill's outcome: not back in time"  # type: ignore[attr-defined]
+
+
+def test_a_limit_is_not_met_by_what_equals_it():
+    assert not judged("detection", 1.0, "s", 1.0, "", "").ok
+    assert judged("loss", 0.0, "outputs", 0.0, "", "", exactly=True).ok
+    assert not judged("loss", 1.0, "outputs", 0.0, "", "", exactly=True).ok
+    assert target_text(judged("a", None, "s", 1.0, "", "the bus was down")) == (
+        "< 1.0 s",
+        "not measured: the bus was down",
+    )
+
+
+def test_hops_and_rounds_are_those_of_the_paced_part():
+    flow = recording().flow(after_round=1)
+    assert [(hop.source, hop.to, hop.kind, hop.ms.n, hop.ms.max) for hop in flow.hops] == [
+        ("momentum", "coordinator", "decision", 1, 1.0),
+        ("research-1", "momentum", "signal", 1, 5.0),
+    ]
+    assert (flow.tick_to_decision_ms.n, flow.tick_to_decision_ms.p50) == (1, 6.0)
+    assert flow.votes == {"momentum": 1}
+    assert recording().flow(after_round=2) == Flow()
+    assert recording().since_claim_ms("ready", "research-1", 4) == 40.0
+    assert recording().since_claim_ms("ready", "research-1", 1) is None
+
+
+def test_throughput_without_decisions_says_so():
+    assert recording().throughput(1).why == "the stream holds 0 decisions of the first 1 rounds"
+
+
+def test_a_value_that_the_stream_does_not_have_is_not_intact(tmp_path: Path):
+    from bus.bus import Kept
+
+    values = [
+        Value("research-1", "k", Kept(b"tick 2", 9), (1.0, 2.0)),
+        Value("research-1", "k", Kept(b"forged", 9), (1.0,)),
+        Value("research-1", "k", None, ()),
+    ]
+    there, forged, missing = recognise(values, recording(), tmp_path / "mirror.sqlite")
+    assert (there.sequence, there.mirrored) == (5, None)
+    assert "the mirror cannot be read" in there.why
+    assert (forged.sequence, forged.mirrored) == (None, None)
+    assert forged.why == "none of its 2 messages in the stream has this digest"
+    assert missing.why == "the bucket has no such key"
+
+
+def nothing_measured() -> Certificate:
+    return Certificate(
+        ok=False, version="0", provider="local", started_at=datetime(2026, 1, 1, tzinfo=UTC), took_s=1.0,
+        machine=look_around(), nats_server="", steps=[],
+        targets=targets(
+            [], [], [], [], None, Recording(), Recording(), None, detection_s=1.0, recovery_s=5.0, downtime_s=10.0
+        ),
+        sandboxes=[SandboxRow(name="base", why="no heartbeat of its host was heard")], agents=[], flow=Flow(),
+        throughput=Throughput(rounds=0, seconds=None, decisions_per_s=None, messages_per_s=None, why="no rounds"),
+        memory=[], snapshots=[], last_values=LastValues(subjects=0, bytes=0, read_ms=Spread(n=0)), fault=None,
+        restored={}, audit=None, alerts={}, cleanup=Cleanup(), problems=["it went | wrong\nbadly"],
+    )  # fmt: skip
+
+
+def test_a_report_of_nothing_says_why_in_every_part():
+    found = nothing_measured()
+    text = markdown(found)
+    assert verdict(found).startswith("FAILED: 0 of 10 targets met; missed: sandboxes deployed, agents active")
+    for said in (
+        "not measured: no agent was killed", "no heartbeat of its host was heard", "No memory key was read.",
+        "No snapshot was read.", "No agent was killed; the problems say", "(no rounds)", "Not made; the problems say",
+        "- PROBLEM: it went \\| wrong badly",
+    ):  # fmt: skip
+        assert said in text
+    widths = {len(line.replace("\\|", "").split("|")) for line in text.splitlines() if line.startswith("| detection")}
+    assert widths == {7}
+
+
+def test_the_configuration_is_the_default_swarm_with_the_provider_asked_for():
+    config = parse(tomllib.loads(configuration("local", speed=20.0, history=250)), "x.toml", "")
+    assert [item.name for item in config.sandboxes] == list(DEFAULT_SANDBOXES)
+    assert {item.spec.name: item.spec.sandbox for item in config.agents} == {
+        name: table["sandbox"] for name, table in DEFAULT_AGENTS.items()
+    }
+    assert config.agents[0].spec.options == {"speed": 20.0, "history": 250}
+    assert {table["provider"] for table in tomllib.loads(configuration("x"))["sandboxes"].values()} == {"x"}
+
+
+async def test_a_process_that_outlives_its_swarm_is_listed():
+    swarm = TemporarySwarm("")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        created = psutil.Process(child.pid).create_time()
+        swarm._everybody = {child.pid: (created, "python -c input()"), os.getpid(): (created - 1000, "another")}
+        cleanup = await swarm.stop()
+        assert cleanup.left == [f"process {child.pid} (python -c input()): end it with `kill {child.pid}`"]
+        assert not cleanup.ok
+        child.kill()
+    assert not swarm.directory.exists()
+
+
+def test_availability_is_the_time_known_alive_of_the_time_since_first_heard():
+    kept = Attendance()
+    assert kept.of("base", 5.0) is None
+    for at in (10.0, 10.2, 10.4, 14.4, 14.6):
+        kept.heard("base", at)
+    found = kept.of("base", 14.6)
+    assert found is not None
+    assert (found.seen_s, found.alive_s, found.share) == pytest.approx((4.6, 0.6, 0.6 / 4.6))
+    later = kept.of("base", 14.6 + HOST_LOST_S + 0.1)
+    assert later is not None
+    assert later.alive_s == pytest.approx(0.6), "a silence counts from its beginning"
+
+
+def test_a_network_is_ones_own_only_if_nobody_else_has_it():
+    def usage(network: str | None) -> SandboxUsage:
+        return SandboxUsage(processes=1, cpu_s=0.0, rss_mb=1.0, network=network, rx_bytes=1, tx_bytes=1)
+
+    usages = {"a": usage("n1"), "b": usage("n1"), "c": usage("n2"), "d": usage(network_of_here()), "e": usage(None)}
+    assert shared_with("a", usages) == ["b"]
+    assert shared_with("c", usages) == []
+    assert shared_with("d", usages) == [HERE]
+    assert shared_with("e", usages) is None
