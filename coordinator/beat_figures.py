@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from bus.messages import Heartbeat
+from coordinator.sandbox_health import health_of
 from coordinator.stream_figures import OTHER, Names
 
 FORGET_S = 900.0
@@ -119,6 +120,39 @@ class BeatFigures(Collector):
             agents.add_metric([name], sum(child.exit_code is None for child in beat.inventory or ()))
             uptime.add_metric([name], beat.uptime_s or 0.0)
         yield from (agents, uptime)
+        yield from self._health(hosts)
+
+    def _health(self, hosts: dict[str, Heartbeat]) -> Iterator[Metric]:
+        processes = _gauge("signalmesh_sandbox_processes", "The host and all that descends from it.", "sandbox")
+        cpu = _counter("signalmesh_sandbox_cpu_seconds", "Processor time that these have used.", "sandbox")
+        memory = _gauge("signalmesh_sandbox_resident_memory_bytes", "Physical memory of these.", "sandbox")
+        network = _counter(
+            "signalmesh_sandbox_network_bytes", "Through a network that is the sandbox's own.", "sandbox", "direction"
+        )
+        available = _gauge(
+            "signalmesh_sandbox_availability_ratio", "Time alive of the time since it was first heard.", "sandbox"
+        )
+        price = _gauge("signalmesh_sandbox_price_dollars_per_hour", "As configured.", "sandbox")
+        cost = _gauge("signalmesh_sandbox_cost_dollars", "The price times the uptime of its host.", "sandbox")
+        usages = {name: beat.usage for name, beat in hosts.items()}
+        leader = self._leader()
+        accounts = (leader.accounts if leader else None) or {}
+        for name, beat in hosts.items():
+            health = health_of(beat, accounts.get(name), usages)
+            for family, value in (
+                (processes, health.processes),
+                (cpu, health.cpu_s),
+                (memory, None if health.rss_mb is None else health.rss_mb * MEBIBYTE),
+                (available, health.availability),
+                (price, health.price_per_hour),
+                (cost, health.cost),
+            ):
+                if value is not None:
+                    family.add_metric([name], value)
+            for direction, count in (("in", health.rx_bytes), ("out", health.tx_bytes)):
+                if count is not None:
+                    network.add_metric([name, direction], count)
+        yield from (processes, cpu, memory, network, available, price, cost)
 
     def _watchdogs(self, beats: list[Heartbeat]) -> Iterator[Metric]:
         term = _gauge("signalmesh_watchdog_term", "The leading watchdog's term: the sequence of its claim.")
@@ -144,5 +178,5 @@ def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, labels=labels)
 
 
-def _counter(name: str, text: str) -> CounterMetricFamily:
-    return CounterMetricFamily(name, text, labels=["agent"])
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, labels=labels or ("agent",))

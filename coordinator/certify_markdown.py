@@ -324,24 +324,23 @@ def _health(found: Certificate) -> Iterator[str]:
 
 
 def _health_row(row: SandboxRow) -> list[str]:
-    usage, probe = row.usage, row.probe
-    if row.rx_bytes is not None and row.tx_bytes is not None:
-        network = f"{row.rx_bytes / MIB:.2f} MiB in, {row.tx_bytes / MIB:.2f} out"
-    else:
-        network = row.network
+    health, probe = row.health, row.probe
+    network = health.network
+    if health.rx_bytes is not None and health.tx_bytes is not None:
+        network = f"{health.rx_bytes / MIB:.2f} MiB in, {health.tx_bytes / MIB:.2f} out"
     own = None if probe is None or probe.own_memory_bytes is None else probe.own_memory_bytes / MIB
-    price = NONE if row.price_per_hour is None else f"${row.price_per_hour:.4f} ({row.cost_why})"
+    price = f"${health.price_per_hour:.4f} ({health.price_source})" if health.price_per_hour is not None else ""
     return [
         row.name,
         row.state,
-        NONE if row.availability is None else f"{100 * row.availability:.1f} % of {row.seen_s:.1f} s",
+        NONE if health.availability is None else f"{100 * health.availability:.2f} % of {health.seen_s:.1f} s",
         figure(row.uptime_s, "s"),
-        NONE if usage is None else str(usage.processes),
-        figure(row.cpu_percent, "%"),
+        NONE if health.processes is None else str(health.processes),
+        figure(health.cpu_percent, "%"),
         figure(own, "MiB"),
         network,
-        row.cost_why if row.price_per_hour is None else price,
-        row.cost_why if row.cost is None else f"${row.cost:.6f}",
+        price or health.price_source,
+        health.price_source if health.cost is None else f"${health.cost:.6f}",
     ]
 
 

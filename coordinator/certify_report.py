@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agents.probe import Probe
-from bus.sandboxes import SandboxUsage
 from coordinator.figures import Spread
 from coordinator.isolation import Isolation
 from coordinator.killing import Killing
+from coordinator.sandbox_health import SandboxHealth
 
 __all__ = [
     "AgentRow",
@@ -75,8 +75,7 @@ class Step:
 class SandboxRow:
     """A sandbox. `heard_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip.
 
-    `availability` is the share of the `seen_s` seconds since that heartbeat in which its host was known to be alive.
-    Network bytes are None where its network is shared, which `network` says. Money is USD; None: `cost_why`.
+    Its `health` is by the newest heartbeats of its host and of the leading watchdog.
     """
 
     name: str
@@ -88,16 +87,7 @@ class SandboxRow:
     isolation: Isolation | None = None
     agents: list[str] = field(default_factory=list)
     uptime_s: float | None = None
-    seen_s: float | None = None
-    availability: float | None = None
-    usage: SandboxUsage | None = None
-    cpu_percent: float | None = None
-    network: str = "not measured: no heartbeat told it"
-    rx_bytes: int | None = None
-    tx_bytes: int | None = None
-    price_per_hour: float | None = None
-    cost: float | None = None
-    cost_why: str = ""
+    health: SandboxHealth = field(default_factory=SandboxHealth)
     why: str = ""
 
 

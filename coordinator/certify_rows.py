@@ -10,16 +10,14 @@ from bus.bus import Closable, Heard
 from bus.errors import MeshError, MessageError
 from bus.messages import Heartbeat, decode
 from bus.nats_bus import NatsBus
-from bus.sandboxes import SandboxUsage
 from coordinator.audit_report import Audit
-from coordinator.availability import Attendance, Availability
 from coordinator.certify_measures import MS, Recording
 from coordinator.certify_report import AgentRow, Audited, MemoryKey, SandboxRow, SnapshotRow, Target, judged
 from coordinator.chaos_observer import Observer
 from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES
 from coordinator.isolation import compare, probe_sandbox
 from coordinator.killing import Killing
-from coordinator.network import shared_with
+from coordinator.sandbox_health import health_of
 
 __all__ = ["Hosts", "agent_rows", "audited", "sandbox_rows", "targets"]
 
@@ -29,7 +27,6 @@ class Hosts:
 
     def __init__(self, bus: NatsBus, since: float) -> None:
         self._bus, self.since = bus, since
-        self.attendance = Attendance()
         self.first: dict[str, float] = {}
         self.ended_at = 0.0
         self.probes: dict[str, tuple[float, Probe]] = {}
@@ -48,7 +45,6 @@ class Hosts:
         at = time.monotonic()
         if isinstance(beat, Heartbeat) and beat.role == "sandbox" and not self.ended_at:
             self.first.setdefault(beat.agent, at)
-            self.attendance.heard(beat.agent, at)
 
     def stop(self) -> None:
         """Hear no more: what is silent from now on was told to end."""
@@ -64,62 +60,35 @@ class Hosts:
         else:
             self.probes[name] = ((time.monotonic() - began) * 1000, probe)
 
-    def availability(self, name: str) -> Availability | None:
-        return self.attendance.of(name, self.ended_at or time.monotonic())
-
 
 def sandbox_rows(hosts: Hosts, observer: Observer, here: Probe) -> list[SandboxRow]:
     """A row for each sandbox that should be there, or was heard."""
     rows = []
     usages = {name: beat.said.usage for name, beat in observer.hosts.items()}
+    accounts = (observer.leader.said.accounts if observer.leader else None) or {}
     for name in dict.fromkeys([*DEFAULT_SANDBOXES, *observer.hosts]):
         beat = observer.hosts.get(name)
         if beat is None:
             rows.append(SandboxRow(name=name, why="no heartbeat of its host was heard"))
             continue
-        said, available = beat.said, hosts.availability(name)
+        said = beat.said
         took_ms, probe = hosts.probes.get(name, (None, None))
-        account = ((observer.leader.said.accounts if observer.leader else None) or {}).get(name)
-        price = account.price_per_hour if account else None
-        row = SandboxRow(
-            name=name,
-            provider=said.provider,
-            state="active" if said.status == "live" else said.status,
-            heard_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
-            probe_ms=took_ms,
-            probe=probe,
-            isolation=None if probe is None else compare(probe, here),
-            agents=sorted(agent for agent, known in observer.agents.items() if known.said.sandbox == name),
-            uptime_s=said.uptime_s,
-            seen_s=available.seen_s if available else None,
-            availability=available.share if available else None,
-            usage=said.usage,
-            price_per_hour=price,
-            cost=None if price is None or said.uptime_s is None else price * said.uptime_s / 3600,
-            cost_why="no price is set"
-            if price is None
-            else f"price by {account.price_source or 'the configuration'}"
-            if account
-            else "",
-            why=hosts.failures.get(name, ""),
+        rows.append(
+            SandboxRow(
+                name=name,
+                provider=said.provider,
+                state="active" if said.status == "live" else said.status,
+                heard_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
+                probe_ms=took_ms,
+                probe=probe,
+                isolation=None if probe is None else compare(probe, here),
+                agents=sorted(agent for agent, known in observer.agents.items() if known.said.sandbox == name),
+                uptime_s=said.uptime_s,
+                health=health_of(said, accounts.get(name), usages),
+                why=hosts.failures.get(name, ""),
+            )
         )
-        _add_usage(row, said.usage, usages)
-        rows.append(row)
     return rows
-
-
-def _add_usage(row: SandboxRow, usage: SandboxUsage | None, usages: Mapping[str, SandboxUsage | None]) -> None:
-    if usage is None:
-        return
-    if row.uptime_s:
-        row.cpu_percent = 100 * usage.cpu_s / row.uptime_s
-    others = shared_with(row.name, usages)
-    if others is None:
-        row.network = "not measured: this system does not tell whose network it is"
-    elif others:
-        row.network = f"not measured: it has none of its own, but shares that of {', '.join(others)}"
-    else:
-        row.network, row.rx_bytes, row.tx_bytes = "its own", usage.rx_bytes, usage.tx_bytes
 
 
 def agent_rows(observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]]) -> list[AgentRow]:

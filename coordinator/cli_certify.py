@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 from typing import Annotated
@@ -56,7 +57,7 @@ def certify(
         max_downtime_s=max_downtime_s,
     )
     found = None
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         found = run_to_end(run_certify(options, lambda text: typer.echo(text, err=True)))
     if found is None:
         typer.echo("signalmesh: certify was broken off; what it had started is ended", err=True)

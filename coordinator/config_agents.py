@@ -41,6 +41,8 @@ _MEMORY_KEY = re.compile(r"(?=.{1,128}$)[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
 class _SandboxTable:
     provider: str = "local"
     packages: tuple[str, ...] = ()
+    price_per_hour: Annotated[float, Meta(ge=0)] | None = None
+    price_source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,15 @@ def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
     for index, package in enumerate(table.packages):
         if not package.strip() or package.startswith("-"):
             raise ConfigError(file, f"{key}.packages[{index}]", f"expected the name of a package, not {package!r}")
-    return SandboxSpec(name=name, provider=table.provider, packages=table.packages)
+    if table.price_per_hour is not None and not table.price_source.strip():
+        raise ConfigError(file, f"{key}.price_source", "expected where price_per_hour is from, such as a price list")
+    return SandboxSpec(
+        name=name,
+        provider=table.provider,
+        packages=table.packages,
+        price_per_hour=table.price_per_hour,
+        price_source=table.price_source,
+    )
 
 
 def agent_table(file: str, name: str, raw: Any) -> AgentTable:

@@ -17,6 +17,7 @@ from bus.messages import Config, Decision, Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
 from bus.subjects import WATCHDOG
+from coordinator.sandbox_health import SandboxHealth, health_of
 
 LISTEN_S = 0.5
 """Long enough for two beats of every host and five of every agent."""
@@ -26,7 +27,7 @@ PATIENCE_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStatus:
-    """A sandbox whose host was heard, or from which an agent in the registry comes (`lost`)."""
+    """A sandbox whose host was heard."""
 
     name: str
     provider: str | None
@@ -34,6 +35,7 @@ class SandboxStatus:
     agents: list[str]
     uptime_s: float | None
     pid: int | None
+    health: SandboxHealth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +252,8 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
                 last_output_at=last_output_at,
             )
         )
+    usages = {name: beat.usage for name, (_, beat) in listener.hosts.items()}
+    accounts = (leader.accounts if leader else None) or {}
     sandboxes = [
         SandboxStatus(
             name=name,
@@ -258,6 +262,7 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
             agents=[agent.name for agent in agents if agent.sandbox == name and agent.pid is not None],
             uptime_s=beat.uptime_s,
             pid=beat.pid,
+            health=health_of(beat, accounts.get(name), usages),
         )
         for name, (_, beat) in sorted(listener.hosts.items())
     ]

@@ -12,6 +12,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -36,15 +37,15 @@ PAUSE_S = 0.3
 log = structlog.get_logger("signalmesh.watchdog")
 
 
-async def beat_as(bus: Bus, role: str, term: int | None, phases: Callable[[], dict[str, str] | None]) -> None:
-    """Beat for ever as a process of `role` that leads in `term` or stands by (None)."""
+async def beat_as(bus: Bus, role: str, term: int | None, says: Callable[[], dict[str, Any]] = dict) -> None:
+    """Beat for ever as a process of `role` that leads in `term` or stands by (None), with what it `says` besides."""
     told = {
         "agent_id": f"{role}_{os.getpid()}",
         "epoch": term or 0,
         "status": "live" if term is not None else "standby",
     }
     name = STANDBY if term is None else role
-    await beat(bus, name, "watchdog", HEARTBEAT_S, lambda: {**told, "phases": phases()})
+    await beat(bus, name, "watchdog", HEARTBEAT_S, lambda: {**told, **says()})
 
 
 async def check_claim(bus: Bus, role: str, term: int) -> None:
@@ -72,7 +73,7 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, patient: bool = 
             heard_at = time.monotonic()
 
     listening = await bus.listen(bus.subjects.heartbeat(role), on_beat)
-    beating = asyncio.create_task(beat_as(bus, role, None, lambda: None), name="standby-beat")
+    beating = asyncio.create_task(beat_as(bus, role, None), name="standby-beat")
     since = looked_at = time.monotonic()
     told = False
     try:

@@ -40,11 +40,16 @@ Count = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
-    """A place where agents run. `packages` are what its provider should install."""
+    """A place where agents run. `packages` are what its provider should install.
+
+    `price_per_hour` is in USD, and `price_source` says where that figure is from; None: no price is set.
+    """
 
     name: str
     provider: str = "local"
     packages: tuple[str, ...] = ()
+    price_per_hour: float | None = None
+    price_source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

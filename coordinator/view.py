@@ -19,6 +19,7 @@ from bus.messages import Alert, Decision, Lifecycle, Message, decode
 from bus.nats_bus import NatsBus
 from bus.plain import harmless
 from coordinator.gather import AgentStatus, Status
+from coordinator.sandbox_health import SandboxHealth
 from coordinator.tables import Column, console, fitted, state_text
 
 if TYPE_CHECKING:
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
 
 SANDBOX_COLUMNS = (
     Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
-    Column("up", 4, right=True), Column("agents", 1),
+    Column("up", 4, right=True), Column("available", 6, right=True), Column("processes", 8, right=True),
+    Column("CPU", 7, right=True), Column("MiB", 7, right=True), Column("network in, out", 10), Column("cost", 5),
+    Column("agents", 1),
 )  # fmt: skip
 STATUS_COLUMNS = (
     Column("agent"), Column("state"), Column("kind", 7), Column("sandbox", 1), Column("pid", 2, right=True),
     Column("epoch", 5, right=True), Column("restarts", 3, right=True), Column("beat, ms ago", 6, right=True),
     Column("cursor", 8, right=True), Column("unread", 4, right=True), Column("outputs", 9, right=True),
 )  # fmt: skip
+MIB = 1 << 20
 KILL_STEPS = {
     "detected": "the watchdog declared it dead",
     "claimed": "the next epoch is claimed: the old process is fenced",
@@ -204,11 +208,24 @@ def print_status(status: Status) -> None:
     rows = [
         [
             sandbox.name, sandbox.provider or "", state_text(sandbox.status), str(sandbox.pid),
-            f"{sandbox.uptime_s or 0:.0f} s", ", ".join(sandbox.agents),
+            f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health), ", ".join(sandbox.agents),
         ]
         for sandbox in status.sandboxes
     ]  # fmt: skip
     out.print(fitted(SANDBOX_COLUMNS, rows, out.width))
+
+
+def health_cells(health: SandboxHealth) -> list[str]:
+    """Availability, processes, CPU, memory, network and cost, for a table."""
+    received, sent = health.rx_bytes, health.tx_bytes
+    return [
+        "" if health.availability is None else f"{100 * health.availability:.2f} %",
+        "" if health.processes is None else str(health.processes),
+        "" if health.cpu_percent is None else f"{health.cpu_percent:.1f} %",
+        "" if health.rss_mb is None else f"{health.rss_mb:.0f}",
+        "not its own" if received is None or sent is None else f"{received / MIB:.1f}, {sent / MIB:.1f} MiB",
+        health.price_source if health.cost is None else f"${health.cost:.4f} at ${health.price_per_hour:g}/h",
+    ]
 
 
 def _heard_of(agent: AgentStatus) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import random
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
 
@@ -23,7 +24,9 @@ from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.registry import read_records
 from bus.reports import Reporter
+from bus.sandboxes import SandboxAccount
 from bus.tasks import end_tasks
+from coordinator.availability import Attendance
 from coordinator.deeds import NAME, Deeds
 from coordinator.in_force import SettingsInForce
 from coordinator.leadership import PAUSE_S, beat_as, check_claim, stand_by
@@ -67,6 +70,7 @@ class Watchdog:
         self._stop = asyncio.Event()
         self._wake = asyncio.Event()
         self._fenced: MeshError | None = None
+        self._attendance = Attendance()
         self._echo_at = 0.0
         self._decided_at = 0.0
         self._doubtful = True
@@ -101,7 +105,7 @@ class Watchdog:
         deeds = Deeds(self._bus, policy, orders, reports, settings, self._specs, self._wake.set, self._on_fenced)
         tracer = watchdog_tracer(self._subjects.ns, self.term)
         deeds.recoveries = Recoveries(tracer)
-        tasks = [asyncio.create_task(beat_as(self._bus, NAME, self.term, self._phases), name="beat")]
+        tasks = [asyncio.create_task(beat_as(self._bus, NAME, self.term, self._says), name="beat")]
         self._bus.watch_connection(self._doubt, self._nothing)
         subjects = self._subjects
         await self._bus.listen(f"{subjects.ns}.heartbeat.*", self._on_beat)
@@ -171,6 +175,26 @@ class Watchdog:
     def _phases(self) -> dict[str, str]:
         """Of the agents that do not run, for our heartbeats: they cannot say so themselves."""
         return {name: state.phase for name, state in self._policy.agents.items() if state.phase in AWAY}
+
+    def _says(self) -> dict[str, Any]:
+        """What our heartbeats tell besides."""
+        return {"phases": self._phases(), "accounts": self._accounts()}
+
+    def _accounts(self) -> dict[str, SandboxAccount]:
+        """Of every sandbox that was heard: how available it was, and its price."""
+        specs = {spec.name: spec for spec in self._config.sandboxes}
+        accounts = {}
+        for name in self._attendance.names:
+            host, known = self._policy.hosts.get(name), self._attendance.of(name, time.monotonic())
+            spec = specs.get(host.group if host is not None else name)
+            assert known is not None
+            accounts[name] = SandboxAccount(
+                seen_s=round(known.seen_s, 3),
+                alive_s=round(known.alive_s, 3),
+                price_per_hour=spec.price_per_hour if spec else None,
+                price_source=spec.price_source or None if spec else None,
+            )
+        return accounts
 
     # -- leading
 
@@ -248,6 +272,7 @@ class Watchdog:
             if beat.epoch == self.term:
                 self._echo_at = time.monotonic()
         elif beat.role == "sandbox":
+            self._attendance.heard(beat.agent, time.monotonic())
             self._policy.host_beat(time.monotonic(), beat)
         else:  # what follows from it can wait for the next tick: with many agents there is always one that beats
             self._policy.beat(time.monotonic(), beat)

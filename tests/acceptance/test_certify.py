@@ -45,10 +45,12 @@ async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary
     for row in found["sandboxes"]:
         assert row["probe"]["namespaces"]["pid"] == own
         assert "pid namespace" in row["isolation"]["shared"]
-        assert 0 < row["availability"] <= 1
-        assert row["rx_bytes"] is None
-        assert "this machine" in row["network"]
-        assert (row["cost"], row["cost_why"]) == (None, "no price is set")
+        health = row["health"]
+        assert 0 < health["availability"] <= 1
+        assert health["processes"] >= 3
+        assert health["rx_bytes"] is None
+        assert "this machine" in health["network"]
+        assert (health["cost"], health["price_source"]) == (None, "no price is set")
     assert len({row["probe"]["pid"] for row in found["sandboxes"]}) == 3
     assert [row["agent"] for row in found["memory"]] == list(AGENTS)
     assert all(row["sequence"] and row["mirrored"] for row in found["memory"])

@@ -288,6 +288,8 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
         ("[agents.x]\nkind='momentum'\n[agents.X]\nkind='momentum'", "agents.X", "collides with agent 'x'"),
         ("[sandboxes.a]\n[sandboxes.A]", "sandboxes.A", "collides with sandbox 'a'"),
         ("[sandboxes.a]\nprovider='e2b'", "sandboxes.a.provider", "'e2b' is not available; available: local"),
+        ("[sandboxes.a]\nprice_per_hour = 0.1", "sandboxes.a.price_source", "expected where price_per_hour is from"),
+        ("[sandboxes.a]\nprice_per_hour = -1", "sandboxes.a.price_per_hour", ">= 0"),
         ("[sandboxes.a]\npackages='numpy'", "sandboxes.a.packages", "expected a list"),
         ("[sandboxes.a]\npackages=[1]", "sandboxes.a.packages[0]", "expected a text"),
         ("[sandboxes.a]\npackage=[]", "sandboxes.a.package", "did you mean 'packages'"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from agents.probe import network_of_here
 from bus.bus import Stored
 from bus.messages import (
     Alert,
@@ -22,6 +23,7 @@ from bus.messages import (
     Signal,
     encode,
 )
+from bus.sandboxes import SandboxAccount, SandboxUsage
 from bus.subjects import Subjects
 from coordinator.beat_figures import FORGET_S, BeatFigures
 from coordinator.recoveries import reason_class
@@ -264,8 +266,12 @@ def test_heartbeats(stream):
     beats = BeatFigures(stream.figures.registry, stream.figures.names, lambda: time_s[0])
     beats.take(heartbeat(lag=3, outputs=7, poison=1, skipped=2, rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
     child = Child(agent="momentum", agent_id="a", epoch=5, pid=1, spawned_at=AT)
-    beats.take(heartbeat("base", role="sandbox", uptime_s=9.0, inventory=(child,)))
-    beats.take(heartbeat("watchdog", role="watchdog", epoch=44, phases={"research-1": "backoff"}))
+    usage = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0, network="of its own", rx_bytes=70, tx_bytes=80)
+    beats.take(heartbeat("base", role="sandbox", uptime_s=1800.0, inventory=(child,), usage=usage))
+    shared = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0, network=network_of_here(), rx_bytes=70, tx_bytes=80)
+    beats.take(heartbeat("python", role="sandbox", uptime_s=9.0, usage=shared))
+    accounts = {"base": SandboxAccount(seen_s=20.0, alive_s=19.0, price_per_hour=0.5, price_source="a bill")}
+    beats.take(heartbeat("watchdog", role="watchdog", epoch=44, phases={"research-1": "backoff"}, accounts=accounts))
     beats.take(heartbeat("mirror", role="mirror", status="catching-up", lag=6, behind_ms=1500))
     time_s[0] = 0.25
     beats.take(heartbeat(epoch=4, lag=99))  # a zombie
@@ -284,7 +290,15 @@ def test_heartbeats(stream):
         ("signalmesh_agent_state", ("momentum", "live")): 1,
         ("signalmesh_agent_state", ("research-1", "backoff")): 1,
         ("signalmesh_sandbox_agents", ("base",)): 1,
-        ("signalmesh_sandbox_uptime_seconds", ("base",)): 9,
+        ("signalmesh_sandbox_uptime_seconds", ("base",)): 1800,
+        ("signalmesh_sandbox_processes", ("base",)): 4,
+        ("signalmesh_sandbox_cpu_seconds_total", ("base",)): 1.5,
+        ("signalmesh_sandbox_resident_memory_bytes", ("base",)): 3 << 20,
+        ("signalmesh_sandbox_network_bytes_total", ("in", "base")): 70,
+        ("signalmesh_sandbox_network_bytes_total", ("out", "base")): 80,
+        ("signalmesh_sandbox_availability_ratio", ("base",)): 0.95,
+        ("signalmesh_sandbox_price_dollars_per_hour", ("base",)): 0.5,
+        ("signalmesh_sandbox_cost_dollars", ("base",)): 0.25,
         ("signalmesh_watchdog_term", ()): 44,
         ("signalmesh_watchdog_standby", ()): 0,
         ("signalmesh_mirror_lag_messages", ()): 6,
@@ -292,5 +306,7 @@ def test_heartbeats(stream):
         ("signalmesh_mirror_state", ("catching-up",)): 1,
     }
     assert {key: shown[key] for key in expected} == expected
+    not_its_own = {("signalmesh_sandbox_network_bytes_total", (way, "python")) for way in ("in", "out")}
+    assert not (not_its_own | {("signalmesh_sandbox_cost_dollars", ("python",))}) & shown.keys()
     time_s[0] = FORGET_S + 1
     assert ("signalmesh_heartbeat_age_seconds", ("momentum", "agent")) not in stream.shown()

@@ -66,6 +66,7 @@ from coordinator.health import Health
 from coordinator.history import History, HistoryEntry
 from coordinator.killing import Killing
 from coordinator.replay_report import Difference, FieldDifference, Replay, ReplayedAgent
+from coordinator.sandbox_health import SandboxHealth
 from coordinator.stopping import Ended
 from coordinator.view import Watched
 from coordinator.wishes import Restarted, Revived
@@ -246,7 +247,11 @@ PRINTED: dict[str, Any] = {
     "revive": Revived(agent="a", was="drained"),
     "status": Status(
         swarm="swarm", nats="nats://127.0.0.1:4222", active_agents=1, processes=1, watchdog_term=None,
-        sandboxes=[SandboxStatus(name="b", provider="local", status="active", agents=["a"], uptime_s=1.0, pid=1)],
+        sandboxes=[
+            SandboxStatus(
+                name="b", provider="local", status="active", agents=["a"], uptime_s=1.0, pid=1, health=SandboxHealth()
+            )
+        ],
         agents=[
             AgentStatus(
                 name="a", kind="k", agent_id="i", status="silent", epoch=4, pid=None, sandbox="b", capabilities=[],
