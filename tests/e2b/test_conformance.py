@@ -481,6 +481,12 @@ async def test_a_command_ends_when_all_have_closed_its_output(sandbox):
     assert await sandbox.files.exists("late")
 
 
+async def test_a_kill_ends_the_stream_though_a_child_still_has_the_output(sandbox):
+    running = await sandbox.commands.run("sleep 60 & wait", background=True, timeout=0)
+    assert await running.kill()
+    assert (await ended(running)).error == "signal: killed"
+
+
 async def test_the_exit_code_is_known_to_one_who_comes_late(sandbox):
     running = await sandbox.commands.run("read go; exit 5", background=True, stdin=True, timeout=0)
     await running.disconnect()

@@ -253,6 +253,22 @@ async def test_a_sandbox_behind_a_closed_port_is_unreachable(sandbox, e2b_standi
     assert [found.pid for found in await sandbox.commands.list()] == [running.pid]
 
 
+async def test_a_pause_stops_every_process(sandbox, e2b_standin):
+    heard: Collector[str] = Collector()
+    await sandbox.commands.run("sleep 60 & echo; exec sleep 60", background=True, on_stdout=heard.put, timeout=0)
+    await heard.reach(1)
+
+    async def states() -> set[str]:
+        shown = (await e2b_standin.sandboxes())[sandbox.sandbox_id]
+        assert len(shown["pids"]) == 2
+        return {psutil.Process(pid).status() for pid in shown["pids"]}
+
+    await sandbox.pause()
+    assert await states() == {psutil.STATUS_STOPPED}
+    await AsyncSandbox.connect(sandbox.sandbox_id, timeout=60)
+    assert psutil.STATUS_STOPPED not in await states()
+
+
 CLIENT = """
 import socket, sys
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as there:
