@@ -241,10 +241,9 @@ class Processes:
             if not started.done():
                 started.set_exception(RpcError("unavailable", "the sandbox is gone"))
         for process in self.running.values():
-            process.close_stdin() if "pty" not in process.outputs else None
-            for descriptor in process.outputs.values():
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
+            for descriptor in (*process.outputs.values(), *([] if process.stdin is None else [process.stdin])):
+                os.close(descriptor)
+        self.running.clear()
 
     def _receive(self) -> None:
         while True:

@@ -264,7 +264,8 @@ class Sandboxes:
 
     async def end(self, sandbox: Sandbox) -> None:
         """Kill it: none of its processes is left, nor its directory."""
-        self.all.pop(sandbox.id, None)
+        if self.all.pop(sandbox.id, None) is None:
+            return  # somebody else is at it
         if sandbox.expiry is not None:
             sandbox.expiry.cancel()
         await sandbox.processes.kill()
