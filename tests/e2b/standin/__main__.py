@@ -24,6 +24,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,10 @@ class Standin:
             return Response(status_code=204)
 
         async def limits(request: Request) -> Response:
-            for name, value in (await request.json()).items():
-                setattr(self.sandboxes.limits, name, set(value) if name == "templates" else value)
+            asked = await request.json()
+            if "templates" in asked:
+                asked["templates"] = set(asked["templates"])
+            self.sandboxes.limit(replace(self.sandboxes.limits, **asked))
             return Response(status_code=204)
 
         async def sandboxes(request: Request) -> Response:
@@ -120,7 +123,7 @@ class Standin:
 
         async def all_of_it(request: Request) -> Response:
             self.faults.clear()
-            self.sandboxes.limits = self._limits()
+            self.sandboxes.limit(self._limits())
             await self.sandboxes.end_all()
             for name, port in self.ports.items():
                 await port.open(self.apps[name])

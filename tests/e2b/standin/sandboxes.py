@@ -150,6 +150,11 @@ class Sandboxes:
         self._creates: deque[float] = deque()
         self._ending: set[asyncio.Task[None]] = set()
 
+    def limit(self, limits: Limits) -> None:
+        """Limits from now on; what was made before counts for no rate."""
+        self.limits = limits
+        self._creates.clear()
+
     def find(self, name: str) -> Sandbox:
         found = self.all.get(name)
         if found is None:
