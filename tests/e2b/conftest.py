@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,8 @@ SETTINGS = ("E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DOMAIN", "E2B_
 @pytest.fixture(scope="session")
 def running_standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     """One for all tests: starting it takes longer than most of them."""
+    if sys.platform != "linux":
+        pytest.skip("the stand-in needs Linux: only there can a process be the parent of all orphans below it")
     with standin(tmp_path_factory.mktemp("e2b")) as started:
         yield started
 

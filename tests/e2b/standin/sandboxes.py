@@ -46,7 +46,11 @@ class Refused(Exception):
 
 @dataclass(kw_only=True)
 class Limits:
-    """What the account may do; None: as much as it likes."""
+    """What the account may do; None: as much as it likes.
+
+    The limits are documented (20 or 100 at a time, 1 or 5 creates a second); that the refusal of a create that comes
+    too soon has a Retry-After, and what it says, is assumed.
+    """
 
     concurrent: int | None = None
     creates_per_s: float | None = None
