@@ -67,6 +67,12 @@ def make_agent(spec: AgentSpec) -> Agent:
     return load_class(spec)(spec.name, spec.options)
 
 
+def memory_key_of(spec: AgentSpec, cls: type[Agent]) -> str:
+    """The last part of an agent's memory key: as configured, else what its class says, else its first kind."""
+    publishes = published_kinds(cls)
+    return spec.memory_key or cls.memory_key or (publishes[0] if publishes else "state")
+
+
 def run_incarnation(incarnation: Incarnation) -> int:
     """Run it to its end; returns the exit code: 0 drained, 2 a person's mistake, 3 no bus, 1 anything else."""
     set_up_logs(incarnation.log_level)
@@ -105,9 +111,7 @@ async def _live(incarnation: Incarnation) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, runtime.drain)
-        publishes = published_kinds(type(agent))
-        key = spec.memory_key or type(agent).memory_key or (publishes[0] if publishes else "state")
-        memory = Memory(bus, agent, key, publishes)
+        memory = Memory(bus, agent, memory_key_of(spec, type(agent)), published_kinds(type(agent)))
         runtime.on_stored = memory.take
         tasks = [
             asyncio.create_task(beat(runtime, incarnation.heartbeat_s), name="beat"),

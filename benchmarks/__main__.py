@@ -16,6 +16,7 @@ from benchmarks.pipeline import latency, throughput
 from benchmarks.publishing import durability, outbox
 from benchmarks.recovery import first_decision, kill, stop
 from benchmarks.replaying import replaying
+from benchmarks.scaling import scale
 from benchmarks.snapshotting import snapshotting
 from benchmarks.starving import starving
 from benchmarks.tracing import tracing
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "mirror": mirroring,
     "snapshots": snapshotting,
     "starved": starving,
+    "scale": scale,
     "tracing": tracing,
 }
 RESULTS = Path(__file__).parent / "results"

@@ -68,6 +68,7 @@ async def swarm(
     limit: int | None = None,
     files: dict[str, str] | None = None,
     environment: dict[str, str] | None = None,
+    agents: int | None = None,
 ) -> AsyncIterator[Swarm]:
     """`signalmesh up --port 0 --speed SPEED` in a fresh state directory; `limit` ends the source after so many.
 
@@ -87,6 +88,8 @@ async def swarm(
             command += ["--config", str(config)]
         own = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
         variables = {**own, **(environment or {})}
+        if agents is not None:
+            command += ["--agents", str(agents)]
         output = directory / "up.log"
         with output.open("wb") as log:
             started_at = time.monotonic()

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from agents.probe import look_around
 from bus import __version__
@@ -23,6 +24,7 @@ from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
 from coordinator.audit import audit_bus
+from coordinator.certify_expected import expected
 from coordinator.certify_measures import (
     Recording,
     Value,
@@ -41,10 +43,9 @@ from coordinator.certify_report import (
     SnapshotRow,
     Step,
 )
-from coordinator.certify_rows import Hosts, agent_rows, audited, sandbox_rows, targets
-from coordinator.certify_swarm import TemporarySwarm, configuration
+from coordinator.certify_rows import Hosts, agent_rows, audited, sandbox_rows, served, targets
+from coordinator.certify_swarm import TemporarySwarm
 from coordinator.chaos_observer import Observer
-from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES
 from coordinator.figures import Spread
 from coordinator.killing import Killing
 from coordinator.killing import kill as kill_agent
@@ -52,16 +53,14 @@ from coordinator.roles import on_signals
 
 __all__ = ["CertifyOptions", "run_certify"]
 
-TARGET = "research-1"
-"""The agent that is killed: the source, without which there is nothing to decide."""
-HISTORY, SPEED = 250, 20.0
-"""Candles without a pause, which show the throughput; then so many a second, which show the latencies."""
+SPEED = 20.0
+"""Candles a second, after those of the history, which come without a pause. These show latencies, those throughput."""
 PACED, AFTER = 40, 20
 """Paced rounds that are decided before the fault, and after it."""
 SETTLED = 10
 """Paced rounds that still may wait for the unpaced ones before them; hops are measured beyond them."""
-PATIENCE_S = 45.0
-"""For each step, on a machine that has other things to do; beyond that the report says what did not come."""
+PATIENCE_S, FAR_PATIENCE_S = 45.0, 240.0
+"""For each step, on a busy machine, and where sandboxes are made elsewhere; then the report says what did not come."""
 KILL_WAIT_S = 15.0
 
 Say = Callable[[str], None]
@@ -69,9 +68,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifyOptions:
-    """What was asked for on the command line; the limits are seconds."""
+    """What was asked for on the command line; the limits are seconds.
 
-    provider: str
+    `provider` is that of the default swarm's sandboxes; with a `config` they have their own.
+    """
+
+    provider: str | None = None
+    config: Path | None = None
+    port: int = 0
     max_detection_s: float = 1.0
     max_recovery_s: float = 5.0
     max_downtime_s: float = 10.0
@@ -108,9 +112,10 @@ class _Certify:
         self._options, self._say = options, say
         self._started_at, self._began = now(), time.monotonic()
         self._here = look_around()
-        self._swarm = TemporarySwarm(
-            configuration(options.provider, speed=SPEED, history=HISTORY),
-        )
+        self._expected, toml = expected(options.config, options.provider)
+        far = any(provider != "local" for provider in self._expected.sandboxes.values())
+        self._patience_s = FAR_PATIENCE_S if far else PATIENCE_S
+        self._swarm = TemporarySwarm(toml, options.config, speed=SPEED, port=options.port)
         self._steps: list[Step] = []
         self._problems: list[str] = []
         self._bus: NatsBus
@@ -131,7 +136,7 @@ class _Certify:
 
     async def start(self) -> None:
         """Have the swarm run, and hear it."""
-        with self._step(f"deploying {len(DEFAULT_SANDBOXES)} sandboxes ({self._options.provider})"):
+        with self._step(f"deploying {len(self._expected.sandboxes)} sandboxes ({self._expected.providers})"):
             run = await self._swarm.start()
             self._bus = await NatsBus.connect(run.url, run.swarm, "certify")
             version = self._bus.connection.client.connected_server_version
@@ -142,13 +147,14 @@ class _Certify:
 
     async def measure(self) -> None:
         """One step after the other; what fails is a problem of the report, and the next one is tried all the same."""
+        agents, history = len(self._expected.agents), self._expected.history
         steps = (
             ("waiting for the hosts", self._wait_for_hosts),
             ("probing their isolation", self._probe),
-            (f"spawning {len(DEFAULT_AGENTS)} agents", self._wait_for_agents),
-            (f"running the pipeline: {HISTORY} rounds at once, {PACED} paced", self._run_pipeline),
-            (f"reading the memory back: {len(DEFAULT_AGENTS)} keys", self._read_memory),
-            (f"SIGKILL to {TARGET}", self._kill),
+            (f"spawning {agents} agents", self._wait_for_agents),
+            (f"running the pipeline: {history} rounds at once, {PACED} paced", self._run_pipeline),
+            (f"reading the memory back: {agents} keys", self._read_memory),
+            (f"SIGKILL to {self._expected.target}", self._kill),
             (f"running the pipeline: {AFTER} rounds more", self._run_on),
             ("reading back what is stored", self._read_back),
             ("auditing", self._prove),
@@ -158,7 +164,7 @@ class _Certify:
                 try:
                     await work()
                 except TimeoutError:
-                    self._problems.append(f"{name}: not within {PATIENCE_S:.0f} s; {self._missing()}")
+                    self._problems.append(f"{name}: not within {self._patience_s:.0f} s; {self._missing()}")
                 except MeshError as error:
                     self._problems.append(f"{name}: {error}")
             await asyncio.to_thread(self._swarm.remember)
@@ -171,45 +177,47 @@ class _Certify:
         self._steps.append(Step(name=name, took_s=round(time.monotonic() - began, 3)))
 
     def _missing(self) -> str:
-        agents = [name for name in DEFAULT_AGENTS if not self._observer.lives(name)]
-        hosts = [name for name in DEFAULT_SANDBOXES if name not in self._observer.hosts]
+        agents = [name for name in self._expected.agents if not self._observer.lives(name)]
+        hosts = [name for name in self._expected.sandboxes if name not in served(self._observer)]
         return f"{self._observer.decisions} decisions were heard; not heard: {', '.join([*hosts, *agents]) or 'nobody'}"
 
     async def _wait_for_hosts(self) -> None:
-        await self._observer.until(lambda: DEFAULT_SANDBOXES.keys() <= self._observer.hosts.keys(), PATIENCE_S)
+        await self._observer.until(lambda: self._expected.sandboxes.keys() <= served(self._observer), self._patience_s)
 
     async def _probe(self) -> None:
         for name in self._observer.hosts:
             await self._hosts.probe(name)
 
     async def _wait_for_agents(self) -> None:
-        await self._observer.until(lambda: all(self._observer.lives(name) for name in DEFAULT_AGENTS), PATIENCE_S)
+        agents = self._expected.agents
+        await self._observer.until(lambda: all(self._observer.lives(name) for name in agents), self._patience_s)
         # The record is written when the agent is live already.
-        async with asyncio.timeout(PATIENCE_S):
-            while not DEFAULT_AGENTS.keys() <= (records := await read_records(self._bus)).keys():  # noqa: ASYNC110
+        async with asyncio.timeout(self._patience_s):
+            while not agents.keys() <= (records := await read_records(self._bus)).keys():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         self._capabilities = {name: list(record.capabilities) for name, record in records.items()}
 
     async def _decided(self, more: int) -> None:
         wanted = self._observer.decisions + more
-        await self._observer.until(lambda: self._observer.decisions >= wanted, PATIENCE_S)
+        await self._observer.until(lambda: self._observer.decisions >= wanted, self._patience_s)
 
     async def _run_pipeline(self) -> None:
-        await self._decided(HISTORY + PACED - self._observer.decisions)
+        await self._decided(self._expected.history + PACED - self._observer.decisions)
 
     async def _run_on(self) -> None:
         await self._decided(AFTER)
 
     async def _read_memory(self) -> None:
         subjects = self._bus.subjects
-        keys = {name: subjects.memory_key(name, table["memory_key"]) for name, table in DEFAULT_AGENTS.items()}
+        keys = {name: subjects.memory_key(name, key) for name, key in self._expected.keys.items()}
         self._memory = await read_memory(self._bus, keys)
 
     async def _kill(self) -> None:
         self._before = await record(self._bus)
-        self._fault = await kill_agent(self._bus, TARGET, signal.SIGKILL, KILL_WAIT_S)
+        target = self._expected.target
+        self._fault = await kill_agent(self._bus, target, signal.SIGKILL, KILL_WAIT_S)
         if not self._fault.as_asked:
-            self._problems.append(f"SIGKILL to {TARGET}: {self._fault.outcome}")
+            self._problems.append(f"SIGKILL to {target}: {self._fault.outcome}")
 
     async def _read_back(self) -> None:
         mirror = self._swarm.state_dir / MIRROR_FILE
@@ -242,17 +250,20 @@ class _Certify:
         problems = [*self._problems, *observer.problems, *(f"left behind: {text}" for text in self._cleanup.left)]
         if self._cleanup.exit_code:
             problems.append(f"`signalmesh up` ended with exit code {self._cleanup.exit_code}")
-        sandboxes = sandbox_rows(self._hosts, observer, self._here)
-        agents = agent_rows(observer, recording, self._capabilities)
+        wanted = self._expected
+        sandboxes = sandbox_rows(wanted, self._hosts, observer, self._here)
+        agents = agent_rows(wanted, observer, recording, self._capabilities)
         judgement = targets(
-            sandboxes, agents, keys, self._snapshots, fault, self._before, recording, self._audit,
+            wanted, sandboxes, agents, keys, self._snapshots, fault, self._before, recording, self._audit,
             detection_s=options.max_detection_s, recovery_s=options.max_recovery_s, downtime_s=options.max_downtime_s,
         )  # fmt: skip
-        _, restored = recording.events.get(("restored", TARGET, (fault.epoch_after or 0) if fault else 0), (0, {}))
+        _, restored = recording.events.get(
+            ("restored", wanted.target, (fault.epoch_after or 0) if fault else 0), (0, {})
+        )
         return Certificate(
             ok=not problems and all(target.ok for target in judgement),
             version=__version__,
-            provider=options.provider,
+            provider=wanted.providers,
             started_at=self._started_at,
             took_s=round(time.monotonic() - self._began, 3),
             machine=self._here,
@@ -261,8 +272,8 @@ class _Certify:
             targets=judgement,
             sandboxes=sandboxes,
             agents=agents,
-            flow=recording.flow(HISTORY + SETTLED),
-            throughput=recording.throughput(HISTORY),
+            flow=recording.flow(wanted.history + SETTLED),
+            throughput=recording.throughput(wanted.history),
             memory=keys,
             snapshots=self._snapshots,
             last_values=self._last_values,

@@ -58,9 +58,9 @@ class Recording:
 
     messages: dict[int, Told] = field(default_factory=dict)
     ticks: dict[tuple[str, int], int] = field(default_factory=dict)
-    """(source, round) -> sequence of the tick."""
+    """(symbol and source, round) -> sequence of the tick."""
     decisions: dict[int, tuple[str, int, tuple[str, ...]]] = field(default_factory=dict)
-    """Sequence -> (source of the tick, round, those whose votes it has)."""
+    """Sequence -> (symbol and source of the tick, round, those whose votes it has)."""
     claims: dict[str, list[int]] = field(default_factory=dict)
     """Agent -> its epochs, which are the sequences of its claims."""
     events: dict[tuple[str, str, int], tuple[int, dict[str, Any]]] = field(default_factory=dict)
@@ -150,10 +150,14 @@ async def record(bus: NatsBus) -> Recording:
                 digest(stored.data),
             )
             if isinstance(message, MarketData) and message.sequence is not None:
-                found.ticks[address.agent, message.sequence] = stored.sequence
+                found.ticks[f"{message.symbol} {address.agent}", message.sequence] = stored.sequence
             elif isinstance(message, Decision) and message.decision_id and message.round is not None:
                 source = message.decision_id.rsplit(":", 2)[1].partition("=")[0]
-                found.decisions[stored.sequence] = (source, message.round, message.agents_consulted)
+                found.decisions[stored.sequence] = (
+                    f"{message.symbol} {source}",
+                    message.round,
+                    message.agents_consulted,
+                )
             elif isinstance(message, Epoch):
                 found.claims.setdefault(address.agent, []).append(stored.sequence)
             elif isinstance(message, Lifecycle) and message.epoch is not None:

@@ -73,12 +73,15 @@ class Step:
 
 @dataclass(slots=True, kw_only=True)
 class SandboxRow:
-    """A sandbox. `heard_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip.
+    """A sandbox's host, by its `name`; the `sandbox` may have several.
+
+    `heard_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip.
 
     Its `health` is by the newest heartbeats of its host and of the leading watchdog.
     """
 
     name: str
+    sandbox: str = ""
     provider: str | None = None
     state: str = "not heard"
     heard_ms: float | None = None

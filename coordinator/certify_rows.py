@@ -11,15 +11,15 @@ from bus.errors import MeshError, MessageError
 from bus.messages import Heartbeat, decode
 from bus.nats_bus import NatsBus
 from coordinator.audit_report import Audit
+from coordinator.certify_expected import Expected
 from coordinator.certify_measures import MS, Recording
 from coordinator.certify_report import AgentRow, Audited, MemoryKey, SandboxRow, SnapshotRow, Target, judged
 from coordinator.chaos_observer import Observer
-from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES
 from coordinator.isolation import compare, probe_sandbox
 from coordinator.killing import Killing
 from coordinator.sandbox_health import health_of
 
-__all__ = ["Hosts", "agent_rows", "audited", "sandbox_rows", "targets"]
+__all__ = ["Hosts", "agent_rows", "audited", "sandbox_rows", "served", "targets"]
 
 
 class Hosts:
@@ -61,21 +61,33 @@ class Hosts:
             self.probes[name] = ((time.monotonic() - began) * 1000, probe)
 
 
-def sandbox_rows(hosts: Hosts, observer: Observer, here: Probe) -> list[SandboxRow]:
-    """A row for each sandbox that should be there, or was heard."""
-    rows = []
+def served(observer: Observer) -> set[str]:
+    """The sandboxes of which a live host was heard."""
+    return {_sandbox_of(beat.said) for beat in observer.hosts.values() if beat.said.status == "live"}
+
+
+def _sandbox_of(said: Heartbeat) -> str:
+    return said.group or said.agent
+
+
+def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe) -> list[SandboxRow]:
+    """A row for each host that was heard, and for each sandbox that should be there and is not."""
+    rows: list[SandboxRow] = []
     usages = {name: beat.said.usage for name, beat in observer.hosts.items()}
     accounts = (observer.leader.said.accounts if observer.leader else None) or {}
-    for name in dict.fromkeys([*DEFAULT_SANDBOXES, *observer.hosts]):
-        beat = observer.hosts.get(name)
-        if beat is None:
-            rows.append(SandboxRow(name=name, why="no heartbeat of its host was heard"))
-            continue
+    heard = {_sandbox_of(beat.said) for beat in observer.hosts.values()}
+    rows += [
+        SandboxRow(name=name, sandbox=name, why="no heartbeat of its host was heard")
+        for name in wanted.sandboxes
+        if name not in heard
+    ]
+    for name, beat in sorted(observer.hosts.items()):
         said = beat.said
         took_ms, probe = hosts.probes.get(name, (None, None))
         rows.append(
             SandboxRow(
                 name=name,
+                sandbox=_sandbox_of(said),
                 provider=said.provider,
                 state="active" if said.status == "live" else said.status,
                 heard_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
@@ -91,17 +103,19 @@ def sandbox_rows(hosts: Hosts, observer: Observer, here: Probe) -> list[SandboxR
     return rows
 
 
-def agent_rows(observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]]) -> list[AgentRow]:
+def agent_rows(
+    wanted: Expected, observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]]
+) -> list[AgentRow]:
     """A row for each agent that should be there; its times of starting are those of its first incarnation."""
     rows = []
-    for name, table in DEFAULT_AGENTS.items():
+    for name, kind in wanted.agents.items():
         beat = observer.agents.get(name)
         said = None if beat is None else beat.said
         first = min(recording.claims.get(name, ()), default=0)
         rows.append(
             AgentRow(
                 name=name,
-                kind=table["kind"],
+                kind=kind,
                 agent_id=said.agent_id if said else "",
                 sandbox=said.sandbox if said else "",
                 pid=said.pid if said else None,
@@ -138,6 +152,7 @@ def audited(audit: Audit) -> Audited:
 
 
 def targets(
+    wanted: Expected,
     sandboxes: list[SandboxRow],
     agents: list[AgentRow],
     memory: list[MemoryKey],
@@ -158,19 +173,19 @@ def targets(
     away_s, back_s = _gap_s(fault, after)
     return [
         judged(
-            "sandboxes deployed", float(sum(row.state == "active" and row.probe is not None for row in sandboxes)),
-            "sandboxes", float(len(DEFAULT_SANDBOXES)), "their hosts beat, and answered a probe", "", exactly=True,
+            "sandboxes deployed", float(len({row.sandbox for row in sandboxes if row.state == "active" and row.probe})),
+            "sandboxes", float(len(wanted.sandboxes)), "their hosts beat, and answered a probe", "", exactly=True,
         ),
         judged(
             "agents active", float(sum(row.status == "active" for row in agents)), "agents",
-            float(len(DEFAULT_AGENTS)), "their newest heartbeats say so at the end of the run", "", exactly=True,
+            float(len(wanted.agents)), "their newest heartbeats say so at the end of the run", "", exactly=True,
         ),
         judged(
-            "memory intact", _whole(sum(row.mirrored is True for row in memory), len(DEFAULT_AGENTS)), "%", 100.0,
+            "memory intact", _whole(sum(row.mirrored is True for row in memory), len(wanted.agents)), "%", 100.0,
             "memory keys whose digest is that of a message in the stream and in the mirror", "", exactly=True,
         ),
         judged(
-            "snapshots intact", _whole(sum(row.mirrored is True for row in snapshots), len(DEFAULT_AGENTS)), "%", 100.0,
+            "snapshots intact", _whole(sum(row.mirrored is True for row in snapshots), len(wanted.agents)), "%", 100.0,
             "snapshots whose digest by the bus is that by the mirror", "", exactly=True,
         ),
         judged("detection", detected, "s", detection_s, "from the signal until the death was declared", no_fault),

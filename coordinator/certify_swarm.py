@@ -16,22 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
 import psutil
 
 from bus.errors import BusUnreachable, MeshError, UsageError
 from bus.process import die_with_parent
 from bus.server_info import read_info
 from coordinator.certify_report import Cleanup
-from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES
 from coordinator.rundir import Run, is_same, read_run
 
-__all__ = ["TemporarySwarm", "configuration"]
+__all__ = ["TemporarySwarm"]
 
 START_S = 30.0
 """From the start of `up` to its record."""
@@ -40,31 +36,23 @@ LOOK_S = 0.02
 GONE_S = 2.0
 """How long what `up` has ended may still be seen."""
 SPOKEN_LINES = 5
+KEPT = frozenset({"SIGNALMESH_PUBLIC_NATS", "SIGNALMESH_WEBHOOK"})
+"""Variables of ours that `up` is given: no option of certify says what they do."""
 
 
-def configuration(provider: str, **source: float) -> str:
-    """swarm.toml of the default swarm, its sandboxes of `provider`, its source with the options `source`."""
-    # TOML's strings, numbers and arrays of them are written as JSON's are.
-    lines = []
-    for name, table in DEFAULT_SANDBOXES.items():
-        lines += [f"[sandboxes.{name}]", *_assignments({"provider": provider, **table})]
-    for name, table in DEFAULT_AGENTS.items():
-        lines += [f"[agents.{name}]", *_assignments(table)]
-        if table["kind"] == "market-data":
-            lines += [f"[agents.{name}.options]", *_assignments(source)]
-    return "\n".join(lines) + "\n"
-
-
-def _assignments(table: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {orjson.dumps(value).decode()}" for key, value in table.items()]
+def _environment() -> dict[str, str]:
+    """Ours, but for what would make it another swarm than the one asked for."""
+    return {key: value for key, value in os.environ.items() if key in KEPT or not key.startswith("SIGNALMESH_")}
 
 
 class TemporarySwarm:
     """`up` in a directory of its own. Use `start`, and then `stop` whatever happened."""
 
-    def __init__(self, toml: str) -> None:
+    def __init__(self, toml: str, config: Path | None = None, *, speed: float = 20.0, port: int = 0) -> None:
+        """`toml` is its configuration, unless there is a file of it, `config`; `port` 0: any free one."""
         self.directory = Path(tempfile.mkdtemp(prefix="signalmesh-certify-"))
-        self._toml = toml
+        self._toml, self._config = toml, config
+        self._arguments = ["--speed", str(speed), "--port", str(port), "--log-level", "warning"]
         self._process: asyncio.subprocess.Process | None = None
         self._everybody: dict[int, tuple[float, str]] = {}
         self.began = 0.0
@@ -81,17 +69,19 @@ class TemporarySwarm:
         Raises:
             UsageError, BusUnreachable, MeshError: it did not start; with what it said, and its exit code.
         """
-        config = self.directory / "swarm.toml"
-        await asyncio.to_thread(config.write_text, self._toml)
+        config = self._config
+        if config is None:
+            config = self.directory / "swarm.toml"
+            await asyncio.to_thread(config.write_text, self._toml)
         output = await asyncio.to_thread((self.directory / "up.log").open, "wb")
         with output:
             self.began = time.monotonic()
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "coordinator.main", "up", "--port", "0", "--log-level", "warning"),
-                *("--config", str(config), "--state-dir", str(self.state_dir)),
+                *("-m", "coordinator.main", "up", "--config", str(config), "--state-dir", str(self.state_dir)),
+                *self._arguments,
                 cwd=self.directory,
-                env={key: value for key, value in os.environ.items() if not key.startswith("SIGNALMESH_")},
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

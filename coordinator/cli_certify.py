@@ -18,7 +18,16 @@ REPORT = Path("certify.md")
 
 
 def certify(
-    provider: Annotated[str, typer.Option("--provider", help="Who makes the sandboxes.")] = "local",
+    provider: Annotated[
+        str | None, typer.Option("--provider", help="Who makes the sandboxes of the default swarm; default: local.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", envvar="SIGNALMESH_CONFIG", help="The swarm.toml of another swarm than the default one."
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option("--nats-port", help="Of its nats-server; 0: any free one.")] = 0,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The report, in Markdown; its JSON is put beside it.")
     ] = REPORT,
@@ -43,7 +52,9 @@ def certify(
     ):  # fmt: skip
         if not value > 0:
             raise UsageError(f"{name} {value}: expected more than 0 seconds")
-    if provider not in PROVIDERS:
+    if config is not None and provider is not None:
+        raise UsageError("--provider: goes without --config only; in that file each sandbox names its own")
+    if provider is not None and provider not in PROVIDERS:
         raise UsageError(f"--provider {provider}: expected one of {', '.join(PROVIDERS)}")
     beside = out.with_suffix(".json")
     if out.suffix == ".json":
@@ -52,6 +63,8 @@ def certify(
     set_up_logs("error")
     options = CertifyOptions(
         provider=provider,
+        config=None if config is None else config.absolute(),
+        port=port,
         max_detection_s=max_detection_s,
         max_recovery_s=max_recovery_s,
         max_downtime_s=max_downtime_s,

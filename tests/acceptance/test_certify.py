@@ -121,6 +121,8 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
     ("arguments", "expected"),
     [
         (("--provider", "nowhere"), "--provider nowhere: expected one of local"),
+        (("--config", "missing.toml"), "missing.toml"),
+        (("--config", "missing.toml", "--provider", "local"), "--provider: goes without --config only"),
         (("--max-detection", "0"), "--max-detection 0.0: expected more than 0 seconds"),
         (("--max-downtime", "nan"), "--max-downtime nan: expected more than 0 seconds"),
         (("--out", "missing/report.md"), "--out missing/report.md: it cannot be written: No such file or directory"),

@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from agents.probe import look_around, network_of_here
+from bus.errors import UsageError
 from bus.sandboxes import SandboxUsage
 from coordinator.availability import Attendance
+from coordinator.certify_expected import configuration, expected
 from coordinator.certify_markdown import markdown, target_text, verdict
 from coordinator.certify_measures import Recording, Told, Value, digest, recognise
 from coordinator.certify_report import (
@@ -29,7 +31,7 @@ from coordinator.certify_report import (
     judged,
 )
 from coordinator.certify_rows import targets
-from coordinator.certify_swarm import TemporarySwarm, configuration
+from coordinator.certify_swarm import TemporarySwarm
 from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse
 from coordinator.figures import Spread
 from coordinator.killing import Killing
@@ -41,6 +43,7 @@ KILLING = Killing(
     agent="research-1", sandbox="base", pid=7, signal="SIGKILL", epoch_before=1, epoch_after=4, outcome="recovered",
     detected_ms=20.0, ready_ms=80.0, outputs_lost=0, outputs_doubled=0, outputs_checked=4,
 )  # fmt: skip
+WANTED, _ = expected(None, None)
 AUDITED = Audited(
     ok=True, messages=6, gaps=0, doubled=0, rounds_decided=2, rounds_missing=0, mirror_compared=6, mirror_missing=0,
     mirror_differing=0, problems=[], notes=[],
@@ -63,15 +66,16 @@ def recording() -> Recording:
         6: told("signal", "momentum", 305, cause=5),
         7: told("decision", "coordinator", 306, cause=6),
     }
-    found.ticks = {("research-1", 1): 2, ("research-1", 2): 5}
-    found.decisions = {7: ("research-1", 2, ("momentum",))}
+    found.ticks = {("BTC/USD research-1", 1): 2, ("BTC/USD research-1", 2): 5}
+    found.decisions = {7: ("BTC/USD research-1", 2, ("momentum",))}
     found.claims = {"research-1": [1, 4]}
     found.events = {("ready", "research-1", 4): (190 * MS, {"replayed": 0})}
     return found
 
 
 def judge(fault: Killing | None, before: Recording, after: Recording, audit: Audited | None) -> dict[str, object]:
-    found = targets([], [], [], [], fault, before, after, audit, detection_s=1.0, recovery_s=5.0, downtime_s=10.0)
+    limits = {"detection_s": 1.0, "recovery_s": 5.0, "downtime_s": 10.0}
+    found = targets(WANTED, [], [], [], [], fault, before, after, audit, **limits)
     return {target.name: target for target in found}
 
 
@@ -163,7 +167,8 @@ def nothing_measured() -> Certificate:
         ok=False, version="0", provider="local", started_at=datetime(2026, 1, 1, tzinfo=UTC), took_s=1.0,
         machine=look_around(), nats_server="", steps=[],
         targets=targets(
-            [], [], [], [], None, Recording(), Recording(), None, detection_s=1.0, recovery_s=5.0, downtime_s=10.0
+            WANTED, [], [], [], [], None, Recording(), Recording(), None,
+            detection_s=1.0, recovery_s=5.0, downtime_s=10.0,
         ),
         sandboxes=[SandboxRow(name="base", why="no heartbeat of its host was heard")], agents=[], flow=Flow(),
         throughput=Throughput(rounds=0, seconds=None, decisions_per_s=None, messages_per_s=None, why="no rounds"),
@@ -187,13 +192,43 @@ def test_a_report_of_nothing_says_why_in_every_part():
 
 
 def test_the_configuration_is_the_default_swarm_with_the_provider_asked_for():
-    config = parse(tomllib.loads(configuration("local", speed=20.0, history=250)), "x.toml", "")
+    config = parse(tomllib.loads(configuration("local")), "x.toml", "")
     assert [item.name for item in config.sandboxes] == list(DEFAULT_SANDBOXES)
     assert {item.spec.name: item.spec.sandbox for item in config.agents} == {
         name: table["sandbox"] for name, table in DEFAULT_AGENTS.items()
     }
-    assert config.agents[0].spec.options == {"speed": 20.0, "history": 250}
     assert {table["provider"] for table in tomllib.loads(configuration("x"))["sandboxes"].values()} == {"x"}
+
+
+def test_what_to_expect_of_another_swarm_is_its_configurations(tmp_path: Path):
+    file = tmp_path / "swarm.toml"
+    file.write_text("""
+[sandboxes.one]
+[agents.feed]
+kind = "market-data"
+options = { history = 60 }
+[agents.vote]
+kind = "momentum"
+memory_key = "mine"
+[agents.decider]
+kind = "coordinator"
+[agents.other]
+external = true
+""")
+    found, _ = expected(file, None)
+    assert (found.sandboxes, found.target, found.history) == ({"one": "local"}, "feed", 60)
+    assert found.agents == {"feed": "market-data", "vote": "momentum", "decider": "coordinator"}
+    assert found.keys == {"feed": "market_data", "vote": "mine", "decider": "decision"}
+    assert (WANTED.target, WANTED.history, WANTED.providers) == ("research-1", 250, "local")
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"), [("market-data", "nobody who decides"), ("coordinator", "no agent of kind")]
+)
+def test_a_swarm_without_rounds_cannot_be_certified(tmp_path: Path, kind, lacking):
+    (tmp_path / "swarm.toml").write_text(f'[agents.a]\nkind = "{kind}"\n[agents.b]\nkind = "momentum"')
+    with pytest.raises(UsageError, match=lacking):
+        expected(tmp_path / "swarm.toml", None)
 
 
 async def test_a_process_that_outlives_its_swarm_is_listed():

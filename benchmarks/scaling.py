@@ -1,0 +1,217 @@
+"""10, 50 and 200 agents on this machine: starting, memory, CPU, heartbeats, false deaths, recoveries among so many."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import random
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+from nats.aio.msg import Msg
+
+from benchmarks.report import Result, spread
+from benchmarks.swarm import DECISIONS, Swarm, swarm
+from bus.nats_bus import NatsBus
+from coordinator.config import load
+from coordinator.killing import Killing
+from coordinator.killing import kill as kill_agent
+from coordinator.scaling import with_agents
+
+COUNTS, QUICK_COUNTS = (10, 50, 200), (10, 20)
+SPEED = 2.0
+HISTORY = 250
+START_S, HISTORY_S = 120.0, 600.0
+STEADY_S, QUICK_S = 30.0, 5.0
+KILLS, QUICK_KILLS = 20, 3
+REST_S = 0.5
+"""Between two kills; each hits another agent."""
+KILL_WAIT_S = 30.0
+SEED = 7
+MIB = 1 << 20
+
+
+@dataclass(slots=True)
+class Ear:
+    """What an outside core subscriber hears of heartbeats, lifecycle and decisions (monotonic seconds)."""
+
+    live: dict[str, float] = field(default_factory=dict)
+    last: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    """Agent -> epoch, number and time of its newest heartbeat."""
+    late: list[float] = field(default_factory=list)
+    """Between two heartbeats of an incarnation, in intervals: 1 is on time."""
+    missed: int = 0
+    told: collections.Counter[str] = field(default_factory=collections.Counter)
+    dead: collections.Counter[str] = field(default_factory=collections.Counter)
+    claimed: dict[tuple[str, int], float] = field(default_factory=dict)
+    starts: list[float] = field(default_factory=list)
+    """From hearing of a claim to hearing that the agent is ready, seconds."""
+    round: int = 0
+    voters: int = 0
+
+    async def on_beat(self, msg: Msg) -> None:
+        at, beat = time.monotonic(), orjson.loads(msg.data)
+        if beat.get("role", "agent") != "agent":
+            return
+        name = beat["agent"]
+        if beat["status"] in ("live", "finished"):
+            self.live.setdefault(name, at)
+        before = self.last.get(name)
+        if before is not None and before[0] == beat["epoch"]:
+            self.late.append((at - before[2]) / (beat["interval_ms"] / 1000))
+            self.missed += beat["sequence"] - before[1] - 1
+        self.last[name] = (beat["epoch"], beat["sequence"], at)
+
+    async def on_lifecycle(self, msg: Msg) -> None:
+        event = orjson.loads(msg.data)
+        self.told[event["event"]] += 1
+        if event["event"] == "declared_dead":
+            self.dead[event["agent"]] += 1
+        claimed = self.claimed.get((event["agent"], event.get("epoch") or 0))
+        if event["event"] == "ready" and claimed is not None:
+            self.starts.append(time.monotonic() - claimed)
+
+    async def on_claim(self, msg: Msg) -> None:
+        assert msg.headers is not None
+        self.claimed[msg.subject.rpartition(".")[2], int(msg.headers["Nats-Sequence"])] = time.monotonic()
+
+    async def on_decision(self, msg: Msg) -> None:
+        decision = orjson.loads(msg.data)
+        self.round, self.voters = decision["round"], len(decision["agents_consulted"])
+
+    async def until(self, what: str, done: Any, within_s: float) -> None:
+        """Wait until `done()`; a benchmark that cannot go on says what did not come."""
+        try:
+            async with asyncio.timeout(within_s):
+                while not done():  # noqa: ASYNC110 - several things make it true
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise RuntimeError(f"not within {within_s:.0f} s: {what}") from None
+
+
+async def one(count: int, steady_s: float, kills: int) -> dict[str, Any]:
+    """All figures of a swarm of `count` agents."""
+    ear = Ear()
+    async with swarm(SPEED, agents=count) as running:
+        for subject, on_msg in (
+            ("swarm.heartbeat.*", ear.on_beat), ("swarm.epoch.*", ear.on_claim),
+            ("swarm.lifecycle.*.*", ear.on_lifecycle), (DECISIONS, ear.on_decision),
+        ):  # fmt: skip
+            await running.client.subscribe(subject, cb=on_msg)
+        await running.client.flush()
+        await ear.until(f"{count} live agents", lambda: len(ear.live) >= count, START_S)
+        live_s = max(ear.live.values()) - running.started_at
+        began = time.monotonic()
+        await ear.until(f"round {HISTORY}", lambda: ear.round > HISTORY, HISTORY_S)
+        history_s = time.monotonic() - began
+        starts = spread(ear.starts)
+        false_before = sum(ear.dead.values())
+        ear.late.clear()
+        ear.missed, suspected = 0, ear.told["suspected"]
+        used = await cpu(running, steady_s)
+        beats, missed = spread(ear.late), ear.missed
+        memory = await asyncio.to_thread(total_memory, running)
+        done = await kill_some(running, count, kills)
+        killed = collections.Counter(killing.agent for killing in done)
+        false = sum((ear.dead - killed).values())
+        ready = spread(k.ready_ms for k in done if k.ready_ms is not None)
+        detected = spread(k.detected_ms for k in done if k.detected_ms is not None)
+    return {
+        "agents": count,
+        "all live, s": live_s,
+        "start p50, s": starts.get("p50"),
+        "start p99, s": starts.get("p99"),
+        "250 rounds, s": history_s,
+        "voters": ear.voters,
+        "memory, MiB": memory / MIB,
+        "CPU, %": used,
+        "beat p50": beats.get("p50"),
+        "beat p99": beats.get("p99"),
+        "beat max": beats.get("max"),
+        "beats missed": missed,
+        "kills": len(done),
+        "recovered": sum(k.outcome == "recovered" for k in done),
+        "lost or doubled": sum((k.outputs_lost or 0) + (k.outputs_doubled or 0) for k in done),
+        "detected p50, ms": detected.get("p50"),
+        "ready p50, ms": ready.get("p50"),
+        "ready p90, ms": ready.get("p90"),
+        "ready max, ms": ready.get("max"),
+        "false deaths, start": false_before,
+        "false deaths, later": false - false_before,
+        "suspected": ear.told["suspected"] - suspected,
+    }
+
+
+def processes(running: Swarm) -> list[psutil.Process]:
+    """All of the swarm."""
+    root = psutil.Process(running.process.pid)
+    return [root, *root.children(recursive=True)]
+
+
+async def cpu(running: Swarm, wait_s: float) -> float:
+    """Percent of one core that all processes together used over `wait_s` seconds."""
+
+    def total() -> float:
+        seconds = 0.0
+        for process in processes(running):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+        return seconds
+
+    before, began = await asyncio.to_thread(total), time.monotonic()
+    await asyncio.sleep(wait_s)
+    took_s = time.monotonic() - began
+    return (await asyncio.to_thread(total) - before) / took_s * 100
+
+
+def total_memory(running: Swarm) -> int:
+    """Proportional set size of all processes, bytes: what they share is counted once."""
+    found = 0
+    for process in processes(running):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += process.memory_full_info().pss
+    return found
+
+
+async def kill_some(running: Swarm, count: int, kills: int) -> list[Killing]:
+    """SIGKILL to agents drawn without repetition, one after the other."""
+    names = [item.spec.name for item in with_agents(load(None, Path("/")), count).agents]
+    drawn = random.Random(SEED).sample(names, min(kills, count))
+    bus = await NatsBus.connect(running.url, "swarm", "bench")
+    done = []
+    try:
+        for name in drawn:
+            done.append(await kill_agent(bus, name, signal.SIGKILL, KILL_WAIT_S))
+            await asyncio.sleep(REST_S)
+    finally:
+        await bus.close()
+    return done
+
+
+async def scale(*, quick: bool) -> Result:
+    counts = QUICK_COUNTS if quick else COUNTS
+    steady_s, kills = (QUICK_S, QUICK_KILLS) if quick else (STEADY_S, KILLS)
+    rows = [await one(count, steady_s, kills) for count in counts]
+    false = sum(row["false deaths, start"] + row["false deaths, later"] for row in rows)
+    back, killed = sum(row["recovered"] for row in rows), sum(row["kills"] for row in rows)
+    met = false == 0 and back == killed
+    return Result(
+        name="scale",
+        title="Many agents",
+        conditions=f"`signalmesh up --agents N` at {SPEED:.0f} ticks/s: strategies that all vote, over three "
+        "sandboxes. Start: from hearing of a claim to hearing that the agent is ready. CPU of all processes in "
+        f"percent of one core, over {steady_s:.0f} s after the first {HISTORY} rounds (not paced); memory of all of "
+        "them, PSS. Beat: between two heartbeats of an agent, in intervals that it says itself (1 is on time). Then "
+        f"{kills} SIGKILLs (or one for each agent), {REST_S} s apart, each to another agent.",
+        rows=rows,
+        goal="no false death, every kill recovered",
+        verdict=f"{false} false deaths, {back} of {killed} recovered: {'met' if met else 'missed'}.",
+        raw={"rows": rows},
+    )
