@@ -19,7 +19,8 @@ from bus.registry import Record, write_record
 
 HEARTBEAT_S = 0.1
 MEMORY_S = 0.1
-"""The memory key follows the outputs at most this often; the last one always gets there."""
+"""The memory key follows the outputs at most this often, and no more often than the agent beats; the last one always
+gets there."""
 STALL_S = 1.0
 """After a pause of this length between two beats (a stopped process) the claim is looked at before going on."""
 
@@ -93,8 +94,9 @@ async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
 class Memory:
     """Keeps the agent's memory key at its last stored output of the kind that the key is for."""
 
-    def __init__(self, bus: Bus, agent: Agent, key: str, kinds: tuple[str, ...]) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus, agent: Agent, key: str, kinds: tuple[str, ...], interval_s: float = MEMORY_S) -> None:
+        """`interval_s` is the shortest time between two writes."""
+        self._bus, self._interval_s = bus, interval_s
         self._bucket = bus.subjects.memory_bucket
         self._key = bus.subjects.memory_key(agent.name, key)
         self._kinds = (key,) if key in kinds else kinds
@@ -125,7 +127,7 @@ class Memory:
             except BusError as error:
                 log.debug("memory_retried", error=str(error))
                 self._changed.set()
-            await asyncio.sleep(MEMORY_S)
+            await asyncio.sleep(self._interval_s)
 
 
 async def register(runtime: Runtime, status: str | None = None) -> None:

@@ -14,7 +14,7 @@ import structlog
 import uvloop
 
 from agents.agent import Agent, published_kinds
-from agents.duties import HEARTBEAT_S, Memory, beat, register
+from agents.duties import HEARTBEAT_S, MEMORY_S, Memory, beat, register
 from agents.runtime import Runtime
 from agents.spec import AgentSpec, load_class
 from agents.tracing import AgentTracing
@@ -76,6 +76,7 @@ def memory_key_of(spec: AgentSpec, cls: type[Agent]) -> str:
 def run_incarnation(incarnation: Incarnation) -> int:
     """Run it to its end; returns the exit code: 0 drained, 2 a person's mistake, 3 no bus, 1 anything else."""
     set_up_logs(incarnation.log_level)
+    os.nice(incarnation.spec.nice)
     structlog.contextvars.bind_contextvars(agent=incarnation.spec.name, sandbox=incarnation.sandbox)
     try:
         # Its turns cost less than those of asyncio's own loop: a fifth of the time from a tick to its decision.
@@ -111,7 +112,8 @@ async def _live(incarnation: Incarnation) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, runtime.drain)
-        memory = Memory(bus, agent, memory_key_of(spec, type(agent)), published_kinds(type(agent)))
+        interval_s = max(MEMORY_S, incarnation.heartbeat_s)
+        memory = Memory(bus, agent, memory_key_of(spec, type(agent)), published_kinds(type(agent)), interval_s)
         runtime.on_stored = memory.take
         tasks = [
             asyncio.create_task(beat(runtime, incarnation.heartbeat_s), name="beat"),

@@ -51,6 +51,8 @@ class AgentSpec:
     sandbox: str = ""
     """Where it prefers to run; empty for an external agent."""
     swarm: str = "swarm"
+    nice: int = 0
+    """By how much its process gives way to others, 0 to 19; those that all others wait for give way to nobody."""
 
     def to_json(self) -> bytes:
         return orjson.dumps(self)

@@ -39,7 +39,7 @@ STALLED_S = 60.0
 NEVER_READY_S = 60.0
 """Beating but not live after so long without any progress: dead."""
 SOURCES_WAIT_S = 5.0
-"""Sources start when all others are live, or after so long."""
+"""Sources start when all others are live, or when nobody has become live for so long."""
 TAKEN_OVER_S = 1.5
 """How long an incarnation that somebody else has claimed may take to beat."""
 STARTS_AT_ONCE = 4
@@ -59,6 +59,8 @@ class Policy:
         self._patience = patience
         self._rng = rng
         self._began: float | None = None
+        self._came_at = now
+        """When an agent became live last."""
         self._decided_at = now
         self._bus_ill = False
         self._actions: list[Action] = []
@@ -95,7 +97,7 @@ class Policy:
         agent.status = beat.status
         if agent.phase == "starting" and beat.status in ("live", "finished"):
             agent.phase = "running"
-            agent.healthy_since = now
+            agent.healthy_since = self._came_at = now
 
     def host_beat(self, now: float, beat: Heartbeat) -> None:
         """A sandbox host's heartbeat arrived, with its inventory."""
@@ -315,7 +317,7 @@ class Policy:
             self._die(now, agent, f"{agent.lag} inputs wait, but no progress for {idle_s:.0f} s")
 
     def _others_live(self, now: float) -> bool:
-        if self._began is not None and now - self._began > SOURCES_WAIT_S:
+        if self._began is not None and now - max(self._began, self._came_at) > SOURCES_WAIT_S:
             return True
         return all(
             other.is_source or other.phase in ("running", "quarantined", "drained", "external")

@@ -22,8 +22,11 @@ FEEDER = "market-data"
 BEATS_PER_S = 500
 """Heartbeats a second of all agents together; more agents beat less often. Each costs its agent, the server and the
 watchdog about a millisecond of a processor in all (benchmarks, `idle`), so that this is half of one."""
-SUSPECT_BEATS, DEAD_BEATS = 3, 6
+SUSPECT_BEATS, DEAD_BEATS, STARVED_BEATS = 3, 6, 50
 """Silence in heartbeats, in the proportions of the defaults."""
+NICE = 10
+"""Of the strategies added: on a machine with too little time the hosts, the source and who decides come first, since
+all others wait for them."""
 OPEN_VOTES = 1280
 """Votes on undecided rounds that a source may have outstanding: 256 rounds of the default swarm's five agents. More
 agents mean fewer open rounds, else the coordinator's state would not fit a snapshot."""
@@ -66,9 +69,8 @@ def with_agents(config: SwarmConfig, count: int | None) -> SwarmConfig:
         for item in config.agents
     }
     places = placement(config.file, own | added, config.sandboxes)
-    further = tuple(
-        agent_settings(config.file, name, table, places[name], config.swarm, "") for name, table in added.items()
-    )
+    made = (agent_settings(config.file, name, table, places[name], config.swarm, "") for name, table in added.items())
+    further = [replace(item, spec=replace(item.spec, nice=NICE)) for item in made]
     agents = (*(_bounded(item, count) for item in config.agents), *further)
     return replace(config, max_agents=count, agents=agents, watchdog=_calmed(config.watchdog, count))
 
@@ -93,12 +95,13 @@ def _calmed(watchdog: WatchdogSettings, count: int) -> WatchdogSettings:
     if heartbeat_ms <= watchdog.heartbeat_ms:
         return watchdog
     dead_ms = max(watchdog.dead_ms, DEAD_BEATS * heartbeat_ms)
+    starved_ms = max(watchdog.starved_ms, STARVED_BEATS * heartbeat_ms)
     return replace(
         watchdog,
         heartbeat_ms=heartbeat_ms,
         suspect_ms=max(watchdog.suspect_ms, SUSPECT_BEATS * heartbeat_ms),
         dead_ms=dead_ms,
-        starved_ms=max(watchdog.starved_ms, 2 * dead_ms),
+        starved_ms=starved_ms,
     )
 
 

@@ -126,6 +126,17 @@ def test_a_source_does_not_wait_for_ever():
     assert Spawn("feed", "base") in actions
 
 
+def test_a_source_waits_as_long_as_others_keep_coming_up():
+    names = [f"a{number}" for number in range(4)]
+    world = World(a("feed", is_source=True), *(a(name) for name in names), a("late", "base"), sandboxes=("base",))
+    world.host("base")
+    world.run(0.1, spawn=False)
+    for name in names:
+        assert Spawn("feed", "base") not in world.run(4, spawn=False)
+        world.start(Spawn(name, "base"))
+    assert Spawn("feed", "base") in world.run(6, spawn=False)
+
+
 def test_an_exit_is_acted_on_at_once():
     world = ready()
     epoch = world.policy.agents["a"].epoch

@@ -30,6 +30,8 @@ def test_the_configured_stay_and_the_others_are_strategies_with_a_vote():
     for kind in ("momentum", "mean-reversion"):
         assert sum(item.weight for item in added if item.spec.kind == kind) == pytest.approx(1, abs=1e-3)
     assert resolved.deciders == ("coordinator",)
+    assert {item.spec.nice for item in resolved.agents[:5]} == {0}, "all others wait for them"
+    assert min(item.spec.nice for item in added) > 0
 
 
 def test_no_two_look_at_the_market_in_the_same_way_and_all_can_be_made():
@@ -53,7 +55,7 @@ def test_as_many_as_there_are_changes_nothing_but_what_is_said():
 def test_heartbeats_become_rarer_only_where_they_would_be_too_many():
     assert with_agents(DEFAULT, 50).watchdog == DEFAULT.watchdog
     calm = with_agents(DEFAULT, 200).watchdog
-    assert (calm.heartbeat_ms, calm.suspect_ms, calm.dead_ms, calm.starved_ms) == (400, 1200, 2400, 5000)
+    assert (calm.heartbeat_ms, calm.suspect_ms, calm.dead_ms, calm.starved_ms) == (400, 1200, 2400, 20_000)
     most = with_agents(DEFAULT, MOST_AGENTS).watchdog
     assert most.heartbeat_ms < most.suspect_ms < most.dead_ms < most.starved_ms
 

@@ -1,0 +1,40 @@
+"""`up --agents N` as its user has it: everybody lives and votes, one that is killed is back, and all of it is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.swarm import AGENTS, Swarm
+
+COUNT = 24
+ADDED = [f"{kind}-{number}" for number in range(1, 11) for kind in ("momentum", "mean-reversion")][: COUNT - len(AGENTS)]
+
+
+@pytest.mark.slow
+async def test_many_agents_vote_and_recover(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--agents", str(COUNT), "--speed", "10")
+        await ear.live(*AGENTS, *ADDED)
+        await ear.decided(255)
+        status = (await swarm.verb("status", "--json")).json
+        assert {row["name"] for row in status["agents"]} == {*AGENTS, *ADDED}
+        voters = len(AGENTS) - 2 + len(ADDED)
+        await ear.until("a decision with all votes", lambda: len(ear.decisions[-1]["agents_consulted"]) == voters)
+        for agent in ("mean-reversion-3", "coordinator"):
+            killed = await swarm.verb("kill", agent, "--json")
+            assert killed.code == 0, killed
+            assert killed.json["outcome"] == "recovered"
+        await ear.more_decisions(10)
+        for proof in ("audit", "replay"):  # both find the agents by the record of the run
+            found = await swarm.verb(proof, "--json")
+            assert found.code == 0, found.out + found.err
+        assert set(found.json["agents"]) == {*AGENTS, *ADDED}
+
+
+async def test_too_few_agents_are_told_before_anything_is_started(tmp_path: Path):
+    done = await Swarm(tmp_path).verb("up", "--agents", "3")
+    assert done.code == 2
+    assert "--agents 3: expected 5" in done.err
+    assert not (tmp_path / ".signalmesh").exists()
