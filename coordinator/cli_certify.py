@@ -90,8 +90,11 @@ def certify(
 
 def _check_writable(out: Path) -> None:
     """Find out before the run, rather than after it."""
+    existed = out.exists()
     try:
         with out.open("a"):
             pass
+        if not existed:
+            out.unlink()  # a run that fails leaves no empty report
     except OSError as error:
         raise UsageError(f"--out {out}: it cannot be written: {error.strerror}") from None

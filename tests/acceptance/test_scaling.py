@@ -9,7 +9,7 @@ import pytest
 from tests.acceptance.swarm import AGENTS, Swarm
 
 COUNT = 24
-ADDED = [f"{kind}-{number}" for number in range(1, 11) for kind in ("momentum", "mean-reversion")][: COUNT - len(AGENTS)]
+ADDED = [f"{kind}-{at}" for at in range(1, 11) for kind in ("momentum", "mean-reversion")][: COUNT - len(AGENTS)]
 
 
 @pytest.mark.slow
@@ -27,10 +27,11 @@ async def test_many_agents_vote_and_recover(tmp_path: Path):
             assert killed.code == 0, killed
             assert killed.json["outcome"] == "recovered"
         await ear.more_decisions(10)
-        for proof in ("audit", "replay"):  # both find the agents by the record of the run
-            found = await swarm.verb(proof, "--json")
-            assert found.code == 0, found.out + found.err
-        assert set(found.json["agents"]) == {*AGENTS, *ADDED}
+        audit = await swarm.verb("audit", "--json")
+        assert audit.code == 0, audit.out + audit.err
+        replay = await swarm.verb("replay", "--json")  # it finds the agents by the record of the run
+        assert replay.code == 0, replay.out + replay.err
+        assert set(audit.json["agents"]) == set(replay.json["agents"]) == {*AGENTS, *ADDED}
 
 
 async def test_too_few_agents_are_told_before_anything_is_started(tmp_path: Path):
