@@ -142,7 +142,7 @@ class Mirror:
             self._reports.alert("critical", "mirror_failing", problem)
 
     def _lost(self, stream: str) -> None:
-        if stream in self._missing:
+        if stream in self._missing or stream not in self._store.incarnations:  # else it is not made yet
             return
         self._missing.add(stream)
         problem = (

@@ -40,6 +40,7 @@ def mirror(
             "--rebuild", help="First put back what the bus has lost, as `up` does; run nothing else meanwhile."
         ),
     ] = False,
+    once: Annotated[bool, typer.Option("--once", help="With --rebuild: end when that is done.")] = False,
     config: ConfigFile = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
@@ -47,11 +48,16 @@ def mirror(
     log_level: LogLevel = "info",
 ) -> None:
     """Role: follows the bus into an SQLite file, of which it is the only writer."""
-    from coordinator.mirroring import run_mirror
+    from bus.errors import UsageError
+    from coordinator.mirroring import run_mirror, run_rebuild
 
+    if once and not rebuild:
+        raise UsageError("--once: expected together with --rebuild; without it, a mirror runs until it is told to end")
     target = find_target(nats, state_dir, swarm)
     path = mirror_file(file, state_dir)
     url = role_url(nats, state_dir)
+    if once:
+        raise typer.Exit(run_rebuild(url, config, target.swarm, path, log_level))
     raise typer.Exit(run_mirror(url, config, target.swarm, path, log_level, rebuild_first=rebuild))
 
 

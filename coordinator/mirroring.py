@@ -22,7 +22,7 @@ from bus.streams import StreamLimits
 from bus.tasks import run_to_end
 from coordinator.config import load
 from coordinator.roles import limits_of, on_signals
-from coordinator.settings import MirrorSettings
+from coordinator.settings import MirrorSettings, SwarmConfig
 
 RETRY_S = 1.0
 """Between two attempts to open a file that cannot be written just now."""
@@ -110,8 +110,7 @@ def run_mirror(
         notices: tuple[str, ...] = ()
         try:
             if rebuild_first:
-                told, _ = await put_back(bus, file, limits_of(config), "mirror")
-                log.warning("put_back", text=told or "the bus has lost nothing that the mirror holds")
+                await _put_back_and_tell(bus, file, config)
             while not stop.is_set():
                 try:
                     await _one_file(bus, file, retention, notices, stop)
@@ -127,6 +126,31 @@ def run_mirror(
         return EXIT_DONE
 
     return run_to_end(follow())
+
+
+def run_rebuild(url: str, config_file: Path | None, swarm: str, file: Path, log_level: str) -> int:
+    """Put back what the bus has lost of what `file` holds, as `up` does before anybody starts, and end.
+
+    Raises:
+        MirrorFailing, MirrorUnusable, UsageError, BusError: as put_back.
+    """
+    set_up_logs(log_level)
+    config = load(config_file, Path.cwd())
+
+    async def once() -> int:
+        bus = await NatsBus.connect(url, swarm, "mirror", wait_s=None)
+        try:
+            await _put_back_and_tell(bus, file, config)
+        finally:
+            await bus.close()
+        return EXIT_DONE
+
+    return run_to_end(once())
+
+
+async def _put_back_and_tell(bus: NatsBus, file: Path, config: SwarmConfig) -> None:
+    told, _ = await put_back(bus, file, limits_of(config), "mirror")
+    log.warning("put_back", text=told or "the bus has lost nothing that the mirror holds")
 
 
 async def _one_file(

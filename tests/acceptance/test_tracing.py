@@ -13,43 +13,16 @@ import pytest
 from tests.acceptance.ear import Ear, Said, read_stream
 from tests.acceptance.exact import ROUNDS, Content, assert_numbered, assert_same, content_of, exact_toml
 from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm, agents_toml
+from tests.acceptance.traces import PHASES, assert_tree, decision_of, is_whole, recoveries
 from tests.support.collector import OtlpCollector, Received, collecting, orphans, roots
 from tests.support.collector_process import collector_process
 
 PRODUCER = 4
 KILLS = 2
-PHASES = ("detect", "claim", "spawn", "restore", "replay")
 
 
 def environment(collector: OtlpCollector, **more: str) -> dict[str, str]:
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER": "always_on", **more}
-
-
-def decision_of(trace: dict[str, Received] | None) -> Received | None:
-    spans = [span for span in (trace or {}).values() if span.name == "send swarm.decision"]
-    assert len(spans) <= 1, spans
-    return spans[0] if spans else None
-
-
-def assert_tree(trace: dict[str, Received], voters: set[str]) -> Received:
-    """One tick, the voters' answers to it, and the decision of them; returns the decision's span."""
-    assert orphans(trace) == []
-    [root] = roots(trace)
-    assert (root.name, root.service) == ("send swarm.market", "research-1")
-    decision = decision_of(trace)
-    assert decision is not None
-    votes = {
-        span.service: span for span in trace.values() if span.name in ("send swarm.signal", "send swarm.sentiment")
-    }
-    assert set(votes) >= voters
-    assert {span.parent for span in votes.values()} == {root.id}
-    ids = {votes[voter].id: voter for voter in voters}
-    assert decision.parent in {root.id, *ids}
-    linked = {link[1]: link[2].get("mesh.voter") for link in decision.links if link[0] == decision.trace}
-    assert {decision.parent, *linked} - {root.id} == set(ids), "the parent, or linked"
-    for span_id, voter in linked.items():
-        assert voter == ids[span_id]
-    return decision
 
 
 async def whole(collector: OtlpCollector, number: int) -> dict[str, Received]:
@@ -57,8 +30,7 @@ async def whole(collector: OtlpCollector, number: int) -> dict[str, Received]:
 
     def found() -> dict[str, Received] | None:
         trace = collector.of_round(number)
-        services = {span.service for span in (trace or {}).values()}
-        return trace if decision_of(trace) and services >= set(AGENTS) else None
+        return trace if is_whole(trace) else None
 
     return await collector.until(f"the trace of round {number}", found)
 
@@ -150,14 +122,6 @@ async def test_the_stored_bytes_are_those_of_a_run_without_tracing(tmp_path: Pat
         assert_numbered(messages)
         audit = await swarm.verb("audit")
         assert audit.code == 0, audit.out
-
-
-def recoveries(collector: OtlpCollector, agent: str) -> list[dict[str, Received]]:
-    """The traces of this agent's recoveries that are complete."""
-    found = [
-        trace for trace in collector.traces().values() if any(s.name == f"recover {agent}" for s in trace.values())
-    ]
-    return [trace for trace in found if {span.name for span in trace.values()} >= set(PHASES)]
 
 
 @pytest.mark.slow

@@ -12,19 +12,24 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
 
-from tests.acceptance.ear import Ear
-from tests.acceptance.swarm import AGENTS
+from tests.acceptance.ear import Ear, read_stream
+from tests.acceptance.swarm import AGENTS, VOTERS
+from tests.acceptance.traces import PHASES, assert_tree, is_whole, recoveries
+from tests.support.collector import OtlpCollector, Received, orphans, roots
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_S, UP_S, VERB_S, DOWN_S = 1500.0, 240.0, 60.0, 120.0
+T = TypeVar("T")
 SANDBOXES = ("sandbox-base", "sandbox-nodejs", "sandbox-python")
 
 pytestmark = [
@@ -45,7 +50,7 @@ def free_port() -> int:
 class Project:
     """A Compose project of this checkout, under a name, with ports and images of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, collector_url: str) -> None:
         self.name = f"signalmesh-{uuid.uuid4().hex[:8]}"
         self.port = free_port()
         self._environment = {
@@ -55,7 +60,8 @@ class Project:
             "METRICS_PORT": str(free_port()),
             "SIGNALMESH_IMAGE": "signalmesh:test",
             "SIGNALMESH_NODEJS_IMAGE": "signalmesh-nodejs:test",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": "",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector_url,
+            "OTEL_TRACES_SAMPLER": "always_on",
             "SPEED": "20",
         }
         self._files = ["-f", str(ROOT / "docker-compose.yml"), "-f", str(ROOT / "tests/compose/override.yml")]
@@ -113,11 +119,54 @@ def engine_missing() -> str | None:
     return "there is no docker command"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def project() -> AsyncIterator[Project]:
+def host_address() -> str:
+    """This machine, as containers see it: the engine's own end of its default network."""
+    asked = ["docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[OtlpCollector]:
+    """In the place of Jaeger: takes what the containers export, in a thread, whatever loop the tests run in."""
     if (missing := engine_missing()) is not None:
         pytest.skip(missing)
-    project = Project()
+    collector, loop = OtlpCollector(), asyncio.new_event_loop()
+    loop.run_until_complete(collector.start(host_address()))
+    thread = threading.Thread(target=loop.run_forever, name="collector")
+    thread.start()
+    try:
+        yield collector
+    finally:
+        asyncio.run_coroutine_threadsafe(collector.stop(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def received(what: str, found: Callable[[], T | None]) -> T:
+    """Wait until the collector has it."""
+    try:
+        async with asyncio.timeout(VERB_S):
+            while not (result := found()):
+                await asyncio.sleep(0.1)
+            return result
+    except TimeoutError:
+        raise AssertionError(f"waited in vain: {what}") from None
+
+
+async def traces_of(collector: OtlpCollector, rounds: Iterable[int]) -> list[dict[str, Received]]:
+    """The whole traces of these rounds."""
+
+    def found(number: int) -> dict[str, Received] | None:
+        trace = collector.of_round(number)
+        return trace if is_whole(trace) else None
+
+    return [await received(f"the trace of round {number}", partial(found, number)) for number in rounds]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def project(collector: OtlpCollector) -> AsyncIterator[Project]:
+    project = Project(collector.url)
     await project.compose("build", within_s=BUILD_S)
     try:
         await project.compose("up", "-d", "--wait", within_s=UP_S)
@@ -153,7 +202,9 @@ async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_health
     where = {agent["name"]: agent["sandbox"].partition("-")[0] for agent in status["agents"]}
     assert where == dict(zip(AGENTS, ("base", "nodejs", "nodejs", "python", "python"), strict=True))
     for service, container in (await project.containers()).items():
-        if service != "nats":  # its image has nothing to ask with
+        if service == "rebuild":
+            assert (container["State"]["Status"], container["State"]["ExitCode"]) == ("exited", 0)
+        elif service != "nats":  # its image has nothing to ask with
             assert container["State"]["Health"]["Status"] == "healthy", service
         host = container["HostConfig"]
         assert host["ReadonlyRootfs"], service
@@ -161,6 +212,42 @@ async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_health
         assert not any("docker.sock" in mount["Source"] for mount in container["Mounts"]), service
         if service != "nats":
             assert container["Config"]["User"] not in ("", "root", "0"), service
+
+
+async def test_a_decision_is_one_trace_over_the_containers(project: Project, ear: Ear, collector: OtlpCollector):
+    decisions = await ear.more_decisions(20)
+    for trace in await traces_of(collector, [decision["round"] for decision in decisions if not decision["absent"]]):
+        assert_tree(trace, set(VOTERS))
+        machines = {span.service: span.resource["mesh.sandbox"].partition("-")[0] for span in trace.values()}
+        assert set(machines) == set(AGENTS)
+        assert set(machines.values()) == {"base", "nodejs", "python"}
+
+
+async def test_rounds_that_an_agent_missed_are_whole_and_lead_to_its_recovery(
+    project: Project, ear: Ear, collector: OtlpCollector
+):
+    agent = "strategy-momentum"
+    [before] = await ear.more_decisions(1)
+    known = {root.id for trace in recoveries(collector, agent) for root in roots(trace)}
+    killing = await project.verb("watchdog", "kill", agent, "--signal", "STOP")
+    assert (killing["outcome"], killing["outputs_lost"], killing["outputs_doubled"]) == ("recovered", 0, 0)
+    await ear.more_decisions(5)
+    missed = [decision["round"] for decision in ear.decisions if agent in decision["absent"]]
+    assert missed != [], "silent for 0.6 s, at 20 candles a second"
+    for trace in await traces_of(collector, range(before["round"] + 1, ear.decisions[-1]["round"])):
+        assert orphans(trace) == []
+        assert [(root.name, root.service) for root in roots(trace)] == [("send swarm.market", "research-1")]
+
+    def recovered() -> dict[str, Received] | None:
+        return next((t for t in recoveries(collector, agent) if not known & t.keys()), None)
+
+    recovery = await received("the trace of the recovery", recovered)
+    assert orphans(recovery) == []
+    [root] = roots(recovery)
+    assert {span.name for span in recovery.values()} == {root.name, *PHASES}
+    linked = [span for span in collector.spans if (root.trace, root.id) in {link[:2] for link in span.links}]
+    assert {span.service for span in linked} == {agent}
+    assert {span.attributes.get("mesh.round") for span in linked} >= set(missed)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -225,6 +312,30 @@ async def test_down_leaves_nothing_and_the_next_up_goes_on(project: Project, ear
         await again.decided(last + 20)
         assert again.decisions[0]["round"] > last
         assert contiguous(again)
+    finally:
+        await again.close()
+    await audited(project)
+
+
+async def test_a_bus_that_has_lost_its_volume_is_put_back_from_the_mirror(project: Project, ear: Ear):
+    await ear.more_decisions(20)
+    await project.compose("down", within_s=DOWN_S)
+    code, _, err = await run("docker", "volume", "rm", f"{project.name}_nats", environment=dict(os.environ))
+    assert code == 0, err
+    last = ear.decisions[-1]["round"]  # now: this ear will hear the next swarm as well
+    heard = [(said.subject, said.data, said.sequence) for said in ear.said if said.kind == "decision"]
+    await project.compose("up", "-d", "--wait", within_s=UP_S)
+    again = await Ear.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    try:
+        await again.decided(last + 20)
+        assert again.decisions[0]["round"] > last, "it goes on"
+        assert contiguous(again)
+        stored = await read_stream(f"nats://127.0.0.1:{project.port}", "swarm")
+        assert set(heard) <= {(said.subject, said.data, said.sequence) for said in stored}
+        rounds = [said.json["round"] for said in stored if said.kind == "decision"]
+        assert rounds == list(range(1, rounds[-1] + 1)), "from the first one on, each once"
+        [rebuilt] = [said.json for said in stored if said.kind == "lifecycle" and said.json["event"] == "rebuilt"]
+        assert rebuilt["detail"]["clean"], "the swarm had ended in order"
     finally:
         await again.close()
     await audited(project)

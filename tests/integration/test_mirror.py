@@ -155,6 +155,20 @@ async def test_a_file_that_cannot_be_written_is_waited_for(tmp_path):
             assert await assert_mirrored(bus, mirror.file) == 32
 
 
+async def test_streams_that_are_not_made_yet_are_waited_for_and_not_called_lost(tmp_path):
+    async with supervised_server(tmp_path / "server") as server, Connections() as connections:
+        bus = await connections.bus(server.url)
+        beats, alerts = await Beats.of(bus), await alerts_of(bus)
+        async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
+            await beats.until(status="waiting", sequence=10)  # it has looked for them meanwhile
+            await ensure_streams(bus)
+            last = await put(bus, 1, 5)
+            await beats.until(cursor=last, lag=0, status="live")
+            await mirror.end()
+            assert await assert_mirrored(bus, mirror.file) == last, "no alert was stored either"
+            assert alerts.items == []
+
+
 @pytest.mark.parametrize("how", ["emptied", "remade with more in it"])
 async def test_two_histories_are_never_mixed(tmp_path, how):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:

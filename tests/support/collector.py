@@ -140,9 +140,9 @@ class OtlpCollector:
         self._server: asyncio.Server
         self._writers: set[asyncio.StreamWriter] = set()
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**24)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+    async def start(self, host: str = "127.0.0.1") -> None:
+        self._server = await asyncio.start_server(self._serve, host, 0, limit=2**24)
+        self.url = f"http://{host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         """As a collector that dies: its port refuses from now on."""
@@ -174,7 +174,7 @@ class OtlpCollector:
             return False
         answer, status = b"", b"404 Not Found" if self.mode == "unknown" else b"503 Service Unavailable"
         if self.mode == "well":
-            assert headers["content-type"] == "application/x-protobuf"
+            assert headers.get("content-type") == "application/x-protobuf", head
             if head[0].endswith("/v1/metrics HTTP/1.1"):
                 self.measured.append(read_measured(body))
                 answer = ExportMetricsServiceResponse().SerializeToString()
