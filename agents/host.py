@@ -29,6 +29,7 @@ from agents.spec import AgentSpec
 from bus import headers as h
 from bus.bus import Bus, Heard
 from bus.claims import last_claim, new_agent_id
+from bus.credentials import Credentials
 from bus.errors import BusError, MeshError
 from bus.messages import Child, Heartbeat, encode, now
 from bus.outbox import Outbox
@@ -114,9 +115,14 @@ class Host:
         group: str | None = None,
         log_level: str = "info",
         preload: tuple[str, ...] = (),
+        credentials: Credentials | None = None,
+        files: str | None = None,
     ) -> None:
+        """`credentials` are its agents' (None: the environment's); `files` is where their files are here, if not
+        where swarm.toml is.
+        """
         self._bus, self.name, self._url, self._provider = bus, name, url, provider
-        self._group = group
+        self._group, self._credentials, self._files = group, credentials, files
         self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
         self._log_level = log_level
         self._fork_server = ForkServer(preload)
@@ -208,8 +214,11 @@ class Host:
                 if present.order.epoch > order.epoch:
                     raise MeshError(f"agent {name} runs here with epoch {present.order.epoch} already")
                 await self._end(present, signal.SIGKILL)
+            spec = order.spec
+            if self._files is not None and spec.search_path:
+                spec = dataclasses.replace(spec, search_path=self._files)
             incarnation = Incarnation(
-                spec=order.spec,
+                spec=spec,
                 url=self._url,
                 sandbox=self.name,
                 epoch=order.epoch,
@@ -217,6 +226,7 @@ class Host:
                 heartbeat_s=order.heartbeat_s,
                 log_level=self._log_level,
                 traceparent=order.traceparent,
+                credentials=self._credentials,
             )
             child = await self._fork_server.spawn(incarnation, self._stop.is_set)
             slot = _Slot(child, order)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import orjson
@@ -20,6 +20,7 @@ from agents.spec import AgentSpec, load_class
 from agents.tracing import AgentTracing
 from bus import __version__
 from bus.bus import Heard
+from bus.credentials import Credentials
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, MeshError, UsageError
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
@@ -43,6 +44,8 @@ class Incarnation:
     log_level: str = "info"
     traceparent: str = ""
     """The span of the recovery that starts it."""
+    credentials: Credentials | None = field(default=None, repr=False)
+    """None: those that the environment names."""
 
     def to_json(self) -> bytes:
         return orjson.dumps(self)
@@ -94,7 +97,8 @@ def run_incarnation(incarnation: Incarnation) -> int:
 
 async def _live(incarnation: Incarnation) -> int:
     spec = incarnation.spec
-    bus = await NatsBus.connect(incarnation.url, spec.swarm, spec.name, wait_s=None if incarnation.epoch else 5.0)
+    wait_s = None if incarnation.epoch else 5.0
+    bus = await NatsBus.connect(incarnation.url, spec.swarm, spec.name, wait_s, incarnation.credentials)
     try:
         try:
             agent = make_agent(spec)

@@ -7,6 +7,7 @@ the bytes of a message arrive (bus/wire.py). Its traps are mended in bus/connect
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import nats.errors
 from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import WebSocketTransport
 from nats.protocol.command import hpub_cmd, pub_cmd
 
 from bus.wire import OnDirect, WireParser, WireTransport
@@ -151,7 +153,11 @@ class QuickClient(Client):
     def flush_now(self) -> None:
         """Hand what is written to the operating system."""
         self._flushing = False
-        if self._pending and self.is_connected and self._transport:
+        if isinstance(self._transport, WebSocketTransport):  # it sends when it is awaited, by nats-py's flusher
+            if self._pending and self.is_connected and self._flush_queue is not None:
+                with contextlib.suppress(asyncio.QueueFull):  # then a flush is due already
+                    self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+        elif self._pending and self.is_connected and self._transport:
             pending, self._pending = self._pending, []
             self._pending_data_size = 0
             self._transport.writelines(pending)

@@ -19,6 +19,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from bus.client import QuickClient
+from bus.credentials import Credentials, credentials_from
 from bus.errors import BusUnreachable, Disconnected, Refused, UsageError
 from bus.tasks import end_tasks, is_cancelled
 from bus.wire import OnDirect
@@ -120,8 +121,10 @@ def _check(url: str) -> str:
 class Connection:
     """A hardened client with callbacks for down and up. `live` is true between them."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, credentials: Credentials | None = None) -> None:
+        """`credentials` None: those that the environment names."""
         self.url = check_url(url)
+        self._credentials = credentials_from() if credentials is None else credentials
         self.name = name
         self.client = _Client()
         self._live = asyncio.Event()
@@ -188,6 +191,7 @@ class Connection:
             max_outstanding_pings=MAX_OUTSTANDING_PINGS,
             pending_size=0,
             drain_timeout=2,
+            **self._credentials.options(self.url),
         )
 
     async def _on_error(self, error: Exception) -> None:

@@ -19,6 +19,7 @@ from bus import headers as h
 from bus.bus import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
 from bus.client import STATUS, parse_headers
 from bus.connection import Connection, shown_url, too_large
+from bus.credentials import Credentials
 from bus.errors import BusError, BusTimeout, Disconnected, NobodyServes, Refused, WrongSequence
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.reader import Reader, collect
@@ -56,15 +57,17 @@ class NatsBus:
         connection.watch(self._fail_pending, self._nothing)
 
     @classmethod
-    async def connect(cls, url: str, swarm: str, name: str, wait_s: float | None = 5.0) -> NatsBus:
-        """Connect to the server at `url`; `wait_s` None waits for ever.
+    async def connect(
+        cls, url: str, swarm: str, name: str, wait_s: float | None = 5.0, credentials: Credentials | None = None
+    ) -> NatsBus:
+        """Connect to the server at `url`; `wait_s` None waits for ever, `credentials` None are the environment's.
 
         Raises:
             BusUnreachable: nobody answers there.
             UsageError: the URL or the swarm's name is malformed.
         """
         subjects = Subjects(swarm)
-        connection = Connection(url, name)
+        connection = Connection(url, name, credentials)
         await connection.open(wait_s)
         bus = cls(subjects, connection)
         await connection.subscribe_directly(bus._inbox + "*", bus._on_answer)

@@ -19,13 +19,15 @@ AGENT_KINDS = ("market", "headline", "sentiment", "signal", "decision")
 
 WATCHDOG = "watchdog"
 """The one writer whose Config is obeyed."""
+PROVIDER = "provider"
+"""Who reports of sandboxes that are made elsewhere."""
 STANDBY = "standby"
 """Whose heartbeats those of a watchdog are that does not lead."""
 BY_HAND = "by-hand"
 """The sandbox that an agent reports which no host runs."""
 RESERVED_NAMES = frozenset(
     {"swarm", WATCHDOG, STANDBY, "mirror", "metrics", "dashboard", "up", "in", "all", "info", "warning", "critical"}
-    | {BY_HAND, *KEPT_KINDS}
+    | {BY_HAND, PROVIDER, *KEPT_KINDS}
 )
 """Names that no agent and no sandbox may have: they stand in the agent's place of some subject."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bus.credentials import CA_VARIABLE, CREDS_VARIABLE, FIRST_VARIABLE, SEED_VARIABLE
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.plain import harmless
 from bus.tasks import run_to_end
@@ -50,8 +52,16 @@ def main(
     _: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
+    nats_creds: Annotated[Path | None, typer.Option(help="File of a NATS user's JWT and seed (.creds).")] = None,
+    nats_nkey: Annotated[Path | None, typer.Option(help="File of a NATS user's nkey seed.")] = None,
+    nats_ca: Annotated[Path | None, typer.Option(help="File of certificates that sign the NATS server's.")] = None,
+    nats_tls_first: Annotated[bool, typer.Option(help="TLS before anything else (handshake_first).")] = False,
 ) -> None:
     """Agents as independent processes on a NATS bus: decisions that survive kill -9."""
+    files = {CREDS_VARIABLE: nats_creds, SEED_VARIABLE: nats_nkey, CA_VARIABLE: nats_ca}
+    os.environ.update({variable: str(file.absolute()) for variable, file in files.items() if file is not None})
+    if nats_tls_first:
+        os.environ[FIRST_VARIABLE] = "1"
 
 
 # -- running
@@ -81,6 +91,10 @@ def up(
     fault_proxy: Annotated[
         bool, typer.Option("--fault-proxy", help="Agents connect through a proxy, for the network faults of `chaos`.")
     ] = False,
+    public_nats: Annotated[
+        str | None,
+        typer.Option("--public-nats", envvar="SIGNALMESH_PUBLIC_NATS", help="Where sandboxes of E2B reach the bus."),
+    ] = None,
     json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -112,6 +126,7 @@ def up(
         agents=agents,
         standby=standby,
         fault_proxy=fault_proxy,
+        public_url=public_nats,
     )
     checked = check_agents(loaded)
     for doubt in doubts_about(checked):
@@ -129,11 +144,16 @@ def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
     run = read_run(state_dir)
     if run is None or not run.alive():
         raise UsageError(f"no swarm runs in {state_dir}; name its directory with --state-dir")
-    ended = stop_run(run)
+    ended = stop_run(run, state_dir)
     if json:
         print_json(ended)
     else:
         typer.echo(f"swarm {run.swarm} ended in {ended.took_s:.1f} s; its state is in {state_dir}")
+        if ended.left:
+            typer.echo(
+                f"sandboxes that could not be ended may still run at {ended.endpoint}, until their lifetime ends: "
+                f"{', '.join(ended.left)}; `signalmesh doctor` looks again"
+            )
 
 
 @app.command()
@@ -267,6 +287,7 @@ for role in (
     cli_roles.sandbox,
     cli_roles.agent,
     cli_roles.watchdog,
+    cli_roles.provider,
     cli_mirror.mirror,
     cli_roles.proxy,
     cli_metrics.metrics,

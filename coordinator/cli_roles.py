@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,12 @@ def sandbox(
         str | None,
         typer.Option("--agents-nats", envvar="SIGNALMESH_AGENTS_NATS", help="Where its agents connect, if elsewhere."),
     ] = None,
+    made_by: Annotated[str, typer.Option(help="Who made this place; with --host.")] = "joined",
+    host: Annotated[str | None, typer.Option(help="The host's own name, where a launcher gives it one.")] = None,
+    files: Annotated[Path | None, typer.Option(help="Where the agents' own files are, if not as configured.")] = None,
+    credentials_stdin: Annotated[
+        bool, typer.Option("--credentials-stdin", help="Address and credentials come as a line on standard input.")
+    ] = False,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
@@ -42,9 +49,17 @@ def sandbox(
     """Role: the host of a sandbox; starts and ends agent processes where it runs."""
     from bus.connection import check_url
     from bus.subjects import check_name
-    from coordinator.roles import run_sandbox
+    from coordinator.handed import read_handed
+    from coordinator.roles import MadeBy, run_sandbox
 
     check_name(name, "sandbox")
+    if credentials_stdin:
+        handed = read_handed()
+        where = None if files is None else str(files.resolve())
+        made = None if host is None else MadeBy(provider=made_by, host=host, files=where)
+        raise typer.Exit(
+            run_sandbox(name, handed.url, swarm or "swarm", log_level, made=made, credentials=handed.credentials)
+        )
     target = find_target(nats, state_dir, swarm)
     if agents_nats is not None:
         check_url(agents_nats)
@@ -86,6 +101,31 @@ def watchdog(
             role_url(nats, state_dir), config, swarm, speed, log_level, agents=agents, fresh=fresh, standby=standby
         )
     )
+
+
+def provider(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only ask whether E2B_API_KEY is accepted, and what is there.")
+    ] = False,
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: makes the sandboxes that are configured with provider = "e2b", keeps them, and ends them."""
+    from dataclasses import replace
+
+    from coordinator.config import load
+    from coordinator.e2b_role import end_for_good, run_check, run_provider
+
+    if check:
+        end_for_good(run_check(state_dir))
+    settings = load(config, Path.cwd())
+    if swarm is not None:
+        settings = replace(settings, swarm=swarm)
+    url = role_url(nats, state_dir)
+    end_for_good(run_provider(url, settings, state_dir, log_level))
 
 
 def proxy(

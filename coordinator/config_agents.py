@@ -16,6 +16,7 @@ from agents.spec import AgentSpec, check_class_path
 from bus.errors import ConfigError, UsageError
 from bus.subjects import AGENT_KINDS, check_name
 from coordinator.config_tables import convert, plain_options, similar, table_of
+from coordinator.e2b_settings import E2bSettings, check_settings
 from coordinator.settings import AgentSettings, SandboxSpec
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "sandbox_spec",
 ]
 
-PROVIDERS = ("local",)
+PROVIDERS = ("local", "e2b")
 """Sandbox providers that are implemented."""
 COORDINATOR_KIND = "coordinator"
 ALL_KINDS = {**KINDS, COORDINATOR_KIND: "coordinator.agent:CoordinatorAgent"}
@@ -84,7 +85,21 @@ def check_names(file: str, agents: Mapping[str, Any], sandboxes: tuple[SandboxSp
 
 def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
     key = f"sandboxes.{name}"
-    table = convert(table_of(raw, file, key), _SandboxTable, file, key)
+    raw = table_of(raw, file, key)
+    if raw.get("provider") == "e2b":
+        if isinstance(raw.get("packages"), list):
+            raise ConfigError(
+                file, f"{key}.packages", 'with provider = "e2b" expected a table: { pip = […], npm = […] }'
+            )
+        settings = convert({k: value for k, value in raw.items() if k != "provider"}, E2bSettings, file, key)
+        check_settings(file, key, name, settings)
+        _check_price(file, key, settings)
+        price, source = settings.price()
+        return SandboxSpec(name=name, provider="e2b", e2b=settings, price_per_hour=price, price_source=source)
+    for field_name in E2bSettings.__dataclass_fields__.keys() - _SandboxTable.__dataclass_fields__.keys():
+        if field_name in raw:
+            raise ConfigError(file, f"{key}.{field_name}", 'goes with provider = "e2b" only; remove it, or add that')
+    table = convert(raw, _SandboxTable, file, key)
     if table.provider not in PROVIDERS:
         raise ConfigError(
             file, f"{key}.provider", f"{table.provider!r} is not available; available: {', '.join(PROVIDERS)}"
@@ -92,8 +107,7 @@ def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
     for index, package in enumerate(table.packages):
         if not package.strip() or package.startswith("-"):
             raise ConfigError(file, f"{key}.packages[{index}]", f"expected the name of a package, not {package!r}")
-    if table.price_per_hour is not None and not table.price_source.strip():
-        raise ConfigError(file, f"{key}.price_source", "expected where price_per_hour is from, such as a price list")
+    _check_price(file, key, table)
     return SandboxSpec(
         name=name,
         provider=table.provider,
@@ -101,6 +115,11 @@ def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
         price_per_hour=table.price_per_hour,
         price_source=table.price_source,
     )
+
+
+def _check_price(file: str, key: str, table: _SandboxTable | E2bSettings) -> None:
+    if table.price_per_hour is not None and not table.price_source.strip():
+        raise ConfigError(file, f"{key}.price_source", "expected where price_per_hour is from, such as a price list")
 
 
 def agent_table(file: str, name: str, raw: Any) -> AgentTable:

@@ -18,6 +18,7 @@ from bus.nats_bus import NatsBus
 from bus.plain import harmless
 from coordinator.config import BUILT_IN, parse
 from coordinator.doctor_bus import check_bus
+from coordinator.doctor_e2b import check_e2b
 from coordinator.doctor_machine import BUS_DOWN, check_config, check_descriptors, check_disk, check_port, check_versions
 from coordinator.doctor_mirror import check_mirror_file
 from coordinator.doctor_state import check_leftovers, check_locks, check_permissions, check_record
@@ -56,6 +57,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings.append(await asyncio.to_thread(check_leftovers, run))
     findings.append(await asyncio.to_thread(check_disk, state_dir, used))
     findings.append(await asyncio.to_thread(check_mirror_file, state_dir))
+    findings += await asyncio.to_thread(check_e2b, used, state_dir, running=running)
     findings += await asyncio.to_thread(check_descriptors, run)
     findings += [await check_port(one, run) for one in urls_of(url)]
     findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)

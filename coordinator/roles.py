@@ -7,11 +7,13 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from agents.process import Incarnation, run_incarnation
+from bus.credentials import Credentials
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
@@ -21,10 +23,20 @@ from bus.subjects import check_name
 from bus.tasks import run_to_end
 from bus.tracing import modules_to_preload
 from coordinator.config import load, resolve, with_speed
+from coordinator.e2b_settings import drop_key
 from coordinator.scaling import with_agents
 from coordinator.settings import SwarmConfig
 
 log = structlog.get_logger("signalmesh")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeBy:
+    """What a launcher says of a place that it made: its provider, the host's name there, and where files are."""
+
+    provider: str
+    host: str
+    files: str | None = None
 
 
 def on_signals(stop: Callable[[], None]) -> None:
@@ -40,21 +52,32 @@ def limits_of(config: SwarmConfig) -> StreamLimits:
 
 
 def run_sandbox(
-    name: str, url: str, swarm: str, log_level: str, *, replica: bool = False, agents_url: str | None = None
+    name: str,
+    url: str,
+    swarm: str,
+    log_level: str,
+    *,
+    replica: bool = False,
+    agents_url: str | None = None,
+    made: MadeBy | None = None,
+    credentials: Credentials | None = None,
 ) -> int:
     """Serve sandbox `name` until told to end; as a `replica`, together with others, under a name of its own.
 
-    Its agents connect to `agents_url`, by default to the same server.
+    Its agents connect to `agents_url`, by default to the same server. `made` is told by a launcher that made the place.
     """
     from agents.host import Host
 
     set_up_logs(log_level)
+    drop_key()
     group, provider = (name, "joined") if replica else (None, "local")
     if replica:
         name = check_name(f"{name}-{MACHINE}", "sandbox")
+    if made is not None:
+        group, provider, name = name, made.provider, check_name(made.host, "sandbox")
 
     async def serve() -> None:
-        bus = await NatsBus.connect(url, swarm, f"sandbox {name}", wait_s=None)
+        bus = await NatsBus.connect(url, swarm, f"sandbox {name}", None, credentials)
         try:
             host = Host(
                 bus,
@@ -64,6 +87,8 @@ def run_sandbox(
                 provider=provider,
                 log_level=log_level,
                 preload=("coordinator.agent", *modules_to_preload(os.environ)),
+                credentials=credentials,
+                files=None if made is None else made.files,
             )
             on_signals(host.stop)
             await host.run()

@@ -11,6 +11,7 @@ from agents.spec import AgentSpec
 from bus.errors import UsageError
 from bus.server_config import Durability
 from coordinator.config_tables import similar
+from coordinator.e2b_settings import E2bSettings
 
 __all__ = [
     "AgentSettings",
@@ -40,7 +41,7 @@ Count = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
-    """A place where agents run. `packages` are what its provider should install.
+    """A place where agents run. `packages` are what its provider should install, `e2b` is how E2B keeps it.
 
     `price_per_hour` is in USD, and `price_source` says where that figure is from; None: no price is set.
     """
@@ -50,6 +51,7 @@ class SandboxSpec:
     packages: tuple[str, ...] = ()
     price_per_hour: float | None = None
     price_source: str = ""
+    e2b: E2bSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,8 +33,9 @@ from bus.process import die_with_parent
 from bus.reports import Reporter
 from bus.server import NatsServer, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
-from bus.subjects import STANDBY, WATCHDOG
+from bus.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.tasks import end_tasks
+from coordinator.e2b_up import plan_provider
 from coordinator.hung import find_hung
 from coordinator.metrics_wanted import metrics_arguments
 from coordinator.mirroring import put_back
@@ -49,7 +50,7 @@ NAME = "up"
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 STEADY_S = 10.0
 """A child that was up for so long is forgiven its earlier deaths."""
-STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "proxy": 2.0, "metrics": 8.0, "mirror": 10.0}
+STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "provider": 22.0, "proxy": 2.0, "metrics": 8.0, "mirror": 10.0}
 """From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
@@ -71,6 +72,7 @@ class UpOptions:
     agents: int | None = None
     standby: bool = False
     fault_proxy: bool = False
+    public_url: str | None = None
 
 
 class Role:
@@ -197,6 +199,7 @@ class Up:
         """
         options = self._options
         state_dir = options.state_dir
+        self._provider = await plan_provider(self.config, options.public_url, options.url)
         self._lock = await asyncio.to_thread(lock, state_dir)
         logs = state_dir / "logs"
         await asyncio.to_thread(logs.mkdir, exist_ok=True)
@@ -263,10 +266,16 @@ class Up:
                 )
             )
         for sandbox in self.config.sandboxes:
+            if sandbox.e2b is not None:
+                continue
             arguments = ["sandbox", sandbox.name, *common]
             log_file = logs / f"{sandbox.name}.log"
             self.roles.append(Role("sandbox", sandbox.name, arguments, self.url, log_file, environment=through))
         count = [] if options.agents is None else ["--agents", str(options.agents)]
+        if self._provider is not None:
+            provider = ["provider", *config_file, "--state-dir", str(options.state_dir), *common]
+            log_file, own = logs / f"{PROVIDER}.log", self._provider
+            self.roles.append(Role(PROVIDER, PROVIDER, provider, self.url, log_file, environment=own))
         speed = [] if options.speed is None else ["--speed", str(options.speed)]
         watchdog = ["watchdog", *config_file, *speed, *count, *common]
         # Of two watchdogs the one that is restarted lets the other lead, which is awake and has listened all the time.
@@ -337,12 +346,12 @@ class Up:
 
     async def stop(self) -> None:
         """End everything in reverse order: watchdog, hosts (their agents drain), mirror (it reads the rest), server."""
-        for kind in ("watchdog", "sandbox", "proxy", "metrics", "mirror"):
-            if kind == "mirror" and hasattr(self, "_outbox"):  # it has the last word in its file
+        for kinds in (("watchdog",), ("sandbox", "provider"), ("proxy",), ("metrics",), ("mirror",)):
+            if "mirror" in kinds and hasattr(self, "_outbox"):  # it has the last word in its file
                 with contextlib.suppress(TimeoutError, BusError):
                     async with asyncio.timeout(1.0):
                         await self._outbox.flush()
-            await asyncio.gather(*(role.stop() for role in self.roles if role.kind == kind))
+            await asyncio.gather(*(role.stop() for role in self.roles if role.kind in kinds))
         for task in self._tasks:
             if task.get_name() != "nats-server":
                 task.cancel()

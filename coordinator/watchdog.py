@@ -25,6 +25,7 @@ from bus.outbox import Outbox
 from bus.registry import read_records
 from bus.reports import Reporter
 from bus.sandboxes import SandboxAccount
+from bus.subjects import PROVIDER
 from bus.tasks import end_tasks
 from coordinator.availability import Attendance
 from coordinator.deeds import NAME, Deeds
@@ -49,6 +50,8 @@ AGENT_BEATS = 2.5
 FIRST_GATHER_S = 10.0
 """How long a new leader waits for all hosts to report before it starts what nobody reported: longer when no agent runs
 at all, for then the hosts are only just being started as well, and an agent that starts elsewhere stays there."""
+FAR_GATHER_S = 180.0
+"""The same at a first start where sandboxes are made elsewhere, and our program is installed in them."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
@@ -75,6 +78,8 @@ class Watchdog:
         self._decided_at = 0.0
         self._doubtful = True
         """Whether we may have missed that another one leads."""
+        self._given_up: set[str] = set()
+        """Sandboxes that their provider could not make: nobody waits for them."""
         self.term = 0
         self._policy: Policy
 
@@ -252,12 +257,16 @@ class Watchdog:
             await asyncio.sleep(AGENT_BEATS * self._config.watchdog.heartbeat_ms / 1000)
         while not self._stop.is_set() and not self._policy.every_sandbox_served:
             starting = self._fresh or not self._policy.anybody_runs
-            if time.monotonic() - since > (FIRST_GATHER_S if starting else GATHER_S):
+            if time.monotonic() - since > (self._patience_s() if starting else GATHER_S):
                 return
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._wake.wait()
+
+    def _patience_s(self) -> float:
+        far = {sandbox.name for sandbox in self._config.sandboxes if sandbox.e2b is not None}
+        return FAR_GATHER_S if far - self._given_up else FIRST_GATHER_S
 
     # -- senses
 
@@ -290,6 +299,8 @@ class Watchdog:
             self._wake.set()
         elif event.event == "exited":
             code = event.detail.get("exit_code")
+            if event.source == PROVIDER:
+                self._given_up.add(event.agent)
             if event.agent in self._policy.hosts:
                 self._policy.host_gone(time.monotonic(), event.agent, f"its sandbox host ended ({event.reason})")
             elif event.epoch is not None and isinstance(code, int):

@@ -71,13 +71,15 @@ class Finished:
         return json.loads(self.out)
 
 
-async def run_verb(directory: Path, *arguments: str, guard_s: float = GUARD_S) -> Finished:
+async def run_verb(
+    directory: Path, *arguments: str, guard_s: float = GUARD_S, environment: Mapping[str, str] | None = None
+) -> Finished:
     """Run `signalmesh ARGUMENTS` in `directory` to its end; never a traceback."""
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH),
         *arguments,
         cwd=directory,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **(environment or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -17,7 +17,7 @@ import typer
 from agents.command import CommandAgent
 from agents.spec import load_class
 from bus.messages import KINDS
-from coordinator import config, config_agents, settings
+from coordinator import config, config_agents, e2b_settings, settings
 from coordinator.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +74,7 @@ TABLES = [
         ("sandboxes", "agents", "coordinator", "stream", "watchdog", "mirror", "metrics", "alerts"),
     ),
     ("### `[sandboxes.NAME]`", config_agents._SandboxTable, ()),
+    ('### `[sandboxes.NAME]` with `provider = "e2b"`', e2b_settings.E2bSettings, ()),
     ("### `[agents.NAME]`", config_agents.AgentTable, ()),
     ("### `[coordinator]`", settings.CoordinatorSettings, ()),
     ("### `[stream]`", settings.StreamSettings, ()),

@@ -1,0 +1,94 @@
+"""What a NATS server asks for besides an address: who we are, and whose certificate it may show.
+
+By default each process reads the files that its environment names; a file's name is no secret, so it may stand there
+and in arguments. The one place that reads these variables.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bus.errors import UsageError
+
+__all__ = ["CA_VARIABLE", "CREDS_VARIABLE", "FIRST_VARIABLE", "SEED_VARIABLE", "Credentials", "credentials_from"]
+
+CREDS_VARIABLE = "SIGNALMESH_NATS_CREDS"
+SEED_VARIABLE = "SIGNALMESH_NATS_NKEY"
+CA_VARIABLE = "SIGNALMESH_NATS_CA"
+FIRST_VARIABLE = "SIGNALMESH_NATS_TLS_FIRST"
+OPTIONS = {CREDS_VARIABLE: "--nats-creds", SEED_VARIABLE: "--nats-nkey", CA_VARIABLE: "--nats-ca"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """The contents of files, not their names; the secret ones are not in its `repr`.
+
+    `creds` is a user's JWT and seed as `nsc` writes them, `nkey_seed` a seed alone, `ca` certificates (PEM) that are
+    trusted instead of the system's. `tls_first`: the client speaks TLS first, as a server with `handshake_first` and
+    what stands in front of a port 443 expect.
+    """
+
+    creds: str = field(default="", repr=False)
+    nkey_seed: str = field(default="", repr=False)
+    ca: str = ""
+    tls_first: bool = False
+
+    def options(self, url: str) -> dict[str, Any]:
+        """For nats-py's `connect` to `url`.
+
+        Raises:
+            UsageError: `ca` holds no certificate.
+        """
+        options: dict[str, Any] = {}
+        if self.creds:
+            from nats.aio.client import RawCredentials
+
+            options["user_credentials"] = RawCredentials(self.creds)
+        elif self.nkey_seed:
+            options["nkeys_seed_str"] = self.nkey_seed
+        if self.ca:
+            try:
+                options["tls"] = ssl.create_default_context(cadata=self.ca)
+            except (ssl.SSLError, ValueError) as error:
+                raise UsageError(f"--nats-ca ({CA_VARIABLE}): expected certificates in PEM: {error}") from None
+        elif self.tls_first or url.startswith(("tls://", "wss://")):
+            options["tls"] = ssl.create_default_context()
+        if self.tls_first:
+            options["tls_handshake_first"] = True
+        return options
+
+
+def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
+    """What the files hold that the environment names.
+
+    Raises:
+        UsageError: one cannot be read, or has no such content.
+    """
+    environ = os.environ if environ is None else environ
+
+    def content(variable: str, wanted: str) -> str:
+        name = environ.get(variable)
+        if not name:
+            return ""
+        try:
+            text = Path(name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{OPTIONS[variable]} {name} ({variable}): cannot be read: {error}") from None
+        if wanted not in text:
+            raise UsageError(f"{OPTIONS[variable]} {name} ({variable}): expected a file with {wanted!r} in it")
+        return text.strip() if variable == SEED_VARIABLE else text
+
+    creds, seed = content(CREDS_VARIABLE, "BEGIN NATS USER JWT"), content(SEED_VARIABLE, "SU")
+    if creds and seed:
+        raise UsageError(f"--nats-creds ({CREDS_VARIABLE}) and --nats-nkey ({SEED_VARIABLE}): expected one of them")
+    return Credentials(
+        creds=creds,
+        nkey_seed=seed,
+        ca=content(CA_VARIABLE, "BEGIN CERTIFICATE"),
+        tls_first=environ.get(FIRST_VARIABLE, "").lower() in ("1", "true", "yes"),
+    )

@@ -1,0 +1,50 @@
+"""What the state directory knows of sandboxes elsewhere, so that none is forgotten: e2b.json, written by the provider.
+
+It holds no secret. Without it a sandbox still ends by itself, at the end of its lifetime.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import orjson
+
+__all__ = ["RECORD", "Left", "Pool", "read_pool", "write_pool"]
+
+RECORD = "e2b.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """A sandbox that exists as far as is known: its host's name, E2B's id, and why it could not be ended."""
+
+    sandbox: str
+    id: str
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The sandboxes of one state directory; each carries `id` in its metadata. `endpoint` says where they are."""
+
+    id: str
+    endpoint: str = ""
+    sandboxes: tuple[Left, ...] = ()
+
+
+def read_pool(state_dir: Path) -> Pool | None:
+    """None where there is none, or none that can be read."""
+    try:
+        return msgspec.convert(orjson.loads((state_dir / RECORD).read_bytes()), Pool)
+    except (OSError, orjson.JSONDecodeError, msgspec.ValidationError):
+        return None
+
+
+def write_pool(state_dir: Path, pool: Pool) -> None:
+    state_dir.mkdir(parents=True, exist_ok=True)
+    temporary = state_dir / f"{RECORD}.{os.getpid()}"
+    temporary.write_bytes(orjson.dumps(pool))
+    temporary.replace(state_dir / RECORD)

@@ -1,0 +1,223 @@
+"""What a table [sandboxes.NAME] with provider = "e2b" says, and what a run needs besides: key, endpoint, address.
+
+Reads the environment for E2B, in one place. Imports no SDK: that costs a second, and is the provider role's alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from msgspec import Meta
+
+from bus.connection import shown_url, urls_of
+from bus.errors import ConfigError, UsageError
+
+__all__ = [
+    "KEY_VARIABLE",
+    "PUBLIC_URL_VARIABLE",
+    "E2bSettings",
+    "Endpoint",
+    "check_settings",
+    "drop_key",
+    "files_of",
+    "public_url",
+    "take_key",
+]
+
+KEY_VARIABLE = "E2B_API_KEY"
+SECRET_VARIABLES = (KEY_VARIABLE, "E2B_ACCESS_TOKEN")
+PUBLIC_URL_VARIABLE = "SIGNALMESH_PUBLIC_NATS"
+"""How the provider role gets the address: it may hold credentials, and arguments are public."""
+PRICE_PER_VCPU_HOUR, PRICE_PER_GIB_HOUR = 0.0504, 0.0162
+"""USD. The list has them per second: 0.000014 for a vCPU, 0.0000045 for a GiB of memory."""
+PRICE_LIST = "E2B's price list (https://e2b.dev/pricing)"
+LONGEST_NAME = 40
+"""Of a sandbox: the id that E2B gives is added to it, and a name has 64 characters at most."""
+_PACKAGE = re.compile(r"[A-Za-z0-9@][A-Za-z0-9._/@\[\],=<>!~^+-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KINDS_OF_PACKAGES = ("pip", "npm")
+
+Lifetime = Annotated[int, Meta(ge=3, le=86_400)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class E2bSettings:
+    """How a sandbox of E2B is made and kept. `packages` maps "pip" and "npm" to names.
+
+    `python` is an interpreter of the template, which need not have signalmesh. `cpu` and `memory_mb` are the template's
+    to give: what is written here is only compared with them. `timeout_s` is its lifetime, renewed every third of it;
+    at the share `replace_at` of `max_age_s` it is replaced by a new one.
+    """
+
+    template: str = "base"
+    python: str = "python3"
+    packages: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    cpu: Annotated[int, Meta(ge=1)] | None = None
+    memory_mb: Annotated[int, Meta(ge=1)] | None = None
+    timeout_s: Lifetime = 600
+    max_age_s: Lifetime = 3600
+    replace_at: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    price_per_hour: Annotated[float, Meta(ge=0)] | None = None
+    price_source: str = ""
+
+    def price(self) -> tuple[float | None, str]:
+        """USD an hour, and where that is from: as configured, else E2B's list price of the configured size."""
+        if self.price_per_hour is not None or self.cpu is None or self.memory_mb is None:
+            return self.price_per_hour, self.price_source
+        price = self.cpu * PRICE_PER_VCPU_HOUR + self.memory_mb / 1024 * PRICE_PER_GIB_HOUR
+        return round(price, 6), f"{PRICE_LIST}: ${PRICE_PER_VCPU_HOUR} a vCPU and ${PRICE_PER_GIB_HOUR} a GiB"
+
+
+def check_settings(file: str, key: str, name: str, settings: E2bSettings) -> None:
+    """What the types do not say.
+
+    Raises:
+        ConfigError: by its key.
+    """
+    if len(name) > LONGEST_NAME:
+        raise ConfigError(file, key, f"expected a name of {LONGEST_NAME} characters at most: E2B's id is added to it")
+    _check_packages(file, key, settings.packages)
+    for variable in settings.env:
+        if not _VARIABLE.fullmatch(variable) or variable.startswith(("E2B_", "SIGNALMESH_")):
+            raise ConfigError(
+                file,
+                f"{key}.env.{variable}",
+                "expected the name of a variable that begins neither with E2B_ nor with SIGNALMESH_",
+            )
+    for own in ("swarm", "sandbox", "pool", "version", "settings"):
+        if own in settings.metadata:
+            raise ConfigError(file, f"{key}.metadata.{own}", "this one is ours; choose another name")
+    if settings.max_age_s <= settings.timeout_s:
+        raise ConfigError(
+            file, f"{key}.max_age_s", f"expected more than timeout_s ({settings.timeout_s}), not {settings.max_age_s}"
+        )
+
+
+def _check_packages(file: str, key: str, packages: Mapping[str, tuple[str, ...]]) -> None:
+    for kind, names in packages.items():
+        if kind not in _KINDS_OF_PACKAGES:
+            known = " and ".join(_KINDS_OF_PACKAGES)
+            raise ConfigError(file, f"{key}.packages.{kind}", f"unknown kind of packages; expected {known}")
+        for index, package in enumerate(names):
+            if not _PACKAGE.fullmatch(package):
+                raise ConfigError(
+                    file, f"{key}.packages.{kind}[{index}]", f"expected the name of a package, not {package!r}"
+                )
+
+
+def files_of(file: str, key: str, names: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+    """The files that a sandbox gets: name there -> path here. `names` are relative to the directory of `file`.
+
+    Raises:
+        ConfigError: one is not there, or lies outside of that directory.
+    """
+    root = Path(file).resolve().parent
+    found: list[tuple[str, Path]] = []
+    for index, name in enumerate(names):
+        path = (root / name).resolve()
+        if not path.exists() or not path.is_relative_to(root):
+            raise ConfigError(
+                file, f"{key}.files[{index}]", f"expected a file or directory below that of {file}, not {name!r}"
+            )
+        members = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [
+            (one.relative_to(root).as_posix(), one)
+            for one in members
+            if one.is_file() and "__pycache__" not in one.parts
+        ]
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Which service the SDK talks to, by the variables that it reads."""
+
+    api_url: str
+    sandbox_url: str | None = None
+
+    @classmethod
+    def of(cls, environ: MutableMapping[str, str] | None = None) -> Endpoint:
+        environ = os.environ if environ is None else environ
+        domain = environ.get("E2B_DOMAIN") or "e2b.app"
+        return cls(environ.get("E2B_API_URL") or f"https://api.{domain}", environ.get("E2B_SANDBOX_URL") or None)
+
+    @property
+    def is_e2b(self) -> bool:
+        """Whether it is E2B's own service, for the sandboxes as well."""
+        host = urlsplit(self.api_url).hostname or ""
+        return (host == "e2b.app" or host.endswith(".e2b.app")) and self.sandbox_url is None
+
+    @property
+    def shown(self) -> str:
+        url = shown_url(self.api_url)
+        return f"E2B at {url}" if self.is_e2b else f"another endpoint than E2B's, {url}"
+
+
+def drop_key(environ: MutableMapping[str, str] | None = None) -> None:
+    """Forget E2B's secrets, so that no process started from here inherits them."""
+    environ = os.environ if environ is None else environ
+    for name in SECRET_VARIABLES:
+        environ.pop(name, None)
+
+
+def take_key(environ: MutableMapping[str, str] | None = None) -> str:
+    """The API key; the environment has it no more.
+
+    Raises:
+        UsageError: there is none.
+    """
+    environ = os.environ if environ is None else environ
+    key = environ.get(KEY_VARIABLE, "")
+    drop_key(environ)
+    if not key.strip():
+        raise UsageError(
+            f'{KEY_VARIABLE} is not set, and a sandbox has provider = "e2b": set it to a key from '
+            'https://e2b.dev/dashboard?tab=keys, or write provider = "local" in swarm.toml'
+        )
+    return key.strip()
+
+
+def public_url(asked: str | None, nats: str | None, endpoint: Endpoint) -> str:
+    """The address of the bus that sandboxes are given: `--public-nats`, else `--nats` where the world can reach it.
+
+    Raises:
+        UsageError: there is none, or E2B cannot reach it.
+    """
+    for option, url in (("--public-nats", asked), ("--nats", nats)):
+        if url is None:
+            continue
+        private = [one for one in urls_of(url) if _is_private(one)]
+        if not private:
+            return url
+        if option == "--public-nats":
+            if endpoint.is_e2b:
+                raise UsageError(
+                    f"--public-nats {shown_url(url)}: a sandbox at E2B cannot reach {shown_url(private[0])}; expected "
+                    "an address that is reachable from the internet, such as wss://broker.example.org:443"
+                )
+            return url
+    raise UsageError(
+        '--public-nats: a sandbox with provider = "e2b" needs an address at which it can reach the bus from where it '
+        "runs, such as --public-nats wss://broker.example.org:443"
+    )
+
+
+def _is_private(url: str) -> bool:
+    host = urlsplit(url if "://" in url else f"nats://{url}").hostname or ""
+    try:
+        address: Any = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or "." not in host or host.endswith((".local", ".internal", ".localhost"))
+    return not address.is_global

@@ -1,0 +1,38 @@
+"""What a launcher hands to the host that it has started: one line of JSON on standard input, and nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+import msgspec
+
+from bus.connection import check_url
+from bus.credentials import Credentials
+from bus.errors import UsageError
+
+__all__ = ["Handed", "read_handed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """The bus's address, which may hold credentials, and what else its server asks for."""
+
+    url: str = field(repr=False)
+    credentials: Credentials = field(repr=False)
+
+
+def read_handed() -> Handed:
+    """Read and check it.
+
+    Raises:
+        UsageError: it is something else; the message does not show it.
+    """
+    try:
+        handed = msgspec.json.decode(sys.stdin.buffer.readline(), type=Handed)
+    except msgspec.DecodeError:
+        raise UsageError(
+            "--credentials-stdin: expected a line of JSON on standard input, with url and credentials"
+        ) from None
+    check_url(handed.url)
+    return handed

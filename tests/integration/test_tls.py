@@ -1,0 +1,182 @@
+"""The bus behind TLS: server-first, client-first and WebSocket, with a seed; against a real server and certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nkeys
+import pytest
+import trustme
+
+from bus.credentials import Credentials, credentials_from
+from bus.errors import BusUnreachable, UsageError
+from bus.nats_binary import find_binary
+from bus.nats_bus import NatsBus
+from bus.process import die_with_parent
+from bus.streams import ensure_streams
+from tests.support.cluster import free_ports
+from tests.support.collecting import GUARD_S
+
+AUTHORITY = trustme.CA()
+
+
+def new_seed() -> tuple[str, str]:
+    """A user's seed, and the public key that belongs to it."""
+    raw = os.urandom(32)
+    seed = nkeys.encode_seed(raw, nkeys.PREFIX_BYTE_USER)
+    pair = nkeys.from_seed(bytearray(seed))
+    return seed.decode(), pair.public_key.decode()
+
+
+@dataclass
+class TlsServer:
+    directory: Path
+    first: bool = False
+    seed: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    ports: list[int] = field(default_factory=lambda: free_ports(2))
+
+    def configure(self) -> None:
+        certificate = AUTHORITY.issue_cert("127.0.0.1", "localhost")
+        key, chain = self.directory / "server.key", self.directory / "server.pem"
+        certificate.private_key_pem.write_to_path(str(key))
+        for part in certificate.cert_chain_pems:
+            part.write_to_path(str(chain), append=True)
+        self.seed, public = new_seed()
+        tls = f'cert_file: "{chain}", key_file: "{key}"'
+        (self.directory / "nats.conf").write_text(
+            f'host: 127.0.0.1\nport: {self.ports[0]}\njetstream {{ store_dir: "{self.directory}" }}\n'
+            f"tls {{ {tls}, handshake_first: {str(self.first).lower()} }}\n"
+            f"websocket {{ host: 127.0.0.1, port: {self.ports[1]}, tls {{ {tls} }} }}\n"
+            f"authorization {{ users: [ {{ nkey: {public} }} ] }}\n"
+        )
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [str(find_binary()), "-c", str(self.directory / "nats.conf")],
+            stderr=subprocess.DEVNULL,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - a system call, no more
+        )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def url(self, scheme: str) -> str:
+        return f"{scheme}://127.0.0.1:{self.ports[1] if scheme == 'wss' else self.ports[0]}"
+
+    @property
+    def credentials(self) -> Credentials:
+        ca = AUTHORITY.cert_pem.bytes().decode()
+        return Credentials(nkey_seed=self.seed, ca=ca, tls_first=self.first)
+
+
+@pytest.fixture(params=[False, True], ids=["server first", "client first"])
+async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[TlsServer]:
+    made = TlsServer(tmp_path, first=request.param)
+    made.configure()
+    made.start()
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
+@pytest.mark.parametrize("scheme", ["tls", "wss"])
+async def test_a_bus_behind_tls_works_and_comes_back_after_its_server_died(server, scheme):
+    if scheme == "wss" and server.first:
+        pytest.skip("a WebSocket's TLS is always first")
+    async with asyncio.timeout(GUARD_S):
+        bus = await NatsBus.connect(server.url(scheme), "swarm", "test", GUARD_S, server.credentials)
+        try:
+            await ensure_streams(bus)
+            before = bus.connection.generation
+            down = asyncio.Event()
+            bus.watch_connection(down.set, bus._nothing)
+            server.kill()
+            await down.wait()
+            server.start()
+            await bus.until_live()
+            assert bus.connection.generation > before
+            await ensure_streams(bus)
+        finally:
+            await bus.close()
+
+
+async def test_a_certificate_of_a_stranger_is_refused_by_name(server):
+    stranger = trustme.CA().cert_pem.bytes().decode()
+    credentials = Credentials(nkey_seed=server.seed, ca=stranger, tls_first=server.first)
+    with pytest.raises(BusUnreachable, match="certificate verify failed"):
+        await NatsBus.connect(server.url("tls"), "swarm", "test", 5.0, credentials)
+
+
+async def test_who_is_not_known_is_refused_and_no_seed_is_shown(server):
+    seed, _ = new_seed()
+    wrong = Credentials(nkey_seed=seed, ca=server.credentials.ca, tls_first=server.first)
+    with pytest.raises(BusUnreachable, match=r"(?i)authorization violation") as caught:
+        await NatsBus.connect(server.url("tls"), "swarm", "test", 5.0, wrong)
+    assert seed not in str(caught.value) + repr(wrong)
+
+
+def test_files_are_named_by_the_environment_and_mistakes_by_option(tmp_path):
+    seed, _ = new_seed()
+    (tmp_path / "seed").write_text(seed + "\n")
+    assert credentials_from({"SIGNALMESH_NATS_NKEY": str(tmp_path / "seed")}).nkey_seed == seed
+    assert credentials_from({}) == Credentials()
+    (tmp_path / "other").write_text("nothing of the kind")
+    for variable, option in (
+        ("SIGNALMESH_NATS_CREDS", "--nats-creds"),
+        ("SIGNALMESH_NATS_NKEY", "--nats-nkey"),
+        ("SIGNALMESH_NATS_CA", "--nats-ca"),
+    ):
+        with pytest.raises(UsageError, match=f"^{option} .*cannot be read"):
+            credentials_from({variable: str(tmp_path / "missing")})
+        with pytest.raises(UsageError, match=f"^{option} .*expected a file with"):
+            credentials_from({variable: str(tmp_path / "other")})
+
+
+def test_a_verb_reaches_a_server_by_the_files_that_its_options_name(tmp_path):
+    server = TlsServer(tmp_path)
+    server.configure()
+    server.start()
+    try:
+        (tmp_path / "seed").write_text(server.seed)
+        AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "coordinator.main",
+                "--nats-nkey",
+                "seed",
+                "--nats-ca",
+                "ca.pem",
+                "status",
+                "--nats",
+                server.url("tls"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 3
+        assert "a server answers, but it has no swarm named 'swarm'" in done.stderr
+    finally:
+        server.kill()
+
+
+def test_websockets_cost_nothing_where_none_is_used():
+    script = "import sys, bus, nats; print([name for name in sys.modules if name.startswith('aiohttp.')])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
