@@ -21,6 +21,7 @@ from bus.scan import scan
 from bus.subjects import AGENT_KINDS
 from coordinator.certify_report import Flow, Hop, LastValues, MemoryKey, SnapshotRow, Throughput
 from coordinator.figures import spread_of
+from coordinator.killing import header_number
 
 __all__ = ["Recording", "Value", "check_snapshots", "digest", "read_last_values", "read_memory", "recognise", "record"]
 
@@ -139,14 +140,13 @@ async def record(bus: NatsBus) -> Recording:
                 message = decode(address, stored.subject, stored.data)
             except MessageError:
                 continue  # the audit tells of it
-            cause, epoch = stored.headers.get(h.CAUSE), stored.headers.get(h.EPOCH)
             found.messages[stored.sequence] = Told(
                 stored.subject,
                 address.kind,
                 address.agent,
                 stored.stored_ns,
-                int(cause) if cause else None,
-                int(epoch or 0),
+                header_number(stored.headers.get(h.CAUSE)) or None,
+                header_number(stored.headers.get(h.EPOCH)),
                 digest(stored.data),
             )
             if isinstance(message, MarketData) and message.sequence is not None:

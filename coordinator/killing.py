@@ -163,12 +163,12 @@ class _Observer:
         if isinstance(message, Heartbeat):
             self._on_beat(message)
         elif isinstance(message, Epoch):
-            sequence = _number(heard.headers.get(h.SEQUENCE))
+            sequence = header_number(heard.headers.get(h.SEQUENCE))
             if sequence > result.epoch_before:
                 result.claimed_ms, result.epoch_after = at_ms, sequence
         elif isinstance(message, Lifecycle):
             self._note(message, at_ms)
-        elif self._fresh(_number(heard.headers.get(h.EPOCH))) and not self.output.is_set():
+        elif self._fresh(header_number(heard.headers.get(h.EPOCH))) and not self.output.is_set():
             result.first_output_ms = at_ms
             self.output.set()
 
@@ -273,7 +273,7 @@ def _by_hand(beat: Heartbeat) -> str:
     )
 
 
-def _number(header: str | None) -> int:
+def header_number(header: str | None) -> int:
     """A header's number; 0 where a stranger has written something else."""
     return int(header) if header is not None and header.isascii() and header.isdigit() else 0
 
@@ -284,7 +284,7 @@ async def _count(bus: NatsBus, result: Killing) -> None:
         stored = await bus.read_back(bus.subjects.outputs_of(result.agent), result.epoch_before)
     except BusError:
         return
-    numbers = [number for m in stored if (number := _number(m.headers.get(h.OUTPUT)))]
+    numbers = [number for m in stored if (number := header_number(m.headers.get(h.OUTPUT)))]
     result.outputs_checked = len(numbers)
     result.outputs_doubled = len(numbers) - len(set(numbers))
     result.outputs_lost = max(numbers) - min(numbers) + 1 - len(set(numbers)) if numbers else 0
