@@ -28,6 +28,8 @@ END_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """Before another sandbox is made in the place of one that was lost soon, doubling."""
 STEADY_S = 60.0
+USELESS = 3
+"""So many sandboxes in a row whose host was never heard, and no more are made: they cost, and help nobody."""
 
 log = structlog.get_logger("signalmesh.provider")
 
@@ -82,7 +84,7 @@ class Keeper:
         place = await self._adopt()
         if place is None:
             place = await self._make()
-        pause_s = FIRST_PAUSE_S
+        pause_s, useless = FIRST_PAUSE_S, 0
         settings = self._wanted.settings
         while True:
             due_s = place.since + settings.max_age_s * settings.replace_at - time.monotonic()
@@ -95,6 +97,9 @@ class Keeper:
             except Gone as error:
                 self._lost(place.host_name, str(error))
                 self._told("sandbox_gone", f"sandbox {place.host_name} is lost and replaced: {error}")
+                useless = 0 if place.was_heard else useless + 1
+                if useless >= USELESS:
+                    raise GivenUp(f"{useless} in a row were of no use, at last: {error}") from None
             await self._end(place)
             pause_s = FIRST_PAUSE_S if time.monotonic() - place.since > STEADY_S else min(pause_s * 2, LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s / 2)

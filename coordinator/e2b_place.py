@@ -99,6 +99,7 @@ class Place:
         self.host_name = wanted.host_name(sandbox.sandbox_id)
         self._pid: int | None = None
         self._unheard_told = False
+        self.was_heard = False
         self.task = asyncio.create_task(self._serve(), name=f"serve-{self.id}")
         """Serves it; ends only by an error: Gone or GivenUp."""
 
@@ -258,6 +259,7 @@ class Place:
             silent_s = time.monotonic() - max(began, self._hosts.heard_at(self.host_name))
             if silent_s < 1.0:
                 adopted = self._unheard_told = False
+                self.was_heard = True
             if adopted and silent_s > ADOPTED_S:
                 return
             if silent_s > UNHEARD_S and not self._unheard_told:

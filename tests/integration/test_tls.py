@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nkeys
 import pytest
@@ -89,6 +92,51 @@ async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
         yield made
     finally:
         made.kill()
+
+
+def signed(claims: dict[str, Any], by: nkeys.KeyPair, whose: nkeys.KeyPair) -> str:
+    """A JWT as NATS has them."""
+
+    def part(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    payload = {"iat": 0, "iss": by.public_key.decode(), "sub": whose.public_key.decode(), "nats": claims}
+    header = {"typ": "JWT", "alg": "ed25519-nkey"}
+    body = f"{part(json.dumps(header).encode())}.{part(json.dumps(payload).encode())}"
+    return f"{body}.{part(by.sign(body.encode()))}"
+
+
+async def test_a_creds_file_is_a_jwt_and_a_seed(tmp_path):
+    def pair(kind: int) -> tuple[str, nkeys.KeyPair]:
+        seed = nkeys.encode_seed(os.urandom(32), kind)
+        return seed.decode(), nkeys.from_seed(bytearray(seed))
+
+    _, operator = pair(nkeys.PREFIX_BYTE_OPERATOR)
+    _, account = pair(nkeys.PREFIX_BYTE_ACCOUNT)
+    seed, user = pair(nkeys.PREFIX_BYTE_USER)
+    every = dict.fromkeys(("subs", "data", "payload"), -1)
+    limits = {**every, **dict.fromkeys(("imports", "exports", "conn", "leaf"), -1), "wildcards": True}
+    known = signed({"type": "account", "version": 2, "limits": limits}, operator, account)
+    token = signed({"type": "user", "version": 2, **every, "pub": {}, "sub": {}}, account, user)
+    server = TlsServer(tmp_path)
+    (tmp_path / "nats.conf").write_text(
+        f"host: 127.0.0.1\nport: {server.ports[0]}\nresolver: MEMORY\n"
+        f"operator: {signed({'type': 'operator', 'version': 2}, operator, operator)}\n"
+        f"resolver_preload: {{ {account.public_key.decode()}: {known} }}\n"
+    )
+    (tmp_path / "far.creds").write_text(
+        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+    server.start()
+    try:
+        credentials = credentials_from({"SIGNALMESH_NATS_CREDS": str(tmp_path / "far.creds")})
+        bus = await NatsBus.connect(server.url("nats"), "swarm", "test", GUARD_S, credentials)
+        await bus.close()
+        with pytest.raises(BusUnreachable, match=r"(?i)authorization violation"):
+            await NatsBus.connect(server.url("nats"), "swarm", "test", 2.0, Credentials())
+    finally:
+        server.kill()
 
 
 @pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp

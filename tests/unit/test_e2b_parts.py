@@ -1,0 +1,200 @@
+"""The parts of the provider of E2B that need no service: verdicts, prices, endpoints, our own wheel."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import subprocess
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import e2b.exceptions
+import httpx
+import pytest
+
+from bus.errors import UsageError
+from coordinator import own_code
+from coordinator.e2b_errors import GivenUp, Gone, is_illness, verdict_on
+from coordinator.e2b_service import Service
+from coordinator.e2b_settings import E2bSettings, Endpoint, public_url, take_key
+
+ROOT = Path(__file__).resolve().parents[2]
+RAISED = {
+    "AuthenticationException": "give up",
+    "GitAuthException": "give up",
+    "InvalidArgumentException": "give up",
+    "TemplateException": "give up",
+    "SandboxNotFoundException": "replace",
+    "SandboxNotRunningException": "replace",
+    "NotEnoughSpaceException": "replace",
+    "SandboxUnreachableException": "retry",
+    "TimeoutException": "retry",
+    "RateLimitException": "retry",
+    "ServiceBusyException": "retry",
+    "GuestUnresponsiveException": "give up",
+}
+
+
+@pytest.mark.parametrize(("name", "verdict"), RAISED.items())
+def test_each_exception_of_the_sdk_has_its_verdict(name, verdict):
+    assert verdict_on(getattr(e2b.exceptions, name)("x")) == verdict
+
+
+def test_no_exception_that_a_sandbox_can_raise_is_forgotten():
+    """Those of modules that we do not use: git, builds, volumes, secrets; files are judged where they are read."""
+    others = ("Git", "Build", "FileUpload", "Volume", "Secret", "FileNotFound")
+    found = {
+        name
+        for name, kind in inspect.getmembers(e2b.exceptions, inspect.isclass)
+        if issubclass(kind, Exception) and not name.startswith(others)
+    }
+    assert found - set(RAISED) == {"SandboxException", "NotFoundException"}
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"), [(400, "give up"), (403, "give up"), (404, "give up"), (500, "retry"), (None, "retry")]
+)
+def test_a_status_that_stays_is_not_asked_for_again(status, verdict):
+    assert verdict_on(e2b.exceptions.SandboxException("x", status_code=status)) == verdict
+
+
+def test_a_full_quota_is_no_illness_of_the_service():
+    for error, ill in (
+        (httpx.ConnectError("x"), True),
+        (e2b.exceptions.ServiceBusyException("x"), True),
+        (e2b.exceptions.RateLimitException("x"), False),
+        (e2b.exceptions.SandboxNotFoundException("x"), False),
+    ):
+        assert is_illness(type(error), error) is ill
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(e2b.exceptions.AuthenticationException("x"), GivenUp), (e2b.exceptions.SandboxNotFoundException("x"), Gone)],
+)
+async def test_what_is_no_use_to_repeat_is_asked_once(error, raised):
+    asked = 0
+
+    async def call():
+        nonlocal asked
+        asked += 1
+        raise error
+
+    with pytest.raises(raised, match=r"^looking: x$"):
+        await Service("key", lambda _: None).ask("looking", call)
+    assert asked == 1
+
+
+async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failures(monkeypatch):
+    monkeypatch.setattr("coordinator.e2b_service.FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("coordinator.e2b_service.LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr("coordinator.e2b_service.JITTER_S", 0.0)
+    told: list[str] = []
+    asked = 0
+    refused = asyncio.Event()
+
+    async def call():
+        nonlocal asked
+        asked += 1
+        raise httpx.ConnectError("nobody there")
+
+    service = Service("key", told.append)
+    unwell = service._unwell
+
+    def watch(what, error):
+        unwell(what, error)
+        if type(error).__name__ == "CircuitBreakerError":
+            refused.set()
+
+    monkeypatch.setattr(service, "_unwell", watch)
+    asking = asyncio.create_task(service.ask("looking", call))
+    await refused.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert asked == 6
+    assert len(told) == 1
+    assert "looking failed at E2B at https://api.e2b.app, and is tried again: nobody there" in told[0]
+
+
+def test_the_price_is_that_of_the_configured_size():
+    assert E2bSettings().price() == (None, "")
+    price, source = E2bSettings(cpu=2, memory_mb=512).price()
+    assert price == pytest.approx(2 * 0.0504 + 0.5 * 0.0162)
+    assert "https://e2b.dev/pricing" in source
+    assert E2bSettings(cpu=2, memory_mb=512, price_per_hour=1.0, price_source="x").price() == (1.0, "x")
+
+
+def test_only_e2b_is_called_so():
+    assert Endpoint.of({}).shown == "E2B at https://api.e2b.app"
+    for environ in (
+        {"E2B_API_URL": "http://127.0.0.1:1"},
+        {"E2B_SANDBOX_URL": "http://127.0.0.1:1"},
+        {"E2B_DOMAIN": "e2b.app.example.org"},
+        {"E2B_DOMAIN": "note2b.app"},
+    ):
+        assert Endpoint.of(environ).shown.startswith("another endpoint than E2B's"), environ
+
+
+@pytest.mark.parametrize(
+    ("asked", "nats", "expected"),
+    [
+        ("wss://bus.example.org", None, "wss://bus.example.org"),
+        (None, "tls://bus.example.org:4222", "tls://bus.example.org:4222"),
+        ("tls://8.8.8.8:4222", "nats://127.0.0.1:4222", "tls://8.8.8.8:4222"),
+    ],
+)
+def test_sandboxes_get_an_address_that_they_can_reach(asked, nats, expected):
+    assert public_url(asked, nats, Endpoint.of({})) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["nats://10.0.0.1", "nats://localhost", "nats://bus", "nats://bus.local", "nats://[::1]:1"]
+)
+def test_an_address_that_is_not_public_is_refused_for_e2b_and_none_elsewhere(url):
+    with pytest.raises(UsageError, match="cannot reach"):
+        public_url(url, None, Endpoint.of({}))
+    with pytest.raises(UsageError, match="needs an address"):
+        public_url(None, url, Endpoint.of({}))
+    assert public_url(url, None, Endpoint("http://127.0.0.1:1")) == url
+
+
+def test_who_takes_the_key_leaves_none_behind():
+    environ = {"E2B_API_KEY": " a key ", "E2B_ACCESS_TOKEN": "x", "PATH": "y"}
+    assert take_key(environ) == "a key"
+    assert environ == {"PATH": "y"}
+
+
+def test_our_wheel_has_the_code_that_runs_here_and_is_the_same_each_time(tmp_path):
+    name, content = own_code.wheel()
+    assert own_code.wheel() == (name, content)
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        names = archive.namelist()
+        for module in ("bus/connection.py", "agents/host.py", "coordinator/own_code.py"):
+            assert archive.read(module) == (ROOT / module).read_bytes()
+        assert not [member for member in names if "__pycache__" in member]
+        recorded = [line.split(",")[0] for line in archive.read(names[-1]).decode().splitlines()]
+        assert sorted(recorded) == sorted(names)
+    (tmp_path / name).write_bytes(content)
+    target = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*pip, str(tmp_path / name)], check=True)
+    script = "import coordinator.own_code as own; print(own.__file__); print(own.digest())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    file, digest = done.stdout.split()
+    assert file.startswith(str(target))
+    assert digest == own_code.digest()
+    assert (
+        hashlib.sha256(own_code.lock_file()).digest()
+        == hashlib.sha256((ROOT / "requirements.lock").read_bytes()).digest()
+    )
