@@ -62,6 +62,8 @@ SETTLED = 10
 PATIENCE_S, FAR_PATIENCE_S = 45.0, 240.0
 """For each step, on a busy machine, and where sandboxes are made elsewhere; then the report says what did not come."""
 KILL_WAIT_S = 15.0
+GIVEN_UP = "sandbox_given_up"
+"""The alert of a provider that cannot make a sandbox: nobody need wait for it."""
 
 Say = Callable[[str], None]
 
@@ -182,7 +184,9 @@ class _Certify:
         return f"{self._observer.decisions} decisions were heard; not heard: {', '.join([*hosts, *agents]) or 'nobody'}"
 
     async def _wait_for_hosts(self) -> None:
-        await self._observer.until(lambda: self._expected.sandboxes.keys() <= served(self._observer), self._patience_s)
+        observer, wanted = self._observer, self._expected.sandboxes.keys()
+        await observer.until(lambda: wanted <= served(observer) or observer.alert_at(GIVEN_UP, 0.0), self._patience_s)
+        self._problems += [alert.message for _, alert in observer.alerts if alert.code == GIVEN_UP]
 
     async def _probe(self) -> None:
         for name in self._observer.hosts:
