@@ -17,7 +17,7 @@ from bus.messages import Alert, Decision, Lifecycle
 from bus.plain import harmless
 from coordinator.gather import Listener
 from coordinator.tables import Column, console, fitted, state_text
-from coordinator.view import SANDBOX_COLUMNS, how_to_follow, parse
+from coordinator.view import how_to_follow, parse
 
 if TYPE_CHECKING:
     from coordinator.up import Up
@@ -36,6 +36,10 @@ AGENT_COLUMNS = (
     Column("agent"), Column("kind", 5), Column("state"), Column("sandbox", 1), Column("pid", 2, right=True),
     Column("epoch", 6, right=True), Column("unread", 4, right=True), Column("outputs", 7, right=True),
     Column("deaths", 3, right=True),
+)  # fmt: skip
+SANDBOX_COLUMNS = (
+    Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
+    Column("up", 4, right=True), Column("agents", 1),
 )  # fmt: skip
 DECISION_COLUMNS = (
     Column("candle (UTC)", 2), Column("symbol"), Column("round", 4, right=True), Column("decision"),
@@ -126,13 +130,15 @@ class LiveView:
     def _sandboxes(self, time: float, width: int) -> Table:
         rows: list[list[str | Text]] = []
         for sandbox in self._up.config.sandboxes:
-            heard_at, beat = self._listener.hosts.get(sandbox.name, (None, None))
+            heard = self._listener.hosts.values()
+            hosts = [(at, beat) for at, beat in heard if sandbox.name in (beat.agent, beat.group)]
+            heard_at, beat = max(hosts, key=lambda entry: entry[0], default=(None, None))  # the one that serves it now
             if beat is None or heard_at is None:
                 rows.append([sandbox.name, sandbox.provider, "not heard yet", "", "", ""])
                 continue
             running = ", ".join(child.agent for child in beat.inventory or () if child.exit_code is None)
             rows.append([
-                sandbox.name, beat.provider or "", _state(beat.status, time - heard_at), str(beat.pid),
+                beat.agent, beat.provider or "", _state(beat.status, time - heard_at), str(beat.pid),
                 f"{beat.uptime_s or 0:.0f} s", running,
             ])  # fmt: skip
         return fitted(SANDBOX_COLUMNS, rows, width)

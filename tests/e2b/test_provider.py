@@ -138,6 +138,10 @@ async def test_the_next_run_takes_over_what_a_killed_one_has_left(tmp_path, e2b_
         await swarm.agents_in(ear, host)
         await swarm.end(signal.SIGKILL)
         assert list(await e2b_standin.sandboxes()) == [host.removeprefix("python-")]
+        doctor = await run_verb(tmp_path, "doctor", environment=e2b_standin.environment)
+        assert "has these of an earlier run, which cost until their lifetime ends" in doctor.out
+        assert f"{host.removeprefix('python-')} (python, running)" in doctor.out
+        assert f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}" in doctor.out
         ear = await swarm.far_up()
         assert await swarm.far_host(ear) == host
         await swarm.agents_in(ear, host)
