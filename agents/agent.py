@@ -36,6 +36,7 @@ from bus.subjects import AGENT_KINDS
 
 Outputs = Event | Alert | Iterable[Event | Alert] | None
 """What a handler returns: nothing, one message, or several in the order in which to publish them."""
+LEAST_TIMER_MS = 10
 LISTENABLE = (*AGENT_KINDS, "config", "timer")
 
 
@@ -97,7 +98,16 @@ class Agent:
         """Called once at the end of the process, after the last event: let go of what `setup` took."""
 
     def set_timer(self, name: str, topic: str, after_ms: int) -> None:
-        """Have `on_timer` called with a Timer of this `name` in `after_ms`. Setting it again replaces it."""
+        """Have `on_timer` called with a Timer of this `name` in `after_ms`. Setting it again replaces it.
+
+        Less than LEAST_TIMER_MS is waited as long as that: each timer that runs out is a message of the stream.
+
+        Raises:
+            ValueError: `after_ms` is negative.
+        """
+        if after_ms < 0:
+            raise ValueError(f"set_timer({name!r}): after_ms: expected 0 or more, not {after_ms}")
+        after_ms = max(after_ms, LEAST_TIMER_MS)
         self.timers_set += 1
         self.timers.pop(name, None)  # so that the newest always stand last
         self.timers[name] = TimerSet(self.timers_set, topic, after_ms)

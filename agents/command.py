@@ -45,6 +45,8 @@ MAX_ANSWER_BYTES = 256 * 1024
 """Longest line that a program may answer with, its newline not counted."""
 MAX_LOG_BYTES = 8 * 1024
 """What a program writes to stderr is logged in pieces of at most this size."""
+LOG_BYTES_S, LOG_BURST_BYTES = 4096, 64 * 1024
+"""Of that, so much is logged in the long run, and so much at once; the rest is counted."""
 END_S = 1.0
 """How long a program may take to end after its stdin has, before its process group is killed."""
 _HAS_SYMBOL = frozenset({"market", "sentiment", "signal", "decision"})
@@ -256,6 +258,7 @@ class _Program(asyncio.SubprocessProtocol):
         self._answer: asyncio.Future[bytes] | None = None
         self._fault: Exception | None = None
         self._stdout, self._stderr = bytearray(), bytearray()
+        self._room, self._told_at, self._untold = float(LOG_BURST_BYTES), 0.0, 0
         self.last_words = ""
         """The last line of its stderr."""
 
@@ -289,7 +292,10 @@ class _Program(asyncio.SubprocessProtocol):
             raise self._fault
         self._answer = asyncio.get_running_loop().create_future()
         stdin = self._transport.get_pipe_transport(0)
-        cast(asyncio.WriteTransport, stdin).write(question + b"\n")
+        if stdin is None or stdin.is_closing():
+            self._fail(EOFError("it closed its stdin"))
+        else:
+            cast(asyncio.WriteTransport, stdin).write(question + b"\n")
         return await self._answer
 
     async def end(self) -> None:
@@ -347,8 +353,25 @@ class _Program(asyncio.SubprocessProtocol):
                 return
             piece, more = line[:MAX_LOG_BYTES], line[MAX_LOG_BYTES:]
             self._stderr = more + newline + rest if more else rest
-            self.last_words = piece.decode(errors="replace").rstrip() or self.last_words
-            log.info("program_stderr", agent=self._agent, line=piece.decode(errors="replace").rstrip())
+            text = piece.decode(errors="replace").rstrip()
+            self.last_words = text or self.last_words
+            self._tell(text)
+
+    def _tell(self, line: str) -> None:
+        """Log a line, if there is room for it: a program that never stops must not fill the disk."""
+        now = asyncio.get_running_loop().time()
+        self._room = min(LOG_BURST_BYTES, self._room + (now - self._told_at) * LOG_BYTES_S)
+        self._told_at = now
+        if self._room < len(line):
+            if not self._untold:
+                log.warning("program_stderr_floods", agent=self._agent, logged_bytes_s=LOG_BYTES_S)
+            self._untold += 1
+            return
+        if self._untold:
+            log.warning("program_stderr_left_out", agent=self._agent, lines=self._untold)
+            self._untold = 0
+        self._room -= len(line)
+        log.info("program_stderr", agent=self._agent, line=line)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:  # not its exit: what it wrote before that may still be on its way

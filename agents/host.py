@@ -188,7 +188,7 @@ class Host:
 
     async def _on_term(self, heard: Heard) -> None:
         """A watchdog has claimed: from now on the one before gives no orders here, whether or not the new one does."""
-        self._term = max(self._term, int(heard.headers.get(h.SEQUENCE, 0)))
+        self._term = max(self._term, h.number(heard.headers, h.SEQUENCE) or 0)
 
     async def _read_term(self) -> None:
         last = await last_claim(self._bus, WATCHDOG)

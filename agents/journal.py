@@ -20,7 +20,8 @@ from agents.tracing import AgentTracing
 from bus import headers as h
 from bus.bus import Bus, Stored
 from bus.claims import fence
-from bus.errors import MeshError
+from bus.errors import MeshError, MessageError
+from bus.messages import Lifecycle, decode
 from bus.outbox import Entry, Outbox
 from bus.reports import Reporter
 
@@ -81,17 +82,13 @@ class Journal:
         found = Found()
         expected = self.outputs + 1
         for stored in await self._bus.read_back(self._written_by, self.stored_sequence + 1):
-            number = stored.headers.get(h.OUTPUT)
+            number = self._number_of(stored)
             if number is None:
-                address = self._subjects.parse(stored.subject)
-                if address.kind == "lifecycle":
-                    report = orjson.loads(stored.data)
-                    if report.get("event") == "skipped" and report.get("agent") == self._agent:
-                        found.skipped.append(int(report["detail"]["sequence"]))
+                found.skipped += self._skipped_of(stored)
                 continue
-            if int(number) <= self.outputs:
+            if number <= self.outputs:
                 continue
-            if int(number) != expected:
+            if number != expected:
                 self.reports.alert(
                     "critical",
                     "output_gap",
@@ -99,14 +96,50 @@ class Journal:
                     f"at message {stored.sequence}",
                     agent=self._agent,
                 )
-            expected = int(number) + 1
+            expected = number + 1
             self._stored.append(stored)
-            cause = stored.headers.get(h.CAUSE)
+            cause = h.number(stored.headers, h.CAUSE)
             if cause is None:
                 found.last_produced = {"subject": stored.subject, "payload": orjson.Fragment(stored.data)}
             else:
-                found.cited = max(found.cited, int(cause))
+                found.cited = max(found.cited, cause)
         return found
+
+    def _number_of(self, stored: Stored) -> int | None:
+        """The number of an output of this agent; None of what is none, whoever has written it under its subjects."""
+        if h.OUTPUT not in stored.headers:
+            return None
+        number, cause = h.number(stored.headers, h.OUTPUT), h.number(stored.headers, h.CAUSE)
+        says = {name: stored.headers[name] for name in (h.MSG_ID, h.OUTPUT, h.CAUSE) if name in stored.headers}
+        try:
+            decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
+        except MessageError as error:
+            problem = error.problem
+        else:
+            if number is not None and says == numbered(self._agent, number, cause):
+                return number
+            problem = f"its headers are {says}"
+        self.reports.alert(
+            "warning",
+            "foreign_output",
+            f"agent {self._agent}: message {stored.sequence} under {stored.subject} is none of its outputs "
+            f"({problem}): it is passed over; look who else writes to this subject",
+            agent=self._agent,
+            sequence=stored.sequence,
+            once=f"{self._agent}:foreign:{stored.sequence}",
+        )
+        return None
+
+    def _skipped_of(self, stored: Stored) -> list[int]:
+        """The input that was skipped, where this is the report of it."""
+        try:
+            report = decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
+        except MessageError:
+            return []
+        if not isinstance(report, Lifecycle) or (report.event, report.agent) != ("skipped", self._agent):
+            return []
+        sequence = (report.detail or {}).get("sequence")
+        return [sequence] if isinstance(sequence, int) else []
 
     def caught_up(self) -> None:
         """The replay is past everything cited: what is left of the stored outputs was produced, not answered."""

@@ -116,8 +116,8 @@ class Replayed:
 
     async def compare(self, stored: Stored) -> list[Unlike]:
         """Compare the next recorded output of this agent with that of the replay; what differs, and what it lacks."""
-        number, recorded = self.outputs + 1, stored.headers.get(h.OUTPUT, "")
-        self.outputs = int(recorded) if recorded.isdecimal() else number
+        number, recorded = self.outputs + 1, h.number(stored.headers, h.OUTPUT)
+        self.outputs = number if recorded is None else recorded
         found: list[Unlike] = []
         if h.CAUSE in stored.headers:
             found += [Unlike(stored.sequence, number, None, extra) for extra in self._unrecorded(stored)]
@@ -141,11 +141,11 @@ class Replayed:
 
     def _unrecorded(self, stored: Stored) -> list[Expected]:
         """Outputs of the replay that answer inputs before the one that `stored` answers: they are recorded nowhere."""
-        outputs, cause = self.journal.outputs, stored.headers[h.CAUSE]
-        if not cause.isdecimal():
+        outputs, cause = self.journal.outputs, h.number(stored.headers, h.CAUSE)
+        if cause is None:
             return []
         extra = []
-        while outputs and (outputs[0].cause or 0) < int(cause):
+        while outputs and (outputs[0].cause or 0) < cause:
             extra.append(outputs.popleft())
         return extra
 

@@ -190,7 +190,7 @@ class Runtime:
             log.exception("teardown_raised")
 
     async def _on_epoch(self, heard: Any) -> None:
-        if int(heard.headers.get(h.SEQUENCE, 0)) > self.epoch:
+        if (h.number(heard.headers, h.SEQUENCE) or 0) > self.epoch:
             self.fail(Fenced(self.name, f"claimed anew, ours was epoch {self.epoch}"))
 
     async def _check_claim(self) -> None:
@@ -216,12 +216,24 @@ class Runtime:
             try:
                 await self.bus.until_live()
                 snapshot, bounds = await both(self._store.take_over(), self.bus.bounds())
+                if self._store.unreadable:
+                    self._tell_unreadable(bounds)
                 self._load(snapshot)
                 await self._begin(bounds, restored=True)
                 return
             except (Disconnected, BusTimeout) as error:
                 log.debug("restore_retried", error=str(error))
                 await self._stop_reading()
+
+    def _tell_unreadable(self, bounds: Bounds) -> None:
+        self.journal.reports.alert(
+            "critical",
+            "snapshot_unreadable",
+            f"{self._store.unreadable}: agent {self.name} makes its state anew from message {bounds.first} of the "
+            f"stream on; look who else writes to the bucket {self.subjects.state_bucket}",
+            agent=self.name,
+            first=bounds.first,
+        )
 
     def _load(self, snapshot: Snapshot) -> None:
         agent = self.agent

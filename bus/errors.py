@@ -99,6 +99,18 @@ class BusError(MeshError):
     """Root of what the bus can answer with."""
 
 
+class NoSwarmThere(BusError):
+    """No swarm runs in that state directory."""
+
+    exit_code = EXIT_UNREACHABLE
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(
+            f"--state-dir {directory}: no swarm runs there; start it with `signalmesh up --state-dir {directory}`, "
+            "or name a bus with --nats URL"
+        )
+
+
 class BusUnreachable(BusError):
     """Nobody speaks NATS at that address."""
 

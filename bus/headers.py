@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 MSG_ID = "Nats-Msg-Id"
 """`{agent}:{output}`: the server recognises a repetition by it."""
 OUTPUT = "Mesh-Output"
@@ -20,3 +22,12 @@ STORED_AT = "Nats-Time-Stamp"
 """On what is read back by itself: when the server stored it (RFC 3339)."""
 TTL = "Nats-TTL"
 TRACEPARENT = "traceparent"
+
+_DIGITS = 18
+"""Of the longest number that is read: more than any stream's sequence, less than what overflows somewhere."""
+
+
+def number(headers: Mapping[str, str], name: str) -> int | None:
+    """A header's whole number; None where there is none, or where a stranger has written something else."""
+    value = headers.get(name)
+    return int(value) if value and len(value) <= _DIGITS and value.isascii() and value.isdigit() else None

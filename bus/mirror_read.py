@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import orjson
 
-from bus.errors import MirrorUnusable
+from bus.errors import MirrorDamaged, MirrorUnusable
 from bus.mirror_schema import (
     BUSY_TIMEOUT_S,
     Gap,
@@ -24,6 +24,7 @@ from bus.mirror_schema import (
     explained,
     kept_checksum,
     message_checksum,
+    subject_columns,
 )
 from bus.subjects import Subjects
 
@@ -78,6 +79,8 @@ class MirrorFile:
             if self.version == 0:
                 raise MirrorUnusable(str(path), "it is empty; is its mirror only just starting?")
             self.swarm: str = self.meta("swarm") or ""
+            if not self.swarm:
+                raise MirrorDamaged(str(path), "it does not say of which swarm it is")
         except sqlite3.Error as error:
             self._db.close()
             raise explained(error, path) from None
@@ -153,10 +156,11 @@ class MirrorFile:
         if last is not None:
             where += " AND sequence <= ?"
             values.append(last)
-        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence >= ?{where} ORDER BY sequence LIMIT {PAGE}"  # noqa: S608
-        while page := self.rows(sql, first, *values):
+        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > ?{where} ORDER BY sequence LIMIT {PAGE}"  # noqa: S608
+        after = first - 1
+        while page := self.rows(sql, after, *values):
             yield from map(_mirrored, page)
-            first = page[-1][0] + 1
+            after = page[-1][0]
 
     def newest(
         self, limit: int, *, kind: str | None = None, agent: str | None = None, since_ns: int | None = None
@@ -201,14 +205,15 @@ class MirrorFile:
         return self.cursor(f"KV_{bucket}")
 
 
-_MESSAGE = "sequence, stored_ns, subject, headers, payload, checksum"
+_MESSAGE = "sequence, stored_ns, subject, headers, payload, checksum, kind, topic, agent"
 _KEPT = "bucket, key, revision, operation, value, stored_ns, checksum"
 
 
 def _mirrored(found: tuple[Any, ...]) -> Mirrored:
-    sequence, stored_ns, subject, headers, payload, checksum = found
+    sequence, stored_ns, subject, headers, payload, checksum, *columns = found
     try:
         intact = message_checksum(sequence, stored_ns, subject, headers, payload) == checksum
+        intact = intact and subject_columns(subject) == tuple(columns)  # by which the views and `history` find it
         names = orjson.loads(headers)
         return Mirrored(MessageRow(sequence, stored_ns, subject, names, payload), intact)
     except (ValueError, TypeError, AttributeError):  # a damaged byte may make anything of a row

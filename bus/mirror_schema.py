@@ -117,6 +117,12 @@ STEPS: tuple[str, ...] = (_TABLES, _READABLE)
 VERSION = len(STEPS)
 
 
+def subject_columns(subject: str) -> tuple[str, str, str]:
+    """The columns kind, topic and agent of a message under `subject`."""
+    parts = subject.split(".")
+    return parts[1] if len(parts) > 1 else "", parts[2] if len(parts) > 3 else "", parts[-1]
+
+
 @dataclass(frozen=True, slots=True)
 class MessageRow:
     """A message of the stream as the mirror keeps it."""
@@ -130,10 +136,8 @@ class MessageRow:
     def columns(self) -> tuple[object, ...]:
         """In the order of INSERT_MESSAGE."""
         headers = orjson.dumps(dict(self.headers))
-        parts = self.subject.split(".")
-        kind, topic = (parts[1] if len(parts) > 1 else ""), (parts[2] if len(parts) > 3 else "")
         return (
-            self.sequence, self.stored_ns, kind, topic, parts[-1], self.subject, headers, self.payload,
+            self.sequence, self.stored_ns, *subject_columns(self.subject), self.subject, headers, self.payload,
             message_checksum(self.sequence, self.stored_ns, self.subject, headers, self.payload),
         )  # fmt: skip
 
@@ -207,8 +211,11 @@ def kept_checksum(bucket: str, revision: int, key: str, operation: str, value: b
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether `error` means that the file's content is broken, rather than that it cannot be written just now.
 
-    A row beyond the cursor (a violated constraint) is damage as well: this program never leaves one.
+    A row beyond the cursor (a violated constraint) is damage as well: this program never leaves one. So is a table
+    that is gone.
     """
+    if str(error).startswith("no such "):
+        return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 

@@ -7,9 +7,12 @@ from datetime import datetime
 
 import msgspec
 import orjson
+import structlog
 
 from bus.bus import Bus
 from bus.errors import WrongSequence
+
+log = structlog.get_logger("signalmesh.bus")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,8 @@ async def write_record(bus: Bus, record: Record) -> bool:
     data = orjson.dumps(record, option=orjson.OPT_UTC_Z)
     while True:
         found = await bus.kv_get(bucket, record.name)
-        if found is not None and read_record(found.value).epoch > record.epoch:
+        stored = None if found is None else _found(found.value)
+        if stored is not None and stored.epoch > record.epoch:
             return False
         try:
             await bus.kv_put(bucket, record.name, data, found.revision if found else 0)
@@ -45,11 +49,29 @@ async def write_record(bus: Bus, record: Record) -> bool:
 
 
 def read_record(data: bytes) -> Record:
-    """Decode a stored record."""
+    """Decode a stored record.
+
+    Raises:
+        ValueError: it is none, whoever has written that.
+    """
     return msgspec.convert(orjson.loads(data), Record)
 
 
+def _found(data: bytes) -> Record | None:
+    try:
+        return read_record(data)
+    except ValueError:
+        return None
+
+
 async def read_records(bus: Bus) -> dict[str, Record]:
-    """All records by agent's name."""
+    """All records by agent's name; what is none of that agent's is left out, and logged."""
     found = await bus.kv_all(bus.subjects.registry_bucket)
-    return {name: read_record(kept.value) for name, kept in sorted(found.items())}
+    records: dict[str, Record] = {}
+    for name, kept in sorted(found.items()):
+        record = _found(kept.value)
+        if record is not None and record.name == name:
+            records[name] = record
+        else:
+            log.warning("record_unreadable", bucket=bus.subjects.registry_bucket, key=name, revision=kept.revision)
+    return records

@@ -62,13 +62,17 @@ def read_snapshot(agent: str, data: bytes) -> Snapshot:
     try:
         snapshot = msgspec.convert(orjson.loads(data), Snapshot)
     except (ValueError, msgspec.ValidationError) as error:
-        raise MeshError(f"snapshot of {agent}: cannot be read ({error})") from None
+        raise SnapshotUnreadable(f"snapshot of {agent}: cannot be read ({error})") from None
     if snapshot.version != VERSION:
         raise MeshError(
             f"snapshot of {agent} has version {snapshot.version}, this program knows {VERSION}: "
             "run the version that wrote it, or start the swarm with an empty --state-dir"
         )
     return snapshot
+
+
+class SnapshotUnreadable(MeshError):
+    """What stands in a snapshot's place is none, whoever has written that."""
 
 
 class SnapshotStore:
@@ -78,6 +82,8 @@ class SnapshotStore:
         self._bus, self._agent, self._epoch = bus, agent, epoch
         self._bucket = bus.subjects.state_bucket
         self.revision = 0
+        self.unreadable = ""
+        """What is wrong with that which `take_over` found; where it is anything, the agent begins with nothing."""
         self.saved: bytes = b""
         """What the key holds, as last written or taken over by this incarnation."""
 
@@ -90,7 +96,10 @@ class SnapshotStore:
         """
         while True:
             found = await self._bus.kv_get(self._bucket, self._agent)
-            snapshot = self.read(found.value) if found else Snapshot()
+            try:
+                snapshot = self.read(found.value) if found else Snapshot()
+            except SnapshotUnreadable as error:
+                self.unreadable, snapshot = str(error), Snapshot()
             if snapshot.epoch > self._epoch:
                 raise Fenced(self._agent, f"its snapshot belongs to epoch {snapshot.epoch}, ours is {self._epoch}")
             self.revision = found.revision if found else 0

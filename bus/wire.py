@@ -56,8 +56,8 @@ class WireParser(Parser):
             if size < stop + 2:
                 self._rest = data[at:]
                 return b""
-            reply = line[3].decode() if len(line) == (6 if headers else 5) else ""
-            on_direct(line[1].decode(), reply, data[start + headers : stop], data[start : start + headers])
+            reply = text(line[3]) if len(line) == (6 if headers else 5) else ""
+            on_direct(text(line[1]), reply, data[start + headers : stop], data[start : start + headers])
             at = stop + 2
         return data[at:]
 
@@ -69,9 +69,20 @@ class WireParser(Parser):
                 self._rest = left
                 break
             data = left[size:]
-            self.buf += left[:size]
+            self.buf += _readable(left[:size])
             await super().parse()
         self._after()
+
+
+def text(raw: bytes) -> str:
+    """A subject as it stands on the wire. The server takes any bytes; what is no UTF-8 is no subject of anybody's."""
+    return raw.decode("utf-8", "replace")
+
+
+def _readable(operation: bytes) -> bytes:
+    """One operation with a first line that nats-py can decode: else it would end its connection, and that for ever."""
+    line, end, rest = operation.partition(END)
+    return operation if line.isascii() else text(line).encode() + end + rest
 
 
 def _first(data: bytes) -> int:
@@ -124,3 +135,13 @@ class WireTransport(TcpTransport):
             transport, _ = await loop.create_connection(lambda: protocol, uri.hostname, uri.port)
         self._bare_io_reader = self._io_reader = reader
         self._bare_io_writer = self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    def write(self, payload: bytes) -> None:
+        """Write; into a connection that has just ended nothing is written, and its end is told by what reads it."""
+        self.writelines([payload])
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """As `write`: uvloop raises where asyncio says nothing."""
+        writer = self._io_writer
+        if writer is not None and not writer.transport.is_closing():
+            writer.writelines(payload)

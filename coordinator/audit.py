@@ -7,7 +7,7 @@ then the stream's end, then the stream up to there. So whatever those count must
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
@@ -95,23 +95,25 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
     with MirrorFile(path) as file:
         findings = Findings()
         check_file(file, findings)
-        first, last = file.bounds()
-        newest = file.message(last)
+        cursor, (_, newest_kept) = file.cursor(), file.bounds()
+        last = max(cursor, newest_kept)
+        newest = file.message(newest_kept)
         before_ns = newest.row.stored_ns if newest is not None else 0
         subjects = file.subjects
         snapshots = values_at(file, subjects.state_bucket, before_ns)
         records = values_at(file, subjects.registry_bucket, before_ns)
+        gone = _joined((gap.first, gap.last) for gap in file.gaps())
         checks = Checks(
             subjects,
             str(path),
-            max(1, first),
+            gone[0][1] + 1 if gone and gone[0][0] == 1 else 1,
             last,
             _readable(snapshots, "snapshots", read_snapshot, findings),
             _readable(records, "registry", lambda _, data: read_record(data), findings),
             findings,
-            gone=[(gap.first, gap.last) for gap in file.gaps()],
+            gone=gone,
         )
-        mirror = MirrorAudit(file=str(path), cursor=file.cursor())
+        mirror = MirrorAudit(file=str(path), cursor=cursor)
         for mirrored in file.messages(last=last):
             mirror.compared += 1
             tell(progress, mirrored.row.sequence, last)
@@ -120,9 +122,22 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
                 continue
             mirror.damaged += 1
             checks.damaged(mirrored.row.sequence, mirrored.row.subject)
-        if last:
-            findings.note(f"read from a mirror at message {mirror.cursor}: what came after it is unchecked")
+        if newest_kept > cursor:
+            text = f"the file holds message {newest_kept}, but says that it is at {cursor} only: it was changed"
+            findings.problem("mirror", text, sequences=[newest_kept], expected=f"at most {cursor}", found=newest_kept)
+        findings.note(f"read from a mirror at message {cursor}: what came after it is unchecked")
         return _conclude(checks, mirror, file.swarm, began)
+
+
+def _joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches (first, last) in order, those that touch or overlap made into one."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(stretches):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return joined
 
 
 def tell(progress: Progress | None, at: int, last: int) -> None:

@@ -18,12 +18,6 @@ MAX_SKIPPED = 4096
 """Recorded skips of an agent that its causes are held against."""
 
 
-def number_of(stored: Stored, name: str) -> int | None:
-    """A header's number; None if it is not there or no number."""
-    value = stored.headers.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() else None
-
-
 class AgentChecks:
     """The checks of one agent (or of the watchdog, whose claims are terms)."""
 
@@ -61,7 +55,7 @@ class AgentChecks:
 
     def on_claim(self, stored: Stored, message: Message | None, cut: int) -> None:
         """A message on the agent's epoch subject: its claim, whatever it says (the server looks at nothing else)."""
-        expected = number_of(stored, h.EXPECTED_LAST_SUBJECT_SEQUENCE)
+        expected = h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE)
         if expected is not None and expected != self._claim and not self._claim < expected <= cut:
             text = f"it follows claim {self._claim or 'none'}, but was made to follow {expected or 'none'}"
             self._problem("claims", stored, self._claim, expected, text)
@@ -72,7 +66,7 @@ class AgentChecks:
 
     def check_epoch(self, stored: Stored, cut: int) -> None:
         """The epoch that a message carries is that of the newest claim where it stands in the stream."""
-        epoch = number_of(stored, h.EPOCH)
+        epoch = h.number(stored.headers, h.EPOCH)
         if epoch is None:
             self._problem("fence", stored, self._claim, "none", f"it carries no epoch ({h.EPOCH})")
         elif epoch != self._claim and not self._claim < epoch <= cut:
@@ -81,7 +75,7 @@ class AgentChecks:
             else:
                 text = f"stored under epoch {epoch}, which nobody had claimed (the last claim is {self._claim})"
             self._problem("fence", stored, self._claim, epoch, text)
-        elif number_of(stored, h.EXPECTED_LAST_SUBJECT_SEQUENCE) != epoch:
+        elif h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE) != epoch:
             found = stored.headers.get(h.EXPECTED_LAST_SUBJECT_SEQUENCE, "none")
             text = f"it carries no fence for its epoch {epoch} ({h.EXPECTED_LAST_SUBJECT_SEQUENCE}: {found})"
             self._problem("fence", stored, epoch, found, text)
@@ -90,7 +84,7 @@ class AgentChecks:
         """A numbered output."""
         audit = self.audit
         audit.outputs += 1
-        number = number_of(stored, h.OUTPUT)
+        number = h.number(stored.headers, h.OUTPUT)
         self.check_epoch(stored, cut)
         if number is None:
             found = stored.headers[h.OUTPUT]
@@ -124,7 +118,7 @@ class AgentChecks:
         if h.CAUSE not in stored.headers:
             self._produces = True
             return
-        cause = number_of(stored, h.CAUSE)
+        cause = h.number(stored.headers, h.CAUSE)
         if cause is None or cause >= stored.sequence:
             found = stored.headers[h.CAUSE]
             text = f"output {number} answers message {found}, expected one before it"

@@ -35,9 +35,9 @@ class Checks:
         snapshots: Mapping[str, Snapshot] | None = None,
         records: Mapping[str, Record] | None = None,
         findings: Findings | None = None,
-        gone: Sequence[tuple[int, int]] = (),
+        gone: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """`gone` are stretches that are known to be missing for a reason of their own."""
+        """`gone` are the stretches of a file that are known to be missing; of a stream (None) the oldest may be."""
         self.findings = findings or Findings()
         self._gone = gone
         self.stream = StreamAudit(source=source, first=first, last=last)
@@ -112,7 +112,10 @@ class Checks:
             stream.kept_from = sequence
 
     def _hole(self, first: int, last: int) -> None:
-        explained = self.stream.kept_from is None or any(low <= first and last <= high for low, high in self._gone)
+        if self._gone is None:
+            explained = self.stream.kept_from is None
+        else:
+            explained = any(low <= first and last <= high for low, high in self._gone)
         if len(self.stream.holes) < MAX_HOLES:
             self.stream.holes.append(Hole(first=first, last=last, explained=explained))
         if explained:

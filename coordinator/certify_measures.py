@@ -21,7 +21,6 @@ from bus.scan import scan
 from bus.subjects import AGENT_KINDS
 from coordinator.certify_report import Flow, Hop, LastValues, MemoryKey, SnapshotRow, Throughput
 from coordinator.figures import spread_of
-from coordinator.killing import header_number
 
 __all__ = ["Recording", "Value", "check_snapshots", "digest", "read_last_values", "read_memory", "recognise", "record"]
 
@@ -145,8 +144,8 @@ async def record(bus: NatsBus) -> Recording:
                 address.kind,
                 address.agent,
                 stored.stored_ns,
-                header_number(stored.headers.get(h.CAUSE)) or None,
-                header_number(stored.headers.get(h.EPOCH)),
+                h.number(stored.headers, h.CAUSE) or None,
+                h.number(stored.headers, h.EPOCH) or 0,
                 digest(stored.data),
             )
             if isinstance(message, MarketData) and message.sequence is not None:

@@ -116,7 +116,7 @@ class Observer:
         kind = heard.subject.split(".", 2)[1]
         if kind == "control":
             return
-        sequence = int(heard.headers.get(h.SEQUENCE, 0))
+        sequence = h.number(heard.headers, h.SEQUENCE) or 0
         try:
             address = self._bus.subjects.parse(heard.subject)
             if h.EPOCH in heard.headers and sequence:
@@ -157,7 +157,7 @@ class Observer:
 
     def _check_fence(self, heard: Heard, writer: str, sequence: int) -> None:
         claimed, _ = self.claims.get(writer, (0, 0.0))
-        epoch = int(heard.headers[h.EPOCH])
+        epoch = h.number(heard.headers, h.EPOCH) or 0
         if sequence > claimed > epoch:
             self.problems.append(
                 f"{heard.subject}, message {sequence}: of {writer}'s epoch {epoch}, though {claimed} was claimed before"
@@ -168,7 +168,7 @@ class Observer:
         self.decided_at = at
         subject = heard.subject
         known = self._followed.get(subject)
-        before = int(heard.headers.get(h.LAST_SEQUENCE, 0))
+        before = h.number(heard.headers, h.LAST_SEQUENCE) or 0
         if known is None:
             self.first_decision[subject] = sequence
         elif sequence <= known.sequence:

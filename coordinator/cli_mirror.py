@@ -66,7 +66,7 @@ def history(
     since: Annotated[
         str | None, typer.Option(help="Only what was stored since: a duration (10m, 2h) or an ISO time.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="The newest so many.")] = 20,
     file: MirrorPath = None,
     state_dir: StateDir = STATE_DIR,
     json: Json = False,

@@ -58,7 +58,8 @@ def replay(
     from coordinator.replay_view import print_replay
 
     if first < 1 or (last is not None and last < first):
-        raise UsageError(f"--from {first} --to {last}: expected 1 or more, and no less than --from")
+        given = f"--from {first}" if last is None else f"--from {first} --to {last}"
+        raise UsageError(f"{given}: expected 1 or more, and --to no less than --from")
     set_up_logs("error")
     settings, span = config_of(config, state_dir), Span(first=first, last=last)
     with progress_bar("replaying") as progress:

@@ -111,6 +111,8 @@ def load(path: Path | None, cwd: Path) -> SwarmConfig:
         if not path.exists():
             return parse({}, BUILT_IN, "")
     path = cwd / path
+    if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
+        raise ConfigError(str(path), "", "expected a file; this is a directory, a pipe or a device")
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -69,6 +69,10 @@ class History:
     entries: list[HistoryEntry] = field(default_factory=list)
 
 
+LARGEST_INTEGER = (1 << 63) - 1
+"""That SQLite knows."""
+
+
 def since_ns(text: str, now_ns: int | None = None) -> int:
     """Nanoseconds since 1970 of a duration before now (`90s`, `10m`, `1h30m`) or of an ISO time (UTC unless it says).
 
@@ -78,7 +82,7 @@ def since_ns(text: str, now_ns: int | None = None) -> int:
     now_ns = time.time_ns() if now_ns is None else now_ns
     if re.fullmatch(r"(\d+(\.\d+)?(ms|[smhdw]))+", text):
         ago_s = sum(float(number) * UNITS_S[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)(ms|[smhdw])", text))
-        return max(0, now_ns - int(ago_s * 1e9))
+        return now_ns - int(min(ago_s * 1e9, now_ns))
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
@@ -86,7 +90,7 @@ def since_ns(text: str, now_ns: int | None = None) -> int:
             f"--since {text}: expected a duration such as 90s, 10m or 2h, or a time such as 2026-07-12T04:00:00Z"
         ) from None
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
-    return int(at.timestamp() * 1e9)
+    return min(max(0, int(at.timestamp() * 1e9)), LARGEST_INTEGER)
 
 
 def kind_of(word: str) -> str:

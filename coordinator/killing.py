@@ -163,12 +163,12 @@ class _Observer:
         if isinstance(message, Heartbeat):
             self._on_beat(message)
         elif isinstance(message, Epoch):
-            sequence = header_number(heard.headers.get(h.SEQUENCE))
+            sequence = h.number(heard.headers, h.SEQUENCE) or 0
             if sequence > result.epoch_before:
                 result.claimed_ms, result.epoch_after = at_ms, sequence
         elif isinstance(message, Lifecycle):
             self._note(message, at_ms)
-        elif self._fresh(header_number(heard.headers.get(h.EPOCH))) and not self.output.is_set():
+        elif self._fresh(h.number(heard.headers, h.EPOCH) or 0) and not self.output.is_set():
             result.first_output_ms = at_ms
             self.output.set()
 
@@ -273,18 +273,13 @@ def _by_hand(beat: Heartbeat) -> str:
     )
 
 
-def header_number(header: str | None) -> int:
-    """A header's number; 0 where a stranger has written something else."""
-    return int(header) if header is not None and header.isascii() and header.isdigit() else 0
-
-
 async def _count(bus: NatsBus, result: Killing) -> None:
     """Read the agent's outputs back from the stream and look for gaps and repetitions in their numbers."""
     try:
         stored = await bus.read_back(bus.subjects.outputs_of(result.agent), result.epoch_before)
     except BusError:
         return
-    numbers = [number for m in stored if (number := header_number(m.headers.get(h.OUTPUT)))]
+    numbers = [number for m in stored if (number := h.number(m.headers, h.OUTPUT))]
     result.outputs_checked = len(numbers)
     result.outputs_doubled = len(numbers) - len(set(numbers))
     result.outputs_lost = max(numbers) - min(numbers) + 1 - len(set(numbers)) if numbers else 0

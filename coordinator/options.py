@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from bus.errors import BusUnreachable, Refused, UsageError
+from bus.errors import BusUnreachable, NoSwarmThere, Refused, UsageError
 from bus.tasks import run_to_end
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
     from coordinator.rundir import read_run
 
     run = read_run(state_dir)
+    if nats is None and run is None and state_dir != STATE_DIR:  # who names a directory does not mean any other swarm
+        if not state_dir.exists():
+            raise UsageError(f"--state-dir {state_dir}: there is no such directory; expected one that `up` has made")
+        raise NoSwarmThere(str(state_dir))
     url = nats or (run.url if run else DEFAULT_URL)
     if swarm is None:
         swarm = run.swarm if run is not None and nats in (None, run.url) else load(None, Path.cwd()).swarm

@@ -77,8 +77,8 @@ def explain(agent: str, unlike: Unlike) -> Difference:
     recorded, replayed = unlike.recorded, unlike.replayed
     fields: list[FieldDifference] = []
     cause = replayed.cause if replayed is not None else None
-    if recorded is not None and (said := recorded.headers.get(h.CAUSE, "")).isdecimal():
-        cause = int(said)
+    if recorded is not None and (said := h.number(recorded.headers, h.CAUSE)) is not None:
+        cause = said
     answers = f", which answers message {cause}," if cause is not None else ""
     where = f"{agent}: output {unlike.number} at message {unlike.sequence}{answers}"
     if unlike.why:

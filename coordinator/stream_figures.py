@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from bus.bus import Stored
 from bus.errors import MessageError
-from bus.headers import CAUSE
+from bus.headers import CAUSE, number
 from bus.messages import KINDS, Alert, Config, Decision, Epoch, Lifecycle, MarketData, Message, decode
 from bus.subjects import KEPT_KINDS, RESERVED_NAMES, WATCHDOG, Subjects
 from coordinator.recoveries import Recoveries
@@ -164,9 +164,9 @@ class Figures:
         kind = stored.subject.split(".", 2)[1]
         kind = kind if kind in KEPT_KINDS else OTHER
         self.messages.labels(kind).inc()
-        cause = stored.headers.get(CAUSE, "")
-        if cause.isascii() and cause.isdigit():
-            latency_s = self._since(self._stored.get(int(cause[:19])), stored)
+        cause = number(stored.headers, CAUSE)
+        if cause is not None:
+            latency_s = self._since(self._stored.get(cause), stored)
             if latency_s is not None:
                 self.hops.labels(kind, self.names.label(stored.subject.rpartition(".")[2])).observe(latency_s)
         if kind != "signal" and kind in KINDS:  # nothing in a signal or a headline counts but that it is there

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from bus import headers as h
 from bus.bus import Heard
 from bus.claims import fence
 from bus.errors import BusError, Fenced, MeshError, MessageError
@@ -236,7 +237,7 @@ class Watchdog:
         self.stop()
 
     async def _on_epoch(self, heard: Heard) -> None:
-        if int(heard.headers.get("Nats-Sequence", 0)) > self.term:
+        if (h.number(heard.headers, h.SEQUENCE) or 0) > self.term:
             self._on_fenced(Fenced(NAME, f"another watchdog leads, our term was {self.term}"))
 
     async def _remember(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import time
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bus.errors import MirrorUnusable
+from bus.errors import MirrorDamaged, MirrorUnusable
 from bus.mirror_schema import Gap, Incarnation, KeptRow, MessageRow
 from bus.mirror_store import MirrorStore
 from bus.nats_bus import NatsBus
@@ -103,6 +104,50 @@ async def test_a_removed_row(tmp_path: Path, good: Recorded):
     assert audit.problems[0].check == "holes"
     assert audit.problems[0].sequences == [removed, removed]
     assert audit.agents["coordinator"].gaps == 1
+
+
+@pytest.mark.parametrize("last", [500, 0])
+async def test_removed_newest_rows(tmp_path: Path, good: Recorded, last: int):
+    """The file's own cursor says that they were there."""
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM messages WHERE sequence > ?", (last,))
+    audit = audit_file(path)
+    assert [problem.sequences for problem in audit.problems if problem.check == "holes"] == [
+        [last + 1, len(good.messages)]
+    ]
+
+
+async def test_removed_oldest_rows(tmp_path: Path, good: Recorded):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM messages WHERE sequence <= 300")
+    assert [problem.sequences for problem in audit_file(path).problems if problem.check == "holes"] == [[1, 300]]
+
+
+@pytest.mark.parametrize("column", ["kind", "topic", "agent"])
+async def test_a_column_that_does_not_fit_its_subject(tmp_path: Path, good: Recorded, column: str):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    changed = good.find("swarm.decision.", Mesh_Output=50).sequence
+    damage(path, f"UPDATE messages SET {column} = 'alert' WHERE sequence = ?", changed)
+    assert [problem.sequences for problem in audit_file(path).problems if problem.check == "mirror"] == [[changed]]
+
+
+async def test_a_row_beyond_everything(tmp_path: Path, good: Recorded):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    largest = 2**63 - 1
+    damage(path, "UPDATE messages SET sequence = ? WHERE sequence = ?", largest, len(good.messages))
+    audit = audit_file(path)
+    assert any(problem.sequences == [largest] for problem in audit.problems)
+
+
+@pytest.mark.parametrize("sql", ["DROP TABLE kept", "DELETE FROM meta"])
+async def test_a_file_without_its_parts(tmp_path: Path, good: Recorded, sql: str):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(sql)
+    with pytest.raises(MirrorDamaged, match=re.escape(str(path))):
+        audit_file(path)
 
 
 async def test_the_mirror_beside_the_stream(tmp_path: Path, good: Recorded):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.acceptance.faults import kill_agents
 from tests.acceptance.swarm import AGENTS, Swarm
@@ -36,3 +39,69 @@ async def test_forged_ticks_settings_and_decisions_stop_nothing(tmp_path: Path):
         series = [name for name in names if name not in odd]
         assert series == [f"BTC/USD:research-1:{n}" for n in range(1, len(series) + 1)]
         assert len(ear.decisions[-1]["agents_consulted"]) == 3
+
+
+async def publish_raw(url: str, *subjects: bytes) -> None:
+    """As a client that checks nothing, with a payload of `{}`; returns when the server has taken it."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(b'CONNECT {"verbose":false}\r\n')
+    for subject in subjects:
+        writer.write(b"PUB " + subject + b" 2\r\n{}\r\n")
+    writer.write(b"PING\r\n")
+    while (await reader.readline()) != b"PONG\r\n":
+        pass
+    writer.close()
+
+
+async def test_garbage_in_every_place_stops_nobody_for_good(tmp_path: Path):
+    """In subjects, headers, snapshots and the registry; then everybody who could trip over it is started again."""
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--speed", "50")
+        await ear.decided(251)
+        await ear.close()  # nats-py itself, as the ear uses it, falls silent at the first of these subjects
+        await publish_raw(
+            swarm.url,
+            b"in.swarm.market.\xff\xfe.evil",
+            b"in.swarm.signal.BTC-USD.\xff",
+            b"swarm.heartbeat.\xff",
+            b"swarm.epoch.\xff",
+        )
+        ear = await swarm.listen()
+        beats = await ear.live(*AGENTS)
+        stopped = ("strategy-momentum", "research-1")
+        for name in stopped:  # so that no snapshot is beyond what is written in their names: the next ones read it
+            swarm.send(beats[name]["pid"], signal.SIGSTOP)
+        for number in ("abc", "", "1e9", "-1", "9" * 5000):
+            await ear.publish("signal.BTC-USD.strategy-momentum", b"{}", **{"Mesh-Output": number})
+        await ear.publish("market.BTC-USD.research-1", b"{", **{"Mesh-Output": "1000000"})
+        await ear.publish("lifecycle.strategy-momentum.strategy-momentum", b"{")
+        for name in stopped:
+            swarm.send(beats[name]["pid"], signal.SIGKILL)
+        await ear.back({name: beats[name]["epoch"] for name in stopped})
+        jetstream = ear.client.jetstream()
+        registry = await jetstream.key_value("swarm_agents")
+        await registry.put("evil", b"{}")
+        await registry.put("coordinator", b"\xff")
+        await (await jetstream.key_value("swarm_state")).put("strategy-mean-reversion", b"\xff")
+        await ear.back({"strategy-mean-reversion": beats["strategy-mean-reversion"]["epoch"]})  # its next write fails
+        watchdog = ear.beats["watchdog"]["pid"]
+        swarm.send(watchdog, signal.SIGKILL)
+        await ear.until("a new watchdog", lambda: ear.beats["watchdog"]["pid"] != watchdog or None)
+        await kill_agents(swarm, ear, *AGENTS)
+        await ear.more_decisions(50)
+
+        codes = {alert["code"] for alert in ear.alerts}
+        assert {"poison_message", "foreign_output", "snapshot_unreadable"} <= codes
+        assert not {"quarantined", "output_gap", "replay_diverged", "agent_unusable"} & codes
+        rounds = [decision["round"] for decision in ear.decisions]
+        assert rounds == list(range(rounds[0], rounds[0] + len(rounds)))
+        assert len(ear.decisions[-1]["agents_consulted"]) == 3
+        status = await swarm.verb("status", "--json")
+        assert status.code == 0, status.err
+        assert {agent["name"]: agent["status"] for agent in status.json["agents"]} == dict.fromkeys(AGENTS, "active")
+        audit = await swarm.verb("audit", "--json")
+        assert audit.code == 1  # somebody has written in the agents' names
+        assert audit.json["rounds"]["missing"] == audit.json["rounds"]["doubled"] == 0
+        broken = {name for name, agent in audit.json["agents"].items() if agent["gaps"] or agent["doubled"]}
+        assert broken <= {"research-1"}  # one of its forged outputs has a number

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 
 from bus.tasks import end_tasks
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+"""Agents run on uvloop, all others on asyncio's own."""
+LOOPS_OF = {"test_command_agent": ("uvloop",), "test_connection": ("asyncio", "uvloop")}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    names = LOOPS_OF.get(item.path.stem, ("asyncio",))
+    return {name: LOOPS[name] for name in names}
 
 
 @pytest.fixture(autouse=True)

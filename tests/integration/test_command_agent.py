@@ -22,6 +22,7 @@ from typing import Any, Self
 import orjson
 import psutil
 import pytest
+import structlog
 
 from agents.agent import Agent
 from agents.command import MAX_ANSWER_BYTES, CommandAgent, CommandFailed, command_class
@@ -49,6 +50,8 @@ import json, signal, socket, subprocess, sys
 
 faults = json.loads(sys.argv[1])
 print("a program has started", file=sys.stderr, flush=True)
+for number in range(faults.get("flood", 0)):
+    print(number, "x" * 1000, file=sys.stderr, flush=True)
 if faults.get("banner"):
     print("welcome", flush=True)
 if faults.get("child"):
@@ -240,6 +243,17 @@ async def test_after_a_crash_the_outputs_equal_an_undisturbed_run(tmp_path, lang
     assert len({number for _, _, number, _ in mesh.stored}) == count
     assert mesh.skipped == []
     assert [orjson.loads(alert.data)["code"] for alert in mesh.alerts.items] == []
+
+
+async def test_a_program_that_floods_its_stderr_does_not_fill_the_disk(tmp_path, monkeypatch):
+    log = structlog.testing.CapturingLogger()
+    monkeypatch.setattr("agents.command.log", log)
+    mesh = await undisturbed(spec_of(tmp_path, flood=2000), 6, 12)
+    assert len(mesh.stored) == 12
+    lines = [call.kwargs["line"] for call in log.calls if call.args == ("program_stderr",)]
+    assert [int(line.split()[0]) for line in lines[1:40]] == list(range(39))  # what was said first is there
+    assert len(lines) < 2000
+    assert [call.args for call in log.calls].count(("program_stderr_floods",)) >= 1
 
 
 async def test_snapshots_are_taken_although_inputs_wait_all_the_time(tmp_path):

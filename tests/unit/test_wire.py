@@ -25,6 +25,8 @@ OPERATIONS = (
     b"PONG\r\n",
     b"HMSG to.others 8 %d %d\r\n%b\r\n" % (len(BLOCK), len(BLOCK), BLOCK),
     b"MSG to.me 7 4\r\n\r\n\r\n\r\n",
+    b"MSG to.\xff 7 back.\xfe 1\r\n\xff\r\n",
+    b"MSG others.\xff 8 1\r\n\xff\r\n",
 )
 CALLS = [
     ("direct", "to.me", "", b"hello", b""),
@@ -35,6 +37,8 @@ CALLS = [
     ("pong",),
     ("other", b"to.others", b"", b"", BLOCK),
     ("direct", "to.me", "", b"\r\n\r\n", b""),
+    ("direct", "to.\ufffd", "back.\ufffd", b"\xff", b""),
+    ("other", "others.\ufffd".encode(), b"", b"\xff", None),
 ]
 
 
