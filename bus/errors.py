@@ -111,6 +111,18 @@ class NoSwarmThere(BusError):
         )
 
 
+class NoSuchSwarm(BusError):
+    """A NATS server answers, but a stream or bucket of that swarm is not there."""
+
+    exit_code = EXIT_UNREACHABLE
+
+    def __init__(self, url: str, swarm: str, missing: str) -> None:
+        super().__init__(
+            f"the NATS server at {url} has no {missing}: no swarm named {swarm!r} was started there, or what it keeps "
+            "was deleted; `signalmesh doctor` says which, --swarm names another swarm, --nats another server"
+        )
+
+
 class BusUnreachable(BusError):
     """Nobody speaks NATS at that address."""
 

@@ -8,6 +8,7 @@ is no problem: everything is judged up to the end that the stream had when the a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bus import headers as h
 from bus.bus import Stored
@@ -46,6 +47,8 @@ class Checks:
         self._snapshots, self._records = snapshots or {}, records or {}
         self._agents: dict[str, AgentChecks] = {}
         self._next = first
+        self._open: list[Hole] = []
+        """Those that nothing has explained yet."""
         self._cut = 0
         if first > 1:
             self._lost_until(first - 1)
@@ -116,19 +119,43 @@ class Checks:
             explained = self.stream.kept_from is None
         else:
             explained = any(low <= first and last <= high for low, high in self._gone)
+        hole = Hole(first=first, last=last, explained=explained)
         if len(self.stream.holes) < MAX_HOLES:
-            self.stream.holes.append(Hole(first=first, last=last, explained=explained))
+            self.stream.holes.append(hole)
         if explained:
             self._lost_until(last)
-            return
-        what = f"message {first} is" if first == last else f"messages {first} to {last} are"
-        self.findings.problem(
-            "holes",
-            f"{what} not there, though older ones are kept",
-            sequences=[first, last],
-            expected=f"{last - first + 1} messages",
-            found="none",
-        )
+        else:
+            self._open.append(hole)
+
+    def _on_rebuilt(self, detail: Mapping[str, Any]) -> None:
+        """Holes of which the report of a rebuild says why they are there: numbers left free, and damaged rows."""
+        damaged, free_from = detail.get("damaged"), detail.get("missing_from")
+        for hole in list(self._open):
+            if hole.first == free_from:
+                what = f"{hole.first} to {hole.last} were left free: what was stored from {hole.first} on may be lost"
+            elif (
+                isinstance(damaged, list)
+                and hole.last - hole.first < len(damaged)
+                and set(range(hole.first, hole.last + 1)) <= set(damaged)
+            ):
+                what = f"{hole.first} to {hole.last} were damaged in the mirror's file, and left out"
+            else:
+                continue
+            hole.explained = True
+            self._open.remove(hole)
+            self.findings.note(f"the stream was put back from the mirror: messages {what}")
+
+    def _tell_holes(self) -> None:
+        for hole in self._open:
+            one = hole.first == hole.last
+            what = f"message {hole.first} is" if one else f"messages {hole.first} to {hole.last} are"
+            self.findings.problem(
+                "holes",
+                f"{what} not there, though older ones are kept",
+                sequences=[hole.first, hole.last],
+                expected=f"{hole.last - hole.first + 1} messages",
+                found="none",
+            )
 
     def _check_writer(self, address: Address, stored: Stored, message: Message | None) -> None:
         if address.kind == "epoch":
@@ -153,6 +180,8 @@ class Checks:
                 )
 
     def _on_lifecycle(self, address: Address, message: Lifecycle) -> None:
+        if message.event == "rebuilt":
+            self._on_rebuilt(message.detail)
         sequence = message.detail.get("sequence")
         if message.event == "skipped" and address.agent == message.agent and isinstance(sequence, int):
             self._agent(message.agent).on_skipped(sequence)
@@ -165,6 +194,7 @@ class Checks:
         stream = self.stream
         if self._next <= stream.last:
             self._hole(self._next, stream.last)
+        self._tell_holes()
         self.rounds.finish()
         agents, snapshots = {}, {}
         for name, checks in sorted(self._agents.items()):

@@ -83,10 +83,10 @@ class MirrorAudit:
     unmirrored: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Hole:
     """Sequences `first` to `last` that are not stored. `explained`: all that is older and expires is gone as well
-    (retention), or the mirror's file says why it does not have them.
+    (retention), the mirror's file says why it does not have them, or the report of a rebuild does.
     """
 
     first: int

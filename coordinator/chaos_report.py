@@ -146,6 +146,8 @@ def print_chaos(found: Chaos) -> None:
     for problem in found.problems:
         out.print(f"PROBLEM: {problem}", soft_wrap=True)
     verdict = "the swarm recovered from every fault" if found.ok else "the swarm FAILED"
+    if found.ok and not found.faults:
+        verdict = "no fault was made, so nothing is shown"
     out.print(f"{verdict}; {len(found.faults)} faults in {found.lasted_s:.0f} s; --seed {found.seed}", soft_wrap=True)
 
 

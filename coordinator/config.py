@@ -86,6 +86,7 @@ class _TopLevel:
     alerts: dict[str, Any] = field(default_factory=dict)
 
 
+MAX_FILE_BYTES = 1 << 20
 DEFAULT_SANDBOXES: dict[str, dict[str, Any]] = {
     "base": {},
     "nodejs": {"packages": ["express", "axios", "lodash"]},
@@ -113,6 +114,8 @@ def load(path: Path | None, cwd: Path) -> SwarmConfig:
     path = cwd / path
     if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
         raise ConfigError(str(path), "", "expected a file; this is a directory, a pipe or a device")
+    if path.exists() and path.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError(str(path), "", f"expected at most {MAX_FILE_BYTES} bytes, it has {path.stat().st_size}")
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 from bus.errors import EXIT_FAILED, MeshError
@@ -19,6 +20,11 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stderr.close()
+        raise SystemExit(EXIT_FAILED) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"signalmesh: what was to be written does not fit: {error.strerror}; make room", file=sys.stderr)
         raise SystemExit(EXIT_FAILED) from None
 
 

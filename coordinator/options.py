@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from bus.errors import BusUnreachable, NoSwarmThere, Refused, UsageError
+from bus.errors import NoSuchSwarm, NoSwarmThere, Refused, UsageError
 from bus.tasks import run_to_end
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
         except Refused as error:
             if error.code != 10059:
                 raise
-            raise BusUnreachable(
-                bus.url, f"a server answers, but it has no swarm named {target.swarm!r}; name another with --swarm"
-            ) from None
+            raise NoSuchSwarm(bus.url, target.swarm, f"stream for {error.subject}") from None
         finally:
             await bus.close()
 

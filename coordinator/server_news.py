@@ -1,4 +1,7 @@
-"""What `up` says of the embedded nats-server: in its log, on the terminal, and as alerts where the bus takes them."""
+"""What `up` says of its nats-server, and of the stream there: in its log, on the terminal, and as alerts.
+
+An alert reaches nobody while the bus takes none, the terminal does.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,37 @@ from collections.abc import Callable
 
 import structlog
 
+from bus.errors import Refused
+from bus.nats_bus import NatsBus
 from bus.plain import harmless
 from bus.reports import Reporter
 from bus.server import ServerDied, ServerEvent, ServerNotStoring, ServerRestarted
+from bus.streams import STREAM_NOT_FOUND
+from coordinator.settings import SwarmConfig
 
 log = structlog.get_logger("signalmesh.up")
+
+
+async def tell_of_stream(bus: NatsBus, *, told: bool) -> bool:
+    """Say on the terminal that the swarm's stream is gone, where no alert can be stored; whether it is.
+
+    Raises:
+        BusTimeout, Disconnected: nobody answers just now.
+    """
+    try:
+        await bus.bounds()
+    except Refused as error:
+        if error.code != STREAM_NOT_FOUND:
+            return told
+        if not told:
+            stream = bus.subjects.stream
+            log.warning("stream_gone", stream=stream)
+            _print(
+                f"the stream {stream} is gone, somebody has deleted it: nothing is stored or decided. End this and "
+                "start it again: what the mirror has is then put back"
+            )
+        return True
+    return False
 
 
 def tell_of_server(event: ServerEvent, reports: Callable[[], Reporter]) -> None:
@@ -42,6 +71,17 @@ def tell_of_server(event: ServerEvent, reports: Callable[[], Reporter]) -> None:
     else:
         log.error("nats_server_restart_failed", problem=event.problem, retry_s=event.retry_s)
         _print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s")
+
+
+def tell_foreign_durability(reports: Reporter, config: SwarmConfig, url: str) -> None:
+    """Say that a server which somebody else runs takes no `durability` from us."""
+    text = (
+        f"{config.file}: stream.durability: {config.stream.durability!r} can be set on the embedded "
+        f"server only; that at {url} does as its own configuration says "
+        "(for `power` it needs jetstream { sync_interval: always })"
+    )
+    _print(f"signalmesh: {text}")
+    reports.alert("warning", "durability_not_set", text)
 
 
 def _print(text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from typing import IO, Any
 
 import structlog
 
-from bus.errors import EXIT_DONE, BusError
+from bus.errors import EXIT_DONE, BusError, BusTimeout, Disconnected
 from bus.logs import set_up_logs
 from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
@@ -43,7 +44,7 @@ from coordinator.neighbours import refuse_neighbours
 from coordinator.proxying import LISTENER_VARIABLE, open_proxy_port
 from coordinator.roles import limits_of, on_signals
 from coordinator.rundir import Recorded, lock, remove_run, write_run
-from coordinator.server_news import tell_of_server
+from coordinator.server_news import tell_foreign_durability, tell_of_server, tell_of_stream
 from coordinator.settings import SwarmConfig
 
 NAME = "up"
@@ -224,7 +225,7 @@ class Up:
         if self._told:
             self._reports.alert("warning", "mirror_told", self._told)
         if self._server is None and self.config.stream.durability != "process":
-            self._tell_foreign_durability()
+            tell_foreign_durability(self._reports, self.config, self.bus.url)
         self._list_roles(logs, mirrored=mirrored)
         for role in self.roles:
             await role.start()
@@ -304,19 +305,14 @@ class Up:
         except OSError as error:
             log.warning("record_not_written", problem=str(error))
 
-    def _tell_foreign_durability(self) -> None:
-        text = (
-            f"{self.config.file}: stream.durability: {self.config.stream.durability!r} can be set on the embedded "
-            f"server only; that at {self.bus.url} does as its own configuration says "
-            "(for `power` it needs jetstream { sync_interval: always })"
-        )
-        print(f"signalmesh: {text}", file=sys.stderr)
-        self._reports.alert("warning", "durability_not_set", text)
-
     async def _check(self) -> None:
-        while True:
+        gone = False
+        for looks in itertools.count():
             await asyncio.sleep(0.5)
             self._outbox.check()
+            if looks % 4 == 0:
+                with contextlib.suppress(BusTimeout, Disconnected):
+                    gone = await tell_of_stream(self.bus, told=gone)
 
     def _on_exit(self, role: Role, pid: int, code: int) -> None:
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -113,6 +113,9 @@ async def test_after_kill_9_of_everything_it_goes_on_and_says_what_may_be_missin
         assert_each_round_once([m.json for m in stored if m.kind == "decision"])
         assert [alert for alert in ear.alerts if alert["severity"] == "critical"] == []
         await ear.live(*AGENTS)
+        audit = await swarm.verb("audit", "--json")
+        assert audit.code == 0, audit.json["problems"]
+        assert sum("were left free: what was stored from" in note for note in audit.json["notes"]) == 2
         assert await swarm.end(signal.SIGINT) == 0
 
 

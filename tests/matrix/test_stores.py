@@ -62,6 +62,32 @@ async def test_the_bucket_of_snapshots_is_deleted_while_it_runs(tmp_path: Path, 
         assert await swarm.end(signal.SIGINT) == 0
 
 
+async def test_the_stream_is_deleted_while_it_runs(tmp_path: Path, undisturbed_long: Content):
+    """No alert can be stored: the terminal says it, and verbs do not say that no server answers."""
+    async with Swarm(tmp_path, matrix_toml()) as swarm:
+        ear = await swarm.up()
+        await Before.of(ear)
+        await ear.api("STREAM.DELETE.swarm_events")
+        beats = 0
+        while "the stream swarm_events is gone" not in swarm.errors:
+            beats += 1
+            await ear.more_beats(beats, "watchdog")
+        told = await swarm.verb("audit")
+        assert told.code == 3
+        assert "no stream for" in told.err
+        assert "no NATS server answers" not in told.err
+        assert await swarm.end(signal.SIGINT) == 0
+        ear = await swarm.up()
+        await ear.more_decisions(20)
+        await ear.live(*AGENTS)
+        stored = await read_stream(swarm.url, swarm.name)
+        assert_numbered(stored)
+        assert_so_far(content_of(stored), undisturbed_long)
+        audit = await swarm.verb("audit", "--json")
+        assert (audit.code, audit.json["problems"]) == (0, []), audit.out
+        assert await swarm.end(signal.SIGINT) == 0
+
+
 async def test_retention_goes_beyond_what_a_drained_agent_had_read(tmp_path: Path):
     """Of what goes by size the claims are the first, so that everybody is superseded once and starts anew."""
     toml = f"[stream]\nmax_bytes = 4_000_000\n{agents_toml(speed=150, limit=MANY_ROUNDS)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -13,7 +14,7 @@ from agents.spec import AgentSpec, check_class_path, load_class
 from bus.errors import EXIT_USAGE, ConfigError, UsageError
 from bus.messages import Config, decode, encode
 from bus.subjects import Subjects
-from coordinator.config import BUILT_IN, SwarmConfig, doubts_about, load, resolve, to_config_message
+from coordinator.config import BUILT_IN, MAX_FILE_BYTES, SwarmConfig, doubts_about, load, resolve, to_config_message
 
 OWN_AGENT = """
     from dataclasses import dataclass
@@ -343,8 +344,14 @@ def test_a_file_that_is_missing_not_a_file_or_not_text(tmp_path):
     with pytest.raises(ConfigError, match="there is no such file; --config") as caught:
         load(Path("nowhere.toml"), tmp_path)
     assert caught.value.file == str(tmp_path / "nowhere.toml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="expected a file; this is a directory"):
         load(tmp_path, tmp_path)
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ConfigError, match="expected a file; this is"):
+        load(tmp_path / "pipe.toml", tmp_path)
+    (tmp_path / "large.toml").write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    with pytest.raises(ConfigError, match="expected at most"):
+        load(tmp_path / "large.toml", tmp_path)
     (tmp_path / "latin.toml").write_bytes(b"swarm = 'a'\n# \xe4\n")
     with pytest.raises(ConfigError, match="line 2: expected UTF-8"):
         load(Path("latin.toml"), tmp_path)
