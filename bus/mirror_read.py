@@ -103,6 +103,8 @@ class MirrorFile:
         try:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
+            if str(error).startswith("no such "):  # a table of its version, which it had
+                raise MirrorDamaged(str(self.path), str(error)) from None
             raise explained(error, self.path) from None
 
     # -- about the file

@@ -211,11 +211,8 @@ def kept_checksum(bucket: str, revision: int, key: str, operation: str, value: b
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether `error` means that the file's content is broken, rather than that it cannot be written just now.
 
-    A row beyond the cursor (a violated constraint) is damage as well: this program never leaves one. So is a table
-    that is gone.
+    A row beyond the cursor (a violated constraint) is damage as well: this program never leaves one.
     """
-    if str(error).startswith("no such "):
-        return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 

@@ -219,7 +219,7 @@ def test_a_verb_reaches_a_server_by_the_files_that_its_options_name(tmp_path):
             check=False,
         )
         assert done.returncode == 3
-        assert "a server answers, but it has no swarm named 'swarm'" in done.stderr
+        assert "no swarm named 'swarm' was started there" in done.stderr
     finally:
         server.kill()
 

@@ -167,11 +167,20 @@ async def test_a_broken_connection_is_told(bus):
         await store.take_over()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"{", b"[]", b"null", b'{"cursor": "three"}', b'{"cursor": null}', b'{"version": 2}', b'{"version": 0}'],
-)
-async def test_what_cannot_be_read_is_said_and_left_alone(bus, data):
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"cursor": "three"}', b'{"cursor": null}'])
+async def test_what_is_no_snapshot_is_said_and_begun_anew(bus, data):
+    await put(bus, data)
+    store = SnapshotStore(bus, AGENT, 5)
+    assert await store.take_over() == Snapshot(epoch=5)
+    assert "snapshot of voter: cannot be read" in store.unreadable
+    await store.save(snapshot(5, 3))
+    again = SnapshotStore(bus, AGENT, 6)
+    assert (await again.take_over()).cursor == snapshot(5, 3).cursor
+    assert not again.unreadable
+
+
+@pytest.mark.parametrize("data", [b'{"version": 2}', b'{"version": 0}'])
+async def test_what_another_program_has_written_is_left_alone(bus, data):
     await put(bus, data)
     with pytest.raises(MeshError, match="snapshot of voter") as unreadable:
         await SnapshotStore(bus, AGENT, 5).take_over()
