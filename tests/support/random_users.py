@@ -1,4 +1,4 @@
-"""Who used Python's global random generator last: Hypothesis fails a test whose strategies seem to, but names nobody."""
+"""Who used Python's global random generator last: Hypothesis fails a test for it, but names nobody."""
 
 from __future__ import annotations
 
