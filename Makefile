@@ -66,7 +66,7 @@ up: setup
 	@exec $(BIN)/signalmesh up $(ARGS)
 
 test: setup
-	$(PYTEST) -m "not slow and not docker and not matrix and not e2b" $(ARGS)
+	$(PYTEST) -n 2 --dist worksteal -m "not slow and not docker and not matrix and not e2b" $(ARGS)
 
 # Looks first whether there are any: pytest's closing lines with no test in them would read as a run of nothing.
 test-slow: setup

@@ -34,6 +34,7 @@ class Complaints(logging.Handler):
         self._kept: deque[str] = deque(maxlen=2)
         logger = logging.getLogger("opentelemetry")
         logger.propagate = False
+        logger.setLevel(logging.WARNING)  # whatever is to be logged of all else
         logger.addHandler(self)
 
     @property

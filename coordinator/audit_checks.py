@@ -146,7 +146,7 @@ class Checks:
             self.findings.note(f"the stream was put back from the mirror: messages {what}")
 
     def _tell_holes(self) -> None:
-        for hole in self._open:
+        for at, hole in enumerate(self._open):  # in front: other problems follow from them
             one = hole.first == hole.last
             what = f"message {hole.first} is" if one else f"messages {hole.first} to {hole.last} are"
             self.findings.problem(
@@ -155,6 +155,7 @@ class Checks:
                 sequences=[hole.first, hole.last],
                 expected=f"{hole.last - hole.first + 1} messages",
                 found="none",
+                at=at,
             )
 
     def _check_writer(self, address: Address, stored: Stored, message: Message | None) -> None:

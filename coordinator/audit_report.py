@@ -160,20 +160,21 @@ class Findings:
         found: object,
         agent: str | None = None,
         subject: str | None = None,
+        at: int | None = None,
     ) -> None:
+        """Count a problem and keep it, if there is room; in place `at` of those that are kept, by default the last."""
         self.problems_total += 1
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(
-                Problem(
-                    check=check,
-                    agent=agent,
-                    subject=subject,
-                    sequences=sequences,
-                    expected=str(expected),
-                    found=str(found),
-                    text=text,
-                )
-            )
+        problem = Problem(
+            check=check,
+            agent=agent,
+            subject=subject,
+            sequences=sequences,
+            expected=str(expected),
+            found=str(found),
+            text=text,
+        )
+        self.problems.insert(len(self.problems) if at is None else at, problem)
+        del self.problems[MAX_PROBLEMS:]
 
     def set_aside(self, sequence: int, subject: str, problem: str) -> None:
         self.poison_total += 1

@@ -146,7 +146,7 @@ def position_size(action: Side, mean: float, risk: float, cvar: float | None, co
         return 0.0
     size = round(edge * (1.0 - risk), FLOAT_PLACES)
     if cvar is not None and cvar * size > config.cvar_max:
-        size = round(config.cvar_max / cvar, FLOAT_PLACES)
+        size = math.floor(config.cvar_max / cvar * 10**FLOAT_PLACES) / 10**FLOAT_PLACES  # a cap is not rounded up
     return min(size, max(config.position_cap, 0.0))
 
 
