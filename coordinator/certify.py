@@ -46,6 +46,7 @@ from coordinator.certify_report import (
 from coordinator.certify_rows import Hosts, agent_rows, audited, sandbox_rows, served, targets
 from coordinator.certify_swarm import TemporarySwarm
 from coordinator.chaos_observer import Observer
+from coordinator.e2b_settings import Endpoint
 from coordinator.figures import Spread
 from coordinator.killing import Killing
 from coordinator.killing import kill as kill_agent
@@ -116,6 +117,7 @@ class _Certify:
         self._here = look_around()
         self._expected, toml = expected(options.config, options.provider)
         far = any(provider != "local" for provider in self._expected.sandboxes.values())
+        self._endpoint = Endpoint.of().shown if far else None
         self._patience_s = FAR_PATIENCE_S if far else PATIENCE_S
         self._swarm = TemporarySwarm(toml, options.config, speed=SPEED, port=options.port)
         self._steps: list[Step] = []
@@ -138,7 +140,8 @@ class _Certify:
 
     async def start(self) -> None:
         """Have the swarm run, and hear it."""
-        with self._step(f"deploying {len(self._expected.sandboxes)} sandboxes ({self._expected.providers})"):
+        where = self._expected.providers + (f": {self._endpoint}" if self._endpoint else "")
+        with self._step(f"deploying {len(self._expected.sandboxes)} sandboxes ({where})"):
             run = await self._swarm.start()
             self._bus = await NatsBus.connect(run.url, run.swarm, "certify")
             version = self._bus.connection.client.connected_server_version
@@ -268,6 +271,7 @@ class _Certify:
             ok=not problems and all(target.ok for target in judgement),
             version=__version__,
             provider=wanted.providers,
+            endpoint=self._endpoint,
             started_at=self._started_at,
             took_s=round(time.monotonic() - self._began, 3),
             machine=self._here,

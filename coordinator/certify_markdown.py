@@ -75,8 +75,9 @@ def _lines(found: Certificate) -> Iterator[str]:
     yield ""
     yield f"**{verdict(found)}**"
     yield ""
+    at = f" ({found.endpoint})" if found.endpoint else ""
     yield (
-        f"signalmesh {found.version}, provider `{found.provider}`, nats-server {found.nats_server or NONE}, begun "
+        f"signalmesh {found.version}, provider `{found.provider}`{at}, nats-server {found.nats_server or NONE}, begun "
         f"{found.started_at:%Y-%m-%d %H:%M:%S} UTC, {found.took_s:.1f} s in all. Measured from {machine.hostname}: "
         f"{machine.kernel} {machine.machine}, {counted(machine.cpus, 'processor')}, "
         f"{machine.memory_bytes / (1 << 30):.1f} GiB of memory, Python {machine.versions.get('python', '?')}."

@@ -221,11 +221,15 @@ class Cleanup:
 
 @dataclass(slots=True, kw_only=True)
 class Certificate:
-    """`certify --json`. `problems` are those beyond the targets: what was not found, not whole, or left behind."""
+    """`certify --json`. `problems` are those beyond the targets: what was not found, not whole, or left behind.
+
+    `endpoint` says which service was asked for sandboxes, E2B or another one; None: none was.
+    """
 
     ok: bool
     version: str
     provider: str
+    endpoint: str | None
     started_at: datetime
     took_s: float
     machine: Probe

@@ -33,6 +33,8 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     assert done.code == 0, done.out + done.err
     found = json.loads((tmp_path / "certify.json").read_text())
     assert found["provider"] == "e2b, local"
+    assert found["endpoint"] == f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}"
+    assert found["endpoint"] in (tmp_path / "certify.md").read_text()
     [far] = [row for row in found["sandboxes"] if row["provider"] == "e2b"]
     assert far["sandbox"] == "python"
     assert far["name"] != "python", "its host has the name of the sandbox that was made"

@@ -164,7 +164,8 @@ def test_a_value_that_the_stream_does_not_have_is_not_intact(tmp_path: Path):
 
 def nothing_measured() -> Certificate:
     return Certificate(
-        ok=False, version="0", provider="local", started_at=datetime(2026, 1, 1, tzinfo=UTC), took_s=1.0,
+        ok=False, version="0", provider="local", endpoint=None,
+        started_at=datetime(2026, 1, 1, tzinfo=UTC), took_s=1.0,
         machine=look_around(), nats_server="", steps=[],
         targets=targets(
             WANTED, [], [], [], [], None, Recording(), Recording(), None,
