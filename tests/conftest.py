@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Iterator
 
 import pytest
 import structlog
 
 from tests.support import random_users
+from tests.support.collecting import GUARD_S
 
 structlog.configure(
     processors=[structlog.processors.KeyValueRenderer()],
@@ -16,6 +18,17 @@ structlog.configure(
 )
 
 random_users.watch()
+EXPORTERS = ("spans", "metrics-export")
+"""Threads that may still wait for an ill collector when what they export for has ended."""
+
+
+@pytest.fixture(autouse=True)
+def no_exporter_outlives_its_test() -> Iterator[None]:
+    """OpenTelemetry's exporters draw from the global random generator: not while Hypothesis has another test draw."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name in EXPORTERS:
+            thread.join(GUARD_S)
 
 
 @pytest.hookimpl(wrapper=True)
