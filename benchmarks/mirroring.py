@@ -82,7 +82,7 @@ async def _publish(bus: NatsBus, count: int, rate: float | None, acked: dict[int
             await asyncio.sleep(0 if rate is None else max(0.0, began + number / rate - time.perf_counter()))
             while number - (count - left) > 1000:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        await bus.send(SUBJECT, PAYLOAD, {"Nats-Msg-Id": f"bench:{number}:{rate}"}, on_done)
+        bus.send(SUBJECT, PAYLOAD, {"Nats-Msg-Id": f"bench:{number}:{rate}"}, on_done)
     async with asyncio.timeout(WAIT_S):
         await done.wait()
 
