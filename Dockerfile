@@ -6,7 +6,7 @@ ARG PYTHON_IMAGE=python:3.12-slim
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-COPY requirements.lock requirements-build.lock ./
+COPY requirements.lock requirements-build.lock requirements-install.lock ./
 # The embedded nats-server is left out: in Compose the server is a container of its own.
 RUN python3 -m venv /opt/signalmesh \
     && /opt/signalmesh/bin/pip install --quiet --require-hashes -r requirements.lock \

@@ -13,24 +13,41 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from bus import __version__
 from bus.sandboxes import SandboxUsage
 
-__all__ = ["Probe", "look_around", "measure_usage"]
+__all__ = ["INSTALLATION", "Installation", "Probe", "look_around", "measure_usage"]
 
 PROC = Path("/proc")
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 """Of Linux, as /proc/self/ns names them."""
 LOOPBACK = "lo"
 MEBIBYTE = 1 << 20
+INSTALLATION = "signalmesh-installed.json"
+"""Beside an environment that was made for a sandbox: its `Installation`."""
 VERSION_S = 5.0
 """How long a program may take to say its version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """How the program came into the sandbox `sandbox_id`: `by` what, and `why` not by uv; the seconds of each step, and
+    in all. A template made of a sandbox has the record of that one.
+    """
+
+    sandbox_id: str
+    by: str
+    why: str
+    took_s: float
+    steps: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +57,8 @@ class Probe:
     `boot_id` is the running kernel's own: who reads another one runs under another kernel. `namespaces` maps the kinds
     of /proc/self/ns to their identifiers, which mean something under one kernel only. `processes` are those that can
     be seen, `own_processes` the asking one and its descendants, and `own_memory_bytes` what these take with shared
-    pages shared out (PSS). `versions` names what is installed: python, signalmesh, node.
+    pages shared out (PSS). `versions` names what is installed: python, signalmesh, node;
+    `installed` is what the launcher of a sandbox has noted where it had to install the program.
     """
 
     kernel: str
@@ -59,6 +77,7 @@ class Probe:
     cgroup: str | None = None
     namespaces: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    installed: Installation | None = None
 
 
 def look_around() -> Probe:
@@ -82,6 +101,7 @@ def look_around() -> Probe:
         cgroup=_read(PROC / "self/cgroup"),
         namespaces=dict(_namespaces()),
         versions=_versions(),
+        installed=_installation(),
     )
 
 
@@ -145,6 +165,13 @@ def _read(path: Path) -> str | None:
     try:
         return path.read_text("ascii", "replace").strip() or None
     except OSError:
+        return None
+
+
+def _installation() -> Installation | None:
+    try:
+        return msgspec.json.decode((Path(sys.prefix) / INSTALLATION).read_bytes(), type=Installation)
+    except (OSError, msgspec.MsgspecError):
         return None
 
 

@@ -156,6 +156,22 @@ def _sandboxes(found: Certificate) -> Iterator[str]:
     yield ""
     for row in found.sandboxes:
         yield f"- {row.name}: {_cell(row.isolation.text if row.isolation else f'{NONE}: {row.why}')}"
+    yield ""
+    yield "How signalmesh came there:"
+    yield ""
+    for row in found.sandboxes:
+        yield f"- {row.name}: {_cell(_installed(row))}"
+
+
+def _installed(row: SandboxRow) -> str:
+    if row.probe is None:
+        return f"{NONE}: {row.why}"
+    found = row.probe.installed
+    if found is None or not row.name.endswith(found.sandbox_id):  # of the sandbox that the template was made of
+        return "it was there"
+    steps = ", ".join(f"{step} {took_s:.2f}" for step, took_s in found.steps.items())
+    why = f"; not by uv, since {found.why}" if found.why else ""
+    return f"installed by {found.by} in {found.took_s:.2f} s ({steps}), each file checked against its hash{why}"
 
 
 def _topology(found: Certificate) -> Iterator[str]:

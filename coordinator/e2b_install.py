@@ -1,19 +1,24 @@
-"""Our own program in a sandbox: found where its template has it, else installed from our wheel and lock file."""
+"""Our own program in a sandbox: found where its template has it, else installed from our wheel and lock files."""
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import shlex
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import orjson
 import structlog
 from e2b import AsyncSandbox, CommandExitException
+from e2b.sandbox.filesystem.filesystem import WriteEntry
 
+from agents.probe import INSTALLATION, Installation
 from bus.errors import MeshError
 from coordinator.e2b_service import Service
 from coordinator.e2b_settings import E2bSettings
-from coordinator.own_code import digest, lock_file, wheel
+from coordinator.own_code import LOCK, TOOLS_LOCK, digest, lock_file, wheel
 
 __all__ = ["FILES", "LOG", "InstallFailed", "install", "upload"]
 
@@ -22,6 +27,7 @@ HOME = ".signalmesh"
 LOG = f"{HOME}/host.log"
 FILES = f"{HOME}/files"
 VENV = f"{HOME}/venv"
+SCRIPT = Path(__file__).with_name("e2b_bootstrap.py")
 INSTALL_S = 900.0
 FIND_S = 60.0
 TAIL = 400
@@ -62,36 +68,53 @@ async def find(service: Service, sandbox: AsyncSandbox, settings: E2bSettings) -
 
 
 async def _install_own(service: Service, sandbox: AsyncSandbox, settings: E2bSettings) -> None:
+    began = time.monotonic()
+    steps: dict[str, float] = {}
     name, content = wheel()
-    await service.ask(
-        "uploading signalmesh",
-        lambda: sandbox.files.write_files(
-            [
-                {"path": f"{HOME}/{name}", "data": content},
-                {"path": f"{HOME}/requirements.lock", "data": lock_file()},
-            ]
-        ),
+    needed = {LOCK: lock_file(), TOOLS_LOCK: lock_file(TOOLS_LOCK), name: content}
+    sent = {SCRIPT.name: SCRIPT.read_bytes(), **needed}
+    files: list[WriteEntry] = [{"path": f"{HOME}/{file}", "data": data} for file, data in sent.items()]
+    with _timed(steps, what := "uploading signalmesh"):
+        await service.ask(what, lambda: sandbox.files.write_files(files))
+    with _timed(steps, what := "making an environment"):
+        await _run(service, sandbox, what, f"{shlex.quote(settings.python)} -m venv --without-pip {VENV}", INSTALL_S)
+    script = [f"{VENV}/bin/python", f"{HOME}/{SCRIPT.name}", settings.python, *(f"{HOME}/{file}" for file in needed)]
+    said = orjson.loads(await _run(service, sandbox, "installing signalmesh", shlex.join(script), INSTALL_S))
+    found = Installation(
+        sandbox_id=sandbox.sandbox_id,
+        by=said["by"],
+        why=said["why"],
+        took_s=round(time.monotonic() - began, 2),
+        steps=steps | said["steps"],
     )
-    pip = f"{VENV}/bin/python -m pip install --quiet --disable-pip-version-check --no-input"
-    python = shlex.quote(settings.python)
-    for what, script in (
-        ("making an environment", f"{python} -m venv {VENV}"),
-        ("installing requirements.lock", f"{pip} --require-hashes -r {HOME}/requirements.lock"),
-        ("installing signalmesh", f"{pip} --no-deps --force-reinstall {HOME}/{name}"),
-    ):
-        await _run(service, sandbox, what, script, INSTALL_S)
-    log.info("signalmesh_installed", sandbox_id=sandbox.sandbox_id)
+    await service.ask(
+        "noting the installation", lambda: sandbox.files.write(f"{VENV}/{INSTALLATION}", orjson.dumps(found))
+    )
+    log.info("signalmesh_installed", sandbox_id=found.sandbox_id, by=found.by, why=found.why, took_s=found.took_s)
+
+
+@contextlib.contextmanager
+def _timed(steps: dict[str, float], step: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    steps[step] = round(time.monotonic() - began, 2)
 
 
 async def _install_packages(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, python: str) -> None:
     for kind, command in (
-        ("pip", f"{shlex.quote(python)} -m pip install --quiet --disable-pip-version-check --no-input"),
+        ("pip", f"{_with_pip(python)} install --quiet --disable-pip-version-check --no-input"),
         ("npm", f"npm install --silent --no-audit --no-fund --prefix {FILES}"),
     ):
         packages = settings.packages.get(kind, ())
         if packages:
             script = f"mkdir -p {FILES} && {command} {shlex.join(packages)}"
             await _run(service, sandbox, f"installing packages.{kind} ({', '.join(packages)})", script, INSTALL_S)
+
+
+def _with_pip(python: str) -> str:
+    """The command of its pip, after making one where there is none: our own environment has none."""
+    pip = f"{shlex.quote(python)} -m pip"
+    return f"{{ {pip} --version >/dev/null 2>&1 || {shlex.quote(python)} -m ensurepip; }} && {pip}"
 
 
 async def _run(service: Service, sandbox: AsyncSandbox, what: str, script: str, within_s: float) -> str:

@@ -1,4 +1,4 @@
-"""Our own code as others need it: one number that says which it is, a wheel of it, and the lock file of what it needs.
+"""Our own code as others need it: one number that says which it is, a wheel of it, and the lock files of what it needs.
 
 An installed project and an editable one give the same: the wheel is put together from the packages as they are
 imported here, and from the metadata of the installed distribution.
@@ -19,11 +19,12 @@ from pathlib import Path
 
 from bus.errors import MeshError
 
-__all__ = ["digest", "lock_file", "wheel"]
+__all__ = ["LOCK", "TOOLS_LOCK", "digest", "lock_file", "wheel"]
 
 DISTRIBUTION = "signalmesh"
 PACKAGES = ("agents", "bus", "coordinator")
-LOCK = "requirements.lock"
+LOCK, TOOLS_LOCK = "requirements.lock", "requirements-install.lock"
+"""What the project needs, and what installs it."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time a zip archive knows: the same code gives the same wheel, to the byte."""
 
@@ -35,7 +36,7 @@ def _files() -> Iterator[tuple[str, Path]]:
         assert file is not None
         root = Path(file).parent
         for path in sorted(root.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path != root / LOCK:
+            if path.is_file() and "__pycache__" not in path.parts and path not in (root / LOCK, root / TOOLS_LOCK):
                 yield f"{package}/{path.relative_to(root).as_posix()}", path
 
 
@@ -48,18 +49,18 @@ def digest() -> str:
     return whole.hexdigest()
 
 
-def lock_file() -> bytes:
-    """The versions and hashes of everything that the project needs.
+def lock_file(name: str = LOCK) -> bytes:
+    """The versions and hashes of everything that the project needs, or of what the file `name` says instead.
 
     Raises:
         MeshError: neither an installed wheel nor a checkout has it here.
     """
     file = importlib.import_module("coordinator").__file__
     assert file is not None
-    for place in (Path(file).parent / LOCK, Path(file).parent.parent / LOCK):
+    for place in (Path(file).parent / name, Path(file).parent.parent / name):
         if place.exists():
             return place.read_bytes()
-    raise MeshError(f"{LOCK} is not there: expected in the package coordinator (of a wheel), or beside it")
+    raise MeshError(f"{name} is not there: expected in the package coordinator (of a wheel), or beside it")
 
 
 def wheel() -> tuple[str, bytes]:

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.acceptance.swarm import AGENTS, run_verb
+from coordinator import e2b_bootstrap, own_code
+from tests.acceptance.swarm import AGENTS, SANDBOXES, Finished, agents_toml, run_verb
 from tests.e2b.far import FAR_AGENTS, far_toml
 from tests.e2b.standin.launch import StandIn
 from tests.support.cluster import free_ports
 
+PLAIN = Path(sys.base_prefix) / "bin" / "python3"
+"""An interpreter as a template has it: with nothing of ours."""
+INDEX = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+"""What pip is told on this machine; in a sandbox, its template or its configuration tells it."""
+
+
+async def certify(directory: Path, standin: StandIn, *arguments: str) -> Finished:
+    [port] = free_ports(1)
+    environment = {**standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
+    asked = ("--json", "--nats-port", str(port), *arguments)
+    return await run_verb(directory, "certify", *asked, guard_s=280, environment=environment)
+
+
+def sandboxes_toml(**settings: Any) -> str:
+    """The default swarm with all of its sandboxes elsewhere."""
+    lines = "\n".join(f"{key} = {value}" for key, value in settings.items())
+    tables = (f'[sandboxes.{name}]\nprovider = "e2b"\n{lines}\n' for name in SANDBOXES)
+    return "".join(tables) + agents_toml(speed=20)
+
 
 @pytest.mark.slow
 async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_standin: StandIn):
-    [port] = free_ports(1)
-    environment = {**e2b_standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
     file = tmp_path / "swarm.toml"
     file.write_text(far_toml(price_per_hour=0.4, price_source='"a bill"'))
-    done = await run_verb(
-        tmp_path,
-        "certify",
-        "--json",
-        "--config",
-        str(file),
-        "--nats-port",
-        str(port),
-        guard_s=280,
-        environment=environment,
-    )
+    done = await certify(tmp_path, e2b_standin, "--config", str(file))
     assert done.code == 0, done.out + done.err
     found = json.loads((tmp_path / "certify.json").read_text())
     assert found["provider"] == "e2b, local"
@@ -43,3 +55,53 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     assert far["health"]["cost"] == pytest.approx(0.4 * far["uptime_s"] / 3600)
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
     assert e2b_standin.api_key not in done.out + done.err + (tmp_path / "certify.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_empty_templates_get_the_program_and_the_report_says_how(tmp_path: Path, e2b_standin: StandIn):
+    """The real thing, in all three sandboxes at once, from a package index."""
+    env = "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in INDEX.items()) + " }"
+    file = tmp_path / "swarm.toml"
+    file.write_text(sandboxes_toml(python=json.dumps(str(PLAIN)), env=env))
+    done = await certify(tmp_path, e2b_standin, "--config", str(file))
+    assert done.code == 0, done.out + done.err
+    found = json.loads((tmp_path / "certify.json").read_text())
+    text = (tmp_path / "certify.md").read_text()
+    assert {row["sandbox"] for row in found["sandboxes"]} == set(SANDBOXES)
+    assert any(".whl" in json.dumps(line) for line in e2b_standin.log())
+    for row in found["sandboxes"]:
+        installed = row["probe"]["installed"]
+        assert row["name"] == f"{row['sandbox']}-{installed['sandbox_id']}"
+        assert installed["by"].startswith("uv "), installed["why"]
+        assert installed["took_s"] * 1000 < row["heard_ms"]
+        assert sum(installed["steps"].values()) <= installed["took_s"] + 0.1
+        assert f"- {row['name']}: installed by {installed['by']} in {installed['took_s']:.2f} s" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_template_with_the_program_is_used_as_it_is(tmp_path: Path, e2b_standin: StandIn):
+    """Its installation is a real one: everything that is locked, and the wheel of this code."""
+    venv = tmp_path / "template"
+    name, content = own_code.wheel()
+    (tmp_path / name).write_bytes(content)
+    for lock in (own_code.LOCK, own_code.TOOLS_LOCK):
+        (tmp_path / lock).write_bytes(own_code.lock_file(lock))
+    subprocess.run([PLAIN, "-m", "venv", "--without-pip", venv], check=True)
+    files = [tmp_path / file for file in (own_code.LOCK, own_code.TOOLS_LOCK, name)]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **INDEX}
+    subprocess.run([venv / "bin/python", e2b_bootstrap.__file__, PLAIN, *files], env=environment, check=True)
+    await e2b_standin.limits(templates=["signalmesh"])
+    before = len(e2b_standin.log())
+    file = tmp_path / "swarm.toml"
+    file.write_text(sandboxes_toml(template='"signalmesh"', python=json.dumps(str(venv / "bin/python"))))
+    done = await certify(tmp_path, e2b_standin, "--config", str(file))
+    assert done.code == 0, done.out + done.err
+    found = json.loads((tmp_path / "certify.json").read_text())
+    text = (tmp_path / "certify.md").read_text()
+    assert len(found["sandboxes"]) == len(SANDBOXES)
+    for row in found["sandboxes"]:
+        assert row["probe"]["installed"] is None
+        assert f"- {row['name']}: it was there\n" in text
+    assert not any(".whl" in json.dumps(line) for line in e2b_standin.log()[before:]), "something was installed"
