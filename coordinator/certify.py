@@ -25,6 +25,7 @@ from bus.nats_bus import NatsBus
 from bus.registry import read_records
 from coordinator.audit import audit_bus
 from coordinator.certify_expected import expected
+from coordinator.certify_left import check_earlier_runs
 from coordinator.certify_measures import (
     Recording,
     Value,
@@ -46,6 +47,7 @@ from coordinator.certify_report import (
 from coordinator.certify_rows import Hosts, agent_rows, audited, sandbox_rows, served, targets
 from coordinator.certify_swarm import TemporarySwarm
 from coordinator.chaos_observer import Observer
+from coordinator.doctor_e2b import Listing
 from coordinator.e2b_settings import Endpoint
 from coordinator.figures import Spread
 from coordinator.killing import Killing
@@ -134,12 +136,18 @@ class _Certify:
         self._snapshots: list[SnapshotRow] = []
         self._keys: list[MemoryKey] = []
         self._audit: Audited | None = None
+        self._listed: Listing | None = None
+        self._earlier: list[str] = []
         self._cleanup = Cleanup()
 
     # -- the steps
 
     async def start(self) -> None:
         """Have the swarm run, and hear it."""
+        for finding in await asyncio.to_thread(check_earlier_runs):
+            if finding.level != "ok":
+                self._earlier.append(f"{finding.text}: {finding.remedy}")
+                self._say(f"{finding.check}: {self._earlier[-1]}")
         where = self._expected.providers + (f": {self._endpoint}" if self._endpoint else "")
         with self._step(f"deploying {len(self._expected.sandboxes)} sandboxes ({where})"):
             run = await self._swarm.start()
@@ -156,6 +164,7 @@ class _Certify:
         steps = (
             ("waiting for the hosts", self._wait_for_hosts),
             ("probing their isolation", self._probe),
+            *([("listing the sandboxes elsewhere", self._list_sandboxes)] if self._endpoint else []),
             (f"spawning {agents} agents", self._wait_for_agents),
             (f"running the pipeline: {history} rounds at once, {PACED} paced", self._run_pipeline),
             (f"reading the memory back: {agents} keys", self._read_memory),
@@ -194,6 +203,9 @@ class _Certify:
     async def _probe(self) -> None:
         for name in self._observer.hosts:
             await self._hosts.probe(name)
+
+    async def _list_sandboxes(self) -> None:
+        self._listed = await self._swarm.list_sandboxes()
 
     async def _wait_for_agents(self) -> None:
         agents = self._expected.agents
@@ -246,7 +258,8 @@ class _Certify:
                 await self._observer.stop()
             if hasattr(self, "_bus"):
                 await self._bus.close()
-            self._cleanup = await self._swarm.stop()
+            self._cleanup = await self._swarm.stop(self._listed)
+            self._cleanup.earlier = self._earlier
 
     # -- the report
 

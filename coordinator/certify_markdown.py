@@ -144,11 +144,18 @@ def _sandboxes(found: Certificate) -> Iterator[str]:
             ]
         )
         rows.append(
-            [row.name, row.provider or "", row.state, figure(row.heard_ms, "ms", 0), figure(row.probe_ms, "ms"), *seen]
+            [
+                row.name,
+                _provider(found, row),
+                row.state,
+                figure(row.heard_ms, "ms", 0),
+                figure(row.probe_ms, "ms"),
+                *seen,
+            ]
         )
     heads = (
-        "sandbox", "provider", "state", "heard after", "probe", "kernel, host", "user", "processes, own of seen",
-        "processors, memory", "versions",
+        "sandbox", "provider", "state", "heard after `up` began", "probe", "kernel, host", "user",
+        "processes, own of seen", "processors, memory", "versions",
     )  # fmt: skip
     yield from _table(heads, rows)
     yield ""
@@ -161,6 +168,13 @@ def _sandboxes(found: Certificate) -> Iterator[str]:
     yield ""
     for row in found.sandboxes:
         yield f"- {row.name}: {_cell(_installed(row))}"
+
+
+def _provider(found: Certificate, row: SandboxRow) -> str:
+    """Whoever is called e2b need not be E2B."""
+    if row.provider is None:
+        return NONE
+    return row.provider if row.provider == "local" or not found.endpoint else f"{row.provider}: {found.endpoint}"
 
 
 def _installed(row: SandboxRow) -> str:
@@ -183,7 +197,7 @@ def _topology(found: Certificate) -> Iterator[str]:
     yield "```mermaid"
     yield "flowchart LR"
     for at, row in enumerate(found.sandboxes):
-        yield f'  subgraph s{at}["{row.name} ({row.provider or row.state})"]'
+        yield f'  subgraph s{at}["{row.name} ({_provider(found, row)})"]'
         for agent in found.agents:
             if agent.sandbox == row.name:
                 yield f'    {names[agent.name]}["{agent.name}<br/>{agent.kind}"]'
@@ -207,8 +221,8 @@ def _agents(found: Certificate) -> Iterator[str]:
     rows = [
         [
             row.name, row.kind, row.sandbox, row.status + (f" ({row.why})" if row.why else ""), row.agent_id,
-            row.pid or "", row.epoch, figure(row.spawn_ms, "ms"), figure(row.ready_ms, "ms"),
-            "" if row.outputs is None else row.outputs, figure(row.rss_mb, "MiB"), figure(row.cpu_s, "s", 2),
+            row.pid or NONE, row.epoch or NONE, figure(row.spawn_ms, "ms"), figure(row.ready_ms, "ms"),
+            NONE if row.outputs is None else row.outputs, figure(row.rss_mb, "MiB"), figure(row.cpu_s, "s", 2),
             ", ".join(row.capabilities),
         ]
         for row in found.agents
@@ -224,6 +238,7 @@ def _flow(found: Certificate) -> Iterator[str]:
     yield "## Communication"
     yield ""
     yield "Paced rounds only, by the server's times of storing: from the message that is answered to the answer."
+    yield "Of fewer than 100 the p99 is the longest."
     yield ""
     rows = [[hop.source, hop.to, hop.kind, *_spread(hop.ms)] for hop in found.flow.hops]
     rows.append(["tick", "decision", "whole round", *_spread(found.flow.tick_to_decision_ms)])
@@ -242,7 +257,7 @@ def _memory(found: Certificate) -> Iterator[str]:
     yield ""
     rows = [
         [
-            row.key, row.bytes or "", *_spread(row.read_ms)[1:], (row.sha256 or "")[:16],
+            row.key, row.bytes or NONE, *_spread(row.read_ms)[1:], (row.sha256 or NONE)[:16],
             f"message {row.sequence}" if row.sequence else f"no: {row.why}",
             {True: "the same", False: "**OTHER**", None: f"{NONE}: {row.why}"}[row.mirrored],
         ]
@@ -268,7 +283,7 @@ def _memory(found: Certificate) -> Iterator[str]:
 
 
 def _fault(found: Certificate) -> Iterator[str]:
-    yield "## Fault"
+    yield "## Fault timeline"
     yield ""
     fault = found.fault
     if fault is None:
@@ -362,18 +377,21 @@ def _health_row(row: SandboxRow) -> list[str]:
 
 
 def _cleanup(found: Certificate) -> Iterator[str]:
-    yield "## Clean-up"
+    yield "## Clean-up status"
     yield ""
     cleanup = found.cleanup
     yield (
         f"`signalmesh up` ended with exit code {NONE if cleanup.exit_code is None else cleanup.exit_code}; "
-        f"{counted(cleanup.processes, 'process', 'processes')} of the run were looked for; "
-        f"{figure(cleanup.took_s, 's')} in all."
+        f"the clean-up took {figure(cleanup.took_s, 's')}. What was looked for afterwards:"
     )
     yield ""
-    for text in cleanup.left:
-        yield f"- left: {_cell(text)}"
-    if not cleanup.left:
-        yield "Nothing is left: no process, no server, no directory."
+    rows = [
+        [one.what, one.how, f"{NONE}: {one.why}" if one.left is None else "; ".join(one.left) or "none"]
+        for one in cleanup.looked
+    ]
+    yield from _table(("what", "how", "left"), rows, "Nothing was looked for.")
+    for text in cleanup.earlier:
+        yield ""
+        yield f"Of an earlier run: {_cell(text)}"
     yield ""
     yield from _table(("step", "took"), [[step.name, f"{step.took_s:.2f} s"] for step in found.steps])

@@ -19,6 +19,7 @@ __all__ = [
     "Flow",
     "Hop",
     "LastValues",
+    "Looked",
     "MemoryKey",
     "SandboxRow",
     "SnapshotRow",
@@ -204,14 +205,38 @@ class Audited:
     notes: list[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """What was looked for after the run, and `how`; `left` is what was found of it, None where it could not be seen:
+    then `why`. Each one left is a sentence that says what to do.
+    """
+
+    what: str
+    how: str
+    left: list[str] | None
+    why: str = ""
+
+
 @dataclass(slots=True, kw_only=True)
 class Cleanup:
-    """`left` is whatever was found afterwards of what the run had made; each as a sentence that says what to do."""
+    """`exit_code` is that of `signalmesh up`. `earlier` tells of runs before this one that did not end in order."""
 
     took_s: float | None = None
     exit_code: int | None = None
     processes: int = 0
-    left: list[str] = field(default_factory=list)
+    looked: list[Looked] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> list[str]:
+        """Whatever is left of this run, or could not be looked for."""
+        return [
+            text
+            for one in self.looked
+            for text in (
+                one.left if one.left is not None else [f"{one.what}: not known whether any is left: {one.why}"]
+            )
+        ]
 
     @property
     def ok(self) -> bool:

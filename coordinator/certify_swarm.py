@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,7 +23,10 @@ import psutil
 from bus.errors import BusUnreachable, MeshError, UsageError
 from bus.process import die_with_parent
 from bus.server_info import read_info
-from coordinator.certify_report import Cleanup
+from coordinator.certify_left import STATE, make_directory
+from coordinator.certify_report import Cleanup, Looked
+from coordinator.doctor_e2b import Listing, list_sandboxes
+from coordinator.e2b_record import read_pool
 from coordinator.rundir import Run, is_same, read_run
 
 __all__ = ["TemporarySwarm"]
@@ -50,7 +52,7 @@ class TemporarySwarm:
 
     def __init__(self, toml: str, config: Path | None = None, *, speed: float = 20.0, port: int = 0) -> None:
         """`toml` is its configuration, unless there is a file of it, `config`; `port` 0: any free one."""
-        self.directory = Path(tempfile.mkdtemp(prefix="signalmesh-certify-"))
+        self.directory = make_directory()
         self._toml, self._config = toml, config
         self._arguments = ["--speed", str(speed), "--port", str(port), "--log-level", "warning"]
         self._process: asyncio.subprocess.Process | None = None
@@ -61,7 +63,7 @@ class TemporarySwarm:
 
     @property
     def state_dir(self) -> Path:
-        return self.directory / "state"
+        return self.directory / STATE
 
     async def start(self) -> Run:
         """Start it; returns its record.
@@ -124,11 +126,21 @@ class TemporarySwarm:
                         )
         return len(self._everybody)
 
-    async def stop(self) -> Cleanup:
-        """End it in order, remove its directory, and look what is left."""
+    async def list_sandboxes(self) -> Listing | None:
+        """The sandboxes of this swarm that run elsewhere, as their provider lists them; None where it has none."""
+        if await asyncio.to_thread(read_pool, self.state_dir) is None:
+            return None
+        return await asyncio.to_thread(list_sandboxes, self.state_dir)
+
+    async def stop(self, listed: Listing | None = None) -> Cleanup:
+        """End it in order, remove its directory, and look what is left. `listed`: its sandboxes while it ran.
+
+        Where sandboxes elsewhere are left, or may be, the directory stays: it has the record of them.
+        """
         cleanup = Cleanup()
         began = time.monotonic()
         process = self._process
+        killed = []
         if process is not None:
             cleanup.processes = await asyncio.to_thread(self.remember)
             if process.returncode is None:
@@ -138,15 +150,36 @@ class TemporarySwarm:
                     async with asyncio.timeout(STOP_S):
                         await process.wait()
                 except TimeoutError:
-                    cleanup.left.append(f"`signalmesh up` (pid {process.pid}) had to be killed after {STOP_S:.0f} s")
+                    killed = [f"`signalmesh up` (pid {process.pid}) had to be killed after {STOP_S:.0f} s"]
                     process.kill()
             cleanup.exit_code = await process.wait()
-        cleanup.left += await self._left()
-        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
-        if self.directory.exists():
-            cleanup.left.append(f"the directory {self.directory}: remove it")
+        known = f"{cleanup.processes} seen in the run, by pid and time of start"
+        cleanup.looked.append(Looked(what="processes", how=known, left=[*killed, *await self._left()]))
+        if self.url:
+            cleanup.looked.append(Looked(what="NATS server", how=f"asked at {self.url}", left=await self._server()))
+        sandboxes = await self._sandboxes(listed)
+        if sandboxes is not None:
+            cleanup.looked.append(sandboxes)
+        if sandboxes is None or sandboxes.left == []:
+            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+        left = [f"the directory {self.directory}: `signalmesh doctor` says what to do"]
+        there = self.directory.exists()
+        cleanup.looked.append(Looked(what="directory", how=str(self.directory), left=left if there else []))
         cleanup.took_s = round(time.monotonic() - began, 3)
         return cleanup
+
+    async def _sandboxes(self, listed: Listing | None) -> Looked | None:
+        found = await self.list_sandboxes()
+        if found is None:
+            return None
+        before = "not listed while it ran" if listed is None else listed.problem
+        if listed is not None and listed.sandboxes is not None:
+            before = f"while it ran {len(listed.sandboxes)}: {', '.join(listed.sandboxes) or 'none'}"
+        how = f"listed by {found.endpoint}, by the metadata `pool`; {before}"
+        left = found.sandboxes
+        if left is not None:
+            left = [f"sandbox {one} at {found.endpoint}: its lifetime ends it" for one in left]
+        return Looked(what="sandboxes elsewhere", how=how, left=left, why=found.problem)
 
     async def _left(self) -> list[str]:
         until = time.monotonic() + GONE_S
@@ -154,8 +187,10 @@ class TemporarySwarm:
             if time.monotonic() > until:
                 break
             await asyncio.sleep(LOOK_S)
-        left = [f"process {pid} ({self._everybody[pid][1][:100]}): end it with `kill {pid}`" for pid in alive]
+        return [f"process {pid} ({self._everybody[pid][1][:100]}): end it with `kill {pid}`" for pid in alive]
+
+    async def _server(self) -> list[str]:
         parts = urlsplit(self.url)
         if parts.port is not None and await read_info(parts.hostname or "127.0.0.1", parts.port) is not None:
-            left.append(f"a NATS server at {self.url}")
-        return left
+            return [f"a NATS server answers at {self.url}: `signalmesh doctor --nats {self.url}` says whose it is"]
+        return []

@@ -16,6 +16,7 @@ from bus.connection import check_url, shown_url, urls_of
 from bus.errors import BusError
 from bus.nats_bus import NatsBus
 from bus.plain import harmless
+from coordinator.certify_left import check_earlier_runs
 from coordinator.config import BUILT_IN, parse
 from coordinator.doctor_bus import check_bus
 from coordinator.doctor_e2b import check_e2b
@@ -58,6 +59,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings.append(await asyncio.to_thread(check_disk, state_dir, used))
     findings.append(await asyncio.to_thread(check_mirror_file, state_dir))
     findings += await asyncio.to_thread(check_e2b, used, state_dir, running=running)
+    findings += await asyncio.to_thread(check_earlier_runs)
     findings += await asyncio.to_thread(check_descriptors, run)
     findings += [await check_port(one, run) for one in urls_of(url)]
     findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)

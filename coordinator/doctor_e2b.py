@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -14,10 +15,38 @@ from coordinator.e2b_settings import KEY_VARIABLE, Endpoint
 from coordinator.findings import Finding, error, ok, unmade, warning
 from coordinator.settings import SwarmConfig
 
-__all__ = ["check_e2b"]
+__all__ = ["Listing", "check_e2b", "check_pool", "list_sandboxes"]
 
 CHECK = "sandboxes elsewhere"
 ANSWER_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The sandboxes of a state directory, as `endpoint` lists them by their metadata; None: see `problem`."""
+
+    endpoint: str
+    sandboxes: list[str] | None = None
+    problem: str = ""
+
+
+def list_sandboxes(state_dir: Path) -> Listing:
+    """Ask, with the key of the environment. Takes some seconds: the SDK is a process of its own, and 40 MB."""
+    endpoint = Endpoint.of().shown
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "coordinator.main", "provider", "--check", "--state-dir", str(state_dir)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=ANSWER_S,
+        )
+    except subprocess.TimeoutExpired:
+        return Listing(endpoint=endpoint, problem=f"no answer within {ANSWER_S:.0f} s")
+    if done.returncode != 0:
+        problem = done.stderr.decode(errors="replace").strip().removeprefix("signalmesh: ")
+        return Listing(endpoint=endpoint, problem=problem)
+    return Listing(endpoint=endpoint, sandboxes=orjson.loads(done.stdout)["sandboxes"])
 
 
 def check_e2b(config: SwarmConfig, state_dir: Path, *, running: bool) -> list[Finding]:
@@ -25,40 +54,35 @@ def check_e2b(config: SwarmConfig, state_dir: Path, *, running: bool) -> list[Fi
     pool = read_pool(state_dir)
     if pool is None and not any(spec.e2b for spec in config.sandboxes):
         return []
+    remedy = "the next `signalmesh up` takes them over, and ends what it cannot use"
+    return [check_pool(CHECK, state_dir, pool, remedy, running=running)]
+
+
+def check_pool(check: str, state_dir: Path, pool: Pool | None, remedy: str, *, running: bool = False) -> Finding:
+    """Whether sandboxes of `pool` are left: by its provider where we have a key for it, else by its record."""
+    here = Endpoint.of().shown
     if not os.environ.get(KEY_VARIABLE):
-        return [_by_record(pool, running=running)]
-    done = subprocess.run(  # the SDK takes a second to import, and 40 MB
-        [sys.executable, "-m", "coordinator.main", "provider", "--check", "--state-dir", str(state_dir)],
-        capture_output=True,
-        check=False,
-        timeout=ANSWER_S,
-    )
-    if done.returncode != 0:
-        text = done.stderr.decode(errors="replace").strip().removeprefix("signalmesh: ")
-        return [error(CHECK, text, f"set {KEY_VARIABLE} anew, or try again when {Endpoint.of().shown} answers")]
-    found = orjson.loads(done.stdout)
-    where, there = found["endpoint"], ", ".join(found["sandboxes"])
+        return _by_record(check, pool, f"{KEY_VARIABLE} is not set here", running=running)
+    if pool is not None and pool.endpoint not in ("", here):
+        return _by_record(check, pool, f"{KEY_VARIABLE} is for {here} here", running=running)
+    found = list_sandboxes(state_dir)
+    if found.sandboxes is None:
+        return error(check, found.problem, f"set {KEY_VARIABLE} anew, or try again when {here} answers")
+    there = ", ".join(found.sandboxes)
     if not there:
-        return [ok(CHECK, f"{where} has none of {state_dir}")]
+        return ok(check, f"{here} has none of {state_dir}")
     if running:
-        return [ok(CHECK, f"{where} has these of the running swarm: {there}")]
-    return [
-        warning(
-            CHECK,
-            f"{where} has these of an earlier run, which cost until their lifetime ends: {there}",
-            "the next `signalmesh up` takes them over, and ends what it cannot use",
-        )
-    ]
+        return ok(check, f"{here} has these of the running swarm: {there}")
+    return warning(check, f"{here} has these of an earlier run, which cost until their lifetime ends: {there}", remedy)
 
 
-def _by_record(pool: Pool | None, *, running: bool) -> Finding:
+def _by_record(check: str, pool: Pool | None, why: str, *, running: bool) -> Finding:
     if running or pool is None or not pool.sandboxes:
-        return unmade(
-            CHECK, f"{KEY_VARIABLE} is not set here; the record in the state directory names none that is left"
-        )
+        return unmade(check, f"{why}; the record in the state directory names none that is left")
     names = ", ".join(left.id for left in pool.sandboxes)
     return warning(
-        CHECK,
-        f"the last run has not ended these at {pool.endpoint}, as far as its record goes: {names}",
-        f"their lifetime ends them; with {KEY_VARIABLE} set, `signalmesh doctor` asks whether they are there",
+        check,
+        f"the last run has not ended these at {pool.endpoint}, as far as its record goes: {names} ({why})",
+        f"their lifetime ends them; with {KEY_VARIABLE} of that endpoint set, `signalmesh doctor` asks whether they "
+        "are there",
     )

@@ -65,7 +65,8 @@ async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary
     hops = {(hop["source"], hop["to"]) for hop in found["flow"]["hops"]}
     assert hops >= {("research-1", voter) for voter in AGENTS[1:4]}
     assert found["audit"]["ok"]
-    assert found["cleanup"]["left"] == []
+    looked = {row["what"]: row["left"] for row in found["cleanup"]["looked"]}
+    assert looked == {"processes": [], "NATS server": [], "directory": []}
     assert found["cleanup"]["processes"] >= 14  # up, nats-server, three hosts, watchdog, mirror, agents and more
     text = (tmp_path / "report.md").read_text()
     for target in found["targets"]:
@@ -115,6 +116,18 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
     if number != signal.SIGKILL:
         assert "broken off" in said
         assert leftovers(temporary) == []
+        return
+    [left] = temporary.glob("signalmesh-certify-*")
+    doctor = await run_verb(tmp_path, "doctor", "--json")
+    [finding] = [row for row in doctor.json["findings"] if row["check"] == "earlier certify"]
+    assert (finding["level"], finding["remedy"]) == ("warning", f"rm -r {left}")
+    assert str(left) in finding["text"]
+    again = await run_verb(tmp_path, "certify", guard_s=GUARD)
+    assert again.code == 0, again.err
+    assert f"has left {left}: rm -r {left}" in again.err
+    assert (
+        f"Of an earlier run: a run that did not end in order has left {left}" in (tmp_path / "certify.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(

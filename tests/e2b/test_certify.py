@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import os
 import subprocess
@@ -9,10 +11,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from bus.process import die_with_parent
 from coordinator import e2b_bootstrap, own_code
-from tests.acceptance.swarm import AGENTS, SANDBOXES, Finished, agents_toml, run_verb
+from tests.acceptance.swarm import (
+    AGENTS,
+    ENVIRONMENT,
+    GUARD_S,
+    SANDBOXES,
+    SIGNALMESH,
+    Ends,
+    Finished,
+    agents_toml,
+    run_verb,
+)
 from tests.e2b.far import FAR_AGENTS, far_toml
 from tests.e2b.standin.launch import StandIn
 from tests.support.cluster import free_ports
@@ -28,6 +42,10 @@ async def certify(directory: Path, standin: StandIn, *arguments: str) -> Finishe
     environment = {**standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
     asked = ("--json", "--nats-port", str(port), *arguments)
     return await run_verb(directory, "certify", *asked, guard_s=280, environment=environment)
+
+
+def looked(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["what"]: row for row in found["cleanup"]["looked"]}
 
 
 def sandboxes_toml(**settings: Any) -> str:
@@ -46,7 +64,10 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     found = json.loads((tmp_path / "certify.json").read_text())
     assert found["provider"] == "e2b, local"
     assert found["endpoint"] == f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}"
-    assert found["endpoint"] in (tmp_path / "certify.md").read_text()
+    text = (tmp_path / "certify.md").read_text()
+    assert f"e2b: {found['endpoint']}" in text
+    assert "| e2b |" not in text, "it was not"
+    assert "(e2b)" not in text
     [far] = [row for row in found["sandboxes"] if row["provider"] == "e2b"]
     assert far["sandbox"] == "python"
     assert far["name"] != "python", "its host has the name of the sandbox that was made"
@@ -54,6 +75,11 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     assert (far["health"]["price_per_hour"], far["health"]["price_source"]) == (0.4, "a bill")
     assert far["health"]["cost"] == pytest.approx(0.4 * far["uptime_s"] / 3600)
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
+    assert looked(found)["sandboxes elsewhere"]["left"] == []
+    assert (
+        f"by the metadata `pool`; while it ran 1: {far['name'].removeprefix('python-')}"
+        in (looked(found)["sandboxes elsewhere"]["how"])
+    )
     assert e2b_standin.api_key not in done.out + done.err + (tmp_path / "certify.md").read_text()
 
 
@@ -105,3 +131,65 @@ async def test_a_template_with_the_program_is_used_as_it_is(tmp_path: Path, e2b_
         assert row["probe"]["installed"] is None
         assert f"- {row['name']}: it was there\n" in text
     assert not any(".whl" in json.dumps(line) for line in e2b_standin.log()[before:]), "something was installed"
+
+
+@pytest.mark.slow
+async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
+    tmp_path: Path, e2b_standin: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    """As the provider lists it: deletions fail, and nothing else does."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
+    await e2b_standin.fail("/sandboxes/*", method="DELETE", status=500, times=None)
+    file = tmp_path / "swarm.toml"
+    file.write_text(far_toml())
+    done = await certify(tmp_path, e2b_standin, "--config", str(file))
+    assert done.code == 1, done.out + done.err
+    found = json.loads((tmp_path / "certify.json").read_text())
+    [left_there] = await e2b_standin.sandboxes()
+    [said] = looked(found)["sandboxes elsewhere"]["left"]
+    assert said.startswith(f"sandbox {left_there} (python, running) at another endpoint than E2B's")
+    assert any(said in problem for problem in found["problems"])
+    [directory] = temporary.glob("signalmesh-certify-*")
+    assert str(directory) in looked(found)["directory"]["left"][0]
+    doctor = await run_verb(tmp_path, "doctor", "--json", environment=e2b_standin.environment)
+    found = {row["check"]: row for row in doctor.json["findings"]}
+    assert left_there in found["earlier certify: sandboxes"]["text"]
+    await e2b_standin.clear()
+
+
+@pytest.mark.slow
+async def test_sandboxes_of_a_certify_that_was_killed_are_found(
+    tmp_path: Path, e2b_standin: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
+    [port] = free_ports(1)
+    environment = {**ENVIRONMENT, **e2b_standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
+    file = tmp_path / "swarm.toml"
+    file.write_text(far_toml())
+    process = await asyncio.create_subprocess_exec(
+        str(SIGNALMESH), "certify", "--config", str(file), "--nats-port", str(port),
+        cwd=tmp_path, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE, preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+    assert process.stderr is not None
+    async with asyncio.timeout(2 * GUARD_S):
+        async for line in process.stderr:
+            if b"running the pipeline" in line:
+                break
+    ends = await Ends.of(*(child.pid for child in psutil.Process(process.pid).children(recursive=True)))
+    process.kill()
+    await process.wait()
+    await ends.all()
+    [left_there] = await e2b_standin.sandboxes()
+    [directory] = temporary.glob("signalmesh-certify-*")
+    doctor = await run_verb(tmp_path, "doctor", "--json", environment=e2b_standin.environment)
+    found = {row["check"]: row for row in doctor.json["findings"]}
+    sandboxes = found["earlier certify: sandboxes"]
+    assert sandboxes["level"] == "warning"
+    assert f"{left_there} (python, running)" in sandboxes["text"]
+    assert sandboxes["remedy"].startswith("their lifetime ends them")
+    assert found["earlier certify"]["remedy"].startswith(f"rm -r {directory}, once none of its sandboxes is left")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import tomllib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 
@@ -18,6 +20,7 @@ from bus.errors import UsageError
 from bus.sandboxes import SandboxUsage
 from coordinator.availability import Attendance
 from coordinator.certify_expected import configuration, expected
+from coordinator.certify_left import check_earlier_runs, earlier_runs, make_directory
 from coordinator.certify_markdown import markdown, target_text, verdict
 from coordinator.certify_measures import Recording, Told, Value, digest, recognise
 from coordinator.certify_report import (
@@ -26,6 +29,7 @@ from coordinator.certify_report import (
     Cleanup,
     Flow,
     LastValues,
+    Looked,
     SandboxRow,
     Throughput,
     judged,
@@ -33,9 +37,11 @@ from coordinator.certify_report import (
 from coordinator.certify_rows import targets
 from coordinator.certify_swarm import TemporarySwarm
 from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse
+from coordinator.e2b_record import Left, Pool, write_pool
 from coordinator.figures import Spread
 from coordinator.killing import Killing
 from coordinator.network import HERE, shared_with
+from coordinator.rundir import Recorded, Run
 from coordinator.silence import HOST_LOST_S
 
 MS = 1_000_000
@@ -242,6 +248,57 @@ async def test_a_process_that_outlives_its_swarm_is_listed():
         assert not cleanup.ok
         child.kill()
     assert not swarm.directory.exists()
+
+
+def test_what_could_not_be_looked_for_may_be_left():
+    unknown = Looked(what="sandboxes elsewhere", how="listed", left=None, why="nobody answered")
+    cleanup = Cleanup(exit_code=0, looked=[Looked(what="processes", how="3 seen", left=[]), unknown])
+    assert cleanup.left == ["sandboxes elsewhere: not known whether any is left: nobody answered"]
+    assert not cleanup.ok
+    text = markdown(replace(nothing_measured(), cleanup=cleanup))
+    assert "| processes | 3 seen | none |" in text
+    assert "| sandboxes elsewhere | listed | not measured: nobody answered |" in text
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_directory_of_certify_is_left_once_its_owner_has_ended(temporary: Path):
+    [nothing] = check_earlier_runs()
+    assert nothing.level == "ok"
+    mine = make_directory()
+    assert earlier_runs() == [], "we are there"
+    (mine / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, created=1.0)))
+    assert earlier_runs() == [mine]
+    [finding] = check_earlier_runs()
+    assert (finding.level, finding.remedy) == ("warning", f"rm -r {mine}")
+    assert str(mine) in finding.text
+
+
+def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("E2B_API_KEY", raising=False)
+    left = make_directory()
+    (left / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, created=1.0)))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        alive = Recorded.of("sandbox", "base", child.pid)
+        state_dir = left / "state"
+        write_pool(state_dir, Pool(id="p", endpoint="E2B at https://x", sandboxes=(Left(sandbox="base-i1", id="i1"),)))
+        assert alive is not None
+        run = Run(pid=1, created=1.0, swarm="swarm", url="nats://127.0.0.1:1", config="", children=(alive,))
+        (state_dir / "run.json").write_bytes(orjson.dumps(run))
+        sandboxes, processes, directory = check_earlier_runs()
+        child.kill()
+    assert "i1 (E2B_API_KEY is not set here)" in sandboxes.text
+    assert (processes.level, processes.remedy) == ("error", f"kill -9 {child.pid}")
+    assert directory.remedy.startswith(f"rm -r {left}, once none of its sandboxes is left")
+    monkeypatch.setenv("E2B_API_KEY", "none")
+    monkeypatch.setenv("E2B_API_URL", "http://127.0.0.1:1")
+    elsewhere = check_earlier_runs()[0]
+    assert "at E2B at https://x" in elsewhere.text, "another endpoint would only say that it has none"
+    assert "is for another endpoint than E2B's, http://127.0.0.1:1 here" in elsewhere.text
 
 
 def test_availability_is_the_time_known_alive_of_the_time_since_first_heard():

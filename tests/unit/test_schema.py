@@ -51,6 +51,7 @@ from coordinator.certify_report import (
     Flow,
     Hop,
     LastValues,
+    Looked,
     MemoryKey,
     SandboxRow,
     SnapshotRow,
@@ -230,7 +231,8 @@ PRINTED: dict[str, Any] = {
             ok=True, messages=6, gaps=0, doubled=0, rounds_decided=2, rounds_missing=0, mirror_compared=6,
             mirror_missing=0, mirror_differing=0, problems=[], notes=["n"],
         ),
-        alerts={"sandbox_lost": 1}, cleanup=Cleanup(left=["a directory"]), problems=["p"],
+        alerts={"sandbox_lost": 1}, problems=["p"],
+        cleanup=Cleanup(looked=[Looked(what="directory", how="/d", left=["a directory"])], earlier=["e"]),
     ),
     "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
     "replay": Replay(
