@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bus.messages import Alert, Event, MarketData, Sentiment, Signal
-from bus.tracing import Context, read_context
+from bus.tracing import Context, read_sampled
 
 MAX_ROUNDS = 4096
 """Rounds remembered at most; as many as the coordinator keeps open."""
@@ -17,7 +17,7 @@ Key = tuple[str, int | str]
 
 @dataclass(slots=True)
 class Open:
-    """A round: the tick's `traceparent`, source and stream sequence; `votes` are the spans of the sampled ones."""
+    """A sampled round: the tick's `traceparent`, source and stream sequence; `votes` are the spans of its votes."""
 
     key: Key
     header: str
@@ -27,18 +27,38 @@ class Open:
 
 
 class Rounds:
-    """The open rounds of one agent, by symbol and number; by time where a tick has no number."""
+    """The open rounds of one agent, by symbol and number; by time where a tick has no number.
+
+    Of a round that is not sampled there is only the header to pass on.
+    """
 
     def __init__(self) -> None:
         self._open: dict[Key, list[Open]] = {}
         self._by_trace: dict[str, Open] = {}
+        self._unsampled: dict[Key, str] = {}
+        self._by_time = False
+        """Whether there was ever a tick without a number."""
+
+    def unsampled(self, message: Event) -> str | None:
+        """The header of the round of a vote, where that round is known and not sampled: the vote's own is the same."""
+        if not isinstance(message, (Signal, Sentiment)):
+            return None
+        key: Any = (message.symbol, message.round)
+        return None if key in self._open else self._unsampled.get(key)
 
     def take(self, message: Event, header: str, context: Context | None, sequence: int) -> int | None:
         """Remember an input; returns the number of its round. `context` None: it is in no sampled trace."""
         if type(message) is MarketData:
             if header:
-                at = message.timestamp.isoformat() if message.sequence is None else message.sequence
-                self._add(Open((message.symbol, at), header, message.source, sequence), context)
+                number = message.sequence
+                self._by_time = self._by_time or number is None
+                key: Key = (message.symbol, message.timestamp.isoformat() if number is None else number)
+                if context is not None:
+                    self._add(Open(key, header, message.source, sequence), context)
+                else:
+                    self._unsampled[key] = header
+                    if len(self._unsampled) > MAX_ROUNDS:
+                        del self._unsampled[next(iter(self._unsampled))]
             return message.sequence
         if isinstance(message, (Signal, Sentiment)):
             if context is not None and (opened := self._by_trace.get(context.trace_id)) is not None:
@@ -46,39 +66,42 @@ class Rounds:
             return message.round
         return None
 
-    def _add(self, opened: Open, context: Context | None) -> None:
+    def _add(self, opened: Open, context: Context) -> None:
         while len(self._open) >= MAX_ROUNDS and opened.key not in self._open:
             for old in self._open.pop(next(iter(self._open))):
                 self._forget(old)
         self._open.setdefault(opened.key, []).append(opened)
-        if context is not None:
-            self._by_trace[context.trace_id] = opened
+        self._by_trace[context.trace_id] = opened
 
     def _forget(self, opened: Open) -> None:
         self._by_trace.pop(opened.header[3:35], None)
 
-    def find(self, message: Event | Alert, *, ends: bool) -> Open | None:
-        """The round that an output is of, if it is open; `ends` it if asked."""
+    def find(self, message: Event | Alert, *, ends: bool) -> Open | str | None:
+        """The round that an output is of, if it is open: the header alone where it is not sampled; `ends` it if asked.
+
+        Rounds of several sources may have one symbol and number: then symbol:source:sequence, a decision's id, says
+        which.
+        """
         symbol, number = getattr(message, "symbol", None), getattr(message, "round", None)
         if symbol is None:
             return None
-        key: Key = (symbol, message.timestamp.isoformat())
-        if number is not None and (symbol, number) in self._open:
-            key = (symbol, number)
-        candidates = self._open.get(key)
-        if candidates is None:
-            return None
-        opened = candidates[0]
-        if len(candidates) > 1:  # of several sources: symbol:source:sequence says which
+        key: Key = (symbol, "" if number is None else number)
+        if self._by_time and key not in self._open and key not in self._unsampled:
+            key = (symbol, message.timestamp.isoformat())
+        if (candidates := self._open.get(key)) is not None:
             parts = (getattr(message, "decision_id", None) or "").rsplit(":", 2)
             source = parts[1].partition("=")[0] if len(parts) == 3 else ""
-            opened = next((each for each in candidates if each.source == source), opened)
-        if ends:
-            candidates.remove(opened)
-            if not candidates:
-                del self._open[key]
-            self._forget(opened)
-        return opened
+            opened = next((each for each in candidates if not source or each.source == source), None)
+            if opened is None and key not in self._unsampled:
+                opened = candidates[0]
+            if opened is not None:
+                if ends:
+                    candidates.remove(opened)
+                    if not candidates:
+                        del self._open[key]
+                    self._forget(opened)
+                return opened
+        return self._unsampled.pop(key, None) if ends else self._unsampled.get(key)
 
     def save(self) -> list[list[Any]]:
         """The sampled rounds."""
@@ -88,5 +111,8 @@ class Rounds:
         """Begin anew with these."""
         self._open.clear()
         self._by_trace.clear()
+        self._unsampled.clear()
         for symbol, number, header, source, sequence, votes in saved:
-            self._add(Open((symbol, number), header, source, sequence, dict(votes)), read_context(header))
+            if (context := read_sampled(header)) is not None:
+                self._by_time = self._by_time or isinstance(number, str)
+                self._add(Open((symbol, number), header, source, sequence, dict(votes)), context)

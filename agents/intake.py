@@ -19,7 +19,6 @@ from agents.outgoing import BadOutput, Outgoing, Prepared
 from agents.tracing import AgentTracing
 from bus.bus import Stored
 from bus.errors import MeshError, MessageError, UsageError
-from bus.logs import TRACE_ID
 from bus.messages import KIND_OF, Event, Timer, decode
 from bus.snapshots import Snapshot
 from bus.subjects import Subjects
@@ -190,7 +189,7 @@ class Intake:
         if not self._life.ready.is_set():
             self.replayed += 1
         if self.tracing is not None:
-            TRACE_ID.set("")
+            self.tracing.end()
 
     def _failed(self, handler: str, stored: Stored, error: BaseException) -> None:
         if isinstance(error, MeshError) and not isinstance(error, MessageError):
@@ -206,7 +205,7 @@ class Intake:
         self._life.complaints.failed(self.fault, error, stored.subject)
         if self.tracing is not None:
             self.tracing.failed(stored, handler.partition("_")[2], why, error)
-            TRACE_ID.set("")
+            self.tracing.end()
         self._life.wake()
 
     def check_hope(self, why: str) -> None:

@@ -30,7 +30,7 @@ from bus.errors import MessageError
 from bus.logs import TRACE_ID
 from bus.messages import Alert, Decision, Event, decode
 from bus.subjects import Subjects
-from bus.tracing import Context, Span, Tracer, Value, derived_id, read_context
+from bus.tracing import Context, Span, Tracer, Value, derived_id, looks_unsampled, read_context, read_sampled
 
 MAX_OWED = 64
 """Spans not yet exported that a snapshot lists at most; beyond, the oldest are left to luck."""
@@ -90,17 +90,24 @@ class AgentTracing:
     # -- inputs
 
     def begin(self, stored: Stored, message: Event) -> None:
-        """This input is about to be handled; whoever is done with it sets TRACE_ID to "" again."""
-        header = stored.headers.get(h.TRACEPARENT, "")
-        context = read_context(header)
-        if context is None:
-            header = ""
-        elif not context.sampled:
-            context = None
-        TRACE_ID.set("" if context is None else context.trace_id)
-        self._input = _Input(header, context, stored.sequence, 0 if context is None else time.time_ns())
-        if self._rounds is not None:
-            self._input.number = self._rounds.take(message, header, context, stored.sequence)
+        """This input is about to be handled, until `end`."""
+        at, rounds = self._input, self._rounds
+        at.sequence, at.began_ns, at.context = stored.sequence, 0, None
+        if rounds is not None and (header := rounds.unsampled(message)) is not None:
+            at.header, at.number = header, message.round  # type: ignore[union-attr]
+            return
+        at.header = header = stored.headers.get(h.TRACEPARENT, "")
+        at.context = context = read_sampled(header)
+        if context is not None:
+            at.began_ns = time.time_ns()
+            TRACE_ID.set(context.trace_id)
+        if rounds is not None:
+            at.number = rounds.take(message, header, context, stored.sequence)
+
+    def end(self) -> None:
+        """The handler is done with this input."""
+        if self._input.context is not None:
+            TRACE_ID.set("")
 
     def failed(self, stored: Stored, kind: str, why: str, error: BaseException) -> None:
         """The handler has failed on this input, which will be skipped."""
@@ -138,11 +145,10 @@ class AgentTracing:
                 self._link_recovery(span)
             self._first_of_source = False
         else:
-            opened = self._opened(output.message)
-            header = self._header(output.message, opened)
-            trace = read_context(header)
-            if trace is None or not trace.sampled:
-                return header or None
+            opened, header = self._belongs(output.message)
+            trace = read_sampled(header)
+            if trace is None:
+                return header if looks_unsampled(header) else None
             context = self._child(trace, self._message_id(number))
             span = self._answer(context, trace, opened, output.subject, output.data, output.message, number)
             span.attributes["mesh.cause"] = cause
@@ -164,23 +170,22 @@ class AgentTracing:
         To be called in its place of the replay.
         """
         number = int(stored.headers[h.OUTPUT])
-        context = read_context(stored.headers.get(h.TRACEPARENT))
-        sampled = context is not None and context.sampled and number > self._told
-        if not sampled and self._rounds is None:
+        context = read_sampled(stored.headers.get(h.TRACEPARENT, "")) if number > self._told else None
+        if context is None and self._rounds is None:
             return
         try:
             address = self._subjects.parse(stored.subject)
             message: Any = decode(address, stored.subject, stored.data)
         except MessageError:
             return
-        opened = self._opened(message)
-        if context is None or not sampled:
+        opened, header = self._belongs(message)
+        if context is None:
             return
         cause = stored.headers.get(h.CAUSE)
         if cause is None:
             span = self._span(context, "", stored.subject, stored.data, message, number)
         else:
-            trace = read_context(self._header(message, opened))
+            trace = read_sampled(header)
             if trace is None or trace.trace_id != context.trace_id:
                 return
             span = self._answer(context, trace, opened, stored.subject, stored.data, message, number)
@@ -205,20 +210,21 @@ class AgentTracing:
         self._owed.append((number, span))
         self._tracer.emit(span)
 
-    def _opened(self, message: Event | Alert) -> Open | None:
-        """The open round that an output is of; a decision ends it."""
-        if self._rounds is None:
-            return None
-        return self._rounds.find(message, ends=type(message) is Decision)
+    def _belongs(self, message: Event | Alert) -> tuple[Open | None, str]:
+        """The open round that an output is of, where that is sampled, and the header that the output answers.
 
-    def _header(self, message: Event | Alert, opened: Open | None) -> str:
-        """The context that an answer belongs to: of its round, or of the input."""
-        if opened is not None:
-            return opened.header
+        That is its round's, or else its input's. A decision ends its round.
+        """
+        at = self._input
+        if self._rounds is None:
+            return None, at.header
+        found = self._rounds.find(message, ends=type(message) is Decision)
+        if found is not None:
+            return (None, found) if isinstance(found, str) else (found, found.header)
         number = getattr(message, "round", None)
-        if self._rounds is not None and number is not None and number != self._input.number:
-            return ""  # of a round that we do not know: the input is another one's
-        return self._input.header
+        if number is not None and number != at.number:
+            return None, ""  # of a round that we do not know: the input is another one's
+        return None, at.header
 
     def _answer(
         self,

@@ -60,7 +60,7 @@ def parse_header_lines(raw: bytes) -> dict[str, str]:
 
 
 class LazyHeaders(Mapping[str, str]):
-    """The headers of a header block, parsed when somebody looks: most readers never do."""
+    """The headers of a header block, parsed when somebody looks; a single one is cut out of it."""
 
     __slots__ = ("_block", "_parsed")
 
@@ -77,8 +77,13 @@ class LazyHeaders(Mapping[str, str]):
         return self._all()[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        if self._parsed is None and name not in (STATUS, DESCRIPTION) and name.encode() not in self._block:
-            return default
+        if self._parsed is None and name not in (STATUS, DESCRIPTION):
+            wanted = name.encode()
+            before, found, rest = self._block.partition(wanted)
+            if not found:
+                return default
+            if rest.startswith(b": ") and before.endswith(b"\r\n") and wanted not in rest:  # not once more in some form
+                return rest[2:].partition(b"\r\n")[0].decode("utf-8", "replace").strip(ASCII_BLANKS)
         return self._all().get(name, default)
 
     def __iter__(self) -> Iterator[str]:

@@ -35,6 +35,8 @@ Value = str | int | float | bool
 Sampler = Callable[[int], bool]
 """Called with the id of a new trace: whether it is sampled."""
 
+_LENGTH = 55
+"""Of a `traceparent` of version 00."""
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 log = structlog.get_logger("signalmesh.tracing")
@@ -59,6 +61,19 @@ def read_context(header: str | None) -> Context | None:
     if found is None or (found[1] == "00" and found[5]):
         return None
     return Context(found[2], found[3], bool(int(found[4], 16) & 1))
+
+
+def looks_unsampled(header: str) -> bool:
+    """Whether `header` is, at a glance, of a trace that is not sampled: at full speed nearly all are."""
+    return len(header) == _LENGTH and header.endswith("-00")
+
+
+def read_sampled(header: str) -> Context | None:
+    """The context of a sampled trace; None for all else."""
+    if not header or looks_unsampled(header):
+        return None
+    context = read_context(header)
+    return context if context is not None and context.sampled else None
 
 
 def derived_id(trace_id: str, what: str) -> str:

@@ -73,6 +73,14 @@ async def test_a_service_named_by_the_environment(monkeypatch: pytest.MonkeyPatc
         assert collector.spans[0].service == "desk"
 
 
+async def test_long_values_are_cut_as_the_environment_says(monkeypatch: pytest.MonkeyPatch):
+    async with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3")
+        assert await asyncio.to_thread(OtlpExport(Settings(), {}).send, [SPAN])
+        assert collector.spans[0].attributes == {"mesh.round": 7, "mesh.symbol": "BTC"}
+
+
 class Servicer(trace_service_pb2_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []

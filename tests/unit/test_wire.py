@@ -135,6 +135,11 @@ async def test_a_new_connection_begins_with_nothing_left_over():
             {"Status": "100", "Description": "Idle Heartbeat", "Nats-Last-Consumer": "7"},
         ),
         (b"", {}),
+        (b"NATS/1.0\r\nA: 1\r\nAB: 2\r\nB:3\r\n\r\n", {"A": "1", "AB": "2", "B": "3"}),
+        (b"NATS/1.0\r\nA: 1\r\n A : 2\r\n\r\n", {"A": "2"}),
+        (b"NATS/1.0\r\nX: A: 1\r\nA:  \xff \r\n\r\n", {"X": "A: 1", "A": "\ufffd"}),
+        (b"NATS/1.0\r\nA: 1\r2\r\n\r\n", {"A": "1\r2"}),
+        (b"NATS/1.0\r\nA: 1", {"A": "1"}),
     ],
 )
 def test_header_blocks(block, headers):
