@@ -1,4 +1,4 @@
-"""The heartbeats of a process that is no agent and no host: a watchdog, the mirror, the metrics."""
+"""The heartbeats of a process that is no agent and no host: a watchdog, the mirror, the metrics, the provider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bus.process import MACHINE
 
 __all__ = ["beat"]
 
-Role = Literal["watchdog", "mirror", "metrics"]
+Role = Literal["watchdog", "mirror", "metrics", "provider"]
 
 
 async def beat(bus: Bus, name: str, role: Role, interval_s: float, told: Callable[[], dict[str, Any]]) -> None:

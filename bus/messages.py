@@ -231,7 +231,7 @@ class Heartbeat:
     outputs: int = 0
     poison: int = 0
     skipped: int = 0
-    role: Literal["agent", "sandbox", "watchdog", "mirror", "metrics"] = "agent"
+    role: Literal["agent", "sandbox", "watchdog", "mirror", "metrics", "provider"] = "agent"
     provider: str | None = None
     uptime_s: float | None = None
     inventory: tuple[Child, ...] | None = None

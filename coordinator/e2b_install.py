@@ -103,11 +103,11 @@ def _timed(steps: dict[str, float], step: str) -> Iterator[None]:
 async def _install_packages(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, python: str) -> None:
     for kind, command in (
         ("pip", f"{_with_pip(python)} install --quiet --disable-pip-version-check --no-input"),
-        ("npm", f"npm install --silent --no-audit --no-fund --prefix {FILES}"),
+        ("npm", "npm install --loglevel=error --no-audit --no-fund --prefix ."),
     ):
         packages = settings.packages.get(kind, ())
         if packages:
-            script = f"mkdir -p {FILES} && {command} {shlex.join(packages)}"
+            script = f"mkdir -p {FILES} && cd {FILES} && {command} {shlex.join(packages)}"  # may name files of `files`
             await _run(service, sandbox, f"installing packages.{kind} ({', '.join(packages)})", script, INSTALL_S)
 
 

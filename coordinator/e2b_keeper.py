@@ -15,6 +15,7 @@ import structlog
 from e2b import AsyncSandbox, SandboxInfo
 
 from bus.connection import shown_url
+from bus.tasks import end_tasks
 from coordinator.e2b_errors import GivenUp, Gone
 from coordinator.e2b_hosts import Hosts
 from coordinator.e2b_place import Place, Wanted
@@ -24,6 +25,9 @@ __all__ = ["Keeper"]
 
 SUCCESSOR_S = 300.0
 """How long a successor may take to be heard before the old sandbox, which is still well, is kept a little longer."""
+AGAIN_S = 60.0
+CREATED_S = 10.0
+"""How long the answer to a create is waited for when all is to end."""
 END_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """Before another sandbox is made in the place of one that was lost soon, doubling."""
@@ -51,6 +55,9 @@ class Keeper:
         self.places: list[Place] = []
         self.left: list[tuple[str, str]] = []
         """Sandboxes that could not be ended, and why."""
+        self._not_replaced = ""
+        self._creating: asyncio.Task[AsyncSandbox] | None = None
+        """Asked for, and in no place yet."""
 
     @property
     def _marks(self) -> dict[str, str]:
@@ -95,8 +102,7 @@ class Keeper:
             try:
                 place.task.result()
             except Gone as error:
-                self._lost(place.host_name, str(error))
-                self._told("sandbox_gone", f"sandbox {place.host_name} is lost and replaced: {error}")
+                self._tell_gone(place, error)
                 useless = 0 if place.was_heard else useless + 1
                 if useless >= USELESS:
                     raise GivenUp(f"{useless} in a row were of no use, at last: {error}") from None
@@ -104,6 +110,10 @@ class Keeper:
             pause_s = FIRST_PAUSE_S if time.monotonic() - place.since > STEADY_S else min(pause_s * 2, LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s / 2)
             place = await self._make()
+
+    def _tell_gone(self, place: Place, error: Gone) -> None:
+        self._lost(place.host_name, str(error))
+        self._told("sandbox_gone", f"sandbox {place.host_name} is lost and replaced: {error}")
 
     # -- where they come from
 
@@ -132,7 +142,8 @@ class Keeper:
         wanted, key = self._wanted, f"{wanted_key(self._wanted.pool)}-{secrets.token_hex(8)}"
         while True:
             try:
-                sandbox = await self._service.create(wanted.settings, self._metadata(), key)
+                self._creating = asyncio.create_task(self._service.create(wanted.settings, self._metadata(), key))
+                sandbox = await asyncio.shield(self._creating)
                 info = await self._service.info(sandbox)
             except Gone as error:
                 log.warning("sandbox_lost_early", problem=str(error))
@@ -146,6 +157,7 @@ class Keeper:
             except GivenUp:
                 await self._service.kill(sandbox.sandbox_id, END_S)
                 raise
+            self._creating = None
             return self._begin(sandbox, 0.0)
 
     def _begin(self, sandbox: AsyncSandbox, age_s: float) -> Place:
@@ -172,17 +184,37 @@ class Keeper:
     async def _succeed(self, old: Place) -> Place:
         """A new sandbox in the place of an old one, which ends when the new one's host is heard."""
         log.info("sandbox_replaced", sandbox_id=old.id, age_s=round(time.monotonic() - old.since))
-        new = await self._make()
+        making = asyncio.create_task(self._make(), name=f"successor-of-{old.id}")
+        try:
+            await asyncio.wait({making, old.task}, return_when=asyncio.FIRST_COMPLETED)
+            if old.task.done() and isinstance(error := old.task.exception(), Gone):
+                self._tell_gone(old, error)
+                await self._end(old)
+                return await making
+            new = await making
+        except GivenUp as error:
+            if old not in self.places:
+                raise
+            return self._keep_old(old, str(error))
+        finally:
+            await end_tasks([making])
         try:
             async with asyncio.timeout(SUCCESSOR_S):
                 await new.heard()
-        except (Gone, TimeoutError) as error:
-            self._told("sandbox_not_replaced", f"sandbox {old.host_name} grows old, but its successor failed: {error}")
+        except (Gone, GivenUp, TimeoutError) as error:
             await self._end(new)
-            old.since += 60.0  # tried again after a minute
-            return old
+            return self._keep_old(old, str(error) or f"it was not heard for {SUCCESSOR_S:.0f} s")
         await self._end(old)
+        self._not_replaced = ""
         return new
+
+    def _keep_old(self, old: Place, why: str) -> Place:
+        """A successor is tried again after a minute; why that is so is told once."""
+        if why != self._not_replaced:
+            self._not_replaced = why
+            self._told("sandbox_not_replaced", f"sandbox {old.host_name} grows old, but its successor failed: {why}")
+        old.since += AGAIN_S
+        return old
 
     async def _end(self, place: Place) -> None:
         if problem := await place.close():
@@ -193,7 +225,20 @@ class Keeper:
 
     async def close(self) -> None:
         """Drain and end all of them."""
-        await asyncio.gather(*(self._end(place) for place in list(self.places)))
+        await asyncio.gather(self._end_created(), *(self._end(place) for place in list(self.places)))
+
+    async def _end_created(self) -> None:
+        """A sandbox that was just asked for comes, whether or not anybody waits for the answer."""
+        if (creating := self._creating) is None:
+            return
+        self._creating = None
+        await asyncio.wait({creating}, timeout=CREATED_S)
+        if creating.done() and not creating.cancelled() and creating.exception() is None:
+            made = creating.result().sandbox_id
+            if problem := await self._service.kill(made, END_S):
+                self.left.append((made, problem))
+                self._changed()
+        await end_tasks([creating])
 
 
 def wanted_key(pool: str) -> str:

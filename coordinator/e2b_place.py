@@ -19,6 +19,7 @@ import orjson
 import structlog
 from e2b import AsyncCommandHandle, AsyncSandbox, CommandExitException, NotFoundException, SandboxState
 
+from agents.host import DRAIN_GRACE_S, HEARTBEAT_S
 from bus.connection import shown_url
 from bus.credentials import Credentials
 from bus.tasks import end_tasks
@@ -38,12 +39,14 @@ STABLE_S = 60.0
 """A host that has run for so long is forgiven its earlier ends."""
 ENDS = 3
 """So many ends of the host in a row, and the sandbox is taken to be of no use."""
-DRAIN_S = 9.0
-"""From SIGTERM for the host to the end of its sandbox: a little longer than the host's own grace."""
+DRAIN_S = DRAIN_GRACE_S + 3.0
+"""From SIGTERM for the host to the end of its sandbox."""
 END_S = 5.0
-LOOK_S = 0.2
-GONE_S = 0.7
-"""A host that drains beats every 0.2 s; one silent for so long has ended."""
+LOOK_S = HEARTBEAT_S
+GONE_S = 3.5 * HEARTBEAT_S
+"""A host beats while it drains; one silent for so long has ended."""
+REFUSED_S = 2.0
+"""Before a host is looked after again that runs, though what was asked of its sandbox is refused."""
 
 log = structlog.get_logger("signalmesh.provider")
 
@@ -122,12 +125,18 @@ class Place:
 
     async def _renew(self) -> None:
         lifetime_s = self._wanted.settings.timeout_s
+        pause_s = lifetime_s / 3
         while True:
-            await asyncio.sleep(lifetime_s / 3)
+            await asyncio.sleep(pause_s)
+            pause_s = lifetime_s / 3
             try:
-                await self._service.ask("renewing a lifetime", lambda: self.sandbox.set_timeout(lifetime_s))
-            except Gone:
-                await self.resume()
+                try:
+                    await self._service.ask("renewing a lifetime", lambda: self.sandbox.set_timeout(lifetime_s))
+                except Gone:
+                    await self.resume()
+            except GivenUp as error:  # such as a revoked key: no reason to end what runs, which its lifetime will do
+                self._service.refuse(error)
+                pause_s = lifetime_s / 12
 
     async def resume(self) -> None:
         """Wake it if it was only paused.
@@ -147,7 +156,14 @@ class Place:
         ends, adopted = 0, True
         while True:
             began = time.monotonic()
-            reason = await self._one_host(adopted=adopted)
+            try:
+                reason = await self._one_host(adopted=adopted)
+            except GivenUp as error:
+                if self._hosts.silent_s(self.host_name) > GONE_S:
+                    raise
+                self._service.refuse(error)  # it runs, whatever is said of it
+                await asyncio.sleep(REFUSED_S)
+                continue
             adopted = False
             if reason is None:
                 continue

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import orjson
 import structlog
 
+from bus.beats import beat
 from bus.credentials import credentials_from
 from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, BusError
 from bus.logs import set_up_logs
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["end_for_good", "run_check", "run_provider"]
 
 CHECK_S = 15.0
+HEARTBEAT_S = 0.2
 END_ALL_S = 18.0
 """For draining and ending all sandboxes; `up` waits a little longer."""
 
@@ -65,7 +67,7 @@ def run_check(state_dir: Path) -> int:
     pool = read_pool(state_dir)
 
     async def check() -> int:
-        service = Service(key, lambda _: None)
+        service = Service(key, lambda *_: None)
         try:
             async with asyncio.timeout(CHECK_S):
                 await service.check()
@@ -115,7 +117,11 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     def lost(host: str, reason: str) -> None:
         reports.lifecycle("exited", host, sandbox=host, reason=reason[:200])
 
-    service = Service(key, lambda text: told("provider_ill", text))
+    service = Service(key, told)
+
+    def says() -> dict[str, Any]:
+        return {"status": service.status if bus.live else "waiting", "provider": "e2b"}
+
     keepers: list[Keeper] = []
 
     def changed() -> None:
@@ -134,6 +140,7 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     tasks = [asyncio.create_task(keeper.run(), name=f"keeper-{index}") for index, keeper in enumerate(keepers)]
     waiting = asyncio.create_task(stop.wait(), name="stop")
     checking = asyncio.create_task(_check(outbox), name="outbox")
+    beating = asyncio.create_task(beat(bus, PROVIDER, "provider", HEARTBEAT_S, says), name="provider-beat")
     try:
         await _until_stopped(waiting, tasks)
         await end_tasks(tasks)
@@ -150,7 +157,7 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
                 await outbox.flush()
         return EXIT_FAILED if left else EXIT_DONE
     finally:
-        await end_tasks([waiting, checking, *tasks])
+        await end_tasks([waiting, checking, beating, *tasks])
         await bus.close()
 
 

@@ -35,13 +35,15 @@ log = structlog.get_logger("signalmesh.provider")
 
 
 class Service:
-    """E2B, or what stands at its place, as the account of `key` sees it. `told` gets what a person should know."""
+    """E2B, or what stands at its place, as the account of `key` sees it. `told(code, text)` alerts."""
 
-    def __init__(self, key: str, told: Callable[[str], None]) -> None:
+    def __init__(self, key: str, told: Callable[[str, str], None]) -> None:
         self.endpoint = Endpoint.of()
         self._key = key
         self._told = told
-        self._ill_since: float | None = None
+        self._failing_since: dict[str, float] = {}
+        """What fails at the moment, and was told of: each once, however often it is asked again."""
+        self._refused = False
         self._next_create = 0.0
         self._creating = asyncio.Lock()
         breaker = CircuitBreaker(FAILURES_TO_OPEN, OPEN_S, is_illness, "e2b")
@@ -76,24 +78,39 @@ class Service:
             ):
                 with attempt:
                     answer: T = await self._guarded(call)
-                    self._well()
+                    self._well(what)
+                    self._refused = False
                     return answer
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises: judged by the one table
-            self._well()
+            self._well(what)
             kind = GivenUp if verdict_on(error) == "give up" else Gone
             raise kind(f"{what}: {shown(error)}") from None
         raise AssertionError("attempts have no end")
 
     def _unwell(self, what: str, error: Exception) -> None:
         log.warning("provider_retried", what=what, problem=shown(error), kind=type(error).__name__)
-        if self._ill_since is None:
-            self._ill_since = time.monotonic()
-            self._told(f"{what} failed at {self.endpoint.shown}, and is tried again: {shown(error)}")
+        if what not in self._failing_since:
+            self._failing_since[what] = time.monotonic()
+            text = f"{what} failed at {self.endpoint.shown}, and is tried again: {shown(error)}"
+            self._told("provider_ill", text)
 
-    def _well(self) -> None:
-        if self._ill_since is not None:
-            log.info("provider_well", after_s=round(time.monotonic() - self._ill_since, 1))
-            self._ill_since = None
+    def _well(self, what: str) -> None:
+        since = self._failing_since.pop(what, None)
+        if since is not None:
+            log.info("provider_well", what=what, after_s=round(time.monotonic() - since, 1))
+
+    def refuse(self, error: GivenUp) -> None:
+        """A sandbox that runs was refused something: told once, until something is granted again."""
+        log.warning("provider_refused", problem=str(error))
+        if not self._refused:
+            self._refused = True
+            text = f"{error}; what runs goes on until its lifetime ends. See that the key is valid at "
+            self._told("provider_refused", f"{text}{self.endpoint.shown}, and start `signalmesh up` again with it")
+
+    @property
+    def status(self) -> str:
+        """What heartbeats say of it: live, retrying, refused."""
+        return "refused" if self._refused else "retrying" if self._failing_since else "live"
 
     async def create(self, settings: E2bSettings, metadata: Mapping[str, str], key: str) -> AsyncSandbox:
         """A new sandbox; the same `key` (lowercase letters, digits, hyphens) makes no second one."""

@@ -105,9 +105,19 @@ class MirrorStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderStatus:
+    """The provider of sandboxes elsewhere, where it was heard. `status`: live; retrying: what it asks for fails, and
+    is asked again; refused: running sandboxes cannot be renewed; waiting: the bus is away.
+    """
+
+    pid: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """`status --json`. `watchdog_term` is None when nobody was heard that leads; `watchdogs` are the leader and those
-    that stand by.
+    that stand by. `provider` is None when none was heard.
     """
 
     swarm: str
@@ -120,6 +130,7 @@ class Status:
     agents: list[AgentStatus] = field(default_factory=list)
     decisions: DecisionCount
     mirror: MirrorStatus | None = None
+    provider: ProviderStatus | None = None
 
 
 class Listener:
@@ -131,6 +142,7 @@ class Listener:
         self.hosts: dict[str, tuple[float, Heartbeat]] = {}
         self.watchdog: tuple[float, Heartbeat] | None = None
         self.mirror: Heartbeat | None = None
+        self.provider: Heartbeat | None = None
         self.standbys: dict[str, tuple[float, Heartbeat]] = {}
         self.heard = asyncio.Event()
         """Set at every heartbeat."""
@@ -159,6 +171,8 @@ class Listener:
             self.hosts[beat.agent] = entry
         elif beat.role == "mirror":
             self.mirror = beat
+        elif beat.role == "provider":
+            self.provider = beat
         elif beat.role == "agent":
             known = self.agents.get(beat.agent)
             if known is None or beat.epoch >= known[1].epoch:
@@ -289,6 +303,9 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
             of_others=sum(decisions.values()) - sum(counts.values()),
         ),
         mirror=None if listener.mirror is None else _mirror_status(listener.mirror),
+        provider=None
+        if listener.provider is None
+        else ProviderStatus(pid=listener.provider.pid, status=listener.provider.status),
     )
 
 

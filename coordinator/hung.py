@@ -1,7 +1,7 @@
-"""Watchdogs that run but say nothing: nobody but `up`, whose children they are, can end them.
+"""A watchdog or provider that runs but says nothing: nobody but `up`, whose children they are, can end it.
 
-A stopped or hung process has no exit that could be noticed, and who watches over everybody is watched by nobody else.
-To end one too many does no harm: its successor adopts what runs.
+A stopped or hung process has no exit that could be noticed, and who watches over everybody, or keeps the sandboxes
+elsewhere alive, is watched by nobody else. To end one too many does no harm: its successor adopts what runs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from bus.errors import MessageError
 from bus.messages import Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.process import MACHINE
-from bus.subjects import STANDBY, WATCHDOG
+from bus.subjects import PROVIDER, STANDBY, WATCHDOG
 
 SILENT_S = 10.0
 """Far longer than it takes to start, or to be starved for a moment."""
 LOOK_S = 0.5
+WATCHED_KINDS = ("watchdog", "provider")
+"""Kinds of children that are to be heard."""
 
 
 class Watched(Protocol):
@@ -36,8 +38,8 @@ class Watched(Protocol):
 Child = TypeVar("Child", bound=Watched)
 
 
-async def find_hung(bus: NatsBus, watchdogs: Sequence[Child], on_hung: Callable[[Child, float], None]) -> None:
-    """Call `on_hung` with each of `watchdogs` that was not heard for SILENT_S, and for how many seconds; for ever."""
+async def find_hung(bus: NatsBus, children: Sequence[Child], on_hung: Callable[[Child, float], None]) -> None:
+    """Call `on_hung` with each of `children` that was not heard for SILENT_S, and for how many seconds; for ever."""
     heard_at: dict[int, float] = {}
 
     async def on_beat(heard: Heard) -> None:
@@ -46,7 +48,7 @@ async def find_hung(bus: NatsBus, watchdogs: Sequence[Child], on_hung: Callable[
             if isinstance(beat, Heartbeat) and beat.machine == MACHINE:
                 heard_at[beat.pid] = time.monotonic()
 
-    for name in (WATCHDOG, STANDBY):
+    for name in (WATCHDOG, STANDBY, PROVIDER):
         await bus.listen(bus.subjects.heartbeat(name), on_beat)
     since = looked_at = time.monotonic()
     while True:
@@ -55,7 +57,7 @@ async def find_hung(bus: NatsBus, watchdogs: Sequence[Child], on_hung: Callable[
         if not bus.live or now - looked_at > 2 * LOOK_S:
             since = now  # we could not hear them
         looked_at = now
-        for child in watchdogs:
+        for child in children:
             if child.pid is None:
                 continue
             silent_s = now - max(since, child.started_at, heard_at.get(child.pid, 0.0))

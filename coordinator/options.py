@@ -42,7 +42,7 @@ AgentCount = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Level = Literal["debug", "info", "warning", "error"]
 LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]
-BeatingRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "agent"]
+BeatingRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "provider", "agent"]
 STATE_DIR = Path(".signalmesh")
 T = TypeVar("T")
 

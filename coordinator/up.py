@@ -37,7 +37,7 @@ from bus.streams import ensure_streams
 from bus.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.tasks import end_tasks
 from coordinator.e2b_up import plan_provider
-from coordinator.hung import find_hung
+from coordinator.hung import WATCHED_KINDS, find_hung
 from coordinator.metrics_wanted import metrics_arguments
 from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
@@ -231,8 +231,8 @@ class Up:
             await role.start()
             self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
-        watchdogs = [role for role in self.roles if role.kind == "watchdog"]
-        self._tasks.append(asyncio.create_task(find_hung(self.bus, watchdogs, self._on_hung), name="hung"))
+        watched = [role for role in self.roles if role.kind in WATCHED_KINDS]
+        self._tasks.append(asyncio.create_task(find_hung(self.bus, watched, self._on_hung), name="hung"))
         self._record()
         for role in self.roles:
             role.on_start = self._record
@@ -329,7 +329,7 @@ class Up:
     def _on_hung(self, role: Role, silent_s: float) -> None:
         self._reports.alert(
             "warning",
-            "watchdog_hung",
+            f"{role.kind}_hung",
             f"{role.kind} {role.name} (pid {role.pid}) runs, but was not heard for {silent_s:.0f} s: it is ended",
             pid=role.pid,
         )

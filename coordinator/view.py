@@ -169,6 +169,15 @@ def watchdogs_text(status: Status) -> str:
     return f"{', '.join(leading) or 'no watchdog leads'}, {' and '.join(waiting) or 'none'} stands by"
 
 
+def provider_lines(status: Status) -> list[str]:
+    """Of the provider, where there is one or should be: a sandbox that it made is heard."""
+    if (heard := status.provider) is not None:
+        return [f"provider {heard.pid} of sandboxes elsewhere: {heard.status}"]
+    if any(sandbox.provider == "e2b" for sandbox in status.sandboxes):
+        return ["no provider heard: nobody renews the lifetimes of the sandboxes elsewhere"]
+    return []
+
+
 def print_status(status: Status) -> None:
     """What `status` has gathered, as wide as there is room for."""
     out = console()
@@ -187,6 +196,7 @@ def print_status(status: Status) -> None:
         f"{agents}; processes: {status.processes}; {watchdog}",
         f"decisions in the stream: {status.decisions.count}{last}{others}",
         mirror,
+        *provider_lines(status),
         "",
     ):
         out.print(harmless(line), soft_wrap=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from e2b import AsyncSandbox
 
+from tests.e2b.conforming import REAL_KEY, Service
 from tests.e2b.standin.launch import StandIn, standin
 
 SETTINGS = ("E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DOMAIN", "E2B_DEBUG", "E2B_HTTP_VERSION")
@@ -30,3 +33,23 @@ def e2b_standin(running_standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setenv(name, value)
     yield running_standin
     running_standin.tidy()
+
+
+@pytest.fixture(params=["standin", pytest.param("real", marks=pytest.mark.e2b)])
+async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    standin = None
+    if request.param == "standin":
+        standin = request.getfixturevalue("e2b_standin")
+    elif not REAL_KEY:
+        pytest.skip("E2B_API_KEY is not set")
+    made = Service(f"conformance {secrets.token_hex(4)} &=%", standin)
+    try:
+        yield made
+    finally:
+        for name in await made.all():
+            await AsyncSandbox.kill(name)
+
+
+@pytest.fixture
+async def sandbox(service: Service) -> AsyncSandbox:
+    return await service.create(envs={"COLOUR": "green", "SIZE": "1"})

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,78 @@ FAR_AGENTS = ("strategy-mean-reversion", "coordinator")
 
 def far_toml(speed: float = 20, **settings: Any) -> str:
     """A swarm.toml; `settings` are of the sandbox, as TOML."""
-    settings = {"python": json.dumps(sys.executable), "env": f"{{ PYTHONPATH = {json.dumps(str(ROOT))} }}"} | settings
-    lines = "\n".join(f"{key} = {value}" for key, value in settings.items())
     return f"""
 [sandboxes.base]
 [sandboxes.nodejs]
-[sandboxes.python]
-provider = "e2b"
-{lines}
+{far_sandbox(**settings)}
 {agents_toml(speed=speed)}
 """
+
+
+def far_sandbox(**settings: Any) -> str:
+    """The table of the sandbox `python`."""
+    settings = {"python": json.dumps(sys.executable), "env": env_toml()} | settings
+    lines = "\n".join(f"{key} = {value}" for key, value in settings.items())
+    return f'[sandboxes.python]\nprovider = "e2b"\n{lines}'
+
+
+def env_toml(**variables: str) -> str:
+    """The variables of its processes, our program's whereabouts among them."""
+    all_of_them = {"PYTHONPATH": str(ROOT), **variables}
+    return "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in all_of_them.items()) + " }"
+
+
+async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
+    """Its first true value. For what tells nobody when it happens."""
+    async with asyncio.timeout(GUARD_S):
+        while not (value := await condition()):
+            await asyncio.sleep(0.1)
+    return value
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A swarm whose two far agents run in its one sandbox, and what was so then."""
+
+    swarm: FarSwarm
+    ear: Ear
+    host: str
+    sandbox_id: str
+    beats: dict[str, dict[str, Any]]
+    """Of the two agents."""
+    pid: int
+    """Of the host in the sandbox."""
+    made: int
+    """Sandboxes that were made so far."""
+
+    @property
+    def epochs(self) -> dict[str, int]:
+        return {name: beat["epoch"] for name, beat in self.beats.items()}
+
+    @property
+    def launcher(self) -> int:
+        """The provider's present pid."""
+        return self.swarm.pid_of("provider")
+
+    async def untouched(self) -> None:
+        """The same processes beat on in the same epochs, and no sandbox was made or ended."""
+        ear = self.ear
+        await ear.more_beats(3, self.host, *FAR_AGENTS)
+        assert ear.beats[self.host]["pid"] == self.pid
+        assert {name: (ear.beats[name]["epoch"], ear.beats[name]["pid"]) for name in FAR_AGENTS} == {
+            name: (beat["epoch"], beat["pid"]) for name, beat in self.beats.items()
+        }
+        assert self.swarm.created() == self.made
+        assert list(await self.swarm.standin.sandboxes()) == [self.sandbox_id]
+
+    async def elsewhere(self) -> None:
+        """The agents are live in newer epochs, in sandboxes of this machine."""
+        after = await self.ear.back(self.epochs)
+        assert all(beat["sandbox"] in ("base", "nodejs") for beat in after.values())
+
+    def alerts(self, code: str) -> list[dict[str, Any]]:
+        """Those heard so far."""
+        return [alert for alert in self.ear.alerts if alert["code"] == code]
 
 
 class FarSwarm(Swarm):
@@ -42,10 +106,19 @@ class FarSwarm(Swarm):
         self.standin = standin
         self.port = str(free_ports(1)[0])
 
-    async def far_up(self, public: str = "") -> Ear:
-        """Start it; `public` is the address that sandboxes are given."""
+    async def far_up(self, public: str = "", *arguments: str) -> Ear:
+        """Start it; `public` is the address that sandboxes are given, `arguments` are further ones of `up`."""
         self.environment["SIGNALMESH_PUBLIC_NATS"] = public or f"nats://127.0.0.1:{self.port}"
-        return await self.up(port=self.port)
+        return await self.up(*arguments, port=self.port)
+
+    async def settled(self, public: str = "", *arguments: str) -> Settled:
+        """Start it, and wait until its far agents run in the sandbox."""
+        ear = await self.far_up(public, *arguments)
+        host = await self.far_host(ear)
+        beats = await self.agents_in(ear, host)
+        sandbox_id = host.removeprefix("python-")
+        assert list(await self.standin.sandboxes()) == [sandbox_id]
+        return Settled(self, ear, host, sandbox_id, beats, ear.beats[host]["pid"], self.created())
 
     async def far_host(self, ear: Ear, other_than: str = "") -> str:
         """The name of the host in the sandbox, when it is heard; `other_than` that one."""
@@ -90,6 +163,13 @@ class FarSwarm(Swarm):
             line["method"] == "POST" and line["status"] == 201 and not line["path"].endswith("/connect")
             for line in requests
         )
+
+    async def down(self) -> None:
+        """`down`, after which no sandbox is there."""
+        down = await self.verb("down")
+        assert down.code == 0, down.err
+        await self.wait()
+        assert await self.standin.sandboxes() == {}
 
     async def assert_exact(self) -> None:
         """Nothing is lost, doubled or out of order, says `audit`."""

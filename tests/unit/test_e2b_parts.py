@@ -84,7 +84,7 @@ async def test_what_is_no_use_to_repeat_is_asked_once(error, raised):
         raise error
 
     with pytest.raises(raised, match=r"^looking: x$"):
-        await Service("key", lambda _: None).ask("looking", call)
+        await Service("key", lambda *_: None).ask("looking", call)
     assert asked == 1
 
 
@@ -92,7 +92,7 @@ async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failur
     monkeypatch.setattr("coordinator.e2b_service.FIRST_WAIT_S", 0.001)
     monkeypatch.setattr("coordinator.e2b_service.LONGEST_WAIT_S", 0.001)
     monkeypatch.setattr("coordinator.e2b_service.JITTER_S", 0.0)
-    told: list[str] = []
+    told: list[tuple[str, str]] = []
     asked = 0
     refused = asyncio.Event()
 
@@ -101,7 +101,7 @@ async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failur
         asked += 1
         raise httpx.ConnectError("nobody there")
 
-    service = Service("key", told.append)
+    service = Service("key", lambda code, text: told.append((code, text)))
     unwell = service._unwell
 
     def watch(what, error):
@@ -117,7 +117,10 @@ async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failur
         await asking
     assert asked == 6
     assert len(told) == 1
-    assert "looking failed at E2B at https://api.e2b.app, and is tried again: nobody there" in told[0]
+    assert told[0] == (
+        "provider_ill",
+        "looking failed at E2B at https://api.e2b.app, and is tried again: nobody there",
+    )
 
 
 def test_the_price_is_that_of_the_configured_size():

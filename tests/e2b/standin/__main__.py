@@ -8,7 +8,7 @@ it where E2B_API_URL and E2B_SANDBOX_URL say so; tests start it by `tests.e2b.st
 Real are the processes (`/bin/bash -l -c CMD`), signals, files, exit codes, figures and the HTTP. Not there are
 isolation of any kind, rules of the network, other users, templates (a name is all there is to one), pauses that survive
 the stand-in, and watching of directories. What it does where the SDK does not say was read in the source of envd and of
-the API; none of it was compared with the service, which is why `tests/e2b/test_conformance.py` runs against both.
+the API; none of it was compared with the service, which is why `tests/e2b/test_conformance_*.py` run against both.
 
 The port for tests, all of JSON: `POST /_faults` adds one (see `faults.py`), `GET` lists, `DELETE` clears them;
 `POST /_ports {"api": bool, "envd": bool}` closes or opens; `POST /_limits` sets `concurrent`, `creates_per_s` and

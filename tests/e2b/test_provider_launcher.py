@@ -1,0 +1,140 @@
+"""The launcher of sandboxes at E2B dies, hangs or aborts, and what it has made lives on until it is ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, run_verb
+from tests.e2b.far import FarSwarm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT], ids=["killed", "aborted"])
+async def test_a_launcher_that_dies_finds_its_sandbox_again_and_makes_no_second_one(tmp_path, e2b_standin, number):
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.settled()
+        swarm.send(there.launcher, number)
+        [attached] = await swarm.until_logged("host_attached")
+        assert attached["pid"] == there.pid
+        [died] = await there.ear.alerted("provider_died")
+        assert f"ended with signal {number.value}" in died["message"]
+        await there.untouched()
+        await swarm.down()
+
+
+@pytest.mark.slow
+async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_path, e2b_standin):
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.settled()
+        hung = there.launcher
+        status = await swarm.verb("status", "--json")
+        assert status.json["provider"] == {"pid": hung, "status": "live"}
+        assert (await swarm.verb("health", "provider")).code == 0
+        swarm.send(hung, signal.SIGSTOP)
+        assert "no provider heard: nobody renews the lifetimes" in (await swarm.verb("status")).out
+        [alert] = await there.ear.alerted("provider_hung")
+        assert f"(pid {hung}) runs, but was not heard for" in alert["message"]
+        [attached] = await swarm.until_logged("host_attached")
+        assert attached["pid"] == there.pid
+        [adopted] = swarm.logged("sandbox_adopted")
+        assert adopted["sandbox_id"] == there.sandbox_id
+        assert swarm.logged("leftover_ended") == []
+        await there.untouched()
+        assert there.launcher != hung
+        status = await swarm.verb("status", "--json")
+        assert status.json["provider"] == {"pid": there.launcher, "status": "live"}
+        assert [alert["code"] for alert in there.ear.alerts] == ["provider_hung", "provider_died"]
+        assert not [event for event in there.ear.lifecycle if event["event"] in ("exited", "declared_dead")]
+        await swarm.assert_exact()
+        await swarm.down()
+
+
+@pytest.mark.slow
+async def test_the_next_run_takes_over_what_a_killed_one_has_left(tmp_path, e2b_standin):
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.settled()
+        await swarm.end(signal.SIGKILL)
+        assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
+        doctor = await run_verb(tmp_path, "doctor", environment=e2b_standin.environment)
+        assert "has these of an earlier run, which cost until their lifetime ends" in doctor.out
+        assert f"{there.sandbox_id} (python, running)" in doctor.out
+        assert f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}" in doctor.out
+        again = await swarm.settled()
+        assert again.host == there.host
+        [adopted] = await swarm.until_logged("sandbox_adopted")
+        assert adopted["sandbox_id"] == there.sandbox_id
+        await swarm.until_logged("host_attached")
+        assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
+        await swarm.assert_exact()
+
+
+@pytest.mark.slow
+async def test_the_next_run_ends_what_does_not_fit_it(tmp_path, e2b_standin):
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.settled()
+        await swarm.end(signal.SIGKILL)
+        file = tmp_path / "swarm.toml"
+        file.write_text(file.read_text().replace('provider = "e2b"', 'provider = "e2b"\nmetadata = { team = "desk" }'))
+        ear = await swarm.far_up()
+        [ended] = await swarm.until_logged("leftover_ended")
+        assert ended["sandbox_id"] == there.sandbox_id
+        another = await swarm.far_host(ear, other_than=there.host)
+        await ear.live(*AGENTS)
+        assert [f"python-{name}" for name in await e2b_standin.sandboxes()] == [another]
+        await swarm.assert_exact()
+
+
+ABORTING = """
+import atexit, os, sys
+if "provider" in sys.orig_argv:
+    atexit.register(os.abort)  # as native parts of an SDK can, when an interpreter winds up in the ordinary way
+"""
+
+
+@pytest.mark.slow
+async def test_an_sdk_that_aborts_at_exit_spoils_no_exit_code(tmp_path, e2b_standin):
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(ABORTING)
+    paths = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ordinary = subprocess.run(
+        [sys.executable, "-m", "coordinator.main", "provider", "--help"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        check=False,
+    )
+    assert ordinary.returncode == -signal.SIGABRT, "the hook does nothing"
+    async with FarSwarm(tmp_path / "swarm", e2b_standin) as swarm:
+        swarm.environment["PYTHONPATH"] = paths
+        there = await swarm.settled()
+        assert "warning" not in swarm.errors, "the process that tries the key has failed"
+        doctor = await run_verb(
+            tmp_path / "swarm", "doctor", environment={**e2b_standin.environment, "PYTHONPATH": paths}
+        )
+        assert f"{there.sandbox_id} (python, running)" in doctor.out
+        await swarm.down()
+        log = (tmp_path / "swarm" / ".signalmesh" / "logs" / "provider.log").read_text()
+        assert "Aborted" not in log, "faulthandler would say so"
+        assert not there.alerts("provider_died")
+
+
+@pytest.mark.slow
+async def test_down_ends_in_spite_of_sandboxes_that_it_cannot_reach_and_names_them(tmp_path, e2b_standin):
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.settled()
+        await e2b_standin.ports(api=False, envd=False)
+        down = await swarm.verb("down")
+        assert down.code == 0, down.err
+        await swarm.wait()
+        assert there.sandbox_id in down.out, down.out
+        assert "may still run at another endpoint than E2B's" in down.out
+        record = json.loads((tmp_path / ".signalmesh" / "e2b.json").read_text())
+        assert [left["id"] for left in record["sandboxes"]] == [there.sandbox_id]
+        doctor = await run_verb(tmp_path, "doctor", environment=ENVIRONMENT)
+        assert there.sandbox_id in doctor.out

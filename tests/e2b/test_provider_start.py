@@ -1,0 +1,178 @@
+"""The provider of E2B before any agent runs in a sandbox: refusals, faults of the service, what cannot be made.
+
+In all of `test_provider_*.py` the SDK is the real one, as are `up`, the hosts, the agents and the bus. What the
+stand-in is not, its module says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.swarm import run_verb
+from tests.e2b.far import FAR_AGENTS, FarSwarm, far_toml, until
+from tests.support.cluster import free_ports
+
+PASSWORD = "keep" + "-this-to-yourself"
+CREATE = "/v2/sandboxes"
+
+
+# What is refused before anything starts
+
+
+async def refused(directory: Path, environment: dict[str, str], *arguments: str) -> str:
+    """What `up` says when it does not start; nothing is left of it."""
+    directory.mkdir(exist_ok=True)
+    (directory / "swarm.toml").write_text(far_toml())
+    done = await run_verb(directory, "up", "--port", "0", *arguments, environment=environment)
+    assert done.code == 2, done.out + done.err
+    assert not (directory / ".signalmesh").exists()
+    return done.err
+
+
+async def test_up_without_a_key_says_where_to_get_one(tmp_path, e2b_standin):
+    said = await refused(
+        tmp_path, {**e2b_standin.environment, "E2B_API_KEY": ""}, "--public-nats", "nats://127.0.0.1:1"
+    )
+    assert "E2B_API_KEY is not set" in said
+    assert "https://e2b.dev/dashboard?tab=keys" in said
+
+
+async def test_up_with_a_wrong_key_does_not_show_it(tmp_path, e2b_standin):
+    wrong = "e2b_" + "0" * 20
+    said = await refused(
+        tmp_path, {**e2b_standin.environment, "E2B_API_KEY": wrong}, "--public-nats", "nats://127.0.0.1:1"
+    )
+    assert "does not accept this key" in said
+    assert f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}" in said
+    assert wrong not in said
+
+
+async def test_up_needs_an_address_that_a_sandbox_can_reach(tmp_path, e2b_standin):
+    assert "--public-nats" in await refused(tmp_path, e2b_standin.environment)
+    at_e2b = {"E2B_API_KEY": "of no use", "E2B_API_URL": "", "E2B_SANDBOX_URL": "", "E2B_DOMAIN": ""}
+    said = await refused(tmp_path, at_e2b, "--public-nats", "nats://127.0.0.1:4222")
+    assert "a sandbox at E2B cannot reach nats://127.0.0.1:4222" in said
+
+
+async def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path, e2b_standin):
+    (tmp_path / "swarm.toml").write_text(far_toml(files='["mine.py"]'))
+    done = await run_verb(tmp_path, "up", "--public-nats", "nats://127.0.0.1:1", environment=e2b_standin.environment)
+    assert done.code == 2
+    assert "sandboxes.python.files[0]: expected a file or directory" in done.err
+
+
+# What a create asks for, and what becomes of it
+
+
+@pytest.mark.slow
+async def test_a_sandbox_is_asked_for_as_it_is_configured(tmp_path, e2b_standin):
+    settings = {
+        "template": '"base"',
+        "timeout_s": 120,
+        "allow": '["203.0.113.7/32"]',
+        "deny": '["0.0.0.0/0"]',
+        "metadata": '{ team = "desk" }',
+    }
+    async with FarSwarm(tmp_path, e2b_standin, far_toml(**settings)) as swarm:
+        there = await swarm.settled()
+        [made] = [line for line in e2b_standin.requests(CREATE) if line["status"] == 201][-1:]
+        asked = made["body"]
+        assert (asked["templateID"], asked["timeout"]) == ("base", 120)
+        assert asked["network"] == {
+            "allowOut": ["203.0.113.7/32"],
+            "denyOut": ["0.0.0.0/0"],
+            "allowPublicTraffic": False,
+        }
+        assert not asked.get("autoPause")
+        assert set(asked["envVars"]) == {"PYTHONPATH"}
+        metadata = asked["metadata"]
+        assert metadata.keys() == {"team", "pool", "sandbox", "swarm", "version", "settings"}
+        assert (metadata["team"], metadata["sandbox"], metadata["swarm"]) == ("desk", "python", "swarm")
+        await there.untouched()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 503, "times": 5, "retry_after": 0},
+        {"status": 500, "times": 3},
+        {"status": 429, "times": 5, "retry_after": 0},
+        {"drop": "after", "times": 1},
+    ],
+    ids=["busy", "broken", "too fast", "answer lost"],
+)
+async def test_a_service_that_is_ill_is_asked_again_and_makes_one_sandbox(tmp_path, e2b_standin, fault):
+    await e2b_standin.fail(CREATE, method="POST", **fault)
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.settled()
+        assert [one["used"] for one in await e2b_standin.faults()] == [fault["times"]]
+        [alert] = await there.ear.alerted("provider_ill")
+        assert alert["message"].startswith(
+            "creating a sandbox failed at another endpoint than E2B's, http://127.0.0.1:"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"template": '"no-such-template"'}, "template 'no-such-template' not found"),
+        ({"cpu": 4096}, "sandboxes.python.cpu is 4096, but template 'base' gives"),
+    ],
+    ids=["template", "size"],
+)
+async def test_what_no_repetition_mends_is_told_and_the_agents_run_elsewhere(tmp_path, e2b_standin, settings, said):
+    async with FarSwarm(tmp_path, e2b_standin, far_toml(**settings)) as swarm:
+        ear = await swarm.far_up()
+        [alert] = await ear.alerted("sandbox_given_up")
+        assert said in alert["message"]
+        beats = await ear.live(*FAR_AGENTS)
+        assert all(beat["sandbox"] in ("base", "nodejs") for beat in beats.values())
+        await ear.more_decisions(3)
+        assert await e2b_standin.sandboxes() == {}
+
+
+@pytest.mark.slow
+async def test_what_cannot_be_installed_is_told_with_the_end_of_what_it_said(tmp_path, e2b_standin):
+    async with FarSwarm(tmp_path, e2b_standin, far_toml(python='"/nowhere/python"')) as swarm:
+        made = swarm.created()
+        ear = await swarm.far_up()
+        alert = (await ear.alerted("sandbox_not_installed"))[0]
+        assert "making an environment: exit code 127" in alert["message"]
+        assert "/nowhere/python" in alert["message"]
+        [given_up] = await ear.alerted("sandbox_given_up")
+        assert "3 in a row were of no use" in given_up["message"]
+        beats = await ear.live(*FAR_AGENTS)
+        assert all(beat["sandbox"] in ("base", "nodejs") for beat in beats.values())
+        assert swarm.created() - made == 3
+        assert await e2b_standin.sandboxes() == {}
+
+
+@pytest.mark.slow
+async def test_a_bus_that_cannot_be_reached_from_there_is_told_with_its_address(tmp_path, e2b_standin):
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        [closed] = free_ports(1)
+        ear = await swarm.far_up(f"nats://far:{PASSWORD}@127.0.0.1:{closed}")
+        [alert] = await ear.alerted("sandbox_unheard")
+        assert f"can it reach nats://127.0.0.1:{closed} from there (--public-nats)?" in alert["message"]
+        assert PASSWORD not in alert["message"]
+        assert len(await e2b_standin.sandboxes()) == 1
+
+
+@pytest.mark.slow
+async def test_down_waits_for_the_sandbox_that_was_just_asked_for_and_ends_it(tmp_path, e2b_standin):
+    await e2b_standin.fail(CREATE, method="POST", delay_s=3)
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        made = swarm.created()
+        await swarm.far_up()
+
+        async def asked():
+            return [one["used"] for one in await e2b_standin.faults()] == [1]
+
+        await until(asked)
+        await swarm.down()
+        assert swarm.created() - made == 1
+        assert await e2b_standin.sandboxes() == {}
