@@ -120,7 +120,8 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     service = Service(key, told)
 
     def says() -> dict[str, Any]:
-        return {"status": service.status if bus.live else "waiting", "provider": "e2b"}
+        status = service.status if bus.live else "waiting"
+        return {"status": status, "provider": "e2b", "endpoint": service.endpoint.shown}
 
     keepers: list[Keeper] = []
 

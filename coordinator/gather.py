@@ -107,11 +107,13 @@ class MirrorStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderStatus:
     """The provider of sandboxes elsewhere, where it was heard. `status`: live; retrying: what it asks for fails, and
-    is asked again; refused: running sandboxes cannot be renewed; waiting: the bus is away.
+    is asked again; refused: running sandboxes cannot be renewed; waiting: the bus is away. `endpoint`: E2B, or else
+    that it is another one; None where it did not say.
     """
 
     pid: int
     status: str
+    endpoint: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,10 +305,12 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
             of_others=sum(decisions.values()) - sum(counts.values()),
         ),
         mirror=None if listener.mirror is None else _mirror_status(listener.mirror),
-        provider=None
-        if listener.provider is None
-        else ProviderStatus(pid=listener.provider.pid, status=listener.provider.status),
+        provider=None if listener.provider is None else _provider_status(listener.provider),
     )
+
+
+def _provider_status(beat: Heartbeat) -> ProviderStatus:
+    return ProviderStatus(pid=beat.pid, status=beat.status, endpoint=beat.endpoint)
 
 
 def _mirror_status(beat: Heartbeat) -> MirrorStatus:

@@ -172,7 +172,8 @@ def watchdogs_text(status: Status) -> str:
 def provider_lines(status: Status) -> list[str]:
     """Of the provider, where there is one or should be: a sandbox that it made is heard."""
     if (heard := status.provider) is not None:
-        return [f"provider {heard.pid} of sandboxes elsewhere: {heard.status}"]
+        at = heard.endpoint or "an endpoint that it does not name"
+        return [f"sandboxes elsewhere are made at {at}, by provider {heard.pid}: {heard.status}"]
     if any(sandbox.provider == "e2b" for sandbox in status.sandboxes):
         return ["no provider heard: nobody renews the lifetimes of the sandboxes elsewhere"]
     return []

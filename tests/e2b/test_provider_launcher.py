@@ -34,7 +34,9 @@ async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_pa
         there = await swarm.settled()
         hung = there.launcher
         status = await swarm.verb("status", "--json")
-        assert status.json["provider"] == {"pid": hung, "status": "live"}
+        at = f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}"
+        assert status.json["provider"] == {"pid": hung, "status": "live", "endpoint": at}
+        assert f"sandboxes elsewhere are made at {at}, by provider {hung}: live" in (await swarm.verb("status")).out
         assert (await swarm.verb("health", "provider")).code == 0
         swarm.send(hung, signal.SIGSTOP)
         assert "no provider heard: nobody renews the lifetimes" in (await swarm.verb("status")).out
@@ -48,7 +50,7 @@ async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_pa
         await there.untouched()
         assert there.launcher != hung
         status = await swarm.verb("status", "--json")
-        assert status.json["provider"] == {"pid": there.launcher, "status": "live"}
+        assert status.json["provider"] == {"pid": there.launcher, "status": "live", "endpoint": at}
         assert [alert["code"] for alert in there.ear.alerts] == ["provider_hung", "provider_died"]
         assert not [event for event in there.ear.lifecycle if event["event"] in ("exited", "declared_dead")]
         await swarm.assert_exact()

@@ -7,6 +7,7 @@ stand-in is not, its module says.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ async def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path, e2b_standi
 
 @pytest.mark.slow
 async def test_a_sandbox_is_asked_for_as_it_is_configured(tmp_path, e2b_standin):
-    settings = {
+    settings: dict[str, Any] = {
         "template": '"base"',
         "timeout_s": 120,
         "allow": '["203.0.113.7/32"]',
