@@ -32,7 +32,7 @@ from coordinator.stream_figures import Figures
 
 CONSUMER = "webhook"
 """The durable consumer that remembers which alerts have been posted."""
-ACK_WAIT_S = 30.0
+ACK_WAIT_S = 5.0
 """Who took an alert and says nothing for so long has died: the server gives it to the next one."""
 PULL_S = 5.0
 POST_S = 10.0

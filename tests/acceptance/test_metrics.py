@@ -170,7 +170,7 @@ async def test_alerts_reach_a_webhook_whose_poster_is_killed_and_its_url_is_nowh
                     await kill_observer(swarm, ear)
             async with asyncio.timeout(GUARD_S):
                 while "number 29" not in [body["message"] for body in there.taken.items]:
-                    await asyncio.sleep(0.05)
+                    await there.taken.reach(len(there.taken.items) + 1)
             taken = [body["message"] for body in there.taken.items if body["code"] == "test"]
             assert list(dict.fromkeys(taken)) == [f"number {number}" for number in range(10 * kills)]
             assert len(taken) <= 11 * kills, "repeated though nobody was killed just then"
