@@ -101,7 +101,7 @@ def _summary(found: Certificate) -> Iterator[str]:
     yield f"- {hosts} of {len(found.sandboxes)} sandboxes and {active} of {len(found.agents)} agents were active."
     yield f"- A paced round took {figure(flow.p50, 'ms')} from tick to decision (median of {flow.n})."
     yield (
-        f"- Unpaced, {figure(rate, 'decisions a second', 0)} were made"
+        f"- Unpaced, the coordinator made {figure(rate, 'decisions a second', 0)} from what had piled up"
         + (f" ({found.throughput.why})." if found.throughput.why else ".")
     )
     if found.fault is not None:
@@ -245,10 +245,11 @@ def _flow(found: Certificate) -> Iterator[str]:
     yield from _table(("of", "answered by", "with", "n", "p50, ms", "p99, ms", "max, ms"), rows)
     yield ""
     rate = found.throughput
+    why = rate.why or f"in {figure(rate.seconds, 's', 2)} from the first to the last decision"
     yield (
         f"Throughput of {rate.rounds} rounds without a pause: {figure(rate.decisions_per_s, 'decisions a second')}, "
-        f"{figure(rate.messages_per_s, 'messages a second', 0)}"
-        + (f" ({rate.why})." if rate.why else f", in {figure(rate.seconds, 's', 2)}.")
+        f"{figure(rate.messages_per_s, 'messages a second', 0)} ({why}). From the first tick to the last decision, the "
+        f"start of the agents included: {figure(rate.whole_s, 's', 2)}."
     )
 
 

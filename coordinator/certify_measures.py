@@ -116,11 +116,14 @@ class Recording:
                 why="the server's clock has not moved between the first and the last of them",
             )  # fmt: skip
         between = sum(first < at <= last for at in self.messages)
+        ticks = [at for (_, number), at in self.ticks.items() if number <= rounds]
+        begun_ns = min((self.messages[at].stored_ns for at in ticks), default=None)
         return Throughput(
             rounds=len(found),
             seconds=seconds,
             decisions_per_s=(len(found) - 1) / seconds,
             messages_per_s=between / seconds,
+            whole_s=None if begun_ns is None else (self.messages[last].stored_ns - begun_ns) * 1e-9,
         )
 
 

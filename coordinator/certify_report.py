@@ -141,12 +141,18 @@ class Flow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """The unpaced rounds at the beginning, by the server's clock; all messages of the stream in that time."""
+    """The unpaced rounds at the beginning, by the server's clock; all messages of the stream in that time.
+
+    `seconds` and the rates go from the first decision to the last: by then ticks and votes may have piled up while the
+    coordinator started, so that they tell what it decides at most. `whole_s` goes from the first tick to the last
+    decision: the start of the agents is in it.
+    """
 
     rounds: int
     seconds: float | None
     decisions_per_s: float | None
     messages_per_s: float | None
+    whole_s: float | None = None
     why: str = ""
 
 
