@@ -184,7 +184,7 @@ async def _introduce(runtime: Runtime, bus: NatsBus) -> None:
 
     async def status(_: Heard) -> bytes:
         tracing = runtime.tracing
-        spans = {} if tracing is None else {"spans_exported": tracing.exported, "spans_dropped": tracing.dropped}
+        spans = {} if tracing is None else tracing.spans
         return orjson.dumps(
             {
                 "agent": runtime.name,

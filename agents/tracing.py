@@ -79,13 +79,9 @@ class AgentTracing:
         self._inherited = False
 
     @property
-    def dropped(self) -> int:
-        """Spans of this process that were given up."""
-        return self._tracer.queue.dropped
-
-    @property
-    def exported(self) -> int:
-        return self._tracer.queue.exported
+    def spans(self) -> dict[str, int]:
+        """How many were exported by this process so far, and how many given up."""
+        return {"spans_exported": self._tracer.queue.exported, "spans_dropped": self._tracer.queue.dropped}
 
     # -- inputs
 
