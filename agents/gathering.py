@@ -17,10 +17,10 @@ Key = tuple[str, int | str]
 
 @dataclass(slots=True)
 class Open:
-    """A sampled round: the tick's `traceparent`, source and stream sequence; `votes` are the spans of its votes."""
+    """A sampled round: the tick's context, source and stream sequence; `votes` are the spans of its votes."""
 
     key: Key
-    header: str
+    context: Context
     source: str
     sequence: int
     votes: dict[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Rounds:
                 self._by_time = self._by_time or number is None
                 key: Key = (message.symbol, message.timestamp.isoformat() if number is None else number)
                 if context is not None:
-                    self._add(Open(key, header, message.source, sequence), context)
+                    self._add(Open(key, context, message.source, sequence))
                 else:
                     self._unsampled[key] = header
                     if len(self._unsampled) > MAX_ROUNDS:
@@ -66,15 +66,15 @@ class Rounds:
             return message.round
         return None
 
-    def _add(self, opened: Open, context: Context) -> None:
+    def _add(self, opened: Open) -> None:
         while len(self._open) >= MAX_ROUNDS and opened.key not in self._open:
             for old in self._open.pop(next(iter(self._open))):
                 self._forget(old)
         self._open.setdefault(opened.key, []).append(opened)
-        self._by_trace[context.trace_id] = opened
+        self._by_trace[opened.context.trace_id] = opened
 
     def _forget(self, opened: Open) -> None:
-        self._by_trace.pop(opened.header[3:35], None)
+        self._by_trace.pop(opened.context.trace_id, None)
 
     def find(self, message: Event | Alert, *, ends: bool) -> Open | str | None:
         """The round that an output is of, if it is open: the header alone where it is not sampled; `ends` it if asked.
@@ -105,7 +105,9 @@ class Rounds:
 
     def save(self) -> list[list[Any]]:
         """The sampled rounds."""
-        return [[*each.key, each.header, each.source, each.sequence, each.votes] for each in self._by_trace.values()]
+        return [
+            [*each.key, each.context.header, each.source, each.sequence, each.votes] for each in self._by_trace.values()
+        ]
 
     def load(self, saved: list[list[Any]]) -> None:
         """Begin anew with these."""
@@ -113,6 +115,6 @@ class Rounds:
         self._by_trace.clear()
         self._unsampled.clear()
         for symbol, number, header, source, sequence, votes in saved:
-            if (context := read_sampled(header)) is not None:
+            if (context := read_sampled(header)[0]) is not None:
                 self._by_time = self._by_time or isinstance(number, str)
-                self._add(Open((symbol, number), header, source, sequence, dict(votes)), context)
+                self._add(Open((symbol, number), context, source, sequence, dict(votes)))

@@ -30,7 +30,7 @@ from bus.errors import MessageError
 from bus.logs import TRACE_ID
 from bus.messages import Alert, Decision, Event, decode
 from bus.subjects import Subjects
-from bus.tracing import Context, Span, Tracer, Value, derived_id, looks_unsampled, read_context, read_sampled
+from bus.tracing import Context, Span, Tracer, Value, derived_id, read_context, read_sampled
 
 MAX_OWED = 64
 """Spans not yet exported that a snapshot lists at most; beyond, the oldest are left to luck."""
@@ -92,8 +92,8 @@ class AgentTracing:
         if rounds is not None and (header := rounds.unsampled(message)) is not None:
             at.header, at.number = header, message.round  # type: ignore[union-attr]
             return
-        at.header = header = stored.headers.get(h.TRACEPARENT, "")
-        at.context = context = read_sampled(header)
+        context, header = read_sampled(stored.headers.get(h.TRACEPARENT, ""))
+        at.header, at.context = header, context
         if context is not None:
             at.began_ns = time.time_ns()
             TRACE_ID.set(context.trace_id)
@@ -130,21 +130,20 @@ class AgentTracing:
 
     # -- outputs
 
-    def sign(self, output: Prepared, number: int, cause: int | None) -> str | None:
-        """The `traceparent` of a new output, about to be published; None: it belongs to no trace."""
+    def sign(self, output: Prepared, number: int, cause: int | None) -> str:
+        """The `traceparent` of a new output, about to be published; empty: it belongs to no trace."""
         if cause is None:
-            context = self._tracer.new_trace(self._message_id(number))
-            if not context.sampled:
-                return context.header
+            context, header = self._tracer.new_trace(self._name, number)
+            if context is None:
+                return header
             span = self._span(context, "", output.subject, output.data, output.message, number)
             if self._first_of_source:
                 self._link_recovery(span)
             self._first_of_source = False
         else:
-            opened, header = self._belongs(output.message)
-            trace = read_sampled(header)
+            opened, trace, header = self._belongs(output.message)
             if trace is None:
-                return header if looks_unsampled(header) else None
+                return header
             context = self._child(trace, self._message_id(number))
             span = self._answer(context, trace, opened, output.subject, output.data, output.message, number)
             span.attributes["mesh.cause"] = cause
@@ -166,7 +165,7 @@ class AgentTracing:
         To be called in its place of the replay.
         """
         number = int(stored.headers[h.OUTPUT])
-        context = read_sampled(stored.headers.get(h.TRACEPARENT, "")) if number > self._told else None
+        context = read_sampled(stored.headers.get(h.TRACEPARENT, ""))[0] if number > self._told else None
         if context is None and self._rounds is None:
             return
         try:
@@ -174,14 +173,13 @@ class AgentTracing:
             message: Any = decode(address, stored.subject, stored.data)
         except MessageError:
             return
-        opened, header = self._belongs(message)
+        opened, trace, _ = self._belongs(message)
         if context is None:
             return
         cause = stored.headers.get(h.CAUSE)
         if cause is None:
             span = self._span(context, "", stored.subject, stored.data, message, number)
         else:
-            trace = read_sampled(header)
             if trace is None or trace.trace_id != context.trace_id:
                 return
             span = self._answer(context, trace, opened, stored.subject, stored.data, message, number)
@@ -206,21 +204,22 @@ class AgentTracing:
         self._owed.append((number, span))
         self._tracer.emit(span)
 
-    def _belongs(self, message: Event | Alert) -> tuple[Open | None, str]:
-        """The open round that an output is of, where that is sampled, and the header that the output answers.
+    def _belongs(self, message: Event | Alert) -> tuple[Open | None, Context | None, str]:
+        """What an output answers, its round or else its input: the open round and the context where these are sampled.
 
-        That is its round's, or else its input's. A decision ends its round.
+        Of what is not sampled there is only the header to pass on. A decision ends its round.
         """
         at = self._input
-        if self._rounds is None:
-            return None, at.header
-        found = self._rounds.find(message, ends=type(message) is Decision)
-        if found is not None:
-            return (None, found) if isinstance(found, str) else (found, found.header)
-        number = getattr(message, "round", None)
-        if number is not None and number != at.number:
-            return None, ""  # of a round that we do not know: the input is another one's
-        return None, at.header
+        if self._rounds is not None:
+            found = self._rounds.find(message, ends=type(message) is Decision)
+            if isinstance(found, str):
+                return None, None, found
+            if found is not None:
+                return found, found.context, ""
+            number = getattr(message, "round", None)
+            if number is not None and number != at.number:
+                return None, None, ""  # of a round that we do not know: the input is another one's
+        return None, at.context, at.header
 
     def _answer(
         self,

@@ -77,13 +77,14 @@ class LazyHeaders(Mapping[str, str]):
         return self._all()[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        if self._parsed is None and name not in (STATUS, DESCRIPTION):
-            wanted = name.encode()
-            before, found, rest = self._block.partition(wanted)
-            if not found:
+        if self._parsed is None:
+            wanted = b"\r\n%b: " % name.encode()
+            at = self._block.rfind(wanted)  # the last one is the one that counts
+            if at >= 0 and name not in (STATUS, DESCRIPTION):
+                value = self._block[at + len(wanted) :].partition(b"\r\n")[0]
+                return value.decode("utf-8", "replace").strip(ASCII_BLANKS)
+            if wanted[2:-2] not in self._block and name not in (STATUS, DESCRIPTION):
                 return default
-            if rest.startswith(b": ") and before.endswith(b"\r\n") and wanted not in rest:  # not once more in some form
-                return rest[2:].partition(b"\r\n")[0].decode("utf-8", "replace").strip(ASCII_BLANKS)
         return self._all().get(name, default)
 
     def __iter__(self) -> Iterator[str]:

@@ -37,6 +37,7 @@ Sampler = Callable[[int], bool]
 
 _LENGTH = 55
 """Of a `traceparent` of version 00."""
+_SPAN_BITS = 2**64 - 1
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 log = structlog.get_logger("signalmesh.tracing")
@@ -63,17 +64,17 @@ def read_context(header: str | None) -> Context | None:
     return Context(found[2], found[3], bool(int(found[4], 16) & 1))
 
 
-def looks_unsampled(header: str) -> bool:
-    """Whether `header` is, at a glance, of a trace that is not sampled: at full speed nearly all are."""
-    return len(header) == _LENGTH and header.endswith("-00")
+def read_sampled(header: str) -> tuple[Context | None, str]:
+    """The context of a sampled trace, and the header as far as it may be passed on: empty where it is none.
 
-
-def read_sampled(header: str) -> Context | None:
-    """The context of a sampled trace; None for all else."""
-    if not header or looks_unsampled(header):
-        return None
+    Of a header that says "not sampled", as nearly all do at full speed, nothing else is looked at.
+    """
+    if not header or (len(header) == _LENGTH and header.endswith("-00")):
+        return None, header
     context = read_context(header)
-    return context if context is not None and context.sampled else None
+    if context is None:
+        return None, ""
+    return (context if context.sampled else None), header
 
 
 def derived_id(trace_id: str, what: str) -> str:
@@ -219,13 +220,15 @@ class Tracer:
         self._random = random.Random()  # noqa: S311 - ids; of this process, not of the one that it was forked from
         self.queue = SpanQueue(settings, resource)
 
-    def new_trace(self, what: str) -> Context:
-        """The context of a first message, whose id is `what`; sampled or not."""
-        trace_id = self._random.getrandbits(128) or 1
+    def new_trace(self, writer: str, number: int) -> tuple[Context | None, str]:
+        """The context of a first message, output `number` of `writer`, if it is sampled; and its header."""
+        bits = self._random.getrandbits(192)
+        trace_id = bits >> 64 or 1
+        if not self._sample(trace_id):
+            return None, f"00-{trace_id:032x}-{bits & _SPAN_BITS or 1:016x}-00"
         text = f"{trace_id:032x}"
-        if self._sample(trace_id):
-            return Context(text, derived_id(text, what), sampled=True)
-        return Context(text, f"{self._random.getrandbits(64) or 1:016x}", sampled=False)
+        context = Context(text, derived_id(text, f"{writer}:{number}"))
+        return context, context.header
 
     def new_event(self, what: str) -> Context | None:
         """The context of the trace of a rare event; None: it is not to be told."""

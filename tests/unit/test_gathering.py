@@ -35,7 +35,7 @@ def decision(number: int | None, source: str = "research-1") -> Decision:
 
 
 def take(rounds: Rounds, message: MarketData | Signal, traceparent: str) -> None:
-    rounds.take(message, traceparent, read_sampled(traceparent), 1)
+    rounds.take(message, traceparent, read_sampled(traceparent)[0], 1)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_sampled_and_an_unsampled_source_with_the_same_numbers(rounds, first):
     assert rounds.unsampled(vote(7)) is None, "it may be a vote on the sampled one: its own header says so"
     found = {source: rounds.find(decision(7, source), ends=True) for source in (first, "ab".replace(first, ""))}
     assert isinstance(found["a"], Open)
-    assert (found["a"].header, found["b"]) == (headers["a"], headers["b"])
+    assert (found["a"].context.header, found["b"]) == (headers["a"], headers["b"])
 
 
 def test_a_source_whose_name_is_written_otherwise_in_the_id(rounds):
@@ -82,7 +82,7 @@ def test_a_source_whose_name_is_written_otherwise_in_the_id(rounds):
 def test_a_tick_without_a_number_is_known_by_its_time(rounds, sampled):
     take(rounds, tick(None), header(1, sampled=sampled))
     found = rounds.find(decision(12), ends=True)
-    assert getattr(found, "header", found) == header(1, sampled=sampled)
+    assert (found.context.header if isinstance(found, Open) else found) == header(1, sampled=sampled)
 
 
 def test_what_is_remembered_is_bounded(rounds):
