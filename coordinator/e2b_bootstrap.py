@@ -30,8 +30,8 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_FOR_ANOTHER = (22, 3)
 """The first pip that installs into the environment of another interpreter (--python)."""
 STEP_S = 600.0
-TAIL = 600
-"""Characters of a failed command's output that are passed on."""
+PASSED_ON = 1000
+"""Characters of a failed command's output, from its beginning, where the error is named, and as many from its end."""
 VARIABLES = {
     "cert": "SSL_CERT_FILE",
     "client-cert": "SSL_CLIENT_CERT",
@@ -223,7 +223,9 @@ def run(command: list[str], environment: Mapping[str, str] = {}) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Failed(str(error)) from None
     if done.returncode != 0:
-        text = " ".join(f"{done.stdout} {done.stderr}".split())[-TAIL:]
+        text = " ".join(f"{done.stdout} {done.stderr}".split())
+        if len(text) > 2 * PASSED_ON:
+            text = f"{text[:PASSED_ON]} ... {text[-PASSED_ON:]}"
         raise Failed(f"exit code {done.returncode}: {text}")
     return done.stdout
 

@@ -92,8 +92,8 @@ def bootstrap(directory: Path, *arguments: str, **environment: str) -> subproces
 @pytest.mark.parametrize("forged", [None, "setuptools", "thing"])
 def test_pip_installs_it_where_uv_may_not_and_no_hash_is_passed_over(tmp_path, forged):
     """Without an index: nothing of this comes from elsewhere."""
-    links = tmp_path / "links"
-    links.mkdir()
+    links = tmp_path / ("long" * 50) / "links"  # whose name is in the error, twice: it is named all the same
+    links.mkdir(parents=True)
     lines = {name: wheel(links, name) for name in NAMES}
     lines["uv"] = lines["thing"].replace("thing", "uv")
     if forged:
