@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["for_uv", "main", "requirement"]
+__all__ = ["for_uv", "main", "requirement", "shown"]
 
 HASHED = ("--require-hashes", "--no-deps")
 """A lock file names everything."""
@@ -30,8 +30,8 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_FOR_ANOTHER = (22, 3)
 """The first pip that installs into the environment of another interpreter (--python)."""
 STEP_S = 600.0
-PASSED_ON = 1000
-"""Characters of a failed command's output, from its beginning, where the error is named, and as many from its end."""
+SHOWN = 600
+"""Characters from the beginning of a failed command's output, where the error is named, and as many from its end."""
 VARIABLES = {
     "cert": "SSL_CERT_FILE",
     "client-cert": "SSL_CLIENT_CERT",
@@ -223,11 +223,14 @@ def run(command: list[str], environment: Mapping[str, str] = {}) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Failed(str(error)) from None
     if done.returncode != 0:
-        text = " ".join(f"{done.stdout} {done.stderr}".split())
-        if len(text) > 2 * PASSED_ON:
-            text = f"{text[:PASSED_ON]} ... {text[-PASSED_ON:]}"
-        raise Failed(f"exit code {done.returncode}: {text}")
+        raise Failed(f"exit code {done.returncode}: {shown(done.stdout, done.stderr)}")
     return done.stdout
+
+
+def shown(stdout: str, stderr: str) -> str:
+    """What a failed command said, in one line: of much only both ends."""
+    text = " ".join(f"{stdout} {stderr}".split())
+    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from e2b.sandbox.filesystem.filesystem import WriteEntry
 
 from agents.probe import INSTALLATION, Installation
 from bus.errors import MeshError
+from coordinator.e2b_bootstrap import shown
 from coordinator.e2b_service import Service
 from coordinator.e2b_settings import E2bSettings
 from coordinator.own_code import LOCK, TOOLS_LOCK, digest, lock_file, wheel
@@ -30,14 +31,12 @@ VENV = f"{HOME}/venv"
 SCRIPT = Path(__file__).with_name("e2b_bootstrap.py")
 INSTALL_S = 900.0
 FIND_S = 60.0
-TAIL = 400
-"""Characters of a failed command's output that an error shows."""
 
 log = structlog.get_logger("signalmesh.provider")
 
 
 class InstallFailed(MeshError):
-    """A step failed by its own exit code; its message has the end of what it said."""
+    """A step failed by its own exit code; its message has what it said."""
 
 
 async def install(service: Service, sandbox: AsyncSandbox, settings: E2bSettings) -> str:
@@ -124,7 +123,7 @@ async def _run(service: Service, sandbox: AsyncSandbox, what: str, script: str, 
         try:
             return (await sandbox.commands.run(script, timeout=within_s)).stdout
         except CommandExitException as error:
-            said = " ".join(f"{error.stdout} {error.stderr}".split())[-TAIL:]
+            said = shown(error.stdout, error.stderr)
             raise InstallFailed(f"{what}: exit code {error.exit_code}: {said}") from None
 
     return await _asked(service, what, run)

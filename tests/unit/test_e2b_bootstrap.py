@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from coordinator import e2b_bootstrap, own_code
-from coordinator.e2b_bootstrap import for_uv, requirement
+from coordinator.e2b_bootstrap import for_uv, requirement, shown
 
 PLAIN = str(Path(sys.base_prefix) / "bin" / "python3")
 """An interpreter as a template has it: with nothing of ours."""
@@ -59,6 +59,15 @@ def test_the_tools_have_their_hashes():
         assert sum("==" in line for line in found.splitlines()) == 1
     with pytest.raises(ValueError, match="the lock file has no wheel"):
         requirement(locked, "wheel")
+
+
+def test_of_much_that_was_said_both_ends_are_shown():
+    assert shown("", "ERROR: first\n  and  last\n") == "ERROR: first and last"
+    text = shown("ERROR: first", "between " * 1000 + "last")
+    assert text.startswith("ERROR: first between")
+    assert " ... " in text
+    assert text.endswith("between last")
+    assert len(text) < 1300
 
 
 def wheel(directory: Path, name: str) -> str:
