@@ -55,9 +55,16 @@ class Keeper:
         self.places: list[Place] = []
         self.left: list[tuple[str, str]] = []
         """Sandboxes that could not be ended, and why."""
+        self.given_up = False
+        """Whether only a person can help."""
         self._not_replaced = ""
         self._creating: asyncio.Task[AsyncSandbox] | None = None
         """Asked for, and in no place yet."""
+
+    @property
+    def name(self) -> str:
+        """That of the sandbox in the configuration."""
+        return self._wanted.name
 
     @property
     def _marks(self) -> dict[str, str]:
@@ -79,6 +86,7 @@ class Keeper:
         try:
             await self._keep()
         except GivenUp as error:
+            self.given_up = True
             self._told(
                 "sandbox_given_up",
                 f"sandbox {self._wanted.name} cannot be had: {error}; its agents run elsewhere. Mend it, and start "

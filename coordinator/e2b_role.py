@@ -30,6 +30,7 @@ from coordinator.e2b_settings import PUBLIC_URL_VARIABLE, Endpoint, files_of, ta
 from coordinator.own_code import digest
 from coordinator.roles import on_signals
 from coordinator.settings import SandboxSpec, SwarmConfig
+from coordinator.supervision import GIVEN_UP
 
 if TYPE_CHECKING:
     from coordinator.e2b_keeper import Keeper
@@ -119,11 +120,12 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
 
     service = Service(key, told)
 
+    keepers: list[Keeper] = []
+
     def says() -> dict[str, Any]:
         status = service.status if bus.live else "waiting"
-        return {"status": status, "provider": "e2b", "endpoint": service.endpoint.shown}
-
-    keepers: list[Keeper] = []
+        phases = {keeper.name: GIVEN_UP for keeper in keepers if keeper.given_up}
+        return {"status": status, "provider": "e2b", "endpoint": service.endpoint.shown, "phases": phases}
 
     def changed() -> None:
         held = [Left(sandbox=place.host_name, id=place.id) for keeper in keepers for place in keeper.places]

@@ -66,10 +66,10 @@ class Policy:
         self._actions: list[Action] = []
 
     @property
-    def every_sandbox_served(self) -> bool:
-        """Whether each sandbox has a live host."""
+    def unserved(self) -> set[str]:
+        """The sandboxes without a live host."""
         hosts = self.hosts.values()
-        return {host.group for host in hosts} == {host.group for host in hosts if host.alive}
+        return {host.group for host in hosts} - {host.group for host in hosts if host.alive}
 
     @property
     def anybody_runs(self) -> bool:

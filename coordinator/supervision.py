@@ -11,6 +11,8 @@ from typing import Literal
 from coordinator.deaths import Deaths
 
 Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
+GIVEN_UP = "given up"
+"""What a provider says of a sandbox that it cannot make until a person has mended something."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ from bus.outbox import Outbox
 from bus.registry import read_records
 from bus.reports import Reporter
 from bus.sandboxes import SandboxAccount
-from bus.subjects import PROVIDER
 from bus.tasks import end_tasks
 from coordinator.availability import Attendance
 from coordinator.deeds import NAME, Deeds
@@ -37,7 +36,7 @@ from coordinator.policy import Policy
 from coordinator.recovery_traces import Recoveries, watchdog_tracer
 from coordinator.settings import SwarmConfig
 from coordinator.strays import Strays
-from coordinator.supervision import Action, AgentState, Patience
+from coordinator.supervision import GIVEN_UP, Action, AgentState, Patience
 from coordinator.wishes import Wishes
 
 TICK_S = 0.05
@@ -80,7 +79,7 @@ class Watchdog:
         self._doubtful = True
         """Whether we may have missed that another one leads."""
         self._given_up: set[str] = set()
-        """Sandboxes that their provider could not make: nobody waits for them."""
+        """Sandboxes that their provider says it cannot make: nobody waits for them."""
         self.term = 0
         self._policy: Policy
 
@@ -256,7 +255,7 @@ class Watchdog:
         since = time.monotonic()
         if not self._fresh:
             await asyncio.sleep(AGENT_BEATS * self._config.watchdog.heartbeat_ms / 1000)
-        while not self._stop.is_set() and not self._policy.every_sandbox_served:
+        while not self._stop.is_set() and self._awaited():
             starting = self._fresh or not self._policy.anybody_runs
             if time.monotonic() - since > (self._patience_s() if starting else GATHER_S):
                 return
@@ -265,9 +264,13 @@ class Watchdog:
                 async with asyncio.timeout(TICK_S):
                     await self._wake.wait()
 
+    def _awaited(self) -> set[str]:
+        """The sandboxes that are not there yet, but may come."""
+        return self._policy.unserved - self._given_up
+
     def _patience_s(self) -> float:
         far = {sandbox.name for sandbox in self._config.sandboxes if sandbox.e2b is not None}
-        return FAR_GATHER_S if far - self._given_up else FIRST_GATHER_S
+        return FAR_GATHER_S if far & self._awaited() else FIRST_GATHER_S
 
     # -- senses
 
@@ -281,6 +284,8 @@ class Watchdog:
         if beat.role == "watchdog":
             if beat.epoch == self.term:
                 self._echo_at = time.monotonic()
+        elif beat.role == "provider":
+            self._given_up = {name for name, phase in (beat.phases or {}).items() if phase == GIVEN_UP}
         elif beat.role == "sandbox":
             self._attendance.heard(beat.agent, time.monotonic())
             self._policy.host_beat(time.monotonic(), beat)
@@ -300,8 +305,6 @@ class Watchdog:
             self._wake.set()
         elif event.event == "exited":
             code = event.detail.get("exit_code")
-            if event.source == PROVIDER:
-                self._given_up.add(event.agent)
             if event.agent in self._policy.hosts:
                 self._policy.host_gone(time.monotonic(), event.agent, f"its sandbox host ended ({event.reason})")
             elif event.epoch is not None and isinstance(code, int):
