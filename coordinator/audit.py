@@ -20,7 +20,7 @@ from bus.registry import read_record
 from bus.scan import scan
 from bus.snapshots import read_snapshot
 from coordinator.audit_checks import Checks
-from coordinator.audit_mirror import Beside, check_file, open_beside, stored_of, values_at
+from coordinator.audit_mirror import Beside, check_file, open_beside, stored_of, values_at, why_gone
 from coordinator.audit_report import Audit, Findings, MirrorAudit
 
 ATTEMPTS = 3
@@ -112,6 +112,7 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
             _readable(records, "registry", lambda _, data: read_record(data), findings),
             findings,
             gone=gone,
+            gone_by=why_gone(file),
         )
         mirror = MirrorAudit(file=str(path), cursor=cursor)
         for mirrored in file.messages(last=last):

@@ -37,10 +37,13 @@ class Checks:
         records: Mapping[str, Record] | None = None,
         findings: Findings | None = None,
         gone: Sequence[tuple[int, int]] | None = None,
+        gone_by: str = "retention",
     ) -> None:
-        """`gone` are the stretches of a file that are known to be missing; of a stream (None) the oldest may be."""
+        """`gone` are the stretches of a file that are known to be missing, `gone_by` says why they are; of a stream
+        (None) the oldest may be, by retention.
+        """
         self.findings = findings or Findings()
-        self._gone = gone
+        self._gone, self._gone_by = gone, gone_by
         self.stream = StreamAudit(source=source, first=first, last=last)
         self.rounds = Rounds(self.findings)
         self._subjects = subjects
@@ -49,6 +52,8 @@ class Checks:
         self._next = first
         self._open: list[Hole] = []
         """Those that nothing has explained yet."""
+        self._gone_count = self._gone_last = 0
+        """Messages of holes that `gone` or retention explains, and the last of them."""
         self._cut = 0
         if first > 1:
             self._lost_until(first - 1)
@@ -123,6 +128,8 @@ class Checks:
         if len(self.stream.holes) < MAX_HOLES:
             self.stream.holes.append(hole)
         if explained:
+            self._gone_count += last - first + 1
+            self._gone_last = last
             self._lost_until(last)
         else:
             self._open.append(hole)
@@ -210,8 +217,9 @@ class Checks:
         stream, note = self.stream, self.findings.note
         if stream.first > 1:
             note(f"it begins at message {stream.first}: what was before is no longer kept, and unchecked")
-        if gone := sum(hole.last - hole.first + 1 for hole in stream.holes if hole.explained):
-            note(f"{gone} messages are no longer kept (retention), the last of them {self._cut}: they are unchecked")
+        if self._gone_count:
+            what = f"{self._gone_count} messages are not kept ({self._gone_by}), the last of them {self._gone_last}"
+            note(f"{what}: they are unchecked")
         for name, count in sorted(stream.unnumbered.items()):
             note(f"{name}: {count} events without a number, so a missing one could not be seen")
         for code in ("replay_diverged", "output_gap", "retention_gap"):

@@ -12,6 +12,19 @@ from coordinator.audit_report import Findings, MirrorAudit
 OWN_REASONS = frozenset({"before", "pruned"})
 """Reasons of a gap in the file that are no fault: it began later, or its own settings removed the rows."""
 
+REASONS = {
+    "before": "stored before the mirror began",
+    "retention": "retention",
+    "pruned": "the mirror's own settings",
+    "lost": "left free after the bus was lost",
+}
+"""What a reason of a gap means."""
+
+
+def why_gone(file: MirrorFile) -> str:
+    """All reasons for which messages are not in the file, as it states them itself."""
+    return ", ".join(sorted({REASONS.get(gap.reason, gap.reason) for gap in file.gaps()}))
+
 
 def stored_of(mirrored: Mirrored) -> Stored:
     """The message of a row."""

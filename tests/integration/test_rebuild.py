@@ -22,6 +22,7 @@ from bus.mirror_store import MirrorStore
 from bus.nats_bus import NatsBus
 from bus.rebuild import MARGIN, Rebuilt, rebuild
 from bus.streams import StreamLimits, ensure_streams, wanted_streams
+from coordinator.audit import audit_bus, audit_file
 from coordinator.mirroring import put_back
 from tests.support.collecting import Collector
 from tests.support.mirroring import Beats, MirrorProcess, assert_mirrored, mirror_process
@@ -172,6 +173,13 @@ async def test_what_the_mirror_did_not_have_is_named_and_its_numbers_are_not_use
         with MirrorFile(it.mirror.file) as file:
             assert [(g.first, g.last, g.reason) for g in file.gaps()] == [(known + 1, known + MARGIN, "lost")]
         await it.assert_goes_on()
+        of_stream, of_file = (await audit_bus(bus)).notes, audit_file(it.mirror.file).notes
+        free = f"messages {known + 1} to {known + MARGIN} were left free: what was stored from {known + 1} on"
+        assert [note for note in of_stream if "message" in note] == [
+            f"the stream was put back from the mirror: {free} may be lost"
+        ]
+        gone = f"{MARGIN} messages are not kept (left free after the bus was lost), the last of them {known + MARGIN}"
+        assert [note for note in of_file if f"{known + MARGIN}:" in note] == [f"{gone}: they are unchecked"]
 
 
 async def test_broken_off_it_is_begun_anew(tmp_path, monkeypatch):
