@@ -23,6 +23,7 @@ from bus.bus import Closable, Heard, Stored
 from bus.errors import EXIT_DONE, BusError, MessageError
 from bus.exporting import describe_process, read_exporting
 from bus.logs import set_up_logs
+from bus.losses import half_done
 from bus.messages import Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
@@ -64,6 +65,8 @@ class Observer:
         self._reader: Reader | None = None
         self._listening: Closable | None = None
         self._counted_from = 1
+        self._created = ""
+        """When the stream that is read was made, as the server says."""
         self.read_through = 0
         """Stream sequence of the newest message that was read."""
 
@@ -73,36 +76,57 @@ class Observer:
         Raises:
             BusError: the bus does not answer, or there is no such swarm there.
         """
-        bus, figures = self._bus, self.figures
-        bounds = await bus.bounds()
-        figures.restored_through = await self._restored_through()
-        config = await config_in_force(bus)
-        if config is not None:
-            figures.use(config)
-        self._counted_from = bounds.first if self._everything else bounds.last + 1
-        first = max(bounds.first, self._counted_from - LOOK_BACK)
-        self.read_through = first - 1
-        reader = Reader(bus, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
-        await reader.start()
-        self._reader = reader
+        info = await self._info()
+        end = info["state"]["last_seq"]
+        self._counted_from = 1 if self._everything else end + 1
+        await self._read_from(max(1, info["state"]["first_seq"], self._counted_from - LOOK_BACK), info["created"])
         if self._listening is None:
+            bus = self._bus
             self._listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", self._on_beat)
 
     async def look(self) -> None:
-        """See what the stream holds; one that was made anew, or lost its end, is followed from its end.
+        """See what the stream holds; one that was made anew, or has lost its end, is read again where it differs.
 
         Raises:
             BusError: the bus does not answer.
         """
-        state = (await self._bus.api(f"STREAM.INFO.{self._bus.subjects.stream}"))["state"]
-        figures = self.figures
+        read = self.read_through  # reading goes on while the server answers
+        info = await self._info()
+        state, figures = info["state"], self.figures
         figures.stream_messages.set(state["messages"])
         figures.stream_bytes.set(state["bytes"])
         figures.observer_lag.set(max(0, state["last_seq"] - self.read_through))
-        if state["last_seq"] < self.read_through:
-            log.warning("stream_made_anew", last=state["last_seq"], read_through=self.read_through)
-            await self._end_reading()
-            await self.start()
+        if half_done(self._bus, info):
+            return  # it is being put back: what of it is new is read on from where we are
+        if self._reader is None or info["created"] != self._created or state["last_seq"] < read:
+            await self._read_again(info, read)
+
+    async def _read_again(self, info: dict[str, Any], read: int) -> None:
+        """Count what the stream holds now and was not counted of the one that was read up to `read`."""
+        state, figures = info["state"], self.figures
+        await self._end_reading()
+        if info["created"] == self._created:
+            log.warning("stream_lost_its_end", last=state["last_seq"], read_through=read)
+            known = figures.noted_from(min(read, state["last_seq"]) + 1) - 1
+        else:
+            log.warning("stream_made_anew", last=state["last_seq"], read_through=read)
+            known = min(read, await self._restored_through())
+        self._counted_from = known + 1
+        await self._read_from(max(1, state["first_seq"], known + 1), info["created"])
+
+    async def _read_from(self, first: int, created: str) -> None:
+        bus, figures = self._bus, self.figures
+        figures.restored_through = await self._restored_through()
+        config = await config_in_force(bus)
+        if config is not None:
+            figures.use(config)
+        self.read_through = first - 1
+        reader = Reader(bus, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
+        await reader.start()
+        self._reader, self._created = reader, created
+
+    async def _info(self) -> dict[str, Any]:
+        return await self._bus.api(f"STREAM.INFO.{self._bus.subjects.stream}")
 
     async def until_read(self, sequence: int) -> None:
         """Wait until the message `sequence` was read, or there is none left to read."""
@@ -137,6 +161,8 @@ class Observer:
 
     def _on_stored(self, stored: Stored) -> None:
         self.read_through = stored.sequence
+        if self.figures.has_noted(stored):
+            return  # read again
         if stored.sequence >= self._counted_from:
             self.figures.count(stored)
         else:

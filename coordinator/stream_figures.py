@@ -151,6 +151,14 @@ class Figures:
         """Go by `config` from now on: whose decisions are the swarm's."""
         self._config = config
 
+    def has_noted(self, stored: Stored) -> bool:
+        """Whether this very message was counted or remembered, as far back as is known (REMEMBERED)."""
+        return bool(stored.stored_ns) and self._stored.get(stored.sequence) == stored.stored_ns
+
+    def noted_from(self, default: int) -> int:
+        """Sequence of the oldest message that `has_noted` knows; `default` where it knows none."""
+        return next(iter(self._stored), default)
+
     def remember(self, stored: Stored) -> None:
         """Note a message without counting it: later ones may answer it."""
         self._note(stored)
@@ -169,7 +177,7 @@ class Figures:
             latency_s = self._since(self._stored.get(cause), stored)
             if latency_s is not None:
                 self.hops.labels(kind, self.names.label(stored.subject.rpartition(".")[2])).observe(latency_s)
-        if kind != "signal" and kind in KINDS:  # nothing in a signal or a headline counts but that it is there
+        if kind in KINDS:
             self._read(stored, kind, count=True)
 
     def _note(self, stored: Stored) -> None:

@@ -218,10 +218,18 @@ def test_claims_and_terms(stream):
 
 
 def test_poison_is_counted_by_kind(stream):
-    stream.put("swarm.decision.BTC-USD.coordinator", b"{")
+    topics = {
+        "market": "BTC-USD", "headline": "BTC-USD", "sentiment": "BTC-USD", "signal": "BTC-USD", "decision": "BTC-USD",
+        "alert": "warning", "lifecycle": "momentum", "timer": "momentum", "config": "swarm",
+    }  # fmt: skip
+    for kind, topic in topics.items():
+        stream.put(f"swarm.{kind}.{topic}.evil", b"not json")
+    stream.put("swarm.epoch.momentum", b"not json")
+    stream.put("swarm.signal.BTC-USD.momentum", b"not json")
     stream.put("swarm.nonsense.x.y", b"")
     shown = stream.shown()
-    assert shown["signalmesh_unreadable_messages_total", ("decision",)] == 1
+    unreadable = {labels[0]: value for (name, labels), value in shown.items() if "unreadable" in name}
+    assert unreadable == dict.fromkeys([*topics, "epoch"], 1) | {"signal": 2}
     assert shown["signalmesh_messages_total", (OTHER,)] == 1
 
 
