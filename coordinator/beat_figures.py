@@ -1,20 +1,27 @@
-"""Figures that heartbeats carry, collected anew for each scrape: ages are those of the moment that somebody looks."""
+"""Figures that heartbeats carry, collected anew for each scrape: ages are those of the moment that somebody looks.
+
+What a process says of itself is shown while it is heard. The age of its heartbeat goes on growing for what must be
+there, so that its silence is noticed: each configured agent, the roles, and of each configured sandbox the host that
+was heard last. Any other series ends, as that of a replica that was taken away.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from bus.messages import Heartbeat
-from coordinator.sandbox_health import health_of
+from coordinator.sandbox_health import availability_of, health_of
 from coordinator.stream_figures import OTHER, Names
 
-FORGET_S = 900.0
-"""Who was silent for so long is shown no more: a replica of a sandbox that was taken away."""
+HEARD_S = 10.0
+"""Who was silent for longer is not heard any more, and nothing that it said is of now."""
+FORGET_S = 60.0
+"""And for how long its age is shown all the same, where nobody configured it or another host serves its sandbox."""
 STATES = frozenset({
     "starting", "restoring", "live", "finished", "draining",
     "waiting", "restarting", "backoff", "quarantined", "drained", "external",
@@ -60,21 +67,33 @@ class BeatFigures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         time_s = self._clock()
-        beats = {
-            who: entry
-            for who, entry in dict(self._beats).items()
-            if time_s - entry[0] <= (STANDBY_S if entry[1].status == "standby" else FORGET_S)
-        }
+        kept = dict(self._beats)
+        served = _newest_hosts(kept)
+        for who, (heard_at, beat) in list(kept.items()):
+            if not self._is_missed(beat, served) and time_s - heard_at > _kept_for(beat):
+                del kept[who]
+        heard = [beat for heard_at, beat in kept.values() if time_s - heard_at <= HEARD_S]
+        leader = _leader(heard)
         age = _gauge("signalmesh_heartbeat_age_seconds", "Since the newest heartbeat was heard.", "agent", "role")
-        for (role, name), (heard_at, _) in beats.items():
+        for (role, name), (heard_at, _) in kept.items():
             age.add_metric([name, role], max(0.0, time_s - heard_at))
         yield age
-        yield from self._agents({name: beat for (role, name), (_, beat) in beats.items() if role == "agent"})
-        yield from self._sandboxes({name: beat for (role, name), (_, beat) in beats.items() if role == "sandbox"})
-        yield from self._watchdogs([beat for (role, _), (_, beat) in beats.items() if role == "watchdog"])
-        yield from self._mirror([beat for (role, _), (_, beat) in beats.items() if role == "mirror"])
+        yield from self._agents([beat for beat in heard if beat.role == "agent"], leader)
+        yield from self._sandboxes([beat for beat in heard if beat.role == "sandbox"], leader)
+        yield self._availability([name for role, name in kept if role == "sandbox"], leader)
+        yield from self._watchdogs([beat for beat in heard if beat.role == "watchdog"], leader)
+        yield from self._mirror([beat for beat in heard if beat.role == "mirror"])
 
-    def _agents(self, agents: dict[str, Heartbeat]) -> Iterator[Metric]:
+    def _is_missed(self, beat: Heartbeat, served: Mapping[str, str]) -> bool:
+        """Whether the silence of who said `beat` is to be noticed, however long it lasts."""
+        if beat.status == "standby":
+            return False
+        if beat.role != "sandbox":
+            return beat.agent in self._names.known
+        sandbox = beat.group or beat.agent
+        return sandbox in self._names.known and served[sandbox] == beat.agent
+
+    def _agents(self, agents: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         lag = _gauge("signalmesh_agent_lag_messages", "Inputs in the stream that the agent has not handled.", "agent")
         outputs = _counter("signalmesh_agent_outputs", "Messages published since the agent's first start.")
         poison = _counter("signalmesh_agent_poison", "Inputs that it could not read, since its first start.")
@@ -85,7 +104,8 @@ class BeatFigures(Collector):
             "signalmesh_snapshot_seconds", "From taking the newest snapshot to its being stored.", "agent"
         )
         place = _gauge("signalmesh_agent_sandbox", "1 for the sandbox that it runs in.", "agent", "sandbox")
-        for name, beat in agents.items():
+        for beat in agents:
+            name = beat.agent
             lag.add_metric([name], beat.lag)
             outputs.add_metric([name], beat.outputs)
             poison.add_metric([name], beat.poison)
@@ -98,52 +118,41 @@ class BeatFigures(Collector):
             if beat.snapshot_ms is not None:
                 snapshot.add_metric([name], beat.snapshot_ms / 1000)
         yield from (lag, outputs, poison, skipped, cpu, memory, snapshot, place)
-        states = {name: beat.status for name, beat in agents.items()}
-        watchdog = self._leader()
-        phases = (watchdog.phases if watchdog else None) or {}
+        states = {beat.agent: beat.status for beat in agents}
+        phases = (leader.phases if leader else None) or {}
         states |= {name: phase for name, phase in phases.items() if self._names.label(name) != OTHER}
         state = _gauge("signalmesh_agent_state", "1 for the state that the agent is in.", "agent", "state")
         for name, word in states.items():
             state.add_metric([name, word if word in STATES else OTHER], 1)
         yield state
 
-    def _leader(self) -> Heartbeat | None:
-        leading = [
-            beat for (role, _), (_, beat) in dict(self._beats).items() if role == "watchdog" and beat.status == "live"
-        ]
-        return max(leading, key=lambda beat: beat.epoch, default=None)
-
-    def _sandboxes(self, hosts: dict[str, Heartbeat]) -> Iterator[Metric]:
+    def _sandboxes(self, hosts: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         agents = _gauge("signalmesh_sandbox_agents", "Agent processes that run in the sandbox.", "sandbox")
         uptime = _gauge("signalmesh_sandbox_uptime_seconds", "Since the sandbox's host was started.", "sandbox")
-        for name, beat in hosts.items():
-            agents.add_metric([name], sum(child.exit_code is None for child in beat.inventory or ()))
-            uptime.add_metric([name], beat.uptime_s or 0.0)
+        for beat in hosts:
+            agents.add_metric([beat.agent], sum(child.exit_code is None for child in beat.inventory or ()))
+            uptime.add_metric([beat.agent], beat.uptime_s or 0.0)
         yield from (agents, uptime)
-        yield from self._health(hosts)
+        yield from self._health(hosts, leader)
 
-    def _health(self, hosts: dict[str, Heartbeat]) -> Iterator[Metric]:
+    def _health(self, hosts: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         processes = _gauge("signalmesh_sandbox_processes", "The host and all that descends from it.", "sandbox")
         cpu = _counter("signalmesh_sandbox_cpu_seconds", "Processor time that these have used.", "sandbox")
         memory = _gauge("signalmesh_sandbox_resident_memory_bytes", "Physical memory of these.", "sandbox")
         network = _counter(
             "signalmesh_sandbox_network_bytes", "Through a network that is the sandbox's own.", "sandbox", "direction"
         )
-        available = _gauge(
-            "signalmesh_sandbox_availability_ratio", "Time alive of the time since it was first heard.", "sandbox"
-        )
         price = _gauge("signalmesh_sandbox_price_dollars_per_hour", "As configured.", "sandbox")
         cost = _gauge("signalmesh_sandbox_cost_dollars", "The price times the uptime of its host.", "sandbox")
-        usages = {name: beat.usage for name, beat in hosts.items()}
-        leader = self._leader()
+        usages = {beat.agent: beat.usage for beat in hosts}
         accounts = (leader.accounts if leader else None) or {}
-        for name, beat in hosts.items():
+        for beat in hosts:
+            name = beat.agent
             health = health_of(beat, accounts.get(name), usages)
             for family, value in (
                 (processes, health.processes),
                 (cpu, health.cpu_s),
                 (memory, None if health.rss_mb is None else health.rss_mb * MEBIBYTE),
-                (available, health.availability),
                 (price, health.price_per_hour),
                 (cost, health.cost),
             ):
@@ -152,11 +161,21 @@ class BeatFigures(Collector):
             for direction, count in (("in", health.rx_bytes), ("out", health.tx_bytes)):
                 if count is not None:
                     network.add_metric([name, direction], count)
-        yield from (processes, cpu, memory, network, available, price, cost)
+        yield from (processes, cpu, memory, network, price, cost)
 
-    def _watchdogs(self, beats: list[Heartbeat]) -> Iterator[Metric]:
+    def _availability(self, hosts: list[str], leader: Heartbeat | None) -> Metric:
+        """Told by the watchdog, not by the host: so of one that is dead and missed, too."""
+        ratio = _gauge(
+            "signalmesh_sandbox_availability_ratio", "Time alive of the time since it was first heard.", "sandbox"
+        )
+        accounts = (leader.accounts if leader else None) or {}
+        for name in hosts:
+            if (share := availability_of(accounts.get(name))) is not None:
+                ratio.add_metric([name], share)
+        return ratio
+
+    def _watchdogs(self, beats: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         term = _gauge("signalmesh_watchdog_term", "The leading watchdog's term: the sequence of its claim.")
-        leader = self._leader()
         if leader is not None:
             term.add_metric([], leader.epoch)
         standby = _gauge("signalmesh_watchdog_standby", "1 if a watchdog was heard that stands by.")
@@ -172,6 +191,24 @@ class BeatFigures(Collector):
             behind.add_metric([], (beat.behind_ms or 0) / 1000)
             state.add_metric([beat.status if beat.status in MIRROR_STATES else OTHER], 1)
         yield from (lag, behind, state)
+
+
+def _newest_hosts(beats: Mapping[tuple[str, str], tuple[float, Heartbeat]]) -> dict[str, str]:
+    """Sandbox -> which of its hosts was heard last."""
+    hosts = [(at, beat.group or beat.agent, beat.agent) for at, beat in beats.values() if beat.role == "sandbox"]
+    return {sandbox: name for _, sandbox, name in sorted(hosts)}
+
+
+def _kept_for(beat: Heartbeat) -> float:
+    """For how many seconds after `beat` its age is shown, where nobody misses who said it."""
+    if beat.status == "standby":
+        return STANDBY_S
+    return HEARD_S if beat.status == "draining" else FORGET_S
+
+
+def _leader(beats: Iterable[Heartbeat]) -> Heartbeat | None:
+    leading = (beat for beat in beats if beat.role == "watchdog" and beat.status == "live")
+    return max(leading, key=lambda beat: beat.epoch, default=None)
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

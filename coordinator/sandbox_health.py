@@ -9,7 +9,7 @@ from bus.messages import Heartbeat
 from bus.sandboxes import SandboxAccount, SandboxUsage
 from coordinator.network import shared_with
 
-__all__ = ["SandboxHealth", "health_of"]
+__all__ = ["SandboxHealth", "availability_of", "health_of"]
 
 NOT_TOLD = "not measured: no heartbeat told it"
 
@@ -55,11 +55,16 @@ def health_of(
         rx_bytes=rx_bytes,
         tx_bytes=tx_bytes,
         seen_s=None if account is None else account.seen_s,
-        availability=None if account is None or not account.seen_s else account.alive_s / account.seen_s,
+        availability=availability_of(account),
         price_per_hour=price,
         price_source=_price_source(account),
         cost=None if price is None else price * uptime_s / 3600,
     )
+
+
+def availability_of(account: SandboxAccount | None) -> float | None:
+    """The share of the time in which the sandbox was alive, 0 to 1; None where no time has passed, or none is known."""
+    return None if account is None or not account.seen_s else account.alive_s / account.seen_s
 
 
 def _price_source(account: SandboxAccount | None) -> str:

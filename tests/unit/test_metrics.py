@@ -25,7 +25,7 @@ from bus.messages import (
 )
 from bus.sandboxes import SandboxAccount, SandboxUsage
 from bus.subjects import Subjects
-from coordinator.beat_figures import FORGET_S, BeatFigures
+from coordinator.beat_figures import FORGET_S, HEARD_S, BeatFigures
 from coordinator.recoveries import reason_class
 from coordinator.stream_figures import MOST_STRANGERS, OTHER, Figures, Names
 from tests.support.page import Shown, parsed
@@ -316,5 +316,81 @@ def test_heartbeats(stream):
     assert {key: shown[key] for key in expected} == expected
     not_its_own = {("signalmesh_sandbox_network_bytes_total", (way, "python")) for way in ("in", "out")}
     assert not (not_its_own | {("signalmesh_sandbox_cost_dollars", ("python",))}) & shown.keys()
-    time_s[0] = FORGET_S + 1
-    assert ("signalmesh_heartbeat_age_seconds", ("momentum", "agent")) not in stream.shown()
+
+
+class Heard:
+    """Heartbeats at times that the test says, in seconds."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.time_s = stream, 0.0
+        self.beats = BeatFigures(stream.figures.registry, stream.figures.names, lambda: self.time_s)
+
+    def host(self, name: str, group: str | None = "base", status: str = "live") -> None:
+        usage = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0)
+        options: dict[str, Any] = {"role": "sandbox", "group": group, "status": status, "uptime_s": 5.0, "usage": usage}
+        self.beats.take(heartbeat(name, **options))
+
+    def ages(self) -> dict[str, float]:
+        shown = self.stream.shown()
+        return {labels[0]: age for (name, labels), age in shown.items() if name == "signalmesh_heartbeat_age_seconds"}
+
+    def told(self) -> set[tuple[str, str]]:
+        """(name of the series, first label) of what processes have said."""
+        families = ("signalmesh_agent_", "signalmesh_snapshot_", "signalmesh_sandbox_", "signalmesh_mirror_")
+        shown = {(name, labels[0] if labels else "") for name, labels in self.stream.shown()}
+        return {(name, of) for name, of in shown if name.startswith(families) or name == "signalmesh_watchdog_term"}
+
+
+@pytest.fixture
+def heard(stream: Stream) -> Heard:
+    return Heard(stream)
+
+
+def test_what_a_process_said_is_not_shown_once_it_is_not_heard(heard):
+    heard.beats.take(heartbeat(rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
+    heard.host("base", group=None)
+    heard.beats.take(heartbeat("watchdog", role="watchdog", phases={"research-1": "quarantined"}))
+    heard.beats.take(heartbeat("mirror", role="mirror", behind_ms=1500))
+    heard.time_s = HEARD_S
+    assert {of for _, of in heard.told()} == {"momentum", "base", "research-1", "live", ""}
+    heard.time_s = HEARD_S + 0.1
+    assert heard.told() == set()
+    assert heard.ages() == pytest.approx(dict.fromkeys(("momentum", "base", "watchdog", "mirror"), HEARD_S + 0.1))
+
+
+def test_the_silence_of_what_is_configured_is_shown_for_ever_and_that_of_strangers_ends(heard):
+    heard.beats.take(heartbeat())
+    heard.beats.take(heartbeat("somebody"))
+    heard.host("base", group=None)
+    heard.host("somewhere", group=None)
+    heard.time_s = FORGET_S
+    assert heard.ages().keys() == {"momentum", "somebody", "base", "somewhere"}
+    heard.time_s = 1e6
+    assert heard.ages() == {"momentum": 1e6, "base": 1e6}
+
+
+def test_a_replica_that_was_taken_away_ends_and_the_last_host_of_a_sandbox_is_missed(heard):
+    for name in ("base-1", "base-2", "base-3"):
+        heard.host(name)
+    heard.time_s = 1.0
+    heard.host("base-2", status="draining")
+    heard.host("base-3")
+    heard.time_s = 1.0 + HEARD_S + 0.1
+    heard.host("base-1")
+    assert heard.ages().keys() == {"base-1", "base-3"}, "who said that it drains is gone, who died is missed"
+    assert {of for _, of in heard.told()} == {"base-1"}
+    heard.time_s += FORGET_S
+    heard.host("base-1", status="draining")
+    assert heard.ages() == {"base-1": 0}, "for another one serves the sandbox"
+    heard.time_s += 1e6
+    assert heard.ages() == {"base-1": 1e6}, "nobody serves it: also where its end was orderly"
+    heard.host("base-4")
+    assert heard.ages() == {"base-4": 0}
+
+
+def test_the_availability_of_a_dead_sandbox_is_what_the_watchdog_says(heard):
+    heard.host("base", group=None)
+    heard.time_s = 100.0
+    accounts = {"base": SandboxAccount(seen_s=100.0, alive_s=1.0, price_per_hour=0.5)}
+    heard.beats.take(heartbeat("watchdog", role="watchdog", accounts=accounts))
+    assert heard.told() == {("signalmesh_sandbox_availability_ratio", "base"), ("signalmesh_watchdog_term", "")}
