@@ -1,7 +1,7 @@
 """What the standard OTEL_* variables say of exporting one signal, and how a process describes itself to a collector.
 
 Nothing of OpenTelemetry is imported here. Endpoint, headers, time-out, compression and certificates the exporters read
-themselves.
+themselves. A wrong value is as good as none, and whatever runs goes on; coordinator/exporting_check.py tells of it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import structlog
-
 from bus import __version__
 from bus.process import MACHINE
 
-__all__ = ["Exporting", "Signal", "describe_process", "read_exporting", "read_number"]
+__all__ = [
+    "OTHERS", "PACKAGES", "Exporting", "Signal", "describe_process", "exporters_of", "in_effect", "read_exporting",
+    "read_number", "to_number",
+]  # fmt: skip
 
 Signal = Literal["traces", "metrics"]
 OTHERS = {"traces": ("none",), "metrics": ("none", "prometheus")}
 """Exporters that are no OTLP, and no mistake: a page for Prometheus is served anyway."""
-
-log = structlog.get_logger("signalmesh.exporting")
+PACKAGES = {"http/protobuf": "http", "grpc": "grpc"}
+"""Protocol -> OpenTelemetry's package of exporters for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,38 +39,43 @@ class Exporting:
         return {**({} if self.named_service else {"service.name": service}), **attributes}
 
 
+def in_effect(environment: Mapping[str, str], signal: Signal, name: str) -> tuple[str, str]:
+    """The variable that says `name` of a signal, its own or else that of all signals, and its value, "" for none."""
+    own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}"
+    variable = own if environment.get(own) else f"OTEL_EXPORTER_OTLP_{name}"
+    return variable, environment.get(variable, "")
+
+
+def exporters_of(environment: Mapping[str, str], signal: Signal) -> list[str]:
+    """Which exporters a signal is to have."""
+    value = environment.get(f"OTEL_{signal.upper()}_EXPORTER") or "otlp"
+    return [name.strip() for name in value.split(",")]
+
+
 def read_exporting(environment: Mapping[str, str], signal: Signal) -> Exporting | None:
     """What is asked for; None: this signal is not exported."""
-
-    def of_signal(name: str) -> str:
-        own = environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}")
-        return own or environment.get(f"OTEL_EXPORTER_OTLP_{name}", "")
-
-    if not of_signal("ENDPOINT") or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
-    variable = f"OTEL_{signal.upper()}_EXPORTER"
-    exporters = [name.strip() for name in (environment.get(variable) or "otlp").split(",")]
-    if "otlp" not in exporters:
-        if not set(exporters) <= set(OTHERS[signal]):
-            expected = " or ".join(("otlp", *OTHERS[signal]))
-            log.warning("exporter_unknown", variable=variable, found=exporters, expected=expected, lost=f"all {signal}")
+    if not in_effect(environment, signal, "ENDPOINT")[1] or "otlp" not in exporters_of(environment, signal):
         return None
     return Exporting(
-        protocol=of_signal("PROTOCOL") or "http/protobuf",
+        protocol=in_effect(environment, signal, "PROTOCOL")[1] or "http/protobuf",
         named_service=bool(environment.get("OTEL_SERVICE_NAME")),
     )
 
 
-def read_number(environment: Mapping[str, str], name: str, default: float) -> float:
-    """The number above 0 that the variable `name` holds; `default` where it holds none."""
+def to_number(text: str, *, whole: bool = False) -> float | None:
+    """The number above 0 that `text` says; None where it says none."""
     try:
-        value = float(environment.get(name) or default)
+        value = float(text)
     except ValueError:
-        value = 0
-    if not 0 < value < float("inf"):
-        log.warning("exporting_setting_ignored", variable=name, expected="a number above 0", used=default)
-        value = default
-    return value
+        return None
+    return value if 0 < value < float("inf") and (not whole or value.is_integer()) else None
+
+
+def read_number(environment: Mapping[str, str], name: str, default: float, *, whole: bool = False) -> float:
+    """The number above 0 that the variable `name` holds; `default` where it holds none."""
+    return to_number(environment.get(name, ""), whole=whole) or default
 
 
 def describe_process(swarm: str) -> dict[str, str | int]:

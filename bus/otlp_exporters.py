@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-from bus.exporting import Signal
+from bus.exporting import PACKAGES, Signal
 
 __all__ = ["Complaints", "make_exporter", "make_resource"]
 
@@ -20,7 +20,8 @@ EXPORTERS = {
     "traces": ("trace_exporter", "OTLPSpanExporter"),
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
 }
-PACKAGES = {"http/protobuf": "http", "grpc": "grpc"}
+HEADERS_LOGGER = "opentelemetry.util.re"
+"""It tells of headers that it cannot read, and shows them: they are secrets."""
 
 
 class Complaints(logging.Handler):
@@ -43,6 +44,8 @@ class Complaints(logging.Handler):
         return " ".join(self._kept)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == HEADERS_LOGGER:
+            return
         arguments = tuple(map(_harmless, record.args)) if isinstance(record.args, tuple) else ()
         text = record.msg % arguments if arguments else str(record.msg)
         if text not in self._kept:

@@ -10,15 +10,15 @@ what its predecessor may not have exported, and it is the same span.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
-
-import structlog
 
 from bus.exporting import Exporting, read_exporting, read_number
 from bus.span_queue import SpanQueue
@@ -39,8 +39,6 @@ _LENGTH = 55
 """Of a `traceparent` of version 00."""
 _SPAN_BITS = 2**64 - 1
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-
-log = structlog.get_logger("signalmesh.tracing")
 
 
 class Context(NamedTuple):
@@ -139,25 +137,27 @@ def make_sampler(name: str, argument: str) -> Sampler:
     A trace that comes from outside has been decided on there, so `parentbased_…` is no other than what it is based on.
 
     Raises:
-        ValueError: there is none of that name, or its argument is wrong.
+        ValueError: there is none of that name, or its argument is wrong; the message names the variable.
     """
-    name = name.strip().lower().removeprefix("parentbased_")
-    if name in ("", "rate_limiting"):
-        rate = float(argument) if name and argument else TRACES_PER_S
-        if not 0 <= rate < float("inf"):
-            raise ValueError(f"OTEL_TRACES_SAMPLER_ARG={argument}: expected traces a second, 0 or more")
+    base = name.strip().lower().removeprefix("parentbased_")
+    if base in ("", "rate_limiting"):
+        rate = _argument(argument, "traces a second, 0 or more") if base and argument else TRACES_PER_S
         return RateLimiter(rate)
-    if name in ("always_on", "always_off"):
-        return Ratio(float(name == "always_on"))
-    if name == "traceidratio":
-        ratio = float(argument or 1)
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"OTEL_TRACES_SAMPLER_ARG={argument}: expected a ratio from 0 to 1")
-        return Ratio(ratio)
+    if base in ("always_on", "always_off"):
+        return Ratio(float(base == "always_on"))
+    if base == "traceidratio":
+        return Ratio(_argument(argument, "a ratio from 0 to 1", 1) if argument else 1)
     raise ValueError(
         f"OTEL_TRACES_SAMPLER={name}: expected always_on, always_off, traceidratio, one of these with parentbased_ in "
         "front, or rate_limiting"
     )
+
+
+def _argument(text: str, expected: str, most: float = sys.float_info.max) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) <= most:
+            return value
+    raise ValueError(f"OTEL_TRACES_SAMPLER_ARG={text}: expected {expected}")
 
 
 # -- settings
@@ -179,14 +179,15 @@ def read_settings(environment: Mapping[str, str]) -> Settings | None:
     exporting = read_exporting(environment, "traces")
     if exporting is None:
         return None
-    queue = int(read_number(environment, "OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS))
+    queue = int(read_number(environment, "OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS, whole=True))
+    batch = int(read_number(environment, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS, whole=True))
     return Settings(
         protocol=exporting.protocol,
         named_service=exporting.named_service,
         sampler=environment.get("OTEL_TRACES_SAMPLER", ""),
         sampler_argument=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
         queue_spans=queue,
-        batch_spans=min(queue, int(read_number(environment, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS))),
+        batch_spans=min(queue, batch),
         delay_s=read_number(environment, "OTEL_BSP_SCHEDULE_DELAY", DELAY_S * 1000) / 1000,
     )
 
@@ -212,8 +213,7 @@ class Tracer:
     def __init__(self, settings: Settings, resource: Callable[[], dict[str, Value]]) -> None:
         try:
             self._sample = make_sampler(settings.sampler, settings.sampler_argument)
-        except ValueError as error:
-            log.warning("tracing_sampler_ignored", problem=str(error), used=f"{TRACES_PER_S:g} traces a second")
+        except ValueError:
             self._sample = RateLimiter(TRACES_PER_S)
         self.telling = not settings.sampler.strip().lower().endswith("always_off")
         """Whether rare events that begin a trace of their own are told: all of them, unless nothing is sampled."""

@@ -23,6 +23,7 @@ from coordinator.doctor_e2b import check_e2b
 from coordinator.doctor_machine import BUS_DOWN, check_config, check_descriptors, check_disk, check_port, check_versions
 from coordinator.doctor_mirror import check_mirror_file
 from coordinator.doctor_state import check_leftovers, check_locks, check_permissions, check_record
+from coordinator.exporting_check import check_exporting
 from coordinator.findings import Diagnosis, Finding, error, unmade
 from coordinator.options import CONNECT_S, DEFAULT_URL
 from coordinator.rundir import Run
@@ -60,6 +61,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings.append(await asyncio.to_thread(check_mirror_file, state_dir))
     findings += await asyncio.to_thread(check_e2b, used, state_dir, running=running)
     findings += await asyncio.to_thread(check_earlier_runs)
+    findings += await asyncio.to_thread(check_exporting)
     findings += await asyncio.to_thread(check_descriptors, run)
     findings += [await check_port(one, run) for one in urls_of(url)]
     findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)

@@ -16,12 +16,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from bus.exporting import Exporting, read_number
+from coordinator.exporting_check import INTERVAL_MS, TIMEOUT_MS
 
 __all__ = ["MetricsExport"]
 
-INTERVAL_S = 60.0
-TIMEOUT_S = 30.0
-"""Defaults of OpenTelemetry, for OTEL_METRIC_EXPORT_INTERVAL and OTEL_METRIC_EXPORT_TIMEOUT."""
 CLOSE_S = 1.0
 """How long the end of the process waits for the last figures to be exported."""
 
@@ -40,8 +38,8 @@ class MetricsExport:
     ) -> None:
         """`attributes` describe this process; called in the thread."""
         self._exporting, self._registry, self._attributes = exporting, registry, attributes
-        self._interval_s = read_number(environment, "OTEL_METRIC_EXPORT_INTERVAL", INTERVAL_S * 1000) / 1000
-        self._timeout_s = read_number(environment, "OTEL_METRIC_EXPORT_TIMEOUT", TIMEOUT_S * 1000) / 1000
+        self._interval_s = read_number(environment, "OTEL_METRIC_EXPORT_INTERVAL", INTERVAL_MS) / 1000
+        self._timeout_s = read_number(environment, "OTEL_METRIC_EXPORT_TIMEOUT", TIMEOUT_MS) / 1000
         self._began_ns = time.time_ns()
         self._ending = threading.Event()
         self._sender: Any = None

@@ -33,6 +33,7 @@ from bus.tasks import end_tasks, run_to_end
 from coordinator.beat_figures import BeatFigures
 from coordinator.config import load
 from coordinator.exporting import MetricsExport
+from coordinator.exporting_check import log_wrong_variables
 from coordinator.gather import LISTEN_S, config_in_force
 from coordinator.listening import DEFAULT_LISTEN, Address
 from coordinator.metrics_wanted import NOWHERE, webhook_of
@@ -256,6 +257,7 @@ def run_metrics(
         UsageError: nobody can listen there, or the webhook is no URL.
     """
     set_up_logs(log_level)
+    log_wrong_variables()
     config = with_agents(load(config_file, Path.cwd()), agents)
     webhook, exporting = webhook_of(config), read_exporting(os.environ, "metrics")
     address = None

@@ -24,6 +24,7 @@ from bus.tasks import run_to_end
 from bus.tracing import modules_to_preload
 from coordinator.config import load, resolve, with_speed
 from coordinator.e2b_settings import drop_key
+from coordinator.exporting_check import log_wrong_variables
 from coordinator.scaling import with_agents
 from coordinator.settings import SwarmConfig
 
@@ -69,6 +70,7 @@ def run_sandbox(
     from agents.host import Host
 
     set_up_logs(log_level)
+    log_wrong_variables()
     drop_key()
     group, provider = (name, "joined") if replica else (None, "local")
     if replica:
@@ -101,6 +103,8 @@ def run_sandbox(
 
 def run_agent(name: str, url: str, config_file: Path | None, swarm: str | None, sandbox: str, log_level: str) -> int:
     """Run one configured agent by hand, in this process; it claims its epoch itself."""
+    set_up_logs(log_level)
+    log_wrong_variables()
     config = load(config_file, Path.cwd())
     settings = config.agent(name)
     if settings.external:
@@ -128,6 +132,7 @@ def run_watchdog(
     from coordinator.watchdog import Watchdog
 
     set_up_logs(log_level)
+    log_wrong_variables()
     config, classes = resolve(with_speed(with_agents(load(config_file, Path.cwd()), agents), speed))
     sources = {name for name, cls in classes.items() if cls.produce is not None}
 

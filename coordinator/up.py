@@ -37,6 +37,7 @@ from bus.streams import ensure_streams
 from bus.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.tasks import end_tasks
 from coordinator.e2b_up import plan_provider
+from coordinator.exporting_check import check_variables
 from coordinator.hung import WATCHED_KINDS, find_hung
 from coordinator.metrics_wanted import metrics_arguments
 from coordinator.mirroring import put_back
@@ -200,6 +201,8 @@ class Up:
         """
         options = self._options
         state_dir = options.state_dir
+        for problem in check_variables(os.environ):
+            print(f"warning: {harmless(problem)}", file=sys.stderr)
         self._provider = await plan_provider(self.config, options.public_url, options.url)
         self._lock = await asyncio.to_thread(lock, state_dir)
         logs = state_dir / "logs"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.ear import Ear, Said, read_stream
 from tests.acceptance.exact import ROUNDS, Content, assert_numbered, assert_same, content_of, exact_toml
-from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm, agents_toml
+from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm, agents_toml, run_verb
 from tests.acceptance.traces import PHASES, assert_tree, decision_of, is_whole, recoveries
 from tests.support.collector import OtlpCollector, Received, collecting, orphans, roots
 from tests.support.collector_process import collector_process
@@ -300,3 +300,31 @@ async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: 
         assert {each.attributes["mesh.round"] for each in trace.values()} == {2}, "the first one was not to be sampled"
         unsampled = [s for s in ear.said if s.headers.get("traceparent") == f"00-{outside}-{span}-00"]
         assert {s.kind for s in unsampled} == {"market", "sentiment", "signal", "decision"}, "handed on as it was"
+
+
+async def test_wrong_variables_stop_nobody_and_are_told_once_by_up_and_by_each_role(tmp_path: Path):
+    token = "s3cr3t-t0ken"
+    wrong = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4318", "OTEL_EXPORTER_OTLP_HEADERS": token,
+        "OTEL_TRACES_SAMPLER": "banana",
+    }  # fmt: skip
+    async with Swarm(tmp_path, exact_toml(speed=0, rounds=40), environment=wrong) as swarm:
+        ear = await swarm.up()
+        await ear.decided(40)
+        told = [line for line in swarm.errors.splitlines() if line.startswith("warning: ")]
+        for signal_name in ("traces", "metrics"):
+            expected = f"expected http://HOST:PORT or https://HOST:PORT; no {signal_name} are exported"
+            assert f"warning: OTEL_EXPORTER_OTLP_ENDPOINT=localhost:4318: {expected}" in told
+        assert [line.partition(":")[2].partition(":")[0] for line in told] == [
+            " OTEL_EXPORTER_OTLP_ENDPOINT=localhost", " OTEL_EXPORTER_OTLP_HEADERS", " OTEL_TRACES_SAMPLER=banana",
+            " OTEL_EXPORTER_OTLP_ENDPOINT=localhost",
+        ]  # fmt: skip
+        found = await run_verb(tmp_path, "doctor", "--json", environment=wrong)
+        about = [finding["text"] for finding in found.json["findings"] if finding["check"] == "exporting"]
+        assert [f"warning: {text}" for text in about] == told
+        logs = tmp_path / ".signalmesh" / "logs"
+        for name in ("python", "watchdog", "metrics"):
+            lines = [json.loads(line) for line in (logs / f"{name}.log").read_text().splitlines() if line[:1] == "{"]
+            said = [line["problem"] for line in lines if line["event"] == "exporting_setting_wrong"]
+            assert [f"warning: {problem}" for problem in said] == told, name
+        assert not [path for path in (tmp_path / "up.err", *logs.iterdir()) if token in path.read_text()]
