@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections import deque
 from typing import Any
 
@@ -20,6 +21,8 @@ EXPORTERS = {
     "traces": ("trace_exporter", "OTLPSpanExporter"),
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
 }
+SILENT = logging.NullHandler()
+"""Stays when nobody listens any more: logging itself would print what a retry that is broken off still says."""
 HEADERS_LOGGER = "opentelemetry.util.re"
 """It tells of headers that it cannot read, and shows them: they are secrets."""
 
@@ -36,6 +39,7 @@ class Complaints(logging.Handler):
         logger = logging.getLogger("opentelemetry")
         logger.propagate = False
         logger.setLevel(logging.WARNING)  # whatever is to be logged of all else
+        logger.addHandler(SILENT)
         logger.addHandler(self)
 
     @property
@@ -72,6 +76,7 @@ def make_exporter(protocol: str, signal: Signal) -> Any:
     if package is None:
         raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: expected {' or '.join(PACKAGES)}")
     module, name = EXPORTERS[signal]
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else its core prints lines of its own, between those of our log
     try:
         return getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), name)()
     except ModuleNotFoundError:

@@ -18,10 +18,11 @@ from prometheus_client import CollectorRegistry
 from bus.exporting import Exporting, read_number
 from coordinator.exporting_check import INTERVAL_MS, TIMEOUT_MS
 
-__all__ = ["MetricsExport"]
+__all__ = ["CLOSE_S", "MetricsExport"]
 
-CLOSE_S = 1.0
-"""How long the end of the process waits for the last figures to be exported."""
+CLOSE_S = 5.0
+"""How long the end of the process waits for the last figures to be exported: a connection may have to be made, over
+gRPC the first one ever, and a collector that is being restarted is asked again after one and two seconds."""
 
 log = structlog.get_logger("signalmesh.metrics")
 
@@ -42,6 +43,7 @@ class MetricsExport:
         self._timeout_s = read_number(environment, "OTEL_METRIC_EXPORT_TIMEOUT", TIMEOUT_MS) / 1000
         self._began_ns = time.time_ns()
         self._ending = threading.Event()
+        self._given_up = False
         self._sender: Any = None
         self._lost = 0
         """Exports in a row that failed."""
@@ -68,17 +70,25 @@ class MetricsExport:
             why = self._sender.why or "the collector did not take them"
         except Exception as error:  # noqa: BLE001 - as above
             why = f"{type(error).__name__}: {error}"
+        if self._given_up:
+            return  # `close` has told of it
         if not done:
-            self._lost += 1
-            if self._lost == 1:
-                log.warning("metrics_not_exported", why=why)
+            self._tell(why)
         elif self._lost:
             log.info("metrics_exported_again", failed=self._lost)
             self._lost = 0
 
-    def close(self) -> None:
-        """Export the last figures, waiting no longer than CLOSE_S; to be called where waiting is allowed."""
+    def _tell(self, why: str) -> None:
+        self._lost += 1
+        if self._lost == 1:
+            log.warning("metrics_not_exported", why=why)
+
+    def close(self, within_s: float = CLOSE_S) -> None:
+        """Export the last figures, waiting no longer than `within_s`; to be called where waiting is allowed."""
         self._ending.set()
-        self._thread.join(CLOSE_S)
-        if self._thread.is_alive() and self._sender is not None:
-            self._sender.shutdown()
+        self._thread.join(within_s)
+        if self._thread.is_alive():
+            self._given_up = True
+            self._tell(f"the collector did not take the last ones within {within_s:.0f} s")
+            if self._sender is not None:
+                self._sender.shutdown()

@@ -32,7 +32,7 @@ from bus.reports import Reporter
 from bus.tasks import end_tasks, run_to_end
 from coordinator.beat_figures import BeatFigures
 from coordinator.config import load
-from coordinator.exporting import MetricsExport
+from coordinator.exporting import CLOSE_S, MetricsExport
 from coordinator.exporting_check import log_wrong_variables
 from coordinator.gather import LISTEN_S, config_in_force
 from coordinator.listening import DEFAULT_LISTEN, Address
@@ -49,6 +49,8 @@ LOOK_S = 1.0
 """Between two looks at what the stream holds."""
 FINISH_S = 5.0
 """Longest time to wait, when asked to end, for the answer to an alert that is being posted."""
+END_S = 7.0
+"""Longest time for that and the last export together; `up` waits for 8 s."""
 LOOK_BACK = 4096
 """So many messages before the end are read when it starts: inputs that are about to be answered."""
 
@@ -285,11 +287,13 @@ def run_metrics(
         try:
             await _follow(bus, observer, posting, stop)
         finally:
+            until = asyncio.get_running_loop().time() + END_S
             await end_tasks([beating])
             if posting is not None:
                 await posting.end()
             if export is not None:
-                await asyncio.to_thread(export.close)
+                left_s = until - asyncio.get_running_loop().time()
+                await asyncio.to_thread(export.close, min(CLOSE_S, left_s))
             await observer.close()
             if server is not None:
                 await asyncio.to_thread(server.shutdown)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -105,29 +108,65 @@ def test_who_does_not_export_imports_nothing_of_it():
 
 
 class Servicer(metrics_service_pb2_grpc.MetricsServiceServicer):
+    """A collector by gRPC. `refusals`: so many requests are answered with UNAVAILABLE; while `hanging`, none is."""
+
     def __init__(self) -> None:
         self.requests: list[ExportMetricsServiceRequest] = []
         self.metadata: dict[str, object] = {}
+        self.refusals = 0
+        self.asked, self.freed = threading.Event(), threading.Event()
+        self.freed.set()
 
     def Export(self, request, context):  # noqa: N802
+        self.asked.set()
+        self.freed.wait()
+        if self.refusals:
+            self.refusals -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata())
         return ExportMetricsServiceResponse()
 
 
-def test_by_grpc(monkeypatch: pytest.MonkeyPatch):
-    figures, servicer = some_figures(), Servicer()
-    server = grpc.server(ThreadPoolExecutor(1))
+@pytest.fixture
+def servicer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servicer]:
+    servicer, server = Servicer(), grpc.server(ThreadPoolExecutor(1))
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    try:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-        assert send(figures, Exporting(protocol="grpc"))
-        assert_same(read_measured(servicer.requests[0].SerializeToString()), figures)
-        assert servicer.metadata["authorization"] == "Bearer x"
-    finally:
-        server.stop(None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    yield servicer
+    servicer.freed.set()
+    server.stop(None)
+
+
+def test_by_grpc(servicer: Servicer):
+    figures = some_figures()
+    assert send(figures, Exporting(protocol="grpc"))
+    assert_same(read_measured(servicer.requests[0].SerializeToString()), figures)
+    assert servicer.metadata["authorization"] == "Bearer x"
+
+
+def test_the_last_figures_go_out_by_grpc_though_the_collector_is_only_just_coming_up(servicer: Servicer, told: Told):
+    figures, servicer.refusals = some_figures(), 2  # the exporter asks again after one second, and after two more
+    export = MetricsExport(Exporting(protocol="grpc"), {}, figures.registry, dict)
+    export.close()
+    [request] = servicer.requests
+    assert read_measured(request.SerializeToString()).shown() == parsed(generate_latest(figures.registry).decode())
+    assert told.lines == []
+
+
+def test_an_end_that_does_not_wait_for_the_collector_any_longer_says_so(servicer: Servicer, told: Told):
+    servicer.freed.clear()
+    export = MetricsExport(Exporting(protocol="grpc"), {}, some_figures().registry, dict)
+    export._ending.set()
+    assert servicer.asked.wait(20)
+    export.close(0.1)
+    export._thread.join(20)
+    assert not export._thread.is_alive(), "the request was broken off"
+    [(event, level, fields)] = told.lines
+    assert (event, level) == ("metrics_not_exported", "warning")
+    assert "did not take the last ones" in fields["why"]
 
 
 class Told:
@@ -191,3 +230,49 @@ def test_a_protocol_that_is_unknown_costs_the_export_only(told: Told):
     [(event, level, fields)] = told.lines
     assert (event, level) == ("metrics_export_failed", "error")
     assert "http/json: expected http/protobuf or grpc" in fields["problem"]
+
+
+BROKEN_OFF = """
+import os, sys
+from prometheus_client import CollectorRegistry, Gauge
+from bus.exporting import Exporting
+from bus.logs import set_up_logs
+from coordinator.exporting import MetricsExport
+set_up_logs()
+registry = CollectorRegistry()
+Gauge("x", "x", registry=registry)
+export = MetricsExport(Exporting(protocol=sys.argv[1]), {}, registry, dict)
+export._ending.set()
+input()
+export.close(0.1)
+export._thread.join()
+"""
+"""Ends its export when it is told to; whatever it and the exporter log goes to the standard error."""
+
+
+async def say_all(protocol: str, asked: Callable[[], Awaitable[Any]]) -> list[str]:
+    """The lines of a process that breaks off its export, once the collector was `asked`."""
+    arguments, pipe = [sys.executable, "-c", BROKEN_OFF, protocol], asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stderr=pipe)
+    try:
+        await asked()
+        _, said = await process.communicate(b"\n")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
+    return said.decode().splitlines()
+
+
+async def test_an_export_over_http_that_is_broken_off_says_only_what_we_log(monkeypatch: pytest.MonkeyPatch):
+    async with collecting("unavailable") as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        lines = await say_all("http/protobuf", lambda: collector.until("a retry", lambda: collector.requests > 0))
+    assert [json.loads(line)["event"] for line in lines] == ["metrics_not_exported"]
+
+
+async def test_an_export_over_grpc_that_is_broken_off_says_only_what_we_log(servicer: Servicer):
+    servicer.freed.clear()
+    lines = await say_all("grpc", lambda: asyncio.to_thread(servicer.asked.wait, 20))
+    assert [json.loads(line)["event"] for line in lines] == ["metrics_not_exported"]
