@@ -6,7 +6,9 @@ The only place that configures it. Tracebacks never show local variables: they c
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import re
 import sys
 from collections.abc import MutableMapping
@@ -73,16 +75,35 @@ def disarm(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
+def _as_json(event: Any, **_: Any) -> str:
+    try:
+        return orjson.dumps(event, default=str).decode()
+    except TypeError:  # it takes no half of a character, as a file's name may hold one
+        return json.dumps(event, default=str)
+
+
 class _Bearing:
-    """A stream that bears a full disk: what cannot be written is left out, as no log is worth a process."""
+    """A stream that bears a full disk: what cannot be written is left out, as no log is worth a process.
+
+    Each text, a line with its end, is one write of the system's: agents share a file with their host, and nothing of
+    another process may come between a line and its end.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._descriptor: int | None = None
+        with contextlib.suppress(OSError):  # io.UnsupportedOperation: it is in memory only
+            self._descriptor = stream.fileno()
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            return self._stream.write(text)
-        return 0
+            if self._descriptor is None:
+                return self._stream.write(text)
+            self._stream.flush()  # what others have printed there comes before it
+            data = text.encode(errors="backslashreplace")
+            while data:  # once, but for a disk or a pipe that takes a part only
+                data = data[os.write(self._descriptor, data) :]
+        return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):
@@ -105,7 +126,7 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool
         shared += [
             structlog.processors.format_exc_info,
             redact,
-            structlog.processors.JSONRenderer(lambda event, **_: orjson.dumps(event, default=str).decode()),
+            structlog.processors.JSONRenderer(_as_json),
         ]
     else:
         shared += [
@@ -117,7 +138,7 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.ERROR, stream=stream, force=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -59,6 +63,43 @@ def test_the_active_trace_is_named():
         assert json.loads(logged(io.StringIO()))["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
     finally:
         TRACE_ID.reset(token)
+
+
+LOGGING = """
+import logging, sys, structlog
+from bus.logs import set_up_logs
+set_up_logs("info")
+log = structlog.get_logger("test")
+log.info("short")
+log.info("long", text="x" * 20_000)
+logging.getLogger("other").error("by the standard library")
+try:
+    raise ValueError("told with where it was raised")
+except ValueError:
+    log.exception("failed")
+sys.stderr.write("printed, ")
+log.info("halves", text="\\ud800")
+"""
+
+
+def test_a_line_is_one_write_so_that_processes_can_share_a_file():
+    """To a socket of packets, each write is one of its own; Python unbuffered, as in the containers."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-c", LOGGING]
+        process = subprocess.Popen(command, stderr=theirs.fileno(), env=environment)
+        theirs.close()
+        writes = []
+        while data := ours.recv(1 << 20):
+            writes.append(data.decode())
+        ours.close()  # whatever it still writes, it ends
+        assert process.wait() == 0
+    assert [text.count("\n") for text in writes if text != "printed, "] == [1] * 5
+    events = [json.loads(text)["event"] for text in writes if text.startswith("{")]
+    assert events == ["short", "long", "failed", "halves"]
+    assert "by the standard library" in writes[2]
+    assert writes.index("printed, ") == 4
 
 
 SECRETS: list[dict[str, Any]] = [
