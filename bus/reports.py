@@ -22,7 +22,8 @@ class Reporter:
     def __init__(self, bus: Bus, outbox: Outbox, writer: str, fence: Headers | None = None) -> None:
         self._subjects = bus.subjects
         self._outbox = outbox
-        self._writer = writer
+        self.writer = writer
+        """Whose name stands in the subjects."""
         self._fence = dict(fence or {})
         self._boot = secrets.token_hex(4)
         self._count = 0
@@ -43,7 +44,7 @@ class Reporter:
             event=event,
             agent=agent,
             timestamp=now(),
-            source=self._writer,
+            source=self.writer,
             epoch=epoch,
             sandbox=sandbox,
             pid=pid,
@@ -52,7 +53,7 @@ class Reporter:
         )
         tell = log.debug if event == "skipped" else log.info  # the alerts about these are bounded, they are not
         tell(event, of=agent, epoch=epoch, sandbox=sandbox, pid=pid, reason=reason, **detail)
-        self._put(self._subjects.lifecycle(agent, self._writer), encode(message), None)
+        self._put(self._subjects.lifecycle(agent, self.writer), encode(message), None)
 
     def alert(
         self,
@@ -70,20 +71,20 @@ class Reporter:
             code=code,
             message=message,
             timestamp=now(),
-            source=self._writer,
+            source=self.writer,
             agent=agent,
             detail=detail,
         )
         log.warning(code, message=message, severity=severity, of=agent)
-        self._put(self._subjects.alert(severity, self._writer), encode(alert), once)
+        self._put(self._subjects.alert(severity, self.writer), encode(alert), once)
 
     def config(self, config: Config) -> None:
         """Put a Config in force; it outlives the stream's maximal age."""
-        self._put(self._subjects.config(self._writer), encode(config), None, {h.TTL: "never"})
+        self._put(self._subjects.config(self.writer), encode(config), None, {h.TTL: "never"})
 
     def _put(self, subject: str, data: bytes, msg_id: str | None, headers: Headers | None = None) -> None:
         self._count += 1
-        msg_id = msg_id or f"{self._writer}:{self._boot}:{self._count}"
+        msg_id = msg_id or f"{self.writer}:{self._boot}:{self._count}"
         try:
             self._outbox.put(Entry(subject, data, {h.MSG_ID: msg_id, **self._fence, **(headers or {})}))
         except Fenced:

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from bus import __version__
 from bus.errors import BusError, BusTimeout, MessageError, Refused
 from bus.headers import MSG_ID
-from bus.messages import Alert, decode
+from bus.messages import Alert, Severity, decode
 from bus.nats_bus import NatsBus
 from bus.reports import Reporter
 from bus.tasks import end_tasks
@@ -42,6 +42,8 @@ FIRST_WAIT_S, LAST_WAIT_S = 0.5, 30.0
 ROUND = 12
 """Attempts of one row; the next row begins at once, with the shortest wait."""
 NO_CONSUMER = 10014
+FAILING: tuple[Severity, str] = ("warning", "webhook_failing")
+RECOVERED: tuple[Severity, str] = ("info", "webhook_recovered")
 FINAL = frozenset({400, 413, 415, 422})
 """Answers that judge this one alert: it would be refused for ever, and would hold up all others."""
 
@@ -63,7 +65,8 @@ class Webhook:
         self._done = 0
         self._turn = asyncio.Lock()
         """Held from the sending of an alert until its answer is acknowledged."""
-        self._ill = False
+        self._ill: bool | None = None
+        """Whether it was told that the receiver takes nothing; None: who posted before us is not asked yet."""
         stamina.instrumentation.set_on_retry_hooks([])  # it would log each attempt; a failure is said once, below
 
     async def run(self) -> None:
@@ -76,6 +79,8 @@ class Webhook:
                 try:
                     await self._bus.until_live()
                     await self._ensure_consumer()
+                    if self._ill is None:
+                        self._ill = await self._was_ill()
                     while True:
                         if (msg := await self._next()) is not None:
                             await self._handle(client, msg)
@@ -95,6 +100,27 @@ class Webhook:
         """
         info = await self._bus.api(f"CONSUMER.INFO.{self._stream}.{CONSUMER}")
         return int(info["num_pending"]) + int(info["num_ack_pending"])
+
+    async def _was_ill(self) -> bool:
+        """Whether who posted before us has told of a failure, and was killed before it could tell of its end.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        failing, recovered = [await self._newest_of(*told) for told in (FAILING, RECOVERED)]
+        return failing > recovered
+
+    async def _newest_of(self, severity: Severity, code: str) -> int:
+        """Sequence of the newest alert of ours with this severity, if it has this code; 0 for none."""
+        subjects = self._bus.subjects
+        stored = await self._bus.last(subjects.alert(severity, self._notices.writer))
+        if stored is None:
+            return 0
+        try:
+            alert = decode(subjects.parse(stored.subject), stored.subject, stored.data)
+        except MessageError:
+            return 0
+        return stored.sequence if isinstance(alert, Alert) and alert.code == code else 0
 
     async def _ensure_consumer(self) -> None:
         """Make the consumer if there is none: it begins with what is stored from now on, or where we were."""
@@ -216,7 +242,7 @@ class Webhook:
             if self._ill:
                 self._ill = False
                 log.info("webhook_recovered")
-                self._notices.alert("info", "webhook_recovered", "the webhook takes alerts again; none was left out")
+                self._notices.alert(*RECOVERED, "the webhook takes alerts again; none was left out")
         elif status in FINAL:
             self._figures.webhook.labels("refused").inc()
             log.warning("webhook_refused", status=status, id=key)
@@ -233,5 +259,5 @@ class Webhook:
         if not self._ill:
             self._ill = True
             text = f"the webhook does not take alerts: {problem}; they wait in the stream and are tried again"
-            self._notices.alert("warning", "webhook_failing", text)
+            self._notices.alert(*FAILING, text)
         raise _NotTaken(problem)

@@ -16,7 +16,7 @@ from tests.acceptance.faults import kill_agents, kill_server
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, VOTERS, Swarm, run_verb
 from tests.support.collector import collecting
 from tests.support.page import Shown, parsed
-from tests.support.receiver import receiver
+from tests.support.receiver import Receiver, receiver
 
 ROUNDS = 60
 
@@ -162,6 +162,7 @@ async def test_alerts_reach_a_webhook_whose_poster_is_killed_and_its_url_is_nowh
                     await asyncio.sleep(0.02)
             children = [process for process in swarm.everybody() if "metrics" in process.cmdline()]
             assert children[0].cmdline()[4:6] == ["--listen", "off"]
+            await killed_while_it_fails(swarm, ear, there)
             there.answers = [500]
             kills = 3
             for number in range(10 * kills):
@@ -180,6 +181,20 @@ async def test_alerts_reach_a_webhook_whose_poster_is_killed_and_its_url_is_nowh
             assert "webhook_failing" in "".join(logs)
             assert "s3cret" not in shown + "".join(logs) + swarm.errors
             assert "s3cret" not in (swarm.directory / "up.err").read_text()
+
+
+async def killed_while_it_fails(swarm: Swarm, ear: Ear, there: Receiver) -> None:
+    """Who told of the failure is dead; its successor tells of the end of it."""
+    there.answers = [500] * 1000
+    await ear.publish("alert.warning.test", {**alert(0), "code": "first"})
+    await ear.alerted("webhook_failing")
+    await kill_observer(swarm, ear)
+    there.answers.clear()
+    await ear.alerted("webhook_recovered")
+    async with asyncio.timeout(GUARD_S):
+        while (codes := [body["code"] for body in there.taken.items])[-1:] != ["webhook_recovered"]:
+            await there.taken.reach(len(codes) + 1)
+    assert codes.count("webhook_failing") == codes.count("webhook_recovered") == codes.count("first") == 1
 
 
 async def kill_observer(swarm: Swarm, ear: Ear) -> None:

@@ -25,6 +25,7 @@ from coordinator.config import parse
 from coordinator.metrics_wanted import webhook_of
 from coordinator.stream_figures import Figures, Names
 from coordinator.webhook import Webhook
+from tests.support.collecting import GUARD_S
 from tests.support.receiver import Receiver, receiver
 
 
@@ -197,6 +198,27 @@ async def test_a_restart_neither_repeats_nor_loses(bus):
             await alert(bus, 4)
             await there.taken.reach(5)
         assert [code for code in codes(there) if code.startswith("code")] == ["code_1", "code_2", "code_3", "code_4"]
+
+
+async def test_who_comes_next_tells_of_the_recovery_from_a_failure_that_was_told(bus):
+    async with receiver() as there:
+        there.answers = [500] * 1000
+        async with posting(bus, there.port):
+            await alert(bus, 1)
+            async with asyncio.timeout(GUARD_S):
+                while await bus.last("swarm.alert.warning.metrics") is None:
+                    await asyncio.sleep(0.01)
+        async with posting(bus, there.port) as second:
+            await there.asked.reach(len(there.asked.items) + 3)  # it fails too, and does not tell of it again
+            there.answers.clear()
+            await there.taken.reach(3)
+            assert codes(there) == ["code_1", "webhook_failing", "webhook_recovered"]
+            await second.all_posted()
+        async with posting(bus, there.port) as third:
+            await alert(bus, 2)
+            await there.taken.reach(4)
+            await third.all_posted()
+            assert codes(there)[3:] == ["code_2"]
 
 
 async def test_two_of_them_post_each_alert_once(bus):
