@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from nats.aio.msg import Msg
 
 from bus.client import QuickClient
 from bus.credentials import Credentials, credentials_from
-from bus.errors import BusUnreachable, Disconnected, Refused, UsageError
+from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
 from bus.tasks import end_tasks, is_cancelled
 from bus.wire import OnDirect
 
@@ -34,6 +35,10 @@ MESSAGE_TOO_LARGE = 10054
 """JetStream's error code for it, used for what is refused on our side already as well."""
 BAD_REQUEST = 400
 PERMISSIONS_ERR = "permissions violation"
+NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
+"""What a server says to whom it does not know, or no longer."""
+TELL_S = 5.0
+"""Who waits for the bus without an end says so after this."""
 
 log = structlog.get_logger("signalmesh.bus")
 
@@ -157,12 +162,16 @@ class Connection:
 
         Raises:
             BusUnreachable: nobody answered in that time.
+            NotAdmitted: a server did, and refused our credentials.
         """
         connecting = asyncio.create_task(self._connect(), name="nats-connect")
         try:
-            await asyncio.wait({connecting}, timeout=wait_s)
+            await asyncio.wait({connecting}, timeout=TELL_S if wait_s is None else wait_s)
+            if not connecting.done() and wait_s is None:
+                log.warning("bus_awaited", nats=shown_url(self.url), problem=self._last_error or "no answer")
+                await asyncio.wait({connecting})
             if not connecting.done():
-                raise BusUnreachable(shown_url(self.url), self._last_error or "no answer")
+                raise self._unreachable(self._last_error or "no answer")
             connecting.result()
         except BaseException as error:
             # Not a mere cancellation: one that comes together with an answer would be lost inside, and connecting go on
@@ -172,10 +181,14 @@ class Connection:
             with contextlib.suppress(Exception):
                 await self.client.close()
             if isinstance(error, (OSError, nats.errors.Error)):
-                raise BusUnreachable(shown_url(self.url), str(error) or type(error).__name__) from None
+                raise self._unreachable(str(error) or type(error).__name__) from None
             raise
         self.generation += 1
         self._live.set()
+
+    def _unreachable(self, reason: str) -> BusUnreachable:
+        kind = NotAdmitted if NOT_ADMITTED.search(reason) else BusUnreachable
+        return kind(shown_url(self.url), reason)
 
     async def _connect(self) -> None:
         await self.client.connect(
@@ -196,7 +209,7 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         told = str(error) or type(error).__name__
-        if "authorization" not in (self._last_error or "").lower():  # a later attempt may only see that it was cut off
+        if not NOT_ADMITTED.search(self._last_error):  # a later attempt may only see that it was cut off
             self._last_error = told
         log.debug("nats_error", error=told, connection=self.name)
 

@@ -12,6 +12,7 @@ MeshError                 root; its message says what was expected and what to d
 ├── CommandFailed         (agents/command.py) a program died over an event; its agent is started again
 └── BusError              the bus: whose fault and whether to retry is said by the class
     ├── BusUnreachable    nobody answers at that address (exit 3); retry after it is up
+    │   └── NotAdmitted   a server answers, but refuses who we say we are
     ├── Disconnected      the connection is down right now; retried by the outbox
     ├── BusTimeout        no answer in time: the write may still have landed, so read back
     ├── WrongSequence     compare-and-set lost: somebody else wrote; never retried blindly
@@ -134,6 +135,18 @@ class BusUnreachable(BusError):
             f"no NATS server answers at {url} ({reason}); start the swarm with `signalmesh up`, "
             "or name another server with --nats URL"
         )
+
+
+class NotAdmitted(BusUnreachable):
+    """A NATS server answers, and refuses our credentials."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        others = "--nats-creds (SIGNALMESH_NATS_CREDS), --nats-nkey (SIGNALMESH_NATS_NKEY)"
+        told = (
+            f"the NATS server at {url} answers, but does not take these credentials ({reason}); name others: {others}"
+        )
+        self.args = (f"{told}, or a user and password in the URL, better in SIGNALMESH_NATS than in --nats",)
 
 
 class Disconnected(BusError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.text import Text
 
 from bus.connection import check_url, shown_url, urls_of
-from bus.errors import BusError
+from bus.errors import BusError, NotAdmitted
 from bus.nats_bus import NatsBus
 from bus.plain import harmless
 from coordinator.certify_left import check_earlier_runs
@@ -88,6 +88,8 @@ async def _over_the_bus(
         return [unmade("bus", f"{why}. Start it, or name a server with --nats")]
     try:
         bus = await NatsBus.connect(url, config.swarm, "doctor", wait_s=CONNECT_S)
+    except NotAdmitted as problem:
+        return [error("bus", str(problem), "")]  # it says what to do
     except BusError as problem:
         return [error("bus", str(problem), BUS_DOWN)]
     try:

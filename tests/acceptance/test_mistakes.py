@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.faults import kill_agents
-from tests.acceptance.swarm import AGENTS, Finished, Swarm, agents_toml, run_verb
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SIGNALMESH, Finished, Swarm, agents_toml, run_verb
 from tests.support.nats import plain_server
 
 NOBODY = "nats://127.0.0.1:1"
@@ -196,3 +196,32 @@ async def test_durability_on_a_server_that_is_not_ours_is_said_to_be_its_own(tmp
         assert "stream.durability: 'power'" in swarm.errors
         alerts = [said.json for said in await read_stream(url, swarm.name) if said.kind == "alert"]
         assert [alert["code"] for alert in alerts] == ["durability_not_set"]
+
+
+async def test_a_server_that_refuses_is_not_said_to_be_away(tmp_path: Path):
+    async with plain_server(tmp_path, "--user", "user", "--pass", "right") as url:
+        for verb in ("status", "up", "doctor"):
+            told = await run_verb(tmp_path, verb, "--nats", url)
+            assert told.code == (1 if verb == "doctor" else 3), told
+            text = told.out + told.err
+            assert f"the NATS server at {url} answers, but does not take these credentials" in text
+            assert "--nats-nkey (SIGNALMESH_NATS_NKEY)" in text
+            assert "no NATS server answers" not in text
+
+
+async def test_a_role_that_waits_for_the_bus_says_where_and_why(tmp_path: Path):
+    async with plain_server(tmp_path, "--user", "user", "--pass", "right") as refusing:
+        for url, why in ((refusing, "Authorization Violation"), (NOBODY, "Connect")):
+            process = await asyncio.create_subprocess_exec(
+                str(SIGNALMESH), "mirror", "--rebuild", "--once", "--file", "m.sqlite", "--nats", url,
+                cwd=tmp_path, env=ENVIRONMENT, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            assert process.stderr is not None
+            try:
+                async with asyncio.timeout(GUARD_S):
+                    line = json.loads(await process.stderr.readline())
+                assert (line["event"], line["nats"]) == ("bus_awaited", url)
+                assert why in line["problem"]
+            finally:
+                process.kill()
+                await process.wait()

@@ -15,7 +15,7 @@ import pytest
 
 from bus.bus import Heard
 from bus.connection import _Client, check_url, shown_url
-from bus.errors import BusTimeout, BusUnreachable, Disconnected, UsageError
+from bus.errors import BusTimeout, BusUnreachable, Disconnected, NotAdmitted, UsageError
 from bus.fault_proxy import DOWN, Proxy
 from bus.nats_bus import NatsBus
 from bus.streams import check_server, ensure_streams
@@ -245,9 +245,14 @@ async def test_an_unreachable_server_is_named_without_credentials():
 async def test_wrong_credentials_are_said_and_not_shown(tmp_path):
     async with plain_server(tmp_path, "--user", "user", "--pass", "right") as url:
         wrong = url.replace("://", f"://user:{SECRET}@")
-        with pytest.raises(BusUnreachable, match="Authorization Violation") as unreachable:
+        with pytest.raises(NotAdmitted, match="Authorization Violation") as unreachable:
             await NatsBus.connect(wrong, "swarm", "test", wait_s=0.3)
-        assert SECRET not in f"{unreachable.value!r} {vars(unreachable.value)}"
+        told = str(unreachable.value)
+        assert told.startswith(f"the NATS server at {url} answers, but does not take these credentials")
+        assert "--nats-creds (SIGNALMESH_NATS_CREDS)" in told
+        assert "signalmesh up" not in told
+        assert unreachable.value.exit_code == 3
+        assert SECRET not in f"{told} {unreachable.value!r} {vars(unreachable.value)}"
         bus = await NatsBus.connect(url.replace("://", "://user:right@"), "swarm", "test")
         try:
             assert bus.url == url
