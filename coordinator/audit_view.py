@@ -13,7 +13,7 @@ from rich.text import Text
 from bus.plain import harmless
 from coordinator.audit import Progress as Told
 from coordinator.audit_report import Audit
-from coordinator.tables import Column, console, fitted
+from coordinator.tables import Column, console, print_table
 
 COLUMNS = (
     Column("agent"), Column("outputs", right=True), Column("gaps", right=True), Column("doubled", right=True),
@@ -56,7 +56,7 @@ def print_audit(audit: Audit) -> None:
             str(agent.skipped), "" if snapshot is None else Text("fits", "green") if snapshot.ok else Text("no", "red"),
             "" if snapshot is None else f"{snapshot.cursor:,}",
         ])  # fmt: skip
-    out.print(fitted(COLUMNS, rows, out.width))
+    print_table(out, COLUMNS, rows)
     rounds, mirror = audit.rounds, audit.mirror
     out.print(
         f"\nrounds: {rounds.decided:,} decided, {rounds.missing} left out, {rounds.doubled} decided twice, "

@@ -7,7 +7,7 @@ from rich.text import Text
 from bus.plain import harmless
 from coordinator.certify_markdown import target_text, verdict
 from coordinator.certify_report import Certificate
-from coordinator.tables import Column, console, fitted
+from coordinator.tables import Column, console, print_table
 
 COLUMNS = (Column("target"), Column("wanted", right=True), Column("measured", right=True), Column(""), Column("how", 1))
 
@@ -27,7 +27,7 @@ def print_certificate(found: Certificate) -> None:
                 target.how,
             ]
         )
-    out.print(fitted(COLUMNS, rows, out.width))
+    print_table(out, COLUMNS, rows)
     for problem in found.problems:
         out.print(harmless(f"PROBLEM: {problem}"), soft_wrap=True)
     out.print(Text(f"{verdict(found)}; in {found.took_s:.1f} s", "green" if found.ok else "bold red"), soft_wrap=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from coordinator.figures import Spread, spread_of
-from coordinator.tables import Column, console, fitted
+from coordinator.tables import Column, console, print_table
 
 __all__ = ["Chaos", "FaultKind", "FaultSeen", "HeardDecisions", "Proof", "line_of", "print_chaos", "summarised"]
 
@@ -132,7 +132,7 @@ def print_chaos(found: Chaos) -> None:
         back = f"{kind.recovered} of {kind.count - kind.not_applicable}"
         times = [*_shown(kind.detected_ms), *_shown(kind.recovered_ms)]
         rows.append([name, str(kind.count), back, *times])
-    out.print(fitted(columns, rows, out.width))
+    print_table(out, columns, rows)
     heard = found.decisions
     stored = "the stream could not be read back" if heard.stored is None else f"{heard.stored} stored"
     out.print(

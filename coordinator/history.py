@@ -16,7 +16,7 @@ from bus.errors import UsageError
 from bus.mirror_read import MirrorFile
 from bus.plain import harmless
 from bus.subjects import KEPT_KINDS
-from coordinator.tables import Column, console, fitted
+from coordinator.tables import Column, console, print_table
 
 SNAPSHOT = "snapshot"
 KINDS = (*KEPT_KINDS, SNAPSHOT)
@@ -180,7 +180,7 @@ def print_history(history: History) -> None:
         at = f"{entry.stored_at:%Y-%m-%d %H:%M:%S.%f}"[:-3]
         number = f"{entry.sequence}" if entry.intact else f"{entry.sequence} DAMAGED"
         rows.append([at, number, shown(entry.agent), *cells])
-    out.print(fitted(columns, rows, out.width))
+    print_table(out, columns, rows)
 
 
 def shown(value: Any) -> str:

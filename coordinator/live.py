@@ -16,7 +16,7 @@ from bus.bus import Heard
 from bus.messages import Alert, Decision, Lifecycle
 from bus.plain import harmless
 from coordinator.gather import Listener
-from coordinator.tables import Column, console, fitted, state_text
+from coordinator.tables import Cell, Column, console, fitted, state_text
 from coordinator.view import how_to_follow, parse
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class LiveView:
         return Group(*parts, Text(), foot)
 
     def _agents(self, time: float, width: int) -> Table:
-        rows: list[list[str | Text]] = []
+        rows: list[list[Cell]] = []
         for settings in self._up.config.agents:
             name, kind = settings.spec.name, settings.spec.kind
             heard_at, beat = self._listener.agents.get(name, (None, None))
@@ -128,7 +128,7 @@ class LiveView:
         return fitted(AGENT_COLUMNS, rows, width)
 
     def _sandboxes(self, time: float, width: int) -> Table:
-        rows: list[list[str | Text]] = []
+        rows: list[list[Cell]] = []
         for sandbox in self._up.config.sandboxes:
             heard = self._listener.hosts.values()
             hosts = [(at, beat) for at, beat in heard if sandbox.name in (beat.agent, beat.group)]
@@ -136,7 +136,7 @@ class LiveView:
             if beat is None or heard_at is None:
                 rows.append([sandbox.name, sandbox.provider, "not heard yet", "", "", ""])
                 continue
-            running = ", ".join(child.agent for child in beat.inventory or () if child.exit_code is None)
+            running = tuple(child.agent for child in beat.inventory or () if child.exit_code is None)
             rows.append([
                 beat.agent, beat.provider or "", _state(beat.status, time - heard_at), str(beat.pid),
                 f"{beat.uptime_s or 0:.0f} s", running,
@@ -144,7 +144,7 @@ class LiveView:
         return fitted(SANDBOX_COLUMNS, rows, width)
 
     def _decided(self, count: int, width: int) -> Table:
-        rows: list[list[str | Text]] = [
+        rows: list[list[Cell]] = [
             [
                 f"{decision.timestamp:%Y-%m-%d %H:%M}",
                 decision.symbol or "",

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from coordinator.audit_view import counted
 from coordinator.replay_report import Difference, Replay
-from coordinator.tables import Column, console, fitted
+from coordinator.tables import Column, console, print_table
 
 COLUMNS = (
     Column("agent"), Column("kind", 3), Column("inputs", 2, right=True), Column("outputs", right=True),
@@ -35,7 +35,7 @@ def print_replay(replay: Replay) -> None:
         ]
         for name, agent in replay.agents.items()
     ]
-    out.print(fitted(COLUMNS, rows, out.width))
+    print_table(out, COLUMNS, rows)
     out.print()
     for name, agent in replay.agents.items():
         if agent.left_out is not None:
@@ -56,5 +56,5 @@ def _print_difference(difference: Difference) -> None:
     out.print(Text(difference.text, "red"))
     if difference.fields:
         rows = [[item.field, str(item.recorded), str(item.replayed)] for item in difference.fields]
-        out.print(fitted(FIELD_COLUMNS, rows, out.width))
+        print_table(out, FIELD_COLUMNS, rows)
     out.print()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich.text import Text
 
 from bus import headers as h
 from bus.bus import Heard
@@ -20,7 +19,7 @@ from bus.nats_bus import NatsBus
 from bus.plain import harmless
 from coordinator.gather import AgentStatus, Status
 from coordinator.sandbox_health import SandboxHealth
-from coordinator.tables import Column, console, fitted, state_text
+from coordinator.tables import Cell, Column, console, print_table, state_text
 
 if TYPE_CHECKING:
     from coordinator.killing import Killing
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 SANDBOX_COLUMNS = (
     Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
     Column("up", 4, right=True), Column("available", 6, right=True), Column("processes", 8, right=True),
-    Column("CPU", 7, right=True), Column("MiB", 7, right=True), Column("network in, out", 10), Column("cost", 5),
+    Column("CPU", 7, right=True), Column("MiB", 7, right=True), Column("network in, out", 10), Column("cost", 9),
     Column("agents", 1),
 )  # fmt: skip
 STATUS_COLUMNS = (
@@ -201,14 +200,14 @@ def print_status(status: Status) -> None:
         "",
     ):
         out.print(harmless(line), soft_wrap=True)
-    rows: list[list[str | Text]] = []
+    rows: list[list[Cell]] = []
     for agent in status.agents:
         cells = (
             agent.kind, agent.sandbox, agent.pid, agent.epoch, agent.restarts, agent.heartbeat_age_ms, agent.cursor,
             agent.lag, agent.outputs,
         )  # fmt: skip
         rows.append([agent.name, state_text(agent.status), *("" if cell is None else str(cell) for cell in cells)])
-    out.print(fitted(STATUS_COLUMNS, rows, out.width))
+    print_table(out, STATUS_COLUMNS, rows)
     for agent in status.agents:
         if agent.status == "external":
             out.print(_heard_of(agent), soft_wrap=True)
@@ -219,11 +218,11 @@ def print_status(status: Status) -> None:
     rows = [
         [
             sandbox.name, sandbox.provider or "", state_text(sandbox.status), str(sandbox.pid),
-            f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health), ", ".join(sandbox.agents),
+            f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health), tuple(sandbox.agents),
         ]
         for sandbox in status.sandboxes
     ]  # fmt: skip
-    out.print(fitted(SANDBOX_COLUMNS, rows, out.width))
+    print_table(out, SANDBOX_COLUMNS, rows)
 
 
 def health_cells(health: SandboxHealth) -> list[str]:
@@ -270,7 +269,7 @@ def print_killing(result: Killing) -> None:
         value = getattr(result, f"{step}_ms")
         rows.append(["not heard" if value is None else f"{value:.1f} ms", step.replace("_", " "), meaning])
     columns = (Column("after", right=True), Column("step"), Column("what was heard on the bus", 1))
-    out.print(fitted(columns, rows, out.width))
+    print_table(out, columns, rows)
     epochs = f"epoch {result.epoch_before} -> {result.epoch_after or 'none yet'}"
     replayed = "" if result.events_replayed is None else f", {result.events_replayed} inputs replayed"
     out.print(f"{epochs}{replayed}\n{_verdict(result)}", soft_wrap=True)
