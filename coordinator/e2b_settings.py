@@ -40,8 +40,14 @@ PRICE_PER_VCPU_HOUR, PRICE_PER_GIB_HOUR = 0.0504, 0.0162
 PRICE_LIST = "E2B's price list (https://e2b.dev/pricing)"
 LONGEST_NAME = 40
 """Of a sandbox: the id that E2B gives is added to it, and a name has 64 characters at most."""
+HAND_OVER_S = 20
+"""What must be left of a sandbox's age when another is to take over: that is installed in some ten seconds, and the
+agents of the old one may take nine to drain."""
+ALL_ADDRESSES = "0.0.0.0/0"
 _PACKAGE = re.compile(r"[A-Za-z0-9@][A-Za-z0-9._/@\[\],=<>!~^+-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"(\*|{_LABEL})\.({_LABEL}\.)*(?![0-9]+$){_LABEL}", re.IGNORECASE)
 _KINDS_OF_PACKAGES = ("pip", "npm")
 
 Lifetime = Annotated[int, Meta(ge=3, le=86_400)]
@@ -88,7 +94,14 @@ def check_settings(file: str, key: str, name: str, settings: E2bSettings) -> Non
     """
     if len(name) > LONGEST_NAME:
         raise ConfigError(file, key, f"expected a name of {LONGEST_NAME} characters at most: E2B's id is added to it")
+    for field_name, text in (("template", settings.template), ("python", settings.python)):
+        if not text.strip():
+            default = E2bSettings.__dataclass_fields__[field_name].default
+            raise ConfigError(
+                file, f"{key}.{field_name}", f"expected a name, such as the default {default!r}, not {text!r}"
+            )
     _check_packages(file, key, settings.packages)
+    _check_addresses(file, key, settings)
     for variable in settings.env:
         if not _VARIABLE.fullmatch(variable) or variable.startswith(("E2B_", "SIGNALMESH_")):
             raise ConfigError(
@@ -99,10 +112,60 @@ def check_settings(file: str, key: str, name: str, settings: E2bSettings) -> Non
     for own in ("swarm", "sandbox", "pool", "version", "settings"):
         if own in settings.metadata:
             raise ConfigError(file, f"{key}.metadata.{own}", "this one is ours; choose another name")
+    if any(not name.strip() for name in settings.metadata):
+        raise ConfigError(file, f"{key}.metadata", "expected names that are not empty")
+    _check_ages(file, key, settings)
+
+
+def _check_ages(file: str, key: str, settings: E2bSettings) -> None:
     if settings.max_age_s <= settings.timeout_s:
         raise ConfigError(
             file, f"{key}.max_age_s", f"expected more than timeout_s ({settings.timeout_s}), not {settings.max_age_s}"
         )
+    left_s = round(settings.max_age_s * (1 - settings.replace_at), 6)
+    if left_s < HAND_OVER_S:
+        raise ConfigError(
+            file,
+            f"{key}.replace_at",
+            f"expected {HAND_OVER_S} s of max_age_s ({settings.max_age_s}) or more to be left for the hand-over, and "
+            f"{settings.replace_at:g} leaves {left_s:g}: a smaller share, or a longer age if your plan has it",
+        )
+
+
+def _check_addresses(file: str, key: str, settings: E2bSettings) -> None:
+    """As the API takes them: names of domains are for what is allowed, and only where all the rest is denied."""
+    for index, address in enumerate(settings.deny):
+        if not _is_network(address):
+            raise ConfigError(
+                file,
+                f"{key}.deny[{index}]",
+                f"expected an IP address or a CIDR, such as {ALL_ADDRESSES!r}, not {address!r}: E2B denies no domains",
+            )
+    for index, address in enumerate(settings.allow):
+        if _is_network(address):
+            continue
+        if not _DOMAIN.fullmatch(address):
+            raise ConfigError(
+                file,
+                f"{key}.allow[{index}]",
+                "expected an IP address, a CIDR or a domain ('203.0.113.7', '203.0.113.0/24', 'example.org', "
+                f"'*.example.org'), not {address!r}",
+            )
+        if ALL_ADDRESSES not in settings.deny:
+            raise ConfigError(
+                file,
+                f"{key}.allow[{index}]",
+                f"the domain {address!r} is taken only where all else is denied: add deny = [{ALL_ADDRESSES!r}]",
+            )
+
+
+def _is_network(address: str) -> bool:
+    """An IP address or a CIDR; Python also knows netmasks and zones, which no CIDR has."""
+    try:
+        ipaddress.ip_network(address, strict=False)
+    except ValueError:
+        return False
+    return "%" not in address and "." not in address.partition("/")[2]
 
 
 def _check_packages(file: str, key: str, packages: Mapping[str, tuple[str, ...]]) -> None:

@@ -19,7 +19,7 @@ from bus.errors import UsageError
 from coordinator import own_code
 from coordinator.e2b_errors import GivenUp, Gone, is_illness, verdict_on
 from coordinator.e2b_service import Service
-from coordinator.e2b_settings import E2bSettings, Endpoint, public_url, take_key
+from coordinator.e2b_settings import E2bSettings, Endpoint, check_settings, public_url, take_key
 
 ROOT = Path(__file__).resolve().parents[2]
 RAISED = {
@@ -129,6 +129,21 @@ def test_the_price_is_that_of_the_configured_size():
     assert price == pytest.approx(2 * 0.0504 + 0.5 * 0.0162)
     assert "https://e2b.dev/pricing" in source
     assert E2bSettings(cpu=2, memory_mb=512, price_per_hour=1.0, price_source="x").price() == (1.0, "x")
+
+
+def test_addresses_are_taken_as_e2b_takes_them():
+    allow = (
+        "203.0.113.7",
+        "203.0.113.9/24",
+        "2001:db8::/32",
+        "example.org",
+        "*.Example.org",
+        "*.com",
+        "xn--bcher-kva.de",
+    )
+    check_settings("f", "k", "far", E2bSettings(allow=allow, deny=("0.0.0.0/0", "::/0")))
+    check_settings("f", "k", "far", E2bSettings(allow=allow[:3]))
+    check_settings("f", "k", "far", E2bSettings(timeout_s=3, max_age_s=100))
 
 
 def test_only_e2b_is_called_so():
