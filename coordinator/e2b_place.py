@@ -22,7 +22,7 @@ from e2b import AsyncCommandHandle, AsyncSandbox, CommandExitException, NotFound
 from agents.host import DRAIN_GRACE_S, HEARTBEAT_S
 from bus.connection import shown_url
 from bus.credentials import Credentials
-from bus.tasks import end_tasks
+from bus.tasks import both, end_tasks
 from coordinator.e2b_errors import GivenUp, Gone, shown, verdict_on
 from coordinator.e2b_hosts import Hosts
 from coordinator.e2b_install import FILES, LOG, InstallFailed, install, upload
@@ -111,15 +111,7 @@ class Place:
         return self.sandbox.sandbox_id
 
     async def _serve(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._renew(), name=f"renew-{self.id}")
-                group.create_task(self._keep_host(), name=f"host-{self.id}")
-        except ExceptionGroup as errors:
-            for error in errors.exceptions:
-                if isinstance(error, (Gone, GivenUp)):
-                    raise error from None
-            raise
+        await both(self._renew(), self._keep_host())
 
     # -- its lifetime
 

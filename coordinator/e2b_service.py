@@ -61,9 +61,9 @@ class Service:
             GivenUp: a repetition would fail as well.
         """
 
-        def again(error: Exception) -> bool:
-            if verdict_on(error) != "retry":
-                return False
+        def again(error: BaseException) -> bool:
+            if not isinstance(error, Exception) or verdict_on(error) != "retry":
+                return False  # stamina asks of a CancelledError too: that is somebody's wish, and no fault
             self._unwell(what, error)
             return True
 

@@ -177,3 +177,23 @@ async def test_down_waits_for_the_sandbox_that_was_just_asked_for_and_ends_it(tm
         await swarm.down()
         assert swarm.created() - made == 1
         assert await e2b_standin.sandboxes() == {}
+
+
+async def test_down_in_the_middle_of_an_installation_ends_the_sandbox_and_invents_no_fault(tmp_path, e2b_standin):
+    begun = tmp_path / "begun"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exit 1\ntouch {begun}\nexec sleep 600\n')
+    python.chmod(0o755)
+    async with FarSwarm(tmp_path / "swarm", e2b_standin, far_toml(python=f'"{python}"', env="{}")) as swarm:
+        ear = await swarm.far_up()
+
+        async def installing():
+            return begun.exists()
+
+        await until(installing)
+        await swarm.down()
+        assert await e2b_standin.sandboxes() == {}
+        assert ear.alerts == []
+        log = (swarm.directory / ".signalmesh/logs/provider.log").read_text()
+        assert "provider_retried" not in log
+        assert "sandboxes_left" not in log
