@@ -137,13 +137,23 @@ def up(
 
 @app.command()
 def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
-    """End the swarm whose state directory is here, in order: agents drain and save their state."""
+    """End the swarm whose state directory is here, in order: agents drain and save their state.
+
+    Where none runs, the sandboxes elsewhere that a killed one has left are ended.
+    """
     from coordinator.rundir import read_run
-    from coordinator.stopping import stop_run
+    from coordinator.stopping import end_left, stop_run
 
     run = read_run(state_dir)
     if run is None or not run.alive():
-        raise UsageError(f"no swarm runs in {state_dir}; name its directory with --state-dir")
+        freed = end_left(state_dir)
+        if json:
+            print_json(freed)
+        else:
+            for text, names in (("ended, left by an earlier run", freed.ended), ("could not be ended", freed.left)):
+                if names:
+                    typer.echo(f"sandboxes at {freed.endpoint}: {text}: {', '.join(names)}")
+        raise typer.Exit(EXIT_FAILED if freed.left else EXIT_DONE)
     ended = stop_run(run, state_dir)
     if json:
         print_json(ended)

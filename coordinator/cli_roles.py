@@ -107,6 +107,7 @@ def provider(
     check: Annotated[
         bool, typer.Option("--check", help="Only ask whether E2B_API_KEY is accepted, and what is there.")
     ] = False,
+    end: Annotated[bool, typer.Option("--end", help="Only end what an earlier run has left there.")] = False,
     config: ConfigFile = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
@@ -119,8 +120,8 @@ def provider(
     from coordinator.config import load
     from coordinator.e2b_role import end_for_good, run_check, run_provider
 
-    if check:
-        end_for_good(run_check(state_dir))
+    if check or end:
+        end_for_good(run_check(state_dir, end=end))
     settings = load(config, Path.cwd())
     if swarm is not None:
         settings = replace(settings, swarm=swarm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
@@ -23,19 +23,26 @@ ANSWER_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The sandboxes of a state directory, as `endpoint` lists them by their metadata; None: see `problem`."""
+    """The sandboxes of a state directory, as `endpoint` lists them by their metadata; None: see `problem`.
+
+    `left` are those that were to be ended and could not be, each with the reason.
+    """
 
     endpoint: str
     sandboxes: list[str] | None = None
+    left: list[str] = field(default_factory=list)
     problem: str = ""
 
 
-def list_sandboxes(state_dir: Path) -> Listing:
-    """Ask, with the key of the environment. Takes some seconds: the SDK is a process of its own, and 40 MB."""
-    endpoint = Endpoint.of().shown
+def list_sandboxes(state_dir: Path, *, end: bool = False) -> Listing:
+    """Ask, with the key of the environment, and `end` them if wanted.
+
+    Takes some seconds: the SDK is a process of its own, and 40 MB.
+    """
+    endpoint, what = Endpoint.of().shown, "--end" if end else "--check"
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "coordinator.main", "provider", "--check", "--state-dir", str(state_dir)],
+            [sys.executable, "-m", "coordinator.main", "provider", what, "--state-dir", str(state_dir)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -43,10 +50,11 @@ def list_sandboxes(state_dir: Path) -> Listing:
         )
     except subprocess.TimeoutExpired:
         return Listing(endpoint=endpoint, problem=f"no answer within {ANSWER_S:.0f} s")
-    if done.returncode != 0:
+    if not done.stdout:
         problem = done.stderr.decode(errors="replace").strip().removeprefix("signalmesh: ")
         return Listing(endpoint=endpoint, problem=problem)
-    return Listing(endpoint=endpoint, sandboxes=orjson.loads(done.stdout)["sandboxes"])
+    said = orjson.loads(done.stdout)
+    return Listing(endpoint=endpoint, sandboxes=said["sandboxes"], left=said["left"])
 
 
 def check_e2b(config: SwarmConfig, state_dir: Path, *, running: bool) -> list[Finding]:
@@ -54,7 +62,7 @@ def check_e2b(config: SwarmConfig, state_dir: Path, *, running: bool) -> list[Fi
     pool = read_pool(state_dir)
     if pool is None and not any(spec.e2b for spec in config.sandboxes):
         return []
-    remedy = "the next `signalmesh up` takes them over, and ends what it cannot use"
+    remedy = "`signalmesh down` ends them; the next `signalmesh up` takes them over, and ends what it cannot use"
     return [check_pool(CHECK, state_dir, pool, remedy, running=running)]
 
 

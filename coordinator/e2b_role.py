@@ -52,10 +52,11 @@ def end_for_good(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run_check(state_dir: Path) -> int:
+def run_check(state_dir: Path, *, end: bool = False) -> int:
     """Whether the key is accepted: 0, 2 with the remedy where it is not, 3 where nobody answers.
 
-    Prints where it asked, and which sandboxes of this state directory are there, as JSON.
+    Prints where it asked, which sandboxes of this state directory are there, and `left`, as JSON: those that could not
+    be ended, where it is to `end` them, and why; 1 if there are any.
     """
     endpoint = Endpoint.of()
     key = take_key()
@@ -63,16 +64,22 @@ def run_check(state_dir: Path) -> int:
     from e2b import AuthenticationException
 
     from coordinator.e2b_errors import shown
+    from coordinator.e2b_keeper import END_S
     from coordinator.e2b_service import Service
 
     pool = read_pool(state_dir)
 
     async def check() -> int:
+        left: list[Left] = []
         service = Service(key, lambda *_: None)
         try:
             async with asyncio.timeout(CHECK_S):
                 await service.check()
                 found = [] if pool is None else await service.list({"pool": pool.id})
+            if pool is not None and end:
+                problems = [(info.sandbox_id, await service.kill(info.sandbox_id, END_S)) for info in found]
+                left += [Left(sandbox="", id=name, problem=problem) for name, problem in problems if problem]
+                write_pool(state_dir, Pool(id=pool.id, endpoint=endpoint.shown, sandboxes=tuple(left)))
         except AuthenticationException:
             print(
                 f"signalmesh: E2B_API_KEY: {endpoint.shown} does not accept this key; get one from "
@@ -84,8 +91,9 @@ def run_check(state_dir: Path) -> int:
             print(f"signalmesh: {endpoint.shown} did not answer: {shown(error)}", file=sys.stderr)
             return EXIT_UNREACHABLE
         sandboxes = [f"{info.sandbox_id} ({info.metadata.get('sandbox')}, {info.state.value})" for info in found]
-        print(orjson.dumps({"endpoint": endpoint.shown, "sandboxes": sandboxes}).decode())
-        return EXIT_DONE
+        why = [f"{one.id}: {one.problem}" for one in left]
+        print(orjson.dumps({"endpoint": endpoint.shown, "sandboxes": sandboxes, "left": why}).decode())
+        return EXIT_FAILED if left else EXIT_DONE
 
     return run_to_end(check())
 

@@ -41,10 +41,11 @@ class MadeBy:
 
 
 def on_signals(stop: Callable[[], None]) -> None:
-    """Have SIGTERM and SIGINT call `stop`."""
+    """Have SIGTERM, SIGINT and the end of the terminal (SIGHUP, unless by nohup's wish) call `stop`."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, stop)
 
 
 def limits_of(config: SwarmConfig) -> StreamLimits:

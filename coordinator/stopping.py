@@ -1,4 +1,4 @@
-"""`signalmesh down`: ask a running `up` to end, and wait until it has."""
+"""`signalmesh down`: ask a running `up` to end, and wait until it has; end the sandboxes that a killed one has left."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bus.errors import MeshError
+from bus.errors import MeshError, UsageError
 from bus.process import wait_pid_exit
-from coordinator.e2b_record import read_pool
+from coordinator.doctor_e2b import list_sandboxes
+from coordinator.e2b_record import Pool, read_pool
+from coordinator.e2b_settings import KEY_VARIABLE, Endpoint
 from coordinator.rundir import Run
 
 STOP_S = 50.0
@@ -60,4 +62,48 @@ def stop_run(run: Run, state_dir: Path) -> Ended:
         took_s=round(time.monotonic() - since, 3),
         endpoint="" if pool is None else pool.endpoint,
         left=left,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedLeft:
+    """`down --json` where nothing runs: sandboxes of an earlier run at `endpoint` that were ended, and that could not be."""
+
+    endpoint: str
+    ended: list[str]
+    left: list[str]
+
+
+def end_left(state_dir: Path) -> EndedLeft:
+    """End the sandboxes elsewhere that an `up` which was killed has left, with the key of the environment.
+
+    Raises:
+        UsageError: there is no swarm and no such sandbox, or none that can be asked for; MeshError: no answer.
+    """
+    nothing = f"no swarm runs in {state_dir}"
+    pool = read_pool(state_dir)
+    if pool is None:
+        raise UsageError(f"{nothing}; name its directory with --state-dir")
+    here = Endpoint.of().shown
+    if not os.environ.get(KEY_VARIABLE):
+        raise UsageError(f"{nothing}{_by_record(pool)}; set {KEY_VARIABLE}, and `signalmesh down` asks and ends them")
+    if pool.endpoint not in ("", here):
+        raise UsageError(
+            f"{nothing}{_by_record(pool)}; its sandboxes are at {pool.endpoint}, and {KEY_VARIABLE} is for {here} here"
+        )
+    found = list_sandboxes(state_dir, end=True)
+    if found.sandboxes is None:
+        raise MeshError(f"{nothing}{_by_record(pool)}: {found.problem}")
+    if not found.sandboxes:
+        raise UsageError(f"{nothing}, and {here} has no sandbox of it; name its directory with --state-dir")
+    not_ended = {one.partition(":")[0] for one in found.left}
+    ended = [one for one in found.sandboxes if one.partition(" ")[0] not in not_ended]
+    return EndedLeft(endpoint=found.endpoint, ended=ended, left=found.left)
+
+
+def _by_record(pool: Pool) -> str:
+    names = ", ".join(sandbox.id for sandbox in pool.sandboxes)
+    return (
+        f"; its last run has left sandboxes at {pool.endpoint}, which cost until their lifetime ends: {names}"
+        * bool(names)
     )

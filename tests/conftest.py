@@ -1,4 +1,4 @@
-"""What all tests share: quiet logs, and a Ctrl-C that arrives."""
+"""What all tests share: quiet logs, and signals that arrive."""
 
 from __future__ import annotations
 
@@ -12,5 +12,6 @@ structlog.configure(
     wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
 )
 
-# A shell that starts the tests in the background has them ignore SIGINT, and with them every process that they start.
+# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT; nohup does SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -150,6 +150,11 @@ async def test_ctrl_c_and_down_end_cleanly_and_the_next_up_goes_on(
 
         ear = await swarm.up()
         await assert_went_on(ear, before, decided)
+        before = dict(ear.claims)
+        assert await swarm.end(signal.SIGHUP) == 0  # the terminal was closed
+
+        ear = await swarm.up()
+        await assert_went_on(ear, before, decided)
         await ear.all_decided(ROUNDS)
         messages = await read_stream(swarm.url, swarm.name)
         assert_numbered(messages)

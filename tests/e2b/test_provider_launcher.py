@@ -77,6 +77,28 @@ async def test_the_next_run_takes_over_what_a_killed_one_has_left(tmp_path, e2b_
 
 
 @pytest.mark.slow
+async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp_path, e2b_standin):
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.settled()
+        await swarm.end(signal.SIGKILL)
+        without = await run_verb(tmp_path, "down")
+        assert without.code == 2
+        assert f"which cost until their lifetime ends: {there.sandbox_id}; set E2B_API_KEY" in without.err
+        assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
+        down = await run_verb(tmp_path, "down", "--json", environment=e2b_standin.environment)
+        assert down.code == 0, down.err
+        assert down.json == {
+            "endpoint": f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}",
+            "ended": [f"{there.sandbox_id} (python, running)"],
+            "left": [],
+        }
+        assert await e2b_standin.sandboxes() == {}
+        again = await run_verb(tmp_path, "down", environment=e2b_standin.environment)
+        assert again.code == 2
+        assert "has no sandbox of it" in again.err
+
+
+@pytest.mark.slow
 async def test_the_next_run_ends_what_does_not_fit_it(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
