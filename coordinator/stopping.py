@@ -24,13 +24,15 @@ STOP_S = 50.0
 class Ended:
     """`down --json`: which swarm ended, the process id of its `up`, and how many seconds that took.
 
-    `left` are sandboxes that could not be ended, at `endpoint`; they end by themselves at the end of their lifetime.
+    Where none ran, `swarm` and `pid` are null, and `ended` are the sandboxes at `endpoint` that an earlier one had left.
+    `left` are sandboxes that could not be ended; they end by themselves at the end of their lifetime.
     """
 
-    swarm: str
-    pid: int
+    swarm: str | None
+    pid: int | None
     took_s: float
     endpoint: str = ""
+    ended: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
@@ -65,16 +67,7 @@ def stop_run(run: Run, state_dir: Path) -> Ended:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedLeft:
-    """`down --json` where nothing runs: sandboxes of an earlier run at `endpoint` that were ended, and that could not be."""
-
-    endpoint: str
-    ended: list[str]
-    left: list[str]
-
-
-def end_left(state_dir: Path) -> EndedLeft:
+def end_left(state_dir: Path) -> Ended:
     """End the sandboxes elsewhere that an `up` which was killed has left, with the key of the environment.
 
     Raises:
@@ -91,6 +84,7 @@ def end_left(state_dir: Path) -> EndedLeft:
         raise UsageError(
             f"{nothing}{_by_record(pool)}; its sandboxes are at {pool.endpoint}, and {KEY_VARIABLE} is for {here} here"
         )
+    since = time.monotonic()
     found = list_sandboxes(state_dir, end=True)
     if found.sandboxes is None:
         raise MeshError(f"{nothing}{_by_record(pool)}: {found.problem}")
@@ -98,7 +92,14 @@ def end_left(state_dir: Path) -> EndedLeft:
         raise UsageError(f"{nothing}, and {here} has no sandbox of it; name its directory with --state-dir")
     not_ended = {one.partition(":")[0] for one in found.left}
     ended = [one for one in found.sandboxes if one.partition(" ")[0] not in not_ended]
-    return EndedLeft(endpoint=found.endpoint, ended=ended, left=found.left)
+    return Ended(
+        swarm=None,
+        pid=None,
+        took_s=round(time.monotonic() - since, 3),
+        endpoint=found.endpoint,
+        ended=ended,
+        left=found.left,
+    )
 
 
 def _by_record(pool: Pool) -> str:
