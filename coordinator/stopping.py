@@ -24,7 +24,7 @@ STOP_S = 50.0
 class Ended:
     """`down --json`: which swarm ended, the process id of its `up`, and how many seconds that took.
 
-    Where none ran, `swarm` and `pid` are null, and `ended` are the sandboxes at `endpoint` that an earlier one had left.
+    Where none ran, `swarm` and `pid` are null, and `ended` are the sandboxes at `endpoint` that an earlier one left.
     `left` are sandboxes that could not be ended; they end by themselves at the end of their lifetime.
     """
 
