@@ -23,7 +23,7 @@ import orjson
 import structlog
 
 from agents.children import ChildProcess, ForkServer
-from agents.probe import look_around, measure_usage
+from agents.probe import look_around, measure_memory, measure_usage
 from agents.process import Incarnation
 from agents.spec import AgentSpec
 from bus import headers as h
@@ -44,6 +44,8 @@ DRAIN_GRACE_S = 6.0
 """From SIGTERM to SIGKILL for agents when the host is asked to end; a little longer than an agent's own drain."""
 USAGE_S = 2.0
 """Between two looks at what the sandbox's processes use; a look costs some 30 microseconds for each on the machine."""
+MEMORY_S = 10.0
+"""Between two looks at how pages are shared out, unless processes came or went; one costs 300 microseconds for each."""
 KEEP_EXITS = 32
 """How many ended children the inventory still lists."""
 
@@ -305,8 +307,14 @@ class Host:
             await asyncio.sleep(due - loop.time())
 
     async def _measure(self) -> None:
+        memory_mb: float | None = None
+        processes, due = 0, 0.0
         while True:
-            self._usage = await asyncio.to_thread(measure_usage)
+            usage = await asyncio.to_thread(measure_usage)
+            if usage.processes != processes or time.monotonic() >= due:
+                memory_mb = await asyncio.to_thread(measure_memory)
+                processes, due = usage.processes, time.monotonic() + MEMORY_S
+            self._usage = dataclasses.replace(usage, pss_mb=memory_mb)
             await asyncio.sleep(USAGE_S)
 
     async def _beat_once(self) -> None:

@@ -24,7 +24,7 @@ import psutil
 from bus import __version__
 from bus.sandboxes import SandboxUsage
 
-__all__ = ["INSTALLATION", "Installation", "Probe", "look_around", "measure_usage"]
+__all__ = ["INSTALLATION", "Installation", "Probe", "look_around", "measure_memory", "measure_usage"]
 
 PROC = Path("/proc")
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -127,6 +127,15 @@ def measure_usage() -> SandboxUsage:
     )
 
 
+def measure_memory() -> float | None:
+    """MiB that this process and its descendants take, shared pages shared out (PSS); None if this system does not tell.
+
+    For each process a walk of its page tables, several times what `measure_usage` takes.
+    """
+    own_bytes = _shared_out(list(_own_processes()))
+    return None if own_bytes is None else round(own_bytes / MEBIBYTE, 1)
+
+
 def network_of_here() -> str | None:
     """What tells this process's network from all others: its kernel's boot and its network namespace."""
     boot_id = _read(PROC / "sys/kernel/random/boot_id")
@@ -145,7 +154,9 @@ def _shared_out(processes: list[psutil.Process]) -> int | None:
     for process in processes:
         try:
             text = (PROC / str(process.pid) / "smaps_rollup").read_text("ascii")
-        except (FileNotFoundError, ProcessLookupError):
+        except ProcessLookupError:
+            continue  # it has ended: nobody has waited for it yet, but its memory is gone
+        except FileNotFoundError:
             if psutil.pid_exists(process.pid):
                 return None  # this kernel does not tell
             continue

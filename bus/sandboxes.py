@@ -10,7 +10,8 @@ __all__ = ["SandboxAccount", "SandboxUsage"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxUsage:
     """What a sandbox host and its descendants use: processor seconds since its start, those of ended ones included,
-    and MiB of physical memory, of which pages that they share count for each.
+    and MiB of physical memory. `rss_mb` counts pages that several have for each of them; `pss_mb` shares these out
+    among all that have them, so that it adds up: measured more rarely, and None where this system does not tell it.
 
     `rx_bytes` and `tx_bytes` have passed through the interfaces that they see, loopback left out; `network` tells that
     network from all others, so that two who say the same share it, and its figures. None: this system does not tell.
@@ -19,6 +20,7 @@ class SandboxUsage:
     processes: int
     cpu_s: float
     rss_mb: float
+    pss_mb: float | None = None
     network: str | None = None
     rx_bytes: int | None = None
     tx_bytes: int | None = None

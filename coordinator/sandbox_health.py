@@ -18,17 +18,18 @@ NOT_TOLD = "not measured: no heartbeat told it"
 class SandboxHealth:
     """What a sandbox's processes use, how available it was, what it costs.
 
-    `cpu_percent` is of one processor, since the host's start; `rss_mb` in MiB counts pages that processes share for
-    each. Bytes are those that have passed through its network, loopback left out; None where it has none of its own,
-    which `network` says. `availability` is the share of the `seen_s` seconds since its first heartbeat in which its
-    host was known to be alive. Money is in USD: `cost` is the price times the time since the host's start; None where
-    no price is set. `price_source` says where the price is from.
+    `cpu_percent` is of one processor, since the host's start. Of memory, in MiB, `rss_mb` counts pages that processes
+    share for each, `pss_mb` shares them out. Bytes are those that have passed through its network, loopback left out;
+    None where it has none of its own, which `network` says. `availability` is the share of the `seen_s` seconds since
+    its first heartbeat in which its host was known to be alive. Money is in USD: `cost` is the price times the time
+    since the host's start; None where no price is set. `price_source` says where the price is from.
     """
 
     processes: int | None = None
     cpu_s: float | None = None
     cpu_percent: float | None = None
     rss_mb: float | None = None
+    pss_mb: float | None = None
     network: str = NOT_TOLD
     rx_bytes: int | None = None
     tx_bytes: int | None = None
@@ -51,6 +52,7 @@ def health_of(
         cpu_s=None if usage is None else usage.cpu_s,
         cpu_percent=100 * usage.cpu_s / uptime_s if usage is not None and uptime_s else None,
         rss_mb=None if usage is None else usage.rss_mb,
+        pss_mb=None if usage is None else usage.pss_mb,
         network=network,
         rx_bytes=rx_bytes,
         tx_bytes=tx_bytes,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SANDBOX_COLUMNS = (
     Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
     Column("up", 4, right=True), Column("available", 6, right=True), Column("processes", 8, right=True),
-    Column("CPU", 7, right=True), Column("MiB", 7, right=True), Column("network in, out", 10), Column("cost", 9),
+    Column("CPU", 7, right=True), Column("PSS MiB", 7, right=True), Column("network in, out", 10), Column("cost", 9),
     Column("agents", 1),
 )  # fmt: skip
 STATUS_COLUMNS = (
@@ -232,10 +232,17 @@ def health_cells(health: SandboxHealth) -> list[str]:
         "" if health.availability is None else f"{100 * health.availability:.2f} %",
         "" if health.processes is None else str(health.processes),
         "" if health.cpu_percent is None else f"{health.cpu_percent:.1f} %",
-        "" if health.rss_mb is None else f"{health.rss_mb:.0f}",
+        _memory(health),
         "not its own" if received is None or sent is None else f"{received / MIB:.1f}, {sent / MIB:.1f} MiB",
         health.price_source if health.cost is None else f"${health.cost:.4f} at ${health.price_per_hour:g}/h",
     ]
+
+
+def _memory(health: SandboxHealth) -> str:
+    """PSS, in MiB; where the system of the sandbox does not tell it, RSS, and that it is."""
+    if health.pss_mb is not None:
+        return f"{health.pss_mb:.0f}"
+    return "" if health.rss_mb is None else f"RSS {health.rss_mb:.0f}"
 
 
 def _heard_of(agent: AgentStatus) -> str:

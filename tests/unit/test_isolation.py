@@ -77,3 +77,27 @@ def test_usage_counts_children_while_they_live_and_their_processor_time_for_ever
     assert after.processes == before.processes
     assert after.cpu_s >= during.cpu_s >= before.cpu_s + 0.15
     assert during.rss_mb > before.rss_mb
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="this system does not tell it")  # noqa: PTH110
+def test_memory_that_processes_share_adds_up_and_a_dead_one_takes_none():
+    script = """
+import os, signal
+from agents.probe import measure_memory, measure_usage
+block = os.urandom(64 << 20)
+children = []
+for _ in range(3):
+    if (pid := os.fork()) == 0:
+        signal.pause()
+    children.append(pid)
+print(measure_usage().rss_mb, measure_memory())
+for pid in children:
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+print(measure_memory())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    rss, shared_out, alone = map(float, done.stdout.split())
+    assert rss > 4 * 64, "each has the block"
+    assert 64 < shared_out < 2 * 64, "the block is there once"
+    assert 64 < alone < 2 * 64, "the dead ones are there until they are waited for, with nothing of their own"

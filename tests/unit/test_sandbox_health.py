@@ -11,7 +11,7 @@ from coordinator.network import HERE
 from coordinator.sandbox_health import SandboxHealth, health_of
 from coordinator.view import health_cells
 
-USAGE = SandboxUsage(processes=5, cpu_s=9.0, rss_mb=120.0, network="n", rx_bytes=1 << 20, tx_bytes=2 << 20)
+USAGE = SandboxUsage(processes=5, cpu_s=9.0, rss_mb=120.0, pss_mb=40.4, network="n", rx_bytes=1 << 20, tx_bytes=2 << 20)
 
 
 def host(**more: object) -> Heartbeat:
@@ -26,10 +26,16 @@ def test_all_of_it_is_told():
     account = SandboxAccount(seen_s=100.0, alive_s=90.0, price_per_hour=0.4, price_source="a bill of May")
     found = health_of(host(usage=USAGE), account, {"base": USAGE})
     assert found == SandboxHealth(
-        processes=5, cpu_s=9.0, cpu_percent=10.0, rss_mb=120.0, network="its own", rx_bytes=1 << 20, tx_bytes=2 << 20,
-        seen_s=100.0, availability=0.9, price_per_hour=0.4, price_source="a bill of May", cost=0.01,
+        processes=5, cpu_s=9.0, cpu_percent=10.0, rss_mb=120.0, pss_mb=40.4, network="its own", rx_bytes=1 << 20,
+        tx_bytes=2 << 20, seen_s=100.0, availability=0.9, price_per_hour=0.4,
+        price_source="a bill of May", cost=0.01,
     )  # fmt: skip
-    assert health_cells(found) == ["90.00 %", "5", "10.0 %", "120", "1.0, 2.0 MiB", "$0.0100 at $0.4/h"]
+    assert health_cells(found) == ["90.00 %", "5", "10.0 %", "40", "1.0, 2.0 MiB", "$0.0100 at $0.4/h"]
+
+
+def test_memory_of_which_only_the_sum_of_processes_is_known_is_called_so():
+    usage = SandboxUsage(processes=5, cpu_s=9.0, rss_mb=120.0)
+    assert health_cells(health_of(host(usage=usage), None, {"base": usage}))[3] == "RSS 120"
 
 
 def test_nothing_is_made_up():

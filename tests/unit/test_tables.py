@@ -14,8 +14,8 @@ from coordinator.sandbox_health import SandboxHealth
 from coordinator.view import SANDBOX_COLUMNS, STATUS_COLUMNS, print_status
 
 HEALTH = SandboxHealth(
-    processes=21, cpu_s=9.0, cpu_percent=10.0, rss_mb=1127.0, network="its own", rx_bytes=1 << 20, tx_bytes=2 << 20,
-    seen_s=100.0, availability=0.9, price_per_hour=0.4, price_source="a bill", cost=0.01,
+    processes=21, cpu_s=9.0, cpu_percent=10.0, rss_mb=3127.0, pss_mb=1127.0, network="its own", rx_bytes=1 << 20,
+    tx_bytes=2 << 20, seen_s=100.0, availability=0.9, price_per_hour=0.4, price_source="a bill", cost=0.01,
 )  # fmt: skip
 SANDBOXES = ("base", "nodejs", "python")
 
@@ -90,7 +90,7 @@ def test_a_pipe_gets_every_column_and_every_name(agents, columns, capsys, monkey
 
 @pytest.mark.parametrize("agents", [9, 60])
 def test_a_terminal_has_names_shortened_before_a_column_goes(agents, monkeypatch):
-    head, _, *rows = sandbox_table(on_terminal(150, status_of(agents), monkeypatch))
+    head, _, *rows = sandbox_table(on_terminal(155, status_of(agents), monkeypatch))
     assert all(column.title in head for column in SANDBOX_COLUMNS)
     assert rows[0].rstrip().endswith(f"strategy-mean-reversion-0 and {agents // 3 - 1} more")
     assert "1127" in rows[0]
@@ -100,6 +100,6 @@ def test_a_narrow_terminal_keeps_what_counts_and_names_what_it_leaves_out(monkey
     shown = on_terminal(80, status_of(60), monkeypatch)
     assert max(len(line) for line in shown.splitlines()) <= 80
     head, _, row, *rest = sandbox_table(shown)
-    assert head.split() == ["sandbox", "provider", "state", "pid", "up", "available", "CPU", "MiB", "agents"]
+    assert head.split() == ["sandbox", "provider", "state", "pid", "up", "available", "CPU", "PSS", "MiB", "agents"]
     assert row.split()[-3:] == ["20", "in", "all"]
     assert "too narrow (80 columns) for: processes; network in, out; cost" in rest
