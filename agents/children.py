@@ -11,11 +11,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import multiprocessing
-import multiprocessing.util
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -23,13 +21,12 @@ from typing import Any
 
 import psutil
 
+from agents.fork_directory import make_directory
 from agents.process import Incarnation, run_incarnation
 from bus.errors import MeshError
 from bus.process import die_with_parent, wait_pid_exit
 
 PRELOAD = "agents.preload"
-LONGEST_TMPDIR = 64
-"""Bytes; what multiprocessing puts behind them has 32."""
 EXIT_STATUS_S = 0.2
 """How long after a process's end the fork server may take to tell its exit status."""
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
@@ -103,20 +100,6 @@ class ChildProcess:
             return {"state": "gone", "cpu_s": 0.0, "waited_s": 0.0}
 
 
-def _keep_socket_short() -> None:
-    """Have multiprocessing make its directory, once and for all, where the path of a Unix socket in it is not too long.
-
-    It would be in TMPDIR, and the fork server would not start: a socket's path has at most 103 bytes (macOS), or 107.
-    """
-    before = tempfile.tempdir
-    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
-        tempfile.tempdir = "/tmp"  # noqa: S108 - the directory made in it has a random name and is ours alone
-    try:
-        multiprocessing.util.get_temp_dir()
-    finally:
-        tempfile.tempdir = before
-
-
 class ForkServer:
     """Starts agent processes from a process that has their imports loaded already."""
 
@@ -124,7 +107,7 @@ class ForkServer:
         """`preload` are further modules that its agents will need."""
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([*preload, PRELOAD])  # ours last: it freezes what is loaded by then
-        _keep_socket_short()
+        make_directory()
         # One thread: starting blocks for a few milliseconds, and the order of starts is the order of requests.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fork")
         # Otherwise every child would run the host's main script once more before its own work.

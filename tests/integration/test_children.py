@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 START = """
-import asyncio, os, tempfile
+import asyncio, os, sys, tempfile
 from agents.children import ForkServer
 
 async def main():
     server = ForkServer()
     await server.start()
+    if len(sys.argv) > 1:
+        print("started", flush=True)
+        sys.stdin.read()
     await server.stop()
 
 asyncio.run(main())
@@ -34,3 +37,31 @@ async def test_it_starts_however_long_the_path_of_tmpdir_is(tmp_path: Path, leng
     out, err = await process.communicate()
     assert (process.returncode, out.decode().strip()) == (0, "True"), err.decode()
     assert list(directory.iterdir()) == []
+
+
+async def test_what_a_killed_one_has_left_is_removed_by_the_next_and_a_living_one_keeps_its_own(tmp_path: Path):
+    async def started() -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", START, "wait", env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"started\n"
+        return process
+
+    killed = await started()
+    [left] = tmp_path.iterdir()
+    killed.kill()
+    await killed.wait()
+    assert list(tmp_path.iterdir()) == [left]
+    os.utime(left, (0, 0))  # as if it were older than any that is just being made
+    living = await started()
+    [own] = tmp_path.iterdir()
+    os.utime(own, (0, 0))
+    next_one = await started()
+    assert own in tmp_path.iterdir()
+    assert left not in tmp_path.iterdir()
+    for process in (living, next_one):
+        await process.communicate(b"")
+        assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == []
