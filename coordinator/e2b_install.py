@@ -35,8 +35,16 @@ FIND_S = 60.0
 log = structlog.get_logger("signalmesh.provider")
 
 
+NO_COMMAND = (126, 127)
+"""Exit codes of a shell that cannot run what it is told."""
+
+
 class InstallFailed(MeshError):
-    """A step failed by its own exit code; its message has what it said."""
+    """A step failed; its message has what it said. `hopeless`: the program itself is missing there."""
+
+    def __init__(self, text: str, *, hopeless: bool = False) -> None:
+        super().__init__(text)
+        self.hopeless = hopeless
 
 
 async def install(service: Service, sandbox: AsyncSandbox, settings: E2bSettings) -> str:
@@ -124,7 +132,8 @@ async def _run(service: Service, sandbox: AsyncSandbox, what: str, script: str, 
             return (await sandbox.commands.run(script, timeout=within_s)).stdout
         except CommandExitException as error:
             said = shown(error.stdout, error.stderr)
-            raise InstallFailed(f"{what}: exit code {error.exit_code}: {said}") from None
+            text = f"{what}: exit code {error.exit_code}: {said}"
+            raise InstallFailed(text, hopeless=error.exit_code in NO_COMMAND) from None
 
     return await _asked(service, what, run)
 

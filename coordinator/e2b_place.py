@@ -39,6 +39,10 @@ STABLE_S = 60.0
 """A host that has run for so long is forgiven its earlier ends."""
 ENDS = 3
 """So many ends of the host in a row, and the sandbox is taken to be of no use."""
+INSTALLS = 3
+"""So many failed installations in a row, and no more are tried: another sandbox of this template is no better."""
+INSTALL_PAUSE_S = 5.0
+"""After the first of them; an index can be ill for a while."""
 DRAIN_S = DRAIN_GRACE_S + 3.0
 """From SIGTERM for the host to the end of its sandbox."""
 END_S = 5.0
@@ -145,24 +149,31 @@ class Place:
     # -- the host in it
 
     async def _keep_host(self) -> None:
-        ends, adopted = 0, True
+        ends, failed, adopted = 0, 0, True
         while True:
             began = time.monotonic()
             try:
                 reason = await self._one_host(adopted=adopted)
+            except InstallFailed as error:
+                failed += 1
+                if error.hopeless or failed >= INSTALLS:
+                    raise GivenUp(str(error)) from None
+                self._told("sandbox_not_installed", f"sandbox {self.host_name}: {error}; it is tried again")
+                await asyncio.sleep(INSTALL_PAUSE_S * failed)
+                continue
             except GivenUp as error:
                 if self._hosts.silent_s(self.host_name) > GONE_S:
                     raise
                 self._service.refuse(error)  # it runs, whatever is said of it
                 await asyncio.sleep(REFUSED_S)
                 continue
-            adopted = False
+            adopted, failed = False, 0
             if reason is None:
                 continue
             ends = 1 if time.monotonic() - began > STABLE_S else ends + 1
             log.warning("host_ended", sandbox_id=self.id, reason=reason, ends=ends)
             if ends >= ENDS:
-                raise Gone(f"its host ended {ends} times in a row, at last: {reason}; {await self.end_of_log()}")
+                raise Gone(f"its host ended {ends} times in a row, at last: {reason}{await self._end_of_log()}")
             await asyncio.sleep(min(2.0**ends, 10.0) / 4)
 
     async def _one_host(self, *, adopted: bool) -> str | None:
@@ -177,9 +188,6 @@ class Place:
                 handle = await self._attach(self._pid)
         except NotFoundException:
             return None  # it ended just now: look again
-        except InstallFailed as error:
-            self._told("sandbox_not_installed", f"sandbox {self.host_name}: {error}")
-            return str(error)
         except Gone:
             await self.resume()
             return None
@@ -275,19 +283,21 @@ class Place:
                 self._told(
                     "sandbox_unheard",
                     f"sandbox {self.host_name}: its host runs, but was not heard for {silent_s:.0f} s: can it reach "
-                    f"{shown_url(self._wanted.url)} from there (--public-nats)? {await self.end_of_log()}",
+                    f"{shown_url(self._wanted.url)} from there (--public-nats, and `allow` and `deny` of the sandbox)?"
+                    f"{await self._end_of_log()}",
                 )
             if silent_s > 3 * UNHEARD_S:
                 return
 
-    async def end_of_log(self) -> str:
-        """The last lines of the host's log, as far as it can be asked for."""
+    async def _end_of_log(self) -> str:
+        """The last lines of the host's log, as the end of a sentence; nothing where it has said nothing."""
         try:
             async with asyncio.timeout(END_S):
                 said = (await self.sandbox.commands.run(f"tail -n 3 {LOG}", timeout=END_S)).stdout
         except Exception as error:  # noqa: BLE001 - it only adds to what is told
-            return f"its log could not be read: {shown(error)}"
-        return "its log ends with: " + " | ".join(said.split("\n"))[-600:]
+            return f"; its log could not be read: {shown(error)}"
+        text = " | ".join(said.split("\n")).strip(" |")[-600:]
+        return f"; its log ends with: {text}" * bool(text)
 
     # -- its end
 
