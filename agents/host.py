@@ -114,16 +114,18 @@ class Host:
         url: str,
         *,
         provider: str = "local",
+        endpoint: str | None = None,
         group: str | None = None,
         log_level: str = "info",
         preload: tuple[str, ...] = (),
         credentials: Credentials | None = None,
         files: str | None = None,
     ) -> None:
-        """`credentials` are its agents' (None: the environment's); `files` is where their files are here, if not
-        where swarm.toml is.
+        """`endpoint` says where `provider` made this place. `credentials` are its agents' (None: the environment's);
+        `files` is where their files are here, if not where swarm.toml is.
         """
         self._bus, self.name, self._url, self._provider = bus, name, url, provider
+        self._endpoint = endpoint
         self._group, self._credentials, self._files = group, credentials, files
         self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
         self._log_level = log_level
@@ -332,6 +334,7 @@ class Host:
             pid=os.getpid(),
             role="sandbox",
             provider=self._provider,
+            endpoint=self._endpoint,
             uptime_s=round(time.monotonic() - self._started, 3),
             inventory=tuple(slot.describe() for slot in slots),
             group=self._group,

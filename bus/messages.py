@@ -214,8 +214,8 @@ class Heartbeat:
     container) that the process runs on. The mirror's `lag` are rows that its `file` does not hold yet, the oldest of
     them read `behind_ms` ago at most. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's, `snapshot_ms`
     is what its newest snapshot took from being taken to being stored. A host's `usage` is that of its whole sandbox,
-    the leading watchdog's `accounts` are of all sandboxes. A provider's `endpoint` says where it makes them,
-    and its `phases` which of them it has given up.
+    the leading watchdog's `accounts` are of all sandboxes. The `endpoint` of a provider says where it makes them,
+    that of a host where its provider made it; a provider's `phases` say which of them it has given up.
     """
 
     agent: str

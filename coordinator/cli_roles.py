@@ -56,7 +56,7 @@ def sandbox(
     if credentials_stdin:
         handed = read_handed()
         where = None if files is None else str(files.resolve())
-        made = None if host is None else MadeBy(provider=made_by, host=host, files=where)
+        made = None if host is None else MadeBy(provider=made_by, endpoint=handed.endpoint, host=host, files=where)
         raise typer.Exit(
             run_sandbox(name, handed.url, swarm or "swarm", log_level, made=made, credentials=handed.credentials)
         )

@@ -83,9 +83,9 @@ class Wanted:
             f"--swarm {self.swarm} --log-level {self.log_level} --files {FILES} --credentials-stdin"
         )
 
-    def told(self) -> bytes:
+    def told(self, endpoint: str) -> bytes:
         """The line that the host reads from its standard input: whatever is secret goes this way, and no other."""
-        return orjson.dumps({"url": self.url, "credentials": self.credentials}) + b"\n"
+        return orjson.dumps({"url": self.url, "credentials": self.credentials, "endpoint": endpoint}) + b"\n"
 
 
 class Place:
@@ -210,7 +210,7 @@ class Place:
             )
             try:
                 async with sandbox.commands.stream_input(handle.pid) as given:
-                    await given.send(wanted.told())
+                    await given.send(wanted.told(self._service.endpoint.shown))
                 await sandbox.commands.close_stdin(handle.pid)
             except BaseException:
                 with contextlib.suppress(Exception):  # without what it waits for it is of no use

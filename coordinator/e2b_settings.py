@@ -27,6 +27,7 @@ __all__ = [
     "check_settings",
     "drop_key",
     "files_of",
+    "provider_text",
     "public_url",
     "take_key",
 ]
@@ -35,6 +36,8 @@ KEY_VARIABLE = "E2B_API_KEY"
 SECRET_VARIABLES = (KEY_VARIABLE, "E2B_ACCESS_TOKEN")
 PUBLIC_URL_VARIABLE = "SIGNALMESH_PUBLIC_NATS"
 """How the provider role gets the address: it may hold credentials, and arguments are public."""
+AT_E2B = "E2B at "
+"""What the text of E2B's own endpoint begins with, and no other's."""
 PRICE_PER_VCPU_HOUR, PRICE_PER_GIB_HOUR = 0.0504, 0.0162
 """USD. The list has them per second: 0.000014 for a vCPU, 0.0000045 for a GiB of memory."""
 PRICE_LIST = "E2B's price list (https://e2b.dev/pricing)"
@@ -225,7 +228,16 @@ class Endpoint:
     @property
     def shown(self) -> str:
         url = shown_url(self.api_url)
-        return f"E2B at {url}" if self.is_e2b else f"another endpoint than E2B's, {url}"
+        return f"{AT_E2B}{url}" if self.is_e2b else f"another endpoint than E2B's, {url}"
+
+
+def provider_text(provider: str | None, endpoint: str | None) -> str:
+    """A sandbox's provider for a table, by what its host says: nothing is called E2B that is not known to be."""
+    if provider != "e2b":
+        return provider or ""
+    if endpoint is None:
+        return "e2b, endpoint not known"
+    return "e2b" if endpoint.startswith(AT_E2B) else "e2b, another endpoint"
 
 
 def drop_key(environ: MutableMapping[str, str] | None = None) -> None:

@@ -27,10 +27,13 @@ PATIENCE_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStatus:
-    """A sandbox whose host was heard."""
+    """A sandbox whose host was heard. `provider` is that of swarm.toml; `endpoint` says where that made it: E2B, or
+    else that it is another one. None: its host does not say, as on this machine.
+    """
 
     name: str
     provider: str | None
+    endpoint: str | None
     status: str
     agents: list[str]
     uptime_s: float | None
@@ -274,6 +277,7 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
         SandboxStatus(
             name=name,
             provider=beat.provider,
+            endpoint=beat.endpoint,
             status="active" if beat.status == "live" else beat.status,
             agents=[agent.name for agent in agents if agent.sandbox == name and agent.pid is not None],
             uptime_s=beat.uptime_s,

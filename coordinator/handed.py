@@ -16,10 +16,11 @@ __all__ = ["Handed", "read_handed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handed:
-    """The bus's address, which may hold credentials, and what else its server asks for."""
+    """The bus's address, which may hold credentials, and what else its server asks for; `endpoint` says where it is."""
 
     url: str = field(repr=False)
     credentials: Credentials = field(repr=False)
+    endpoint: str
 
 
 def read_handed() -> Handed:
@@ -32,7 +33,7 @@ def read_handed() -> Handed:
         handed = msgspec.json.decode(sys.stdin.buffer.readline(), type=Handed)
     except msgspec.DecodeError:
         raise UsageError(
-            "--credentials-stdin: expected a line of JSON on standard input, with url and credentials"
+            "--credentials-stdin: expected a line of JSON on standard input, with url, credentials and endpoint"
         ) from None
     check_url(handed.url)
     return handed

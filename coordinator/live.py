@@ -15,6 +15,7 @@ from rich.text import Text
 from bus.bus import Heard
 from bus.messages import Alert, Decision, Lifecycle
 from bus.plain import harmless
+from coordinator.e2b_settings import provider_text
 from coordinator.gather import Listener
 from coordinator.tables import Cell, Column, console, fitted, state_text
 from coordinator.view import how_to_follow, parse
@@ -134,11 +135,14 @@ class LiveView:
             hosts = [(at, beat) for at, beat in heard if sandbox.name in (beat.agent, beat.group)]
             heard_at, beat = max(hosts, key=lambda entry: entry[0], default=(None, None))  # the one that serves it now
             if beat is None or heard_at is None:
-                rows.append([sandbox.name, sandbox.provider, "not heard yet", "", "", ""])
+                provider = self._listener.provider
+                made = provider_text(sandbox.provider, provider.endpoint if provider else None)
+                rows.append([sandbox.name, made, "not heard yet", "", "", ""])
                 continue
             running = tuple(child.agent for child in beat.inventory or () if child.exit_code is None)
+            made = provider_text(beat.provider, beat.endpoint)
             rows.append([
-                beat.agent, beat.provider or "", _state(beat.status, time - heard_at), str(beat.pid),
+                beat.agent, made, _state(beat.status, time - heard_at), str(beat.pid),
                 f"{beat.uptime_s or 0:.0f} s", running,
             ])  # fmt: skip
         return fitted(SANDBOX_COLUMNS, rows, width)

@@ -33,9 +33,12 @@ log = structlog.get_logger("signalmesh")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeBy:
-    """What a launcher says of a place that it made: its provider, the host's name there, and where files are."""
+    """What a launcher says of a place that it made: its provider and where that made it, the host's name there, and
+    where files are.
+    """
 
     provider: str
+    endpoint: str
     host: str
     files: str | None = None
 
@@ -88,6 +91,7 @@ def run_sandbox(
                 agents_url or url,
                 group=group,
                 provider=provider,
+                endpoint=None if made is None else made.endpoint,
                 log_level=log_level,
                 preload=("coordinator.agent", *modules_to_preload(os.environ)),
                 credentials=credentials,

@@ -17,6 +17,7 @@ from bus.errors import MessageError
 from bus.messages import Alert, Decision, Lifecycle, Message, decode
 from bus.nats_bus import NatsBus
 from bus.plain import harmless
+from coordinator.e2b_settings import provider_text
 from coordinator.gather import AgentStatus, Status
 from coordinator.sandbox_health import SandboxHealth
 from coordinator.tables import Cell, Column, console, print_table, state_text
@@ -173,9 +174,11 @@ def provider_lines(status: Status) -> list[str]:
     if (heard := status.provider) is not None:
         at = heard.endpoint or "an endpoint that it does not name"
         return [f"sandboxes elsewhere are made at {at}, by provider {heard.pid}: {heard.status}"]
-    if any(sandbox.provider == "e2b" for sandbox in status.sandboxes):
-        return ["no provider heard: nobody renews the lifetimes of the sandboxes elsewhere"]
-    return []
+    elsewhere = [sandbox.endpoint for sandbox in status.sandboxes if sandbox.provider == "e2b"]
+    if not elsewhere:
+        return []
+    known = sorted({endpoint or "an endpoint that their hosts do not name" for endpoint in elsewhere})
+    return [f"no provider heard: nobody renews the lifetimes of the sandboxes at {' and '.join(known)}"]
 
 
 def print_status(status: Status) -> None:
@@ -217,8 +220,8 @@ def print_status(status: Status) -> None:
     out.print()
     rows = [
         [
-            sandbox.name, sandbox.provider or "", state_text(sandbox.status), str(sandbox.pid),
-            f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health), tuple(sandbox.agents),
+            sandbox.name, provider_text(sandbox.provider, sandbox.endpoint), state_text(sandbox.status),
+            str(sandbox.pid), f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health), tuple(sandbox.agents),
         ]
         for sandbox in status.sandboxes
     ]  # fmt: skip

@@ -39,7 +39,12 @@ async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_pa
         assert f"sandboxes elsewhere are made at {at}, by provider {hung}: live" in (await swarm.verb("status")).out
         assert (await swarm.verb("health", "provider")).code == 0
         swarm.send(hung, signal.SIGSTOP)
-        assert "no provider heard: nobody renews the lifetimes" in (await swarm.verb("status")).out
+        unheard = (await swarm.verb("status")).out
+        assert f"no provider heard: nobody renews the lifetimes of the sandboxes at {at}" in unheard
+        [row] = [line for line in unheard.splitlines() if line.startswith(f"{there.host} ")]
+        assert row.split("  ")[1] == "e2b, another endpoint"
+        [found] = [row for row in (await swarm.verb("status", "--json")).json["sandboxes"] if row["name"] == there.host]
+        assert (found["provider"], found["endpoint"]) == ("e2b", at)
         [alert] = await there.ear.alerted("provider_hung")
         assert f"(pid {hung}) runs, but was not heard for" in alert["message"]
         [attached] = await swarm.until_logged("host_attached")

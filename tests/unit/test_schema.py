@@ -252,7 +252,8 @@ PRINTED: dict[str, Any] = {
         swarm="swarm", nats="nats://127.0.0.1:4222", active_agents=1, processes=1, watchdog_term=None,
         sandboxes=[
             SandboxStatus(
-                name="b", provider="local", status="active", agents=["a"], uptime_s=1.0, pid=1, health=SandboxHealth()
+                name="b", provider="local", endpoint=None, status="active", agents=["a"], uptime_s=1.0, pid=1,
+                health=SandboxHealth(),
             )
         ],
         agents=[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+from dataclasses import replace
 from typing import TextIO
 
 import pytest
@@ -32,7 +33,14 @@ def status_of(agents: int) -> Status:
     ]  # fmt: skip
     sandboxes = [
         SandboxStatus(
-            name=name, provider="local", status="active", agents=names[at::3], uptime_s=60.0, pid=20001, health=HEALTH
+            name=name,
+            provider="local",
+            endpoint=None,
+            status="active",
+            agents=names[at::3],
+            uptime_s=60.0,
+            pid=20001,
+            health=HEALTH,
         )
         for at, name in enumerate(SANDBOXES)
     ]
@@ -103,3 +111,20 @@ def test_a_narrow_terminal_keeps_what_counts_and_names_what_it_leaves_out(monkey
     assert head.split() == ["sandbox", "provider", "state", "pid", "up", "available", "CPU", "PSS", "MiB", "agents"]
     assert row.split()[-3:] == ["20", "in", "all"]
     assert "too narrow (80 columns) for: processes; network in, out; cost" in rest
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "provider", "at"),
+    [
+        ("E2B at https://api.e2b.app", "e2b", "E2B at https://api.e2b.app"),
+        ("another endpoint than E2B's, http://h:1", "e2b, another endpoint", "another endpoint than E2B's, http://h:1"),
+        (None, "e2b, endpoint not known", "an endpoint that their hosts do not name"),
+    ],
+)
+def test_what_is_not_known_to_be_e2b_is_not_called_so(endpoint, provider, at, capsys):
+    status = status_of(3)
+    far = [replace(sandbox, provider="e2b", endpoint=endpoint) for sandbox in status.sandboxes]
+    print_status(replace(status, sandboxes=far))
+    shown = capsys.readouterr().out
+    assert [re.split("  +", row)[1] for row in sandbox_table(shown)[2:]] == [provider] * 3
+    assert f"no provider heard: nobody renews the lifetimes of the sandboxes at {at}\n" in shown
