@@ -57,7 +57,8 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         for row in sandboxes.values():
             assert (row["provider"], row["status"]) == ("local", "active")
             assert row["uptime_s"] > 0
-            assert 0 < row["health"]["pss_mb"] <= row["health"]["rss_mb"]
+            if Path("/proc/self/smaps_rollup").exists():  # else this system does not tell it
+                assert 0 < row["health"]["pss_mb"] <= row["health"]["rss_mb"]
         agents = {row["name"]: row for row in status["agents"]}
         assert sorted(agents) == sorted(AGENTS)
         for name, row in agents.items():

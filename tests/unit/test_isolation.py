@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from dataclasses import replace
 
 import pytest
 
+from agents.host import Host
 from agents.probe import look_around, measure_usage, network_of_here
+from bus.sandboxes import SandboxUsage
 from coordinator.isolation import compare
 
 HERE = replace(
@@ -83,6 +86,7 @@ def test_usage_counts_children_while_they_live_and_their_processor_time_for_ever
 def test_memory_that_processes_share_adds_up_and_a_dead_one_takes_none():
     script = """
 import os, signal
+from agents.host import Host
 from agents.probe import measure_memory, measure_usage
 block = os.urandom(64 << 20)
 children = []
@@ -101,3 +105,27 @@ print(measure_memory())
     assert rss > 4 * 64, "each has the block"
     assert 64 < shared_out < 2 * 64, "the block is there once"
     assert 64 < alone < 2 * 64, "the dead ones are there until they are waited for, with nothing of their own"
+
+
+@pytest.mark.parametrize(
+    ("every_s", "expected"),
+    [pytest.param(3600.0, [0, 0, 1, 1, 2], id="long"), pytest.param(0.0, [0, 1, 2, 3, 4], id="over")],
+)
+async def test_memory_is_measured_anew_when_processes_come_or_go_and_after_a_while(every_s, expected, monkeypatch):
+    host = Host.__new__(Host)
+    running, measured = [1, 1, 3, 3, 2], itertools.count()
+    said: list[float | None] = []
+
+    def look() -> SandboxUsage:
+        if len(running) < 5:
+            assert host._usage is not None
+            said.append(host._usage.pss_mb)
+        return SandboxUsage(processes=running.pop(0), cpu_s=0.0, rss_mb=9.0)
+
+    monkeypatch.setattr("agents.host.measure_usage", look)
+    monkeypatch.setattr("agents.host.measure_memory", lambda: float(next(measured)))
+    monkeypatch.setattr("agents.host.USAGE_S", 0.0)
+    monkeypatch.setattr("agents.host.MEMORY_S", every_s)
+    with pytest.raises(IndexError):
+        await host._measure()
+    assert said == expected
