@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterable
 
 from bus.messages import Child, Heartbeat
+from coordinator.placing import place, starting_in
 from coordinator.silence import HOST_LOST_S, is_lost, judge
 from coordinator.supervision import (
     Action,
@@ -21,6 +22,7 @@ from coordinator.supervision import (
     Drained,
     HostState,
     Look,
+    Past,
     Patience,
     Quarantine,
     Recall,
@@ -86,7 +88,7 @@ class Policy:
         if beat.epoch > agent.epoch:
             if agent.phase in ("restarting", "drained", "quarantined"):
                 return  # our own new one, before we have heard of its start; or one that nobody wants back
-            self._adopt(now, agent, beat.sandbox, beat.pid, beat.epoch, beat.agent_id)
+            self.spawned(now, beat.agent, beat.sandbox, beat.pid, beat.epoch, beat.agent_id)
         agent.beat_at = now
         agent.beaten = True
         agent.suspected = False
@@ -105,7 +107,7 @@ class Policy:
         if host.alive and host.host_id != beat.agent_id:
             self._lose(now, host, "its sandbox host was replaced")
         if host.alive and beat.status != "live":
-            self._actions.append(SandboxLost(host.name, self._living_in(host.name)))  # its agents drain, then move
+            self._actions.append(SandboxLost(host.name, self.living_in(host.name)))  # its agents drain, then move
         host.alive = beat.status == "live"
         host.host_id, host.beat_at = beat.agent_id, now
         for child in beat.inventory or ():
@@ -116,12 +118,26 @@ class Policy:
         if agent is None:
             return
         if child.exit_code is not None:
+            if self._began is None and (agent.past is None or child.epoch > agent.past.epoch):
+                agent.past = Past(child.epoch, sandbox, child.pid, child.agent_id, child.exit_code, now)
             self.exited(now, child.agent, child.epoch, child.exit_code)
         elif child.epoch > agent.epoch and agent.phase not in ("restarting", "drained", "quarantined"):
-            self._adopt(now, agent, sandbox, child.pid, child.epoch, child.agent_id)
+            self.spawned(now, child.agent, sandbox, child.pid, child.epoch, child.agent_id)
 
-    def _adopt(self, now: float, agent: AgentState, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
-        self.spawned(now, agent.name, sandbox, pid, epoch, agent_id)
+    def died_before(self, now: float, name: str, past: Past) -> None:
+        """This incarnation, the newest that was claimed, died while nobody led: as if it died now, and undeclared.
+
+        To be called before the first decision. Nothing happens if a running one has been reported.
+        """
+        agent = self.agents[name]
+        if agent.phase != "waiting":
+            return
+        self.spawned(now, name, past.sandbox, past.pid, past.epoch, past.agent_id)
+        agent.beat_at = past.since
+        if past.exit_code is None:
+            self._die(now, agent, "its sandbox host is gone, and nobody led when that happened", counts=False)
+        else:
+            self.exited(now, name, past.epoch, past.exit_code)
 
     def spawned(self, now: float, name: str, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
         """An incarnation was started (or found running)."""
@@ -265,7 +281,7 @@ class Policy:
             self._pardon(now)  # we slept: what we did not hear may well have been said
         if not self._bus_ill:
             for host in self.hosts.values():
-                of_agents = (now - self.agents[name].beat_at for name in self._living_in(host.name))
+                of_agents = (now - self.agents[name].beat_at for name in self.living_in(host.name))
                 if host.alive and is_lost(now - host.beat_at, of_agents, self._patience):
                     self._lose(now, host, f"its sandbox host has been silent for {now - host.beat_at:.1f} s")
             for agent in self.agents.values():
@@ -325,40 +341,23 @@ class Policy:
         )
 
     def _start(self, now: float, agent: AgentState) -> None:
-        sandbox = self._place(agent)
-        if sandbox is None or self._starting_in(now, sandbox) >= STARTS_AT_ONCE:
+        agents = self.agents.values()
+        sandbox = place(agent, agents, self.hosts.values())
+        if sandbox is None or starting_in(now, sandbox, agents, self._patience.grace_s) >= STARTS_AT_ONCE:
             return
         moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None
         agent.phase, agent.sandbox = "restarting", sandbox  # so that those placed next count it
         self._actions.append(Spawn(agent.name, sandbox, agent.reason, moved_from))
 
-    def _starting_in(self, now: float, sandbox: str) -> int:
-        """How many were ordered to start there and have not beaten; not those that should have long ago."""
-        there = [other for other in self.agents.values() if other.sandbox == sandbox]
-        young = [other for other in there if other.phase == "starting" and not other.beaten]
-        late = sum(now - other.started_at >= self._patience.grace_s for other in young)
-        return sum(other.phase == "restarting" for other in there) + len(young) - late
-
-    def _place(self, agent: AgentState) -> str | None:
-        """Where it was, else where it belongs, else anywhere: on the live host with the fewest agents."""
-        alive = [host.name for host in self.hosts.values() if host.alive]
-        if agent.sandbox in alive:
-            return agent.sandbox
-        alive = [name for name in alive if self.hosts[name].group == agent.preferred] or alive
-        load = dict.fromkeys(alive, 0)
-        for other in self.agents.values():
-            if other.sandbox in load and other is not agent:
-                load[other.sandbox] += 1
-        return min(alive, key=lambda name: (load[name], alive.index(name)), default=None)
-
     def _lose(self, now: float, host: HostState, reason: str) -> None:
         host.alive = False
-        affected = self._living_in(host.name)
+        affected = self.living_in(host.name)
         self._actions.append(SandboxLost(host.name, affected))
         for name in affected:
             self._die(now, self.agents[name], reason, counts=False)
 
-    def _living_in(self, sandbox: str) -> tuple[str, ...]:
+    def living_in(self, sandbox: str) -> tuple[str, ...]:
+        """The agents that run there, as far as we know."""
         return tuple(
             agent.name
             for agent in self.agents.values()

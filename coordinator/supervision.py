@@ -99,6 +99,20 @@ class Patience:
     window_s: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """An incarnation that a new leader finds ended. `since` is when that was first known; `exit_code` is None where its
+    host went with it.
+    """
+
+    epoch: int
+    sandbox: str
+    pid: int
+    agent_id: str
+    exit_code: int | None
+    since: float
+
+
 @dataclass(slots=True)
 class AgentState:
     """What is known of one agent."""
@@ -135,6 +149,8 @@ class AgentState:
     """The newest incarnation that has reported to have drained."""
     asked_epoch: int = 0
     """The newest incarnation that we have asked to drain, to be started anew."""
+    past: Past | None = None
+    """The newest incarnation that a host reported as ended before the first decision."""
     deaths: Deaths = field(default_factory=Deaths)
     retry_at: float = 0.0
     reason: str | None = None

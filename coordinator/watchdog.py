@@ -23,7 +23,7 @@ from bus.errors import BusError, Fenced, MeshError, MessageError
 from bus.messages import Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
-from bus.registry import read_records
+from bus.registry import Record, read_records
 from bus.reports import Reporter
 from bus.sandboxes import SandboxAccount
 from bus.tasks import end_tasks
@@ -36,6 +36,7 @@ from coordinator.policy import Policy
 from coordinator.recovery_traces import Recoveries, watchdog_tracer
 from coordinator.settings import SwarmConfig
 from coordinator.strays import Strays
+from coordinator.succession import settle
 from coordinator.supervision import GIVEN_UP, Action, AgentState, Patience
 from coordinator.wishes import Wishes
 
@@ -118,9 +119,16 @@ class Watchdog:
         await self._bus.listen(subjects.epoch(NAME), self._on_epoch)
         await wishes.serve(NAME)
         try:
-            if not self._fresh:
-                await self._remember()
+            records = {} if self._fresh else await read_records(self._bus)
+            self._remember(records)
             await self._gather()
+            while not self._fresh and not self._stop.is_set():
+                try:
+                    await settle(self._bus, policy, records)
+                    break
+                except BusError as error:
+                    log.debug("succession_retried", error=str(error))
+                    await self._gather()  # who is there could not be heard meanwhile
             await settings.put()
             tasks.append(asyncio.create_task(settings.keep(), name="settings"))
             tasks.append(asyncio.create_task(Strays(self._bus, reports).keep(), name="strays"))
@@ -239,9 +247,9 @@ class Watchdog:
         if (h.number(heard.headers, h.SEQUENCE) or 0) > self.term:
             self._on_fenced(Fenced(NAME, f"another watchdog leads, our term was {self.term}"))
 
-    async def _remember(self) -> None:
+    def _remember(self, records: Mapping[str, Record]) -> None:
         """Whoever the leader before us had quarantined or drained stays so."""
-        for name, record in (await read_records(self._bus)).items():
+        for name, record in records.items():
             state = self._policy.agents.get(name)
             if state is not None and state.phase == "waiting" and record.status in ("quarantined", "drained"):
                 state.phase = "quarantined" if record.status == "quarantined" else "drained"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.messages import Child, Heartbeat, now
 from coordinator.policy import FORGIVEN_S, REPORT_S, STARTS_AT_ONCE
+from coordinator.recoveries import reason_class
 from coordinator.silence import HOST_LOST_S
 from coordinator.supervision import (
+    AgentState,
     Dead,
     Drained,
     Look,
+    Past,
     Patience,
+    Phase,
     Quarantine,
     Recall,
     SandboxLost,
@@ -220,6 +225,79 @@ def test_an_exit_report_that_got_lost_is_in_the_inventory():
     epoch = world.policy.agents["a"].epoch
     world.host("base", Child(agent="a", agent_id="x", epoch=epoch, pid=7, spawned_at=now(), exit_code=-9))
     assert kinds(world.policy.decide(world.now)) == ["Dead", "Spawn"]
+
+
+def ended(epoch: int, exit_code: int | None = -9) -> Child:
+    return Child(agent="a", agent_id="x", epoch=epoch, pid=7, spawned_at=now(), exit_code=exit_code)
+
+
+def succeeding(*hosts: tuple[str, Child], phase: Phase = "waiting") -> tuple[World, AgentState]:
+    """A new leader that has heard these hosts, before it decides anything."""
+    world = World(a(phase=phase))
+    for sandbox in world.policy.hosts:
+        world.host(sandbox, *(child for name, child in hosts if name == sandbox))
+    return world, world.policy.agents["a"]
+
+
+def test_who_died_while_nobody_led_is_declared_dead_by_the_next_leader():
+    world, state = succeeding(("base", ended(60, 1)), ("base", ended(70)), ("python", ended(65, 1)))
+    assert state.past == Past(70, "base", 7, "x", -9, world.now)
+    world.policy.died_before(world.now, "a", state.past)
+    dead, spawn = world.policy.decide(world.now)
+    assert dead == Dead("a", 70, "base", 7, "signal 9")
+    assert spawn == Spawn("a", "base", "signal 9")
+    assert len(state.deaths) == 1
+    assert state.known_epoch == 70, "who has claimed since is not passed over"
+    world.host("base", ended(70))
+    world.policy.exited(world.now, "a", 70, -9)
+    assert world.policy.decide(world.now) == [], "once"
+
+
+def test_the_end_of_an_older_incarnation_is_nothing_where_another_host_runs_the_newer():
+    world, state = succeeding(("base", ended(70)), ("python", ended(80, None)))
+    assert state.past is not None
+    world.policy.died_before(world.now, "a", state.past)
+    assert world.policy.decide(world.now) == []
+    assert (state.epoch, state.sandbox) == (80, "python")
+
+
+def test_what_a_new_leader_finds_ended_is_no_death_by_itself():
+    world, _ = succeeding(("base", ended(70)))
+    assert world.policy.decide(world.now) == [Spawn("a", "base")]
+
+
+def test_an_end_that_a_host_reports_later_is_nothing_to_inherit():
+    world = World(a())
+    world.policy.decide(world.now)
+    world.host("base", ended(70))
+    assert world.policy.agents["a"].past is None
+
+
+@pytest.mark.parametrize("phase", ["quarantined", "drained", "external"])
+def test_who_was_to_stay_away_stays_so_under_the_next_leader(phase):
+    world, state = succeeding(("base", ended(70)), phase=phase)
+    assert state.past is not None
+    world.policy.died_before(world.now, "a", state.past)
+    assert world.policy.decide(world.now) == []
+    assert state.phase == phase
+
+
+def test_a_mistake_that_no_restart_mends_is_quarantined_by_the_next_leader():
+    world, state = succeeding(("base", ended(70, 2)))
+    assert state.past is not None
+    world.policy.died_before(world.now, "a", state.past)
+    assert kinds(world.policy.decide(world.now)) == ["Dead", "Quarantine"]
+
+
+def test_who_went_with_its_host_while_nobody_led_is_moved_and_not_blamed():
+    world = World(a())
+    world.host("python")
+    world.policy.died_before(world.now, "a", Past(70, "base", 7, "x", None, world.now))
+    dead, spawn = world.policy.decide(world.now)
+    assert isinstance(dead, Dead)
+    assert (dead.epoch, reason_class(dead.reason)) == (70, "sandbox lost")
+    assert spawn == Spawn("a", "python", dead.reason, "base")
+    assert not world.policy.agents["a"].deaths
 
 
 def test_an_incarnation_started_by_hand_takes_over():

@@ -1,0 +1,99 @@
+"""What became of agents while nobody led: deaths that no watchdog has declared, since it had died itself.
+
+A new leader hears only what the hosts report now. Who died before, and has been replaced since, or declared dead, or
+drained, is told apart by the stream: an epoch is the sequence of its claim there, so everything has its order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+import structlog
+
+from bus.bus import Bus, Stored
+from bus.claims import last_claim
+from bus.errors import MessageError
+from bus.headers import STORED_AT
+from bus.messages import Epoch, Lifecycle, Message, decode
+from bus.registry import Record
+from bus.subjects import WATCHDOG
+from coordinator.policy import Policy
+from coordinator.supervision import Past
+
+__all__ = ["settle"]
+
+log = structlog.get_logger("signalmesh.watchdog")
+
+
+async def settle(bus: Bus, policy: Policy, records: Mapping[str, Record]) -> None:
+    """Tell `policy` of the incarnations that died undeclared; to be called when it has heard the hosts.
+
+    Two kinds: a host reports that it has ended, or nobody reports it at all, as its host ended too. Of the latter only
+    while others run: where nobody does, the whole swarm was down, and starts.
+
+    Raises:
+        BusError: the bus does not answer; nothing was concluded then.
+    """
+    found: dict[str, Past] = {}
+    for name, agent in policy.agents.items():
+        record = records.get(name) if policy.anybody_runs else None
+        if agent.phase != "waiting" or (agent.past is None and record is None):
+            continue
+        claimed = await last_claim(bus, name)
+        if claimed is None or await _is_settled(bus, name, claimed.sequence):
+            continue
+        past: Past | None = None  # so it stays if it was claimed since, and is not ready: its recovery had begun
+        if agent.past is not None and agent.past.epoch == claimed.sequence:
+            past = await _reported(bus, name, agent.past)
+        elif record is not None:
+            past = await _vanished(bus, claimed, record)
+        if past is not None and past.exit_code != 0:  # 0: it drained, or was asked to by a watchdog that has died
+            found[name] = past
+    now = time.monotonic()
+    for name, past in found.items():
+        log.info("died_before", of=name, epoch=past.epoch, sandbox=past.sandbox, exit_code=past.exit_code)
+        policy.died_before(now, name, past)
+
+
+async def _vanished(bus: Bus, claimed: Stored, record: Record) -> Past | None:
+    """The incarnation that `claimed`, if it was ready and nobody reports it although a host should."""
+    claim = _read(bus, claimed)
+    if not isinstance(claim, Epoch) or claim.claimed_by != WATCHDOG:
+        return None  # it runs by hand, or did: no host would report it
+    if record.status != "active" or record.epoch != claimed.sequence:
+        return None
+    past = Past(record.epoch, record.sandbox, record.pid, record.agent_id, None, time.monotonic())
+    return await _reported(bus, record.name, past)
+
+
+async def _reported(bus: Bus, name: str, past: Past) -> Past:
+    """`past` with what its host has told of its end: when, and how."""
+    stored = await bus.last(bus.subjects.lifecycle(name, past.sandbox))
+    report = None if stored is None else _read(bus, stored)
+    if stored is None or not isinstance(report, Lifecycle) or (report.event, report.epoch) != ("exited", past.epoch):
+        return past
+    age_s = time.time() - datetime.fromisoformat(stored.headers[STORED_AT]).timestamp()
+    code = report.detail.get("exit_code")
+    exit_code = code if past.exit_code is None and isinstance(code, int) else past.exit_code
+    return replace(past, exit_code=exit_code, since=time.monotonic() - max(0.0, age_s))
+
+
+async def _is_settled(bus: Bus, name: str, epoch: int) -> bool:
+    """Whether a watchdog has already concluded that this incarnation is away."""
+    stored = await bus.last(bus.subjects.lifecycle(name, WATCHDOG))
+    report = None if stored is None else _read(bus, stored)
+    if stored is None or stored.sequence < epoch or not isinstance(report, Lifecycle):
+        return False
+    if report.event in ("declared_dead", "quarantined"):
+        return (report.epoch or 0) >= epoch
+    return report.event == "revived"
+
+
+def _read(bus: Bus, stored: Stored) -> Message | None:
+    with contextlib.suppress(MessageError):  # a stranger's garbage tells nothing
+        return decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
+    return None
