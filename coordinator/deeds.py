@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -18,8 +19,8 @@ from agents.spec import AgentSpec
 from bus.bus import Bus
 from bus.claims import claim, new_agent_id
 from bus.errors import BusError, MeshError, MessageError, WrongSequence
-from bus.messages import Lifecycle, decode
-from bus.registry import read_records, write_record
+from bus.messages import Lifecycle, decode, now
+from bus.registry import Record, read_records, write_record
 from bus.reports import Reporter
 from bus.subjects import WATCHDOG
 from bus.tasks import end_tasks
@@ -29,6 +30,7 @@ from coordinator.policy import Policy
 from coordinator.recovery_traces import Recoveries
 from coordinator.supervision import (
     Action,
+    AgentState,
     Dead,
     Drained,
     Look,
@@ -84,11 +86,11 @@ class Deeds:
             case Quarantine():
                 self.recoveries.over(action.agent, f"quarantined: {action.reason}")
                 self._tell_quarantine(action)
-                self._run(self._set_status(action.agent, "quarantined"))
+                self._run(self._record_quarantine(replace(self._policy.agents[action.agent])))
                 self._run(self._kill(action.agent, action.sandbox, action.epoch))
                 self._run(self._settings.put())
             case Drained(agent):
-                self._run(self._set_status(agent, "drained"))
+                self._run(self._record_drain(agent))
                 self._run(self._settings.put())
             case SandboxLost(sandbox, agents):
                 self._reports.alert(
@@ -139,10 +141,26 @@ class Deeds:
             agent=agent,
         )
 
-    async def _set_status(self, agent: str, status: str) -> None:
+    async def _record_drain(self, agent: str) -> None:
         record = (await read_records(self._bus)).get(agent)
-        if record is not None:
-            await write_record(self._bus, replace(record, status=status))
+        if record is not None:  # its own, written as it ended
+            await write_record(self._bus, replace(record, status="drained"))
+
+    async def _record_quarantine(self, dead: AgentState) -> None:
+        """An agent writes its record itself when it is ready: this incarnation of it may never have been."""
+        known = (await read_records(self._bus)).get(dead.name)
+        record = Record(
+            agent_id=dead.agent_id,
+            name=dead.name,
+            kind=known.kind if known else self._specs[dead.name].kind,
+            capabilities=known.capabilities if known else (),
+            status="quarantined",
+            epoch=dead.epoch,
+            sandbox=dead.sandbox,
+            pid=dead.pid,
+            spawned_at=now() - timedelta(seconds=time.monotonic() - dead.started_at),
+        )
+        await write_record(self._bus, record)
 
     # -- orders
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from bus.bus import Closable, Heard
+from bus.claims import last_claim
 from bus.errors import MessageError
 from bus.headers import STORED_AT
 from bus.messages import Config, Decision, Heartbeat, decode
@@ -47,9 +48,10 @@ class AgentStatus:
     watchdog says: waiting, restarting, backoff, drained, quarantined; external: somebody else runs it; unknown: it has
     a vote, and nothing else is known of it.
 
-    `restarts` counts claims beyond the first one that the stream still holds; `lag` are inputs not yet read, `poison`
-    and `skipped` messages set aside and events that its handler raised on. Of an external one `outputs` are its
-    messages in the stream, and `last_output_at` is when the newest of them was stored (None for all others).
+    `epoch` is that of its heartbeat, else of its newest claim. `restarts` counts claims beyond the first one that the
+    stream still holds; `lag` are inputs not yet read, `poison` and `skipped` messages set aside and events that its
+    handler raised on. Of an external one `outputs` are its messages in the stream, and `last_output_at` is when the
+    newest of them was stored (None for all others).
     """
 
     name: str
@@ -251,13 +253,15 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
             status = "unknown"
         else:
             status = "silent" if record.status == "active" else record.status
+        # Its record may be of an earlier incarnation: who has died before it was ready has written none.
+        claimed = None if beat is not None else await last_claim(bus, name)
         agents.append(
             AgentStatus(
                 name=name,
                 kind=record.kind if record else "",
                 agent_id=beat.agent_id if beat else record.agent_id if record else "",
                 status=status,
-                epoch=beat.epoch if beat else record.epoch if record else 0,
+                epoch=beat.epoch if beat else claimed.sequence if claimed else record.epoch if record else 0,
                 pid=beat.pid if beat else None,
                 sandbox=beat.sandbox if beat else record.sandbox if record else "",
                 capabilities=list(record.capabilities) if record else [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,56 @@ async def test_a_hopeless_agent_is_quarantined_told_of_and_revived(tmp_path: Pat
         beat = (await ear.live("hopeless"))["hopeless"]
         assert beat["skipped"] == 2 * HOPELESS_SKIPS
         assert len(events("quarantined")) == len(events("exited")) == 2
+
+
+CURSED = """\
+import os
+from pathlib import Path
+from agents.agent import Agent
+from bus.messages import MarketData, Signal
+
+class Cursed(Agent):
+    kind = "cursed"
+    listens = ("market",)
+
+    def setup(self):
+        if Path("cursed").exists():
+            os._exit(3)
+
+    def on_market(self, tick: MarketData) -> Signal:
+        return self.signal(tick, "hold", 0.5)
+"""
+
+
+async def test_one_that_dies_before_it_is_ready_is_known_by_its_newest_epoch(tmp_path: Path):
+    toml = (
+        f"max_agents = 6\n[watchdog]\nquarantine_deaths = 3\n{agents_toml(speed=20, history=10)}\n"
+        '[agents.cursed]\nclass = "cursed:Cursed"\n'
+    )
+    (tmp_path / "cursed.py").write_text(CURSED)
+    async with Swarm(tmp_path, toml) as swarm:
+        ear = await swarm.up()
+        ready = (await ear.live("cursed"))["cursed"]
+        (tmp_path / "cursed").touch()
+        swarm.send(ready["pid"], signal.SIGKILL)
+        quarantined = await ear.happened("quarantined", "cursed")
+
+        async def shown() -> tuple[str, int, str]:
+            rows = (await swarm.verb("status", "--json")).json["agents"]
+            [row] = [row for row in rows if row["name"] == "cursed"]
+            return row["status"], row["epoch"], row["agent_id"]
+
+        said = [item for item in ear.said if item.subject == "swarm.epoch.cursed"]
+        assert len(said) == 3
+        expected = ("quarantined", quarantined["epoch"], said[-1].json["claim"])
+        assert expected[1] == said[-1].sequence > ready["epoch"]
+        assert await shown() == expected
+        watchdog = ear.beats["watchdog"]
+        swarm.send(watchdog["pid"], signal.SIGKILL)
+        await ear.until("another watchdog", lambda: ear.beats["watchdog"]["epoch"] > watchdog["epoch"])
+        await ear.more_beats(20, "watchdog")
+        assert await shown() == expected
+        assert len([item for item in ear.lifecycle if item["event"] == "declared_dead"]) == 3
+        (tmp_path / "cursed").unlink()
+        assert (await swarm.verb("revive", "cursed")).code == 0
+        await ear.back({"cursed": quarantined["epoch"]})
