@@ -126,8 +126,11 @@ class WireTransport(TcpTransport):
     def __init__(self, parser: WireParser, after: Callable[[], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._parser, self._after = parser, after
+        self._cut_off = False
+        """Whether an upgrade to TLS failed: the stream that was to be upgraded is then never told of its end."""
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
+        self._cut_off = False
         loop = asyncio.get_running_loop()
         reader = _Reader(buffer_size, self._parser.take, self._after)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -135,6 +138,19 @@ class WireTransport(TcpTransport):
             transport, _ = await loop.create_connection(lambda: protocol, uri.hostname, uri.port)
         self._bare_io_reader = self._io_reader = reader
         self._bare_io_writer = self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:
+        try:
+            await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        except BaseException:
+            self._cut_off = True
+            if self._io_writer is not None:
+                self._io_writer.transport.abort()
+            raise
+
+    async def wait_closed(self) -> None:
+        if not self._cut_off:
+            await super().wait_closed()  # type: ignore[no-untyped-call]
 
     def write(self, payload: bytes) -> None:
         """Write; into a connection that has just ended nothing is written, and its end is told by what reads it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,10 +41,17 @@ async def test_it_starts_however_long_the_path_of_tmpdir_is(tmp_path: Path, leng
     assert list(directory.iterdir()) == []
 
 
-async def test_what_a_killed_one_has_left_is_removed_by_the_next_and_a_living_one_keeps_its_own(tmp_path: Path):
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
+async def test_what_a_killed_one_has_left_is_removed_by_the_next_and_a_living_one_keeps_its_own(short: Path):
     async def started() -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", START, "wait", env={**os.environ, "TMPDIR": str(tmp_path)},
+            sys.executable, "-c", START, "wait", env={**os.environ, "TMPDIR": str(short)},
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stdout is not None
@@ -50,18 +59,18 @@ async def test_what_a_killed_one_has_left_is_removed_by_the_next_and_a_living_on
         return process
 
     killed = await started()
-    [left] = tmp_path.iterdir()
+    [left] = short.iterdir()
     killed.kill()
     await killed.wait()
-    assert list(tmp_path.iterdir()) == [left]
+    assert list(short.iterdir()) == [left]
     os.utime(left, (0, 0))  # as if it were older than any that is just being made
     living = await started()
-    [own] = tmp_path.iterdir()
+    [own] = short.iterdir()
     os.utime(own, (0, 0))
     next_one = await started()
-    assert own in tmp_path.iterdir()
-    assert left not in tmp_path.iterdir()
+    assert own in short.iterdir()
+    assert left not in short.iterdir()
     for process in (living, next_one):
         await process.communicate(b"")
         assert process.returncode == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(short.iterdir()) == []

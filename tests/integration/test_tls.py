@@ -176,6 +176,23 @@ async def test_who_is_not_known_is_refused_and_no_seed_is_shown(server):
     assert seed not in str(caught.value) + repr(wrong)
 
 
+async def test_a_handshake_that_is_given_up_is_not_waited_for():
+    """Whoever cuts it off must not wait for the end of a stream that nobody tells of it."""
+    begun = asyncio.Event()
+
+    async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(says_nothing, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with listener, asyncio.timeout(GUARD_S):
+        with pytest.raises(BusUnreachable):
+            await NatsBus.connect(f"tls://127.0.0.1:{port}", "swarm", "test", 0.3, Credentials(tls_first=True))
+        assert begun.is_set()
+
+
 def test_files_are_named_by_the_environment_and_mistakes_by_option(tmp_path):
     seed, _ = new_seed()
     (tmp_path / "seed").write_text(seed + "\n")
