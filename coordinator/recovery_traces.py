@@ -1,6 +1,8 @@
 """A trace for each recovery: what the watchdog did about a death (detect, claim, spawn); the new process adds its part.
 
-The context of the whole goes to the new process with the order that starts it (agents/tracing.py: restore, replay).
+The root is the watchdog's part, from the first sign of the death to the start of the new process, and is told of then:
+so no parent is missing if the watchdog dies before the agent is ready. Its context goes to the new process with the
+order that starts it (agents/tracing.py: restore, replay), and the trace as a whole lasts as long as the recovery.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from bus.exporting import describe_process
 from bus.subjects import WATCHDOG
@@ -36,21 +39,31 @@ class Recoveries:
     def __init__(self, tracer: Tracer | None = None) -> None:
         self._tracer = tracer
         self._under_way: dict[str, _Recovery] = {}
+        self._exits: dict[str, tuple[int, int]] = {}
+        """Of each agent the newest incarnation whose end was reported, and when that was (ns since 1970)."""
+
+    def exited(self, agent: str, epoch: int, at: datetime) -> None:
+        """A host (`at`, by its clock) has reported the end of this incarnation."""
+        if self._tracer is not None:
+            self._exits[agent] = epoch, int(at.timestamp() * 1e9)
 
     def died(self, dead: Dead, silent_s: float) -> None:
-        """An agent was declared dead, `silent_s` after its last heartbeat."""
+        """An agent was declared dead, `silent_s` after its last sign of life."""
         context = None if self._tracer is None else self._tracer.new_event(f"recovery:{dead.agent}:{dead.epoch}")
         if context is None:
             return
         at_ns = time.time_ns()
         began_ns = at_ns - max(0, int(silent_s * 1e9))
+        epoch, exited_ns = self._exits.pop(dead.agent, (0, 0))
+        if epoch == dead.epoch:  # another machine's clock may be wrong: it ended after its last heartbeat, and by now
+            began_ns = min(max(began_ns, exited_ns), at_ns)
         attributes: dict[str, Value] = {
             "mesh.agent": dead.agent,
             "mesh.epoch_before": dead.epoch,
             "mesh.sandbox": dead.sandbox,
             "mesh.reason": dead.reason,
         }
-        whole = Span(name=f"recover {dead.agent}", context=context, start_ns=began_ns, attributes=attributes)
+        whole = Span(name=f"respawn {dead.agent}", context=context, start_ns=began_ns, attributes=attributes)
         recovery = self._under_way[dead.agent] = _Recovery(whole)
         self._step(recovery, "detect", began_ns, {"mesh.reason": dead.reason})
 

@@ -83,6 +83,7 @@ class Watchdog:
         """Sandboxes that their provider says it cannot make: nobody waits for them."""
         self.term = 0
         self._policy: Policy
+        self._recoveries = Recoveries()
 
     def stop(self) -> None:
         """End; the agents live on. Safe to call from a signal handler of the loop."""
@@ -110,7 +111,7 @@ class Watchdog:
         wishes = Wishes(self._bus, policy, orders, reports, settings, self._specs, self._wake.set)
         deeds = Deeds(self._bus, policy, orders, reports, settings, self._specs, self._wake.set, self._on_fenced)
         tracer = watchdog_tracer(self._subjects.ns, self.term)
-        deeds.recoveries = Recoveries(tracer)
+        deeds.recoveries = self._recoveries = Recoveries(tracer)
         tasks = [asyncio.create_task(beat_as(self._bus, NAME, self.term, self._says), name="beat")]
         self._bus.watch_connection(self._doubt, self._nothing)
         subjects = self._subjects
@@ -314,8 +315,11 @@ class Watchdog:
         elif event.event == "exited":
             code = event.detail.get("exit_code")
             if event.agent in self._policy.hosts:
+                for name in self._policy.living_in(event.agent):
+                    self._recoveries.exited(name, self._policy.agents[name].epoch, event.timestamp)
                 self._policy.host_gone(time.monotonic(), event.agent, f"its sandbox host ended ({event.reason})")
-            elif event.epoch is not None and isinstance(code, int):
+            elif event.epoch is not None and isinstance(code, int) and event.agent in self._policy.agents:
+                self._recoveries.exited(event.agent, event.epoch, event.timestamp)
                 self._policy.exited(time.monotonic(), event.agent, event.epoch, code)
             self._wake.set()
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.collector import OtlpCollector, Received, collecting, orphans
 from tests.support.collector_process import collector_process
 
 PRODUCER = 4
+MICROSECOND_NS = 1000
 KILLS = 2
 
 
@@ -150,9 +152,14 @@ async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path,
         for trace in recoveries(collector, killed):
             assert orphans(trace) == []
             [root] = roots(trace)
-            assert (root.name, root.service) == (f"recover {killed}", "watchdog")
+            assert (root.name, root.service) == (f"respawn {killed}", "watchdog")
             assert {span.name: span.service for span in trace.values()} == {root.name: "watchdog", **phases_of(killed)}
             assert {span.parent for span in trace.values()} == {"", root.id}
+            spans = {span.name: span for span in trace.values()}
+            exited = await ear.happened("exited", killed, root.attributes["mesh.epoch_before"])
+            reported_ns = datetime.fromisoformat(exited["timestamp"]).timestamp() * 1e9
+            assert abs(spans["detect"].start_ns - reported_ns) < MICROSECOND_NS, "known from its host's report on"
+            assert (root.start_ns, root.end_ns >= spans["spawn"].end_ns) == (spans["detect"].start_ns, True)
             linked.add((root.trace, root.id))
         told = [span for span in collector.spans if any(link[:2] in linked for link in span.links)]
         assert {span.service for span in told} == {killed}

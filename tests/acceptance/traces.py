@@ -45,6 +45,6 @@ def is_whole(trace: dict[str, Received] | None) -> bool:
 def recoveries(collector: OtlpCollector, agent: str) -> list[dict[str, Received]]:
     """The traces of this agent's recoveries that are complete."""
     found = [
-        trace for trace in collector.traces().values() if any(s.name == f"recover {agent}" for s in trace.values())
+        trace for trace in collector.traces().values() if any(s.name == f"respawn {agent}" for s in trace.values())
     ]
     return [trace for trace in found if {span.name for span in trace.values()} >= set(PHASES)]
