@@ -28,7 +28,8 @@ class SandboxUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxAccount:
-    """A sandbox since the leading watchdog first heard its host: seconds in all, and seconds in which it was heard.
+    """A sandbox since the leading watchdog first heard its host: seconds in which it could be heard (the bus was not
+    ill), and those of them in which it was.
 
     `price_per_hour` (USD) and where that figure is from are the configuration's; None: no price is set.
     """

@@ -1,4 +1,7 @@
-"""How available a sandbox was: in how much of the time since its host was first heard it was known to be alive."""
+"""How available a sandbox was: in how much of the time since its host was first heard it was known to be alive.
+
+Time in which nobody could be heard, as the bus was ill or we were stopped, is nobody's absence: it does not count.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ __all__ = ["Attendance", "Availability"]
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Seconds since the first heartbeat, and those of them in which the host was known to be alive."""
+    """Seconds since the first heartbeat in which it could be heard, and those in which it was known to be alive."""
 
     seen_s: float
     alive_s: float
@@ -28,29 +31,53 @@ class _Kept:
     newest: float
     alive_s: float = 0.0
 
+    def alive_until(self, time: float) -> float:
+        """Seconds known alive, if it is heard at `time`."""
+        silent_s = time - self.newest
+        return self.alive_s + (silent_s if silent_s <= HOST_LOST_S else 0.0)
+
 
 class Attendance:
     """Counts from heartbeats. Between two that are HOST_LOST_S apart at most a host was alive; a longer silence counts
     as absence from its beginning, as the watchdog takes it for a loss then. Times are of one monotonic clock.
+
+    Our own heartbeats come back over the bus (`echo`): it is ill, and time stands still here, from `deaf_s` after the
+    last one of them until the next one. Everybody's silence counts anew then, for who is there must connect first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deaf_s: float) -> None:
+        self._deaf_s = deaf_s
         self._kept: dict[str, _Kept] = {}
+        self._echo_at: float | None = None
+        self._lost_s = 0.0
+        """How long time has stood still so far."""
+
+    def _time(self, now: float) -> float:
+        return (now if self._echo_at is None else min(now, self._echo_at + self._deaf_s)) - self._lost_s
+
+    def echo(self, now: float) -> None:
+        """Our own heartbeat was heard."""
+        if self._echo_at is not None and now - self._echo_at > self._deaf_s:
+            time = self._time(now)
+            for kept in self._kept.values():
+                if time - kept.newest <= HOST_LOST_S:  # who was absent before stays so
+                    kept.alive_s, kept.newest = kept.alive_until(time), time
+            self._lost_s += now - self._echo_at - self._deaf_s
+        self._echo_at = now
 
     def heard(self, name: str, now: float) -> None:
         """A heartbeat of `name` came."""
-        kept = self._kept.setdefault(name, _Kept(now, now))
-        if now - kept.newest <= HOST_LOST_S:
-            kept.alive_s += now - kept.newest
-        kept.newest = now
+        time = self._time(now)
+        kept = self._kept.setdefault(name, _Kept(time, time))
+        kept.alive_s, kept.newest = kept.alive_until(time), time
 
     def of(self, name: str, now: float) -> Availability | None:
         """Up to `now`; None for one that was never heard."""
         kept = self._kept.get(name)
         if kept is None:
             return None
-        since = now - kept.newest
-        return Availability(now - kept.first, kept.alive_s + (since if since <= HOST_LOST_S else 0.0))
+        time = self._time(now)
+        return Availability(time - kept.first, kept.alive_until(time))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -21,8 +21,9 @@ class SandboxHealth:
     `cpu_percent` is of one processor, since the host's start. Of memory, in MiB, `rss_mb` counts pages that processes
     share for each, `pss_mb` shares them out. Bytes are those that have passed through its network, loopback left out;
     None where it has none of its own, which `network` says. `availability` is the share of the `seen_s` seconds since
-    its first heartbeat in which its host was known to be alive. Money is in USD: `cost` is the price times the time
-    since the host's start; None where no price is set. `price_source` says where the price is from.
+    its first heartbeat, without those in which the bus was ill, in which its host was known to be alive. Money is in
+    USD: `cost` is the price times the time since the host's start; None where no price is set. `price_source` says
+    where the price is from.
     """
 
     processes: int | None = None

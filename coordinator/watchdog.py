@@ -74,7 +74,7 @@ class Watchdog:
         self._stop = asyncio.Event()
         self._wake = asyncio.Event()
         self._fenced: MeshError | None = None
-        self._attendance = Attendance()
+        self._attendance = Attendance(ECHO_LOST_S)
         self._echo_at = 0.0
         self._decided_at = 0.0
         self._doubtful = True
@@ -293,6 +293,7 @@ class Watchdog:
         if beat.role == "watchdog":
             if beat.epoch == self.term:
                 self._echo_at = time.monotonic()
+                self._attendance.echo(self._echo_at)
         elif beat.role == "provider":
             self._given_up = {name for name, phase in (beat.phases or {}).items() if phase == GIVEN_UP}
         elif beat.role == "sandbox":

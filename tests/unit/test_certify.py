@@ -18,7 +18,6 @@ import pytest
 from agents.probe import look_around, network_of_here
 from bus.errors import UsageError
 from bus.sandboxes import SandboxUsage
-from coordinator.availability import Attendance
 from coordinator.certify_expected import configuration, expected
 from coordinator.certify_left import check_earlier_runs, earlier_runs, make_directory
 from coordinator.certify_markdown import markdown, target_text, verdict
@@ -42,7 +41,6 @@ from coordinator.figures import Spread
 from coordinator.killing import Killing
 from coordinator.network import HERE, shared_with
 from coordinator.rundir import Recorded, Run
-from coordinator.silence import HOST_LOST_S
 
 MS = 1_000_000
 KILLING = Killing(
@@ -299,19 +297,6 @@ def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pyt
     elsewhere = check_earlier_runs()[0]
     assert "at E2B at https://x" in elsewhere.text, "another endpoint would only say that it has none"
     assert "is for another endpoint than E2B's, http://127.0.0.1:1 here" in elsewhere.text
-
-
-def test_availability_is_the_time_known_alive_of_the_time_since_first_heard():
-    kept = Attendance()
-    assert kept.of("base", 5.0) is None
-    for at in (10.0, 10.2, 10.4, 14.4, 14.6):
-        kept.heard("base", at)
-    found = kept.of("base", 14.6)
-    assert found is not None
-    assert (found.seen_s, found.alive_s, found.share) == pytest.approx((4.6, 0.6, 0.6 / 4.6))
-    later = kept.of("base", 14.6 + HOST_LOST_S + 0.1)
-    assert later is not None
-    assert later.alive_s == pytest.approx(0.6), "a silence counts from its beginning"
 
 
 def test_a_network_is_ones_own_only_if_nobody_else_has_it():

@@ -1,0 +1,35 @@
+"""An outage of the bus is held against no sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
+
+OUTAGE_S = 4.0
+"""Far longer than a silence that is taken for an absence."""
+
+
+async def test_while_the_bus_is_away_nobody_is_absent(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        ear = await swarm.up("--speed", "20")
+        await ear.live(*AGENTS)
+        [server] = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
+        ends = await Ends.of(server)
+        swarm.process.send_signal(signal.SIGSTOP)  # nobody starts another one meanwhile
+        since = time.monotonic()
+        swarm.send(server, signal.SIGKILL)
+        await ends.all()
+        await asyncio.sleep(OUTAGE_S)
+        outage_s = time.monotonic() - since
+        swarm.process.send_signal(signal.SIGCONT)
+        await ear.more_beats(10, "watchdog", *SANDBOXES)
+        status = (await swarm.verb("status", "--json")).json
+        healths = {sandbox["name"]: sandbox["health"] for sandbox in status["sandboxes"]}
+        assert set(healths) == set(SANDBOXES)
+        for health in healths.values():
+            assert health["seen_s"] * (1 - health["availability"]) < outage_s / 2, healths
+        assert [event for event in ear.lifecycle if event["event"] == "declared_dead"] == []
