@@ -22,7 +22,7 @@ from bus.messages import Epoch, Lifecycle, Message, decode
 from bus.registry import Record
 from bus.subjects import WATCHDOG
 from coordinator.policy import Policy
-from coordinator.supervision import Past
+from coordinator.supervision import AgentState, Past
 
 __all__ = ["settle"]
 
@@ -30,7 +30,8 @@ log = structlog.get_logger("signalmesh.watchdog")
 
 
 async def settle(bus: Bus, policy: Policy, records: Mapping[str, Record]) -> None:
-    """Tell `policy` of the incarnations that died undeclared; to be called when it has heard the hosts.
+    """Tell `policy` of the incarnations that died undeclared, and of a quarantine that the registry was not told of any
+    more; to be called when it has heard the hosts.
 
     Two kinds: a host reports that it has ended, or nobody reports it at all, as its host ended too. Of the latter only
     while others run: where nobody does, the whole swarm was down, and starts.
@@ -38,25 +39,34 @@ async def settle(bus: Bus, policy: Policy, records: Mapping[str, Record]) -> Non
     Raises:
         BusError: the bus does not answer; nothing was concluded then.
     """
-    found: dict[str, Past] = {}
-    for name, agent in policy.agents.items():
-        record = records.get(name) if policy.anybody_runs else None
-        if agent.phase != "waiting" or (agent.past is None and record is None):
-            continue
-        claimed = await last_claim(bus, name)
-        if claimed is None or await _is_settled(bus, name, claimed.sequence):
-            continue
-        past: Past | None = None  # so it stays if it was claimed since, and is not ready: its recovery had begun
-        if agent.past is not None and agent.past.epoch == claimed.sequence:
-            past = await _reported(bus, name, agent.past)
-        elif record is not None:
-            past = await _vanished(bus, claimed, record)
-        if past is not None and past.exit_code != 0:  # 0: it drained, or was asked to by a watchdog that has died
-            found[name] = past
+    waiting = [agent for agent in policy.agents.values() if agent.phase == "waiting"]
+    found = [(agent, await _find(bus, agent, records if policy.anybody_runs else {})) for agent in waiting]
     now = time.monotonic()
-    for name, past in found.items():
-        log.info("died_before", of=name, epoch=past.epoch, sandbox=past.sandbox, exit_code=past.exit_code)
-        policy.died_before(now, name, past)
+    for agent, what in found:
+        if isinstance(what, Past):
+            log.info("died_before", of=agent.name, epoch=what.epoch, sandbox=what.sandbox, exit_code=what.exit_code)
+            policy.died_before(now, agent.name, what)
+        elif what is not None and agent.phase == "waiting":  # told, but the registry did not say so yet
+            agent.phase, agent.epoch, agent.sandbox = "quarantined", what.epoch or 0, what.sandbox or ""
+
+
+async def _find(bus: Bus, agent: AgentState, records: Mapping[str, Record]) -> Past | Lifecycle | None:
+    """The newest incarnation of `agent`, if it died undeclared; or the report with which it was quarantined."""
+    record = records.get(agent.name)
+    if agent.past is None and record is None:
+        return None
+    claimed = await last_claim(bus, agent.name)
+    if claimed is None:
+        return None
+    concluded = await _concluded(bus, agent.name, claimed.sequence)
+    if concluded is not None:
+        return concluded if concluded.event == "quarantined" else None
+    past: Past | None = None  # so it stays if it was claimed since, and is not ready: its recovery had begun
+    if agent.past is not None and agent.past.epoch == claimed.sequence:
+        past = await _reported(bus, agent.name, agent.past)
+    elif record is not None:
+        past = await _vanished(bus, claimed, record)
+    return None if past is None or past.exit_code == 0 else past  # 0: it drained, or a watchdog that died asked it to
 
 
 async def _vanished(bus: Bus, claimed: Stored, record: Record) -> Past | None:
@@ -82,15 +92,15 @@ async def _reported(bus: Bus, name: str, past: Past) -> Past:
     return replace(past, exit_code=exit_code, since=time.monotonic() - max(0.0, age_s))
 
 
-async def _is_settled(bus: Bus, name: str, epoch: int) -> bool:
-    """Whether a watchdog has already concluded that this incarnation is away."""
+async def _concluded(bus: Bus, name: str, epoch: int) -> Lifecycle | None:
+    """With which words a watchdog has already concluded that this incarnation is away, if one has."""
     stored = await bus.last(bus.subjects.lifecycle(name, WATCHDOG))
     report = None if stored is None else _read(bus, stored)
     if stored is None or stored.sequence < epoch or not isinstance(report, Lifecycle):
-        return False
-    if report.event in ("declared_dead", "quarantined"):
-        return (report.epoch or 0) >= epoch
-    return report.event == "revived"
+        return None
+    if report.event == "revived" or (report.event in ("declared_dead", "quarantined") and (report.epoch or 0) >= epoch):
+        return report
+    return None
 
 
 def _read(bus: Bus, stored: Stored) -> Message | None:

@@ -46,6 +46,11 @@ class Past:
 
     async def concluded(self, *inventory: Child, others: bool = True) -> list[tuple[int, str]]:
         """Epochs and reasons of the deaths that a new leader declares which has heard this inventory."""
+        policy = await self.leads(*inventory, others=others)
+        return [(action.epoch, action.reason) for action in policy.decide(NOW) if isinstance(action, Dead)]
+
+    async def leads(self, *inventory: Child, others: bool = True) -> Policy:
+        """The policy of a new leader that has heard this inventory, before its first decision."""
         agents = [AgentState("a", "base"), AgentState("b", "base")]
         policy = Policy(agents, ["base"], Patience(), random.Random(1), NOW)
         runs = [child("b", await self.claim("b"), None)] if others else []
@@ -57,7 +62,7 @@ class Past:
             ),
         )  # fmt: skip
         await settle(self.bus, policy, await read_records(self.bus))
-        return [(action.epoch, action.reason) for action in policy.decide(NOW) if isinstance(action, Dead)]
+        return policy
 
 
 def child(name: str, epoch: int, exit_code: int | None = -9) -> Child:
@@ -93,6 +98,17 @@ async def test_what_the_leader_before_has_concluded_is_not_told_again(past, even
     await past.told(event, None if event == "revived" else epoch)
     assert await past.concluded(child("a", epoch)) == []
     assert await past.concluded() == []
+
+
+async def test_a_quarantine_that_the_registry_does_not_know_yet_stays(past):
+    epoch = await past.claim()
+    await past.record(epoch)
+    await past.told("declared_dead", epoch)
+    await past.told("quarantined", epoch)
+    agent = (await past.leads(child("a", epoch))).agents["a"]
+    assert (agent.phase, agent.epoch) == ("quarantined", epoch)
+    await past.told("revived", None)
+    assert (await past.leads(child("a", epoch))).agents["a"].phase == "waiting"
 
 
 async def test_one_that_was_claimed_since_was_being_replaced(past):
