@@ -109,7 +109,8 @@ class TemporarySwarm:
         return "it said nothing"
 
     def _failure(self, code: int) -> MeshError:
-        text = f"`signalmesh up` ended with exit code {code}; {self._said()}"
+        said = self._said().replace("--port", "--nats-port")  # as it is called here
+        text = f"`signalmesh up` ended with exit code {code}; {said}"
         if code == UsageError.exit_code:
             return UsageError(text)
         return BusUnreachable("the embedded server", text) if code == BusUnreachable.exit_code else MeshError(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -39,27 +40,24 @@ def certify(
     json: Json = False,
 ) -> None:
     """Acceptance run: a swarm of its own is deployed, measured, killed at, audited and cleaned away; with a report."""
-    import orjson
-
     from bus.logs import set_up_logs
     from coordinator.certify import CertifyOptions, run_certify
-    from coordinator.certify_markdown import markdown
+    from coordinator.certify_files import ReportFiles
     from coordinator.certify_view import print_certificate
     from coordinator.config_agents import PROVIDERS
 
     for name, value in (
         ("--max-detection", max_detection_s), ("--max-recovery", max_recovery_s), ("--max-downtime", max_downtime_s),
     ):  # fmt: skip
-        if not value > 0:
-            raise UsageError(f"{name} {value}: expected more than 0 seconds")
+        if not (value > 0 and math.isfinite(value)):
+            raise UsageError(f"{name} {value}: expected more than 0 seconds, and a finite number of them")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--nats-port {port}: expected 0 (any free port) to 65535")
     if config is not None and provider is not None:
         raise UsageError("--provider: goes without --config only; in that file each sandbox names its own")
     if provider is not None and provider not in PROVIDERS:
         raise UsageError(f"--provider {provider}: expected one of {', '.join(PROVIDERS)}")
-    beside = out.with_suffix(".json")
-    if out.suffix == ".json":
-        raise UsageError(f"--out {out}: expected the name of the Markdown report; its JSON goes to {beside} by itself")
-    _check_writable(out)
+    files = ReportFiles.of(out, config)
     set_up_logs("error")
     options = CertifyOptions(
         provider=provider,
@@ -71,30 +69,23 @@ def certify(
     )
     found = None
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        found = run_to_end(run_certify(options, lambda text: typer.echo(text, err=True)))
+        found = run_to_end(run_certify(options, _say))
     if found is None:
-        typer.echo("signalmesh: certify was broken off; what it had started is ended", err=True)
+        _say("signalmesh: certify was broken off; what it had started is ended")
         raise typer.Exit(130)
     try:
-        out.write_text(markdown(found))
-        beside.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z) + b"\n")
-    except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror}") from None
-    if json:
-        print_json(found)
-    else:
-        print_certificate(found)
-        typer.echo(harmless(f"the report: {out} and {beside}"))
+        if json:
+            print_json(found)
+        else:
+            print_certificate(found)
+    finally:  # nobody may read what is printed any more: the report is written all the same
+        files.write(found)
+    if not json:
+        typer.echo(harmless(f"the report: {files.markdown} and {files.json}"))
     raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
 
 
-def _check_writable(out: Path) -> None:
-    """Find out before the run, rather than after it."""
-    existed = out.exists()
-    try:
-        with out.open("a"):
-            pass
-        if not existed:
-            out.unlink()  # a run that fails leaves no empty report
-    except OSError as error:
-        raise UsageError(f"--out {out}: it cannot be written: {error.strerror}") from None
+def _say(text: str) -> None:
+    """To whoever follows the run, if somebody does: the terminal may be closed, and the clean-up must go on."""
+    with contextlib.suppress(OSError):
+        typer.echo(text, err=True)

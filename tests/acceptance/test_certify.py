@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import psutil
@@ -138,12 +139,89 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
         (("--config", "missing.toml", "--provider", "local"), "--provider: goes without --config only"),
         (("--max-detection", "0"), "--max-detection 0.0: expected more than 0 seconds"),
         (("--max-downtime", "nan"), "--max-downtime nan: expected more than 0 seconds"),
+        (("--max-detection", "inf"), "--max-detection inf: expected more than 0 seconds, and a finite number of them"),
+        (("--nats-port", "99999"), "--nats-port 99999: expected 0 (any free port) to 65535"),
+        (("--nats-port", "-1"), "--nats-port -1: expected 0 (any free port) to 65535"),
         (("--out", "missing/report.md"), "--out missing/report.md: it cannot be written: No such file or directory"),
         (("--out", "report.json"), "--out report.json: expected the name of the Markdown report"),
+        (("--out", ""), "--out .: expected the name of a file for the report"),
+        (("--out", "."), "--out .: expected the name of a file for the report"),
+        (("--out", "/"), "--out /: expected the name of a file for the report"),
+        (("--out", "-"), "--out -: expected the name of a file for the report; --json prints it"),
+        (("--out", "/dev/null"), "--out /dev/null: it is a device: expected a regular file"),
+        (("--out", "/dev/full"), "--out /dev/full: it is a device: expected a regular file"),
     ],
 )
 async def test_mistakes_are_told_before_anything_is_started(tmp_path: Path, arguments, expected):
     done = await run_verb(tmp_path, "certify", *arguments)
     assert done.code == 2
     assert expected in done.err
+    assert "deploying" not in done.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reason", ["its JSON is a directory", "both are one file", "it is the configuration"])
+async def test_files_that_the_report_cannot_have_are_told_before_anything_is_started(tmp_path: Path, reason: str):
+    arguments = []
+    if reason == "its JSON is a directory":
+        (tmp_path / "r.json").mkdir()
+        expected = "--out r.md: its JSON goes to r.json, which is a directory: expected a regular file"
+    elif reason == "both are one file":
+        (tmp_path / "r.md").symlink_to("r.json")
+        expected = f"--out r.md: the report and its JSON are one file, {tmp_path / 'r.json'}: expected two"
+    else:
+        (tmp_path / "r.md").write_text("[sandboxes.base]\n")
+        arguments = ["--config", "r.md"]
+        expected = "--out r.md: it is the --config: expected another name"
+    before = sorted(tmp_path.iterdir())
+    done = await run_verb(tmp_path, "certify", "--out", "r.md", *arguments)
+    assert (done.code, expected in done.err) == (2, True), done.err
+    assert "deploying" not in done.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+async def test_a_port_that_is_taken_is_named_as_it_was_given(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = await run_verb(tmp_path, "certify", "--nats-port", str(port))
+    assert done.code == 2
+    assert f"--nats-port {port}: another program listens there; --nats-port 0 picks a free one" in done.err
+
+
+@pytest.mark.slow
+async def test_a_report_that_cannot_be_written_after_all_does_not_cost_the_results(tmp_path: Path, temporary: Path):
+    process = await asyncio.create_subprocess_exec(
+        str(SIGNALMESH), "certify", "--out", "r.md", cwd=tmp_path, env=ENVIRONMENT, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert b"deploying" in await process.stderr.readline()
+    (tmp_path / "r.json").mkdir()
+    async with asyncio.timeout(GUARD):
+        out, err = await process.communicate()
+    assert process.returncode == 2
+    assert b"--out r.md: r.json could not be written: Is a directory" in err
+    assert b"10 of 10 targets met" in out
+    assert "10 of 10 targets met" in (tmp_path / "r.md").read_text()
+    assert leftovers(temporary) == []
+
+
+@pytest.mark.slow
+async def test_a_closed_terminal_ends_it_in_order(tmp_path: Path, temporary: Path):
+    """Nobody can be told any more, and the kernel sends SIGHUP."""
+    ours, its = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        str(SIGNALMESH), "certify", cwd=tmp_path, env=ENVIRONMENT, preexec_fn=functools.partial(os.login_tty, its)
+    )
+    os.close(its)
+    said = b""
+    async with asyncio.timeout(GUARD_S):
+        while b"spawning 5 agents" not in said:
+            said += await asyncio.to_thread(os.read, ours, 4096)
+    everybody = psutil.Process(process.pid).children(recursive=True)
+    ends = await Ends.of(*(child.pid for child in everybody))
+    os.close(ours)
+    await ends.all()
+    assert await process.wait() == 130
+    assert leftovers(temporary) == []
