@@ -47,7 +47,6 @@ from coordinator.certify_report import (
 from coordinator.certify_rows import Hosts, agent_rows, audited, sandbox_rows, served, targets
 from coordinator.certify_swarm import TemporarySwarm
 from coordinator.chaos_observer import Observer
-from coordinator.doctor_e2b import Listing
 from coordinator.e2b_settings import Endpoint
 from coordinator.figures import Spread
 from coordinator.killing import Killing
@@ -100,15 +99,22 @@ async def run_certify(options: CertifyOptions, say: Say) -> Certificate:
 
     on_signals(cancel)
     run = _Certify(options, say)
+    ended = "certify was broken off"
     try:
         await run.start()
         await run.measure()
+        ended = ""
+    except MeshError:
+        ended = "certify could not go on"
+        raise
     finally:
         # A second Ctrl-C must not break off the clean-up: then the kernel's guarantee would have to do.
         cleaning = asyncio.create_task(run.clean_up())
         while not cleaning.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(cleaning)
+        if ended:
+            say(f"signalmesh: {ended}; {run.cleanup.said}")
     return run.conclude()
 
 
@@ -136,9 +142,8 @@ class _Certify:
         self._snapshots: list[SnapshotRow] = []
         self._keys: list[MemoryKey] = []
         self._audit: Audited | None = None
-        self._listed: Listing | None = None
         self._earlier: list[str] = []
-        self._cleanup = Cleanup()
+        self.cleanup = Cleanup()
 
     # -- the steps
 
@@ -162,14 +167,14 @@ class _Certify:
         """One step after the other; what fails is a problem of the report, and the next one is tried all the same."""
         agents, history = len(self._expected.agents), self._expected.history
         steps = (
-            ("waiting for the hosts", self._wait_for_hosts),
+            ("until the hosts are heard", self._wait_for_hosts),
             ("probing their isolation", self._probe),
             *([("listing the sandboxes elsewhere", self._list_sandboxes)] if self._endpoint else []),
-            (f"spawning {agents} agents", self._wait_for_agents),
-            (f"running the pipeline: {history} rounds at once, {PACED} paced", self._run_pipeline),
+            (f"until {agents} agents are live", self._wait_for_agents),
+            (f"until rounds are decided: {history} at once, {PACED} paced", self._run_pipeline),
             (f"reading the memory back: {agents} keys", self._read_memory),
             (f"SIGKILL to {self._expected.target}", self._kill),
-            (f"running the pipeline: {AFTER} rounds more", self._run_on),
+            (f"until {AFTER} rounds more are decided", self._run_on),
             ("reading back what is stored", self._read_back),
             ("auditing", self._prove),
         )
@@ -205,7 +210,7 @@ class _Certify:
             await self._hosts.probe(name)
 
     async def _list_sandboxes(self) -> None:
-        self._listed = await self._swarm.list_sandboxes()
+        await self._swarm.list_sandboxes()
 
     async def _wait_for_agents(self) -> None:
         agents = self._expected.agents
@@ -258,8 +263,8 @@ class _Certify:
                 await self._observer.stop()
             if hasattr(self, "_bus"):
                 await self._bus.close()
-            self._cleanup = await self._swarm.stop(self._listed)
-            self._cleanup.earlier = self._earlier
+            self.cleanup = await self._swarm.stop()
+            self.cleanup.earlier = self._earlier
 
     # -- the report
 
@@ -267,9 +272,9 @@ class _Certify:
         """All that was found, with the verdict."""
         options, observer = self._options, self._observer
         fault, recording, keys = self._fault, self._recording, self._keys
-        problems = [*self._problems, *observer.problems, *(f"left behind: {text}" for text in self._cleanup.left)]
-        if self._cleanup.exit_code:
-            problems.append(f"`signalmesh up` ended with exit code {self._cleanup.exit_code}")
+        problems = [*self._problems, *observer.problems, *(f"left behind: {text}" for text in self.cleanup.left)]
+        if self.cleanup.exit_code:
+            problems.append(f"`signalmesh up` ended with exit code {self.cleanup.exit_code}")
         wanted = self._expected
         sandboxes = sandbox_rows(wanted, self._hosts, observer, self._here)
         agents = agent_rows(wanted, observer, recording, self._capabilities)
@@ -293,7 +298,7 @@ class _Certify:
             targets=judgement,
             sandboxes=sandboxes,
             agents=agents,
-            flow=recording.flow(wanted.history + SETTLED),
+            flow=recording.flow(wanted.history, SETTLED, awaited=wanted.history + PACED + AFTER),
             throughput=recording.throughput(wanted.history),
             memory=keys,
             snapshots=self._snapshots,
@@ -302,6 +307,6 @@ class _Certify:
             restored={name: restored.get(name) for name in ("cursor", "outputs")},
             audit=self._audit,
             alerts=dict(Counter(alert.code for _, alert in observer.alerts)),
-            cleanup=self._cleanup,
+            cleanup=self.cleanup,
             problems=problems,
         )

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from coordinator.audit_view import counted
-from coordinator.certify_report import Certificate, SandboxRow, Target
-from coordinator.figures import Spread
+from coordinator.certify_ending import cleanup, health
+from coordinator.certify_report import Certificate, Flow, SandboxRow, Target
+from coordinator.certify_text import MIB, NONE, cell, figure, spread, table
 from coordinator.view import KILL_STEPS
 
-__all__ = ["figure", "markdown", "target_text", "verdict"]
-
-NONE = "not measured"
-MIB = 1 << 20
-
-
-def figure(value: float | None, unit: str = "", places: int = 1) -> str:
-    """A number with its unit; NONE where there is none."""
-    return NONE if value is None else f"{value:,.{places}f}{unit and ' ' + unit}"
+__all__ = ["markdown", "target_text", "verdict"]
 
 
 def verdict(found: Certificate) -> str:
@@ -51,24 +43,6 @@ def markdown(found: Certificate) -> str:
     return "\n".join(_lines(found)) + "\n"
 
 
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], none: str = "") -> Iterator[str]:
-    if not rows:
-        yield none
-        return
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
-    for row in rows:
-        yield "| " + " | ".join(map(_cell, row)) + " |"
-
-
-def _spread(spread: Spread, unit: str = "") -> list[str]:
-    return [str(spread.n), *(figure(value, unit, 2) for value in (spread.p50, spread.p99, spread.max))]
-
-
 def _lines(found: Certificate) -> Iterator[str]:
     machine = found.machine
     yield "# signalmesh: acceptance report"
@@ -85,7 +59,7 @@ def _lines(found: Certificate) -> Iterator[str]:
     yield ""
     yield "Every figure below was measured in this run. What could not be measured says so, and why."
     for part in (
-        _summary, _targets, _sandboxes, _topology, _agents, _flow, _memory, _fault, _audit, _health, _cleanup,
+        _summary, _targets, _sandboxes, _topology, _agents, _flow, _memory, _fault, _audit, health, cleanup,
     ):  # fmt: skip
         yield ""
         yield from part(found)
@@ -113,7 +87,7 @@ def _summary(found: Certificate) -> Iterator[str]:
     else:
         yield "- No agent was killed, so nothing is known of recovery."
     for problem in found.problems:
-        yield f"- PROBLEM: {_cell(problem)}"
+        yield f"- PROBLEM: {cell(problem)}"
 
 
 def _targets(found: Certificate) -> Iterator[str]:
@@ -123,7 +97,7 @@ def _targets(found: Certificate) -> Iterator[str]:
     for target in found.targets:
         wanted, measured = target_text(target)
         rows.append([target.name, wanted, measured, "met" if target.ok else "**MISSED**", target.how])
-    yield from _table(("target", "wanted", "measured", "", "what was measured"), rows)
+    yield from table(("target", "wanted", "measured", "", "what was measured"), rows)
 
 
 def _sandboxes(found: Certificate) -> Iterator[str]:
@@ -133,13 +107,14 @@ def _sandboxes(found: Certificate) -> Iterator[str]:
     for row in found.sandboxes:
         probe = row.probe
         seen = (
-            [row.why or NONE] + [""] * 4
+            [row.why or NONE] + [""] * 5
             if probe is None
             else [
                 f"{probe.kernel}, {probe.hostname}",
                 f"{probe.user} ({probe.uid})",
                 f"{probe.own_processes} of {probe.processes}",
                 f"{probe.cpus}, {probe.memory_bytes / (1 << 30):.1f} GiB",
+                NONE if probe.own_memory_bytes is None else figure(probe.own_memory_bytes / MIB, "MiB"),
                 ", ".join(f"{name} {version}" for name, version in probe.versions.items()),
             ]
         )
@@ -150,24 +125,26 @@ def _sandboxes(found: Certificate) -> Iterator[str]:
                 row.state,
                 figure(row.heard_ms, "ms", 0),
                 figure(row.probe_ms, "ms"),
+                figure(row.probed_ms, "ms", 0),
                 *seen,
             ]
         )
     heads = (
-        "sandbox", "provider", "state", "heard after `up` began", "probe", "kernel, host", "user",
-        "processes, own of seen", "processors, memory", "versions",
+        "sandbox", "provider", "state", "heard after `up` began", "probe took", "answered after `up` began",
+        "kernel, host", "user", "processes, own of seen", "processors, memory", "memory of its own then, PSS",
+        "versions",
     )  # fmt: skip
-    yield from _table(heads, rows)
+    yield from table(heads, rows)
     yield ""
     yield "What isolates them, by comparing each probe with one taken by this program, outside:"
     yield ""
     for row in found.sandboxes:
-        yield f"- {row.name}: {_cell(row.isolation.text if row.isolation else f'{NONE}: {row.why}')}"
+        yield f"- {row.name}: {cell(row.isolation.text if row.isolation else f'{NONE}: {row.why}')}"
     yield ""
     yield "How signalmesh came there:"
     yield ""
     for row in found.sandboxes:
-        yield f"- {row.name}: {_cell(_installed(row))}"
+        yield f"- {row.name}: {cell(_installed(row))}"
 
 
 def _provider(found: Certificate, row: SandboxRow) -> str:
@@ -231,18 +208,18 @@ def _agents(found: Certificate) -> Iterator[str]:
         "agent", "kind", "sandbox", "state", "agent_id", "pid", "epoch", "claim to process", "claim to live",
         "outputs", "memory", "CPU", "capabilities",
     )  # fmt: skip
-    yield from _table(heads, rows)
+    yield from table(heads, rows)
 
 
 def _flow(found: Certificate) -> Iterator[str]:
     yield "## Communication"
     yield ""
     yield "Paced rounds only, by the server's times of storing: from the message that is answered to the answer."
-    yield "Of fewer than 100 the p99 is the longest."
+    yield f"Of fewer than 100 the p99 is the longest. {_counted(found.flow)}"
     yield ""
-    rows = [[hop.source, hop.to, hop.kind, *_spread(hop.ms)] for hop in found.flow.hops]
-    rows.append(["tick", "decision", "whole round", *_spread(found.flow.tick_to_decision_ms)])
-    yield from _table(("of", "answered by", "with", "n", "p50, ms", "p99, ms", "max, ms"), rows)
+    rows = [[hop.source, hop.to, hop.kind, *spread(hop.ms)] for hop in found.flow.hops]
+    rows.append(["tick", "decision", "whole round", *spread(found.flow.tick_to_decision_ms)])
+    yield from table(("of", "answered by", "with", "n", "p50, ms", "p99, ms", "max, ms"), rows)
     yield ""
     rate = found.throughput
     why = rate.why or f"in {figure(rate.seconds, 's', 2)} from the first to the last decision"
@@ -253,19 +230,32 @@ def _flow(found: Certificate) -> Iterator[str]:
     )
 
 
+def _counted(flow: Flow) -> str:
+    """Which rounds the figures are of; the numbers add up to all that are stored."""
+    measured = flow.tick_to_decision_ms.n
+    total = flow.rounds_at_once + flow.rounds_settling + measured
+    others = total - flow.rounds_awaited
+    more = f"; the other {others} were decided during its other steps" if others > 0 else ""
+    return (
+        f"The stream had {counted(total, 'decided round')} when it was read after the fault: {flow.rounds_at_once} "
+        f"that came at once and {flow.rounds_settling} paced ones right after them, which may have waited for those, "
+        f"are left out; {measured} are measured. certify waited for {flow.rounds_awaited} of all{more}."
+    )
+
+
 def _memory(found: Certificate) -> Iterator[str]:
     yield "## Memory, snapshots, last values"
     yield ""
     rows = [
         [
-            row.key, row.bytes or NONE, *_spread(row.read_ms)[1:], (row.sha256 or NONE)[:16],
+            row.key, row.bytes or NONE, *spread(row.read_ms)[1:], (row.sha256 or NONE)[:16],
             f"message {row.sequence}" if row.sequence else f"no: {row.why}",
             {True: "the same", False: "**OTHER**", None: f"{NONE}: {row.why}"}[row.mirrored],
         ]
         for row in found.memory
     ]  # fmt: skip
     heads = ("memory key", "bytes", "read p50, ms", "p99, ms", "max, ms", "SHA-256", "in the stream", "in the mirror")
-    yield from _table(heads, rows, "No memory key was read.")
+    yield from table(heads, rows, "No memory key was read.")
     yield ""
     rows = [
         [
@@ -274,7 +264,7 @@ def _memory(found: Certificate) -> Iterator[str]:
         ]
         for row in found.snapshots
     ]  # fmt: skip
-    yield from _table(("snapshot", "bytes", "revision", "SHA-256", "in the mirror"), rows, "No snapshot was read.")
+    yield from table(("snapshot", "bytes", "revision", "SHA-256", "in the mirror"), rows, "No snapshot was read.")
     yield ""
     last = found.last_values
     yield (
@@ -299,7 +289,7 @@ def _fault(found: Certificate) -> Iterator[str]:
         [figure(getattr(fault, f"{step}_ms"), "ms"), step.replace("_", " "), meaning]
         for step, meaning in KILL_STEPS.items()
     ]
-    yield from _table(("after", "step", "what was heard"), rows)
+    yield from table(("after", "step", "what was heard"), rows)
     yield ""
     cursor, outputs = found.restored.get("cursor"), found.restored.get("outputs")
     yield (
@@ -325,74 +315,7 @@ def _audit(found: Certificate) -> Iterator[str]:
         f"{audit.mirror_compared} compared, {audit.mirror_missing} missing, {audit.mirror_differing} differing."
     )
     for text in (*audit.problems, *audit.notes):
-        yield f"- {_cell(text)}"
+        yield f"- {cell(text)}"
     alerts = ", ".join(f"{code} ({count})" for code, count in sorted(found.alerts.items()))
     yield ""
     yield f"Alerts heard: {alerts or 'none'}."
-
-
-def _health(found: Certificate) -> Iterator[str]:
-    yield "## Health and cost"
-    yield ""
-    yield from _table(
-        (
-            "sandbox",
-            "state",
-            "availability",
-            "up",
-            "processes",
-            "CPU",
-            "memory, PSS",
-            "network",
-            "cost an hour",
-            "so far",
-        ),
-        [_health_row(row) for row in found.sandboxes],
-    )
-    yield ""
-    yield (
-        "Availability: the share of the time since a host's first heartbeat in which it was known to be alive. CPU: of "
-        "one processor, since the host's start."
-    )
-
-
-def _health_row(row: SandboxRow) -> list[str]:
-    health, probe = row.health, row.probe
-    network = health.network
-    if health.rx_bytes is not None and health.tx_bytes is not None:
-        network = f"{health.rx_bytes / MIB:.2f} MiB in, {health.tx_bytes / MIB:.2f} out"
-    own = None if probe is None or probe.own_memory_bytes is None else probe.own_memory_bytes / MIB
-    price = f"${health.price_per_hour:.4f} ({health.price_source})" if health.price_per_hour is not None else ""
-    return [
-        row.name,
-        row.state,
-        NONE if health.availability is None else f"{100 * health.availability:.2f} % of {health.seen_s:.1f} s",
-        figure(row.uptime_s, "s"),
-        NONE if health.processes is None else str(health.processes),
-        figure(health.cpu_percent, "%"),
-        figure(own, "MiB"),
-        network,
-        price or health.price_source,
-        health.price_source if health.cost is None else f"${health.cost:.6f}",
-    ]
-
-
-def _cleanup(found: Certificate) -> Iterator[str]:
-    yield "## Clean-up status"
-    yield ""
-    cleanup = found.cleanup
-    yield (
-        f"`signalmesh up` ended with exit code {NONE if cleanup.exit_code is None else cleanup.exit_code}; "
-        f"the clean-up took {figure(cleanup.took_s, 's')}. What was looked for afterwards:"
-    )
-    yield ""
-    rows = [
-        [one.what, one.how, f"{NONE}: {one.why}" if one.left is None else "; ".join(one.left) or "none"]
-        for one in cleanup.looked
-    ]
-    yield from _table(("what", "how", "left"), rows, "Nothing was looked for.")
-    for text in cleanup.earlier:
-        yield ""
-        yield f"Of an earlier run: {_cell(text)}"
-    yield ""
-    yield from _table(("step", "took"), [[step.name, f"{step.took_s:.2f} s"] for step in found.steps])

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,16 @@ class Recording:
         claim, found = self.messages.get(epoch), self.events.get((event, agent, epoch))
         return None if claim is None or found is None else (found[0] - claim.stored_ns) * MS
 
-    def flow(self, after_round: int) -> Flow:
-        """Hops and rounds from the ticks beyond round `after_round` on."""
+    def flow(self, at_once: int, settling: int, awaited: int) -> Flow:
+        """Hops and rounds, but those of the first `at_once` and the next `settling` rounds of each source."""
+        after_round = at_once + settling
+        numbers = [number for _, number, _ in self.decisions.values()]
+        early = sum(number <= at_once for number in numbers)
+        late = sum(number > after_round for number in numbers)
+        settled = Flow(rounds_at_once=early, rounds_settling=len(numbers) - early - late, rounds_awaited=awaited)
         began = min((at for (_, number), at in self.ticks.items() if number > after_round), default=None)
         if began is None:
-            return Flow()
+            return settled
         hops: dict[tuple[str, str, str], list[float]] = {}
         for at, told in self.messages.items():
             cause = self.messages.get(told.cause or 0)
@@ -94,7 +99,8 @@ class Recording:
                 rounds.append((self.messages[at].stored_ns - self.messages[tick].stored_ns) * MS)
                 for voter in voters:
                     votes[voter] = votes.get(voter, 0) + 1
-        return Flow(
+        return replace(
+            settled,
             hops=[Hop(source=a, to=b, kind=kind, ms=spread_of(ms)) for (a, b, kind), ms in sorted(hops.items())],
             tick_to_decision_ms=spread_of(rounds),
             votes=dict(sorted(votes.items())),

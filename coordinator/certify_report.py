@@ -66,7 +66,9 @@ def judged(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Something that certify did, and how long it took."""
+    """Something that certify did or waited for, and how long that kept it, s. The swarm runs meanwhile, so that this is
+    not how long the thing itself took.
+    """
 
     name: str
     took_s: float
@@ -76,7 +78,8 @@ class Step:
 class SandboxRow:
     """A sandbox's host, by its `name`; the `sandbox` may have several.
 
-    `heard_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip.
+    `heard_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip,
+    `probed_ms` counts from the start of `up` to its answer.
 
     Its `health` is by the newest heartbeats of its host and of the leading watchdog.
     """
@@ -87,6 +90,7 @@ class SandboxRow:
     state: str = "not heard"
     heard_ms: float | None = None
     probe_ms: float | None = None
+    probed_ms: float | None = None
     probe: Probe | None = None
     isolation: Isolation | None = None
     agents: list[str] = field(default_factory=list)
@@ -131,12 +135,17 @@ class Hop:
 class Flow:
     """The paced rounds of the run: each hop by Mesh-Cause, and whole rounds from tick to decision, in ms.
 
-    `votes` maps each voter to the number of decisions that had its vote.
+    `votes` maps each voter to the number of decisions that had its vote. Of all rounds that were decided,
+    `rounds_at_once` came without a pause and `rounds_settling` right after them: both are left out of the figures.
+    `rounds_awaited` is how many of all certify waited for.
     """
 
     hops: list[Hop] = field(default_factory=list)
     tick_to_decision_ms: Spread = field(default_factory=lambda: Spread(n=0))
     votes: dict[str, int] = field(default_factory=dict)
+    rounds_at_once: int = 0
+    rounds_settling: int = 0
+    rounds_awaited: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +252,15 @@ class Cleanup:
                 one.left if one.left is not None else [f"{one.what}: not known whether any is left: {one.why}"]
             )
         ]
+
+    @property
+    def said(self) -> str:
+        """What was found, in a sentence."""
+        ended = "" if self.exit_code in (0, None) else f"`signalmesh up` ended with exit code {self.exit_code}; "
+        if self.left:
+            return f"{ended}left behind: {'; '.join(self.left)}"
+        looked = ", ".join(f"{one.what} ({one.how})" for one in self.looked)
+        return f"{ended}nothing of it is left: {looked}"
 
     @property
     def ok(self) -> bool:

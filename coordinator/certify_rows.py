@@ -29,8 +29,8 @@ class Hosts:
         self._bus, self.since = bus, since
         self.first: dict[str, float] = {}
         self.ended_at = 0.0
-        self.probes: dict[str, tuple[float, Probe]] = {}
-        """Name -> how long the probe's round trip took, ms, and what it told."""
+        self.probes: dict[str, tuple[float, float, Probe]] = {}
+        """Name -> how long the probe's round trip took, ms, when it ended, ms since the start, and what it told."""
         self.failures: dict[str, str] = {}
         self._listening: Closable
 
@@ -58,7 +58,8 @@ class Hosts:
         except MeshError as error:
             self.failures[name] = str(error)
         else:
-            self.probes[name] = ((time.monotonic() - began) * 1000, probe)
+            ended = time.monotonic()
+            self.probes[name] = ((ended - began) * 1000, (ended - self.since) * 1000, probe)
 
 
 def served(observer: Observer) -> set[str]:
@@ -83,7 +84,7 @@ def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe
     ]
     for name, beat in sorted(observer.hosts.items()):
         said = beat.said
-        took_ms, probe = hosts.probes.get(name, (None, None))
+        took_ms, probed_ms, probe = hosts.probes.get(name, (None, None, None))
         rows.append(
             SandboxRow(
                 name=name,
@@ -92,6 +93,7 @@ def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe
                 state="active" if said.status == "live" else said.status,
                 heard_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
                 probe_ms=took_ms,
+                probed_ms=probed_ms,
                 probe=probe,
                 isolation=None if probe is None else compare(probe, here),
                 agents=sorted(agent for agent, known in observer.agents.items() if known.said.sandbox == name),

@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import orjson
 import psutil
 
 from bus.errors import BusUnreachable, MeshError, UsageError
 from bus.process import die_with_parent
 from bus.server_info import read_info
+from bus.subjects import PROVIDER
 from coordinator.certify_left import STATE, make_directory
 from coordinator.certify_report import Cleanup, Looked
 from coordinator.doctor_e2b import Listing, list_sandboxes
@@ -47,6 +49,22 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key in KEPT or not key.startswith("SIGNALMESH_")}
 
 
+def _made(log: Path) -> list[str]:
+    """The sandboxes that the provider has made, by its log."""
+    made = []
+    with contextlib.suppress(OSError):
+        for line in log.read_bytes().splitlines():
+            with contextlib.suppress(orjson.JSONDecodeError):  # a traceback, or what other programs have written
+                entry = orjson.loads(line)
+                if isinstance(entry, dict) and entry.get("event") == "sandbox_made":
+                    made.append(str(entry.get("sandbox_id")))
+    return made
+
+
+def _shown(sandboxes: list[str]) -> str:
+    return f"{len(sandboxes)} ({', '.join(sandboxes)})" if sandboxes else "none"
+
+
 class TemporarySwarm:
     """`up` in a directory of its own. Use `start`, and then `stop` whatever happened."""
 
@@ -54,12 +72,14 @@ class TemporarySwarm:
         """`toml` is its configuration, unless there is a file of it, `config`; `port` 0: any free one."""
         self.directory = make_directory()
         self._toml, self._config = toml, config
-        self._arguments = ["--speed", str(speed), "--port", str(port), "--log-level", "warning"]
+        self._arguments = ["--speed", str(speed), "--port", str(port)]
         self._process: asyncio.subprocess.Process | None = None
         self._everybody: dict[int, tuple[float, str]] = {}
         self.began = 0.0
         """When `up` was started, monotonic seconds."""
         self.url = ""
+        self._listed: tuple[float, Listing] | None = None
+        """The last listing while it ran, and when it was asked for, seconds since `began`."""
 
     @property
     def state_dir(self) -> Path:
@@ -127,14 +147,20 @@ class TemporarySwarm:
                         )
         return len(self._everybody)
 
-    async def list_sandboxes(self) -> Listing | None:
-        """The sandboxes of this swarm that run elsewhere, as their provider lists them; None where it has none."""
+    async def list_sandboxes(self) -> None:
+        """Note which sandboxes of this swarm run elsewhere now, as their provider lists them."""
+        asked_s = time.monotonic() - self.began
+        if (found := await self._list()) is not None:
+            self._listed = asked_s, found
+
+    async def _list(self) -> Listing | None:
+        """None where no provider has made a record of them."""
         if await asyncio.to_thread(read_pool, self.state_dir) is None:
             return None
         return await asyncio.to_thread(list_sandboxes, self.state_dir)
 
-    async def stop(self, listed: Listing | None = None) -> Cleanup:
-        """End it in order, remove its directory, and look what is left. `listed`: its sandboxes while it ran.
+    async def stop(self) -> Cleanup:
+        """End it in order, remove its directory, and look what is left.
 
         Where sandboxes elsewhere are left, or may be, the directory stays: it has the record of them.
         """
@@ -158,7 +184,7 @@ class TemporarySwarm:
         cleanup.looked.append(Looked(what="processes", how=known, left=[*killed, *await self._left()]))
         if self.url:
             cleanup.looked.append(Looked(what="NATS server", how=f"asked at {self.url}", left=await self._server()))
-        sandboxes = await self._sandboxes(listed)
+        sandboxes = await self._sandboxes()
         if sandboxes is not None:
             cleanup.looked.append(sandboxes)
         if sandboxes is None or sandboxes.left == []:
@@ -169,18 +195,26 @@ class TemporarySwarm:
         cleanup.took_s = round(time.monotonic() - began, 3)
         return cleanup
 
-    async def _sandboxes(self, listed: Listing | None) -> Looked | None:
-        found = await self.list_sandboxes()
+    async def _sandboxes(self) -> Looked | None:
+        found = await self._list()
         if found is None:
             return None
-        before = "not listed while it ran" if listed is None else listed.problem
-        if listed is not None and listed.sandboxes is not None:
-            before = f"while it ran {len(listed.sandboxes)}: {', '.join(listed.sandboxes) or 'none'}"
-        how = f"listed by {found.endpoint}, by the metadata `pool`; {before}"
+        made = await asyncio.to_thread(_made, self.state_dir / "logs" / f"{PROVIDER}.log")
+        how = (
+            f"listed by {found.endpoint}, by the metadata `pool`, after the end; over the whole run the provider's log "
+            f"has {_shown(made)} made; {self._seen()}"
+        )
         left = found.sandboxes
         if left is not None:
             left = [f"sandbox {one} at {found.endpoint}: its lifetime ends it" for one in left]
         return Looked(what="sandboxes elsewhere", how=how, left=left, why=found.problem)
+
+    def _seen(self) -> str:
+        if self._listed is None:
+            return "not listed while it ran"
+        asked_s, listed = self._listed
+        when = f"{asked_s:.1f} s after `up` began"
+        return f"listed {when}: {listed.problem if listed.sandboxes is None else _shown(listed.sandboxes)}"
 
     async def _left(self) -> list[str]:
         until = time.monotonic() + GONE_S

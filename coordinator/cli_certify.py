@@ -71,8 +71,7 @@ def certify(
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         found = run_to_end(run_certify(options, _say))
     if found is None:
-        _say("signalmesh: certify was broken off; what it had started is ended")
-        raise typer.Exit(130)
+        raise typer.Exit(130)  # what is left was said
     try:
         if json:
             print_json(found)

@@ -79,6 +79,16 @@ async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary
         assert f"{row['sha256'][:16]} | message {row['sequence']} | the same |" in text
     for agent in found["agents"]:
         assert agent["agent_id"] in text
+    for row in found["sandboxes"]:
+        assert row["probed_ms"] > row["heard_ms"]
+        assert f"| {row['health']['pss_mb']:,.1f} MiB | {row['health']['rss_mb']:,.1f} MiB |" in text
+        assert f"| {row['probe']['own_memory_bytes'] / (1 << 20):,.1f} MiB |" in text
+    flow = found["flow"]
+    assert flow["rounds_awaited"] == flow["rounds_at_once"] + 60
+    assert flow["rounds_settling"] == 10
+    decided = flow["rounds_at_once"] + flow["rounds_settling"] + flow["tick_to_decision_ms"]["n"]
+    assert f"The stream had {decided} decided rounds" in text
+    assert "| step of certify | took certify |" in text
     assert leftovers(temporary) == []
 
 
@@ -104,7 +114,7 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
     assert process.stderr is not None
     async with asyncio.timeout(GUARD_S):
         async for line in process.stderr:
-            if b"running the pipeline" in line:
+            if b"until rounds are decided" in line:
                 break
     everybody = psutil.Process(process.pid).children(recursive=True)
     assert len(everybody) >= 14
@@ -115,7 +125,8 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
     code = await process.wait()
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
     if number != signal.SIGKILL:
-        assert "broken off" in said
+        assert "signalmesh: certify was broken off; nothing of it is left: processes (" in said
+        assert f"directory ({temporary}/signalmesh-certify-" in said
         assert leftovers(temporary) == []
         return
     [left] = temporary.glob("signalmesh-certify-*")
@@ -217,7 +228,7 @@ async def test_a_closed_terminal_ends_it_in_order(tmp_path: Path, temporary: Pat
     os.close(its)
     said = b""
     async with asyncio.timeout(GUARD_S):
-        while b"spawning 5 agents" not in said:
+        while b"until 5 agents are live" not in said:
             said += await asyncio.to_thread(os.read, ours, 4096)
     everybody = psutil.Process(process.pid).children(recursive=True)
     ends = await Ends.of(*(child.pid for child in everybody))

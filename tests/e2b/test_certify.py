@@ -76,11 +76,29 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     assert far["health"]["cost"] == pytest.approx(0.4 * far["uptime_s"] / 3600)
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
     assert looked(found)["sandboxes elsewhere"]["left"] == []
-    assert (
-        f"by the metadata `pool`; while it ran 1: {far['name'].removeprefix('python-')}"
-        in (looked(found)["sandboxes elsewhere"]["how"])
-    )
+    made = far["name"].removeprefix("python-")
+    how = looked(found)["sandboxes elsewhere"]["how"]
+    assert f"over the whole run the provider's log has 1 ({made}) made; listed " in how
+    assert f" s after `up` began: 1 ({made} (python, running))" in how
     assert e2b_standin.api_key not in done.out + done.err + (tmp_path / "certify.md").read_text()
+
+
+@pytest.mark.slow
+async def test_sandboxes_that_came_and_went_are_told_of(tmp_path: Path, e2b_standin: StandIn):
+    """Of no use, so that none is there when they are listed."""
+    file = tmp_path / "swarm.toml"
+    file.write_text(far_toml(python='"/nope/python"'))
+    before = len(e2b_standin.requests("/v2/sandboxes"))
+    done = await certify(tmp_path, e2b_standin, "--config", str(file))
+    assert done.code == 1, done.out + done.err
+    made = sum(
+        line["method"] == "POST" and line["status"] == 201 and not line["path"].endswith("/connect")
+        for line in e2b_standin.requests("/v2/sandboxes")[before:]
+    )
+    assert made >= 1
+    how = looked(json.loads((tmp_path / "certify.json").read_text()))["sandboxes elsewhere"]["how"]
+    assert f"over the whole run the provider's log has {made} (" in how
+    assert "after `up` began: none" in how
 
 
 @pytest.mark.slow
@@ -178,7 +196,7 @@ async def test_sandboxes_of_a_certify_that_was_killed_are_found(
     assert process.stderr is not None
     async with asyncio.timeout(2 * GUARD_S):
         async for line in process.stderr:
-            if b"running the pipeline" in line:
+            if b"until rounds are decided" in line:
                 break
     ends = await Ends.of(*(child.pid for child in psutil.Process(process.pid).children(recursive=True)))
     process.kill()

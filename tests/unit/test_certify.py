@@ -37,7 +37,7 @@ from coordinator.certify_rows import targets
 from coordinator.certify_swarm import TemporarySwarm
 from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse
 from coordinator.e2b_record import Left, Pool, write_pool
-from coordinator.figures import Spread
+from coordinator.figures import Spread, spread_of
 from coordinator.killing import Killing
 from coordinator.network import HERE, shared_with
 from coordinator.rundir import Recorded, Run
@@ -134,16 +134,26 @@ def test_a_limit_is_not_met_by_what_equals_it():
 
 
 def test_hops_and_rounds_are_those_of_the_paced_part():
-    flow = recording().flow(after_round=1)
+    flow = recording().flow(at_once=1, settling=0, awaited=2)
     assert [(hop.source, hop.to, hop.kind, hop.ms.n, hop.ms.max) for hop in flow.hops] == [
         ("momentum", "coordinator", "decision", 1, 1.0),
         ("research-1", "momentum", "signal", 1, 5.0),
     ]
     assert (flow.tick_to_decision_ms.n, flow.tick_to_decision_ms.p50) == (1, 6.0)
     assert flow.votes == {"momentum": 1}
-    assert recording().flow(after_round=2) == Flow()
+    assert recording().flow(at_once=1, settling=1, awaited=2) == Flow(rounds_settling=1, rounds_awaited=2)
+    assert recording().flow(at_once=2, settling=0, awaited=2) == Flow(rounds_at_once=1, rounds_awaited=2)
     assert recording().since_claim_ms("ready", "research-1", 4) == 40.0
     assert recording().since_claim_ms("ready", "research-1", 1) is None
+
+
+def test_the_rounds_of_the_report_add_up():
+    flow = Flow(rounds_at_once=250, rounds_settling=10, rounds_awaited=310, tick_to_decision_ms=spread_of([1.0] * 54))
+    text = markdown(replace(nothing_measured(), flow=flow))
+    assert (
+        "The stream had 314 decided rounds when it was read after the fault: 250 that came at once and 10 paced" in text
+    )
+    assert "54 are measured. certify waited for 310 of all; the other 4 were decided during its other steps." in text
 
 
 def test_throughput_without_decisions_says_so():
@@ -253,6 +263,8 @@ def test_what_could_not_be_looked_for_may_be_left():
     cleanup = Cleanup(exit_code=0, looked=[Looked(what="processes", how="3 seen", left=[]), unknown])
     assert cleanup.left == ["sandboxes elsewhere: not known whether any is left: nobody answered"]
     assert not cleanup.ok
+    assert cleanup.said == "left behind: sandboxes elsewhere: not known whether any is left: nobody answered"
+    assert Cleanup(exit_code=0, looked=cleanup.looked[:1]).said == "nothing of it is left: processes (3 seen)"
     text = markdown(replace(nothing_measured(), cleanup=cleanup))
     assert "| processes | 3 seen | none |" in text
     assert "| sandboxes elsewhere | listed | not measured: nobody answered |" in text
