@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,20 +178,15 @@ async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
     await e2b_standin.clear()
 
 
-@pytest.mark.slow
-async def test_sandboxes_of_a_certify_that_was_killed_are_found(
-    tmp_path: Path, e2b_standin: StandIn, monkeypatch: pytest.MonkeyPatch
-):
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
+async def certify_until_rounds(directory: Path, standin: StandIn) -> asyncio.subprocess.Process:
+    """Started, and far enough to have made its sandbox."""
     [port] = free_ports(1)
-    environment = {**ENVIRONMENT, **e2b_standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
-    file = tmp_path / "swarm.toml"
+    environment = {**ENVIRONMENT, **standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
+    file = directory / "swarm.toml"
     file.write_text(far_toml())
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH), "certify", "--config", str(file), "--nats-port", str(port),
-        cwd=tmp_path, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        cwd=directory, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE, preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )  # fmt: skip
     assert process.stderr is not None
@@ -198,6 +194,37 @@ async def test_sandboxes_of_a_certify_that_was_killed_are_found(
         async for line in process.stderr:
             if b"until rounds are decided" in line:
                 break
+    return process
+
+
+@pytest.mark.slow
+async def test_breaking_it_off_names_the_sandbox_that_could_not_be_ended(
+    tmp_path: Path, e2b_standin: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
+    process = await certify_until_rounds(tmp_path, e2b_standin)
+    await e2b_standin.fail("/sandboxes/*", method="DELETE", status=500, times=None)
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert process.returncode == 130
+    [left_there] = await e2b_standin.sandboxes()
+    [directory] = temporary.glob("signalmesh-certify-*")
+    said = err.decode()
+    assert f"left behind: sandbox {left_there} (python, running) at another endpoint than E2B's" in said
+    assert f"the directory {directory}: `signalmesh doctor` says what to do" in said
+    await e2b_standin.clear()
+
+
+@pytest.mark.slow
+async def test_sandboxes_of_a_certify_that_was_killed_are_found(
+    tmp_path: Path, e2b_standin: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
+    process = await certify_until_rounds(tmp_path, e2b_standin)
     ends = await Ends.of(*(child.pid for child in psutil.Process(process.pid).children(recursive=True)))
     process.kill()
     await process.wait()
