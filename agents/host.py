@@ -115,17 +115,18 @@ class Host:
         *,
         provider: str = "local",
         endpoint: str | None = None,
+        age_s: float | None = None,
         group: str | None = None,
         log_level: str = "info",
         preload: tuple[str, ...] = (),
         credentials: Credentials | None = None,
         files: str | None = None,
     ) -> None:
-        """`endpoint` says where `provider` made this place. `credentials` are its agents' (None: the environment's);
-        `files` is where their files are here, if not where swarm.toml is.
+        """`endpoint` says where `provider` made this place, `age_s` how many seconds ago. `credentials` are its agents'
+        (None: the environment's); `files` is where their files are here, if not where swarm.toml is.
         """
         self._bus, self.name, self._url, self._provider = bus, name, url, provider
-        self._endpoint = endpoint
+        self._endpoint, self._age_s = endpoint, age_s
         self._group, self._credentials, self._files = group, credentials, files
         self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
         self._log_level = log_level
@@ -322,6 +323,7 @@ class Host:
     async def _beat_once(self) -> None:
         self._beats += 1
         slots = [*self._running.values(), *self._ended]
+        uptime_s = round(time.monotonic() - self._started, 3)
         beat = Heartbeat(
             agent=self.name,
             agent_id=self._host_id,
@@ -335,7 +337,8 @@ class Host:
             role="sandbox",
             provider=self._provider,
             endpoint=self._endpoint,
-            uptime_s=round(time.monotonic() - self._started, 3),
+            uptime_s=uptime_s,
+            age_s=None if self._age_s is None else round(self._age_s + uptime_s, 3),
             inventory=tuple(slot.describe() for slot in slots),
             group=self._group,
             machine=MACHINE,

@@ -133,9 +133,9 @@ async def _live(incarnation: Incarnation) -> int:
             await _alert_unusable(bus, incarnation, error)
             raise
         finally:
-            await end_tasks(tasks)
             if tracing is not None:
-                await tracing.close()
+                await tracing.close()  # while it still beats: a collector that does not answer is no death
+            await end_tasks(tasks)
     finally:
         await bus.close()
     return EXIT_DONE

@@ -34,6 +34,8 @@ from bus.tracing import Context, Span, Tracer, Value, derived_id, read_context, 
 
 MAX_OWED = 64
 """Spans not yet exported that a snapshot lists at most; beyond, the oldest are left to luck."""
+FLUSH_S, GIVE_UP_S = 0.4, 0.05
+"""How long an agent that ends waits for a collector, and for one that did not answer; its successor is waited for."""
 GATHERED = ("signal", "sentiment")
 """Kinds that are votes: who listens to them gathers rounds."""
 TOLD = {
@@ -76,7 +78,7 @@ class AgentTracing:
         self._first_of_source = recovery is not None
         self._begun_ns = self._restored_ns = time.time_ns()
         self._reemitted = 0
-        self._inherited = False
+        self._inherited = self._unanswered = False
 
     @property
     def spans(self) -> dict[str, int]:
@@ -317,11 +319,11 @@ class AgentTracing:
 
     async def flush(self) -> None:
         """Have what there is exported, within a bounded time: what is exported need not be again."""
-        await asyncio.to_thread(self._tracer.queue.flush)
+        self._unanswered = not await asyncio.to_thread(self._tracer.queue.flush, FLUSH_S)
 
     async def close(self) -> None:
-        """Export the rest, within a bounded time."""
-        await asyncio.to_thread(self._tracer.queue.close)
+        """Export the rest, within a bounded time; a short one where a collector has just not answered."""
+        await asyncio.to_thread(self._tracer.queue.close, GIVE_UP_S if self._unanswered else FLUSH_S)
 
     # -- what a snapshot carries
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--long] [NAME ...]`: runs and prints them, writes results/ if all were run."""
+"""`python -m benchmarks [--quick] [--long] [NAME ...]`: prints what it measures; a whole run is kept, README.md too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import readme, report
 from benchmarks.idle import idle
 from benchmarks.machine import load, machine, versions
 from benchmarks.mirroring import mirroring
@@ -65,7 +65,10 @@ def main() -> None:
         print(f"\n{result.markdown()}", flush=True)
     whole = not options.names and not options.quick
     if (directory := options.output or (RESULTS if whole else None)) is not None:
-        for path in report.write(directory, about, found, results):
+        written = report.write(directory, about, found, results)
+        if directory == RESULTS and whole:
+            written.append(readme.write(written[-1]))
+        for path in written:
             print(f"wrote {path}")
 
 

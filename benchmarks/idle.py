@@ -35,8 +35,8 @@ async def processes(running: Swarm) -> dict[str, psutil.Process]:
             role = f"agent {agents[process.pid]}"
         elif "nats-server" in process.name():
             role = "nats-server"
-        elif "watchdog" in line:
-            role = "watchdog"
+        elif found_role := next((role for role in ("watchdog", "mirror") if role in line), ""):
+            role = found_role
         elif "sandbox" in line:
             role = f"host {line[line.index('sandbox') + 1]}"
         else:

@@ -141,6 +141,6 @@ async def mirroring(*, quick: bool = False) -> Result:
             *({"what": f"behind, ms, {name}", "value": ms[name]} for name in ("p50", "p90", "p99", "max")),
         ],
         goal=GOAL,
-        verdict="Reached." if met else "Not reached.",
+        verdict=f"{rows_s:,.0f} rows/s; at most {ms['max']:.0f} ms behind: {'met' if met else 'missed'}.",
         raw={"rows_s": rows_s, "cpu_us": cpu_us, "behind_ms": ms, "rate": rate},
     )

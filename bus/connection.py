@@ -90,19 +90,21 @@ def _shown(url: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2]}"  # not parsed: a malformed one must not show its password either
 
 
-def check_url(url: str) -> str:
+def check_url(url: str, option: str = "--nats") -> str:
     """Return `url` if it can be a NATS address, or several of one cluster with commas between them.
+
+    `option` is where it is from, for the message.
 
     Raises:
         UsageError: it cannot.
     """
-    schemes = {_check(one) for one in urls_of(url)}
+    schemes = {_check(one, option) for one in urls_of(url)}
     if len({scheme in ("ws", "wss") for scheme in schemes}) > 1:
-        raise UsageError(f"--nats {shown_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")
+        raise UsageError(f"{option} {shown_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")
     return url
 
 
-def _check(url: str) -> str:
+def _check(url: str, option: str) -> str:
     """The scheme of one address.
 
     Raises:
@@ -112,11 +114,12 @@ def _check(url: str) -> str:
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
         ok = parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname) and (parts.port or 1) > 0
+        ok = ok and url.isprintable() and " " not in url
     except ValueError:
         ok = False
     if not ok:
         raise UsageError(
-            f"--nats {shown_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss), "
+            f"{option} {shown_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss), "
             "or several of one cluster with commas between them"
         )
     assert parts is not None

@@ -215,7 +215,9 @@ class Heartbeat:
     them read `behind_ms` ago at most. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's, `snapshot_ms`
     is what its newest snapshot took from being taken to being stored. A host's `usage` is that of its whole sandbox,
     the leading watchdog's `accounts` are of all sandboxes. The `endpoint` of a provider says where it makes them,
-    that of a host where its provider made it; a provider's `phases` say which of them it has given up.
+    that of a host where its provider made it; a provider's `phases` say of a sandbox without a host that
+    it is being made, or was given up. A host's
+    `uptime_s` is its own, `age_s` the seconds since its provider made the sandbox, where one did.
     """
 
     agent: str
@@ -236,6 +238,7 @@ class Heartbeat:
     provider: str | None = None
     endpoint: str | None = None
     uptime_s: float | None = None
+    age_s: float | None = None
     inventory: tuple[Child, ...] | None = None
     phases: dict[str, str] | None = None
     group: str | None = None

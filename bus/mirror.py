@@ -38,7 +38,7 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0
 """Between two attempts at a write that fails."""
 PRUNE_S = 1.0
 LOOK_S = 0.3
-"""Between two looks for a stream or a server that is not there."""
+"""Between two looks for a stream or a server that is not there, and at what else may have changed in silence."""
 FINISH_S = 8.0
 """Longest time to read the rest when asked to end."""
 BEGAN = "began"
@@ -75,6 +75,7 @@ class Mirror:
     def stop(self) -> None:
         """Read the rest, and end. Safe to call from a signal handler of the loop."""
         self._stop.set()
+        self._events.arrived.set()
 
     async def run(self) -> None:
         """Follow until stopped.
@@ -101,6 +102,15 @@ class Mirror:
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
 
+    async def _until_arrival(self) -> None:
+        """Sleep while nothing arrives and nothing waits; but not for long: streams are made anew, rows grow old."""
+        if any(followed.waiting for followed in self._followed) or self._stop.is_set():
+            return
+        self._events.arrived.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._events.arrived.wait()
+
     async def _follow(self) -> None:
         pruned_at, backoff_s = time.monotonic(), 0.0
         try:
@@ -125,6 +135,7 @@ class Mirror:
                 else:
                     backoff_s = 0.0
                     self._well()
+                    await self._until_arrival()
                     await self._pause(BATCH_S)
                 self._outbox.check()
             await self._finish()

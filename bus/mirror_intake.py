@@ -40,6 +40,8 @@ class Followed:
     waiting: deque[tuple[float, Stored]] = field(default_factory=deque)
     """Time of arrival (monotonic), message."""
     room: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a message arrives, of all streams that share it."""
     reader: Reader | None = None
     verified: int = -1
     """The reader's generation for which the stream was last found to be the mirrored one."""
@@ -57,6 +59,7 @@ class Followed:
 
     def put(self, stored: Stored) -> None:
         self.waiting.append((time.monotonic(), stored))
+        self.arrived.set()
 
     @property
     def behind(self) -> int:
@@ -82,11 +85,12 @@ class Followed:
 
 
 def followed_streams(subjects: Subjects) -> tuple[Followed, ...]:
-    """The stream of the events, then the buckets."""
+    """The stream of the events, then the buckets; `arrived` is one for all."""
+    arrived = asyncio.Event()
     buckets = ((subjects.state_bucket, True), (subjects.registry_bucket, True), (subjects.memory_bucket, False))
     return (
-        Followed(subjects.stream, (f"{subjects.ns}.>",)),
-        *(Followed(f"KV_{bucket}", (f"$KV.{bucket}.>",), bucket, holds) for bucket, holds in buckets),
+        Followed(subjects.stream, (f"{subjects.ns}.>",), arrived=arrived),
+        *(Followed(f"KV_{bucket}", (f"$KV.{bucket}.>",), bucket, holds, arrived=arrived) for bucket, holds in buckets),
     )
 
 

@@ -29,6 +29,8 @@ class Availability:
 class _Kept:
     first: float
     newest: float
+    host: str
+    """Which process was heard last."""
     alive_s: float = 0.0
 
     def alive_until(self, time: float) -> float:
@@ -38,8 +40,10 @@ class _Kept:
 
 
 class Attendance:
-    """Counts from heartbeats. Between two that are HOST_LOST_S apart at most a host was alive; a longer silence counts
-    as absence from its beginning, as the watchdog takes it for a loss then. Times are of one monotonic clock.
+    """Counts from heartbeats. Between two of one process that are HOST_LOST_S apart at most a host was alive; a longer
+    silence counts as absence from its beginning, as the watchdog takes it for a loss then. Where another process is
+    heard, the first was gone from its last heartbeat on, and the other is there since its start. Times are of one
+    monotonic clock.
 
     Our own heartbeats come back over the bus (`echo`): it is ill, and time stands still here, from `deaf_s` after the
     last one of them until the next one. Everybody's silence counts anew then, for who is there must connect first.
@@ -65,11 +69,15 @@ class Attendance:
             self._lost_s += now - self._echo_at - self._deaf_s
         self._echo_at = now
 
-    def heard(self, name: str, now: float) -> None:
-        """A heartbeat of `name` came."""
+    def heard(self, name: str, now: float, host: str, uptime_s: float = 0.0) -> None:
+        """A heartbeat of `name` came, from the process `host` that has run for `uptime_s`."""
         time = self._time(now)
-        kept = self._kept.setdefault(name, _Kept(time, time))
-        kept.alive_s, kept.newest = kept.alive_until(time), time
+        kept = self._kept.setdefault(name, _Kept(time, time, host))
+        if kept.host == host:
+            kept.alive_s = kept.alive_until(time)
+        else:
+            kept.alive_s += min(uptime_s, time - kept.newest)
+        kept.newest, kept.host = time, host
 
     def of(self, name: str, now: float) -> Availability | None:
         """Up to `now`; None for one that was never heard."""

@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from bus.messages import Heartbeat
+from coordinator.gather import given_up_by
 from coordinator.sandbox_health import availability_of, health_of
 from coordinator.stream_figures import OTHER, Names
 
@@ -83,6 +84,7 @@ class BeatFigures(Collector):
         yield self._availability([name for role, name in kept if role == "sandbox"], leader)
         yield from self._watchdogs([beat for beat in heard if beat.role == "watchdog"], leader)
         yield from self._mirror([beat for beat in heard if beat.role == "mirror"])
+        yield self._given_up(heard)
 
     def _is_missed(self, beat: Heartbeat, served: Mapping[str, str]) -> bool:
         """Whether the silence of who said `beat` is to be noticed, however long it lasts."""
@@ -138,12 +140,17 @@ class BeatFigures(Collector):
     def _health(self, hosts: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         processes = _gauge("signalmesh_sandbox_processes", "The host and all that descends from it.", "sandbox")
         cpu = _counter("signalmesh_sandbox_cpu_seconds", "Processor time that these have used.", "sandbox")
-        memory = _gauge("signalmesh_sandbox_resident_memory_bytes", "Physical memory of these.", "sandbox")
+        resident = _gauge(
+            "signalmesh_sandbox_resident_memory_bytes", "Physical memory of these, shared pages for each.", "sandbox"
+        )
+        memory = _gauge(
+            "signalmesh_sandbox_memory_bytes", "Physical memory of these, shared pages shared out (PSS).", "sandbox"
+        )
         network = _counter(
             "signalmesh_sandbox_network_bytes", "Through a network that is the sandbox's own.", "sandbox", "direction"
         )
         price = _gauge("signalmesh_sandbox_price_dollars_per_hour", "As configured.", "sandbox")
-        cost = _gauge("signalmesh_sandbox_cost_dollars", "The price times the uptime of its host.", "sandbox")
+        cost = _gauge("signalmesh_sandbox_cost_dollars", "The price times its age.", "sandbox")
         usages = {beat.agent: beat.usage for beat in hosts}
         accounts = (leader.accounts if leader else None) or {}
         for beat in hosts:
@@ -152,7 +159,8 @@ class BeatFigures(Collector):
             for family, value in (
                 (processes, health.processes),
                 (cpu, health.cpu_s),
-                (memory, None if health.rss_mb is None else health.rss_mb * MEBIBYTE),
+                (resident, None if health.rss_mb is None else health.rss_mb * MEBIBYTE),
+                (memory, None if health.pss_mb is None else health.pss_mb * MEBIBYTE),
                 (price, health.price_per_hour),
                 (cost, health.cost),
             ):
@@ -161,7 +169,7 @@ class BeatFigures(Collector):
             for direction, count in (("in", health.rx_bytes), ("out", health.tx_bytes)):
                 if count is not None:
                     network.add_metric([name, direction], count)
-        yield from (processes, cpu, memory, network, price, cost)
+        yield from (processes, cpu, resident, memory, network, price, cost)
 
     def _availability(self, hosts: list[str], leader: Heartbeat | None) -> Metric:
         """Told by the watchdog, not by the host: so of one that is dead and missed, too."""
@@ -173,6 +181,16 @@ class BeatFigures(Collector):
             if (share := availability_of(accounts.get(name))) is not None:
                 ratio.add_metric([name], share)
         return ratio
+
+    def _given_up(self, heard: list[Heartbeat]) -> Metric:
+        """Of sandboxes that have no host to be heard; once mended or its provider is not heard, the series ends."""
+        given_up = _gauge(
+            "signalmesh_sandbox_given_up", "1 for one that its provider cannot make until it is mended.", "sandbox"
+        )
+        names = {self._names.label(name) for beat in heard for name in given_up_by(beat)}
+        for name in sorted(names):  # several strangers share a label
+            given_up.add_metric([name], 1)
+        return given_up
 
     def _watchdogs(self, beats: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         term = _gauge("signalmesh_watchdog_term", "The leading watchdog's term: the sequence of its claim.")

@@ -19,7 +19,7 @@ from pathlib import Path
 from agents.probe import look_around
 from bus import __version__
 from bus.errors import MeshError
-from bus.messages import now
+from bus.messages import Alert, now
 from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
@@ -49,6 +49,7 @@ from coordinator.certify_swarm import TemporarySwarm
 from coordinator.chaos_observer import Observer
 from coordinator.e2b_settings import Endpoint
 from coordinator.figures import Spread
+from coordinator.history import shown
 from coordinator.killing import Killing
 from coordinator.killing import kill as kill_agent
 from coordinator.roles import on_signals
@@ -66,6 +67,10 @@ PATIENCE_S, FAR_PATIENCE_S = 45.0, 240.0
 KILL_WAIT_S = 15.0
 GIVEN_UP = "sandbox_given_up"
 """The alert of a provider that cannot make a sandbox: nobody need wait for it."""
+TOLD = 20
+"""Alerts of one code that are said as they come: what repeats itself without end is counted."""
+LONGEST_ALERT = 1000
+"""Characters of an alert, in what is said and in the report; the end of a host's log may be in it."""
 
 Say = Callable[[str], None]
 
@@ -130,6 +135,8 @@ class _Certify:
         self._swarm = TemporarySwarm(toml, options.config, speed=SPEED, port=options.port)
         self._steps: list[Step] = []
         self._problems: list[str] = []
+        self._told: dict[str, set[str]] = {}
+        """Code -> the texts of its alerts that were said."""
         self._bus: NatsBus
         self._observer: Observer
         self._hosts: Hosts
@@ -159,7 +166,7 @@ class _Certify:
             self._bus = await NatsBus.connect(run.url, run.swarm, "certify")
             version = self._bus.connection.client.connected_server_version
             self._server = f"{version.major}.{version.minor}.{version.patch}"
-            self._observer, self._hosts = Observer(self._bus), Hosts(self._bus, self._swarm.began)
+            self._observer, self._hosts = Observer(self._bus, self._on_alert), Hosts(self._bus, self._swarm.began)
             await self._observer.start()
             await self._hosts.start()
 
@@ -175,6 +182,7 @@ class _Certify:
             (f"reading the memory back: {agents} keys", self._read_memory),
             (f"SIGKILL to {self._expected.target}", self._kill),
             (f"until {AFTER} rounds more are decided", self._run_on),
+            ("until every sandbox is served", self._wait_for_hosts),
             ("reading back what is stored", self._read_back),
             ("auditing", self._prove),
         )
@@ -187,6 +195,16 @@ class _Certify:
                 except MeshError as error:
                     self._problems.append(f"{name}: {error}")
             await asyncio.to_thread(self._swarm.remember)
+
+    def _on_alert(self, alert: Alert) -> None:
+        """What goes wrong is said while it is waited for, each text once: each sandbox has its own."""
+        text, told = shown(alert.message, LONGEST_ALERT), self._told.setdefault(alert.code, set())
+        if alert.severity == "info" or text in told or len(told) == TOLD:
+            return
+        told.add(text)
+        after = "; further ones of this code are counted in the report" if len(told) == TOLD else ""
+        at = f"{time.monotonic() - self._began:5.1f} s"
+        self._say(f"{at}  {alert.severity}: {shown(alert.code)}: {text}{after}")
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -203,7 +221,6 @@ class _Certify:
     async def _wait_for_hosts(self) -> None:
         observer, wanted = self._observer, self._expected.sandboxes.keys()
         await observer.until(lambda: wanted <= served(observer) or observer.alert_at(GIVEN_UP, 0.0), self._patience_s)
-        self._problems += [alert.message for _, alert in observer.alerts if alert.code == GIVEN_UP]
 
     async def _probe(self) -> None:
         for name in self._observer.hosts:
@@ -272,12 +289,18 @@ class _Certify:
         """All that was found, with the verdict."""
         options, observer = self._options, self._observer
         fault, recording, keys = self._fault, self._recording, self._keys
-        problems = [*self._problems, *observer.problems, *(f"left behind: {text}" for text in self.cleanup.left)]
+        given_up = [alert.message for _, alert in observer.alerts if alert.code == GIVEN_UP]
+        problems = [
+            *self._problems,
+            *given_up,
+            *observer.problems,
+            *(f"left behind: {text}" for text in self.cleanup.left),
+        ]
         if self.cleanup.exit_code:
             problems.append(f"`signalmesh up` ended with exit code {self.cleanup.exit_code}")
         wanted = self._expected
         sandboxes = sandbox_rows(wanted, self._hosts, observer, self._here)
-        agents = agent_rows(wanted, observer, recording, self._capabilities)
+        agents = agent_rows(wanted, observer, recording, self._capabilities, self._hosts.ended_at)
         judgement = targets(
             wanted, sandboxes, agents, keys, self._snapshots, fault, self._before, recording, self._audit,
             detection_s=options.max_detection_s, recovery_s=options.max_recovery_s, downtime_s=options.max_downtime_s,
@@ -307,6 +330,7 @@ class _Certify:
             restored={name: restored.get(name) for name in ("cursor", "outputs")},
             audit=self._audit,
             alerts=dict(Counter(alert.code for _, alert in observer.alerts)),
+            alert_texts={alert.code: shown(alert.message, LONGEST_ALERT) for _, alert in observer.alerts},
             cleanup=self.cleanup,
             problems=problems,
         )

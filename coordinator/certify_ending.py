@@ -35,7 +35,8 @@ def health(found: Certificate) -> Iterator[str]:
         "All of it by the newest heartbeats before the clean-up. Availability: the share of the time since a host's "
         "first heartbeat in which it was known to be alive. CPU: of one processor, since the host's start. PSS, which "
         "a host measures more rarely than the rest, shares pages out among the processes that have them; RSS counts "
-        "them for each."
+        "them for each. Cost so far: the price times the time since the sandbox was made, or since the host's start "
+        "where nobody made it."
     )
 
 

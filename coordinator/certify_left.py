@@ -67,8 +67,7 @@ def _findings(directory: Path) -> Iterator[Finding]:
     pool = read_pool(state_dir)
     kept = ""
     if pool is not None:
-        remedy = "their lifetime ends them; sooner does who made them, by its dashboard or its own command line"
-        yield check_pool(f"{CHECK}: sandboxes", state_dir, pool, remedy)
+        yield check_pool(f"{CHECK}: sandboxes", state_dir, pool, f"signalmesh down --state-dir {state_dir}")
         kept = ", once none of its sandboxes is left: it has the record of them"
     try:
         run = read_run(state_dir)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from coordinator.audit_view import counted
 from coordinator.certify_ending import cleanup, health
-from coordinator.certify_report import Certificate, Flow, SandboxRow, Target
+from coordinator.certify_report import LOST, Certificate, Flow, SandboxRow, Target, active_sandboxes
 from coordinator.certify_text import MIB, NONE, cell, figure, spread, table
 from coordinator.view import KILL_STEPS
 
@@ -59,7 +59,7 @@ def _lines(found: Certificate) -> Iterator[str]:
     yield ""
     yield "Every figure below was measured in this run. What could not be measured says so, and why."
     for part in (
-        _summary, _targets, _sandboxes, _topology, _agents, _flow, _memory, _fault, _audit, health, cleanup,
+        _summary, _targets, _sandboxes, _topology, _agents, _flow, _memory, _fault, _audit, _alerts, health, cleanup,
     ):  # fmt: skip
         yield ""
         yield from part(found)
@@ -70,9 +70,16 @@ def _summary(found: Certificate) -> Iterator[str]:
     yield ""
     by_name = {target.name: target for target in found.targets}
     flow, rate = found.flow.tick_to_decision_ms, found.throughput.decisions_per_s
-    hosts = sum(row.state == "active" for row in found.sandboxes)
+    there, known = active_sandboxes(found.sandboxes), {row.sandbox for row in found.sandboxes}
     active = sum(row.status == "active" for row in found.agents)
-    yield f"- {hosts} of {len(found.sandboxes)} sandboxes and {active} of {len(found.agents)} agents were active."
+    yield (
+        f"- {len(there)} of {len(known)} sandboxes and {active} of {len(found.agents)} agents were active at the end "
+        "of the run."
+    )
+    for row in found.sandboxes:
+        if row.state == LOST:
+            became = "another one serves in its place" if row.sandbox in there else "nothing serves in its place"
+            yield f"- **Sandbox {row.name} was lost**: {row.why}; {became}."
     yield f"- A paced round took {figure(flow.p50, 'ms')} from tick to decision (median of {flow.n})."
     yield (
         f"- Unpaced, the coordinator made {figure(rate, 'decisions a second', 0)} from what had piled up"
@@ -173,7 +180,7 @@ def _topology(found: Certificate) -> Iterator[str]:
     names = {agent.name: f"a{at}" for at, agent in enumerate(found.agents)}
     yield "```mermaid"
     yield "flowchart LR"
-    for at, row in enumerate(found.sandboxes):
+    for at, row in enumerate(row for row in found.sandboxes if row.state != LOST):
         yield f'  subgraph s{at}["{row.name} ({_provider(found, row)})"]'
         for agent in found.agents:
             if agent.sandbox == row.name:
@@ -316,6 +323,14 @@ def _audit(found: Certificate) -> Iterator[str]:
     )
     for text in (*audit.problems, *audit.notes):
         yield f"- {cell(text)}"
-    alerts = ", ".join(f"{code} ({count})" for code, count in sorted(found.alerts.items()))
+
+
+def _alerts(found: Certificate) -> Iterator[str]:
+    yield "## Alerts"
     yield ""
-    yield f"Alerts heard: {alerts or 'none'}."
+    alerts = ", ".join(f"{code} ({count})" for code, count in sorted(found.alerts.items()))
+    yield f"Alerts heard: {alerts or 'none'}{', the newest of each:' if alerts else '.'}"
+    if found.alert_texts:
+        yield ""
+    for code, text in sorted(found.alert_texts.items()):
+        yield f"- {code}: {cell(text)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -12,6 +13,7 @@ from coordinator.killing import Killing
 from coordinator.sandbox_health import SandboxHealth
 
 __all__ = [
+    "LOST",
     "AgentRow",
     "Audited",
     "Certificate",
@@ -26,8 +28,12 @@ __all__ = [
     "Step",
     "Target",
     "Throughput",
+    "active_sandboxes",
     "judged",
 ]
+
+LOST = "lost"
+"""State of who was heard in the run and no longer at its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +87,8 @@ class SandboxRow:
     `heard_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip,
     `probed_ms` counts from the start of `up` to its answer.
 
-    Its `health` is by the newest heartbeats of its host and of the leading watchdog.
+    Its `state` is that at the end of the run: `lost` is one whose host was no longer heard. Its `health` is by the
+    newest heartbeats of its host and of the leading watchdog.
     """
 
     name: str
@@ -97,6 +104,11 @@ class SandboxRow:
     uptime_s: float | None = None
     health: SandboxHealth = field(default_factory=SandboxHealth)
     why: str = ""
+
+
+def active_sandboxes(rows: Iterable[SandboxRow]) -> set[str]:
+    """The sandboxes, by their names in the configuration, that a host served at the end of the run."""
+    return {row.sandbox for row in rows if row.state == "active"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -272,7 +284,8 @@ class Cleanup:
 class Certificate:
     """`certify --json`. `problems` are those beyond the targets: what was not found, not whole, or left behind.
 
-    `endpoint` says which service was asked for sandboxes, E2B or another one; None: none was.
+    `endpoint` says which service was asked for sandboxes, E2B or another one; None: none was. `alerts` counts those
+    heard by their codes; `alert_texts` has the newest text of each, in one line and cut at 1000 characters.
     """
 
     ok: bool
@@ -296,5 +309,6 @@ class Certificate:
     restored: dict[str, int | None]
     audit: Audited | None
     alerts: dict[str, int]
+    alert_texts: dict[str, str]
     cleanup: Cleanup
     problems: list[str]

@@ -13,13 +13,26 @@ from bus.nats_bus import NatsBus
 from coordinator.audit_report import Audit
 from coordinator.certify_expected import Expected
 from coordinator.certify_measures import MS, Recording
-from coordinator.certify_report import AgentRow, Audited, MemoryKey, SandboxRow, SnapshotRow, Target, judged
-from coordinator.chaos_observer import Observer
+from coordinator.certify_report import (
+    LOST,
+    AgentRow,
+    Audited,
+    MemoryKey,
+    SandboxRow,
+    SnapshotRow,
+    Target,
+    active_sandboxes,
+    judged,
+)
+from coordinator.chaos_observer import Beat, Observer
 from coordinator.isolation import compare, probe_sandbox
 from coordinator.killing import Killing
 from coordinator.sandbox_health import health_of
 
 __all__ = ["Hosts", "agent_rows", "audited", "sandbox_rows", "served", "targets"]
+
+LOST_S = 2.0
+"""Who was silent for so long when the run was over is lost: ten beats of a host, twenty of an agent."""
 
 
 class Hosts:
@@ -64,7 +77,10 @@ class Hosts:
 
 def served(observer: Observer) -> set[str]:
     """The sandboxes of which a live host was heard."""
-    return {_sandbox_of(beat.said) for beat in observer.hosts.values() if beat.said.status == "live"}
+    since = time.monotonic() - LOST_S
+    return {
+        _sandbox_of(beat.said) for beat in observer.hosts.values() if beat.said.status == "live" and beat.at > since
+    }
 
 
 def _sandbox_of(said: Heartbeat) -> str:
@@ -72,9 +88,11 @@ def _sandbox_of(said: Heartbeat) -> str:
 
 
 def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe) -> list[SandboxRow]:
-    """A row for each host that was heard, and for each sandbox that should be there and is not."""
+    """A row for each host that was heard, and for each sandbox that should be there and is not, at the run's end."""
     rows: list[SandboxRow] = []
-    usages = {name: beat.said.usage for name, beat in observer.hosts.items()}
+    ended = hosts.ended_at
+    lost = {name for name, beat in observer.hosts.items() if ended - beat.at > LOST_S}
+    usages = {name: beat.said.usage for name, beat in observer.hosts.items() if name not in lost}
     accounts = (observer.leader.said.accounts if observer.leader else None) or {}
     heard = {_sandbox_of(beat.said) for beat in observer.hosts.values()}
     rows += [
@@ -85,30 +103,49 @@ def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe
     for name, beat in sorted(observer.hosts.items()):
         said = beat.said
         took_ms, probed_ms, probe = hosts.probes.get(name, (None, None, None))
+        why = hosts.failures.get(name, "")
+        if name in lost:
+            why = f"its host was last heard {ended - beat.at:.1f} s before the end of the run; figures are of then"
+        elif probe is None and not why:
+            why = "it came after the probing"
         rows.append(
             SandboxRow(
                 name=name,
                 sandbox=_sandbox_of(said),
                 provider=said.provider,
-                state="active" if said.status == "live" else said.status,
+                state=LOST if name in lost else "active" if said.status == "live" else said.status,
                 heard_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
                 probe_ms=took_ms,
                 probed_ms=probed_ms,
                 probe=probe,
                 isolation=None if probe is None else compare(probe, here),
-                agents=sorted(agent for agent, known in observer.agents.items() if known.said.sandbox == name),
+                agents=sorted(
+                    agent
+                    for agent, known in observer.agents.items()
+                    if known.said.sandbox == name and ended - known.at <= LOST_S
+                ),
                 uptime_s=said.uptime_s,
-                health=health_of(said, accounts.get(name), usages),
-                why=hosts.failures.get(name, ""),
+                health=health_of(said, accounts.get(name), {**usages, name: said.usage}),
+                why=why,
             )
         )
     return rows
 
 
+def _status(beat: Beat | None, ended: float) -> str:
+    if beat is None:
+        return "not heard"
+    if ended - beat.at > LOST_S:
+        return LOST
+    return {"live": "active", "finished": "active"}.get(beat.said.status, beat.said.status)
+
+
 def agent_rows(
-    wanted: Expected, observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]]
+    wanted: Expected, observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]], ended: float
 ) -> list[AgentRow]:
-    """A row for each agent that should be there; its times of starting are those of its first incarnation."""
+    """A row for each agent that should be there, as it was at `ended` (monotonic seconds); its times of starting are
+    those of its first incarnation.
+    """
     rows = []
     for name, kind in wanted.agents.items():
         beat = observer.agents.get(name)
@@ -123,7 +160,7 @@ def agent_rows(
                 pid=said.pid if said else None,
                 epoch=said.epoch if said else 0,
                 capabilities=capabilities.get(name, []),
-                status={"live": "active", "finished": "active"}.get(said.status, said.status) if said else "not heard",
+                status=_status(beat, ended),
                 spawn_ms=recording.since_claim_ms("spawned", name, first),
                 ready_ms=recording.since_claim_ms("ready", name, first),
                 outputs=said.outputs if said else None,
@@ -173,10 +210,13 @@ def targets(
     detected = None if fault is None or fault.detected_ms is None else fault.detected_ms / 1000
     ready = None if fault is None or fault.ready_ms is None else fault.ready_ms / 1000
     away_s, back_s = _gap_s(fault, after)
+    probed = {row.sandbox for row in sandboxes if row.probe}
     return [
         judged(
-            "sandboxes deployed", float(len({row.sandbox for row in sandboxes if row.state == "active" and row.probe})),
-            "sandboxes", float(len(wanted.sandboxes)), "their hosts beat, and answered a probe", "", exactly=True,
+            "sandboxes deployed", float(len(active_sandboxes(sandboxes) & probed)), "sandboxes",
+            float(len(wanted.sandboxes)),
+            "their hosts beat at the end of the run, and answered a probe (or those did that they replaced)", "",
+            exactly=True,
         ),
         judged(
             "agents active", float(sum(row.status == "active" for row in agents)), "agents",

@@ -53,10 +53,10 @@ class _Followed:
 
 
 class Observer:
-    """Listens on `bus` from `start` on. Times are time.monotonic()."""
+    """Listens on `bus` from `start` on; `on_alert` is called with each alert. Times are time.monotonic()."""
 
-    def __init__(self, bus: NatsBus) -> None:
-        self._bus = bus
+    def __init__(self, bus: NatsBus, on_alert: Callable[[Alert], None] = lambda _: None) -> None:
+        self._bus, self._on_alert = bus, on_alert
         self.agents: dict[str, Beat] = {}
         self.hosts: dict[str, Beat] = {}
         self.by_pid: dict[int, Beat] = {}
@@ -136,6 +136,7 @@ class Observer:
                 self.deaths.setdefault(message.agent, deque(maxlen=100)).append(at)
         elif isinstance(message, Alert):
             self.alerts.append((at, message))
+            self._on_alert(message)
         elif isinstance(message, Epoch):
             self.claims[writer] = (sequence, at)
         elif isinstance(message, Decision):

@@ -164,6 +164,7 @@ def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
                 f"sandboxes that could not be ended may still run at {ended.endpoint}, until their lifetime ends: "
                 f"{', '.join(ended.left)}; `signalmesh doctor` looks again"
             )
+    raise typer.Exit(EXIT_FAILED if ended.left else EXIT_DONE)
 
 
 @app.command()

@@ -39,7 +39,11 @@ def sandbox(
     host: Annotated[str | None, typer.Option(help="The host's own name, where a launcher gives it one.")] = None,
     files: Annotated[Path | None, typer.Option(help="Where the agents' own files are, if not as configured.")] = None,
     credentials_stdin: Annotated[
-        bool, typer.Option("--credentials-stdin", help="Address and credentials come as a line on standard input.")
+        bool,
+        typer.Option(
+            "--credentials-stdin",
+            help="Address and credentials of the bus, and where this is, come as a line on standard input.",
+        ),
     ] = False,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
@@ -56,13 +60,17 @@ def sandbox(
     if credentials_stdin:
         handed = read_handed()
         where = None if files is None else str(files.resolve())
-        made = None if host is None else MadeBy(provider=made_by, endpoint=handed.endpoint, host=host, files=where)
+        made = (
+            None
+            if host is None
+            else MadeBy(provider=made_by, endpoint=handed.endpoint, age_s=handed.age_s, host=host, files=where)
+        )
         raise typer.Exit(
             run_sandbox(name, handed.url, swarm or "swarm", log_level, made=made, credentials=handed.credentials)
         )
     target = find_target(nats, state_dir, swarm)
     if agents_nats is not None:
-        check_url(agents_nats)
+        check_url(agents_nats, "--agents-nats")
     url = role_url(nats, state_dir)
     raise typer.Exit(run_sandbox(name, url, target.swarm, log_level, replica=replica, agents_url=agents_nats))
 

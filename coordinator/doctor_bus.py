@@ -25,9 +25,11 @@ from bus.streams import FIXED, STREAM_NOT_FOUND, check_server, wanted_streams
 from coordinator.doctor_machine import mib
 from coordinator.doctor_mirror import check_mirror_position
 from coordinator.findings import Finding, error, ok, unmade, warning
+from coordinator.gather import GIVEN_UP_REMEDY, Listener, given_up_text, without_host
 from coordinator.roles import limits_of
 from coordinator.rundir import Recorded, Run
 from coordinator.settings import SwarmConfig
+from coordinator.supervision import GIVEN_UP
 
 __all__ = ["check_bus"]
 
@@ -64,6 +66,7 @@ async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_di
         "store's disk": _writes,
         "streams": _streams,
         "store": _store,
+        "sandboxes": _sandboxes,
         "clocks": _clocks,
         "cursors": _cursors,
         "mirror": _mirror,
@@ -167,6 +170,26 @@ async def _store(facts: _Facts) -> list[Finding]:
     if limit >= 0 and used >= NEARLY_FULL * limit:
         return [error("store", text, "raise the account's max_file on the server, or lower [stream] max_bytes")]
     return [ok("store", text)]
+
+
+async def _sandboxes(facts: _Facts) -> list[Finding]:
+    """Those that a provider makes elsewhere: whether each has a host, as the provider says."""
+    check = "sandboxes"
+    if not facts.running or not any(spec.e2b for spec in facts.config.sandboxes):
+        return []
+    listener = Listener(facts.bus)
+    listening = await listener.start()
+    await asyncio.sleep(LISTEN_S)
+    await listening.close()
+    if listener.provider is None:
+        return [error(check, f"no provider was heard within {LISTEN_S} s", "see provider.log; `up` starts it again")]
+    found = []
+    for sandbox in await without_host(facts.bus, listener):
+        if sandbox.status == GIVEN_UP:
+            found.append(error(check, f"{given_up_text(sandbox)}; its agents run elsewhere", GIVEN_UP_REMEDY))
+        else:
+            found.append(warning(check, f"{sandbox.name}: {sandbox.status}", "look again in a minute"))
+    return found or [ok(check, "every sandbox that a provider makes has its host")]
 
 
 # -- clocks

@@ -39,6 +39,9 @@ VERDICTS: tuple[tuple[type[BaseException], Verdict], ...] = (
     (NotEnoughSpaceException, "replace"),
     (TemplateException, "give up"),
     (InvalidArgumentException, "give up"),
+    (httpx.UnsupportedProtocol, "give up"),
+    (httpx.InvalidURL, "give up"),
+    (UnicodeError, "give up"),
     (httpx.TransportError, "retry"),
     (CircuitBreakerError, "retry"),
     (OSError, "retry"),
@@ -71,7 +74,9 @@ def is_illness(kind: type[BaseException], error: BaseException) -> bool:
     return verdict_on(error) == "retry" and not issubclass(kind, (RateLimitException, SandboxUnreachableException))
 
 
-def shown(error: BaseException) -> str:
-    """In one line."""
+def shown(error: BaseException, secret: str = "") -> str:
+    """In one line, and without the `secret` that it was asked with."""
     text = " ".join(str(error).split())
+    if secret:
+        text = text.replace(secret, "[secret]")
     return text or type(error).__name__

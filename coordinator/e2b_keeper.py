@@ -20,6 +20,7 @@ from coordinator.e2b_errors import GivenUp, Gone
 from coordinator.e2b_hosts import Hosts
 from coordinator.e2b_place import Place, Wanted
 from coordinator.e2b_service import Service
+from coordinator.supervision import GIVEN_UP, MAKING
 
 __all__ = ["Keeper"]
 
@@ -65,6 +66,13 @@ class Keeper:
     def name(self) -> str:
         """That of the sandbox in the configuration."""
         return self._wanted.name
+
+    @property
+    def phase(self) -> str | None:
+        """Why no host of it is heard, where none is."""
+        if self.given_up:
+            return GIVEN_UP
+        return None if any(place.was_heard for place in self.places) else MAKING
 
     @property
     def _marks(self) -> dict[str, str]:

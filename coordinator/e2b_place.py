@@ -33,6 +33,8 @@ __all__ = ["Place", "Wanted"]
 
 UNHEARD_S = 20.0
 """A host that runs, but was not heard for so long, is told of; after three times as long it is started anew."""
+HEARD_S = 1.0
+"""A host is there that was heard so lately."""
 ADOPTED_S = 5.0
 """How long one that was found running may take to be heard: it may have been sent to an address of an earlier run."""
 STABLE_S = 60.0
@@ -83,9 +85,10 @@ class Wanted:
             f"--swarm {self.swarm} --log-level {self.log_level} --files {FILES} --credentials-stdin"
         )
 
-    def told(self, endpoint: str) -> bytes:
+    def told(self, endpoint: str, age_s: float) -> bytes:
         """The line that the host reads from its standard input: whatever is secret goes this way, and no other."""
-        return orjson.dumps({"url": self.url, "credentials": self.credentials, "endpoint": endpoint}) + b"\n"
+        told = {"url": self.url, "credentials": self.credentials, "endpoint": endpoint, "age_s": round(age_s, 3)}
+        return orjson.dumps(told) + b"\n"
 
 
 class Place:
@@ -210,7 +213,7 @@ class Place:
             )
             try:
                 async with sandbox.commands.stream_input(handle.pid) as given:
-                    await given.send(wanted.told(self._service.endpoint.shown))
+                    await given.send(wanted.told(self._service.endpoint.shown, time.monotonic() - self.since))
                 await sandbox.commands.close_stdin(handle.pid)
             except BaseException:
                 with contextlib.suppress(Exception):  # without what it waits for it is of no use
@@ -273,7 +276,7 @@ class Place:
             if not self._hosts.live:
                 began = time.monotonic()  # it is us who do not hear
             silent_s = time.monotonic() - max(began, self._hosts.heard_at(self.host_name))
-            if silent_s < 1.0:
+            if self._hosts.silent_s(self.host_name) < HEARD_S:
                 adopted = self._unheard_told = False
                 self.was_heard = True
             if adopted and silent_s > ADOPTED_S:

@@ -30,14 +30,16 @@ from coordinator.e2b_settings import PUBLIC_URL_VARIABLE, Endpoint, files_of, ta
 from coordinator.own_code import digest
 from coordinator.roles import on_signals
 from coordinator.settings import SandboxSpec, SwarmConfig
-from coordinator.supervision import GIVEN_UP
 
 if TYPE_CHECKING:
     from coordinator.e2b_keeper import Keeper
+    from coordinator.e2b_service import Service
 
 __all__ = ["end_for_good", "run_check", "run_provider"]
 
 CHECK_S = 15.0
+UNLISTED_LOOKS, LIST_EVERY_S = 8, 0.5
+"""So often, and so many seconds apart, a sandbox may be listed after its end was confirmed."""
 HEARTBEAT_S = 0.2
 END_ALL_S = 18.0
 """For draining and ending all sandboxes; `up` waits a little longer."""
@@ -77,8 +79,10 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
                 await service.check()
                 found = [] if pool is None else await service.list({"pool": pool.id})
             if pool is not None and end:
-                problems = [(info.sandbox_id, await service.kill(info.sandbox_id, END_S)) for info in found]
-                left += [Left(sandbox="", id=name, problem=problem) for name, problem in problems if problem]
+                problems = {info.sandbox_id: await service.kill(info.sandbox_id, END_S) for info in found}
+                ended = {name for name, problem in problems.items() if not problem}
+                problems |= dict.fromkeys(await _still_there(service, pool.id, ended), "it is still listed")
+                left += [Left(sandbox="", id=name, problem=problem) for name, problem in problems.items() if problem]
                 write_pool(state_dir, Pool(id=pool.id, endpoint=endpoint.shown, sandboxes=tuple(left)))
         except AuthenticationException:
             print(
@@ -88,7 +92,7 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
             )
             return EXIT_USAGE
         except Exception as error:  # noqa: BLE001 - whatever it is, there was no answer that says yes or no
-            print(f"signalmesh: {endpoint.shown} did not answer: {shown(error)}", file=sys.stderr)
+            print(f"signalmesh: {endpoint.shown} did not answer: {shown(error, key)}", file=sys.stderr)
             return EXIT_UNREACHABLE
         sandboxes = [f"{info.sandbox_id} ({info.metadata.get('sandbox')}, {info.state.value})" for info in found]
         why = [f"{one.id}: {one.problem}" for one in left]
@@ -96,6 +100,17 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
         return EXIT_FAILED if left else EXIT_DONE
 
     return run_to_end(check())
+
+
+async def _still_there(service: Service, pool: str, ended: set[str]) -> set[str]:
+    """Which of those that were `ended` the service lists nevertheless, also some seconds later."""
+    there: set[str] = set()
+    for attempt in range(UNLISTED_LOOKS if ended else 0):
+        await asyncio.sleep(LIST_EVERY_S if attempt else 0)
+        there = ended & {info.sandbox_id for info in await service.list({"pool": pool})}
+        if not there:
+            break
+    return there
 
 
 def run_provider(url: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
@@ -132,7 +147,7 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
 
     def says() -> dict[str, Any]:
         status = service.status if bus.live else "waiting"
-        phases = {keeper.name: GIVEN_UP for keeper in keepers if keeper.given_up}
+        phases = {keeper.name: phase for keeper in keepers if (phase := keeper.phase)}
         return {"status": status, "provider": "e2b", "endpoint": service.endpoint.shown, "phases": phases}
 
     def changed() -> None:

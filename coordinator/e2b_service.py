@@ -84,14 +84,15 @@ class Service:
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises: judged by the one table
             self._well(what)
             kind = GivenUp if verdict_on(error) == "give up" else Gone
-            raise kind(f"{what}: {shown(error)}") from None
+            raise kind(f"{what}: {shown(error, self._key)}") from None
         raise AssertionError("attempts have no end")
 
     def _unwell(self, what: str, error: Exception) -> None:
-        log.warning("provider_retried", what=what, problem=shown(error), kind=type(error).__name__)
+        problem = shown(error, self._key)
+        log.warning("provider_retried", what=what, problem=problem, kind=type(error).__name__)
         if what not in self._failing_since:
             self._failing_since[what] = time.monotonic()
-            text = f"{what} failed at {self.endpoint.shown}, and is tried again: {shown(error)}"
+            text = f"{what} failed at {self.endpoint.shown}, and is tried again: {problem}"
             self._told("provider_ill", text)
 
     def _well(self, what: str) -> None:
@@ -174,7 +175,7 @@ class Service:
                         await AsyncSandbox.kill(sandbox_id, api_key=self._key, request_timeout=REQUEST_S)
                         return ""
                     except Exception as error:  # noqa: BLE001 - whatever the SDK raises: judged by the one table
-                        problem = shown(error)
+                        problem = shown(error, self._key)
                         if verdict_on(error) != "retry":
                             return problem
                     await asyncio.sleep(FIRST_WAIT_S)

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 KEY_VARIABLE = "E2B_API_KEY"
+DEBUG_VARIABLE = "E2B_DEBUG"
 SECRET_VARIABLES = (KEY_VARIABLE, "E2B_ACCESS_TOKEN")
 PUBLIC_URL_VARIABLE = "SIGNALMESH_PUBLIC_NATS"
 """How the provider role gets the address: it may hold credentials, and arguments are public."""
@@ -47,6 +48,7 @@ HAND_OVER_S = 20
 """What must be left of a sandbox's age when another is to take over: that is installed in some ten seconds, and the
 agents of the old one may take nine to drain."""
 ALL_ADDRESSES = "0.0.0.0/0"
+_KEY = re.compile(r"[!-~]+")
 _PACKAGE = re.compile(r"[A-Za-z0-9@][A-Za-z0-9._/@\[\],=<>!~^+-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -98,7 +100,7 @@ def check_settings(file: str, key: str, name: str, settings: E2bSettings) -> Non
     if len(name) > LONGEST_NAME:
         raise ConfigError(file, key, f"expected a name of {LONGEST_NAME} characters at most: E2B's id is added to it")
     for field_name, text in (("template", settings.template), ("python", settings.python)):
-        if not text.strip():
+        if not text.strip() or "\0" in text or text.startswith("-"):
             default = E2bSettings.__dataclass_fields__[field_name].default
             raise ConfigError(
                 file, f"{key}.{field_name}", f"expected a name, such as the default {default!r}, not {text!r}"
@@ -112,6 +114,8 @@ def check_settings(file: str, key: str, name: str, settings: E2bSettings) -> Non
                 f"{key}.env.{variable}",
                 "expected the name of a variable that begins neither with E2B_ nor with SIGNALMESH_",
             )
+        if "\0" in settings.env[variable]:
+            raise ConfigError(file, f"{key}.env.{variable}", "expected text without a null character")
     for own in ("swarm", "sandbox", "pool", "version", "settings"):
         if own in settings.metadata:
             raise ConfigError(file, f"{key}.metadata.{own}", "this one is ours; choose another name")
@@ -227,7 +231,8 @@ class Endpoint:
 
     @property
     def shown(self) -> str:
-        url = shown_url(self.api_url)
+        """In words, without a user and password that its address may hold."""
+        url = shown_url(self.api_url) if "://" in self.api_url else self.api_url.rpartition("@")[2]
         return f"{AT_E2B}{url}" if self.is_e2b else f"another endpoint than E2B's, {url}"
 
 
@@ -251,17 +256,50 @@ def take_key(environ: MutableMapping[str, str] | None = None) -> str:
     """The API key; the environment has it no more.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, it cannot be one (the message does not show it), or the SDK is told to go elsewhere
+            than we would say.
     """
     environ = os.environ if environ is None else environ
-    key = environ.get(KEY_VARIABLE, "")
+    key = environ.get(KEY_VARIABLE, "").strip()
     drop_key(environ)
-    if not key.strip():
+    if not key:
         raise UsageError(
             f'{KEY_VARIABLE} is not set, and a sandbox has provider = "e2b": set it to a key from '
             'https://e2b.dev/dashboard?tab=keys, or write provider = "local" in swarm.toml'
         )
-    return key.strip()
+    if not _KEY.fullmatch(key):  # a header cannot carry it, and who tries says in the error what it was
+        raise UsageError(
+            f"{KEY_VARIABLE}: expected the key alone, in signs of ASCII without a space or a line break; what is set "
+            f"has {len(key)} characters in {len(key.splitlines())} lines. Copy it anew from "
+            "https://e2b.dev/dashboard?tab=keys"
+        )
+    _check_endpoint(environ)
+    return key
+
+
+def _check_endpoint(environ: Mapping[str, str]) -> None:
+    if environ.get(DEBUG_VARIABLE, "").lower() == "true":
+        raise UsageError(
+            f"{DEBUG_VARIABLE}=true: with it E2B's SDK asks another server than E2B's and says of sandboxes that they "
+            "were ended without asking; unset it. Another endpoint is named by E2B_API_URL and E2B_SANDBOX_URL"
+        )
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        url = environ.get(name)
+        if url and not _is_http(url):
+            raise UsageError(
+                f"{name}={url.rpartition('@')[2]}: expected an address such as https://api.example.org; without one "
+                "it is E2B's own"
+            )
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0 and url.isprintable()
+        )
+    except ValueError:
+        return False
 
 
 def public_url(asked: str | None, nats: str | None, endpoint: Endpoint) -> str:

@@ -41,7 +41,7 @@ async def plan_provider(config: SwarmConfig, public_nats: str | None, nats: str 
         assert spec.e2b is not None
         files_of(config.file, f"sandboxes.{spec.name}", spec.e2b.files)
     if public_nats is not None:
-        check_url(public_nats)
+        check_url(public_nats, "--public-nats")
     os.environ.pop(PUBLIC_URL_VARIABLE, None)  # it may hold a password: not for everybody
     own = {KEY_VARIABLE: key, PUBLIC_URL_VARIABLE: public_url(public_nats, nats, Endpoint.of())}
     await _try_key(own)

@@ -14,22 +14,26 @@ from bus.bus import Closable, Heard
 from bus.claims import last_claim
 from bus.errors import MessageError
 from bus.headers import STORED_AT
-from bus.messages import Config, Decision, Heartbeat, decode
+from bus.messages import Config, Decision, Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
-from bus.subjects import WATCHDOG
+from bus.subjects import PROVIDER, WATCHDOG
 from coordinator.sandbox_health import SandboxHealth, health_of
+from coordinator.supervision import GIVEN_UP
 
 LISTEN_S = 0.5
 """Long enough for two beats of every host and five of every agent."""
+GIVEN_UP_REMEDY = "`signalmesh history alert` says more; mend it, and start `signalmesh up` again"
 PATIENCE_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
 """How much older than the watchdog's word a heartbeat may be that still counts: who is away may run by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStatus:
-    """A sandbox whose host was heard. `provider` is that of swarm.toml; `endpoint` says where that made it: E2B, or
-    else that it is another one. None: its host does not say, as on this machine.
+    """A sandbox whose host was heard, or (`status` "being made" or "given up", without a pid) of which its provider
+    says why none is. `provider` is that of swarm.toml; `endpoint` says where that made it: E2B, or else that it is
+    another one. None: its host does not say, as on this machine. `reason` is the beginning of why it was given up;
+    None for all others, and where the stream does not hold it any more.
     """
 
     name: str
@@ -40,6 +44,7 @@ class SandboxStatus:
     uptime_s: float | None
     pid: int | None
     health: SandboxHealth
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +211,51 @@ async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
     return sum(counts.values()), None if newest is None else datetime.fromisoformat(newest.headers[STORED_AT])
 
 
+def given_up_by(beat: Heartbeat) -> list[str]:
+    """The sandboxes that `beat`, if it is a provider's, says it has given up."""
+    if beat.role != "provider":
+        return []
+    return sorted(name for name, phase in (beat.phases or {}).items() if phase == GIVEN_UP)
+
+
+async def why_given_up(bus: NatsBus, sandbox: str) -> str | None:
+    """What the provider said when it gave up `sandbox`; None if the stream does not hold that."""
+    subject = bus.subjects.lifecycle(sandbox, PROVIDER)
+    stored = await bus.last(subject)
+    if stored is not None:
+        with contextlib.suppress(MessageError):
+            message = decode(bus.subjects.parse(subject), subject, stored.data)
+            return message.reason if isinstance(message, Lifecycle) and message.event == "exited" else None
+    return None
+
+
+def given_up_text(sandbox: SandboxStatus) -> str:
+    """That `sandbox` was given up, and why."""
+    why = f": {sandbox.reason}" if sandbox.reason else ""
+    return f"{sandbox.name}: its provider has given it up{why}"
+
+
+async def without_host(bus: NatsBus, listener: Listener) -> list[SandboxStatus]:
+    """The sandboxes of which no host is heard, as their provider says."""
+    said = listener.provider
+    served = {beat.group for _, beat in listener.hosts.values()}
+    return [
+        SandboxStatus(
+            name=name,
+            provider=said.provider,
+            endpoint=said.endpoint,
+            status=phase,
+            agents=[],
+            uptime_s=None,
+            pid=None,
+            health=SandboxHealth(),
+            reason=await why_given_up(bus, name) if phase == GIVEN_UP else None,
+        )
+        for name, phase in sorted((said.phases or {}).items() if said else ())
+        if said is not None and name not in served
+    ]
+
+
 async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     """Listen for `listen_s` seconds, then read the rest.
 
@@ -290,6 +340,7 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
         )
         for name, (_, beat) in sorted(listener.hosts.items())
     ]
+    sandboxes += await without_host(bus, listener)
     return Status(
         swarm=subjects.ns,
         nats=bus.url,

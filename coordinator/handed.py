@@ -16,11 +16,15 @@ __all__ = ["Handed", "read_handed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handed:
-    """The bus's address, which may hold credentials, and what else its server asks for; `endpoint` says where it is."""
+    """The bus's address, which may hold credentials, and what else its server asks for; `endpoint` says where it is.
+
+    `age_s` is how many seconds ago the place was made.
+    """
 
     url: str = field(repr=False)
     credentials: Credentials = field(repr=False)
     endpoint: str
+    age_s: float
 
 
 def read_handed() -> Handed:
@@ -33,7 +37,7 @@ def read_handed() -> Handed:
         handed = msgspec.json.decode(sys.stdin.buffer.readline(), type=Handed)
     except msgspec.DecodeError:
         raise UsageError(
-            "--credentials-stdin: expected a line of JSON on standard input, with url, credentials and endpoint"
+            "--credentials-stdin: expected a line of JSON on standard input, with url, credentials, endpoint and age_s"
         ) from None
     check_url(handed.url)
     return handed

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bus.bus import Heard
 from bus.errors import MessageError
 from bus.messages import Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.process import MACHINE
+from coordinator.gather import given_up_by
 from coordinator.options import BeatingRole
 
 HEALTHY = frozenset({"live", "finished", "standby"})
@@ -23,7 +24,9 @@ HEALTHY = frozenset({"live", "finished", "standby"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`health --json`. `status` is that of the heartbeat, None when none was heard."""
+    """`health --json`. `status` is that of the heartbeat, None when none was heard; `given_up` are the sandboxes that
+    the provider, if it is what was heard, cannot make until a person has mended something.
+    """
 
     ok: bool
     machine: str
@@ -31,10 +34,15 @@ class Health:
     name: str | None
     status: str | None
     text: str
+    given_up: list[str] = field(default_factory=list)
 
 
 async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Health:
-    """Listen until a healthy `role` of this machine was heard, at most `within_s` seconds."""
+    """Listen until a healthy `role` of this machine was heard, at most `within_s` seconds.
+
+    Who asks for the provider asks for its sandboxes: one that has given up any is not healthy. For "any" it is, as a
+    container would be ended for what no other process there could do better.
+    """
     found: Heartbeat | None = None
     healthy = asyncio.Event()
 
@@ -44,7 +52,7 @@ async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Heal
             beat = decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
             if isinstance(beat, Heartbeat) and beat.machine == MACHINE and role in ("any", beat.role):
                 found = beat
-                if beat.status in HEALTHY:
+                if beat.status in HEALTHY and not (role == "provider" and given_up_by(beat)):
                     healthy.set()
 
     await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_beat)
@@ -56,6 +64,8 @@ async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Heal
         text = f"{what} of this machine ({MACHINE}) was heard within {within_s:g} s"
     else:
         text = f"{found.role} {found.agent} of this machine ({MACHINE}): {found.status}"
+    if given_up := [] if found is None else given_up_by(found):
+        text += f", but it has given up {', '.join(given_up)}: `signalmesh status` says why"
     return Health(
         ok=healthy.is_set(),
         machine=MACHINE,
@@ -63,4 +73,5 @@ async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Heal
         name=found.agent if found else None,
         status=found.status if found else None,
         text=text,
+        given_up=given_up,
     )

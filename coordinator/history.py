@@ -39,6 +39,8 @@ FIELDS: dict[str, tuple[tuple[str, int], ...]] = {
 }  # fmt: skip
 """Columns of each kind, and their rank (see coordinator.tables.Column)."""
 LONGEST_CELL = 72
+LONGEST_TEXT = 2000
+"""Of what an alert says: its end is what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +176,7 @@ def print_history(history: History) -> None:
         payload = entry.payload if isinstance(entry.payload, dict) else {}
         if history.kind == SNAPSHOT:
             payload = {**payload, "bytes": len(orjson.dumps(entry.payload))}
-        cells = [shown(payload.get(name)) for name, _ in fields]
+        cells = [shown(payload.get(name), LONGEST_TEXT if name == "message" else LONGEST_CELL) for name, _ in fields]
         if not payload:
             cells[0] = shown(entry.malformed if entry.malformed is not None else entry.payload)
         at = f"{entry.stored_at:%Y-%m-%d %H:%M:%S.%f}"[:-3]
@@ -183,10 +185,10 @@ def print_history(history: History) -> None:
     print_table(out, columns, rows)
 
 
-def shown(value: Any) -> str:
-    """A value in one short line, without what could control a terminal."""
+def shown(value: Any, longest: int = LONGEST_CELL) -> str:
+    """A value in one line of `longest` characters at most, without what could control a terminal."""
     if value is None or value == []:
         return ""
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
     text = harmless(text)
-    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"

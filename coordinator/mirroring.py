@@ -105,8 +105,8 @@ def run_mirror(
 
     async def follow() -> int:
         stop = asyncio.Event()
-        on_signals(stop.set)
         bus = await NatsBus.connect(url, swarm, "mirror", wait_s=None)
+        on_signals(stop.set)  # until here there is nothing to end in order
         notices: tuple[str, ...] = ()
         try:
             if rebuild_first:

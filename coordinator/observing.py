@@ -270,8 +270,8 @@ def run_metrics(
 
     async def observe() -> int:
         stop = asyncio.Event()
-        on_signals(stop.set)
         bus = await NatsBus.connect(url, swarm or config.swarm, NAME, wait_s=None)
+        on_signals(stop.set)  # until here there is nothing to end in order
         observer = Observer(bus, config)
         server = None
         if address is not None:

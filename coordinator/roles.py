@@ -33,12 +33,13 @@ log = structlog.get_logger("signalmesh")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeBy:
-    """What a launcher says of a place that it made: its provider and where that made it, the host's name there, and
-    where files are.
+    """What a launcher says of a place that it made: its provider, where and how many seconds ago that made it, the
+    host's name there, and where files are.
     """
 
     provider: str
     endpoint: str
+    age_s: float
     host: str
     files: str | None = None
 
@@ -92,6 +93,7 @@ def run_sandbox(
                 group=group,
                 provider=provider,
                 endpoint=None if made is None else made.endpoint,
+                age_s=None if made is None else made.age_s,
                 log_level=log_level,
                 preload=("coordinator.agent", *modules_to_preload(os.environ)),
                 credentials=credentials,

@@ -22,8 +22,8 @@ class SandboxHealth:
     share for each, `pss_mb` shares them out. Bytes are those that have passed through its network, loopback left out;
     None where it has none of its own, which `network` says. `availability` is the share of the `seen_s` seconds since
     its first heartbeat, without those in which the bus was ill, in which its host was known to be alive. Money is in
-    USD: `cost` is the price times the time since the host's start; None where no price is set. `price_source` says
-    where the price is from.
+    USD: `cost` is the price times `age_s`, the time since the sandbox was made (where nobody made it, since its host's
+    start); None where no price is set. `price_source` says where the price is from.
     """
 
     processes: int | None = None
@@ -34,6 +34,7 @@ class SandboxHealth:
     network: str = NOT_TOLD
     rx_bytes: int | None = None
     tx_bytes: int | None = None
+    age_s: float | None = None
     seen_s: float | None = None
     availability: float | None = None
     price_per_hour: float | None = None
@@ -48,6 +49,7 @@ def health_of(
     usage, uptime_s = beat.usage, beat.uptime_s or 0.0
     network, rx_bytes, tx_bytes = _network(beat.agent, usages)
     price = None if account is None else account.price_per_hour
+    age_s = uptime_s if beat.age_s is None else beat.age_s
     return SandboxHealth(
         processes=None if usage is None else usage.processes,
         cpu_s=None if usage is None else usage.cpu_s,
@@ -57,11 +59,12 @@ def health_of(
         network=network,
         rx_bytes=rx_bytes,
         tx_bytes=tx_bytes,
+        age_s=beat.uptime_s if beat.age_s is None else beat.age_s,
         seen_s=None if account is None else account.seen_s,
         availability=availability_of(account),
         price_per_hour=price,
         price_source=_price_source(account),
-        cost=None if price is None else price * uptime_s / 3600,
+        cost=None if price is None else price * age_s / 3600,
     )
 
 

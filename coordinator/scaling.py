@@ -14,7 +14,7 @@ from bus.errors import UsageError
 from coordinator.config_agents import AgentTable, agent_settings, placement
 from coordinator.settings import AgentSettings, SwarmConfig, WatchdogSettings
 
-__all__ = ["MOST_AGENTS", "with_agents"]
+__all__ = ["MOST_AGENTS", "SUSPECT_BEATS", "with_agents"]
 
 MOST_AGENTS = 1000
 """More are taken for a slip of the hand: at 100 ms they would say 10,000 heartbeats a second."""

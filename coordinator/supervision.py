@@ -12,6 +12,7 @@ from coordinator.deaths import Deaths
 
 Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
 GIVEN_UP = "given up"
+MAKING = "being made"
 """What a provider says of a sandbox that it cannot make until a person has mended something."""
 
 

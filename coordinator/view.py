@@ -18,8 +18,9 @@ from bus.messages import Alert, Decision, Lifecycle, Message, decode
 from bus.nats_bus import NatsBus
 from bus.plain import harmless
 from coordinator.e2b_settings import provider_text
-from coordinator.gather import AgentStatus, Status
+from coordinator.gather import GIVEN_UP_REMEDY, AgentStatus, SandboxStatus, Status, given_up_text
 from coordinator.sandbox_health import SandboxHealth
+from coordinator.supervision import GIVEN_UP
 from coordinator.tables import Cell, Column, console, print_table, state_text
 
 if TYPE_CHECKING:
@@ -221,11 +222,21 @@ def print_status(status: Status) -> None:
     rows = [
         [
             sandbox.name, provider_text(sandbox.provider, sandbox.endpoint), state_text(sandbox.status),
-            str(sandbox.pid), f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health), tuple(sandbox.agents),
+            *_sandbox_cells(sandbox), tuple(sandbox.agents),
         ]
         for sandbox in status.sandboxes
     ]  # fmt: skip
     print_table(out, SANDBOX_COLUMNS, rows)
+    for sandbox in status.sandboxes:
+        if sandbox.status == GIVEN_UP:
+            out.print(harmless(f"{given_up_text(sandbox)}; {GIVEN_UP_REMEDY}"), soft_wrap=True)
+
+
+def _sandbox_cells(sandbox: SandboxStatus) -> list[str]:
+    """Pid, uptime and health; nothing of one that has no host."""
+    if sandbox.pid is None:
+        return [""] * 8
+    return [str(sandbox.pid), f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health)]
 
 
 def health_cells(health: SandboxHealth) -> list[str]:

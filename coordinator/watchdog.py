@@ -297,7 +297,7 @@ class Watchdog:
         elif beat.role == "provider":
             self._given_up = {name for name, phase in (beat.phases or {}).items() if phase == GIVEN_UP}
         elif beat.role == "sandbox":
-            self._attendance.heard(beat.agent, time.monotonic())
+            self._attendance.heard(beat.agent, time.monotonic(), beat.agent_id, beat.uptime_s or 0.0)
             self._policy.host_beat(time.monotonic(), beat)
         else:  # what follows from it can wait for the next tick: with many agents there is always one that beats
             self._policy.beat(time.monotonic(), beat)

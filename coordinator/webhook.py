@@ -242,7 +242,10 @@ class Webhook:
             if self._ill:
                 self._ill = False
                 log.info("webhook_recovered")
-                self._notices.alert(*RECOVERED, "the webhook takes alerts again; none was left out")
+                self._notices.alert(
+                    *RECOVERED,
+                    "the webhook takes alerts again: those that waited are posted, but for any that it refuses as such",
+                )
         elif status in FINAL:
             self._figures.webhook.labels("refused").inc()
             log.warning("webhook_refused", status=status, id=key)

@@ -16,6 +16,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from bus.tasks import is_cancelled
+
 GUARD_S = 60.0
 RECONNECT_WAIT_S = 0.05
 """A stranger who misses little while the server is restarted."""
@@ -79,7 +81,12 @@ class Ear:
 
     async def close(self) -> None:
         if not self.client.is_closed:
-            await self.client.close()
+            try:
+                await self.client.close()
+            except asyncio.CancelledError:
+                # It waits for the socket's end by a future that it shares with tasks which it has itself cancelled.
+                if is_cancelled():
+                    raise
 
     async def _on_msg(self, msg: Msg) -> None:
         kind = msg.subject.split(".")[1]

@@ -13,8 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bus.messages import Alert, encode, now
+from bus.nats_bus import NatsBus
 from bus.process import die_with_parent
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, SIGNALMESH, Ends, run_verb
+from tests.support.cluster import free_ports
 
 GUARD = 3 * GUARD_S
 
@@ -30,6 +33,32 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory.mkdir()
     monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(directory))
     return directory
+
+
+async def started_until(
+    directory: Path, step: bytes, *arguments: str
+) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader]:
+    """A run of certify that has begun that step; and what it says from then on."""
+    process = await asyncio.create_subprocess_exec(
+        str(SIGNALMESH), "certify", *arguments, cwd=directory, env=ENVIRONMENT, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+    assert process.stderr is not None
+    async with asyncio.timeout(GUARD_S):
+        async for line in process.stderr:
+            if step in line:
+                break
+    return process, process.stderr
+
+
+async def rest_of(process: asyncio.subprocess.Process, stderr: asyncio.StreamReader) -> str:
+    """What a run says to its end."""
+    async with asyncio.timeout(GUARD):
+        said = (await stderr.read()).decode()
+        await process.wait()
+    assert "Traceback" not in said
+    return said
 
 
 @pytest.mark.slow
@@ -106,22 +135,13 @@ async def test_a_missed_target_fails_the_run(tmp_path: Path, temporary: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary: Path, number: int):
-    process = await asyncio.create_subprocess_exec(
-        str(SIGNALMESH), "certify", cwd=tmp_path, env=ENVIRONMENT, stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        preexec_fn=functools.partial(die_with_parent, os.getpid()),
-    )  # fmt: skip
-    assert process.stderr is not None
-    async with asyncio.timeout(GUARD_S):
-        async for line in process.stderr:
-            if b"until rounds are decided" in line:
-                break
+    process, stderr = await started_until(tmp_path, b"until rounds are decided")
     everybody = psutil.Process(process.pid).children(recursive=True)
     assert len(everybody) >= 14
     ends = await Ends.of(*(child.pid for child in everybody))
     process.send_signal(number)
     await ends.all()
-    said = (await process.stderr.read()).decode()
+    said = (await stderr.read()).decode()
     code = await process.wait()
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
     if number != signal.SIGKILL:
@@ -140,6 +160,62 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
     assert (
         f"Of an earlier run: a run that did not end in order has left {left}" in (tmp_path / "certify.md").read_text()
     )
+
+
+@pytest.mark.slow
+async def test_a_host_that_is_killed_in_the_run_serves_again_at_its_end(tmp_path: Path, temporary: Path):
+    """Under the same name: it is one sandbox, and was lost only for a moment."""
+    process, stderr = await started_until(tmp_path, b"until rounds are decided")
+    hosts = {
+        command[command.index("sandbox") + 1]: child.pid
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "sandbox" in (command := child.cmdline())
+    }
+    assert set(hosts) == set(SANDBOXES)
+    os.kill(hosts["base"], signal.SIGKILL)
+    said = await rest_of(process, stderr)
+    assert process.returncode == 0, said
+    assert f"warning: sandbox_died: sandbox base (pid {hosts['base']}) ended with signal 9" in said
+    found = json.loads((tmp_path / "certify.json").read_text())
+    assert {row["name"]: (row["state"], row["why"]) for row in found["sandboxes"]} == dict.fromkeys(
+        SANDBOXES, ("active", "")
+    )
+    up = {row["name"]: row["uptime_s"] for row in found["sandboxes"]}
+    assert up["base"] < min(up["nodejs"], up["python"]), "its figures are not of the one that died"
+    [deployed] = [target for target in found["targets"] if target["name"] == "sandboxes deployed"]
+    assert (deployed["ok"], deployed["measured"]) == (True, 3.0)
+    assert "sandbox base" in found["alert_texts"]["sandbox_died"]
+    text = (tmp_path / "certify.md").read_text()
+    assert "- 3 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
+    assert "was lost**" not in text
+
+
+@pytest.mark.slow
+async def test_alerts_are_said_as_they_come_and_do_no_harm(tmp_path: Path, temporary: Path):
+    """Each text once, so that a second sandbox's trouble is not hidden by the first one's."""
+    [port] = free_ports(1)
+    process, stderr = await started_until(tmp_path, b"until the hosts are heard", "--nats-port", str(port))
+    bus = await NatsBus.connect(f"nats://127.0.0.1:{port}", "swarm", "somebody")
+    texts = ["base is ill", "python is ill", "base is ill", "\x1b[2Jcleared\nforged line", "x" * 5000]
+    alerts = [("ill", text) for text in texts] + [("many", f"trouble {number}") for number in range(30)]
+    for code, text in alerts:
+        alert = Alert(severity="warning", code=code, message=text, timestamp=now(), source="somebody")
+        await bus.connection.client.publish(bus.subjects.alert("warning", "somebody"), encode(alert))
+    await bus.close()
+    said = await rest_of(process, stderr)
+    assert process.returncode == 0, said
+    assert said.count("warning: ill: base is ill") == 1
+    assert said.count("warning: ill: python is ill") == 1
+    assert "\x1b" not in said
+    assert "warning: ill: \\u001b[2Jcleared\\u000aforged line" in said
+    assert max(map(len, said.splitlines())) < 1500
+    assert said.count("warning: many: trouble ") == 20
+    assert said.count("trouble 19; further ones of this code are counted in the report") == 1
+    found = json.loads((tmp_path / "certify.json").read_text())
+    assert (found["alerts"]["ill"], found["alerts"]["many"]) == (5, 30)
+    assert found["alert_texts"]["many"] == "trouble 29"
+    assert found["alert_texts"]["ill"] == "x" * 999 + "…"
+    assert f"- ill: {'x' * 999}…\n" in (tmp_path / "certify.md").read_text()
 
 
 @pytest.mark.parametrize(

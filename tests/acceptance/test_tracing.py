@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import signal
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,6 +206,30 @@ async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, und
             assert dropped == dict.fromkeys(AGENTS, 1), "told once each"
             assert [line["event"] for line in lines].count("metrics_not_exported") == 1
             assert await swarm.end(signal.SIGTERM) == 0, "nobody waits for a collector at the end"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ill", ["hanging", "dead"])
+async def test_who_ends_beside_an_ill_collector_beats_until_it_has_ended(tmp_path: Path, ill: str):
+    async with collecting("hanging") as collector:
+        if ill == "dead":
+            await collector.stop()
+        async with Swarm(tmp_path, exact_toml(speed=20), environment=environment(collector)) as swarm:
+            ear = await swarm.up()
+            await ear.more_decisions(5)
+            for agent in ("coordinator", "research-1"):
+                restart = await swarm.verb("restart", agent)
+                assert restart.code == 0, restart.out + restart.err
+                await ear.until("its end", functools.partial(ends_of, ear, agent))
+                await ear.more_decisions(5)
+            ends = [event for event in ear.lifecycle if event["event"] == "exited"]
+            assert [event["detail"]["exit_code"] for event in ends] == [0, 0]
+            assert not [event for event in ear.lifecycle if event["event"] == "declared_dead"]
+            assert not ear.alerts
+
+
+def ends_of(ear: Ear, agent: str) -> list[dict[str, Any]]:
+    return [event for event in ear.lifecycle if (event["event"], event["agent"]) == ("exited", agent)]
 
 
 @pytest.mark.slow

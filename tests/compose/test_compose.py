@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -55,12 +56,13 @@ class Project:
         settings.write_text(f"OTEL_EXPORTER_OTLP_ENDPOINT={collector_url}\nOTEL_TRACES_SAMPLER=always_on\n")
         self.name = f"signalmesh-{uuid.uuid4().hex[:8]}"
         self.port = free_port()
+        self.image = "signalmesh:test"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
             "NATS_PORT": str(self.port),
             "JAEGER_PORT": str(free_port()),
             "METRICS_PORT": str(free_port()),
-            "SIGNALMESH_IMAGE": "signalmesh:test",
+            "SIGNALMESH_IMAGE": self.image,
             "SIGNALMESH_NODEJS_IMAGE": "signalmesh-nodejs:test",
             "SPEED": "20",
         }
@@ -77,10 +79,14 @@ class Project:
         return await run("docker", "compose", "-p", self.name, *self._files, *arguments,
                          environment=self._environment, within_s=within_s)  # fmt: skip
 
+    async def docker(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code and both outputs of `docker ARGUMENTS`."""
+        return await run("docker", *arguments, environment=self._environment)
+
     async def containers(self) -> dict[str, dict[str, Any]]:
         """Service -> what `docker inspect` says of its first container."""
         ids = (await self.compose("ps", "-q", "-a")).split()
-        _, out, _ = await run("docker", "inspect", *ids, environment=self._environment)
+        _, out, _ = await self.docker("inspect", *ids)
         found: dict[str, dict[str, Any]] = {}
         for item in json.loads(out):
             found.setdefault(item["Config"]["Labels"]["com.docker.compose.service"], item)
@@ -213,6 +219,20 @@ async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_health
         assert not any("docker.sock" in mount["Source"] for mount in container["Mounts"]), service
         if service != "nats":
             assert container["Config"]["User"] not in ("", "root", "0"), service
+
+
+async def test_the_image_is_as_large_as_the_readme_says_and_has_no_build_tools(project: Project):
+    dockerfile, readme = (ROOT / "Dockerfile").read_text(), (ROOT / "README.md").read_text()
+    [base] = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", dockerfile, re.MULTILINE)
+    [said_mb] = re.findall(r"adds to its base is\s(\d+) MB", readme)
+    sizes = []
+    for image in (project.image, base):
+        code, out, err = await project.docker("image", "inspect", "--format", "{{.Size}}", image)
+        assert code == 0, err
+        sizes.append(int(out))
+    assert (sizes[0] - sizes[1]) / 1e6 == pytest.approx(int(said_mb), rel=0.1)
+    left = "import importlib.util as u; print([m for m in ('pip', 'setuptools', 'uv', 'hatchling') if u.find_spec(m)])"
+    assert await project.compose("exec", "-T", "watchdog", "/opt/signalmesh/bin/python", "-c", left) == "[]\n"
 
 
 async def test_a_decision_is_one_trace_over_the_containers(project: Project, ear: Ear, collector: OtlpCollector):

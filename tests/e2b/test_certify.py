@@ -28,7 +28,7 @@ from tests.acceptance.swarm import (
     agents_toml,
     run_verb,
 )
-from tests.e2b.far import FAR_AGENTS, far_toml
+from tests.e2b.far import FAR_AGENTS, env_toml, far_toml
 from tests.e2b.standin.launch import StandIn
 from tests.support.cluster import free_ports
 
@@ -74,7 +74,8 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     assert far["name"] != "python", "its host has the name of the sandbox that was made"
     assert far["agents"] == sorted(FAR_AGENTS)
     assert (far["health"]["price_per_hour"], far["health"]["price_source"]) == (0.4, "a bill")
-    assert far["health"]["cost"] == pytest.approx(0.4 * far["uptime_s"] / 3600)
+    assert far["health"]["cost"] == pytest.approx(0.4 * far["health"]["age_s"] / 3600)
+    assert far["health"]["age_s"] > far["uptime_s"]
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
     assert looked(found)["sandboxes elsewhere"]["left"] == []
     made = far["name"].removeprefix("python-")
@@ -178,12 +179,54 @@ async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
     await e2b_standin.clear()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("for_good", [True, False], ids=["given up", "replaced"])
+async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
+    tmp_path: Path, e2b_standin: StandIn, for_good: bool
+):
+    process = await certify_until_rounds(tmp_path, e2b_standin)
+    [gone] = await e2b_standin.sandboxes()
+    if for_good:
+        await e2b_standin.fail("/v2/sandboxes", method="POST", status=403, times=None)
+    await e2b_standin.vanish(gone)
+    _, err = await process.communicate()
+    await e2b_standin.clear()
+    said, found = err.decode(), json.loads((tmp_path / "certify.json").read_text())
+    text = (tmp_path / "certify.md").read_text()
+    rows = {row["name"]: row for row in found["sandboxes"] if row["sandbox"] == "python"}
+    lost = rows.pop(f"python-{gone}")
+    assert (lost["state"], lost["agents"]) == ("lost", [])
+    assert "its host was last heard" in lost["why"]
+    assert f'["python-{gone} (' not in text, "it is in no drawing"
+    deployed = next(target for target in found["targets"] if target["name"] == "sandboxes deployed")
+    assert f"**Sandbox python-{gone} was lost**" in text
+    if for_good:
+        assert (process.returncode, deployed["measured"], rows) == (1, 2.0, {})
+        assert any("sandbox python cannot be had" in problem for problem in found["problems"])
+        assert "- 2 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
+        assert "critical: sandbox_given_up: sandbox python cannot be had" in said
+        assert "sandbox python cannot be had" in found["alert_texts"]["sandbox_given_up"]
+    else:
+        assert (process.returncode, deployed["measured"]) == (0, 3.0), said
+        [another] = rows.values()
+        assert (another["state"], another["why"]) == ("active", "it came after the probing")
+        assert "- 3 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
+
+
 async def certify_until_rounds(directory: Path, standin: StandIn) -> asyncio.subprocess.Process:
     """Started, and far enough to have made its sandbox."""
+    return await certify_until(directory, standin, b"until rounds are decided", far_toml())
+
+
+async def certify_until(
+    directory: Path, standin: StandIn, step: bytes, toml: str, public: str = ""
+) -> asyncio.subprocess.Process:
+    """Started, and at that step; `public` is the address that sandboxes are given, if not the right one."""
     [port] = free_ports(1)
-    environment = {**ENVIRONMENT, **standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
+    public = public or f"nats://127.0.0.1:{port}"
+    environment = {**ENVIRONMENT, **standin.environment, "SIGNALMESH_PUBLIC_NATS": public}
     file = directory / "swarm.toml"
-    file.write_text(far_toml())
+    file.write_text(toml)
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH), "certify", "--config", str(file), "--nats-port", str(port),
         cwd=directory, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
@@ -192,9 +235,31 @@ async def certify_until_rounds(directory: Path, standin: StandIn) -> asyncio.sub
     assert process.stderr is not None
     async with asyncio.timeout(2 * GUARD_S):
         async for line in process.stderr:
-            if b"until rounds are decided" in line:
+            if step in line:
                 break
     return process
+
+
+@pytest.mark.slow
+async def test_each_sandbox_that_is_not_heard_is_told_of_while_it_is_waited_for(tmp_path: Path, e2b_standin: StandIn):
+    """Nothing listens where they are told that the bus is."""
+    toml = sandboxes_toml(python=json.dumps(sys.executable), env=env_toml())
+    step, nowhere = b"until the hosts are heard", "nats://somebody:secret-word@127.0.0.1:9"
+    process = await certify_until(tmp_path, e2b_standin, step, toml, nowhere)
+    assert process.stderr is not None
+    unheard: dict[str, str] = {}
+    async with asyncio.timeout(2 * GUARD_S):
+        while len(unheard) < len(SANDBOXES):
+            line = (await process.stderr.readline()).decode()
+            _, alert, text = line.partition("warning: sandbox_unheard: sandbox ")
+            assert alert, f"not what the user needs to know: {line}"
+            assert "can it reach nats://127.0.0.1:9 from there (--public-nats" in text
+            unheard[text.partition("-")[0]] = text
+    assert set(unheard) == set(SANDBOXES)
+    assert "secret-word" not in "".join(unheard.values())
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == 130
 
 
 @pytest.mark.slow
@@ -236,5 +301,9 @@ async def test_sandboxes_of_a_certify_that_was_killed_are_found(
     sandboxes = found["earlier certify: sandboxes"]
     assert sandboxes["level"] == "warning"
     assert f"{left_there} (python, running)" in sandboxes["text"]
-    assert sandboxes["remedy"].startswith("their lifetime ends them")
+    assert sandboxes["remedy"] == f"signalmesh down --state-dir {directory}/state"
     assert found["earlier certify"]["remedy"].startswith(f"rm -r {directory}, once none of its sandboxes is left")
+    state_dir = ("--state-dir", f"{directory}/state")
+    down = await run_verb(tmp_path, "down", *state_dir, environment=e2b_standin.environment)
+    assert (down.code, await e2b_standin.sandboxes()) == (0, {})
+    assert left_there in down.out

@@ -90,6 +90,10 @@ async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp
         assert without.code == 2
         assert f"which cost until their lifetime ends: {there.sandbox_id}; set E2B_API_KEY" in without.err
         assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
+        await e2b_standin.fail("/sandboxes/*", method="DELETE", status=404)  # "not there": but it is
+        unheeded = await run_verb(tmp_path, "down", environment=e2b_standin.environment)
+        assert unheeded.code == 1
+        assert f"could not be ended: {there.sandbox_id}: it is still listed" in unheeded.out
         down = await run_verb(tmp_path, "down", "--json", environment=e2b_standin.environment)
         assert down.code == 0, down.err
         said = down.json
@@ -163,7 +167,7 @@ async def test_down_ends_in_spite_of_sandboxes_that_it_cannot_reach_and_names_th
         there = await swarm.settled()
         await e2b_standin.ports(api=False, envd=False)
         down = await swarm.verb("down")
-        assert down.code == 0, down.err
+        assert down.code == 1, down.err
         await swarm.wait()
         assert there.sandbox_id in down.out, down.out
         assert "may still run at another endpoint than E2B's" in down.out

@@ -72,7 +72,11 @@ async def test_a_host_that_is_killed_in_its_sandbox_is_started_there_again(tmp_p
         ends = await Ends.of(there.pid, *(beat["pid"] for beat in there.beats.values()))
         os.kill(there.pid, signal.SIGKILL)
         await ends.all()
+        before = there.ear.beats[there.host]
         await there.ear.until("another host", lambda: there.ear.beats[there.host]["pid"] != there.pid)
+        after = there.ear.beats[there.host]
+        assert after["age_s"] > before["age_s"] > before["uptime_s"], "the sandbox is the same, and older"
+        assert after["age_s"] > after["uptime_s"] + before["uptime_s"]
         await there.ear.back(there.epochs)
         assert swarm.created() == there.made
         await swarm.assert_exact()
@@ -186,6 +190,24 @@ async def test_a_successor_for_which_the_quota_has_no_room_is_waited_for(tmp_pat
 
         await until(alone)
         await swarm.assert_exact()
+
+
+@pytest.mark.slow
+async def test_a_sandbox_that_vanished_and_may_not_be_made_again_is_shown_as_given_up(tmp_path, e2b_standin):
+    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.settled()
+        assert (await swarm.verb("health", "provider")).code == 0
+        await e2b_standin.fail(CREATE, method="POST", status=403, times=None, message="this team is blocked")
+        await e2b_standin.vanish(there.sandbox_id)
+        await there.elsewhere()
+        await there.ear.alerted("sandbox_given_up")
+        await there.ear.until("its word", lambda: there.ear.beats["provider"]["phases"] == {"python": "given up"})
+        status = (await swarm.verb("status", "--json")).json
+        [row] = [row for row in status["sandboxes"] if row["name"] == "python"]
+        assert (row["provider"], row["status"], row["agents"]) == ("e2b", "given up", [])
+        assert "403: this team is blocked" in row["reason"]
+        assert all(row["reason"] is None for row in status["sandboxes"] if row["name"] != "python")
+        assert (await swarm.verb("health", "provider", "--within", "1")).code == 1
 
 
 # Connections and the service

@@ -50,9 +50,34 @@ async def test_up_with_a_wrong_key_does_not_show_it(tmp_path, e2b_standin):
     assert wrong not in said
 
 
+async def test_up_with_a_key_of_two_lines_does_not_show_it(tmp_path, e2b_standin):
+    environment = {**e2b_standin.environment, "E2B_API_KEY": f"{e2b_standin.api_key}\n# of the desk"}
+    said = await refused(tmp_path, environment, "--public-nats", "nats://127.0.0.1:1")
+    assert "E2B_API_KEY: expected the key alone" in said
+    assert e2b_standin.api_key not in said
+    doctor = await run_verb(tmp_path, "doctor", environment=environment)
+    assert "E2B_API_KEY: expected the key alone" in doctor.out
+    assert "mend what it says" in doctor.out
+    assert e2b_standin.api_key not in doctor.out + doctor.err
+
+
+async def test_doctor_asks_nobody_where_the_sdk_would_ask_somebody_else(tmp_path, e2b_standin):
+    (tmp_path / "swarm.toml").write_text(far_toml(files='["mine.py"]'))
+    doctor = await run_verb(tmp_path, "doctor", environment={**e2b_standin.environment, "E2B_DEBUG": "true"})
+    assert doctor.code == 1
+    assert "E2B_DEBUG=true: with it E2B's SDK asks another server" in doctor.out
+    assert "sandboxes.python.files[0]: expected a file or directory" in doctor.out
+
+
+async def test_an_address_for_sandboxes_that_is_none_is_named_by_its_flag(tmp_path, e2b_standin):
+    for address in ("http://bus.example.org", "bus example.org"):
+        said = await refused(tmp_path, e2b_standin.environment, "--public-nats", address)
+        assert f"--public-nats {address}: expected nats://HOST:PORT" in said
+
+
 async def test_up_needs_an_address_that_a_sandbox_can_reach(tmp_path, e2b_standin):
     assert "--public-nats" in await refused(tmp_path, e2b_standin.environment)
-    at_e2b = {"E2B_API_KEY": "of no use", "E2B_API_URL": "", "E2B_SANDBOX_URL": "", "E2B_DOMAIN": ""}
+    at_e2b = {"E2B_API_KEY": "of_no_use", "E2B_API_URL": "", "E2B_SANDBOX_URL": "", "E2B_DOMAIN": ""}
     said = await refused(tmp_path, at_e2b, "--public-nats", "nats://127.0.0.1:4222")
     assert "a sandbox at E2B cannot reach nats://127.0.0.1:4222" in said
 
@@ -134,6 +159,26 @@ async def test_what_no_repetition_mends_is_told_and_the_agents_run_elsewhere(tmp
         assert all(beat["sandbox"] in ("base", "nodejs") for beat in beats.values())
         await ear.more_decisions(3)
         assert await e2b_standin.sandboxes() == {}
+        await ear.until("its word", lambda: ear.beats["provider"]["phases"] == {"python": "given up"})
+        status = await swarm.verb("status", "--json")
+        assert [(row["name"], row["status"], row["pid"], row["agents"]) for row in status.json["sandboxes"]][-1] == (
+            "python", "given up", None, [],
+        )  # fmt: skip
+        assert said in status.json["sandboxes"][-1]["reason"]
+        [line] = [line for line in (await swarm.verb("status")).out.splitlines() if "has given it up" in line]
+        assert line.startswith("python: its provider has given it up: ")
+        assert said in line
+        history = await swarm.verb("history", "alert")
+        assert said in history.out
+        doctor = await run_verb(tmp_path, "doctor", environment=e2b_standin.environment)
+        assert doctor.code == 1
+        [line] = [line for line in doctor.out.splitlines() if "has given it up" in line]
+        assert said in line
+        assert line.endswith("; its agents run elsewhere")
+        unhealthy = await swarm.verb("health", "provider", "--within", "1", "--json")
+        assert (unhealthy.code, unhealthy.json["given_up"], unhealthy.json["status"]) == (1, ["python"], "live")
+        assert "it has given up python" in unhealthy.json["text"]
+        assert (await swarm.verb("health")).code == 0
 
 
 @pytest.mark.slow
@@ -157,6 +202,8 @@ async def test_a_bus_that_cannot_be_reached_from_there_is_told_with_its_address(
         [closed] = free_ports(1)
         ear = await swarm.far_up(f"nats://far:{PASSWORD}@127.0.0.1:{closed}")
         [alert] = await ear.alerted("sandbox_unheard")
+        status = await swarm.verb("status", "--json")
+        assert status.json["sandboxes"][-1]["status"] == "being made"
         assert (
             f"can it reach nats://127.0.0.1:{closed} from there (--public-nats, and `allow` and `deny` of the sandbox)?"
             in alert["message"]

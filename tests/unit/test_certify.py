@@ -188,7 +188,8 @@ def nothing_measured() -> Certificate:
         sandboxes=[SandboxRow(name="base", why="no heartbeat of its host was heard")], agents=[], flow=Flow(),
         throughput=Throughput(rounds=0, seconds=None, decisions_per_s=None, messages_per_s=None, why="no rounds"),
         memory=[], snapshots=[], last_values=LastValues(subjects=0, bytes=0, read_ms=Spread(n=0)), fault=None,
-        restored={}, audit=None, alerts={}, cleanup=Cleanup(), problems=["it went | wrong\nbadly"],
+        restored={}, audit=None, alerts={"sandbox_unheard": 2}, alert_texts={"sandbox_unheard": "it | is\nnot heard"},
+        cleanup=Cleanup(), problems=["it went | wrong\nbadly"],
     )  # fmt: skip
 
 
@@ -199,7 +200,8 @@ def test_a_report_of_nothing_says_why_in_every_part():
     for said in (
         "not measured: no agent was killed", "no heartbeat of its host was heard", "No memory key was read.",
         "No snapshot was read.", "No agent was killed; the problems say", "(no rounds)", "Not made; the problems say",
-        "- PROBLEM: it went \\| wrong badly",
+        "- PROBLEM: it went \\| wrong badly", "Alerts heard: sandbox_unheard (2), the newest of each:",
+        "- sandbox_unheard: it \\| is not heard",
     ):  # fmt: skip
         assert said in text
     widths = {len(line.replace("\\|", "").split("|")) for line in text.splitlines() if line.startswith("| detection")}

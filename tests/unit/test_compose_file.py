@@ -31,5 +31,7 @@ def test_nothing_gets_the_docker_socket_or_more_rights():
 def test_the_image_is_built_from_hashed_requirements_only():
     dockerfile = (ROOT / "Dockerfile").read_text()
     installs = re.findall(r"pip install [^&\n]*", dockerfile)
-    assert len(installs) == 3
+    assert len(installs) == 4
     assert all("--require-hashes" in line or "--no-index" in line for line in installs)
+    [product] = [line for line in installs if "-r requirements.lock" in line]
+    assert "--no-build-isolation" in product  # pip checks no hash of what it fetches to build in

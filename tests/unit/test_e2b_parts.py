@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,9 +16,9 @@ import e2b.exceptions
 import httpx
 import pytest
 
-from bus.errors import UsageError
+from bus.errors import ConfigError, UsageError
 from coordinator import own_code
-from coordinator.e2b_errors import GivenUp, Gone, is_illness, verdict_on
+from coordinator.e2b_errors import GivenUp, Gone, is_illness, shown, verdict_on
 from coordinator.e2b_service import Service
 from coordinator.e2b_settings import E2bSettings, Endpoint, check_settings, public_url, take_key
 
@@ -59,6 +60,14 @@ def test_no_exception_that_a_sandbox_can_raise_is_forgotten():
 )
 def test_a_status_that_stays_is_not_asked_for_again(status, verdict):
     assert verdict_on(e2b.exceptions.SandboxException("x", status_code=status)) == verdict
+
+
+def test_a_request_that_cannot_be_made_is_not_tried_again():
+    with pytest.raises(UnicodeError) as raised:
+        "ключ".encode("ascii")
+    for error in (httpx.UnsupportedProtocol("x"), httpx.InvalidURL("x"), raised.value):
+        assert verdict_on(error) == "give up"
+    assert verdict_on(httpx.ConnectError("x")) == "retry"
 
 
 def test_a_full_quota_is_no_illness_of_the_service():
@@ -131,6 +140,20 @@ def test_the_price_is_that_of_the_configured_size():
     assert E2bSettings(cpu=2, memory_mb=512, price_per_hour=1.0, price_source="x").price() == (1.0, "x")
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (E2bSettings(python="-c"), "k.python"),
+        (E2bSettings(python="a\0b"), "k.python"),
+        (E2bSettings(template="a\0"), "k.template"),
+        (E2bSettings(env={"A": "x\0y"}), "k.env.A"),
+    ],
+)
+def test_what_no_process_can_be_given_is_refused_by_its_key(settings, key):
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        check_settings("f", "k", "far", settings)
+
+
 def test_addresses_are_taken_as_e2b_takes_them():
     allow = (
         "203.0.113.7",
@@ -181,9 +204,38 @@ def test_an_address_that_is_not_public_is_refused_for_e2b_and_none_elsewhere(url
 
 
 def test_who_takes_the_key_leaves_none_behind():
-    environ = {"E2B_API_KEY": " a key ", "E2B_ACCESS_TOKEN": "x", "PATH": "y"}
-    assert take_key(environ) == "a key"
+    environ = {"E2B_API_KEY": " a_key\n", "E2B_ACCESS_TOKEN": "x", "PATH": "y"}
+    assert take_key(environ) == "a_key"
     assert environ == {"PATH": "y"}
+
+
+@pytest.mark.parametrize("key", ["first_line\n# a remark", "two words", "ключ", "nul\0"])
+def test_what_cannot_be_a_key_is_refused_and_not_shown(key):
+    environ = {"E2B_API_KEY": key}
+    with pytest.raises(UsageError, match="E2B_API_KEY: expected the key alone") as refused:
+        take_key(environ)
+    assert key.split()[0] not in str(refused.value)
+    assert environ == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("E2B_DEBUG", "True", "E2B_DEBUG=true: with it E2B's SDK asks another server"),
+        ("E2B_API_URL", "foo", "E2B_API_URL=foo: expected an address"),
+        ("E2B_API_URL", "https://somebody:hidden@", "E2B_API_URL=: expected an address"),
+        ("E2B_SANDBOX_URL", "ftp://a.example.org", "E2B_SANDBOX_URL=ftp://a.example.org: expected an address"),
+    ],
+)
+def test_who_would_make_the_sdk_ask_elsewhere_than_we_say_is_refused(name, value, said):
+    with pytest.raises(UsageError) as refused:
+        take_key({"E2B_API_KEY": "a_key", name: value})
+    assert said in str(refused.value)
+    assert "hidden" not in str(refused.value)
+
+
+def test_what_the_sdk_raises_is_shown_without_the_key():
+    assert shown(ValueError("Invalid header\nvalue 'a_key'"), "a_key") == "Invalid header value '[secret]'"
 
 
 def test_our_wheel_has_the_code_that_runs_here_and_is_the_same_each_time(tmp_path):

@@ -274,7 +274,7 @@ def test_heartbeats(stream):
     beats = BeatFigures(stream.figures.registry, stream.figures.names, lambda: time_s[0])
     beats.take(heartbeat(lag=3, outputs=7, poison=1, skipped=2, rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
     child = Child(agent="momentum", agent_id="a", epoch=5, pid=1, spawned_at=AT)
-    usage = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0, network="of its own", rx_bytes=70, tx_bytes=80)
+    usage = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0, pss_mb=2.0, network="of its own", rx_bytes=70, tx_bytes=80)
     beats.take(heartbeat("base", role="sandbox", uptime_s=1800.0, inventory=(child,), usage=usage))
     shared = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0, network=network_of_here(), rx_bytes=70, tx_bytes=80)
     beats.take(heartbeat("python", role="sandbox", uptime_s=9.0, usage=shared))
@@ -302,6 +302,7 @@ def test_heartbeats(stream):
         ("signalmesh_sandbox_processes", ("base",)): 4,
         ("signalmesh_sandbox_cpu_seconds_total", ("base",)): 1.5,
         ("signalmesh_sandbox_resident_memory_bytes", ("base",)): 3 << 20,
+        ("signalmesh_sandbox_memory_bytes", ("base",)): 2 << 20,
         ("signalmesh_sandbox_network_bytes_total", ("in", "base")): 70,
         ("signalmesh_sandbox_network_bytes_total", ("out", "base")): 80,
         ("signalmesh_sandbox_availability_ratio", ("base",)): 0.95,
@@ -394,3 +395,16 @@ def test_the_availability_of_a_dead_sandbox_is_what_the_watchdog_says(heard):
     accounts = {"base": SandboxAccount(seen_s=100.0, alive_s=1.0, price_per_hour=0.5)}
     heard.beats.take(heartbeat("watchdog", role="watchdog", accounts=accounts))
     assert heard.told() == {("signalmesh_sandbox_availability_ratio", "base"), ("signalmesh_watchdog_term", "")}
+
+
+def test_a_sandbox_that_was_given_up_is_shown_while_its_provider_says_so(heard):
+    provider = {"role": "provider", "status": "live", "provider": "e2b"}
+    name = ("signalmesh_sandbox_given_up", "base")
+    heard.beats.take(heartbeat("provider", **provider, phases={"base": "being made"}))
+    assert name not in heard.told()
+    heard.beats.take(heartbeat("provider", **provider, phases={"base": "given up", "momentum": "being made"}))
+    assert {told for told in heard.told() if told[0] == name[0]} == {name}
+    heard.time_s += HEARD_S + 0.1
+    assert name not in heard.told(), "nobody says so any more"
+    heard.beats.take(heartbeat("momentum", role="agent", phases={"base": "given up"}))
+    assert name not in heard.told(), "only its provider knows"

@@ -11,11 +11,13 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import typer
 
 from agents.command import CommandAgent
 from agents.spec import load_class
+from benchmarks import readme
 from bus.messages import KINDS
 from coordinator import config, config_agents, e2b_settings, settings
 from coordinator.cli import app
@@ -43,6 +45,13 @@ def options_of(kind: str) -> type:
         return CommandAgent.Options
     module, _, name = config_agents.ALL_KINDS[kind].partition(":")
     return typing.cast(type, getattr(importlib.import_module(module), name).Options)
+
+
+def test_the_figures_are_those_of_the_committed_run():
+    run = orjson.loads((ROOT / "benchmarks/results/latest.json").read_bytes())
+    assert readme.with_figures(README, run) == README
+    assert README.count("<!-- figures: ") == README.count("<!-- end of figures -->") == 2
+    assert all(f"| {result['title']} |" in README for result in run["results"] if result["goal"])
 
 
 def shown(value: Any) -> str:

@@ -27,10 +27,16 @@ def test_all_of_it_is_told():
     found = health_of(host(usage=USAGE), account, {"base": USAGE})
     assert found == SandboxHealth(
         processes=5, cpu_s=9.0, cpu_percent=10.0, rss_mb=120.0, pss_mb=40.4, network="its own", rx_bytes=1 << 20,
-        tx_bytes=2 << 20, seen_s=100.0, availability=0.9, price_per_hour=0.4,
+        tx_bytes=2 << 20, age_s=90.0, seen_s=100.0, availability=0.9, price_per_hour=0.4,
         price_source="a bill of May", cost=0.01,
     )  # fmt: skip
     assert health_cells(found) == ["90.00 %", "5", "10.0 %", "40", "1.0, 2.0 MiB", "$0.0100 at $0.4/h"]
+
+
+def test_what_was_made_costs_since_it_was_made():
+    account = SandboxAccount(seen_s=100.0, alive_s=90.0, price_per_hour=0.4)
+    found = health_of(host(usage=USAGE, age_s=180.0), account, {"base": USAGE})
+    assert (found.age_s, found.cost, found.cpu_percent) == (180.0, 0.02, 10.0), "what it uses is since its host's start"
 
 
 def test_memory_of_which_only_the_sum_of_processes_is_known_is_called_so():

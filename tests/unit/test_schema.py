@@ -213,7 +213,8 @@ PRINTED: dict[str, Any] = {
         ],
     ),
     "certify": Certificate(
-        ok=False, version="0", provider="local", endpoint=None, started_at=AT, took_s=1.5, machine=look_around(),
+        ok=False, alert_texts={"sandbox_gone": "it is gone"},
+        version="0", provider="local", endpoint=None, started_at=AT, took_s=1.5, machine=look_around(),
         nats_server="2",
         steps=[Step(name="auditing", took_s=0.5)], targets=[judged("detection", None, "s", 1.0, "how", "why")],
         sandboxes=[SandboxRow(name="base")],

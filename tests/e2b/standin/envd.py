@@ -220,12 +220,13 @@ async def start(request: Request, sandbox: Sandbox) -> Response:
         return refusal(error, stream=True)
     if seconds is not None:
         asyncio.get_running_loop().call_later(seconds, overdue, sandbox, process)
-    return streamed(request, process, seconds)
+    return streamed(request, process, seconds, own=True)
 
 
 def overdue(sandbox: Sandbox, process: Process) -> None:
     """The deadline of the call that started it kills a process, whoever listens."""
     if sandbox.processes.running.get(process.pid) is process:
+        process.overdue = True
         sandbox.processes.signal(process, signal.SIGKILL)
 
 
@@ -236,17 +237,18 @@ async def connect(request: Request, sandbox: Sandbox) -> Response:
         process = sandbox.processes.find(asked.get("process", {}), ended=True)
     except RpcError as error:
         return refusal(error, stream=True)
-    return streamed(request, process, seconds)
+    return streamed(request, process, seconds, own=False)
 
 
-def streamed(request: Request, process: Process, seconds: float | None) -> Response:
+def streamed(request: Request, process: Process, seconds: float | None, *, own: bool) -> Response:
+    """`own` is the stream of the call that started it, and had its deadline: it hears of that alone."""
     queue = process.listen()  # before anything else runs, so that nothing of a new process is missed
     interval = float(request.headers.get("keepalive-ping-interval") or 90)
-    return StreamingResponse(events(process, queue, seconds, interval), media_type=STREAM_TYPE)
+    return StreamingResponse(events(process, queue, seconds, interval, own=own), media_type=STREAM_TYPE)
 
 
 async def events(
-    process: Process, queue: asyncio.Queue[Event], seconds: float | None, interval_s: float
+    process: Process, queue: asyncio.Queue[Event], seconds: float | None, interval_s: float, *, own: bool
 ) -> AsyncIterator[bytes]:
     try:
         async with asyncio.timeout(seconds):
@@ -256,6 +258,8 @@ async def events(
                     event = process.end
                 else:
                     event = await next_event(queue, interval_s)
+                if "end" in event and process.overdue and own:
+                    raise TimeoutError
                 yield frame({"event": event})
                 if "end" in event:
                     yield end_frame()

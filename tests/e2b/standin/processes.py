@@ -60,6 +60,8 @@ class Process:
     """The exit code, or minus the signal, once the first process of the sandbox has reaped it."""
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
     end: Event | None = None
+    overdue: bool = False
+    """Killed by the deadline of the call that started it."""
 
     def listen(self) -> asyncio.Queue[Event]:
         queue: asyncio.Queue[Event] = asyncio.Queue(WAITING_CHUNKS)
