@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import time
 from collections import Counter
@@ -44,7 +45,7 @@ from coordinator.certify_report import (
     SnapshotRow,
     Step,
 )
-from coordinator.certify_rows import Hosts, agent_rows, audited, sandbox_rows, served, targets
+from coordinator.certify_rows import LOST_S, Hosts, agent_rows, audited, sandbox_rows, served, targets
 from coordinator.certify_swarm import TemporarySwarm
 from coordinator.chaos_observer import Observer
 from coordinator.e2b_settings import Endpoint
@@ -185,6 +186,7 @@ class _Certify:
             ("until every sandbox is served", self._wait_for_hosts),
             ("reading back what is stored", self._read_back),
             ("auditing", self._prove),
+            ("until every host and agent is heard once more", self._hear_all),
         )
         for name, work in steps:
             with self._step(name):
@@ -272,6 +274,23 @@ class _Certify:
         if not self._audit.ok:
             self._problems += [f"audit: {text}" for text in self._audit.problems]
 
+    async def _hear_all(self) -> None:
+        """Whoever vanished since it was last looked at is not active; what replaces it is waited for."""
+        observer, expected = self._observer, self._expected
+
+        def all_heard(since: float) -> bool:
+            alive = all(observer.lives(name, since) for name in expected.agents)
+            return alive and expected.sandboxes.keys() <= served(observer, since)
+
+        heard = given_up = False
+        async with asyncio.timeout(self._patience_s):
+            while not heard and not given_up:
+                since = time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    heard = await observer.until(functools.partial(all_heard, since), LOST_S)
+                self._hosts.listened_from = since
+                given_up = observer.alert_at(GIVEN_UP, 0.0) is not None
+
     async def clean_up(self) -> None:
         """End the swarm, whatever of it runs."""
         with self._step("cleaning up"):
@@ -300,7 +319,7 @@ class _Certify:
             problems.append(f"`signalmesh up` ended with exit code {self.cleanup.exit_code}")
         wanted = self._expected
         sandboxes = sandbox_rows(wanted, self._hosts, observer, self._here)
-        agents = agent_rows(wanted, observer, recording, self._capabilities, self._hosts.ended_at)
+        agents = agent_rows(wanted, observer, recording, self._capabilities, self._hosts)
         judgement = targets(
             wanted, sandboxes, agents, keys, self._snapshots, fault, self._before, recording, self._audit,
             detection_s=options.max_detection_s, recovery_s=options.max_recovery_s, downtime_s=options.max_downtime_s,

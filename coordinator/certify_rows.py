@@ -29,10 +29,10 @@ from coordinator.isolation import compare, probe_sandbox
 from coordinator.killing import Killing
 from coordinator.sandbox_health import health_of
 
-__all__ = ["Hosts", "agent_rows", "audited", "sandbox_rows", "served", "targets"]
+__all__ = ["LOST_S", "Hosts", "agent_rows", "audited", "sandbox_rows", "served", "targets"]
 
 LOST_S = 2.0
-"""Who was silent for so long when the run was over is lost: ten beats of a host, twenty of an agent."""
+"""Who is silent for so long is lost: ten beats of a host, twenty of an agent."""
 
 
 class Hosts:
@@ -42,6 +42,8 @@ class Hosts:
         self._bus, self.since = bus, since
         self.first: dict[str, float] = {}
         self.ended_at = 0.0
+        self.listened_from = 0.0
+        """When the last listening began in which everybody alive had the time to be heard."""
         self.probes: dict[str, tuple[float, float, Probe]] = {}
         """Name -> how long the probe's round trip took, ms, when it ended, ms since the start, and what it told."""
         self.failures: dict[str, str] = {}
@@ -63,6 +65,11 @@ class Hosts:
         """Hear no more: what is silent from now on was told to end."""
         self.ended_at = time.monotonic()
 
+    @property
+    def lost_before(self) -> float:
+        """Who was last heard before this moment was lost at the run's end, monotonic seconds."""
+        return max(self.listened_from, self.ended_at - LOST_S)
+
     async def probe(self, name: str) -> None:
         """Ask a host what it sees; a refusal or silence is noted as well."""
         began = time.monotonic()
@@ -75,9 +82,10 @@ class Hosts:
             self.probes[name] = ((ended - began) * 1000, (ended - self.since) * 1000, probe)
 
 
-def served(observer: Observer) -> set[str]:
-    """The sandboxes of which a live host was heard."""
-    since = time.monotonic() - LOST_S
+def served(observer: Observer, since: float | None = None) -> set[str]:
+    """The sandboxes of which a live host was heard after `since` (monotonic seconds), or lately."""
+    if since is None:
+        since = time.monotonic() - LOST_S
     return {
         _sandbox_of(beat.said) for beat in observer.hosts.values() if beat.said.status == "live" and beat.at > since
     }
@@ -91,7 +99,7 @@ def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe
     """A row for each host that was heard, and for each sandbox that should be there and is not, at the run's end."""
     rows: list[SandboxRow] = []
     ended = hosts.ended_at
-    lost = {name for name, beat in observer.hosts.items() if ended - beat.at > LOST_S}
+    lost = {name for name, beat in observer.hosts.items() if beat.at < hosts.lost_before}
     usages = {name: beat.said.usage for name, beat in observer.hosts.items() if name not in lost}
     accounts = (observer.leader.said.accounts if observer.leader else None) or {}
     heard = {_sandbox_of(beat.said) for beat in observer.hosts.values()}
@@ -122,7 +130,7 @@ def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe
                 agents=sorted(
                     agent
                     for agent, known in observer.agents.items()
-                    if known.said.sandbox == name and ended - known.at <= LOST_S
+                    if known.said.sandbox == name and known.at >= hosts.lost_before
                 ),
                 uptime_s=said.uptime_s,
                 health=health_of(said, accounts.get(name), {**usages, name: said.usage}),
@@ -132,19 +140,19 @@ def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe
     return rows
 
 
-def _status(beat: Beat | None, ended: float) -> str:
+def _status(beat: Beat | None, lost_before: float) -> str:
     if beat is None:
         return "not heard"
-    if ended - beat.at > LOST_S:
+    if beat.at < lost_before:
         return LOST
     return {"live": "active", "finished": "active"}.get(beat.said.status, beat.said.status)
 
 
 def agent_rows(
-    wanted: Expected, observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]], ended: float
+    wanted: Expected, observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]], hosts: Hosts
 ) -> list[AgentRow]:
-    """A row for each agent that should be there, as it was at `ended` (monotonic seconds); its times of starting are
-    those of its first incarnation.
+    """A row for each agent that should be there, as it was at the run's end; its times of starting are those of its
+    first incarnation.
     """
     rows = []
     for name, kind in wanted.agents.items():
@@ -160,7 +168,7 @@ def agent_rows(
                 pid=said.pid if said else None,
                 epoch=said.epoch if said else 0,
                 capabilities=capabilities.get(name, []),
-                status=_status(beat, ended),
+                status=_status(beat, hosts.lost_before),
                 spawn_ms=recording.since_claim_ms("spawned", name, first),
                 ready_ms=recording.since_claim_ms("ready", name, first),
                 outputs=said.outputs if said else None,

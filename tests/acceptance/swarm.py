@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ GUARD_S = 60.0
 """A wait that takes so long has failed; nothing here is expected to take a tenth of it."""
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("SIGNALMESH_", "OTEL_"))}
 ENVIRONMENT["PYTHONFAULTHANDLER"] = "1"
+TEMPORARY = tempfile.TemporaryDirectory(prefix="signalmesh-tests-")
+ENVIRONMENT["TMPDIR"] = TEMPORARY.name
+"""Of this test process alone: `doctor` reports what other runs have left in the machine's own."""
 
 AGENTS = ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator")
 VOTERS = ("research-2", "strategy-momentum", "strategy-mean-reversion")

@@ -213,6 +213,24 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
         assert "- 3 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
 
 
+@pytest.mark.slow
+async def test_a_sandbox_that_vanishes_in_the_last_moment_is_not_called_active(tmp_path: Path, e2b_standin: StandIn):
+    """Certify itself is held meanwhile, so that it has no time to notice by chance."""
+    process = await certify_until(tmp_path, e2b_standin, b"reading back what is stored", far_toml())
+    process.send_signal(signal.SIGSTOP)
+    [gone] = await e2b_standin.sandboxes()
+    await e2b_standin.vanish(gone)
+    process.send_signal(signal.SIGCONT)
+    _, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    found = json.loads((tmp_path / "certify.json").read_text())
+    states = {row["name"]: row["state"] for row in found["sandboxes"] if row["sandbox"] == "python"}
+    assert states.pop(f"python-{gone}") == "lost"
+    assert list(states.values()) == ["active"], "the run ended before there was another one"
+    assert {row["status"] for row in found["agents"]} == {"active"}
+    assert f"**Sandbox python-{gone} was lost**" in (tmp_path / "certify.md").read_text()
+
+
 async def certify_until_rounds(directory: Path, standin: StandIn) -> asyncio.subprocess.Process:
     """Started, and far enough to have made its sandbox."""
     return await certify_until(directory, standin, b"until rounds are decided", far_toml())
