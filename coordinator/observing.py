@@ -61,9 +61,9 @@ class Observer:
     """Follows one swarm and counts. `everything`: from the stream's first message on, not from its end."""
 
     def __init__(self, bus: NatsBus, config: SwarmConfig, *, everything: bool = False) -> None:
-        known = [item.spec.name for item in config.agents] + [sandbox.name for sandbox in config.sandboxes]
+        agents, sandboxes = [item.spec.name for item in config.agents], [sandbox.name for sandbox in config.sandboxes]
         self._bus, self._everything = bus, everything
-        self.figures = Figures(bus.subjects, Names(known))
+        self.figures = Figures(bus.subjects, Names((*agents, *sandboxes)), agents)
         self.beats = BeatFigures(self.figures.registry, self.figures.names)
         self._reader: Reader | None = None
         self._listening: Closable | None = None

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from coordinator.stream_figures import Figures
 
 NANOSECOND = 1e-9
+REASONS = ("signal 6", "signal 9", "signal 11", "exit code", "sandbox lost", "silent", "other")
+"""The classes that deaths have as a rule; other signals are classes of their own."""
+DRAINED = "drained"
+"""What a restart is for that no death was before."""
+SIGNS = ("exit", "silence")
 _SIGNAL = re.compile(r"signal \d{1,2}")
 
 
@@ -68,7 +73,7 @@ class Recoveries:
             case "declared_dead":
                 self._died(agent, event, at_ns)
             case "drained":
-                self._ends[agent] = _End(event.epoch, at_ns, "drained", dead=False)
+                self._ends[agent] = _End(event.epoch, at_ns, DRAINED, dead=False)
             case "quarantined":
                 self._ends.pop(agent, None)  # whenever it comes back, that is a person's doing
             case "spawned" | "ready":

@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from bus.bus import Stored
 from bus.errors import MessageError
 from bus.headers import CAUSE, number
-from bus.messages import KINDS, Alert, Config, Decision, Epoch, Lifecycle, MarketData, Message, decode
+from bus.messages import KINDS, Alert, Config, Decision, Epoch, Lifecycle, MarketData, Message, Side, decode
 from bus.subjects import KEPT_KINDS, RESERVED_NAMES, WATCHDOG, Subjects
-from coordinator.recoveries import Recoveries
+from coordinator.recoveries import DRAINED, REASONS, SIGNS, Recoveries
 
 OTHER = "(other)"
 """The label of everybody beyond the bound."""
@@ -26,6 +27,7 @@ MOST_STRANGERS = 100
 """So many names that the configuration does not have get labels of their own."""
 REMEMBERED = 32_768
 """Of so many messages, and ticks, it is known when they were stored; what answers an older one has no latency."""
+WEBHOOK_OUTCOMES = ("delivered", "failed", "refused", "unreadable")
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2.0, 10.0,
 )  # fmt: skip
@@ -54,9 +56,13 @@ class Names:
 
 
 class Figures:
-    """Counts what the stream of one swarm says, message by message and in its order."""
+    """Counts what the stream of one swarm says, message by message and in its order.
 
-    def __init__(self, subjects: Subjects, names: Names) -> None:
+    `agents` are those of the configuration: what befalls them is counted from 0, and so is all else whose labels are
+    known. Prometheus sees no increase in a series that begins at 1.
+    """
+
+    def __init__(self, subjects: Subjects, names: Names, agents: Iterable[str] = ()) -> None:
         self._subjects, self.names, self._codes = subjects, names, Names(())
         self.registry = CollectorRegistry()
         self._config: Config | None = None
@@ -146,6 +152,28 @@ class Figures:
             "signalmesh_webhook_waiting_alerts", "Alerts that the webhook has not been given yet.", registry=registry
         )
         self._recoveries = Recoveries(self)
+        self._begin(tuple(agents))
+
+    def _begin(self, agents: tuple[str, ...]) -> None:
+        """Have each series at 0 whose labels are known; those of strangers and of alerts begin when they come."""
+        self.messages.labels(OTHER)
+        for kind in KEPT_KINDS:
+            self.messages.labels(kind)
+            self.unreadable.labels(kind)
+        for side in get_args(Side):
+            self.decisions.labels(side)
+        for sign in SIGNS:
+            self.detection.labels(sign)
+        for outcome in WEBHOOK_OUTCOMES:
+            self.webhook.labels(outcome)
+        self.claims.labels(WATCHDOG)
+        for agent in agents:
+            self.claims.labels(agent)
+            self.recovery.labels(agent)
+            self.restarts.labels(agent, DRAINED)
+            for reason in REASONS:
+                self.deaths.labels(agent, reason)
+                self.restarts.labels(agent, reason)
 
     def use(self, config: Config) -> None:
         """Go by `config` from now on: whose decisions are the swarm's."""

@@ -2,86 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from prometheus_client import generate_latest
 
 from agents.probe import network_of_here
-from bus.bus import Stored
 from bus.messages import (
     Alert,
     Child,
     Config,
-    Decision,
     Epoch,
     Heartbeat,
-    Lifecycle,
-    MarketData,
-    Message,
     Signal,
-    encode,
 )
 from bus.sandboxes import SandboxAccount, SandboxUsage
-from bus.subjects import Subjects
 from coordinator.beat_figures import FORGET_S, HEARD_S, BeatFigures
 from coordinator.recoveries import reason_class
-from coordinator.stream_figures import MOST_STRANGERS, OTHER, Figures, Names
-from tests.support.page import Shown, parsed
-
-AT = datetime(2026, 1, 1, tzinfo=UTC)
-MS = 1_000_000
-KNOWN = ("research-1", "momentum", "coordinator", "base")
-
-
-class Stream:
-    """Messages handed to figures, each stored one millisecond after the one before unless told otherwise."""
-
-    def __init__(self) -> None:
-        self.subjects = Subjects("swarm")
-        self.figures = Figures(self.subjects, Names(KNOWN))
-        self.sequence = 0
-        self.at_ns = 1_000_000_000_000
-
-    def put(
-        self, subject: str, message: Message | bytes, cause: int | str = 0, after_ms: float = 1, count: bool = True
-    ) -> int:
-        self.sequence += 1
-        self.at_ns += round(after_ms * MS)
-        data = message if isinstance(message, bytes) else encode(message)
-        stored = Stored(subject, self.sequence, data, {"Mesh-Cause": str(cause)} if cause else {}, stored_ns=self.at_ns)
-        (self.figures.count if count else self.figures.remember)(stored)
-        return self.sequence
-
-    def tick(self, number: int, **options: Any) -> int:
-        tick = MarketData(symbol="BTC/USD", price=1.0, volume=1.0, timestamp=AT, source="research-1", sequence=number)
-        return self.put("swarm.market.BTC-USD.research-1", tick, **options)
-
-    def decision(self, number: int, by: str = "coordinator", **options: Any) -> int:
-        decision = Decision(
-            final_decision="buy",
-            position_size=0.1,
-            risk_score=0.1,
-            consensus_level=0.6,
-            agents_consulted=("momentum",),
-            timestamp=AT,
-            source=by,
-            decision_id=f"BTC/USD:research-1:{number}",
-            symbol="BTC/USD",
-            round=number,
-            absent=options.pop("absent", ()),
-        )
-        return self.put(f"swarm.decision.BTC-USD.{by}", decision, **options)
-
-    def life(self, event: Any, agent: str = "momentum", **options: Any) -> int:
-        after_ms = options.pop("after_ms", 1)
-        message = Lifecycle(event=event, agent=agent, timestamp=AT, source="watchdog", **options)
-        return self.put(f"swarm.lifecycle.{agent}.watchdog", message, after_ms=after_ms)
-
-    def shown(self) -> Shown:
-        """As a scrape reads them."""
-        return parsed(generate_latest(self.figures.registry).decode())
+from coordinator.stream_figures import MOST_STRANGERS, OTHER
+from tests.support.counted import AGENTS, AT, Stream
 
 
 @pytest.fixture
@@ -103,11 +41,28 @@ def test_a_hop_is_the_time_between_the_storing_of_cause_and_output(stream):
     assert [shown["signalmesh_messages_total", (kind,)] for kind in ("market", "signal", "decision")] == [1, 1, 1]
 
 
+def test_what_can_be_known_beforehand_is_counted_from_0(stream):
+    """Prometheus sees no increase in a series that begins at 1."""
+    before = stream.shown()
+    tick = stream.tick(1)
+    stream.decision(1, cause=tick)
+    stream.put("swarm.signal.BTC-USD.momentum", b"not json")
+    stream.life("exited", epoch=1, reason="signal 9")
+    stream.life("declared_dead", epoch=1, reason="signal 9")
+    stream.life("spawned", epoch=2)
+    stream.life("ready", epoch=2)
+    stream.life("drained", "research-1", epoch=1)
+    stream.life("spawned", "research-1", epoch=2)
+    born = {name for name, _ in stream.shown().keys() - before.keys()}
+    assert born == {f"signalmesh_hop_latency_seconds_{part}" for part in ("bucket", "count", "sum")}
+    assert {value for (name, _), value in before.items() if name.endswith(("_total", "_count"))} == {0.0}
+
+
 def test_what_was_before_is_remembered_and_not_counted(stream):
     tick = stream.tick(1, count=False)
     stream.decision(1, cause=tick, after_ms=5)
     shown = stream.shown()
-    assert ("signalmesh_messages_total", ("market",)) not in shown
+    assert shown["signalmesh_messages_total", ("market",)] == 0
     assert shown["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.005)
     assert shown["signalmesh_hop_latency_seconds_sum", ("coordinator", "decision")] == pytest.approx(0.005)
 
@@ -188,7 +143,7 @@ def test_a_drain_and_a_quarantine_are_no_recoveries(stream):
     stream.life("ready", epoch=7)
     shown = stream.shown()
     assert shown["signalmesh_restarts_total", ("momentum", "drained")] == 1
-    assert not any(name == "signalmesh_recovery_seconds_count" for name, _ in shown)
+    assert not any(shown["signalmesh_recovery_seconds_count", (agent,)] for agent in AGENTS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""A stream that nobody stores: messages handed to the figures that count it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import generate_latest
+
+from bus.bus import Stored
+from bus.messages import Decision, Lifecycle, MarketData, Message, encode
+from bus.subjects import Subjects
+from coordinator.stream_figures import Figures, Names
+from tests.support.page import Shown, parsed
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+MS = 1_000_000
+AGENTS = ("research-1", "momentum", "coordinator")
+KNOWN = (*AGENTS, "base")
+
+
+class Stream:
+    """Messages handed to figures, each stored one millisecond after the one before unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.subjects = Subjects("swarm")
+        self.figures = Figures(self.subjects, Names(KNOWN), AGENTS)
+        self.sequence = 0
+        self.at_ns = 1_000_000_000_000
+
+    def put(
+        self, subject: str, message: Message | bytes, cause: int | str = 0, after_ms: float = 1, count: bool = True
+    ) -> int:
+        self.sequence += 1
+        self.at_ns += round(after_ms * MS)
+        data = message if isinstance(message, bytes) else encode(message)
+        stored = Stored(subject, self.sequence, data, {"Mesh-Cause": str(cause)} if cause else {}, stored_ns=self.at_ns)
+        (self.figures.count if count else self.figures.remember)(stored)
+        return self.sequence
+
+    def tick(self, number: int, **options: Any) -> int:
+        tick = MarketData(symbol="BTC/USD", price=1.0, volume=1.0, timestamp=AT, source="research-1", sequence=number)
+        return self.put("swarm.market.BTC-USD.research-1", tick, **options)
+
+    def decision(self, number: int, by: str = "coordinator", **options: Any) -> int:
+        decision = Decision(
+            final_decision="buy",
+            position_size=0.1,
+            risk_score=0.1,
+            consensus_level=0.6,
+            agents_consulted=("momentum",),
+            timestamp=AT,
+            source=by,
+            decision_id=f"BTC/USD:research-1:{number}",
+            symbol="BTC/USD",
+            round=number,
+            absent=options.pop("absent", ()),
+        )
+        return self.put(f"swarm.decision.BTC-USD.{by}", decision, **options)
+
+    def life(self, event: Any, agent: str = "momentum", **options: Any) -> int:
+        after_ms = options.pop("after_ms", 1)
+        message = Lifecycle(event=event, agent=agent, timestamp=AT, source="watchdog", **options)
+        return self.put(f"swarm.lifecycle.{agent}.watchdog", message, after_ms=after_ms)
+
+    def shown(self) -> Shown:
+        """As a scrape reads them."""
+        return parsed(generate_latest(self.figures.registry).decode())
