@@ -21,14 +21,16 @@ from coordinator.exporting_check import INTERVAL_MS, TIMEOUT_MS
 __all__ = ["CLOSE_S", "MetricsExport"]
 
 CLOSE_S = 5.0
-"""How long the end of the process waits for the last figures to be exported: a connection may have to be made, over
-gRPC the first one ever, and a collector that is being restarted is asked again after one and two seconds."""
+"""So long a collector has to take figures before nobody waits for it at the end of the process: a connection may have
+to be made, and one that is being restarted is asked again after one and two seconds."""
+UNANSWERED_S = 0.5
+"""How long the end waits for one that has had that time: whoever ends the swarm need not wait for what nobody takes."""
 
 log = structlog.get_logger("signalmesh.metrics")
 
 
 class MetricsExport:
-    """Exports what `registry` collects, every interval and once more at the end; begins when it is made."""
+    """Exports what `registry` collects: at once when it is made, every interval, and once more at the end."""
 
     def __init__(
         self,
@@ -44,6 +46,8 @@ class MetricsExport:
         self._began_ns = time.time_ns()
         self._ending = threading.Event()
         self._given_up = False
+        self._untaken_since: float | None = None
+        """Since when (monotonic) the collector has been sent figures without taking any."""
         self._sender: Any = None
         self._lost = 0
         """Exports in a row that failed."""
@@ -59,12 +63,15 @@ class MetricsExport:
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost more than the export
             log.error("metrics_export_failed", problem=f"{type(error).__name__}: {error}")  # noqa: TRY400
             return
+        self._export()
         while not self._ending.wait(self._interval_s):
             self._export()
         self._export()
 
     def _export(self) -> None:
         done, why = False, ""
+        if self._untaken_since is None:
+            self._untaken_since = time.monotonic()
         try:
             done = self._sender.send(self._registry.collect(), self._began_ns, time.time_ns(), self._timeout_s)
             why = self._sender.why or "the collector did not take them"
@@ -72,6 +79,8 @@ class MetricsExport:
             why = f"{type(error).__name__}: {error}"
         if self._given_up:
             return  # `close` has told of it
+        if done:
+            self._untaken_since = None
         if not done:
             self._tell(why)
         elif self._lost:
@@ -84,11 +93,17 @@ class MetricsExport:
             log.warning("metrics_not_exported", why=why)
 
     def close(self, within_s: float = CLOSE_S) -> None:
-        """Export the last figures, waiting no longer than `within_s`; to be called where waiting is allowed."""
+        """Export the last figures, waiting no longer than `within_s`; to be called where waiting is allowed.
+
+        A collector that has taken none for CLOSE_S is waited for UNANSWERED_S.
+        """
+        if self._untaken_since is not None:
+            had_s = time.monotonic() - self._untaken_since
+            within_s = min(within_s, max(UNANSWERED_S, CLOSE_S - had_s))
         self._ending.set()
         self._thread.join(within_s)
         if self._thread.is_alive():
             self._given_up = True
-            self._tell(f"the collector did not take the last ones within {within_s:.0f} s")
+            self._tell(f"the collector did not take the last ones within {within_s:.1f} s")
             if self._sender is not None:
                 self._sender.shutdown()

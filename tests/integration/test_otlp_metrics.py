@@ -24,7 +24,7 @@ from bus.exporting import Exporting
 from bus.messages import Heartbeat
 from bus.subjects import Subjects
 from coordinator.beat_figures import BeatFigures
-from coordinator.exporting import MetricsExport
+from coordinator.exporting import UNANSWERED_S, MetricsExport
 from coordinator.otlp_metrics import OtlpMetrics
 from coordinator.stream_figures import Figures, Names
 from tests.support.collector import Measured, collecting, read_measured
@@ -151,9 +151,32 @@ def test_the_last_figures_go_out_by_grpc_though_the_collector_is_only_just_comin
     figures, servicer.refusals = some_figures(), 2  # the exporter asks again after one second, and after two more
     export = MetricsExport(Exporting(protocol="grpc"), {}, figures.registry, dict)
     export.close()
-    [request] = servicer.requests
+    request = servicer.requests[-1]
     assert read_measured(request.SerializeToString()).shown() == parsed(generate_latest(figures.registry).decode())
     assert told.lines == []
+
+
+def test_the_end_does_not_wait_long_for_a_collector_that_never_answered(
+    servicer: Servicer, told: Told, monkeypatch: pytest.MonkeyPatch
+):
+    servicer.freed.clear()
+    export = MetricsExport(Exporting(protocol="grpc"), {}, some_figures().registry, dict)
+    assert servicer.asked.wait(20), "it is sent figures as soon as there are any"
+    joined: list[float | None] = []
+    join = export._thread.join
+
+    def noted(timeout: float | None = None) -> None:
+        joined.append(timeout)
+        join(0)
+
+    monkeypatch.setattr(export._thread, "join", noted)
+    assert export._untaken_since is not None
+    export._untaken_since -= 100
+    export.close()
+    assert joined == [UNANSWERED_S]
+    [(event, _, fields)] = told.lines
+    assert (event, fields["why"]) == ("metrics_not_exported", "the collector did not take the last ones within 0.5 s")
+    servicer.freed.set()
 
 
 def test_an_end_that_does_not_wait_for_the_collector_any_longer_says_so(servicer: Servicer, told: Told):
