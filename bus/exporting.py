@@ -7,7 +7,7 @@ themselves. A wrong value is as good as none, and whatever runs goes on; coordin
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,19 @@ from bus import __version__
 from bus.process import MACHINE
 
 __all__ = [
-    "OTHERS", "PACKAGES", "Exporting", "Signal", "describe_process", "exporters_of", "in_effect", "read_exporting",
-    "read_number", "to_number",
+    "LENGTH_LIMITS",
+    "OTHERS",
+    "PACKAGES",
+    "Exporting",
+    "Signal",
+    "describe_process",
+    "exporters_of",
+    "forget_count_limits",
+    "in_effect",
+    "longest_value",
+    "read_exporting",
+    "read_number",
+    "to_number",
 ]  # fmt: skip
 
 Signal = Literal["traces", "metrics"]
@@ -76,6 +87,24 @@ def to_number(text: str, *, whole: bool = False) -> float | None:
 def read_number(environment: Mapping[str, str], name: str, default: float, *, whole: bool = False) -> float:
     """The number above 0 that the variable `name` holds; `default` where it holds none."""
     return to_number(environment.get(name, ""), whole=whole) or default
+
+
+LENGTH_LIMITS = ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT")
+
+
+def longest_value(environment: Mapping[str, str]) -> int | None:
+    """How many characters of an attribute's value are exported; None: all. The SDK's own reading raises."""
+    numbers = (to_number(environment.get(name, ""), whole=True) for name in LENGTH_LIMITS)
+    found = next((number for number in numbers if number is not None), None)
+    return None if found is None else int(found)
+
+
+def forget_count_limits(environment: MutableMapping[str, str]) -> None:
+    """Take what limits the attributes of a span out of `environment`: the SDK cannot be imported with a wrong one.
+
+    A right one has no effect here either: spans are made without a tracer.
+    """
+    environment.pop("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", None)
 
 
 def describe_process(swarm: str) -> dict[str, str | int]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from bus import __version__
+from bus.exporting import longest_value
 from bus.otlp_exporters import Complaints, make_exporter, make_resource
 
 if TYPE_CHECKING:
@@ -42,8 +44,7 @@ class OtlpExport:
         self._exporter: SpanExporter = make_exporter(settings.protocol, "traces")
         self._resource = make_resource(resource)
         self._scope = InstrumentationScope("signalmesh", __version__)
-        limits = SpanLimits()  # as the environment says
-        self._longest = limits.max_span_attribute_length or limits.max_attribute_length
+        self._longest = longest_value(os.environ)
 
     @property
     def why(self) -> str:

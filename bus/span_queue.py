@@ -6,6 +6,7 @@ A collector that is dead, slow or refusing costs spans: they are counted, and to
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 import time
 from collections import deque
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
+
+from bus.exporting import forget_count_limits
 
 if TYPE_CHECKING:
     from bus.tracing import Settings, Span
@@ -40,6 +43,7 @@ class Export(Protocol):
 
 
 def _make_export(settings: Settings, resource: dict[str, Any]) -> Export:
+    forget_count_limits(os.environ)
     from bus.otlp import OtlpExport  # imports OpenTelemetry: only here, and only when there is a span to export
 
     return OtlpExport(settings, resource)

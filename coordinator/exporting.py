@@ -7,6 +7,7 @@ it takes figures again. Nothing is kept for it: the next figures are of then, an
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 
-from bus.exporting import Exporting, read_number
+from bus.exporting import Exporting, forget_count_limits, read_number
 from coordinator.exporting_check import INTERVAL_MS, TIMEOUT_MS
 
 __all__ = ["CLOSE_S", "MetricsExport"]
@@ -57,6 +58,7 @@ class MetricsExport:
 
     def _run(self) -> None:
         try:
+            forget_count_limits(os.environ)
             from coordinator.otlp_metrics import OtlpMetrics  # imports OpenTelemetry: only here, where it is asked for
 
             self._sender = OtlpMetrics(self._exporting, self._exporting.describe("metrics", self._attributes()))

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from bus.exporting import OTHERS, PACKAGES, Signal, exporters_of, in_effect, to_number
+from bus.exporting import LENGTH_LIMITS, OTHERS, PACKAGES, Signal, exporters_of, in_effect, to_number
 from bus.tracing import BATCH_SPANS, DELAY_S, QUEUE_SPANS, TRACES_PER_S, make_sampler
 from coordinator.findings import Finding, ok, warning
 
@@ -92,6 +92,10 @@ def _of_signal(environment: Mapping[str, str], signal: Signal) -> Iterator[str]:
     yield from _of_lists(environment, signal)
     yield from _of_numbers(environment, signal)
     if signal == "traces":
+        for variable in LENGTH_LIMITS:
+            value = environment.get(variable, "")
+            if value and to_number(value, whole=True) is None:
+                yield f"{variable}={value}: expected characters, a whole number above 0; it counts as unset"
         try:
             make_sampler(environment.get("OTEL_TRACES_SAMPLER", ""), environment.get("OTEL_TRACES_SAMPLER_ARG", ""))
         except ValueError as error:

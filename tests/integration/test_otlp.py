@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -79,6 +81,49 @@ async def test_long_values_are_cut_as_the_environment_says(monkeypatch: pytest.M
         monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3")
         assert await asyncio.to_thread(OtlpExport(Settings(), {}).send, [SPAN])
         assert collector.spans[0].attributes == {"mesh.round": 7, "mesh.symbol": "BTC"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "abc"),
+        ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "-5"),
+        ("OTEL_SPAN_LINK_COUNT_LIMIT", "-5"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ],
+)
+async def test_a_wrong_limit_loses_no_span(monkeypatch: pytest.MonkeyPatch, variable: str, value: str):
+    async with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv(variable, value)
+        assert await asyncio.to_thread(OtlpExport(Settings(), {}).send, [SPAN])
+        assert collector.spans[0].attributes == SPAN.attributes
+
+
+IMPORTING = """
+import time
+from bus.span_queue import SpanQueue
+from bus.tracing import Context, Settings, Span
+from prometheus_client import CollectorRegistry
+from bus.exporting import Exporting
+from coordinator.exporting import MetricsExport
+queue = SpanQueue(Settings(), dict)
+queue.put(Span(name='decide', context=Context('a' * 32, 'b' * 16), start_ns=1, end_ns=2))
+assert queue.flush(20)
+MetricsExport(Exporting(), {}, CollectorRegistry(), dict).close()
+"""
+
+
+async def test_the_sdk_is_imported_beside_a_wrong_limit_too():
+    """It reads one of them when it is imported, and raises."""
+    async with collecting() as collector:
+        wrong = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", IMPORTING, env={**os.environ, **wrong}, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await process.communicate()
+        assert (process.returncode, said) == (0, b"")
+        assert [span.name for span in collector.spans] == ["decide"]
 
 
 class Servicer(trace_service_pb2_grpc.TraceServiceServicer):

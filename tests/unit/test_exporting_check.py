@@ -74,6 +74,11 @@ def test_nothing_is_wrong(environment: dict[str, str]):
             "9999",
             "=9999: expected at most OTEL_BSP_MAX_QUEUE_SIZE, 2048 spans; 2048 spans hold",
         ),
+        (
+            "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "abc",
+            "=abc: expected characters, a whole number above 0; it counts as unset",
+        ),
         ("OTEL_BSP_SCHEDULE_DELAY", "-1", "=-1: expected ms, a number above 0; 500 ms hold"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "inf", "=inf: expected ms, a number above 0; 60000 ms hold"),
         ("OTEL_METRIC_EXPORT_TIMEOUT", "soon", "=soon: expected ms, a number above 0; 30000 ms hold"),
