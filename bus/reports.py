@@ -37,9 +37,10 @@ class Reporter:
         sandbox: str | None = None,
         pid: int | None = None,
         reason: str | None = None,
+        traceparent: str = "",
         **detail: Any,
     ) -> None:
-        """Tell what happened to `agent`."""
+        """Tell what happened to `agent`; `traceparent` is the trace of what is done about it."""
         message = Lifecycle(
             event=event,
             agent=agent,
@@ -53,7 +54,8 @@ class Reporter:
         )
         tell = log.debug if event == "skipped" else log.info  # the alerts about these are bounded, they are not
         tell(event, of=agent, epoch=epoch, sandbox=sandbox, pid=pid, reason=reason, **detail)
-        self._put(self._subjects.lifecycle(agent, self.writer), encode(message), None)
+        headers = {h.TRACEPARENT: traceparent} if traceparent else None
+        self._put(self._subjects.lifecycle(agent, self.writer), encode(message), None, headers)
 
     def alert(
         self,

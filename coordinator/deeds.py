@@ -123,7 +123,13 @@ class Deeds:
 
     def _tell_death(self, dead: Dead) -> None:
         self._reports.lifecycle(
-            "declared_dead", dead.agent, epoch=dead.epoch, sandbox=dead.sandbox, pid=dead.pid, reason=dead.reason
+            "declared_dead",
+            dead.agent,
+            epoch=dead.epoch,
+            sandbox=dead.sandbox,
+            pid=dead.pid,
+            reason=dead.reason,
+            traceparent=self.recoveries.traceparent(dead.agent),
         )
         if dead.hung:
             self._reports.alert(

@@ -1,8 +1,9 @@
 """A trace for each recovery: what the watchdog did about a death (detect, claim, spawn); the new process adds its part.
 
-The root is the watchdog's part, from the first sign of the death to the start of the new process, and is told of then:
-so no parent is missing if the watchdog dies before the agent is ready. Its context goes to the new process with the
-order that starts it (agents/tracing.py: restore, replay), and the trace as a whole lasts as long as the recovery.
+The root is the watchdog's part, from the first sign of the death to the start of the new process, and is told of then.
+Its context goes to the new process with the order that starts it (agents/tracing.py: restore, replay), and the trace as
+a whole lasts as long as the recovery. It is stored with the declaration of the death as well: should the watchdog die
+before its spans are exported, its successor makes the root again from what the stream holds, so no parent is missing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,21 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from bus.bus import Bus, Stored
+from bus.errors import MessageError
 from bus.exporting import describe_process
+from bus.headers import TRACEPARENT
+from bus.messages import Lifecycle, decode, now
 from bus.subjects import WATCHDOG
-from bus.tracing import Context, Span, Tracer, Value, derived_id, open_tracer
+from bus.tracing import Context, Span, Tracer, Value, derived_id, open_tracer, read_context
 from coordinator.supervision import Dead
+
+LOOK_BACK = 20_000
+"""So many messages of the stream before its own term a watchdog reads for what its predecessor did last."""
+UNEXPORTED_S = 10.0
+"""Spans of an older recovery were exported, or given up, before its watchdog ended."""
 
 
 def watchdog_tracer(swarm: str, term: int) -> Tracer | None:
@@ -57,12 +67,7 @@ class Recoveries:
         epoch, exited_ns = self._exits.pop(dead.agent, (0, 0))
         if epoch == dead.epoch:  # another machine's clock may be wrong: it ended after its last heartbeat, and by now
             began_ns = min(max(began_ns, exited_ns), at_ns)
-        attributes: dict[str, Value] = {
-            "mesh.agent": dead.agent,
-            "mesh.epoch_before": dead.epoch,
-            "mesh.sandbox": dead.sandbox,
-            "mesh.reason": dead.reason,
-        }
+        attributes = _attributes(dead.agent, dead.epoch, dead.sandbox, dead.reason)
         whole = Span(name=f"respawn {dead.agent}", context=context, start_ns=began_ns, attributes=attributes)
         recovery = self._under_way[dead.agent] = _Recovery(whole)
         self._step(recovery, "detect", began_ns, {"mesh.reason": dead.reason})
@@ -112,3 +117,49 @@ class Recoveries:
         for span in (recovery.whole, *recovery.steps):
             self._tracer.emit(span)
         self._tracer.queue.hurry()  # the new process will tell of its part
+
+    async def take_up(self, bus: Bus, term: int) -> None:
+        """Make the roots again of the recoveries that the watchdog before `term` led last, if it may have died since.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        if self._tracer is None or not self._tracer.telling:
+            return
+        events: list[tuple[Stored, Lifecycle]] = []
+        for stored in await bus.read_back((bus.subjects.lifecycle("*", "*"),), max(1, term - LOOK_BACK)):
+            with contextlib.suppress(MessageError):  # a stranger's garbage tells nothing
+                event = decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
+                if isinstance(event, Lifecycle):
+                    events.append((stored, event))
+        since = now() - timedelta(seconds=UNEXPORTED_S)
+        for stored, event in events:
+            context = read_context(stored.headers.get(TRACEPARENT))
+            declared = event.event == "declared_dead" and event.source == WATCHDOG and stored.sequence < term
+            if declared and event.timestamp > since and context is not None:
+                self._tracer.emit(_again(context, event, [event for _, event in events]))
+
+
+def _again(context: Context, dead: Lifecycle, events: list[Lifecycle]) -> Span:
+    """The root of the recovery from `dead`, as far as the stream tells of it."""
+    epoch = dead.epoch or 0
+    of_agent = [event for event in events if event.agent == dead.agent and event.epoch is not None]
+    ends = [event for event in of_agent if event.event == "exited" and event.epoch == epoch]
+    began = min((dead.timestamp, *(event.timestamp for event in ends)))
+    started = next((event for event in of_agent if event.event == "spawned" and (event.epoch or 0) > epoch), None)
+    attributes = _attributes(dead.agent, epoch, dead.sandbox or "", dead.reason or "")
+    attributes["mesh.reemitted"] = True
+    if started is not None:
+        attributes |= {"mesh.epoch": started.epoch or 0, "process.pid": started.pid or 0}
+    return Span(
+        name=f"respawn {dead.agent}",
+        context=context,
+        start_ns=int(began.timestamp() * 1e9),
+        end_ns=int((started or dead).timestamp.timestamp() * 1e9),
+        attributes=attributes,
+        error="" if started is not None else "the watchdog that declared the death ended before it was answered",
+    )
+
+
+def _attributes(agent: str, epoch: int, sandbox: str, reason: str) -> dict[str, Value]:
+    return {"mesh.agent": agent, "mesh.epoch_before": epoch, "mesh.sandbox": sandbox, "mesh.reason": reason}

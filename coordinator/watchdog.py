@@ -131,6 +131,9 @@ class Watchdog:
                     log.debug("succession_retried", error=str(error))
                     await self._gather()  # who is there could not be heard meanwhile
             await settings.put()
+            if not self._fresh:
+                with contextlib.suppress(BusError):  # it is about a picture of what was: leading comes first
+                    await self._recoveries.take_up(self._bus, self.term)
             tasks.append(asyncio.create_task(settings.keep(), name="settings"))
             tasks.append(asyncio.create_task(Strays(self._bus, reports).keep(), name="strays"))
             while not self._stop.is_set():

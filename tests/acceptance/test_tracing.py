@@ -171,6 +171,34 @@ async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path,
             assert {span.attributes.get("mesh.round") for span in told} >= late
 
 
+@pytest.mark.slow
+async def test_a_watchdog_that_dies_in_a_recovery_leaves_no_parent_missing(tmp_path: Path):
+    """Its spans were not taken yet: its successor makes the root again."""
+    async with collecting() as collector, Swarm(tmp_path, environment=environment(collector)) as swarm:
+        ear = await swarm.up()
+        beat = (await ear.live(*AGENTS))["strategy-momentum"]
+        leader = (await ear.live("watchdog"))["watchdog"]
+        collector.mode = "unavailable"  # whoever lives on tries again
+        swarm.send(beat["pid"], signal.SIGKILL)
+        await ear.back({"strategy-momentum": beat["epoch"]})
+        swarm.send(leader["pid"], signal.SIGKILL)
+        collector.mode = "well"
+        name, parts = "respawn strategy-momentum", {"restore", "replay"}
+
+        def whole_of() -> dict[str, Received] | None:
+            traces = collector.traces().values()
+            return next((trace for trace in traces if {name, *parts} <= {span.name for span in trace.values()}), None)
+
+        trace = await collector.until("its root and the new process's part", whole_of)
+        [root] = roots(trace)
+        assert root.attributes["mesh.reemitted"] is True
+        assert (root.attributes["mesh.epoch_before"], root.problem) == (beat["epoch"], "")
+        assert orphans(trace) == []
+        assert {span.service for span in trace.values()} == {"watchdog", "strategy-momentum"}
+        restored = next(span for span in trace.values() if span.name == "restore")
+        assert root.start_ns < restored.start_ns
+
+
 def phases_of(killed: str) -> dict[str, str]:
     return {name: "watchdog" if name in PHASES[:3] else killed for name in PHASES}
 
