@@ -63,7 +63,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings += await asyncio.to_thread(check_earlier_runs)
     findings += await asyncio.to_thread(check_exporting)
     findings += await asyncio.to_thread(check_descriptors, run)
-    findings += [await check_port(one, run) for one in urls_of(url)]
+    findings += [await check_port(one, run, named=nats is not None) for one in urls_of(url)]
     findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)
     return Diagnosis(
         ok=all(finding.level != "error" for finding in findings),

@@ -139,8 +139,8 @@ def _descriptors(check: str, whose: str, limit: int, used: int | None) -> Findin
     return ok(check, text)
 
 
-async def check_port(url: str, run: Run | None) -> Finding:
-    """Who listens where the swarm's server is or would be."""
+async def check_port(url: str, run: Run | None, *, named: bool) -> Finding:
+    """Who listens where the swarm's server is or would be; `named`: by --nats, so it should be there."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 4222
     info = await read_info(host, port)
@@ -162,7 +162,7 @@ async def check_port(url: str, run: Run | None) -> Finding:
         if listens and server.pid not in [pid for pid, _ in listens]:
             return error("port", f"{where}: {who}, not this swarm's nats-server (pid {server.pid})", BUS_DOWN)
         return ok("port", f"{where}: {who}, this swarm's")
-    if run is not None and run.alive():  # with --nats
+    if named or (run is not None and run.alive()):  # of another's server
         return ok("port", f"{where}: {who}") if info else error("port", f"{where}: no NATS server answers", BUS_DOWN)
     if who:
         return warning("port", f"{where} is taken: {who}", "signalmesh up --port 0, or use that server with --nats")

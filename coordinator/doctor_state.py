@@ -123,7 +123,7 @@ def _holders(path: Path) -> list[int] | None:
 
 
 def check_permissions(state_dir: Path) -> Finding:
-    """Whether we can use every file there, and nobody else can change one."""
+    """Whether we can use every file there, and nobody else can change one; not made where nothing can be kept."""
     check = "permissions"
     try:
         about = state_dir.stat()
@@ -133,6 +133,8 @@ def check_permissions(state_dir: Path) -> Finding:
         return error(check, f"{state_dir}: {problem.strerror}", "chown or chmod it, or choose another --state-dir")
     if not stat.S_ISDIR(about.st_mode):
         return error(check, f"{state_dir} is no directory", "remove or rename it, or choose another --state-dir")
+    if _is_never_written(state_dir):
+        return unmade(check, f"{state_dir} is empty, on a read-only file system: nothing is kept here")
     unusable: list[str] = []
     open_to_all: list[str] = []
     seen = 0
@@ -150,6 +152,14 @@ def check_permissions(state_dir: Path) -> Finding:
         return warning(check, text, f"chmod -R go-w {state_dir}, and umask 022 before `up`")
     more = "" if seen < MOST_FILES else f"; only the first {MOST_FILES} were looked at"
     return ok(check, f"{seen} files and directories are ours to use, and nobody else's to change{more}")
+
+
+def _is_never_written(directory: Path) -> bool:
+    """As in a container whose root is read-only, if its role keeps nothing."""
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY) and not any(directory.iterdir())
+    except OSError:
+        return False
 
 
 def _judge(path: Path) -> tuple[bool, bool, str]:

@@ -208,6 +208,9 @@ async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_health
     assert [agent["name"] for agent in status["agents"]] == sorted(AGENTS)
     where = {agent["name"]: agent["sandbox"].partition("-")[0] for agent in status["agents"]}
     assert where == dict(zip(AGENTS, ("base", "nodejs", "nodejs", "python", "python"), strict=True))
+    for role in ("watchdog", "mirror"):  # one that keeps nothing, and one that does
+        doctor = await project.verb(role, "doctor")
+        assert [row for row in doctor["findings"] if row["level"] != "ok"] == [], role
     for service, container in (await project.containers()).items():
         if service == "rebuild":
             assert (container["State"]["Status"], container["State"]["ExitCode"]) == ("exited", 0)

@@ -103,14 +103,18 @@ async def test_a_port_that_another_program_has():
     port = server.sockets[0].getsockname()[1]
     url = f"nats://127.0.0.1:{port}"
     async with server:
-        taken = await check_port(url, None)
-        instead = await check_port(url, living_run(Recorded(kind="nats-server", name="nats-server", pid=1, created=1)))
-        elsewhere = await check_port(url, living_run())
-    free = await check_port(url, None)
+        taken = await check_port(url, None, named=False)
+        its = living_run(Recorded(kind="nats-server", name="nats-server", pid=1, created=1))
+        instead = await check_port(url, its, named=False)
+        elsewhere = await check_port(url, living_run(), named=False)
+        named = await check_port(url, None, named=True)
+    free = await check_port(url, None, named=False)
+    gone = await check_port(url, None, named=True)
     assert (taken.level, free.level) == ("warning", "ok")
     assert f"pid {os.getpid()}" in taken.text
     assert "--port 0" in taken.remedy
     assert (instead.level, elsewhere.level) == ("error", "error")
+    assert (named.level, gone.level) == ("error", "error")
     assert str(os.getpid()) in instead.text
 
 
