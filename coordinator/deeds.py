@@ -96,7 +96,7 @@ class Deeds:
                 self._reports.alert(
                     "warning",
                     "sandbox_lost",
-                    f"sandbox {sandbox} is lost; started elsewhere: {', '.join(agents) or 'nobody, it had no agent'}",
+                    f"sandbox {sandbox} is lost; to start elsewhere: {', '.join(agents) or 'nobody, it had no agent'}",
                     sandbox=sandbox,
                     agents=list(agents),
                 )

@@ -127,8 +127,8 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     from coordinator.e2b_service import Service
 
     stop = asyncio.Event()
-    on_signals(stop.set)
     bus = await NatsBus.connect(url, config.swarm, PROVIDER, wait_s=None)
+    on_signals(stop.set)  # until here there is nothing to end in order
     outbox = Outbox(bus, (f"{config.swarm}.*.*.{PROVIDER}",), lambda _: None)
     reports = Reporter(bus, outbox, PROVIDER)
     hosts = Hosts(bus)

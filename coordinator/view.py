@@ -170,6 +170,18 @@ def watchdogs_text(status: Status) -> str:
     return f"{', '.join(leading) or 'no watchdog leads'}, {' and '.join(waiting) or 'none'} stands by"
 
 
+def agents_text(status: Status) -> str:
+    """How many agents there are, and how many of them work."""
+    external = sum(agent.status == "external" for agent in status.agents)
+    # Who leads brings back, or tells of, every agent that it knows.
+    led = status.watchdog_term is not None
+    former = sum(agent.status == "stopped" for agent in status.agents) if led else 0
+    own = len(status.agents) - external - former
+    text = f"{status.active_agents} of {own} agents active" if own else "no agent was heard of yet"
+    text += f", {external} external" if external else ""
+    return text + (f", {former} stopped and not configured any more" if former else "")
+
+
 def provider_lines(status: Status) -> list[str]:
     """Of the provider, where there is one or should be: a sandbox that it made is heard."""
     if (heard := status.provider) is not None:
@@ -186,10 +198,6 @@ def print_status(status: Status) -> None:
     """What `status` has gathered, as wide as there is room for."""
     out = console()
     watchdog = watchdogs_text(status)
-    own = [agent for agent in status.agents if agent.status != "external"]
-    agents = f"{status.active_agents} of {len(own)} agents active" if own else "no agent was heard of yet"
-    if len(own) < len(status.agents):
-        agents += f", {len(status.agents) - len(own)} external"
     others = f" (and {status.decisions.of_others} of other writers)" if status.decisions.of_others else ""
     last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""
     mirror = "no mirror heard"
@@ -197,7 +205,7 @@ def print_status(status: Status) -> None:
         mirror = f"mirror {heard.status}: {heard.file}, {heard.behind} rows and {heard.behind_ms} ms behind"
     for line in (
         f"swarm {status.swarm} on {status.nats}",
-        f"{agents}; processes: {status.processes}; {watchdog}",
+        f"{agents_text(status)}; processes: {status.processes}; {watchdog}",
         f"decisions in the stream: {status.decisions.count}{last}{others}",
         mirror,
         *provider_lines(status),

@@ -113,6 +113,16 @@ def test_a_narrow_terminal_keeps_what_counts_and_names_what_it_leaves_out(monkey
     assert "too narrow (80 columns) for: processes; network in, out; cost" in rest
 
 
+def test_agents_that_are_not_configured_any_more_are_counted_apart(capsys):
+    """Where a watchdog leads, that is: without one whoever stopped is missed."""
+    status = status_of(5)
+    agents = [replace(agent, status="stopped") for agent in status.agents[:2]] + status.agents[2:]
+    print_status(replace(status, agents=agents, active_agents=3, watchdog_term=7))
+    assert "\n3 of 3 agents active, 2 stopped and not configured any more; " in capsys.readouterr().out
+    print_status(replace(status, agents=agents, active_agents=3, watchdog_term=None))
+    assert "\n3 of 5 agents active; " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("endpoint", "provider", "at"),
     [
