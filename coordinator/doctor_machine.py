@@ -162,8 +162,10 @@ async def check_port(url: str, run: Run | None, *, named: bool) -> Finding:
         if listens and server.pid not in [pid for pid, _ in listens]:
             return error("port", f"{where}: {who}, not this swarm's nats-server (pid {server.pid})", BUS_DOWN)
         return ok("port", f"{where}: {who}, this swarm's")
-    if named or (run is not None and run.alive()):  # of another's server
-        return ok("port", f"{where}: {who}") if info else error("port", f"{where}: no NATS server answers", BUS_DOWN)
+    if named or (run is not None and run.alive()):  # another's server
+        if info is None and not who:
+            return unmade("port", f"nobody listens at {where}; what that means for the bus stands there")
+        return ok("port", f"{where}: {who}") if info else error("port", f"{where}: {who}, no NATS server", BUS_DOWN)
     if who:
         return warning("port", f"{where} is taken: {who}", "signalmesh up --port 0, or use that server with --nats")
     return ok("port", f"{where} is free")

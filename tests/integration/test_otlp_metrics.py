@@ -236,7 +236,7 @@ async def test_a_collector_that_is_gone_is_named_as_such(monkeypatch: pytest.Mon
     async with collecting() as collector:
         await collector.stop()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{collector.url}/s3cret/v1/metrics")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "8")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "2")
         export = MetricsExport(Exporting(), {}, some_figures().registry, dict)
         export._ending.set()
         await asyncio.to_thread(export._thread.join, 20)

@@ -114,7 +114,7 @@ async def test_a_port_that_another_program_has():
     assert f"pid {os.getpid()}" in taken.text
     assert "--port 0" in taken.remedy
     assert (instead.level, elsewhere.level) == ("error", "error")
-    assert (named.level, gone.level) == ("error", "error")
+    assert (named.level, gone.made) == ("error", False)
     assert str(os.getpid()) in instead.text
 
 
