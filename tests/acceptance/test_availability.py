@@ -7,12 +7,15 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
 
 OUTAGE_S = 4.0
 """Far longer than a silence that is taken for an absence."""
 
 
+@pytest.mark.slow
 async def test_while_the_bus_is_away_nobody_is_absent(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--speed", "20")

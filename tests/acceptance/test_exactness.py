@@ -83,6 +83,7 @@ async def test_stopped_agents_and_zombies(tmp_path: Path, undisturbed: Content, 
             assert exited["detail"]["exit_code"] == 1, "the zombie did not end by itself"
 
 
+@pytest.mark.slow
 async def test_agents_killed_while_the_stream_refuses(tmp_path: Path, undisturbed: Content, chance: random.Random):
     async with Swarm(tmp_path, exact_toml()) as swarm:
         ear = await swarm.up()

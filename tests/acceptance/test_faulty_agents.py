@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agents.intake import HOPELESS_SKIPS
 from tests.acceptance.swarm import Swarm, agents_toml
 
@@ -69,6 +71,7 @@ class Cursed(Agent):
 """
 
 
+@pytest.mark.slow
 async def test_one_that_dies_before_it_is_ready_is_known_by_its_newest_epoch(tmp_path: Path):
     toml = (
         f"max_agents = 6\n[watchdog]\nquarantine_deaths = 3\n{agents_toml(speed=20, history=10)}\n"

@@ -10,6 +10,8 @@ import urllib.request
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.faults import kill_agents, kill_server
@@ -150,6 +152,7 @@ async def test_an_address_that_is_taken_is_said_before_anything_starts(tmp_path)
     assert "--listen 'here': expected HOST:PORT" in wrong.err
 
 
+@pytest.mark.slow
 async def test_alerts_reach_a_webhook_whose_poster_is_killed_and_its_url_is_nowhere_to_be_seen(tmp_path, monkeypatch):
     async with receiver() as there:
         monkeypatch.setitem(ENVIRONMENT, "SIGNALMESH_WEBHOOK", f"http://127.0.0.1:{there.port}/hook/s3cret")

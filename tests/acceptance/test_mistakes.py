@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.faults import kill_agents
@@ -198,6 +200,7 @@ async def test_durability_on_a_server_that_is_not_ours_is_said_to_be_its_own(tmp
         assert [alert["code"] for alert in alerts] == ["durability_not_set"]
 
 
+@pytest.mark.slow
 async def test_a_server_that_refuses_is_not_said_to_be_away(tmp_path: Path):
     async with plain_server(tmp_path, "--user", "user", "--pass", "right") as url:
         for verb in ("status", "up", "doctor"):
@@ -209,6 +212,7 @@ async def test_a_server_that_refuses_is_not_said_to_be_away(tmp_path: Path):
             assert "no NATS server answers" not in text
 
 
+@pytest.mark.slow
 async def test_a_role_that_waits_for_the_bus_says_where_and_why(tmp_path: Path):
     async with plain_server(tmp_path, "--user", "user", "--pass", "right") as refusing:
         for url, why in ((refusing, "Authorization Violation"), (NOBODY, "Connect")):

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.acceptance.faults import kill_agents
 from tests.acceptance.swarm import AGENTS, Swarm
 
@@ -54,6 +56,7 @@ async def publish_raw(url: str, *subjects: bytes) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 async def test_garbage_in_every_place_stops_nobody_for_good(tmp_path: Path):
     """In subjects, headers, snapshots and the registry; then everybody who could trip over it is started again."""
     async with Swarm(tmp_path) as swarm:

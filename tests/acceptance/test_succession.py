@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 
 from coordinator.recoveries import reason_class
 from tests.acceptance.ear import read_stream
@@ -21,6 +22,7 @@ KILLED = "strategy-mean-reversion"
 PHASES = ("detected_ms", "claimed_ms", "spawned_ms", "restored_ms", "ready_ms")
 
 
+@pytest.mark.slow
 async def test_an_agent_that_dies_after_its_watchdog_is_recovered_as_any_other(tmp_path: Path):
     async with collecting() as collector:
         told = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"}
@@ -68,6 +70,7 @@ async def test_an_agent_that_dies_after_its_watchdog_is_recovered_as_any_other(t
             assert audit.code == 0, audit.out
 
 
+@pytest.mark.slow
 async def test_agents_that_die_with_their_host_after_their_watchdog_are_declared_dead(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--speed", "20")
@@ -93,6 +96,7 @@ async def test_agents_that_die_with_their_host_after_their_watchdog_are_declared
         assert_numbered(await read_stream(swarm.url, swarm.name))
 
 
+@pytest.mark.slow
 async def test_a_swarm_that_was_killed_as_a_whole_starts_without_a_death(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         ear = await swarm.up("--speed", "20")

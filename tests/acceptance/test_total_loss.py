@@ -48,6 +48,7 @@ def epochs_of(messages: list[Said]) -> dict[str, list[int]]:
     return claims
 
 
+@pytest.mark.slow
 async def test_after_down_the_lost_store_is_put_back_exactly(tmp_path: Path, undisturbed: Content):
     async with Swarm(tmp_path, exact_toml(speed=60)) as swarm:  # `down` itself takes a second to start
         ear = await swarm.up()

@@ -363,6 +363,7 @@ async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: 
         assert {s.kind for s in unsampled} == {"market", "sentiment", "signal", "decision"}, "handed on as it was"
 
 
+@pytest.mark.slow
 async def test_wrong_variables_stop_nobody_and_are_told_once_by_up_and_by_each_role(tmp_path: Path):
     token = "s3cr3t-t0ken"
     wrong = {

@@ -228,6 +228,7 @@ async def test_down_waits_for_the_sandbox_that_was_just_asked_for_and_ends_it(tm
         assert await e2b_standin.sandboxes() == {}
 
 
+@pytest.mark.slow
 async def test_down_in_the_middle_of_an_installation_ends_the_sandbox_and_invents_no_fault(tmp_path, e2b_standin):
     begun = tmp_path / "begun"
     python = tmp_path / "python"

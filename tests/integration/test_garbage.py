@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from bus.bus import Heard
 from bus.claims import claim, new_agent_id
 from bus.messages import Config, decode
@@ -25,6 +27,7 @@ async def test_a_claim_succeeds_after_an_undecodable_one(tmp_path: Path) -> None
         await bus.close()
 
 
+@pytest.mark.slow
 async def test_the_watchdog_puts_its_settings_in_place_of_garbage(tmp_path: Path) -> None:
     async with NatsServer(tmp_path, port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "watchdog")

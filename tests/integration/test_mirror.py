@@ -135,6 +135,7 @@ async def test_a_damaged_file_is_set_aside_and_filled_anew(tmp_path):
             assert str(aside) in json.loads(alert.data)["message"]
 
 
+@pytest.mark.slow
 async def test_a_file_that_cannot_be_written_is_waited_for(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)

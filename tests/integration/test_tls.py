@@ -165,14 +165,14 @@ async def test_a_certificate_of_a_stranger_is_refused_by_name(server):
     stranger = trustme.CA().cert_pem.bytes().decode()
     credentials = Credentials(nkey_seed=server.seed, ca=stranger, tls_first=server.first)
     with pytest.raises(BusUnreachable, match="certificate verify failed"):
-        await NatsBus.connect(server.url("tls"), "swarm", "test", 5.0, credentials)
+        await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, credentials)
 
 
 async def test_who_is_not_known_is_refused_and_no_seed_is_shown(server):
     seed, _ = new_seed()
     wrong = Credentials(nkey_seed=seed, ca=server.credentials.ca, tls_first=server.first)
     with pytest.raises(BusUnreachable, match=r"(?i)authorization violation") as caught:
-        await NatsBus.connect(server.url("tls"), "swarm", "test", 5.0, wrong)
+        await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, wrong)
     assert seed not in str(caught.value) + repr(wrong)
 
 
