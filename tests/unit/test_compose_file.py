@@ -28,6 +28,14 @@ def test_nothing_gets_the_docker_socket_or_more_rights():
     assert "0.0.0.0" not in COMPOSE
 
 
+def test_every_container_has_a_read_only_root():
+    services = COMPOSE[COMPOSE.index("\nservices:\n") : COMPOSE.index("\nvolumes:\n")]
+    for service in re.split(r"\n  (?=[a-z][a-z-]+:\n)", services)[1:]:
+        name = service.partition(":")[0]
+        assert re.search(r"^    (read_only: true|<<: \*(role|sandbox)$)", service, re.MULTILINE), name
+        assert re.search(r"^    (cap_drop: \[ALL\]|<<: \*(role|sandbox)$)", service, re.MULTILINE), name
+
+
 def test_the_image_is_built_from_hashed_requirements_only():
     dockerfile = (ROOT / "Dockerfile").read_text()
     installs = re.findall(r"pip install [^&\n]*", dockerfile)
