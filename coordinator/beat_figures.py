@@ -15,9 +15,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from bus.messages import Heartbeat
-from coordinator.gather import given_up_by
 from coordinator.sandbox_health import availability_of, health_of
 from coordinator.stream_figures import OTHER, Names
+from coordinator.supervision import given_up_by
 
 HEARD_S = 10.0
 """Who was silent for longer is not heard any more, and nothing that it said is of now."""

@@ -211,13 +211,6 @@ async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
     return sum(counts.values()), None if newest is None else datetime.fromisoformat(newest.headers[STORED_AT])
 
 
-def given_up_by(beat: Heartbeat) -> list[str]:
-    """The sandboxes that `beat`, if it is a provider's, says it has given up."""
-    if beat.role != "provider":
-        return []
-    return sorted(name for name, phase in (beat.phases or {}).items() if phase == GIVEN_UP)
-
-
 async def why_given_up(bus: NatsBus, sandbox: str) -> str | None:
     """What the provider said when it gave up `sandbox`; None if the stream does not hold that."""
     subject = bus.subjects.lifecycle(sandbox, PROVIDER)

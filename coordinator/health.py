@@ -15,8 +15,8 @@ from bus.errors import MessageError
 from bus.messages import Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.process import MACHINE
-from coordinator.gather import given_up_by
 from coordinator.options import BeatingRole
+from coordinator.supervision import given_up_by
 
 HEALTHY = frozenset({"live", "finished", "standby"})
 """States of a heartbeat in which its process does what it is for."""

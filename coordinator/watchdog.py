@@ -37,7 +37,7 @@ from coordinator.recovery_traces import Recoveries, watchdog_tracer
 from coordinator.settings import SwarmConfig
 from coordinator.strays import Strays
 from coordinator.succession import settle
-from coordinator.supervision import GIVEN_UP, Action, AgentState, Patience
+from coordinator.supervision import Action, AgentState, Patience, given_up_by
 from coordinator.wishes import Wishes
 
 TICK_S = 0.05
@@ -298,7 +298,7 @@ class Watchdog:
                 self._echo_at = time.monotonic()
                 self._attendance.echo(self._echo_at)
         elif beat.role == "provider":
-            self._given_up = {name for name, phase in (beat.phases or {}).items() if phase == GIVEN_UP}
+            self._given_up = set(given_up_by(beat))
         elif beat.role == "sandbox":
             self._attendance.heard(beat.agent, time.monotonic(), beat.agent_id, beat.uptime_s or 0.0)
             self._policy.host_beat(time.monotonic(), beat)
