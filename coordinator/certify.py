@@ -19,7 +19,7 @@ from pathlib import Path
 
 from agents.probe import look_around
 from bus import __version__
-from bus.errors import MeshError
+from bus.errors import BusError, MeshError
 from bus.messages import Alert, now
 from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
@@ -222,7 +222,13 @@ class _Certify:
 
     async def _wait_for_hosts(self) -> None:
         observer, wanted = self._observer, self._expected.sandboxes.keys()
-        await observer.until(lambda: wanted <= served(observer) or observer.alert_at(GIVEN_UP, 0.0), self._patience_s)
+        try:
+            await observer.until(
+                lambda: wanted <= served(observer) or observer.alert_at(GIVEN_UP, 0.0), self._patience_s
+            )
+        finally:
+            with contextlib.suppress(BusError):  # its own step tells of that
+                await observer.read_alerts()
 
     async def _probe(self) -> None:
         for name in self._observer.hosts:
@@ -324,6 +330,7 @@ class _Certify:
             wanted, sandboxes, agents, keys, self._snapshots, fault, self._before, recording, self._audit,
             detection_s=options.max_detection_s, recovery_s=options.max_recovery_s, downtime_s=options.max_downtime_s,
         )  # fmt: skip
+        by_time = sorted((alert for _, alert in observer.alerts), key=lambda alert: alert.timestamp)
         _, restored = recording.events.get(
             ("restored", wanted.target, (fault.epoch_after or 0) if fault else 0), (0, {})
         )
@@ -349,7 +356,7 @@ class _Certify:
             restored={name: restored.get(name) for name in ("cursor", "outputs")},
             audit=self._audit,
             alerts=dict(Counter(alert.code for _, alert in observer.alerts)),
-            alert_texts={alert.code: shown(alert.message, LONGEST_ALERT) for _, alert in observer.alerts},
+            alert_texts={alert.code: shown(alert.message, LONGEST_ALERT) for alert in by_time},
             cleanup=self.cleanup,
             problems=problems,
         )

@@ -8,6 +8,7 @@ incarnation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections import deque
@@ -76,6 +77,7 @@ class Observer:
         self.doubled = 0
         self.problems: list[str] = []
         self._ids: set[str] = set()
+        self._stored_alerts: set[int] = set()
         self._followed: dict[str, _Followed] = {}
         self._changed = asyncio.Event()
         self._listening: Closable | None = None
@@ -135,12 +137,33 @@ class Observer:
             if message.event == "declared_dead":
                 self.deaths.setdefault(message.agent, deque(maxlen=100)).append(at)
         elif isinstance(message, Alert):
-            self.alerts.append((at, message))
-            self._on_alert(message)
+            self._note_alert(message, sequence, at)
         elif isinstance(message, Epoch):
             self.claims[writer] = (sequence, at)
         elif isinstance(message, Decision):
             self._on_decision(message, heard, sequence, at, generation)
+
+    def _note_alert(self, alert: Alert, sequence: int, at: float) -> None:
+        if sequence in self._stored_alerts:
+            return
+        if sequence:  # 0: it was not stored, only published
+            self._stored_alerts.add(sequence)
+        self.alerts.append((at, alert))
+        self._on_alert(alert)
+
+    async def read_alerts(self) -> None:
+        """Note the stored alerts that were not heard: from before it listened, or while its connection was broken.
+
+        Raises:
+            BusError: the bus does not answer, or has no such stream.
+        """
+        subjects = self._bus.subjects
+        for stored in await self._bus.read_back((subjects.alert("*", "*"),), 1):
+            with contextlib.suppress(MessageError):
+                alert = decode(subjects.parse(stored.subject), stored.subject, stored.data)
+                if isinstance(alert, Alert):
+                    self._note_alert(alert, stored.sequence, time.monotonic())
+        self._changed.set()
 
     def _on_beat(self, beat: Beat) -> None:
         said = beat.said

@@ -200,7 +200,7 @@ async def test_alerts_are_said_as_they_come_and_do_no_harm(tmp_path: Path, tempo
     alerts = [("ill", text) for text in texts] + [("many", f"trouble {number}") for number in range(30)]
     for code, text in alerts:
         alert = Alert(severity="warning", code=code, message=text, timestamp=now(), source="somebody")
-        await bus.connection.client.publish(bus.subjects.alert("warning", "somebody"), encode(alert))
+        await bus.publish(f"in.{bus.subjects.alert('warning', 'somebody')}", encode(alert))
     await bus.close()
     said = await rest_of(process, stderr)
     assert process.returncode == 0, said
