@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -127,9 +128,13 @@ def engine_missing() -> str | None:
 
 
 def host_address() -> str:
-    """This machine, as containers see it: the engine's own end of its default network."""
-    asked = ["docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"]
-    return subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    """This machine, as containers see it: the engine's own end of its default network, the first address of that.
+
+    An engine that has just been set up does not name it as the gateway yet.
+    """
+    asked = ["docker", "network", "inspect", "bridge", "--format", "{{json (index .IPAM.Config 0)}}"]
+    network = json.loads(subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout)
+    return network.get("Gateway") or str(next(ipaddress.ip_network(network["Subnet"]).hosts()))
 
 
 @pytest.fixture(scope="module")
