@@ -132,8 +132,7 @@ class Watchdog:
                     await self._gather()  # who is there could not be heard meanwhile
             await settings.put()
             if not self._fresh:
-                with contextlib.suppress(BusError):  # it is about a picture of what was: leading comes first
-                    await self._recoveries.take_up(self._bus, self.term)
+                tasks.append(asyncio.create_task(self._take_up(), name="recovery-traces"))
             tasks.append(asyncio.create_task(settings.keep(), name="settings"))
             tasks.append(asyncio.create_task(Strays(self._bus, reports).keep(), name="strays"))
             while not self._stop.is_set():
@@ -158,6 +157,11 @@ class Watchdog:
             outbox.close()
             if tracer is not None:
                 await asyncio.to_thread(tracer.queue.close)
+
+    async def _take_up(self) -> None:
+        """Beside leading: it is a picture of what was."""
+        with contextlib.suppress(BusError):
+            await self._recoveries.take_up(self._bus, self.term)
 
     def _make_policy(self) -> Policy:
         patience = self._config.watchdog
