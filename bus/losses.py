@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 
 from bus.errors import OtherHistory, Refused
+from bus.jetstream import STREAM_NOT_FOUND
 from bus.mirror_read import MirrorFile
 from bus.mirror_schema import Incarnation
 from bus.mirror_store import MirrorStore
 from bus.nats_bus import NatsBus
-from bus.streams import STREAM_NOT_FOUND
 
 
 def restore_prefix(bus: NatsBus) -> str:

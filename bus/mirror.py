@@ -20,6 +20,7 @@ import structlog
 
 from bus.beats import beat
 from bus.errors import BusError, MirrorFailing, OtherHistory, Refused
+from bus.jetstream import STREAM_NOT_FOUND
 from bus.mirror_intake import BATCH_ROWS, Followed, followed_streams, next_batch
 from bus.mirror_schema import Gap, Incarnation
 from bus.mirror_store import COMPLETE, PRUNE_ROWS, MirrorStore
@@ -27,7 +28,6 @@ from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.reader import collect
 from bus.reports import Reporter
-from bus.streams import STREAM_NOT_FOUND
 from bus.tasks import end_tasks
 
 NAME = "mirror"
@@ -287,7 +287,7 @@ class Mirror:
         for followed in reversed(self._followed):
             cursor = self._store.cursors.get(followed.stream, 0)
             last = followed.waiting[-1][1].sequence if followed.waiting else cursor
-            for stored in await collect(self._bus, followed.stream, followed.filters, last + 1):
+            for stored in await collect(self._bus.jetstream, followed.stream, followed.filters, last + 1):
                 followed.put(stored)
             found = found or bool(followed.waiting)
         for followed in self._followed:

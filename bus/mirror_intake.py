@@ -48,7 +48,7 @@ class Followed:
 
     async def start(self, bus: NatsBus, first: int) -> None:
         """Read from sequence `first` on."""
-        self.reader = Reader(bus, self.stream, self.filters, first, self.take)
+        self.reader = Reader(bus.jetstream, self.stream, self.filters, first, self.take)
         await self.reader.start()
 
     async def take(self, stored: Stored) -> None:

@@ -1,7 +1,7 @@
 """The bus over NATS JetStream: publishing with acknowledgements, reading back, key-value, core messages.
 
-Requests to JetStream are written out as JSON here: it is the server's public API, and nats-py's wrappers wait where
-we must pipeline. Following the stream is in bus/reader.py, the streams' creation in bus/streams.py.
+Requests to JetStream are in bus/jetstream.py, following the stream in bus/reader.py, the streams' creation in
+bus/streams.py.
 """
 
 from __future__ import annotations
@@ -11,32 +11,20 @@ import base64
 import contextlib
 from typing import Any
 
-import orjson
 import structlog
 from nats.aio.msg import Msg
 
 from bus import headers as h
 from bus.bus import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
-from bus.client import STATUS, parse_headers
-from bus.connection import Connection, shown_url, too_large
+from bus.client import parse_headers
+from bus.connection import Connection, shown_url
 from bus.credentials import Credentials
-from bus.errors import BusError, BusTimeout, Disconnected, NobodyServes, Refused, WrongSequence
-from bus.messages import MAX_PAYLOAD_BYTES
+from bus.errors import BusError, BusTimeout, Disconnected, Refused
+from bus.jetstream import API_TIMEOUT_S, IN_PROCESS, NO_MESSAGE, JetStream
 from bus.reader import Reader, collect
 from bus.subjects import Subjects
 
-WRONG_LAST_SEQUENCE = 10071
-"""JetStream's error code for a lost compare-and-set."""
-IN_PROCESS = 10164
-"""And for one that a cluster cannot judge yet, for an earlier message with the same expectation is not stored yet."""
 IN_PROCESS_RETRY_S = 0.02
-NO_MESSAGE = 10037
-"""JetStream's error code for a subject of which nothing is stored."""
-NO_LEADER = frozenset({10008, 10009})
-"""JetStream's error codes while a cluster has no leader: it will have one in some seconds."""
-NO_RESPONDERS = 503
-"""The status of the empty answer that the server gives where nobody listens."""
-API_TIMEOUT_S = 5.0
 BEHIND_RETRY_S = 0.05
 
 log = structlog.get_logger("signalmesh.bus")
@@ -48,13 +36,8 @@ class NatsBus:
     def __init__(self, subjects: Subjects, connection: Connection) -> None:
         self.subjects = subjects
         self.connection = connection
-        self._acks: dict[str, tuple[str, Done]] = {}
+        self.jetstream = JetStream(connection)
         self._replicas: int | None = None
-        self._asked: dict[str, asyncio.Future[tuple[bytes, Headers]]] = {}
-        self._tokens = 0
-        self._inbox = connection.client.new_inbox() + "."
-        """Answers come here, told apart by the token behind it."""
-        connection.watch(self._fail_pending, self._nothing)
 
     @classmethod
     async def connect(
@@ -70,7 +53,7 @@ class NatsBus:
         connection = Connection(url, name, credentials)
         await connection.open(wait_s)
         bus = cls(subjects, connection)
-        await connection.subscribe_directly(bus._inbox + "*", bus._on_answer)
+        await bus.jetstream.open()
         return bus
 
     @property
@@ -87,51 +70,10 @@ class NatsBus:
     def watch_connection(self, down: Any, up: Any) -> None:
         self.connection.watch(down, up)
 
-    async def _nothing(self) -> None:
-        """Subscriptions are renewed by the client itself."""
-
     # -- publishing
 
     def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
-        self._send(subject, data, headers, done)
-
-    def _send(self, subject: str, data: bytes, headers: Headers, done: Done) -> str:
-        token = self._token()
-        self._acks[token] = (subject, done)
-        try:
-            if len(data) > MAX_PAYLOAD_BYTES:
-                raise too_large(subject, len(data), MAX_PAYLOAD_BYTES)
-            self.connection.write(subject, data, self._inbox + token, headers)
-        except Refused as error:
-            self._acks.pop(token, None)
-            asyncio.get_running_loop().call_soon(done, error)
-        except BaseException:
-            self._acks.pop(token, None)
-            raise
-        return token
-
-    def _token(self) -> str:
-        self._tokens += 1
-        return str(self._tokens)
-
-    def _on_answer(self, inbox: str, _: str, data: bytes, headers: bytes) -> None:
-        token = inbox[len(self._inbox) :]
-        try:
-            if (waiting := self._acks.pop(token, None)) is not None:
-                subject, done = waiting
-                done(_read_ack(data, subject))
-            elif (answer := self._asked.get(token)) is not None and not answer.done():
-                answer.set_result((data, parse_headers(headers)))
-        except Exception:  # whatever is raised here would end the connection
-            log.exception("ack_callback_failed")
-
-    def _fail_pending(self) -> None:
-        pending, self._acks = self._acks, {}
-        for _, done in pending.values():
-            done(BusTimeout("the connection broke before the answer came"))
-        for answer in self._asked.values():
-            if not answer.done():
-                answer.set_exception(BusTimeout("the connection broke before the answer came"))
+        self.jetstream.send(subject, data, headers, done)
 
     async def pipelines(self) -> bool:
         if self._replicas is None:
@@ -159,33 +101,20 @@ class NatsBus:
             else:
                 answer.set_exception(result)
 
-        token = self._send(subject, data, headers or {}, done)
+        token = self.jetstream.send(subject, data, headers or {}, done)
         try:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
             raise BusTimeout(f"{subject}: no acknowledgement within {timeout_s} s") from None
         finally:
-            self._acks.pop(token, None)
+            self.jetstream.forget(token)
 
     # -- the stream
 
     async def api(self, verb: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
-        """One request to JetStream's API, `$JS.API.{verb}`.
-
-        Raises:
-            Refused: with JetStream's error code.
-            BusTimeout: no answer, or the cluster is about to elect a leader.
-        """
-        data = b"" if body is None else orjson.dumps(body)
-        reply = orjson.loads(await self.request(f"$JS.API.{verb}", data, timeout_s))
-        if error := reply.get("error"):
-            code = error.get("err_code", error.get("code", 0))
-            if code in NO_LEADER:
-                raise BusTimeout(f"{verb}: {error.get('description', '')}")
-            raise Refused(verb, code, error.get("description", ""))
-        answer: dict[str, Any] = reply
-        return answer
+        """One request to JetStream's API; see `JetStream.api`."""
+        return await self.jetstream.api(verb, body, timeout_s)
 
     async def last(self, subject: str) -> Stored | None:
         return await self._newest(self.subjects.stream, subject)
@@ -204,18 +133,18 @@ class NatsBus:
 
     async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
         if await self.pipelines():
-            return await collect(self, self.subjects.stream, filters, first)
+            return await collect(self.jetstream, self.subjects.stream, filters, first)
         while True:
             # A consumer on a replica that lags behind would end too early: only the leader knows what is the newest.
             newest = [one.sequence for one in [await self.last(each) for each in filters] if one is not None]
-            found = await collect(self, self.subjects.stream, filters, first)
+            found = await collect(self.jetstream, self.subjects.stream, filters, first)
             reached = found[-1].sequence if found else first - 1
             if reached >= max(newest, default=0):
                 return found
             await asyncio.sleep(BEHIND_RETRY_S)
 
     async def follow(self, filters: tuple[str, ...], first: int, on_stored: OnStored) -> Closable:
-        reader = Reader(self, self.subjects.stream, filters, first, on_stored)
+        reader = Reader(self.jetstream, self.subjects.stream, filters, first, on_stored)
         await reader.start()
         return reader
 
@@ -244,7 +173,7 @@ class NatsBus:
 
     async def kv_all(self, bucket: str) -> dict[str, Kept]:
         prefix = f"$KV.{bucket}."
-        found = await collect(self, f"KV_{bucket}", (prefix + ">",), 1, newest=True)
+        found = await collect(self.jetstream, f"KV_{bucket}", (prefix + ">",), 1, newest=True)
         return {
             stored.subject[len(prefix) :]: Kept(stored.data, stored.sequence)
             for stored in found
@@ -275,22 +204,7 @@ class NatsBus:
         return await self.listen(subject, on_heard)
 
     async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
-        return (await self._ask(subject, data, timeout_s))[0]
-
-    async def _ask(self, subject: str, data: bytes, timeout_s: float) -> tuple[bytes, Headers]:
-        token = self._token()
-        answer = self._asked[token] = asyncio.get_running_loop().create_future()
-        try:
-            self.connection.write(subject, data, self._inbox + token)
-            async with asyncio.timeout(timeout_s):
-                data, headers = await answer
-        except TimeoutError:
-            raise BusTimeout(f"{subject}: no answer within {timeout_s} s") from None
-        finally:
-            del self._asked[token]
-        if not data and headers.get(STATUS) == str(NO_RESPONDERS):
-            raise NobodyServes(subject)
-        return data, headers
+        return await self.jetstream.request(subject, data, timeout_s)
 
     async def serve(
         self,
@@ -326,15 +240,3 @@ class _Subscription:
     async def close(self) -> None:
         with contextlib.suppress(Exception):
             await self._subscription.unsubscribe()
-
-
-def _read_ack(data: bytes, subject: str) -> Ack | BusError:
-    if not data:
-        return Refused(subject, NO_RESPONDERS, "no stream takes this subject now")
-    reply = orjson.loads(data)
-    if error := reply.get("error"):
-        code = error.get("err_code", error.get("code", 0))
-        if code == WRONG_LAST_SEQUENCE:
-            return WrongSequence(subject, error.get("description", ""))
-        return Refused(subject, code, error.get("description", ""))
-    return Ack(reply["seq"], bool(reply.get("duplicate")))

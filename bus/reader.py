@@ -1,8 +1,4 @@
-"""Reading a stream in order over NATS: a push consumer of our own that is made anew whenever order is in doubt.
-
-Creating a consumer is one function, `create_consumer`: in a secured swarm a trusted role does it, because a consumer's
-deliver subject bypasses subscribe permissions.
-"""
+"""Reading a stream in order over NATS: a push consumer of our own, created again whenever order is in doubt."""
 
 from __future__ import annotations
 
@@ -11,64 +7,20 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
 from bus.bus import OnStored, Stored
 from bus.client import STATUS, LazyHeaders, parse_headers
 from bus.errors import BusError, BusTimeout, Refused
+from bus.jetstream import IDLE_HEARTBEAT_S, STREAM_NOT_FOUND, JetStream
 from bus.tasks import end_tasks
 
-if TYPE_CHECKING:
-    from bus.nats_bus import NatsBus
-
-IDLE_HEARTBEAT_S = 0.5
-"""The server says so when there is nothing to deliver; three of them missing make the consumer suspect."""
-INACTIVE_THRESHOLD_S = 5.0
-"""A consumer that nobody hears is removed by the server after this long."""
 READ_BACK_TIMEOUT_S = 10.0
 """Longest silence while reading back before it is tried again from where it stopped."""
-NANOSECOND = 1_000_000_000
 
 log = structlog.get_logger("signalmesh.bus")
-
-
-async def create_consumer(
-    bus: NatsBus, stream: str, name: str, filters: tuple[str, ...], first: int, deliver: str, *, newest: bool = False
-) -> int:
-    """Make an ephemeral, unacknowledged, flow-controlled push consumer; returns how many messages await it.
-
-    `first` is the sequence to begin at; `newest` delivers only the last message of each subject.
-    """
-    policy: dict[str, Any] = {"deliver_policy": "all"}
-    if newest:
-        policy = {"deliver_policy": "last_per_subject"}
-    elif first > 1:
-        policy = {"deliver_policy": "by_start_sequence", "opt_start_seq": first}
-    config = {
-        "name": name,
-        **policy,
-        "filter_subjects": list(filters),
-        "deliver_subject": deliver,
-        "ack_policy": "none",
-        "max_deliver": 1,
-        "replay_policy": "instant",
-        "flow_control": True,
-        "idle_heartbeat": int(IDLE_HEARTBEAT_S * NANOSECOND),
-        "inactive_threshold": int(INACTIVE_THRESHOLD_S * NANOSECOND),
-        "mem_storage": True,
-        "num_replicas": 1,
-    }
-    info = await bus.api(f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config})
-    pending: int = info["num_pending"]
-    return pending
-
-
-async def delete_consumer(bus: NatsBus, stream: str, name: str) -> None:
-    """Remove a consumer; the server would do it itself after INACTIVE_THRESHOLD_S."""
-    with contextlib.suppress(BusError):
-        await bus.tell(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +40,15 @@ class Reader:
     """
 
     def __init__(
-        self, bus: NatsBus, stream: str, filters: tuple[str, ...], first: int, on_stored: OnStored, newest: bool = False
+        self,
+        jetstream: JetStream,
+        stream: str,
+        filters: tuple[str, ...],
+        first: int,
+        on_stored: OnStored,
+        newest: bool = False,
     ) -> None:
-        self._bus, self._stream, self._filters = bus, stream, filters
+        self._jetstream, self._stream, self._filters = jetstream, stream, filters
         self._next = first
         self._on_stored = on_stored
         self._newest = newest
@@ -109,7 +67,7 @@ class Reader:
 
     async def start(self) -> None:
         """Create the first consumer; later ones are made by a task of the reader's own."""
-        self._bus.connection.watch(self._on_down, self._on_up)
+        self._jetstream.connection.watch(self._on_down, self._on_up)
         try:
             await self._begin()
         except BaseException:
@@ -135,8 +93,8 @@ class Reader:
         if old is not None:
             with contextlib.suppress(Exception):
                 await old.unsubscribe()
-            await delete_consumer(self._bus, self._stream, old_name)
-        inbox = self._bus.connection.client.new_inbox()
+            self._jetstream.delete_consumer(self._stream, old_name)
+        inbox = self._jetstream.connection.client.new_inbox()
         self._consumer = inbox.rpartition(".")[2]
         self._expected = 1
         self._heard_at = asyncio.get_running_loop().time()
@@ -145,9 +103,9 @@ class Reader:
             if generation == self.generation and not self._closed:
                 self._take(_Arrived(subject, reply, data, headers))
 
-        self._subscription = await self._bus.connection.subscribe_directly(inbox, on_message)
-        pending = await create_consumer(
-            self._bus, self._stream, self._consumer, self._filters, self._next, inbox, newest=self._newest
+        self._subscription = await self._jetstream.connection.subscribe_directly(inbox, on_message)
+        pending = await self._jetstream.create_consumer(
+            self._stream, self._consumer, self._filters, self._next, inbox, newest=self._newest
         )
         if self._expected == 1:  # else the first messages have overtaken the answer, and know better
             self.pending = pending
@@ -210,7 +168,9 @@ class Reader:
         if status == "100":
             if reply := reply or headers.get("Nats-Consumer-Stalled", ""):
                 with contextlib.suppress(BusError):
-                    self._bus.connection.write(reply, b"")  # reached in the queue: so all before it has been handled
+                    self._jetstream.connection.write(
+                        reply, b""
+                    )  # reached in the queue: so all before it has been handled
             if int(headers.get("Nats-Last-Consumer", self._expected - 1)) >= self._expected:
                 self._doubt("gap before a heartbeat")
         elif status:
@@ -230,7 +190,7 @@ class Reader:
             working = self._worker is not None  # heartbeats wait in the queue behind what is being handled
             if not self._wanted.is_set() and (working or silent_s < 3 * IDLE_HEARTBEAT_S):
                 continue
-            if not self._bus.connection.client.is_connected:
+            if not self._jetstream.connection.client.is_connected:
                 self._wanted.clear()  # the reconnect sets it again
                 continue
             self._wanted.clear()
@@ -246,18 +206,18 @@ class Reader:
             return
         self._closed = True
         self._end_generation()
-        self._bus.connection.unwatch(self._on_down, self._on_up)
+        self._jetstream.connection.unwatch(self._on_down, self._on_up)
         if self._task is not None:
             await end_tasks([self._task])
         await self._end_worker()
         if self._subscription is not None:
             with contextlib.suppress(Exception):
                 await self._subscription.unsubscribe()
-            await delete_consumer(self._bus, self._stream, self._consumer)
+            self._jetstream.delete_consumer(self._stream, self._consumer)
 
 
 async def collect(
-    bus: NatsBus, stream: str, filters: tuple[str, ...], first: int, *, newest: bool = False
+    jetstream: JetStream, stream: str, filters: tuple[str, ...], first: int, *, newest: bool = False
 ) -> list[Stored]:
     """Everything of `filters` from `first` to the end as it was when asked; `newest`: only each subject's last message.
 
@@ -273,11 +233,11 @@ async def collect(
         if stored.pending == 0:
             complete.set()
 
-    reader = Reader(bus, stream, filters, first, on_stored, newest=newest)
+    reader = Reader(jetstream, stream, filters, first, on_stored, newest=newest)
     try:
         await reader.start()
     except Refused as error:
-        if error.code == 10059:  # stream not found
+        if error.code == STREAM_NOT_FOUND:
             raise Refused(stream, error.code, "there is no such stream; `signalmesh up` makes it") from None
         raise
     try:

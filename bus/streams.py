@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bus.errors import Refused, UsageError
+from bus.jetstream import NANOSECOND, STREAM_NOT_FOUND
 from bus.nats_bus import NatsBus
-from bus.reader import NANOSECOND
 
 OLDEST_SERVER = (2, 12)
 """Per-message TTLs and the transform-and-republish pair are relied on from here."""
@@ -20,7 +20,6 @@ LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas")
 STREAM_NAME_IN_USE = 10058
 NO_ROOM_FOR_REPLICAS = frozenset({10005, 10074})
 """JetStream's error codes where there are fewer servers than replicas."""
-STREAM_NOT_FOUND = 10059
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,13 @@ import orjson
 
 from bus.bus import Bounds, Heard
 from bus.errors import BusError, MessageError, Refused, UsageError
+from bus.jetstream import STREAM_NOT_FOUND
 from bus.messages import Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.server_info import listed, read_monitoring
 from bus.server_writes import write_error
 from bus.snapshots import Snapshot
-from bus.streams import FIXED, STREAM_NOT_FOUND, check_server, wanted_streams
+from bus.streams import FIXED, check_server, wanted_streams
 from coordinator.doctor_machine import mib
 from coordinator.doctor_mirror import check_mirror_position
 from coordinator.findings import Finding, error, ok, unmade, warning

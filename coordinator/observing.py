@@ -124,7 +124,7 @@ class Observer:
         if config is not None:
             figures.use(config)
         self.read_through = first - 1
-        reader = Reader(bus, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
+        reader = Reader(bus.jetstream, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
         await reader.start()
         self._reader, self._created = reader, created
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import structlog
 
 from bus.errors import Refused
+from bus.jetstream import STREAM_NOT_FOUND
 from bus.nats_bus import NatsBus
 from bus.plain import harmless
 from bus.reports import Reporter
 from bus.server import ServerDied, ServerEvent, ServerNotStoring, ServerRestarted
-from bus.streams import STREAM_NOT_FOUND
 from coordinator.settings import SwarmConfig
 
 log = structlog.get_logger("signalmesh.up")

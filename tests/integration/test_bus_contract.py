@@ -111,13 +111,13 @@ async def test_a_publish_that_gave_up_is_forgotten(nats_mesh):
     await bus.bounds()
     with pytest.raises(Exception, match="no acknowledgement within"):
         await bus.publish("unanswered", b"", timeout_s=0.05)
-    assert bus._acks == {}
+    assert bus.jetstream._acks == {}
 
 
 async def test_a_follow_whose_consumer_was_made_unheard_delivers_nothing(nats_mesh, monkeypatch):
     bus = await nats_mesh.connect()
     watchers = len(bus.connection._up)
-    api = bus.api
+    api = bus.jetstream.api
 
     async def losing(verb: str, *args: Any) -> dict[str, Any]:
         answer: dict[str, Any] = await api(verb, *args)
@@ -128,7 +128,7 @@ async def test_a_follow_whose_consumer_was_made_unheard_delivers_nothing(nats_me
     stray: Collector[Any] = Collector()
     found: Collector[Any] = Collector()
     with monkeypatch.context() as patch:
-        patch.setattr(bus, "api", losing)
+        patch.setattr(bus.jetstream, "api", losing)
         with pytest.raises(Refused):
             await bus.follow(("swarm.>",), 1, stray)
     await bus.follow(("swarm.>",), 1, found)

@@ -163,7 +163,7 @@ async def test_what_was_under_way_is_answered_when_it_breaks(server, connections
         bus = await connections.bus(proxy.url, streams=True)
         proxy.hold(DOWN)
         publishing = asyncio.create_task(bus.publish("in." + MARKET, b"1", timeout_s=60))
-        while not bus._acks:
+        while not bus.jetstream._acks:
             await asyncio.sleep(0)
         proxy.cut()
         async with asyncio.timeout(GUARD_S):

@@ -31,6 +31,10 @@ from tests.support.collecting import GUARD_S
 AUTHORITY = trustme.CA()
 
 
+async def do_nothing() -> None:
+    pass
+
+
 def new_seed() -> tuple[str, str]:
     """A user's seed, and the public key that belongs to it."""
     raw = os.urandom(32)
@@ -150,7 +154,7 @@ async def test_a_bus_behind_tls_works_and_comes_back_after_its_server_died(serve
             await ensure_streams(bus)
             before = bus.connection.generation
             down = asyncio.Event()
-            bus.watch_connection(down.set, bus._nothing)
+            bus.watch_connection(down.set, do_nothing)
             server.kill()
             await down.wait()
             server.start()

@@ -110,7 +110,7 @@ async def assert_mirrored(bus: NatsBus, path: Path, *, rebuilt: bool = False) ->
     What was `rebuilt` was stored at another time than the file says.
     """
     subjects = bus.subjects
-    stored = await collect(bus, subjects.stream, (f"{subjects.ns}.>",), 1)
+    stored = await collect(bus.jetstream, subjects.stream, (f"{subjects.ns}.>",), 1)
     with MirrorFile(path) as file:
         rows = list(file.messages())
         assert all(row.intact for row in rows)
