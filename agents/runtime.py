@@ -1,6 +1,6 @@
 """The life of one incarnation: claim, restore, replay, live, drain. Its inputs are handled in agents/intake.py, its
-outputs checked in agents/outgoing.py and numbered or suppressed in agents/journal.py; duties around it are in
-agents/duties.py (heartbeats, memory, registry), snapshots in agents/checkpoint.py.
+outputs checked in agents/outgoing.py and numbered or suppressed in agents/journal.py; snapshots are scheduled in
+agents/checkpoint.py. Beside it run agents/heartbeat.py and agents/records.py (memory key, registry record).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import orjson
 import structlog
 
 from agents.agent import Agent, TimerSet
-from agents.checkpoint import SNAPSHOT_INPUTS, Checkpoints
+from agents.checkpoint import SNAPSHOT_INPUTS, Checkpointer
 from agents.complaints import Complaints
 from agents.intake import HOPELESS_SKIPS, Fault, HopelessHandler, Intake
 from agents.journal import Journal
@@ -28,7 +28,7 @@ from bus.bus import Bounds, Bus, Closable
 from bus.claims import claim, last_claim, new_agent_id
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.messages import Event, LifecycleEvent, decode
-from bus.snapshots import Snapshot, SnapshotStore
+from bus.snapshots import MAX_SNAPSHOT_BYTES, Snapshot, SnapshotStore
 from bus.tasks import both, end_tasks
 
 DRAIN_S = 5.0
@@ -72,15 +72,15 @@ class Runtime:
         self._draining = False
         self._reader: Closable | None = None
         self.last_produced: dict[str, Any] | None = None
-        self.snapshot_ms: float | None = None
-        """What the newest snapshot took, from being taken to being stored."""
+        self._captured: tuple[int, int, int, int, bool] | None = None
+        """What the newest snapshot was taken of (`_mark`)."""
         self.on_stored: Callable[[str, bytes], None] | None = None
         self.tracing: AgentTracing | None = None
         self.journal: Journal
         self.complaints: Complaints
         self.timers: Timers
         self._store: SnapshotStore
-        self._checkpoints: Checkpoints
+        self._checkpointer: Checkpointer
 
     # -- the whole life
 
@@ -104,14 +104,21 @@ class Runtime:
         self.complaints = Complaints(self.name, self.journal.reports)
         self.timers = Timers(self.bus.subjects, self.name, self.journal)
         self._store = SnapshotStore(self.bus, self.name, self.epoch)
-        self._checkpoints = Checkpoints(self, self._store, self._snapshot_inputs, self.fail)
+        self._checkpointer = Checkpointer(
+            self.capture_snapshot,
+            self.journal.stored_up_to,
+            self._store,
+            self._report_too_large,
+            self.fail,
+            self._snapshot_inputs,
+        )
         self.bus.watch_connection(lambda: None, self._check_claim)
         epoch_watch = await self.bus.listen(self.bus.subjects.epoch(self.name), self._on_epoch)
         tasks: list[asyncio.Task[None]] = []
         try:
             self.status = "restoring"
             await self._restore()
-            tasks.append(self._task(self._checkpoints.run(), "snapshots"))
+            tasks.append(self._task(self._checkpointer.run(), "snapshots"))
             if self.agent.produce is not None:
                 tasks.append(self._task(self._produce(), "produce"))
             await self._main(tasks)
@@ -167,7 +174,7 @@ class Runtime:
                 if self.tracing is not None:
                     await self.tracing.flush()
                 if not self.intake.busy:  # else the state may be half changed: the last snapshot holds
-                    await self._checkpoints.save(self._checkpoints.take())
+                    await self._checkpointer.save(self._snapshot())
         except (TimeoutError, BusError) as error:
             log.warning("drain_incomplete", error=str(error) or "no acknowledgement in time", left=len(self.journal))
 
@@ -203,10 +210,70 @@ class Runtime:
         with contextlib.suppress(BusError):
             await self._check_claim()
 
+    # -- snapshots
+
+    @property
+    def snapshot_ms(self) -> float | None:
+        """Time from the capture of the newest snapshot to its storage."""
+        checkpointer = getattr(self, "_checkpointer", None)
+        return None if checkpointer is None else checkpointer.duration_ms
+
     @property
     def between_inputs(self) -> bool:
         """Whether state, cursor and outputs belong together right now, and the replay is over."""
         return self.intake.reading and not self.intake.busy and self.ready.is_set()
+
+    def capture_snapshot(self) -> Snapshot | None:
+        """The state as it is now; None between two inputs of which nothing has changed, and while one is handled.
+
+        Raises:
+            UsageError: the state cannot be saved.
+        """
+        if self._mark() == self._captured or not self.between_inputs:
+            return None
+        return self._snapshot()
+
+    def _snapshot(self) -> Snapshot:
+        self._captured = self._mark()
+        agent, journal, intake = self.agent, self.journal, self.intake
+        # Whatever a handler publishes later answers an input beyond the cursor, so it is stored beyond it as well;
+        # what a source publishes has no such bound but its last acknowledgement.
+        stored = journal.stored_sequence
+        return Snapshot(
+            epoch=self.epoch,
+            cursor=intake.cursor,
+            outputs=journal.outputs,
+            output_sequence=stored if agent.produce is not None else max(stored, intake.cursor),
+            inputs=intake.inputs,
+            poison=intake.poison,
+            skips=intake.skips,
+            skips_in_a_row=intake.skips_in_a_row,
+            timers_set=agent.timers_set,
+            timers={
+                name: {"number": timer.number, "topic": timer.topic, "after_ms": timer.after_ms}
+                for name, timer in agent.timers.items()
+            },
+            skipped=sorted(sequence for sequence in intake.skipped if sequence > intake.cursor),
+            last_produced=self.last_produced,
+            tracing={} if self.tracing is None else self.tracing.save(),
+            state=orjson.Fragment(_encode_state(agent)),
+        )
+
+    def _mark(self) -> tuple[int, int, int, int, bool]:
+        """Changes whenever a snapshot would."""
+        pending_spans = self.tracing is not None and self.tracing.owes
+        intake = self.intake
+        return intake.cursor, intake.inputs, self.journal.outputs, intake.skips, pending_spans
+
+    def _report_too_large(self, size: int) -> None:
+        self.journal.reports.alert(
+            "critical",
+            "state_too_large",
+            f"agent {self.name}: its snapshot has {size} bytes, expected at most {MAX_SNAPSHOT_BYTES}: keep a "
+            "bounded window; until then a restart replays from the last snapshot that fitted",
+            agent=self.name,
+            once=f"{self.name}:{self.epoch}:state-too-large",
+        )
 
     # -- restore and replay
 
@@ -303,11 +370,11 @@ class Runtime:
             self.timers.arm(self.agent.timers, self.agent.timers_set)
         else:
             self._check_ready()
-        self._checkpoints.input_handled()
+        self._checkpointer.input_handled(self.intake.inputs)
 
     def want_snapshot(self) -> None:
         """Have one taken soon."""
-        self._checkpoints.want()
+        self._checkpointer.request()
 
     async def _stop_reading(self) -> None:
         self.intake.reading = False
@@ -387,3 +454,31 @@ class Runtime:
                 yield event
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and look like an orderly end
             raise MeshError(f"agent {self.name}: produce raised {type(error).__name__}: {error}") from error
+
+
+def _encode_state(agent: Agent) -> bytes:
+    """The JSON of the agent's state.
+
+    Raises:
+        UsageError: there is none, or it could not be read again.
+    """
+    try:
+        data = orjson.dumps(agent.state)
+        if b"null" in data:  # what a number that is not finite becomes
+            msgspec.convert(orjson.loads(data), type(agent).State)
+    except (orjson.JSONEncodeError, msgspec.ValidationError) as error:
+        raise UsageError(
+            f"agent {agent.name}: its state cannot be saved: {_unencodable(agent.state)}{error}; State may hold "
+            "JSON-like values only: finite numbers, strings, lists, dicts with string keys, dataclasses of these"
+        ) from None
+    return data
+
+
+def _unencodable(state: Any) -> str:
+    """The field of `state` that JSON has no form for, with a colon."""
+    for field in getattr(state, "__dataclass_fields__", ()):
+        try:
+            orjson.dumps(getattr(state, field))
+        except orjson.JSONEncodeError:
+            return f"{field}: "
+    return ""

@@ -22,7 +22,7 @@ NEVER = """
 import agents.checkpoint as checkpoint
 
 checkpoint.SNAPSHOT_S = 1e6
-checkpoint.Checkpoints.input_handled = lambda self: None
+checkpoint.Checkpointer.input_handled = lambda self, inputs: None
 """
 """A swarm has no setting for it, and should have none: its agents are told by the module that they are loaded from."""
 
