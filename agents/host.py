@@ -25,7 +25,7 @@ import structlog
 from agents.children import ChildProcess, ForkServer
 from agents.probe import look_around, measure_memory, measure_usage
 from agents.process import Incarnation
-from agents.spec import AgentSpec
+from agents.protocol import DRAIN_GRACE_S, HEARTBEAT_S, KillOrder, SignalRequest, SpawnOrder
 from bus import headers as h
 from bus.bus import Bus, Heard
 from bus.claims import last_claim, new_agent_id
@@ -39,9 +39,6 @@ from bus.sandboxes import SandboxUsage
 from bus.subjects import WATCHDOG
 from bus.tasks import end_tasks
 
-HEARTBEAT_S = 0.2
-DRAIN_GRACE_S = 6.0
-"""From SIGTERM to SIGKILL for agents when the host is asked to end; a little longer than an agent's own drain."""
 USAGE_S = 2.0
 """Between two looks at what the sandbox's processes use; a look costs some 30 microseconds for each on the machine."""
 MEMORY_S = 10.0
@@ -50,37 +47,6 @@ KEEP_EXITS = 32
 """How many ended children the inventory still lists."""
 
 log = structlog.get_logger("signalmesh.host")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpawnOrder:
-    """Start this incarnation; the same order again starts nothing new."""
-
-    term: int
-    spec: AgentSpec
-    epoch: int
-    agent_id: str
-    heartbeat_s: float = 0.1
-    traceparent: str = ""
-    """The span of the recovery that it is part of."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KillOrder:
-    """SIGKILL the process of this agent if its epoch is at most `epoch`."""
-
-    term: int
-    agent: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignalRequest:
-    """Send a signal to the agent's process: a person's wish, not the watchdog's order. `pid` None: its present one."""
-
-    agent: str
-    signal: int
-    pid: int | None = None
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ import orjson
 import structlog
 from e2b import AsyncCommandHandle, AsyncSandbox, CommandExitException, NotFoundException, SandboxState
 
-from agents.host import DRAIN_GRACE_S, HEARTBEAT_S
+from agents.protocol import DRAIN_GRACE_S, HEARTBEAT_S
 from bus.connection import shown_url
 from bus.credentials import Credentials
 from bus.tasks import both, end_tasks

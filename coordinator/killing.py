@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import orjson
 
-from agents.host import SignalRequest
+from agents.protocol import SignalRequest
 from bus import headers as h
 from bus.bus import Heard
 from bus.errors import BusError, BusTimeout, MeshError, MessageError, UsageError

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from agents.host import KillOrder, SignalRequest, SpawnOrder
+from agents.protocol import KillOrder, SignalRequest, SpawnOrder
 from agents.spec import AgentSpec
 from bus.bus import Bus
 from bus.errors import BusError

@@ -1,0 +1,43 @@
+"""What the coordinator and a sandbox host send each other: bodies of requests, and the intervals both rely on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agents.spec import AgentSpec
+
+HEARTBEAT_S = 0.2
+"""Between two heartbeats of a sandbox host."""
+DRAIN_GRACE_S = 6.0
+"""From SIGTERM to SIGKILL for agents when their host is requested to end; a little longer than an agent's own drain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpawnOrder:
+    """Start this incarnation; the same order again starts nothing new."""
+
+    term: int
+    spec: AgentSpec
+    epoch: int
+    agent_id: str
+    heartbeat_s: float = 0.1
+    traceparent: str = ""
+    """The span of the recovery that it is part of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillOrder:
+    """SIGKILL the process of this agent if its epoch is at most `epoch`."""
+
+    term: int
+    agent: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalRequest:
+    """Send a signal to the agent's process: a user's request, not the watchdog's order. `pid` None: the present one."""
+
+    agent: str
+    signal: int
+    pid: int | None = None
