@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from agents.feeds.candles import read_table
+from agents.feeds.csv_reader import read_table
 
 LEXICON = "lexicon.csv"
 MAX_VALENCE = 4.0

@@ -9,7 +9,7 @@ import re
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
-from agents.feeds.candles import read_table
+from agents.feeds.csv_reader import read_table
 from bus.messages import Headline
 
 COLUMNS = ("date", "symbols", "text")
