@@ -1,8 +1,10 @@
 """Agent processes as children of a fork server: started in milliseconds, watched by pidfd, ended with their host.
 
 multiprocessing's fork server imports what agents need once (agents/preload.py) and forks from there. Two of its traps
-are mended in the child: it inherits the write end of the server's alive pipe and would keep it alive after the host's
-death, and it must die with the fork server, which dies with the host.
+are fixed in the child: it inherits the write end of the server's alive pipe and would keep it alive after the host's
+death, and it must end with the fork server, which ends with the host. A third is fixed in the host: multiprocessing
+makes a directory for the server's socket, which a SIGKILL of the host leaves behind. The host therefore makes the
+directory and locks a file in it; the next host removes the directories whose lock is free.
 """
 
 from __future__ import annotations
@@ -10,10 +12,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import multiprocessing
+import fcntl
+import multiprocessing.process
+import multiprocessing.util
 import os
+import shutil
 import signal
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -21,7 +28,6 @@ from typing import Any
 
 import psutil
 
-from agents.fork_directory import make_directory
 from agents.process import Incarnation, run_incarnation
 from bus.errors import MeshError
 from bus.process import die_with_parent, wait_pid_exit
@@ -30,6 +36,12 @@ PRELOAD = "agents.preload"
 EXIT_STATUS_S = 0.2
 """How long after a process's end the fork server may take to tell its exit status."""
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
+DIRECTORY_PREFIX = "mesh-fork-"
+LOCK_FILE = "lock"
+LONGEST_TMPDIR = 64
+"""Bytes; the path of a socket in a directory of ours has 37 more, and may have 103 (macOS), or 107."""
+MAKING_S = 10.0
+"""A directory without a lock file is removed if it is older than this."""
 
 
 def _child(data: bytes) -> None:
@@ -107,7 +119,7 @@ class ForkServer:
         """`preload` are further modules that its agents will need."""
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([*preload, PRELOAD])  # ours last: it freezes what is loaded by then
-        make_directory()
+        _make_directory()
         # One thread: starting blocks for a few milliseconds, and the order of starts is the order of requests.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fork")
         # Otherwise every child would run the host's main script once more before its own work.
@@ -158,3 +170,36 @@ class ForkServer:
 
     async def stop(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _make_directory() -> None:
+    """Have multiprocessing use a directory of ours, in TMPDIR if that is short enough, until this process ends."""
+    current: Any = multiprocessing.process.current_process()
+    if current._config.get("tempdir") is not None:  # noqa: SLF001 - there is no other way
+        return
+    there = tempfile.gettempdir()
+    base = Path(there if len(os.fsencode(there)) <= LONGEST_TMPDIR else "/tmp")  # noqa: S108 - the name is random
+    for directory in base.glob(f"{DIRECTORY_PREFIX}*"):
+        with contextlib.suppress(OSError):  # of another user, or removed just now
+            if _is_left(directory):
+                shutil.rmtree(directory)
+    made = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base))
+    lock = os.open(made / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)  # closed by the end of this process alone
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    current._config["tempdir"] = str(made)  # noqa: SLF001
+    multiprocessing.util.Finalize(None, shutil.rmtree, args=(made,), kwargs={"ignore_errors": True}, exitpriority=-100)
+
+
+def _is_left(directory: Path) -> bool:
+    young = time.time() - directory.stat().st_mtime < MAKING_S
+    try:
+        lock = os.open(directory / LOCK_FILE, os.O_RDWR)
+    except FileNotFoundError:
+        return not young
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return not young  # or its maker is about to take the lock

@@ -1,6 +1,6 @@
 """Imported once by a sandbox host's fork server, so that an agent is up in milliseconds: all that agents need.
 
-An ImportError in a preload is swallowed by multiprocessing; the host therefore asks for `LOADED` in its first child.
+multiprocessing ignores an ImportError in a preload; the host therefore checks in its first child that this is loaded.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 import nats
-import nats.micro
-import numpy as np
-import talib
-import vaderSentiment.vaderSentiment
+import nats.micro  # noqa: F401 - loaded for the agents, as what follows
+import numpy as np  # noqa: F401
+import talib  # noqa: F401
+import vaderSentiment.vaderSentiment  # noqa: F401
 
 import agents.market_data
 import agents.mean_reversion
@@ -31,7 +31,6 @@ from bus.snapshots import Snapshot
 
 FORK_SERVER = os.getpid()
 """Whose children the agents are: one whose parent died before it could look would take init for its parent."""
-LOADED = (nats, nats.micro, np, talib, vaderSentiment, agents)
 
 load_candles()
 packaged_recording()

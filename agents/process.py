@@ -14,7 +14,8 @@ import structlog
 import uvloop
 
 from agents.agent import Agent, published_kinds
-from agents.duties import HEARTBEAT_S, MEMORY_S, Memory, beat, register
+from agents.heartbeat import HEARTBEAT_S, beat
+from agents.records import MEMORY_S, Memory, register
 from agents.runtime import Runtime
 from agents.spec import AgentSpec, load_class
 from agents.tracing import AgentTracing
