@@ -8,7 +8,7 @@ from coordinator.audit_view import counted
 from coordinator.certify_ending import cleanup, health
 from coordinator.certify_report import LOST, Certificate, Flow, SandboxRow, Target, active_sandboxes
 from coordinator.certify_text import MIB, NONE, cell, figure, spread, table
-from coordinator.view import KILL_STEPS
+from coordinator.killing import KILL_STEPS
 
 __all__ = ["markdown", "target_text", "verdict"]
 

@@ -1,4 +1,4 @@
-"""The roles: the processes of a swarm, each a verb. What they do is in coordinator/roles.py."""
+"""The roles: the processes of a swarm, each a command."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
+from bus.errors import EXIT_DONE
 from bus.subjects import BY_HAND
 from coordinator.options import (
     STATE_DIR,
     AgentCount,
     ConfigFile,
     LogLevel,
+    MirrorPath,
     Nats,
     StateDir,
     Swarm,
     find_target,
+    mirror_file,
+    on_bus,
     role_url,
 )
 
@@ -145,3 +149,62 @@ def proxy(
 
     target = find_target(nats, state_dir, swarm)
     raise typer.Exit(run_proxy(role_url(nats, state_dir), target.swarm, log_level))
+
+
+def metrics(
+    listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of the page, :PORT, or off; default: `[metrics] listen`, else 127.0.0.1:9464."),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the figures of all that the stream holds, and end.")
+    ] = False,
+    config: ConfigFile = None,
+    agents: AgentCount = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: counts and measures what is heard on the bus, and serves it to Prometheus at http://HOST:PORT/metrics."""
+    from pathlib import Path
+
+    from coordinator.config import load
+    from coordinator.observing import observe_once, run_metrics
+    from coordinator.scaling import with_agents
+
+    target = find_target(nats, state_dir, swarm)
+    if once:
+        loaded = with_agents(load(config, Path.cwd()), agents)
+        typer.echo(on_bus(target, lambda bus: observe_once(bus, loaded)), nl=False)
+        raise typer.Exit(EXIT_DONE)
+    raise typer.Exit(run_metrics(role_url(nats, state_dir), config, target.swarm, listen, log_level, agents))
+
+
+def mirror(
+    file: MirrorPath = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="First put back what the bus has lost, as `up` does; run nothing else meanwhile."
+        ),
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="With --rebuild: end when that is done.")] = False,
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: follows the bus into an SQLite file, of which it is the only writer."""
+    from bus.errors import UsageError
+    from coordinator.mirroring import run_mirror, run_rebuild
+
+    if once and not rebuild:
+        raise UsageError("--once: expected together with --rebuild; without it, a mirror runs until it is told to end")
+    target = find_target(nats, state_dir, swarm)
+    path = mirror_file(file, state_dir)
+    url = role_url(nats, state_dir)
+    if once:
+        raise typer.Exit(run_rebuild(url, config, target.swarm, path, log_level))
+    raise typer.Exit(run_mirror(url, config, target.swarm, path, log_level, rebuild_first=rebuild))

@@ -21,9 +21,11 @@ from bus.bus import Heard
 from bus.errors import BusError, BusTimeout, MeshError, MessageError, UsageError
 from bus.messages import Epoch, Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
+from bus.plain import harmless
 from bus.registry import read_records
 from bus.subjects import AGENT_KINDS
 from coordinator.gather import Listener
+from coordinator.tables import Column, console, print_table
 
 FIND_S = 1.0
 """How long to listen for a heartbeat."""
@@ -283,3 +285,50 @@ async def _count(bus: NatsBus, result: Killing) -> None:
     result.outputs_checked = len(numbers)
     result.outputs_doubled = len(numbers) - len(set(numbers))
     result.outputs_lost = max(numbers) - min(numbers) + 1 - len(set(numbers)) if numbers else 0
+
+
+KILL_STEPS = {
+    "detected": "the watchdog declared it dead",
+    "claimed": "the next epoch is claimed: the old process is fenced",
+    "spawned": "its host has started a new process",
+    "restored": "snapshot taken over, own stored outputs read back",
+    "ready": "replay done, live again",
+    "first_output": "first output of the new process heard",
+}
+
+
+def print_killing(result: Killing) -> None:
+    """The timeline of `kill`, and what reading the stream back has found."""
+    out = console()
+    sent = f"signal {result.signal}" if result.signal.isdigit() else result.signal
+    head = f"{sent} to {result.agent} (pid {result.pid}, sandbox {result.sandbox}): {result.outcome}"
+    out.print(harmless(head), soft_wrap=True)
+    revive = harmless(f"`signalmesh revive {result.agent}`")
+    if result.outcome == "lives on":
+        what = "nothing was sent" if result.signal == "0" else "it was sent"
+        out.print(f"{what}, and the same process beats on as epoch {result.epoch_before}", soft_wrap=True)
+        return
+    if result.outcome == "drained":
+        out.print(f"after {result.drained_ms:.1f} ms, as asked: it stays away until {revive}", soft_wrap=True)
+        out.print(_verdict(result), soft_wrap=True)
+        return
+    if result.outcome == "quarantined":
+        out.print(f"it has died too often and stays away until {revive}; its alert says more", soft_wrap=True)
+    rows = []
+    for step, meaning in KILL_STEPS.items():
+        value = getattr(result, f"{step}_ms")
+        rows.append(["not heard" if value is None else f"{value:.1f} ms", step.replace("_", " "), meaning])
+    columns = (Column("after", right=True), Column("step"), Column("what was heard on the bus", 1))
+    print_table(out, columns, rows)
+    epochs = f"epoch {result.epoch_before} -> {result.epoch_after or 'none yet'}"
+    replayed = "" if result.events_replayed is None else f", {result.events_replayed} inputs replayed"
+    out.print(f"{epochs}{replayed}\n{_verdict(result)}", soft_wrap=True)
+
+
+def _verdict(result: Killing) -> str:
+    if result.outputs_checked is None:
+        return "the stream could not be read back: whether anything was lost or doubled is not known"
+    return (
+        f"{result.outputs_lost} lost, {result.outputs_doubled} doubled, of {result.outputs_checked} outputs in "
+        f"the stream since epoch {result.epoch_before}"
+    )

@@ -17,8 +17,8 @@ from bus.messages import Alert, Decision, Lifecycle
 from bus.plain import harmless
 from coordinator.e2b_settings import provider_text
 from coordinator.gather import Listener
+from coordinator.message_lines import how_to_follow, parse
 from coordinator.tables import Cell, Column, console, fitted, state_text
-from coordinator.view import how_to_follow, parse
 
 if TYPE_CHECKING:
     from coordinator.up import Up

@@ -16,7 +16,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 bus unreachable, 130 interrupted."""
     try:
-        from coordinator.cli import app
+        from coordinator.cli_app import app
 
         app(standalone_mode=True)
     except MeshError as error:

@@ -114,3 +114,15 @@ def role_url(nats: str | None, state_dir: Path) -> str:
     from bus.connection import check_url
 
     return check_url(nats or find_target(None, state_dir, "any").url)
+
+
+MirrorPath = Annotated[
+    Path | None, typer.Option("--file", help="The mirror's file; default: mirror.sqlite in the state directory.")
+]
+
+
+def mirror_file(file: Path | None, state_dir: Path) -> Path:
+    """The file that --file or the state directory means."""
+    from bus.mirror_read import MIRROR_FILE
+
+    return file or state_dir / MIRROR_FILE

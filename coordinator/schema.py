@@ -24,9 +24,9 @@ from coordinator.gather import Status
 from coordinator.health import Health
 from coordinator.history import History
 from coordinator.killing import Killing
+from coordinator.message_lines import Watched
 from coordinator.replay_report import Replay
 from coordinator.stopping import Ended
-from coordinator.view import Watched
 from coordinator.wishes import Restarted, Revived
 
 __all__ = ["OUTPUTS", "SCHEMA_DIR", "documents", "write"]

@@ -1,21 +1,9 @@
-"""What a person sees: lines of messages, and the tables of the verbs. The live view of `up` is coordinator/live.py."""
+"""The tables of `status`."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import orjson
-
-from bus import headers as h
-from bus.bus import Heard
-from bus.errors import MessageError
-from bus.messages import Alert, Decision, Lifecycle, Message, decode
-from bus.nats_bus import NatsBus
 from bus.plain import harmless
 from coordinator.e2b_settings import provider_text
 from coordinator.gather import GIVEN_UP_REMEDY, AgentStatus, SandboxStatus, Status, given_up_text
@@ -24,8 +12,7 @@ from coordinator.supervision import GIVEN_UP
 from coordinator.tables import Cell, Column, console, print_table, state_text
 
 if TYPE_CHECKING:
-    from coordinator.killing import Killing
-    from coordinator.up import Up
+    pass
 
 SANDBOX_COLUMNS = (
     Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
@@ -39,128 +26,6 @@ STATUS_COLUMNS = (
     Column("cursor", 8, right=True), Column("unread", 4, right=True), Column("outputs", 9, right=True),
 )  # fmt: skip
 MIB = 1 << 20
-KILL_STEPS = {
-    "detected": "the watchdog declared it dead",
-    "claimed": "the next epoch is claimed: the old process is fenced",
-    "spawned": "its host has started a new process",
-    "restored": "snapshot taken over, own stored outputs read back",
-    "ready": "replay done, live again",
-    "first_output": "first output of the new process heard",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
-    """One line of `watch --json` and `up --json`. `sequence` is None for what is not kept, such as heartbeats.
-
-    One of `payload` and `malformed` (what is no JSON, as text) is there.
-    """
-
-    subject: str
-    sequence: int | None
-    payload: Any = None
-    malformed: str | None = None
-
-
-def line_of(message: Message, subject: str, sequence: str) -> str:
-    """One plain line for a message, as `watch` and a piped `up` print it."""
-    if isinstance(message, Decision):
-        absent = f" absent={','.join(message.absent)}" if message.absent else ""
-        return (
-            f"{message.timestamp:%Y-%m-%d %H:%M} decision {message.symbol} round={message.round} "
-            f"{message.final_decision} size={message.position_size:.4f} risk={message.risk_score:.4f} "
-            f"consensus={message.consensus_level:.4f} voters={len(message.agents_consulted)}{absent} "
-            f"by={message.source}"
-        )
-    if isinstance(message, Lifecycle):
-        parts = [f"{message.timestamp:%H:%M:%S.%f}"[:-3], "lifecycle", message.agent, message.event]
-        known = {name: getattr(message, name) for name in ("epoch", "sandbox", "pid", "reason")}
-        details = {**known, **message.detail}
-        return " ".join([*parts, *(f"{key}={value}" for key, value in details.items() if value is not None)])
-    if isinstance(message, Alert):
-        return f"{message.timestamp:%H:%M:%S} ALERT {message.severity} {message.code}: {message.message}"
-    return f"{subject} {sequence}".rstrip()
-
-
-def parse(bus: NatsBus, heard: Heard) -> Message | None:
-    try:
-        return decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
-    except MessageError:
-        return None
-
-
-class Lines:
-    """Prints lines until whoever reads them has gone (`| head`): then `unread` is set, and nothing more is printed."""
-
-    def __init__(self) -> None:
-        self.unread = asyncio.Event()
-
-    def put(self, line: str) -> None:
-        if self.unread.is_set():
-            return
-        try:
-            print(harmless(line), flush=True)
-        except BrokenPipeError:
-            self.unread.set()
-            # What is still buffered must go somewhere, or the interpreter complains at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
-    """Print what is stored (and, for `heartbeat`, what is merely said) until interrupted, or unread."""
-    lines = Lines()
-
-    async def on_heard(heard: Heard) -> None:
-        sequence = heard.headers.get(h.SEQUENCE)
-        if kind is None and sequence is None:
-            return  # heartbeats and requests: on demand only
-        if as_json:
-            record: dict[str, Any] = {"subject": heard.subject, "sequence": int(sequence) if sequence else None}
-            try:
-                record["payload"] = orjson.loads(heard.data)
-            except orjson.JSONDecodeError:
-                record["malformed"] = heard.data.decode(errors="replace")
-            lines.put(orjson.dumps(record).decode())
-            return
-        message = parse(bus, heard)
-        text = heard.data.decode(errors="replace")
-        if isinstance(message, (Decision, Lifecycle, Alert)):
-            lines.put(line_of(message, heard.subject, sequence or ""))
-        else:
-            lines.put(f"{heard.subject} {text}")
-
-    subjects = bus.subjects
-    await bus.listen(f"{subjects.ns}.>" if kind is None else subjects.all_of(kind), on_heard)
-    await lines.unread.wait()
-
-
-def viewer(as_json: bool) -> Callable[[Up, asyncio.Event], Any]:
-    """How `up` shows what happens: live on a terminal, else line by line."""
-    if as_json:
-        return lambda up, _stop: watch_bus(up.bus, None, True)
-    if not sys.stdout.isatty():
-        return _lines
-    from coordinator.live import live_view
-
-    return live_view
-
-
-async def _lines(up: Up, stop: asyncio.Event) -> None:
-    lines = Lines()
-    lines.put(f"swarm {up.config.swarm} on {up.bus.url}; {how_to_follow(up)}")
-
-    async def on_heard(heard: Heard) -> None:
-        message = parse(up.bus, heard)
-        if message is not None:
-            lines.put(line_of(message, heard.subject, heard.headers.get(h.SEQUENCE, "")))
-
-    for kind in ("decision", "lifecycle", "alert"):
-        await up.bus.listen(up.bus.subjects.all_of(kind), on_heard)
-    await stop.wait()
-
-
-def how_to_follow(up: Up) -> str:
-    return f"follow it with: nats sub -s {up.bus.url} '{up.config.swarm}.decision.>'"
 
 
 def watchdogs_text(status: Status) -> str:
@@ -274,40 +139,3 @@ def _heard_of(agent: AgentStatus) -> str:
             f"{agent.outputs} messages of it in the stream, the newest of {agent.last_output_at:%Y-%m-%d %H:%M:%S} UTC"
         )
     return harmless(f"{agent.name}: run by somebody else; {heard}")
-
-
-def print_killing(result: Killing) -> None:
-    """The timeline of `kill`, and what reading the stream back has found."""
-    out = console()
-    sent = f"signal {result.signal}" if result.signal.isdigit() else result.signal
-    head = f"{sent} to {result.agent} (pid {result.pid}, sandbox {result.sandbox}): {result.outcome}"
-    out.print(harmless(head), soft_wrap=True)
-    revive = harmless(f"`signalmesh revive {result.agent}`")
-    if result.outcome == "lives on":
-        what = "nothing was sent" if result.signal == "0" else "it was sent"
-        out.print(f"{what}, and the same process beats on as epoch {result.epoch_before}", soft_wrap=True)
-        return
-    if result.outcome == "drained":
-        out.print(f"after {result.drained_ms:.1f} ms, as asked: it stays away until {revive}", soft_wrap=True)
-        out.print(_verdict(result), soft_wrap=True)
-        return
-    if result.outcome == "quarantined":
-        out.print(f"it has died too often and stays away until {revive}; its alert says more", soft_wrap=True)
-    rows = []
-    for step, meaning in KILL_STEPS.items():
-        value = getattr(result, f"{step}_ms")
-        rows.append(["not heard" if value is None else f"{value:.1f} ms", step.replace("_", " "), meaning])
-    columns = (Column("after", right=True), Column("step"), Column("what was heard on the bus", 1))
-    print_table(out, columns, rows)
-    epochs = f"epoch {result.epoch_before} -> {result.epoch_after or 'none yet'}"
-    replayed = "" if result.events_replayed is None else f", {result.events_replayed} inputs replayed"
-    out.print(f"{epochs}{replayed}\n{_verdict(result)}", soft_wrap=True)
-
-
-def _verdict(result: Killing) -> str:
-    if result.outputs_checked is None:
-        return "the stream could not be read back: whether anything was lost or doubled is not known"
-    return (
-        f"{result.outputs_lost} lost, {result.outputs_doubled} doubled, of {result.outputs_checked} outputs in "
-        f"the stream since epoch {result.epoch_before}"
-    )

@@ -223,7 +223,7 @@ async def test_what_was_gone_before_it_was_mirrored_is_told_and_recorded(tmp_pat
 async def test_history_is_read_with_everything_stopped(tmp_path):
     from typer.testing import CliRunner
 
-    from coordinator.cli import app
+    from coordinator.cli_app import app
 
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)

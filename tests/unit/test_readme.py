@@ -20,7 +20,7 @@ from agents.spec import load_class
 from benchmarks import readme
 from bus.messages import KINDS
 from coordinator import config, config_agents, e2b_settings, settings
-from coordinator.cli import app
+from coordinator.cli_app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

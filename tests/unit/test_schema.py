@@ -66,10 +66,10 @@ from coordinator.gather import AgentStatus, DecisionCount, MirrorStatus, Sandbox
 from coordinator.health import Health
 from coordinator.history import History, HistoryEntry
 from coordinator.killing import Killing
+from coordinator.message_lines import Watched
 from coordinator.replay_report import Difference, FieldDifference, Replay, ReplayedAgent
 from coordinator.sandbox_health import SandboxHealth
 from coordinator.stopping import Ended
-from coordinator.view import Watched
 from coordinator.wishes import Restarted, Revived
 
 AT = datetime(2017, 7, 12, 17, tzinfo=UTC)
