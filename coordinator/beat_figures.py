@@ -15,8 +15,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from bus.messages import Heartbeat
+from coordinator.labels import OTHER, Names
 from coordinator.sandbox_health import availability_of, health_of
-from coordinator.stream_figures import OTHER, Names
 from coordinator.supervision import given_up_by
 
 HEARD_S = 10.0

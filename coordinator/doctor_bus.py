@@ -27,7 +27,6 @@ from coordinator.doctor_machine import mib
 from coordinator.doctor_mirror import check_mirror_position
 from coordinator.findings import Finding, error, ok, unmade, warning
 from coordinator.gather import GIVEN_UP_REMEDY, Listener, given_up_text, without_host
-from coordinator.roles import limits_of
 from coordinator.rundir import Recorded, Run
 from coordinator.settings import SwarmConfig
 from coordinator.supervision import GIVEN_UP
@@ -128,7 +127,7 @@ async def _durability(facts: _Facts) -> list[Finding]:
 
 async def _streams(facts: _Facts) -> list[Finding]:
     found = []
-    for wanted in wanted_streams(facts.bus, limits_of(facts.config)):
+    for wanted in wanted_streams(facts.bus, facts.config.stream.limits()):
         check = f"stream {wanted['name']}"
         try:
             there = (await facts.bus.api(f"STREAM.INFO.{wanted['name']}"))["config"]

@@ -21,17 +21,13 @@ from bus.rebuild import rebuild
 from bus.streams import StreamLimits
 from bus.tasks import run_to_end
 from coordinator.config import load
-from coordinator.roles import limits_of, on_signals
-from coordinator.settings import MirrorSettings, SwarmConfig
+from coordinator.roles import on_signals
+from coordinator.settings import SwarmConfig
 
 RETRY_S = 1.0
 """Between two attempts to open a file that cannot be written just now."""
 
 log = structlog.get_logger("signalmesh.mirror")
-
-
-def retention_of(settings: MirrorSettings) -> Retention:
-    return Retention(max_age_s=settings.max_age_s, max_rows=settings.max_rows, revisions=settings.revisions)
 
 
 def set_aside(path: Path) -> Path | None:
@@ -101,7 +97,7 @@ def run_mirror(
     """
     set_up_logs(log_level)
     config = load(config_file, Path.cwd())
-    retention = retention_of(config.mirror)
+    retention = config.mirror.retention()
 
     async def follow() -> int:
         stop = asyncio.Event()
@@ -149,7 +145,7 @@ def run_rebuild(url: str, config_file: Path | None, swarm: str, file: Path, log_
 
 
 async def _put_back_and_tell(bus: NatsBus, file: Path, config: SwarmConfig) -> None:
-    told, _ = await put_back(bus, file, limits_of(config), "mirror")
+    told, _ = await put_back(bus, file, config.stream.limits(), "mirror")
     log.warning("put_back", text=told or "the bus has lost nothing that the mirror holds")
 
 

@@ -35,12 +35,13 @@ from coordinator.config import load
 from coordinator.exporting import CLOSE_S, MetricsExport
 from coordinator.exporting_check import log_wrong_variables
 from coordinator.gather import LISTEN_S, config_in_force
+from coordinator.labels import Names
 from coordinator.listening import DEFAULT_LISTEN, Address
 from coordinator.metrics_wanted import NOWHERE, webhook_of
 from coordinator.roles import on_signals
 from coordinator.scaling import with_agents
 from coordinator.settings import SwarmConfig
-from coordinator.stream_figures import Figures, Names
+from coordinator.stream_figures import Figures
 from coordinator.webhook import Webhook
 
 NAME = "metrics"

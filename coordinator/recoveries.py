@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from bus.messages import Lifecycle
+from coordinator.labels import Names
 
-if TYPE_CHECKING:
-    from coordinator.stream_figures import Figures
-
+RECOVERY_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0)
 NANOSECOND = 1e-9
 REASONS = ("signal 6", "signal 9", "signal 11", "exit code", "sandbox lost", "silent", "other")
 """The classes that deaths have as a rule; other signals are classes of their own."""
@@ -51,16 +52,50 @@ class _End:
 
 
 class Recoveries:
-    """Follows each agent from the first sign of a death to its successor's being ready."""
+    """Follows each agent from the first sign of a death until its successor is ready, and measures both steps.
 
-    def __init__(self, figures: Figures) -> None:
-        self._figures = figures
+    `agents` are those of the configuration: each has its series at 0 from the start.
+    """
+
+    def __init__(self, registry: CollectorRegistry, names: Names, agents: tuple[str, ...] = ()) -> None:
+        self._names = names
+        self.deaths = Counter(
+            "signalmesh_deaths", "Agents declared dead, by reason.", ["agent", "reason"], registry=registry
+        )
+        self.restarts = Counter(
+            "signalmesh_restarts",
+            "Agents started again, by why they had ended.",
+            ["agent", "reason"],
+            registry=registry,
+        )
+        self.detection = Histogram(
+            "signalmesh_detection_seconds",
+            "From the first sign of a death (the exit reported by the host, or the last heartbeat) to its declaration.",
+            ["sign"],
+            buckets=RECOVERY_BUCKETS,
+            registry=registry,
+        )
+        self.recovery = Histogram(
+            "signalmesh_recovery_seconds",
+            "From the declaration of a death until the agent is ready again.",
+            ["agent"],
+            buckets=RECOVERY_BUCKETS,
+            registry=registry,
+        )
+        for sign in SIGNS:
+            self.detection.labels(sign)
+        for agent in agents:
+            self.recovery.labels(agent)
+            self.restarts.labels(agent, DRAINED)
+            for reason in REASONS:
+                self.deaths.labels(agent, reason)
+                self.restarts.labels(agent, reason)
         self._signs: dict[str, _Sign] = {}
         self._ends: dict[str, _End] = {}
 
     def take(self, event: Lifecycle, at_ns: int) -> None:
         """The next lifecycle event of the stream, stored at `at_ns`; 0: not known, then nothing is measured."""
-        agent = self._figures.names.label(event.agent)
+        agent = self._names.label(event.agent)
         if agent != event.agent or event.epoch is None:
             return  # beyond the bound; or a sandbox's exit, which has no epoch
         match event.event:
@@ -88,18 +123,18 @@ class Recoveries:
         if event.event == "ready":
             del self._ends[agent]
             if end.dead and (seconds := _between(end.at_ns, at_ns)) is not None:
-                self._figures.recovery.labels(agent).observe(seconds)
+                self.recovery.labels(agent).observe(seconds)
         elif event.epoch > end.spawned:
-            self._figures.restarts.labels(agent, end.reason).inc()
+            self.restarts.labels(agent, end.reason).inc()
             end.spawned = event.epoch
 
     def _died(self, agent: str, event: Lifecycle, at_ns: int) -> None:
         assert event.epoch is not None
         reason = reason_class(event.reason)
-        self._figures.deaths.labels(agent, reason).inc()
+        self.deaths.labels(agent, reason).inc()
         sign = self._signs.pop(agent, None)
         if sign is not None and sign.epoch == event.epoch and (seconds := _between(sign.at_ns, at_ns)) is not None:
-            self._figures.detection.labels(sign.kind).observe(seconds)
+            self.detection.labels(sign.kind).observe(seconds)
         before = self._ends.get(agent)
         # One that died again before it was ready has been away since its first death.
         since_ns = before.at_ns if before is not None and before.dead else at_ns

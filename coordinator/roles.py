@@ -18,7 +18,7 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.process import MACHINE
-from bus.streams import StreamLimits, ensure_streams
+from bus.streams import ensure_streams
 from bus.subjects import check_name
 from bus.tasks import run_to_end
 from bus.tracing import modules_to_preload
@@ -26,7 +26,6 @@ from coordinator.config import load, resolve, with_speed
 from coordinator.e2b_settings import drop_key
 from coordinator.exporting_check import log_wrong_variables
 from coordinator.scaling import with_agents
-from coordinator.settings import SwarmConfig
 
 log = structlog.get_logger("signalmesh")
 
@@ -50,11 +49,6 @@ def on_signals(stop: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, stop)
-
-
-def limits_of(config: SwarmConfig) -> StreamLimits:
-    stream = config.stream
-    return StreamLimits(max_age_s=stream.max_age_s, max_bytes=stream.max_bytes, replicas=stream.replicas)
 
 
 def run_sandbox(
@@ -149,7 +143,7 @@ def run_watchdog(
             while True:
                 with contextlib.suppress(BusError):
                     await bus.until_live()
-                    await ensure_streams(bus, limits_of(config))
+                    await ensure_streams(bus, config.stream.limits())
                     break
                 await asyncio.sleep(0.2)
             watchdog = Watchdog(bus, config, sources, fresh=fresh, standby=standby)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
@@ -12,6 +12,10 @@ from bus.errors import UsageError
 from bus.server_config import Durability
 from coordinator.config_tables import similar
 from coordinator.e2b_settings import E2bSettings
+
+if TYPE_CHECKING:
+    from bus.mirror import Retention
+    from bus.streams import StreamLimits
 
 __all__ = [
     "AgentSettings",
@@ -94,6 +98,12 @@ class StreamSettings:
     durability: Durability = "process"
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
 
+    def limits(self) -> StreamLimits:
+        """As the stream is made with them."""
+        from bus.streams import StreamLimits
+
+        return StreamLimits(max_age_s=self.max_age_s, max_bytes=self.max_bytes, replicas=self.replicas)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchdogSettings:
@@ -116,6 +126,12 @@ class MirrorSettings:
     max_age_s: Annotated[float, Meta(ge=0)] = 0.0
     max_rows: Annotated[int, Meta(ge=0)] = 0
     revisions: Count = 32
+
+    def retention(self) -> Retention:
+        """As the mirror keeps to it."""
+        from bus.mirror import Retention
+
+        return Retention(max_age_s=self.max_age_s, max_rows=self.max_rows, revisions=self.revisions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

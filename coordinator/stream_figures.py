@@ -1,13 +1,12 @@
 """The figures that `signalmesh metrics` shows: their names, their labels, and what counts towards them.
 
-Names and units follow Prometheus: seconds, bytes, `_total` for what only grows. Labels are bounded (`Names`): whoever
-may publish could otherwise make a new series with every message. Nothing is estimated: a figure comes from a message,
-from the server's time of storing it, or from a heartbeat (coordinator/beat_figures.py).
+Names and units follow Prometheus: seconds, bytes, `_total` for what only grows. Labels are bounded
+(coordinator/labels.py). Nothing is estimated: a figure comes from a message, from the server's time of storing it, or
+from a heartbeat (coordinator/beat_figures.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import get_args
@@ -18,41 +17,19 @@ from bus.bus import Stored
 from bus.errors import MessageError
 from bus.headers import CAUSE, number
 from bus.messages import KINDS, Alert, Config, Decision, Epoch, Lifecycle, MarketData, Message, Side, decode
-from bus.subjects import KEPT_KINDS, RESERVED_NAMES, WATCHDOG, Subjects
-from coordinator.recoveries import DRAINED, REASONS, SIGNS, Recoveries
+from bus.subjects import KEPT_KINDS, WATCHDOG, Subjects
+from coordinator.labels import OTHER, Names
+from coordinator.recoveries import Recoveries
 
-OTHER = "(other)"
-"""The label of everybody beyond the bound."""
-MOST_STRANGERS = 100
-"""So many names that the configuration does not have get labels of their own."""
 REMEMBERED = 32_768
 """Of so many messages, and ticks, it is known when they were stored; what answers an older one has no latency."""
 WEBHOOK_OUTCOMES = ("delivered", "failed", "refused", "unreadable")
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2.0, 10.0,
 )  # fmt: skip
-RECOVERY_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0)
 NANOSECOND = 1e-9
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, of which nothing here makes use
-
-
-class Names:
-    """Which names get a label of their own: those that are `known`, and MOST_STRANGERS others, first come."""
-
-    def __init__(self, known: Iterable[str]) -> None:
-        self.known = frozenset(known) | RESERVED_NAMES
-        self._strangers: set[str] = set()
-
-    def label(self, name: str) -> str:
-        """`name`, or OTHER."""
-        if name in self.known or name in self._strangers:
-            return name
-        if len(self._strangers) >= MOST_STRANGERS or not _NAME.fullmatch(name):
-            return OTHER
-        self._strangers.add(name)
-        return name
 
 
 class Figures:
@@ -109,29 +86,6 @@ class Figures:
         self.terms = Counter(
             "signalmesh_watchdog_term_changes", "Terms of leading watchdogs that have begun.", registry=registry
         )
-        self.deaths = Counter(
-            "signalmesh_deaths", "Agents declared dead, by reason.", ["agent", "reason"], registry=registry
-        )
-        self.restarts = Counter(
-            "signalmesh_restarts",
-            "Agents started again, by why they had ended.",
-            ["agent", "reason"],
-            registry=registry,
-        )
-        self.detection = Histogram(
-            "signalmesh_detection_seconds",
-            "From the first sign of a death (the exit reported by the host, or the last heartbeat) to its declaration.",
-            ["sign"],
-            buckets=RECOVERY_BUCKETS,
-            registry=registry,
-        )
-        self.recovery = Histogram(
-            "signalmesh_recovery_seconds",
-            "From the declaration of a death until the agent is ready again.",
-            ["agent"],
-            buckets=RECOVERY_BUCKETS,
-            registry=registry,
-        )
         self.stream_messages = Gauge("signalmesh_stream_messages", "Messages that the stream holds.", registry=registry)
         self.stream_bytes = Gauge("signalmesh_stream_bytes", "Bytes that the stream holds.", registry=registry)
         self.observer_lag = Gauge(
@@ -151,7 +105,7 @@ class Figures:
         self.webhook_waiting = Gauge(
             "signalmesh_webhook_waiting_alerts", "Alerts that the webhook has not been given yet.", registry=registry
         )
-        self._recoveries = Recoveries(self)
+        self.recoveries = Recoveries(registry, names, tuple(agents))
         self._begin(tuple(agents))
 
     def _begin(self, agents: tuple[str, ...]) -> None:
@@ -162,18 +116,11 @@ class Figures:
             self.unreadable.labels(kind)
         for side in get_args(Side):
             self.decisions.labels(side)
-        for sign in SIGNS:
-            self.detection.labels(sign)
         for outcome in WEBHOOK_OUTCOMES:
             self.webhook.labels(outcome)
         self.claims.labels(WATCHDOG)
         for agent in agents:
             self.claims.labels(agent)
-            self.recovery.labels(agent)
-            self.restarts.labels(agent, DRAINED)
-            for reason in REASONS:
-                self.deaths.labels(agent, reason)
-                self.restarts.labels(agent, reason)
 
     def use(self, config: Config) -> None:
         """Go by `config` from now on: whose decisions are the swarm's."""
@@ -243,7 +190,7 @@ class Figures:
             case Config() if writer == WATCHDOG:
                 self._config = message
             case Lifecycle():
-                self._recoveries.take(message, stored.stored_ns if stored.sequence > self.restored_through else 0)
+                self.recoveries.take(message, stored.stored_ns if stored.sequence > self.restored_through else 0)
             case Epoch():
                 self.claims.labels(self.names.label(writer)).inc()
                 if writer == WATCHDOG:

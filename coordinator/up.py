@@ -43,7 +43,7 @@ from coordinator.metrics_wanted import metrics_arguments
 from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
 from coordinator.proxying import LISTENER_VARIABLE, open_proxy_port
-from coordinator.roles import limits_of, on_signals
+from coordinator.roles import on_signals
 from coordinator.rundir import Recorded, lock, remove_run, write_run
 from coordinator.server_news import tell_foreign_durability, tell_of_server, tell_of_stream
 from coordinator.settings import SwarmConfig
@@ -222,7 +222,7 @@ class Up:
             if remark := await refuse_neighbours(self.bus, names):
                 print(f"warning: {harmless(remark)}", file=sys.stderr)
         mirrored = self.config.mirror.enabled and await self._put_back(state_dir / MIRROR_FILE)
-        await ensure_streams(self.bus, limits_of(self.config))
+        await ensure_streams(self.bus, self.config.stream.limits())
         self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
         self._reports = Reporter(self.bus, self._outbox, NAME)
         if self._told:
@@ -242,7 +242,7 @@ class Up:
 
     async def _put_back(self, file: Path) -> bool:
         """Have what the bus has lost put back from the mirror's file; whether a mirror can be started on it."""
-        told, usable = await put_back(self.bus, file, limits_of(self.config), NAME)
+        told, usable = await put_back(self.bus, file, self.config.stream.limits(), NAME)
         if told:
             log.warning("mirror_told", text=told)
             print(f"signalmesh: {harmless(told)}", file=sys.stderr)

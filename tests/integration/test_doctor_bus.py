@@ -13,7 +13,6 @@ from coordinator.config import parse
 from coordinator.doctor import diagnose
 from coordinator.doctor_bus import check_bus
 from coordinator.findings import Finding
-from coordinator.roles import limits_of
 from coordinator.rundir import Recorded
 from tests.support.nats import Connections, plain_server
 from tests.unit.test_doctor import living_run
@@ -63,7 +62,7 @@ async def test_streams_that_are_missing_or_other_than_this_version_makes_them(tm
 async def test_cursors_that_the_stream_has_left_behind(tmp_path):
     async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
         bus = await connections.bus(server.url)
-        await ensure_streams(bus, limits_of(SMALL))
+        await ensure_streams(bus, SMALL.stream.limits())
         for _ in range(20):
             await bus.publish("in.swarm.headline.X.stranger", b'"' + b"x" * 200_000 + b'"')
         bounds = await bus.bounds()
@@ -87,7 +86,7 @@ async def test_an_account_that_is_nearly_full(tmp_path):
     )
     async with plain_server(tmp_path, "-c", str(conf)) as url, Connections() as connections:
         bus = await connections.bus(url)
-        await ensure_streams(bus, limits_of(SMALL))
+        await ensure_streams(bus, SMALL.stream.limits())
         assert (await checked(bus, tmp_path, SMALL))["store"].level == "ok"
         for _ in range(10):
             await bus.publish("in.swarm.headline.X.stranger", b'"' + b"x" * 204_000 + b'"')

@@ -25,8 +25,9 @@ from bus.messages import Heartbeat
 from bus.subjects import Subjects
 from coordinator.beat_figures import BeatFigures
 from coordinator.exporting import UNANSWERED_S, MetricsExport
+from coordinator.labels import Names
 from coordinator.otlp_metrics import OtlpMetrics
-from coordinator.stream_figures import Figures, Names
+from coordinator.stream_figures import Figures
 from tests.support.collector import Measured, collecting, read_measured
 from tests.support.page import parsed
 

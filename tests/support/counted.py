@@ -10,7 +10,8 @@ from prometheus_client import generate_latest
 from bus.bus import Stored
 from bus.messages import Decision, Lifecycle, MarketData, Message, encode
 from bus.subjects import Subjects
-from coordinator.stream_figures import Figures, Names
+from coordinator.labels import Names
+from coordinator.stream_figures import Figures
 from tests.support.page import Shown, parsed
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

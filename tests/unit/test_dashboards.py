@@ -12,7 +12,8 @@ import pytest
 
 from bus.subjects import Subjects
 from coordinator.beat_figures import BeatFigures
-from coordinator.stream_figures import Figures, Names
+from coordinator.labels import Names
+from coordinator.stream_figures import Figures
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "docs" / "grafana" / "signalmesh.json").read_text())
@@ -22,13 +23,17 @@ NAME = re.compile(r"signalmesh_[a-z_]+")
 OF_PROMETHEUS = {"le"}
 
 
+def instruments(made: Figures) -> list[Any]:
+    return [*vars(made).values(), *vars(made.recoveries).values()]
+
+
 def figures() -> dict[str, set[str]]:
     """Name of each series -> its labels."""
     made = Figures(Subjects("swarm"), Names(()))
     beats = BeatFigures(made.registry, made.names)
     found: dict[str, set[str]] = {}
     # Not collected: families of labelled series that nothing has counted yet have no samples to tell their labels.
-    families: list[Any] = [item for item in vars(made).values() if hasattr(item, "_labelnames")]
+    families: list[Any] = [item for item in instruments(made) if hasattr(item, "_labelnames")]
     families += [item for item in vars(beats).values() if hasattr(item, "_labelnames")]
     for item in families:
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(item._type, ("",))
@@ -85,7 +90,7 @@ def test_legends_name_labels_that_exist():
 def test_bounds_of_buckets_in_rules_are_buckets():
     made = Figures(Subjects("swarm"), Names(()))
     for name, bound in re.findall(r"(signalmesh_[a-z_]+)_bucket\{le=\"([^\"]+)\"", RULES):
-        [histogram] = [item for item in vars(made).values() if getattr(item, "_name", "") == name]
+        [histogram] = [item for item in instruments(made) if getattr(item, "_name", "") == name]
         assert float(bound) in histogram._upper_bounds
 
 

@@ -17,8 +17,8 @@ from bus.messages import (
 )
 from bus.sandboxes import SandboxAccount, SandboxUsage
 from coordinator.beat_figures import FORGET_S, HEARD_S, BeatFigures
+from coordinator.labels import MOST_STRANGERS, OTHER
 from coordinator.recoveries import reason_class
-from coordinator.stream_figures import MOST_STRANGERS, OTHER
 from tests.support.counted import AGENTS, AT, Stream
 
 
