@@ -1,4 +1,4 @@
-# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | bench | schema | lock | clean
+# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | bench | schema | docs | lock | clean
 #   make up ARGS="--port 0"        arguments for the verb
 #   make test ARGS="-k outbox"     arguments for pytest
 #   make setup VENV=dir            another environment than .venv (a directory; it is made)
@@ -15,7 +15,7 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 	--no-header --no-annotate --no-config --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test test-slow test-matrix test-docker lint types check bench schema lock clean
+.PHONY: help setup up test test-slow test-matrix test-docker lint types check bench schema docs lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
@@ -96,6 +96,10 @@ bench: setup
 
 schema: setup
 	$(BIN)/python -m coordinator.schema
+
+# The documentation site, into build/docs; a broken link ends it with an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs $(ARGS)
 
 # The lock files hold versions and hashes only, no address, for every platform and Python >= 3.11.
 # Kept versions stay; make lock ARGS=--upgrade takes the newest.

@@ -21,7 +21,7 @@ BUY_AT = 0.55
 SELL_AT = 0.45
 """Probabilities of a rise from which on a strategy takes a side; the coordinator's own defaults."""
 LIKELIHOOD_RATIO = 1.75
-"""How much one confirming observation multiplies the odds: chosen by us, measured on nothing (docs/formulas.md)."""
+"""How much one confirming observation multiplies the odds: chosen, not measured (docs/concepts/decisions.md)."""
 NOISE = 1e-9
 """Smallest move, as a fraction of the price, that counts as one; below it rounding errors of float64 would vote."""
 

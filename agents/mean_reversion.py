@@ -13,7 +13,7 @@ from agents.indicators import LIKELIHOOD_RATIO, Closes, sigmoid
 from agents.strategy import Strategy
 
 PULL = 10.0
-"""Log odds per unit of distance from the mean: 2 % above it gives 0.4502 (docs/formulas.md)."""
+"""Log odds per unit of distance from the mean: 2 % above it gives 0.4502 (docs/concepts/decisions.md)."""
 
 
 def probability(position: float, mean_distance: float) -> float:

@@ -20,7 +20,7 @@ def probability(rsi: float, macd: float, trend: float) -> float:
     """Probability of a rise: odds RSI : 100 - RSI, times LIKELIHOOD_RATIO to the power of each vote in {-1, 0, 1}.
 
     The two votes count as independent of each other and of the RSI, which they are not: overconfident, as any naive
-    Bayes. RSI 65 with two votes for a rise gives 0.8505 (docs/formulas.md).
+    Bayes. RSI 65 with two votes for a rise gives 0.8505 (docs/concepts/decisions.md).
     """
     prior = min(max(rsi / 100, PRIOR_BOUND), 1 - PRIOR_BOUND)
     votes = sign(macd) + sign(trend)

@@ -54,7 +54,7 @@ def mood_of(items: list[Item], at_s: int, half_life_s: float) -> float:
 def read_mood(mood: float) -> tuple[Mood, float, float]:
     """(reading, confidence, p_up) of a mood in [-1, 1].
 
-    The confidence says p_up in the voters' own way (docs/formulas.md): bullish p_up, bearish 1 - p_up, neutral p_up.
+    The confidence is p_up as a strategy votes it (docs/concepts/decisions.md): bearish 1 - p_up, else p_up.
     """
     p_up = 0.5 + 0.5 * TILT * mood
     if mood >= NEUTRAL_BAND:

@@ -38,7 +38,7 @@ class Strategy(Agent):
 
     @dataclass(frozen=True)
     class Options:
-        """`window` is how many closes are kept: from 250 on, the RSI is exact to 2e-6 (docs/formulas.md)."""
+        """`window` is how many closes are kept: from 250 on, the RSI is exact to 2e-6 (docs/concepts/decisions.md)."""
 
         window: int = 250
 

@@ -41,7 +41,7 @@ def run(agent, events):
     return [agent.on_market(event) for event in events]
 
 
-# -- formulas, with the values of docs/formulas.md
+# -- formulas, with the values of docs/concepts/decisions.md
 
 
 def test_momentum_of_the_recorded_example():
