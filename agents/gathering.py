@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bus.messages import Alert, Event, MarketData, Sentiment, Signal
-from bus.tracing import Context, read_sampled
+from bus.spans import Context, read_sampled
 
 MAX_ROUNDS = 4096
 """Rounds remembered at most; as many as the coordinator keeps open."""

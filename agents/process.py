@@ -26,8 +26,9 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, MeshError, Usag
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.reports import Reporter
+from bus.spans import read_context
 from bus.tasks import end_tasks, run_to_end
-from bus.tracing import open_tracer, read_context
+from bus.tracing import open_tracer
 
 log = structlog.get_logger("signalmesh.agent")
 

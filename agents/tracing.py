@@ -29,8 +29,9 @@ from bus.bus import Stored
 from bus.errors import MessageError
 from bus.logs import TRACE_ID
 from bus.messages import Alert, Decision, Event, decode
+from bus.spans import Context, Span, Value, derived_id, read_context, read_sampled
 from bus.subjects import Subjects
-from bus.tracing import Context, Span, Tracer, Value, derived_id, read_context, read_sampled
+from bus.tracing import Tracer
 
 MAX_OWED = 64
 """Spans not yet exported that a snapshot lists at most; beyond, the oldest are left to luck."""

@@ -15,10 +15,14 @@ from bus import __version__
 from bus.process import MACHINE
 
 __all__ = [
+    "BATCH_SPANS",
+    "DELAY_S",
     "LENGTH_LIMITS",
     "OTHERS",
     "PACKAGES",
+    "QUEUE_SPANS",
     "Exporting",
+    "Settings",
     "Signal",
     "describe_process",
     "exporters_of",
@@ -27,12 +31,17 @@ __all__ = [
     "longest_value",
     "read_exporting",
     "read_number",
+    "read_settings",
     "to_number",
 ]  # fmt: skip
 
 Signal = Literal["traces", "metrics"]
 OTHERS = {"traces": ("none",), "metrics": ("none", "prometheus")}
 """Exporters that are no OTLP, and no mistake: a page for Prometheus is served anyway."""
+QUEUE_SPANS = 2048
+BATCH_SPANS = 512
+DELAY_S = 0.5
+"""How long a span may wait for others before it is exported; shorter than the SDK's 5 s, as a death costs less then."""
 PACKAGES = {"http/protobuf": "http", "grpc": "grpc"}
 """Protocol -> OpenTelemetry's package of exporters for it."""
 
@@ -48,6 +57,17 @@ class Exporting:
     def describe(self, service: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes of the resource that exports; what the environment says of it is not among them, and wins."""
         return {**({} if self.named_service else {"service.name": service}), **attributes}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Exporting):
+    """What the environment says about tracing."""
+
+    sampler: str = ""
+    sampler_argument: str = ""
+    queue_spans: int = QUEUE_SPANS
+    batch_spans: int = BATCH_SPANS
+    delay_s: float = DELAY_S
 
 
 def in_effect(environment: Mapping[str, str], signal: Signal, name: str) -> tuple[str, str]:
@@ -87,6 +107,24 @@ def to_number(text: str, *, whole: bool = False) -> float | None:
 def read_number(environment: Mapping[str, str], name: str, default: float, *, whole: bool = False) -> float:
     """The number above 0 that the variable `name` holds; `default` where it holds none."""
     return to_number(environment.get(name, ""), whole=whole) or default
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings | None:
+    """What the OTEL_* variables ask for; None: no traces."""
+    exporting = read_exporting(environment, "traces")
+    if exporting is None:
+        return None
+    queue = int(read_number(environment, "OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS, whole=True))
+    batch = int(read_number(environment, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS, whole=True))
+    return Settings(
+        protocol=exporting.protocol,
+        named_service=exporting.named_service,
+        sampler=environment.get("OTEL_TRACES_SAMPLER", ""),
+        sampler_argument=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
+        queue_spans=queue,
+        batch_spans=min(queue, batch),
+        delay_s=read_number(environment, "OTEL_BSP_SCHEDULE_DELAY", DELAY_S * 1000) / 1000,
+    )
 
 
 LENGTH_LIMITS = ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT")

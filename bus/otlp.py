@@ -12,15 +12,14 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from bus import __version__
-from bus.exporting import longest_value
+from bus.exporting import Settings, longest_value
 from bus.otlp_exporters import Complaints, make_exporter, make_resource
+from bus.spans import Context, Span, Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.util.types import Attributes
-
-    from bus.tracing import Context, Settings, Span, Value
 
 KINDS = {"internal": SpanKind.INTERNAL, "producer": SpanKind.PRODUCER, "consumer": SpanKind.CONSUMER}
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)

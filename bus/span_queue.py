@@ -6,19 +6,16 @@ A collector that is dead, slow or refusing costs spans: they are counted, and to
 from __future__ import annotations
 
 import contextvars
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import structlog
 
-from bus.exporting import forget_count_limits
-
-if TYPE_CHECKING:
-    from bus.tracing import Settings, Span
+from bus.exporting import Settings
+from bus.spans import Span
 
 CLOSE_S = 1.0
 """How long the end of a process waits for the rest to be exported."""
@@ -42,13 +39,6 @@ class Export(Protocol):
         """Give up what is under way; called from another thread."""
 
 
-def _make_export(settings: Settings, resource: dict[str, Any]) -> Export:
-    forget_count_limits(os.environ)
-    from bus.otlp import OtlpExport  # imports OpenTelemetry: only here, and only when there is a span to export
-
-    return OtlpExport(settings, resource)
-
-
 class SpanQueue:
     """Takes spans from the loop's thread and has a thread of its own export them; that starts with the first span."""
 
@@ -56,7 +46,7 @@ class SpanQueue:
         self,
         settings: Settings,
         resource: Callable[[], dict[str, Any]],
-        make_export: Callable[[Settings, dict[str, Any]], Export] = _make_export,
+        make_export: Callable[[Settings, dict[str, Any]], Export],
     ) -> None:
         self._settings, self._resource, self._make_export = settings, resource, make_export
         self._queue: deque[Span] = deque()

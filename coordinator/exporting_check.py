@@ -14,8 +14,19 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from bus.exporting import LENGTH_LIMITS, OTHERS, PACKAGES, Signal, exporters_of, in_effect, to_number
-from bus.tracing import BATCH_SPANS, DELAY_S, QUEUE_SPANS, TRACES_PER_S, make_sampler
+from bus.exporting import (
+    BATCH_SPANS,
+    DELAY_S,
+    LENGTH_LIMITS,
+    OTHERS,
+    PACKAGES,
+    QUEUE_SPANS,
+    Signal,
+    exporters_of,
+    in_effect,
+    to_number,
+)
+from bus.tracing import TRACES_PER_S, make_sampler
 from coordinator.findings import Finding, ok, warning
 
 __all__ = ["INTERVAL_MS", "TIMEOUT_MS", "check_exporting", "check_variables", "log_wrong_variables"]

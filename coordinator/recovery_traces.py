@@ -20,8 +20,9 @@ from bus.errors import MessageError
 from bus.exporting import describe_process
 from bus.headers import TRACEPARENT
 from bus.messages import Lifecycle, decode, now
+from bus.spans import Context, Span, Value, derived_id, read_context
 from bus.subjects import WATCHDOG
-from bus.tracing import Context, Span, Tracer, Value, derived_id, open_tracer, read_context
+from bus.tracing import Tracer, open_tracer
 from coordinator.supervision import Dead
 
 LOOK_BACK = 20_000

@@ -15,8 +15,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from bus.exporting import Settings
 from bus.otlp import OtlpExport
-from bus.tracing import Context, Settings, Span
+from bus.spans import Context, Span
 from tests.support.collector import Received, collecting, read_request
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -103,11 +104,13 @@ async def test_a_wrong_limit_loses_no_span(monkeypatch: pytest.MonkeyPatch, vari
 IMPORTING = """
 import time
 from bus.span_queue import SpanQueue
-from bus.tracing import Context, Settings, Span
+from bus.tracing import make_export
+from bus.exporting import Settings
+from bus.spans import Context, Span
 from prometheus_client import CollectorRegistry
 from bus.exporting import Exporting
 from coordinator.exporting import MetricsExport
-queue = SpanQueue(Settings(), dict)
+queue = SpanQueue(Settings(), dict, make_export)
 queue.put(Span(name='decide', context=Context('a' * 32, 'b' * 16), start_ns=1, end_ns=2))
 assert queue.flush(20)
 MetricsExport(Exporting(), {}, CollectorRegistry(), dict).close()

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
+from bus.exporting import BATCH_SPANS, QUEUE_SPANS, read_settings
 from bus.otlp_exporters import Complaints, make_exporter
-from bus.tracing import BATCH_SPANS, QUEUE_SPANS, read_settings
 from coordinator.exporting_check import check_variables
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}

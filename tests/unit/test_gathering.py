@@ -9,7 +9,7 @@ import pytest
 
 from agents.gathering import MAX_ROUNDS, Open, Rounds
 from bus.messages import Decision, MarketData, Signal
-from bus.tracing import Context, read_sampled
+from bus.spans import Context, read_sampled
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

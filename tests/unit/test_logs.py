@@ -19,10 +19,11 @@ import structlog
 from agents.agent import Agent
 from agents.runtime import Runtime
 from agents.tracing import AgentTracing
+from bus.exporting import Settings
 from bus.logs import TRACE_ID, is_secret, set_up_logs
 from bus.memory_bus import MemoryBus, MemoryServer
 from bus.messages import MarketData, encode
-from bus.tracing import Settings, Tracer
+from bus.tracing import Tracer
 
 SEED = "SU" + "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567" + "ABCDEFGHIJKLMNOPQRSTUVWX"
 HIDDEN = ("hunter2", SEED, "tok-123")

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bus.tracing import Span, Tracer, read_settings
+from bus.exporting import read_settings
+from bus.spans import Span
+from bus.tracing import Tracer
 from coordinator.recovery_traces import Recoveries
 from coordinator.supervision import Dead
 

@@ -9,21 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.exporting import Exporting, read_exporting
+from bus.exporting import Exporting, Settings, read_exporting, read_settings
 from bus.span_queue import SpanQueue
-from bus.tracing import (
-    Context,
-    RateLimiter,
-    Settings,
-    Span,
-    Tracer,
-    derived_id,
-    make_sampler,
-    modules_to_preload,
-    open_tracer,
-    read_context,
-    read_settings,
-)
+from bus.spans import Context, Span, derived_id, read_context
+from bus.tracing import RateLimiter, Tracer, make_sampler, modules_to_preload, open_tracer
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

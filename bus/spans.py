@@ -1,0 +1,79 @@
+"""Spans as plain data, and the context that travels with messages. Nothing of OpenTelemetry is imported here.
+
+Ids of spans are derived from the trace and from the message that they tell of, so that whatever has the message knows
+the span: an incarnation can export again what its predecessor may not have exported, and it is the same span.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Kind = Literal["internal", "producer", "consumer"]
+Value = str | int | float | bool
+
+_LENGTH = 55
+"""Of a `traceparent` of version 00."""
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+
+
+class Context(NamedTuple):
+    """A span, as W3C Trace Context names it: hexadecimal ids of 16 and 8 bytes."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool = True
+
+    @property
+    def header(self) -> str:
+        """The value of a `traceparent` header."""
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
+
+
+def read_context(header: str | None) -> Context | None:
+    """What a `traceparent` header says; None where there is none, or none that the standard allows."""
+    found = _TRACEPARENT.fullmatch(header) if header else None
+    if found is None or (found[1] == "00" and found[5]):
+        return None
+    return Context(found[2], found[3], bool(int(found[4], 16) & 1))
+
+
+def read_sampled(header: str) -> tuple[Context | None, str]:
+    """The context of a sampled trace, and the header as far as it may be passed on: empty where it is none.
+
+    Of a header that says "not sampled", as nearly all do at full speed, nothing else is looked at.
+    """
+    if not header or (len(header) == _LENGTH and header.endswith("-00")):
+        return None, header
+    context = read_context(header)
+    if context is None:
+        return None, ""
+    return (context if context.sampled else None), header
+
+
+def derived_id(trace_id: str, what: str) -> str:
+    """The id of the span that tells of `what` in this trace: the same for whoever computes it."""
+    return hashlib.blake2b(f"{trace_id} {what}".encode(), digest_size=8).hexdigest()
+
+
+@dataclass(slots=True, kw_only=True)
+class Span:
+    """One finished step. `parent` is a span of the same trace, empty for the first one. Times in ns since 1970.
+
+    `links` and `events` carry attributes; `error` is why it failed. `settled` is set, by the exporting thread, once it
+    is exported or given up.
+    """
+
+    name: str
+    context: Context
+    parent: str = ""
+    kind: Kind = "internal"
+    start_ns: int = 0
+    end_ns: int = 0
+    attributes: dict[str, Value] = field(default_factory=dict)
+    links: list[tuple[Context, dict[str, Value]]] = field(default_factory=list)
+    events: list[tuple[str, int, dict[str, Value]]] = field(default_factory=list)
+    error: str = ""
+    settled: bool = False
