@@ -1,4 +1,4 @@
-"""Processes that end together: a child that dies with its parent, and waiting for a process that is not our child.
+"""Processes: a child that dies with its parent, waiting for a process that is not our child, signals that end this one.
 
 Owns no policy: who is spawned and when is decided elsewhere. The guarantee of `die_with_parent` is Linux's
 (PR_SET_PDEATHSIG); on other systems it does nothing, and a parent that is SIGKILLed leaves its children behind.
@@ -13,10 +13,11 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Callable
 
 import psutil
 
-__all__ = ["MACHINE", "die_with_parent", "wait_pid_exit"]
+__all__ = ["MACHINE", "die_with_parent", "on_signals", "wait_pid_exit"]
 
 MACHINE = platform.node()
 """The name of this machine; in a container that of the container. With a pid it tells a process from all others."""
@@ -49,6 +50,14 @@ def die_with_parent(parent: int | None = None, signal_number: int = signal.SIGKI
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    """Have SIGTERM, SIGINT and the end of the terminal (SIGHUP, unless nohup has it ignored) call `stop`."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, stop)
 
 
 async def wait_pid_exit(pid: int) -> None:

@@ -23,6 +23,7 @@ from bus.errors import BusError, MeshError
 from bus.messages import Alert, now
 from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
+from bus.process import on_signals
 from bus.registry import read_records
 from coordinator.audit import audit_bus
 from coordinator.certify_expected import expected
@@ -53,7 +54,6 @@ from coordinator.figures import Spread
 from coordinator.history import shown
 from coordinator.killing import Killing
 from coordinator.killing import kill as kill_agent
-from coordinator.roles import on_signals
 
 __all__ = ["CertifyOptions", "run_certify"]
 

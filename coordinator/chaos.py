@@ -19,6 +19,7 @@ from typing import TypeVar
 from bus.errors import BusError, MeshError, UsageError
 from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
+from bus.process import on_signals
 from bus.tasks import end_tasks
 from coordinator.audit import audit_bus
 from coordinator.chaos_faults import Deeds
@@ -28,7 +29,6 @@ from coordinator.chaos_plan import Fault, Places, plan
 from coordinator.chaos_processes import NotOurs, Processes
 from coordinator.chaos_report import Chaos, FaultSeen, HeardDecisions, Proof, summarised
 from coordinator.replay import Span, config_of, replay_bus
-from coordinator.roles import on_signals
 from coordinator.rundir import Run, read_run
 from coordinator.settings import SwarmConfig
 

@@ -22,13 +22,13 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, Bus
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
+from bus.process import on_signals
 from bus.reports import Reporter
 from bus.subjects import PROVIDER
 from bus.tasks import end_tasks, run_to_end
 from coordinator.e2b_record import Left, Pool, read_pool, write_pool
 from coordinator.e2b_settings import PUBLIC_URL_VARIABLE, Endpoint, files_of, take_key
 from coordinator.own_code import digest
-from coordinator.roles import on_signals
 from coordinator.settings import SandboxSpec, SwarmConfig
 
 if TYPE_CHECKING:

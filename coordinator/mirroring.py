@@ -17,11 +17,11 @@ from bus.mirror import Mirror, Retention
 from bus.mirror_read import MirrorFile
 from bus.mirror_store import MirrorStore
 from bus.nats_bus import NatsBus
+from bus.process import on_signals
 from bus.rebuild import rebuild
 from bus.streams import StreamLimits
 from bus.tasks import run_to_end
 from coordinator.config import load
-from coordinator.roles import on_signals
 from coordinator.settings import SwarmConfig
 
 RETRY_S = 1.0

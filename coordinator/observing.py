@@ -27,6 +27,7 @@ from bus.losses import half_done
 from bus.messages import Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
+from bus.process import on_signals
 from bus.reader import Reader
 from bus.reports import Reporter
 from bus.tasks import end_tasks, run_to_end
@@ -38,7 +39,6 @@ from coordinator.gather import LISTEN_S, config_in_force
 from coordinator.labels import Names
 from coordinator.listening import DEFAULT_LISTEN, Address
 from coordinator.metrics_wanted import NOWHERE, webhook_of
-from coordinator.roles import on_signals
 from coordinator.scaling import with_agents
 from coordinator.settings import SwarmConfig
 from coordinator.stream_figures import Figures

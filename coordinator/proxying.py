@@ -23,8 +23,8 @@ from bus.errors import EXIT_DONE, UsageError
 from bus.fault_proxy import DOWN, UP, Proxy
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
+from bus.process import on_signals
 from bus.tasks import end_tasks, run_to_end
-from coordinator.roles import on_signals
 
 __all__ = ["LISTENER_VARIABLE", "NAME", "Affected", "BadNetwork", "open_proxy_port", "run_proxy"]
 

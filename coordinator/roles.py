@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from bus.credentials import Credentials
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
-from bus.process import MACHINE
+from bus.process import MACHINE, on_signals
 from bus.streams import ensure_streams
 from bus.subjects import check_name
 from bus.tasks import run_to_end
@@ -41,14 +39,6 @@ class MadeBy:
     age_s: float
     host: str
     files: str | None = None
-
-
-def on_signals(stop: Callable[[], None]) -> None:
-    """Have SIGTERM, SIGINT and the end of the terminal (SIGHUP, unless by nohup's wish) call `stop`."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            loop.add_signal_handler(number, stop)
 
 
 def run_sandbox(

@@ -30,7 +30,7 @@ from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.plain import harmless
-from bus.process import die_with_parent
+from bus.process import die_with_parent, on_signals
 from bus.reports import Reporter
 from bus.server import NatsServer, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
@@ -43,7 +43,6 @@ from coordinator.metrics_wanted import metrics_arguments
 from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
 from coordinator.proxying import LISTENER_VARIABLE, open_proxy_port
-from coordinator.roles import on_signals
 from coordinator.rundir import Recorded, lock, remove_run, write_run
 from coordinator.server_news import tell_foreign_durability, tell_of_server, tell_of_stream
 from coordinator.settings import SwarmConfig
