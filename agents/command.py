@@ -32,10 +32,9 @@ import orjson
 import structlog
 
 from agents.agent import Agent, check_class
-from agents.outgoing import explain
 from agents.spec import AgentSpec
 from bus.errors import MeshError, MessageError, UsageError
-from bus.messages import KINDS, Event, Headline, MarketData, decode, encode
+from bus.messages import KINDS, Event, Headline, MarketData, decode, encode, explain
 from bus.process import die_with_parent
 from bus.subjects import AGENT_KINDS, Address
 

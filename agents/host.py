@@ -31,11 +31,10 @@ from bus.bus import Bus, Heard
 from bus.claims import last_claim, new_agent_id
 from bus.credentials import Credentials
 from bus.errors import BusError, MeshError
-from bus.messages import Child, Heartbeat, encode, now
+from bus.messages import Child, Heartbeat, SandboxUsage, encode, now
 from bus.outbox import Outbox
 from bus.process import MACHINE
 from bus.reports import Reporter
-from bus.sandboxes import SandboxUsage
 from bus.subjects import WATCHDOG
 from bus.tasks import end_tasks
 

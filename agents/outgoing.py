@@ -6,24 +6,15 @@ agent's own code: handler, field, value, and what was expected.
 
 from __future__ import annotations
 
-import math
-import re
-import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from agents.agent import Agent, Outputs, published_kinds, topic_of
 from bus.errors import MessageError
-from bus.messages import KIND_OF, KINDS, MAX_PAYLOAD_BYTES, Alert, Event, decode, encode
+from bus.messages import KIND_OF, KINDS, MAX_PAYLOAD_BYTES, Alert, Event, decode, encode, explain, shown
 from bus.subjects import Subjects
-
-_AT_FIELD = re.compile(r" - at `\$\.(\w+)")
-_MISSING = re.compile(r"missing required field `(\w+)`")
-_JSON = (str, bool, int, float, type(None))
-MAX_SHOWN = 100
-"""Characters of a wrong value that an error shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,45 +83,3 @@ class Outgoing:
             f"{handler} {shown(output)} ({type(output).__name__}), expected None or messages of the kinds "
             f"that agent {self._name} publishes: {self._expected}"
         )
-
-
-def explain(cls: type, fields: dict[str, Any], error: Exception) -> str:
-    """What is wrong with a message of `cls` that has these fields, where making or reading it gave `error`."""
-    problem = error.problem if isinstance(error, MessageError) else str(error)
-    for path, value in _leaves(fields):
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"{path}: expected a finite number, not {value}"
-        if not isinstance(value, (*_JSON, datetime)):
-            return f"{path}: expected what JSON has a form for, not {shown(value)} ({type(value).__name__})"
-    if found := _MISSING.search(problem):
-        return f"{found[1]}: missing, expected {_expected(cls, found[1])}"
-    if found := _AT_FIELD.search(problem):
-        name = found[1]
-        return f"{name}: expected {_expected(cls, name)}, not {shown(fields.get(name))}"
-    return problem
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)):
-        for at, item in enumerate(value):
-            yield from _leaves(item, f"{path}[{at}]")
-    else:
-        yield path, value
-
-
-def _expected(cls: type, name: str) -> str:
-    """A field's type in words."""
-    hint = typing.get_type_hints(cls).get(name)
-    values = [item for part in (hint, *typing.get_args(hint)) for item in typing.get_args(part)]
-    if values and all(isinstance(value, str) for value in values):
-        return f"one of {', '.join(values)}"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-
-
-def shown(value: Any) -> str:
-    """A value for an error message."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"

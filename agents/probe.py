@@ -22,7 +22,7 @@ import msgspec
 import psutil
 
 from bus import __version__
-from bus.sandboxes import SandboxUsage
+from bus.messages import SandboxUsage
 
 __all__ = ["INSTALLATION", "Installation", "Probe", "look_around", "measure_memory", "measure_usage"]
 

@@ -14,10 +14,9 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bus.messages import Heartbeat
+from bus.messages import Heartbeat, given_up_by
 from coordinator.labels import OTHER, Names
 from coordinator.sandbox_health import availability_of, health_of
-from coordinator.supervision import given_up_by
 
 HEARD_S = 10.0
 """Who was silent for longer is not heard any more, and nothing that it said is of now."""

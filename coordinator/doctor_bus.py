@@ -17,7 +17,7 @@ import orjson
 from bus.bus import Bounds, Heard
 from bus.errors import BusError, MessageError, Refused, UsageError
 from bus.jetstream import STREAM_NOT_FOUND
-from bus.messages import Heartbeat, decode
+from bus.messages import GIVEN_UP, Heartbeat, decode
 from bus.nats_bus import NatsBus
 from bus.server_info import listed, read_monitoring
 from bus.server_writes import write_error
@@ -29,7 +29,6 @@ from coordinator.findings import Finding, error, ok, unmade, warning
 from coordinator.gather import GIVEN_UP_REMEDY, Listener, given_up_text, without_host
 from coordinator.rundir import Recorded, Run
 from coordinator.settings import SwarmConfig
-from coordinator.supervision import GIVEN_UP
 
 __all__ = ["check_bus"]
 

@@ -15,12 +15,12 @@ import structlog
 from e2b import AsyncSandbox, SandboxInfo
 
 from bus.connection import shown_url
+from bus.messages import GIVEN_UP, MAKING
 from bus.tasks import end_tasks
 from coordinator.e2b_errors import GivenUp, Gone
 from coordinator.e2b_hosts import Hosts
 from coordinator.e2b_place import Place, Wanted
 from coordinator.e2b_service import Service
-from coordinator.supervision import GIVEN_UP, MAKING
 
 __all__ = ["Keeper"]
 

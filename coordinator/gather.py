@@ -14,12 +14,11 @@ from bus.bus import Closable, Heard
 from bus.claims import last_claim
 from bus.errors import MessageError
 from bus.headers import STORED_AT
-from bus.messages import Config, Decision, Heartbeat, Lifecycle, decode
+from bus.messages import GIVEN_UP, Config, Decision, Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
 from bus.subjects import PROVIDER, WATCHDOG
 from coordinator.sandbox_health import SandboxHealth, health_of
-from coordinator.supervision import GIVEN_UP
 
 LISTEN_S = 0.5
 """Long enough for two beats of every host and five of every agent."""

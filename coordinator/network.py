@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agents.probe import network_of_here
-from bus.sandboxes import SandboxUsage
+from bus.messages import SandboxUsage
 
 __all__ = ["HERE", "shared_with"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bus.messages import Heartbeat
-from bus.sandboxes import SandboxAccount, SandboxUsage
+from bus.messages import Heartbeat, SandboxAccount, SandboxUsage
 from coordinator.network import shared_with
 
 __all__ = ["SandboxHealth", "availability_of", "health_of"]

@@ -1,6 +1,6 @@
 """JSON Schemas of all payloads and of every `--json`, made from the types: `make schema` writes docs/schema/.
 
-`message.<kind>.json` is a payload as published (bus/messages.py); ranges that the types do not say are in README.md.
+`message.<kind>.json` is a payload as published (bus/payloads.py); ranges that the types do not say are in README.md.
 `output.<verb>.json` is what a verb prints with --json. Unknown fields are allowed everywhere.
 """
 

@@ -8,20 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bus.messages import Heartbeat
 from coordinator.deaths import Deaths
 
 Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
-MAKING = "being made"
-GIVEN_UP = "given up"
-"""What a provider says of a sandbox that it cannot make until a person has mended something."""
-
-
-def given_up_by(beat: Heartbeat) -> list[str]:
-    """The sandboxes that `beat`, if it is a provider's, says it has given up."""
-    if beat.role != "provider":
-        return []
-    return sorted(name for name, phase in (beat.phases or {}).items() if phase == GIVEN_UP)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,11 @@ from bus import headers as h
 from bus.bus import Heard
 from bus.claims import fence
 from bus.errors import BusError, Fenced, MeshError, MessageError
-from bus.messages import Heartbeat, Lifecycle, decode
+from bus.messages import Heartbeat, Lifecycle, SandboxAccount, decode, given_up_by
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.registry import Record, read_records
 from bus.reports import Reporter
-from bus.sandboxes import SandboxAccount
 from bus.tasks import end_tasks
 from coordinator.availability import Attendance
 from coordinator.deeds import NAME, Deeds
@@ -37,7 +36,7 @@ from coordinator.recovery_traces import Recoveries, watchdog_tracer
 from coordinator.settings import SwarmConfig
 from coordinator.strays import Strays
 from coordinator.succession import settle
-from coordinator.supervision import Action, AgentState, Patience, given_up_by
+from coordinator.supervision import Action, AgentState, Patience
 from coordinator.wishes import Wishes
 
 TICK_S = 0.05

@@ -11,13 +11,13 @@ import pytest
 
 from bus.beats import beat
 from bus.bus import Heard
+from bus.messages import GIVEN_UP
 from bus.nats_bus import NatsBus
 from bus.server import NatsServer
 from bus.streams import ensure_streams
 from bus.tasks import end_tasks
 from coordinator import watchdog as module
 from coordinator.config import load, resolve
-from coordinator.supervision import GIVEN_UP
 from coordinator.watchdog import Watchdog
 from tests.support.collecting import GUARD_S, Collector
 

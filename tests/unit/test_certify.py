@@ -17,7 +17,7 @@ import pytest
 
 from agents.probe import look_around, network_of_here
 from bus.errors import UsageError
-from bus.sandboxes import SandboxUsage
+from bus.messages import SandboxUsage
 from coordinator.certify_expected import configuration, expected
 from coordinator.certify_left import check_earlier_runs, earlier_runs, make_directory
 from coordinator.certify_markdown import markdown, target_text, verdict

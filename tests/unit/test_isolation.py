@@ -12,7 +12,7 @@ import pytest
 
 from agents.host import Host
 from agents.probe import look_around, measure_usage, network_of_here
-from bus.sandboxes import SandboxUsage
+from bus.messages import SandboxUsage
 from coordinator.isolation import compare
 
 HERE = replace(

@@ -7,15 +7,7 @@ from typing import Any
 import pytest
 
 from agents.probe import network_of_here
-from bus.messages import (
-    Alert,
-    Child,
-    Config,
-    Epoch,
-    Heartbeat,
-    Signal,
-)
-from bus.sandboxes import SandboxAccount, SandboxUsage
+from bus.messages import Alert, Child, Config, Epoch, Heartbeat, SandboxAccount, SandboxUsage, Signal
 from coordinator.beat_figures import FORGET_S, HEARD_S, BeatFigures
 from coordinator.labels import MOST_STRANGERS, OTHER
 from coordinator.recoveries import reason_class

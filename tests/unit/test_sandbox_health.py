@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agents.probe import network_of_here
-from bus.messages import Heartbeat
-from bus.sandboxes import SandboxAccount, SandboxUsage
+from bus.messages import Heartbeat, SandboxAccount, SandboxUsage
 from coordinator.network import HERE
 from coordinator.sandbox_health import SandboxHealth, health_of
 from coordinator.view import health_cells
