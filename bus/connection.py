@@ -13,7 +13,6 @@ import contextlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import nats.errors
 import structlog
@@ -21,8 +20,9 @@ from nats.aio.msg import Msg
 
 from bus.client import QuickClient
 from bus.credentials import Credentials, credentials_from
-from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
+from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused
 from bus.tasks import end_tasks, is_cancelled
+from bus.urls import check_url, shown_url, urls_of
 from bus.wire import OnDirect
 
 PING_INTERVAL_S = 0.5
@@ -71,59 +71,6 @@ class _Client(QuickClient):
         """Drop what was not flushed when the connection broke: sent later, it would overtake the resend."""
         self._pending = []
         self._pending_data_size = 0
-
-
-def urls_of(url: str) -> list[str]:
-    """The addresses in `url`: of one server, or several of a cluster with commas between them."""
-    return [one.strip() for one in url.split(",")]
-
-
-def shown_url(url: str) -> str:
-    """`url` without user, password or token, for logs and errors."""
-    return ",".join(map(_shown, urls_of(url)))
-
-
-def _shown(url: str) -> str:
-    scheme, there, rest = url.partition("://")
-    if not there:
-        scheme, rest = "nats", url
-    return f"{scheme}://{rest.rpartition('@')[2]}"  # not parsed: a malformed one must not show its password either
-
-
-def check_url(url: str, option: str = "--nats") -> str:
-    """Return `url` if it can be a NATS address, or several of one cluster with commas between them.
-
-    `option` is where it is from, for the message.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    schemes = {_check(one, option) for one in urls_of(url)}
-    if len({scheme in ("ws", "wss") for scheme in schemes}) > 1:
-        raise UsageError(f"{option} {shown_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")
-    return url
-
-
-def _check(url: str, option: str) -> str:
-    """The scheme of one address.
-
-    Raises:
-        UsageError: it is none.
-    """
-    parts = None
-    try:
-        parts = urlsplit(url if "://" in url else f"nats://{url}")
-        ok = parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname) and (parts.port or 1) > 0
-        ok = ok and url.isprintable() and " " not in url
-    except ValueError:
-        ok = False
-    if not ok:
-        raise UsageError(
-            f"{option} {shown_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss), "
-            "or several of one cluster with commas between them"
-        )
-    assert parts is not None
-    return parts.scheme
 
 
 class Connection:

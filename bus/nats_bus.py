@@ -17,12 +17,13 @@ from nats.aio.msg import Msg
 from bus import headers as h
 from bus.bus import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
 from bus.client import parse_headers
-from bus.connection import Connection, shown_url
+from bus.connection import Connection
 from bus.credentials import Credentials
 from bus.errors import BusError, BusTimeout, Disconnected, Refused
 from bus.jetstream import API_TIMEOUT_S, IN_PROCESS, NO_MESSAGE, JetStream
 from bus.reader import Reader, collect
 from bus.subjects import Subjects
+from bus.urls import shown_url
 
 IN_PROCESS_RETRY_S = 0.02
 BEHIND_RETRY_S = 0.05

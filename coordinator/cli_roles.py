@@ -55,8 +55,8 @@ def sandbox(
     log_level: LogLevel = "info",
 ) -> None:
     """Role: the host of a sandbox; starts and ends agent processes where it runs."""
-    from bus.connection import check_url
     from bus.subjects import check_name
+    from bus.urls import check_url
     from coordinator.handed import read_handed
     from coordinator.roles import MadeBy, run_sandbox
 

@@ -77,8 +77,8 @@ def up(
     log_level: LogLevel = "info",
 ) -> None:
     """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` goes on with its state."""
-    from bus.connection import check_url
     from bus.logs import set_up_logs
+    from bus.urls import check_url
     from coordinator.checking import check_agents
     from coordinator.config import doubts_about, load, with_speed
     from coordinator.scaling import with_agents

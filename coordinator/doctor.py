@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.text import Text
 
-from bus.connection import check_url, shown_url, urls_of
 from bus.errors import BusError, NotAdmitted
 from bus.nats_bus import NatsBus
 from bus.plain import harmless
+from bus.urls import check_url, shown_url, urls_of
 from coordinator.certify_left import check_earlier_runs
 from coordinator.config import BUILT_IN, parse
 from coordinator.doctor_bus import check_bus

@@ -14,9 +14,9 @@ import orjson
 import structlog
 from e2b import AsyncSandbox, SandboxInfo
 
-from bus.connection import shown_url
 from bus.messages import GIVEN_UP, MAKING
 from bus.tasks import end_tasks
+from bus.urls import shown_url
 from coordinator.e2b_errors import GivenUp, Gone
 from coordinator.e2b_hosts import Hosts
 from coordinator.e2b_place import Place, Wanted

@@ -20,9 +20,9 @@ import structlog
 from e2b import AsyncCommandHandle, AsyncSandbox, CommandExitException, NotFoundException, SandboxState
 
 from agents.protocol import DRAIN_GRACE_S, HEARTBEAT_S
-from bus.connection import shown_url
 from bus.credentials import Credentials
 from bus.tasks import both, end_tasks
+from bus.urls import shown_url
 from coordinator.e2b_errors import GivenUp, Gone, shown, verdict_on
 from coordinator.e2b_hosts import Hosts
 from coordinator.e2b_install import FILES, LOG, InstallFailed, install, upload

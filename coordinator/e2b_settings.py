@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from bus.connection import shown_url, urls_of
 from bus.errors import ConfigError, UsageError
+from bus.urls import shown_url, urls_of
 
 __all__ = [
     "KEY_VARIABLE",

@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 
-from bus.connection import check_url
 from bus.errors import EXIT_DONE, EXIT_USAGE, UsageError
 from bus.plain import harmless
+from bus.urls import check_url
 from coordinator.e2b_settings import (
     KEY_VARIABLE,
     PUBLIC_URL_VARIABLE,

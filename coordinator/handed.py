@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from bus.connection import check_url
 from bus.credentials import Credentials
 from bus.errors import UsageError
+from bus.urls import check_url
 
 __all__ = ["Handed", "read_handed"]
 

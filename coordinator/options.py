@@ -111,7 +111,7 @@ def print_json(value: Any) -> None:
 
 
 def role_url(nats: str | None, state_dir: Path) -> str:
-    from bus.connection import check_url
+    from bus.urls import check_url
 
     return check_url(nats or find_target(None, state_dir, "any").url)
 

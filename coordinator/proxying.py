@@ -18,13 +18,13 @@ import orjson
 import structlog
 
 from bus.bus import Heard
-from bus.connection import shown_url, urls_of
 from bus.errors import EXIT_DONE, UsageError
 from bus.fault_proxy import DOWN, UP, Proxy
 from bus.logs import set_up_logs
 from bus.nats_bus import NatsBus
 from bus.process import on_signals
 from bus.tasks import end_tasks, run_to_end
+from bus.urls import shown_url, urls_of
 
 __all__ = ["LISTENER_VARIABLE", "NAME", "Affected", "BadNetwork", "open_proxy_port", "run_proxy"]
 

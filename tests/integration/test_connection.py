@@ -14,12 +14,13 @@ import nats.errors
 import pytest
 
 from bus.bus import Heard
-from bus.connection import _Client, check_url, shown_url
+from bus.connection import _Client
 from bus.errors import BusTimeout, BusUnreachable, Disconnected, NotAdmitted, UsageError
 from bus.fault_proxy import DOWN, Proxy
 from bus.nats_bus import NatsBus
 from bus.streams import check_server, ensure_streams
 from bus.tasks import end_tasks
+from bus.urls import check_url, shown_url
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, plain_server, supervised_server
 

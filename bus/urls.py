@@ -1,0 +1,62 @@
+"""Addresses of NATS servers: one, or several of a cluster with commas between them; shown without secrets."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from bus.errors import UsageError
+
+__all__ = ["check_url", "shown_url", "urls_of"]
+
+
+def urls_of(url: str) -> list[str]:
+    """The addresses in `url`: of one server, or several of a cluster with commas between them."""
+    return [one.strip() for one in url.split(",")]
+
+
+def shown_url(url: str) -> str:
+    """`url` without user, password or token, for logs and errors."""
+    return ",".join(map(_shown, urls_of(url)))
+
+
+def _shown(url: str) -> str:
+    scheme, there, rest = url.partition("://")
+    if not there:
+        scheme, rest = "nats", url
+    return f"{scheme}://{rest.rpartition('@')[2]}"  # not parsed: a malformed one must not show its password either
+
+
+def check_url(url: str, option: str = "--nats") -> str:
+    """Return `url` if it can be a NATS address, or several of one cluster with commas between them.
+
+    `option` is where it is from, for the message.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    schemes = {_check(one, option) for one in urls_of(url)}
+    if len({scheme in ("ws", "wss") for scheme in schemes}) > 1:
+        raise UsageError(f"{option} {shown_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")
+    return url
+
+
+def _check(url: str, option: str) -> str:
+    """The scheme of one address.
+
+    Raises:
+        UsageError: it is none.
+    """
+    parts = None
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        ok = parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname) and (parts.port or 1) > 0
+        ok = ok and url.isprintable() and " " not in url
+    except ValueError:
+        ok = False
+    if not ok:
+        raise UsageError(
+            f"{option} {shown_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss), "
+            "or several of one cluster with commas between them"
+        )
+    assert parts is not None
+    return parts.scheme
