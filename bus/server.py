@@ -21,11 +21,10 @@ from typing import IO, Self
 
 from bus.errors import BusError, UsageError
 from bus.locks import take_lock
+from bus.monitoring import keep_storing, listed, read_info
 from bus.nats_binary import find_binary, server_version
 from bus.process import die_with_parent
 from bus.server_config import HOST, Durability, configuration
-from bus.server_info import listed, read_info
-from bus.server_writes import keep_storing
 from bus.tasks import end_tasks
 
 __all__ = [

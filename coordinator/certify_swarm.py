@@ -22,8 +22,8 @@ import orjson
 import psutil
 
 from bus.errors import BusUnreachable, MeshError, UsageError
+from bus.monitoring import read_info
 from bus.process import die_with_parent
-from bus.server_info import read_info
 from bus.subjects import PROVIDER
 from coordinator.certify_left import STATE, make_directory
 from coordinator.certify_report import Cleanup, Looked

@@ -18,9 +18,8 @@ from bus.bus import Bounds, Heard
 from bus.errors import BusError, MessageError, Refused, UsageError
 from bus.jetstream import STREAM_NOT_FOUND
 from bus.messages import GIVEN_UP, Heartbeat, decode
+from bus.monitoring import listed, read_monitoring, write_error
 from bus.nats_bus import NatsBus
-from bus.server_info import listed, read_monitoring
-from bus.server_writes import write_error
 from bus.snapshots import Snapshot
 from bus.streams import FIXED, check_server, wanted_streams
 from coordinator.doctor_machine import mib

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from bus.errors import ConfigError, UsageError
+from bus.monitoring import read_info
 from bus.nats_binary import find_binary, server_version
-from bus.server_info import read_info
 from coordinator.config import load
 from coordinator.findings import Finding, error, ok, unmade, warning
 from coordinator.rundir import Run

@@ -22,6 +22,7 @@ from nats.js.api import StreamConfig
 from bus import server
 from bus.errors import BusError, UsageError
 from bus.messages import MAX_PAYLOAD_BYTES
+from bus.monitoring import listed, read_monitoring
 from bus.nats_binary import MINIMUM_VERSION, find_binary, server_version
 from bus.process import _poll_pid_exit, wait_pid_exit
 from bus.server import (
@@ -33,7 +34,6 @@ from bus.server import (
     next_backoff_s,
 )
 from bus.server_config import MAX_MESSAGE_BYTES, Durability
-from bus.server_info import listed, read_monitoring
 
 
 class Events:
