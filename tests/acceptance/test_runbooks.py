@@ -17,7 +17,7 @@ from tests.acceptance.exact import exact_toml
 from tests.acceptance.swarm import ENVIRONMENT, GUARD_S, SIGNALMESH, Swarm
 
 RUNBOOKS = sorted((Path(__file__).resolve().parents[2] / "docs" / "runbooks").glob("*.md"))
-COMMAND = re.compile(r"^ {4,}signalmesh ([^#\n]+)|`signalmesh ([^`]+)`", re.MULTILINE)
+COMMAND = re.compile(r"^ *signalmesh ([^#\n]+)|`signalmesh ([^`]+)`", re.MULTILINE)
 ENDLESS = {"agent": "ready", "mirror": "put_back", "sandbox": "", "watch": "", "metrics": "metrics_served"}
 """Verbs that run until they are told to end: a word that they say first, or the one who is then heard."""
 STEPS = ("replay", "revive", "down", "up", "mirror")
