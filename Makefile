@@ -108,6 +108,7 @@ lock: setup
 	$(UV_COMPILE) $(ARGS) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 	$(UV_COMPILE) $(ARGS) --group build -c requirements-dev.lock -o requirements-build.lock
 	$(UV_COMPILE) $(ARGS) --group install -c requirements-dev.lock -o requirements-install.lock
+	$(UV_COMPILE) $(ARGS) --group wss -c requirements-dev.lock -o requirements-wss.lock
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -22,7 +23,7 @@ from bus.client import QuickClient
 from bus.credentials import Credentials, credentials_from
 from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused
 from bus.tasks import end_tasks, is_cancelled
-from bus.urls import check_url, shown_url, urls_of
+from bus.urls import check_url, is_websocket, shown_url, urls_of
 from bus.wire import OnDirect
 
 PING_INTERVAL_S = 0.5
@@ -39,6 +40,7 @@ NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revok
 """What a server says to whom it does not know, or no longer."""
 TELL_S = 5.0
 """Who waits for the bus without an end says so after this."""
+
 
 log = structlog.get_logger("signalmesh.bus")
 
@@ -77,8 +79,18 @@ class Connection:
     """A hardened client with callbacks for down and up. `live` is true between them."""
 
     def __init__(self, url: str, name: str, credentials: Credentials | None = None) -> None:
-        """`credentials` None: those that the environment names."""
+        """`credentials` None: those that the environment names.
+
+        Raises:
+            UsageError: `url` is no NATS address, or a WebSocket's while aiohttp is not installed.
+        """
         self.url = check_url(url)
+        # nats-py's own ImportError would be retried without end: its connect loop takes it for an unreachable server.
+        if is_websocket(url) and importlib.util.find_spec("aiohttp") is None:
+            raise UsageError(
+                f"--nats {shown_url(url)}: a WebSocket address (ws, wss) needs the package aiohttp; "
+                "install it: pip install 'signalmesh[wss]'"
+            )
         self._credentials = credentials_from() if credentials is None else credentials
         self.name = name
         self.client = _Client()

@@ -6,12 +6,19 @@ from urllib.parse import urlsplit
 
 from bus.errors import UsageError
 
-__all__ = ["check_url", "shown_url", "urls_of"]
+__all__ = ["check_url", "is_websocket", "shown_url", "urls_of"]
+
+WEBSOCKET = ("ws", "wss")
 
 
 def urls_of(url: str) -> list[str]:
     """The addresses in `url`: of one server, or several of a cluster with commas between them."""
     return [one.strip() for one in url.split(",")]
+
+
+def is_websocket(url: str) -> bool:
+    """Whether `url` names a server's WebSocket port."""
+    return any(one.partition("://")[0] in WEBSOCKET for one in urls_of(url))
 
 
 def shown_url(url: str) -> str:
@@ -35,7 +42,7 @@ def check_url(url: str, option: str = "--nats") -> str:
         UsageError: it cannot.
     """
     schemes = {_check(one, option) for one in urls_of(url)}
-    if len({scheme in ("ws", "wss") for scheme in schemes}) > 1:
+    if len({scheme in WEBSOCKET for scheme in schemes}) > 1:
         raise UsageError(f"{option} {shown_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")
     return url
 

@@ -19,7 +19,7 @@ from bus.errors import MeshError
 from coordinator.e2b_bootstrap import shown
 from coordinator.e2b_service import Service
 from coordinator.e2b_settings import E2bSettings
-from coordinator.own_code import LOCK, TOOLS_LOCK, digest, lock_file, wheel
+from coordinator.own_code import LOCK, TOOLS_LOCK, WSS_LOCK, digest, lock_file, wheel
 
 __all__ = ["FILES", "LOG", "InstallFailed", "install", "upload"]
 
@@ -47,26 +47,29 @@ class InstallFailed(MeshError):
         self.hopeless = hopeless
 
 
-async def install(service: Service, sandbox: AsyncSandbox, settings: E2bSettings) -> str:
+async def install(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> str:
     """The interpreter in `sandbox` that has exactly our code, after installing it where there was none.
+
+    `websocket`: the bus is reached by WebSocket, which needs aiohttp as well.
 
     Raises:
         InstallFailed: a step ended with an error.
         Gone, GivenUp: as Service.ask.
     """
-    found = await find(service, sandbox, settings)
+    found = await find(service, sandbox, settings, websocket=websocket)
     if not found:
-        await _install_own(service, sandbox, settings)
-        found = await find(service, sandbox, settings)
+        await _install_own(service, sandbox, settings, websocket=websocket)
+        found = await find(service, sandbox, settings, websocket=websocket)
         if not found:
             raise InstallFailed("installing signalmesh: it is installed, but not the code that was sent")
     await _install_packages(service, sandbox, settings, found)
     return found
 
 
-async def find(service: Service, sandbox: AsyncSandbox, settings: E2bSettings) -> str:
-    """The interpreter that has our very code, or nothing."""
-    question = shlex.quote("from coordinator.own_code import digest; print(digest())")
+async def find(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> str:
+    """The interpreter that has our very code, and what it needs besides for a WebSocket; or nothing."""
+    needed = "import aiohttp; " if websocket else ""
+    question = shlex.quote(f"{needed}from coordinator.own_code import digest; print(digest())")
     script = (
         f'for py in "$HOME/{VENV}/bin/python" {shlex.quote(settings.python)}; do '
         f'if [ "$("$py" -c {question} 2>/dev/null)" = {digest()} ]; then command -v "$py"; exit 0; fi; done; exit 0'
@@ -74,11 +77,12 @@ async def find(service: Service, sandbox: AsyncSandbox, settings: E2bSettings) -
     return (await _run(service, sandbox, "looking for signalmesh", script, FIND_S)).strip()
 
 
-async def _install_own(service: Service, sandbox: AsyncSandbox, settings: E2bSettings) -> None:
+async def _install_own(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> None:
     began = time.monotonic()
     steps: dict[str, float] = {}
     name, content = wheel()
-    needed = {LOCK: lock_file(), TOOLS_LOCK: lock_file(TOOLS_LOCK), name: content}
+    locked = lock_file() + (lock_file(WSS_LOCK) if websocket else b"")
+    needed = {LOCK: locked, TOOLS_LOCK: lock_file(TOOLS_LOCK), name: content}
     sent = {SCRIPT.name: SCRIPT.read_bytes(), **needed}
     files: list[WriteEntry] = [{"path": f"{HOME}/{file}", "data": data} for file, data in sent.items()]
     with _timed(steps, what := "uploading signalmesh"):

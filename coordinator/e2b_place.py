@@ -22,7 +22,7 @@ from e2b import AsyncCommandHandle, AsyncSandbox, CommandExitException, NotFound
 from agents.protocol import DRAIN_GRACE_S, HEARTBEAT_S
 from bus.credentials import Credentials
 from bus.tasks import both, end_tasks
-from bus.urls import shown_url
+from bus.urls import is_websocket, shown_url
 from coordinator.e2b_errors import GivenUp, Gone, shown, verdict_on
 from coordinator.e2b_hosts import Hosts
 from coordinator.e2b_install import FILES, LOG, InstallFailed, install, upload
@@ -204,7 +204,7 @@ class Place:
     async def _start_host(self) -> AsyncCommandHandle[Any]:
         wanted, sandbox = self._wanted, self.sandbox
         await upload(self._service, sandbox, wanted.files)
-        python = await install(self._service, sandbox, wanted.settings)
+        python = await install(self._service, sandbox, wanted.settings, websocket=is_websocket(wanted.url))
         command = wanted.command(python, self.id)
 
         async def start() -> AsyncCommandHandle[Any]:

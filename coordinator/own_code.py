@@ -19,12 +19,12 @@ from pathlib import Path
 
 from bus.errors import MeshError
 
-__all__ = ["LOCK", "TOOLS_LOCK", "digest", "lock_file", "wheel"]
+__all__ = ["LOCK", "TOOLS_LOCK", "WSS_LOCK", "digest", "lock_file", "wheel"]
 
 DISTRIBUTION = "signalmesh"
 PACKAGES = ("agents", "bus", "coordinator")
-LOCK, TOOLS_LOCK = "requirements.lock", "requirements-install.lock"
-"""What the project needs, and what installs it."""
+LOCK, TOOLS_LOCK, WSS_LOCK = "requirements.lock", "requirements-install.lock", "requirements-wss.lock"
+"""What the project needs, what installs it, and what it needs besides to reach the bus by WebSocket."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time a zip archive knows: the same code gives the same wheel, to the byte."""
 
@@ -36,7 +36,7 @@ def _files() -> Iterator[tuple[str, Path]]:
         assert file is not None
         root = Path(file).parent
         for path in sorted(root.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path not in (root / LOCK, root / TOOLS_LOCK):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".lock":
                 yield f"{package}/{path.relative_to(root).as_posix()}", path
 
 

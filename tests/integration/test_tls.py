@@ -245,7 +245,30 @@ def test_a_verb_reaches_a_server_by_the_files_that_its_options_name(tmp_path):
         server.kill()
 
 
-def test_websockets_cost_nothing_where_none_is_used():
-    script = "import sys, bus, nats; print([name for name in sys.modules if name.startswith('aiohttp.')])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+NO_AIOHTTP = """
+import sys
+sys.modules["aiohttp"] = None  # as where it is not installed: an import of it fails, and there is no spec
+from coordinator.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("up",), ("watchdog",), ("doctor",)],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_a_websocket_without_aiohttp_is_an_error_with_its_remedy(tmp_path, command, scheme):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_AIOHTTP, *command, "--nats", f"{scheme}://user:hidden@127.0.0.1:1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=GUARD_S,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "pip install 'signalmesh[wss]'" in done.stderr
+    assert "hidden" not in done.stderr
+    assert "Traceback" not in done.stderr
