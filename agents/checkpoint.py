@@ -1,6 +1,7 @@
-"""When a snapshot is taken and saved: between inputs, and only after every output that it counts is stored.
+"""When a snapshot is taken and saved: between inputs, and only after everything published before it is stored.
 
-An older cursor beside a newer state would double effects; a newer cursor beside unstored outputs would lose them.
+An older cursor beside a newer state would double effects; a newer cursor beside unstored outputs or reports would lose
+them: no later incarnation reads their inputs again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Checkpointer:
 
     Args:
         capture: takes a snapshot; None while there is nothing new, or an input is being handled.
-        stored_up_to: waits until the outputs up to a number are stored.
+        flush: waits until everything published before the call is stored, outputs and reports.
         store: where snapshots are saved.
         on_too_large: called with the size in bytes of a snapshot that is not saved because of it.
         on_fenced: called when a successor has taken over.
@@ -37,13 +38,13 @@ class Checkpointer:
     def __init__(
         self,
         capture: Callable[[], Snapshot | None],
-        stored_up_to: Callable[[int], Awaitable[None]],
+        flush: Callable[[], Awaitable[None]],
         store: SnapshotStore,
         on_too_large: Callable[[int], None],
         on_fenced: Callable[[MeshError], None],
         every_inputs: int = SNAPSHOT_INPUTS,
     ) -> None:
-        self._capture, self._stored_up_to, self._store = capture, stored_up_to, store
+        self._capture, self._flush, self._store = capture, flush, store
         self._on_too_large, self._on_fenced, self._every_inputs = on_too_large, on_fenced, every_inputs
         self._requested = asyncio.Event()
         self._inputs = -1
@@ -73,7 +74,7 @@ class Checkpointer:
                 continue
             self._inputs = snapshot.inputs
             try:
-                await self._stored_up_to(snapshot.outputs)
+                await self._flush()
                 await self.save(snapshot)
                 self.duration_ms = round((time.monotonic() - started) * 1000, 2)
             except Fenced as error:
@@ -83,7 +84,7 @@ class Checkpointer:
                 log.debug("snapshot_retried", error=str(error))
 
     async def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot whose outputs are stored; one that is too large is reported and not saved.
+        """Write a snapshot that `flush` was waited for; one that is too large is reported and not saved.
 
         Raises:
             Fenced: a successor has taken over; BusError: the bus does not answer.

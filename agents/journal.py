@@ -57,13 +57,9 @@ class Journal:
         self._outbox.stored_through = epoch
         self.outputs = 0
         self.stored_sequence = 0
-        self.stored_number = 0
-        self.newest: dict[str, bytes] = {}
-        """Newest stored payload of each kind."""
         self.on_stored: Callable[[str, bytes], None] | None = None
         self.tracing: AgentTracing | None = None
         self._stored: deque[Stored] = deque()
-        self._waiters: list[tuple[int, Any]] = []
         self.reports = Reporter(bus, self._outbox, agent, self._fence)
 
     def __len__(self) -> int:
@@ -73,7 +69,7 @@ class Journal:
 
     def begin(self, outputs: int, stored_sequence: int) -> None:
         """Continue after a snapshot: `outputs` published by then, none later than `stored_sequence` counted in it."""
-        self.outputs = self.stored_number = outputs
+        self.outputs = outputs
         self.stored_sequence = stored_sequence
         self._stored.clear()
 
@@ -165,7 +161,7 @@ class Journal:
         self.outputs = int(stored.headers[h.OUTPUT])
         if self.tracing is not None:
             self.tracing.found(stored)
-        self._note(self.outputs, stored.sequence, self._subjects.parse(stored.subject).kind, stored.data)
+        self._note(stored.sequence, self._subjects.parse(stored.subject).kind, stored.data)
         return stored
 
     # -- publishing
@@ -230,32 +226,26 @@ class Journal:
         return self._outbox.send()
 
     async def flush(self) -> None:
-        """Wait until everything published is stored."""
+        """Wait until everything published before this call is stored: outputs, reports and timers.
+
+        Raises:
+            Fenced: it never will be.
+        """
         await self._outbox.flush()
 
     def check(self) -> None:
         """To be called now and then: notices overdue acknowledgements."""
         self._outbox.check()
 
-    async def stored_up_to(self, number: int) -> None:
-        """Wait until the outputs up to `number` are stored.
-
-        Raises:
-            Fenced: they never will be.
-        """
-        while self.stored_number < number:
-            await self._outbox.settled()
-
     def _on_acked(self, entry: Entry) -> None:
         if entry.number is not None:
             if self.tracing is not None:
                 self.tracing.acked(entry.number, entry.sequence)
             kind = entry.subject.split(".", 2)[1]
-            self._note(entry.number, entry.sequence, kind, entry.data)
+            self._note(entry.sequence, kind, entry.data)
 
-    def _note(self, number: int, sequence: int, kind: str, data: bytes) -> None:
-        self.stored_number, self.stored_sequence = number, max(sequence, self.stored_sequence)
-        self.newest[kind] = data
+    def _note(self, sequence: int, kind: str, data: bytes) -> None:
+        self.stored_sequence = max(sequence, self.stored_sequence)
         if self.on_stored is not None:
             self.on_stored(kind, data)
 

@@ -106,7 +106,7 @@ class Runtime:
         self._store = SnapshotStore(self.bus, self.name, self.epoch)
         self._checkpointer = Checkpointer(
             self.capture_snapshot,
-            self.journal.stored_up_to,
+            self.journal.flush,
             self._store,
             self._report_too_large,
             self.fail,
@@ -290,7 +290,7 @@ class Runtime:
                 return
             except (Disconnected, BusTimeout) as error:
                 log.debug("restore_retried", error=str(error))
-                await self._stop_reading()
+                await self._undo_begin()
 
     def _tell_unreadable(self, bounds: Bounds) -> None:
         self.journal.reports.alert(
@@ -351,6 +351,16 @@ class Runtime:
         if filters:
             self._reader = await self.bus.follow(filters, intake.cursor + 1, intake.take)
 
+    async def _undo_begin(self) -> None:
+        """Stop what a `_begin` that failed has started, and wait until what it published is stored.
+
+        The bus may go away after the replay is over and before the inputs are followed: a source has produced by then.
+        What is not stored is not read back either, and its numbers would be given again to other outputs.
+        """
+        self.ready.clear()
+        await self._stop_reading()
+        await self.journal.flush()
+
     def _check_ready(self) -> None:
         if self.ready.is_set() or self.intake.cursor < self._cited:
             return
@@ -406,7 +416,7 @@ class Runtime:
                 return
             except (Disconnected, BusTimeout) as error:
                 log.debug("restore_retried", error=str(error))
-                await self._stop_reading()
+                await self._undo_begin()
                 await self.bus.until_live()
 
     # -- sources
@@ -423,7 +433,8 @@ class Runtime:
             except BadOutput as error:
                 self._drop(error)
                 continue
-            await self.ready.wait()
+            while not self.ready.is_set():  # it may have been cleared again before this task runs
+                await self.ready.wait()
             for output in prepared:
                 self.journal.publish([output], None)
                 self.last_produced = {"subject": output.subject, "payload": orjson.Fragment(output.data)}

@@ -67,6 +67,8 @@ class Outbox:
         self._in_doubt = False
         self._recovering: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        self._accepted = 0
+        """Messages that `put` has taken so far."""
         self._epoch = 0
         self._oldest_at = 0.0
         self.stored_through = 0
@@ -92,6 +94,7 @@ class Outbox:
             raise Fenced(entry.subject, "this process has been superseded")
         if not self._entries:
             self._oldest_at = asyncio.get_running_loop().time()
+        self._accepted += 1
         self._entries.append(entry)
         self._unsent.append(entry)
 
@@ -234,13 +237,14 @@ class Outbox:
             raise Fenced("outbox", "this process has been superseded")
 
     async def flush(self) -> None:
-        """Wait until everything taken so far is stored.
+        """Wait until every message taken before this call is stored; later ones are not waited for.
 
         Raises:
             Fenced: it never will be.
         """
         self.push()
-        while self._entries:
+        accepted = self._accepted
+        while self._accepted - len(self._entries) < accepted:
             await self.settled()
 
     def close(self) -> None:

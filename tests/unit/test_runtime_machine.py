@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agents.agent import Agent
@@ -248,6 +248,7 @@ async def summing_run(lives: list[dict[int, str]], rng: random.Random) -> Memory
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
+@example(lives=[{20: "cut_stored", 28: "crash"}], seed=0)  # dies before the alert about the poison message is stored
 def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]], seed: int) -> None:
     async def run() -> None:
         async with asyncio.timeout(10):
@@ -291,6 +292,7 @@ def test_who_fails_on_everything_is_given_up_by_the_stream_alone(lives: list[dic
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
+@example(lives=[dict.fromkeys((1, 15, 66), "cut_stored"), {}], seed=263)  # cut before it follows its inputs
 def test_a_source_goes_on_after_its_last_stored_event(lives: list[dict[int, str]], seed: int) -> None:
     async def run() -> None:
         server = MemoryServer()
