@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 
 from bus.client import QuickClient
 from bus.credentials import Credentials, credentials_from
-from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused
+from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
 from bus.tasks import end_tasks, is_cancelled
 from bus.urls import check_url, is_websocket, shown_url, urls_of
 from bus.wire import OnDirect
