@@ -13,7 +13,10 @@ from bus.errors import BusError
 from bus.messages import Heartbeat, encode
 from bus.process import MACHINE
 
-__all__ = ["beat"]
+__all__ = ["LISTEN_S", "beat"]
+
+LISTEN_S = 0.5
+"""Long enough for two heartbeats of every host and five of every agent."""
 
 Role = Literal["watchdog", "mirror", "metrics", "provider"]
 

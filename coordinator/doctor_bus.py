@@ -25,9 +25,10 @@ from bus.streams import FIXED, check_server, wanted_streams
 from coordinator.doctor_machine import mib
 from coordinator.doctor_mirror import check_mirror_position
 from coordinator.findings import Finding, error, ok, unmade, warning
-from coordinator.gather import GIVEN_UP_REMEDY, Listener, given_up_text, without_host
+from coordinator.gather import Listener, without_host
 from coordinator.rundir import Recorded, Run
 from coordinator.settings import SwarmConfig
+from coordinator.status_models import GIVEN_UP_REMEDY, given_up_text
 
 __all__ = ["check_bus"]
 

@@ -7,141 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
 from datetime import datetime
 
+from bus.beats import LISTEN_S
 from bus.bus import Closable, Heard
 from bus.claims import last_claim
 from bus.errors import MessageError
 from bus.headers import STORED_AT
-from bus.messages import GIVEN_UP, Config, Decision, Heartbeat, Lifecycle, decode
+from bus.messages import GIVEN_UP, Decision, Heartbeat, Lifecycle, decode
 from bus.nats_bus import NatsBus
 from bus.registry import read_records
-from bus.subjects import PROVIDER, WATCHDOG
+from bus.subjects import PROVIDER
+from coordinator.in_force import read_config
 from coordinator.sandbox_health import SandboxHealth, health_of
+from coordinator.status_models import (
+    AgentStatus,
+    DecisionCount,
+    MirrorStatus,
+    ProviderStatus,
+    SandboxStatus,
+    Status,
+    WatchdogStatus,
+)
 
-LISTEN_S = 0.5
-"""Long enough for two beats of every host and five of every agent."""
-GIVEN_UP_REMEDY = "`signalmesh history alert` says more; mend it, and start `signalmesh up` again"
 PATIENCE_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
 """How much older than the watchdog's word a heartbeat may be that still counts: who is away may run by hand."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxStatus:
-    """A sandbox whose host was heard, or (`status` "being made" or "given up", without a pid) of which its provider
-    says why none is. `provider` is that of swarm.toml; `endpoint` says where that made it: E2B, or else that it is
-    another one. None: its host does not say, as on this machine. `reason` is the beginning of why it was given up;
-    None for all others, and where the stream does not hold it any more.
-    """
-
-    name: str
-    provider: str | None
-    endpoint: str | None
-    status: str
-    agents: list[str]
-    uptime_s: float | None
-    pid: int | None
-    health: SandboxHealth
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentStatus:
-    """One agent. `status`: active, starting, restoring, draining, silent, stopped; of one that does not run what the
-    watchdog says: waiting, restarting, backoff, drained, quarantined; external: somebody else runs it; unknown: it has
-    a vote, and nothing else is known of it.
-
-    `epoch` is that of its heartbeat, else of its newest claim. `restarts` counts claims beyond the first one that the
-    stream still holds; `lag` are inputs not yet read, `poison` and `skipped` messages set aside and events that its
-    handler raised on. Of an external one `outputs` are its messages in the stream, and `last_output_at` is when the
-    newest of them was stored (None for all others).
-    """
-
-    name: str
-    kind: str
-    agent_id: str
-    status: str
-    epoch: int
-    pid: int | None
-    sandbox: str
-    capabilities: list[str]
-    restarts: int
-    heartbeat_age_ms: int | None
-    cursor: int | None
-    lag: int | None
-    outputs: int | None
-    poison: int | None
-    skipped: int | None
-    last_output_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchdogStatus:
-    """A watchdog that was heard; `term` is None for one that stands by."""
-
-    pid: int
-    machine: str | None
-    term: int | None
-    heartbeat_age_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionCount:
-    """Decisions of the swarm's own deciders that the stream holds, and the time of the newest one's event.
-
-    `of_others` are decisions of other writers, which are not the swarm's.
-    """
-
-    count: int
-    last_at: datetime | None
-    of_others: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorStatus:
-    """A mirror that was heard. `status`: waiting, catching-up, live, failing, diverged, draining.
-
-    `behind` rows are not in `file` yet; the oldest of those that it has read was stored `behind_ms` ago.
-    """
-
-    file: str
-    cursor: int
-    behind: int
-    behind_ms: int
-    status: str
-    pid: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderStatus:
-    """The provider of sandboxes elsewhere, where it was heard. `status`: live; retrying: what it asks for fails, and
-    is asked again; refused: running sandboxes cannot be renewed; waiting: the bus is away. `endpoint`: E2B, or else
-    that it is another one; None where it did not say.
-    """
-
-    pid: int
-    status: str
-    endpoint: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """`status --json`. `watchdog_term` is None when nobody was heard that leads; `watchdogs` are the leader and those
-    that stand by. `provider` is None when none was heard.
-    """
-
-    swarm: str
-    nats: str
-    active_agents: int
-    processes: int
-    watchdog_term: int | None
-    watchdogs: list[WatchdogStatus] = field(default_factory=list)
-    sandboxes: list[SandboxStatus] = field(default_factory=list)
-    agents: list[AgentStatus] = field(default_factory=list)
-    decisions: DecisionCount
-    mirror: MirrorStatus | None = None
-    provider: ProviderStatus | None = None
 
 
 class Listener:
@@ -191,17 +81,6 @@ class Listener:
         self.heard.set()
 
 
-async def config_in_force(bus: NatsBus) -> Config | None:
-    """The watchdog's newest Config; None when it has published none, or something else stands in its place."""
-    subject = bus.subjects.config(WATCHDOG)
-    stored = await bus.last(subject)
-    if stored is not None:
-        with contextlib.suppress(MessageError):
-            message = decode(bus.subjects.parse(subject), subject, stored.data)
-            return message if isinstance(message, Config) else None
-    return None
-
-
 async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
     """How many messages of `name` the stream holds, and when the newest was stored."""
     counts = await bus.subject_counts(f"{bus.subjects.ns}.*.*.{name}")
@@ -219,12 +98,6 @@ async def why_given_up(bus: NatsBus, sandbox: str) -> str | None:
             message = decode(bus.subjects.parse(subject), subject, stored.data)
             return message.reason if isinstance(message, Lifecycle) and message.event == "exited" else None
     return None
-
-
-def given_up_text(sandbox: SandboxStatus) -> str:
-    """That `sandbox` was given up, and why."""
-    why = f": {sandbox.reason}" if sandbox.reason else ""
-    return f"{sandbox.name}: its provider has given it up{why}"
 
 
 async def without_host(bus: NatsBus, listener: Listener) -> list[SandboxStatus]:
@@ -260,7 +133,7 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     await asyncio.sleep(listen_s)
     subjects = bus.subjects
     claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
-    config = await config_in_force(bus)
+    config = await read_config(bus)
     decisions = await bus.subject_counts(subjects.all_of("decision"))
     deciders = config.deciders if config else ()  # none named: anybody's decisions are the swarm's
     counts = {s: n for s, n in decisions.items() if not deciders or s.rpartition(".")[2] in deciders}

@@ -113,3 +113,14 @@ class SettingsInForce:
                 log.debug("config_check_retried", error=str(error))
                 self._heard.set()
             await asyncio.sleep(CHECK_S)
+
+
+async def read_config(bus: NatsBus) -> Config | None:
+    """The watchdog's newest Config; None when it has published none, or something else stands in its place."""
+    subject = bus.subjects.config(WATCHDOG)
+    stored = await bus.last(subject)
+    if stored is not None:
+        with contextlib.suppress(MessageError):
+            message = decode(bus.subjects.parse(subject), subject, stored.data)
+            return message if isinstance(message, Config) else None
+    return None

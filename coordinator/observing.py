@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from prometheus_client import generate_latest, start_http_server
 
-from bus.beats import beat
+from bus.beats import LISTEN_S, beat
 from bus.bus import Closable, Heard, Stored
 from bus.errors import EXIT_DONE, BusError, MessageError
 from bus.exporting import describe_process, read_exporting
@@ -35,7 +35,7 @@ from coordinator.beat_figures import BeatFigures
 from coordinator.config import load
 from coordinator.exporting import CLOSE_S, MetricsExport
 from coordinator.exporting_check import log_wrong_variables
-from coordinator.gather import LISTEN_S, config_in_force
+from coordinator.in_force import read_config
 from coordinator.labels import Names
 from coordinator.listening import DEFAULT_LISTEN, Address
 from coordinator.metrics_wanted import NOWHERE, webhook_of
@@ -121,7 +121,7 @@ class Observer:
     async def _read_from(self, first: int, created: str) -> None:
         bus, figures = self._bus, self.figures
         figures.restored_through = await self._restored_through()
-        config = await config_in_force(bus)
+        config = await read_config(bus)
         if config is not None:
             figures.use(config)
         self.read_through = first - 1

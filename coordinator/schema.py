@@ -20,12 +20,12 @@ from coordinator.audit_report import Audit
 from coordinator.certify_report import Certificate
 from coordinator.chaos_report import Chaos
 from coordinator.findings import Diagnosis
-from coordinator.gather import Status
 from coordinator.health import Health
 from coordinator.history import History
 from coordinator.killing import Killing
 from coordinator.message_lines import Watched
 from coordinator.replay_report import Replay
+from coordinator.status_models import Status
 from coordinator.stopping import Ended
 from coordinator.wishes import Restarted, Revived
 

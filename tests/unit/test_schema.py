@@ -62,13 +62,13 @@ from coordinator.certify_report import (
 from coordinator.chaos_report import Chaos, FaultKind, FaultSeen, HeardDecisions, Proof
 from coordinator.figures import spread_of
 from coordinator.findings import Diagnosis, Finding
-from coordinator.gather import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
 from coordinator.health import Health
 from coordinator.history import History, HistoryEntry
 from coordinator.killing import Killing
 from coordinator.message_lines import Watched
 from coordinator.replay_report import Difference, FieldDifference, Replay, ReplayedAgent
 from coordinator.sandbox_health import SandboxHealth
+from coordinator.status_models import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
 from coordinator.stopping import Ended
 from coordinator.wishes import Restarted, Revived
 

@@ -10,8 +10,8 @@ from typing import TextIO
 
 import pytest
 
-from coordinator.gather import AgentStatus, DecisionCount, SandboxStatus, Status
 from coordinator.sandbox_health import SandboxHealth
+from coordinator.status_models import AgentStatus, DecisionCount, SandboxStatus, Status
 from coordinator.view import SANDBOX_COLUMNS, STATUS_COLUMNS, print_status
 
 HEALTH = SandboxHealth(
