@@ -15,9 +15,9 @@ import msgspec
 import orjson
 
 from bus.errors import UsageError
-from coordinator.doctor_e2b import check_pool
 from coordinator.e2b_record import read_pool
 from coordinator.findings import Finding, error, ok, warning
+from coordinator.provider_client import check_pool
 from coordinator.rundir import Recorded, read_run
 
 __all__ = ["STATE", "check_earlier_runs", "earlier_runs", "make_directory"]

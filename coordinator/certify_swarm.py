@@ -27,8 +27,8 @@ from bus.process import die_with_parent
 from bus.subjects import PROVIDER
 from coordinator.certify_left import STATE, make_directory
 from coordinator.certify_report import Cleanup, Looked
-from coordinator.doctor_e2b import Listing, list_sandboxes
 from coordinator.e2b_record import read_pool
+from coordinator.provider_client import Listing, list_sandboxes
 from coordinator.rundir import Run, is_same, read_run
 
 __all__ = ["TemporarySwarm"]

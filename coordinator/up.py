@@ -36,12 +36,12 @@ from bus.server import NatsServer, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
 from bus.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.tasks import end_tasks
-from coordinator.e2b_up import plan_provider
 from coordinator.exporting_check import check_variables
 from coordinator.hung import WATCHED_KINDS, find_hung
 from coordinator.metrics_wanted import metrics_arguments
 from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
+from coordinator.provider_client import plan_provider
 from coordinator.proxying import LISTENER_VARIABLE, open_proxy_port
 from coordinator.rundir import Recorded, lock, remove_run, write_run
 from coordinator.server_news import tell_foreign_durability, tell_of_server, tell_of_stream
