@@ -220,6 +220,10 @@ class SandboxAccount:
     price_source: str | None = None
 
 
+BeatingRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "provider", "agent"]
+"""Whose heartbeats: those of one role, or any."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
     """Sign of life of an agent, a sandbox host or the watchdog (core NATS, not kept).

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from bus.messages import BeatingRole
 from bus.plain import harmless
 from coordinator.options import (
     STATE_DIR,
-    BeatingRole,
     Json,
     MirrorPath,
     Nats,

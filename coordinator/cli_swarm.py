@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bus import headers as h
-from bus.bus import Heard
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.tasks import run_to_end
-from coordinator.message_lines import Lines, how_to_follow, line_of, parse, watch_bus
 from coordinator.options import STATE_DIR, AgentCount, ConfigFile, Json, LogLevel, Nats, StateDir, print_json
 
 if TYPE_CHECKING:
+    from bus.bus import Heard
     from coordinator.up import Up
 
 
 def viewer(as_json: bool) -> Callable[[Up, asyncio.Event], Any]:
     """How `up` shows what happens: live on a terminal, else line by line."""
     if as_json:
+        from coordinator.message_lines import watch_bus
+
         return lambda up, _stop: watch_bus(up.bus, None, True)
     if not sys.stdout.isatty():
         return _lines
@@ -33,6 +33,9 @@ def viewer(as_json: bool) -> Callable[[Up, asyncio.Event], Any]:
 
 
 async def _lines(up: Up, stop: asyncio.Event) -> None:
+    from bus import headers as h
+    from coordinator.message_lines import Lines, how_to_follow, line_of, parse
+
     lines = Lines()
     lines.put(f"swarm {up.config.swarm} on {up.bus.url}; {how_to_follow(up)}")
 

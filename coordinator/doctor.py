@@ -25,9 +25,8 @@ from coordinator.doctor_mirror import check_mirror_file
 from coordinator.doctor_state import check_leftovers, check_locks, check_permissions, check_record
 from coordinator.exporting_check import check_exporting
 from coordinator.findings import Diagnosis, Finding, error, unmade
-from coordinator.options import CONNECT_S, DEFAULT_URL
 from coordinator.rundir import Run
-from coordinator.settings import SwarmConfig
+from coordinator.settings import CONNECT_S, DEFAULT_URL, SwarmConfig
 from coordinator.tables import console
 
 __all__ = ["diagnose", "print_diagnosis"]

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 
 from bus.bus import Heard
 from bus.errors import MessageError
-from bus.messages import Heartbeat, decode, given_up_by
+from bus.messages import BeatingRole, Heartbeat, decode, given_up_by
 from bus.nats_bus import NatsBus
 from bus.process import MACHINE
-from coordinator.options import BeatingRole
 
 HEALTHY = frozenset({"live", "finished", "standby"})
 """States of a heartbeat in which its process does what it is for."""

@@ -16,8 +16,6 @@ from bus.tasks import run_to_end
 if TYPE_CHECKING:
     from bus.nats_bus import NatsBus
 
-DEFAULT_URL = "nats://127.0.0.1:4222"
-CONNECT_S = 2.0
 LONGEST_WAIT_S = 86_400.0
 
 Nats = Annotated[
@@ -42,7 +40,6 @@ AgentCount = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Level = Literal["debug", "info", "warning", "error"]
 LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]
-BeatingRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "provider", "agent"]
 STATE_DIR = Path(".signalmesh")
 T = TypeVar("T")
 
@@ -59,6 +56,7 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
     """What --nats, --swarm and the state directory say."""
     from coordinator.config import load
     from coordinator.rundir import read_run
+    from coordinator.settings import DEFAULT_URL
 
     run = read_run(state_dir)
     if nats is None and run is None and state_dir != STATE_DIR:  # who names a directory does not mean any other swarm
@@ -74,6 +72,7 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
 def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     """Connect, do `work`, leave."""
     from bus.nats_bus import NatsBus
+    from coordinator.settings import CONNECT_S
 
     async def connected() -> T:
         bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)

@@ -29,6 +29,10 @@ __all__ = [
     "WatchdogSettings",
 ]
 
+DEFAULT_URL = "nats://127.0.0.1:4222"
+"""Where a server is looked for that nothing names: the port of the one that `up` starts."""
+CONNECT_S = 2.0
+"""How long a command tries to connect."""
 SHORTEST_MAX_AGE_S = 120.0
 """The stream's window for recognising duplicates; it may not be longer than max_age."""
 
