@@ -49,7 +49,7 @@ from coordinator.certify_report import (
 from coordinator.certify_rows import LOST_S, Hosts, agent_rows, audited, sandbox_rows, served, targets
 from coordinator.certify_swarm import TemporarySwarm
 from coordinator.chaos_observer import Observer
-from coordinator.e2b_settings import Endpoint
+from coordinator.e2b_environment import Endpoint
 from coordinator.figures import Spread
 from coordinator.history import shown
 from coordinator.killing import Killing

@@ -15,8 +15,8 @@ from agents.kinds import KINDS
 from agents.spec import AgentSpec, check_class_path
 from bus.errors import ConfigError, UsageError
 from bus.subjects import AGENT_KINDS, check_name
+from coordinator.config_e2b import E2bSettings, check_settings
 from coordinator.config_tables import convert, plain_options, similar, table_of
-from coordinator.e2b_settings import E2bSettings, check_settings
 from coordinator.settings import AgentSettings, SandboxSpec
 
 __all__ = [

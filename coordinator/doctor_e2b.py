@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bus.errors import ConfigError
+from coordinator.config_e2b import files_of
 from coordinator.e2b_record import read_pool
-from coordinator.e2b_settings import files_of
 from coordinator.findings import Finding, error
 from coordinator.provider_client import check_pool
 from coordinator.settings import SwarmConfig

@@ -16,9 +16,9 @@ from e2b.sandbox.filesystem.filesystem import WriteEntry
 
 from agents.probe import INSTALLATION, Installation
 from bus.errors import MeshError
+from coordinator.config_e2b import E2bSettings
 from coordinator.e2b_bootstrap import shown
 from coordinator.e2b_service import Service
-from coordinator.e2b_settings import E2bSettings
 from coordinator.own_code import LOCK, TOOLS_LOCK, WSS_LOCK, digest, lock_file, wheel
 
 __all__ = ["FILES", "LOG", "InstallFailed", "install", "upload"]

@@ -23,11 +23,11 @@ from agents.protocol import DRAIN_GRACE_S, HEARTBEAT_S
 from bus.credentials import Credentials
 from bus.tasks import both, end_tasks
 from bus.urls import is_websocket, shown_url
+from coordinator.config_e2b import E2bSettings
 from coordinator.e2b_errors import GivenUp, Gone, shown, verdict_on
 from coordinator.e2b_hosts import Hosts
 from coordinator.e2b_install import FILES, LOG, InstallFailed, install, upload
 from coordinator.e2b_service import Service
-from coordinator.e2b_settings import E2bSettings
 
 __all__ = ["Place", "Wanted"]
 

@@ -26,8 +26,9 @@ from bus.process import on_signals
 from bus.reports import Reporter
 from bus.subjects import PROVIDER
 from bus.tasks import end_tasks, run_to_end
+from coordinator.config_e2b import files_of
+from coordinator.e2b_environment import PUBLIC_URL_VARIABLE, Endpoint, take_key
 from coordinator.e2b_record import Left, Pool, read_pool, write_pool
-from coordinator.e2b_settings import PUBLIC_URL_VARIABLE, Endpoint, files_of, take_key
 from coordinator.own_code import digest
 from coordinator.settings import SandboxSpec, SwarmConfig
 

@@ -17,8 +17,9 @@ from circuitbreaker import CircuitBreaker
 from e2b import AsyncSandbox, SandboxInfo, SandboxQuery, SandboxState
 from e2b.sandbox.sandbox_api import SandboxNetworkOpts
 
+from coordinator.config_e2b import E2bSettings
+from coordinator.e2b_environment import Endpoint
 from coordinator.e2b_errors import GivenUp, Gone, is_illness, shown, verdict_on
-from coordinator.e2b_settings import E2bSettings, Endpoint
 
 __all__ = ["Service"]
 

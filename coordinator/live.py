@@ -15,7 +15,7 @@ from rich.text import Text
 from bus.bus import Heard
 from bus.messages import Alert, Decision, Lifecycle
 from bus.plain import harmless
-from coordinator.e2b_settings import provider_text
+from coordinator.e2b_environment import provider_text
 from coordinator.gather import Listener
 from coordinator.message_lines import how_to_follow, parse
 from coordinator.tables import Cell, Column, console, fitted, state_text

@@ -18,16 +18,9 @@ import orjson
 from bus.errors import EXIT_DONE, EXIT_USAGE, UsageError
 from bus.plain import harmless
 from bus.urls import check_url
+from coordinator.config_e2b import files_of
+from coordinator.e2b_environment import KEY_VARIABLE, PUBLIC_URL_VARIABLE, Endpoint, drop_key, public_url, take_key
 from coordinator.e2b_record import Pool
-from coordinator.e2b_settings import (
-    KEY_VARIABLE,
-    PUBLIC_URL_VARIABLE,
-    Endpoint,
-    drop_key,
-    files_of,
-    public_url,
-    take_key,
-)
 from coordinator.findings import Finding, error, ok, unmade, warning
 from coordinator.settings import SwarmConfig
 

@@ -21,7 +21,7 @@ from bus.subjects import check_name
 from bus.tasks import run_to_end
 from bus.tracing import modules_to_preload
 from coordinator.config import load, resolve, with_speed
-from coordinator.e2b_settings import drop_key
+from coordinator.e2b_environment import drop_key
 from coordinator.exporting_check import log_wrong_variables
 from coordinator.scaling import with_agents
 

@@ -10,8 +10,8 @@ from msgspec import Meta
 from agents.spec import AgentSpec
 from bus.errors import UsageError
 from bus.server_config import Durability
+from coordinator.config_e2b import E2bSettings
 from coordinator.config_tables import similar
-from coordinator.e2b_settings import E2bSettings
 
 if TYPE_CHECKING:
     from bus.mirror import Retention

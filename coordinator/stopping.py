@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bus.errors import MeshError, UsageError
 from bus.process import wait_pid_exit
+from coordinator.e2b_environment import KEY_VARIABLE, Endpoint
 from coordinator.e2b_record import Pool, read_pool
-from coordinator.e2b_settings import KEY_VARIABLE, Endpoint
 from coordinator.provider_client import list_sandboxes
 from coordinator.rundir import Run
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bus.messages import GIVEN_UP
 from bus.plain import harmless
-from coordinator.e2b_settings import provider_text
+from coordinator.e2b_environment import provider_text
 from coordinator.sandbox_health import SandboxHealth
 from coordinator.status_models import GIVEN_UP_REMEDY, AgentStatus, SandboxStatus, Status, given_up_text
 from coordinator.tables import Cell, Column, console, print_table, state_text

@@ -18,9 +18,10 @@ import pytest
 
 from bus.errors import ConfigError, UsageError
 from coordinator import own_code
+from coordinator.config_e2b import E2bSettings, check_settings
+from coordinator.e2b_environment import Endpoint, public_url, take_key
 from coordinator.e2b_errors import GivenUp, Gone, is_illness, shown, verdict_on
 from coordinator.e2b_service import Service
-from coordinator.e2b_settings import E2bSettings, Endpoint, check_settings, public_url, take_key
 
 ROOT = Path(__file__).resolve().parents[2]
 RAISED = {

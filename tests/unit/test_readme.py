@@ -19,7 +19,7 @@ from agents.command import CommandAgent
 from agents.spec import load_class
 from benchmarks import readme
 from bus.messages import KINDS
-from coordinator import config, config_agents, e2b_settings, settings
+from coordinator import config, config_agents, config_e2b, settings
 from coordinator.cli_app import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ TABLES = [
         ("sandboxes", "agents", "coordinator", "stream", "watchdog", "mirror", "metrics", "alerts"),
     ),
     ("### `[sandboxes.NAME]`", config_agents._SandboxTable, ()),
-    ('### `[sandboxes.NAME]` with `provider = "e2b"`', e2b_settings.E2bSettings, ()),
+    ('### `[sandboxes.NAME]` with `provider = "e2b"`', config_e2b.E2bSettings, ()),
     ("### `[agents.NAME]`", config_agents.AgentTable, ()),
     ("### `[coordinator]`", settings.CoordinatorSettings, ()),
     ("### `[stream]`", settings.StreamSettings, ()),
