@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from bus.plain import harmless
-from coordinator.audit import Progress as Told
 from coordinator.audit_report import Audit
+from coordinator.formatting import counted
 from coordinator.tables import Column, console, print_table
 
 COLUMNS = (
@@ -22,23 +16,6 @@ COLUMNS = (
 )  # fmt: skip
 SHOWN = 20
 """Problems and poison messages that are printed; --json has more."""
-
-
-@contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Told | None]:
-    """A bar on standard error while something is read; nothing where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TextColumn("{task.completed:,} of {task.total:,}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda at, last: bar.update(task, completed=at, total=last)
-
-
-def counted(count: int, one: str, more: str = "") -> str:
-    """`1 message`, `2,000 messages`."""
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
 def print_audit(audit: Audit) -> None:

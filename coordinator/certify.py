@@ -51,7 +51,7 @@ from coordinator.certify_swarm import TemporarySwarm
 from coordinator.chaos_observer import Observer
 from coordinator.e2b_environment import Endpoint
 from coordinator.figures import Spread
-from coordinator.history import shown
+from coordinator.formatting import shown
 from coordinator.killing import Killing
 from coordinator.killing import kill as kill_agent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from coordinator.certify_report import Certificate, SandboxRow
-from coordinator.certify_text import MIB, NONE, cell, figure, table
+from coordinator.formatting import MIB, NONE, cell, figure, table
 
 __all__ = ["cleanup", "health"]
 

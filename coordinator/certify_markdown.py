@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coordinator.audit_view import counted
 from coordinator.certify_ending import cleanup, health
 from coordinator.certify_report import LOST, Certificate, Flow, SandboxRow, Target, active_sandboxes
-from coordinator.certify_text import MIB, NONE, cell, figure, spread, table
+from coordinator.formatting import MIB, NONE, cell, counted, figure, spread, table
 from coordinator.killing import KILL_STEPS
 
 __all__ = ["markdown", "target_text", "verdict"]

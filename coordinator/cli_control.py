@@ -41,7 +41,7 @@ def restart(
     json: Json = False,
 ) -> None:
     """Drain an agent (it saves its state), start it anew, and wait until it is ready."""
-    from coordinator.wishes import Restarted, ask_watchdog
+    from coordinator.watchdog_client import Restarted, ask_watchdog
 
     target = find_target(nats, state_dir, swarm)
     done = on_bus(target, lambda bus: ask_watchdog(bus, "restart", agent, Restarted))
@@ -60,7 +60,7 @@ def revive(
     json: Json = False,
 ) -> None:
     """Bring a quarantined or drained agent back, with its deaths forgotten."""
-    from coordinator.wishes import Revived, ask_watchdog
+    from coordinator.watchdog_client import Revived, ask_watchdog
 
     done = on_bus(find_target(nats, state_dir, swarm), lambda bus: ask_watchdog(bus, "revive", agent, Revived))
     if json:

@@ -26,7 +26,8 @@ def audit(
     """Check the whole stream: nothing lost, doubled or out of order; snapshots, registry, rounds and mirror fit it."""
     from bus.mirror_read import MIRROR_FILE
     from coordinator.audit import audit_bus, audit_file
-    from coordinator.audit_view import print_audit, progress_bar
+    from coordinator.audit_view import print_audit
+    from coordinator.formatting import progress_bar
 
     with progress_bar("auditing") as progress:
         if file is not None:
@@ -53,7 +54,7 @@ def replay(
 ) -> None:
     """Run the recorded stream through the same agents once more, and compare every output with the recorded one."""
     from bus.logs import set_up_logs
-    from coordinator.audit_view import progress_bar
+    from coordinator.formatting import progress_bar
     from coordinator.replay import Span, config_of, replay_bus, replay_file
     from coordinator.replay_view import print_replay
 

@@ -16,6 +16,7 @@ from bus.errors import UsageError
 from bus.mirror_read import MirrorFile
 from bus.plain import harmless
 from bus.subjects import KEPT_KINDS
+from coordinator.formatting import LONGEST_CELL, shown
 from coordinator.tables import Column, console, print_table
 
 SNAPSHOT = "snapshot"
@@ -38,7 +39,6 @@ FIELDS: dict[str, tuple[tuple[str, int], ...]] = {
     SNAPSHOT: (("epoch", 0), ("cursor", 0), ("outputs", 0), ("inputs", 1), ("bytes", 2)),
 }  # fmt: skip
 """Columns of each kind, and their rank (see coordinator.tables.Column)."""
-LONGEST_CELL = 72
 LONGEST_TEXT = 2000
 """Of what an alert says: its end is what to do."""
 
@@ -183,12 +183,3 @@ def print_history(history: History) -> None:
         number = f"{entry.sequence}" if entry.intact else f"{entry.sequence} DAMAGED"
         rows.append([at, number, shown(entry.agent), *cells])
     print_table(out, columns, rows)
-
-
-def shown(value: Any, longest: int = LONGEST_CELL) -> str:
-    """A value in one line of `longest` characters at most, without what could control a terminal."""
-    if value is None or value == []:
-        return ""
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    text = harmless(text)
-    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from coordinator.audit_view import counted
+from coordinator.formatting import counted
 from coordinator.replay_report import Difference, Replay
 from coordinator.tables import Column, console, print_table
 

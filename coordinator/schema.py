@@ -27,7 +27,7 @@ from coordinator.message_lines import Watched
 from coordinator.replay_report import Replay
 from coordinator.status_models import Status
 from coordinator.stopping import Ended
-from coordinator.wishes import Restarted, Revived
+from coordinator.watchdog_client import Restarted, Revived
 
 __all__ = ["OUTPUTS", "SCHEMA_DIR", "documents", "write"]
 

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,12 +26,13 @@ from bus.mirror_read import MIRROR_FILE
 from bus.nats_bus import NatsBus
 from bus.outbox import Outbox
 from bus.plain import harmless
-from bus.process import die_with_parent, on_signals
+from bus.process import on_signals
 from bus.reports import Reporter
 from bus.server import NatsServer, ServerEvent, ServerRestarted
 from bus.streams import ensure_streams
 from bus.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.tasks import end_tasks
+from coordinator.child_process import ChildProcess
 from coordinator.exporting_check import check_variables
 from coordinator.hung import WATCHED_KINDS, find_hung
 from coordinator.metrics_wanted import metrics_arguments
@@ -48,13 +45,6 @@ from coordinator.server_news import tell_foreign_durability, tell_of_server, tel
 from coordinator.settings import SwarmConfig
 
 NAME = "up"
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
-STEADY_S = 10.0
-"""A child that was up for so long is forgiven its earlier deaths."""
-STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "provider": 22.0, "proxy": 2.0, "metrics": 8.0, "mirror": 10.0}
-"""From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
-URL_VARIABLE = "SIGNALMESH_NATS"
-"""Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
 
 log = structlog.get_logger("signalmesh.up")
 
@@ -76,105 +66,6 @@ class UpOptions:
     public_url: str | None = None
 
 
-class Role:
-    """One direct child, kept alive, of a `kind` that STOP_GRACE_S names; its log is `state_dir/logs/{name}.log`."""
-
-    def __init__(
-        self,
-        kind: str,
-        name: str,
-        arguments: list[str],
-        url: str,
-        log_file: Path,
-        *,
-        first: tuple[str, ...] = (),
-        again: tuple[str, ...] = (),
-        environment: Mapping[str, str] | None = None,
-        pass_fds: tuple[int, ...] = (),
-    ) -> None:
-        """`first` are further arguments for its first start, `again` for every later one."""
-        self.kind, self.name = kind, name
-        self._arguments, self._extra, self._again = arguments, first, again
-        self._pass_fds = pass_fds
-        self._environment = {**os.environ, URL_VARIABLE: url, **(environment or {})}
-        self._log_file = log_file
-        self._process: asyncio.subprocess.Process | None = None
-        self.started_at = 0.0
-        self.stopping = False
-        self.restarts = 0
-        self.on_start: Callable[[], None] = lambda: None
-
-    @property
-    def pid(self) -> int | None:
-        process = self._process
-        return process.pid if process is not None and process.returncode is None else None
-
-    async def start(self) -> None:
-        with self._log_file.open("ab") as output:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "coordinator.main",
-                *self._arguments,
-                *self._extra,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self._environment,
-                start_new_session=True,
-                pass_fds=self._pass_fds,
-                preexec_fn=functools.partial(die_with_parent, os.getpid()),
-            )
-        self._extra = self._again
-        self.started_at = time.monotonic()
-        self.on_start()
-
-    async def keep(self, on_exit: Callable[[Role, int, int], None]) -> None:
-        """Start it again whenever it dies, until `stop`."""
-        backoff_s = 0.0
-        while not self._ending():
-            assert self._process is not None
-            pid = self._process.pid
-            code = await self._process.wait()
-            if self._ending():
-                return
-            on_exit(self, pid, code)
-            backoff_s = (
-                0.0
-                if time.monotonic() - self.started_at > STEADY_S
-                else min(backoff_s * 2 or FIRST_BACKOFF_S, LAST_BACKOFF_S)
-            )
-            await asyncio.sleep(backoff_s)
-            self.restarts += 1
-            if not self._ending():
-                await self.start()
-
-    def kill(self) -> None:
-        """SIGKILL; `keep` starts it again."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-
-    def _ending(self) -> bool:
-        return self.stopping
-
-    async def stop(self) -> None:
-        """SIGTERM, and SIGKILL after its grace."""
-        self.stopping = True
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGCONT)
-        try:
-            async with asyncio.timeout(STOP_GRACE_S[self.kind]):
-                await process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-
 class Up:
     """A running swarm: started, kept, and stopped in reverse order."""
 
@@ -184,7 +75,7 @@ class Up:
         self._lock: IO[str] | None = None
         self._proxy_socket: socket.socket | None = None
         self._tasks: list[asyncio.Task[Any]] = []
-        self.roles: list[Role] = []
+        self.roles: list[ChildProcess] = []
         self.url = ""
         self._told = ""
         self.bus: NatsBus
@@ -258,7 +149,7 @@ class Up:
             self._proxy_socket, through = open_proxy_port(self.url)
             number = self._proxy_socket.fileno()
             self.roles.append(
-                Role(
+                ChildProcess(
                     "proxy",
                     "proxy",
                     ["proxy", *common],
@@ -273,26 +164,28 @@ class Up:
                 continue
             arguments = ["sandbox", sandbox.name, *common]
             log_file = logs / f"{sandbox.name}.log"
-            self.roles.append(Role("sandbox", sandbox.name, arguments, self.url, log_file, environment=through))
+            self.roles.append(ChildProcess("sandbox", sandbox.name, arguments, self.url, log_file, environment=through))
         count = [] if options.agents is None else ["--agents", str(options.agents)]
         if self._provider is not None:
             provider = ["provider", *config_file, "--state-dir", str(options.state_dir), *common]
             log_file, own = logs / f"{PROVIDER}.log", self._provider
-            self.roles.append(Role(PROVIDER, PROVIDER, provider, self.url, log_file, environment=own))
+            self.roles.append(ChildProcess(PROVIDER, PROVIDER, provider, self.url, log_file, environment=own))
         speed = [] if options.speed is None else ["--speed", str(options.speed)]
         watchdog = ["watchdog", *config_file, *speed, *count, *common]
         # Of two watchdogs the one that is restarted lets the other lead, which is awake and has listened all the time.
         again = ("--standby",) if options.standby else ()
         log_file = logs / "watchdog.log"
-        self.roles.append(Role("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--fresh",), again=again))
+        self.roles.append(
+            ChildProcess("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--fresh",), again=again)
+        )
         if options.standby:
-            self.roles.append(Role("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
+            self.roles.append(ChildProcess("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
         if self._metrics:
             metrics = [*self._metrics, *config_file, *count, *common]
-            self.roles.append(Role("metrics", "metrics", metrics, self.url, logs / "metrics.log"))
+            self.roles.append(ChildProcess("metrics", "metrics", metrics, self.url, logs / "metrics.log"))
         if mirrored:
             mirror = ["mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common]
-            self.roles.append(Role("mirror", "mirror", mirror, self.url, logs / "mirror.log"))
+            self.roles.append(ChildProcess("mirror", "mirror", mirror, self.url, logs / "mirror.log"))
 
     def _record(self) -> None:
         """Write down who runs now; short enough to be done at once, so that no older record can overtake a newer."""
@@ -316,7 +209,7 @@ class Up:
                 with contextlib.suppress(BusTimeout, Disconnected):
                     gone = await tell_of_stream(self.bus, told=gone)
 
-    def _on_exit(self, role: Role, pid: int, code: int) -> None:
+    def _on_exit(self, role: ChildProcess, pid: int, code: int) -> None:
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
         if role.kind == "sandbox":
             self._reports.lifecycle("exited", role.name, sandbox=role.name, pid=pid, reason=reason, exit_code=code)
@@ -328,7 +221,7 @@ class Up:
             pid=pid,
         )
 
-    def _on_hung(self, role: Role, silent_s: float) -> None:
+    def _on_hung(self, role: ChildProcess, silent_s: float) -> None:
         self._reports.alert(
             "warning",
             f"{role.kind}_hung",

@@ -1,7 +1,4 @@
-"""`restart` and `revive`: what a person asks of the watchdog, which alone decides when an agent runs.
-
-Both sides: the asking, and the granting.
-"""
+"""The watchdog's side of `restart` and `revive`: the watchdog alone decides when an agent runs."""
 
 from __future__ import annotations
 
@@ -10,16 +7,15 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
 
 from agents.spec import AgentSpec
 from bus.bus import Bus, Heard
-from bus.errors import BusError, BusTimeout, MeshError, UsageError
+from bus.errors import BusError, MeshError, UsageError
 from bus.reports import Reporter
-from bus.subjects import WATCHDOG
 from bus.tasks import end_tasks
 
 if TYPE_CHECKING:
@@ -27,56 +23,11 @@ if TYPE_CHECKING:
     from coordinator.orders import HostOrders
     from coordinator.policy import Policy
 
-__all__ = ["Restarted", "Revived", "Wishes", "ask_watchdog"]
+__all__ = ["Wishes"]
 
 DRAIN_S = 10.0
 READY_S = 10.0
 """How long an agent may take to drain, and its successor to be ready."""
-ANSWER_S = DRAIN_S + READY_S + 2.0
-"""A little longer than the watchdog takes to say that it was in vain."""
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restarted:
-    """`restart --json`. `epoch_before` is the epoch that has drained, None for an agent that was quarantined or
-    drained (then `was` says so); `epoch_after` is that of the incarnation that is ready now, `ready_ms` milliseconds
-    after the watchdog was asked.
-    """
-
-    agent: str
-    epoch_before: int | None = None
-    epoch_after: int
-    ready_ms: float
-    was: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revived:
-    """`revive --json`. `was`: quarantined or drained."""
-
-    agent: str
-    was: str
-
-
-async def ask_watchdog(bus: Bus, verb: str, agent: str, answer: type[Answer]) -> Answer:
-    """Ask the leading watchdog to `verb` the `agent`.
-
-    Raises:
-        UsageError: there is no such agent, or somebody else runs it; MeshError: it cannot be done now; BusTimeout: no
-            watchdog answers.
-    """
-    try:
-        data = await bus.request(bus.subjects.control(WATCHDOG, verb), orjson.dumps({"agent": agent}), ANSWER_S)
-    except BusTimeout as error:
-        raise BusTimeout(
-            f"no watchdog of swarm {bus.subjects.ns!r} has answered ({error}); `signalmesh status` says whether one "
-            "is heard, `signalmesh up` or `signalmesh watchdog` starts one"
-        ) from None
-    reply = orjson.loads(data)
-    if "error" in reply:
-        raise UsageError(reply["error"]) if reply.get("usage") else MeshError(reply["error"])
-    return msgspec.convert(reply, answer)
 
 
 @dataclass(slots=True)

@@ -70,7 +70,7 @@ from coordinator.replay_report import Difference, FieldDifference, Replay, Repla
 from coordinator.sandbox_health import SandboxHealth
 from coordinator.status_models import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
 from coordinator.stopping import Ended
-from coordinator.wishes import Restarted, Revived
+from coordinator.watchdog_client import Restarted, Revived
 
 AT = datetime(2017, 7, 12, 17, tzinfo=UTC)
 ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
