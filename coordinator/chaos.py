@@ -23,9 +23,8 @@ from bus.process import on_signals
 from bus.tasks import end_tasks
 from coordinator.audit import audit_bus
 from coordinator.chaos_faults import Deeds
-from coordinator.chaos_happening import Happening
 from coordinator.chaos_observer import Observer
-from coordinator.chaos_plan import Fault, Places, plan
+from coordinator.chaos_plan import Fault, Happening, Places, plan
 from coordinator.chaos_processes import NotOurs, Processes
 from coordinator.chaos_report import Chaos, FaultSeen, HeardDecisions, Proof, summarised
 from coordinator.replay import Span, config_of, replay_bus

@@ -15,9 +15,8 @@ import orjson
 from bus.errors import BusError, MeshError
 from bus.nats_bus import NatsBus
 from bus.process import wait_pid_exit
-from coordinator.chaos_happening import LOOK_S, Happening, eventually
 from coordinator.chaos_observer import Observer
-from coordinator.chaos_plan import EVERYBODY
+from coordinator.chaos_plan import EVERYBODY, LOOK_S, Happening, eventually
 from coordinator.chaos_processes import Member, NotOurs, Processes
 from coordinator.doctor_mirror import check_mirror_position
 from coordinator.proxying import NAME as PROXY

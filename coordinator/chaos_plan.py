@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-__all__ = ["EVERYBODY", "KINDS", "Fault", "Places", "kinds_of", "plan"]
+__all__ = ["EVERYBODY", "KINDS", "LOOK_S", "Fault", "Happening", "Places", "T", "eventually", "kinds_of", "plan"]
 
 KINDS = {
     "kill-agent": "SIGKILL to an agent",
@@ -112,3 +115,39 @@ def _targets(kind: str, places: Places, chance: random.Random) -> tuple[str, ...
     if kind in ("kill-host", "freeze-sandbox"):
         return (chance.choice(sorted(places.sandboxes)),)
     return (kind.partition("-")[2].replace("nats", "nats-server"),)
+
+
+LOOK_S = 0.01
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Happening:
+    """A fault as it happens; times are of time.monotonic()."""
+
+    fault: Fault
+    began: float = 0.0
+    detected: float | None = None
+    recovered: float | None = None
+    injected: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def begin(self) -> None:
+        """Now it is done: call this just before the first signal or request."""
+        self.began = time.monotonic()
+
+    def noticed(self, *times: float | None) -> None:
+        """Take the earliest time that was observed at all."""
+        known = [at for at in (self.detected, *times) if at is not None]
+        self.detected = min(known, default=None)
+
+
+async def eventually(found: Callable[[], T | None], timeout_s: float) -> T:
+    """Look again and again, for what nobody tells us.
+
+    Raises:
+        TimeoutError: it did not come.
+    """
+    async with asyncio.timeout(timeout_s):
+        while not (result := found()):  # noqa: ASYNC110 - it has no event of its own
+            await asyncio.sleep(LOOK_S)
+        return result

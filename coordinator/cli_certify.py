@@ -1,4 +1,4 @@
-"""The verb `certify`. What it does is in coordinator/certify.py."""
+"""The command `certify`: its options, and what it prints in the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.plain import harmless
 from bus.tasks import run_to_end
 from coordinator.options import Json, print_json
+
+if TYPE_CHECKING:
+    from coordinator.certify_report import Certificate
 
 REPORT = Path("certify.md")
 
@@ -43,7 +46,6 @@ def certify(
     from bus.logs import set_up_logs
     from coordinator.certify import CertifyOptions, run_certify
     from coordinator.certify_files import ReportFiles
-    from coordinator.certify_view import print_certificate
     from coordinator.config_agents import PROVIDERS
 
     for name, value in (
@@ -76,7 +78,7 @@ def certify(
         if json:
             print_json(found)
         else:
-            print_certificate(found)
+            _print_certificate(found)
     finally:  # nobody may read what is printed any more: the report is written all the same
         files.write(found)
     if not json:
@@ -88,3 +90,29 @@ def _say(text: str) -> None:
     """To whoever follows the run, if somebody does: the terminal may be closed, and the clean-up must go on."""
     with contextlib.suppress(OSError):
         typer.echo(text, err=True)
+
+
+def _print_certificate(found: Certificate) -> None:
+    """The targets, and what went wrong, as wide as there is room for; the report has the rest."""
+    from rich.text import Text
+
+    from coordinator.certify_markdown import target_text, verdict
+    from coordinator.tables import Column, console, print_table
+
+    out = console()
+    rows: list[list[str | Text]] = []
+    for target in found.targets:
+        wanted, measured = target_text(target)
+        met = Text("met", "green") if target.ok else Text("MISSED", "bold red")
+        rows.append([target.name, wanted, measured, met, target.how])
+    columns = (
+        Column("target"),
+        Column("wanted", right=True),
+        Column("measured", right=True),
+        Column(""),
+        Column("how", 1),
+    )
+    print_table(out, columns, rows)
+    for problem in found.problems:
+        out.print(harmless(f"PROBLEM: {problem}"), soft_wrap=True)
+    out.print(Text(f"{verdict(found)}; in {found.took_s:.1f} s", "green" if found.ok else "bold red"), soft_wrap=True)

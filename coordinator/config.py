@@ -33,8 +33,7 @@ from coordinator.config_agents import (
     sandbox_spec,
 )
 from coordinator.config_tables import convert
-from coordinator.listening import Address
-from coordinator.metrics_wanted import check_webhook
+from coordinator.config_telemetry import Address, check_webhook
 from coordinator.settings import (
     AgentSettings,
     AlertSettings,

@@ -33,12 +33,11 @@ from bus.reports import Reporter
 from bus.tasks import end_tasks, run_to_end
 from coordinator.beat_figures import BeatFigures
 from coordinator.config import load
+from coordinator.config_telemetry import DEFAULT_LISTEN, NOWHERE, Address, webhook_of
 from coordinator.exporting import CLOSE_S, MetricsExport
 from coordinator.exporting_check import log_wrong_variables
 from coordinator.in_force import read_config
 from coordinator.labels import Names
-from coordinator.listening import DEFAULT_LISTEN, Address
-from coordinator.metrics_wanted import NOWHERE, webhook_of
 from coordinator.scaling import with_agents
 from coordinator.settings import SwarmConfig
 from coordinator.stream_figures import Figures

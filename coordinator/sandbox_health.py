@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agents.probe import network_of_here
 from bus.messages import Heartbeat, SandboxAccount, SandboxUsage
-from coordinator.network import shared_with
 
-__all__ = ["SandboxHealth", "availability_of", "health_of"]
+__all__ = ["HERE", "SandboxHealth", "availability_of", "health_of", "shared_with"]
 
 NOT_TOLD = "not measured: no heartbeat told it"
 
@@ -90,3 +90,15 @@ def _network(name: str, usages: Mapping[str, SandboxUsage | None]) -> tuple[str,
     if others:
         return f"not measured: it has none of its own, but shares that of {', '.join(others)}", None, None
     return "its own", usage.rx_bytes, usage.tx_bytes
+
+
+HERE = "this machine"
+
+
+def shared_with(name: str, usages: Mapping[str, SandboxUsage | None]) -> list[str] | None:
+    """Who else has the network of `name`: HERE, other sandboxes; None where that is not told."""
+    usage = usages.get(name)
+    if usage is None or usage.network is None:
+        return None
+    others = [other for other, theirs in usages.items() if other != name and theirs and theirs.network == usage.network]
+    return [*([HERE] if usage.network == network_of_here() else []), *others]

@@ -33,9 +33,9 @@ from bus.streams import ensure_streams
 from bus.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.tasks import end_tasks
 from coordinator.child_process import ChildProcess
+from coordinator.config_telemetry import metrics_arguments
 from coordinator.exporting_check import check_variables
 from coordinator.hung import WATCHED_KINDS, find_hung
-from coordinator.metrics_wanted import metrics_arguments
 from coordinator.mirroring import put_back
 from coordinator.neighbours import refuse_neighbours
 from coordinator.provider_client import plan_provider

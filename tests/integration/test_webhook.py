@@ -22,8 +22,8 @@ from bus.subjects import Subjects
 from bus.tasks import end_tasks
 from coordinator import webhook
 from coordinator.config import parse
+from coordinator.config_telemetry import webhook_of
 from coordinator.labels import Names
-from coordinator.metrics_wanted import webhook_of
 from coordinator.stream_figures import Figures
 from coordinator.webhook import Webhook
 from tests.support.collecting import GUARD_S

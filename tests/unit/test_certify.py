@@ -39,8 +39,8 @@ from coordinator.config import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse
 from coordinator.e2b_record import Left, Pool, write_pool
 from coordinator.figures import Spread, spread_of
 from coordinator.killing import Killing
-from coordinator.network import HERE, shared_with
 from coordinator.rundir import Recorded, Run
+from coordinator.sandbox_health import HERE, shared_with
 
 MS = 1_000_000
 KILLING = Killing(

@@ -6,8 +6,7 @@ import pytest
 
 from agents.probe import network_of_here
 from bus.messages import Heartbeat, SandboxAccount, SandboxUsage
-from coordinator.network import HERE
-from coordinator.sandbox_health import SandboxHealth, health_of
+from coordinator.sandbox_health import HERE, SandboxHealth, health_of
 from coordinator.view import health_cells
 
 USAGE = SandboxUsage(processes=5, cpu_s=9.0, rss_mb=120.0, pss_mb=40.4, network="n", rx_bytes=1 << 20, tx_bytes=2 << 20)
