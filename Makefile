@@ -95,7 +95,7 @@ bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
 
 schema: setup
-	$(BIN)/python -m coordinator.schema
+	$(BIN)/python -m coordinator.cli.json_schema
 
 # The documentation site, into build/docs; a broken link ends it with an error.
 docs: setup

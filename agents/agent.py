@@ -1,8 +1,8 @@
 """The class that a user's agent derives from. It knows nothing of the bus: a handler is a function of (state, event).
 
-The runtime (agents/runtime.py) restores `state`, feeds events to the `on_<kind>` handlers in stream order, publishes
-what they return, and keeps the timers that they set. No wall clock, no unseeded randomness and no I/O in a handler:
-the same events must give the same outputs on a replay.
+The runtime (agents/runtime/runtime.py) restores `state`, feeds events to the `on_<kind>` handlers in stream order,
+publishes what they return, and keeps the timers that they set. No wall clock, no unseeded randomness and no I/O in a
+handler: the same events must give the same outputs on a replay.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bus.messages import (
     Signal,
     Timer,
 )
-from bus.subjects import AGENT_KINDS
+from bus.messages.subjects import AGENT_KINDS
 
 Outputs = Event | Alert | Iterable[Event | Alert] | None
 """What a handler returns: nothing, one message, or several in the order in which to publish them."""

@@ -1,6 +1,7 @@
 """What a sandbox host must know to run an agent, and how its class is found and imported.
 
-Owns neither swarm.toml (coordinator/config.py) nor the processes: an AgentSpec is plain data that travels as JSON.
+Owns neither swarm.toml (coordinator/config/loader.py) nor the processes: an AgentSpec is plain data that travels as
+JSON.
 """
 
 from __future__ import annotations

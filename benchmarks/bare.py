@@ -19,7 +19,7 @@ import orjson
 from nats.aio.msg import Msg
 
 from benchmarks.swarm import scratch
-from bus.server import NatsServer
+from bus.server.supervisor import NatsServer
 
 VOTERS = ("voter-1", "voter-2", "voter-3")
 OPEN_ROUNDS = 256

@@ -10,8 +10,8 @@ import psutil
 
 from benchmarks.report import Result
 from benchmarks.swarm import AGENTS, DECISIONS, Rounds, Swarm, swarm
-from bus.nats_bus import NatsBus
-from bus.registry import read_records
+from bus.durable.registry import read_records
+from bus.nats.bus import NatsBus
 
 SPEED = 100.0
 BUSY_S, IDLE_S = 6.0, 10.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from bus.nats_binary import find_binary, server_version
+from bus.server.binary import find_binary, server_version
 
 
 def load() -> str:

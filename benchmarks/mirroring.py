@@ -15,12 +15,12 @@ import psutil
 
 from benchmarks.report import Result, spread
 from benchmarks.swarm import scratch
-from bus.bus import Ack
 from bus.errors import BusError, MeshError
-from bus.mirror_read import MirrorFile
-from bus.nats_bus import NatsBus
-from bus.server import NatsServer
-from bus.streams import ensure_streams
+from bus.interface import Ack
+from bus.mirror.reader import MirrorFile
+from bus.nats.bus import NatsBus
+from bus.nats.streams import ensure_streams
+from bus.server.supervisor import NatsServer
 
 PAYLOAD = b'{"symbol":"X","pad":"%s"}' % (b" " * 176)
 SUBJECT = "in.swarm.market.X.bench"
@@ -33,7 +33,7 @@ GOAL = f"at least 5,000 rows/s, and less than 250 ms behind at {RATE:,} messages
 @asynccontextmanager
 async def mirror(url: str, file: Path) -> AsyncIterator[psutil.Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "coordinator.main", "mirror", "--file", str(file), "--log-level", "error",
+        sys.executable, "-m", "coordinator", "mirror", "--file", str(file), "--log-level", "error",
         env={**os.environ, "SIGNALMESH_NATS": url, "SIGNALMESH_SWARM": "swarm"},
     )  # fmt: skip
     try:

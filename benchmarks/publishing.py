@@ -15,13 +15,13 @@ from nats.js import JetStreamContext
 from benchmarks.machine import file_system
 from benchmarks.report import Result, spread
 from benchmarks.swarm import scratch
-from bus import headers as h
-from bus.claims import claim, fence, new_agent_id
-from bus.nats_bus import NatsBus
-from bus.outbox import Entry, Outbox
-from bus.server import NatsServer
-from bus.server_config import Durability
-from bus.streams import ensure_streams
+from bus.durable.fencing import claim, fence, new_agent_id
+from bus.durable.outbox import Entry, Outbox
+from bus.messages import headers as h
+from bus.nats.bus import NatsBus
+from bus.nats.streams import ensure_streams
+from bus.server.config import Durability
+from bus.server.supervisor import NatsServer
 
 PAYLOAD = b"{" + b" " * 198 + b"}"
 SUBJECT = "swarm.market.X.bench"

@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks.report import Result, spread
 from benchmarks.swarm import AGENTS, DECISIONS, Swarm, first_message, swarm
-from bus.nats_bus import NatsBus
-from coordinator.killing import Killing
-from coordinator.killing import kill as kill_agent
+from bus.nats.bus import NatsBus
+from coordinator.control.kill import Killing
+from coordinator.control.kill import kill as kill_agent
 
 SPEED = 50.0
 AGENT_REST_S = 11.5

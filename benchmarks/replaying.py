@@ -8,17 +8,17 @@ import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from agents.process import make_agent
-from agents.runtime import Runtime
+from agents.runtime.process import make_agent
+from agents.runtime.runtime import Runtime
 from benchmarks.report import Result
 from benchmarks.swarm import Rounds, swarm
-from bus.bus import Stored
-from bus.logs import set_up_logs
-from bus.memory_bus import MemoryBus, MemoryServer
-from bus.nats_bus import NatsBus
-from coordinator.config import load
-from coordinator.replay import Recording, Replayer, Span, skips_of
-from coordinator.settings import SwarmConfig
+from bus.interface import Stored
+from bus.nats.bus import NatsBus
+from bus.observability.logging import set_up_logs
+from bus.testing.memory_bus import MemoryBus, MemoryServer
+from coordinator.config.loader import load
+from coordinator.config.settings import SwarmConfig
+from coordinator.replay.runner import Recording, Replayer, Span, skips_of
 
 GOAL = 20_000
 WAIT_S = 120.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from coordinator.figures import Spread, spread_of
+from coordinator.reporting.percentiles import Spread, spread_of
 
 MISSING = "-"
 

@@ -18,11 +18,11 @@ from nats.aio.msg import Msg
 
 from benchmarks.report import Result, spread
 from benchmarks.swarm import DECISIONS, Swarm, swarm
-from bus.nats_bus import NatsBus
-from coordinator.config import load
-from coordinator.killing import Killing
-from coordinator.killing import kill as kill_agent
-from coordinator.scaling import SUSPECT_BEATS, with_agents
+from bus.nats.bus import NatsBus
+from coordinator.config.loader import load
+from coordinator.config.scaling import SUSPECT_BEATS, with_agents
+from coordinator.control.kill import Killing
+from coordinator.control.kill import kill as kill_agent
 
 COUNTS, QUICK_COUNTS = (10, 50, 200), (10, 20)
 SPEED = 2.0

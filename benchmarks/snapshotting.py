@@ -12,14 +12,14 @@ GOAL = 0.05
 WAIT_S = 120.0
 WITH, WITHOUT = "with snapshots", "without"
 CLASSES = {
-    "research-1": "agents.market_data:MarketDataAgent",
-    "research-2": "agents.sentiment:SentimentAgent",
-    "strategy-momentum": "agents.momentum:MomentumAgent",
-    "strategy-mean-reversion": "agents.mean_reversion:MeanReversionAgent",
-    "coordinator": "coordinator.agent:CoordinatorAgent",
+    "research-1": "agents.builtin.market_data:MarketDataAgent",
+    "research-2": "agents.builtin.sentiment:SentimentAgent",
+    "strategy-momentum": "agents.builtin.momentum:MomentumAgent",
+    "strategy-mean-reversion": "agents.builtin.mean_reversion:MeanReversionAgent",
+    "coordinator": "coordinator.decisions.agent:CoordinatorAgent",
 }
 NEVER = """
-import agents.checkpoint as checkpoint
+import agents.runtime.checkpointer as checkpoint
 
 checkpoint.SNAPSHOT_S = 1e6
 checkpoint.Checkpointer.input_handled = lambda self, inputs: None

@@ -20,7 +20,7 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from coordinator.rundir import read_run
+from coordinator.runner.run_record import read_run
 
 START_S = 30.0
 AGENTS = ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator")
@@ -79,7 +79,7 @@ async def swarm(
         for name, text in (files or {}).items():
             (directory / name).write_text(text)
         state = directory / "state"
-        command = [sys.executable, "-m", "coordinator.main", "up", "--port", "0", "--state-dir", str(state)]
+        command = [sys.executable, "-m", "coordinator", "up", "--port", "0", "--state-dir", str(state)]
         if limit is None:
             command += ["--speed", str(speed)]
         else:

@@ -9,7 +9,7 @@ MeshError                 root; its message says what was expected and what to d
 ├── OtherHistory          a stream is not the one that the mirror's file mirrors: never mixed
 ├── MirrorDamaged         the mirror's file is broken: it is set aside and filled anew
 ├── MirrorFailing         the mirror's file cannot be written just now (full, locked): retried
-├── CommandFailed         (agents/command.py) a program died over an event; its agent is started again
+├── CommandFailed         (agents/builtin/command.py) a program died over an event; its agent is started again
 └── BusError              the bus: whose fault and whether to retry is said by the class
     ├── BusUnreachable    nobody answers at that address (exit 3); retry after it is up
     │   └── NotAdmitted   a server answers, but refuses who we say we are

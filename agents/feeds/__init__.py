@@ -1,0 +1,1 @@
+"""Recorded data and the readers of it."""

@@ -1,6 +1,6 @@
 """Recorded hourly candles: the packaged recording, and files of the same form.
 
-The market-data agent (agents/market_data.py) publishes them at a pace.
+The market-data agent (agents/builtin/market_data.py) publishes them at a pace.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Recorded headlines: a strict reader of the packaged file, or of one in the same form.
 
-It owns when a headline could be known, and nothing else: which symbol needs it when is agents/sentiment.py's business.
+It owns when a headline could be known, and nothing else: which symbol needs it when is agents/builtin/sentiment.py's
+business.
 """
 
 from __future__ import annotations

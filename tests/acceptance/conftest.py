@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.nats_bus import NatsBus
+from bus.nats.bus import NatsBus
 from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import MANY_ROUNDS, ROUNDS, Content, content_of, exact_toml
 from tests.acceptance.faults import kill_agents, kill_host

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from bus.tasks import is_cancelled
+from bus.utils.aio import is_cancelled
 
 GUARD_S = 60.0
 RECONNECT_WAIT_S = 0.05

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import psutil
 
-from bus.process import die_with_parent, wait_pid_exit
+from bus.utils.processes import die_with_parent, wait_pid_exit
 from tests.acceptance.ear import Ear
 
 SIGNALMESH = Path(sys.executable).with_name("signalmesh")

@@ -10,10 +10,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bus import headers as h
-from bus.bus import Stored
-from coordinator.audit import audit_bus
-from coordinator.audit_report import Audit, Problem
+from bus.interface import Stored
+from bus.messages import headers as h
+from coordinator.audit.models import Audit, Problem
+from coordinator.audit.runner import audit_bus
 from tests.acceptance.conftest import LENGTH
 from tests.acceptance.swarm import AGENTS, run_verb
 from tests.support.copying import FENCE, Recorded, copied

@@ -13,10 +13,10 @@ import orjson
 import pytest
 
 from bus.errors import MirrorDamaged, MirrorUnusable
-from bus.mirror_schema import Gap, Incarnation, KeptRow, MessageRow
-from bus.mirror_store import MirrorStore
-from bus.nats_bus import NatsBus
-from coordinator.audit import audit_bus, audit_file
+from bus.mirror.schema import Gap, Incarnation, KeptRow, MessageRow
+from bus.mirror.writer import MirrorStore
+from bus.nats.bus import NatsBus
+from coordinator.audit.runner import audit_bus, audit_file
 from tests.acceptance.conftest import LENGTH
 from tests.acceptance.swarm import AGENTS, run_verb
 from tests.support.copying import Recorded, copied

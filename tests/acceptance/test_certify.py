@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from bus.messages import Alert, encode, now
-from bus.nats_bus import NatsBus
-from bus.process import die_with_parent
+from bus.nats.bus import NatsBus
+from bus.utils.processes import die_with_parent
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, SIGNALMESH, Ends, run_verb
 from tests.support.cluster import free_ports
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.chaos import places_of
-from coordinator.chaos_plan import Places, plan
-from coordinator.replay import config_of
-from coordinator.rundir import read_run
+from coordinator.chaos.plan import Places, plan
+from coordinator.chaos.runner import places_of
+from coordinator.replay.runner import config_of
+from coordinator.runner.run_record import read_run
 from tests.acceptance.swarm import AGENTS, Swarm, run_verb
 
 SEED = 5

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agents.intake import HOPELESS_SKIPS
+from agents.runtime.inputs import HOPELESS_SKIPS
 from tests.acceptance.swarm import Swarm, agents_toml
 
 HOPELESS = """\

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bus.process import die_with_parent
+from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bus.process import die_with_parent
+from bus.utils.processes import die_with_parent
 from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import (
     ROUNDS,
@@ -178,12 +178,12 @@ DOOMED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 
-from coordinator import deeds
-from coordinator.orders import HostOrders
-from coordinator.roles import run_watchdog
+from coordinator.supervisor import executor
+from coordinator.supervisor.host_client import HostOrders
+from coordinator.runner.entrypoints import run_watchdog
 
 moment, url, config = sys.argv[1:]
-claim, spawn = deeds.claim, HostOrders.spawn
+claim, spawn = executor.claim, HostOrders.spawn
 
 def at(this):
     if moment == this:
@@ -202,7 +202,7 @@ async def spawns(self, *arguments):
     await asking
     at("after the spawn")
 
-deeds.claim, HostOrders.spawn = claims, spawns
+executor.claim, HostOrders.spawn = claims, spawns
 sys.exit(run_watchdog(url, Path(config), "swarm", None, "info", standby=True))
 """
 CLAIMS = {"before the claim": 1, "after the claim": 2, "during the spawn": 1, "after the spawn": 1}

@@ -9,11 +9,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bus import headers as h
-from coordinator.config import parse
-from coordinator.replay import Span, replay_bus
-from coordinator.replay_report import Difference, Replay
-from coordinator.settings import SwarmConfig
+from bus.messages import headers as h
+from coordinator.config.loader import parse
+from coordinator.config.settings import SwarmConfig
+from coordinator.replay.models import Difference, Replay
+from coordinator.replay.runner import Span, replay_bus
 from tests.acceptance.conftest import LENGTH
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.swarm import AGENTS, run_verb

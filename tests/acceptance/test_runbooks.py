@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bus.process import die_with_parent
-from bus.server import NatsServer
+from bus.server.supervisor import NatsServer
+from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.swarm import ENVIRONMENT, GUARD_S, SIGNALMESH, Swarm
+from tests.support.repository import ROOT
 
-RUNBOOKS = sorted((Path(__file__).resolve().parents[2] / "docs" / "runbooks").glob("*.md"))
+RUNBOOKS = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
 COMMAND = re.compile(r"^ *signalmesh ([^#\n]+)|`signalmesh ([^`]+)`", re.MULTILINE)
 ENDLESS = {"agent": "ready", "mirror": "put_back", "sandbox": "", "watch": "", "metrics": "metrics_served"}
 """Verbs that run until they are told to end: a word that they say first, or the one who is then heard."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coordinator.recoveries import reason_class
+from coordinator.telemetry.recovery_metrics import reason_class
 from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import assert_each_round_once, assert_numbered
 from tests.acceptance.swarm import AGENTS, Ends, Swarm

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bus.mirror_read import MirrorFile
+from bus.mirror.reader import MirrorFile
 from tests.acceptance.ear import Said, read_stream
 from tests.acceptance.exact import (
     ROUNDS,

@@ -28,8 +28,8 @@ from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.swarm import AGENTS, VOTERS
 from tests.acceptance.traces import PHASES, assert_tree, is_whole, recoveries
 from tests.support.collector import OtlpCollector, Received, orphans, roots
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILD_S, UP_S, VERB_S, DOWN_S = 1500.0, 240.0, 60.0, 120.0
 T = TypeVar("T")
 SANDBOXES = ("sandbox-base", "sandbox-nodejs", "sandbox-python")

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from bus import headers as h
-from bus.bus import Ack, Bounds, Bus, Heard, Stored
-from bus.claims import claim, fence, last_claim, new_agent_id
+from bus.durable.fencing import claim, fence, last_claim, new_agent_id
+from bus.durable.registry import Record, read_records, write_record
 from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
+from bus.interface import Ack, Bounds, Bus, Heard, Stored
 from bus.messages import MAX_PAYLOAD_BYTES, Epoch, decode
-from bus.registry import Record, read_records, write_record
+from bus.messages import headers as h
 from tests.support.collecting import GUARD_S, Collector
 
 MARKET = "swarm.market.A.feed"

@@ -16,8 +16,9 @@ from typing import Any
 
 from tests.acceptance.ear import Ear
 from tests.acceptance.swarm import GUARD_S, Swarm, agents_toml
-from tests.e2b.standin.launch import ROOT, StandIn
+from tests.e2b.standin.launch import StandIn
 from tests.support.cluster import free_ports
+from tests.support.repository import ROOT
 
 FAR_AGENTS = ("strategy-mean-reversion", "coordinator")
 

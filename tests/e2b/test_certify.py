@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bus.process import die_with_parent
-from coordinator import e2b_bootstrap, own_code
+from bus.utils.processes import die_with_parent
+from coordinator.sandboxes import bootstrap, wheel
 from tests.acceptance.swarm import (
     AGENTS,
     ENVIRONMENT,
@@ -130,14 +130,14 @@ async def test_empty_templates_get_the_program_and_the_report_says_how(tmp_path:
 async def test_a_template_with_the_program_is_used_as_it_is(tmp_path: Path, e2b_standin: StandIn):
     """Its installation is a real one: everything that is locked, and the wheel of this code."""
     venv = tmp_path / "template"
-    name, content = own_code.wheel()
+    name, content = wheel.wheel()
     (tmp_path / name).write_bytes(content)
-    for lock in (own_code.LOCK, own_code.TOOLS_LOCK):
-        (tmp_path / lock).write_bytes(own_code.lock_file(lock))
+    for lock in (wheel.LOCK, wheel.TOOLS_LOCK):
+        (tmp_path / lock).write_bytes(wheel.lock_file(lock))
     subprocess.run([PLAIN, "-m", "venv", "--without-pip", venv], check=True)
-    files = [tmp_path / file for file in (own_code.LOCK, own_code.TOOLS_LOCK, name)]
+    files = [tmp_path / file for file in (wheel.LOCK, wheel.TOOLS_LOCK, name)]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **INDEX}
-    subprocess.run([venv / "bin/python", e2b_bootstrap.__file__, PLAIN, *files], env=environment, check=True)
+    subprocess.run([venv / "bin/python", bootstrap.__file__, PLAIN, *files], env=environment, check=True)
     await e2b_standin.limits(templates=["signalmesh"])
     before = len(e2b_standin.log())
     file = tmp_path / "swarm.toml"

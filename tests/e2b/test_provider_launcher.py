@@ -141,7 +141,7 @@ async def test_an_sdk_that_aborts_at_exit_spoils_no_exit_code(tmp_path, e2b_stan
     (hook / "sitecustomize.py").write_text(ABORTING)
     paths = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
     ordinary = subprocess.run(
-        [sys.executable, "-m", "coordinator.main", "provider", "--help"],
+        [sys.executable, "-m", "coordinator", "provider", "--help"],
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         check=False,

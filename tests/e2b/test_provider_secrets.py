@@ -17,8 +17,8 @@ import nkeys
 import psutil
 import pytest
 
-from bus.nats_binary import find_binary
-from bus.process import die_with_parent
+from bus.server.binary import find_binary
+from bus.utils.processes import die_with_parent
 from tests.acceptance.swarm import GUARD_S
 from tests.e2b.far import FarSwarm, Settled
 from tests.support.cluster import free_ports

@@ -26,7 +26,7 @@ from e2b import (
     TimeoutException,
 )
 
-from bus.process import wait_pid_exit
+from bus.utils.processes import wait_pid_exit
 from tests.e2b.standin.launch import StandIn, standin
 from tests.support.collecting import GUARD_S, Collector
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import uvloop
 
-from bus.tasks import end_tasks
+from bus.utils.aio import end_tasks
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 """Agents run on uvloop, all others on asyncio's own."""

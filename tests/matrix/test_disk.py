@@ -15,7 +15,7 @@ from typing import Any
 import nats.errors
 import pytest
 
-from bus.mirror_read import MirrorFile
+from bus.mirror.reader import MirrorFile
 from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import Content
 from tests.acceptance.swarm import AGENTS, Swarm

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bus.mirror_read import MirrorFile
-from bus.process import die_with_parent
+from bus.mirror.reader import MirrorFile
+from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import Content
 from tests.acceptance.swarm import ENVIRONMENT, Swarm
 from tests.matrix.proof import Before, matrix_toml, prove
@@ -43,7 +43,7 @@ async def test_fsync_of_the_mirror_fails(tmp_path: Path, undisturbed_long: Conte
         preloaded = {"LD_PRELOAD": " ".join(map(str, LIBRARIES)), "FIU_CTRL_FIFO": str(tmp_path / "fiu")}
         with (tmp_path / "mirror.log").open("wb") as output:
             mirror = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "coordinator.main", "mirror", "--file", str(path),
+                sys.executable, "-m", "coordinator", "mirror", "--file", str(path),
                 cwd=tmp_path, env={**ENVIRONMENT, **preloaded, "SIGNALMESH_NATS": swarm.url},
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),

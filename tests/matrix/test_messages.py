@@ -12,8 +12,8 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from bus.monitoring import listed, read_monitoring
-from bus.process import die_with_parent
+from bus.server.monitoring import listed, read_monitoring
+from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, exact_toml
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, SIGNALMESH, VOTERS, Ends, Swarm
 from tests.matrix.proof import Before, matrix_toml, prove

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.mirror_read import MirrorFile
+from bus.mirror.reader import MirrorFile
 from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, assert_numbered, content_of
 from tests.acceptance.swarm import AGENTS, Swarm, agents_toml

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bus.nats_binary import find_binary
-from bus.process import die_with_parent
+from bus.server.binary import find_binary
+from bus.utils.processes import die_with_parent
 from tests.support.collecting import GUARD_S
 
 

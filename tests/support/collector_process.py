@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from bus.process import die_with_parent
+from bus.utils.processes import die_with_parent
 from tests.support.collector import GUARD_S, collecting
 
 

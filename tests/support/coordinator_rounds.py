@@ -9,11 +9,11 @@ import msgspec
 import orjson
 
 from bus.messages import Alert, Config, Decision, Event, MarketData, Sentiment, Signal, Timer
-from coordinator.agent import (
+from coordinator.decisions.agent import (
     CoordinatorAgent,
     round_id,
 )
-from coordinator.risk import WINDOW
+from coordinator.decisions.risk import WINDOW
 
 NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
 NEWS, MOMENTUM, REVERSION = "research-2", "strategy-momentum", "strategy-mean-reversion"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bus import headers as h
-from bus.bus import Ack, Stored
 from bus.errors import BusError
-from bus.nats_bus import NatsBus
+from bus.interface import Ack, Stored
+from bus.messages import headers as h
+from bus.nats.bus import NatsBus
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, supervised_server
 

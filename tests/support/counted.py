@@ -7,11 +7,11 @@ from typing import Any
 
 from prometheus_client import generate_latest
 
-from bus.bus import Stored
+from bus.interface import Stored
 from bus.messages import Decision, Lifecycle, MarketData, Message, encode
-from bus.subjects import Subjects
-from coordinator.labels import Names
-from coordinator.stream_figures import Figures
+from bus.messages.subjects import Subjects
+from coordinator.telemetry.labels import Names
+from coordinator.telemetry.stream_metrics import Figures
 from tests.support.page import Shown, parsed
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -13,14 +13,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bus.bus import Heard
-from bus.mirror_read import MirrorFile
-from bus.nats_bus import NatsBus
-from bus.process import die_with_parent
-from bus.reader import collect
+from bus.interface import Heard
+from bus.mirror.reader import MirrorFile
+from bus.nats.bus import NatsBus
+from bus.nats.consumer import collect
+from bus.utils.processes import die_with_parent
 from tests.support.collecting import GUARD_S
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.repository import ROOT
 
 
 class MirrorProcess:
@@ -32,7 +31,7 @@ class MirrorProcess:
 
     async def start(self, *options: str) -> None:
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "coordinator.main", "mirror", "--file", str(self.file), *options,
+            sys.executable, "-m", "coordinator", "mirror", "--file", str(self.file), *options,
             cwd=self.file.parent,
             env={**os.environ, "SIGNALMESH_NATS": self.url, "SIGNALMESH_SWARM": "swarm", "PYTHONPATH": str(ROOT)},
             stdin=asyncio.subprocess.DEVNULL,

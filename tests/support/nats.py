@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from bus.nats_binary import find_binary
-from bus.nats_bus import NatsBus
-from bus.server import NatsServer, ServerEvent, ServerRestarted
-from bus.streams import ensure_streams
+from bus.nats.bus import NatsBus
+from bus.nats.streams import ensure_streams
+from bus.server.binary import find_binary
+from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from tests.support.collecting import GUARD_S, Collector
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from bus import headers as h
-from bus.bus import Headers, Heard, Stored
+from bus.durable.outbox import Entry, Outbox
 from bus.errors import MeshError
-from bus.outbox import Entry, Outbox
+from bus.interface import Headers, Heard, Stored
+from bus.messages import headers as h
 from tests.support.collecting import GUARD_S
 
 WRITER = "feed"

@@ -6,14 +6,14 @@ import random
 from typing import Any
 
 from bus.messages import Child, Heartbeat
-from coordinator.policy import Policy
-from coordinator.supervision import (
+from coordinator.supervisor.model import (
     Action,
     AgentState,
     Dead,
     Patience,
     Spawn,
 )
+from coordinator.supervisor.policy import Policy
 
 
 class World:

@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 
-from bus.process import die_with_parent
+from bus.utils.processes import die_with_parent
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 GUARD_S = 20.0
 
 

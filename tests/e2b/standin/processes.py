@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from bus.tasks import end_tasks
+from bus.utils.aio import end_tasks
 from tests.e2b.standin.connect import RpcError
 from tests.e2b.standin.init import PACKET_BYTES
 

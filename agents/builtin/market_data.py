@@ -1,0 +1,191 @@
+"""A source of market data: replays recorded candles of one or several symbols, in one fixed order, at a pace.
+
+It owns where to resume (after its own last stored event), the pace, and how far it may run ahead of the decisions.
+Reading and checking the files is done by agents/feeds/candles.py; storing and resending is the runtime's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import heapq
+import math
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from agents.agent import Agent
+from agents.feeds.candles import Candle, Candles, load_candles
+from bus.errors import UsageError
+from bus.messages import Config, Decision, MarketData
+from bus.messages.subjects import WATCHDOG
+
+DEFAULT_SYMBOLS = {"BTC/USD": ""}
+"""What is replayed where nothing else is set: the packaged recording."""
+
+
+class MarketDataAgent(Agent):
+    """Yields every candle once, ordered by (timestamp, symbol); `sequence` counts a symbol's candles from 1.
+
+    A round is undecided from its candle to the decision about it. A source has no more than `max_open_rounds` of them,
+    each symbol its share: the next candle in order waits, and with it all those behind it, so that the order never
+    depends on the decisions.
+    """
+
+    kind = "market-data"
+    listens = ("decision", "config")
+    publishes = ("market",)
+    capabilities = ("market_data_collection", "volume_tracking")
+    memory_key = "market_data"
+
+    @dataclass
+    class State:
+        """What was heard.
+
+        `decided` maps a symbol to the highest of this agent's own rounds that a decision was heard on; `deciders` are
+        the agents that the Config in force lets decide (empty: anybody).
+        """
+
+        decided: dict[str, int] = field(default_factory=dict)
+        deciders: tuple[str, ...] = ()
+
+    @dataclass(frozen=True)
+    class Options:
+        """Settings.
+
+        `symbols` maps a symbol to the path of its CSV or CSV.gz file ("": the packaged recording of BTC/USD).
+        `speed` is in candles per second, all symbols together (0: as fast as decisions come). The first `history`
+        candles of each symbol are not paced, so that the strategies have a window to measure. `max_open_rounds`
+        bounds the undecided rounds of each symbol (0: no bound). `limit` ends after so many candles of each symbol
+        (0: never).
+        """
+
+        symbols: dict[str, str] | None = None
+        speed: float = 2.0
+        history: int = 250
+        max_open_rounds: int = 256
+        limit: int = 0
+
+    state: State
+    options: Options
+
+    def setup(self) -> None:
+        """Read all files, so that a mistake in one of them ends the start instead of a running replay.
+
+        Raises:
+            UsageError: a setting is out of range.
+            DataError: a file is not what it should be.
+        """
+        options = self.options
+        for setting in ("history", "max_open_rounds", "limit"):
+            if getattr(options, setting) < 0:
+                self._wrong(setting, "0 or more", getattr(options, setting))
+        if not 0 <= options.speed < math.inf:
+            self._wrong("speed", "a finite number of candles per second, 0 or more", options.speed)
+        symbols = DEFAULT_SYMBOLS if options.symbols is None else options.symbols
+        if not symbols or not all(symbols):
+            self._wrong("symbols", "at least one symbol, each with the path of its file", symbols)
+        self._candles: dict[str, Candles] = {symbol: load_candles(symbols[symbol]) for symbol in symbols}
+        self._decided = asyncio.Event()
+
+    def _wrong(self, setting: str, expected: str, value: object) -> NoReturn:
+        raise UsageError(f"agent {self.name!r}: {setting}: expected {expected}, not {value!r}")
+
+    def on_decision(self, decision: Decision) -> None:
+        """Note that a round of this agent is decided. Rounds close in order, so the highest one says it all."""
+        if self.state.deciders and decision.source not in self.state.deciders:
+            return  # a stranger's: it decides nothing, and believing it would open the window
+        symbol, number = decision.symbol, decision.round
+        parts = (decision.decision_id or "").rsplit(":", 2)  # from the right: a symbol may contain ':', a name not
+        if len(parts) == 3 and parts[2].isdecimal():
+            if parts[1].partition("=")[0] != self.name:  # after '=' stands the run of a feed that numbered anew
+                return  # the round of another source
+            symbol, number = parts[0], int(parts[2]) if number is None else number
+        if symbol is None or number is None or not 0 < number <= len(self._candles.get(symbol, ())):
+            return  # none of the rounds there are: believing it would open the window for good
+        if number > self.state.decided.get(symbol, 0):
+            self.state.decided[symbol] = number
+        self._decided.set()  # only wakes produce(), which looks at the state again
+
+    def on_config(self, config: Config) -> None:
+        """Whose decisions count from here on."""
+        if config.source == WATCHDOG:
+            self.state.deciders = config.deciders
+
+    async def produce(self, last: MarketData | None) -> AsyncIterator[MarketData]:
+        """All candles after `last`, this agent's own last stored one (None: from the beginning).
+
+        After a stall, of the loop or of the decisions, one candle at most follows another without a pause.
+
+        Raises:
+            UsageError: `last` is not a candle of the files that are set now.
+        """
+        clock = asyncio.get_running_loop().time
+        period_s = 1 / self.options.speed if self.options.speed else 0.0
+        due = clock()  # a restart owes the next candle right away
+        for candle, symbol, sequence in self._after(last):
+            await self._room(symbol, sequence)
+            if period_s and sequence > self.options.history:
+                await asyncio.sleep(due - clock())
+                due = max(due + period_s, clock())  # the schedule, not the moment of waking, or else it would drift
+            else:
+                await asyncio.sleep(0)  # nothing else to wait for, but others have work as well
+                due = clock() + period_s
+            yield self._tick(candle, symbol, sequence)
+
+    async def _room(self, symbol: str, sequence: int) -> None:
+        """Wait until the round `sequence` of `symbol` may be opened."""
+        bound = max(1, self.options.max_open_rounds // len(self._candles)) if self.options.max_open_rounds else 0
+        while bound and sequence - self.state.decided.get(symbol, 0) > bound:
+            self._decided.clear()
+            await self._decided.wait()
+
+    def _tick(self, candle: Candle, symbol: str, sequence: int) -> MarketData:
+        return MarketData(
+            symbol=symbol,
+            price=candle.close,
+            volume=candle.volume,
+            timestamp=candle.timestamp,
+            source=self.name,
+            sequence=sequence,
+            open=candle.open,
+            high=candle.high,
+            low=candle.low,
+        )
+
+    def _after(self, last: MarketData | None) -> Iterator[tuple[Candle, str, int]]:
+        """The candles after `last` with their symbols and sequences, merged by (timestamp, symbol)."""
+        sent = self._sent(last)
+
+        def remaining(symbol: str) -> Iterator[tuple[Candle, str, int]]:
+            candles = self._candles[symbol]
+            end = min(self.options.limit or len(candles), len(candles))
+            return ((candles[at], symbol, at + 1) for at in range(sent[symbol], end))
+
+        rest = [remaining(symbol) for symbol in sorted(self._candles)]
+        return heapq.merge(*rest, key=lambda item: (item[0].timestamp, item[1]))
+
+    def _sent(self, last: MarketData | None) -> dict[str, int]:
+        """How many candles of each symbol stand up to `last` in the merged order.
+
+        Files and settings may have changed between two runs. Going on with other figures under the same sequence
+        numbers would make the stored rounds a lie, so that is an error.
+        """
+        if last is None:
+            return dict.fromkeys(self._candles, 0)
+        candles = self._candles.get(last.symbol)
+        if candles is None or last.sequence is None:
+            self._wrong("symbols", f"{last.symbol!r} among them, as in its last stored event", [*self._candles])
+        if not 0 < last.sequence <= len(candles) or candles[last.sequence - 1].timestamp != last.timestamp:
+            self._wrong(
+                "symbols",
+                f"the same file for {last.symbol!r} as before (its last stored event is candle {last.sequence} "
+                f"of {last.timestamp.isoformat()}), or an empty state directory",
+                (self.options.symbols or DEFAULT_SYMBOLS)[last.symbol] or "the packaged recording",
+            )
+        sent = {}
+        for symbol, others in self._candles.items():
+            # Of several candles with the same timestamp, those of symbols up to this one come first.
+            find = bisect.bisect_right if symbol <= last.symbol else bisect.bisect_left
+            sent[symbol] = find(others, last.timestamp, key=lambda candle: candle.timestamp)
+        return sent

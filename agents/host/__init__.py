@@ -1,0 +1,1 @@
+"""The sandbox host: starts and ends agent processes where it runs."""

@@ -1,0 +1,205 @@
+"""Agent processes as children of a fork server: started in milliseconds, watched by pidfd, ended with their host.
+
+multiprocessing's fork server imports what agents need once (agents/host/preload.py) and forks from there. Two of its
+traps are fixed in the child: it inherits the write end of the server's alive pipe and would keep it alive after the
+host's death, and it must end with the fork server, which ends with the host. A third is fixed in the host:
+multiprocessing makes a directory for the server's socket, which a SIGKILL of the host leaves behind. The host therefore
+makes the directory and locks a file in it; the next host removes the directories whose lock is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import fcntl
+import multiprocessing.process
+import multiprocessing.util
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from agents.runtime.process import Incarnation, run_incarnation
+from bus.errors import MeshError
+from bus.utils.processes import die_with_parent, wait_pid_exit
+
+PRELOAD = "agents.host.preload"
+EXIT_STATUS_S = 0.2
+"""How long after a process's end the fork server may take to tell its exit status."""
+CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
+DIRECTORY_PREFIX = "mesh-fork-"
+LOCK_FILE = "lock"
+LONGEST_TMPDIR = 64
+"""Bytes; the path of a socket in a directory of ours has 37 more, and may have 103 (macOS), or 107."""
+MAKING_S = 10.0
+"""A directory without a lock file is removed if it is older than this."""
+
+
+def _child(data: bytes) -> None:
+    from agents.host.preload import FORK_SERVER  # loaded in the fork server, whose pid it therefore holds
+
+    die_with_parent(FORK_SERVER)
+    server: Any = forkserver._forkserver  # noqa: SLF001 - there is no other way
+    with contextlib.suppress(OSError):
+        os.close(server._forkserver_alive_fd)  # noqa: SLF001
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    code = run_incarnation(Incarnation.from_json(data))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing of the fork server's is ours to clean up
+
+
+def _loaded(pipe: Any) -> None:
+    pipe.send(PRELOAD in sys.modules)
+
+
+class ChildProcess:
+    """One agent's process. `wait` may be called by several."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self.pid: int = process.pid
+        self._exit = asyncio.ensure_future(self._await_exit())
+
+    async def _await_exit(self) -> int:
+        await wait_pid_exit(self.pid)
+        code = await asyncio.to_thread(self._exit_code)
+        return code if code is not None else -signal.SIGKILL
+
+    def _exit_code(self) -> int | None:
+        self._process.join(EXIT_STATUS_S)
+        code: int | None = self._process.exitcode
+        return code
+
+    async def wait(self) -> int:
+        """Exit code once it has ended, negative for a signal."""
+        return await asyncio.shield(self._exit)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if not self._exit.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def look(self) -> dict[str, Any]:
+        """What the kernel says of it: `state` (one letter, or "gone"), CPU used and time spent waiting for a CPU."""
+        try:
+            proc = Path(f"/proc/{self.pid}")
+            fields = (proc / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
+            waited_ns = int((proc / "schedstat").read_text("ascii").split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return self._look_portably()
+        cpu_s = (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_S
+        return {"state": fields[0], "cpu_s": cpu_s, "waited_s": waited_ns / 1e9}
+
+    def _look_portably(self) -> dict[str, Any]:
+        try:
+            process = psutil.Process(self.pid)
+            times = process.cpu_times()
+            stopped = process.status() == psutil.STATUS_STOPPED
+            return {"state": "T" if stopped else "S", "cpu_s": times.user + times.system, "waited_s": 0.0}
+        except psutil.NoSuchProcess:
+            return {"state": "gone", "cpu_s": 0.0, "waited_s": 0.0}
+
+
+class ForkServer:
+    """Starts agent processes from a process that has their imports loaded already."""
+
+    def __init__(self, preload: tuple[str, ...] = ()) -> None:
+        """`preload` are further modules that its agents will need."""
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*preload, PRELOAD])  # ours last: it freezes what is loaded by then
+        _make_directory()
+        # One thread: starting blocks for a few milliseconds, and the order of starts is the order of requests.
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fork")
+        # Otherwise every child would run the host's main script once more before its own work.
+        main: Any = sys.modules["__main__"]
+        main.__file__ = None
+        main.__spec__ = None
+
+    async def start(self) -> None:
+        """Start the server and check that its imports succeeded.
+
+        Raises:
+            MeshError: they did not.
+        """
+        if not await asyncio.get_running_loop().run_in_executor(self._thread, self._check_preload):
+            raise MeshError(f"the fork server could not import {PRELOAD}; `python -c 'import {PRELOAD}'` shows why")
+
+    def _check_preload(self) -> bool:
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_loaded, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            loaded: bool = ours.recv()
+        except EOFError:
+            loaded = False
+        process.join()
+        return loaded
+
+    async def spawn(self, incarnation: Incarnation, stopping: Callable[[], bool]) -> ChildProcess:
+        """Start a process for `incarnation`.
+
+        Raises:
+            MeshError: the host is ending, or the system has no room for another process.
+        """
+        if stopping():
+            raise MeshError("this sandbox host is ending")
+
+        def start() -> Any:
+            process = self._context.Process(target=_child, args=(incarnation.to_json(),), daemon=True)
+            process.start()
+            return process
+
+        try:
+            process = await asyncio.get_running_loop().run_in_executor(self._thread, start)
+        except OSError as error:
+            raise MeshError(f"cannot start a process: {error}") from None
+        return ChildProcess(process)
+
+    async def stop(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _make_directory() -> None:
+    """Have multiprocessing use a directory of ours, in TMPDIR if that is short enough, until this process ends."""
+    current: Any = multiprocessing.process.current_process()
+    if current._config.get("tempdir") is not None:  # noqa: SLF001 - there is no other way
+        return
+    there = tempfile.gettempdir()
+    base = Path(there if len(os.fsencode(there)) <= LONGEST_TMPDIR else "/tmp")  # noqa: S108 - the name is random
+    for directory in base.glob(f"{DIRECTORY_PREFIX}*"):
+        with contextlib.suppress(OSError):  # of another user, or removed just now
+            if _is_left(directory):
+                shutil.rmtree(directory)
+    made = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base))
+    lock = os.open(made / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)  # closed by the end of this process alone
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    current._config["tempdir"] = str(made)  # noqa: SLF001
+    multiprocessing.util.Finalize(None, shutil.rmtree, args=(made,), kwargs={"ignore_errors": True}, exitpriority=-100)
+
+
+def _is_left(directory: Path) -> bool:
+    young = time.time() - directory.stat().st_mtime < MAKING_S
+    try:
+        lock = os.open(directory / LOCK_FILE, os.O_RDWR)
+    except FileNotFoundError:
+        return not young
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return not young  # or its maker is about to take the lock

@@ -1,0 +1,331 @@
+"""The sandbox host: the only thing that starts and ends agent processes in the sandbox that it lives in.
+
+It answers spawn, kill, signal, look and probe over the bus, reports every exit at once, and repeats its whole inventory
+in its heartbeat, since reports get lost. It decides nothing: that is the watchdog's, whose term every order carries;
+orders of a lower term than the newest claimed one are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import orjson
+import structlog
+
+from agents.host.forkserver import ChildProcess, ForkServer
+from agents.host.probe import look_around, measure_memory, measure_usage
+from agents.host.protocol import DRAIN_GRACE_S, HEARTBEAT_S, KillOrder, SignalRequest, SpawnOrder
+from agents.runtime.process import Incarnation
+from bus.durable.events import Reporter
+from bus.durable.fencing import last_claim, new_agent_id
+from bus.durable.outbox import Outbox
+from bus.errors import BusError, MeshError
+from bus.interface import Bus, Heard
+from bus.messages import Child, Heartbeat, SandboxUsage, encode, now
+from bus.messages import headers as h
+from bus.messages.subjects import WATCHDOG
+from bus.nats.credentials import Credentials
+from bus.utils.aio import end_tasks
+from bus.utils.processes import MACHINE
+
+USAGE_S = 2.0
+"""Between two looks at what the sandbox's processes use; a look costs some 30 microseconds for each on the machine."""
+MEMORY_S = 10.0
+"""Between two looks at how pages are shared out, unless processes came or went; one costs 300 microseconds for each."""
+KEEP_EXITS = 32
+"""How many ended children the inventory still lists."""
+
+log = structlog.get_logger("signalmesh.host")
+
+
+@dataclass(slots=True)
+class _Slot:
+    child: ChildProcess
+    order: SpawnOrder
+    spawned_at: datetime = field(default_factory=now)
+    exit_code: int | None = None
+
+    def describe(self) -> Child:
+        return Child(
+            agent=self.order.spec.name,
+            agent_id=self.order.agent_id,
+            epoch=self.order.epoch,
+            pid=self.child.pid,
+            spawned_at=self.spawned_at,
+            exit_code=self.exit_code,
+        )
+
+
+class Host:
+    """Serves sandbox `name` over `bus`; `url` is what its agents connect to.
+
+    `group` is the sandbox that agents ask for, where several hosts of other names serve it together.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        name: str,
+        url: str,
+        *,
+        provider: str = "local",
+        endpoint: str | None = None,
+        age_s: float | None = None,
+        group: str | None = None,
+        log_level: str = "info",
+        preload: tuple[str, ...] = (),
+        credentials: Credentials | None = None,
+        files: str | None = None,
+    ) -> None:
+        """`endpoint` says where `provider` made this place, `age_s` how many seconds ago. `credentials` are its agents'
+        (None: the environment's); `files` is where their files are here, if not where swarm.toml is.
+        """
+        self._bus, self.name, self._url, self._provider = bus, name, url, provider
+        self._endpoint, self._age_s = endpoint, age_s
+        self._group, self._credentials, self._files = group, credentials, files
+        self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
+        self._log_level = log_level
+        self._fork_server = ForkServer(preload)
+        self._running: dict[str, _Slot] = {}
+        self._ended: list[_Slot] = []
+        self._term = 0
+        self._beats = 0
+        self._usage: SandboxUsage | None = None
+        self._started = time.monotonic()
+        self._stop = asyncio.Event()
+        self._orders = asyncio.Lock()
+        self._waits: set[asyncio.Task[None]] = set()
+        self._outbox = Outbox(bus, (f"{bus.subjects.ns}.lifecycle.*.{name}",), lambda _: None)
+        self._reports = Reporter(bus, self._outbox, name)
+
+    def stop(self) -> None:
+        """End the agents (draining) and then the host; safe to call from a signal handler of the loop."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        subjects = self._bus.subjects
+        await self._fork_server.start()
+        verbs: dict[str, Callable[[bytes], Awaitable[dict[str, Any]]]] = {
+            "spawn": self._spawn,
+            "kill": self._kill,
+            "signal": self._signal,
+            "look": self._look,
+            "probe": self._probe,
+        }
+        await self._bus.listen(subjects.epoch(WATCHDOG), self._on_term)
+        self._bus.watch_connection(lambda: None, self._read_term)
+        with contextlib.suppress(BusError):  # there may be no stream yet, and so no watchdog either
+            await self._read_term()
+        for verb, handler in verbs.items():
+            await self._bus.answer(subjects.control(self.name, verb), self._served(verb, handler))
+        tasks = [
+            asyncio.create_task(self._beat(), name="beat"),
+            asyncio.create_task(self._measure(), name="usage"),
+        ]
+        log.info("host_ready", sandbox=self.name, provider=self._provider, pid=os.getpid())
+        try:
+            await self._stop.wait()
+            await self._drain_all()
+        finally:
+            await end_tasks(tasks)
+            await self._fork_server.stop()
+            self._outbox.close()
+
+    def _served(
+        self, verb: str, handler: Callable[[bytes], Awaitable[dict[str, Any]]]
+    ) -> Callable[[Heard], Awaitable[bytes]]:
+        async def serve(heard: Heard) -> bytes:
+            try:
+                return orjson.dumps(await handler(heard.data))
+            except (MeshError, msgspec.ValidationError, orjson.JSONDecodeError, OSError) as error:
+                log.warning("request_refused", verb=verb, problem=str(error))
+                return orjson.dumps({"error": f"sandbox {self.name}, {verb}: {error}"})
+
+        return serve
+
+    # -- whose orders count
+
+    async def _on_term(self, heard: Heard) -> None:
+        """A watchdog has claimed: from now on the one before gives no orders here, whether or not the new one does."""
+        self._term = max(self._term, h.number(heard.headers, h.SEQUENCE) or 0)
+
+    async def _read_term(self) -> None:
+        last = await last_claim(self._bus, WATCHDOG)
+        if last is not None:
+            self._term = max(self._term, last.sequence)
+
+    def _check_term(self, term: int) -> None:
+        if term < self._term:
+            raise MeshError(f"this order has term {term}, a watchdog of term {self._term} has taken over")
+        self._term = term
+
+    # -- what it is asked for
+
+    async def _spawn(self, data: bytes) -> dict[str, Any]:
+        order = msgspec.convert(orjson.loads(data), SpawnOrder)
+        async with self._orders:
+            self._check_term(order.term)
+            name = order.spec.name
+            present = self._running.get(name)
+            if present is not None:
+                if present.order.epoch == order.epoch:
+                    return {"pid": present.child.pid, "new": False}
+                if present.order.epoch > order.epoch:
+                    raise MeshError(f"agent {name} runs here with epoch {present.order.epoch} already")
+                await self._end(present, signal.SIGKILL)
+            spec = order.spec
+            if self._files is not None and spec.search_path:
+                spec = dataclasses.replace(spec, search_path=self._files)
+            incarnation = Incarnation(
+                spec=spec,
+                url=self._url,
+                sandbox=self.name,
+                epoch=order.epoch,
+                agent_id=order.agent_id,
+                heartbeat_s=order.heartbeat_s,
+                log_level=self._log_level,
+                traceparent=order.traceparent,
+                credentials=self._credentials,
+            )
+            child = await self._fork_server.spawn(incarnation, self._stop.is_set)
+            slot = _Slot(child, order)
+            self._running[name] = slot
+            wait = asyncio.create_task(self._await_exit(slot), name=f"exit-{name}")
+            self._waits.add(wait)
+            wait.add_done_callback(self._waits.discard)
+        self._reports.lifecycle("spawned", name, epoch=order.epoch, sandbox=self.name, pid=child.pid)
+        return {"pid": child.pid, "new": True}
+
+    async def _await_exit(self, slot: _Slot) -> None:
+        slot.exit_code = await slot.child.wait()
+        name = slot.order.spec.name
+        if self._running.get(name) is slot:
+            del self._running[name]
+        self._ended = [*self._ended, slot][-KEEP_EXITS:]
+        code = slot.exit_code
+        self._reports.lifecycle(
+            "exited",
+            name,
+            epoch=slot.order.epoch,
+            sandbox=self.name,
+            pid=slot.child.pid,
+            reason=f"signal {-code}" if code < 0 else f"exit code {code}",
+            exit_code=code,
+        )
+
+    async def _kill(self, data: bytes) -> dict[str, Any]:
+        order = msgspec.convert(orjson.loads(data), KillOrder)
+        async with self._orders:
+            self._check_term(order.term)
+            slot = self._running.get(order.agent)
+            if slot is None or slot.order.epoch > order.epoch:
+                return {"killed": False}
+            await self._end(slot, signal.SIGKILL)
+            return {"killed": True, "pid": slot.child.pid}
+
+    async def _end(self, slot: _Slot, number: int) -> None:
+        slot.child.send_signal(number)
+        await slot.child.wait()
+        if self._running.get(slot.order.spec.name) is slot:
+            del self._running[slot.order.spec.name]
+
+    async def _signal(self, data: bytes) -> dict[str, Any]:
+        request = msgspec.convert(orjson.loads(data), SignalRequest)
+        slot = self._running.get(request.agent)
+        if slot is None or (request.pid is not None and slot.child.pid != request.pid):
+            raise MeshError(
+                f"agent {request.agent} has no running process here"
+                + (f" of pid {request.pid}" if request.pid is not None else "")
+            )
+        sent_at = time.time_ns()
+        slot.child.send_signal(request.signal)
+        return {"pid": slot.child.pid, "epoch": slot.order.epoch, "sent_at_ns": sent_at}
+
+    async def _look(self, data: bytes) -> dict[str, Any]:
+        request = msgspec.convert(orjson.loads(data), KillOrder)
+        slot = self._running.get(request.agent)
+        if slot is None or slot.order.epoch != request.epoch:
+            return {"state": "gone", "cpu_s": 0.0, "waited_s": 0.0}
+        return slot.child.look()
+
+    async def _probe(self, _: bytes) -> dict[str, Any]:
+        seen = await asyncio.to_thread(look_around)
+        return {"sandbox": self.name, "provider": self._provider, **dataclasses.asdict(seen)}
+
+    # -- what it says by itself
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            await self._beat_once()
+            self._outbox.check()
+            due = max(due + HEARTBEAT_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+    async def _measure(self) -> None:
+        memory_mb: float | None = None
+        processes, due = 0, 0.0
+        while True:
+            usage = await asyncio.to_thread(measure_usage)
+            if usage.processes != processes or time.monotonic() >= due:
+                memory_mb = await asyncio.to_thread(measure_memory)
+                processes, due = usage.processes, time.monotonic() + MEMORY_S
+            self._usage = dataclasses.replace(usage, pss_mb=memory_mb)
+            await asyncio.sleep(USAGE_S)
+
+    async def _beat_once(self) -> None:
+        self._beats += 1
+        slots = [*self._running.values(), *self._ended]
+        uptime_s = round(time.monotonic() - self._started, 3)
+        beat = Heartbeat(
+            agent=self.name,
+            agent_id=self._host_id,
+            epoch=self._term,
+            sequence=self._beats,
+            progress=self._beats,
+            status="draining" if self._stop.is_set() else "live",
+            interval_ms=int(HEARTBEAT_S * 1000),
+            sandbox=self.name,
+            pid=os.getpid(),
+            role="sandbox",
+            provider=self._provider,
+            endpoint=self._endpoint,
+            uptime_s=uptime_s,
+            age_s=None if self._age_s is None else round(self._age_s + uptime_s, 3),
+            inventory=tuple(slot.describe() for slot in slots),
+            group=self._group,
+            machine=MACHINE,
+            usage=self._usage,
+        )
+        with contextlib.suppress(BusError):
+            await self._bus.tell(self._bus.subjects.heartbeat(self.name), encode(beat))
+
+    async def _drain_all(self) -> None:
+        await self._beat_once()  # so that the watchdog knows why they end
+        async with self._orders:
+            slots = list(self._running.values())
+            for slot in slots:
+                slot.child.send_signal(signal.SIGTERM)
+                slot.child.send_signal(signal.SIGCONT)  # a stopped one could not hear it
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_GRACE_S):
+                    await asyncio.gather(*(slot.child.wait() for slot in slots))
+            for slot in slots:
+                slot.child.send_signal(signal.SIGKILL)
+                await slot.child.wait()
+        await asyncio.gather(*self._waits, return_exceptions=True)
+        with contextlib.suppress(TimeoutError, BusError):
+            async with asyncio.timeout(1.0):
+                await self._outbox.flush()

@@ -1,0 +1,46 @@
+"""Imported once by a sandbox host's fork server, so that an agent is up in milliseconds: all that agents need.
+
+multiprocessing ignores an ImportError in a preload; the host therefore checks in its first child that this is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from typing import Any
+
+import msgspec
+import nats
+import nats.micro  # noqa: F401 - loaded for the agents, as what follows
+import numpy as np  # noqa: F401
+import talib  # noqa: F401
+import vaderSentiment.vaderSentiment  # noqa: F401
+
+import agents.builtin.market_data
+import agents.builtin.mean_reversion
+import agents.builtin.momentum
+import agents.builtin.sentiment
+import agents.runtime.process
+from agents.agent import Agent
+from agents.builtin.sentiment import packaged_recording
+from agents.feeds.candles import load_candles
+from agents.spec import AgentSpec
+from bus.durable.snapshots import Snapshot
+from bus.messages import KINDS
+
+FORK_SERVER = os.getpid()
+"""Whose children the agents are: one whose parent died before it could look would take init for its parent."""
+
+load_candles()
+packaged_recording()
+known: list[Any] = [*KINDS.values(), Snapshot, AgentSpec, agents.runtime.process.Incarnation]
+for agent in (classes := [Agent]):
+    classes += agent.__subclasses__()
+    known += [agent.State, agent.Options]
+for cls in known:
+    with contextlib.suppress(msgspec.ValidationError):
+        msgspec.convert({}, cls)  # looks at the type's annotations, once and for all children
+
+gc.collect()
+gc.freeze()  # what is loaded now is never collected, so that its pages stay shared between all children

@@ -1,0 +1,202 @@
+"""What a process can find out about the place that it runs in, and what a sandbox host's processes use there.
+
+It looks and measures; it judges nothing. How far a sandbox is isolated follows only from comparing two such looks, one
+of them from outside (coordinator/sandboxes/isolation.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from bus import __version__
+from bus.messages import SandboxUsage
+
+__all__ = ["INSTALLATION", "Installation", "Probe", "look_around", "measure_memory", "measure_usage"]
+
+PROC = Path("/proc")
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+"""Of Linux, as /proc/self/ns names them."""
+LOOPBACK = "lo"
+MEBIBYTE = 1 << 20
+INSTALLATION = "signalmesh-installed.json"
+"""Beside an environment that was made for a sandbox: its `Installation`."""
+VERSION_S = 5.0
+"""How long a program may take to say its version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """How the program came into the sandbox `sandbox_id`: `by` what, and `why` not by uv; the seconds of each step, and
+    in all. A template made of a sandbox has the record of that one.
+    """
+
+    sandbox_id: str
+    by: str
+    why: str
+    took_s: float
+    steps: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What a process sees of its surroundings; None where this system does not tell.
+
+    `boot_id` is the running kernel's own: who reads another one runs under another kernel. `namespaces` maps the kinds
+    of /proc/self/ns to their identifiers, which mean something under one kernel only. `processes` are those that can
+    be seen, `own_processes` the asking one and its descendants, and `own_memory_bytes` what these take with shared
+    pages shared out (PSS). `versions` names what is installed: python, signalmesh, node;
+    `installed` is what the launcher of a sandbox has noted where it had to install the program.
+    """
+
+    kernel: str
+    machine: str
+    hostname: str
+    user: str
+    uid: int
+    pid: int
+    processes: int
+    own_processes: int
+    cpus: int
+    memory_bytes: int
+    memory_available_bytes: int
+    own_memory_bytes: int | None = None
+    boot_id: str | None = None
+    cgroup: str | None = None
+    namespaces: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    installed: Installation | None = None
+
+
+def look_around() -> Probe:
+    """Look now. Takes milliseconds for each process of our own, and longer where a program is asked its version."""
+    memory = psutil.virtual_memory()
+    own = list(_own_processes())
+    return Probe(
+        kernel=f"{platform.system()} {platform.release()}",
+        machine=platform.machine(),
+        hostname=socket.gethostname(),
+        user=_user_name(),
+        uid=os.getuid(),
+        pid=os.getpid(),
+        processes=len(psutil.pids()),
+        own_processes=len(own),
+        cpus=os.cpu_count() or 1,
+        memory_bytes=memory.total,
+        memory_available_bytes=memory.available,
+        own_memory_bytes=_shared_out(own),
+        boot_id=_read(PROC / "sys/kernel/random/boot_id"),
+        cgroup=_read(PROC / "self/cgroup"),
+        namespaces=dict(_namespaces()),
+        versions=_versions(),
+        installed=_installation(),
+    )
+
+
+def measure_usage() -> SandboxUsage:
+    """What this process and its descendants use, and what has passed through the network that they see."""
+    processes, cpu_s, rss = 0, 0.0, 0
+    for process in _own_processes():
+        with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
+            times = process.cpu_times()
+            # Of ended children too, whom their parent has reaped: so the sum only ever grows.
+            cpu_s += times.user + times.system + times.children_user + times.children_system
+            rss += process.memory_info().rss
+            processes += 1
+    counters = psutil.net_io_counters(pernic=True) if Path(PROC / "self/net/dev").exists() else {}
+    passing = [counter for name, counter in counters.items() if name != LOOPBACK]
+    return SandboxUsage(
+        processes=processes,
+        cpu_s=round(cpu_s, 2),
+        rss_mb=round(rss / MEBIBYTE, 1),
+        network=network_of_here(),
+        rx_bytes=sum(counter.bytes_recv for counter in passing),
+        tx_bytes=sum(counter.bytes_sent for counter in passing),
+    )
+
+
+def measure_memory() -> float | None:
+    """MiB that this process and its descendants take, shared pages shared out (PSS); None if this system does not tell.
+
+    For each process a walk of its page tables, several times what `measure_usage` takes.
+    """
+    own_bytes = _shared_out(list(_own_processes()))
+    return None if own_bytes is None else round(own_bytes / MEBIBYTE, 1)
+
+
+def network_of_here() -> str | None:
+    """What tells this process's network from all others: its kernel's boot and its network namespace."""
+    boot_id = _read(PROC / "sys/kernel/random/boot_id")
+    net = dict(_namespaces()).get("net")
+    return f"{boot_id} {net}" if boot_id and net else None
+
+
+def _own_processes() -> Iterator[psutil.Process]:
+    own = psutil.Process()
+    yield own
+    yield from own.children(recursive=True)
+
+
+def _shared_out(processes: list[psutil.Process]) -> int | None:
+    total = 0
+    for process in processes:
+        try:
+            text = (PROC / str(process.pid) / "smaps_rollup").read_text("ascii")
+        except ProcessLookupError:
+            continue  # it has ended: nobody has waited for it yet, but its memory is gone
+        except FileNotFoundError:
+            if psutil.pid_exists(process.pid):
+                return None  # this kernel does not tell
+            continue
+        except OSError:
+            return None
+        total += sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+def _namespaces() -> Iterator[tuple[str, str]]:
+    for kind in NAMESPACES:
+        with contextlib.suppress(OSError):
+            yield kind, os.readlink(PROC / "self/ns" / kind)  # noqa: PTH115 - the link's text is the identifier
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text("ascii", "replace").strip() or None
+    except OSError:
+        return None
+
+
+def _installation() -> Installation | None:
+    try:
+        return msgspec.json.decode((Path(sys.prefix) / INSTALLATION).read_bytes(), type=Installation)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "signalmesh": __version__}
+    if (node := shutil.which("node")) is not None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=True)
+            found["node"] = said.stdout.strip().removeprefix("v")
+    return found

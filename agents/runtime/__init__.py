@@ -1,0 +1,1 @@
+"""The life of one agent process: claim, restore, replay, run, drain."""

@@ -1,0 +1,82 @@
+"""The heartbeats of an agent process, and what the process uses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import psutil
+
+from agents.runtime.runtime import Runtime
+from bus.errors import BusError
+from bus.messages import Heartbeat, encode
+from bus.utils.processes import MACHINE
+
+HEARTBEAT_S = 0.1
+STALL_S = 1.0
+"""After a pause of this length between two beats (a stopped process) the claim is looked at before going on."""
+
+USAGE_S = 1.0
+"""What the process uses is looked at no more often than this: a look costs as much as a heartbeat."""
+MEBIBYTE = 1 << 20
+
+
+class Usage:
+    """Memory and processor time of this process (its children's are not counted), as of the last second."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._looked_at = -USAGE_S
+        self.rss_mb = self.cpu_s = 0.0
+
+    def look(self) -> None:
+        """Renew the figures, if they are older than USAGE_S."""
+        if time.monotonic() - self._looked_at >= USAGE_S:
+            self._looked_at = time.monotonic()
+            self.rss_mb = round(self._process.memory_info().rss / MEBIBYTE, 1)
+            self.cpu_s = round(time.process_time(), 2)
+
+
+async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
+    """Publish a heartbeat every `interval_s` seconds, for ever."""
+    subject = runtime.bus.subjects.heartbeat(runtime.name)
+    loop = asyncio.get_running_loop()
+    intake = runtime.intake
+    usage = Usage()
+    sequence = 0
+    checking: asyncio.Task[None] | None = None
+    due = loop.time()
+    while True:
+        sequence += 1
+        journal = getattr(runtime, "journal", None)
+        usage.look()
+        heartbeat = Heartbeat(
+            agent=runtime.name,
+            agent_id=runtime.agent_id,
+            epoch=runtime.epoch,
+            sequence=sequence,
+            progress=intake.inputs + (0 if journal is None else journal.outputs),
+            status=runtime.status,
+            interval_ms=int(interval_s * 1000),
+            sandbox=runtime.sandbox,
+            pid=runtime.pid,
+            cursor=intake.cursor,
+            lag=intake.lag,
+            outputs=0 if journal is None else journal.outputs,
+            poison=intake.poison,
+            skipped=intake.skips,
+            machine=MACHINE,
+            snapshot_ms=runtime.snapshot_ms,
+            rss_mb=usage.rss_mb,
+            cpu_s=usage.cpu_s,
+        )
+        with contextlib.suppress(BusError):
+            await runtime.bus.tell(subject, encode(heartbeat))
+        if journal is not None:
+            journal.check()
+        due = max(due + interval_s, loop.time())
+        await asyncio.sleep(due - loop.time())
+        if loop.time() - due > STALL_S and (checking is None or checking.done()):
+            # Beside the beats: after a pause of the whole machine the answer takes a while, and silence would be death.
+            checking = asyncio.create_task(runtime.check_claim(), name="check-claim")

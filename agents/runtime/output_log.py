@@ -1,0 +1,253 @@
+"""An incarnation's outputs: their numbers, ids and fence; and on a replay, which of them are stored already.
+
+An output's number is contiguous per agent. On recovery the outputs stored since the snapshot are read back; while the
+inputs are replayed, each handler output is matched with the stored one of the same cause and place and is not sent
+again, so that only what is missing is published.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+
+from agents.runtime.output_validation import Prepared
+from agents.runtime.tracing import AgentTracing
+from bus.durable.events import Reporter
+from bus.durable.fencing import fence
+from bus.durable.outbox import Entry, Outbox
+from bus.errors import MeshError, MessageError
+from bus.interface import Bus, Stored
+from bus.messages import Lifecycle, decode
+from bus.messages import headers as h
+
+log = structlog.get_logger("signalmesh.agent")
+
+
+@dataclass(slots=True)
+class Found:
+    """What reading back found beyond the snapshot: the highest cause cited, skipped inputs, a source's position."""
+
+    cited: int = 0
+    skipped: list[int] = field(default_factory=list)
+    last_produced: dict[str, Any] | None = None
+
+
+def numbered(agent: str, number: int, cause: int | None) -> dict[str, str]:
+    """The headers of an agent's output `number` that say nothing of its incarnation: the same in every replay."""
+    headers = {h.MSG_ID: f"{agent}:{number}", h.OUTPUT: str(number)}
+    if cause is not None:
+        headers[h.CAUSE] = str(cause)
+    return headers
+
+
+class Journal:
+    """Numbers and publishes the outputs of `agent` in its incarnation `epoch`."""
+
+    def __init__(self, bus: Bus, agent: str, epoch: int, on_fenced: Callable[[MeshError], None]) -> None:
+        self._bus, self._agent, self._epoch = bus, agent, epoch
+        self._subjects = bus.subjects
+        self._fence = fence(bus, agent, epoch)
+        self._written_by = (f"{bus.subjects.ns}.*.*.{agent}",)
+        self._outbox = Outbox(bus, self._written_by, on_fenced, self._on_acked)
+        self._outbox.stored_through = epoch
+        self.outputs = 0
+        self.stored_sequence = 0
+        self.on_stored: Callable[[str, bytes], None] | None = None
+        self.tracing: AgentTracing | None = None
+        self._stored: deque[Stored] = deque()
+        self.reports = Reporter(bus, self._outbox, agent, self._fence)
+
+    def __len__(self) -> int:
+        return len(self._outbox)
+
+    # -- restore
+
+    def begin(self, outputs: int, stored_sequence: int) -> None:
+        """Continue after a snapshot: `outputs` published by then, none later than `stored_sequence` counted in it."""
+        self.outputs = outputs
+        self.stored_sequence = stored_sequence
+        self._stored.clear()
+
+    async def read_back(self) -> Found:
+        """Find what this agent has stored beyond the snapshot."""
+        found = Found()
+        expected = self.outputs + 1
+        for stored in await self._bus.read_back(self._written_by, self.stored_sequence + 1):
+            number = self._number_of(stored)
+            if number is None:
+                found.skipped += self._skipped_of(stored)
+                continue
+            if number <= self.outputs:
+                continue
+            if number != expected:
+                self.reports.alert(
+                    "critical",
+                    "output_gap",
+                    f"agent {self._agent}: expected its output {expected}, the stream has {number} "
+                    f"at message {stored.sequence}",
+                    agent=self._agent,
+                )
+            expected = number + 1
+            self._stored.append(stored)
+            cause = h.number(stored.headers, h.CAUSE)
+            if cause is None:
+                found.last_produced = {"subject": stored.subject, "payload": orjson.Fragment(stored.data)}
+            else:
+                found.cited = max(found.cited, cause)
+        return found
+
+    def _number_of(self, stored: Stored) -> int | None:
+        """The number of an output of this agent; None of what is none, whoever has written it under its subjects."""
+        if h.OUTPUT not in stored.headers:
+            return None
+        number, cause = h.number(stored.headers, h.OUTPUT), h.number(stored.headers, h.CAUSE)
+        says = {name: stored.headers[name] for name in (h.MSG_ID, h.OUTPUT, h.CAUSE) if name in stored.headers}
+        try:
+            decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
+        except MessageError as error:
+            problem = error.problem
+        else:
+            if number is not None and says == numbered(self._agent, number, cause):
+                return number
+            problem = f"its headers are {says}"
+        self.reports.alert(
+            "warning",
+            "foreign_output",
+            f"agent {self._agent}: message {stored.sequence} under {stored.subject} is none of its outputs "
+            f"({problem}): it is passed over; look who else writes to this subject",
+            agent=self._agent,
+            sequence=stored.sequence,
+            once=f"{self._agent}:foreign:{stored.sequence}",
+        )
+        return None
+
+    def _skipped_of(self, stored: Stored) -> list[int]:
+        """The input that was skipped, where this is the report of it."""
+        try:
+            report = decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
+        except MessageError:
+            return []
+        if not isinstance(report, Lifecycle) or (report.event, report.agent) != ("skipped", self._agent):
+            return []
+        sequence = (report.detail or {}).get("sequence")
+        return [sequence] if isinstance(sequence, int) else []
+
+    def caught_up(self) -> None:
+        """The replay is past everything cited: what is left of the stored outputs was produced, not answered."""
+        self._pass_produced()
+        if self._stored:
+            self._diverged(self._stored[0], b"")
+            while self._stored:
+                self._take()
+
+    def _pass_produced(self) -> None:
+        while self._stored and h.CAUSE not in self._stored[0].headers:
+            self._take()
+
+    def _pass_until(self, cause: int) -> None:
+        """Pass what was produced, and report what answered an earlier input that has no such answer now."""
+        self._pass_produced()
+        while self._stored and int(self._stored[0].headers[h.CAUSE]) < cause:
+            self._diverged(self._take(), b"")
+            self._pass_produced()
+
+    def _take(self) -> Stored:
+        stored = self._stored.popleft()
+        self.outputs = int(stored.headers[h.OUTPUT])
+        if self.tracing is not None:
+            self.tracing.found(stored)
+        self._note(stored.sequence, self._subjects.parse(stored.subject).kind, stored.data)
+        return stored
+
+    # -- publishing
+
+    def publish(self, prepared: Iterable[Prepared], cause: int | None) -> None:
+        """Give the outputs of one input (or of a source) their numbers and put those that are missing on their way.
+
+        Raises:
+            Fenced: this incarnation has been superseded.
+        """
+        if self._stored and cause is not None:
+            self._pass_until(cause)
+        for output in prepared:
+            if self._stored and cause is not None:
+                # What is stored is what happened: where a replay says something else, it is the replay that is wrong.
+                if int(self._stored[0].headers[h.CAUSE]) == cause:
+                    stored = self._take()
+                    self._pass_produced()
+                    if stored.data != output.data or stored.subject != output.subject:
+                        self._diverged(stored, output.data)
+                else:
+                    self._diverged(self._stored[0], output.data)
+                continue
+            self.outputs += 1
+            headers = {**numbered(self._agent, self.outputs, cause), **self._fence}
+            if self.tracing is not None and (traceparent := self.tracing.sign(output, self.outputs, cause)):
+                headers[h.TRACEPARENT] = traceparent
+            self._outbox.put(Entry(output.subject, output.data, headers, self.outputs))
+
+    def _diverged(self, stored: Stored, data: bytes) -> None:
+        log.error("replay_diverged", sequence=stored.sequence, stored=stored.data.decode(), replayed=data.decode())
+        self.reports.alert(
+            "critical",
+            "replay_diverged",
+            f"agent {self._agent}: replaying gave another output than the stored message {stored.sequence}: its "
+            "handlers depend on something besides state and event, or its class has changed",
+            agent=self._agent,
+            once=f"{self._agent}:diverged:{stored.sequence}",
+        )
+
+    def timer(self, subject: str, data: bytes, number: int) -> None:
+        """Put a Timer event on its way; `number` makes its repetition recognisable."""
+        self._outbox.put(Entry(subject, data, {h.MSG_ID: f"{self._agent}:timer:{number}", **self._fence}))
+
+    def poison(self, subject: str, sequence: int, problem: str) -> None:
+        """Report a poison message, once for all agents that read it: by its id the others' reports are repetitions."""
+        self.reports.alert(
+            "warning",
+            "poison_message",
+            f"message {sequence} under {subject} was set aside: {problem}",
+            once=f"poison:{sequence}",
+            sequence=sequence,
+            subject=subject,
+        )
+
+    def push(self) -> None:
+        """Send what was published."""
+        self._outbox.push()
+
+    def send(self) -> Awaitable[None] | None:
+        """Send what was published; what comes back is to be awaited: too much is unacknowledged."""
+        return self._outbox.send()
+
+    async def flush(self) -> None:
+        """Wait until everything published before this call is stored: outputs, reports and timers.
+
+        Raises:
+            Fenced: it never will be.
+        """
+        await self._outbox.flush()
+
+    def check(self) -> None:
+        """To be called now and then: notices overdue acknowledgements."""
+        self._outbox.check()
+
+    def _on_acked(self, entry: Entry) -> None:
+        if entry.number is not None:
+            if self.tracing is not None:
+                self.tracing.acked(entry.number, entry.sequence)
+            kind = entry.subject.split(".", 2)[1]
+            self._note(entry.sequence, kind, entry.data)
+
+    def _note(self, sequence: int, kind: str, data: bytes) -> None:
+        self.stored_sequence = max(sequence, self.stored_sequence)
+        if self.on_stored is not None:
+            self.on_stored(kind, data)
+
+    def close(self) -> None:
+        self._outbox.close()

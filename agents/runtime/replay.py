@@ -1,0 +1,210 @@
+"""One agent run again over its recorded inputs, beside what it published then.
+
+The inputs go through the very Intake that a Runtime has (decoding, own messages, timers, skips, handlers, and checks of
+what they return); only the outbox is another one: it keeps the outputs until their recorded counterparts come. A
+source's own events are produced again and compared likewise. Nothing is published, and the wall clock is in nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
+
+from agents.agent import Agent
+from agents.runtime.inputs import Fault, Intake
+from agents.runtime.output_log import numbered
+from agents.runtime.output_validation import BadOutput, Outgoing, Prepared
+from bus.errors import MeshError
+from bus.interface import Stored
+from bus.messages import Event
+from bus.messages import headers as h
+from bus.messages.subjects import Subjects
+
+MAX_WAITING = 100_000
+"""Outputs kept for recorded ones that are still to come. An agent may have been down for long; but not for ever."""
+PRODUCE_S = 10.0
+"""How long a source may let itself be waited for, all in all. One that paces itself or listens to a network takes
+longer, and cannot be produced again from what it has on its disk."""
+PAUSE_S = 0.1
+"""A shorter wait for an event is not counted: others have work on this loop as well, such as reading the bus."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """An output of the replay."""
+
+    subject: str
+    data: bytes
+    cause: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unlike:
+    """A difference: `recorded` or `replayed` is None where the other has no counterpart.
+
+    `sequence` is that of the recorded output, or else of the message at which it was noticed; `number` the output
+    number that the replay gives. `why` is told where no output was given at all.
+    """
+
+    sequence: int
+    number: int
+    recorded: Stored | None
+    replayed: Expected | None
+    why: str = ""
+
+
+class Replayed:
+    """`agent`, from its empty state on. `skipped` are the inputs that it has recorded as skipped."""
+
+    def __init__(self, agent: Agent, subjects: Subjects, skipped: Iterable[int] = ()) -> None:
+        self.agent, self.name, self.subjects = agent, agent.name, subjects
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.outgoing = Outgoing(agent, subjects)
+        self.intake = Intake(self)
+        self.intake.skipped.update(skipped)
+        self.intake.reading = True
+        self.journal = self.complaints = _Collector()
+        self.outputs = 0
+        """Numbers of the recorded outputs seen."""
+        self.left_out = ""
+        """Why nothing more of it is compared; empty while it is."""
+        self.source_left_out = ""
+        """The same of its own events, where it is a source."""
+        self._failed: MeshError | None = None
+        self._events: AsyncGenerator[Event, None] | None = None
+        self._waited_s = 0.0
+
+    # -- what an Intake asks of a life
+
+    def input_handled(self) -> None:
+        """Nothing is done between two inputs."""
+
+    def want_snapshot(self) -> None:
+        """None is taken."""
+
+    def wake(self) -> None:
+        """`take` looks by itself."""
+
+    def fail(self, error: MeshError) -> None:
+        """The agent cannot go on."""
+        self._failed = error
+
+    # -- inputs and outputs
+
+    @property
+    def waiting(self) -> int:
+        """Outputs of the replay whose recorded counterparts have not come."""
+        return len(self.journal.outputs)
+
+    async def take(self, stored: Stored) -> Unlike | None:
+        """Handle the next input; a difference where its handler fails and did not then."""
+        if (handling := self.intake.take(stored)) is not None:
+            await handling
+        fault = self.intake.fault
+        if fault is not None or self._failed is not None:
+            why = fault.why if fault is not None else str(self._failed)
+            self.left_out = f"from message {stored.sequence} on: {why}"
+            return Unlike(stored.sequence, self.outputs + 1, None, None, why)
+        if self.waiting > MAX_WAITING:
+            self.left_out = (
+                f"from message {stored.sequence} on: it had more than {MAX_WAITING:,} outputs to catch up with"
+            )
+        return None
+
+    async def compare(self, stored: Stored) -> list[Unlike]:
+        """Compare the next recorded output of this agent with that of the replay; what differs, and what it lacks."""
+        number, recorded = self.outputs + 1, h.number(stored.headers, h.OUTPUT)
+        self.outputs = number if recorded is None else recorded
+        found: list[Unlike] = []
+        if h.CAUSE in stored.headers:
+            found += [Unlike(stored.sequence, number, None, extra) for extra in self._unrecorded(stored)]
+            outputs = self.journal.outputs
+            expected = outputs.popleft() if outputs and str(outputs[0].cause) == stored.headers[h.CAUSE] else None
+        else:
+            expected = await self._produced()
+            if self.source_left_out:
+                return found
+        if expected is None or not self._same(stored, expected, number):
+            found.append(Unlike(stored.sequence, number, stored, expected))
+        return found
+
+    def _same(self, stored: Stored, expected: Expected, number: int) -> bool:
+        headers = stored.headers
+        return (
+            stored.data == expected.data
+            and stored.subject == expected.subject
+            and all(headers.get(name) == value for name, value in numbered(self.name, number, expected.cause).items())
+        )
+
+    def _unrecorded(self, stored: Stored) -> list[Expected]:
+        """Outputs of the replay that answer inputs before the one that `stored` answers: they are recorded nowhere."""
+        outputs, cause = self.journal.outputs, h.number(stored.headers, h.CAUSE)
+        if cause is None:
+            return []
+        extra = []
+        while outputs and (outputs[0].cause or 0) < cause:
+            extra.append(outputs.popleft())
+        return extra
+
+    # -- a source's own events
+
+    async def _produced(self) -> Expected | None:
+        if self.agent.produce is None or self.source_left_out:
+            return None
+        if self._events is None:
+            self._events = self.agent.produce(None)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(PRODUCE_S - self._waited_s):
+                return await self._next_event()
+        except TimeoutError:
+            self.source_left_out = (
+                f"from its output {self.outputs} on: it paces itself or waits for something; "
+                f"it was waited for {PRODUCE_S:.0f} s in all"
+            )
+            return None
+        finally:
+            took_s = loop.time() - began
+            self._waited_s += took_s if took_s > PAUSE_S else 0.0
+
+    async def _next_event(self) -> Expected | None:
+        assert self._events is not None
+        async for event in self._events:
+            try:
+                [prepared] = self.outgoing.prepare((event,), "produce yielded", None)
+            except BadOutput:
+                continue  # as a runtime does
+            return Expected(prepared.subject, prepared.data, None)
+        return None
+
+    async def close(self) -> None:
+        """Let go of what the agent has taken."""
+        if self._events is not None:
+            await self._events.aclose()
+        await self.agent.teardown()
+
+
+class _Collector:
+    """In the place of a journal and of complaints."""
+
+    def __init__(self) -> None:
+        self.outputs: deque[Expected] = deque()
+
+    def publish(self, prepared: Iterable[Prepared], cause: int | None) -> None:
+        self.outputs.extend(Expected(output.subject, output.data, cause) for output in prepared)
+
+    def send(self) -> None:
+        """Nobody is sent anything."""
+
+    def poison(self, subject: str, sequence: int, problem: str) -> None:
+        """Reported by the recorded run."""
+
+    def failed(self, fault: Fault, error: BaseException, subject: str) -> None:
+        """`Replayed.take` tells."""
+
+    def slow(self, handler: str, sequence: int, took_s: float) -> None:
+        """No heartbeat is held up."""

@@ -1,0 +1,120 @@
+"""Which trace a round belongs to, for agents that gather the answers of others: the vote that closes a round may be of
+another one, and a timer of none. Only tracing needs it, so it is kept beside the agent's state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bus.messages import Alert, Event, MarketData, Sentiment, Signal
+from bus.observability.spans import Context, read_sampled
+
+MAX_ROUNDS = 4096
+"""Rounds remembered at most; as many as the coordinator keeps open."""
+Key = tuple[str, int | str]
+
+
+@dataclass(slots=True)
+class Open:
+    """A sampled round: the tick's context, source and stream sequence; `votes` are the spans of its votes."""
+
+    key: Key
+    context: Context
+    source: str
+    sequence: int
+    votes: dict[str, str] = field(default_factory=dict)
+
+
+class Rounds:
+    """The open rounds of one agent, by symbol and number; by time where a tick has no number.
+
+    Of a round that is not sampled there is only the header to pass on.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Key, list[Open]] = {}
+        self._by_trace: dict[str, Open] = {}
+        self._unsampled: dict[Key, str] = {}
+        self._by_time = False
+        """Whether there was ever a tick without a number."""
+
+    def unsampled(self, message: Event) -> str | None:
+        """The header of the round of a vote, where that round is known and not sampled: the vote's own is the same."""
+        if not isinstance(message, (Signal, Sentiment)):
+            return None
+        key: Any = (message.symbol, message.round)
+        return None if key in self._open else self._unsampled.get(key)
+
+    def take(self, message: Event, header: str, context: Context | None, sequence: int) -> int | None:
+        """Remember an input; returns the number of its round. `context` None: it is in no sampled trace."""
+        if type(message) is MarketData:
+            if header:
+                number = message.sequence
+                self._by_time = self._by_time or number is None
+                key: Key = (message.symbol, message.timestamp.isoformat() if number is None else number)
+                if context is not None:
+                    self._add(Open(key, context, message.source, sequence))
+                else:
+                    self._unsampled[key] = header
+                    if len(self._unsampled) > MAX_ROUNDS:
+                        del self._unsampled[next(iter(self._unsampled))]
+            return message.sequence
+        if isinstance(message, (Signal, Sentiment)):
+            if context is not None and (opened := self._by_trace.get(context.trace_id)) is not None:
+                opened.votes.setdefault(message.source, context.span_id)
+            return message.round
+        return None
+
+    def _add(self, opened: Open) -> None:
+        while len(self._open) >= MAX_ROUNDS and opened.key not in self._open:
+            for old in self._open.pop(next(iter(self._open))):
+                self._forget(old)
+        self._open.setdefault(opened.key, []).append(opened)
+        self._by_trace[opened.context.trace_id] = opened
+
+    def _forget(self, opened: Open) -> None:
+        self._by_trace.pop(opened.context.trace_id, None)
+
+    def find(self, message: Event | Alert, *, ends: bool) -> Open | str | None:
+        """The round that an output is of, if it is open: the header alone where it is not sampled; `ends` it if asked.
+
+        Rounds of several sources may have one symbol and number: then symbol:source:sequence, a decision's id, says
+        which.
+        """
+        symbol, number = getattr(message, "symbol", None), getattr(message, "round", None)
+        if symbol is None:
+            return None
+        key: Key = (symbol, "" if number is None else number)
+        if self._by_time and key not in self._open and key not in self._unsampled:
+            key = (symbol, message.timestamp.isoformat())
+        if (candidates := self._open.get(key)) is not None:
+            parts = (getattr(message, "decision_id", None) or "").rsplit(":", 2)
+            source = parts[1].partition("=")[0] if len(parts) == 3 else ""
+            opened = next((each for each in candidates if not source or each.source == source), None)
+            if opened is None and key not in self._unsampled:
+                opened = candidates[0]
+            if opened is not None:
+                if ends:
+                    candidates.remove(opened)
+                    if not candidates:
+                        del self._open[key]
+                    self._forget(opened)
+                return opened
+        return self._unsampled.pop(key, None) if ends else self._unsampled.get(key)
+
+    def save(self) -> list[list[Any]]:
+        """The sampled rounds."""
+        return [
+            [*each.key, each.context.header, each.source, each.sequence, each.votes] for each in self._by_trace.values()
+        ]
+
+    def load(self, saved: list[list[Any]]) -> None:
+        """Begin anew with these."""
+        self._open.clear()
+        self._by_trace.clear()
+        self._unsampled.clear()
+        for symbol, number, header, source, sequence, votes in saved:
+            if (context := read_sampled(header)[0]) is not None:
+                self._by_time = self._by_time or isinstance(number, str)
+                self._add(Open((symbol, number), context, source, sequence, dict(votes)))

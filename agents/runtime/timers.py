@@ -1,0 +1,82 @@
+"""Pending timers of an agent, on the loop's clock: when one runs out, a Timer event is put on its way to the stream.
+
+Which timers are pending is the agent's state; this only knows when they are due. After a restart every pending timer
+counts anew from the moment the agent went live, so that a recovery shortens nobody's time to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+
+from agents.agent import TimerSet
+from agents.runtime.output_log import Journal
+from bus.errors import Fenced
+from bus.messages import Timer, encode, now
+from bus.messages.subjects import Subjects
+
+
+class Timers:
+    """Publishes `agent`'s timers through `journal` when they are due."""
+
+    def __init__(self, subjects: Subjects, agent: str, journal: Journal) -> None:
+        self._subjects, self._agent, self._journal = subjects, agent, journal
+        self._pending: dict[str, TimerSet] = {}
+        self._due: list[tuple[float, int, str]] = []
+        self._armed = 0
+        self._handle: asyncio.TimerHandle | None = None
+
+    def go_live(self, pending: dict[str, TimerSet]) -> None:
+        """Start all of `pending`, each with its whole time."""
+        self._due.clear()
+        self._armed = 0
+        self.arm(pending, max((timer.number for timer in pending.values()), default=0))
+
+    def arm(self, pending: dict[str, TimerSet], timers_set: int) -> None:
+        """Start those of `pending` (in the order in which they were set) that are not running yet."""
+        self._pending = pending
+        if timers_set == self._armed:
+            return
+        loop = asyncio.get_running_loop()
+        for name in reversed(pending):
+            timer = pending[name]
+            if timer.number <= self._armed:
+                break
+            heapq.heappush(self._due, (loop.time() + timer.after_ms / 1000, timer.number, name))
+        self._armed = timers_set
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        while self._due:
+            due, number, name = self._due[0]
+            timer = self._pending.get(name)
+            if timer is not None and timer.number == number:
+                self._handle = asyncio.get_running_loop().call_at(due, self._fire)
+                return
+            heapq.heappop(self._due)
+
+    def _fire(self) -> None:
+        self._handle = None
+        time = asyncio.get_running_loop().time()
+        fired = False
+        while self._due and self._due[0][0] <= time:
+            _, number, name = heapq.heappop(self._due)
+            timer = self._pending.get(name)
+            if timer is None or timer.number != number:
+                continue
+            event = Timer(name=name, number=number, timestamp=now(), source=self._agent)
+            try:
+                self._journal.timer(self._subjects.event("timer", timer.topic, self._agent), encode(event), number)
+            except Fenced:
+                return
+            fired = True
+        if fired:
+            self._journal.push()
+        self._schedule()
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()

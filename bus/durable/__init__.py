@@ -1,0 +1,1 @@
+"""Exactly-once publishing, fencing, and the records that outlive a process."""

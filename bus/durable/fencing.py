@@ -1,0 +1,83 @@
+"""Claims: whoever starts an incarnation of an agent writes its epoch, and from then on the older one is refused.
+
+The claim is a compare-and-set on `{ns}.epoch.{agent}`; its stream sequence is the incarnation's epoch and the token
+of every publish's fence. It never expires, whatever the stream's maximal age, for a fence without its claim would
+refuse everybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+
+from bus.errors import BusTimeout, Disconnected, MessageError, WrongSequence
+from bus.interface import Bus, Stored
+from bus.messages import Epoch, decode, encode, now
+from bus.messages import headers as h
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def new_agent_id() -> str:
+    """`agent_<milliseconds since 1970>_<6 letters or digits>`, one for each incarnation."""
+    return f"agent_{time.time_ns() // 1_000_000}_{''.join(secrets.choice(LETTERS) for _ in range(6))}"
+
+
+async def last_claim(bus: Bus, agent: str) -> Stored | None:
+    """The newest claim of `agent`, or None if nobody has claimed it yet."""
+    return await bus.last(bus.subjects.epoch(agent))
+
+
+async def claim(
+    bus: Bus, agent: str, *, agent_id: str, claimed_by: str, sandbox: str, expect: int | None = None
+) -> int:
+    """Claim the next epoch of `agent` and return it.
+
+    `expect` is the epoch that the claimer knows to be the newest (None: whichever it is now).
+
+    Raises:
+        WrongSequence: somebody else has claimed meanwhile.
+        Disconnected: the bus is down; BusTimeout: it does not answer (the claim may have landed).
+    """
+    subject = bus.subjects.epoch(agent)
+    if expect is None:
+        last = await last_claim(bus, agent)
+        expect = last.sequence if last else 0
+    data, headers = claim_parts(bus, agent, agent_id=agent_id, claimed_by=claimed_by, sandbox=sandbox, expect=expect)
+    try:
+        return (await bus.publish("in." + subject, data, headers)).sequence
+    except (BusTimeout, WrongSequence, Disconnected):
+        # An earlier write of ours may have landed although its answer was lost: only the stored claim can tell.
+        last = await last_claim(bus, agent)
+        if last is not None:
+            stored: object = None
+            with contextlib.suppress(MessageError):  # somebody's garbage: not our claim
+                stored = decode(bus.subjects.parse(subject), subject, last.data)
+            if isinstance(stored, Epoch) and stored.claim == agent_id:
+                return last.sequence
+        raise
+
+
+def claim_parts(
+    bus: Bus, agent: str, *, agent_id: str, claimed_by: str, sandbox: str, expect: int
+) -> tuple[bytes, dict[str, str]]:
+    """Payload and headers of a claim that is stored only if `expect` is the newest epoch."""
+    message = Epoch(
+        agent=agent, claim=agent_id, claimed_by=claimed_by, sandbox=sandbox, timestamp=now(), source=claimed_by
+    )
+    headers = {
+        h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect),
+        h.EXPECTED_LAST_SUBJECT: bus.subjects.epoch(agent),
+        h.TTL: "never",
+    }
+    return encode(message), headers
+
+
+def fence(bus: Bus, agent: str, epoch: int) -> dict[str, str]:
+    """Headers with which the stream refuses a publish once `agent` has a newer claim than `epoch`."""
+    return {
+        h.EPOCH: str(epoch),
+        h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(epoch),
+        h.EXPECTED_LAST_SUBJECT: bus.subjects.epoch(agent),
+    }

@@ -1,0 +1,143 @@
+"""Snapshots: an agent's state, and how far it had read and published when that was its state.
+
+One key an agent, written by compare-and-set only: a write that timed out can still land later, so a blind write could
+undo a newer one. A successor takes the key over by writing it with its own epoch, and the older incarnation's next
+write fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import orjson
+
+from bus.errors import BusTimeout, Fenced, MeshError, WrongSequence
+from bus.interface import Bus
+
+VERSION = 1
+"""Of the snapshot's form."""
+MAX_SNAPSHOT_BYTES = 256 * 1024
+"""A snapshot is one message, and must fit into the server's largest payload."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Snapshot:
+    """State after the input `cursor` (a stream sequence).
+
+    `outputs` were published by then, the last one stored at `output_sequence`; `inputs` had been handled,
+    `skips` skipped, the last `skips_in_a_row` of them without an input handled in between. `timers` are pending;
+    `skipped` are inputs beyond the cursor whose handler raised; `last_produced` is a source's position. `tracing` is
+    what the spans need (agents/runtime/tracing.py); nothing else depends on it.
+    """
+
+    version: int = VERSION
+    epoch: int = 0
+    cursor: int = 0
+    outputs: int = 0
+    output_sequence: int = 0
+    inputs: int = 0
+    poison: int = 0
+    skips: int = 0
+    skips_in_a_row: int = 0
+    timers_set: int = 0
+    timers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
+    last_produced: dict[str, Any] | None = None
+    tracing: dict[str, Any] = field(default_factory=dict)
+    state: Any = None
+
+    def encode(self) -> bytes:
+        """Bytes as they are stored; `state` may be a value, or an orjson.Fragment of its JSON."""
+        return orjson.dumps({name: getattr(self, name) for name in self.__slots__})
+
+
+def read_snapshot(agent: str, data: bytes) -> Snapshot:
+    """Decode a stored snapshot of `agent`.
+
+    Raises:
+        MeshError: it is damaged, or of another version.
+    """
+    try:
+        snapshot = msgspec.convert(orjson.loads(data), Snapshot)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise SnapshotUnreadable(f"snapshot of {agent}: cannot be read ({error})") from None
+    if snapshot.version != VERSION:
+        raise MeshError(
+            f"snapshot of {agent} has version {snapshot.version}, this program knows {VERSION}: "
+            "run the version that wrote it, or start the swarm with an empty --state-dir"
+        )
+    return snapshot
+
+
+class SnapshotUnreadable(MeshError):
+    """What stands in a snapshot's place is none, whoever has written that."""
+
+
+class SnapshotStore:
+    """The snapshot key of one agent, from the point of view of one incarnation."""
+
+    def __init__(self, bus: Bus, agent: str, epoch: int) -> None:
+        self._bus, self._agent, self._epoch = bus, agent, epoch
+        self._bucket = bus.subjects.state_bucket
+        self.revision = 0
+        self.unreadable = ""
+        """What is wrong with that which `take_over` found; where it is anything, the agent begins with nothing."""
+        self.saved: bytes = b""
+        """What the key holds, as last written or taken over by this incarnation."""
+
+    async def take_over(self) -> Snapshot:
+        """Load the snapshot and write it back under this incarnation's epoch; empty if there was none.
+
+        Raises:
+            Fenced: a newer incarnation has taken it.
+            MeshError: it is of a version that this program does not know.
+        """
+        while True:
+            found = await self._bus.kv_get(self._bucket, self._agent)
+            try:
+                snapshot = self.read(found.value) if found else Snapshot()
+            except SnapshotUnreadable as error:
+                self.unreadable, snapshot = str(error), Snapshot()
+            if snapshot.epoch > self._epoch:
+                raise Fenced(self._agent, f"its snapshot belongs to epoch {snapshot.epoch}, ours is {self._epoch}")
+            self.revision = found.revision if found else 0
+            snapshot.epoch = self._epoch
+            data = snapshot.encode()
+            try:
+                self.revision = await self._bus.kv_put(self._bucket, self._agent, data, self.revision)
+            except (WrongSequence, BusTimeout):
+                continue  # the incarnation before us wrote in between, or our own write landed unheard: look again
+            self.saved = data
+            return snapshot
+
+    def read(self, data: bytes) -> Snapshot:
+        """Decode a stored snapshot; raises as `read_snapshot` does."""
+        return read_snapshot(self._agent, data)
+
+    def _is_ours(self, data: bytes) -> bool:
+        try:
+            return self.read(data).epoch == self._epoch
+        except MeshError:
+            return False  # what we cannot read we have not written
+
+    async def save(self, snapshot: Snapshot) -> None:
+        """Write a newer snapshot of this incarnation.
+
+        Raises:
+            Fenced: a successor has taken over.
+            BusError: the bus does not answer; the write may have landed, and the next `save` finds out.
+        """
+        data = snapshot.encode()
+        while True:
+            try:
+                self.revision = await self._bus.kv_put(self._bucket, self._agent, data, self.revision)
+            except WrongSequence:
+                found = await self._bus.kv_get(self._bucket, self._agent)
+                if found is None or not self._is_ours(found.value):
+                    raise Fenced(self._agent, "its snapshot has been taken over") from None
+                self.revision = found.revision  # an earlier write of ours whose answer was lost
+                continue
+            self.saved = data
+            return

@@ -1,0 +1,159 @@
+"""What the mirror has read and not yet written: bounded, in order, turned into rows with the cursor behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+from bus.interface import Stored
+from bus.messages.subjects import Subjects
+from bus.mirror.schema import Gap, KeptRow, MessageRow
+from bus.nats.bus import NatsBus
+from bus.nats.consumer import Reader
+
+BATCH_ROWS = 1000
+BUFFER_ROWS = 5000
+"""Rows read and not yet written, of one stream; at more it reads no further."""
+HOLD_S = 2.0
+"""Longest time that a snapshot waits for the messages that it speaks of, when none are on their way."""
+OPERATION = "KV-Operation"
+MARKER_REASON = "Nats-Marker-Reason"
+POSITIONS = ("epoch", "cursor", "output_sequence")
+"""Fields of a snapshot or a registry record that are sequences of the stream."""
+
+
+@dataclass(slots=True)
+class Followed:
+    """One stream on its way into the file. `bucket` is empty for the stream of the events."""
+
+    stream: str
+    filters: tuple[str, ...]
+    bucket: str = ""
+    holds: bool = False
+    """Whether its values speak of the stream of the events, and so are never ahead of it in the file."""
+    waiting: deque[tuple[float, Stored]] = field(default_factory=deque)
+    """Time of arrival (monotonic), message."""
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a message arrives, of all streams that share it."""
+    reader: Reader | None = None
+    verified: int = -1
+    """The reader's generation for which the stream was last found to be the mirrored one."""
+
+    async def start(self, bus: NatsBus, first: int) -> None:
+        """Read from sequence `first` on."""
+        self.reader = Reader(bus.jetstream, self.stream, self.filters, first, self.take)
+        await self.reader.start()
+
+    async def take(self, stored: Stored) -> None:
+        self.put(stored)
+        while len(self.waiting) >= BUFFER_ROWS:
+            self.room.clear()
+            await self.room.wait()
+
+    def put(self, stored: Stored) -> None:
+        self.waiting.append((time.monotonic(), stored))
+        self.arrived.set()
+
+    @property
+    def behind(self) -> int:
+        """Rows that the stream holds and the file does not."""
+        return len(self.waiting) + (0 if self.reader is None else self.reader.pending)
+
+    @property
+    def unverified(self) -> bool:
+        return self.reader is not None and self.reader.generation > self.verified
+
+    def written(self, count: int) -> None:
+        for _ in range(count):
+            self.waiting.popleft()
+        self.room.set()
+
+    async def close(self) -> None:
+        """Read no more; what waits stays."""
+        if self.reader is not None:
+            closing = asyncio.create_task(self.reader.close())
+            self.room.set()  # a delivery that waits for room would keep the reader
+            await closing
+            self.reader = None
+
+
+def followed_streams(subjects: Subjects) -> tuple[Followed, ...]:
+    """The stream of the events, then the buckets; `arrived` is one for all."""
+    arrived = asyncio.Event()
+    buckets = ((subjects.state_bucket, True), (subjects.registry_bucket, True), (subjects.memory_bucket, False))
+    return (
+        Followed(subjects.stream, (f"{subjects.ns}.>",), arrived=arrived),
+        *(Followed(f"KV_{bucket}", (f"$KV.{bucket}.>",), bucket, holds, arrived=arrived) for bucket, holds in buckets),
+    )
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows to write in one transaction, and the cursors behind them."""
+
+    messages: list[MessageRow] = field(default_factory=list)
+    kept: list[KeptRow] = field(default_factory=list)
+    cursors: dict[str, int] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+    taken: dict[str, int] = field(default_factory=dict)
+
+
+def next_batch(followed: tuple[Followed, ...], cursors: Mapping[str, int], began: int, *, hold: bool = True) -> Batch:
+    """At most BATCH_ROWS of each stream, from those that wait.
+
+    `began` is the last sequence that the stream had when the mirror was made. A value that speaks of messages which
+    the file will not hold after this batch waits for them (unless `hold` is False), and those behind it with it: so a
+    file whose mirror was killed at any moment has state and messages that fit.
+    """
+    batch = Batch()
+    events, *buckets = followed
+    cursor = cursors.get(events.stream, 0)
+    for _, stored in itertools.islice(events.waiting, BATCH_ROWS):
+        if stored.sequence > cursor:  # else it has been read again after a reconnect of another reader
+            if stored.sequence > cursor + 1:
+                reason = "before" if stored.sequence <= began else "retention"
+                batch.gaps.append(Gap(events.stream, cursor + 1, stored.sequence - 1, reason))
+            cursor = stored.sequence
+            batch.messages.append(
+                MessageRow(stored.sequence, stored.stored_ns, stored.subject, stored.headers, stored.data)
+            )
+            batch.cursors[events.stream] = cursor
+        batch.taken[events.stream] = batch.taken.get(events.stream, 0) + 1
+    patient = hold and (events.behind > len(batch.messages) or bool(batch.messages))
+    for one in buckets:
+        _take_values(one, batch, cursors.get(one.stream, 0), cursor if hold else None, patient=patient)
+    return batch
+
+
+def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None, *, patient: bool) -> None:
+    prefix = len(f"$KV.{one.bucket}.")
+    overdue = time.monotonic() - HOLD_S
+    for arrived, stored in itertools.islice(one.waiting, BATCH_ROWS):
+        operation = stored.headers.get(OPERATION) or stored.headers.get(MARKER_REASON) or "PUT"
+        held = one.holds and reached is not None and operation == "PUT" and (patient or arrived > overdue)
+        if held and speaks_of(stored.data) > (reached or 0):
+            return
+        if stored.sequence > revision:
+            revision = stored.sequence
+            batch.kept.append(
+                KeptRow(one.bucket, stored.subject[prefix:], revision, operation, stored.data, stored.stored_ns)
+            )
+            batch.cursors[one.stream] = revision
+        batch.taken[one.stream] = batch.taken.get(one.stream, 0) + 1
+
+
+def speaks_of(value: bytes) -> int:
+    """The highest sequence of the stream that a snapshot or a registry record mentions; 0 of anything else."""
+    try:
+        fields = orjson.loads(value)
+        found = [fields[name] for name in POSITIONS if name in fields]
+        return max((number for number in found if isinstance(number, int)), default=0)
+    except (orjson.JSONDecodeError, TypeError):
+        return 0

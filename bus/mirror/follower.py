@@ -1,0 +1,320 @@
+"""The mirror: follows the stream and the buckets of a swarm into one SQLite file, in order, each message once.
+
+It reads with the repository's own readers from its file's cursors on, without acknowledgements: the file is the only
+record of how far it is. A batch is written only when the streams that it came from are known to be those that the
+file mirrors: two histories are never mixed. What it cannot write it keeps, and meanwhile reads no further.
+
+It owns following; the file is bus/mirror/writer.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+
+from bus.durable.events import Reporter
+from bus.durable.outbox import Outbox
+from bus.errors import BusError, MirrorFailing, OtherHistory, Refused
+from bus.heartbeats import beat
+from bus.mirror.batching import BATCH_ROWS, Followed, followed_streams, next_batch
+from bus.mirror.schema import Gap, Incarnation
+from bus.mirror.writer import COMPLETE, PRUNE_ROWS, MirrorStore
+from bus.nats.bus import NatsBus
+from bus.nats.consumer import collect
+from bus.nats.jetstream import STREAM_NOT_FOUND
+from bus.utils.aio import end_tasks
+
+NAME = "mirror"
+HEARTBEAT_S = 0.2
+BATCH_S = 0.02
+"""Pause between two writes: what arrives meanwhile shares one fsync."""
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0
+"""Between two attempts at a write that fails."""
+PRUNE_S = 1.0
+LOOK_S = 0.3
+"""Between two looks for a stream or a server that is not there, and at what else may have changed in silence."""
+FINISH_S = 8.0
+"""Longest time to read the rest when asked to end."""
+BEGAN = "began"
+"""Word about the file: the stream's last sequence when the mirror was made."""
+
+log = structlog.get_logger("signalmesh.mirror")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """What the file keeps: messages by age in seconds and by number (0: all), and so many writes of each key."""
+
+    max_age_s: float = 0.0
+    max_rows: int = 0
+    revisions: int = 32
+
+
+class Mirror:
+    """Follows the swarm of `bus` into `store` until stopped."""
+
+    def __init__(self, bus: NatsBus, store: MirrorStore, retention: Retention, notices: tuple[str, ...] = ()) -> None:
+        """`notices` are told as alerts once the bus is there: what became of an earlier file."""
+        self._bus, self._store, self._retention, self._notices = bus, store, retention, notices
+        self._followed = followed_streams(bus.subjects)
+        self._events = self._followed[0]
+        self._stop = asyncio.Event()
+        self._outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), lambda _: None)
+        self._reports = Reporter(bus, self._outbox, NAME)
+        self._bad_file = False
+        self._missing: set[str] = set()
+        self.status = "waiting"
+        self.written = 0
+
+    def stop(self) -> None:
+        """Read the rest, and end. Safe to call from a signal handler of the loop."""
+        self._stop.set()
+        self._events.arrived.set()
+
+    async def run(self) -> None:
+        """Follow until stopped.
+
+        Raises:
+            MirrorDamaged: the file's content is broken.
+        """
+        beating = asyncio.create_task(beat(self._bus, NAME, "mirror", HEARTBEAT_S, self._told), name="mirror-beat")
+        for notice in self._notices:
+            self._reports.alert("critical", "mirror_set_aside", notice)
+        try:
+            await self._follow()
+        finally:
+            for followed in self._followed:
+                await followed.close()
+            with contextlib.suppress(TimeoutError, BusError):
+                async with asyncio.timeout(1.0):
+                    await self._outbox.flush()
+            self._outbox.close()
+            await end_tasks([beating])
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+
+    async def _until_arrival(self) -> None:
+        """Sleep while nothing arrives and nothing waits; but not for long: streams are made anew, rows grow old."""
+        if any(followed.waiting for followed in self._followed) or self._stop.is_set():
+            return
+        self._events.arrived.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._events.arrived.wait()
+
+    async def _follow(self) -> None:
+        pruned_at, backoff_s = time.monotonic(), 0.0
+        try:
+            while not self._stop.is_set():
+                try:
+                    await self._start_reading()
+                    await self._write()
+                    if time.monotonic() - pruned_at > PRUNE_S:
+                        await self._store.check_place()
+                        if await self._prune() < PRUNE_ROWS:
+                            pruned_at = time.monotonic()
+                except MirrorFailing as error:
+                    backoff_s = min(2 * backoff_s or FIRST_BACKOFF_S, LAST_BACKOFF_S)
+                    self._failing(error)
+                    await self._pause(backoff_s)
+                except BusError as error:
+                    log.debug("mirror_waits", problem=str(error))
+                    if isinstance(error, Refused) and error.code == STREAM_NOT_FOUND:
+                        self._lost(error.subject.rpartition(".")[2])
+                    self.status = "waiting"
+                    await self._pause(LOOK_S)
+                else:
+                    backoff_s = 0.0
+                    self._well()
+                    await self._until_arrival()
+                    await self._pause(BATCH_S)
+                self._outbox.check()
+            await self._finish()
+        except OtherHistory as error:
+            self.status = "diverged"
+            log.warning("mirror_other_history", problem=str(error))
+            self._reports.alert("critical", "mirror_other_history", str(error))
+            await self._stop.wait()
+
+    def _failing(self, error: MirrorFailing) -> None:
+        self.status = "failing"
+        if not self._bad_file:
+            self._bad_file = True
+            problem = f"{error}; what is stored on the bus meanwhile is mirrored later, if it is kept for so long"
+            self._reports.alert("critical", "mirror_failing", problem)
+
+    def _lost(self, stream: str) -> None:
+        if stream in self._missing or stream not in self._store.incarnations:  # else it is not made yet
+            return
+        self._missing.add(stream)
+        problem = (
+            f"stream {stream} is gone from the bus: what needs it cannot go on. End the swarm (`signalmesh down`) and "
+            f"start it anew: `signalmesh up` puts back what the mirror {self._store.path} holds"
+        )
+        log.error("stream_lost", stream=stream)
+        self._reports.alert("critical", "stream_lost", problem)
+
+    def _well(self) -> None:
+        self._missing.clear()
+        if self._bad_file:
+            self._bad_file = False
+            self._reports.alert("info", "mirror_recovered", f"mirror {self._store.path}: it is written again")
+        self.status = "live" if self._behind() < BATCH_ROWS else "catching-up"
+
+    # -- whose history
+
+    async def _start_reading(self) -> None:
+        for followed in self._followed:
+            if followed.reader is None:
+                await self._bus.until_live()
+                await self._verify(followed)
+                try:
+                    await followed.start(self._bus, self._store.cursors.get(followed.stream, 0) + 1)
+                except BaseException:
+                    followed.reader = None
+                    raise
+            elif followed.unverified:  # its consumer is made anew: the stream may have been, too
+                await self._verify(followed)
+
+    async def _verify(self, followed: Followed) -> None:
+        """Make sure that `followed` is the stream that the file mirrors, and notice what was gone before it was read.
+
+        A consumer does not outlive its stream: what a generation of the reader has delivered is of the stream that
+        is found after it began.
+
+        Raises:
+            OtherHistory: it is another one, or has lost what the file holds.
+            BusError: it cannot be looked at now.
+        """
+        stream, cursor = followed.stream, self._store.cursors.get(followed.stream, 0)
+        generation = -1 if followed.reader is None else followed.reader.generation
+        info = await self._bus.api(f"STREAM.INFO.{stream}")
+        created, first, last = info["created"], info["state"]["first_seq"], info["state"]["last_seq"]
+        known = self._store.incarnations.get(stream)
+        if known is None:
+            if followed is self._events:
+                await self._store.set_meta(BEGAN, str(last))
+            await self._store.begin([Incarnation(stream, created, orjson.dumps(info["config"]), 0, "first")])
+        elif known.created != created:
+            made = f"stream {stream} was made anew at {created}, the mirrored one at {known.created}"
+            raise OtherHistory(self._advice(made))
+        elif last < cursor:
+            raise OtherHistory(self._advice(f"stream {stream} ends at {last}, the mirror holds it up to {cursor}"))
+        followed.verified = generation
+        if followed is self._events and first > cursor + 1 and not followed.waiting:
+            gap = Gap(stream, cursor + 1, first - 1, "before" if first - 1 <= self._began else "retention")
+            await self._store.write([], [], {stream: gap.last}, [gap])
+            self._tell(gap)
+
+    @property
+    def _began(self) -> int:
+        return int(self._store.meta.get(BEGAN, 0))
+
+    def _advice(self, what: str) -> str:
+        return (
+            f"mirror {self._store.path}: {what}; it follows no further, for that would mix two histories. To follow "
+            "the new one, end the mirror, move its file away and start it again; to put the mirrored one back, see "
+            "docs/runbooks/restore-after-total-loss.md"
+        )
+
+    def _tell(self, gap: Gap) -> None:
+        if gap.reason == "before":
+            log.info("mirror_begins_later", first=gap.first, last=gap.last)
+            return
+        self._reports.alert(
+            "critical",
+            "mirror_gap",
+            f"mirror {self._store.path}: messages {gap.first} to {gap.last} were gone from the stream before they "
+            "could be mirrored; keep more ([stream] max_age_s, max_bytes), and keep the mirror running",
+            first_missing=gap.first,
+            last_missing=gap.last,
+        )
+
+    # -- writing
+
+    async def _write(self, *, hold: bool = True) -> None:
+        """Write what has arrived."""
+        while True:
+            batch = next_batch(self._followed, self._store.cursors, self._began, hold=hold)
+            if not batch.taken:
+                return
+            for followed in self._followed:
+                if followed.unverified:
+                    await self._verify(followed)
+            await self._store.write(batch.messages, batch.kept, batch.cursors, batch.gaps)
+            for followed in self._followed:
+                followed.written(batch.taken.get(followed.stream, 0))
+            for gap in batch.gaps:
+                self._tell(gap)
+            self.written += len(batch.messages) + len(batch.kept)
+
+    async def _prune(self) -> int:
+        keep = self._retention
+        return await self._store.prune(max_age_s=keep.max_age_s, max_rows=keep.max_rows, revisions=keep.revisions)
+
+    async def _finish(self) -> None:
+        """Read what is left, and note in the file whether it holds everything."""
+        self.status = "draining"
+        try:
+            async with asyncio.timeout(FINISH_S):
+                await self._outbox.flush()
+                for followed in self._followed:
+                    await followed.close()
+                while await self._rest():
+                    pass
+                ends = {followed.stream: await self._end_of(followed) for followed in self._followed}
+                if ends[self._events.stream] == self._store.cursors.get(self._events.stream, 0):
+                    await self._store.set_meta(COMPLETE, orjson.dumps(ends).decode())
+                    log.info("mirror_complete", **ends)
+        except (TimeoutError, BusError, MirrorFailing) as error:
+            log.warning("mirror_incomplete", problem=str(error) or "not done in time", behind=self._behind())
+
+    async def _rest(self) -> bool:
+        """Read and write what came after the readers were closed; whether there was any.
+
+        Buckets first: what their values speak of is then among the messages.
+        """
+        found = False
+        for followed in reversed(self._followed):
+            cursor = self._store.cursors.get(followed.stream, 0)
+            last = followed.waiting[-1][1].sequence if followed.waiting else cursor
+            for stored in await collect(self._bus.jetstream, followed.stream, followed.filters, last + 1):
+                followed.put(stored)
+            found = found or bool(followed.waiting)
+        for followed in self._followed:
+            await self._verify(followed)
+        await self._write(hold=False)
+        return found
+
+    async def _end_of(self, followed: Followed) -> int:
+        last: int = (await self._bus.api(f"STREAM.INFO.{followed.stream}"))["state"]["last_seq"]
+        return last
+
+    # -- telling how far it is
+
+    def _behind(self) -> int:
+        return sum(followed.behind for followed in self._followed)
+
+    def _behind_ms(self) -> int:
+        oldest = min((one.waiting[0][1].stored_ns for one in self._followed if one.waiting), default=None)
+        return 0 if oldest is None else max(0, (time.time_ns() - oldest) // 1_000_000)
+
+    def _told(self) -> dict[str, Any]:
+        """What its heartbeats say."""
+        return {
+            "progress": self.written,
+            "status": self.status,
+            "cursor": self._store.cursors.get(self._events.stream, 0),
+            "lag": self._behind(),
+            "file": str(self._store.path),
+            "behind_ms": self._behind_ms(),
+        }

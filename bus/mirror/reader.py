@@ -1,0 +1,235 @@
+"""Reading a mirror's file, with the bus up or down: read-only, beside the mirror that writes it.
+
+Synchronous, for the verbs. Every row is given with whether its checksum still fits; nothing is repaired here.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from bus.errors import MirrorDamaged, MirrorUnusable
+from bus.messages.subjects import Subjects
+from bus.mirror.schema import (
+    BUSY_TIMEOUT_S,
+    Gap,
+    Incarnation,
+    KeptRow,
+    MessageRow,
+    check_version,
+    explained,
+    kept_checksum,
+    message_checksum,
+    subject_columns,
+)
+
+MIRROR_FILE = "mirror.sqlite"
+"""Of the state directory, unless another file is named."""
+PAGE = 500
+"""Rows fetched at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """A message as the file has it; `intact` is False where a byte of the row has changed since it was written."""
+
+    row: MessageRow
+    intact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MirroredValue:
+    """A write to a bucket as the file has it; `intact` as of Mirrored."""
+
+    row: KeptRow
+    intact: bool
+
+
+class MirrorFile:
+    """An open mirror. Use it as a context, or `close` it.
+
+    It may be used from several threads, one at a time. Every method raises MirrorDamaged where SQLite finds the file
+    broken, and MirrorFailing where it cannot be read just now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            MirrorUnusable: there is no such file, it is no mirror, or of a version that this program does not know.
+        """
+        self.path = path
+        if not path.is_file():
+            raise MirrorUnusable(
+                str(path), "there is no such file; the role `signalmesh mirror` writes it, --file names another one"
+            )
+        try:
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise MirrorUnusable(str(path), f"cannot be opened: {error}") from None
+        try:
+            self.version = check_version(self._db, path)
+            if self.version == 0:
+                raise MirrorUnusable(str(path), "it is empty; is its mirror only just starting?")
+            self.swarm: str = self.meta("swarm") or ""
+            if not self.swarm:
+                raise MirrorDamaged(str(path), "it does not say of which swarm it is")
+        except sqlite3.Error as error:
+            self._db.close()
+            raise explained(error, path) from None
+        except BaseException:
+            self._db.close()
+            raise
+        self.subjects = Subjects(self.swarm)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Any query."""
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            if str(error).startswith("no such "):  # a table of its version, which it had
+                raise MirrorDamaged(str(self.path), str(error)) from None
+            raise explained(error, self.path) from None
+
+    # -- about the file
+
+    def meta(self, key: str) -> str | None:
+        found = self.rows("SELECT value FROM meta WHERE key = ?", key)
+        return found[0][0] if found else None
+
+    def cursor(self, stream: str | None = None) -> int:
+        """Up to which sequence `stream` (by default that of the events) is in the file; 0: nothing is."""
+        found = self.rows("SELECT cursor FROM cursors WHERE stream = ?", stream or self.subjects.stream)
+        return int(found[0][0]) if found else 0
+
+    def incarnations(self, stream: str | None = None) -> list[Incarnation]:
+        """The makings of `stream` (by default that of the events) that its rows are of, oldest first."""
+        sql = "SELECT stream, created, config, since, reason FROM incarnations WHERE stream = ? ORDER BY rowid"
+        return [Incarnation(*row) for row in self.rows(sql, stream or self.subjects.stream)]
+
+    def gaps(self, stream: str | None = None) -> list[Gap]:
+        """Sequences of `stream` (by default that of the events) that are known to be missing from the file."""
+        sql = "SELECT stream, first, last, reason, recorded_ns FROM gaps WHERE stream = ? ORDER BY first"
+        return [Gap(*row) for row in self.rows(sql, stream or self.subjects.stream)]
+
+    def bounds(self) -> tuple[int, int]:
+        """First and last sequence of the messages in the file; (0, 0) if it has none."""
+        [(first, last)] = self.rows("SELECT min(sequence), max(sequence) FROM messages")
+        return (first or 0, last or 0)
+
+    def problems(self) -> list[str]:
+        """What SQLite finds broken in the file's structure (not in the rows: see `intact`)."""
+        found = [str(row[0]) for row in self.rows("PRAGMA quick_check(10)")]
+        return [] if found == ["ok"] else found
+
+    # -- messages
+
+    def message(self, sequence: int) -> Mirrored | None:
+        found = list(self.messages(first=sequence, last=sequence))
+        return found[0] if found else None
+
+    def messages(
+        self,
+        *,
+        first: int = 1,
+        last: int | None = None,
+        kind: str | None = None,
+        agent: str | None = None,
+        since_ns: int | None = None,
+    ) -> Iterator[Mirrored]:
+        """Messages in their order, a page at a time: the file may grow meanwhile."""
+        where, values = self._where(kind, agent, since_ns)
+        if last is not None:
+            where += " AND sequence <= ?"
+            values.append(last)
+        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > ?{where} ORDER BY sequence LIMIT {PAGE}"  # noqa: S608
+        after = first - 1
+        while page := self.rows(sql, after, *values):
+            yield from map(_mirrored, page)
+            after = page[-1][0]
+
+    def newest(
+        self, limit: int, *, kind: str | None = None, agent: str | None = None, since_ns: int | None = None
+    ) -> list[Mirrored]:
+        """The last `limit` messages, oldest of them first."""
+        where, values = self._where(kind, agent, since_ns)
+        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > 0{where} ORDER BY sequence DESC LIMIT ?"  # noqa: S608
+        return [_mirrored(row) for row in reversed(self.rows(sql, *values, limit))]
+
+    @staticmethod
+    def _where(kind: str | None, agent: str | None, since_ns: int | None) -> tuple[str, list[Any]]:
+        wanted = {"kind = ?": kind, "agent = ?": agent, "stored_ns >= ?": since_ns}
+        given = {term: value for term, value in wanted.items() if value is not None}
+        return "".join(f" AND {term}" for term in given), list(given.values())
+
+    # -- buckets
+
+    def values(self, bucket: str) -> dict[str, MirroredValue]:
+        """Key -> its newest write, which may be a deletion (`operation`)."""
+        return {
+            row.row.key: row
+            for row in self._kept("SELECT max(revision) FROM kept WHERE bucket = ? GROUP BY key", bucket, bucket)
+        }
+
+    def value_history(
+        self, bucket: str, key: str | None = None, *, since_ns: int = 0, limit: int = -1
+    ) -> list[MirroredValue]:
+        """The last `limit` (-1: all) writes to a bucket, or to one key of it, that are kept, oldest first."""
+        found = self._kept(
+            "SELECT revision FROM kept WHERE bucket = ? AND (? IS NULL OR key = ?) AND stored_ns >= ? "
+            "ORDER BY revision DESC LIMIT ?",
+            bucket, bucket, key, key, since_ns, limit,
+        )  # fmt: skip
+        return list(found)
+
+    def _kept(self, revisions: str, *values: Any) -> Iterator[MirroredValue]:
+        sql = f"SELECT {_KEPT} FROM kept WHERE bucket = ? AND revision IN ({revisions}) ORDER BY revision"  # noqa: S608
+        return map(_mirrored_value, self.rows(sql, *values))
+
+    def highest_revision(self, bucket: str) -> int:
+        """The highest revision ever seen in a bucket, whether or not its row is still kept."""
+        return self.cursor(f"KV_{bucket}")
+
+
+_MESSAGE = "sequence, stored_ns, subject, headers, payload, checksum, kind, topic, agent"
+_KEPT = "bucket, key, revision, operation, value, stored_ns, checksum"
+
+
+def _mirrored(found: tuple[Any, ...]) -> Mirrored:
+    sequence, stored_ns, subject, headers, payload, checksum, *columns = found
+    try:
+        intact = message_checksum(sequence, stored_ns, subject, headers, payload) == checksum
+        intact = intact and subject_columns(subject) == tuple(columns)  # by which the views and `history` find it
+        names = orjson.loads(headers)
+        return Mirrored(MessageRow(sequence, stored_ns, subject, names, payload), intact)
+    except (ValueError, TypeError, AttributeError):  # a damaged byte may make anything of a row
+        return Mirrored(MessageRow(sequence, int(stored_ns or 0), str(subject), {}, _bytes(payload)), intact=False)
+
+
+def _mirrored_value(found: tuple[Any, ...]) -> MirroredValue:
+    bucket, key, revision, operation, value, stored_ns, checksum = found
+    try:
+        intact = kept_checksum(bucket, revision, key, operation, value, stored_ns) == checksum
+    except (ValueError, TypeError, AttributeError):
+        intact = False
+    return MirroredValue(KeptRow(bucket, str(key), revision, str(operation), _bytes(value), stored_ns), intact)
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode(errors="replace")

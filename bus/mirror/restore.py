@@ -1,0 +1,329 @@
+"""Putting back what the bus has lost from the mirror's file: messages at their sequences, buckets at new revisions.
+
+It runs while nothing else of the swarm does. The stream is made under a write side that nobody knows, without
+republishing: what is put back is neither heard as new nor mixed with what somebody publishes meanwhile. Sequences that
+the file does not have are filled with placeholders and purged. Only when everything is there and the file has noted
+the new incarnation does the stream get its real configuration; broken off before that, it is begun anew.
+
+docs/adr/0010-mirror-and-rebuild.md tells why it is done so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+
+from bus.durable.fencing import claim_parts, new_agent_id
+from bus.errors import Refused, UsageError
+from bus.messages import Lifecycle, encode, now
+from bus.messages import headers as h
+from bus.mirror.batching import speaks_of
+from bus.mirror.loss_check import Losses, restore_prefix, stream_info
+from bus.mirror.reader import PAGE, Mirrored, MirrorFile
+from bus.mirror.schema import Gap, Incarnation
+from bus.mirror.sequenced_publisher import Pipeline
+from bus.mirror.writer import COMPLETE, MirrorStore
+from bus.nats.bus import NatsBus
+from bus.nats.streams import MEMORY_TTL_S, StreamLimits, wanted_streams
+
+MOST_HOLES = 1_000_000
+"""Sequences filled and purged at most, some 25 s of work; what lies before more of them is left out."""
+MARGIN = 10_000
+"""Sequences and revisions left free after what the file has, where it may not have had everything: a message or a
+claim that is lost must never be taken for a new one of the same number."""
+SHORTEST_WINDOW_NS = 100_000_000
+"""The least that the server takes for recognising duplicates; a number may stand twice in a stream, minutes apart."""
+RECENT_IDS = 100_000
+HOLE = "hole"
+
+log = structlog.get_logger("signalmesh.rebuild")
+
+
+@dataclass(slots=True, kw_only=True)
+class Rebuilt:
+    """What was put back. `clean`: the file is known to have had everything; else at least what follows `last` may be
+    missing. `damaged` rows, and rows before `first`, were left out; `unfenced` were stored without their fence.
+    """
+
+    stream: str
+    first: int = 0
+    last: int = 0
+    messages: int = 0
+    holes: int = 0
+    left_out: int = 0
+    damaged: list[int] = field(default_factory=list)
+    unfenced: int = 0
+    clean: bool = False
+    buckets: dict[str, int] = field(default_factory=dict)
+    values_left_out: list[str] = field(default_factory=list)
+
+    @property
+    def missing_from(self) -> int | None:
+        return None if self.clean or not self.messages else self.last + 1
+
+    def __str__(self) -> str:
+        parts = []
+        if self.messages:
+            parts.append(f"{self.messages} messages ({self.first} to {self.last})")
+        parts += [f"{count} values of {bucket}" for bucket, count in self.buckets.items()]
+        text = f"put back from the mirror: {', '.join(parts)}"
+        if self.left_out:
+            text += f"; {self.left_out} older messages are in the mirror's file only"
+        if self.damaged:
+            text += f"; {len(self.damaged)} damaged rows were left out"
+        if self.values_left_out:
+            text += f"; no value that fits: {', '.join(self.values_left_out)}"
+        if self.missing_from is not None:
+            text += f"; at least what was stored from {self.missing_from} on, if anything was, is lost"
+        return text
+
+
+async def rebuild(bus: NatsBus, store: MirrorStore, limits: StreamLimits, writer: str) -> Rebuilt | None:
+    """Put back what the server has lost of what `store` holds; None if nothing is lost. `writer` reports it.
+
+    Raises:
+        OtherHistory: the server has another one than the file; nothing was touched.
+        UsageError: the server would not make a stream.
+        BusError: the server does not do it, or went away; the next call begins anew.
+    """
+    with MirrorFile(store.path) as file:
+        return await _Rebuild(bus, store, file, limits, writer).run()
+
+
+class _Rebuild:
+    def __init__(self, bus: NatsBus, store: MirrorStore, file: MirrorFile, limits: StreamLimits, writer: str) -> None:
+        self._bus, self._store, self._file, self._limits, self._writer = bus, store, file, limits, writer
+        self._prefix = restore_prefix(bus)
+        self._wanted = {config["name"]: config for config in wanted_streams(bus, limits)}
+        self._events = bus.subjects.stream
+        self._result = Rebuilt(stream=self._events)
+        self._last_of: dict[str, int] = {}
+        self._ids: OrderedDict[str, None] = OrderedDict()
+        self._pipe = Pipeline(bus)
+        self._held = self._held_up_to()
+
+    async def run(self) -> Rebuilt | None:
+        events, *buckets = self._wanted
+        if self._store.cursors.get(events, 0) == 0:
+            return None
+        infos = {stream: await stream_info(self._bus, stream) for stream in self._wanted}
+        losses = Losses(self._bus, self._store, self._file)
+        lost = {stream for stream, info in infos.items() if await losses.is_lost(stream, info)}
+        if not lost:
+            return None
+        if events in lost:
+            lost.update(buckets)  # state must fit the messages
+        self._result.clean = self._is_clean()
+        log.warning("rebuilding", lost=sorted(lost), clean=self._result.clean)
+        incarnations: list[Incarnation] = []
+        cursors: dict[str, int] = {}
+        gaps: list[Gap] = []
+        if events in lost:
+            await self._put_messages(infos[events], incarnations, cursors, gaps)
+        for bucket in (stream for stream in buckets if stream in lost):
+            await self._put_values(bucket, infos[bucket], incarnations, cursors)
+        await self._raise_epochs(self._prefix if events in lost else self._bus.subjects.write_prefix)
+        await self._report(self._prefix if events in lost else self._bus.subjects.write_prefix)
+        await self._store.begin(incarnations, cursors, gaps)
+        if events in lost:
+            config = (await self._bus.api(f"STREAM.INFO.{events}"))["config"]
+            await self._bus.api(f"STREAM.UPDATE.{events}", {**config, **self._wanted[events]})
+        log.warning("rebuilt", text=str(self._result))
+        return self._result
+
+    def _held_up_to(self) -> int:
+        """Up to which sequence the file had the stream: its cursor, but for what an earlier rebuilding left free."""
+        cursor = self._store.cursors.get(self._events, 0)
+        free = [gap.first for gap in self._file.gaps() if gap.reason == "lost" and gap.last == cursor]
+        return min(free, default=cursor + 1) - 1
+
+    def _is_clean(self) -> bool:
+        complete = orjson.loads(self._store.meta.get(COMPLETE, "{}"))
+        return bool(complete.get(self._events) == self._store.cursors[self._events])
+
+    async def _make(self, config: dict[str, Any], present: dict[str, Any] | None) -> str:
+        """Make a stream (in the place of what is present of it); when it was made, as the server says."""
+        name = config["name"]
+        if present is not None:
+            await self._bus.api(f"STREAM.DELETE.{name}")
+        try:
+            return str((await self._bus.api(f"STREAM.CREATE.{name}", config))["created"])
+        except Refused as error:
+            raise UsageError(f"the server at {self._bus.url} would not create {name}: {error.description}") from None
+
+    # -- messages
+
+    async def _put_messages(
+        self,
+        present: dict[str, Any] | None,
+        incarnations: list[Incarnation],
+        cursors: dict[str, int],
+        gaps: list[Gap],
+    ) -> None:
+        cursor = self._store.cursors[self._events]
+        oldest_ns = time.time_ns() - int(self._limits.max_age_s * 1e9)
+        first = await asyncio.to_thread(self._first_to_put, oldest_ns, cursor)
+        wanted = self._wanted[self._events]
+        config = {key: wanted[key] for key in wanted if key not in ("republish", "deny_delete", "deny_purge")}
+        config |= {
+            "subjects": [self._prefix + ">"],
+            "subject_transform": {"src": self._prefix + ">", "dest": f"{self._bus.subjects.ns}.>"},
+            "first_seq": first,
+            "duplicate_window": SHORTEST_WINDOW_NS,
+            "max_age": 0,  # what is put back is as new for the server: nothing may go before all is there
+            "max_bytes": -1,
+        }
+        created = await self._make(config, present)
+        reached = first - 1
+        rows = self._file.messages(first=first, last=cursor)
+        while page := await asyncio.to_thread(lambda: list(itertools.islice(rows, PAGE))):
+            for found in page:
+                row = found.row
+                if not found.intact:
+                    self._result.damaged.append(row.sequence)
+                elif row.stored_ns >= oldest_ns or row.headers.get(h.TTL) == "never":
+                    await self._fill(reached + 1, row.sequence - 1)
+                    await self._put(found)
+                    reached = row.sequence
+        end = cursor if self._result.clean else cursor + MARGIN
+        await self._fill(reached + 1, end)
+        await self._pipe.flush()
+        if self._result.holes:
+            await self._bus.api(f"STREAM.PURGE.{self._events}", {"filter": f"{self._bus.subjects.ns}.{HOLE}"})
+        self._result.last = self._held
+        incarnations.append(Incarnation(self._events, created, orjson.dumps(wanted), end, "rebuilt"))
+        cursors[self._events] = end
+        if end > cursor:
+            gaps.append(Gap(self._events, cursor + 1, end, "lost"))
+
+    def _first_to_put(self, oldest_ns: int, cursor: int) -> int:
+        """The first sequence that still belongs into the stream, and has not too many holes behind it."""
+        kept = '(stored_ns >= ? OR instr(CAST(headers AS TEXT), \'"Nats-TTL":"never"\') > 0)'
+        pairs = f"SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE {kept}"  # noqa: S608
+        beginnings = "before IS NULL OR sequence - before > 1"
+        sql = f"SELECT sequence, before FROM ({pairs}) WHERE {beginnings} ORDER BY sequence DESC"  # noqa: S608
+        runs = self._file.rows(sql, oldest_ns)
+        holes, first = 0, cursor + 1
+        for sequence, before in runs:
+            first = sequence
+            holes += 0 if before is None else sequence - before - 1
+            if holes > MOST_HOLES:
+                break
+        [(older,)] = self._file.rows("SELECT count(*) FROM messages WHERE sequence < ?", first)
+        self._result.left_out = older
+        return int(first)
+
+    async def _fill(self, first: int, last: int) -> None:
+        for sequence in range(first, last + 1):
+            await self._pipe.send(self._prefix + HOLE, b"", {}, sequence)
+            self._result.holes += 1
+
+    async def _put(self, found: Mirrored) -> None:
+        row = found.row
+        subject = row.subject.partition(".")[2]
+        headers = self._checked(row.subject, row.sequence, dict(row.headers))
+        message_id = headers.get(h.MSG_ID)
+        if message_id is not None and message_id in self._ids:
+            await self._pipe.flush()
+            await self._pipe.until_new(self._prefix + subject, row.payload, headers, row.sequence)
+        else:
+            await self._pipe.send(self._prefix + subject, row.payload, headers, row.sequence)
+        if message_id is not None:
+            self._ids[message_id] = None
+            self._ids.move_to_end(message_id)
+            if len(self._ids) > RECENT_IDS:
+                self._ids.popitem(last=False)
+        self._last_of[row.subject] = row.sequence
+        self._result.first = self._result.first or row.sequence
+        self._result.messages += 1
+
+    def _checked(self, subject: str, sequence: int, headers: dict[str, str]) -> dict[str, str]:
+        """The headers, without those conditions that held then and do not hold now (a claim that is not kept)."""
+        holds = True
+        for name, value in headers.items():
+            if name == h.EXPECTED_LAST_SUBJECT_SEQUENCE:
+                about = headers.get(h.EXPECTED_LAST_SUBJECT, subject)
+                holds = holds and str(self._last_of.get(about, 0)) == value
+            elif name == "Nats-Expected-Last-Sequence":
+                holds = holds and str(sequence - 1) == value
+            elif name == "Nats-Expected-Last-Msg-Id":
+                holds = False
+        if holds:
+            return headers
+        self._result.unfenced += 1
+        return {name: value for name, value in headers.items() if not name.startswith("Nats-Expected-Last-")}
+
+    # -- buckets
+
+    async def _put_values(
+        self,
+        stream: str,
+        present: dict[str, Any] | None,
+        incarnations: list[Incarnation],
+        cursors: dict[str, int],
+    ) -> None:
+        bucket = stream.removeprefix("KV_")
+        highest = max(self._store.cursors.get(stream, 0), present["state"]["last_seq"] if present else 0)
+        base = highest + (0 if self._result.clean else MARGIN)
+        config = {**self._wanted[stream], "first_seq": base + 1}
+        created = await self._make(config, present)
+        count = 0
+        for key, value in (await asyncio.to_thread(self._fitting_values, bucket)).items():
+            await self._bus.kv_put(bucket, key, value, 0)
+            count += 1
+        self._result.buckets[bucket] = count
+        incarnations.append(Incarnation(stream, created, orjson.dumps(config), base, "rebuilt"))
+        cursors[stream] = base
+
+    def _fitting_values(self, bucket: str) -> dict[str, bytes]:
+        """Of each key the newest intact value that speaks of no message which the file does not have."""
+        memory = bucket == self._bus.subjects.memory_bucket
+        found: dict[str, bytes] = {}
+        for key, newest in self._file.values(bucket).items():
+            if newest.intact and newest.row.operation != "PUT":
+                continue
+            if memory and newest.row.stored_ns < time.time_ns() - MEMORY_TTL_S * 10**9:
+                continue
+            for value in reversed(self._file.value_history(bucket, key)):
+                row = value.row
+                if value.intact and row.operation == "PUT" and (memory or speaks_of(row.value) <= self._held):
+                    found[key] = row.value
+                    break
+            else:
+                self._result.values_left_out.append(f"{bucket} {key}")
+        return found
+
+    # -- afterwards
+
+    async def _raise_epochs(self, prefix: str) -> None:
+        """Claim everybody's next epoch: whoever survived with an older one is refused from the first moment on."""
+        agents = [row[0] for row in self._file.rows("SELECT DISTINCT agent FROM messages WHERE kind = 'epoch'")]
+        for agent in agents:
+            subject = self._bus.subjects.epoch(agent)
+            last = await self._bus.last(subject)
+            data, headers = claim_parts(
+                self._bus, agent, agent_id=new_agent_id(), claimed_by=self._writer, sandbox="",
+                expect=last.sequence if last else 0,
+            )  # fmt: skip
+            await self._bus.publish(prefix + subject.partition(".")[2], data, headers)
+
+    async def _report(self, prefix: str) -> None:
+        result = self._result
+        detail = {name: getattr(result, name) for name in Rebuilt.__slots__ if name != "damaged"}
+        event = Lifecycle(
+            event="rebuilt",
+            agent="swarm",
+            timestamp=now(),
+            source=self._writer,
+            reason=str(result),
+            detail={**detail, "damaged": result.damaged[:100], "missing_from": result.missing_from},
+        )
+        subject = self._bus.subjects.lifecycle("swarm", self._writer)
+        await self._bus.publish(prefix + subject.partition(".")[2], encode(event))

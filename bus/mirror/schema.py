@@ -1,0 +1,291 @@
+"""The mirror's SQLite file: its tables and readable views, how older files are brought up to date, its checksums.
+
+Owns the form of the file. Writing is bus/mirror/writer.py, reading bus/mirror/reader.py, following the bus
+bus/mirror/follower.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from bus.errors import MirrorDamaged, MirrorFailing, MirrorUnusable
+
+APPLICATION_ID = 0x6D657368
+"""In the file's header: tells a mirror from another SQLite file ("mesh")."""
+BUSY_TIMEOUT_S = 5.0
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+-- What the stream has kept, byte for byte. `headers` is a JSON object, in the order of the message.
+CREATE TABLE messages (
+    sequence INTEGER PRIMARY KEY,
+    stored_ns INTEGER NOT NULL,     -- the server's clock, nanoseconds since 1970
+    kind TEXT NOT NULL,
+    topic TEXT NOT NULL,            -- as in the subject, escaped; '' where the kind has none
+    agent TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    headers BLOB NOT NULL,
+    payload BLOB NOT NULL,
+    checksum BLOB NOT NULL
+);
+CREATE INDEX messages_by_kind ON messages (kind, sequence);
+
+-- Every write to a bucket that was seen; the newest revision of a key is its value. `operation`: PUT, DEL, PURGE, ...
+CREATE TABLE kept (
+    bucket TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    operation TEXT NOT NULL,
+    value BLOB NOT NULL,
+    stored_ns INTEGER NOT NULL,
+    checksum BLOB NOT NULL,
+    UNIQUE (bucket, revision)
+);
+CREATE INDEX kept_by_key ON kept (bucket, key, revision);
+
+-- Up to where each stream (that of the events, and KV_{bucket} of each bucket) is in this file: written with the rows.
+CREATE TABLE cursors (stream TEXT PRIMARY KEY, cursor INTEGER NOT NULL) WITHOUT ROWID;
+
+-- Which making of a stream the rows after `since` are of; the newest of a stream is the one that is followed.
+CREATE TABLE incarnations (
+    stream TEXT NOT NULL,
+    created TEXT NOT NULL,
+    config BLOB NOT NULL,
+    since INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    recorded_ns INTEGER NOT NULL
+);
+
+-- Sequences that are not in this file. `reason`: before (the mirror began), retention (gone before they were read),
+-- expired (removed from the middle of the stream), pruned (by the mirror's own settings), lost (with the bus)
+CREATE TABLE gaps (
+    stream TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    recorded_ns INTEGER NOT NULL
+);
+"""
+
+_AT = "strftime('%Y-%m-%dT%H:%M:%fZ', stored_ns / 1e9, 'unixepoch') AS stored_at"
+_VIEWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "market": ("market", ("symbol", "sequence", "price", "volume", "open", "high", "low", "timestamp")),
+    "headlines": ("headline", ("text", "url", "timestamp")),
+    "sentiments": ("sentiment", ("symbol", "round", "sentiment", "confidence", "p_up", "timestamp")),
+    "signals": ("signal", ("symbol", "round", "signal", "strength", "p_up", "indicators", "timestamp")),
+    "decisions": (
+        "decision",
+        ("decision_id", "symbol", "round", "final_decision", "position_size", "risk_score", "consensus_level",
+         "agents_consulted", "absent", "timestamp"),
+    ),
+    "lifecycle": ("lifecycle", ("event", "agent", "epoch", "sandbox", "pid", "reason", "detail", "timestamp")),
+    "alerts": ("alert", ("severity", "code", "message", "agent", "detail", "timestamp")),
+}  # fmt: skip
+"""View -> the kind it shows and the payload's fields, as columns of the same name (but see _RENAMED)."""
+_RENAMED = {"sequence": "tick", "agent": "about"}
+"""Fields whose names are columns of the message already."""
+
+
+def _view(name: str, kind: str, fields: tuple[str, ...]) -> str:
+    columns = ", ".join(f"json_extract(json, '$.{field}') AS {_RENAMED.get(field, field)}" for field in fields)
+    return f"CREATE VIEW {name} AS SELECT sequence, {_AT}, agent, {columns} FROM readable WHERE kind = '{kind}';"  # noqa: S608 - constants
+
+
+_READABLE = f"""
+-- `json` is NULL where the payload is none: anybody may publish anything.
+CREATE VIEW readable AS SELECT *,
+    CASE WHEN json_valid(CAST(payload AS TEXT)) THEN CAST(payload AS TEXT) END AS json FROM messages;
+{"".join(_view(name, kind, fields) for name, (kind, fields) in _VIEWS.items())}
+CREATE VIEW newest AS SELECT * FROM kept k WHERE revision =
+    (SELECT max(revision) FROM kept WHERE bucket = k.bucket AND key = k.key);
+CREATE VIEW snapshots AS SELECT key AS agent, revision, {_AT},
+    json_extract(json, '$.epoch') AS epoch, json_extract(json, '$.cursor') AS cursor,
+    json_extract(json, '$.outputs') AS outputs, json_extract(json, '$.inputs') AS inputs,
+    json_extract(json, '$.state') AS state, length(value) AS bytes
+    FROM (SELECT *, CASE WHEN json_valid(CAST(value AS TEXT)) THEN CAST(value AS TEXT) END AS json FROM kept)
+    WHERE substr(bucket, -6) = '_state' AND operation = 'PUT';
+"""  # noqa: S608 - constants
+
+STEPS: tuple[str, ...] = (_TABLES, _READABLE)
+"""Step n makes a file of version n of one of version n - 1. Never changed once released; new ones are added."""
+VERSION = len(STEPS)
+
+
+def subject_columns(subject: str) -> tuple[str, str, str]:
+    """The columns kind, topic and agent of a message under `subject`."""
+    parts = subject.split(".")
+    return parts[1] if len(parts) > 1 else "", parts[2] if len(parts) > 3 else "", parts[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRow:
+    """A message of the stream as the mirror keeps it."""
+
+    sequence: int
+    stored_ns: int
+    subject: str
+    headers: Mapping[str, str]
+    payload: bytes
+
+    def columns(self) -> tuple[object, ...]:
+        """In the order of INSERT_MESSAGE."""
+        headers = orjson.dumps(dict(self.headers))
+        return (
+            self.sequence, self.stored_ns, *subject_columns(self.subject), self.subject, headers, self.payload,
+            message_checksum(self.sequence, self.stored_ns, self.subject, headers, self.payload),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """A write to a bucket. `operation` is PUT, or what the marker says (DEL, PURGE, or a reason of the server's)."""
+
+    bucket: str
+    key: str
+    revision: int
+    operation: str
+    value: bytes
+    stored_ns: int
+
+    def columns(self) -> tuple[object, ...]:
+        """In the order of INSERT_KEPT."""
+        return (
+            self.bucket, self.revision, self.key, self.operation, self.value, self.stored_ns,
+            kept_checksum(self.bucket, self.revision, self.key, self.operation, self.value, self.stored_ns),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """One making of a stream: `created` is the server's time of it, `config` its configuration as JSON.
+
+    `reason` says how the mirror came to it: `first`, or `rebuilt`.
+    """
+
+    stream: str
+    created: str
+    config: bytes
+    since: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Sequences of a stream that are not in the file; `reason` as in the table gaps."""
+
+    stream: str
+    first: int
+    last: int
+    reason: str
+    recorded_ns: int = 0
+
+
+INSERT_MESSAGE = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_KEPT = "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+def _checksum(numbers: str, *parts: bytes) -> bytes:
+    made = hashlib.blake2b(numbers.encode(), digest_size=8)
+    for part in parts:
+        made.update(b"%d:" % len(part))
+        made.update(part)
+    return made.digest()
+
+
+def message_checksum(sequence: int, stored_ns: int, subject: str, headers: bytes, payload: bytes) -> bytes:
+    """BLAKE2b of 8 bytes over all that a row of `messages` says."""
+    return _checksum(f"{sequence}:{stored_ns}:", subject.encode(), headers, payload)
+
+
+def kept_checksum(bucket: str, revision: int, key: str, operation: str, value: bytes, stored_ns: int) -> bytes:
+    """BLAKE2b of 8 bytes over all that a row of `kept` says."""
+    return _checksum(f"{revision}:{stored_ns}:", bucket.encode(), key.encode(), operation.encode(), value)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether `error` means that the file's content is broken, rather than that it cannot be written just now.
+
+    A row beyond the cursor (a violated constraint) is damage as well: this program never leaves one.
+    """
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
+
+
+def explained(error: sqlite3.Error, path: Path) -> MirrorDamaged | MirrorFailing:
+    """SQLite's error as one of ours."""
+    return MirrorDamaged(str(path), str(error)) if is_damage(error) else MirrorFailing(str(path), str(error))
+
+
+def check_version(db: sqlite3.Connection, path: Path) -> int:
+    """The version of an open file, 0 of an empty one.
+
+    Raises:
+        MirrorUnusable: it is no mirror, or one of a newer version.
+    """
+    [version] = db.execute("PRAGMA user_version").fetchone()
+    [application] = db.execute("PRAGMA application_id").fetchone()
+    [objects] = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != APPLICATION_ID and (objects or version or application):
+        raise MirrorUnusable(str(path), "it is an SQLite file, but not a mirror; name another one with --file")
+    if version > VERSION:
+        raise MirrorUnusable(
+            str(path),
+            f"its version is {version}, this program knows up to {VERSION}; use the program that wrote it, or another "
+            "file with --file",
+        )
+    return int(version)
+
+
+def migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring an open file to VERSION, each step in a transaction of its own; an empty file gets everything.
+
+    Raises:
+        MirrorUnusable: it is no mirror, or one of a newer version.
+    """
+    for number in range(check_version(db, path), VERSION):
+        script = f"BEGIN IMMEDIATE;{STEPS[number]};PRAGMA user_version = {number + 1};"
+        if number == 0:
+            script += f"PRAGMA application_id = {APPLICATION_ID};"
+        try:
+            db.executescript(script + "COMMIT;")
+        except sqlite3.Error:
+            if db.in_transaction:
+                db.rollback()
+            raise
+
+
+def prepare(path: Path, swarm: str) -> None:
+    """Make the file, or bring it up to date, and leave it in WAL mode.
+
+    Raises:
+        MirrorUnusable: it cannot be opened, is no mirror, a newer one, or that of another swarm.
+        MirrorDamaged: its content is broken.
+        MirrorFailing: it cannot be written just now.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise MirrorUnusable(str(path), f"cannot be opened: {error}; choose another place with --file") from None
+    try:
+        check_version(db, path)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        migrate(db, path)
+        db.execute("INSERT INTO meta VALUES ('swarm', ?) ON CONFLICT DO NOTHING", (swarm,))
+        [owner] = db.execute("SELECT value FROM meta WHERE key = 'swarm'").fetchone()
+        if owner != swarm:
+            raise MirrorUnusable(
+                str(path), f"it mirrors the swarm {owner!r}, not {swarm!r}; name another file with --file"
+            )
+    except sqlite3.Error as error:
+        raise explained(error, path) from None
+    finally:
+        db.close()

@@ -1,0 +1,263 @@
+"""Writing a mirror's file: rows and the cursor behind them in one transaction, by one process only.
+
+Every write runs to its end even if whoever asked for it is cancelled (aiosqlite would go on with it anyway, and leave
+the transaction open); a write that fails is rolled back whole. So at any moment, also after a SIGKILL, the file
+holds each message up to its cursor once, and nothing after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import aiosqlite
+
+from bus.errors import MirrorDamaged, MirrorUnusable
+from bus.mirror.schema import (
+    BUSY_TIMEOUT_S,
+    INSERT_KEPT,
+    INSERT_MESSAGE,
+    Gap,
+    Incarnation,
+    KeptRow,
+    MessageRow,
+    explained,
+    prepare,
+)
+from bus.utils.file_lock import take_lock
+
+LOCK_TIMEOUT_S = 2.0
+"""A mirror whose parent was killed needs a moment to end and to let go of its file."""
+COMPLETE = "complete"
+"""Word about the file that is there while it is known to hold everything: from an orderly end to the next write."""
+PRUNE_ROWS = 500
+"""Rows that one transaction of pruning removes: a few milliseconds."""
+
+T = TypeVar("T")
+
+
+class MirrorStore:
+    """The one writer of a mirror's file. Make it with `await MirrorStore.open(...)`, end it with `close`.
+
+    Writing methods raise MirrorFailing when the file cannot be written just now (nothing of the call was kept), and
+    MirrorDamaged when its content is broken.
+    """
+
+    def __init__(self, path: Path, swarm: str, db: aiosqlite.Connection, lock: IO[str]) -> None:
+        self.path, self.swarm = path, swarm
+        self._db, self._lock = db, lock
+        self._turn = asyncio.Lock()
+        self.cursors: dict[str, int] = {}
+        self.incarnations: dict[str, Incarnation] = {}
+        """The newest of each stream."""
+        self.meta: dict[str, str] = {}
+
+    @classmethod
+    async def open(cls, path: Path, swarm: str) -> MirrorStore:
+        """Lock the file, make it or bring it up to date, and read where it stands.
+
+        Raises:
+            MirrorUnusable: it is in use, no mirror, a newer one, or another swarm's.
+            MirrorDamaged, MirrorFailing: as bus.mirror.schema.prepare.
+        """
+        lock = await asyncio.to_thread(_take_lock, path)
+        try:
+            await asyncio.to_thread(prepare, path, swarm)
+            db = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        except BaseException:
+            lock.close()
+            raise
+        store = cls(path, swarm, db, lock)
+        try:
+            await store._settle_in()
+        except BaseException as error:
+            await store.close()
+            if isinstance(error, sqlite3.Error):
+                raise explained(error, path) from None
+            raise
+        return store
+
+    async def check_place(self) -> None:
+        """Make sure that what is written is still the file of this name: into a deleted one one could write for ever.
+
+        Raises:
+            MirrorDamaged: it is gone, or another file is in its place.
+        """
+        found = await asyncio.to_thread(_identity, self.path)
+        if found != self._identity:
+            raise MirrorDamaged(str(self.path), "it was deleted" if found is None else "another file is in its place")
+
+    async def _settle_in(self) -> None:
+        self._identity = await asyncio.to_thread(_identity, self.path)
+        await self._db.execute("PRAGMA synchronous = FULL")
+        self.cursors = dict(await self._all("SELECT stream, cursor FROM cursors"))
+        sql = "SELECT stream, created, config, since, reason FROM incarnations ORDER BY rowid"
+        self.incarnations = {row[0]: Incarnation(*row) for row in await self._all(sql)}
+        self.meta = dict(await self._all("SELECT key, value FROM meta"))
+
+    async def _all(self, sql: str, *values: Any) -> list[Any]:
+        return list(await self._db.execute_fetchall(sql, values))
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` as one transaction, to its end whatever happens to us."""
+
+        async def transaction() -> T:
+            async with self._turn:
+                try:
+                    await self._db.execute("BEGIN IMMEDIATE")
+                    result = await work
+                    await self._db.execute("COMMIT")
+                except sqlite3.Error as error:
+                    raise explained(error, self.path) from None
+                finally:
+                    work.close()
+                    if self._db.in_transaction:
+                        with contextlib.suppress(sqlite3.Error):
+                            await self._db.execute("ROLLBACK")
+                return result
+
+        task = asyncio.create_task(transaction(), name="mirror-transaction")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while not task.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # looked at
+            raise
+
+    # -- following
+
+    async def write(
+        self,
+        messages: Sequence[MessageRow],
+        kept: Sequence[KeptRow],
+        cursors: Mapping[str, int],
+        gaps: Iterable[Gap] = (),
+    ) -> None:
+        """Add rows, and move the cursors of their streams, all or nothing."""
+
+        async def work() -> None:
+            if messages:
+                await self._db.executemany(INSERT_MESSAGE, [row.columns() for row in messages])
+            if kept:
+                await self._db.executemany(INSERT_KEPT, [row.columns() for row in kept])
+            await self._put_gaps(gaps)
+            await self._put_cursors(cursors)
+            await self._db.execute("DELETE FROM meta WHERE key = ?", (COMPLETE,))
+
+        await self._whole(work())
+        self.cursors.update(cursors)
+        self.meta.pop(COMPLETE, None)
+
+    async def _put_cursors(self, cursors: Mapping[str, int]) -> None:
+        sql = "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (stream) DO UPDATE SET cursor = excluded.cursor"
+        await self._db.executemany(sql, list(cursors.items()))
+
+    async def _put_gaps(self, gaps: Iterable[Gap]) -> None:
+        rows = [(gap.stream, gap.first, gap.last, gap.reason, time.time_ns()) for gap in gaps]
+        if rows:
+            await self._db.executemany("INSERT INTO gaps VALUES (?, ?, ?, ?, ?)", rows)
+
+    async def begin(
+        self, incarnations: Sequence[Incarnation], cursors: Mapping[str, int] | None = None, gaps: Iterable[Gap] = ()
+    ) -> None:
+        """Record which makings of the streams are followed from now on, and where in them."""
+
+        async def work() -> None:
+            await self._db.executemany(
+                "INSERT INTO incarnations VALUES (?, ?, ?, ?, ?, ?)",
+                [(*(getattr(one, name) for name in Incarnation.__slots__), time.time_ns()) for one in incarnations],
+            )
+            await self._put_gaps(gaps)
+            await self._put_cursors(cursors or {})
+
+        await self._whole(work())
+        self.incarnations.update({one.stream: one for one in incarnations})
+        self.cursors.update(cursors or {})
+
+    async def set_meta(self, key: str, value: str) -> None:
+        """Keep a word about the file; COMPLETE is forgotten at the next write of rows."""
+
+        async def work() -> None:
+            sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+            await self._db.execute(sql, (key, value))
+
+        await self._whole(work())
+        self.meta[key] = value
+
+    # -- retention
+
+    async def prune(self, *, max_age_s: float, max_rows: int, revisions: int) -> int:
+        """Remove at most PRUNE_ROWS rows that the settings (0: no bound) keep no longer; how many there were.
+
+        `revisions`: newest writes kept of each key. Of messages the oldest go, and how far is recorded as a gap.
+        """
+
+        async def work() -> int:
+            removed = await self._prune_messages(max_age_s, max_rows)
+            if revisions and removed < PRUNE_ROWS:
+                sql = (
+                    "DELETE FROM kept WHERE rowid IN (SELECT rowid FROM (SELECT rowid, row_number() OVER "
+                    "(PARTITION BY bucket, key ORDER BY revision DESC) AS place FROM kept) WHERE place > ? LIMIT ?)"
+                )
+                removed += (await self._db.execute(sql, (revisions, PRUNE_ROWS - removed))).rowcount
+            return removed
+
+        return await self._whole(work())
+
+    async def _prune_messages(self, max_age_s: float, max_rows: int) -> int:
+        [(first, last)] = await self._all("SELECT min(sequence), max(sequence) FROM messages")
+        if first is None or not (max_age_s or max_rows):
+            return 0
+        upto = first - 1
+        if max_rows:  # sequences, of which some may be missing: so at most max_rows rows are left
+            upto = max(upto, last - max_rows)
+        if max_age_s:
+            sql = "SELECT max(sequence) FROM (SELECT * FROM messages ORDER BY sequence LIMIT ?) WHERE stored_ns < ?"
+            [(old,)] = await self._all(sql, PRUNE_ROWS, time.time_ns() - int(max_age_s * 1e9))
+            upto = max(upto, old or 0)
+        upto = min(upto, first + PRUNE_ROWS - 1)
+        if upto < first:
+            return 0
+        removed = (await self._db.execute("DELETE FROM messages WHERE sequence <= ?", (upto,))).rowcount
+        stream = f"{self.swarm}_events"
+        [(pruned,)] = await self._all("SELECT min(first) FROM gaps WHERE stream = ? AND reason = 'pruned'", stream)
+        await self._db.execute("DELETE FROM gaps WHERE stream = ? AND reason = 'pruned'", (stream,))
+        await self._put_gaps([Gap(stream, first if pruned is None else pruned, upto, "pruned")])
+        return removed
+
+    async def close(self) -> None:
+        """Let go of the file. An aiosqlite connection left open would keep the interpreter from ending."""
+        try:
+            async with self._turn:
+                with contextlib.suppress(sqlite3.Error, ValueError):
+                    await asyncio.shield(self._db.close())
+        finally:
+            self._lock.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _take_lock(path: Path) -> IO[str]:
+    """Lock a file beside the mirror's: closing any descriptor of the file itself would drop SQLite's own locks."""
+    beside = path.with_name(path.name + ".lock")
+    try:
+        lock = take_lock(beside, LOCK_TIMEOUT_S)
+    except OSError as error:
+        raise MirrorUnusable(str(path), f"{beside}: {error.strerror}; choose another place with --file") from None
+    if lock is None:
+        raise MirrorUnusable(str(path), "another mirror writes it; end that one, or name another file with --file")
+    return lock

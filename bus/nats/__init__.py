@@ -1,0 +1,1 @@
+"""One NATS connection and JetStream, behind the `Bus` interface."""

@@ -1,0 +1,243 @@
+"""The bus over NATS JetStream: publishing with acknowledgements, reading back, key-value, core messages.
+
+Requests to JetStream are in bus/nats/jetstream.py, following the stream in bus/nats/consumer.py, the streams' creation
+in bus/nats/streams.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from typing import Any
+
+import structlog
+from nats.aio.msg import Msg
+
+from bus.errors import BusError, BusTimeout, Disconnected, Refused
+from bus.interface import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
+from bus.messages import headers as h
+from bus.messages.subjects import Subjects
+from bus.nats.client import parse_headers
+from bus.nats.connection import Connection
+from bus.nats.consumer import Reader, collect
+from bus.nats.credentials import Credentials
+from bus.nats.jetstream import API_TIMEOUT_S, IN_PROCESS, NO_MESSAGE, JetStream
+from bus.nats.urls import shown_url
+
+IN_PROCESS_RETRY_S = 0.02
+BEHIND_RETRY_S = 0.05
+
+log = structlog.get_logger("signalmesh.bus")
+
+
+class NatsBus:
+    """A `bus.interface.Bus` over one NATS connection. Make it with `await NatsBus.connect(...)`."""
+
+    def __init__(self, subjects: Subjects, connection: Connection) -> None:
+        self.subjects = subjects
+        self.connection = connection
+        self.jetstream = JetStream(connection)
+        self._replicas: int | None = None
+
+    @classmethod
+    async def connect(
+        cls, url: str, swarm: str, name: str, wait_s: float | None = 5.0, credentials: Credentials | None = None
+    ) -> NatsBus:
+        """Connect to the server at `url`; `wait_s` None waits for ever, `credentials` None are the environment's.
+
+        Raises:
+            BusUnreachable: nobody answers there.
+            UsageError: the URL or the swarm's name is malformed.
+        """
+        subjects = Subjects(swarm)
+        connection = Connection(url, name, credentials)
+        await connection.open(wait_s)
+        bus = cls(subjects, connection)
+        await bus.jetstream.open()
+        return bus
+
+    @property
+    def live(self) -> bool:
+        return self.connection.live
+
+    async def until_live(self) -> None:
+        await self.connection.until_live()
+
+    @property
+    def url(self) -> str:
+        return shown_url(self.connection.url)
+
+    def watch_connection(self, down: Any, up: Any) -> None:
+        self.connection.watch(down, up)
+
+    # -- publishing
+
+    def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
+        self.jetstream.send(subject, data, headers, done)
+
+    async def pipelines(self) -> bool:
+        if self._replicas is None:
+            self._replicas = (await self.api(f"STREAM.INFO.{self.subjects.stream}"))["config"]["num_replicas"]
+        return self._replicas == 1
+
+    async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout_s: float = 5.0) -> Ack:
+        give_up_at = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            try:
+                return await self._publish(subject, data, headers, timeout_s)
+            except Refused as error:
+                if error.code != IN_PROCESS or asyncio.get_running_loop().time() > give_up_at:
+                    raise
+            await asyncio.sleep(IN_PROCESS_RETRY_S)
+
+    async def _publish(self, subject: str, data: bytes, headers: Headers | None, timeout_s: float) -> Ack:
+        answer: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+
+        def done(result: Ack | BusError) -> None:
+            if answer.done():
+                return
+            if isinstance(result, Ack):
+                answer.set_result(result)
+            else:
+                answer.set_exception(result)
+
+        token = self.jetstream.send(subject, data, headers or {}, done)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise BusTimeout(f"{subject}: no acknowledgement within {timeout_s} s") from None
+        finally:
+            self.jetstream.forget(token)
+
+    # -- the stream
+
+    async def api(self, verb: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
+        """One request to JetStream's API; see `JetStream.api`."""
+        return await self.jetstream.api(verb, body, timeout_s)
+
+    async def last(self, subject: str) -> Stored | None:
+        return await self._newest(self.subjects.stream, subject)
+
+    async def _newest(self, stream: str, subject: str) -> Stored | None:
+        """Asked of the stream's leader: a direct get may be answered by a replica that lags behind."""
+        try:
+            found = (await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))["message"]
+        except Refused as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise
+        headers = parse_headers(base64.b64decode(found.get("hdrs", "")))
+        headers[h.STORED_AT] = found["time"]
+        return Stored(found["subject"], found["seq"], base64.b64decode(found.get("data", "")), headers)
+
+    async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
+        if await self.pipelines():
+            return await collect(self.jetstream, self.subjects.stream, filters, first)
+        while True:
+            # A consumer on a replica that lags behind would end too early: only the leader knows what is the newest.
+            newest = [one.sequence for one in [await self.last(each) for each in filters] if one is not None]
+            found = await collect(self.jetstream, self.subjects.stream, filters, first)
+            reached = found[-1].sequence if found else first - 1
+            if reached >= max(newest, default=0):
+                return found
+            await asyncio.sleep(BEHIND_RETRY_S)
+
+    async def follow(self, filters: tuple[str, ...], first: int, on_stored: OnStored) -> Closable:
+        reader = Reader(self.jetstream, self.subjects.stream, filters, first, on_stored)
+        await reader.start()
+        return reader
+
+    async def bounds(self) -> Bounds:
+        info = await self.api(f"STREAM.INFO.{self.subjects.stream}")
+        self._replicas, state = info["config"]["num_replicas"], info["state"]
+        return Bounds(max(1, state["first_seq"]), state["last_seq"])  # a stream that never held any says 0 and 0
+
+    async def subject_counts(self, filter_subject: str) -> dict[str, int]:
+        """How many messages the stream holds of each subject that matches `filter_subject`."""
+        body = {"subjects_filter": filter_subject}
+        state = (await self.api(f"STREAM.INFO.{self.subjects.stream}", body))["state"]
+        return dict(state.get("subjects") or {})
+
+    # -- key-value
+
+    async def kv_get(self, bucket: str, key: str) -> Kept | None:
+        stored = await self._newest(f"KV_{bucket}", f"$KV.{bucket}.{key}")
+        if stored is None or "KV-Operation" in stored.headers:
+            return None
+        return Kept(stored.data, stored.sequence)
+
+    async def kv_put(self, bucket: str, key: str, value: bytes, expect: int) -> int:
+        ack = await self.publish(f"$KV.{bucket}.{key}", value, {h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect)})
+        return ack.sequence
+
+    async def kv_all(self, bucket: str) -> dict[str, Kept]:
+        prefix = f"$KV.{bucket}."
+        found = await collect(self.jetstream, f"KV_{bucket}", (prefix + ">",), 1, newest=True)
+        return {
+            stored.subject[len(prefix) :]: Kept(stored.data, stored.sequence)
+            for stored in found
+            if "KV-Operation" not in stored.headers
+        }
+
+    # -- core messages
+
+    async def tell(self, subject: str, data: bytes) -> None:
+        self.connection.write(subject, data)
+
+    async def listen(self, subject: str, on_heard: OnHeard) -> Closable:
+        async def on_msg(msg: Msg) -> None:
+            try:
+                await on_heard(Heard(msg.subject, msg.data, msg.headers or {}, msg.reply))
+            except Exception:
+                log.exception("listener_failed", subject=msg.subject)
+
+        return _Subscription(await self.connection.subscribe(subject, on_msg))
+
+    async def answer(self, subject: str, on_request: OnRequest) -> Closable:
+        async def on_heard(heard: Heard) -> None:
+            data = await on_request(heard)
+            if heard.reply:
+                with contextlib.suppress(Disconnected):
+                    await self.tell(heard.reply, data)
+
+        return await self.listen(subject, on_heard)
+
+    async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
+        return await self.jetstream.request(subject, data, timeout_s)
+
+    async def serve(
+        self,
+        *,
+        name: str,
+        version: str,
+        description: str,
+        metadata: dict[str, str],
+        endpoint: str,
+        subject: str,
+        on_request: OnRequest,
+    ) -> None:
+        """Register a service of one endpoint with NATS service discovery (`nats micro ls`, `$SRV.INFO`)."""
+        from nats import micro
+
+        async def handle(request: Any) -> None:
+            heard = Heard(request.subject, request.data, request.headers or {}, "")
+            await request.respond(await on_request(heard))
+
+        service = await micro.add_service(
+            self.connection.client, name=name, version=version, description=description, metadata=metadata
+        )
+        await service.add_endpoint(name=endpoint, subject=subject, handler=handle)
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
+class _Subscription:
+    def __init__(self, subscription: Any) -> None:
+        self._subscription = subscription
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._subscription.unsubscribe()

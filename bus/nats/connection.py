@@ -1,0 +1,266 @@
+"""One connection to a NATS server, hardened: nats-py with what it needs to never go deaf and never reorder.
+
+Known traps of nats-py and their remedies here: a late PONG after a timed-out flush ends the read loop (tolerated);
+a callback that raises does the same (ours never raise); it reports CONNECTED before the resubscription callback has
+run (a `live` flag of our own); what was written but not flushed at a disconnect is sent after the reconnect, out of
+order (dropped: the outbox resends); a frozen server goes unnoticed for minutes (short pings).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+
+from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
+from bus.nats.client import QuickClient
+from bus.nats.credentials import Credentials, credentials_from
+from bus.nats.urls import check_url, is_websocket, shown_url, urls_of
+from bus.nats.wire_parser import OnDirect
+from bus.utils.aio import end_tasks, is_cancelled
+
+PING_INTERVAL_S = 0.5
+"""With MAX_OUTSTANDING_PINGS unanswered a server counts as gone: noticed after 1.0 to 1.5 s."""
+MAX_OUTSTANDING_PINGS = 2
+RECONNECT_WAIT_S = 0.05
+RETRY_UP_S = 0.2
+"""Pause before what must be done on a reconnect is tried again."""
+MESSAGE_TOO_LARGE = 10054
+"""JetStream's error code for it, used for what is refused on our side already as well."""
+BAD_REQUEST = 400
+PERMISSIONS_ERR = "permissions violation"
+NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
+"""What a server says to whom it does not know, or no longer."""
+TELL_S = 5.0
+"""Who waits for the bus without an end says so after this."""
+
+
+log = structlog.get_logger("signalmesh.bus")
+
+
+def too_large(subject: str, size: int, limit: int) -> Refused:
+    """The error for a message of `size` bytes where at most `limit` are taken."""
+    return Refused(subject, MESSAGE_TOO_LARGE, f"message size exceeds maximum allowed: {size} bytes, {limit} at most")
+
+
+class _Client(QuickClient):
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():  # its waiter gave up: this is its answer, and nobody else's
+            self._pongs.pop(0)
+            self._pongs_received += 1
+            self._pings_outstanding = 0
+        else:
+            await super()._process_pong()
+
+    async def _process_err(self, err_msg: str) -> None:
+        if PERMISSIONS_ERR in err_msg.lower():
+            await super()._process_err(err_msg)
+            return
+        # nats-py would close for good and tell nobody; whatever it was, a new connection is worth trying
+        error = nats.errors.Error(f"nats: {err_msg}")
+        self._err = error
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
+    def forget_unsent(self) -> None:
+        """Drop what was not flushed when the connection broke: sent later, it would overtake the resend."""
+        self._pending = []
+        self._pending_data_size = 0
+
+
+class Connection:
+    """A hardened client with callbacks for down and up. `live` is true between them."""
+
+    def __init__(self, url: str, name: str, credentials: Credentials | None = None) -> None:
+        """`credentials` None: those that the environment names.
+
+        Raises:
+            UsageError: `url` is no NATS address, or a WebSocket's while aiohttp is not installed.
+        """
+        self.url = check_url(url)
+        # nats-py's own ImportError would be retried without end: its connect loop takes it for an unreachable server.
+        if is_websocket(url) and importlib.util.find_spec("aiohttp") is None:
+            raise UsageError(
+                f"--nats {shown_url(url)}: a WebSocket address (ws, wss) needs the package aiohttp; "
+                "install it: pip install 'signalmesh[wss]'"
+            )
+        self._credentials = credentials_from() if credentials is None else credentials
+        self.name = name
+        self.client = _Client()
+        self._live = asyncio.Event()
+        self.generation = 0
+        self._down: list[Callable[[], None]] = []
+        self._up: list[Callable[[], Awaitable[None]]] = []
+        self._raising: asyncio.Task[None] | None = None
+        self._closed = False
+        self._last_error = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether it is up, and everything that had to be done after a reconnect is done."""
+        return self._live.is_set()
+
+    async def until_live(self) -> None:
+        await self._live.wait()
+
+    def watch(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
+        self._down.append(down)
+        self._up.append(up)
+
+    def unwatch(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
+        with contextlib.suppress(ValueError):
+            self._down.remove(down)
+            self._up.remove(up)
+
+    async def open(self, wait_s: float | None) -> None:
+        """Connect, retrying for `wait_s` seconds (None: for ever).
+
+        Raises:
+            BusUnreachable: nobody answered in that time.
+            NotAdmitted: a server did, and refused our credentials.
+        """
+        connecting = asyncio.create_task(self._connect(), name="nats-connect")
+        try:
+            await asyncio.wait({connecting}, timeout=TELL_S if wait_s is None else wait_s)
+            if not connecting.done() and wait_s is None:
+                log.warning("bus_awaited", nats=shown_url(self.url), problem=self._last_error or "no answer")
+                await asyncio.wait({connecting})
+            if not connecting.done():
+                raise self._unreachable(self._last_error or "no answer")
+            connecting.result()
+        except BaseException as error:
+            # Not a mere cancellation: one that comes together with an answer would be lost inside, and connecting go on
+            # for ever where that answer is a refusal.
+            await end_tasks([connecting])
+            self._closed = True
+            with contextlib.suppress(Exception):
+                await self.client.close()
+            if isinstance(error, (OSError, nats.errors.Error)):
+                raise self._unreachable(str(error) or type(error).__name__) from None
+            raise
+        self.generation += 1
+        self._live.set()
+
+    def _unreachable(self, reason: str) -> BusUnreachable:
+        kind = NotAdmitted if NOT_ADMITTED.search(reason) else BusUnreachable
+        return kind(shown_url(self.url), reason)
+
+    async def _connect(self) -> None:
+        await self.client.connect(
+            urls_of(self.url),
+            name=self.name,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            connect_timeout=2,
+            reconnect_time_wait=cast(int, RECONNECT_WAIT_S),
+            max_reconnect_attempts=-1,
+            ping_interval=cast(int, PING_INTERVAL_S),
+            max_outstanding_pings=MAX_OUTSTANDING_PINGS,
+            pending_size=0,
+            drain_timeout=2,
+            **self._credentials.options(self.url),
+        )
+
+    async def _on_error(self, error: Exception) -> None:
+        told = str(error) or type(error).__name__
+        if not NOT_ADMITTED.search(self._last_error):  # a later attempt may only see that it was cut off
+            self._last_error = told
+        log.debug("nats_error", error=told, connection=self.name)
+
+    async def _on_disconnected(self) -> None:
+        self._live.clear()
+        self.client.forget_unsent()
+        if self._raising is not None:
+            self._raising.cancel()
+        if self._closed:
+            return
+        log.debug("bus_down", connection=self.name)
+        for down in list(self._down):
+            try:
+                down()
+            except Exception:
+                log.exception("down_callback_failed", connection=self.name)
+
+    async def _on_reconnected(self) -> None:
+        self.generation += 1
+        self._raising = asyncio.create_task(self._raise_up(self.generation), name="bus-up")
+
+    async def _raise_up(self, generation: int) -> None:
+        for up in list(self._up):
+            while generation == self.generation and not self._closed:
+                try:
+                    await up()
+                    break
+                except Exception as error:  # noqa: BLE001 - whatever it is, the connection must come up again
+                    log.debug("up_callback_retried", connection=self.name, error=repr(error))
+                    await asyncio.sleep(RETRY_UP_S)
+        if generation == self.generation and self.client.is_connected and not self._closed:
+            self._live.set()
+            log.debug("bus_up", connection=self.name)
+
+    def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
+        """Put one message on the wire; whatever is written in one turn of the event loop goes out together.
+
+        Raises:
+            Disconnected: the connection is down; nothing was sent.
+            Refused: the subject is malformed, or the message larger than the server takes; nothing was sent.
+        """
+        try:
+            self.client.write(subject, data, reply, headers)
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
+        except nats.errors.MaxPayloadError:
+            raise too_large(subject, len(data), self.client.max_payload) from None
+        except nats.errors.Error as error:
+            raise Refused(subject, BAD_REQUEST, str(error)) from None
+
+    async def subscribe(self, subject: str, on_msg: Callable[[Msg], Awaitable[None]]) -> Any:
+        """Subscribe with a callback that is called serially; limits are large, for a dropped message is a gap.
+
+        Raises:
+            Disconnected: this connection has been closed.
+        """
+        try:
+            return await self.client.subscribe(
+                subject, cb=on_msg, pending_msgs_limit=1_000_000, pending_bytes_limit=512 * 1024 * 1024
+            )
+        except nats.errors.ConnectionClosedError:
+            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
+
+    async def subscribe_directly(self, subject: str, on_direct: OnDirect) -> Any:
+        """Subscribe with a function that is called while bytes are read.
+
+        Raises:
+            Disconnected: this connection has been closed.
+        """
+        try:
+            return await self.client.subscribe_directly(subject, on_direct)
+        except nats.errors.ConnectionClosedError:
+            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._live.clear()
+        if self._raising is not None:
+            self._raising.cancel()
+        with contextlib.suppress(Exception):
+            if self.client.is_connected:
+                async with asyncio.timeout(1.0):
+                    await self.client.flush(timeout=1)
+        with contextlib.suppress(Exception):
+            try:
+                await self.client.close()
+            except asyncio.CancelledError:
+                # It waits for the socket's end by a future that it shares with tasks which it has itself cancelled.
+                if is_cancelled():
+                    raise

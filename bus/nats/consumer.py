@@ -1,0 +1,255 @@
+"""Reading a stream in order over NATS: a push consumer of our own, created again whenever order is in doubt."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from bus.errors import BusError, BusTimeout, Refused
+from bus.interface import OnStored, Stored
+from bus.nats.client import STATUS, LazyHeaders, parse_headers
+from bus.nats.jetstream import IDLE_HEARTBEAT_S, STREAM_NOT_FOUND, JetStream
+from bus.utils.aio import end_tasks
+
+READ_BACK_TIMEOUT_S = 10.0
+"""Longest silence while reading back before it is tried again from where it stopped."""
+
+log = structlog.get_logger("signalmesh.bus")
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    subject: str
+    reply: str
+    data: bytes
+    headers: bytes
+
+
+class Reader:
+    """Calls `on_stored` for every message of `filters` from `first` on: each once, in order, for ever.
+
+    A message is handed on while its bytes are read; only behind one whose handling waits for something do the next
+    ones wait in a queue. A gap, a missed heartbeat or a reconnect ends the consumer's generation; the next begins after
+    the last message that was handed on. Late messages of an older generation go to an inbox that nobody hears any more.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        stream: str,
+        filters: tuple[str, ...],
+        first: int,
+        on_stored: OnStored,
+        newest: bool = False,
+    ) -> None:
+        self._jetstream, self._stream, self._filters = jetstream, stream, filters
+        self._next = first
+        self._on_stored = on_stored
+        self._newest = newest
+        self.pending = 0
+        self.generation = 0
+        self._consumer = ""
+        self._subscription: Any = None
+        self._expected = 1
+        self._heard_at = 0.0
+        self._closed = False
+        self._waiting: deque[_Arrived] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        """Handles what takes time, and the queue behind it; None while there is nothing of the kind."""
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Create the first consumer; later ones are made by a task of the reader's own."""
+        self._jetstream.connection.watch(self._on_down, self._on_up)
+        try:
+            await self._begin()
+        except BaseException:
+            await self.close()  # a consumer whose creation was not answered may exist, and would deliver
+            raise
+        self._task = asyncio.create_task(self._supervise(), name=f"reader-{self._stream}")
+
+    def _on_down(self) -> None:
+        self._end_generation()  # whatever still sits in the queue is delivered again by the next consumer
+
+    async def _on_up(self) -> None:
+        self._wanted.set()
+
+    def _end_generation(self) -> None:
+        self.generation += 1
+        self._waiting.clear()
+
+    async def _begin(self) -> None:
+        self._end_generation()
+        generation = self.generation
+        await self._end_worker()  # what takes so long may wait for something that the break has taken away
+        old_name, old = self._consumer, self._subscription
+        if old is not None:
+            with contextlib.suppress(Exception):
+                await old.unsubscribe()
+            self._jetstream.delete_consumer(self._stream, old_name)
+        inbox = self._jetstream.connection.client.new_inbox()
+        self._consumer = inbox.rpartition(".")[2]
+        self._expected = 1
+        self._heard_at = asyncio.get_running_loop().time()
+
+        def on_message(subject: str, reply: str, data: bytes, headers: bytes) -> None:
+            if generation == self.generation and not self._closed:
+                self._take(_Arrived(subject, reply, data, headers))
+
+        self._subscription = await self._jetstream.connection.subscribe_directly(inbox, on_message)
+        pending = await self._jetstream.create_consumer(
+            self._stream, self._consumer, self._filters, self._next, inbox, newest=self._newest
+        )
+        if self._expected == 1:  # else the first messages have overtaken the answer, and know better
+            self.pending = pending
+
+    def _take(self, arrived: _Arrived) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        if self._worker is not None:
+            self._waiting.append(arrived)
+        elif (handling := self._handle(arrived)) is not None:
+            self._worker = asyncio.create_task(self._work(handling), name=f"reading-{self._stream}")
+
+    async def _work(self, handling: Awaitable[None] | None) -> None:
+        try:
+            while True:
+                if handling is not None:
+                    try:
+                        await handling
+                    except Exception:
+                        log.exception("reader_callback_failed", stream=self._stream, sequence=self._next - 1)
+                    self._heard_at = asyncio.get_running_loop().time()
+                if not self._waiting:
+                    return
+                handling = self._handle(self._waiting.popleft())
+        finally:
+            self._worker = None
+
+    async def _end_worker(self) -> None:
+        if self._worker is not None:
+            await asyncio.sleep(0)  # a task that is cancelled before it began would never tell what it was to handle
+        if self._worker is not None:
+            await end_tasks([self._worker])
+
+    def _handle(self, arrived: _Arrived) -> Awaitable[None] | None:
+        """Hand one message on; what comes back must be awaited before the next one."""
+        reply = arrived.reply
+        try:
+            if not reply.startswith("$JS.ACK."):
+                self._on_control(reply, parse_headers(arrived.headers))
+                return None
+            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, with a domain and
+            # an account in front in some set-ups: so counted from the end
+            tokens = reply.split(".")
+            if len(tokens) >= 12:
+                tokens = tokens[:-1]
+            sequence, delivered, stored_ns, pending = map(int, tokens[-4:])
+            if delivered != self._expected:
+                self._doubt(f"expected message {self._expected} of this consumer, got {delivered}")
+                return None
+            self._expected += 1
+            self.pending = pending
+            self._next = sequence + 1
+            headers = LazyHeaders(arrived.headers)
+            return self._on_stored(Stored(arrived.subject, sequence, arrived.data, headers, pending, stored_ns))
+        except Exception:
+            log.exception("reader_callback_failed", stream=self._stream, sequence=self._next - 1)
+            return None
+
+    def _on_control(self, reply: str, headers: dict[str, str]) -> None:
+        status = headers.get(STATUS)
+        if status == "100":
+            if reply := reply or headers.get("Nats-Consumer-Stalled", ""):
+                with contextlib.suppress(BusError):
+                    self._jetstream.connection.write(
+                        reply, b""
+                    )  # reached in the queue: so all before it has been handled
+            if int(headers.get("Nats-Last-Consumer", self._expected - 1)) >= self._expected:
+                self._doubt("gap before a heartbeat")
+        elif status:
+            self._doubt(f"status {status}")
+
+    def _doubt(self, why: str) -> None:
+        log.debug("reader_restarts", stream=self._stream, why=why, next=self._next)
+        self._end_generation()
+        self._wanted.set()
+
+    async def _supervise(self) -> None:
+        while not self._closed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_HEARTBEAT_S):
+                    await self._wanted.wait()
+            silent_s = asyncio.get_running_loop().time() - self._heard_at
+            working = self._worker is not None  # heartbeats wait in the queue behind what is being handled
+            if not self._wanted.is_set() and (working or silent_s < 3 * IDLE_HEARTBEAT_S):
+                continue
+            if not self._jetstream.connection.client.is_connected:
+                self._wanted.clear()  # the reconnect sets it again
+                continue
+            self._wanted.clear()
+            try:
+                await self._begin()
+            except BusError as error:
+                log.debug("reader_retries", stream=self._stream, error=str(error))
+                self._wanted.set()
+                await asyncio.sleep(0.1)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._end_generation()
+        self._jetstream.connection.unwatch(self._on_down, self._on_up)
+        if self._task is not None:
+            await end_tasks([self._task])
+        await self._end_worker()
+        if self._subscription is not None:
+            with contextlib.suppress(Exception):
+                await self._subscription.unsubscribe()
+            self._jetstream.delete_consumer(self._stream, self._consumer)
+
+
+async def collect(
+    jetstream: JetStream, stream: str, filters: tuple[str, ...], first: int, *, newest: bool = False
+) -> list[Stored]:
+    """Everything of `filters` from `first` to the end as it was when asked; `newest`: only each subject's last message.
+
+    Raises:
+        BusTimeout: the server fell silent.
+        Refused: there is no such stream.
+    """
+    found: list[Stored] = []
+    complete = asyncio.Event()
+
+    def on_stored(stored: Stored) -> None:
+        found.append(stored)
+        if stored.pending == 0:
+            complete.set()
+
+    reader = Reader(jetstream, stream, filters, first, on_stored, newest=newest)
+    try:
+        await reader.start()
+    except Refused as error:
+        if error.code == STREAM_NOT_FOUND:
+            raise Refused(stream, error.code, "there is no such stream; `signalmesh up` makes it") from None
+        raise
+    try:
+        while reader.pending or (found and found[-1].pending):
+            seen = len(found)
+            try:
+                async with asyncio.timeout(READ_BACK_TIMEOUT_S):
+                    await complete.wait()
+                    break
+            except TimeoutError:
+                if len(found) == seen:
+                    raise BusTimeout(f"{stream}: reading back stopped after {seen} messages") from None
+    finally:
+        await reader.close()
+    return found

@@ -1,0 +1,202 @@
+"""JetStream over one connection: acknowledged publishing, requests to its API, its error codes, consumers.
+
+Requests to JetStream are written out as JSON here: it is the server's public API, and nats-py's wrappers wait where
+we must pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import orjson
+import structlog
+
+from bus.errors import BusError, BusTimeout, NobodyServes, Refused, WrongSequence
+from bus.interface import Ack, Done, Headers
+from bus.messages import MAX_PAYLOAD_BYTES
+from bus.nats.client import STATUS, parse_headers
+from bus.nats.connection import Connection, too_large
+
+WRONG_LAST_SEQUENCE = 10071
+"""The error code for a lost compare-and-set."""
+IN_PROCESS = 10164
+"""The error code where a cluster cannot judge yet: an earlier message with the same expectation is not stored yet."""
+NO_MESSAGE = 10037
+"""The error code for a subject of which nothing is stored."""
+STREAM_NOT_FOUND = 10059
+NO_LEADER = frozenset({10008, 10009})
+"""The error codes while a cluster has no leader: it will have one in some seconds."""
+NO_RESPONDERS = 503
+"""The status of the empty answer that the server gives where nothing is subscribed."""
+API_TIMEOUT_S = 5.0
+IDLE_HEARTBEAT_S = 0.5
+"""A consumer reports this often when there is nothing to deliver."""
+INACTIVE_THRESHOLD_S = 5.0
+"""The server removes a consumer to which nothing is subscribed after this long."""
+NANOSECOND = 1_000_000_000
+"""Nanoseconds in a second: the unit of durations in the API."""
+
+log = structlog.get_logger("signalmesh.bus")
+
+
+class JetStream:
+    """Publishing, requests and consumers over `connection`, with one inbox for all answers. Call `open` once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._acks: dict[str, tuple[str, Done]] = {}
+        self._asked: dict[str, asyncio.Future[tuple[bytes, Headers]]] = {}
+        self._tokens = 0
+        self._inbox = connection.client.new_inbox() + "."
+        """The prefix of reply subjects; a token behind it tells the answers apart."""
+        connection.watch(self._fail_pending, _nothing)
+
+    async def open(self) -> None:
+        """Subscribe to the inbox.
+
+        Raises:
+            Disconnected: the connection has been closed.
+        """
+        await self.connection.subscribe_directly(self._inbox + "*", self._on_answer)
+
+    def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> str:
+        """Publish without waiting; `done` is called with the answer. Returns the token that `forget` takes.
+
+        Raises:
+            Disconnected: the connection is down; nothing was sent, and `done` is not called.
+        """
+        token = self._token()
+        self._acks[token] = (subject, done)
+        try:
+            if len(data) > MAX_PAYLOAD_BYTES:
+                raise too_large(subject, len(data), MAX_PAYLOAD_BYTES)
+            self.connection.write(subject, data, self._inbox + token, headers)
+        except Refused as error:
+            self._acks.pop(token, None)
+            asyncio.get_running_loop().call_soon(done, error)
+        except BaseException:
+            self._acks.pop(token, None)
+            raise
+        return token
+
+    def forget(self, token: str) -> None:
+        """Ignore the answer to what was sent under `token`."""
+        self._acks.pop(token, None)
+
+    def _token(self) -> str:
+        self._tokens += 1
+        return str(self._tokens)
+
+    def _on_answer(self, inbox: str, _: str, data: bytes, headers: bytes) -> None:
+        token = inbox[len(self._inbox) :]
+        try:
+            if (waiting := self._acks.pop(token, None)) is not None:
+                subject, done = waiting
+                done(_read_ack(data, subject))
+            elif (answer := self._asked.get(token)) is not None and not answer.done():
+                answer.set_result((data, parse_headers(headers)))
+        except Exception:  # whatever is raised here would end the connection
+            log.exception("ack_callback_failed")
+
+    def _fail_pending(self) -> None:
+        pending, self._acks = self._acks, {}
+        for _, done in pending.values():
+            done(BusTimeout("the connection broke before the answer came"))
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(BusTimeout("the connection broke before the answer came"))
+
+    async def api(self, verb: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
+        """One request to JetStream's API, `$JS.API.{verb}`.
+
+        Raises:
+            Refused: with JetStream's error code.
+            BusTimeout: no answer, or the cluster is about to elect a leader.
+        """
+        data = b"" if body is None else orjson.dumps(body)
+        reply = orjson.loads(await self.request(f"$JS.API.{verb}", data, timeout_s))
+        if error := reply.get("error"):
+            code = error.get("err_code", error.get("code", 0))
+            if code in NO_LEADER:
+                raise BusTimeout(f"{verb}: {error.get('description', '')}")
+            raise Refused(verb, code, error.get("description", ""))
+        answer: dict[str, Any] = reply
+        return answer
+
+    async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
+        """Core request.
+
+        Raises:
+            BusTimeout: no answer within `timeout_s` seconds.
+            NobodyServes: nothing is subscribed to `subject`.
+        """
+        return (await self._ask(subject, data, timeout_s))[0]
+
+    async def _ask(self, subject: str, data: bytes, timeout_s: float) -> tuple[bytes, Headers]:
+        token = self._token()
+        answer = self._asked[token] = asyncio.get_running_loop().create_future()
+        try:
+            self.connection.write(subject, data, self._inbox + token)
+            async with asyncio.timeout(timeout_s):
+                data, headers = await answer
+        except TimeoutError:
+            raise BusTimeout(f"{subject}: no answer within {timeout_s} s") from None
+        finally:
+            del self._asked[token]
+        if not data and headers.get(STATUS) == str(NO_RESPONDERS):
+            raise NobodyServes(subject)
+        return data, headers
+
+    async def create_consumer(
+        self, stream: str, name: str, filters: tuple[str, ...], first: int, deliver: str, *, newest: bool = False
+    ) -> int:
+        """Make an ephemeral, unacknowledged, flow-controlled push consumer; returns how many messages await it.
+
+        `first` is the sequence to begin at; `newest` delivers only the last message of each subject. In a secured swarm
+        only a trusted role calls this: a consumer's deliver subject bypasses subscribe permissions.
+        """
+        policy: dict[str, Any] = {"deliver_policy": "all"}
+        if newest:
+            policy = {"deliver_policy": "last_per_subject"}
+        elif first > 1:
+            policy = {"deliver_policy": "by_start_sequence", "opt_start_seq": first}
+        config = {
+            "name": name,
+            **policy,
+            "filter_subjects": list(filters),
+            "deliver_subject": deliver,
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "replay_policy": "instant",
+            "flow_control": True,
+            "idle_heartbeat": int(IDLE_HEARTBEAT_S * NANOSECOND),
+            "inactive_threshold": int(INACTIVE_THRESHOLD_S * NANOSECOND),
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        info = await self.api(f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config})
+        pending: int = info["num_pending"]
+        return pending
+
+    def delete_consumer(self, stream: str, name: str) -> None:
+        """Remove a consumer; the server would do it itself after INACTIVE_THRESHOLD_S."""
+        with contextlib.suppress(BusError):
+            self.connection.write(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
+
+
+async def _nothing() -> None:
+    """Subscriptions are renewed by the client itself."""
+
+
+def _read_ack(data: bytes, subject: str) -> Ack | BusError:
+    if not data:
+        return Refused(subject, NO_RESPONDERS, "no stream takes this subject now")
+    reply = orjson.loads(data)
+    if error := reply.get("error"):
+        code = error.get("err_code", error.get("code", 0))
+        if code == WRONG_LAST_SEQUENCE:
+            return WrongSequence(subject, error.get("description", ""))
+        return Refused(subject, code, error.get("description", ""))
+    return Ack(reply["seq"], bool(reply.get("duplicate")))

@@ -1,0 +1,148 @@
+"""Creation and checking of the swarm's stream and buckets on a NATS server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bus.errors import Refused, UsageError
+from bus.nats.bus import NatsBus
+from bus.nats.jetstream import NANOSECOND, STREAM_NOT_FOUND
+
+OLDEST_SERVER = (2, 12)
+"""Per-message TTLs and the transform-and-republish pair are relied on from here."""
+MEMORY_TTL_S = 3600
+DUPLICATE_WINDOW_S = 120
+"""How long a repetition is recognised by its id; never more than the maximal age, which the server would refuse."""
+FIXED = ("subjects", "subject_transform", "republish", "storage", "deny_delete", "allow_rollup_hdrs")
+"""What a stream must have as this version makes it; all else can be brought up to date."""
+LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas")
+STREAM_NAME_IN_USE = 10058
+NO_ROOM_FOR_REPLICAS = frozenset({10005, 10074})
+"""JetStream's error codes where there are fewer servers than replicas."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """How much the stream keeps: by age in seconds and by size in bytes, whichever comes first.
+
+    `replicas` servers of a cluster keep it, and the buckets.
+    """
+
+    max_age_s: float = 7 * 24 * 3600.0
+    max_bytes: int = 1 << 30
+    replicas: int = 1
+
+
+def wanted_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
+    """Configurations, as JetStream's API takes them, of the streams and buckets that this version makes."""
+    subjects = bus.subjects
+    write, read = f"in.{subjects.ns}.>", f"{subjects.ns}.>"
+    common = {"storage": "file", "num_replicas": settings.replicas, "allow_direct": True, "allow_rollup_hdrs": False}
+    events = {
+        **common,
+        "name": subjects.stream,
+        "subjects": [write],
+        "subject_transform": {"src": write, "dest": read},
+        "republish": {"src": read, "dest": read},
+        "retention": "limits",
+        "discard": "old",
+        "deny_delete": True,
+        "deny_purge": True,
+        "allow_msg_ttl": True,
+        "max_age": int(settings.max_age_s * NANOSECOND),
+        "max_bytes": settings.max_bytes,
+        "duplicate_window": int(min(settings.max_age_s or DUPLICATE_WINDOW_S, DUPLICATE_WINDOW_S) * NANOSECOND),
+    }
+    buckets = [
+        {
+            **common,
+            "name": f"KV_{bucket}",
+            "subjects": [f"$KV.{bucket}.>"],
+            "max_msgs_per_subject": 1,
+            "discard": "new",
+            "deny_delete": True,
+            "allow_msg_ttl": True,
+            "max_age": age_s * NANOSECOND,
+            "duplicate_window": DUPLICATE_WINDOW_S * NANOSECOND,
+        }
+        for bucket, age_s in (
+            (subjects.state_bucket, 0),
+            (subjects.memory_bucket, MEMORY_TTL_S),
+            (subjects.registry_bucket, 0),
+        )
+    ]
+    return [events, *buckets]
+
+
+async def check_server(bus: NatsBus) -> None:
+    """Refuse a server that is too old or has no JetStream.
+
+    Raises:
+        UsageError: naming what is there and what is needed.
+    """
+    client = bus.connection.client
+    version = client.connected_server_version
+    if (version.major, version.minor) < OLDEST_SERVER:
+        raise UsageError(
+            f"the nats-server at {bus.url} is {version.major}.{version.minor}.{version.patch}; "
+            f"expected {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer: upgrade it, or leave out --nats to use the "
+            "embedded one"
+        )
+    if not client._server_info.get("jetstream"):  # noqa: SLF001 - the client has no public name for it
+        raise UsageError(f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream")
+
+
+async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> None:
+    """Create what is missing and bring limits up to date.
+
+    Raises:
+        UsageError: a stream of that name exists with another purpose, or the server is unfit.
+    """
+    await check_server(bus)
+    for wanted in wanted_streams(bus, settings or StreamLimits()):
+        name = wanted["name"]
+        try:
+            await bus.api(f"STREAM.CREATE.{name}", wanted)
+            continue
+        except Refused as error:
+            if error.code in NO_ROOM_FOR_REPLICAS:
+                raise _too_few_servers(bus, name, wanted["num_replicas"], error) from None
+            if error.code != STREAM_NAME_IN_USE:
+                raise UsageError(
+                    f"the server at {bus.url} would not create the stream {name}: {error.description}; "
+                    "is another swarm or program using its subjects or all of its storage?"
+                ) from None
+        found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+        for key in FIXED:
+            if key in wanted and (found.get(key) or False) != wanted[key]:  # what is false is left out by the server
+                raise UsageError(
+                    f"stream {name} at {bus.url} has another {key} ({found.get(key)!r}) than expected "
+                    f"({wanted[key]!r}): choose another swarm name, or remove that stream"
+                )
+        try:
+            limits = {key: wanted[key] for key in LIMITS if key in wanted}
+            if any(found.get(key) != value for key, value in limits.items()):
+                await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
+        except Refused as error:
+            if error.code in NO_ROOM_FOR_REPLICAS:
+                raise _too_few_servers(bus, name, wanted["num_replicas"], error) from None
+            raise UsageError(f"stream {name} at {bus.url}: {error.description}") from None
+
+
+def _too_few_servers(bus: NatsBus, name: str, replicas: int, error: Refused) -> UsageError:
+    return UsageError(
+        f"stream.replicas = {replicas}: the server at {bus.url} would not keep {name} so many times "
+        f"({error.description}): name a cluster of {replicas} servers or more with --nats, or set fewer replicas"
+    )
+
+
+async def streams_exist(bus: NatsBus) -> bool:
+    """Whether this swarm's stream is there."""
+    try:
+        await bus.bounds()
+    except Refused as error:
+        if error.code == STREAM_NOT_FOUND:
+            return False
+        raise
+    return True

@@ -1,0 +1,1 @@
+"""Logs and OpenTelemetry spans of any process."""

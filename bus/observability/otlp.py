@@ -1,0 +1,90 @@
+"""OpenTelemetry's OTLP exporters, by signal and protocol, and why they fail. Imported only where something is exported.
+
+The exporters read the standard variables themselves: endpoint, headers, time-out, compression, certificates.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections import deque
+from typing import Any
+
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+from bus.observability.otel_env import PACKAGES, Signal
+
+__all__ = ["Complaints", "make_exporter", "make_resource"]
+
+EXPORTERS = {
+    "traces": ("trace_exporter", "OTLPSpanExporter"),
+    "metrics": ("metric_exporter", "OTLPMetricExporter"),
+}
+SILENT = logging.NullHandler()
+"""Stays when nobody listens any more: logging itself would print what a retry that is broken off still says."""
+HEADERS_LOGGER = "opentelemetry.util.re"
+"""It tells of headers that it cannot read, and shows them: they are secrets."""
+
+
+class Complaints(logging.Handler):
+    """Keeps what the exporters log about failures, in the place of printing each one; the newest two.
+
+    Of an exception only the type is kept, and nothing in front of an @: either could show a secret of the endpoint.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._kept: deque[str] = deque(maxlen=2)
+        logger = logging.getLogger("opentelemetry")
+        logger.propagate = False
+        logger.setLevel(logging.WARNING)  # whatever is to be logged of all else
+        logger.addHandler(SILENT)
+        logger.addHandler(self)
+
+    @property
+    def newest(self) -> str:
+        """Empty where nothing was said."""
+        return " ".join(self._kept)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == HEADERS_LOGGER:
+            return
+        arguments = tuple(map(_harmless, record.args)) if isinstance(record.args, tuple) else ()
+        text = record.msg % arguments if arguments else str(record.msg)
+        if text not in self._kept:
+            self._kept.append(text)
+
+    def close(self) -> None:
+        logging.getLogger("opentelemetry").removeHandler(self)
+        super().close()
+
+
+def _harmless(argument: Any) -> Any:
+    if isinstance(argument, BaseException):
+        return type(argument).__name__
+    return argument.rpartition("@")[2] if isinstance(argument, str) else argument
+
+
+def make_exporter(protocol: str, signal: Signal) -> Any:
+    """The SDK's exporter of `signal`: a SpanExporter or a MetricExporter.
+
+    Raises:
+        ValueError: there is none for that protocol, or it is not installed.
+    """
+    package = PACKAGES.get(protocol)
+    if package is None:
+        raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: expected {' or '.join(PACKAGES)}")
+    module, name = EXPORTERS[signal]
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else its core prints lines of its own, between those of our log
+    try:
+        return getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), name)()
+    except ModuleNotFoundError:
+        if package != "grpc":
+            raise
+        raise ValueError("OTLP over gRPC is not installed: pip install 'signalmesh[grpc]'") from None
+
+
+def make_resource(attributes: dict[str, Any]) -> Resource:
+    """What exports; what the environment says of it wins over `attributes`."""
+    return Resource.create({**attributes, **OTELResourceDetector().detect().attributes})

@@ -1,0 +1,154 @@
+"""Finished spans on their way out: a bounded queue, and a thread that exports them. It never holds anybody up.
+
+A collector that is dead, slow or refusing costs spans: they are counted, and told of now and then.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+
+from bus.observability.otel_env import Settings
+from bus.observability.spans import Span
+
+CLOSE_S = 1.0
+"""How long the end of a process waits for the rest to be exported."""
+TELL_S = 60.0
+"""Dropped spans are told of at most this often."""
+
+log = structlog.get_logger("signalmesh.tracing")
+
+
+class Export(Protocol):
+    """What sends spans out, from one thread."""
+
+    @property
+    def why(self) -> str:
+        """Why the newest ones were lost, as far as it knows; else empty."""
+
+    def send(self, spans: list[Span]) -> bool:
+        """Export them and wait for the answer; False if they are lost."""
+
+    def shutdown(self) -> None:
+        """Give up what is under way; called from another thread."""
+
+
+class SpanQueue:
+    """Takes spans from the loop's thread and has a thread of its own export them; that starts with the first span."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        resource: Callable[[], dict[str, Any]],
+        make_export: Callable[[Settings, dict[str, Any]], Export],
+    ) -> None:
+        self._settings, self._resource, self._make_export = settings, resource, make_export
+        self._queue: deque[Span] = deque()
+        self._there = threading.Event()
+        self._urgent = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._export: Export | None = None
+        self._overflowed = 0
+        self._lost = 0
+        self._told = 0
+        self._told_at = -TELL_S
+        self.exported = 0
+
+    @property
+    def dropped(self) -> int:
+        """Spans given up so far: for lack of room, or because the collector did not take them."""
+        return self._overflowed + self._lost
+
+    def put(self, span: Span) -> None:
+        """Take a span, or drop it where there is no room."""
+        if self._stopping or len(self._queue) >= self._settings.queue_spans:
+            span.settled = True
+            self._overflowed += 1
+            self._tell("the queue is full" if not self._stopping else "this process is ending")
+            return
+        self._queue.append(span)
+        self._idle.clear()  # after it: the thread may just have found the queue empty
+        if self._thread is None:
+            context = contextvars.copy_context()  # whose log lines they are
+            self._thread = threading.Thread(target=context.run, args=(self._run,), name="spans", daemon=True)
+            self._thread.start()
+        if not self._there.is_set():
+            self._there.set()
+        elif len(self._queue) >= self._settings.batch_spans and not self._urgent.is_set():
+            self._urgent.set()
+
+    def _run(self) -> None:
+        try:
+            self._export = self._make_export(self._settings, self._resource())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost more than the spans
+            log.error("tracing_failed", problem=f"{type(error).__name__}: {error}", lost="all spans of this process")  # noqa: TRY400
+        while True:
+            self._there.wait()
+            if not self._stopping:
+                self._urgent.wait(self._settings.delay_s)
+            self._urgent.clear()
+            self._there.clear()  # before the queue is emptied: what comes later sets it again
+            while self._queue:
+                count = min(len(self._queue), self._settings.batch_spans)
+                self._send([self._queue.popleft() for _ in range(count)])
+            if not self._there.is_set():
+                self._idle.set()
+            if self._stopping:
+                return
+
+    def _send(self, spans: list[Span]) -> None:
+        done, why = False, "there is nothing to export them with"
+        try:
+            if self._export is not None:
+                done = self._export.send(spans)
+                why = self._export.why or "the collector did not take them"
+        except Exception as error:  # noqa: BLE001 - as above
+            why = f"{type(error).__name__}: {error}"
+        for span in spans:
+            span.settled = True
+        if done:
+            self.exported += len(spans)
+        else:
+            self._lost += len(spans)
+            self._tell(why)
+
+    def _tell(self, why: str) -> None:
+        at = time.monotonic()
+        if at - self._told_at >= TELL_S:
+            more, self._told, self._told_at = self.dropped - self._told, self.dropped, at
+            log.warning("spans_dropped", dropped=more, in_all=self.dropped, why=why)
+
+    def hurry(self) -> None:
+        """Have what there is exported without waiting for more."""
+        self._urgent.set()
+
+    def flush(self, timeout_s: float = CLOSE_S) -> bool:
+        """Wait, in a thread that may, until all that was taken is exported or lost; whether it is."""
+        if not self._idle.is_set():
+            self.hurry()
+        return self._idle.wait(timeout_s)
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Export the rest, waiting no longer than this; then give up."""
+        self._stopping = True
+        if self._thread is None:
+            return
+        self._there.set()
+        self._urgent.set()
+        self._thread.join(timeout_s)
+        left = len(self._queue)
+        if self._thread.is_alive():
+            if self._export is not None:
+                self._export.shutdown()
+            self._overflowed += left
+        if self.dropped > self._told:
+            log.warning("spans_dropped", dropped=self.dropped - self._told, in_all=self.dropped, why="the end")

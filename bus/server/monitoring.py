@@ -1,0 +1,122 @@
+"""What a nats-server reports of itself: on its port, in the file of its ports, and over HTTP.
+
+A server that met an error of its disk stores nothing more until it is restarted, room or not. It goes on answering
+meanwhile, and only its health shows it: publishers see time-outs. `keep_storing` ends such a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["keep_storing", "listed", "read_info", "read_monitoring", "write_error"]
+
+LOOK_S = 1.0
+ROOM_BYTES = 8 << 20
+"""Free bytes from which on a new start is worth trying."""
+
+
+def listed(directory: Path, pid: int, service: str) -> str | None:
+    """Where the server `pid` serves `service` (`nats`, `monitoring`), by the file in `directory` that it writes when
+    it listens; None before, and where it does not serve it.
+    """
+    for path in directory.glob(f"*_{pid}.ports"):
+        with contextlib.suppress(ValueError, LookupError, OSError, TypeError):  # not wholly written yet
+            return str(json.loads(path.read_text())[service][0])
+    return None
+
+
+async def read_info(host: str, port: int) -> dict[str, Any] | None:
+    """What a NATS server introduces itself with; None when nobody, or something else, answers within half a second."""
+    writer = None
+    try:
+        async with asyncio.timeout(0.5):
+            reader, writer = await asyncio.open_connection(host, port)
+            line = await reader.readline()
+        info = json.loads(line.removeprefix(b"INFO ")) if line.startswith(b"INFO ") else None
+    except (OSError, ValueError):  # TimeoutError is an OSError
+        return None
+    finally:
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+    return info if isinstance(info, dict) else None
+
+
+async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
+    """What a server answers over HTTP (`path`: `varz`, `healthz` …); None when it does not within two seconds."""
+    import urllib.error
+    import urllib.request
+
+    def read() -> dict[str, Any] | None:
+        try:
+            with urllib.request.urlopen(f"{url}/{path}", timeout=2) as answer:  # noqa: S310 - the server said this URL
+                found = json.loads(answer.read())
+        except urllib.error.HTTPError as error:  # an answer as well: that of one that is not well
+            with error, contextlib.suppress(OSError, ValueError):
+                found = json.loads(error.read())
+                return found if isinstance(found, dict) else None
+            return None
+        except (OSError, ValueError):  # urllib's errors are OSErrors
+            return None
+        return found if isinstance(found, dict) else None
+
+    return await asyncio.to_thread(read)
+
+
+class Restartable(Protocol):
+    """A supervised server (bus.server.supervisor.NatsServer)."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def directory(self) -> Path: ...
+
+    def kill(self) -> None: ...
+
+
+async def write_error(directory: Path, pid: int) -> str | None:
+    """What keeps the server `pid`, whose directory this is, from storing; None when nothing does, as far as it says."""
+    url = await asyncio.to_thread(listed, directory, pid, "monitoring")
+    found = None if url is None else await read_monitoring(url, "healthz")
+    problem = str((found or {}).get("error", ""))
+    return problem if "write error" in problem else None
+
+
+def has_room(directory: Path) -> bool:
+    """Whether something can be written there."""
+    trial = directory / "trial"
+    try:
+        found = os.statvfs(directory)
+        trial.write_bytes(bytes(4096))
+    except OSError:
+        return False
+    else:
+        return found.f_bavail * found.f_frsize >= ROOM_BYTES
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+async def keep_storing(server: Restartable, on_error: Callable[[int, str], None]) -> None:
+    """Call `on_error` (pid, problem) when the server stores nothing more, and kill it when there is room: whoever
+    supervises it starts it again. For ever.
+    """
+    told = None
+    while True:
+        await asyncio.sleep(LOOK_S)
+        pid = server.pid
+        problem = None if pid is None else await write_error(server.directory, pid)
+        if pid is None or problem is None:
+            continue
+        if told != pid:
+            told = pid
+            on_error(pid, problem)
+        if await asyncio.to_thread(has_room, server.directory) and server.pid == pid:
+            server.kill()

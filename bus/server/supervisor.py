@@ -1,0 +1,359 @@
+"""The embedded nats-server: configured, started, watched, restarted on the same port and store, stopped.
+
+It owns the server process and the directory `state_dir/nats` (configuration, store, logs, a lock against a second
+server on the same store). It does not own streams, clients, or the record of which swarm runs where; the program
+itself is found and checked by bus/server/binary.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+from bus.errors import BusError, UsageError
+from bus.server.binary import find_binary, server_version
+from bus.server.config import HOST, Durability, configuration
+from bus.server.monitoring import keep_storing, listed, read_info
+from bus.utils.aio import end_tasks
+from bus.utils.file_lock import take_lock
+from bus.utils.processes import die_with_parent
+
+__all__ = [
+    "NatsServer",
+    "ServerDied",
+    "ServerEvent",
+    "ServerNotStoring",
+    "ServerRestartFailed",
+    "ServerRestarted",
+    "find_binary",
+    "server_version",
+]
+
+DEFAULT_PORT = 4222
+START_TIMEOUT_S = 30.0
+"""A server that recovers a large store answers late; one that does not start at all usually exits at once."""
+STOP_GRACE_S = 5.0
+"""From SIGTERM to SIGKILL."""
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
+"""Pause before a restart: doubled at each death in a row, up to the second."""
+STEADY_S = 10.0
+"""A server that was up for so long is forgiven its earlier deaths."""
+LOCK_TIMEOUT_S = 2.0
+"""A server whose parent was killed needs a moment to end and to let go of its store."""
+LOG_TAIL_LINES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerDied:
+    """The server ended unasked; `returncode` is negative for a signal. It is started again in `retry_s` seconds."""
+
+    pid: int
+    returncode: int
+    up_s: float
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRestarted:
+    """The server answers again, `down_s` seconds after its end was noticed."""
+
+    pid: int
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRestartFailed:
+    """A restart did not succeed; the next one follows in `retry_s` seconds."""
+
+    problem: str
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerNotStoring:
+    """The server lives, but has met an error of its disk; it is started again when there is room."""
+
+    pid: int
+    problem: str
+
+
+ServerEvent = ServerDied | ServerRestarted | ServerRestartFailed | ServerNotStoring
+
+
+def next_backoff_s(previous_s: float | None, up_s: float) -> float:
+    """Pause before the next restart of a server that was up for `up_s` seconds; `previous_s` was the last pause."""
+    if previous_s is None or up_s >= STEADY_S:
+        return FIRST_BACKOFF_S
+    return min(previous_s * 2, LAST_BACKOFF_S)
+
+
+class NatsServer:
+    """One nats-server on this machine, from `start` (or `async with`) to `stop`. Run `supervise` to keep it up.
+
+    Start it from the main thread: the kernel ends the server with the thread that started it (see bus.utils.processes).
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        port: int = DEFAULT_PORT,
+        durability: Durability = "process",
+        binary: Path | None = None,
+    ) -> None:
+        """Prepare it; nothing is touched before `start`. Port 0 takes a free one, and keeps it over restarts."""
+        if not 0 <= port <= 65535:
+            raise UsageError(f"--port {port}: expected 0 (any free port) to 65535")
+        self.port = port
+        self.version: tuple[int, int, int] | None = None
+        self._binary = binary
+        self._durability = durability
+        self._directory = state_dir / "nats"  # made absolute in `start`: asking for the working directory blocks
+        self._log_from = 0
+        self._name = f"signalmesh-{secrets.token_hex(4)}"  # tells it from another server on the same port
+        self._lock: IO[str] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._up_since = 0.0
+        self._stopping = asyncio.Event()
+        self._spawning = asyncio.Lock()
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None while it is down."""
+        process = self._process
+        return None if process is None or process.returncode is not None else process.pid
+
+    @property
+    def directory(self) -> Path:
+        """Its configuration, log and store; absolute once it is started."""
+        return self._directory
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs; `supervise` starts it again."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    @property
+    def _log(self) -> Path:
+        return self._directory / "nats.log"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the server and return when clients and JetStream requests are answered.
+
+        Raises:
+            UsageError: no binary, too old a one, a port in use, a store in use by another server.
+            BusError: it did not come up; the message ends with its last words.
+        """
+        self._stopping = asyncio.Event()
+        if self._binary is None:
+            self._binary = await asyncio.to_thread(find_binary)
+        self.version = await asyncio.to_thread(server_version, self._binary)
+        try:
+            self._lock = await asyncio.to_thread(self._take_lock)
+            await self._launch()
+        except BaseException:
+            await asyncio.shield(self.stop())
+            raise
+
+    async def wait(self) -> int:
+        """Exit status of the present server process, once it has ended."""
+        if self._process is None:
+            raise RuntimeError("the server is not started")
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """End the server: SIGTERM, and SIGKILL after STOP_GRACE_S. Also ends `supervise`. May be called twice."""
+        self._stopping.set()
+        async with self._spawning:
+            process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                async with asyncio.timeout(STOP_GRACE_S):
+                    await process.wait()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    async def supervise(self, on_event: Callable[[ServerEvent], None] = lambda _: None) -> None:
+        """Restart the server, on the same port and store, each time it ends unasked. Returns after `stop`."""
+        storing = asyncio.create_task(
+            keep_storing(self, lambda pid, problem: on_event(ServerNotStoring(pid=pid, problem=problem))),
+            name="nats-server storing",
+        )
+        try:
+            await self._supervise(on_event)
+        finally:
+            await end_tasks([storing])
+
+    async def _supervise(self, on_event: Callable[[ServerEvent], None]) -> None:
+        stopping = self._stopping  # of this start: a later one has another
+        backoff_s: float | None = None
+        while True:
+            status = await self.wait()
+            if stopping.is_set():
+                return
+            died_at = time.monotonic()
+            up_s = died_at - self._up_since
+            backoff_s = next_backoff_s(backoff_s, up_s)
+            pid = self._process.pid if self._process else 0
+            on_event(ServerDied(pid=pid, returncode=status, up_s=up_s, retry_s=backoff_s))
+            while not await _is_set_within(stopping, backoff_s):
+                try:
+                    await self._launch()
+                except (UsageError, BusError, OSError) as error:
+                    await self._kill_half_started()
+                    if stopping.is_set():
+                        return
+                    backoff_s = next_backoff_s(backoff_s, 0)
+                    on_event(ServerRestartFailed(problem=str(error), retry_s=backoff_s))
+                else:
+                    on_event(ServerRestarted(pid=self.pid or 0, down_s=time.monotonic() - died_at))
+                    break
+            else:
+                return
+
+    async def _kill_half_started(self) -> None:
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    def _take_lock(self) -> IO[str]:
+        """Lock the store. The server inherits the lock, so that it is held as long as either of us lives."""
+        self._directory = self._directory.absolute()
+        try:
+            lock = take_lock(self._directory / "lock", LOCK_TIMEOUT_S)
+        except OSError as error:
+            raise UsageError(f"--state-dir: {self._directory}: {error.strerror}; choose another directory") from None
+        if lock is None:
+            raise UsageError(
+                f"{self._directory} is in use by another server; end that swarm with `signalmesh down`, "
+                "or choose another directory with --state-dir"
+            )
+        return lock
+
+    def _write_config(self) -> Path:
+        for stale in self._directory.glob("*.ports"):
+            stale.unlink()
+        path = self._directory / "nats.conf"
+        path.write_text(
+            configuration(
+                name=self._name,
+                port=self.port,
+                directory=self._directory,
+                log=self._log,
+                durability=self._durability,
+            )
+        )
+        self._log_from = self._log.stat().st_size if self._log.exists() else 0
+        return path
+
+    async def _launch(self) -> None:
+        """One start: write the configuration, spawn, wait until it answers; `port` is set from what it listens on."""
+        config = await asyncio.to_thread(self._write_config)
+        async with self._spawning:
+            if self._stopping.is_set():
+                raise BusError("nats-server: stopped while starting")
+            self._process = await asyncio.create_subprocess_exec(
+                str(self._binary),
+                "-c",
+                str(config),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # it writes its log itself
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal must not end it before its clients have drained
+                pass_fds=[self._lock.fileno()] if self._lock else [],
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+        process = self._process
+        ended = asyncio.create_task(process.wait(), name="nats-server end")
+        ready = asyncio.create_task(self._ready(process.pid), name="nats-server ready")
+        try:
+            await asyncio.wait({ended, ready}, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                self.port = ready.result()
+                self._up_since = time.monotonic()
+                return
+            problem = f"ended with status {ended.result()}" if ended.done() else f"no answer in {START_TIMEOUT_S} s"
+        finally:
+            for task in (ended, ready):
+                task.cancel()
+            await asyncio.gather(ended, ready, return_exceptions=True)
+        tail = await asyncio.to_thread(self._log_tail)
+        if any("address already in use" in line for line in tail):
+            raise UsageError(await _port_in_use(self.port))
+        said = "".join(f"\n  {line}" for line in tail) or " nothing"
+        raise BusError(f"nats-server {self._binary} {problem}; its log {self._log} says:{said}")
+
+    async def _ready(self, pid: int) -> int:
+        """The port, once the server says where it listens and introduces itself there with JetStream."""
+        while True:
+            port = await asyncio.to_thread(self._listening_port, pid)
+            if port is not None:
+                info = await read_info(HOST, port)
+                if info is not None and info.get("server_name") == self._name and info.get("jetstream"):
+                    return port
+            await asyncio.sleep(0.005)
+
+    def _listening_port(self, pid: int) -> int | None:
+        """The port in the file that the server writes when it listens; None before."""
+        url = listed(self._directory, pid, "nats")
+        return None if url is None else int(url.rsplit(":", 1)[1])
+
+    def _log_tail(self) -> list[str]:
+        """Last lines of what this start has logged."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._log_from if self._log.stat().st_size >= self._log_from else 0)
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+        return lines[-LOG_TAIL_LINES:]
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _port_in_use(port: int) -> str:
+    info = await read_info(HOST, port)
+    if info is None:
+        return f"--port {port}: another program listens there; --port 0 picks a free one"
+    who = f"nats-server {info.get('version', '?')}, named {info.get('server_name', '?')}"
+    return (
+        f"--port {port}: another NATS server listens there ({who}); --port 0 picks a free one, "
+        f"and --nats nats://{HOST}:{port} uses that server"
+    )

@@ -1,0 +1,1 @@
+"""An in-memory bus and a fault-injecting TCP proxy."""

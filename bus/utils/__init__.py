@@ -1,0 +1,1 @@
+"""Processes, file locks, asyncio tasks, terminal escapes; no project imports but errors."""

@@ -1,0 +1,1 @@
+"""`audit`: is everything that was stored complete and in order?"""

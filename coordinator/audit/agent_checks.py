@@ -1,0 +1,220 @@
+"""What must hold of one agent's messages, looked at one after another: numbers, ids, causes, claims and fence; and of
+its snapshot and registry record. Constant memory: nothing but counters and the last value of each is kept.
+
+`cut` is always the end of the last stretch of the stream that is gone for a known reason (0: nothing is): what was in
+it proves nothing.
+"""
+
+from __future__ import annotations
+
+from bus.durable.registry import Record
+from bus.durable.snapshots import Snapshot
+from bus.interface import Stored
+from bus.messages import Epoch, Message
+from bus.messages import headers as h
+from coordinator.audit.models import AgentAudit, Findings, SnapshotAudit
+
+MAX_SKIPPED = 4096
+"""Recorded skips of an agent that its causes are held against."""
+
+
+class AgentChecks:
+    """The checks of one agent (or of the watchdog, whose claims are terms)."""
+
+    def __init__(self, name: str, findings: Findings, snapshot: Snapshot | None, record: Record | None) -> None:
+        self.name = name
+        self.audit = AgentAudit()
+        self._findings = findings
+        self._snapshot, self._record = snapshot, record
+        self._claim = 0
+        self._cause = 0
+        self._produces = False
+        self._skipped: set[int] = set()
+        self._implied: int | None = None
+        self._implied_at = 0
+        self._output_at = 0
+        self._counted: int | None = None
+        self._record_claim: str | None = None
+
+    @property
+    def claimed(self) -> bool:
+        return self._claim > 0
+
+    def _problem(self, check: str, stored: Stored, expected: object, found: object, text: str) -> None:
+        self._findings.problem(
+            check,
+            f"{self.name}: message {stored.sequence} under {stored.subject}: {text}",
+            agent=self.name,
+            subject=stored.subject,
+            sequences=[stored.sequence],
+            expected=expected,
+            found=found,
+        )
+
+    # -- message by message
+
+    def on_claim(self, stored: Stored, message: Message | None, cut: int) -> None:
+        """A message on the agent's epoch subject: its claim, whatever it says (the server looks at nothing else)."""
+        expected = h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE)
+        if expected is not None and expected != self._claim and not self._claim < expected <= cut:
+            text = f"it follows claim {self._claim or 'none'}, but was made to follow {expected or 'none'}"
+            self._problem("claims", stored, self._claim, expected, text)
+        self._claim = stored.sequence
+        self.audit.claims += 1
+        if self._record is not None and self._record.epoch == stored.sequence and isinstance(message, Epoch):
+            self._record_claim = message.claim
+
+    def check_epoch(self, stored: Stored, cut: int) -> None:
+        """The epoch that a message carries is that of the newest claim where it stands in the stream."""
+        epoch = h.number(stored.headers, h.EPOCH)
+        if epoch is None:
+            self._problem("fence", stored, self._claim, "none", f"it carries no epoch ({h.EPOCH})")
+        elif epoch != self._claim and not self._claim < epoch <= cut:
+            if epoch < self._claim:
+                text = f"stored under epoch {epoch} although {self._claim} was claimed before: the fence did not hold"
+            else:
+                text = f"stored under epoch {epoch}, which nobody had claimed (the last claim is {self._claim})"
+            self._problem("fence", stored, self._claim, epoch, text)
+        elif h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE) != epoch:
+            found = stored.headers.get(h.EXPECTED_LAST_SUBJECT_SEQUENCE, "none")
+            text = f"it carries no fence for its epoch {epoch} ({h.EXPECTED_LAST_SUBJECT_SEQUENCE}: {found})"
+            self._problem("fence", stored, epoch, found, text)
+
+    def on_output(self, stored: Stored, cut: int) -> None:
+        """A numbered output."""
+        audit = self.audit
+        audit.outputs += 1
+        number = h.number(stored.headers, h.OUTPUT)
+        self.check_epoch(stored, cut)
+        if number is None:
+            found = stored.headers[h.OUTPUT]
+            self._problem("outputs", stored, (audit.last or 0) + 1, found, f"{h.OUTPUT} is no number: {found!r}")
+            return
+        wanted_id, msg_id = f"{self.name}:{number}", stored.headers.get(h.MSG_ID, "none")
+        if msg_id != wanted_id:
+            self._problem("ids", stored, wanted_id, msg_id, f"output {number} has the id {msg_id}, not {wanted_id}")
+        if audit.last is None:
+            audit.first = number
+        expected = (audit.last or 0) + 1
+        if self._output_at < cut:
+            expected = max(expected, number)
+        if number < expected:
+            audit.doubled += 1
+            text = f"output {number} once more, or out of order: {expected} was next"
+            self._problem("outputs", stored, expected, number, text)
+            return
+        if number > expected:
+            audit.gaps += number - expected
+            missing = f"output {expected} is" if number == expected + 1 else f"outputs {expected} to {number - 1} are"
+            self._problem("outputs", stored, expected, number, f"{missing} missing before output {number}")
+        audit.last = number
+        self._output_at = stored.sequence
+        self._on_cause(stored, number)
+
+    def _on_cause(self, stored: Stored, number: int) -> None:
+        snapshot = self._snapshot
+        if snapshot is not None and stored.sequence <= snapshot.output_sequence:
+            self._counted = number
+        if h.CAUSE not in stored.headers:
+            self._produces = True
+            return
+        cause = h.number(stored.headers, h.CAUSE)
+        if cause is None or cause >= stored.sequence:
+            found = stored.headers[h.CAUSE]
+            text = f"output {number} answers message {found}, expected one before it"
+            self._problem("causes", stored, f"below {stored.sequence}", found, text)
+            return
+        if cause < self._cause:
+            text = f"output {number} answers message {cause}, though one before it has answered {self._cause}"
+            self._problem("causes", stored, f"at least {self._cause}", cause, text)
+        if cause in self._skipped:
+            text = f"output {number} answers message {cause}, which is recorded as skipped"
+            self._problem("skips", stored, "no answer", cause, text)
+        if cause > self._cause and self._skipped:
+            self._skipped = {sequence for sequence in self._skipped if sequence >= cause}
+        self._cause = max(cause, self._cause)
+        if snapshot is not None and cause <= snapshot.cursor:
+            self._implied, self._implied_at = number, stored.sequence
+
+    def on_skipped(self, sequence: int) -> None:
+        """Its own report that it skips the input at `sequence`."""
+        self.audit.skipped += 1
+        if len(self._skipped) < MAX_SKIPPED:
+            self._skipped.add(sequence)
+
+    # -- at the end
+
+    def finish(self, last: int, cut: int) -> SnapshotAudit | None:
+        """Hold the snapshot and the registry record, which were read before the stream, against what it holds."""
+        if self._record is not None:
+            self._check_record(self._record, cut)
+        snapshot = self._snapshot
+        if snapshot is None:
+            return None
+        audit = SnapshotAudit(
+            epoch=snapshot.epoch, cursor=snapshot.cursor, outputs=snapshot.outputs, implied=self._implied
+        )
+        if self._implied_at < cut:
+            audit.implied = None
+        elif self._implied is None and not self._produces:
+            audit.implied = 0
+        before = self._findings.problems_total
+        self._check_snapshot(snapshot, audit.implied, last, cut)
+        audit.ok = self._findings.problems_total == before
+        return audit
+
+    def _check_snapshot(self, snapshot: Snapshot, implied: int | None, last: int, cut: int) -> None:
+        def wrong(expected: object, found: object, text: str, *sequences: int) -> None:
+            self._findings.problem(
+                "snapshots",
+                f"{self.name}: its snapshot {text}",
+                agent=self.name,
+                sequences=list(sequences),
+                expected=expected,
+                found=found,
+            )
+
+        if snapshot.epoch > max(self._claim, cut):
+            text = f"is of epoch {snapshot.epoch}, but its last claim is {self._claim or 'none'}"
+            wrong(f"at most {self._claim}", snapshot.epoch, text, snapshot.epoch)
+        if snapshot.cursor > last:
+            text = f"has read up to message {snapshot.cursor}, but the stream ends at {last}"
+            wrong(f"at most {last}", snapshot.cursor, text, snapshot.cursor)
+        stored = self.audit.last
+        if stored is None and cut:
+            self._findings.note(f"{self.name}: none of its outputs are kept, so its snapshot's count is unchecked")
+            return
+        if snapshot.outputs > (stored or 0):
+            text = f"counts {snapshot.outputs} outputs, but {stored or 0} are stored"
+            wrong(f"at most {stored or 0}", snapshot.outputs, text)
+        elif self._counted is not None and self._counted > snapshot.outputs:
+            text = f"counts {snapshot.outputs} outputs up to message {snapshot.output_sequence}, the stream has more"
+            wrong(self._counted, snapshot.outputs, text, snapshot.output_sequence)
+        # A source's own events have no cause: they are counted in as well, so its count may only be higher.
+        elif implied is not None and (
+            implied > snapshot.outputs or (implied < snapshot.outputs and not self._produces)
+        ):
+            text = f"counts {snapshot.outputs} outputs at message {snapshot.cursor}, the stream implies {implied}"
+            wrong(implied, snapshot.outputs, text, snapshot.cursor)
+
+    def _check_record(self, record: Record, cut: int) -> None:
+        claim = self._claim
+        if record.epoch > max(claim, cut):
+            self._findings.problem(
+                "registry",
+                f"{self.name}: its registry record is of epoch {record.epoch}, but its last claim is {claim or 'none'}",
+                agent=self.name,
+                sequences=[record.epoch],
+                expected=f"at most {claim}",
+                found=record.epoch,
+            )
+        elif self._record_claim is not None and self._record_claim != record.agent_id:
+            self._findings.problem(
+                "registry",
+                f"{self.name}: its registry record says {record.agent_id}, but claim {record.epoch} was made by "
+                f"{self._record_claim}",
+                agent=self.name,
+                sequences=[record.epoch],
+                expected=self._record_claim,
+                found=record.agent_id,
+            )

@@ -1,0 +1,145 @@
+"""The mirror's part in an audit: its rows beside the stream's messages, and its file in the stream's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bus.interface import Stored
+from bus.mirror.reader import Mirrored, MirroredValue, MirrorFile
+from coordinator.audit.models import Findings, MirrorAudit
+
+OWN_REASONS = frozenset({"before", "pruned"})
+"""Reasons of a gap in the file that are no fault: it began later, or its own settings removed the rows."""
+
+REASONS = {
+    "before": "stored before the mirror began",
+    "retention": "retention",
+    "pruned": "the mirror's own settings",
+    "lost": "left free after the bus was lost",
+}
+"""What a reason of a gap means."""
+
+
+def why_gone(file: MirrorFile) -> str:
+    """All reasons for which messages are not in the file, as it states them itself."""
+    return ", ".join(sorted({REASONS.get(gap.reason, gap.reason) for gap in file.gaps()}))
+
+
+def stored_of(mirrored: Mirrored) -> Stored:
+    """The message of a row."""
+    row = mirrored.row
+    return Stored(row.subject, row.sequence, row.payload, row.headers)
+
+
+class Beside:
+    """Compares the stream with a mirror, message by message, up to where the mirror was when the audit began."""
+
+    def __init__(self, file: MirrorFile, findings: Findings) -> None:
+        self.audit = MirrorAudit(file=str(file.path), cursor=file.cursor())
+        self._findings = findings
+        self._own = [(gap.first, gap.last) for gap in file.gaps() if gap.reason in OWN_REASONS]
+        self._file = file
+        self._rows: Iterator[Mirrored] = file.messages(last=self.audit.cursor)
+        self._row = next(self._rows, None)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def take(self, stored: Stored) -> None:
+        """Compare the next message of the stream."""
+        audit, sequence = self.audit, stored.sequence
+        if sequence > audit.cursor:
+            return
+        while self._row is not None and self._row.row.sequence < sequence:
+            audit.older += 1
+            self._check_intact(self._row)
+            self._row = next(self._rows, None)
+        found = self._row
+        if found is None or found.row.sequence != sequence:
+            if any(first <= sequence <= last for first, last in self._own):
+                audit.unmirrored += 1
+                return
+            audit.missing += 1
+            text = f"message {sequence} under {stored.subject} is not in the mirror, which is at {audit.cursor}"
+            self._problem(stored, "a row", "none", text)
+            return
+        audit.compared += 1
+        self._row = next(self._rows, None)
+        if self._check_intact(found):
+            self._compare(stored, stored_of(found))
+
+    def _check_intact(self, found: Mirrored) -> bool:
+        if not found.intact:
+            self.audit.damaged += 1
+            text = f"the row of message {found.row.sequence} does not fit its own checksum: the file was changed"
+            self._problem(stored_of(found), "an intact row", "a changed one", text)
+        return found.intact
+
+    def _compare(self, stored: Stored, row: Stored) -> None:
+        for what in ("subject", "data", "headers"):
+            expected, found = getattr(stored, what), getattr(row, what)
+            if what == "headers":
+                expected, found = dict(expected), dict(found)
+            if expected != found:
+                self.audit.differing += 1
+                text = f"message {stored.sequence} under {stored.subject} has other {what} in the mirror"
+                self._problem(stored, expected, found, text)
+                return
+
+    def _problem(self, stored: Stored, expected: object, found: object, text: str) -> None:
+        shown = [item.decode(errors="replace") if isinstance(item, bytes) else item for item in (expected, found)]
+        self._findings.problem(
+            "mirror",
+            text,
+            agent=stored.subject.rpartition(".")[2] or None,
+            subject=stored.subject,
+            sequences=[stored.sequence],
+            expected=shown[0],
+            found=shown[1],
+        )
+
+
+def values_at(file: MirrorFile, bucket: str, before_ns: int) -> dict[str, bytes]:
+    """What a bucket held when the last message of the file was stored (`before_ns`): key -> value.
+
+    A snapshot is written only after the outputs that it counts are stored, so those are all in the file.
+    """
+    found: dict[str, bytes] = {}
+    for key, newest in file.values(bucket).items():
+        value: MirroredValue | None = newest
+        if newest.row.stored_ns > before_ns:
+            older = (item for item in reversed(file.value_history(bucket, key)) if item.row.stored_ns <= before_ns)
+            value = next(older, None)
+        if value is not None and value.row.operation == "PUT":
+            found[key] = value.row.value
+    return found
+
+
+def check_file(file: MirrorFile, findings: Findings) -> None:
+    """What SQLite itself says of the file, and values of buckets that do not fit their checksum."""
+    for problem in file.problems():
+        text = f"the file's structure is broken: {problem}"
+        findings.problem("mirror", text, sequences=[], expected="ok", found=problem)
+    for bucket in (file.subjects.state_bucket, file.subjects.registry_bucket, file.subjects.memory_bucket):
+        for key, value in file.values(bucket).items():
+            if not value.intact:
+                text = f"revision {value.row.revision} of {key} in {bucket} does not fit its own checksum"
+                findings.problem(
+                    "mirror", text, sequences=[value.row.revision], expected="an intact row", found="a changed one"
+                )
+
+
+def open_beside(path: Path, swarm: str, created: str, findings: Findings) -> Beside | None:
+    """The mirror in `path`, if it is one of this swarm's stream, made at `created`; else a note says why not."""
+    if not path.is_file():
+        return None
+    file = MirrorFile(path)
+    made = file.incarnations()
+    if file.swarm != swarm or not made or made[-1].created != created:
+        file.close()
+        findings.note(f"{path} mirrors another stream (swarm {file.swarm!r}): it is not compared")
+        return None
+    check_file(file, findings)
+    return Beside(file, findings)

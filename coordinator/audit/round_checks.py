@@ -1,0 +1,139 @@
+"""One decision a round: every tick that a coordinator may take is decided once, in the order of its symbol's ticks.
+
+Memory is bounded as the coordinator's own is: no more ticks wait than it lets rounds be open.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+
+from bus.interface import Stored
+from bus.messages import Decision, MarketData
+from coordinator.audit.models import Findings, RoundsAudit
+from coordinator.decisions.agent import MAX_FEEDS, MAX_OPEN_ROUNDS, round_id
+from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, Place
+
+Waiting = dict[str, deque[tuple[int, str]]]
+"""Symbol -> (stream sequence of the tick, id of its round), in stream order."""
+MAX_NAMED = 10
+"""Missing rounds that a problem names."""
+
+
+class _Decider:
+    def __init__(self) -> None:
+        self.waiting: Waiting = {}
+        self.overflown = False
+        """More ticks waited than rounds may be open: some of them may have been refused."""
+        self.unknown = False
+        """Whether there may have been ticks that were not seen."""
+        self.decided: dict[str, None] = {}
+        """The newest rounds decided, at most MAX_OPEN_ROUNDS."""
+
+    def open(self) -> int:
+        return sum(map(len, self.waiting.values()))
+
+
+class Rounds:
+    """Follows ticks and decisions. A decider is an agent whose numbered decisions name rounds."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.audit = RoundsAudit()
+        self._findings = findings
+        self._feeds: dict[tuple[str, str], Feed] = {}
+        self._all = _Decider()
+        self._deciders: dict[str, _Decider] = {}
+        self._skipped: dict[str, set[int]] = {}
+
+    def tick(self, stored: Stored, tick: MarketData) -> None:
+        """A tick: it opens a round where it would at the coordinator."""
+        feed = self._feeds.get((tick.symbol, tick.source))
+        number = tick.sequence
+        if number is None:
+            number = 1 if feed is None else feed.next_sequence()
+        place: Place = "next" if feed is None else feed.place(number, tick.timestamp)
+        if place == "repeated" or not -MAX_SEQUENCE <= number <= MAX_SEQUENCE:
+            return
+        if feed is None:
+            if len(self._feeds) >= MAX_FEEDS:
+                return
+            feed = self._feeds[tick.symbol, tick.source] = Feed(number, tick.timestamp)
+        else:
+            feed.take(place, number, tick.timestamp)
+        entry = (stored.sequence, round_id(tick.symbol, tick.source, number, feed.run))
+        for decider in (self._all, *self._deciders.values()):
+            if decider.open() >= MAX_OPEN_ROUNDS:
+                decider.overflown = decider.unknown = True  # it may refuse it as well
+                continue
+            decider.waiting.setdefault(tick.symbol, deque()).append(entry)
+
+    def skipped(self, agent: str, sequence: int) -> None:
+        """`agent` has recorded that it skips the message at `sequence`: if that is a tick, it opens no round on it."""
+        if agent in self._deciders:
+            self._drop(self._deciders[agent], {sequence})
+        elif len(skipped := self._skipped.setdefault(agent, set())) < MAX_OPEN_ROUNDS:
+            skipped.add(sequence)
+
+    @staticmethod
+    def _drop(decider: _Decider, sequences: set[int]) -> None:
+        for symbol, waiting in decider.waiting.items():
+            decider.waiting[symbol] = deque(entry for entry in waiting if entry[0] not in sequences)
+
+    def _decider(self, agent: str) -> _Decider:
+        if agent not in self._deciders:
+            self._deciders[agent] = copy.deepcopy(self._all)
+            self._drop(self._deciders[agent], self._skipped.pop(agent, set()))
+        return self._deciders[agent]
+
+    def decision(self, agent: str, stored: Stored, decision: Decision) -> None:
+        """A numbered decision. One whose id names no round (a user's own coordinator) is none of our rounds."""
+        symbol, name = decision.symbol or "", decision.decision_id or ""
+        feed, _, number = name.rpartition(":")
+        if not feed.startswith(f"{symbol}:") or not number.removeprefix("-").isdecimal():
+            return
+        self.audit.decided += 1
+        decider = self._decider(agent)
+        waiting = decider.waiting.get(symbol, deque())
+        at = next((at for at, entry in enumerate(waiting) if entry[1] == name), None)
+        repeated = at is None and name in decider.decided
+        decider.decided[name] = None
+        if len(decider.decided) > MAX_OPEN_ROUNDS:
+            del decider.decided[next(iter(decider.decided))]
+        if at is None:
+            if repeated:
+                self.audit.doubled += 1
+                self._problem(agent, stored, "one decision a round", name, f"round {name} is decided once more")
+            elif not decider.unknown:
+                self._problem(agent, stored, "a tick before it", "none", f"round {name} is decided without a tick")
+            return
+        missing = [waiting.popleft() for _ in range(at)]
+        waiting.popleft()
+        if not missing or decider.overflown:
+            return
+        self.audit.missing += len(missing)
+        named = ", ".join(entry[1] for entry in missing[:MAX_NAMED])
+        more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+        text = f"round {name} is decided, but not those before it: {named}{more}"
+        self._problem(agent, stored, missing[0][1], name, text, [entry[0] for entry in missing[:MAX_NAMED]])
+
+    def _problem(
+        self, agent: str, stored: Stored, expected: str, found: str, text: str, ticks: list[int] | None = None
+    ) -> None:
+        self._findings.problem(
+            "rounds",
+            f"{agent}: message {stored.sequence} under {stored.subject}: {text}",
+            agent=agent,
+            subject=stored.subject,
+            sequences=[*(ticks or []), stored.sequence],
+            expected=expected,
+            found=found,
+        )
+
+    def forget(self) -> None:
+        """A stretch of the stream is gone for a known reason, ticks and decisions among it."""
+        for decider in (self._all, *self._deciders.values()):
+            decider.waiting.clear()
+            decider.unknown = True
+
+    def finish(self) -> None:
+        self.audit.waiting = sum(decider.open() for decider in self._deciders.values())

@@ -1,0 +1,204 @@
+"""`signalmesh audit`: is what the stream (or a mirror's file) holds whole, and do snapshots, registry, mirror fit it?
+
+The order of looking makes it sound while the swarm lives: first the snapshots, the registry and the mirror's cursor,
+then the stream's end, then the stream up to there. So whatever those count must be among what is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import TypeVar
+
+from bus.durable.registry import read_record
+from bus.durable.snapshots import read_snapshot
+from bus.durable.stream_scan import scan
+from bus.errors import MeshError
+from bus.messages import headers as h
+from bus.mirror.reader import MirrorFile
+from bus.nats.bus import NatsBus
+from coordinator.audit.mirror_checks import Beside, check_file, open_beside, stored_of, values_at, why_gone
+from coordinator.audit.models import Audit, Findings, MirrorAudit
+from coordinator.audit.stream_checks import Checks
+
+ATTEMPTS = 3
+"""Passes over a stream whose retention overtakes the reading, before that is given up."""
+Progress = Callable[[int, int], None]
+"""Called now and then with (sequence reached, last sequence)."""
+PROGRESS_EVERY = 1000
+T = TypeVar("T")
+
+
+async def audit_bus(bus: NatsBus, mirror: Path | None = None, progress: Progress | None = None) -> Audit:
+    """Audit the swarm of `bus`, live or at rest; and the mirror's file, if it is there.
+
+    Raises:
+        BusError: the bus does not answer.
+        MirrorUnusable, MirrorDamaged: the file is there, but cannot be read.
+    """
+    began = time.monotonic()
+    attempt = 0
+    while True:
+        attempt += 1
+        checks, beside = await _pass(bus, mirror, progress)
+        if attempt == ATTEMPTS or not await _overtaken(bus, checks):
+            return _conclude(checks, beside.audit if beside else MirrorAudit(), bus.subjects.ns, began)
+
+
+async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) -> tuple[Checks, Beside | None]:
+    subjects, findings = bus.subjects, Findings()
+    snapshots = await _kept(bus, subjects.state_bucket)
+    records = await _kept(bus, subjects.registry_bucket)
+    created = (await bus.api(f"STREAM.INFO.{subjects.stream}"))["created"]
+    beside = open_beside(mirror, subjects.ns, created, findings) if mirror is not None else None
+    try:
+        bounds = await bus.bounds()
+        checks = Checks(
+            subjects,
+            bus.url,
+            bounds.first,
+            bounds.last,
+            _readable(snapshots, "snapshots", read_snapshot, findings),
+            _readable(records, "registry", lambda _, data: read_record(data), findings),
+            findings,
+        )
+        async with aclosing(scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last)) as messages:
+            async for stored in messages:
+                checks.take(stored)
+                if beside is not None:
+                    beside.take(stored)
+                tell(progress, stored.sequence, bounds.last)
+        if beside is not None and beside.audit.cursor > bounds.last:
+            text = f"the mirror is at message {beside.audit.cursor}, but the stream ends at {bounds.last}"
+            findings.problem(
+                "mirror",
+                text,
+                sequences=[bounds.last, beside.audit.cursor],
+                expected=f"at most {bounds.last}",
+                found=beside.audit.cursor,
+            )
+    finally:
+        if beside is not None:
+            beside.close()
+    return checks, beside
+
+
+def audit_file(path: Path, progress: Progress | None = None) -> Audit:
+    """Audit a mirror's file in the stream's place, with the bus up or down.
+
+    Raises:
+        MirrorUnusable, MirrorDamaged: it cannot be read.
+    """
+    began = time.monotonic()
+    with MirrorFile(path) as file:
+        findings = Findings()
+        check_file(file, findings)
+        cursor, (_, newest_kept) = file.cursor(), file.bounds()
+        last = max(cursor, newest_kept)
+        newest = file.message(newest_kept)
+        before_ns = newest.row.stored_ns if newest is not None else 0
+        subjects = file.subjects
+        snapshots = values_at(file, subjects.state_bucket, before_ns)
+        records = values_at(file, subjects.registry_bucket, before_ns)
+        gone = _joined((gap.first, gap.last) for gap in file.gaps())
+        checks = Checks(
+            subjects,
+            str(path),
+            gone[0][1] + 1 if gone and gone[0][0] == 1 else 1,
+            last,
+            _readable(snapshots, "snapshots", read_snapshot, findings),
+            _readable(records, "registry", lambda _, data: read_record(data), findings),
+            findings,
+            gone=gone,
+            gone_by=why_gone(file),
+        )
+        mirror = MirrorAudit(file=str(path), cursor=cursor)
+        for mirrored in file.messages(last=last):
+            mirror.compared += 1
+            tell(progress, mirrored.row.sequence, last)
+            if mirrored.intact:
+                checks.take(stored_of(mirrored))
+                continue
+            mirror.damaged += 1
+            checks.damaged(mirrored.row.sequence, mirrored.row.subject)
+        if newest_kept > cursor:
+            text = f"the file holds message {newest_kept}, but says that it is at {cursor} only: it was changed"
+            findings.problem("mirror", text, sequences=[newest_kept], expected=f"at most {cursor}", found=newest_kept)
+        findings.note(f"read from a mirror at message {cursor}: what came after it is unchecked")
+        return _conclude(checks, mirror, file.swarm, began)
+
+
+def _joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches (first, last) in order, those that touch or overlap made into one."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(stretches):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def tell(progress: Progress | None, at: int, last: int) -> None:
+    """Tell `progress` now and then where the reading is."""
+    if progress is not None and (at % PROGRESS_EVERY == 0 or at >= last):
+        progress(at, last)
+
+
+def _conclude(checks: Checks, mirror: MirrorAudit, swarm: str, began: float) -> Audit:
+    agents, snapshots = checks.finish()
+    findings = checks.findings
+    return Audit(
+        ok=not findings.problems_total,
+        swarm=swarm,
+        stream=checks.stream,
+        agents=agents,
+        rounds=checks.rounds.audit,
+        mirror=mirror,
+        snapshots=snapshots,
+        poison=findings.poison,
+        poison_total=findings.poison_total,
+        problems=findings.problems,
+        problems_total=findings.problems_total,
+        notes=findings.notes,
+        took_s=round(time.monotonic() - began, 2),
+    )
+
+
+async def _kept(bus: NatsBus, bucket: str) -> dict[str, bytes]:
+    return {key: kept.value for key, kept in (await bus.kv_all(bucket)).items()}
+
+
+def _readable(
+    values: Mapping[str, bytes], check: str, read: Callable[[str, bytes], T], findings: Findings
+) -> dict[str, T]:
+    """What a bucket holds, decoded; what cannot be is a problem."""
+    found: dict[str, T] = {}
+    for key, data in values.items():
+        try:
+            found[key] = read(key, data)
+        except (MeshError, ValueError) as error:
+            findings.problem(
+                check,
+                f"{key}: what its bucket holds for it cannot be read: {error}",
+                agent=key,
+                sequences=[],
+                expected="readable",
+                found=data[:100].decode(errors="replace"),
+            )
+    return found
+
+
+async def _overtaken(bus: NatsBus, checks: Checks) -> bool:
+    """Whether retention has meanwhile come as far as a hole that looked unexplained."""
+    holes = [hole for hole in checks.stream.holes if not hole.explained]
+    if not holes:
+        return False
+    bounds = await bus.bounds()
+    async with aclosing(scan(bus, (f"{bus.subjects.ns}.>",), bounds.first, bounds.last)) as messages:
+        async for stored in messages:
+            if stored.headers.get(h.TTL) != "never":
+                return stored.sequence > holes[0].first
+    return True

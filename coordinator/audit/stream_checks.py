@@ -1,0 +1,227 @@
+"""The checks of an audit over the stored messages in stream order: pure, and of constant memory an agent.
+
+`Checks.take` is fed one message after another, by the live stream or by a mirror's file; `finish` holds the snapshots
+and registry records, which were read before the stream, against what came. What is on its way while the swarm lives
+is no problem: everything is judged up to the end that the stream had when the audit began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bus.durable.registry import Record
+from bus.durable.snapshots import Snapshot
+from bus.errors import MessageError
+from bus.interface import Stored
+from bus.messages import Alert, Decision, Lifecycle, MarketData, Message, decode
+from bus.messages import headers as h
+from bus.messages.subjects import AGENT_KINDS, Address, Subjects
+from coordinator.audit.agent_checks import AgentChecks
+from coordinator.audit.models import AgentAudit, Findings, Hole, SnapshotAudit, StreamAudit
+from coordinator.audit.round_checks import Rounds
+
+MAX_HOLES = 1000
+
+
+class Checks:
+    """One pass over a stream. `first` and `last` bound what is to come, as read before."""
+
+    def __init__(
+        self,
+        subjects: Subjects,
+        source: str,
+        first: int,
+        last: int,
+        snapshots: Mapping[str, Snapshot] | None = None,
+        records: Mapping[str, Record] | None = None,
+        findings: Findings | None = None,
+        gone: Sequence[tuple[int, int]] | None = None,
+        gone_by: str = "retention",
+    ) -> None:
+        """`gone` are the stretches of a file that are known to be missing, `gone_by` says why they are; of a stream
+        (None) the oldest may be, by retention.
+        """
+        self.findings = findings or Findings()
+        self._gone, self._gone_by = gone, gone_by
+        self.stream = StreamAudit(source=source, first=first, last=last)
+        self.rounds = Rounds(self.findings)
+        self._subjects = subjects
+        self._snapshots, self._records = snapshots or {}, records or {}
+        self._agents: dict[str, AgentChecks] = {}
+        self._next = first
+        self._open: list[Hole] = []
+        """Those that nothing has explained yet."""
+        self._gone_count = self._gone_last = 0
+        """Messages of holes that `gone` or retention explains, and the last of them."""
+        self._cut = 0
+        if first > 1:
+            self._lost_until(first - 1)
+        for name in sorted({*self._snapshots, *self._records}):
+            self._agent(name)
+
+    def _lost_until(self, last: int) -> None:
+        self._cut = last
+        self.rounds.forget()
+
+    def _agent(self, name: str) -> AgentChecks:
+        found = self._agents.get(name)
+        if found is None:
+            found = AgentChecks(name, self.findings, self._snapshots.get(name), self._records.get(name))
+            self._agents[name] = found
+        return found
+
+    def take(self, stored: Stored) -> None:
+        """Check the next message of the stream."""
+        self.stream.messages += 1
+        self._check_order(stored)
+        try:
+            address = self._subjects.parse(stored.subject)
+        except MessageError as error:
+            self.findings.set_aside(stored.sequence, stored.subject, error.problem)
+            return
+        message: Message | None = None
+        try:
+            message = decode(address, stored.subject, stored.data)
+        except MessageError as error:
+            self.findings.set_aside(stored.sequence, stored.subject, error.problem)
+        self._check_writer(address, stored, message)
+        if isinstance(message, MarketData):
+            self.rounds.tick(stored, message)
+        elif isinstance(message, Decision):
+            if h.OUTPUT in stored.headers:
+                self.rounds.decision(address.agent, stored, message)
+        elif isinstance(message, Lifecycle):
+            self._on_lifecycle(address, message)
+        elif isinstance(message, Alert):
+            self.stream.alerts[message.code] = self.stream.alerts.get(message.code, 0) + 1
+
+    def damaged(self, sequence: int, subject: str) -> None:
+        """In the place of the next message stands a row that does not fit its checksum."""
+        self.findings.problem(
+            "mirror",
+            f"the row of message {sequence} under {subject} does not fit its own checksum: the file was changed",
+            subject=subject,
+            sequences=[sequence],
+            expected="an intact row",
+            found="a changed one",
+        )
+        if sequence != self._next:
+            self._hole(self._next, sequence - 1)
+        self._next = sequence + 1
+        self._lost_until(sequence)
+
+    def _check_order(self, stored: Stored) -> None:
+        sequence, stream = stored.sequence, self.stream
+        if sequence != self._next:
+            self._hole(self._next, sequence - 1)
+        self._next = sequence + 1
+        if stream.kept_from is None and stored.headers.get(h.TTL) != "never":
+            stream.kept_from = sequence
+
+    def _hole(self, first: int, last: int) -> None:
+        if self._gone is None:
+            explained = self.stream.kept_from is None
+        else:
+            explained = any(low <= first and last <= high for low, high in self._gone)
+        hole = Hole(first=first, last=last, explained=explained)
+        if len(self.stream.holes) < MAX_HOLES:
+            self.stream.holes.append(hole)
+        if explained:
+            self._gone_count += last - first + 1
+            self._gone_last = last
+            self._lost_until(last)
+        else:
+            self._open.append(hole)
+
+    def _on_rebuilt(self, detail: Mapping[str, Any]) -> None:
+        """Holes of which the report of a rebuild says why they are there: numbers left free, and damaged rows."""
+        damaged, free_from = detail.get("damaged"), detail.get("missing_from")
+        for hole in list(self._open):
+            if hole.first == free_from:
+                what = f"{hole.first} to {hole.last} were left free: what was stored from {hole.first} on may be lost"
+            elif (
+                isinstance(damaged, list)
+                and hole.last - hole.first < len(damaged)
+                and set(range(hole.first, hole.last + 1)) <= set(damaged)
+            ):
+                what = f"{hole.first} to {hole.last} were damaged in the mirror's file, and left out"
+            else:
+                continue
+            hole.explained = True
+            self._open.remove(hole)
+            self.findings.note(f"the stream was put back from the mirror: messages {what}")
+
+    def _tell_holes(self) -> None:
+        for at, hole in enumerate(self._open):  # in front: other problems follow from them
+            one = hole.first == hole.last
+            what = f"message {hole.first} is" if one else f"messages {hole.first} to {hole.last} are"
+            self.findings.problem(
+                "holes",
+                f"{what} not there, though older ones are kept",
+                sequences=[hole.first, hole.last],
+                expected=f"{hole.last - hole.first + 1} messages",
+                found="none",
+                at=at,
+            )
+
+    def _check_writer(self, address: Address, stored: Stored, message: Message | None) -> None:
+        if address.kind == "epoch":
+            self._agent(address.agent).on_claim(stored, message, self._cut)
+        elif h.OUTPUT in stored.headers:
+            self._agent(address.agent).on_output(stored, self._cut)
+        elif h.EPOCH in stored.headers:
+            self._agent(address.agent).check_epoch(stored, self._cut)
+        elif address.kind in AGENT_KINDS:
+            counts = self.stream.unnumbered
+            counts[address.agent] = counts.get(address.agent, 0) + 1
+            if address.agent in self._agents and self._agents[address.agent].claimed:
+                self.findings.problem(
+                    "outputs",
+                    f"{address.agent}: message {stored.sequence} under {stored.subject} has no output number: somebody "
+                    "else has published in its name",
+                    agent=address.agent,
+                    subject=stored.subject,
+                    sequences=[stored.sequence],
+                    expected=h.OUTPUT,
+                    found="none",
+                )
+
+    def _on_lifecycle(self, address: Address, message: Lifecycle) -> None:
+        if message.event == "rebuilt":
+            self._on_rebuilt(message.detail)
+        sequence = message.detail.get("sequence")
+        if message.event == "skipped" and address.agent == message.agent and isinstance(sequence, int):
+            self._agent(message.agent).on_skipped(sequence)
+            self.rounds.skipped(message.agent, sequence)
+
+    # -- at the end
+
+    def finish(self) -> tuple[dict[str, AgentAudit], dict[str, SnapshotAudit]]:
+        """What was found of each agent, and of each snapshot."""
+        stream = self.stream
+        if self._next <= stream.last:
+            self._hole(self._next, stream.last)
+        self._tell_holes()
+        self.rounds.finish()
+        agents, snapshots = {}, {}
+        for name, checks in sorted(self._agents.items()):
+            if (snapshot := checks.finish(stream.last, self._cut)) is not None:
+                snapshots[name] = snapshot
+            if checks.audit.outputs or snapshot is not None:
+                agents[name] = checks.audit
+        self._note()
+        return agents, snapshots
+
+    def _note(self) -> None:
+        stream, note = self.stream, self.findings.note
+        if stream.first > 1:
+            note(f"it begins at message {stream.first}: what was before is no longer kept, and unchecked")
+        if self._gone_count:
+            what = f"{self._gone_count} messages are not kept ({self._gone_by}), the last of them {self._gone_last}"
+            note(f"{what}: they are unchecked")
+        for name, count in sorted(stream.unnumbered.items()):
+            note(f"{name}: {count} events without a number, so a missing one could not be seen")
+        for code in ("replay_diverged", "output_gap", "retention_gap"):
+            if code in stream.alerts:
+                note(f"{stream.alerts[code]} alerts {code} are among the messages")

@@ -1,0 +1,1 @@
+"""`certify`: the acceptance run and its report."""

@@ -1,0 +1,94 @@
+"""What a run of `certify` should find: sandboxes, agents and their memory keys, by the configuration that it starts."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agents.builtin.command import command_class
+from agents.builtin.market_data import MarketDataAgent
+from agents.runtime.process import memory_key_of
+from bus.errors import UsageError
+from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, load, parse, resolve
+from coordinator.config.settings import SwarmConfig
+
+__all__ = ["Expected", "configuration", "expected"]
+
+FEEDER = MarketDataAgent.kind
+FAVOURITE = "research-1"
+"""Killed where there is one of this name; else the first source of market data: without it nothing is decided."""
+GENERATED = "certify's own configuration"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """`sandboxes` maps a name to its provider, `agents` one to its kind, `keys` an agent to the last part of its memory
+    key. `target` is to be killed; `history` rounds of each symbol come without a pause.
+    """
+
+    sandboxes: dict[str, str]
+    agents: dict[str, str]
+    keys: dict[str, str]
+    target: str
+    history: int
+
+    @property
+    def providers(self) -> str:
+        """Who makes the sandboxes."""
+        return ", ".join(sorted(set(self.sandboxes.values())))
+
+
+def configuration(provider: str) -> str:
+    """swarm.toml of the default swarm, its sandboxes of `provider`."""
+    # TOML's strings, numbers and arrays of them are written as JSON's are.
+    lines: list[str] = []
+    for name, table in DEFAULT_SANDBOXES.items():
+        wanted = table if provider == "local" else {}  # its packages are of its own form, and its template's to have
+        lines += [f"[sandboxes.{name}]", *_assignments({"provider": provider, **wanted})]
+    for name, table in DEFAULT_AGENTS.items():
+        lines += [f"[agents.{name}]", *_assignments(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _assignments(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {orjson.dumps(value).decode()}" for key, value in table.items()]
+
+
+def expected(path: Path | None, provider: str | None) -> tuple[Expected, str]:
+    """What to find of the swarm in `path`, or of the default one with this provider; and the latter as TOML.
+
+    Raises:
+        UsageError: a mistake in the file; nobody there makes market data, or decides.
+    """
+    if path is not None:
+        return _of(load(path, path.parent)), ""
+    toml = configuration(provider or "local")
+    return _of(parse(tomllib.loads(toml), GENERATED, "")), toml
+
+
+def _of(config: SwarmConfig) -> Expected:
+    resolved, classes = resolve(config)
+    own = [item for item in resolved.agents if not item.external]
+    feeders = [item.spec for item in own if item.spec.kind == FEEDER]
+    if not feeders or not resolved.deciders:
+        lacking = f'no agent of kind = "{FEEDER}"' if not feeders else "nobody who decides"
+        raise UsageError(
+            f"{config.file}: agents: certify measures rounds from a tick to its decision, and finds {lacking}"
+        )
+    names = [spec.name for spec in feeders]
+    history = feeders[0].options.get("history", MarketDataAgent.Options.history)
+    return Expected(
+        sandboxes={sandbox.name: sandbox.provider for sandbox in resolved.sandboxes},
+        agents={item.spec.name: item.spec.kind for item in own},
+        keys={
+            item.spec.name: memory_key_of(item.spec, classes.get(item.spec.name) or command_class(item.spec))
+            for item in own
+        },
+        target=FAVOURITE if FAVOURITE in names else names[0],
+        history=history,
+    )

@@ -1,0 +1,231 @@
+"""A swarm for one run of `certify`: the command `signalmesh up` in a temporary directory, and what is left of it.
+
+It is started as a user would start it, with a configuration whose sandboxes have the provider asked for. It ends with
+this process, however that ends: the kernel sees to it (bus.utils.processes.die_with_parent), down to the agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import orjson
+import psutil
+
+from bus.errors import BusUnreachable, MeshError, UsageError
+from bus.messages.subjects import PROVIDER
+from bus.server.monitoring import read_info
+from bus.utils.processes import die_with_parent
+from coordinator.certify.leftovers import STATE, make_directory
+from coordinator.certify.models import Cleanup, Looked
+from coordinator.runner.run_record import Run, is_same, read_run
+from coordinator.sandboxes.pool_record import read_pool
+from coordinator.sandboxes.provider_client import Listing, list_sandboxes
+
+__all__ = ["TemporarySwarm"]
+
+START_S = 30.0
+"""From the start of `up` to its record."""
+STOP_S = 25.0
+LOOK_S = 0.02
+GONE_S = 2.0
+"""How long what `up` has ended may still be seen."""
+SPOKEN_LINES = 5
+KEPT = frozenset({"SIGNALMESH_PUBLIC_NATS", "SIGNALMESH_WEBHOOK"})
+"""Variables of ours that `up` is given: no option of certify says what they do."""
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but for what would make it another swarm than the one asked for."""
+    return {key: value for key, value in os.environ.items() if key in KEPT or not key.startswith("SIGNALMESH_")}
+
+
+def _made(log: Path) -> list[str]:
+    """The sandboxes that the provider has made, by its log."""
+    made = []
+    with contextlib.suppress(OSError):
+        for line in log.read_bytes().splitlines():
+            with contextlib.suppress(orjson.JSONDecodeError):  # a traceback, or what other programs have written
+                entry = orjson.loads(line)
+                if isinstance(entry, dict) and entry.get("event") == "sandbox_made":
+                    made.append(str(entry.get("sandbox_id")))
+    return made
+
+
+def _shown(sandboxes: list[str]) -> str:
+    return f"{len(sandboxes)} ({', '.join(sandboxes)})" if sandboxes else "none"
+
+
+class TemporarySwarm:
+    """`up` in a directory of its own. Use `start`, and then `stop` whatever happened."""
+
+    def __init__(self, toml: str, config: Path | None = None, *, speed: float = 20.0, port: int = 0) -> None:
+        """`toml` is its configuration, unless there is a file of it, `config`; `port` 0: any free one."""
+        self.directory = make_directory()
+        self._toml, self._config = toml, config
+        self._arguments = ["--speed", str(speed), "--port", str(port)]
+        self._process: asyncio.subprocess.Process | None = None
+        self._everybody: dict[int, tuple[float, str]] = {}
+        self.began = 0.0
+        """When `up` was started, monotonic seconds."""
+        self.url = ""
+        self._listed: tuple[float, Listing] | None = None
+        """The last listing while it ran, and when it was asked for, seconds since `began`."""
+
+    @property
+    def state_dir(self) -> Path:
+        return self.directory / STATE
+
+    async def start(self) -> Run:
+        """Start it; returns its record.
+
+        Raises:
+            UsageError, BusUnreachable, MeshError: it did not start; with what it said, and its exit code.
+        """
+        config = self._config
+        if config is None:
+            config = self.directory / "swarm.toml"
+            await asyncio.to_thread(config.write_text, self._toml)
+        output = await asyncio.to_thread((self.directory / "up.log").open, "wb")
+        with output:
+            self.began = time.monotonic()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "coordinator", "up", "--config", str(config), "--state-dir", str(self.state_dir)),
+                *self._arguments,
+                cwd=self.directory,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in the terminal is for certify, which ends it in order
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+        try:
+            async with asyncio.timeout(START_S):
+                while (run := await asyncio.to_thread(read_run, self.state_dir)) is None:
+                    if self._process.returncode is not None:
+                        raise await asyncio.to_thread(self._failure, self._process.returncode)
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            raise MeshError(f"`signalmesh up` did not start within {START_S:.0f} s; {self._said()}") from None
+        self.url = run.url
+        return run
+
+    def _said(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = (self.directory / "up.log").read_text(errors="replace").splitlines()
+            if lines:
+                return " ".join(["it said:", *lines[-SPOKEN_LINES:]])
+        return "it said nothing"
+
+    def _failure(self, code: int) -> MeshError:
+        said = self._said().replace("--port", "--nats-port")  # as it is called here
+        text = f"`signalmesh up` ended with exit code {code}; {said}"
+        if code == UsageError.exit_code:
+            return UsageError(text)
+        return BusUnreachable("the embedded server", text) if code == BusUnreachable.exit_code else MeshError(text)
+
+    def remember(self) -> int:
+        """Note all processes of the swarm, for the look at what is left; returns how many are known by now."""
+        if self._process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                top = psutil.Process(self._process.pid)
+                for process in (top, *top.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        self._everybody.setdefault(
+                            process.pid, (process.create_time(), " ".join(process.cmdline()) or process.name())
+                        )
+        return len(self._everybody)
+
+    async def list_sandboxes(self) -> None:
+        """Note which sandboxes of this swarm run elsewhere now, as their provider lists them."""
+        asked_s = time.monotonic() - self.began
+        if (found := await self._list()) is not None:
+            self._listed = asked_s, found
+
+    async def _list(self) -> Listing | None:
+        """None where no provider has made a record of them."""
+        if await asyncio.to_thread(read_pool, self.state_dir) is None:
+            return None
+        return await asyncio.to_thread(list_sandboxes, self.state_dir)
+
+    async def stop(self) -> Cleanup:
+        """End it in order, remove its directory, and look what is left.
+
+        Where sandboxes elsewhere are left, or may be, the directory stays: it has the record of them.
+        """
+        cleanup = Cleanup()
+        began = time.monotonic()
+        process = self._process
+        killed = []
+        if process is not None:
+            cleanup.processes = await asyncio.to_thread(self.remember)
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+                try:
+                    async with asyncio.timeout(STOP_S):
+                        await process.wait()
+                except TimeoutError:
+                    killed = [f"`signalmesh up` (pid {process.pid}) had to be killed after {STOP_S:.0f} s"]
+                    process.kill()
+            cleanup.exit_code = await process.wait()
+        known = f"{cleanup.processes} seen in the run, by pid and time of start"
+        cleanup.looked.append(Looked(what="processes", how=known, left=[*killed, *await self._left()]))
+        if self.url:
+            cleanup.looked.append(Looked(what="NATS server", how=f"asked at {self.url}", left=await self._server()))
+        sandboxes = await self._sandboxes()
+        if sandboxes is not None:
+            cleanup.looked.append(sandboxes)
+        if sandboxes is None or sandboxes.left == []:
+            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+        left = [f"the directory {self.directory}: `signalmesh doctor` says what to do"]
+        there = self.directory.exists()
+        cleanup.looked.append(Looked(what="directory", how=str(self.directory), left=left if there else []))
+        cleanup.took_s = round(time.monotonic() - began, 3)
+        return cleanup
+
+    async def _sandboxes(self) -> Looked | None:
+        found = await self._list()
+        if found is None:
+            return None
+        made = await asyncio.to_thread(_made, self.state_dir / "logs" / f"{PROVIDER}.log")
+        how = (
+            f"listed by {found.endpoint}, by the metadata `pool`, after the end; over the whole run the provider's log "
+            f"has {_shown(made)} made; {self._seen()}"
+        )
+        left = found.sandboxes
+        if left is not None:
+            left = [f"sandbox {one} at {found.endpoint}: its lifetime ends it" for one in left]
+        return Looked(what="sandboxes elsewhere", how=how, left=left, why=found.problem)
+
+    def _seen(self) -> str:
+        if self._listed is None:
+            return "not listed while it ran"
+        asked_s, listed = self._listed
+        when = f"{asked_s:.1f} s after `up` began"
+        return f"listed {when}: {listed.problem if listed.sandboxes is None else _shown(listed.sandboxes)}"
+
+    async def _left(self) -> list[str]:
+        until = time.monotonic() + GONE_S
+        while alive := [pid for pid, (created, _) in self._everybody.items() if is_same(pid, created)]:
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(LOOK_S)
+        return [f"process {pid} ({self._everybody[pid][1][:100]}): end it with `kill {pid}`" for pid in alive]
+
+    async def _server(self) -> list[str]:
+        parts = urlsplit(self.url)
+        if parts.port is not None and await read_info(parts.hostname or "127.0.0.1", parts.port) is not None:
+            return [f"a NATS server answers at {self.url}: `signalmesh doctor --nats {self.url}` says whose it is"]
+        return []

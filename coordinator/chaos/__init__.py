@@ -1,0 +1,1 @@
+"""`chaos`: random faults on a running swarm."""

@@ -1,0 +1,132 @@
+"""The processes of one run, and signals to them and to nothing else.
+
+A pid comes from the run's record, a host's inventory or a heartbeat. Before the first signal its process must have
+begun when it should have and descend from the run's `up`; from then on it is held by a pidfd, so that a later process
+of the same pid is never hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import psutil
+
+from bus.errors import MeshError
+from bus.messages import Child
+from coordinator.runner.run_record import Recorded, Run, is_same, read_run
+
+__all__ = ["Member", "NotOurs", "Processes"]
+
+START_SLACK_S = 3.0
+"""Between a process's start by the kernel and the time at which its host noted it."""
+
+
+class NotOurs(MeshError):
+    """The process has ended, or is none of this run's: it is left alone."""
+
+
+class Member:
+    """One process of the run, held by a pidfd until `close`."""
+
+    def __init__(self, what: str, pid: int, pidfd: int) -> None:
+        self.what, self.pid = what, pid
+        self._pidfd = pidfd
+        self.stopped = False
+
+    def send(self, number: int) -> bool:
+        """Send a signal; False where the process has ended."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return False
+        self.stopped = number == signal.SIGSTOP or (self.stopped and number != signal.SIGCONT)
+        return True
+
+    def close(self) -> None:
+        """Let go of it; a stopped one goes on."""
+        if self._pidfd >= 0:
+            if self.stopped:
+                self.send(signal.SIGCONT)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+class Processes:
+    """Finds processes of the run in `state_dir`. Close it: whatever it has stopped goes on then."""
+
+    def __init__(self, state_dir: Path, run: Run) -> None:
+        self._state_dir, self._run = state_dir, run
+        self._held: list[Member] = []
+
+    def close(self) -> None:
+        for member in self._held:
+            member.close()
+        self._held.clear()
+
+    @property
+    def children(self) -> tuple[Recorded, ...]:
+        """What the record says now.
+
+        Raises:
+            MeshError: the run has ended.
+        """
+        run = read_run(self._state_dir)
+        if run is None or (run.pid, run.created) != (self._run.pid, self._run.created) or not run.alive():
+            raise MeshError(f"the swarm in {self._state_dir} (`up` with pid {self._run.pid}) has ended meanwhile")
+        return run.children
+
+    def child(self, kind: str, *, name: str | None = None, pid: int | None = None) -> Recorded:
+        """The recorded child of this kind (and name, and pid).
+
+        Raises:
+            NotOurs: there is none that lives.
+        """
+        for child in self.children:
+            if child.kind == kind and name in (None, child.name) and pid in (None, child.pid) and child.alive():
+                return child
+        raise NotOurs(f"no {kind} {name or pid or ''} in the run's record lives now")
+
+    def hold_child(self, child: Recorded) -> Member:
+        """Take hold of a recorded child.
+
+        Raises:
+            NotOurs: it has ended.
+        """
+        return self._hold(f"{child.kind} {child.name}", child.pid, child.created, 0.01)
+
+    def hold_agent(self, child: Child) -> Member:
+        """Take hold of an agent's process, as its host's inventory has it.
+
+        Raises:
+            NotOurs: it has ended, or is not this run's.
+        """
+        return self._hold(f"agent {child.agent}", child.pid, child.spawned_at.timestamp(), START_SLACK_S)
+
+    def _hold(self, what: str, pid: int, created: float, slack_s: float) -> Member:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            raise NotOurs(f"{what} (pid {pid}) has ended") from None
+        try:
+            process = psutil.Process(pid)
+            if abs(process.create_time() - created) > slack_s:
+                raise NotOurs(f"pid {pid} is not {what}, but a later process")
+            ancestors = {parent.pid for parent in process.parents()}
+            if self._run.pid not in ancestors or not is_same(self._run.pid, self._run.created):
+                raise NotOurs(f"{what} (pid {pid}) does not descend from this run's `up` (pid {self._run.pid})")
+        except (NotOurs, psutil.Error) as problem:
+            os.close(pidfd)
+            raise (problem if isinstance(problem, NotOurs) else NotOurs(f"{what} (pid {pid}) has ended")) from None
+        member = Member(what, pid, pidfd)
+        self._held.append(member)
+        return member
+
+    def release(self, *members: Member) -> None:
+        """Let go of them."""
+        for member in members:
+            member.close()
+            with contextlib.suppress(ValueError):
+                self._held.remove(member)

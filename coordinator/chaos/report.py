@@ -1,0 +1,157 @@
+"""What `chaos` reports, and how it is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coordinator.reporting.percentiles import Spread, spread_of
+from coordinator.reporting.tables import Column, console, print_table
+
+__all__ = ["Chaos", "FaultKind", "FaultSeen", "HeardDecisions", "Proof", "line_of", "print_chaos", "summarised"]
+
+NOT_OBSERVED = "not observed"
+
+
+@dataclass(slots=True, kw_only=True)
+class FaultSeen:
+    """One fault. Times are from the fault (its first signal or request) to when we heard of it; None: not observed.
+
+    `outcome`: recovered, not recovered, or not applicable (nobody was there to be hit; `note` says why). `overlapping`:
+    another fault was under way. What lasts `hold_s` seconds can recover only afterwards.
+    """
+
+    number: int
+    kind: str
+    targets: list[str]
+    at_s: float
+    hold_s: float
+    overlapping: bool
+    outcome: str
+    detected_ms: float | None = None
+    recovered_ms: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultKind:
+    """All faults of a kind; those that overlapped with another one apart from those that did not."""
+
+    kind: str
+    overlapping: bool
+    count: int
+    recovered: int
+    not_applicable: int
+    detected_ms: Spread
+    recovered_ms: Spread
+
+
+@dataclass(slots=True, kw_only=True)
+class HeardDecisions:
+    """Decisions as an outside core subscriber heard them, beside those that are stored over the same stretch.
+
+    `gaps` are holes between two heard ones that `Nats-Last-Sequence` shows; `missed` were stored in them. All were
+    while the subscriber's own connection was broken (`gaps_in_one_connection` is 0), or something is wrong.
+    """
+
+    heard: int = 0
+    stored: int | None = None
+    missed: int = 0
+    gaps: int = 0
+    gaps_in_one_connection: int = 0
+    rounds_doubled: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What was run afterwards (audit, replay) and what it found. `ok` is None where nothing could be compared."""
+
+    name: str
+    ok: bool | None
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Chaos:
+    """`chaos --json`. `problems` is empty if all went well; the same `seed` gives the same order of faults."""
+
+    ok: bool
+    swarm: str
+    seed: int
+    for_s: float
+    lasted_s: float
+    faults: list[FaultSeen] = field(default_factory=list)
+    kinds: list[FaultKind] = field(default_factory=list)
+    decisions: HeardDecisions
+    proofs: list[Proof] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def summarised(faults: Iterable[FaultSeen]) -> list[FaultKind]:
+    """Percentiles for each kind, kinds in the order of their first fault."""
+    groups: dict[tuple[str, bool], list[FaultSeen]] = {}
+    for fault in faults:
+        groups.setdefault((fault.kind, fault.overlapping), []).append(fault)
+    return [
+        FaultKind(
+            kind=kind,
+            overlapping=overlapping,
+            count=len(group),
+            recovered=sum(fault.outcome == "recovered" for fault in group),
+            not_applicable=sum(fault.outcome == "not applicable" for fault in group),
+            detected_ms=spread_of(fault.detected_ms for fault in group if fault.detected_ms is not None),
+            recovered_ms=spread_of(fault.recovered_ms for fault in group if fault.recovered_ms is not None),
+        )
+        for (kind, overlapping), group in groups.items()
+    ]
+
+
+def line_of(fault: FaultSeen) -> str:
+    """One fault on one line, as it is over."""
+    times = (
+        f"{name} {NOT_OBSERVED if value is None else f'{value:.0f} ms'}"
+        for name, value in (("detected", fault.detected_ms), ("recovered", fault.recovered_ms))
+    )
+    held = f" for {fault.hold_s:.1f} s" if fault.hold_s else ""
+    said = ", ".join(times) if fault.outcome == "recovered" else f"{fault.outcome}: {fault.note}"
+    overlapping = ", overlapping" if fault.overlapping else ""
+    return f"{fault.at_s:7.1f} s  #{fault.number} {fault.kind} {','.join(fault.targets)}{held}: {said}{overlapping}"
+
+
+def print_chaos(found: Chaos) -> None:
+    """The summary; each fault was printed as it was over."""
+    out = console()
+    columns = (
+        Column("fault"), Column("n", right=True), Column("back", 1, right=True), Column("detected p50", right=True),
+        Column("p99", 3, right=True), Column("max, ms", 2, right=True), Column("recovered p50", right=True),
+        Column("p99", 3, right=True), Column("max, ms", 2, right=True),
+    )  # fmt: skip
+    rows = []
+    for kind in found.kinds:
+        name = f"{kind.kind} (overlapping)" if kind.overlapping else kind.kind
+        back = f"{kind.recovered} of {kind.count - kind.not_applicable}"
+        times = [*_shown(kind.detected_ms), *_shown(kind.recovered_ms)]
+        rows.append([name, str(kind.count), back, *times])
+    print_table(out, columns, rows)
+    heard = found.decisions
+    stored = "the stream could not be read back" if heard.stored is None else f"{heard.stored} stored"
+    out.print(
+        f"\ndecisions: {heard.heard} heard, {stored}, {heard.missed} missed in {heard.gaps} gaps while the connection "
+        f"was broken, {heard.gaps_in_one_connection} gaps otherwise, {heard.rounds_doubled} rounds heard twice",
+        soft_wrap=True,
+    )
+    for proof in found.proofs:
+        verdict = {True: "ok", False: "FAILED", None: "nothing to say"}[proof.ok]
+        out.print(f"{proof.name}: {verdict}: {proof.text}", soft_wrap=True)
+    for problem in found.problems:
+        out.print(f"PROBLEM: {problem}", soft_wrap=True)
+    verdict = "the swarm recovered from every fault" if found.ok else "the swarm FAILED"
+    if found.ok and not found.faults:
+        verdict = "no fault was made, so nothing is shown"
+    out.print(f"{verdict}; {len(found.faults)} faults in {found.lasted_s:.0f} s; --seed {found.seed}", soft_wrap=True)
+
+
+def _shown(spread: Spread) -> list[str]:
+    if spread.n == 0:
+        return [NOT_OBSERVED, "", ""]
+    return ["" if value is None else f"{value:.0f}" for value in (spread.p50, spread.p99, spread.max)]

@@ -1,0 +1,118 @@
+"""The command `certify`: its options, and what it prints in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from bus.utils.aio import run_to_end
+from bus.utils.terminal import harmless
+from coordinator.cli.options import Json, print_json
+
+if TYPE_CHECKING:
+    from coordinator.certify.models import Certificate
+
+REPORT = Path("certify.md")
+
+
+def certify(
+    provider: Annotated[
+        str | None, typer.Option("--provider", help="Who makes the sandboxes of the default swarm; default: local.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", envvar="SIGNALMESH_CONFIG", help="The swarm.toml of another swarm than the default one."
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option("--nats-port", help="Of its nats-server; 0: any free one.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The report, in Markdown; its JSON is put beside it.")
+    ] = REPORT,
+    max_detection_s: Annotated[float, typer.Option("--max-detection", metavar="SECONDS", help="Target.")] = 1.0,
+    max_recovery_s: Annotated[float, typer.Option("--max-recovery", metavar="SECONDS", help="Target.")] = 5.0,
+    max_downtime_s: Annotated[
+        float, typer.Option("--max-downtime", metavar="SECONDS", help="Target, of the rejoin as well.")
+    ] = 10.0,
+    json: Json = False,
+) -> None:
+    """Acceptance run: a swarm of its own is deployed, measured, killed at, audited and cleaned away; with a report."""
+    from bus.observability.logging import set_up_logs
+    from coordinator.certify.report_files import ReportFiles
+    from coordinator.certify.runner import CertifyOptions, run_certify
+    from coordinator.config.tables import PROVIDERS
+
+    for name, value in (
+        ("--max-detection", max_detection_s), ("--max-recovery", max_recovery_s), ("--max-downtime", max_downtime_s),
+    ):  # fmt: skip
+        if not (value > 0 and math.isfinite(value)):
+            raise UsageError(f"{name} {value}: expected more than 0 seconds, and a finite number of them")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--nats-port {port}: expected 0 (any free port) to 65535")
+    if config is not None and provider is not None:
+        raise UsageError("--provider: goes without --config only; in that file each sandbox names its own")
+    if provider is not None and provider not in PROVIDERS:
+        raise UsageError(f"--provider {provider}: expected one of {', '.join(PROVIDERS)}")
+    files = ReportFiles.of(out, config)
+    set_up_logs("error")
+    options = CertifyOptions(
+        provider=provider,
+        config=None if config is None else config.absolute(),
+        port=port,
+        max_detection_s=max_detection_s,
+        max_recovery_s=max_recovery_s,
+        max_downtime_s=max_downtime_s,
+    )
+    found = None
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        found = run_to_end(run_certify(options, _say))
+    if found is None:
+        raise typer.Exit(130)  # what is left was said
+    try:
+        if json:
+            print_json(found)
+        else:
+            _print_certificate(found)
+    finally:  # nobody may read what is printed any more: the report is written all the same
+        files.write(found)
+    if not json:
+        typer.echo(harmless(f"the report: {files.markdown} and {files.json}"))
+    raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
+
+
+def _say(text: str) -> None:
+    """To whoever follows the run, if somebody does: the terminal may be closed, and the clean-up must go on."""
+    with contextlib.suppress(OSError):
+        typer.echo(text, err=True)
+
+
+def _print_certificate(found: Certificate) -> None:
+    """The targets, and what went wrong, as wide as there is room for; the report has the rest."""
+    from rich.text import Text
+
+    from coordinator.certify.markdown import target_text, verdict
+    from coordinator.reporting.tables import Column, console, print_table
+
+    out = console()
+    rows: list[list[str | Text]] = []
+    for target in found.targets:
+        wanted, measured = target_text(target)
+        met = Text("met", "green") if target.ok else Text("MISSED", "bold red")
+        rows.append([target.name, wanted, measured, met, target.how])
+    columns = (
+        Column("target"),
+        Column("wanted", right=True),
+        Column("measured", right=True),
+        Column(""),
+        Column("how", 1),
+    )
+    print_table(out, columns, rows)
+    for problem in found.problems:
+        out.print(harmless(f"PROBLEM: {problem}"), soft_wrap=True)
+    out.print(Text(f"{verdict(found)}; in {found.took_s:.1f} s", "green" if found.ok else "bold red"), soft_wrap=True)

@@ -1,0 +1,61 @@
+"""Verbs that look a swarm over and try it out. What they do is in coordinator/doctor/runner.py and
+coordinator/chaos/runner.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from bus.utils.aio import run_to_end
+from coordinator.cli.options import STATE_DIR, ConfigFile, Json, Nats, StateDir, Target, on_bus, print_json
+
+
+def doctor(nats: Nats = None, state_dir: StateDir = STATE_DIR, config: ConfigFile = None, json: Json = False) -> None:
+    """Look at all that a swarm needs, running or not: what is wrong, and what to do. Changes nothing."""
+    from bus.observability.logging import set_up_logs
+    from coordinator.doctor.runner import diagnose, print_diagnosis
+
+    set_up_logs("error")
+    found = run_to_end(diagnose(nats, state_dir, config, Path.cwd()))
+    if json:
+        print_json(found)
+    else:
+        print_diagnosis(found)
+    raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
+
+
+def chaos(
+    for_s: Annotated[float, typer.Option("--for", metavar="SECONDS", help="How long faults are made.")],
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the order of faults; default: a new one.")] = None,
+    patience_s: Annotated[
+        float, typer.Option("--patience", metavar="SECONDS", help="A swarm that takes longer to recover has failed.")
+    ] = 30.0,
+    state_dir: StateDir = STATE_DIR,
+    json: Json = False,
+) -> None:
+    """Do random faults to the running swarm, measure each recovery, then prove that nothing was lost or doubled."""
+    from coordinator.chaos.report import FaultSeen, line_of, print_chaos
+    from coordinator.chaos.runner import ChaosOptions, run_chaos, running
+
+    for name, value in (("--for", for_s), ("--patience", patience_s)):
+        if not value > 0:
+            raise UsageError(f"{name} {value}: expected more than 0 seconds")
+    options = ChaosOptions(for_s=for_s, seed=seed, patience_s=patience_s)
+    run = running(state_dir)
+
+    def tell(fault: FaultSeen) -> None:
+        typer.echo(line_of(fault), err=json)
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    found = on_bus(Target(run.url, run.swarm), lambda bus: run_chaos(bus, state_dir, options, tell, say))
+    if json:
+        print_json(found)
+    else:
+        print_chaos(found)
+    raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)

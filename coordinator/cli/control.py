@@ -1,0 +1,79 @@
+"""The commands that act on one agent from outside: `kill`, `restart`, `revive`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bus.errors import EXIT_DONE, EXIT_FAILED
+from coordinator.cli.options import (
+    STATE_DIR,
+    Json,
+    Nats,
+    StateDir,
+    Swarm,
+    check_seconds,
+    find_target,
+    on_bus,
+    print_json,
+)
+
+
+def kill(
+    agent: Annotated[str, typer.Argument(help="The agent's name.")],
+    signal: Annotated[str, typer.Option("--signal", "-s", help="KILL, STOP, TERM, … or a number; 0: none.")] = "KILL",
+    wait_s: Annotated[float, typer.Option("--wait", help="Longest time to watch it come back, seconds.")] = 15.0,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Send a signal to an agent's process and print how it came back, with what was lost and doubled (measured)."""
+    from coordinator.control.kill import kill as kill_agent
+    from coordinator.control.kill import print_killing, signal_number
+
+    number = signal_number(signal)
+    check_seconds("--wait", wait_s)
+    found = on_bus(find_target(nats, state_dir, swarm), lambda bus: kill_agent(bus, agent, number, wait_s))
+    if json:
+        print_json(found)
+    else:
+        print_killing(found)
+    raise typer.Exit(EXIT_DONE if found.as_asked else EXIT_FAILED)
+
+
+def restart(
+    agent: Annotated[str, typer.Argument(help="The agent's name.")],
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Drain an agent (it saves its state), start it anew, and wait until it is ready."""
+    from coordinator.control.watchdog_client import Restarted, ask_watchdog
+
+    target = find_target(nats, state_dir, swarm)
+    done = on_bus(target, lambda bus: ask_watchdog(bus, "restart", agent, Restarted))
+    if json:
+        print_json(done)
+    else:
+        before = f"was {done.was}" if done.was else "drained"
+        typer.echo(f"{agent}: {before}; ready as epoch {done.epoch_after} after {done.ready_ms:.0f} ms")
+
+
+def revive(
+    agent: Annotated[str, typer.Argument(help="The agent's name.")],
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Bring a quarantined or drained agent back, with its deaths forgotten."""
+    from coordinator.control.watchdog_client import Revived, ask_watchdog
+
+    done = on_bus(find_target(nats, state_dir, swarm), lambda bus: ask_watchdog(bus, "revive", agent, Revived))
+    if json:
+        print_json(done)
+    else:
+        typer.echo(f"{agent}: was {done.was}; it is started")

@@ -1,0 +1,103 @@
+"""JSON Schemas of all payloads and of every `--json`, made from the types: `make schema` writes docs/schema/.
+
+`message.<kind>.json` is a payload as published (bus/messages/payloads.py); ranges that the types do not say are in
+README.md. `output.<verb>.json` is what a verb prints with --json. Unknown fields are allowed everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from bus.messages import KINDS
+from coordinator.audit.models import Audit
+from coordinator.certify.models import Certificate
+from coordinator.chaos.report import Chaos
+from coordinator.control.kill import Killing
+from coordinator.control.watchdog_client import Restarted, Revived
+from coordinator.monitor.health_check import Health
+from coordinator.monitor.history import History
+from coordinator.monitor.message_lines import Watched
+from coordinator.monitor.models import Status
+from coordinator.replay.models import Replay
+from coordinator.reporting.findings import Diagnosis
+from coordinator.runner.down import Ended
+
+__all__ = ["OUTPUTS", "SCHEMA_DIR", "documents", "write"]
+
+SCHEMA_DIR = Path(__file__).resolve().parents[2] / "docs" / "schema"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+OUTPUTS: dict[str, type] = {
+    "audit": Audit,
+    "certify": Certificate,
+    "chaos": Chaos,
+    "doctor": Diagnosis,
+    "down": Ended,
+    "health": Health,
+    "history": History,
+    "kill": Killing,
+    "replay": Replay,
+    "restart": Restarted,
+    "revive": Revived,
+    "status": Status,
+    "watch": Watched,
+}
+"""Verb -> what its --json prints; `up --json` prints lines like those of watch."""
+
+
+def documents() -> dict[str, bytes]:
+    """File name -> bytes of every schema."""
+    types_of = {f"message.{kind}.json": cls for kind, cls in KINDS.items()}
+    types_of |= {f"output.{verb}.json": cls for verb, cls in OUTPUTS.items()}
+    return {name: _document(cls) for name, cls in sorted(types_of.items())}
+
+
+def write(directory: Path = SCHEMA_DIR) -> None:
+    """Write all schemas into `directory`, and remove those of what there is no more."""
+    directory.mkdir(parents=True, exist_ok=True)
+    made = documents()
+    for stale in {path.name for path in directory.glob("*.json")} - set(made):
+        (directory / stale).unlink()
+    for name, data in made.items():
+        (directory / name).write_bytes(data)
+
+
+def _document(cls: type) -> bytes:
+    schema = msgspec.json.schema(cls)
+    for part in _dataclasses(cls):
+        definition = schema["$defs"][part.__name__]
+        definition["description"] = " ".join(definition.get("description", "").split())
+        for name, hint in typing.get_type_hints(part).items():
+            if datetime in (hint, *typing.get_args(hint)):
+                _mark_time(definition["properties"][name])
+    return orjson.dumps({"$schema": DIALECT, **schema}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _mark_time(schema: dict[str, Any]) -> None:
+    """msgspec says only `string` of a datetime that may come without a zone; ours are always published with one."""
+    for variant in schema.get("anyOf", [schema]):
+        if variant.get("type") == "string":
+            variant["format"] = "date-time"
+
+
+def _dataclasses(cls: Any) -> list[type]:
+    """`cls` and all dataclasses among the types of its fields, however deep."""
+    found: list[type] = []
+    stack = [cls]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, type) and dataclasses.is_dataclass(item) and item not in found:
+            found.append(item)
+            stack += typing.get_type_hints(item).values()
+        stack += typing.get_args(item)
+    return found
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,34 @@
+"""The console script `signalmesh`: turns every expected error into one line and its exit code."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+
+from bus.errors import EXIT_FAILED, MeshError
+from bus.utils.terminal import harmless
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+"""As a shell reports it."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 bus unreachable, 130 interrupted."""
+    try:
+        from coordinator.cli.app import app
+
+        app(standalone_mode=True)
+    except MeshError as error:
+        print(f"signalmesh: {harmless(str(error), keep=chr(10))}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:  # Ctrl-C while all of that is imported; a verb that runs has its own way
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        raise SystemExit(EXIT_FAILED) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"signalmesh: what was to be written does not fit: {error.strerror}; make room", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None

@@ -1,0 +1,93 @@
+"""The commands that only look: `status`, `watch`, `health`, `history`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from bus.messages import BeatingRole
+from bus.utils.terminal import harmless
+from coordinator.cli.options import (
+    STATE_DIR,
+    Json,
+    MirrorPath,
+    Nats,
+    StateDir,
+    Swarm,
+    check_seconds,
+    find_target,
+    mirror_file,
+    on_bus,
+    print_json,
+)
+
+
+def status(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, json: Json = False) -> None:
+    """What runs, as heard on the bus within half a second."""
+    from coordinator.monitor.status import gather_status
+    from coordinator.monitor.status_table import print_status
+
+    found = on_bus(find_target(nats, state_dir, swarm), gather_status)
+    if json:
+        print_json(found)
+    else:
+        print_status(found)
+
+
+def watch(
+    kind: Annotated[str | None, typer.Argument(help="market, headline, sentiment, signal, decision …")] = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Follow messages as they are stored: all kinds, or one. Ctrl-C ends it."""
+    from bus.messages import KINDS
+    from coordinator.config.convert import similar
+    from coordinator.monitor.message_lines import watch_bus
+
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"watch {kind}: unknown kind{similar(kind, KINDS)}; expected one of {', '.join(KINDS)}")
+    on_bus(find_target(nats, state_dir, swarm), lambda bus: watch_bus(bus, kind, json))
+
+
+def health(
+    role: Annotated[BeatingRole, typer.Argument(help="The role that must be heard.")] = "any",
+    within_s: Annotated[float, typer.Option("--within", help="Longest time to listen, seconds.")] = 3.0,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Whether a role that runs on this machine (in this container) is heard beating on the bus; else exit code 1."""
+    from coordinator.monitor.health_check import check_health
+
+    check_seconds("--within", within_s)
+    found = on_bus(find_target(nats, state_dir, swarm), lambda bus: check_health(bus, role, within_s))
+    if json:
+        print_json(found)
+    else:
+        typer.echo(harmless(found.text))
+    raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
+
+
+def history(
+    kind: Annotated[str, typer.Argument(help="A kind of message, or snapshot.")],
+    since: Annotated[
+        str | None, typer.Option(help="Only what was stored since: a duration (10m, 2h) or an ISO time.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="The newest so many.")] = 20,
+    file: MirrorPath = None,
+    state_dir: StateDir = STATE_DIR,
+    json: Json = False,
+) -> None:
+    """What the mirror has kept, oldest first; works with the bus down."""
+    from coordinator.monitor.history import print_history, read_history
+
+    found = read_history(mirror_file(file, state_dir), kind, since, limit)
+    if json:
+        print_json(found)
+    else:
+        print_history(found)

@@ -1,0 +1,127 @@
+"""Options that many verbs share, which swarm they mean, and how a verb gets on its bus."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from bus.errors import NoSuchSwarm, NoSwarmThere, Refused, UsageError
+from bus.utils.aio import run_to_end
+
+if TYPE_CHECKING:
+    from bus.nats.bus import NatsBus
+
+LONGEST_WAIT_S = 86_400.0
+
+Nats = Annotated[
+    str | None,
+    typer.Option("--nats", envvar="SIGNALMESH_NATS", help="NATS URL; default: that of the state directory's swarm."),
+]
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", envvar="SIGNALMESH_STATE_DIR", help="Where `up` keeps its store and record.")
+]
+Swarm = Annotated[
+    str | None,
+    typer.Option("--swarm", envvar="SIGNALMESH_SWARM", help="The swarm's name; default: the record's."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="SIGNALMESH_CONFIG", help="swarm.toml; default: ./swarm.toml, else built in."),
+]
+AgentCount = Annotated[
+    int | None,
+    typer.Option("--agents", envvar="SIGNALMESH_AGENTS", help="So many in all: further strategies beside those set."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Level = Literal["debug", "info", "warning", "error"]
+LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]
+STATE_DIR = Path(".signalmesh")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which swarm on which bus a verb is about."""
+
+    url: str
+    swarm: str
+
+
+def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
+    """What --nats, --swarm and the state directory say."""
+    from coordinator.config.loader import load
+    from coordinator.config.settings import DEFAULT_URL
+    from coordinator.runner.run_record import read_run
+
+    run = read_run(state_dir)
+    if nats is None and run is None and state_dir != STATE_DIR:  # who names a directory does not mean any other swarm
+        if not state_dir.exists():
+            raise UsageError(f"--state-dir {state_dir}: there is no such directory; expected one that `up` has made")
+        raise NoSwarmThere(str(state_dir))
+    url = nats or (run.url if run else DEFAULT_URL)
+    if swarm is None:
+        swarm = run.swarm if run is not None and nats in (None, run.url) else load(None, Path.cwd()).swarm
+    return Target(url, swarm)
+
+
+def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
+    """Connect, do `work`, leave."""
+    from bus.nats.bus import NatsBus
+    from coordinator.config.settings import CONNECT_S
+
+    async def connected() -> T:
+        bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
+        try:
+            return await work(bus)
+        except Refused as error:
+            if error.code != 10059:
+                raise
+            raise NoSuchSwarm(bus.url, target.swarm, f"stream for {error.subject}") from None
+        finally:
+            await bus.close()
+
+    from bus.observability.logging import set_up_logs
+
+    set_up_logs("error")
+    with contextlib.suppress(KeyboardInterrupt):
+        return run_to_end(connected())
+    raise typer.Exit(130)
+
+
+def check_seconds(option: str, value: float) -> None:
+    """Refuse what nobody can wait for.
+
+    Raises:
+        UsageError: negative, more than a day, or no number.
+    """
+    if not 0 <= value <= LONGEST_WAIT_S:
+        raise UsageError(f"{option} {value:g}: expected 0 to {LONGEST_WAIT_S:g} seconds")
+
+
+def print_json(value: Any) -> None:
+    import orjson
+
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
+
+
+def role_url(nats: str | None, state_dir: Path) -> str:
+    from bus.nats.urls import check_url
+
+    return check_url(nats or find_target(None, state_dir, "any").url)
+
+
+MirrorPath = Annotated[
+    Path | None, typer.Option("--file", help="The mirror's file; default: mirror.sqlite in the state directory.")
+]
+
+
+def mirror_file(file: Path | None, state_dir: Path) -> Path:
+    """The file that --file or the state directory means."""
+    from bus.mirror.reader import MIRROR_FILE
+
+    return file or state_dir / MIRROR_FILE

@@ -1,0 +1,210 @@
+"""The roles: the processes of a swarm, each a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bus.errors import EXIT_DONE
+from bus.messages.subjects import BY_HAND
+from coordinator.cli.options import (
+    STATE_DIR,
+    AgentCount,
+    ConfigFile,
+    LogLevel,
+    MirrorPath,
+    Nats,
+    StateDir,
+    Swarm,
+    find_target,
+    mirror_file,
+    on_bus,
+    role_url,
+)
+
+
+def sandbox(
+    name: Annotated[str, typer.Argument(help="The sandbox's name.")],
+    replica: Annotated[
+        bool,
+        typer.Option(
+            "--replica",
+            envvar="SIGNALMESH_REPLICA",
+            help="One of several hosts of this sandbox, each on a machine (or in a container) of its own.",
+        ),
+    ] = False,
+    agents_nats: Annotated[
+        str | None,
+        typer.Option("--agents-nats", envvar="SIGNALMESH_AGENTS_NATS", help="Where its agents connect, if elsewhere."),
+    ] = None,
+    made_by: Annotated[str, typer.Option(help="Who made this place; with --host.")] = "joined",
+    host: Annotated[str | None, typer.Option(help="The host's own name, where a launcher gives it one.")] = None,
+    files: Annotated[Path | None, typer.Option(help="Where the agents' own files are, if not as configured.")] = None,
+    credentials_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--credentials-stdin",
+            help="Address and credentials of the bus, and where this is, come as a line on standard input.",
+        ),
+    ] = False,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: the host of a sandbox; starts and ends agent processes where it runs."""
+    from bus.messages.subjects import check_name
+    from bus.nats.urls import check_url
+    from coordinator.runner.entrypoints import MadeBy, run_sandbox
+    from coordinator.sandboxes.handoff import read_handed
+
+    check_name(name, "sandbox")
+    if credentials_stdin:
+        handed = read_handed()
+        where = None if files is None else str(files.resolve())
+        made = (
+            None
+            if host is None
+            else MadeBy(provider=made_by, endpoint=handed.endpoint, age_s=handed.age_s, host=host, files=where)
+        )
+        raise typer.Exit(
+            run_sandbox(name, handed.url, swarm or "swarm", log_level, made=made, credentials=handed.credentials)
+        )
+    target = find_target(nats, state_dir, swarm)
+    if agents_nats is not None:
+        check_url(agents_nats, "--agents-nats")
+    url = role_url(nats, state_dir)
+    raise typer.Exit(run_sandbox(name, url, target.swarm, log_level, replica=replica, agents_url=agents_nats))
+
+
+def agent(
+    name: Annotated[str, typer.Argument(help="The agent's name in the configuration.")],
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = BY_HAND,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: one agent in this process, by hand; it takes over from a running incarnation."""
+    from coordinator.runner.entrypoints import run_agent
+
+    raise typer.Exit(run_agent(name, role_url(nats, state_dir), config, swarm, sandbox, log_level))
+
+
+def watchdog(
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Give quarantined and drained agents another chance.")] = False,
+    standby: Annotated[bool, typer.Option("--standby", help="Let others lead first.")] = False,
+    speed: Annotated[float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="As for `up`.")] = None,
+    agents: AgentCount = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: notices death and silence and has agents started again; a second one stands by."""
+    from coordinator.runner.entrypoints import run_watchdog
+
+    raise typer.Exit(
+        run_watchdog(
+            role_url(nats, state_dir), config, swarm, speed, log_level, agents=agents, fresh=fresh, standby=standby
+        )
+    )
+
+
+def provider(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only ask whether E2B_API_KEY is accepted, and what is there.")
+    ] = False,
+    end: Annotated[bool, typer.Option("--end", help="Only end what an earlier run has left there.")] = False,
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: makes the sandboxes that are configured with provider = "e2b", keeps them, and ends them."""
+    from dataclasses import replace
+
+    from coordinator.config.loader import load
+    from coordinator.sandboxes.provider import end_for_good, run_check, run_provider
+
+    if check or end:
+        end_for_good(run_check(state_dir, end=end))
+    settings = load(config, Path.cwd())
+    if swarm is not None:
+        settings = replace(settings, swarm=swarm)
+    url = role_url(nats, state_dir)
+    end_for_good(run_provider(url, settings, state_dir, log_level))
+
+
+def proxy(
+    nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, log_level: LogLevel = "info"
+) -> None:
+    """Role: a bad network on demand between agents and the bus (`up --fault-proxy`); else it only forwards."""
+    from coordinator.runner.proxy_role import run_proxy
+
+    target = find_target(nats, state_dir, swarm)
+    raise typer.Exit(run_proxy(role_url(nats, state_dir), target.swarm, log_level))
+
+
+def metrics(
+    listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of the page, :PORT, or off; default: `[metrics] listen`, else 127.0.0.1:9464."),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the figures of all that the stream holds, and end.")
+    ] = False,
+    config: ConfigFile = None,
+    agents: AgentCount = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: counts and measures what is heard on the bus, and serves it to Prometheus at http://HOST:PORT/metrics."""
+    from pathlib import Path
+
+    from coordinator.config.loader import load
+    from coordinator.config.scaling import with_agents
+    from coordinator.telemetry.metrics_role import observe_once, run_metrics
+
+    target = find_target(nats, state_dir, swarm)
+    if once:
+        loaded = with_agents(load(config, Path.cwd()), agents)
+        typer.echo(on_bus(target, lambda bus: observe_once(bus, loaded)), nl=False)
+        raise typer.Exit(EXIT_DONE)
+    raise typer.Exit(run_metrics(role_url(nats, state_dir), config, target.swarm, listen, log_level, agents))
+
+
+def mirror(
+    file: MirrorPath = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="First put back what the bus has lost, as `up` does; run nothing else meanwhile."
+        ),
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="With --rebuild: end when that is done.")] = False,
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: follows the bus into an SQLite file, of which it is the only writer."""
+    from bus.errors import UsageError
+    from coordinator.runner.mirror_role import run_mirror, run_rebuild
+
+    if once and not rebuild:
+        raise UsageError("--once: expected together with --rebuild; without it, a mirror runs until it is told to end")
+    target = find_target(nats, state_dir, swarm)
+    path = mirror_file(file, state_dir)
+    url = role_url(nats, state_dir)
+    if once:
+        raise typer.Exit(run_rebuild(url, config, target.swarm, path, log_level))
+    raise typer.Exit(run_mirror(url, config, target.swarm, path, log_level, rebuild_first=rebuild))

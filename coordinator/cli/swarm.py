@@ -1,0 +1,146 @@
+"""The commands of a whole swarm: `up`, `down`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from bus.utils.aio import run_to_end
+from coordinator.cli.options import STATE_DIR, AgentCount, ConfigFile, Json, LogLevel, Nats, StateDir, print_json
+
+if TYPE_CHECKING:
+    from bus.interface import Heard
+    from coordinator.runner.up import Up
+
+
+def viewer(as_json: bool) -> Callable[[Up, asyncio.Event], Any]:
+    """How `up` shows what happens: live on a terminal, else line by line."""
+    if as_json:
+        from coordinator.monitor.message_lines import watch_bus
+
+        return lambda up, _stop: watch_bus(up.bus, None, True)
+    if not sys.stdout.isatty():
+        return _lines
+    from coordinator.monitor.live_view import live_view
+
+    return live_view
+
+
+async def _lines(up: Up, stop: asyncio.Event) -> None:
+    from bus.messages import headers as h
+    from coordinator.monitor.message_lines import Lines, how_to_follow, line_of, parse
+
+    lines = Lines()
+    lines.put(f"swarm {up.config.swarm} on {up.bus.url}; {how_to_follow(up)}")
+
+    async def on_heard(heard: Heard) -> None:
+        message = parse(up.bus, heard)
+        if message is not None:
+            lines.put(line_of(message, heard.subject, heard.headers.get(h.SEQUENCE, "")))
+
+    for kind in ("decision", "lifecycle", "alert"):
+        await up.bus.listen(up.bus.subjects.all_of(kind), on_heard)
+    await stop.wait()
+
+
+def up(
+    config: ConfigFile = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            envvar="SIGNALMESH_SPEED", help="Candles a second of the recorded feeds; 0: as fast as decisions come."
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port of the embedded nats-server; 0: any free one.")] = 4222,
+    state_dir: StateDir = STATE_DIR,
+    nats: Nats = None,
+    for_s: Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="End after so many seconds.")] = None,
+    no_dashboard: Annotated[  # noqa: ARG001 - part of the contract before there is a dashboard
+        bool, typer.Option("--no-dashboard", help="Without the web page (there is none yet: this changes nothing).")
+    ] = False,
+    agents: AgentCount = None,
+    standby: Annotated[
+        bool,
+        typer.Option("--standby", help="Run a second watchdog, which takes over when the first one dies or hangs."),
+    ] = False,
+    fault_proxy: Annotated[
+        bool, typer.Option("--fault-proxy", help="Agents connect through a proxy, for the network faults of `chaos`.")
+    ] = False,
+    public_nats: Annotated[
+        str | None,
+        typer.Option("--public-nats", envvar="SIGNALMESH_PUBLIC_NATS", help="Where sandboxes of E2B reach the bus."),
+    ] = None,
+    json: Json = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` goes on with its state."""
+    from bus.nats.urls import check_url
+    from bus.observability.logging import set_up_logs
+    from coordinator.config.loader import doubts_about, load, with_speed
+    from coordinator.config.scaling import with_agents
+    from coordinator.runner.preflight import check_agents
+    from coordinator.runner.up import UpOptions, run_up
+
+    set_up_logs("warning")
+    if nats is not None:
+        check_url(nats)
+    if speed is not None and not speed >= 0:
+        raise UsageError(f"--speed {speed}: expected 0 or more candles a second")
+    if for_s is not None and not for_s > 0:
+        raise UsageError(f"--for {for_s}: expected more than 0 seconds")
+    loaded = with_speed(with_agents(load(config, Path.cwd()), agents), speed)
+    options = UpOptions(
+        config_file=config,
+        state_dir=state_dir,
+        port=port,
+        url=nats,
+        for_s=for_s,
+        log_level=log_level,
+        speed=speed,
+        agents=agents,
+        standby=standby,
+        fault_proxy=fault_proxy,
+        public_url=public_nats,
+    )
+    checked = check_agents(loaded)
+    for doubt in doubts_about(checked):
+        typer.echo(f"warning: {doubt}", err=True)
+    code = run_to_end(run_up(checked, options, viewer(json)))
+    raise typer.Exit(code)
+
+
+def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
+    """End the swarm whose state directory is here, in order: agents drain and save their state.
+
+    Where none runs, the sandboxes elsewhere that a killed one has left are ended.
+    """
+    from coordinator.runner.down import end_left, stop_run
+    from coordinator.runner.run_record import read_run
+
+    run = read_run(state_dir)
+    if run is None or not run.alive():
+        freed = end_left(state_dir)
+        if json:
+            print_json(freed)
+        else:
+            for text, names in (("ended, left by an earlier run", freed.ended), ("could not be ended", freed.left)):
+                if names:
+                    typer.echo(f"sandboxes at {freed.endpoint}: {text}: {', '.join(names)}")
+        raise typer.Exit(EXIT_FAILED if freed.left else EXIT_DONE)
+    ended = stop_run(run, state_dir)
+    if json:
+        print_json(ended)
+    else:
+        typer.echo(f"swarm {run.swarm} ended in {ended.took_s:.1f} s; its state is in {state_dir}")
+        if ended.left:
+            typer.echo(
+                f"sandboxes that could not be ended may still run at {ended.endpoint}, until their lifetime ends: "
+                f"{', '.join(ended.left)}; `signalmesh doctor` looks again"
+            )
+    raise typer.Exit(EXIT_FAILED if ended.left else EXIT_DONE)

@@ -1,0 +1,1 @@
+"""swarm.toml and overrides into frozen settings."""

@@ -1,0 +1,307 @@
+"""swarm.toml: read, checked, and turned into frozen dataclasses; the built-in default swarm; who votes.
+
+Owns the file's schema. It spawns nothing and, in `load`, imports no agent: that is done by `resolve`, which also checks
+each agent's options and finds out whether it votes. An `[agents]` table replaces the five default agents, a
+`[sandboxes]` table the three default sandboxes.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from agents.agent import Agent, published_kinds
+from agents.builtin.command import CommandAgent
+from agents.spec import load_class
+from bus.errors import ConfigError, UsageError
+from bus.messages import Config, now
+from bus.messages.subjects import WATCHDOG, check_name
+from coordinator.config.convert import convert
+from coordinator.config.settings import (
+    AgentSettings,
+    AlertSettings,
+    CoordinatorSettings,
+    MetricsSettings,
+    MirrorSettings,
+    SandboxSpec,
+    StreamSettings,
+    SwarmConfig,
+    WatchdogSettings,
+)
+from coordinator.config.tables import (
+    COORDINATOR_KIND,
+    PROVIDERS,
+    agent_settings,
+    agent_table,
+    check_names,
+    placement,
+    sandbox_spec,
+)
+from coordinator.config.telemetry import Address, check_webhook
+
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT_FILE",
+    "PROVIDERS",
+    "AgentSettings",
+    "CoordinatorSettings",
+    "SandboxSpec",
+    "StreamSettings",
+    "SwarmConfig",
+    "WatchdogSettings",
+    "doubts_about",
+    "load",
+    "parse",
+    "resolve",
+    "to_config_message",
+    "with_speed",
+]
+
+DEFAULT_FILE = "swarm.toml"
+BUILT_IN = "built-in defaults"
+"""What stands in the place of the file's name when there is no file."""
+VOTING_KINDS = frozenset({"signal", "sentiment"})
+"""Who publishes one of these votes, unless its table says otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TopLevel:
+    swarm: str = "swarm"
+    max_agents: Annotated[int, Meta(ge=1)] = 5
+    sandboxes: dict[str, Any] = field(default_factory=dict)
+    agents: dict[str, Any] = field(default_factory=dict)
+    coordinator: dict[str, Any] = field(default_factory=dict)
+    stream: dict[str, Any] = field(default_factory=dict)
+    watchdog: dict[str, Any] = field(default_factory=dict)
+    mirror: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    alerts: dict[str, Any] = field(default_factory=dict)
+
+
+MAX_FILE_BYTES = 1 << 20
+DEFAULT_SANDBOXES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "nodejs": {"packages": ["express", "axios", "lodash"]},
+    "python": {"packages": ["numpy", "pandas", "requests"]},
+}
+DEFAULT_AGENTS: dict[str, dict[str, Any]] = {
+    "research-1": {"kind": "market-data", "sandbox": "base", "memory_key": "market_data"},
+    "research-2": {"kind": "sentiment", "sandbox": "nodejs", "memory_key": "sentiment"},
+    "strategy-momentum": {"kind": "momentum", "sandbox": "nodejs", "memory_key": "signal"},
+    "strategy-mean-reversion": {"kind": "mean-reversion", "sandbox": "python", "memory_key": "signal"},
+    "coordinator": {"kind": COORDINATOR_KIND, "sandbox": "python", "memory_key": "decision"},
+}
+
+
+def load(path: Path | None, cwd: Path) -> SwarmConfig:
+    """The configuration in `path` (--config), else in `cwd`/swarm.toml, else the default swarm. Imports no agent.
+
+    Raises:
+        ConfigError: `path` does not exist, or whatever is wrong in the file, by its key.
+    """
+    if path is None:
+        path = cwd / DEFAULT_FILE
+        if not path.exists():
+            return parse({}, BUILT_IN, "")
+    path = cwd / path
+    if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
+        raise ConfigError(str(path), "", "expected a file; this is a directory, a pipe or a device")
+    if path.exists() and path.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError(str(path), "", f"expected at most {MAX_FILE_BYTES} bytes, it has {path.stat().st_size}")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(str(path), "", "there is no such file; --config expects a swarm.toml") from None
+    except OSError as error:
+        raise ConfigError(str(path), "", f"cannot be read: {error.strerror}") from None
+    try:
+        raw = tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(str(path), "", f"line {line}: expected UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:  # its message ends with the line and the column
+        raise ConfigError(str(path), "", f"not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(str(path), "", "tables or lists inside each other too deep to be read") from None
+    return parse(raw, str(path), str(path.resolve().parent))
+
+
+def parse(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
+    """Check a whole swarm.toml, already parsed as TOML; `search_path` is where its classes and commands are found.
+
+    Raises:
+        ConfigError: something is wrong in it.
+    """
+    top = convert(raw, _TopLevel, file, "")
+    try:
+        check_name(top.swarm, "swarm")
+    except UsageError as error:
+        raise ConfigError(file, "swarm", str(error)) from None
+    for key in ("agents", "sandboxes"):
+        if key in raw and not raw[key]:
+            raise ConfigError(file, key, "expected at least one; leave the table out for the defaults")
+    sandboxes = tuple(sandbox_spec(file, name, table) for name, table in (top.sandboxes or DEFAULT_SANDBOXES).items())
+    check_names(file, top.agents or DEFAULT_AGENTS, sandboxes)
+    count = len(top.agents or DEFAULT_AGENTS)
+    if count > top.max_agents:
+        raise ConfigError(
+            file,
+            "agents",
+            f"{count} agents are configured, at most {top.max_agents} are allowed; to allow them, write "
+            f"max_agents = {count} at the top of the file",
+        )
+    if top.agents:
+        tables = {name: agent_table(file, name, table) for name, table in top.agents.items()}
+    else:
+        tables = {name: agent_table(file, name, table) for name, table in DEFAULT_AGENTS.items()}
+        names = {sandbox.name for sandbox in sandboxes}
+        tables = {n: t if t.sandbox in names else replace(t, sandbox=None) for n, t in tables.items()}
+    places = placement(file, tables, sandboxes)
+    agents = tuple(
+        agent_settings(file, name, table, places[name], top.swarm, search_path) for name, table in tables.items()
+    )
+    config = SwarmConfig(
+        file=file,
+        swarm=top.swarm,
+        max_agents=top.max_agents,
+        sandboxes=sandboxes,
+        agents=agents,
+        coordinator=convert(top.coordinator, CoordinatorSettings, file, "coordinator"),
+        stream=convert(top.stream, StreamSettings, file, "stream"),
+        watchdog=convert(top.watchdog, WatchdogSettings, file, "watchdog"),
+        mirror=convert(top.mirror, MirrorSettings, file, "mirror"),
+        metrics=convert(top.metrics, MetricsSettings, file, "metrics"),
+        alerts=convert(top.alerts, AlertSettings, file, "alerts"),
+    )
+    _check_relations(config)
+    return config
+
+
+def resolve(config: SwarmConfig) -> tuple[SwarmConfig, dict[str, type[Agent]]]:
+    """Import every agent's class, check its options, settle its kind and whether it votes; returns the classes too.
+
+    Raises:
+        ConfigError: a class cannot be imported or is no agent, an option is wrong, or nobody has a vote with weight.
+    """
+    classes: dict[str, type[Agent]] = {}
+    agents = []
+    for settings in config.agents:
+        spec = settings.spec
+        publishes = spec.publishes
+        if spec.command:
+            convert(spec.options, CommandAgent.Options, config.file, f"agents.{spec.name}.options")
+        if spec.class_path:
+            key = f"agents.{spec.name}"
+            try:
+                cls = classes[spec.name] = load_class(spec)
+            except UsageError as error:
+                raise ConfigError(config.file, f"{key}.{'kind' if spec.kind else 'class'}", str(error)) from None
+            convert(spec.options, cls.Options, config.file, f"{key}.options")
+            publishes = published_kinds(cls)
+            spec = replace(spec, kind=cls.kind)
+        votes = settings.votes
+        has_a_say = settings.external or not VOTING_KINDS.isdisjoint(publishes)
+        if votes and not has_a_say:
+            raise ConfigError(
+                config.file,
+                f"agents.{spec.name}.votes",
+                f"it publishes no {' and no '.join(sorted(VOTING_KINDS))}, so every round would wait for it in vain; "
+                "remove it",
+            )
+        if votes is None:
+            votes = has_a_say
+        agents.append(replace(settings, spec=spec, votes=votes, decides="decision" in publishes))
+    resolved = replace(config, agents=tuple(agents))
+    if resolved.voters and not any(resolved.voters.values()):
+        raise ConfigError(config.file, "agents", "all voters have weight 0; give at least one of them more")
+    return resolved, classes
+
+
+def doubts_about(config: SwarmConfig) -> tuple[str, ...]:
+    """What is allowed in a resolved `config` but hardly meant, each as a sentence that says what will happen."""
+    deciders = config.deciders
+    if not deciders:
+        externals = ", ".join(item.spec.name for item in config.agents if item.external)
+        unless = f", unless one of the external ones ({externals}) makes them" if externals else ""
+        doubt = (
+            f"none of them decides, so there will be no decisions{unless}; "
+            f'for decisions add an agent with kind = "{COORDINATOR_KIND}"'
+        )
+    elif len(deciders) > 1:
+        doubt = (
+            f"{len(deciders)} of them decide ({', '.join(deciders)}): each decides every round for itself, so whoever "
+            f"follows {config.swarm}.decision.> hears every round {len(deciders)} times; the last token of the "
+            "subject tells whose a decision is"
+        )
+    elif not config.voters:
+        doubt = "nobody votes, so every decision will be hold, of size 0"
+    else:
+        return ()
+    return (f"{config.file}: agents: {doubt}",)
+
+
+def with_speed(config: SwarmConfig, speed: float | None) -> SwarmConfig:
+    """`config` with the recorded feeds' pace set to `speed` candles a second; None leaves it as it is."""
+    if speed is None:
+        return config
+    agents = tuple(
+        replace(item, spec=replace(item.spec, options={**item.spec.options, "speed": speed}))
+        if item.spec.kind == "market-data"
+        else item
+        for item in config.agents
+    )
+    return replace(config, agents=agents)
+
+
+def to_config_message(
+    config: SwarmConfig, voters: Mapping[str, float], *, source: str = WATCHDOG, timestamp: datetime | None = None
+) -> Config:
+    """The Config event for these voters (agent -> weight) and the settings of `config`."""
+    settings = config.coordinator
+    return Config(
+        voters=dict(voters),
+        timestamp=timestamp or now(),
+        source=source,
+        quorum=settings.quorum,
+        buy_at=settings.buy_at,
+        sell_at=settings.sell_at,
+        round_timeout_ms=settings.round_timeout_ms,
+        position_cap=settings.position_cap,
+        vol_target=settings.vol_target,
+        drawdown_max=settings.drawdown_max,
+        cvar_max=settings.cvar_max,
+        deciders=config.deciders,
+    )
+
+
+def _check_relations(config: SwarmConfig) -> None:
+    """What must hold between two settings, and what a type does not say."""
+    checks: tuple[tuple[str, str, Callable[[str, str], object]], ...] = (
+        ("metrics.listen", config.metrics.listen, Address.parse),
+        ("alerts.webhook", config.alerts.webhook, check_webhook),
+    )
+    for key, text, check in checks:
+        try:
+            if text:
+                check(text, "")
+        except UsageError as error:
+            raise ConfigError(config.file, key, str(error).lstrip(": ")) from None
+    decides, watches = config.coordinator, config.watchdog
+    if decides.sell_at > decides.buy_at:
+        raise ConfigError(
+            config.file,
+            "coordinator.sell_at",
+            f"expected at most buy_at ({decides.buy_at}), not {decides.sell_at}; between them it holds",
+        )
+    ladder = ("heartbeat_ms", "suspect_ms", "dead_ms", "starved_ms")
+    for lower, higher in pairwise(ladder):
+        low, high = getattr(watches, lower), getattr(watches, higher)
+        if low >= high:
+            raise ConfigError(config.file, f"watchdog.{higher}", f"expected more than {lower} ({low}), not {high}")

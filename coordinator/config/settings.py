@@ -1,0 +1,191 @@
+"""A swarm's settings as frozen dataclasses, with their defaults and limits. coordinator/config/loader.py fills them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from agents.spec import AgentSpec
+from bus.errors import UsageError
+from bus.server.config import Durability
+from coordinator.config.convert import similar
+from coordinator.config.e2b import E2bSettings
+
+if TYPE_CHECKING:
+    from bus.mirror.follower import Retention
+    from bus.nats.streams import StreamLimits
+
+__all__ = [
+    "AgentSettings",
+    "AlertSettings",
+    "CoordinatorSettings",
+    "MetricsSettings",
+    "MirrorSettings",
+    "SandboxSpec",
+    "StreamSettings",
+    "SwarmConfig",
+    "WatchdogSettings",
+]
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+"""Where a server is looked for that nothing names: the port of the one that `up` starts."""
+CONNECT_S = 2.0
+"""How long a command tries to connect."""
+SHORTEST_MAX_AGE_S = 120.0
+"""The stream's window for recognising duplicates; it may not be longer than max_age."""
+
+Positive = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+PositiveFraction = Annotated[float, Meta(gt=0, le=1)]
+LONGEST_S = 366 * 24 * 3600
+"""A year: nothing is waited for longer. (Messages are kept for a hundred years at most: the server counts nanoseconds
+in 64 bits.)"""
+Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
+Milliseconds = Annotated[int, Meta(ge=1, le=LONGEST_S * 1000)]
+Count = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """A place where agents run. `packages` are what its provider should install, `e2b` is how E2B keeps it.
+
+    `price_per_hour` is in USD, and `price_source` says where that figure is from; None: no price is set.
+    """
+
+    name: str
+    provider: str = "local"
+    packages: tuple[str, ...] = ()
+    price_per_hour: float | None = None
+    price_source: str = ""
+    e2b: E2bSettings | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """One agent: what its host must know, and what its voice counts.
+
+    `votes` is None until `resolve` has found out; so is what `decides` says: whether it publishes decisions.
+    """
+
+    spec: AgentSpec
+    external: bool = False
+    votes: bool | None = None
+    weight: float = 1.0
+    decides: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorSettings:
+    """What goes into the Config event (bus.messages.Config says what each means)."""
+
+    quorum: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    buy_at: Fraction = 0.55
+    sell_at: Fraction = 0.45
+    round_timeout_ms: Milliseconds = 400
+    position_cap: PositiveFraction = 0.5
+    vol_target: Positive = 0.01
+    drawdown_max: PositiveFraction = 0.25
+    cvar_max: PositiveFraction = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings:
+    """What the stream keeps, and what an acknowledged message survives (bus.server.config.Durability).
+
+    `replicas` servers of a cluster, named by --nats, keep it.
+    """
+
+    max_age_s: Annotated[float, Meta(ge=SHORTEST_MAX_AGE_S, le=100 * LONGEST_S)] = 7 * 24 * 3600.0
+    max_bytes: Annotated[int, Meta(ge=1 << 20, le=(1 << 63) - 1)] = 1 << 30
+    durability: Durability = "process"
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+
+    def limits(self) -> StreamLimits:
+        """As the stream is made with them."""
+        from bus.nats.streams import StreamLimits
+
+        return StreamLimits(max_age_s=self.max_age_s, max_bytes=self.max_bytes, replicas=self.replicas)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchdogSettings:
+    """The watchdog's patience, in milliseconds and seconds as the names say."""
+
+    heartbeat_ms: Milliseconds = 100
+    suspect_ms: Milliseconds = 300
+    dead_ms: Milliseconds = 600
+    start_grace_ms: Milliseconds = 3000
+    starved_ms: Milliseconds = 5000
+    quarantine_deaths: Count = 10
+    quarantine_window_s: Seconds = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorSettings:
+    """What the mirror's file keeps: messages by age in seconds and by number (0: all), so many writes of each key."""
+
+    enabled: bool = True
+    max_age_s: Annotated[float, Meta(ge=0)] = 0.0
+    max_rows: Annotated[int, Meta(ge=0)] = 0
+    revisions: Count = 32
+
+    def retention(self) -> Retention:
+        """As the mirror keeps to it."""
+        from bus.mirror.follower import Retention
+
+        return Retention(max_age_s=self.max_age_s, max_rows=self.max_rows, revisions=self.revisions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """Where `up` has figures served, HOST:PORT; "": nowhere."""
+
+    listen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertSettings:
+    """Where alerts are posted, an http:// or https:// URL; "": nowhere. It is a secret, so its `repr` lacks it."""
+
+    webhook: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmConfig:
+    """A whole swarm. `file` is swarm.toml's path, or BUILT_IN."""
+
+    file: str
+    swarm: str
+    max_agents: int
+    sandboxes: tuple[SandboxSpec, ...]
+    agents: tuple[AgentSettings, ...]
+    coordinator: CoordinatorSettings = field(default_factory=CoordinatorSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    mirror: MirrorSettings = field(default_factory=MirrorSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
+
+    def agent(self, name: str) -> AgentSettings:
+        """The agent of this name.
+
+        Raises:
+            UsageError: there is none; the message names those that there are.
+        """
+        for settings in self.agents:
+            if settings.spec.name == name:
+                return settings
+        names = [settings.spec.name for settings in self.agents]
+        raise UsageError(f"no agent {name!r} in {self.file}{similar(name, names)}; it has: {', '.join(names)}")
+
+    @property
+    def voters(self) -> dict[str, float]:
+        """Agent -> weight of all who vote. Empty of those whose class was not looked at (see `resolve`)."""
+        return {settings.spec.name: settings.weight for settings in self.agents if settings.votes}
+
+    @property
+    def deciders(self) -> tuple[str, ...]:
+        """All who publish decisions, sorted. Empty of those whose class was not looked at (see `resolve`)."""
+        return tuple(sorted(settings.spec.name for settings in self.agents if settings.decides))

@@ -1,0 +1,227 @@
+"""The tables [agents.*] and [sandboxes.*] of swarm.toml: checked one by one and against each other, and placed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from agents.agent import LISTENABLE
+from agents.builtin import KINDS
+from agents.spec import AgentSpec, check_class_path
+from bus.errors import ConfigError, UsageError
+from bus.messages.subjects import AGENT_KINDS, check_name
+from coordinator.config.convert import convert, plain_options, similar, table_of
+from coordinator.config.e2b import E2bSettings, check_settings
+from coordinator.config.settings import AgentSettings, SandboxSpec
+
+__all__ = [
+    "ALL_KINDS",
+    "COORDINATOR_KIND",
+    "PROVIDERS",
+    "AgentTable",
+    "agent_settings",
+    "agent_table",
+    "check_names",
+    "placement",
+    "sandbox_spec",
+]
+
+PROVIDERS = ("local", "e2b")
+"""Sandbox providers that are implemented."""
+COORDINATOR_KIND = "coordinator"
+ALL_KINDS = {**KINDS, COORDINATOR_KIND: "coordinator.decisions.agent:CoordinatorAgent"}
+_MEMORY_KEY = re.compile(r"(?=.{1,128}$)[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SandboxTable:
+    provider: str = "local"
+    packages: tuple[str, ...] = ()
+    price_per_hour: Annotated[float, Meta(ge=0)] | None = None
+    price_source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentTable:
+    """One [agents.NAME] table as written; `class_` is its key `class`."""
+
+    kind: str | None = None
+    class_: str | None = None
+    command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    external: bool = False
+    listens: tuple[str, ...] = ()
+    publishes: tuple[str, ...] = ()
+    sandbox: str | None = None
+    votes: bool | None = None
+    weight: Annotated[float, Meta(ge=0)] = 1.0
+    memory_key: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def check_names(file: str, agents: Mapping[str, Any], sandboxes: tuple[SandboxSpec, ...]) -> None:
+    """Agents and sandboxes share one space of subjects, and some file systems know no case."""
+    seen: dict[str, str] = {}
+    for table, what, names in (
+        ("sandboxes", "sandbox", [sandbox.name for sandbox in sandboxes]),
+        ("agents", "agent", list(agents)),
+    ):
+        for name in names:
+            key = f"{table}.{name}"
+            try:
+                check_name(name, what)
+            except UsageError as error:
+                raise ConfigError(file, key, str(error)) from None
+            other = seen.setdefault(name.lower(), f"{what} {name!r}")
+            if other != f"{what} {name!r}":
+                raise ConfigError(
+                    file, key, f"{what} {name!r}: this name collides with {other} (case does not count); rename one"
+                )
+
+
+def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
+    key = f"sandboxes.{name}"
+    raw = table_of(raw, file, key)
+    if raw.get("provider") == "e2b":
+        if isinstance(raw.get("packages"), list):
+            raise ConfigError(
+                file, f"{key}.packages", 'with provider = "e2b" expected a table: { pip = […], npm = […] }'
+            )
+        settings = convert({k: value for k, value in raw.items() if k != "provider"}, E2bSettings, file, key)
+        check_settings(file, key, name, settings)
+        _check_price(file, key, settings)
+        price, source = settings.price()
+        return SandboxSpec(name=name, provider="e2b", e2b=settings, price_per_hour=price, price_source=source)
+    for field_name in E2bSettings.__dataclass_fields__.keys() - _SandboxTable.__dataclass_fields__.keys():
+        if field_name in raw:
+            raise ConfigError(file, f"{key}.{field_name}", 'goes with provider = "e2b" only; remove it, or add that')
+    table = convert(raw, _SandboxTable, file, key)
+    if table.provider not in PROVIDERS:
+        raise ConfigError(
+            file, f"{key}.provider", f"{table.provider!r} is not available; available: {', '.join(PROVIDERS)}"
+        )
+    for index, package in enumerate(table.packages):
+        if not package.strip() or package.startswith("-"):
+            raise ConfigError(file, f"{key}.packages[{index}]", f"expected the name of a package, not {package!r}")
+    _check_price(file, key, table)
+    return SandboxSpec(
+        name=name,
+        provider=table.provider,
+        packages=table.packages,
+        price_per_hour=table.price_per_hour,
+        price_source=table.price_source,
+    )
+
+
+def _check_price(file: str, key: str, table: _SandboxTable | E2bSettings) -> None:
+    if table.price_per_hour is not None and not table.price_source.strip():
+        raise ConfigError(file, f"{key}.price_source", "expected where price_per_hour is from, such as a price list")
+
+
+def agent_table(file: str, name: str, raw: Any) -> AgentTable:
+    """The table of one agent, with what belongs together checked."""
+    key = f"agents.{name}"
+    table = convert(table_of(raw, file, key), AgentTable, file, key)
+    ways = {
+        "kind": table.kind is not None,
+        "class": table.class_ is not None,
+        "command": table.command is not None,
+        "external": table.external,
+    }
+    given = [way for way, is_given in ways.items() if is_given]
+    if len(given) != 1:
+        forms = 'kind = "…", class = "module:Class", command = […] or external = true'
+        problem = (
+            f"only one of {' and '.join(given)} can be there" if given else f"it does not say what runs: add {forms}"
+        )
+        raise ConfigError(file, key, problem)
+    if table.kind is not None and table.kind not in ALL_KINDS:
+        raise ConfigError(
+            file,
+            f"{key}.kind",
+            f"unknown kind {table.kind!r}{similar(table.kind, ALL_KINDS)}; "
+            f'expected one of {", ".join(sorted(ALL_KINDS))}, or class = "module:Class" for an agent of your own',
+        )
+    if table.class_ is not None:
+        try:
+            check_class_path(table.class_)
+        except UsageError as error:
+            raise ConfigError(file, f"{key}.class", str(error)) from None
+    if table.memory_key is not None and not _MEMORY_KEY.fullmatch(table.memory_key):
+        raise ConfigError(
+            file,
+            f"{key}.memory_key",
+            f"{table.memory_key!r}: expected letters, digits, '_', '-' or '=', and '.' within, 128 at most",
+        )
+    _check_kind_lists(file, key, table)
+    if table.external:
+        for extra in ("sandbox", "memory_key", "options"):
+            if raw.get(extra) is not None:
+                raise ConfigError(file, f"{key}.{extra}", "has no effect on an external agent; remove it")
+    return table
+
+
+def _check_kind_lists(file: str, key: str, table: AgentTable) -> None:
+    """`listens` and `publishes`: required with a command, said by the class otherwise."""
+    for name, value, known in (
+        ("listens", table.listens, LISTENABLE),
+        ("publishes", table.publishes, AGENT_KINDS),
+    ):
+        if table.command is None:
+            if value:
+                raise ConfigError(file, f"{key}.{name}", "goes with command only; a class says this itself; remove it")
+        elif not value:
+            raise ConfigError(file, f"{key}.{name}", f"is required with command: a list of {', '.join(known)}")
+        for kind in value:
+            if kind not in known:
+                raise ConfigError(
+                    file, f"{key}.{name}", f"unknown kind {kind!r}{similar(kind, known)}; expected {', '.join(known)}"
+                )
+            if value.count(kind) > 1:
+                raise ConfigError(file, f"{key}.{name}", f"{kind!r} is there {value.count(kind)} times; once will do")
+
+
+def placement(file: str, tables: Mapping[str, AgentTable], sandboxes: tuple[SandboxSpec, ...]) -> dict[str, str]:
+    """Agent -> sandbox: where its table says, else where the fewest agents are, the first such one in order."""
+    names = [sandbox.name for sandbox in sandboxes]
+    for name, table in tables.items():
+        if table.sandbox is not None and table.sandbox not in names:
+            raise ConfigError(
+                file,
+                f"agents.{name}.sandbox",
+                f"there is no sandbox {table.sandbox!r}{similar(table.sandbox, names)}; expected one of "
+                f"{', '.join(names)}, or a table [sandboxes.{table.sandbox}]",
+            )
+    load_of = Counter(table.sandbox for table in tables.values())
+    places = {}
+    for name, table in tables.items():
+        place = "" if table.external else table.sandbox
+        if place is None:
+            place = min(names, key=lambda sandbox: load_of[sandbox])
+            load_of[place] += 1
+        places[name] = place
+    return places
+
+
+def agent_settings(
+    file: str, name: str, table: AgentTable, sandbox: str, swarm: str, search_path: str
+) -> AgentSettings:
+    kind = table.kind or ("command" if table.command else "external" if table.external else "")
+    spec = AgentSpec(
+        name=name,
+        kind=kind,
+        class_path=ALL_KINDS[table.kind] if table.kind else table.class_ or "",
+        search_path="" if table.kind or table.external else search_path,
+        command=table.command or (),
+        listens=table.listens,
+        publishes=table.publishes,
+        options=plain_options(table.options, file, f"agents.{name}.options"),
+        memory_key=table.memory_key or "",
+        sandbox=sandbox,
+        swarm=swarm,
+    )
+    return AgentSettings(spec=spec, external=table.external, votes=table.votes, weight=table.weight)

@@ -1,0 +1,105 @@
+"""What [metrics], [alerts] and the environment ask of the `metrics` role; checked before it starts, without HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from bus.errors import UsageError
+from bus.observability.otel_env import read_exporting
+from coordinator.config.settings import SwarmConfig
+
+DEFAULT_LISTEN = "127.0.0.1:9464"
+"""The port that OpenTelemetry's Prometheus exporters use."""
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - only where it was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen; port 0 is any free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Address:
+        """`HOST:PORT`, `[::1]:PORT`, or `:PORT` for every interface; `where` is the option or the key that says so.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        host, colon, port = text.rpartition(":")
+        if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+            raise UsageError(f"{where} {text!r}: expected HOST:PORT, such as {DEFAULT_LISTEN}")
+        return cls(host.removeprefix("[").removesuffix("]") or EVERYWHERE, int(port))
+
+    @property
+    def shown_host(self) -> str:
+        """The host as it stands in a URL."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def check_free(self, where: str) -> None:
+        """See that this process could listen there now.
+
+        Raises:
+            UsageError: it could not.
+        """
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, kind, protocol, _, address = found[0]
+            with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen(1)
+        except OSError as error:
+            raise UsageError(
+                f"{where} {self.shown_host}:{self.port}: cannot listen there ({error.strerror or error}); name another "
+                "address, with port 0 for any free one"
+            ) from None
+
+
+WEBHOOK_VARIABLE = "SIGNALMESH_WEBHOOK"
+NOWHERE = "off"
+"""In the place of an address: no page."""
+
+
+def check_webhook(url: str, where: str) -> str:
+    """Return `url` if alerts can be posted there; `where` is the setting that names it.
+
+    Raises:
+        UsageError: they cannot; the message does not show the URL, which may hold a secret.
+    """
+    try:
+        parsed = urlsplit(url)
+        if parsed.scheme in ("http", "https") and parsed.hostname and parsed.port != 0 and url.isprintable():
+            return url
+    except ValueError:
+        pass
+    raise UsageError(f"{where}: expected an http:// or https:// URL; it is not shown, for it may hold a secret")
+
+
+def webhook_of(config: SwarmConfig) -> str:
+    """The URL that alerts are posted to, "" for none: the environment's, else the configuration's.
+
+    Raises:
+        UsageError: it is none.
+    """
+    url = os.environ.get(WEBHOOK_VARIABLE, "")
+    return check_webhook(url, WEBHOOK_VARIABLE) if url else config.alerts.webhook
+
+
+def metrics_arguments(config: SwarmConfig) -> list[str]:
+    """The command line of the role that `up` is to run, without the options of all roles; empty where none is wanted.
+
+    Raises:
+        UsageError: nobody can listen at its address, or the webhook is no URL.
+    """
+    listen = config.metrics.listen
+    if listen:
+        where = f"{config.file}: metrics.listen:"
+        Address.parse(listen, where).check_free(where)
+    wanted = listen or webhook_of(config) or read_exporting(os.environ, "metrics")
+    return ["metrics", "--listen", listen or NOWHERE] if wanted else []

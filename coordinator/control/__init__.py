@@ -1,0 +1,1 @@
+"""Actions on one agent from outside: kill, restart, revive."""

@@ -1,0 +1,334 @@
+"""`signalmesh kill`: end an agent's process on purpose and watch, from outside, how it comes back.
+
+All times are on this observer's clock, from just before the signal was asked for; each is when the message that says
+so was heard here. Whether anything was lost or doubled is read from the stream afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from agents.host.protocol import SignalRequest
+from bus.durable.registry import read_records
+from bus.errors import BusError, BusTimeout, MeshError, MessageError, UsageError
+from bus.interface import Heard
+from bus.messages import Epoch, Heartbeat, Lifecycle, decode
+from bus.messages import headers as h
+from bus.messages.subjects import AGENT_KINDS
+from bus.nats.bus import NatsBus
+from bus.utils.terminal import harmless
+from coordinator.monitor.status import Listener
+from coordinator.reporting.tables import Column, console, print_table
+
+FIND_S = 1.0
+"""How long to listen for a heartbeat."""
+PROBE = 0
+"""No signal at all: only whether the process is there."""
+ENDS_NOTHING = frozenset(
+    {PROBE, signal.SIGCONT, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ}
+)
+"""Signals that a Python process lives through, by their nature or because the interpreter ignores them."""
+PROOF_BEATS = 2
+"""So many heartbeats of the same incarnation after such a signal prove that it lives on."""
+LIVES_ON_BEATS = 15
+"""After any other signal so many, none of which says that it drains."""
+FIRST_OUTPUT_S = 5.0
+"""After it is ready: how long to wait for an output of the new incarnation (it may have nothing to say)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Killing:
+    """`kill --json`. Milliseconds since the signal; None where it was not observed.
+
+    `outcome`: recovered (a new process goes on where it was), drained (it ended as asked, and stays away until it is
+    revived), quarantined, lives on (the signal has not ended it), not back in time.
+    """
+
+    agent: str
+    sandbox: str
+    pid: int
+    signal: str
+    drained_ms: float | None = None
+    detected_ms: float | None = None
+    claimed_ms: float | None = None
+    spawned_ms: float | None = None
+    restored_ms: float | None = None
+    ready_ms: float | None = None
+    first_output_ms: float | None = None
+    epoch_before: int
+    epoch_after: int | None = None
+    events_replayed: int | None = None
+    outputs_lost: int | None = None
+    outputs_doubled: int | None = None
+    outputs_checked: int | None = None
+    outcome: Literal["recovered", "drained", "quarantined", "lives on", "not back in time"] = "not back in time"
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether it went as it should: back (or drained, or untouched by a signal that ends nothing) without loss."""
+        if self.outputs_lost or self.outputs_doubled:
+            return False
+        if self.outcome == "lives on":
+            return signal_number(self.signal) in ENDS_NOTHING
+        return self.outcome in ("recovered", "drained")
+
+
+def signal_number(name: str) -> int:
+    """The number of KILL, SIGKILL, kill or 9; 0 is allowed as well.
+
+    Raises:
+        UsageError: no such signal.
+    """
+    word = name.upper().removeprefix("SIG")
+    if word.isascii() and word.isdigit() and (int(word) == PROBE or int(word) in signal.valid_signals()):
+        return int(word)
+    try:
+        return signal.Signals[f"SIG{word}"].value
+    except KeyError:
+        raise UsageError(
+            f"--signal {name}: there is no such signal; expected a name such as KILL, STOP or TERM, or a number such "
+            "as 9 (0: see whether it is there)"
+        ) from None
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; the number itself for those that have no name."""
+    return signal.Signals(number).name if number in {item.value for item in signal.Signals} else str(number)
+
+
+async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
+    """The newest heartbeat of `name`.
+
+    Raises:
+        UsageError: the swarm has no such agent, or somebody else runs it; MeshError: it does not beat.
+    """
+    listener = await _listen(bus, lambda heard: name in heard.agents and heard.watchdog is not None)
+    phase = listener.phases.get(name)
+    if phase == "external":
+        raise UsageError(
+            f"agent {name!r} is external: a program of somebody else's runs it, and only its messages are heard here; "
+            "end or start it where it runs"
+        )
+    if name in listener.agents:
+        return listener.agents[name][1]
+    records = await read_records(bus)
+    if phase is not None or name in records:
+        says = f"the watchdog says {phase}" if phase else f"its registry record says {records[name].status}"
+        raise MeshError(
+            f"agent {name!r} does not run: {says}; `signalmesh revive {name}` brings a quarantined or drained one back"
+        )
+    known = ", ".join(sorted({*records, *listener.phases, *listener.agents})) or "none yet"
+    raise UsageError(f"no agent {name!r} in swarm {bus.subjects.ns!r}; it has: {known}")
+
+
+async def _listen(bus: NatsBus, enough: Callable[[Listener], bool]) -> Listener:
+    """What is heard of everybody until it is `enough`, for at most FIND_S."""
+    listener = Listener(bus)
+    listening = await listener.start()
+    try:
+        async with asyncio.timeout(FIND_S):
+            while not enough(listener):
+                listener.heard.clear()
+                await listener.heard.wait()
+    except TimeoutError:
+        pass
+    finally:
+        await listening.close()
+    return listener
+
+
+class _Observer:
+    def __init__(self, bus: NatsBus, result: Killing) -> None:
+        self._bus, self._result = bus, result
+        self._zero = 0.0
+        self._beats_left = -1
+        self.ready = asyncio.Event()
+        self.output = asyncio.Event()
+
+    def start_clock(self) -> None:
+        self._zero = asyncio.get_running_loop().time()
+
+    async def on_heard(self, heard: Heard) -> None:
+        at_ms = round((asyncio.get_running_loop().time() - self._zero) * 1000, 2)
+        result = self._result
+        try:
+            message = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            return  # whoever reads the stream reports it
+        if isinstance(message, Heartbeat):
+            self._on_beat(message)
+        elif isinstance(message, Epoch):
+            sequence = h.number(heard.headers, h.SEQUENCE) or 0
+            if sequence > result.epoch_before:
+                result.claimed_ms, result.epoch_after = at_ms, sequence
+        elif isinstance(message, Lifecycle):
+            self._note(message, at_ms)
+        elif self._fresh(h.number(heard.headers, h.EPOCH) or 0) and not self.output.is_set():
+            result.first_output_ms = at_ms
+            self.output.set()
+
+    def sent(self, number: int) -> None:
+        """The signal has reached the process: what it says from now on counts."""
+        self._beats_left = PROOF_BEATS if number in ENDS_NOTHING else LIVES_ON_BEATS
+
+    def _on_beat(self, beat: Heartbeat) -> None:
+        if beat.epoch != self._result.epoch_before or beat.status == "draining":
+            return
+        self._beats_left -= 1
+        if self._beats_left == 0 and self._result.outcome == "not back in time":
+            self._result.outcome = "lives on"
+            self.ready.set()
+
+    def _fresh(self, epoch: int) -> bool:
+        """Whether it is the epoch of the newest incarnation, even if its claim is handed to us a little later."""
+        return epoch >= (self._result.epoch_after or self._result.epoch_before + 1)
+
+    def _note(self, event: Lifecycle, at_ms: float) -> None:
+        result = self._result
+        fresh = self._fresh(event.epoch or 0)
+        if event.event == "declared_dead" and event.epoch == result.epoch_before:
+            result.detected_ms = at_ms
+        elif event.event == "quarantined":
+            result.outcome = "quarantined"
+            self.ready.set()
+        elif event.event == "drained" and event.epoch == result.epoch_before:
+            result.outcome, result.drained_ms = "drained", at_ms
+            self.ready.set()
+        elif fresh and event.event == "spawned":
+            result.spawned_ms = at_ms
+        elif fresh and event.event == "restored":
+            result.restored_ms = at_ms
+        elif fresh and event.event == "ready":
+            result.ready_ms = at_ms
+            result.events_replayed = event.detail.get("replayed")
+            result.outcome = "recovered"
+            self.ready.set()
+
+
+async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
+    """Send signal `number` to the process of agent `name` and watch for at most `wait_s` seconds.
+
+    Raises:
+        UsageError: no such agent, or no sandbox host runs it; MeshError: it does not run, or its host refuses;
+            BusError: the bus does not answer.
+    """
+    beat = await find_agent(bus, name)
+    subjects = bus.subjects
+    result = Killing(
+        agent=name,
+        sandbox=beat.sandbox,
+        pid=beat.pid,
+        signal=signal_name(number),
+        epoch_before=beat.epoch,
+    )
+    observer = _Observer(bus, result)
+    listening = [
+        await bus.listen(subject, observer.on_heard)
+        for subject in (
+            subjects.heartbeat(name),
+            subjects.epoch(name),
+            subjects.lifecycle(name, "*"),
+            *(f"{subjects.ns}.{kind}.*.{name}" for kind in AGENT_KINDS),
+        )
+    ]
+    observer.start_clock()
+    request = orjson.dumps(SignalRequest(agent=name, signal=number, pid=beat.pid))
+    try:
+        try:
+            reply: dict[str, Any] = orjson.loads(await bus.request(subjects.control(beat.sandbox, "signal"), request))
+        except BusTimeout:  # not just NobodyServes: whoever listens to everything keeps the server from saying so
+            if beat.sandbox in (await _listen(bus, lambda heard: beat.sandbox in heard.hosts)).hosts:
+                raise
+            raise UsageError(_by_hand(beat)) from None
+        if "error" in reply:
+            heard = (await _listen(bus, lambda heard: name in heard.agents)).agents.get(name)
+            if heard is not None and (heard[1].epoch, heard[1].pid) == (beat.epoch, beat.pid):
+                raise UsageError(_by_hand(beat))
+            raise MeshError(reply["error"])
+        observer.sent(number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await observer.ready.wait()
+        if result.ready_ms is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_OUTPUT_S):
+                    await observer.output.wait()
+    finally:
+        for item in listening:
+            await item.close()
+    if result.outcome != "lives on":
+        await _count(bus, result)
+    return result
+
+
+def _by_hand(beat: Heartbeat) -> str:
+    return (
+        f"agent {beat.agent!r} is not run by a sandbox host: it beats as sandbox {beat.sandbox!r}, as pid {beat.pid} "
+        f"on machine {beat.machine or 'unknown'}; signal that process there"
+    )
+
+
+async def _count(bus: NatsBus, result: Killing) -> None:
+    """Read the agent's outputs back from the stream and look for gaps and repetitions in their numbers."""
+    try:
+        stored = await bus.read_back(bus.subjects.outputs_of(result.agent), result.epoch_before)
+    except BusError:
+        return
+    numbers = [number for m in stored if (number := h.number(m.headers, h.OUTPUT))]
+    result.outputs_checked = len(numbers)
+    result.outputs_doubled = len(numbers) - len(set(numbers))
+    result.outputs_lost = max(numbers) - min(numbers) + 1 - len(set(numbers)) if numbers else 0
+
+
+KILL_STEPS = {
+    "detected": "the watchdog declared it dead",
+    "claimed": "the next epoch is claimed: the old process is fenced",
+    "spawned": "its host has started a new process",
+    "restored": "snapshot taken over, own stored outputs read back",
+    "ready": "replay done, live again",
+    "first_output": "first output of the new process heard",
+}
+
+
+def print_killing(result: Killing) -> None:
+    """The timeline of `kill`, and what reading the stream back has found."""
+    out = console()
+    sent = f"signal {result.signal}" if result.signal.isdigit() else result.signal
+    head = f"{sent} to {result.agent} (pid {result.pid}, sandbox {result.sandbox}): {result.outcome}"
+    out.print(harmless(head), soft_wrap=True)
+    revive = harmless(f"`signalmesh revive {result.agent}`")
+    if result.outcome == "lives on":
+        what = "nothing was sent" if result.signal == "0" else "it was sent"
+        out.print(f"{what}, and the same process beats on as epoch {result.epoch_before}", soft_wrap=True)
+        return
+    if result.outcome == "drained":
+        out.print(f"after {result.drained_ms:.1f} ms, as asked: it stays away until {revive}", soft_wrap=True)
+        out.print(_verdict(result), soft_wrap=True)
+        return
+    if result.outcome == "quarantined":
+        out.print(f"it has died too often and stays away until {revive}; its alert says more", soft_wrap=True)
+    rows = []
+    for step, meaning in KILL_STEPS.items():
+        value = getattr(result, f"{step}_ms")
+        rows.append(["not heard" if value is None else f"{value:.1f} ms", step.replace("_", " "), meaning])
+    columns = (Column("after", right=True), Column("step"), Column("what was heard on the bus", 1))
+    print_table(out, columns, rows)
+    epochs = f"epoch {result.epoch_before} -> {result.epoch_after or 'none yet'}"
+    replayed = "" if result.events_replayed is None else f", {result.events_replayed} inputs replayed"
+    out.print(f"{epochs}{replayed}\n{_verdict(result)}", soft_wrap=True)
+
+
+def _verdict(result: Killing) -> str:
+    if result.outputs_checked is None:
+        return "the stream could not be read back: whether anything was lost or doubled is not known"
+    return (
+        f"{result.outputs_lost} lost, {result.outputs_doubled} doubled, of {result.outputs_checked} outputs in "
+        f"the stream since epoch {result.epoch_before}"
+    )

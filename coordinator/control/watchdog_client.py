@@ -1,0 +1,60 @@
+"""The client of the watchdog's control API: `restart` and `revive`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+import orjson
+
+from bus.errors import BusTimeout, MeshError, UsageError
+from bus.interface import Bus
+from bus.messages.subjects import WATCHDOG
+from coordinator.supervisor.control_api import DRAIN_S, READY_S
+
+ANSWER_S = DRAIN_S + READY_S + 2.0
+"""A little longer than the watchdog takes to say that it was in vain."""
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """`restart --json`. `epoch_before` is the epoch that has drained, None for an agent that was quarantined or
+    drained (then `was` says so); `epoch_after` is that of the incarnation that is ready now, `ready_ms` milliseconds
+    after the watchdog was asked.
+    """
+
+    agent: str
+    epoch_before: int | None = None
+    epoch_after: int
+    ready_ms: float
+    was: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revived:
+    """`revive --json`. `was`: quarantined or drained."""
+
+    agent: str
+    was: str
+
+
+async def ask_watchdog(bus: Bus, verb: str, agent: str, answer: type[Answer]) -> Answer:
+    """Ask the leading watchdog to `verb` the `agent`.
+
+    Raises:
+        UsageError: there is no such agent, or somebody else runs it; MeshError: it cannot be done now; BusTimeout: no
+            watchdog answers.
+    """
+    try:
+        data = await bus.request(bus.subjects.control(WATCHDOG, verb), orjson.dumps({"agent": agent}), ANSWER_S)
+    except BusTimeout as error:
+        raise BusTimeout(
+            f"no watchdog of swarm {bus.subjects.ns!r} has answered ({error}); `signalmesh status` says whether one "
+            "is heard, `signalmesh up` or `signalmesh watchdog` starts one"
+        ) from None
+    reply = orjson.loads(data)
+    if "error" in reply:
+        raise UsageError(reply["error"]) if reply.get("usage") else MeshError(reply["error"])
+    return msgspec.convert(reply, answer)

@@ -1,0 +1,1 @@
+"""The coordinator agent: votes into decisions, with risk and size."""

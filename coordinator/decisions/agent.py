@@ -1,0 +1,352 @@
+"""The coordinator: gathers the votes on each market tick into a round, and closes it with one Decision.
+
+Owns the life of rounds: opening, matching votes, waiting, closing in order. The judgement itself is
+coordinator/decisions/pooling.py, risk and size are coordinator/decisions/risk.py, which tick opens a round is
+coordinator/decisions/tick_order.py. A round is (symbol, source, sequence); why it is so, and how a vote finds its round
+by the integer `round` alone, is told in docs/adr/0003-rounds-and-synthesis.md.
+
+Everything is decided by the order of the stream: handlers are functions of (state, event), and the content of a
+decision does not depend on the order in which its votes came.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from agents.agent import Agent
+from bus.messages import Alert, Config, Decision, MarketData, Sentiment, Severity, Signal, Timer
+from bus.messages.subjects import WATCHDOG
+from coordinator.decisions.pooling import Electorate, electorate, synthesise, vote_probability
+from coordinator.decisions.risk import WINDOW, Market, assess, measure
+from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, Place
+
+MAX_OPEN_ROUNDS = 4096
+"""Open rounds over all symbols; ticks beyond are refused. Sixteen feeds at their limit of 256 undecided rounds.
+
+An open round encodes to some 200 bytes: beyond about 800 the state passes bus.durable.snapshots.MAX_STATE_BYTES, and
+snapshots pause (the recovery replays more, nothing is lost) until rounds have closed, 400 ms later at most.
+"""
+MAX_FEEDS = 256
+"""Pairs of symbol and source; ticks of further ones are refused."""
+WINDOW_BUDGET = 32 * WINDOW
+"""Closes kept over all feeds, some 160 KiB encoded, which fits a snapshot. With more than 32 feeds each one's window is
+shorter; with MAX_FEEDS it is 31 closes, still enough for risk.MIN_RETURNS."""
+MAX_EARLY_VOTES = 64
+"""Votes kept on one round while no Config has said yet who the voters are; further ones are refused."""
+DEFAULT_TIMEOUT_MS = 400
+"""Timer of rounds that open before any Config (the default of Config.round_timeout_ms as well)."""
+
+NO_CONFIG = Config(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), source="")
+"""What closes a round when no Config ever came: no voters, so no quorum, so hold."""
+
+
+@dataclass(slots=True)
+class OpenRound:
+    """A tick that awaits its decision, of its feed's `run`. `votes` maps a voter to its probability of a rise."""
+
+    source: str
+    sequence: int
+    price: float
+    timestamp: datetime
+    run: int = 1
+    timed_out: bool = False
+    votes: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was ignored or odd, by reason. Little else about it is remembered."""
+
+    repeated_ticks: int = 0  # see Feed.place
+    odd_ticks: int = 0  # taken although the feed's numbers went back
+    refused_ticks: int = 0  # beyond MAX_OPEN_ROUNDS, MAX_FEEDS or MAX_SEQUENCE
+    strangers: int = 0  # votes of agents that are not in Config.voters
+    repeated_votes: int = 0  # the voter has already voted on that open round; its first vote counts
+    late_votes: int = 0  # no such round is open
+    refused_votes: int = 0  # beyond MAX_EARLY_VOTES
+    foreign_configs: int = 0  # of others than the watchdog
+
+
+def is_told(count: int) -> bool:
+    """Whether the `count`-th of something is alerted: the 1st, 10th, 100th and so on, so that a flood stays few."""
+    return str(count).rstrip("0") == "1"
+
+
+def round_id(symbol: str, source: str, sequence: int, run: int = 1) -> str:
+    """`symbol:source:sequence`, the decision_id and the timer's name; different rounds never share one.
+
+    From a feed's second run on it is `symbol:source=run:sequence`. A colon in the source (agent names have none, but a
+    payload's source may be any text) is written =3A, and = as =3D, so that the last two colons are always the
+    separators, and a run is never part of a name.
+    """
+    if ":" in source or "=" in source:
+        source = source.replace("=", "=3D").replace(":", "=3A")
+    return f"{symbol}:{source}:{sequence}" if run == 1 else f"{symbol}:{source}={run}:{sequence}"
+
+
+class CoordinatorAgent(Agent):
+    """Decides each round when every expected voter has spoken, or when its timer has fired; in order per symbol."""
+
+    kind = "coordinator"
+    listens = ("market", "sentiment", "signal", "config")
+    publishes = ("decision",)
+    memory_key = "decision"
+    capabilities: ClassVar[tuple[str, ...]] = ("decision_synthesis", "risk_management")
+
+    @dataclass
+    class State:
+        """`rounds`: the open ones by symbol, in the order of their ticks. `feeds`: by symbol, then by source."""
+
+        config: Config | None = None
+        rounds: dict[str, list[OpenRound]] = field(default_factory=dict)
+        feeds: dict[str, dict[str, Feed]] = field(default_factory=dict)
+        open_rounds: int = 0
+        feed_count: int = 0
+        counts: Counts = field(default_factory=Counts)
+
+    state: State
+
+    def setup(self) -> None:
+        # Derived from state.config and checked by identity at each use: not state, for it can always be derived anew.
+        self._voters_of: Config = NO_CONFIG
+        self._voters: Electorate = electorate(NO_CONFIG.voters)
+        self._ahead: tuple[OpenRound, Market] | None = None  # measured while the round waited for its votes
+
+    def on_market(self, tick: MarketData) -> list[Decision | Alert]:
+        """Open the round of this tick. It closes at once only when a Config says that nobody votes."""
+        state = self.state
+        feed = state.feeds.get(tick.symbol, {}).get(tick.source)
+        sequence = tick.sequence
+        if sequence is None:
+            sequence = 1 if feed is None else feed.next_sequence()
+        place: Place = "next" if feed is None else feed.place(sequence, tick.timestamp)
+        if feed is not None and place == "repeated":
+            return self._repeated(tick, feed)
+        if (
+            state.open_rounds >= MAX_OPEN_ROUNDS
+            or (feed is None and state.feed_count >= MAX_FEEDS)
+            or not -MAX_SEQUENCE <= sequence <= MAX_SEQUENCE
+        ):
+            return self._refused(tick)
+        told: list[Alert] = []
+        if feed is None:
+            feed = state.feeds.setdefault(tick.symbol, {})[tick.source] = Feed(sequence, tick.timestamp)
+            state.feed_count += 1
+            self._trim_feeds()
+        else:
+            told = self._odd(tick, feed, place)
+            feed.take(place, sequence, tick.timestamp)
+        opened = OpenRound(tick.source, sequence, tick.price, tick.timestamp, feed.run)
+        state.rounds.setdefault(tick.symbol, []).append(opened)
+        state.open_rounds += 1
+        self.set_timer(
+            round_id(tick.symbol, tick.source, sequence, feed.run),
+            topic=tick.symbol,
+            after_ms=DEFAULT_TIMEOUT_MS if state.config is None else state.config.round_timeout_ms,
+        )
+        if state.rounds[tick.symbol][0] is opened:  # nothing can enter its feed's windows before it does
+            self._ahead = opened, self._measure(opened, feed)
+        return [*told, *self._close(tick.symbol)]
+
+    def _repeated(self, tick: MarketData, feed: Feed) -> list[Decision | Alert]:
+        """Count a tick that opens no round, because its feed has been there."""
+        self.state.counts.repeated_ticks += 1
+        feed.repeated += 1
+        if not is_told(feed.repeated):
+            return []
+        problem = (
+            f"tick {tick.sequence} of {tick.symbol} by {tick.source} is not counted: the last one was {feed.last}, "
+            f"of {feed.at.isoformat()}; number ticks upwards, or leave `sequence` out"
+        )
+        return [self._tell("info", "tick_repeated", problem, tick, last=feed.last, repeated=feed.repeated)]
+
+    def _odd(self, tick: MarketData, feed: Feed, place: Place) -> list[Alert]:
+        """Count a tick that is taken, though its number is none to expect after the last one; not yet a leap.
+
+        Whether a leap is one of the feed or a stray is known when the next tick comes.
+        """
+        if place not in ("renumbered", "resumed"):
+            return []
+        self.state.counts.odd_ticks += 1
+        who = f"{tick.symbol} by {tick.source}"
+        if place == "resumed":
+            feed.strays += 1
+            count, code = feed.strays, "tick_strayed"
+            problem = f"{who}: tick {feed.last} was a stray; {tick.sequence} goes on before it"
+        else:
+            count, code = feed.runs, "feed_renumbered"
+            problem = f"{who} numbers its ticks anew: {tick.sequence} came after {feed.last}"
+        return [self._tell("warning", code, problem, tick, last=feed.last, times=count)] if is_told(count) else []
+
+    def _refused(self, tick: MarketData) -> list[Decision | Alert]:
+        """Count a tick beyond the bounds; no decision will be made on it."""
+        counts = self.state.counts
+        counts.refused_ticks += 1
+        if not is_told(counts.refused_ticks):
+            return []
+        problem = (
+            f"tick {tick.sequence} of {tick.symbol} by {tick.source} is refused: expected at most {MAX_OPEN_ROUNDS} "
+            f"open rounds ({self.state.open_rounds}), {MAX_FEEDS} feeds ({self.state.feed_count}), and a sequence "
+            f"within ±{MAX_SEQUENCE}"
+        )
+        return [self._tell("warning", "tick_refused", problem, tick, refused=counts.refused_ticks)]
+
+    def _tell(self, severity: Severity, code: str, problem: str, tick: MarketData, **figures: int) -> Alert:
+        return self.alert(
+            severity,
+            code,
+            problem,
+            tick.timestamp,
+            symbol=tick.symbol,
+            of=tick.source,
+            sequence=tick.sequence,
+            **figures,
+        )
+
+    def on_sentiment(self, vote: Sentiment) -> list[Decision]:
+        """A vote by a reading of the news."""
+        return self._count(vote)
+
+    def on_signal(self, vote: Signal) -> list[Decision]:
+        """A vote by a strategy."""
+        return self._count(vote)
+
+    def on_config(self, config: Config) -> list[Decision | Alert]:
+        """From here on this Config is in force, for the open rounds as well: they may wait for fewer voters now."""
+        if config.source != WATCHDOG:
+            return self._foreign(config)
+        self.state.config = config
+        decisions: list[Decision | Alert] = []
+        for symbol in self.state.rounds:  # in order of each symbol's first tick, which a restored state keeps
+            decisions += self._close(symbol)
+        return decisions
+
+    def _foreign(self, config: Config) -> list[Decision | Alert]:
+        """Count a Config that somebody else than the watchdog has published."""
+        counts = self.state.counts
+        counts.foreign_configs += 1
+        if not is_told(counts.foreign_configs):
+            return []
+        problem = (
+            f"{config.source} has published a Config, which is not obeyed: that is the {WATCHDOG}'s alone, from "
+            "swarm.toml; look who writes to this bus"
+        )
+        return [
+            self.alert(
+                "warning",
+                "foreign_config",
+                problem,
+                config.timestamp,
+                writer=config.source,
+                foreign_configs=counts.foreign_configs,
+            )
+        ]
+
+    def on_timer(self, timer: Timer) -> list[Decision]:
+        """The round of this name waits no longer. It closes now, or as soon as those before it have closed."""
+        symbol = timer.name.rsplit(":", 2)[0]
+        for waiting in self.state.rounds.get(symbol, ()):
+            if round_id(symbol, waiting.source, waiting.sequence, waiting.run) == timer.name:
+                waiting.timed_out = True
+                return self._close(symbol)
+        return []  # its round has closed since the timer fired
+
+    def _count(self, vote: Sentiment | Signal) -> list[Decision]:
+        """Enter a vote into its round, if that is open and lacks it; close what this completes."""
+        state, voter = self.state, vote.source
+        if state.config is not None and voter not in state.config.voters:
+            state.counts.strangers += 1
+            return []
+        symbol = vote.symbol or ""
+        rounds = state.rounds.get(symbol, [])
+        # The integer says which tick, not whose: of two sources' rounds of one sequence the older is served first.
+        known = False
+        for waiting in rounds if vote.round is not None else rounds[-1:]:
+            if vote.round is None or waiting.sequence == vote.round:
+                if voter not in waiting.votes:
+                    break
+                known = True
+        else:
+            if known:
+                state.counts.repeated_votes += 1
+            else:
+                state.counts.late_votes += 1
+            return []
+        if state.config is None and len(waiting.votes) >= MAX_EARLY_VOTES:
+            state.counts.refused_votes += 1
+            return []
+        waiting.votes[voter] = vote_probability(vote)
+        return self._close(symbol) if waiting is rounds[0] else []
+
+    def _close(self, symbol: str) -> list[Decision]:
+        """Decide the rounds at the head of `symbol` that wait for nobody, in order, by the Config in force."""
+        rounds = self.state.rounds[symbol]
+        decisions: list[Decision] = []
+        for waiting in rounds:
+            if not (waiting.timed_out or self._complete(waiting)):
+                break
+            decisions.append(self._decide(symbol, waiting))
+        if decisions:
+            del rounds[: len(decisions)]
+            self.state.open_rounds -= len(decisions)
+        return decisions
+
+    def _complete(self, waiting: OpenRound) -> bool:
+        """Whether every expected voter has spoken; never before a Config has said who they are."""
+        config = self.state.config
+        return config is not None and all(voter in waiting.votes for voter in config.voters)
+
+    def _window(self) -> int:
+        """Closes that each feed may keep."""
+        return min(WINDOW, WINDOW_BUDGET // self.state.feed_count)
+
+    def _trim_feeds(self) -> None:
+        """Shorten the windows of all feeds, idle ones too, to what they may keep now that there is one more."""
+        window = self._window()
+        self._ahead = None
+        if window < WINDOW:
+            for feeds in self.state.feeds.values():
+                for feed in feeds.values():
+                    del feed.closes[:-window], feed.held[:-window]
+
+    def _measure(self, waiting: OpenRound, feed: Feed) -> Market:
+        """The risk at the tick of a round that is the next of its feed to close."""
+        window = self._window()
+        return measure([*feed.closes, waiting.price][-window:], feed.held[1 - window :])
+
+    def _decide(self, symbol: str, closing: OpenRound) -> Decision:
+        """The decision on `closing`, whose price and position enter the windows only now.
+
+        Later rounds may be open already; as their prices enter at their own closing, none of them can leak in here.
+        """
+        config = self.state.config or NO_CONFIG
+        if self._voters_of is not config:
+            self._voters_of, self._voters = config, electorate(config.voters)
+        feed = self.state.feeds[symbol][closing.source]
+        ahead = self._ahead
+        market = ahead[1] if ahead is not None and ahead[0] is closing else self._measure(closing, feed)
+        feed.closes.append(closing.price)
+        window = self._window()
+        if len(feed.closes) > window:
+            del feed.closes[:-window], feed.held[: 1 - window]
+        synthesis = synthesise(closing.votes, self._voters, config)
+        assessment = assess(synthesis, market, config)
+        size = assessment.position_size
+        feed.held.append(-size if synthesis.action == "sell" and size else size)
+        name = round_id(symbol, closing.source, closing.sequence, closing.run)
+        self.cancel_timer(name)
+        return Decision(
+            final_decision=synthesis.action,
+            position_size=size,
+            risk_score=assessment.risk_score,
+            consensus_level=synthesis.consensus,
+            agents_consulted=synthesis.consulted,
+            timestamp=closing.timestamp,
+            source=self.name,
+            decision_id=name,
+            symbol=symbol,
+            round=closing.sequence,
+            absent=synthesis.absent,
+        )

@@ -1,0 +1,1 @@
+"""`doctor`: checks of everything a swarm needs, with remedies."""

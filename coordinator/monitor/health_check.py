@@ -1,0 +1,75 @@
+"""Whether a process of the swarm on this machine is heard on the bus: what a container's health check asks.
+
+A process that runs but that nobody hears is of no use to the swarm, so its own word is not asked for: the answer is a
+heartbeat that went over the bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+from bus.errors import MessageError
+from bus.interface import Heard
+from bus.messages import BeatingRole, Heartbeat, decode, given_up_by
+from bus.nats.bus import NatsBus
+from bus.utils.processes import MACHINE
+
+HEALTHY = frozenset({"live", "finished", "standby"})
+"""States of a heartbeat in which its process does what it is for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """`health --json`. `status` is that of the heartbeat, None when none was heard; `given_up` are the sandboxes that
+    the provider, if it is what was heard, cannot make until a person has mended something.
+    """
+
+    ok: bool
+    machine: str
+    role: BeatingRole
+    name: str | None
+    status: str | None
+    text: str
+    given_up: list[str] = field(default_factory=list)
+
+
+async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Health:
+    """Listen until a healthy `role` of this machine was heard, at most `within_s` seconds.
+
+    Who asks for the provider asks for its sandboxes: one that has given up any is not healthy. For "any" it is, as a
+    container would be ended for what no other process there could do better.
+    """
+    found: Heartbeat | None = None
+    healthy = asyncio.Event()
+
+    async def on_beat(heard: Heard) -> None:
+        nonlocal found
+        with contextlib.suppress(MessageError):
+            beat = decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
+            if isinstance(beat, Heartbeat) and beat.machine == MACHINE and role in ("any", beat.role):
+                found = beat
+                if beat.status in HEALTHY and not (role == "provider" and given_up_by(beat)):
+                    healthy.set()
+
+    await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_beat)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await healthy.wait()
+    what = "no role" if role == "any" else f"no {role}"
+    if found is None:
+        text = f"{what} of this machine ({MACHINE}) was heard within {within_s:g} s"
+    else:
+        text = f"{found.role} {found.agent} of this machine ({MACHINE}): {found.status}"
+    if given_up := [] if found is None else given_up_by(found):
+        text += f", but it has given up {', '.join(given_up)}: `signalmesh status` says why"
+    return Health(
+        ok=healthy.is_set(),
+        machine=MACHINE,
+        role=found.role if found else role,
+        name=found.agent if found else None,
+        status=found.status if found else None,
+        text=text,
+        given_up=given_up,
+    )

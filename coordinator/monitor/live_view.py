@@ -1,0 +1,184 @@
+"""The live view of `up` on a terminal: agents, sandboxes, decisions and what happened, all of it heard on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bus.interface import Heard
+from bus.messages import Alert, Decision, Lifecycle
+from bus.utils.terminal import harmless
+from coordinator.monitor.message_lines import how_to_follow, parse
+from coordinator.monitor.status import Listener
+from coordinator.reporting.tables import Cell, Column, console, fitted, state_text
+from coordinator.sandboxes.environment import provider_text
+
+if TYPE_CHECKING:
+    from coordinator.runner.up import Up
+
+REFRESH_S = 0.25
+SHOWN_DECISIONS = 12
+SHOWN_EVENTS = 6
+LEAST_SHOWN = 3
+"""So many decisions and events are shown however low the terminal is, if it can hold them at all."""
+RATE_S = 5.0
+"""Decisions a second are counted over this long."""
+STALE_S = 1.0
+"""A heartbeat older than this is shown as silence."""
+COLOURS = {"buy": "green", "sell": "red", "hold": "yellow"}
+AGENT_COLUMNS = (
+    Column("agent"), Column("kind", 5), Column("state"), Column("sandbox", 1), Column("pid", 2, right=True),
+    Column("epoch", 6, right=True), Column("unread", 4, right=True), Column("outputs", 7, right=True),
+    Column("deaths", 3, right=True),
+)  # fmt: skip
+SANDBOX_COLUMNS = (
+    Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
+    Column("up", 4, right=True), Column("agents", 1),
+)  # fmt: skip
+DECISION_COLUMNS = (
+    Column("candle (UTC)", 2), Column("symbol"), Column("round", 4, right=True), Column("decision"),
+    Column("size", right=True), Column("risk", 3, right=True), Column("consensus", 1, right=True),
+    Column("voters", 5, right=True), Column("absent", 6),
+)  # fmt: skip
+
+
+def event_line(message: Lifecycle | Alert) -> str:
+    """A short line for the live view: when, who, what, and why or how much."""
+    if isinstance(message, Alert):
+        return f"{message.timestamp:%H:%M:%S}  {message.severity.upper()} {message.message}"
+    known = {"replayed": "inputs replayed", "cursor": "inputs up to message", "silent_ms": "silent, ms"}
+    details = [f"{text}: {message.detail[key]}" for key, text in known.items() if message.detail.get(key) is not None]
+    why = "; ".join([*([message.reason] if message.reason else []), *details[:1]])
+    what = message.event.replace("_", " ")
+    return f"{message.timestamp:%H:%M:%S.%f}"[:-3] + f"  {message.agent} {what}" + (f" ({why})" if why else "")
+
+
+class LiveView:
+    def __init__(self, up: Up) -> None:
+        self._up = up
+        self._listener = Listener(up.bus)
+        self.decisions: deque[Decision] = deque(maxlen=SHOWN_DECISIONS)
+        self.events: deque[str] = deque(maxlen=SHOWN_EVENTS)
+        self.count = 0
+        self.counted: deque[tuple[float, int]] = deque(maxlen=round(RATE_S / REFRESH_S))
+        self.deaths: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        await self._listener.start()
+        for kind in ("decision", "lifecycle", "alert"):
+            await self._up.bus.listen(self._up.bus.subjects.all_of(kind), self._on_heard)
+
+    async def _on_heard(self, heard: Heard) -> None:
+        message = parse(self._up.bus, heard)
+        if isinstance(message, Decision):
+            deciders = self._up.config.deciders
+            if deciders and message.source not in deciders:
+                return  # a stranger's: not of this swarm's doing
+            self.count += 1
+            self.decisions.append(message)
+        elif isinstance(message, (Lifecycle, Alert)):
+            if isinstance(message, Lifecycle) and message.event == "declared_dead":
+                self.deaths[message.agent] += 1
+            self.events.append(event_line(message))
+
+    def render(self, width: int, height: int) -> Group:
+        """All of it in at most `height` lines, where that can be done."""
+        time = asyncio.get_running_loop().time()
+        self.counted.append((time, self.count))
+        since, before = self.counted[0]
+        rate = f", {(self.count - before) / (time - since):.1f} a second" if time > since else ""
+        up = self._up
+        head = Text(f"signalmesh · swarm {up.config.swarm} · {up.bus.url} · Ctrl-C ends it, its state stays", "bold")
+        told = Text(f"{self.count} decisions heard{rate}")
+        foot = Text(how_to_follow(up), "dim")
+        parts: list[Text | Table] = [head, told, Text(), self._agents(time, width)]
+        # Our own lines above and below, blanks, the heads of two tables, and one line for the cursor.
+        room = height - len(up.config.agents) - 12
+        sandboxes = len(up.config.sandboxes) + 3
+        if room >= sandboxes + 2 * LEAST_SHOWN + 2:
+            parts += [Text(), self._sandboxes(time, width)]
+            room -= sandboxes
+        events = max(LEAST_SHOWN, min(SHOWN_EVENTS, room // 3))
+        shown = max(LEAST_SHOWN, min(SHOWN_DECISIONS, room - events))
+        parts += [Text(), self._decided(shown, width), Text()]
+        parts += [Text(harmless(line), no_wrap=True, overflow="ellipsis") for line in [*self.events][-events:]]
+        for text in (head, told, foot):
+            text.no_wrap, text.overflow = True, "ellipsis"
+        return Group(*parts, Text(), foot)
+
+    def _agents(self, time: float, width: int) -> Table:
+        rows: list[list[Cell]] = []
+        for settings in self._up.config.agents:
+            name, kind = settings.spec.name, settings.spec.kind
+            heard_at, beat = self._listener.agents.get(name, (None, None))
+            if beat is None or heard_at is None:
+                unheard = "external" if settings.external else "not heard yet"
+                rows.append([name, kind, unheard, *[""] * (len(AGENT_COLUMNS) - 3)])
+                continue
+            rows.append([
+                name, kind, _state(beat.status, time - heard_at), beat.sandbox, str(beat.pid), str(beat.epoch),
+                str(beat.lag), str(beat.outputs), str(self.deaths[name]),
+            ])  # fmt: skip
+        return fitted(AGENT_COLUMNS, rows, width)
+
+    def _sandboxes(self, time: float, width: int) -> Table:
+        rows: list[list[Cell]] = []
+        for sandbox in self._up.config.sandboxes:
+            heard = self._listener.hosts.values()
+            hosts = [(at, beat) for at, beat in heard if sandbox.name in (beat.agent, beat.group)]
+            heard_at, beat = max(hosts, key=lambda entry: entry[0], default=(None, None))  # the one that serves it now
+            if beat is None or heard_at is None:
+                provider = self._listener.provider
+                made = provider_text(sandbox.provider, provider.endpoint if provider else None)
+                rows.append([sandbox.name, made, "not heard yet", "", "", ""])
+                continue
+            running = tuple(child.agent for child in beat.inventory or () if child.exit_code is None)
+            made = provider_text(beat.provider, beat.endpoint)
+            rows.append([
+                beat.agent, made, _state(beat.status, time - heard_at), str(beat.pid),
+                f"{beat.uptime_s or 0:.0f} s", running,
+            ])  # fmt: skip
+        return fitted(SANDBOX_COLUMNS, rows, width)
+
+    def _decided(self, count: int, width: int) -> Table:
+        rows: list[list[Cell]] = [
+            [
+                f"{decision.timestamp:%Y-%m-%d %H:%M}",
+                decision.symbol or "",
+                str(decision.round),
+                Text(decision.final_decision, COLOURS[decision.final_decision]),
+                f"{decision.position_size:.4f}",
+                f"{decision.risk_score:.4f}",
+                f"{decision.consensus_level:.4f}",
+                str(len(decision.agents_consulted)),
+                ", ".join(decision.absent),
+            ]
+            for decision in [*self.decisions][-count:]
+        ]
+        return fitted(DECISION_COLUMNS, rows, width)
+
+
+def _state(status: str, silent_s: float) -> Text:
+    return state_text(status if silent_s < STALE_S else f"silent {silent_s:.1f} s")
+
+
+async def live_view(up: Up, stop: asyncio.Event) -> None:
+    shown = LiveView(up)
+    out = console()
+    await shown.start()
+    try:
+        with Live(shown.render(*out.size), console=out, auto_refresh=False, screen=False) as live:
+            while not stop.is_set():
+                live.update(shown.render(*out.size), refresh=True)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REFRESH_S):
+                        await stop.wait()
+    finally:
+        print("ending: the agents drain and save their state; the next `up` goes on from it", flush=True)

@@ -1,0 +1,110 @@
+"""Messages of the bus as lines: what `watch`, a piped `up` and `--json` print."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from bus.errors import MessageError
+from bus.interface import Heard
+from bus.messages import Alert, Decision, Lifecycle, Message, decode
+from bus.messages import headers as h
+from bus.nats.bus import NatsBus
+from bus.utils.terminal import harmless
+
+if TYPE_CHECKING:
+    from coordinator.runner.up import Up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """One line of `watch --json` and `up --json`. `sequence` is None for what is not kept, such as heartbeats.
+
+    One of `payload` and `malformed` (what is no JSON, as text) is there.
+    """
+
+    subject: str
+    sequence: int | None
+    payload: Any = None
+    malformed: str | None = None
+
+
+def line_of(message: Message, subject: str, sequence: str) -> str:
+    """One plain line for a message, as `watch` and a piped `up` print it."""
+    if isinstance(message, Decision):
+        absent = f" absent={','.join(message.absent)}" if message.absent else ""
+        return (
+            f"{message.timestamp:%Y-%m-%d %H:%M} decision {message.symbol} round={message.round} "
+            f"{message.final_decision} size={message.position_size:.4f} risk={message.risk_score:.4f} "
+            f"consensus={message.consensus_level:.4f} voters={len(message.agents_consulted)}{absent} "
+            f"by={message.source}"
+        )
+    if isinstance(message, Lifecycle):
+        parts = [f"{message.timestamp:%H:%M:%S.%f}"[:-3], "lifecycle", message.agent, message.event]
+        known = {name: getattr(message, name) for name in ("epoch", "sandbox", "pid", "reason")}
+        details = {**known, **message.detail}
+        return " ".join([*parts, *(f"{key}={value}" for key, value in details.items() if value is not None)])
+    if isinstance(message, Alert):
+        return f"{message.timestamp:%H:%M:%S} ALERT {message.severity} {message.code}: {message.message}"
+    return f"{subject} {sequence}".rstrip()
+
+
+def parse(bus: NatsBus, heard: Heard) -> Message | None:
+    try:
+        return decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
+    except MessageError:
+        return None
+
+
+class Lines:
+    """Prints lines until whoever reads them has gone (`| head`): then `unread` is set, and nothing more is printed."""
+
+    def __init__(self) -> None:
+        self.unread = asyncio.Event()
+
+    def put(self, line: str) -> None:
+        if self.unread.is_set():
+            return
+        try:
+            print(harmless(line), flush=True)
+        except BrokenPipeError:
+            self.unread.set()
+            # What is still buffered must go somewhere, or the interpreter complains at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
+    """Print what is stored (and, for `heartbeat`, what is merely said) until interrupted, or unread."""
+    lines = Lines()
+
+    async def on_heard(heard: Heard) -> None:
+        sequence = heard.headers.get(h.SEQUENCE)
+        if kind is None and sequence is None:
+            return  # heartbeats and requests: on demand only
+        if as_json:
+            record: dict[str, Any] = {"subject": heard.subject, "sequence": int(sequence) if sequence else None}
+            try:
+                record["payload"] = orjson.loads(heard.data)
+            except orjson.JSONDecodeError:
+                record["malformed"] = heard.data.decode(errors="replace")
+            lines.put(orjson.dumps(record).decode())
+            return
+        message = parse(bus, heard)
+        text = heard.data.decode(errors="replace")
+        if isinstance(message, (Decision, Lifecycle, Alert)):
+            lines.put(line_of(message, heard.subject, sequence or ""))
+        else:
+            lines.put(f"{heard.subject} {text}")
+
+    subjects = bus.subjects
+    await bus.listen(f"{subjects.ns}.>" if kind is None else subjects.all_of(kind), on_heard)
+    await lines.unread.wait()
+
+
+def how_to_follow(up: Up) -> str:
+    return f"follow it with: nats sub -s {up.bus.url} '{up.config.swarm}.decision.>'"

@@ -1,0 +1,256 @@
+"""What an outside subscriber hears while faults happen, with the time of hearing on one monotonic clock.
+
+It is a plain core subscriber, so it checks what such a one is promised: every decision once and in order, except for
+what passed while its own connection was broken, where `Nats-Last-Sequence` shows the gap; nothing of a superseded
+incarnation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bus.errors import MessageError
+from bus.interface import Closable, Heard
+from bus.messages import Alert, Child, Decision, Epoch, Heartbeat, Lifecycle, decode
+from bus.messages import headers as h
+from bus.nats.bus import NatsBus
+
+__all__ = ["Beat", "Gap", "Observer"]
+
+T = TypeVar("T")
+KEPT_EVENTS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat and when it was heard (monotonic seconds)."""
+
+    at: float
+    said: Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Between two heard messages of a subject, those after `after` up to `through` were not heard."""
+
+    subject: str
+    after: int
+    through: int
+    broken: bool
+    """Whether this observer's own connection broke in between."""
+
+
+@dataclass(slots=True)
+class _Followed:
+    sequence: int
+    generation: int
+
+
+class Observer:
+    """Listens on `bus` from `start` on; `on_alert` is called with each alert. Times are time.monotonic()."""
+
+    def __init__(self, bus: NatsBus, on_alert: Callable[[Alert], None] = lambda _: None) -> None:
+        self._bus, self._on_alert = bus, on_alert
+        self.agents: dict[str, Beat] = {}
+        self.hosts: dict[str, Beat] = {}
+        self.by_pid: dict[int, Beat] = {}
+        """Watchdogs and mirrors: the newest beat of each process."""
+        self.leader: Beat | None = None
+        self.claims: dict[str, tuple[int, float]] = {}
+        self.events: deque[tuple[float, Lifecycle]] = deque(maxlen=KEPT_EVENTS)
+        self.alerts: deque[tuple[float, Alert]] = deque(maxlen=KEPT_EVENTS)
+        self.deaths: dict[str, deque[float]] = {}
+        self.down_at: float | None = None
+        self.up_at: float | None = None
+        self.decisions = 0
+        self.decided_at: float | None = None
+        self.first_decision: dict[str, int] = {}
+        self.last_decision: dict[str, int] = {}
+        self.gaps: list[Gap] = []
+        self.doubled = 0
+        self.problems: list[str] = []
+        self._ids: set[str] = set()
+        self._stored_alerts: set[int] = set()
+        self._followed: dict[str, _Followed] = {}
+        self._changed = asyncio.Event()
+        self._listening: Closable | None = None
+        self._generation = 0
+        self._stopped = False
+        bus.watch_connection(self._on_down, self._on_up)
+
+    async def start(self) -> None:
+        await self._listen()
+
+    async def stop(self) -> None:
+        """Hear no more: what was heard stays."""
+        if self._listening is not None:
+            await self._listening.close()
+            self._listening = None
+        self._stopped = True
+
+    async def _listen(self) -> None:
+        """A subscription of its own for each connection: what waits in the queue of an older one is of that one."""
+        if self._listening is not None:
+            await self._listening.close()
+        self._generation += 1
+        hear = functools.partial(self._on_heard, self._generation)
+        self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.>", hear)
+
+    def _on_down(self) -> None:
+        self.down_at = time.monotonic()
+        self._changed.set()
+
+    async def _on_up(self) -> None:
+        if not self._stopped:
+            await self._listen()
+        self.up_at = time.monotonic()
+        self._changed.set()
+
+    async def _on_heard(self, generation: int, heard: Heard) -> None:
+        at = time.monotonic()
+        kind = heard.subject.split(".", 2)[1]
+        if kind == "control":
+            return
+        sequence = h.number(heard.headers, h.SEQUENCE) or 0
+        try:
+            address = self._bus.subjects.parse(heard.subject)
+            if h.EPOCH in heard.headers and sequence:
+                self._check_fence(heard, address.agent, sequence)
+            if kind in ("heartbeat", "lifecycle", "alert", "epoch", "decision"):
+                self._note(decode(address, heard.subject, heard.data), heard, address.agent, sequence, at, generation)
+                self._changed.set()
+        except MessageError:
+            return
+
+    def _note(self, message: object, heard: Heard, writer: str, sequence: int, at: float, generation: int) -> None:
+        if isinstance(message, Heartbeat):
+            self._on_beat(Beat(at, message))
+        elif isinstance(message, Lifecycle):
+            self.events.append((at, message))
+            if message.event == "declared_dead":
+                self.deaths.setdefault(message.agent, deque(maxlen=100)).append(at)
+        elif isinstance(message, Alert):
+            self._note_alert(message, sequence, at)
+        elif isinstance(message, Epoch):
+            self.claims[writer] = (sequence, at)
+        elif isinstance(message, Decision):
+            self._on_decision(message, heard, sequence, at, generation)
+
+    def _note_alert(self, alert: Alert, sequence: int, at: float) -> None:
+        if sequence in self._stored_alerts:
+            return
+        if sequence:  # 0: it was not stored, only published
+            self._stored_alerts.add(sequence)
+        self.alerts.append((at, alert))
+        self._on_alert(alert)
+
+    async def read_alerts(self) -> None:
+        """Note the stored alerts that were not heard: from before it listened, or while its connection was broken.
+
+        Raises:
+            BusError: the bus does not answer, or has no such stream.
+        """
+        subjects = self._bus.subjects
+        for stored in await self._bus.read_back((subjects.alert("*", "*"),), 1):
+            with contextlib.suppress(MessageError):
+                alert = decode(subjects.parse(stored.subject), stored.subject, stored.data)
+                if isinstance(alert, Alert):
+                    self._note_alert(alert, stored.sequence, time.monotonic())
+        self._changed.set()
+
+    def _on_beat(self, beat: Beat) -> None:
+        said = beat.said
+        if said.role == "agent":
+            known = self.agents.get(said.agent)
+            if known is None or said.epoch >= known.said.epoch:
+                self.agents[said.agent] = beat
+        elif said.role == "sandbox":
+            self.hosts[said.agent] = beat
+        else:
+            self.by_pid[said.pid] = beat
+            leads = said.role == "watchdog" and said.status == "live"
+            if leads and (self.leader is None or said.epoch >= self.leader.said.epoch):
+                self.leader = beat
+
+    def _check_fence(self, heard: Heard, writer: str, sequence: int) -> None:
+        claimed, _ = self.claims.get(writer, (0, 0.0))
+        epoch = h.number(heard.headers, h.EPOCH) or 0
+        if sequence > claimed > epoch:
+            self.problems.append(
+                f"{heard.subject}, message {sequence}: of {writer}'s epoch {epoch}, though {claimed} was claimed before"
+            )
+
+    def _on_decision(self, decision: Decision, heard: Heard, sequence: int, at: float, generation: int) -> None:
+        self.decisions += 1
+        self.decided_at = at
+        subject = heard.subject
+        known = self._followed.get(subject)
+        before = h.number(heard.headers, h.LAST_SEQUENCE) or 0
+        if known is None:
+            self.first_decision[subject] = sequence
+        elif sequence <= known.sequence:
+            self.problems.append(f"{subject}, message {sequence}: heard after message {known.sequence}")
+        elif before != known.sequence:
+            gap = Gap(subject, known.sequence, before, generation != known.generation)
+            self.gaps.append(gap)
+            if not gap.broken:
+                text = f"{subject}: messages after {known.sequence} up to {before} were not heard, in one connection"
+                self.problems.append(text)
+        if decision.decision_id is not None:
+            if decision.decision_id in self._ids:
+                self.doubled += 1
+                self.problems.append(f"{subject}: {decision.decision_id} was heard twice")
+            self._ids.add(decision.decision_id)
+        self._followed[subject] = _Followed(sequence, generation)
+        self.last_decision[subject] = sequence
+
+    # -- looking
+
+    def inventory(self, agent: str) -> Child | None:
+        """The running process of `agent`, as the newest beat of its host lists it."""
+        beat = self.agents.get(agent)
+        host = self.hosts.get(beat.said.sandbox) if beat is not None else None
+        for child in (host.said.inventory or ()) if host is not None else ():
+            if beat is not None and child.agent == agent and child.pid == beat.said.pid and child.exit_code is None:
+                return child
+        return None
+
+    def lives(self, agent: str, since: float = 0.0) -> bool:
+        """Whether the newest incarnation of `agent` was heard at work after `since`."""
+        beat = self.agents.get(agent)
+        if beat is None or beat.at <= since or beat.said.status not in ("live", "finished"):
+            return False
+        return beat.said.epoch >= self.claims.get(agent, (0, 0.0))[0]
+
+    def event_at(
+        self, name: str, agent: str, since: float, *, epoch: int | None = None, above: int = 0
+    ) -> float | None:
+        """When the first lifecycle event of this name about `agent` was heard after `since`."""
+        for at, event in self.events:
+            of = event.epoch or 0
+            if at >= since and (event.event, event.agent) == (name, agent) and epoch in (None, of) and of >= above:
+                return at
+        return None
+
+    def alert_at(self, code: str, since: float) -> float | None:
+        """When the first alert of this code was heard after `since`."""
+        return next((at for at, alert in self.alerts if at >= since and alert.code == code), None)
+
+    async def until(self, found: Callable[[], T | None], timeout_s: float) -> T:
+        """Wait until `found` returns something that is true, looked at after all that is heard.
+
+        Raises:
+            TimeoutError: it did not.
+        """
+        async with asyncio.timeout(timeout_s):
+            while not (result := found()):
+                self._changed.clear()
+                await self._changed.wait()
+            return result

@@ -1,0 +1,248 @@
+"""What can be learnt of a swarm from its bus alone: every figure here was received or read, none is kept by us.
+
+`status` listens to heartbeats for a moment, and reads the registry, the stream's counts and the last decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import datetime
+
+from bus.durable.fencing import last_claim
+from bus.durable.registry import read_records
+from bus.errors import MessageError
+from bus.heartbeats import LISTEN_S
+from bus.interface import Closable, Heard
+from bus.messages import GIVEN_UP, Decision, Heartbeat, Lifecycle, decode
+from bus.messages.headers import STORED_AT
+from bus.messages.subjects import PROVIDER
+from bus.nats.bus import NatsBus
+from coordinator.monitor.models import (
+    AgentStatus,
+    DecisionCount,
+    MirrorStatus,
+    ProviderStatus,
+    SandboxStatus,
+    Status,
+    WatchdogStatus,
+)
+from coordinator.sandboxes.health import SandboxHealth, health_of
+from coordinator.supervisor.config_publisher import read_config
+
+PATIENCE_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
+"""How much older than the watchdog's word a heartbeat may be that still counts: who is away may run by hand."""
+
+
+class Listener:
+    """Keeps the newest heartbeat of everybody, and when it was heard."""
+
+    def __init__(self, bus: NatsBus) -> None:
+        self._bus = bus
+        self.agents: dict[str, tuple[float, Heartbeat]] = {}
+        self.hosts: dict[str, tuple[float, Heartbeat]] = {}
+        self.watchdog: tuple[float, Heartbeat] | None = None
+        self.mirror: Heartbeat | None = None
+        self.provider: Heartbeat | None = None
+        self.standbys: dict[str, tuple[float, Heartbeat]] = {}
+        self.heard = asyncio.Event()
+        """Set at every heartbeat."""
+
+    async def start(self) -> Closable:
+        return await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+
+    @property
+    def phases(self) -> dict[str, str]:
+        """What the leading watchdog says of agents that do not run, or that somebody else runs."""
+        return (self.watchdog[1].phases if self.watchdog else None) or {}
+
+    async def _on_beat(self, heard: Heard) -> None:
+        try:
+            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            return
+        assert isinstance(beat, Heartbeat)
+        entry = (asyncio.get_running_loop().time(), beat)
+        if beat.role == "watchdog" and beat.status == "standby":
+            self.standbys[f"{beat.machine} {beat.pid}"] = entry
+        elif beat.role == "watchdog":
+            if self.watchdog is None or beat.epoch >= self.watchdog[1].epoch:
+                self.watchdog = entry
+        elif beat.role == "sandbox":
+            self.hosts[beat.agent] = entry
+        elif beat.role == "mirror":
+            self.mirror = beat
+        elif beat.role == "provider":
+            self.provider = beat
+        elif beat.role == "agent":
+            known = self.agents.get(beat.agent)
+            if known is None or beat.epoch >= known[1].epoch:
+                self.agents[beat.agent] = entry
+        self.heard.set()
+
+
+async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
+    """How many messages of `name` the stream holds, and when the newest was stored."""
+    counts = await bus.subject_counts(f"{bus.subjects.ns}.*.*.{name}")
+    stored = [kept for subject in counts if (kept := await bus.last(subject)) is not None]
+    newest = max(stored, key=lambda kept: kept.sequence, default=None)
+    return sum(counts.values()), None if newest is None else datetime.fromisoformat(newest.headers[STORED_AT])
+
+
+async def why_given_up(bus: NatsBus, sandbox: str) -> str | None:
+    """What the provider said when it gave up `sandbox`; None if the stream does not hold that."""
+    subject = bus.subjects.lifecycle(sandbox, PROVIDER)
+    stored = await bus.last(subject)
+    if stored is not None:
+        with contextlib.suppress(MessageError):
+            message = decode(bus.subjects.parse(subject), subject, stored.data)
+            return message.reason if isinstance(message, Lifecycle) and message.event == "exited" else None
+    return None
+
+
+async def without_host(bus: NatsBus, listener: Listener) -> list[SandboxStatus]:
+    """The sandboxes of which no host is heard, as their provider says."""
+    said = listener.provider
+    served = {beat.group for _, beat in listener.hosts.values()}
+    return [
+        SandboxStatus(
+            name=name,
+            provider=said.provider,
+            endpoint=said.endpoint,
+            status=phase,
+            agents=[],
+            uptime_s=None,
+            pid=None,
+            health=SandboxHealth(),
+            reason=await why_given_up(bus, name) if phase == GIVEN_UP else None,
+        )
+        for name, phase in sorted((said.phases or {}).items() if said else ())
+        if said is not None and name not in served
+    ]
+
+
+async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
+    """Listen for `listen_s` seconds, then read the rest.
+
+    Raises:
+        Refused: there is no such swarm on this server.
+    """
+    listener = Listener(bus)
+    await listener.start()
+    records = await read_records(bus)
+    await asyncio.sleep(listen_s)
+    subjects = bus.subjects
+    claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
+    config = await read_config(bus)
+    decisions = await bus.subject_counts(subjects.all_of("decision"))
+    deciders = config.deciders if config else ()  # none named: anybody's decisions are the swarm's
+    counts = {s: n for s, n in decisions.items() if not deciders or s.rpartition(".")[2] in deciders}
+    newest: Decision | None = None
+    newest_sequence = 0
+    for subject in counts:
+        stored = await bus.last(subject)
+        if stored is not None and stored.sequence > newest_sequence:
+            with contextlib.suppress(MessageError):
+                message = decode(subjects.parse(subject), subject, stored.data)
+                if isinstance(message, Decision):
+                    newest, newest_sequence = message, stored.sequence
+    time = asyncio.get_running_loop().time()
+    agents = []
+    led_at, leader = listener.watchdog or (0.0, None)
+    phases = listener.phases
+    externals = {name: await said_by(bus, name) for name, phase in phases.items() if phase == "external"}
+    for name in sorted({*records, *listener.agents, *phases, *(config.voters if config else ())}):
+        record = records.get(name)
+        beat_at, beat = listener.agents.get(name, (None, None))
+        outputs, last_output_at = externals.get(name, (None, None))
+        if beat_at is not None and name in phases and led_at - beat_at > PATIENCE_S.get(phases[name], 0.0):
+            beat_at, beat = None, None  # that was the last heartbeat of a process that has ended
+        if name in externals:
+            status = "external"
+        elif beat is not None:
+            outputs = beat.outputs
+            status = {"live": "active", "finished": "active"}.get(beat.status, beat.status)
+        elif name in phases:
+            status = phases[name]
+        elif record is None:
+            status = "unknown"
+        else:
+            status = "silent" if record.status == "active" else record.status
+        # Its record may be of an earlier incarnation: who has died before it was ready has written none.
+        claimed = None if beat is not None else await last_claim(bus, name)
+        agents.append(
+            AgentStatus(
+                name=name,
+                kind=record.kind if record else "",
+                agent_id=beat.agent_id if beat else record.agent_id if record else "",
+                status=status,
+                epoch=beat.epoch if beat else claimed.sequence if claimed else record.epoch if record else 0,
+                pid=beat.pid if beat else None,
+                sandbox=beat.sandbox if beat else record.sandbox if record else "",
+                capabilities=list(record.capabilities) if record else [],
+                restarts=max(0, claims.get(subjects.epoch(name), 0) - 1),
+                heartbeat_age_ms=None if beat_at is None else round((time - beat_at) * 1000),
+                cursor=beat.cursor if beat else None,
+                lag=beat.lag if beat else None,
+                outputs=outputs,
+                poison=beat.poison if beat else None,
+                skipped=beat.skipped if beat else None,
+                last_output_at=last_output_at,
+            )
+        )
+    usages = {name: beat.usage for name, (_, beat) in listener.hosts.items()}
+    accounts = (leader.accounts if leader else None) or {}
+    sandboxes = [
+        SandboxStatus(
+            name=name,
+            provider=beat.provider,
+            endpoint=beat.endpoint,
+            status="active" if beat.status == "live" else beat.status,
+            agents=[agent.name for agent in agents if agent.sandbox == name and agent.pid is not None],
+            uptime_s=beat.uptime_s,
+            pid=beat.pid,
+            health=health_of(beat, accounts.get(name), usages),
+        )
+        for name, (_, beat) in sorted(listener.hosts.items())
+    ]
+    sandboxes += await without_host(bus, listener)
+    return Status(
+        swarm=subjects.ns,
+        nats=bus.url,
+        active_agents=sum(agent.status == "active" for agent in agents),
+        processes=sum(agent.pid is not None for agent in agents),
+        watchdog_term=leader.epoch if leader else None,
+        watchdogs=[
+            WatchdogStatus(
+                pid=beat.pid,
+                machine=beat.machine,
+                term=None if beat.status == "standby" else beat.epoch,
+                heartbeat_age_ms=round((time - beat_at) * 1000),
+            )
+            for beat_at, beat in (*([listener.watchdog] if listener.watchdog else []), *listener.standbys.values())
+        ],
+        sandboxes=sandboxes,
+        agents=agents,
+        decisions=DecisionCount(
+            count=sum(counts.values()),
+            last_at=newest.timestamp if newest else None,
+            of_others=sum(decisions.values()) - sum(counts.values()),
+        ),
+        mirror=None if listener.mirror is None else _mirror_status(listener.mirror),
+        provider=None if listener.provider is None else _provider_status(listener.provider),
+    )
+
+
+def _provider_status(beat: Heartbeat) -> ProviderStatus:
+    return ProviderStatus(pid=beat.pid, status=beat.status, endpoint=beat.endpoint)
+
+
+def _mirror_status(beat: Heartbeat) -> MirrorStatus:
+    return MirrorStatus(
+        file=beat.file or "",
+        cursor=beat.cursor,
+        behind=beat.lag,
+        behind_ms=beat.behind_ms or 0,
+        status=beat.status,
+        pid=beat.pid,
+    )

@@ -1,0 +1,141 @@
+"""The tables of `status`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bus.messages import GIVEN_UP
+from bus.utils.terminal import harmless
+from coordinator.monitor.models import GIVEN_UP_REMEDY, AgentStatus, SandboxStatus, Status, given_up_text
+from coordinator.reporting.tables import Cell, Column, console, print_table, state_text
+from coordinator.sandboxes.environment import provider_text
+from coordinator.sandboxes.health import SandboxHealth
+
+if TYPE_CHECKING:
+    pass
+
+SANDBOX_COLUMNS = (
+    Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
+    Column("up", 4, right=True), Column("available", 6, right=True), Column("processes", 8, right=True),
+    Column("CPU", 7, right=True), Column("PSS MiB", 7, right=True), Column("network in, out", 10), Column("cost", 9),
+    Column("agents", 1),
+)  # fmt: skip
+STATUS_COLUMNS = (
+    Column("agent"), Column("state"), Column("kind", 7), Column("sandbox", 1), Column("pid", 2, right=True),
+    Column("epoch", 5, right=True), Column("restarts", 3, right=True), Column("beat, ms ago", 6, right=True),
+    Column("cursor", 8, right=True), Column("unread", 4, right=True), Column("outputs", 9, right=True),
+)  # fmt: skip
+MIB = 1 << 20
+
+
+def watchdogs_text(status: Status) -> str:
+    """Who leads, and who stands by."""
+    leading = [f"watchdog {dog.pid} leads with term {dog.term}" for dog in status.watchdogs if dog.term is not None]
+    waiting = [str(dog.pid) for dog in status.watchdogs if dog.term is None]
+    return f"{', '.join(leading) or 'no watchdog leads'}, {' and '.join(waiting) or 'none'} stands by"
+
+
+def agents_text(status: Status) -> str:
+    """How many agents there are, and how many of them work."""
+    external = sum(agent.status == "external" for agent in status.agents)
+    # Who leads brings back, or tells of, every agent that it knows.
+    led = status.watchdog_term is not None
+    former = sum(agent.status == "stopped" for agent in status.agents) if led else 0
+    own = len(status.agents) - external - former
+    text = f"{status.active_agents} of {own} agents active" if own else "no agent was heard of yet"
+    text += f", {external} external" if external else ""
+    return text + (f", {former} stopped and not configured any more" if former else "")
+
+
+def provider_lines(status: Status) -> list[str]:
+    """Of the provider, where there is one or should be: a sandbox that it made is heard."""
+    if (heard := status.provider) is not None:
+        at = heard.endpoint or "an endpoint that it does not name"
+        return [f"sandboxes elsewhere are made at {at}, by provider {heard.pid}: {heard.status}"]
+    elsewhere = [sandbox.endpoint for sandbox in status.sandboxes if sandbox.provider == "e2b"]
+    if not elsewhere:
+        return []
+    known = sorted({endpoint or "an endpoint that their hosts do not name" for endpoint in elsewhere})
+    return [f"no provider heard: nobody renews the lifetimes of the sandboxes at {' and '.join(known)}"]
+
+
+def print_status(status: Status) -> None:
+    """What `status` has gathered, as wide as there is room for."""
+    out = console()
+    watchdog = watchdogs_text(status)
+    others = f" (and {status.decisions.of_others} of other writers)" if status.decisions.of_others else ""
+    last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""
+    mirror = "no mirror heard"
+    if (heard := status.mirror) is not None:
+        mirror = f"mirror {heard.status}: {heard.file}, {heard.behind} rows and {heard.behind_ms} ms behind"
+    for line in (
+        f"swarm {status.swarm} on {status.nats}",
+        f"{agents_text(status)}; processes: {status.processes}; {watchdog}",
+        f"decisions in the stream: {status.decisions.count}{last}{others}",
+        mirror,
+        *provider_lines(status),
+        "",
+    ):
+        out.print(harmless(line), soft_wrap=True)
+    rows: list[list[Cell]] = []
+    for agent in status.agents:
+        cells = (
+            agent.kind, agent.sandbox, agent.pid, agent.epoch, agent.restarts, agent.heartbeat_age_ms, agent.cursor,
+            agent.lag, agent.outputs,
+        )  # fmt: skip
+        rows.append([agent.name, state_text(agent.status), *("" if cell is None else str(cell) for cell in cells)])
+    print_table(out, STATUS_COLUMNS, rows)
+    for agent in status.agents:
+        if agent.status == "external":
+            out.print(_heard_of(agent), soft_wrap=True)
+        elif agent.poison or agent.skipped:
+            counts = f"{agent.poison or 0} poison messages set aside, {agent.skipped or 0} events skipped"
+            out.print(harmless(f"{agent.name}: {counts}; the alerts name them"), soft_wrap=True)
+    out.print()
+    rows = [
+        [
+            sandbox.name, provider_text(sandbox.provider, sandbox.endpoint), state_text(sandbox.status),
+            *_sandbox_cells(sandbox), tuple(sandbox.agents),
+        ]
+        for sandbox in status.sandboxes
+    ]  # fmt: skip
+    print_table(out, SANDBOX_COLUMNS, rows)
+    for sandbox in status.sandboxes:
+        if sandbox.status == GIVEN_UP:
+            out.print(harmless(f"{given_up_text(sandbox)}; {GIVEN_UP_REMEDY}"), soft_wrap=True)
+
+
+def _sandbox_cells(sandbox: SandboxStatus) -> list[str]:
+    """Pid, uptime and health; nothing of one that has no host."""
+    if sandbox.pid is None:
+        return [""] * 8
+    return [str(sandbox.pid), f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health)]
+
+
+def health_cells(health: SandboxHealth) -> list[str]:
+    """Availability, processes, CPU, memory, network and cost, for a table."""
+    received, sent = health.rx_bytes, health.tx_bytes
+    return [
+        "" if health.availability is None else f"{100 * health.availability:.2f} %",
+        "" if health.processes is None else str(health.processes),
+        "" if health.cpu_percent is None else f"{health.cpu_percent:.1f} %",
+        _memory(health),
+        "not its own" if received is None or sent is None else f"{received / MIB:.1f}, {sent / MIB:.1f} MiB",
+        health.price_source if health.cost is None else f"${health.cost:.4f} at ${health.price_per_hour:g}/h",
+    ]
+
+
+def _memory(health: SandboxHealth) -> str:
+    """PSS, in MiB; where the system of the sandbox does not tell it, RSS, and that it is."""
+    if health.pss_mb is not None:
+        return f"{health.pss_mb:.0f}"
+    return "" if health.rss_mb is None else f"RSS {health.rss_mb:.0f}"
+
+
+def _heard_of(agent: AgentStatus) -> str:
+    heard = "not heard: nothing of it is in the stream"
+    if agent.outputs and agent.last_output_at:
+        heard = (
+            f"{agent.outputs} messages of it in the stream, the newest of {agent.last_output_at:%Y-%m-%d %H:%M:%S} UTC"
+        )
+    return harmless(f"{agent.name}: run by somebody else; {heard}")

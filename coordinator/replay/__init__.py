@@ -1,0 +1,1 @@
+"""`replay`: do the recorded inputs give the recorded outputs again?"""

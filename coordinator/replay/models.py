@@ -1,0 +1,128 @@
+"""What a replay finds: the types of `replay --json`, and a difference taken apart field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from agents.runtime.output_log import numbered
+from agents.runtime.replay import Unlike
+from bus.messages import headers as h
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayedAgent:
+    """One agent. `inputs` its handlers were given, `compared` recorded outputs of which `differing` differ.
+
+    `waiting` are outputs of the replay whose recorded counterparts had not been stored. `left_out` says why it was not
+    compared, or from where on.
+    """
+
+    kind: str
+    inputs: int = 0
+    compared: int = 0
+    differing: int = 0
+    waiting: int = 0
+    left_out: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldDifference:
+    """A field of an output, by its path (`indicators.rsi`), or one of its headers. None: it is not there."""
+
+    field: str
+    recorded: Any
+    replayed: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The first difference of an agent. `cause` is the stream sequence of the input that the output answers."""
+
+    agent: str
+    sequence: int
+    output: int
+    cause: int | None
+    subject: str | None
+    fields: list[FieldDifference]
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Replay:
+    """`replay --json`. `ok`: something was compared, and all of it is the same."""
+
+    ok: bool
+    swarm: str
+    source: str
+    config: str
+    first: int
+    last: int
+    messages: int
+    inputs: int
+    compared: int
+    differing: int
+    agents: dict[str, ReplayedAgent]
+    differences: list[Difference]
+    notes: list[str]
+    took_s: float
+    inputs_per_s: float
+
+
+def explain(agent: str, unlike: Unlike) -> Difference:
+    """A difference in words and fields."""
+    recorded, replayed = unlike.recorded, unlike.replayed
+    fields: list[FieldDifference] = []
+    cause = replayed.cause if replayed is not None else None
+    if recorded is not None and (said := h.number(recorded.headers, h.CAUSE)) is not None:
+        cause = said
+    answers = f", which answers message {cause}," if cause is not None else ""
+    where = f"{agent}: output {unlike.number} at message {unlike.sequence}{answers}"
+    if unlike.why:
+        text = f"{agent}: it fails at message {unlike.sequence} ({unlike.why}), and did not then"
+    elif recorded is None:
+        text = f"{where} was not published then, but is in the replay"
+    elif replayed is None:
+        text = f"{where} was published then, but is not in the replay"
+    else:
+        headers = numbered(agent, unlike.number, replayed.cause)
+        pairs: dict[str, tuple[str | None, str | None]] = {"subject": (recorded.subject, replayed.subject)}
+        pairs |= {
+            name: (recorded.headers.get(name), headers.get(name)) for name in (h.OUTPUT, h.CAUSE, h.MSG_ID)
+        }  # fmt: skip
+        fields += [FieldDifference(field=n, recorded=a, replayed=b) for n, (a, b) in pairs.items() if a != b]
+        fields += payload_differences(recorded.data, replayed.data)
+        text = f"{where} is another one in the replay"
+    subject = recorded.subject if recorded is not None else replayed.subject if replayed is not None else None
+    return Difference(
+        agent=agent, sequence=unlike.sequence, output=unlike.number, cause=cause, subject=subject, fields=fields,
+        text=text,
+    )  # fmt: skip
+
+
+def payload_differences(recorded: bytes, replayed: bytes) -> list[FieldDifference]:
+    """Where two payloads differ; as a whole where one is no JSON, or where only their bytes do."""
+    if recorded == replayed:
+        return []
+    try:
+        one, other = dict(_leaves(orjson.loads(recorded))), dict(_leaves(orjson.loads(replayed)))
+    except orjson.JSONDecodeError:
+        one = other = {}
+    found = [
+        FieldDifference(field=name, recorded=one.get(name), replayed=other.get(name))
+        for name in dict.fromkeys((*one, *other))
+        if one.get(name) != other.get(name)
+    ]
+    whole = (recorded.decode(errors="replace"), replayed.decode(errors="replace"))
+    return found or [FieldDifference(field="payload", recorded=whole[0], replayed=whole[1])]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path or "payload", value

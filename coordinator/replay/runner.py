@@ -1,0 +1,269 @@
+"""`signalmesh replay`: the recorded stream once more through the same agent classes, and every output compared.
+
+One pass in stream order: each message goes to the agents that listen to it, and each recorded output is held against
+what its agent has said in the replay. So memory does not grow with the stream, and a million messages are no more than
+the outputs that wait for their counterparts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.runtime.process import make_agent
+from agents.runtime.replay import Replayed, Unlike
+from bus.durable.stream_scan import scan
+from bus.errors import MessageError
+from bus.interface import Bus, Stored
+from bus.messages import Config, Lifecycle, decode
+from bus.messages import headers as h
+from bus.messages.subjects import Subjects
+from bus.mirror.reader import MirrorFile
+from coordinator.audit.mirror_checks import stored_of
+from coordinator.audit.runner import Progress, tell
+from coordinator.config.loader import BUILT_IN, load, resolve, to_config_message, with_speed
+from coordinator.config.scaling import with_agents
+from coordinator.config.settings import SwarmConfig
+from coordinator.replay.models import Difference, Replay, ReplayedAgent, explain
+from coordinator.runner.run_record import read_run
+
+Skips = dict[str, set[int]]
+"""Agent -> inputs that it has recorded as skipped."""
+SETTINGS = (
+    "quorum", "buy_at", "sell_at", "round_timeout_ms", "position_cap", "vol_target", "drawdown_max", "cvar_max",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Which recorded outputs are compared, by stream sequence; the state is built from the beginning all the same."""
+
+    first: int = 1
+    last: int | None = None
+
+
+@dataclass(slots=True)
+class Recording:
+    """A stream that was recorded, however it is read."""
+
+    source: str
+    subjects: Subjects
+    first: int
+    last: int
+    skips: Skips
+    messages: AsyncGenerator[Stored, None]
+
+
+def config_of(config: Path | None, state_dir: Path) -> SwarmConfig:
+    """The configuration that was in force: `config`, else that of the run recorded in `state_dir`, else as `up` does.
+
+    Raises:
+        ConfigError: the file is missing or wrong.
+    """
+    run = read_run(state_dir)
+    if config is None and run is not None and run.config != BUILT_IN:
+        config = Path(run.config)
+    return with_agents(load(config, Path.cwd()), None if run is None else run.agents)
+
+
+async def replay_bus(bus: Bus, config: SwarmConfig, span: Span, progress: Progress | None = None) -> Replay:
+    """Replay what the stream of `bus` holds now.
+
+    Raises:
+        ConfigError, UsageError: an agent of the configuration cannot be made.
+        BusError: the bus does not answer.
+    """
+    subjects = bus.subjects
+    bounds = await bus.bounds()
+    last = bounds.last if span.last is None else min(span.last, bounds.last)
+    skips = skips_of(subjects, await bus.read_back((f"{subjects.ns}.lifecycle.>",), bounds.first))
+    messages = scan(bus, (f"{subjects.ns}.>",), bounds.first, last)
+    return await _replay(Recording(bus.url, subjects, bounds.first, last, skips, messages), config, span, progress)
+
+
+async def replay_file(path: Path, config: SwarmConfig, span: Span, progress: Progress | None = None) -> Replay:
+    """Replay what a mirror's file holds, with the bus up or down.
+
+    Raises:
+        ConfigError, UsageError: an agent of the configuration cannot be made.
+        MirrorUnusable, MirrorDamaged: the file cannot be read.
+    """
+    with MirrorFile(path) as file:
+        first, last = file.bounds()
+        last = last if span.last is None else min(span.last, last)
+        skips = skips_of(file.subjects, (stored_of(found) for found in file.messages(kind="lifecycle")))
+
+        damaged = 0
+
+        async def rows() -> AsyncGenerator[Stored, None]:
+            nonlocal damaged
+            for found in file.messages(last=last):
+                damaged += not found.intact
+                yield stored_of(found)
+
+        recording = Recording(str(path), file.subjects, max(1, first), last, skips, rows())
+        replay = await _replay(recording, config, span, progress)
+        if damaged:
+            rows_of = "1 row" if damaged == 1 else f"{damaged:,} rows"
+            replay.notes.append(f"{rows_of} of the file were changed: `signalmesh audit --file {path}` names them")
+        return replay
+
+
+def skips_of(subjects: Subjects, messages: Iterable[Stored]) -> Skips:
+    """What the agents have reported as skipped."""
+    found: Skips = {}
+    for stored in messages:
+        try:
+            address = subjects.parse(stored.subject)
+            message = decode(address, stored.subject, stored.data)
+        except MessageError:
+            continue
+        if isinstance(message, Lifecycle) and message.event == "skipped" and address.agent == message.agent:
+            sequence = message.detail.get("sequence")
+            if isinstance(sequence, int):
+                found.setdefault(message.agent, set()).add(sequence)
+    return found
+
+
+async def _replay(recording: Recording, config: SwarmConfig, span: Span, progress: Progress | None) -> Replay:
+    began = time.monotonic()
+    replayer = Replayer(recording, config, span)
+    try:
+        async with aclosing(recording.messages) as messages:
+            await replayer.run(messages, progress)
+    finally:
+        await replayer.close()
+    return replayer.conclude(time.monotonic() - began)
+
+
+class Replayer:
+    """All agents of `config` over one recording."""
+
+    def __init__(self, recording: Recording, config: SwarmConfig, span: Span) -> None:
+        self._recording, self._span = recording, span
+        self._config, _ = resolve(with_speed(config, 0))
+        self._subjects = recording.subjects
+        self._agents: dict[str, Replayed] = {}
+        self._reports: dict[str, ReplayedAgent] = {}
+        self._listening: dict[str, list[Replayed]] = {}
+        for settings in self._config.agents:
+            name = settings.spec.name
+            self._reports[name] = ReplayedAgent(kind=settings.spec.kind)
+            if settings.external:
+                self._reports[name].left_out = "an external program"
+                continue
+            agent = make_agent(settings.spec)
+            replayed = self._agents[name] = Replayed(agent, self._subjects, recording.skips.get(name, ()))
+            for kind in dict.fromkeys((*agent.listens, "timer")):
+                self._listening.setdefault(kind, []).append(replayed)
+        self._next = 1
+        self._messages = 0
+        self._differences: dict[str, Difference] = {}
+        self._strangers: dict[str, int] = {}
+        self._settings_differ = False
+        self._notes: list[str] = []
+
+    async def run(self, messages: AsyncIterator[Stored], progress: Progress | None) -> None:
+        """Take everything, in its order."""
+        last = self._recording.last
+        async for stored in messages:
+            self._messages += 1
+            if stored.sequence != self._next:
+                self._lose(self._next, stored.sequence - 1)
+            self._next = stored.sequence + 1
+            tell(progress, stored.sequence, last)
+            _, _, tail = stored.subject.partition(".")
+            kind, _, rest = tail.partition(".")
+            if h.OUTPUT in stored.headers:
+                await self._compare(rest.rpartition(".")[2], stored)
+            elif kind == "config":
+                self._on_config(stored)
+            for replayed in self._listening.get(kind, ()):
+                if not replayed.left_out and (kind != "timer" or rest.endswith(f".{replayed.name}")):
+                    unlike = await replayed.take(stored)
+                    if unlike is not None:
+                        self._tell(replayed.name, [unlike])
+
+    def _lose(self, first: int, last: int) -> None:
+        """A stretch is not there. Whoever may have had inputs in it has a state that cannot be built again."""
+        for replayed in self._agents.values():
+            replayed.left_out = replayed.left_out or (
+                f"from message {first} on: messages {first} to {last} are not there, and its state needs all of them; "
+                "a mirror may have them (--file)"
+            )
+
+    async def _compare(self, name: str, stored: Stored) -> None:
+        replayed = self._agents.get(name)
+        if replayed is None:
+            self._strangers[name] = self._strangers.get(name, 0) + 1
+            return
+        if replayed.left_out:
+            return
+        unlike = await replayed.compare(stored)
+        if replayed.source_left_out and h.CAUSE not in stored.headers:
+            return
+        if stored.sequence >= self._span.first:
+            self._reports[name].compared += 1
+            if unlike:
+                self._tell(name, unlike)
+
+    def _tell(self, name: str, unlike: list[Unlike]) -> None:
+        self._reports[name].differing += len(unlike)
+        if name not in self._differences:
+            self._differences[name] = explain(name, unlike[0])
+
+    def _on_config(self, stored: Stored) -> None:
+        try:
+            message = decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
+        except MessageError:
+            return
+        if isinstance(message, Config) and not self._settings_differ:
+            ours = to_config_message(self._config, {})
+            if unlike := [name for name in SETTINGS if getattr(message, name) != getattr(ours, name)]:
+                self._settings_differ = True
+                told = ", ".join(f"{name} {getattr(message, name)} instead of {getattr(ours, name)}" for name in unlike)
+                self._notes.append(
+                    f"the Config at message {stored.sequence} has {told} of {self._config.file}: "
+                    "the recorded one was followed"
+                )
+
+    async def close(self) -> None:
+        """End what the agents have started."""
+        for replayed in self._agents.values():
+            await replayed.close()
+
+    def conclude(self, took_s: float) -> Replay:
+        """What was found."""
+        recording, reports = self._recording, self._reports
+        for name, replayed in self._agents.items():
+            report = reports[name]
+            report.inputs, report.waiting = replayed.intake.inputs, replayed.waiting
+            report.left_out = replayed.left_out or None
+            if replayed.source_left_out and not report.left_out:
+                report.left_out = f"its own events, {replayed.source_left_out}"
+        for name, count in sorted(self._strangers.items()):
+            self._notes.append(f"{name} is not in {self._config.file}: {count} outputs of it are not compared")
+        inputs = sum(report.inputs for report in reports.values())
+        compared = sum(report.compared for report in reports.values())
+        if not compared:
+            self._notes.append("nothing could be compared")
+        return Replay(
+            ok=compared > 0 and not self._differences,
+            swarm=self._subjects.ns,
+            source=recording.source,
+            config=self._config.file,
+            first=recording.first,
+            last=recording.last,
+            messages=self._messages,
+            inputs=inputs,
+            compared=compared,
+            differing=sum(report.differing for report in reports.values()),
+            agents=reports,
+            differences=list(self._differences.values()),
+            notes=self._notes,
+            took_s=round(took_s, 3),
+            inputs_per_s=round(inputs / took_s, 1) if took_s else 0.0,
+        )

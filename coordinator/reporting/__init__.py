@@ -1,0 +1,1 @@
+"""Tables, percentiles and findings that several commands print."""

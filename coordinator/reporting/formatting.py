@@ -1,0 +1,74 @@
+"""Numbers, counts, progress bars and Markdown tables, as several commands print them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from bus.utils.terminal import harmless
+from coordinator.reporting.percentiles import Spread
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error while something is read; nothing where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TextColumn("{task.completed:,} of {task.total:,}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda at, last: bar.update(task, completed=at, total=last)
+
+
+def counted(count: int, one: str, more: str = "") -> str:
+    """`1 message`, `2,000 messages`."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+NONE = "not measured"
+MIB = 1 << 20
+
+
+def figure(value: float | None, unit: str = "", places: int = 1) -> str:
+    """A number with its unit; NONE where there is none."""
+    return NONE if value is None else f"{value:,.{places}f}{unit and ' ' + unit}"
+
+
+def cell(value: Any) -> str:
+    """`value` on one line, and harmless inside a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], none: str = "") -> Iterator[str]:
+    """The lines of a table; `none` where it has no rows."""
+    if not rows:
+        yield none
+        return
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield "| " + " | ".join(map(cell, row)) + " |"
+
+
+def spread(found: Spread, unit: str = "") -> list[str]:
+    """The cells n, p50, p99 and max."""
+    return [str(found.n), *(figure(value, unit, 2) for value in (found.p50, found.p99, found.max))]
+
+
+LONGEST_CELL = 72
+
+
+def shown(value: Any, longest: int = LONGEST_CELL) -> str:
+    """A value in one line of `longest` characters at most, without what could control a terminal."""
+    if value is None or value == []:
+        return ""
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = harmless(text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,0 +1,1 @@
+"""`up` and `down`: the processes of a swarm on this machine."""

@@ -1,0 +1,110 @@
+"""`signalmesh down`: ask a running `up` to end, and wait until it has; end the sandboxes that a killed one has left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bus.errors import MeshError, UsageError
+from bus.utils.processes import wait_pid_exit
+from coordinator.runner.run_record import Run
+from coordinator.sandboxes.environment import KEY_VARIABLE, Endpoint
+from coordinator.sandboxes.pool_record import Pool, read_pool
+from coordinator.sandboxes.provider_client import list_sandboxes
+
+STOP_S = 50.0
+"""Longer than all graces of `up` together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """`down --json`: which swarm ended, the process id of its `up`, and how many seconds that took.
+
+    Where none ran, `swarm` and `pid` are null, and `ended` are the sandboxes at `endpoint` that an earlier one left.
+    `left` are sandboxes that could not be ended; they end by themselves at the end of their lifetime.
+    """
+
+    swarm: str | None
+    pid: int | None
+    took_s: float
+    endpoint: str = ""
+    ended: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def stop_run(run: Run, state_dir: Path) -> Ended:
+    """End the swarm of `run`, and wait for it; `state_dir` knows of sandboxes elsewhere.
+
+    Raises:
+        MeshError: it has not ended in time.
+    """
+
+    async def stop() -> None:
+        os.kill(run.pid, signal.SIGTERM)
+        async with asyncio.timeout(STOP_S):
+            await wait_pid_exit(run.pid)
+
+    since = time.monotonic()
+    try:
+        asyncio.run(stop())
+    except TimeoutError:
+        raise MeshError(
+            f"the swarm {run.swarm} (pid {run.pid}) has not ended within {STOP_S:.0f} s; `kill -9 {run.pid}` ends it "
+            "at once, and the next `up` recovers its state"
+        ) from None
+    pool = read_pool(state_dir)
+    left = [] if pool is None else [sandbox.id for sandbox in pool.sandboxes]
+    return Ended(
+        swarm=run.swarm,
+        pid=run.pid,
+        took_s=round(time.monotonic() - since, 3),
+        endpoint="" if pool is None else pool.endpoint,
+        left=left,
+    )
+
+
+def end_left(state_dir: Path) -> Ended:
+    """End the sandboxes elsewhere that an `up` which was killed has left, with the key of the environment.
+
+    Raises:
+        UsageError: there is no swarm and no such sandbox, or none that can be asked for; MeshError: no answer.
+    """
+    nothing = f"no swarm runs in {state_dir}"
+    pool = read_pool(state_dir)
+    if pool is None:
+        raise UsageError(f"{nothing}; name its directory with --state-dir")
+    here = Endpoint.of().shown
+    if not os.environ.get(KEY_VARIABLE):
+        raise UsageError(f"{nothing}{_by_record(pool)}; set {KEY_VARIABLE}, and `signalmesh down` asks and ends them")
+    if pool.endpoint not in ("", here):
+        raise UsageError(
+            f"{nothing}{_by_record(pool)}; its sandboxes are at {pool.endpoint}, and {KEY_VARIABLE} is for {here} here"
+        )
+    since = time.monotonic()
+    found = list_sandboxes(state_dir, end=True)
+    if found.sandboxes is None:
+        raise MeshError(f"{nothing}{_by_record(pool)}: {found.problem}")
+    if not found.sandboxes:
+        raise UsageError(f"{nothing}, and {here} has no sandbox of it; name its directory with --state-dir")
+    not_ended = {one.partition(":")[0] for one in found.left}
+    ended = [one for one in found.sandboxes if one.partition(" ")[0] not in not_ended]
+    return Ended(
+        swarm=None,
+        pid=None,
+        took_s=round(time.monotonic() - since, 3),
+        endpoint=found.endpoint,
+        ended=ended,
+        left=found.left,
+    )
+
+
+def _by_record(pool: Pool) -> str:
+    names = ", ".join(sandbox.id for sandbox in pool.sandboxes)
+    return (
+        f"; its last run has left sandboxes at {pool.endpoint}, which cost until their lifetime ends: {names}"
+        * bool(names)
+    )

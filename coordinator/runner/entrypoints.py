@@ -1,0 +1,149 @@
+"""The processes of a swarm as verbs of the command line: sandbox, agent, watchdog."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from agents.runtime.process import Incarnation, run_incarnation
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
+from bus.messages.subjects import check_name
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import Credentials
+from bus.nats.streams import ensure_streams
+from bus.observability.logging import set_up_logs
+from bus.observability.tracer import modules_to_preload
+from bus.utils.aio import run_to_end
+from bus.utils.processes import MACHINE, on_signals
+from coordinator.config.loader import load, resolve, with_speed
+from coordinator.config.scaling import with_agents
+from coordinator.sandboxes.environment import drop_key
+from coordinator.telemetry.otel_env_check import log_wrong_variables
+
+log = structlog.get_logger("signalmesh")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeBy:
+    """What a launcher says of a place that it made: its provider, where and how many seconds ago that made it, the
+    host's name there, and where files are.
+    """
+
+    provider: str
+    endpoint: str
+    age_s: float
+    host: str
+    files: str | None = None
+
+
+def run_sandbox(
+    name: str,
+    url: str,
+    swarm: str,
+    log_level: str,
+    *,
+    replica: bool = False,
+    agents_url: str | None = None,
+    made: MadeBy | None = None,
+    credentials: Credentials | None = None,
+) -> int:
+    """Serve sandbox `name` until told to end; as a `replica`, together with others, under a name of its own.
+
+    Its agents connect to `agents_url`, by default to the same server. `made` is told by a launcher that made the place.
+    """
+    from agents.host.host import Host
+
+    set_up_logs(log_level)
+    log_wrong_variables()
+    drop_key()
+    group, provider = (name, "joined") if replica else (None, "local")
+    if replica:
+        name = check_name(f"{name}-{MACHINE}", "sandbox")
+    if made is not None:
+        group, provider, name = name, made.provider, check_name(made.host, "sandbox")
+
+    async def serve() -> None:
+        bus = await NatsBus.connect(url, swarm, f"sandbox {name}", None, credentials)
+        try:
+            host = Host(
+                bus,
+                name,
+                agents_url or url,
+                group=group,
+                provider=provider,
+                endpoint=None if made is None else made.endpoint,
+                age_s=None if made is None else made.age_s,
+                log_level=log_level,
+                preload=("coordinator.decisions.agent", *modules_to_preload(os.environ)),
+                credentials=credentials,
+                files=None if made is None else made.files,
+            )
+            on_signals(host.stop)
+            await host.run()
+        finally:
+            await bus.close()
+
+    run_to_end(serve())
+    return EXIT_DONE
+
+
+def run_agent(name: str, url: str, config_file: Path | None, swarm: str | None, sandbox: str, log_level: str) -> int:
+    """Run one configured agent by hand, in this process; it claims its epoch itself."""
+    set_up_logs(log_level)
+    log_wrong_variables()
+    config = load(config_file, Path.cwd())
+    settings = config.agent(name)
+    if settings.external:
+        raise UsageError(f"agent {name!r} is external in {config.file}: its own program runs it")
+    spec = settings.spec
+    if swarm is not None and swarm != spec.swarm:
+        from dataclasses import replace
+
+        spec = replace(spec, swarm=swarm)
+    return run_incarnation(Incarnation(spec=spec, url=url, sandbox=sandbox, log_level=log_level))
+
+
+def run_watchdog(
+    url: str,
+    config_file: Path | None,
+    swarm: str | None,
+    speed: float | None,
+    log_level: str,
+    *,
+    agents: int | None = None,
+    fresh: bool = False,
+    standby: bool = False,
+) -> int:
+    """Supervise the swarm, or stand by while another watchdog does."""
+    from coordinator.supervisor.watchdog import Watchdog
+
+    set_up_logs(log_level)
+    log_wrong_variables()
+    config, classes = resolve(with_speed(with_agents(load(config_file, Path.cwd()), agents), speed))
+    sources = {name for name, cls in classes.items() if cls.produce is not None}
+
+    async def watch() -> int:
+        bus = await NatsBus.connect(url, swarm or config.swarm, "watchdog", wait_s=None)
+        try:
+            while True:
+                with contextlib.suppress(BusError):
+                    await bus.until_live()
+                    await ensure_streams(bus, config.stream.limits())
+                    break
+                await asyncio.sleep(0.2)
+            watchdog = Watchdog(bus, config, sources, fresh=fresh, standby=standby)
+            on_signals(watchdog.stop)
+            await watchdog.run()
+        except Fenced as error:
+            log.warning("superseded", problem=str(error))
+            return EXIT_FAILED
+        finally:
+            await bus.close()
+        return EXIT_DONE
+
+    return run_to_end(watch())

@@ -1,0 +1,138 @@
+"""The role `proxy`: agents reach the bus through it, and it makes a bad network of itself when asked over the bus.
+
+Requests on `{ns}.control.proxy.{verb}`, each about the agents named in it (none: everybody): `reset`, `delay`,
+`blackhole`. What it was asked for it ends by itself, so that nobody who asked and died leaves a fault behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+import orjson
+import structlog
+
+from bus.errors import EXIT_DONE, UsageError
+from bus.interface import Heard
+from bus.nats.bus import NatsBus
+from bus.nats.urls import shown_url, urls_of
+from bus.observability.logging import set_up_logs
+from bus.testing.tcp_proxy import DOWN, UP, Proxy
+from bus.utils.aio import end_tasks, run_to_end
+from bus.utils.processes import on_signals
+
+__all__ = ["LISTENER_VARIABLE", "NAME", "Affected", "BadNetwork", "open_proxy_port", "run_proxy"]
+
+NAME = "proxy"
+LISTENER_VARIABLE = "SIGNALMESH_LISTENER"
+"""Number of the inherited descriptor of a listening socket: `up` keeps the port while the proxy is started again."""
+AGENTS_URL_VARIABLE = "SIGNALMESH_AGENTS_NATS"
+LONGEST_S = 60.0
+
+log = structlog.get_logger("signalmesh.proxy")
+
+
+def open_proxy_port(url: str) -> tuple[socket.socket, dict[str, str]]:
+    """A listening socket for the proxy in front of `url`, and the environment by which hosts send their agents there.
+
+    Raises:
+        UsageError: what is encrypted cannot be passed on under another address, and only one server can be.
+    """
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    if parts.scheme != "nats" or len(urls_of(url)) > 1:
+        raise UsageError(f"--fault-proxy: expected one server at nats://…, not {shown_url(url)}")
+    listener = socket.create_server(("127.0.0.1", 0))
+    who = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return listener, {AGENTS_URL_VARIABLE: f"nats://{who}127.0.0.1:{listener.getsockname()[1]}"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadNetwork:
+    """What is asked of it: whose connections, and for `delay` by how much and for how long, in seconds."""
+
+    agents: tuple[str, ...] = ()
+    delay_s: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.0
+    for_s: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_S)] = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affected:
+    """Its answer: how many connections are affected, and the names of all that are open."""
+
+    connections: int
+    names: list[str]
+
+
+class FaultService:
+    """Answers for `proxy` over `bus`."""
+
+    def __init__(self, bus: NatsBus, proxy: Proxy) -> None:
+        self._bus, self._proxy = bus, proxy
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        for verb, deed in (("reset", self._reset), ("delay", self._delay), ("blackhole", self._blackhole)):
+            await self._bus.answer(self._bus.subjects.control(NAME, verb), self._served(verb, deed))
+
+    async def stop(self) -> None:
+        await end_tasks(self._ending)
+
+    def _served(self, verb: str, deed: Any) -> Any:
+        async def serve(heard: Heard) -> bytes:
+            try:
+                asked = msgspec.convert(orjson.loads(heard.data), BadNetwork)
+            except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
+                return orjson.dumps({"error": f"proxy, {verb}: {error}"})
+            names = self._proxy.names
+            answer = Affected(connections=deed(asked), names=names)
+            log.info(verb, agents=asked.agents, connections=answer.connections, for_s=asked.for_s)
+            return orjson.dumps(answer)
+
+        return serve
+
+    def _reset(self, asked: BadNetwork) -> int:
+        return self._proxy.cut(asked.agents)
+
+    def _blackhole(self, asked: BadNetwork) -> int:
+        return self._proxy.swallow(UP, DOWN, names=asked.agents)
+
+    def _delay(self, asked: BadNetwork) -> int:
+        count = self._proxy.delay(asked.delay_s, asked.agents)
+
+        async def end() -> None:
+            await asyncio.sleep(asked.for_s)
+            self._proxy.delay(0.0, asked.agents)
+
+        task = asyncio.create_task(end(), name="proxy-end-of-delay")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return count
+
+
+def run_proxy(url: str, swarm: str, log_level: str) -> int:
+    """Forward to the server at `url` until told to end; on the inherited socket, else on any free port."""
+    set_up_logs(log_level)
+    number = os.environ.get(LISTENER_VARIABLE)
+    listener = socket.socket(fileno=int(number)) if number else None
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        on_signals(stop.set)
+        async with Proxy(url, listener) as proxy:
+            log.info("proxy_ready", url=proxy.url)
+            bus = await NatsBus.connect(url, swarm, NAME, wait_s=None)
+            service = FaultService(bus, proxy)
+            try:
+                await service.start()
+                await stop.wait()
+            finally:
+                await service.stop()
+                await bus.close()
+
+    run_to_end(serve())
+    return EXIT_DONE

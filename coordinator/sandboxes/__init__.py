@@ -1,0 +1,1 @@
+"""Sandboxes at E2B: create, install, watch, replace, end."""

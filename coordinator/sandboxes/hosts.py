@@ -1,0 +1,44 @@
+"""Which sandbox hosts are heard on the bus, and when last."""
+
+from __future__ import annotations
+
+import time
+
+from bus.errors import MessageError
+from bus.interface import Heard
+from bus.messages import Heartbeat, decode
+from bus.nats.bus import NatsBus
+
+__all__ = ["Hosts"]
+
+
+class Hosts:
+    """Listens to heartbeats over `bus`; times are monotonic."""
+
+    def __init__(self, bus: NatsBus) -> None:
+        self._bus = bus
+        self._heard: dict[str, float] = {}
+
+    async def start(self) -> None:
+        await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+
+    @property
+    def live(self) -> bool:
+        """Whether we can hear anybody."""
+        return self._bus.live
+
+    def heard_at(self, name: str) -> float:
+        """When that host was last heard; long ago where it never was."""
+        return self._heard.get(name, -1e9)
+
+    def silent_s(self, name: str) -> float:
+        return time.monotonic() - self.heard_at(name)
+
+    async def _on_beat(self, heard: Heard) -> None:
+        try:
+            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            return
+        assert isinstance(beat, Heartbeat)
+        if beat.role == "sandbox":
+            self._heard[beat.agent] = time.monotonic()

@@ -1,0 +1,170 @@
+"""Our own program in a sandbox: found where its template has it, else installed from our wheel and lock files."""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import shlex
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import orjson
+import structlog
+from e2b import AsyncSandbox, CommandExitException
+from e2b.sandbox.filesystem.filesystem import WriteEntry
+
+from agents.host.probe import INSTALLATION, Installation
+from bus.errors import MeshError
+from coordinator.config.e2b import E2bSettings
+from coordinator.sandboxes.bootstrap import shown
+from coordinator.sandboxes.e2b_client import Service
+from coordinator.sandboxes.wheel import LOCK, TOOLS_LOCK, WSS_LOCK, digest, lock_file, wheel
+
+__all__ = ["FILES", "LOG", "InstallFailed", "install", "upload"]
+
+HOME = ".signalmesh"
+"""Of all that is ours, below the home of the sandbox's user."""
+LOG = f"{HOME}/host.log"
+FILES = f"{HOME}/files"
+VENV = f"{HOME}/venv"
+SCRIPT = Path(__file__).with_name("bootstrap.py")
+INSTALL_S = 900.0
+FIND_S = 60.0
+
+log = structlog.get_logger("signalmesh.provider")
+
+
+NO_COMMAND = (126, 127)
+"""Exit codes of a shell that cannot run what it is told."""
+
+
+class InstallFailed(MeshError):
+    """A step failed; its message has what it said. `hopeless`: the program itself is missing there."""
+
+    def __init__(self, text: str, *, hopeless: bool = False) -> None:
+        super().__init__(text)
+        self.hopeless = hopeless
+
+
+async def install(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> str:
+    """The interpreter in `sandbox` that has exactly our code, after installing it where there was none.
+
+    `websocket`: the bus is reached by WebSocket, which needs aiohttp as well.
+
+    Raises:
+        InstallFailed: a step ended with an error.
+        Gone, GivenUp: as Service.ask.
+    """
+    found = await find(service, sandbox, settings, websocket=websocket)
+    if not found:
+        await _install_own(service, sandbox, settings, websocket=websocket)
+        found = await find(service, sandbox, settings, websocket=websocket)
+        if not found:
+            raise InstallFailed("installing signalmesh: it is installed, but not the code that was sent")
+    await _install_packages(service, sandbox, settings, found)
+    return found
+
+
+async def find(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> str:
+    """The interpreter that has our very code, and what it needs besides for a WebSocket; or nothing."""
+    needed = "import aiohttp; " if websocket else ""
+    question = shlex.quote(f"{needed}from coordinator.own_code import digest; print(digest())")
+    script = (
+        f'for py in "$HOME/{VENV}/bin/python" {shlex.quote(settings.python)}; do '
+        f'if [ "$("$py" -c {question} 2>/dev/null)" = {digest()} ]; then command -v "$py"; exit 0; fi; done; exit 0'
+    )
+    return (await _run(service, sandbox, "looking for signalmesh", script, FIND_S)).strip()
+
+
+async def _install_own(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> None:
+    began = time.monotonic()
+    steps: dict[str, float] = {}
+    name, content = wheel()
+    locked = lock_file() + (lock_file(WSS_LOCK) if websocket else b"")
+    needed = {LOCK: locked, TOOLS_LOCK: lock_file(TOOLS_LOCK), name: content}
+    sent = {SCRIPT.name: SCRIPT.read_bytes(), **needed}
+    files: list[WriteEntry] = [{"path": f"{HOME}/{file}", "data": data} for file, data in sent.items()]
+    with _timed(steps, what := "uploading signalmesh"):
+        await service.ask(what, lambda: sandbox.files.write_files(files))
+    with _timed(steps, what := "making an environment"):
+        await _run(service, sandbox, what, f"{shlex.quote(settings.python)} -m venv --without-pip {VENV}", INSTALL_S)
+    script = [f"{VENV}/bin/python", f"{HOME}/{SCRIPT.name}", settings.python, *(f"{HOME}/{file}" for file in needed)]
+    said = orjson.loads(await _run(service, sandbox, "installing signalmesh", shlex.join(script), INSTALL_S))
+    found = Installation(
+        sandbox_id=sandbox.sandbox_id,
+        by=said["by"],
+        why=said["why"],
+        took_s=round(time.monotonic() - began, 2),
+        steps=steps | said["steps"],
+    )
+    await service.ask(
+        "noting the installation", lambda: sandbox.files.write(f"{VENV}/{INSTALLATION}", orjson.dumps(found))
+    )
+    log.info("signalmesh_installed", sandbox_id=found.sandbox_id, by=found.by, why=found.why, took_s=found.took_s)
+
+
+@contextlib.contextmanager
+def _timed(steps: dict[str, float], step: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    steps[step] = round(time.monotonic() - began, 2)
+
+
+async def _install_packages(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, python: str) -> None:
+    for kind, command in (
+        ("pip", f"{_with_pip(python)} install --quiet --disable-pip-version-check --no-input"),
+        ("npm", "npm install --loglevel=error --no-audit --no-fund --prefix ."),
+    ):
+        packages = settings.packages.get(kind, ())
+        if packages:
+            script = f"mkdir -p {FILES} && cd {FILES} && {command} {shlex.join(packages)}"  # may name files of `files`
+            await _run(service, sandbox, f"installing packages.{kind} ({', '.join(packages)})", script, INSTALL_S)
+
+
+def _with_pip(python: str) -> str:
+    """The command of its pip, after making one where there is none: our own environment has none."""
+    pip = f"{shlex.quote(python)} -m pip"
+    return f"{{ {pip} --version >/dev/null 2>&1 || {shlex.quote(python)} -m ensurepip; }} && {pip}"
+
+
+async def _run(service: Service, sandbox: AsyncSandbox, what: str, script: str, within_s: float) -> str:
+    """What a command prints."""
+
+    async def run() -> str:
+        try:
+            return (await sandbox.commands.run(script, timeout=within_s)).stdout
+        except CommandExitException as error:
+            said = shown(error.stdout, error.stderr)
+            text = f"{what}: exit code {error.exit_code}: {said}"
+            raise InstallFailed(text, hopeless=error.exit_code in NO_COMMAND) from None
+
+    return await _asked(service, what, run)
+
+
+async def _asked(service: Service, what: str, run: Callable[[], Awaitable[str]]) -> str:
+    failed: InstallFailed | None = None
+
+    async def guarded() -> str:
+        nonlocal failed
+        try:
+            return await run()
+        except InstallFailed as error:  # the service is well: it has answered
+            failed = error
+            return ""
+
+    printed = await service.ask(what, guarded)
+    if failed is not None:
+        raise failed
+    return printed
+
+
+async def upload(service: Service, sandbox: AsyncSandbox, files: tuple[tuple[str, Path], ...]) -> None:
+    """Copy `files` (name below FILES, local path) into the sandbox."""
+    if files:
+        await service.ask(
+            "uploading files",
+            lambda: sandbox.files.write_files(
+                [{"path": posixpath.join(FILES, name), "data": path.read_bytes()} for name, path in files]
+            ),
+        )

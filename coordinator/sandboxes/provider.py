@@ -1,0 +1,222 @@
+"""The provider role: the one process that has E2B's key. It makes the configured sandboxes, keeps them and ends them.
+
+Decides nothing about agents: that is the watchdog's, which only hears hosts. Imports the SDK when it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import orjson
+import structlog
+
+from bus.durable.events import Reporter
+from bus.durable.outbox import Outbox
+from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, BusError
+from bus.heartbeats import beat
+from bus.messages.subjects import PROVIDER
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import credentials_from
+from bus.observability.logging import set_up_logs
+from bus.utils.aio import end_tasks, run_to_end
+from bus.utils.processes import on_signals
+from coordinator.config.e2b import files_of
+from coordinator.config.settings import SandboxSpec, SwarmConfig
+from coordinator.sandboxes.environment import PUBLIC_URL_VARIABLE, Endpoint, take_key
+from coordinator.sandboxes.pool_record import Left, Pool, read_pool, write_pool
+from coordinator.sandboxes.wheel import digest
+
+if TYPE_CHECKING:
+    from coordinator.sandboxes.e2b_client import Service
+    from coordinator.sandboxes.reconciler import Keeper
+
+__all__ = ["end_for_good", "run_check", "run_provider"]
+
+CHECK_S = 15.0
+UNLISTED_LOOKS, LIST_EVERY_S = 8, 0.5
+"""So often, and so many seconds apart, a sandbox may be listed after its end was confirmed."""
+HEARTBEAT_S = 0.2
+END_ALL_S = 18.0
+"""For draining and ending all sandboxes; `up` waits a little longer."""
+
+log = structlog.get_logger("signalmesh.provider")
+
+
+def end_for_good(code: int) -> NoReturn:
+    """End this process at once: the SDK's native parts can abort an interpreter that winds up in the ordinary way."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_check(state_dir: Path, *, end: bool = False) -> int:
+    """Whether the key is accepted: 0, 2 with the remedy where it is not, 3 where nobody answers.
+
+    Prints where it asked, which sandboxes of this state directory are there, and `left`, as JSON: those that could not
+    be ended, where it is to `end` them, and why; 1 if there are any.
+    """
+    endpoint = Endpoint.of()
+    key = take_key()
+
+    from e2b import AuthenticationException
+
+    from coordinator.sandboxes.e2b_client import Service
+    from coordinator.sandboxes.e2b_errors import shown
+    from coordinator.sandboxes.reconciler import END_S
+
+    pool = read_pool(state_dir)
+
+    async def check() -> int:
+        left: list[Left] = []
+        service = Service(key, lambda *_: None)
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await service.check()
+                found = [] if pool is None else await service.list({"pool": pool.id})
+            if pool is not None and end:
+                problems = {info.sandbox_id: await service.kill(info.sandbox_id, END_S) for info in found}
+                ended = {name for name, problem in problems.items() if not problem}
+                problems |= dict.fromkeys(await _still_there(service, pool.id, ended), "it is still listed")
+                left += [Left(sandbox="", id=name, problem=problem) for name, problem in problems.items() if problem]
+                write_pool(state_dir, Pool(id=pool.id, endpoint=endpoint.shown, sandboxes=tuple(left)))
+        except AuthenticationException:
+            print(
+                f"signalmesh: E2B_API_KEY: {endpoint.shown} does not accept this key; get one from "
+                "https://e2b.dev/dashboard?tab=keys",
+                file=sys.stderr,
+            )
+            return EXIT_USAGE
+        except Exception as error:  # noqa: BLE001 - whatever it is, there was no answer that says yes or no
+            print(f"signalmesh: {endpoint.shown} did not answer: {shown(error, key)}", file=sys.stderr)
+            return EXIT_UNREACHABLE
+        sandboxes = [f"{info.sandbox_id} ({info.metadata.get('sandbox')}, {info.state.value})" for info in found]
+        why = [f"{one.id}: {one.problem}" for one in left]
+        print(orjson.dumps({"endpoint": endpoint.shown, "sandboxes": sandboxes, "left": why}).decode())
+        return EXIT_FAILED if left else EXIT_DONE
+
+    return run_to_end(check())
+
+
+async def _still_there(service: Service, pool: str, ended: set[str]) -> set[str]:
+    """Which of those that were `ended` the service lists nevertheless, also some seconds later."""
+    there: set[str] = set()
+    for attempt in range(UNLISTED_LOOKS if ended else 0):
+        await asyncio.sleep(LIST_EVERY_S if attempt else 0)
+        there = ended & {info.sandbox_id for info in await service.list({"pool": pool})}
+        if not there:
+            break
+    return there
+
+
+def run_provider(url: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
+    """Keep all sandboxes of provider "e2b" until told to end, and end them then; 1 if one of them is left."""
+    set_up_logs(log_level)
+    key = take_key()
+    public = os.environ.pop(PUBLIC_URL_VARIABLE, "") or url
+    return run_to_end(_provide(url, public, key, config, state_dir, log_level))
+
+
+async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
+    from coordinator.sandboxes.e2b_client import Service
+    from coordinator.sandboxes.hosts import Hosts
+    from coordinator.sandboxes.reconciler import Keeper
+
+    stop = asyncio.Event()
+    bus = await NatsBus.connect(url, config.swarm, PROVIDER, wait_s=None)
+    on_signals(stop.set)  # until here there is nothing to end in order
+    outbox = Outbox(bus, (f"{config.swarm}.*.*.{PROVIDER}",), lambda _: None)
+    reports = Reporter(bus, outbox, PROVIDER)
+    hosts = Hosts(bus)
+    await hosts.start()
+    pool = read_pool(state_dir) or Pool(id=secrets.token_hex(8))
+
+    def told(code: str, text: str) -> None:
+        reports.alert("critical" if code == "sandbox_given_up" else "warning", code, text)
+
+    def lost(host: str, reason: str) -> None:
+        reports.lifecycle("exited", host, sandbox=host, reason=reason[:200])
+
+    service = Service(key, told)
+
+    keepers: list[Keeper] = []
+
+    def says() -> dict[str, Any]:
+        status = service.status if bus.live else "waiting"
+        phases = {keeper.name: phase for keeper in keepers if (phase := keeper.phase)}
+        return {"status": status, "provider": "e2b", "endpoint": service.endpoint.shown, "phases": phases}
+
+    def changed() -> None:
+        held = [Left(sandbox=place.host_name, id=place.id) for keeper in keepers for place in keeper.places]
+        held += [Left(sandbox="", id=name, problem=why) for keeper in keepers for name, why in keeper.left]
+        write_pool(state_dir, Pool(id=pool.id, endpoint=service.endpoint.shown, sandboxes=tuple(held)))
+
+    changed()
+    for spec in config.sandboxes:
+        if spec.e2b is not None:
+            wanted = _wanted(spec, config, pool.id, public, log_level)
+            keepers.append(Keeper(service, hosts, wanted, told, lost, changed))
+    log.info(
+        "provider_ready", at=service.endpoint.shown, sandboxes=[spec.name for spec in config.sandboxes if spec.e2b]
+    )
+    tasks = [asyncio.create_task(keeper.run(), name=f"keeper-{index}") for index, keeper in enumerate(keepers)]
+    waiting = asyncio.create_task(stop.wait(), name="stop")
+    checking = asyncio.create_task(_check(outbox), name="outbox")
+    beating = asyncio.create_task(beat(bus, PROVIDER, "provider", HEARTBEAT_S, says), name="provider-beat")
+    try:
+        await _until_stopped(waiting, tasks)
+        await end_tasks(tasks)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_ALL_S):
+                await asyncio.gather(*(keeper.close() for keeper in keepers))
+        changed()
+        left = [place.id for keeper in keepers for place in keeper.places]
+        left += [name for keeper in keepers for name, _ in keeper.left]
+        if left:
+            log.error("sandboxes_left", ids=left, at=service.endpoint.shown)
+        with contextlib.suppress(TimeoutError, BusError):
+            async with asyncio.timeout(1.0):
+                await outbox.flush()
+        return EXIT_FAILED if left else EXIT_DONE
+    finally:
+        await end_tasks([waiting, checking, beating, *tasks])
+        await bus.close()
+
+
+async def _until_stopped(waiting: asyncio.Task[Any], tasks: list[asyncio.Task[None]]) -> None:
+    """Back when told to stop; a keeper that fails in a way that nobody foresaw ends the role, which is started anew."""
+    left = set(tasks)
+    while left and not waiting.done():
+        done, left = await asyncio.wait({waiting, *left}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiting}:
+            task.result()
+        left.discard(waiting)
+    await waiting
+
+
+async def _check(outbox: Outbox) -> None:
+    while True:
+        await asyncio.sleep(0.5)
+        outbox.check()
+
+
+def _wanted(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_level: str) -> Any:
+    from coordinator.sandboxes.instance import Wanted
+
+    assert spec.e2b is not None
+    return Wanted(
+        name=spec.name,
+        swarm=config.swarm,
+        settings=spec.e2b,
+        pool=pool,
+        version=digest(),
+        url=public,
+        credentials=credentials_from(),
+        log_level=log_level,
+        files=files_of(config.file, f"sandboxes.{spec.name}", spec.e2b.files),
+    )

@@ -1,0 +1,1 @@
+"""The watchdog: detects failures, restarts agents, elects its leader."""

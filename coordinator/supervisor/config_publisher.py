@@ -1,0 +1,126 @@
+"""The Config in force: what swarm.toml says, with the voters of the moment, kept so whoever else writes one.
+
+The stream takes a Config from anybody who reaches it. Only the watchdog's counts, and the watchdog sees to it that
+the newest one under its subject is its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import structlog
+
+from bus.durable.events import Reporter
+from bus.durable.outbox import Outbox
+from bus.errors import BusError, MessageError
+from bus.interface import Heard
+from bus.messages import Config, decode, encode
+from bus.messages.subjects import WATCHDOG
+from bus.nats.bus import NatsBus
+from coordinator.config.loader import to_config_message
+from coordinator.config.settings import SwarmConfig
+
+CHECK_S = 1.0
+"""Somebody who floods the bus with Configs is answered at most so often."""
+
+log = structlog.get_logger("signalmesh.watchdog")
+
+
+class SettingsInForce:
+    """Puts Configs of `config` in force and keeps them there. `voters` says who votes at the moment."""
+
+    def __init__(
+        self,
+        bus: NatsBus,
+        config: SwarmConfig,
+        outbox: Outbox,
+        reports: Reporter,
+        voters: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._bus, self._config, self._outbox, self._reports, self._voters = bus, config, outbox, reports, voters
+        self._subject = bus.subjects.config(WATCHDOG)
+        self._writing = asyncio.Lock()
+        self._heard = asyncio.Event()
+        self._ours: bytes | None = None
+        """What we have put in force last."""
+
+    async def put(self) -> None:
+        """Put what should be in force there, unless it is already, and the newest Config of all."""
+        async with self._writing:
+            wanted = to_config_message(self._config, self._voters(), source=WATCHDOG)
+            await self._outbox.flush()
+            last = await self._bus.last(self._subject)
+            if last is not None:
+                # Garbage there is replaced, and nothing to tell: whoever reads the stream has reported it.
+                present = self._decode(self._subject, last.data)
+                foreign = await self._newer_than(last.sequence)
+                if present is not None and self._ours is not None and last.data != self._ours:
+                    foreign = [self._subject, *foreign]
+                if foreign:
+                    self._complain(foreign)
+                elif present is not None and replace(present, timestamp=wanted.timestamp) == wanted:
+                    self._ours = last.data
+                    return
+            self._reports.config(wanted)
+            await self._outbox.flush()
+            self._ours = encode(wanted)
+            log.info("config_in_force", voters=dict(wanted.voters))
+
+    async def _newer_than(self, sequence: int) -> list[str]:
+        """Subjects of other writers whose last Config is newer than ours."""
+        found = []
+        for subject in await self._bus.subject_counts(self._bus.subjects.all_of("config")):
+            if subject == self._subject:
+                continue
+            last = await self._bus.last(subject)
+            if last is not None and last.sequence > sequence and self._decode(subject, last.data) is not None:
+                found.append(subject)
+        return found
+
+    def _decode(self, subject: str, data: bytes) -> Config | None:
+        with contextlib.suppress(MessageError):
+            message = decode(self._bus.subjects.parse(subject), subject, data)
+            if isinstance(message, Config):
+                return message
+        return None
+
+    def _complain(self, subjects: list[str]) -> None:
+        self._reports.alert(
+            "warning",
+            "config_overridden",
+            f"somebody else has published a Config ({', '.join(subjects)}); what {self._config.file} says is put in "
+            "force again. Whoever reaches the bus can do that: find out who, and change settings in swarm.toml only",
+            subjects=subjects,
+        )
+
+    async def keep(self) -> None:
+        """Look after every Config that is heard whether ours is still in force, for ever."""
+
+        async def on_heard(heard: Heard) -> None:
+            if heard.data != self._ours:
+                self._heard.set()
+
+        await self._bus.listen(self._bus.subjects.all_of("config"), on_heard)
+        while True:
+            await self._heard.wait()
+            self._heard.clear()
+            try:
+                await self.put()
+            except BusError as error:
+                log.debug("config_check_retried", error=str(error))
+                self._heard.set()
+            await asyncio.sleep(CHECK_S)
+
+
+async def read_config(bus: NatsBus) -> Config | None:
+    """The watchdog's newest Config; None when it has published none, or something else stands in its place."""
+    subject = bus.subjects.config(WATCHDOG)
+    stored = await bus.last(subject)
+    if stored is not None:
+        with contextlib.suppress(MessageError):
+            message = decode(bus.subjects.parse(subject), subject, stored.data)
+            return message if isinstance(message, Config) else None
+    return None

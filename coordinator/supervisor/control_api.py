@@ -1,0 +1,152 @@
+"""The watchdog's side of `restart` and `revive`: the watchdog alone decides when an agent runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import orjson
+
+from agents.spec import AgentSpec
+from bus.durable.events import Reporter
+from bus.errors import BusError, MeshError, UsageError
+from bus.interface import Bus, Heard
+from bus.utils.aio import end_tasks
+
+if TYPE_CHECKING:
+    from coordinator.supervisor.config_publisher import SettingsInForce
+    from coordinator.supervisor.host_client import HostOrders
+    from coordinator.supervisor.policy import Policy
+
+__all__ = ["Wishes"]
+
+DRAIN_S = 10.0
+READY_S = 10.0
+"""How long an agent may take to drain, and its successor to be ready."""
+
+
+@dataclass(slots=True)
+class _Restart:
+    """One that is under way: from which epoch, and what `look` has seen since."""
+
+    epoch: int
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Wishes:
+    """Grants wishes on behalf of the leading watchdog. `look` is to be called whenever the policy may have changed."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        policy: Policy,
+        orders: HostOrders,
+        reports: Reporter,
+        settings: SettingsInForce,
+        specs: Mapping[str, AgentSpec],
+        changed: Callable[[], None],
+    ) -> None:
+        self._bus, self._policy, self._orders, self._reports = bus, policy, orders, reports
+        self._settings, self._specs, self._changed = settings, specs, changed
+        self._restarts: dict[str, _Restart] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, name: str) -> None:
+        """Take requests to the watchdog `name` from now on."""
+        await self._listen(name, "restart", self._restart)
+        await self._listen(name, "revive", self._revive)
+
+    async def _listen(self, name: str, verb: str, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+        async def on_heard(heard: Heard) -> None:
+            if not heard.reply:
+                return
+            # A restart takes a while, and nobody should wait for another's.
+            task = asyncio.create_task(self._answer(heard, grant))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        await self._bus.listen(self._bus.subjects.control(name, verb), on_heard)
+
+    async def end(self) -> None:
+        """Break off what is under way."""
+        await end_tasks(self._tasks)
+
+    async def _answer(self, heard: Heard, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+        try:
+            name = msgspec.json.decode(heard.data, type=dict[str, str]).get("agent", "")
+            if name not in self._policy.agents:
+                raise UsageError(f"no agent {name!r} in this swarm; it has: {', '.join(self._policy.agents)}")
+            if name not in self._specs:
+                raise UsageError(
+                    f"agent {name!r} is external: a program of its own runs it; start it anew where it runs"
+                )
+            reply = await grant(name)
+        except (MeshError, msgspec.DecodeError) as error:
+            reply = {"error": str(error), "usage": isinstance(error, UsageError)}
+        with contextlib.suppress(BusError):  # who asked hears nothing, and is told so by its own patience
+            await self._bus.tell(heard.reply, orjson.dumps(reply))
+
+    # -- what the watchdog's loop has to do with it
+
+    def look(self) -> None:
+        """See whether a restart has come to its end."""
+        for name, restart in self._restarts.items():
+            state = self._policy.agents[name]
+            if state.phase == "quarantined" or (state.phase == "running" and state.epoch > restart.epoch):
+                restart.over.set()
+
+    # -- granting
+
+    async def _revive(self, name: str) -> dict[str, Any]:
+        before = self._policy.agents[name].phase
+        if not self._policy.revive(time.monotonic(), name):
+            raise MeshError(f"agent {name} is {before}, expected a quarantined or drained one")
+        self._reports.lifecycle("revived", name, reason=f"was {before}")
+        await self._settings.put()
+        self._changed()
+        return {"agent": name, "was": before}
+
+    async def _restart(self, name: str) -> dict[str, Any]:
+        state = self._policy.agents[name]
+        if name in self._restarts or state.phase not in ("quarantined", "drained", "starting", "running"):
+            raise MeshError(f"agent {name} is being restarted already")
+        since = time.monotonic()
+        restart = self._restarts[name] = _Restart(state.epoch)
+        answer: dict[str, Any] = {"agent": name}
+        try:
+            if state.phase in ("quarantined", "drained"):
+                answer["was"] = (await self._revive(name))["was"]
+            else:
+                answer["epoch_before"] = state.epoch
+                self._policy.restart(name)
+                try:
+                    await self._orders.terminate(state.sandbox, name, state.pid)
+                except BusError as error:
+                    raise MeshError(f"agent {name} was not asked to drain: {error}") from None
+            try:
+                async with asyncio.timeout(DRAIN_S + READY_S):
+                    await restart.over.wait()
+            except TimeoutError:
+                raise MeshError(self._in_vain(name, restart.epoch)) from None
+        finally:
+            del self._restarts[name]
+        if state.phase != "running":
+            raise MeshError(f"agent {name} is {state.phase}: {state.reason}")
+        return {**answer, "epoch_after": state.epoch, "ready_ms": round((time.monotonic() - since) * 1000, 1)}
+
+    def _in_vain(self, name: str, epoch: int) -> str:
+        state = self._policy.agents[name]
+        if state.epoch == epoch and state.phase in ("starting", "running"):
+            return (
+                f"agent {name} was asked to drain, but has not ended within {DRAIN_S + READY_S:.0f} s (it is started "
+                f"anew when it does); `signalmesh kill {name}` replaces it at once"
+            )
+        return (
+            f"agent {name} has drained, but is {state.phase} and not ready after {DRAIN_S + READY_S:.0f} s; "
+            "`signalmesh status` and its sandbox's log say more"
+        )

@@ -1,0 +1,222 @@
+"""What the watchdog does about the policy's conclusions: orders to the hosts, reports, records.
+
+It decides nothing. What it learns by an order goes back to the policy as an observation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from agents.spec import AgentSpec
+from bus.durable.events import Reporter
+from bus.durable.fencing import claim, new_agent_id
+from bus.durable.registry import Record, read_records, write_record
+from bus.errors import BusError, MeshError, MessageError, WrongSequence
+from bus.interface import Bus
+from bus.messages import Lifecycle, decode, now
+from bus.messages.subjects import WATCHDOG
+from bus.utils.aio import end_tasks
+from coordinator.supervisor.config_publisher import SettingsInForce
+from coordinator.supervisor.host_client import HostOrders
+from coordinator.supervisor.model import (
+    Action,
+    AgentState,
+    Dead,
+    Drained,
+    Look,
+    Quarantine,
+    Recall,
+    SandboxLost,
+    Spawn,
+    Suspect,
+)
+from coordinator.supervisor.policy import Policy
+from coordinator.supervisor.recovery_traces import Recoveries
+
+NAME = WATCHDOG
+
+log = structlog.get_logger("signalmesh.watchdog")
+
+
+class Deeds:
+    """The leading watchdog's hands. `changed` is called when an observation has come of it."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        policy: Policy,
+        orders: HostOrders,
+        reports: Reporter,
+        settings: SettingsInForce,
+        specs: Mapping[str, AgentSpec],
+        changed: Callable[[], None],
+        failed: Callable[[MeshError], None],
+    ) -> None:
+        self._bus, self._policy, self._orders, self._reports = bus, policy, orders, reports
+        self._settings, self._specs = settings, specs
+        self._changed, self._failed = changed, failed
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.recoveries = Recoveries()
+
+    def do(self, action: Action) -> None:
+        """Do it, or begin to."""
+        match action:
+            case Spawn():
+                self._run(self._spawn(action))
+            case Look():
+                self._run(self._look(action))
+            case Recall():
+                self._run(self._recall(action))
+            case Suspect(agent, silent_ms):
+                state = self._policy.agents[agent]
+                self._reports.lifecycle(
+                    "suspected", agent, epoch=state.epoch, sandbox=state.sandbox, pid=state.pid, silent_ms=silent_ms
+                )
+            case Dead():
+                self.recoveries.died(action, time.monotonic() - self._policy.agents[action.agent].beat_at)
+                self._tell_death(action)
+            case Quarantine():
+                self.recoveries.over(action.agent, f"quarantined: {action.reason}")
+                self._tell_quarantine(action)
+                self._run(self._record_quarantine(replace(self._policy.agents[action.agent])))
+                self._run(self._kill(action.agent, action.sandbox, action.epoch))
+                self._run(self._settings.put())
+            case Drained(agent):
+                self._run(self._record_drain(agent))
+                self._run(self._settings.put())
+            case SandboxLost(sandbox, agents):
+                self._reports.alert(
+                    "warning",
+                    "sandbox_lost",
+                    f"sandbox {sandbox} is lost; to start elsewhere: {', '.join(agents) or 'nobody, it had no agent'}",
+                    sandbox=sandbox,
+                    agents=list(agents),
+                )
+
+    async def end(self) -> None:
+        """Break off what is under way."""
+        await end_tasks(self._tasks)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guard(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except BusError as error:
+            log.warning("order_failed", problem=str(error))
+        except Exception as error:
+            log.exception("watchdog_failed")
+            self._failed(MeshError(f"the watchdog failed: {error!r}"))  # a fresh one adopts what runs
+
+    # -- reports
+
+    def _tell_death(self, dead: Dead) -> None:
+        self._reports.lifecycle(
+            "declared_dead",
+            dead.agent,
+            epoch=dead.epoch,
+            sandbox=dead.sandbox,
+            pid=dead.pid,
+            reason=dead.reason,
+            traceparent=self.recoveries.traceparent(dead.agent),
+        )
+        if dead.hung:
+            self._reports.alert(
+                "warning", "agent_hung", f"agent {dead.agent} is replaced: {dead.reason}", agent=dead.agent
+            )
+
+    def _tell_quarantine(self, action: Quarantine) -> None:
+        agent, sandbox, reason = action.agent, action.sandbox, action.reason
+        self._reports.lifecycle("quarantined", agent, epoch=action.epoch, sandbox=sandbox, reason=reason)
+        self._reports.alert(
+            "critical",
+            "quarantined",
+            f"agent {agent} is quarantined: {reason}; its log is that of sandbox {sandbox} "
+            f"(logs/{sandbox}.log of the state directory); mend it, then `signalmesh revive {agent}`",
+            agent=agent,
+        )
+
+    async def _record_drain(self, agent: str) -> None:
+        record = (await read_records(self._bus)).get(agent)
+        if record is not None:  # its own, written as it ended
+            await write_record(self._bus, replace(record, status="drained"))
+
+    async def _record_quarantine(self, dead: AgentState) -> None:
+        """An agent writes its record itself when it is ready: this incarnation of it may never have been."""
+        known = (await read_records(self._bus)).get(dead.name)
+        record = Record(
+            agent_id=dead.agent_id,
+            name=dead.name,
+            kind=known.kind if known else self._specs[dead.name].kind,
+            capabilities=known.capabilities if known else (),
+            status="quarantined",
+            epoch=dead.epoch,
+            sandbox=dead.sandbox,
+            pid=dead.pid,
+            spawned_at=now() - timedelta(seconds=time.monotonic() - dead.started_at),
+        )
+        await write_record(self._bus, record)
+
+    # -- orders
+
+    async def _spawn(self, action: Spawn) -> None:
+        name, sandbox = action.agent, action.sandbox
+        agent_id = new_agent_id()
+        known = self._policy.agents[name].known_epoch
+        try:
+            with self.recoveries.step(name, "claim"):
+                epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
+            self._policy.claimed(name, epoch)
+            with self.recoveries.step(name, "spawn"):
+                traceparent = self.recoveries.traceparent(name)
+                pid = await self._orders.spawn(sandbox, self._specs[name], epoch, agent_id, traceparent)
+        except WrongSequence:
+            self.recoveries.over(name, "claimed by another")
+            log.info("claimed_by_another", of=name)
+            self._policy.superseded(time.monotonic(), name)
+        except BusError as error:
+            log.warning("spawn_failed", of=name, sandbox=sandbox, problem=str(error))
+            self._policy.spawn_failed(time.monotonic(), name, str(error))
+        else:
+            self.recoveries.over(name, figures={"mesh.epoch": epoch, "process.pid": pid})
+            self._policy.spawned(time.monotonic(), name, sandbox, pid, epoch, agent_id)
+            if action.moved_from is not None:
+                detail = {"moved_from": action.moved_from}
+                self._reports.lifecycle(
+                    "moved", name, epoch=epoch, sandbox=sandbox, pid=pid, reason=action.reason, **detail
+                )
+        self._changed()
+
+    async def _kill(self, agent: str, sandbox: str, epoch: int) -> None:
+        if (host := self._policy.hosts.get(sandbox)) is not None and host.alive:
+            await self._orders.kill(sandbox, agent, epoch)
+
+    async def _look(self, action: Look) -> None:
+        state, cpu_s, waited_s = await self._orders.look(action.sandbox, action.agent, action.epoch)
+        self._policy.looked(time.monotonic(), action.agent, action.epoch, state, cpu_s, waited_s)
+        self._changed()
+
+    async def _recall(self, action: Recall) -> None:
+        """An agent that drains has its report stored before it ends: what the stream holds decides."""
+        subject = self._bus.subjects.lifecycle(action.agent, action.agent)
+        last = await self._bus.last(subject)
+        report: object = None
+        if last is not None:
+            with contextlib.suppress(MessageError):  # garbage is no report
+                report = decode(self._bus.subjects.parse(subject), subject, last.data)
+        if isinstance(report, Lifecycle) and report.event == "drained" and report.epoch == action.epoch:
+            self._policy.drained(time.monotonic(), action.agent, action.epoch)
+        else:
+            self._policy.not_drained(time.monotonic(), action.agent, action.epoch)
+        self._changed()

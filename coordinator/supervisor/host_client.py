@@ -1,0 +1,57 @@
+"""What the watchdog asks of the sandbox hosts: requests over the bus, each with the watchdog's term."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from agents.host.protocol import KillOrder, SignalRequest, SpawnOrder
+from agents.spec import AgentSpec
+from bus.errors import BusError
+from bus.interface import Bus
+
+TIMEOUT_S = 2.0
+
+
+class HostOrders:
+    """Orders of the watchdog whose term is `term`.
+
+    All methods raise BusError when the host does not answer in time or refuses.
+    """
+
+    def __init__(self, bus: Bus, term: int, heartbeat_s: float) -> None:
+        self._bus, self._term, self._heartbeat_s = bus, term, heartbeat_s
+
+    async def _ask(self, sandbox: str, verb: str, body: object) -> dict[str, Any]:
+        data = await self._bus.request(self._bus.subjects.control(sandbox, verb), orjson.dumps(body), TIMEOUT_S)
+        reply: dict[str, Any] = orjson.loads(data)
+        if "error" in reply:
+            raise BusError(reply["error"])
+        return reply
+
+    async def spawn(self, sandbox: str, spec: AgentSpec, epoch: int, agent_id: str, traceparent: str = "") -> int:
+        """Start an incarnation, after ending an older one that still runs there; returns its pid."""
+        order = SpawnOrder(
+            term=self._term,
+            spec=spec,
+            epoch=epoch,
+            agent_id=agent_id,
+            heartbeat_s=self._heartbeat_s,
+            traceparent=traceparent,
+        )
+        pid: int = (await self._ask(sandbox, "spawn", order))["pid"]
+        return pid
+
+    async def kill(self, sandbox: str, agent: str, epoch: int) -> None:
+        """SIGKILL the agent's process if its epoch is at most `epoch`."""
+        await self._ask(sandbox, "kill", KillOrder(term=self._term, agent=agent, epoch=epoch))
+
+    async def look(self, sandbox: str, agent: str, epoch: int) -> tuple[str, float, float]:
+        """The process's state (a letter, or "gone"), CPU seconds used, and seconds waited for a CPU."""
+        answer = await self._ask(sandbox, "look", KillOrder(term=self._term, agent=agent, epoch=epoch))
+        return answer["state"], answer["cpu_s"], answer["waited_s"]
+
+    async def terminate(self, sandbox: str, agent: str, pid: int) -> None:
+        """Ask the agent's process to drain."""
+        await self._ask(sandbox, "signal", SignalRequest(agent=agent, signal=15, pid=pid))

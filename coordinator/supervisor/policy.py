@@ -1,0 +1,417 @@
+"""The watchdog's policy: what it observes, what it concludes, what is to be done. Pure: time is passed in.
+
+Two senses: the host's exit report (act now) and heartbeats. Silence makes a process suspect; then its host is asked
+about it: gone or stopped is dead; using CPU or waiting for one is not, for a while. The policy distrusts itself first:
+its own delays are subtracted, and while the bus is ill nobody is declared dead.
+
+All times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable
+
+from bus.messages import Child, Heartbeat
+from coordinator.supervisor.failure_detector import HOST_LOST_S, is_lost, judge
+from coordinator.supervisor.model import (
+    Action,
+    AgentState,
+    Dead,
+    Drained,
+    HostState,
+    Look,
+    Past,
+    Patience,
+    Quarantine,
+    Recall,
+    SandboxLost,
+    Spawn,
+    Suspect,
+)
+
+FORGIVEN_S = 10.0
+"""An agent that was live for so long, and got beyond where it died, is forgiven its earlier deaths."""
+REPORT_S = 0.25
+"""How long the report of a drain may take longer than that of the process's end, before the stream is asked for it."""
+LOOK_EVERY_S = 0.2
+STALLED_S = 60.0
+"""Beating, with inputs waiting, but without progress for so long: dead."""
+NEVER_READY_S = 60.0
+"""Beating but not live after so long without any progress: dead."""
+SOURCES_WAIT_S = 5.0
+"""Sources start when all others are live, or when nobody has become live for so long."""
+TAKEN_OVER_S = 1.5
+"""How long an incarnation that somebody else has claimed may take to beat."""
+STARTS_AT_ONCE = 4
+"""Processes of a host on the way to their first heartbeat: it starts one after another, and orders wait 2 s only."""
+OWN_LAG_S = 0.05
+"""A delay of our own beyond this is not held against anybody."""
+
+
+class Policy:
+    """Everything the watchdog knows, and `decide`."""
+
+    def __init__(
+        self, agents: Iterable[AgentState], sandboxes: Iterable[str], patience: Patience, rng: random.Random, now: float
+    ) -> None:
+        self.agents = {agent.name: agent for agent in agents}
+        self.hosts = {name: HostState(name, name) for name in sandboxes}
+        self._patience = patience
+        self._rng = rng
+        self._began: float | None = None
+        self._came_at = now
+        """When an agent became live last."""
+        self._decided_at = now
+        self._bus_ill = False
+        self._actions: list[Action] = []
+
+    @property
+    def unserved(self) -> set[str]:
+        """The sandboxes without a live host."""
+        hosts = self.hosts.values()
+        return {host.group for host in hosts} - {host.group for host in hosts if host.alive}
+
+    @property
+    def anybody_runs(self) -> bool:
+        """Whether an agent is known to run."""
+        return any(agent.phase in ("starting", "running") for agent in self.agents.values())
+
+    # -- observations
+
+    def beat(self, now: float, beat: Heartbeat) -> None:
+        """An agent's heartbeat arrived."""
+        agent = self.agents.get(beat.agent)
+        if agent is None or beat.epoch < agent.epoch or agent.phase == "external":
+            return
+        if beat.epoch > agent.epoch:
+            if agent.phase in ("restarting", "drained", "quarantined"):
+                return  # our own new one, before we have heard of its start; or one that nobody wants back
+            self.spawned(now, beat.agent, beat.sandbox, beat.pid, beat.epoch, beat.agent_id)
+        agent.beat_at = now
+        agent.beaten = True
+        agent.suspected = False
+        agent.looked = agent.looked_first = None
+        agent.lag, agent.cursor, agent.outputs = beat.lag, beat.cursor, beat.outputs
+        if beat.progress != agent.progress or beat.status != agent.status:
+            agent.progress, agent.progress_at = beat.progress, now
+        agent.status = beat.status
+        if agent.phase == "starting" and beat.status in ("live", "finished"):
+            agent.phase = "running"
+            agent.healthy_since = self._came_at = now
+
+    def host_beat(self, now: float, beat: Heartbeat) -> None:
+        """A sandbox host's heartbeat arrived, with its inventory."""
+        host = self.hosts.setdefault(beat.agent, HostState(beat.agent, beat.group or beat.agent))
+        if host.alive and host.host_id != beat.agent_id:
+            self._lose(now, host, "its sandbox host was replaced")
+        if host.alive and beat.status != "live":
+            self._actions.append(SandboxLost(host.name, self.living_in(host.name)))  # its agents drain, then move
+        host.alive = beat.status == "live"
+        host.host_id, host.beat_at = beat.agent_id, now
+        for child in beat.inventory or ():
+            self._see(now, beat.agent, child)
+
+    def _see(self, now: float, sandbox: str, child: Child) -> None:
+        agent = self.agents.get(child.agent)
+        if agent is None:
+            return
+        if child.exit_code is not None:
+            if self._began is None and (agent.past is None or child.epoch > agent.past.epoch):
+                agent.past = Past(child.epoch, sandbox, child.pid, child.agent_id, child.exit_code, now)
+            self.exited(now, child.agent, child.epoch, child.exit_code)
+        elif child.epoch > agent.epoch and agent.phase not in ("restarting", "drained", "quarantined"):
+            self.spawned(now, child.agent, sandbox, child.pid, child.epoch, child.agent_id)
+
+    def died_before(self, now: float, name: str, past: Past) -> None:
+        """This incarnation, the newest that was claimed, died while nobody led: as if it died now, and undeclared.
+
+        To be called before the first decision. Nothing happens if a running one has been reported.
+        """
+        agent = self.agents[name]
+        if agent.phase != "waiting":
+            return
+        self.spawned(now, name, past.sandbox, past.pid, past.epoch, past.agent_id)
+        agent.beat_at = past.since
+        if past.exit_code is None:
+            self._die(now, agent, "its sandbox host is gone, and nobody led when that happened", counts=False)
+        else:
+            self.exited(now, name, past.epoch, past.exit_code)
+
+    def spawned(self, now: float, name: str, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
+        """An incarnation was started (or found running)."""
+        agent = self.agents[name]
+        agent.phase = "starting"
+        agent.sandbox, agent.pid, agent.epoch, agent.agent_id = sandbox, pid, epoch, agent_id
+        agent.known_epoch = epoch
+        agent.started_at = agent.beat_at = agent.progress_at = now
+        agent.beaten = agent.suspected = False
+        agent.status, agent.progress, agent.looked, agent.looked_first = "", 0, None, None
+        agent.lag = agent.cursor = agent.outputs = 0
+        agent.healthy_since = agent.ended_at = None
+
+    def claimed(self, name: str, epoch: int) -> None:
+        """We have claimed the epoch of the incarnation that is about to be started."""
+        self.agents[name].known_epoch = epoch
+
+    def superseded(self, now: float, name: str) -> None:
+        """Somebody else has claimed: by hand, it seems. If its heartbeats do not come, we start our own after all."""
+        agent = self.agents[name]
+        agent.known_epoch = None
+        agent.phase = "backoff"
+        agent.retry_at = now + TAKEN_OVER_S
+
+    def spawn_failed(self, now: float, name: str, reason: str) -> None:
+        """An incarnation could not be started: tried again after a pause, without counting as a death."""
+        agent = self.agents[name]
+        agent.phase = "backoff"
+        agent.reason = reason
+        agent.retry_at = now + agent.deaths.back_off(self._rng)
+
+    def exited(self, now: float, name: str, epoch: int, exit_code: int) -> None:
+        """A host reported the end of a process."""
+        agent = self.agents.get(name)
+        if agent is None or agent.epoch != epoch or agent.phase not in ("starting", "running"):
+            return
+        host = self.hosts.get(agent.sandbox)
+        if exit_code == 0 and host is not None and not host.alive:
+            self._die(now, agent, "its sandbox host is ending", counts=False)
+        elif exit_code == 0:
+            if epoch in (agent.drained_epoch, agent.asked_epoch):
+                self._drain(agent)
+            elif agent.ended_at is None:
+                agent.ended_at = now  # who has drained says so before it ends, but we may hear that a little later
+        elif exit_code == 2:
+            self._die(now, agent, "it ended with exit code 2: a mistake that no restart mends", hopeless=True)
+        else:
+            self._die(now, agent, f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
+
+    def looked(self, now: float, name: str, epoch: int, state: str, cpu_s: float, waited_s: float) -> None:
+        """A host answered what it knows of a silent agent's process."""
+        agent = self.agents[name]
+        if agent.epoch != epoch or agent.phase not in ("starting", "running"):
+            return
+        silent_s = now - agent.beat_at
+        if silent_s < self._patience.dead_s or agent.ended_at is not None:
+            return
+        verdict = judge(agent, self._patience, silent_s, state, cpu_s, waited_s)
+        if verdict is not None:
+            self._die(now, agent, verdict.reason, hung=verdict.hung)
+
+    def drained(self, now: float, name: str, epoch: int) -> None:
+        """An agent has reported that it drained.
+
+        One that ran by hand has no host to report its end: we start ours in its place.
+        """
+        agent = self.agents.get(name)
+        if agent is None:
+            return
+        agent.drained_epoch = max(agent.drained_epoch, epoch)
+        if agent.epoch != epoch or agent.phase not in ("starting", "running"):
+            return
+        if agent.sandbox not in self.hosts:
+            self._die(now, agent, "it ran by hand and was ended", counts=False)
+        elif agent.ended_at is not None:
+            self._drain(agent)
+
+    def not_drained(self, now: float, name: str, epoch: int) -> None:
+        """The stream holds no report that this incarnation, which has ended, drained."""
+        agent = self.agents[name]
+        if agent.epoch == epoch and agent.ended_at is not None and agent.phase in ("starting", "running"):
+            self._die(now, agent, "it ended by itself, with exit code 0 but without having drained")
+
+    def _drain(self, agent: AgentState) -> None:
+        agent.ended_at = None
+        if agent.epoch == agent.asked_epoch:
+            agent.phase, agent.reason = "waiting", "restart"
+            agent.is_source = False  # it need not wait for the others
+        else:
+            agent.phase = "drained"
+            self._actions.append(Drained(agent.name))
+
+    def host_gone(self, now: float, sandbox: str, reason: str) -> None:
+        """A sandbox host was reported dead."""
+        if (host := self.hosts.get(sandbox)) is not None and host.alive:
+            self._lose(now, host, reason)
+
+    def bus_trouble(self, now: float, ill: bool) -> None:
+        """Our own connection or the bus is ill, or well again: then everybody's silence counts anew."""
+        if self._bus_ill and not ill:
+            self._pardon(now)
+        self._bus_ill = ill
+
+    def _pardon(self, now: float) -> None:
+        for agent in self.agents.values():
+            agent.beat_at = max(agent.beat_at, now)
+            agent.progress_at = max(agent.progress_at, now)
+            agent.looked = agent.looked_first = None
+            agent.suspected = False
+        for host in self.hosts.values():
+            if host.alive:
+                host.beat_at = max(host.beat_at, now)
+
+    # -- wishes
+
+    def revive(self, now: float, name: str) -> bool:
+        """Bring a quarantined or drained agent back; False if it is neither."""
+        agent = self.agents[name]
+        if agent.phase not in ("quarantined", "drained"):
+            return False
+        agent.deaths.forgive()
+        agent.reason = None
+        agent.phase = "waiting"
+        agent.is_source = False  # it need not wait for the others
+        return True
+
+    def restart(self, name: str) -> None:
+        """Have the agent, which is about to be asked to drain, started anew when it has."""
+        agent = self.agents[name]
+        agent.asked_epoch = agent.epoch
+
+    # -- conclusions
+
+    def decide(self, now: float) -> list[Action]:
+        """What is to be done now. To be called after every observation and at short intervals."""
+        if self._began is None:
+            self._began = self._decided_at = now
+        lag_s = now - self._decided_at
+        self._decided_at = now
+        if lag_s > OWN_LAG_S + self._patience.suspect_s:
+            self._pardon(now)  # we slept: what we did not hear may well have been said
+        if not self._bus_ill:
+            for host in self.hosts.values():
+                of_agents = (now - self.agents[name].beat_at for name in self.living_in(host.name))
+                if host.alive and is_lost(now - host.beat_at, of_agents, self._patience):
+                    self._lose(now, host, f"its sandbox host has been silent for {now - host.beat_at:.1f} s")
+            for agent in self.agents.values():
+                self._consider(now, agent)
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _consider(self, now: float, agent: AgentState) -> None:
+        if agent.phase in ("starting", "running") and agent.ended_at is not None:
+            if now - agent.ended_at >= REPORT_S and now - agent.looked_at >= LOOK_EVERY_S:
+                agent.looked_at = now
+                self._actions.append(Recall(agent.name, agent.epoch))
+        elif agent.phase in ("starting", "running"):
+            self._consider_silence(now, agent)
+            self._consider_progress(now, agent)
+        elif agent.phase == "backoff":
+            if now >= agent.retry_at:
+                self._start(now, agent)
+        elif agent.phase == "waiting" and (not agent.is_source or self._others_live(now)):
+            self._start(now, agent)
+
+    def _consider_silence(self, now: float, agent: AgentState) -> None:
+        patience = self._patience
+        silent_s = now - agent.beat_at
+        if not agent.beaten and now - agent.started_at < patience.grace_s:
+            return
+        if silent_s >= patience.dead_s:
+            host = self.hosts.get(agent.sandbox)
+            if host is None or not host.alive:
+                if silent_s >= HOST_LOST_S:
+                    self._die(now, agent, f"silent for {silent_s * 1000:.0f} ms, and no host to ask")
+            elif now - agent.looked_at >= LOOK_EVERY_S:
+                agent.looked_at = now
+                self._actions.append(Look(agent.name, agent.sandbox, agent.epoch))
+        elif silent_s >= patience.suspect_s and not agent.suspected:
+            agent.suspected = True
+            self._actions.append(Suspect(agent.name, int(silent_s * 1000)))
+
+    def _consider_progress(self, now: float, agent: AgentState) -> None:
+        healthy_s = 0.0 if agent.healthy_since is None else agent.beat_at - agent.healthy_since
+        if healthy_s > FORGIVEN_S and (agent.lag == 0 or agent.deaths.further(agent.cursor, agent.outputs)):
+            agent.deaths.forgive()
+        if agent.phase not in ("starting", "running") or now - agent.beat_at >= self._patience.suspect_s:
+            return
+        idle_s = now - agent.progress_at
+        if agent.phase == "starting" and idle_s > NEVER_READY_S:
+            self._die(now, agent, f"never became ready: no progress for {idle_s:.0f} s")
+        elif agent.phase == "running" and agent.lag > 0 and idle_s > STALLED_S:
+            self._die(now, agent, f"{agent.lag} inputs wait, but no progress for {idle_s:.0f} s")
+
+    def _others_live(self, now: float) -> bool:
+        if self._began is not None and now - max(self._began, self._came_at) > SOURCES_WAIT_S:
+            return True
+        return all(
+            other.is_source or other.phase in ("running", "quarantined", "drained", "external")
+            for other in self.agents.values()
+        )
+
+    def _start(self, now: float, agent: AgentState) -> None:
+        agents = self.agents.values()
+        sandbox = place(agent, agents, self.hosts.values())
+        if sandbox is None or starting_in(now, sandbox, agents, self._patience.grace_s) >= STARTS_AT_ONCE:
+            return
+        moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None
+        agent.phase, agent.sandbox = "restarting", sandbox  # so that those placed next count it
+        self._actions.append(Spawn(agent.name, sandbox, agent.reason, moved_from))
+
+    def _lose(self, now: float, host: HostState, reason: str) -> None:
+        host.alive = False
+        affected = self.living_in(host.name)
+        self._actions.append(SandboxLost(host.name, affected))
+        for name in affected:
+            self._die(now, self.agents[name], reason, counts=False)
+
+    def living_in(self, sandbox: str) -> tuple[str, ...]:
+        """The agents that run there, as far as we know."""
+        return tuple(
+            agent.name
+            for agent in self.agents.values()
+            if agent.sandbox == sandbox and agent.phase in ("starting", "running")
+        )
+
+    def _die(
+        self,
+        now: float,
+        agent: AgentState,
+        reason: str,
+        *,
+        counts: bool = True,
+        hopeless: bool = False,
+        hung: bool = False,
+    ) -> None:
+        self._actions.append(Dead(agent.name, agent.epoch, agent.sandbox, agent.pid, reason, hung))
+        agent.healthy_since = agent.ended_at = None
+        agent.reason = reason
+        too_many = None
+        if counts:
+            too_many = agent.deaths.add(
+                now,
+                self._patience.window_s,
+                self._patience.deaths,
+                cursor=agent.cursor,
+                outputs=agent.outputs,
+                hung=hung,
+            )
+        why = reason if hopeless else too_many
+        if why is not None:
+            agent.phase = "quarantined"
+            self._actions.append(Quarantine(agent.name, agent.epoch, agent.sandbox, why))
+            return
+        agent.phase = "backoff"
+        agent.retry_at = now + agent.deaths.next_pause_s(self._rng)
+        self._consider(now, agent)
+
+
+def place(agent: AgentState, agents: Iterable[AgentState], hosts: Collection[HostState]) -> str | None:
+    """Where it was, else where it belongs, else anywhere: on the live host with the fewest agents; None: nowhere."""
+    alive = {host.name: host for host in hosts if host.alive}
+    if agent.sandbox in alive:
+        return agent.sandbox
+    names = [name for name, host in alive.items() if host.group == agent.preferred] or [*alive]
+    load = dict.fromkeys(names, 0)
+    for other in agents:
+        if other.sandbox in load and other is not agent:
+            load[other.sandbox] += 1
+    return min(names, key=lambda name: (load[name], names.index(name)), default=None)
+
+
+def starting_in(now: float, sandbox: str, agents: Iterable[AgentState], grace_s: float) -> int:
+    """How many were ordered to start there and have not beaten; not those that should have long ago."""
+    there = [other for other in agents if other.sandbox == sandbox]
+    young = [other for other in there if other.phase == "starting" and not other.beaten]
+    late = sum(now - other.started_at >= grace_s for other in young)
+    return sum(other.phase == "restarting" for other in there) + len(young) - late

@@ -1,0 +1,1 @@
+"""The `metrics` role: Prometheus page, OTLP push, alert webhook."""

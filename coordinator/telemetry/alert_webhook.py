@@ -1,0 +1,266 @@
+"""Alerts of the bus to a webhook: each is posted as JSON, in the stream's order, until the receiver has taken it.
+
+The position is kept by the server, in a durable consumer whose every message is acknowledged when the receiver has
+answered with 2xx: so a restart neither loses an alert nor repeats one. The queue is the stream itself, and one alert at
+a time is in our hands. One thing nobody can rule out: who is killed between the receiver's answer and the
+acknowledgement posts that alert again. Its `id`, also sent as `Idempotency-Key`, is then the same.
+
+The URL is a secret: it gets into no log, no argument, no error message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, NoReturn
+
+import httpx
+import orjson
+import stamina
+import stamina.instrumentation
+import structlog
+from nats.aio.msg import Msg
+
+from bus import __version__
+from bus.durable.events import Reporter
+from bus.errors import BusError, BusTimeout, MessageError, Refused
+from bus.messages import Alert, Severity, decode
+from bus.messages.headers import MSG_ID
+from bus.nats.bus import NatsBus
+from bus.utils.aio import end_tasks
+from coordinator.telemetry.stream_metrics import Figures
+
+CONSUMER = "webhook"
+"""The durable consumer that remembers which alerts have been posted."""
+ACK_WAIT_S = 5.0
+"""Who took an alert and says nothing for so long has died: the server gives it to the next one."""
+PULL_S = 5.0
+POST_S = 10.0
+"""Longest time that the receiver may take to answer."""
+FIRST_WAIT_S, LAST_WAIT_S = 0.5, 30.0
+"""Between two attempts to post an alert."""
+ROUND = 12
+"""Attempts of one row; the next row begins at once, with the shortest wait."""
+NO_CONSUMER = 10014
+FAILING: tuple[Severity, str] = ("warning", "webhook_failing")
+RECOVERED: tuple[Severity, str] = ("info", "webhook_recovered")
+FINAL = frozenset({400, 413, 415, 422})
+"""Answers that judge this one alert: it would be refused for ever, and would hold up all others."""
+
+log = structlog.get_logger("signalmesh.metrics")
+
+
+class _NotTaken(Exception):
+    """The receiver has not taken the alert; it says nothing of the URL."""
+
+
+class Webhook:
+    """Posts the alerts of one swarm to `url`. `notices` tell on the bus when the receiver is ill, and well again."""
+
+    def __init__(self, bus: NatsBus, url: str, figures: Figures, notices: Reporter) -> None:
+        self._bus, self._url, self._figures, self._notices = bus, url, figures, notices
+        self._stream = bus.subjects.stream
+        self._inbox = bus.connection.client.new_inbox()
+        self._given: asyncio.Queue[Msg] = asyncio.Queue()  # at most one alert: max_ack_pending
+        self._done = 0
+        self._turn = asyncio.Lock()
+        """Held from the sending of an alert until its answer is acknowledged."""
+        self._ill: bool | None = None
+        """Whether it was told that the receiver takes nothing; None: who posted before us is not asked yet."""
+        stamina.instrumentation.set_on_retry_hooks([])  # it would log each attempt; a failure is said once, below
+
+    async def run(self) -> None:
+        """Post, for ever."""
+        timeout = httpx.Timeout(POST_S)
+        headers = {"User-Agent": f"signalmesh/{__version__}", "Content-Type": "application/json"}
+        async with httpx.AsyncClient(timeout=timeout, headers=headers) as client:
+            await self._bus.connection.subscribe(self._inbox, self._given.put)
+            while True:
+                try:
+                    await self._bus.until_live()
+                    await self._ensure_consumer()
+                    if self._ill is None:
+                        self._ill = await self._was_ill()
+                    while True:
+                        if (msg := await self._next()) is not None:
+                            await self._handle(client, msg)
+                except BusError as error:
+                    log.debug("webhook_waits", problem=str(error))
+                    await asyncio.sleep(0.5)
+
+    async def finish(self) -> None:
+        """Return when no alert is on its way and none begins: then `run` may be cancelled, and nothing is repeated."""
+        await self._turn.acquire()
+
+    async def waiting(self) -> int:
+        """How many alerts have not been posted yet.
+
+        Raises:
+            BusError: the bus does not answer, or nothing was ever posted.
+        """
+        info = await self._bus.api(f"CONSUMER.INFO.{self._stream}.{CONSUMER}")
+        return int(info["num_pending"]) + int(info["num_ack_pending"])
+
+    async def _was_ill(self) -> bool:
+        """Whether who posted before us has told of a failure, and was killed before it could tell of its end.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        failing, recovered = [await self._newest_of(*told) for told in (FAILING, RECOVERED)]
+        return failing > recovered
+
+    async def _newest_of(self, severity: Severity, code: str) -> int:
+        """Sequence of the newest alert of ours with this severity, if it has this code; 0 for none."""
+        subjects = self._bus.subjects
+        stored = await self._bus.last(subjects.alert(severity, self._notices.writer))
+        if stored is None:
+            return 0
+        try:
+            alert = decode(subjects.parse(stored.subject), stored.subject, stored.data)
+        except MessageError:
+            return 0
+        return stored.sequence if isinstance(alert, Alert) and alert.code == code else 0
+
+    async def _ensure_consumer(self) -> None:
+        """Make the consumer if there is none: it begins with what is stored from now on, or where we were."""
+        try:
+            await self._bus.api(f"CONSUMER.INFO.{self._stream}.{CONSUMER}")
+            return
+        except Refused as error:
+            if error.code != NO_CONSUMER:
+                raise
+        start: dict[str, Any] = {"deliver_policy": "new"}
+        if self._done:
+            start = {"deliver_policy": "by_start_sequence", "opt_start_seq": self._done + 1}
+        config = {
+            **start,
+            "durable_name": CONSUMER,
+            "name": CONSUMER,
+            "filter_subject": self._bus.subjects.all_of("alert"),
+            "ack_policy": "explicit",
+            "ack_wait": int(ACK_WAIT_S * 1e9),
+            "max_ack_pending": 1,
+            "max_deliver": -1,
+        }
+        await self._bus.api(
+            f"CONSUMER.CREATE.{self._stream}.{CONSUMER}", {"stream_name": self._stream, "config": config}
+        )
+
+    async def _next(self) -> Msg | None:
+        """The next alert; None when there was none for PULL_S.
+
+        Raises:
+            BusError: the bus does not answer, or the consumer is gone.
+        """
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{CONSUMER}"
+        if self._given.empty():
+            request = orjson.dumps({"batch": 1, "expires": int(PULL_S * 1e9)})
+            self._bus.connection.write(subject, request, self._inbox, None)
+        try:
+            async with asyncio.timeout(PULL_S + 2):
+                msg = await self._given.get()
+        except TimeoutError:
+            raise BusTimeout(f"{subject}: no answer") from None
+        headers = msg.headers or {}
+        status = headers.get("Status")
+        if status is None:
+            return msg
+        if status in ("404", "408"):
+            return None
+        raise Refused(subject, int(status), headers.get("Description", ""))
+
+    async def _handle(self, client: httpx.AsyncClient, msg: Msg) -> None:
+        sequence = msg.metadata.sequence.stream
+        if sequence <= self._done:  # only its acknowledgement was lost
+            await self._done_with(msg, sequence)
+            return
+        holding = asyncio.create_task(self._hold(msg.reply), name="webhook-hold")
+        try:
+            await self._deliver(client, msg, sequence)
+        except asyncio.CancelledError:
+            with contextlib.suppress(BusError):
+                await self._bus.tell(msg.reply, b"-NAK")  # whoever comes next need not wait for ACK_WAIT_S
+            raise
+        finally:
+            await end_tasks([holding])
+
+    async def _done_with(self, msg: Msg, sequence: int) -> None:
+        self._done = sequence
+        await self._bus.request(msg.reply, b"+ACK")
+
+    async def _hold(self, reply: str) -> None:
+        """Say that the alert is still being worked on, or the server would give it to somebody else."""
+        while True:
+            await asyncio.sleep(ACK_WAIT_S / 3)
+            with contextlib.suppress(BusError):
+                await self._bus.tell(reply, b"+WPI")
+
+    async def _deliver(self, client: httpx.AsyncClient, msg: Msg, sequence: int) -> None:
+        subjects = self._bus.subjects
+        try:
+            alert = decode(subjects.parse(msg.subject), msg.subject, msg.data)
+        except MessageError:
+            self._figures.webhook.labels("unreadable").inc()
+            await self._done_with(msg, sequence)
+            return
+        assert isinstance(alert, Alert)
+        key = (msg.headers or {}).get(MSG_ID) or f"{subjects.ns}:{sequence}"
+        body = orjson.dumps(
+            {
+                "id": key,
+                "swarm": subjects.ns,
+                "sequence": sequence,
+                "text": f"[{alert.severity}] {subjects.ns}: {alert.message}",
+                **{name: getattr(alert, name) for name in Alert.__slots__},
+            },
+            option=orjson.OPT_UTC_Z,
+        )
+        while self._done < sequence:
+            with contextlib.suppress(_NotTaken):  # after a whole row of attempts
+                async for attempt in stamina.retry_context(
+                    on=_NotTaken, attempts=ROUND, timeout=None, wait_initial=FIRST_WAIT_S, wait_max=LAST_WAIT_S
+                ):
+                    with attempt:
+                        async with self._turn:
+                            await self._post(client, body, key)
+                            await self._done_with(msg, sequence)
+
+    async def _post(self, client: httpx.AsyncClient, body: bytes, key: str) -> None:
+        # A header cannot hold everything that an id can.
+        headers = {"Idempotency-Key": key} if key.isascii() and key.isprintable() else {}
+        try:
+            async with (
+                asyncio.timeout(POST_S),  # the client's own counts anew with every byte
+                client.stream("POST", self._url, content=body, headers=headers) as answer,
+            ):
+                status = answer.status_code
+        except (httpx.HTTPError, TimeoutError, OSError) as error:
+            self._failed(f"it could not be reached ({type(error).__name__})")
+        if 200 <= status < 300:
+            self._figures.webhook.labels("delivered").inc()
+            if self._ill:
+                self._ill = False
+                log.info("webhook_recovered")
+                self._notices.alert(
+                    *RECOVERED,
+                    "the webhook takes alerts again: those that waited are posted, but for any that it refuses as such",
+                )
+        elif status in FINAL:
+            self._figures.webhook.labels("refused").inc()
+            log.warning("webhook_refused", status=status, id=key)
+        else:
+            self._failed(f"it answered with {status}")
+
+    def _failed(self, problem: str) -> NoReturn:
+        """Count a failure, and tell of the first one of a row.
+
+        Raises:
+            _NotTaken: always.
+        """
+        self._figures.webhook.labels("failed").inc()
+        if not self._ill:
+            self._ill = True
+            text = f"the webhook does not take alerts: {problem}; they wait in the stream and are tried again"
+            self._notices.alert(*FAILING, text)
+        raise _NotTaken(problem)

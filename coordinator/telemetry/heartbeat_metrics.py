@@ -1,0 +1,236 @@
+"""Figures that heartbeats carry, collected anew for each scrape: ages are those of the moment that somebody looks.
+
+What a process says of itself is shown while it is heard. The age of its heartbeat goes on growing for what must be
+there, so that its silence is noticed: each configured agent, the roles, and of each configured sandbox the host that
+was heard last. Any other series ends, as that of a replica that was taken away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from bus.messages import Heartbeat, given_up_by
+from coordinator.sandboxes.health import availability_of, health_of
+from coordinator.telemetry.labels import OTHER, Names
+
+HEARD_S = 10.0
+"""Who was silent for longer is not heard any more, and nothing that it said is of now."""
+FORGET_S = 60.0
+"""And for how long its age is shown all the same, where nobody configured it or another host serves its sandbox."""
+STATES = frozenset({
+    "starting", "restoring", "live", "finished", "draining",
+    "waiting", "restarting", "backoff", "quarantined", "drained", "external",
+})  # fmt: skip
+"""What heartbeats and the watchdog call an agent's state; a label for each."""
+MIRROR_STATES = frozenset({"waiting", "catching-up", "live", "failing", "diverged", "draining"})
+STANDBY_S = 5.0
+"""A newcomer stands by for a moment before it leads; that is not shown for longer than this."""
+MEBIBYTE = 1 << 20
+
+
+class BeatFigures(Collector):
+    """Keeps everybody's newest heartbeat. Scrapes come from another thread: each works on copies."""
+
+    def __init__(self, registry: CollectorRegistry, names: Names, clock: Callable[[], float] = time.monotonic) -> None:
+        self._names, self._clock = names, clock
+        self._beats: dict[tuple[str, str], tuple[float, Heartbeat]] = {}
+        self._heard = Counter(
+            "signalmesh_heartbeats", "Heartbeats heard, by who beats.", ["agent", "role"], registry=registry
+        )
+        self._unreadable = Counter(
+            "signalmesh_unreadable_heartbeats", "Heartbeats that could not be read.", registry=registry
+        )
+        registry.register(self)
+
+    def take(self, beat: Heartbeat) -> None:
+        """A heartbeat was heard just now."""
+        name = self._names.label(beat.agent)
+        self._heard.labels(name, beat.role).inc()
+        if name == OTHER:
+            return
+        # One name can have two watchdogs that stand by, or a zombie beside its successor: the newest epoch counts.
+        known = self._beats.get((beat.role, name))
+        if known is None or beat.epoch >= known[1].epoch or self._clock() - known[0] > 1.0:
+            self._beats[beat.role, name] = (self._clock(), beat)
+
+    def take_unreadable(self) -> None:
+        """What came as a heartbeat was none."""
+        self._unreadable.inc()
+
+    def describe(self) -> list[Metric]:
+        return []  # else registering would collect, and every name is ours anyway
+
+    def collect(self) -> Iterator[Metric]:
+        time_s = self._clock()
+        kept = dict(self._beats)
+        served = _newest_hosts(kept)
+        for who, (heard_at, beat) in list(kept.items()):
+            if not self._is_missed(beat, served) and time_s - heard_at > _kept_for(beat):
+                del kept[who]
+        heard = [beat for heard_at, beat in kept.values() if time_s - heard_at <= HEARD_S]
+        leader = _leader(heard)
+        age = _gauge("signalmesh_heartbeat_age_seconds", "Since the newest heartbeat was heard.", "agent", "role")
+        for (role, name), (heard_at, _) in kept.items():
+            age.add_metric([name, role], max(0.0, time_s - heard_at))
+        yield age
+        yield from self._agents([beat for beat in heard if beat.role == "agent"], leader)
+        yield from self._sandboxes([beat for beat in heard if beat.role == "sandbox"], leader)
+        yield self._availability([name for role, name in kept if role == "sandbox"], leader)
+        yield from self._watchdogs([beat for beat in heard if beat.role == "watchdog"], leader)
+        yield from self._mirror([beat for beat in heard if beat.role == "mirror"])
+        yield self._given_up(heard)
+
+    def _is_missed(self, beat: Heartbeat, served: Mapping[str, str]) -> bool:
+        """Whether the silence of who said `beat` is to be noticed, however long it lasts."""
+        if beat.status == "standby":
+            return False
+        if beat.role != "sandbox":
+            return beat.agent in self._names.known
+        sandbox = beat.group or beat.agent
+        return sandbox in self._names.known and served[sandbox] == beat.agent
+
+    def _agents(self, agents: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
+        lag = _gauge("signalmesh_agent_lag_messages", "Inputs in the stream that the agent has not handled.", "agent")
+        outputs = _counter("signalmesh_agent_outputs", "Messages published since the agent's first start.")
+        poison = _counter("signalmesh_agent_poison", "Inputs that it could not read, since its first start.")
+        skipped = _counter("signalmesh_agent_skipped", "Events lost to a fault of a handler, since its first start.")
+        cpu = _counter("signalmesh_agent_cpu_seconds", "Processor time that its process has used.")
+        memory = _gauge("signalmesh_agent_resident_memory_bytes", "Physical memory of its process.", "agent")
+        snapshot = _gauge(
+            "signalmesh_snapshot_seconds", "From taking the newest snapshot to its being stored.", "agent"
+        )
+        place = _gauge("signalmesh_agent_sandbox", "1 for the sandbox that it runs in.", "agent", "sandbox")
+        for beat in agents:
+            name = beat.agent
+            lag.add_metric([name], beat.lag)
+            outputs.add_metric([name], beat.outputs)
+            poison.add_metric([name], beat.poison)
+            skipped.add_metric([name], beat.skipped)
+            place.add_metric([name, self._names.label(beat.sandbox) if beat.sandbox else ""], 1)
+            if beat.cpu_s is not None:
+                cpu.add_metric([name], beat.cpu_s)
+            if beat.rss_mb is not None:
+                memory.add_metric([name], beat.rss_mb * MEBIBYTE)
+            if beat.snapshot_ms is not None:
+                snapshot.add_metric([name], beat.snapshot_ms / 1000)
+        yield from (lag, outputs, poison, skipped, cpu, memory, snapshot, place)
+        states = {beat.agent: beat.status for beat in agents}
+        phases = (leader.phases if leader else None) or {}
+        states |= {name: phase for name, phase in phases.items() if self._names.label(name) != OTHER}
+        state = _gauge("signalmesh_agent_state", "1 for the state that the agent is in.", "agent", "state")
+        for name, word in states.items():
+            state.add_metric([name, word if word in STATES else OTHER], 1)
+        yield state
+
+    def _sandboxes(self, hosts: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
+        agents = _gauge("signalmesh_sandbox_agents", "Agent processes that run in the sandbox.", "sandbox")
+        uptime = _gauge("signalmesh_sandbox_uptime_seconds", "Since the sandbox's host was started.", "sandbox")
+        for beat in hosts:
+            agents.add_metric([beat.agent], sum(child.exit_code is None for child in beat.inventory or ()))
+            uptime.add_metric([beat.agent], beat.uptime_s or 0.0)
+        yield from (agents, uptime)
+        yield from self._health(hosts, leader)
+
+    def _health(self, hosts: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
+        processes = _gauge("signalmesh_sandbox_processes", "The host and all that descends from it.", "sandbox")
+        cpu = _counter("signalmesh_sandbox_cpu_seconds", "Processor time that these have used.", "sandbox")
+        resident = _gauge(
+            "signalmesh_sandbox_resident_memory_bytes", "Physical memory of these, shared pages for each.", "sandbox"
+        )
+        memory = _gauge(
+            "signalmesh_sandbox_memory_bytes", "Physical memory of these, shared pages shared out (PSS).", "sandbox"
+        )
+        network = _counter(
+            "signalmesh_sandbox_network_bytes", "Through a network that is the sandbox's own.", "sandbox", "direction"
+        )
+        price = _gauge("signalmesh_sandbox_price_dollars_per_hour", "As configured.", "sandbox")
+        cost = _gauge("signalmesh_sandbox_cost_dollars", "The price times its age.", "sandbox")
+        usages = {beat.agent: beat.usage for beat in hosts}
+        accounts = (leader.accounts if leader else None) or {}
+        for beat in hosts:
+            name = beat.agent
+            health = health_of(beat, accounts.get(name), usages)
+            for family, value in (
+                (processes, health.processes),
+                (cpu, health.cpu_s),
+                (resident, None if health.rss_mb is None else health.rss_mb * MEBIBYTE),
+                (memory, None if health.pss_mb is None else health.pss_mb * MEBIBYTE),
+                (price, health.price_per_hour),
+                (cost, health.cost),
+            ):
+                if value is not None:
+                    family.add_metric([name], value)
+            for direction, count in (("in", health.rx_bytes), ("out", health.tx_bytes)):
+                if count is not None:
+                    network.add_metric([name, direction], count)
+        yield from (processes, cpu, resident, memory, network, price, cost)
+
+    def _availability(self, hosts: list[str], leader: Heartbeat | None) -> Metric:
+        """Told by the watchdog, not by the host: so of one that is dead and missed, too."""
+        ratio = _gauge(
+            "signalmesh_sandbox_availability_ratio", "Time alive of the time since it was first heard.", "sandbox"
+        )
+        accounts = (leader.accounts if leader else None) or {}
+        for name in hosts:
+            if (share := availability_of(accounts.get(name))) is not None:
+                ratio.add_metric([name], share)
+        return ratio
+
+    def _given_up(self, heard: list[Heartbeat]) -> Metric:
+        """Of sandboxes that have no host to be heard; once mended or its provider is not heard, the series ends."""
+        given_up = _gauge(
+            "signalmesh_sandbox_given_up", "1 for one that its provider cannot make until it is mended.", "sandbox"
+        )
+        names = {self._names.label(name) for beat in heard for name in given_up_by(beat)}
+        for name in sorted(names):  # several strangers share a label
+            given_up.add_metric([name], 1)
+        return given_up
+
+    def _watchdogs(self, beats: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
+        term = _gauge("signalmesh_watchdog_term", "The leading watchdog's term: the sequence of its claim.")
+        if leader is not None:
+            term.add_metric([], leader.epoch)
+        standby = _gauge("signalmesh_watchdog_standby", "1 if a watchdog was heard that stands by.")
+        standby.add_metric([], any(beat.status == "standby" for beat in beats))
+        yield from (term, standby)
+
+    def _mirror(self, beats: list[Heartbeat]) -> Iterator[Metric]:
+        lag = _gauge("signalmesh_mirror_lag_messages", "Rows that the mirror's file does not hold yet.")
+        behind = _gauge("signalmesh_mirror_lag_seconds", "Age of the oldest row that was read and is not in the file.")
+        state = _gauge("signalmesh_mirror_state", "1 for the state that the mirror is in.", "state")
+        for beat in beats:
+            lag.add_metric([], beat.lag)
+            behind.add_metric([], (beat.behind_ms or 0) / 1000)
+            state.add_metric([beat.status if beat.status in MIRROR_STATES else OTHER], 1)
+        yield from (lag, behind, state)
+
+
+def _newest_hosts(beats: Mapping[tuple[str, str], tuple[float, Heartbeat]]) -> dict[str, str]:
+    """Sandbox -> which of its hosts was heard last."""
+    hosts = [(at, beat.group or beat.agent, beat.agent) for at, beat in beats.values() if beat.role == "sandbox"]
+    return {sandbox: name for _, sandbox, name in sorted(hosts)}
+
+
+def _kept_for(beat: Heartbeat) -> float:
+    """For how many seconds after `beat` its age is shown, where nobody misses who said it."""
+    if beat.status == "standby":
+        return STANDBY_S
+    return HEARD_S if beat.status == "draining" else FORGET_S
+
+
+def _leader(beats: Iterable[Heartbeat]) -> Heartbeat | None:
+    leading = (beat for beat in beats if beat.role == "watchdog" and beat.status == "live")
+    return max(leading, key=lambda beat: beat.epoch, default=None)
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=labels)
+
+
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, labels=labels or ("agent",))

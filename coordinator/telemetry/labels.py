@@ -1,0 +1,31 @@
+"""The names that become label values of metrics, bounded: anybody who publishes could otherwise make new series."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from bus.messages.subjects import RESERVED_NAMES
+
+OTHER = "(other)"
+"""The label of everybody beyond the bound."""
+MOST_STRANGERS = 100
+"""So many names that the configuration does not have get labels of their own."""
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Names:
+    """Which names get a label of their own: those that are `known`, and MOST_STRANGERS others, first come."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = frozenset(known) | RESERVED_NAMES
+        self._strangers: set[str] = set()
+
+    def label(self, name: str) -> str:
+        """`name`, or OTHER."""
+        if name in self.known or name in self._strangers:
+            return name
+        if len(self._strangers) >= MOST_STRANGERS or not _NAME.fullmatch(name):
+            return OTHER
+        self._strangers.add(name)
+        return name

@@ -1,0 +1,303 @@
+"""The role `metrics`: an observer of its own, so that no agent pays for being measured.
+
+It reads the stream from its present end on (a little of what was before is read, and not counted, for what comes may
+answer it), hears the heartbeats, and shows what it has counted at http://HOST:PORT/metrics, and to the collector that
+the OTEL_* variables name, if they do. Its counters begin at 0 when it starts, as Prometheus expects. It keeps nothing,
+and acknowledges nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import generate_latest, start_http_server
+
+from bus.durable.events import Reporter
+from bus.durable.outbox import Outbox
+from bus.errors import EXIT_DONE, BusError, MessageError
+from bus.heartbeats import LISTEN_S, beat
+from bus.interface import Closable, Heard, Stored
+from bus.messages import Heartbeat, Lifecycle, decode
+from bus.mirror.loss_check import half_done
+from bus.nats.bus import NatsBus
+from bus.nats.consumer import Reader
+from bus.observability.logging import set_up_logs
+from bus.observability.otel_env import describe_process, read_exporting
+from bus.utils.aio import end_tasks, run_to_end
+from bus.utils.processes import on_signals
+from coordinator.config.loader import load
+from coordinator.config.scaling import with_agents
+from coordinator.config.settings import SwarmConfig
+from coordinator.config.telemetry import DEFAULT_LISTEN, NOWHERE, Address, webhook_of
+from coordinator.supervisor.config_publisher import read_config
+from coordinator.telemetry.alert_webhook import Webhook
+from coordinator.telemetry.heartbeat_metrics import BeatFigures
+from coordinator.telemetry.labels import Names
+from coordinator.telemetry.otel_env_check import log_wrong_variables
+from coordinator.telemetry.otlp_push import CLOSE_S, MetricsExport
+from coordinator.telemetry.stream_metrics import Figures
+
+NAME = "metrics"
+HEARTBEAT_S = 0.5
+LOOK_S = 1.0
+"""Between two looks at what the stream holds."""
+FINISH_S = 5.0
+"""Longest time to wait, when asked to end, for the answer to an alert that is being posted."""
+END_S = 7.0
+"""Longest time for that and the last export together; `up` waits for 8 s."""
+LOOK_BACK = 4096
+"""So many messages before the end are read when it starts: inputs that are about to be answered."""
+
+log = structlog.get_logger("signalmesh.metrics")
+
+
+class Observer:
+    """Follows one swarm and counts. `everything`: from the stream's first message on, not from its end."""
+
+    def __init__(self, bus: NatsBus, config: SwarmConfig, *, everything: bool = False) -> None:
+        agents, sandboxes = [item.spec.name for item in config.agents], [sandbox.name for sandbox in config.sandboxes]
+        self._bus, self._everything = bus, everything
+        self.figures = Figures(bus.subjects, Names((*agents, *sandboxes)), agents)
+        self.beats = BeatFigures(self.figures.registry, self.figures.names)
+        self._reader: Reader | None = None
+        self._listening: Closable | None = None
+        self._counted_from = 1
+        self._created = ""
+        """When the stream that is read was made, as the server says."""
+        self.read_through = 0
+        """Stream sequence of the newest message that was read."""
+
+    async def start(self) -> None:
+        """Begin to follow.
+
+        Raises:
+            BusError: the bus does not answer, or there is no such swarm there.
+        """
+        info = await self._info()
+        end = info["state"]["last_seq"]
+        self._counted_from = 1 if self._everything else end + 1
+        await self._read_from(max(1, info["state"]["first_seq"], self._counted_from - LOOK_BACK), info["created"])
+        if self._listening is None:
+            bus = self._bus
+            self._listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", self._on_beat)
+
+    async def look(self) -> None:
+        """See what the stream holds; one that was made anew, or has lost its end, is read again where it differs.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        read = self.read_through  # reading goes on while the server answers
+        info = await self._info()
+        state, figures = info["state"], self.figures
+        figures.stream_messages.set(state["messages"])
+        figures.stream_bytes.set(state["bytes"])
+        figures.observer_lag.set(max(0, state["last_seq"] - self.read_through))
+        if half_done(self._bus, info):
+            return  # it is being put back: what of it is new is read on from where we are
+        if self._reader is None or info["created"] != self._created or state["last_seq"] < read:
+            await self._read_again(info, read)
+
+    async def _read_again(self, info: dict[str, Any], read: int) -> None:
+        """Count what the stream holds now and was not counted of the one that was read up to `read`."""
+        state, figures = info["state"], self.figures
+        await self._end_reading()
+        if info["created"] == self._created:
+            log.warning("stream_lost_its_end", last=state["last_seq"], read_through=read)
+            known = figures.noted_from(min(read, state["last_seq"]) + 1) - 1
+        else:
+            log.warning("stream_made_anew", last=state["last_seq"], read_through=read)
+            known = min(read, await self._restored_through())
+        self._counted_from = known + 1
+        await self._read_from(max(1, state["first_seq"], known + 1), info["created"])
+
+    async def _read_from(self, first: int, created: str) -> None:
+        bus, figures = self._bus, self.figures
+        figures.restored_through = await self._restored_through()
+        config = await read_config(bus)
+        if config is not None:
+            figures.use(config)
+        self.read_through = first - 1
+        reader = Reader(bus.jetstream, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
+        await reader.start()
+        self._reader, self._created = reader, created
+
+    async def _info(self) -> dict[str, Any]:
+        return await self._bus.api(f"STREAM.INFO.{self._bus.subjects.stream}")
+
+    async def until_read(self, sequence: int) -> None:
+        """Wait until the message `sequence` was read, or there is none left to read."""
+        while self.read_through < sequence and self._reader is not None and self._reader.pending:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    def told(self) -> dict[str, Any]:
+        """What its heartbeats say."""
+        status = "live" if self._bus.live else "waiting"
+        return {"progress": self.read_through, "status": status, "cursor": self.read_through}
+
+    async def close(self) -> None:
+        await self._end_reading()
+        if self._listening is not None:
+            await self._listening.close()
+
+    async def _end_reading(self) -> None:
+        if self._reader is not None:
+            await self._reader.close()
+            self._reader = None
+
+    async def _restored_through(self) -> int:
+        """Up to where a rebuild has put messages back, by the newest account of one."""
+        bus, through = self._bus, 0
+        for stored in await bus.read_back((bus.subjects.lifecycle("swarm", "*"),), 1):
+            with contextlib.suppress(MessageError):
+                event = decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
+                last = event.detail.get("last") if isinstance(event, Lifecycle) and event.event == "rebuilt" else None
+                if isinstance(last, int):
+                    through = max(through, min(last, stored.sequence))
+        return through
+
+    def _on_stored(self, stored: Stored) -> None:
+        self.read_through = stored.sequence
+        if self.figures.has_noted(stored):
+            return  # read again
+        if stored.sequence >= self._counted_from:
+            self.figures.count(stored)
+        else:
+            self.figures.remember(stored)
+
+    async def _on_beat(self, heard: Heard) -> None:
+        try:
+            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        except MessageError:
+            self.beats.take_unreadable()
+            return
+        assert isinstance(beat, Heartbeat)
+        self.beats.take(beat)
+
+
+async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
+    """The figures of all that the stream holds, and of the heartbeats of half a second, as Prometheus text.
+
+    Raises:
+        BusError: the bus does not answer, or there is no such swarm there.
+    """
+    observer = Observer(bus, config, everything=True)
+    await observer.start()
+    try:
+        await asyncio.sleep(LISTEN_S)
+        await observer.until_read((await bus.bounds()).last)
+        observer.figures.observer_connected.set(1)
+        await observer.look()
+        return generate_latest(observer.figures.registry).decode()
+    finally:
+        await observer.close()
+
+
+async def _follow(bus: NatsBus, observer: Observer, posting: _Posting | None, stop: asyncio.Event) -> None:
+    """Follow until told to end, whatever becomes of the bus."""
+    started = False
+    while not stop.is_set():
+        try:
+            if not started:
+                await observer.start()
+                started = True
+            await observer.look()
+        except BusError as error:
+            log.debug("metrics_wait", problem=str(error))
+        observer.figures.observer_connected.set(bus.live and started)
+        if posting is not None:
+            await posting.look()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await stop.wait()
+
+
+class _Posting:
+    """The webhook beside the observer, where there is one: its task, and how many alerts wait for it."""
+
+    def __init__(self, bus: NatsBus, url: str, figures: Figures) -> None:
+        self._figures = figures
+        self._outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), lambda _: None)
+        self._webhook = Webhook(bus, url, figures, Reporter(bus, self._outbox, NAME))
+        self._task = asyncio.create_task(self._webhook.run(), name="webhook")
+
+    async def look(self) -> None:
+        self._outbox.check()
+        with contextlib.suppress(BusError):
+            self._figures.webhook_waiting.set(await self._webhook.waiting())
+
+    async def end(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_S):
+                await self._webhook.finish()
+        await end_tasks([self._task])
+        with contextlib.suppress(TimeoutError, BusError):
+            async with asyncio.timeout(1.0):
+                await self._outbox.flush()
+        self._outbox.close()
+
+
+def run_metrics(
+    url: str,
+    config_file: Path | None,
+    swarm: str | None,
+    listen: str | None,
+    log_level: str,
+    agents: int | None = None,
+) -> int:
+    """Observe the swarm until told to end; export what is measured, and post alerts, where that is asked for.
+
+    `listen` is --listen, None where it was not given; `agents` is --agents.
+
+    Raises:
+        UsageError: nobody can listen there, or the webhook is no URL.
+    """
+    set_up_logs(log_level)
+    log_wrong_variables()
+    config = with_agents(load(config_file, Path.cwd()), agents)
+    webhook, exporting = webhook_of(config), read_exporting(os.environ, "metrics")
+    address = None
+    if listen != NOWHERE:
+        where = "--listen" if listen is not None else f"{config.file}: metrics.listen:"
+        address = Address.parse(listen if listen is not None else config.metrics.listen or DEFAULT_LISTEN, where)
+        address.check_free(where)
+
+    async def observe() -> int:
+        stop = asyncio.Event()
+        bus = await NatsBus.connect(url, swarm or config.swarm, NAME, wait_s=None)
+        on_signals(stop.set)  # until here there is nothing to end in order
+        observer = Observer(bus, config)
+        server = None
+        if address is not None:
+            registry = observer.figures.registry
+            server, _ = await asyncio.to_thread(start_http_server, address.port, address.host, registry=registry)
+            log.info("metrics_served", url=f"http://{address.shown_host}:{server.server_port}/metrics")
+        export = None
+        if exporting is not None:
+            describe = partial(describe_process, bus.subjects.ns)
+            export = MetricsExport(exporting, os.environ, observer.figures.registry, describe)
+        posting = _Posting(bus, webhook, observer.figures) if webhook else None
+        beating = asyncio.create_task(beat(bus, NAME, "metrics", HEARTBEAT_S, observer.told), name="metrics-beat")
+        try:
+            await _follow(bus, observer, posting, stop)
+        finally:
+            until = asyncio.get_running_loop().time() + END_S
+            await end_tasks([beating])
+            if posting is not None:
+                await posting.end()
+            if export is not None:
+                left_s = until - asyncio.get_running_loop().time()
+                await asyncio.to_thread(export.close, min(CLOSE_S, left_s))
+            await observer.close()
+            if server is not None:
+                await asyncio.to_thread(server.shutdown)
+            await bus.close()
+        return EXIT_DONE
+
+    return run_to_end(observe())

@@ -1,0 +1,121 @@
+"""The figures of `/metrics` as OpenTelemetry's data, sent by its exporters. Imported only where they are exported.
+
+There is no second list of metrics: whatever the registry collects is converted, as OpenTelemetry's page on
+compatibility with Prometheus says. A name is that of the page, without the `_total` of counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, cast
+
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+
+from bus import __version__
+from bus.observability.otel_env import Exporting
+from bus.observability.otlp import Complaints, make_exporter, make_resource
+
+__all__ = ["OtlpMetrics", "to_metrics"]
+
+UNITS = {"seconds": "s", "bytes": "By"}
+"""The last word of a name -> its unit in UCUM; other figures are counts of things and have none."""
+UNKNOWN = cast(float, None)
+"""Smallest and largest value of a histogram: the page does not have them, and the encoder leaves them out."""
+CUMULATIVE = AggregationTemporality.CUMULATIVE
+
+
+def to_metrics(families: Iterable[Family], began_ns: int, at_ns: int) -> Iterator[Metric]:
+    """Each family that has a value, collected at `at_ns` by who has counted since `began_ns` (ns since 1970)."""
+    for family in families:
+        if not family.samples:
+            continue
+        data: Sum | Gauge | Histogram
+        if family.type == "histogram":
+            data = Histogram(list(_histograms(family, began_ns, at_ns)), CUMULATIVE)
+        elif family.type == "counter":
+            # What somebody else counts and only tells (agents, in their heartbeats) began we do not know when.
+            since_ns = 0 if isinstance(family, CounterMetricFamily) else began_ns
+            data = Sum(_numbers(family, since_ns, at_ns), CUMULATIVE, is_monotonic=True)
+        else:
+            data = Gauge(_numbers(family, 0, at_ns))
+        yield Metric(family.name, family.documentation, UNITS.get(family.name.rpartition("_")[2], ""), data)
+
+
+def _numbers(family: Family, since_ns: int, at_ns: int) -> list[NumberDataPoint]:
+    return [NumberDataPoint(sample.labels, since_ns, at_ns, float(sample.value)) for sample in family.samples]
+
+
+def _histograms(family: Family, began_ns: int, at_ns: int) -> Iterator[HistogramDataPoint]:
+    """A point for each set of labels. The page's buckets hold all values up to a bound, OTLP's those of one bucket."""
+    found: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+    for sample in family.samples:
+        labels = {name: value for name, value in sample.labels.items() if name != "le"}
+        point = found.setdefault(tuple(labels.items()), {"buckets": {}})
+        what = sample.name.removeprefix(f"{family.name}_")
+        if what == "bucket":
+            point["buckets"][float(sample.labels["le"])] = int(sample.value)
+        else:
+            point[what] = sample.value
+    for labels_of, point in found.items():
+        bounds = sorted(point["buckets"])
+        up_to = [0, *(point["buckets"][bound] for bound in bounds)]
+        yield HistogramDataPoint(
+            dict(labels_of),
+            began_ns,
+            at_ns,
+            count=int(point["count"]),
+            sum=point["sum"],
+            bucket_counts=[more - less for less, more in pairwise(up_to)],
+            explicit_bounds=bounds[:-1],
+            min=UNKNOWN,
+            max=UNKNOWN,
+        )
+
+
+class OtlpMetrics:
+    """Sends figures of the process that `attributes` describe."""
+
+    def __init__(self, exporting: Exporting, attributes: dict[str, Any]) -> None:
+        """Make the exporter.
+
+        Raises:
+            ValueError: the protocol is unknown or not installed.
+        """
+        self._complaints = Complaints()
+        self._exporter: MetricExporter = make_exporter(exporting.protocol, "metrics")
+        self._resource = make_resource(attributes)
+        self._scope = InstrumentationScope("signalmesh", __version__)
+
+    @property
+    def why(self) -> str:
+        """What the exporter has said of its newest failure; empty where it said nothing."""
+        return self._complaints.newest
+
+    def send(self, families: Iterable[Family], began_ns: int, at_ns: int, timeout_s: float) -> bool:
+        """Export them, with the exporter's own retries; False if the collector does not have them."""
+        metrics = list(to_metrics(families, began_ns, at_ns))
+        of_scope = ScopeMetrics(self._scope, metrics, "")
+        data = MetricsData([ResourceMetrics(self._resource, [of_scope], "")])
+        return self._exporter.export(data, timeout_millis=timeout_s * 1000) is MetricExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Break off a retry that is under way."""
+        self._exporter.shutdown()
+        self._complaints.close()

@@ -1,0 +1,274 @@
+"""The bus behind TLS: server-first, client-first and WebSocket, with a seed; against a real server and certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nkeys
+import pytest
+import trustme
+
+from bus.errors import BusUnreachable, UsageError
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import Credentials, credentials_from
+from bus.nats.streams import ensure_streams
+from bus.server.binary import find_binary
+from bus.utils.processes import die_with_parent
+from tests.support.cluster import free_ports
+from tests.support.collecting import GUARD_S
+
+AUTHORITY = trustme.CA()
+
+
+async def do_nothing() -> None:
+    pass
+
+
+def new_seed() -> tuple[str, str]:
+    """A user's seed, and the public key that belongs to it."""
+    raw = os.urandom(32)
+    seed = nkeys.encode_seed(raw, nkeys.PREFIX_BYTE_USER)
+    pair = nkeys.from_seed(bytearray(seed))
+    return seed.decode(), pair.public_key.decode()
+
+
+@dataclass
+class TlsServer:
+    directory: Path
+    first: bool = False
+    seed: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    ports: list[int] = field(default_factory=lambda: free_ports(2))
+
+    def configure(self) -> None:
+        certificate = AUTHORITY.issue_cert("127.0.0.1", "localhost")
+        key, chain = self.directory / "server.key", self.directory / "server.pem"
+        certificate.private_key_pem.write_to_path(str(key))
+        for part in certificate.cert_chain_pems:
+            part.write_to_path(str(chain), append=True)
+        self.seed, public = new_seed()
+        tls = f'cert_file: "{chain}", key_file: "{key}"'
+        (self.directory / "nats.conf").write_text(
+            f'host: 127.0.0.1\nport: {self.ports[0]}\njetstream {{ store_dir: "{self.directory}" }}\n'
+            f"tls {{ {tls}, handshake_first: {str(self.first).lower()} }}\n"
+            f"websocket {{ host: 127.0.0.1, port: {self.ports[1]}, tls {{ {tls} }} }}\n"
+            f"authorization {{ users: [ {{ nkey: {public} }} ] }}\n"
+        )
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [str(find_binary()), "-c", str(self.directory / "nats.conf")],
+            stderr=subprocess.DEVNULL,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - a system call, no more
+        )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def url(self, scheme: str) -> str:
+        return f"{scheme}://127.0.0.1:{self.ports[1] if scheme == 'wss' else self.ports[0]}"
+
+    @property
+    def credentials(self) -> Credentials:
+        ca = AUTHORITY.cert_pem.bytes().decode()
+        return Credentials(nkey_seed=self.seed, ca=ca, tls_first=self.first)
+
+
+@pytest.fixture(params=[False, True], ids=["server first", "client first"])
+async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[TlsServer]:
+    made = TlsServer(tmp_path, first=request.param)
+    made.configure()
+    made.start()
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def signed(claims: dict[str, Any], by: nkeys.KeyPair, whose: nkeys.KeyPair) -> str:
+    """A JWT as NATS has them."""
+
+    def part(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    payload = {"iat": 0, "iss": by.public_key.decode(), "sub": whose.public_key.decode(), "nats": claims}
+    header = {"typ": "JWT", "alg": "ed25519-nkey"}
+    body = f"{part(json.dumps(header).encode())}.{part(json.dumps(payload).encode())}"
+    return f"{body}.{part(by.sign(body.encode()))}"
+
+
+async def test_a_creds_file_is_a_jwt_and_a_seed(tmp_path):
+    def pair(kind: int) -> tuple[str, nkeys.KeyPair]:
+        seed = nkeys.encode_seed(os.urandom(32), kind)
+        return seed.decode(), nkeys.from_seed(bytearray(seed))
+
+    _, operator = pair(nkeys.PREFIX_BYTE_OPERATOR)
+    _, account = pair(nkeys.PREFIX_BYTE_ACCOUNT)
+    seed, user = pair(nkeys.PREFIX_BYTE_USER)
+    every = dict.fromkeys(("subs", "data", "payload"), -1)
+    limits = {**every, **dict.fromkeys(("imports", "exports", "conn", "leaf"), -1), "wildcards": True}
+    known = signed({"type": "account", "version": 2, "limits": limits}, operator, account)
+    token = signed({"type": "user", "version": 2, **every, "pub": {}, "sub": {}}, account, user)
+    server = TlsServer(tmp_path)
+    (tmp_path / "nats.conf").write_text(
+        f"host: 127.0.0.1\nport: {server.ports[0]}\nresolver: MEMORY\n"
+        f"operator: {signed({'type': 'operator', 'version': 2}, operator, operator)}\n"
+        f"resolver_preload: {{ {account.public_key.decode()}: {known} }}\n"
+    )
+    (tmp_path / "far.creds").write_text(
+        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+    server.start()
+    try:
+        credentials = credentials_from({"SIGNALMESH_NATS_CREDS": str(tmp_path / "far.creds")})
+        bus = await NatsBus.connect(server.url("nats"), "swarm", "test", GUARD_S, credentials)
+        await bus.close()
+        with pytest.raises(BusUnreachable, match=r"(?i)authorization violation"):
+            await NatsBus.connect(server.url("nats"), "swarm", "test", 2.0, Credentials())
+    finally:
+        server.kill()
+
+
+@pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
+@pytest.mark.parametrize("scheme", ["tls", "wss"])
+async def test_a_bus_behind_tls_works_and_comes_back_after_its_server_died(server, scheme):
+    if scheme == "wss" and server.first:
+        pytest.skip("a WebSocket's TLS is always first")
+    async with asyncio.timeout(GUARD_S):
+        bus = await NatsBus.connect(server.url(scheme), "swarm", "test", GUARD_S, server.credentials)
+        try:
+            await ensure_streams(bus)
+            before = bus.connection.generation
+            down = asyncio.Event()
+            bus.watch_connection(down.set, do_nothing)
+            server.kill()
+            await down.wait()
+            server.start()
+            await bus.until_live()
+            assert bus.connection.generation > before
+            await ensure_streams(bus)
+        finally:
+            await bus.close()
+
+
+async def test_a_certificate_of_a_stranger_is_refused_by_name(server):
+    stranger = trustme.CA().cert_pem.bytes().decode()
+    credentials = Credentials(nkey_seed=server.seed, ca=stranger, tls_first=server.first)
+    with pytest.raises(BusUnreachable, match="certificate verify failed"):
+        await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, credentials)
+
+
+async def test_who_is_not_known_is_refused_and_no_seed_is_shown(server):
+    seed, _ = new_seed()
+    wrong = Credentials(nkey_seed=seed, ca=server.credentials.ca, tls_first=server.first)
+    with pytest.raises(BusUnreachable, match=r"(?i)authorization violation") as caught:
+        await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, wrong)
+    assert seed not in str(caught.value) + repr(wrong)
+
+
+async def test_a_handshake_that_is_given_up_is_not_waited_for():
+    """Whoever cuts it off must not wait for the end of a stream that nobody tells of it."""
+    begun = asyncio.Event()
+
+    async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(says_nothing, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with listener, asyncio.timeout(GUARD_S):
+        with pytest.raises(BusUnreachable):
+            await NatsBus.connect(f"tls://127.0.0.1:{port}", "swarm", "test", 0.3, Credentials(tls_first=True))
+        assert begun.is_set()
+
+
+def test_files_are_named_by_the_environment_and_mistakes_by_option(tmp_path):
+    seed, _ = new_seed()
+    (tmp_path / "seed").write_text(seed + "\n")
+    assert credentials_from({"SIGNALMESH_NATS_NKEY": str(tmp_path / "seed")}).nkey_seed == seed
+    assert credentials_from({}) == Credentials()
+    (tmp_path / "other").write_text("nothing of the kind")
+    for variable, option in (
+        ("SIGNALMESH_NATS_CREDS", "--nats-creds"),
+        ("SIGNALMESH_NATS_NKEY", "--nats-nkey"),
+        ("SIGNALMESH_NATS_CA", "--nats-ca"),
+    ):
+        with pytest.raises(UsageError, match=f"^{option} .*cannot be read"):
+            credentials_from({variable: str(tmp_path / "missing")})
+        with pytest.raises(UsageError, match=f"^{option} .*expected a file with"):
+            credentials_from({variable: str(tmp_path / "other")})
+
+
+def test_a_verb_reaches_a_server_by_the_files_that_its_options_name(tmp_path):
+    server = TlsServer(tmp_path)
+    server.configure()
+    server.start()
+    try:
+        (tmp_path / "seed").write_text(server.seed)
+        AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "coordinator",
+                "--nats-nkey",
+                "seed",
+                "--nats-ca",
+                "ca.pem",
+                "status",
+                "--nats",
+                server.url("tls"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 3
+        assert "no swarm named 'swarm' was started there" in done.stderr
+    finally:
+        server.kill()
+
+
+NO_AIOHTTP = """
+import sys
+sys.modules["aiohttp"] = None  # as where it is not installed: an import of it fails, and there is no spec
+from coordinator.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("up",), ("watchdog",), ("doctor",)],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_a_websocket_without_aiohttp_is_an_error_with_its_remedy(tmp_path, command, scheme):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_AIOHTTP, *command, "--nats", f"{scheme}://user:hidden@127.0.0.1:1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=GUARD_S,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "pip install 'signalmesh[wss]'" in done.stderr
+    assert "hidden" not in done.stderr
+    assert "Traceback" not in done.stderr

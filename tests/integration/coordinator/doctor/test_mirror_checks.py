@@ -1,0 +1,45 @@
+"""What `doctor` finds of a mirror's file, beside a real server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bus.mirror.reader import MIRROR_FILE
+from bus.mirror.schema import Incarnation
+from bus.mirror.writer import MirrorStore
+from bus.server.supervisor import NatsServer
+from coordinator.doctor import mirror_checks
+from coordinator.doctor.mirror_checks import check_mirror_file, check_mirror_position
+from tests.support.nats import Connections
+
+EVENTS = "swarm_events"
+
+
+async def at(directory: Path, cursor: int) -> None:
+    store = await MirrorStore.open(directory / MIRROR_FILE, "swarm")
+    await store.begin([Incarnation(EVENTS, "2026-01-01T00:00:00Z", b"{}", 0, "first")])
+    await store.write([], [], {EVENTS: cursor})
+    await store.close()
+
+
+async def test_a_mirror_that_is_equal_behind_ahead_or_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror_checks, "CATCH_UP_S", 0.1)
+    async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
+        bus = await connections.bus(server.url, streams=True)
+        for _ in range(3):
+            await bus.publish("in.swarm.headline.X.stranger", b"{}")
+        none = await check_mirror_position(bus, tmp_path)
+        assert not none.made
+        for cursor, level, said in ((1, "warning", "2 behind"), (3, "ok", "up to 3"), (9, "error", "ahead")):
+            await at(tmp_path, cursor)
+            found = await check_mirror_position(bus, tmp_path)
+            assert (found.level, found.made) == (level, True)
+            assert said in found.text
+
+
+async def test_a_mirrors_file_that_is_whole_missing_or_no_mirror(tmp_path):
+    assert not check_mirror_file(tmp_path).made
+    await at(tmp_path, 3)
+    assert check_mirror_file(tmp_path).level == "ok"
+    (tmp_path / MIRROR_FILE).write_bytes(b"not a database" * 400)
+    assert check_mirror_file(tmp_path).level == "error"

@@ -1,0 +1,166 @@
+"""What a new leader concludes about agents that nobody runs, from the stream, the registry and what hosts report."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from bus.durable.fencing import claim, new_agent_id
+from bus.durable.registry import Record, read_records, write_record
+from bus.messages import Child, Heartbeat, Lifecycle, LifecycleEvent, encode, now
+from bus.messages.subjects import WATCHDOG
+from bus.nats.bus import NatsBus
+from bus.nats.streams import ensure_streams
+from bus.server.supervisor import NatsServer
+from coordinator.supervisor.model import AgentState, Dead, Patience
+from coordinator.supervisor.policy import Policy
+from coordinator.supervisor.takeover import settle
+
+NOW = 100.0
+
+
+@dataclass
+class Past:
+    """What has happened to the agents a (in question) and b (which runs, unless it says otherwise)."""
+
+    bus: NatsBus
+
+    async def claim(self, name: str = "a", by: str = WATCHDOG) -> int:
+        return await claim(self.bus, name, agent_id=new_agent_id(), claimed_by=by, sandbox="base")
+
+    async def record(self, epoch: int, status: str = "active") -> None:
+        await write_record(
+            self.bus,
+            Record(
+                agent_id="x", name="a", kind="k", capabilities=(), status=status, epoch=epoch, sandbox="base", pid=7,
+                spawned_at=now(),
+            ),
+        )  # fmt: skip
+
+    async def told(self, event: LifecycleEvent, epoch: int | None, writer: str = WATCHDOG, **detail: int) -> None:
+        message = Lifecycle(event=event, agent="a", timestamp=now(), source=writer, epoch=epoch, detail=detail)
+        await self.bus.publish("in." + self.bus.subjects.lifecycle("a", writer), encode(message))
+
+    async def concluded(self, *inventory: Child, others: bool = True) -> list[tuple[int, str]]:
+        """Epochs and reasons of the deaths that a new leader declares which has heard this inventory."""
+        policy = await self.leads(*inventory, others=others)
+        return [(action.epoch, action.reason) for action in policy.decide(NOW) if isinstance(action, Dead)]
+
+    async def leads(self, *inventory: Child, others: bool = True) -> Policy:
+        """The policy of a new leader that has heard this inventory, before its first decision."""
+        agents = [AgentState("a", "base"), AgentState("b", "base")]
+        policy = Policy(agents, ["base"], Patience(), random.Random(1), NOW)
+        runs = [child("b", await self.claim("b"), None)] if others else []
+        policy.host_beat(
+            NOW,
+            Heartbeat(
+                agent="base", agent_id="h", epoch=0, sequence=1, progress=1, status="live", interval_ms=200,
+                sandbox="base", pid=1, role="sandbox", inventory=(*runs, *inventory),
+            ),
+        )  # fmt: skip
+        await settle(self.bus, policy, await read_records(self.bus))
+        return policy
+
+
+def child(name: str, epoch: int, exit_code: int | None = -9) -> Child:
+    return Child(agent=name, agent_id="x", epoch=epoch, pid=7, spawned_at=now(), exit_code=exit_code)
+
+
+@pytest.fixture
+async def past(tmp_path) -> AsyncIterator[Past]:
+    async with NatsServer(tmp_path / "state", port=0) as server:
+        bus = await NatsBus.connect(server.url, "swarm", "test")
+        await ensure_streams(bus)
+        yield Past(bus)
+        await bus.close()
+
+
+async def test_a_death_that_nobody_has_declared_is_declared(past):
+    old = await past.claim()
+    await past.told("declared_dead", old)
+    epoch = await past.claim()
+    await past.record(old)  # it died before it was ready
+    await past.told("suspected", epoch)
+    await past.told("exited", epoch, "base", exit_code=-9)
+    assert await past.concluded(child("a", old), child("a", epoch)) == [(epoch, "signal 9")]
+    assert await past.concluded(child("a", epoch), others=False) == [(epoch, "signal 9")]
+    await past.told("declared_dead", epoch)
+    assert await past.concluded(child("a", epoch)) == []
+
+
+@pytest.mark.parametrize("event", ["declared_dead", "quarantined", "revived"])
+async def test_what_the_leader_before_has_concluded_is_not_told_again(past, event):
+    epoch = await past.claim()
+    await past.record(epoch)
+    await past.told(event, None if event == "revived" else epoch)
+    assert await past.concluded(child("a", epoch)) == []
+    assert await past.concluded() == []
+
+
+async def test_a_quarantine_that_the_registry_does_not_know_yet_stays(past):
+    epoch = await past.claim()
+    await past.record(epoch)
+    await past.told("declared_dead", epoch)
+    await past.told("quarantined", epoch)
+    agent = (await past.leads(child("a", epoch))).agents["a"]
+    assert (agent.phase, agent.epoch) == ("quarantined", epoch)
+    await past.told("revived", None)
+    assert (await past.leads(child("a", epoch))).agents["a"].phase == "waiting"
+
+
+async def test_one_that_was_claimed_since_was_being_replaced(past):
+    epoch = await past.claim()
+    await past.record(epoch)
+    await past.claim()
+    assert await past.concluded(child("a", epoch)) == []
+
+
+async def test_an_end_with_exit_code_0_is_no_death(past):
+    epoch = await past.claim()
+    await past.record(epoch)
+    await past.told("exited", epoch, "base", exit_code=0)
+    assert await past.concluded(child("a", epoch, 0)) == []
+    assert await past.concluded() == []
+
+
+async def test_one_that_nobody_reports_while_others_run_has_gone_with_its_host(past):
+    epoch = await past.claim()
+    await past.record(epoch)
+    [(dead, reason)] = await past.concluded()
+    assert dead == epoch
+    assert "sandbox host is gone" in reason
+    await past.told("exited", epoch, "base", exit_code=1)  # before its host went as well
+    assert await past.concluded() == [(epoch, "exit code 1")]
+
+
+async def test_a_swarm_in_which_nobody_runs_is_one_that_starts(past):
+    epoch = await past.claim()
+    await past.record(epoch)
+    assert await past.concluded(others=False) == []
+
+
+@pytest.mark.parametrize("status", ["stopped", "drained", "quarantined"])
+async def test_one_that_had_ended_is_not_missed(past, status):
+    await past.record(await past.claim(), status)
+    assert await past.concluded() == []
+
+
+async def test_one_that_ran_by_hand_is_not_missed(past):
+    await past.record(await past.claim(by="a"))
+    assert await past.concluded() == []
+
+
+async def test_one_that_was_never_ready_is_not_missed(past):
+    await past.record(await past.claim())
+    await past.claim()
+    assert await past.concluded() == []
+
+
+async def test_garbage_in_the_place_of_a_report_tells_nothing(past):
+    epoch = await past.claim()
+    await past.bus.publish("in." + past.bus.subjects.lifecycle("a", WATCHDOG), b"{")
+    await past.bus.publish("in." + past.bus.subjects.lifecycle("a", "base"), b"{")
+    assert await past.concluded(child("a", epoch)) == [(epoch, "signal 9")]

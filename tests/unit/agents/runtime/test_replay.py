@@ -1,0 +1,213 @@
+"""An agent over its recorded inputs: skips, timers, sources, programs; recorded by real runtimes on the memory bus."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from agents.agent import Agent
+from agents.runtime import replay as replaying
+from agents.runtime.process import make_agent
+from agents.runtime.replay import Replayed, Unlike
+from agents.runtime.runtime import Runtime
+from agents.spec import AgentSpec
+from bus.interface import Stored
+from bus.messages import Event, MarketData, Signal, Timer, encode
+from bus.messages import headers as h
+from bus.testing.memory_bus import MemoryBus, MemoryServer
+from coordinator.replay.runner import skips_of
+from tests.support.collecting import GUARD_S
+
+AT = datetime(2020, 1, 1, tzinfo=UTC)
+TICKS = 12
+PROGRAM = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    seen = asked["state"].get("seen", 0) + 1
+    vote = {"kind": "signal", "signal": "buy", "strength": 0.5, "indicators": {"seen": seen}}
+    print(json.dumps({"outputs": [vote], "state": {"seen": seen}}), flush=True)
+"""
+
+
+def tick(number: int, price: float | None = None) -> MarketData:
+    return MarketData(
+        symbol="A", price=price or float(number), volume=1.0, timestamp=AT, source="feed", sequence=number
+    )
+
+
+class Summing(Agent):
+    """Raises on the fifth tick after spoiling its state; sets a timer on the third, and answers it."""
+
+    kind = "summing"
+    listens = ("market",)
+    publishes = ("signal",)
+
+    @dataclass
+    class State:
+        seen: list[float] = field(default_factory=list)
+
+    def on_market(self, event: MarketData) -> Signal | None:
+        self.state.seen.append(event.price)
+        if event.sequence == 5:
+            raise RuntimeError("cannot")
+        if event.sequence == 3:
+            self.set_timer("soon", topic="A", after_ms=1)
+            return None
+        return self.signal(event, "buy", 0.5, {"sum": sum(self.state.seen)})
+
+    def on_timer(self, timer: Timer) -> Signal:
+        return Signal(
+            signal="hold", strength=0.1, indicators={}, timestamp=AT, source=self.name, symbol="A", p_up=0.5
+        )  # fmt: skip
+
+
+class Source(Agent):
+    """Twelve ticks; one of them is unreadable, and left out by its runtime."""
+
+    kind = "source"
+    publishes = ("market",)
+    price = 0.0
+    waits = False
+
+    async def produce(self, last: MarketData | None) -> AsyncIterator[Event]:
+        for number in range((last.sequence or 0) + 1 if last else 1, TICKS + 1):
+            if self.waits and number == 4:
+                await asyncio.Event().wait()
+            await asyncio.sleep(0)
+            yield tick(number, self.price or None) if number != 7 else replace(tick(7), price=float("nan"))
+
+
+def outputs_of(server: MemoryServer, name: str) -> list[Stored]:
+    return [m for m in server.messages if m.subject.endswith(f".{name}") and h.OUTPUT in m.headers]
+
+
+async def recorded(agent: Agent, count: int, ticks: int = 0) -> MemoryServer:
+    """What a runtime of `agent` stores on `ticks` ticks, once there are `count` outputs of it."""
+    server = MemoryServer()
+    bus = MemoryBus(server)
+    for number in range(1, ticks + 1):
+        server.store("in.swarm.market.A.feed", encode(tick(number)), {})
+    runtime = Runtime(agent, bus)
+    running = asyncio.create_task(runtime.run())
+    async with asyncio.timeout(GUARD_S):
+        while len(outputs_of(server, agent.name)) < count or (ticks and runtime.intake.cursor < ticks):
+            assert not running.done(), running
+            await asyncio.sleep(0)
+        runtime.drain()
+        await running
+    await bus.close()
+    return server
+
+
+async def replayed(agent: Agent, server: MemoryServer, *, skips: Any = None) -> tuple[Replayed, list[Unlike]]:
+    """`agent` over what `server` holds, and what differs."""
+    known = skips_of(server.subjects, server.messages) if skips is None else skips
+    life = Replayed(agent, server.subjects, known.get(agent.name, ()))
+    found: list[Unlike] = []
+    try:
+        for stored in server.messages:
+            kind, writer = stored.subject.split(".")[1], stored.subject.rpartition(".")[2]
+            if writer == agent.name and h.OUTPUT in stored.headers and not life.left_out:
+                found += await life.compare(stored)
+            if kind in (*agent.listens, "timer") and not life.left_out:
+                found += [unlike] if (unlike := await life.take(stored)) else []
+    finally:
+        await life.close()
+    return life, found
+
+
+async def test_skips_and_timers_are_as_recorded():
+    server = await recorded(Summing("one"), TICKS - 1, TICKS)
+    assert skips_of(server.subjects, server.messages) == {"one": {5}}
+    assert any(m.subject.startswith("swarm.timer.") for m in server.messages)
+    life, found = await replayed(Summing("one"), server)
+    assert found == []
+    assert life.outputs == len(outputs_of(server, "one")) == TICKS - 1
+    assert life.waiting == 0
+    assert life.intake.skips == 1
+
+
+async def test_a_handler_that_raised_although_nobody_recorded_it():
+    server = await recorded(Summing("one"), TICKS - 1, TICKS)
+    life, [unlike] = await replayed(Summing("one"), server, skips={})
+    assert unlike.sequence == 5
+    assert "RuntimeError: cannot" in unlike.why
+    assert life.left_out.startswith("from message 5 on")
+
+
+async def test_what_the_recorded_run_has_not_stored_is_told():
+    server = await recorded(Summing("one"), TICKS - 1, TICKS)
+    missing = outputs_of(server, "one")[-2]
+    server.messages.remove(missing)
+    last = outputs_of(server, "one")[-1]
+    _, found = await replayed(Summing("one"), server)
+    assert [(unlike.sequence, unlike.recorded) for unlike in found] == [(last.sequence, None), (last.sequence, last)]
+    assert found[0].replayed is not None
+    assert found[0].replayed.data == missing.data
+
+
+async def test_what_the_replay_does_not_say_is_told():
+    server = await recorded(Summing("one"), TICKS - 1, TICKS)
+    stored = outputs_of(server, "one")[-1]
+    extra = Stored(stored.subject, stored.sequence + 100, stored.data, {**stored.headers, h.OUTPUT: str(TICKS)})
+    server.messages.append(extra)
+    _, [unlike] = await replayed(Summing("one"), server)
+    assert (unlike.recorded, unlike.replayed) == (extra, None)
+
+
+async def test_a_source_gives_the_same_events_again():
+    server = await recorded(Source("feed"), TICKS - 1)
+    life, found = await replayed(Source("feed"), server)
+    assert found == []
+    assert life.outputs == TICKS - 1
+
+
+async def test_a_source_with_other_data():
+    server = await recorded(Source("feed"), TICKS - 1)
+    other = Source("feed")
+    other.price = 99.0
+    _, found = await replayed(other, server)
+    assert len(found) == TICKS - 1
+    assert found[0].sequence == outputs_of(server, "feed")[0].sequence
+
+
+async def test_a_source_that_waits_for_the_world_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replaying, "PRODUCE_S", 0.05)
+    server = await recorded(Source("feed"), TICKS - 1)
+    waiting = Source("feed")
+    waiting.waits = True
+    life, found = await replayed(waiting, server)
+    assert found == []
+    assert life.source_left_out.startswith("from its output 4 on")
+
+
+async def test_short_waits_for_a_source_are_not_counted(monkeypatch: pytest.MonkeyPatch):
+    server = await recorded(Source("feed"), TICKS - 1)
+    life, found = await replayed(Source("feed"), server)
+    assert (found, life.source_left_out) == ([], "")
+    monkeypatch.setattr(replaying, "PAUSE_S", -1.0)
+    monkeypatch.setattr(replaying, "PRODUCE_S", 0.0)
+    life, found = await replayed(Source("feed"), server)
+    assert found == []
+    assert life.source_left_out
+
+
+async def test_a_program_is_asked_again():
+    spec = AgentSpec(
+        name="program", kind="command", command=(sys.executable, "-c", PROGRAM), listens=("market",),
+        publishes=("signal",),
+    )  # fmt: skip
+    server = await recorded(make_agent(spec), TICKS, TICKS)
+    life, found = await replayed(make_agent(spec), server)
+    assert found == []
+    assert life.outputs == TICKS
+    other = replace(spec, command=(sys.executable, "-c", PROGRAM.replace('"buy"', '"sell"')))
+    _, found = await replayed(make_agent(other), server)
+    assert len(found) == TICKS

@@ -1,0 +1,101 @@
+"""Which round an answer belongs to (agents/runtime/round_traces.py): sampled or not, of one source or of several."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from agents.runtime.round_traces import MAX_ROUNDS, Open, Rounds
+from bus.messages import Decision, MarketData, Signal
+from bus.observability.spans import Context, read_sampled
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def header(number: int, *, sampled: bool) -> str:
+    return Context(f"{number:032x}", f"{number:016x}", sampled).header
+
+
+def tick(number: int | None, source: str = "research-1") -> MarketData:
+    return MarketData(symbol="BTC/USD", price=1.0, volume=1.0, timestamp=AT, source=source, sequence=number)
+
+
+def vote(number: int) -> Signal:
+    return Signal(signal="buy", strength=0.5, indicators={}, timestamp=AT, source="v", symbol="BTC/USD", round=number)
+
+
+def decision(number: int | None, source: str = "research-1") -> Decision:
+    fields: dict[str, Any] = {"final_decision": "hold", "position_size": 0.0, "risk_score": 0.0, "consensus_level": 0.0}
+    return Decision(
+        **fields, agents_consulted=(), timestamp=AT, source="coordinator", symbol="BTC/USD", round=number,
+        decision_id=f"BTC/USD:{source}:{number}", absent=(),
+    )  # fmt: skip
+
+
+def take(rounds: Rounds, message: MarketData | Signal, traceparent: str) -> None:
+    rounds.take(message, traceparent, read_sampled(traceparent)[0], 1)
+
+
+@pytest.fixture
+def rounds() -> Rounds:
+    return Rounds()
+
+
+def test_an_unsampled_round_has_a_header_until_it_is_decided(rounds):
+    take(rounds, tick(1), header(1, sampled=False))
+    assert rounds.unsampled(vote(1)) == header(1, sampled=False)
+    assert rounds.unsampled(vote(2)) is None
+    assert rounds.find(decision(1), ends=True) == header(1, sampled=False)
+    assert rounds.find(decision(1), ends=True) is None
+    assert rounds.unsampled(vote(1)) is None
+
+
+def test_a_sampled_round_remembers_its_votes(rounds):
+    take(rounds, tick(1), header(1, sampled=True))
+    assert rounds.unsampled(vote(1)) is None
+    take(rounds, vote(1), Context(f"{1:032x}", f"{9:016x}").header)
+    found = rounds.find(decision(1), ends=True)
+    assert isinstance(found, Open)
+    assert found.votes == {"v": f"{9:016x}"}
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_sampled_and_an_unsampled_source_with_the_same_numbers(rounds, first):
+    headers = {"a": header(1, sampled=True), "b": header(2, sampled=False)}
+    for source, traceparent in headers.items():
+        take(rounds, tick(7, source), traceparent)
+    assert rounds.unsampled(vote(7)) is None, "it may be a vote on the sampled one: its own header says so"
+    found = {source: rounds.find(decision(7, source), ends=True) for source in (first, "ab".replace(first, ""))}
+    assert isinstance(found["a"], Open)
+    assert (found["a"].context.header, found["b"]) == (headers["a"], headers["b"])
+
+
+def test_a_source_whose_name_is_written_otherwise_in_the_id(rounds):
+    take(rounds, tick(1, "a:b"), header(1, sampled=True))
+    found = rounds.find(decision(1, "a=3Ab"), ends=True)
+    assert isinstance(found, Open)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_tick_without_a_number_is_known_by_its_time(rounds, sampled):
+    take(rounds, tick(None), header(1, sampled=sampled))
+    found = rounds.find(decision(12), ends=True)
+    assert (found.context.header if isinstance(found, Open) else found) == header(1, sampled=sampled)
+
+
+def test_what_is_remembered_is_bounded(rounds):
+    for number in range(1, MAX_ROUNDS + 3):
+        take(rounds, tick(number), header(number, sampled=False))
+    kept = [rounds.find(decision(number), ends=False) is not None for number in (1, 2, 3, MAX_ROUNDS + 2)]
+    assert kept == [False, False, True, True]
+
+
+def test_sampled_rounds_survive_in_a_snapshot(rounds):
+    take(rounds, tick(1), header(1, sampled=True))
+    take(rounds, tick(2), header(2, sampled=False))
+    another = Rounds()
+    another.load(rounds.save())
+    assert isinstance(another.find(decision(1), ends=True), Open)
+    assert another.find(decision(2), ends=True) is None

@@ -1,0 +1,251 @@
+"""The outbox over memory, where any answer can be held back, lost or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bus.durable import outbox as outbox_module
+from bus.durable.outbox import Outbox
+from bus.errors import BusError, Disconnected, Refused
+from bus.interface import Ack, Done, Headers
+from bus.messages import headers as h
+from bus.testing.memory_bus import MemoryBus, MemoryServer
+from tests.support.collecting import GUARD_S, Collector
+from tests.support.outbox import WRITER, WRITTEN_BY, entry, fail, flushed, numbers, publish
+
+
+class Held(MemoryBus):
+    """A memory bus whose answers wait for `let`, and can be lost."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        super().__init__(server)
+        self.answers: Collector[tuple[str, Callable[[], None]]] = Collector()
+        self.sent: list[str] = []
+
+    def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
+        name = data.decode()
+        self.sent.append(name)
+
+        def answered(result: Ack | BusError) -> None:
+            self.answers.put((name, lambda: done(result)))
+
+        super().send(subject, data, headers, answered)
+
+    def let(self, *names: str) -> None:
+        for name, answer in list(self.answers.items):
+            if name in names:
+                self.answers.items.remove((name, answer))
+                answer()
+
+
+async def test_the_window_holds_senders_back():
+    bus = Held(MemoryServer())
+    outbox = Outbox(bus, WRITTEN_BY, fail, window=3)
+    sender = asyncio.create_task(publish(outbox, 1, 10))
+    await bus.answers.reach(3)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert bus.sent == ["1", "2", "3"]
+    assert not sender.done()
+    for number in range(1, 11):
+        await bus.answers.reach(1)
+        bus.let(str(number))
+        assert len(outbox) <= 3
+    async with asyncio.timeout(GUARD_S):
+        await sender
+    await flushed(outbox)
+    assert bus.sent == [str(number) for number in range(1, 11)]
+    outbox.close()
+    await bus.close()
+
+
+async def test_a_younger_acknowledgement_waits_for_the_older():
+    bus = Held(MemoryServer())
+    acked: Collector[int | None] = Collector()
+    outbox = Outbox(bus, WRITTEN_BY, fail, lambda done: acked.put(done.number))
+    await publish(outbox, 1, 3)
+    await bus.answers.reach(3)
+    bus.let("2", "3")
+    assert (acked.items, outbox.oldest_number, outbox.stored_through) == ([], 1, 0)
+    bus.let("1")
+    assert (acked.items, outbox.oldest_number, outbox.stored_through) == ([1, 2, 3], None, 3)
+    outbox.close()
+    await bus.close()
+
+
+class RefusingOnce(MemoryServer):
+    """A store that refuses the message with this id once."""
+
+    def __init__(self, msg_id: str) -> None:
+        super().__init__()
+        self._refuse: str | None = msg_id
+
+    def store(self, subject: str, data: bytes, headers: Headers) -> Ack:
+        if self._refuse is not None and headers.get(h.MSG_ID) == self._refuse:
+            self._refuse = None
+            raise Refused(subject, 10077, "insufficient storage resources")
+        return super().store(subject, data, headers)
+
+
+async def test_a_refusal_inside_an_unbroken_connection_is_made_up_for(monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0)
+    server = RefusingOnce(f"{WRITER}:3")
+    bus = MemoryBus(server)
+    outbox = Outbox(bus, WRITTEN_BY, fail)
+    for number in range(1, 7):  # all in flight before the first answer
+        outbox.put(entry(number))
+    outbox.push()
+    async with asyncio.timeout(GUARD_S):
+        while not outbox._in_doubt:
+            await asyncio.sleep(0)
+    await publish(outbox, 7, 12)  # taken while it is in doubt
+    await flushed(outbox)
+    assert numbers(server.messages) == [1, 2, 4, 5, 6, 3, *range(7, 13)]
+    outbox.close()
+    await bus.close()
+
+
+async def test_a_refusal_of_what_nothing_follows_keeps_the_order(monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0)
+    server = RefusingOnce(f"{WRITER}:3")
+    bus = MemoryBus(server)
+    outbox = Outbox(bus, WRITTEN_BY, fail)
+    for number in range(1, 11):
+        await publish(outbox, number, number)
+        await flushed(outbox)
+    assert numbers(server.messages) == list(range(1, 11))
+    outbox.close()
+    await bus.close()
+
+
+async def test_a_lost_acknowledgement_is_overdue_however_many_follow(monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0)
+    bus = Held(MemoryServer())
+    outbox = Outbox(bus, WRITTEN_BY, fail)
+    await publish(outbox, 1, 1)
+    await bus.answers.reach(1)
+    bus.answers.items.clear()  # the answer to the first is never heard
+    outbox._oldest_at -= 2 * outbox_module.ACK_TIMEOUT_S
+    await publish(outbox, 2, 3)
+    await bus.answers.reach(2)
+    bus.let("2", "3")
+    assert len(outbox) == 3
+    outbox.check()
+    await flushed(outbox)
+    assert numbers(bus.server.messages) == [1, 2, 3]
+    assert bus.sent == ["1", "2", "3"]  # it was stored: reading back was enough
+    outbox.close()
+    await bus.close()
+
+
+async def test_a_message_that_was_lost_silently_is_sent_again(monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0)
+    bus = Held(MemoryServer())
+    outbox = Outbox(bus, WRITTEN_BY, fail)
+    store = bus.server.store
+    bus.server.store = lambda *_: Ack(99)  # type: ignore[method-assign]
+    await publish(outbox, 1, 2)
+    await bus.answers.reach(2)
+    bus.answers.items.clear()
+    bus.server.store = store  # type: ignore[method-assign]
+    outbox.check()
+    assert bus.sent == ["1", "2"]  # not overdue yet
+    outbox._oldest_at -= 2 * outbox_module.ACK_TIMEOUT_S
+    outbox.check()
+    await bus.answers.reach(2)
+    bus.let("1", "2")
+    await flushed(outbox)
+    assert bus.sent == ["1", "2", "1", "2"]
+    assert numbers(bus.server.messages) == [1, 2]
+    outbox.close()
+    await bus.close()
+
+
+async def test_a_recovery_that_a_break_overtook_sends_nothing(monkeypatch):
+    """Its reading back ends after the next recovery has sent everything again."""
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0)
+    slow, reading, wire = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    wire.set()
+
+    async def gate(step: str) -> None:
+        if step == "read_back" and not reading.is_set():
+            reading.set()
+            await slow.wait()
+        elif step == "send":
+            await wire.wait()
+
+    server = RefusingOnce(f"{WRITER}:2")
+    bus = MemoryBus(server, gate)
+    sent: list[str] = []
+    send = bus.send
+
+    def counted(subject: str, data: bytes, headers: Headers, done: Done) -> None:
+        sent.append(data.decode())
+        send(subject, data, headers, done)
+
+    bus.send = counted  # type: ignore[method-assign]
+    outbox = Outbox(bus, WRITTEN_BY, fail)
+    await publish(outbox, 1, 3)
+    async with asyncio.timeout(GUARD_S):
+        await reading.wait()
+    wire.clear()
+    bus.disconnect()
+    await bus.reconnect()
+    assert sent == ["1", "2", "3", "2"]
+    slow.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await publish(outbox, 4, 4)
+    wire.set()
+    await flushed(outbox)
+    assert sent == ["1", "2", "3", "2", "4"]
+    assert numbers(server.messages) == [1, 3, 2, 4]
+    outbox.close()
+    await bus.close()
+
+
+class CutAt:
+    """A gate that breaks its bus's connection at the given steps and restores it soon after."""
+
+    def __init__(self, cuts: dict[int, bool]) -> None:
+        self._cuts, self._steps = cuts, 0
+        self.bus: MemoryBus | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __call__(self, step: str) -> None:
+        self._steps += 1
+        lose = self._cuts.pop(self._steps, None)
+        if lose is None:
+            await asyncio.sleep(0)
+            return
+        assert self.bus is not None
+        self.bus.disconnect(lose=lose)
+        self._tasks.append(asyncio.create_task(self._again()))
+        raise Disconnected(step)
+
+    async def _again(self) -> None:
+        assert self.bus is not None
+        with contextlib.suppress(Disconnected):  # cut again meanwhile: that cut brings its own reconnect
+            await self.bus.reconnect()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.integers(1, 150), st.booleans(), max_size=6), st.integers(1, 8))
+def test_any_cuts_lose_double_and_reorder_nothing(cuts, window):
+    async def run() -> None:
+        server, gate = MemoryServer(), CutAt(dict(cuts))
+        bus = gate.bus = MemoryBus(server, gate)
+        outbox = Outbox(bus, WRITTEN_BY, fail, window=window)
+        async with asyncio.timeout(GUARD_S):
+            await publish(outbox, 1, 40)
+            await outbox.flush()
+        assert numbers(server.messages) == list(range(1, 41))
+        outbox.close()
+        await bus.close()
+
+    asyncio.run(run())

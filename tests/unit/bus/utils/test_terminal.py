@@ -1,0 +1,62 @@
+"""What was received is shown, not obeyed: no text of a message may move the cursor or pass for markup."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bus.observability.logging import set_up_logs
+from bus.utils.terminal import harmless
+from coordinator.reporting.tables import Column, console, fitted
+
+
+def test_controls_are_written_out():
+    assert harmless("a\x1b[2Jb\x9bc\rd\u202ee\nf") == "a\\u001b[2Jb\\u009bc\\u000dd\\u202ee\\u000af"
+    assert harmless("two\nlines", keep="\n") == "two\nlines"
+
+
+@given(st.text())
+def test_nothing_else_changes_and_json_says_the_same(text):
+    line = json.dumps(text, ensure_ascii=False)
+    assert json.loads(harmless(line)) == text
+    shown = harmless(text)
+    assert not any(character < " " or "\x7f" <= character <= "\x9f" for character in shown)
+    assert harmless(shown) == shown
+
+
+def test_a_cell_is_no_markup():
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system="truecolor")
+    console.print(fitted((Column("agent"),), [["[red]x[/red]\x1b[31m"]], 80))
+    assert "[red]x[/red]\\u001b[31m" in out.getvalue()
+    assert "\x1b[31m" not in out.getvalue()
+
+
+def test_no_character_at_all_commands_a_terminal_or_cannot_be_printed():
+    for number in range(sys.maxunicode + 1):
+        shown = harmless(chr(number)).encode()
+        assert shown.isascii() == (number < 0x80 or shown.startswith(b"\\u")), hex(number)
+        assert not any(byte < 0x20 or byte == 0x7F for byte in shown), hex(number)
+
+
+def test_what_is_printed_is_no_markup(capsys):
+    console().print("[red]x[/red] :smile: [/nothing]")
+    assert capsys.readouterr().out == "[red]x[/red] :smile: [/nothing]\n"
+
+
+def test_logs_on_a_terminal_are_shown():
+    terminal = io.StringIO()
+    try:
+        set_up_logs("info", terminal, json=False)
+        structlog.get_logger("test").info("poison", problem="\x1b]0;owned\x07", about={"name": "\x1b[2J"}, of=b"\x1b")
+    finally:
+        set_up_logs("info")
+    assert "\\u001b]0;owned\\u0007" in terminal.getvalue()
+    assert "\x1b]" not in terminal.getvalue()
+    assert "\x1b[2J" not in terminal.getvalue()

@@ -1,0 +1,169 @@
+"""Rounds in an audit: which ticks must be decided, in which order, and when nothing can be said."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from bus.interface import Stored
+from bus.messages import Decision, MarketData
+from coordinator.audit.models import Findings
+from coordinator.audit.round_checks import Rounds
+from coordinator.decisions.agent import MAX_OPEN_ROUNDS
+
+AT = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+class Stream:
+    """Puts ticks and decisions on an imagined stream."""
+
+    def __init__(self) -> None:
+        self.findings = Findings()
+        self.rounds = Rounds(self.findings)
+        self.sequence = 0
+
+    def _stored(self, subject: str) -> Stored:
+        self.sequence += 1
+        return Stored(subject, self.sequence, b"")
+
+    def tick(self, number: int | None, source: str = "feed", symbol: str = "A") -> int:
+        tick = MarketData(symbol=symbol, price=1.0, volume=1.0, timestamp=AT, source=source, sequence=number)
+        self.rounds.tick(self._stored(f"swarm.market.{symbol}.{source}"), tick)
+        return self.sequence
+
+    def decide(self, name: str, agent: str = "coordinator", symbol: str = "A") -> None:
+        decision = Decision(
+            final_decision="hold", position_size=0.0, risk_score=0.0, consensus_level=0.0, agents_consulted=(),
+            timestamp=AT, source=agent, decision_id=name, symbol=symbol, round=1,
+        )  # fmt: skip
+        self.rounds.decision(agent, self._stored(f"swarm.decision.{symbol}.{agent}"), decision)
+
+    @property
+    def texts(self) -> list[str]:
+        self.rounds.finish()
+        return [problem.text for problem in self.findings.problems]
+
+
+def test_two_sources_two_symbols_and_what_still_waits():
+    stream = Stream()
+    stream.tick(1)
+    stream.tick(1, "other")
+    stream.tick(7, symbol="B")
+    stream.tick(2)
+    stream.decide("B:feed:7", symbol="B")
+    stream.decide("A:feed:1")
+    stream.decide("A:other:1")
+    assert stream.texts == []
+    assert (stream.rounds.audit.decided, stream.rounds.audit.waiting) == (3, 1)
+
+
+def test_a_round_left_out_is_named_by_its_tick():
+    stream = Stream()
+    first = stream.tick(1)
+    stream.tick(2)
+    stream.decide("A:feed:2")
+    [problem] = stream.findings.problems
+    assert problem.sequences == [first, stream.sequence]
+    assert "A:feed:1" in problem.text
+    assert stream.rounds.audit.missing == 1
+
+
+def test_strays_and_a_feed_that_numbers_anew_are_no_problem():
+    stream = Stream()
+    for number in (1, 10**6, 2, 2, 1000, 1, 2):
+        stream.tick(number)
+    for name in ("feed:1", "feed:1000000", "feed:2", "feed:1000", "feed=2:1", "feed=2:2"):
+        stream.decide(f"A:{name}")
+    assert stream.texts == []
+    assert (stream.rounds.audit.decided, stream.rounds.audit.waiting) == (6, 0)
+    stream.decide("A:feed:1000000")
+    stream.decide("A:feed=2:1")
+    assert stream.rounds.audit.doubled == 2
+
+
+def test_rounds_out_of_order_doubled_or_without_a_tick():
+    stream = Stream()
+    stream.tick(1)
+    stream.decide("A:feed:1")
+    stream.decide("A:feed:1")
+    stream.decide("A:feed:5")
+    assert ["once more" in text for text in stream.texts] == [True, False]
+    assert "without a tick" in stream.texts[1]
+    assert stream.rounds.audit.doubled == 1
+
+
+def test_repeated_and_unnumbered_ticks_open_rounds_as_the_coordinator_does():
+    stream = Stream()
+    stream.tick(None)
+    stream.tick(1)  # a repetition
+    stream.tick(None)
+    stream.decide("A:feed:1")
+    stream.decide("A:feed:2")
+    assert stream.texts == []
+    assert stream.rounds.audit.waiting == 0
+
+
+def test_strays_and_new_numberings_open_rounds_as_the_coordinator_does():
+    stream = Stream()
+    for number in (1, 5000, 2, 3):
+        stream.tick(number)
+    for name in ("A:feed:1", "A:feed:5000", "A:feed:2", "A:feed:3"):
+        stream.decide(name)
+    for number in (9000, 1):
+        stream.tick(number)
+    stream.decide("A:feed:9000")
+    stream.decide("A:feed=2:1")
+    assert stream.texts == []
+    assert stream.rounds.audit.waiting == 0
+
+
+def test_a_skipped_tick_has_no_round():
+    stream = Stream()
+    early = stream.tick(1)
+    stream.rounds.skipped("coordinator", early)  # before anybody knows that it decides
+    stream.tick(2)
+    stream.decide("A:feed:2")
+    late = stream.tick(3)
+    stream.rounds.skipped("coordinator", late)
+    stream.tick(4)
+    stream.decide("A:feed:4")
+    assert stream.texts == []
+
+
+def test_two_deciders_each_decide_every_round():
+    stream = Stream()
+    stream.tick(1)
+    stream.tick(2)
+    stream.decide("A:feed:1")
+    stream.decide("A:feed:2")
+    stream.decide("A:feed:2", agent="second")
+    [text] = stream.texts
+    assert text.startswith("second: ")
+
+
+def test_a_decision_of_a_users_own_kind_is_none_of_our_rounds():
+    stream = Stream()
+    stream.tick(1)
+    for name in ("", "mine", "B:feed:1", "A:feed:x"):
+        stream.decide(name)
+    assert stream.texts == []
+    assert stream.rounds.audit.decided == 0
+
+
+def test_ticks_beyond_what_may_be_open_prove_nothing():
+    stream = Stream()
+    for number in range(1, MAX_OPEN_ROUNDS + 3):
+        stream.tick(number)
+    stream.decide("A:feed:2")
+    assert stream.texts == []
+
+
+def test_what_retention_took_proves_nothing_but_what_came_after_does():
+    stream = Stream()
+    stream.tick(1)
+    stream.rounds.forget()
+    stream.decide("A:feed:2")
+    stream.tick(3)
+    stream.tick(4)
+    stream.decide("A:feed:4")
+    [text] = stream.texts
+    assert "A:feed:3" in text

@@ -1,0 +1,314 @@
+"""docs/schema is what the types say, and what is really published and printed fits it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pytest
+
+from agents.host.probe import look_around
+from bus.messages import (
+    KIND_OF,
+    KINDS,
+    Alert,
+    Child,
+    Config,
+    Decision,
+    Epoch,
+    Headline,
+    Heartbeat,
+    Lifecycle,
+    MarketData,
+    Message,
+    Sentiment,
+    Signal,
+    Timer,
+    encode,
+)
+from bus.messages.subjects import KEPT_KINDS
+from coordinator.audit.models import (
+    AgentAudit,
+    Audit,
+    Hole,
+    MirrorAudit,
+    Poison,
+    Problem,
+    RoundsAudit,
+    SnapshotAudit,
+    StreamAudit,
+)
+from coordinator.certify.models import (
+    AgentRow,
+    Audited,
+    Certificate,
+    Cleanup,
+    Flow,
+    Hop,
+    LastValues,
+    Looked,
+    MemoryKey,
+    SandboxRow,
+    SnapshotRow,
+    Step,
+    Throughput,
+    judged,
+)
+from coordinator.chaos.report import Chaos, FaultKind, FaultSeen, HeardDecisions, Proof
+from coordinator.cli import json_schema
+from coordinator.control.kill import Killing
+from coordinator.control.watchdog_client import Restarted, Revived
+from coordinator.monitor.health_check import Health
+from coordinator.monitor.history import History, HistoryEntry
+from coordinator.monitor.message_lines import Watched
+from coordinator.monitor.models import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
+from coordinator.replay.models import Difference, FieldDifference, Replay, ReplayedAgent
+from coordinator.reporting.findings import Diagnosis, Finding
+from coordinator.reporting.percentiles import spread_of
+from coordinator.runner.down import Ended
+from coordinator.sandboxes.health import SandboxHealth
+
+AT = datetime(2017, 7, 12, 17, tzinfo=UTC)
+ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "object": dict,
+    "array": list,
+    "boolean": bool,
+}
+SAID_ELSEWHERE = {"title", "description", "default"}
+
+
+def complaints(value: Any, wanted: dict[str, Any], root: dict[str, Any], at: str = "$") -> list[str]:
+    """What is wrong with `value`: enough of JSON Schema for ours, and loud about keywords that it does not know."""
+    wanted = {key: item for key, item in wanted.items() if key not in (*SAID_ELSEWHERE, "$schema", "$defs")}
+    found: list[str] = []
+    for keyword, said in wanted.items():
+        match keyword:
+            case "$ref":
+                found += complaints(value, root["$defs"][said.rpartition("/")[2]], root, at)
+            case "anyOf":
+                if all(complaints(value, variant, root, at) for variant in said):
+                    found.append(f"{at}: {value!r} fits none of {said}")
+            case "enum":
+                if value not in said:
+                    found.append(f"{at}: {value!r} is none of {said}")
+            case "type" if said == "null":
+                if value is not None:
+                    found.append(f"{at}: {value!r} is not null")
+            case "type":
+                if not isinstance(value, TYPES[said]) or isinstance(value, bool) != (said == "boolean"):
+                    found.append(f"{at}: {value!r} is no {said}")
+            case "format":
+                assert said == "date-time"
+                if isinstance(value, str) and not ZONED.fullmatch(value):
+                    found.append(f"{at}: {value!r} is no time with a zone")
+            case "required" | "properties" | "additionalProperties" if not isinstance(value, dict):
+                pass  # `type` complains of it
+            case "required":
+                found += [f"{at}: {name} is missing" for name in said if name not in value]
+            case "properties":
+                for name in said.keys() & value.keys():
+                    found += complaints(value[name], said[name], root, f"{at}.{name}")
+            case "additionalProperties":
+                for name, item in value.items():
+                    found += complaints(item, said, root, f"{at}.{name}")
+            case "items":
+                for number, item in enumerate(value):
+                    found += complaints(item, said, root, f"{at}[{number}]")
+            case _:
+                raise AssertionError(f"{at}: unknown keyword {keyword}")
+    return found
+
+
+def check(name: str, data: bytes) -> None:
+    document, value = orjson.loads((json_schema.SCHEMA_DIR / name).read_bytes()), orjson.loads(data)
+    assert complaints(value, document, document) == []
+    if importlib.util.find_spec("jsonschema") is not None:
+        importlib.import_module("jsonschema").validate(value, document)
+
+
+MESSAGES: tuple[Message, ...] = (
+    MarketData(symbol="BTC/USD", price=2340.5, volume=0.0, timestamp=AT, source="research-1"),
+    MarketData(
+        symbol="BTC/USD", price=2340.5, volume=1.5, timestamp=AT, source="research-1", sequence=7, open=2.0, high=3.0,
+        low=1.0,
+    ),
+    Headline(text="CME to launch futures", timestamp=AT, source="desk"),
+    Headline(text="t", timestamp=AT, source="desk", url="http://news.example/1", symbols=("BTC/USD",)),
+    Sentiment(sentiment="bullish", confidence=0.78, sources=("desk",), timestamp=AT, source="research-2"),
+    Signal(signal="buy", strength=0.85, indicators={"rsi": 65.0}, timestamp=AT, source="strategy-momentum"),
+    Signal(
+        signal="hold", strength=0.45, indicators={}, timestamp=AT, source="s", symbol="BTC/USD", round=3, p_up=0.45
+    ),
+    Decision(
+        final_decision="buy", position_size=0.25, risk_score=0.35, consensus_level=0.72, agents_consulted=("a", "b"),
+        timestamp=AT, source="coordinator",
+    ),
+    Decision(
+        final_decision="hold", position_size=0.0, risk_score=0.0, consensus_level=0.5, agents_consulted=(),
+        timestamp=AT, source="coordinator", decision_id="BTC/USD:research-1:3", symbol="BTC/USD", round=3,
+        absent=("a",),
+    ),
+    Timer(name="BTC/USD:research-1:3", number=3, timestamp=AT, source="coordinator"),
+    Epoch(agent="a", claim="agent_1_abcdef", claimed_by="watchdog", sandbox="base", timestamp=AT, source="watchdog"),
+    Config(voters={"a": 1.0}, timestamp=AT, source="watchdog"),
+    Lifecycle(event="ready", agent="a", timestamp=AT, source="a", epoch=4, pid=1, detail={"replayed": 0}),
+    Alert(severity="warning", code="poison_message", message="m", timestamp=AT, source="a"),
+    Heartbeat(
+        agent="base", agent_id="host_1", epoch=1, sequence=1, progress=1, status="live", interval_ms=200,
+        sandbox="base", pid=1, role="sandbox", uptime_s=1.5,
+        inventory=(Child(agent="a", agent_id="i", epoch=4, pid=2, spawned_at=AT),),
+    ),
+)  # fmt: skip
+PRINTED: dict[str, Any] = {
+    "audit": Audit(
+        ok=False, swarm="swarm", took_s=0.1, rounds=RoundsAudit(decided=1), mirror=MirrorAudit(),
+        stream=StreamAudit(source="nats://h:1", first=1, last=9, holes=[Hole(first=2, last=3, explained=False)]),
+        agents={"a": AgentAudit(outputs=1, first=1, last=1)},
+        snapshots={"a": SnapshotAudit(epoch=1, cursor=2, outputs=1)},
+        poison=[Poison(sequence=4, subject="swarm.x", problem="no JSON")], poison_total=1, problems_total=1,
+        problems=[
+            Problem(
+                check="holes", agent=None, subject=None, sequences=[2, 3], expected="2 messages", found="none", text="t"
+            )
+        ],
+        notes=["n"],
+    ),
+    "chaos": Chaos(
+        ok=False, swarm="swarm", seed=7, for_s=20.0, lasted_s=21.5,
+        faults=[
+            FaultSeen(
+                number=1, kind="reset", targets=["everybody"], at_s=0.3, hold_s=0.0, overlapping=False,
+                outcome="recovered", recovered_ms=215.0,
+            )
+        ],
+        kinds=[
+            FaultKind(
+                kind="reset", overlapping=False, count=1, recovered=1, not_applicable=0, detected_ms=spread_of([]),
+                recovered_ms=spread_of([215.0]),
+            )
+        ],
+        decisions=HeardDecisions(heard=3, stored=3),
+        proofs=[Proof(name="audit", ok=True, text="3 messages"), Proof(name="replay", ok=None, text="not run")],
+        problems=["something"],
+    ),
+    "doctor": Diagnosis(
+        ok=False, swarm="swarm", nats="nats://127.0.0.1:4222", state_dir=".signalmesh", running=False,
+        findings=[Finding(check="port", level="error", text="is taken", remedy="--port 0")],
+    ),
+    "down": Ended(swarm="swarm", pid=1, took_s=0.5),
+    "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
+    "history": History(
+        kind="decision", swarm="swarm", file="mirror.sqlite",
+        entries=[
+            HistoryEntry(sequence=3, stored_at=AT, subject="swarm.decision.B.c", agent="c", headers={}, payload={}),
+            HistoryEntry(sequence=4, stored_at=AT, subject="s", agent="c", headers={"a": "b"}, malformed="?"),
+        ],
+    ),
+    "certify": Certificate(
+        ok=False, alert_texts={"sandbox_gone": "it is gone"},
+        version="0", provider="local", endpoint=None, started_at=AT, took_s=1.5, machine=look_around(),
+        nats_server="2",
+        steps=[Step(name="auditing", took_s=0.5)], targets=[judged("detection", None, "s", 1.0, "how", "why")],
+        sandboxes=[SandboxRow(name="base")],
+        agents=[AgentRow(
+            name="a", kind="k", agent_id="i", sandbox="base", pid=None, epoch=4, capabilities=["c"], status="active",
+        )],
+        flow=Flow(hops=[Hop(source="a", to="b", kind="signal", ms=spread_of([1.5]))], votes={"a": 1}),
+        throughput=Throughput(rounds=0, seconds=None, decisions_per_s=None, messages_per_s=None, why="none"),
+        memory=[MemoryKey(agent="a", key="swarm/a/k")],
+        snapshots=[SnapshotRow(agent="a", bytes=9, revision=3, sha256="00")],
+        last_values=LastValues(subjects=0, bytes=0, read_ms=spread_of([])),
+        fault=Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4),
+        restored={"cursor": 7, "outputs": None},
+        audit=Audited(
+            ok=True, messages=6, gaps=0, doubled=0, rounds_decided=2, rounds_missing=0, mirror_compared=6,
+            mirror_missing=0, mirror_differing=0, problems=[], notes=["n"],
+        ),
+        alerts={"sandbox_lost": 1}, problems=["p"],
+        cleanup=Cleanup(looked=[Looked(what="directory", how="/d", left=["a directory"])], earlier=["e"]),
+    ),
+    "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
+    "replay": Replay(
+        ok=False, swarm="swarm", source="nats://h:1", config="swarm.toml", first=1, last=9, messages=9, inputs=4,
+        compared=2, differing=1, took_s=0.1, inputs_per_s=40.0, notes=["n"],
+        agents={"a": ReplayedAgent(kind="k", left_out="why")},
+        differences=[
+            Difference(
+                agent="a", sequence=7, output=2, cause=None, subject="swarm.signal.A.a", text="t",
+                fields=[FieldDifference(field="strength", recorded=0.5, replayed=None)],
+            )
+        ],
+    ),
+    "restart": Restarted(agent="a", epoch_before=4, epoch_after=9, ready_ms=41.5),
+    "revive": Revived(agent="a", was="drained"),
+    "status": Status(
+        swarm="swarm", nats="nats://127.0.0.1:4222", active_agents=1, processes=1, watchdog_term=None,
+        sandboxes=[
+            SandboxStatus(
+                name="b", provider="local", endpoint=None, status="active", agents=["a"], uptime_s=1.0, pid=1,
+                health=SandboxHealth(),
+            )
+        ],
+        agents=[
+            AgentStatus(
+                name="a", kind="k", agent_id="i", status="silent", epoch=4, pid=None, sandbox="b", capabilities=[],
+                restarts=0, heartbeat_age_ms=None, cursor=None, lag=None, outputs=None, poison=None, skipped=None,
+                last_output_at=AT,
+            )
+        ],
+        decisions=DecisionCount(count=1, last_at=AT, of_others=0),
+        mirror=MirrorStatus(file="mirror.sqlite", cursor=7, behind=0, behind_ms=0, status="live", pid=3),
+    ),
+    "watch": Watched(subject="swarm.signal.BTC-USD.a", sequence=3, payload={"signal": "buy"}),
+}  # fmt: skip
+
+
+def test_the_committed_files_are_what_make_schema_writes(tmp_path):
+    committed = {path.name: path.read_bytes() for path in json_schema.SCHEMA_DIR.glob("*.json")}
+    assert committed == json_schema.documents(), "run `make schema`"
+    (tmp_path / "message.gone.json").write_bytes(b"{}")
+    json_schema.write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == committed
+
+
+def test_every_kind_and_every_json_has_a_schema():
+    assert set(KEPT_KINDS) | {"heartbeat"} == set(KINDS)
+    assert {type(message) for message in MESSAGES} == set(KINDS.values())
+    assert set(PRINTED) == set(json_schema.OUTPUTS)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: KIND_OF[type(message)])
+def test_what_is_published_fits(message):
+    check(f"message.{KIND_OF[type(message)]}.json", encode(message))
+
+
+@pytest.mark.parametrize("verb", PRINTED)
+def test_what_is_printed_fits(verb):
+    assert type(PRINTED[verb]) is json_schema.OUTPUTS[verb]
+    check(f"output.{verb}.json", orjson.dumps(PRINTED[verb], option=orjson.OPT_UTC_Z))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"strength": "0.85"}, "is no number"),
+        ({"signal": "long"}, "is none of"),
+        ({"source": None}, "is no string"),
+        ({"timestamp": "2017-07-12"}, "no time with a zone"),
+        ({"round": 1.5}, "fits none of"),
+    ],
+)
+def test_what_is_wrong_does_not_fit(change, complaint):
+    document = orjson.loads((json_schema.SCHEMA_DIR / "message.signal.json").read_bytes())
+    value = {**orjson.loads(encode(MESSAGES[5])), **change}
+    assert complaint in " ".join(complaints(value, document, document))
+    del value["indicators"]
+    assert "$: indicators is missing" in complaints(value, document, document)

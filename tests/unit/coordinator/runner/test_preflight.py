@@ -1,0 +1,74 @@
+"""What `up` finds out about agents before it starts anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bus.errors import ConfigError
+from coordinator.config.loader import load
+from coordinator.runner import preflight
+
+GOOD = """
+from agents.agent import Agent
+from bus.messages import MarketData
+
+class Mine(Agent):
+    kind = "mine"
+    listens = ("market",)
+
+    def on_market(self, tick: MarketData) -> None:
+        pass
+"""
+
+
+def check(directory: Path, table: str, code: str = "") -> str:
+    """What is said of a swarm of this one agent; empty if nothing is."""
+    (directory / "mine.py").write_text(code)
+    (directory / "swarm.toml").write_text(f'[agents.one]\n{table}\n[agents.two]\nkind = "momentum"\n')
+    try:
+        preflight.check_agents(load(None, directory))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def command(program: str) -> str:
+    return f'command = ["{program}", "x"]\nlistens = ["market"]\npublishes = ["signal"]'
+
+
+def test_a_program_must_be_there(tmp_path):
+    (tmp_path / "good.sh").write_text("#!/bin/sh\n")
+    assert "agents.one.command: " in check(tmp_path, command("no-such-program-anywhere"))
+    assert "PATH" in check(tmp_path, command("no-such-program-anywhere"))
+    assert str(tmp_path / "bad.sh") in check(tmp_path, command("./bad.sh"))
+    assert "chmod +x" in check(tmp_path, command("./good.sh"))
+    (tmp_path / "good.sh").chmod(0o755)
+    assert check(tmp_path, command("./good.sh")) == ""
+    assert check(tmp_path, command("sh")) == ""
+
+
+def test_a_good_class_is_made(tmp_path):
+    assert check(tmp_path, 'class = "mine.py:Mine"', GOOD) == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("import time\ntime.sleep(3600)", ("importing mine.py", "3 s")),
+        (f"{GOOD}\n    def setup(self) -> None:\n        while True: pass\n", ("making it", "setup()", "3 s")),
+        ("import os\nos._exit(7)", ("importing mine.py", "exit code 7")),
+    ],
+    ids=["hangs at import", "hangs in setup", "ends its process"],
+)
+def test_what_does_not_come_back_is_named(tmp_path, monkeypatch, code, named):
+    monkeypatch.setattr(preflight, "STEP_S", 3.0)
+    said = check(tmp_path, 'class = "mine.py:Mine"', code)
+    assert "agents.one.class" in said
+    assert all(word in said for word in named), said
+
+
+def test_what_raises_is_told_in_its_own_words(tmp_path):
+    assert "ZeroDivisionError" in check(tmp_path, 'class = "mine.py:Mine"', "1 / 0")
+    assert "SystemExit" in check(tmp_path, 'class = "mine.py:Mine"', "raise SystemExit(3)")

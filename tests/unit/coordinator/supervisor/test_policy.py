@@ -1,0 +1,414 @@
+"""The watchdog's policy: every conclusion from made-up observations, with a clock of our own."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.messages import Child, Heartbeat, now
+from coordinator.supervisor.failure_detector import HOST_LOST_S
+from coordinator.supervisor.model import (
+    AgentState,
+    Dead,
+    Drained,
+    Look,
+    Past,
+    Patience,
+    Phase,
+    Quarantine,
+    Recall,
+    SandboxLost,
+    Spawn,
+)
+from coordinator.supervisor.policy import FORGIVEN_S, REPORT_S, STARTS_AT_ONCE
+from coordinator.telemetry.recovery_metrics import reason_class
+from tests.support.policy_world import World, a, kinds, ready
+
+
+def test_starts_everything_where_it_belongs_and_sources_last():
+    world = World(a("feed", "base", is_source=True), a("one", "base"), a("two", "python"))
+    assert world.policy.decide(world.now) == []  # no host has been heard yet
+    world.host("base")
+    world.host("python")
+    assert world.policy.decide(world.now) == [Spawn("one", "base"), Spawn("two", "python")]
+    world.start(Spawn("one", "base"))
+    world.start(Spawn("two", "python"))
+    assert [x for x in world.run(0.5) if isinstance(x, Spawn)] == [Spawn("feed", "base")]
+
+
+def test_a_source_does_not_wait_for_ever():
+    world = World(a("feed", is_source=True), a("one", "nowhere"))
+    world.host("base")
+    world.policy.hosts.pop("python")
+    actions = world.run(6, spawn=False)
+    assert Spawn("feed", "base") in actions
+
+
+def test_a_source_waits_as_long_as_others_keep_coming_up():
+    names = [f"a{number}" for number in range(4)]
+    world = World(a("feed", is_source=True), *(a(name) for name in names), a("late", "base"), sandboxes=("base",))
+    world.host("base")
+    world.run(0.1, spawn=False)
+    for name in names:
+        assert Spawn("feed", "base") not in world.run(4, spawn=False)
+        world.start(Spawn(name, "base"))
+    assert Spawn("feed", "base") in world.run(6, spawn=False)
+
+
+def test_an_exit_is_acted_on_at_once():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.policy.exited(world.now, "a", epoch, -9)
+    dead, spawn = world.policy.decide(world.now)
+    assert dead == Dead("a", epoch, "base", 1000 + epoch, "signal 9")
+    assert spawn == Spawn("a", "base", "signal 9")
+
+
+def test_an_exit_of_an_older_incarnation_means_nothing():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch - 1, -9)
+    assert world.policy.decide(world.now) == []
+
+
+def test_later_deaths_back_off_and_ten_quarantine():
+    world = ready()
+    pauses = []
+    for death in range(10):
+        state = world.policy.agents["a"]
+        died = world.now
+        world.policy.exited(world.now, "a", state.epoch, -9)
+        actions = world.policy.decide(world.now)
+        if death == 9:
+            assert kinds(actions) == ["Dead", "Quarantine"]
+            break
+        while not any(isinstance(action, Spawn) for action in actions):
+            world.now += 0.01
+            world.host("base")
+            actions = world.policy.decide(world.now)
+        pauses.append(world.now - died)
+        world.start(Spawn("a", "base"))
+        world.beat("a")
+    assert pauses[0] == 0
+    expected = [0.05 * 2**n for n in range(7)] + [5.0]
+    assert all(0.79 * wanted <= got <= 1.21 * wanted + 0.02 for got, wanted in zip(pauses[1:], expected, strict=False))
+    assert world.policy.agents["a"].phase == "quarantined"
+    assert world.run(20) == []
+    assert world.policy.revive(world.now, "a")
+    assert Spawn("a", "base") in world.policy.decide(world.now)
+    assert not world.policy.agents["a"].deaths
+
+
+def test_progress_makes_deaths_forgotten():
+    world = ready()
+    for _ in range(12):
+        world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 1)
+        assert "Spawn" in kinds(world.run(FORGIVEN_S + 6))
+    assert world.policy.agents["a"].phase == "running"
+
+
+def test_a_lost_host_moves_its_agents_to_the_least_loaded():
+    world = ready(a("a"), a("b", "python"), a("c", "third"), a("d", "third"), sandboxes=("base", "python", "third"))
+    del world.sandboxes["base"]
+    world.beating.discard("a")
+    actions = world.run(HOST_LOST_S + 0.5)
+    assert SandboxLost("base", ("a",)) in actions
+    [spawn] = [x for x in actions if isinstance(x, Spawn)]
+    assert (spawn.sandbox, spawn.moved_from) == ("python", "base")
+    assert world.policy.agents["a"].deaths == world.policy.agents["a"].deaths.__class__()  # not the agent's fault
+
+
+def test_a_replaced_host_has_lost_its_agents():
+    world = ready()
+    world.host("base", pid=2)
+    assert kinds(world.policy.decide(world.now)) == ["SandboxLost", "Dead", "Spawn"]
+
+
+def test_the_agents_of_a_sandbox_are_spread_over_the_hosts_that_serve_it():
+    world = World(*(a(name) for name in "bcde"), a("f", "python"))
+    assert world.policy.unserved == {"base", "python"}
+    for name in ("base-1", "base-2"):
+        world.host(name, group="base")
+    world.host("python")
+    assert world.policy.unserved == set()
+    placed = [action.sandbox for action in world.policy.decide(world.now) if isinstance(action, Spawn)]
+    assert sorted(placed) == ["base-1", "base-1", "base-2", "base-2", "python"]
+
+
+def test_a_host_that_drains_sends_its_agents_elsewhere():
+    world = ready()
+    world.host("base", status="draining")
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
+    actions = world.policy.decide(world.now)
+    assert kinds(actions) == ["SandboxLost", "Dead", "Spawn"]
+    assert isinstance(actions[2], Spawn)
+    assert actions[2].sandbox == "python"
+
+
+def test_an_agent_that_drained_stays_away_until_revived():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.policy.drained(world.now, "a", epoch)
+    assert world.policy.decide(world.now) == []  # it says so before it ends
+    world.policy.exited(world.now, "a", epoch, 0)
+    assert world.policy.decide(world.now) == [Drained("a")]
+    assert world.run(5) == []
+    assert world.policy.revive(world.now, "a")
+    assert "Spawn" in kinds(world.policy.decide(world.now))
+
+
+def test_the_report_of_a_drain_may_come_after_that_of_the_end():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.beating.clear()
+    world.policy.exited(world.now, "a", epoch, 0)
+    assert world.run(REPORT_S - 0.1) == []
+    world.policy.drained(world.now, "a", epoch)
+    assert world.policy.decide(world.now) == [Drained("a")]
+
+
+def test_an_end_with_exit_code_0_alone_is_a_death():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.beating.clear()
+    world.policy.drained(world.now, "a", epoch - 1)  # an older one's report proves nothing
+    world.policy.exited(world.now, "a", epoch, 0)
+    assert set(world.run(1)) == {Recall("a", epoch)}  # and asked again, should the answer get lost
+    world.policy.not_drained(world.now, "a", epoch)
+    dead, spawn = world.policy.decide(world.now)
+    assert isinstance(dead, Dead)
+    assert "exit code 0" in dead.reason
+    assert isinstance(spawn, Spawn)
+    assert len(world.policy.agents["a"].deaths) == 1
+    world.policy.not_drained(world.now, "a", epoch)  # an answer that comes twice
+    assert world.policy.decide(world.now) == []
+
+
+def test_what_the_stream_recalls_is_a_drain():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.beating.clear()
+    world.policy.exited(world.now, "a", epoch, 0)
+    world.run(1)
+    world.policy.drained(world.now, "a", epoch)
+    assert world.policy.decide(world.now) == [Drained("a")]
+
+
+def test_whom_we_have_asked_to_drain_need_not_say_so_and_is_started_anew():
+    world = ready()
+    world.policy.restart("a")
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
+    assert world.policy.decide(world.now) == [Spawn("a", "base", "restart")]
+    world.start(Spawn("a", "base"))
+    world.policy.drained(world.now, "a", world.epoch)  # the next incarnation was not asked
+    world.policy.exited(world.now, "a", world.epoch, 0)
+    assert world.policy.decide(world.now) == [Drained("a")]
+
+
+def test_a_persons_mistake_is_not_restarted():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 2)
+    assert kinds(world.policy.decide(world.now)) == ["Dead", "Quarantine"]
+
+
+def test_a_new_watchdog_adopts_and_starts_nothing():
+    world = World(a())
+    world.host("base", Child(agent="a", agent_id="x", epoch=70, pid=7, spawned_at=now()))
+    world.host("python")
+    assert world.policy.decide(world.now) == []
+    state = world.policy.agents["a"]
+    assert (state.epoch, state.pid, state.sandbox) == (70, 7, "base")
+
+
+def test_an_exit_report_that_got_lost_is_in_the_inventory():
+    world = ready()
+    epoch = world.policy.agents["a"].epoch
+    world.host("base", Child(agent="a", agent_id="x", epoch=epoch, pid=7, spawned_at=now(), exit_code=-9))
+    assert kinds(world.policy.decide(world.now)) == ["Dead", "Spawn"]
+
+
+def ended(epoch: int, exit_code: int | None = -9) -> Child:
+    return Child(agent="a", agent_id="x", epoch=epoch, pid=7, spawned_at=now(), exit_code=exit_code)
+
+
+def succeeding(*hosts: tuple[str, Child], phase: Phase = "waiting") -> tuple[World, AgentState]:
+    """A new leader that has heard these hosts, before it decides anything."""
+    world = World(a(phase=phase))
+    for sandbox in world.policy.hosts:
+        world.host(sandbox, *(child for name, child in hosts if name == sandbox))
+    return world, world.policy.agents["a"]
+
+
+def test_who_died_while_nobody_led_is_declared_dead_by_the_next_leader():
+    world, state = succeeding(("base", ended(60, 1)), ("base", ended(70)), ("python", ended(65, 1)))
+    assert state.past == Past(70, "base", 7, "x", -9, world.now)
+    world.policy.died_before(world.now, "a", state.past)
+    dead, spawn = world.policy.decide(world.now)
+    assert dead == Dead("a", 70, "base", 7, "signal 9")
+    assert spawn == Spawn("a", "base", "signal 9")
+    assert len(state.deaths) == 1
+    assert state.known_epoch == 70, "who has claimed since is not passed over"
+    world.host("base", ended(70))
+    world.policy.exited(world.now, "a", 70, -9)
+    assert world.policy.decide(world.now) == [], "once"
+
+
+def test_the_end_of_an_older_incarnation_is_nothing_where_another_host_runs_the_newer():
+    world, state = succeeding(("base", ended(70)), ("python", ended(80, None)))
+    assert state.past is not None
+    world.policy.died_before(world.now, "a", state.past)
+    assert world.policy.decide(world.now) == []
+    assert (state.epoch, state.sandbox) == (80, "python")
+
+
+def test_what_a_new_leader_finds_ended_is_no_death_by_itself():
+    world, _ = succeeding(("base", ended(70)))
+    assert world.policy.decide(world.now) == [Spawn("a", "base")]
+
+
+def test_an_end_that_a_host_reports_later_is_nothing_to_inherit():
+    world = World(a())
+    world.policy.decide(world.now)
+    world.host("base", ended(70))
+    assert world.policy.agents["a"].past is None
+
+
+@pytest.mark.parametrize("phase", ["quarantined", "drained", "external"])
+def test_who_was_to_stay_away_stays_so_under_the_next_leader(phase):
+    world, state = succeeding(("base", ended(70)), phase=phase)
+    assert state.past is not None
+    world.policy.died_before(world.now, "a", state.past)
+    assert world.policy.decide(world.now) == []
+    assert state.phase == phase
+
+
+def test_a_mistake_that_no_restart_mends_is_quarantined_by_the_next_leader():
+    world, state = succeeding(("base", ended(70, 2)))
+    assert state.past is not None
+    world.policy.died_before(world.now, "a", state.past)
+    assert kinds(world.policy.decide(world.now)) == ["Dead", "Quarantine"]
+
+
+def test_who_went_with_its_host_while_nobody_led_is_moved_and_not_blamed():
+    world = World(a())
+    world.host("python")
+    world.policy.died_before(world.now, "a", Past(70, "base", 7, "x", None, world.now))
+    dead, spawn = world.policy.decide(world.now)
+    assert isinstance(dead, Dead)
+    assert (dead.epoch, reason_class(dead.reason)) == (70, "sandbox lost")
+    assert spawn == Spawn("a", "python", dead.reason, "base")
+    assert not world.policy.agents["a"].deaths
+
+
+def test_an_incarnation_started_by_hand_takes_over():
+    world = ready()
+    state = world.policy.agents["a"]
+    old = state.epoch
+    world.policy.beat(
+        world.now,
+        Heartbeat(agent="a", agent_id="y", epoch=old + 5, sequence=1, progress=0, status="live", interval_ms=100,
+                  sandbox="by-hand", pid=77),
+    )  # fmt: skip
+    world.policy.exited(world.now, "a", old, 1)  # the old one was fenced and ended
+    assert world.policy.decide(world.now) == []
+    assert (state.epoch, state.sandbox) == (old + 5, "by-hand")
+    world.policy.drained(world.now, "a", old + 5)
+    assert kinds(world.policy.decide(world.now)) == ["Dead", "Spawn"]
+    assert not state.deaths
+
+
+def test_a_claim_by_another_is_given_time_to_beat():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 1)
+    world.policy.decide(world.now)
+    world.policy.superseded(world.now, "a")
+    assert world.run(1.0) == []
+    assert kinds(world.run(1.0)) == ["Spawn"]
+
+
+def test_an_agent_of_a_host_that_drains_by_itself_is_left_to_the_hosts_report():
+    world = ready()
+    world.policy.drained(world.now, "a", world.policy.agents["a"].epoch)
+    assert world.policy.decide(world.now) == []
+
+
+def test_a_start_that_fails_is_tried_again_without_being_a_death():
+    world = ready()
+    world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, -9)
+    world.policy.decide(world.now)
+    world.policy.spawn_failed(world.now, "a", "no answer")
+    actions = world.run(1)
+    assert kinds(actions) == ["Spawn"]
+    assert len(world.policy.agents["a"].deaths) == 1
+
+
+@given(
+    st.lists(
+        st.sampled_from(["die", "silent", "look", "wait", "host", "ill", "well", "drain", "end", "not drained"]),
+        max_size=60,
+    )
+)
+def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]) -> None:
+    """Whatever happens: a Spawn only when the one before is dead or drained, and quarantine only by its rule."""
+    world = ready()
+    alive = True
+    for event in events:
+        state = world.policy.agents["a"]
+        if event == "die":
+            world.policy.exited(world.now, "a", state.epoch, -9)
+        elif event == "drain":
+            world.policy.drained(world.now, "a", state.epoch)
+            world.policy.exited(world.now, "a", state.epoch, 0)
+        elif event == "end":
+            world.policy.exited(world.now, "a", state.epoch, 0)
+        elif event == "not drained":
+            world.policy.not_drained(world.now, "a", state.epoch)
+        elif event == "silent":
+            world.beating.discard("a")
+        elif event == "look":
+            world.policy.looked(world.now, "a", state.epoch, "T", 0, 0)
+        elif event == "host":
+            world.host("base", pid=world.sandboxes["base"] + 1)
+        elif event in ("ill", "well"):
+            world.policy.bus_trouble(world.now, event == "ill")
+        for action in world.run(0.3):
+            if isinstance(action, (Dead, Drained)):
+                assert alive
+                alive = False
+            elif isinstance(action, Spawn):
+                assert not alive
+                alive = True
+            elif isinstance(action, Quarantine):
+                assert len(state.deaths) >= 10 or state.deaths.in_a_row >= 10
+            elif isinstance(action, (Look, Recall)):
+                assert alive
+
+
+def test_a_swarm_starts_a_few_at_a_time_in_each_sandbox():
+    names = [f"a{number}" for number in range(20)]
+    world = World(*(a(name, "base") for name in names), a("other", "python"))
+    world.host("base")
+    world.host("python")
+    first = world.policy.decide(world.now)
+    assert first == [*(Spawn(name, "base") for name in names[:STARTS_AT_ONCE]), Spawn("other", "python")]
+    for spawn in first:
+        assert isinstance(spawn, Spawn)
+        world.start(spawn)
+    assert world.policy.decide(world.now) == [], "they have not beaten yet"
+    world.beat("a1")
+    assert world.policy.decide(world.now) == [Spawn(names[STARTS_AT_ONCE], "base")]
+    world.start(Spawn(names[STARTS_AT_ONCE], "base"))
+    world.run(5)
+    assert all(state.phase == "running" for state in world.policy.agents.values())
+
+
+def test_one_that_never_beats_holds_up_nobody():
+    names = [f"a{number}" for number in range(STARTS_AT_ONCE + 1)]
+    world = World(*(a(name) for name in names), sandboxes=("base",))
+    world.host("base")
+    for spawn in world.policy.decide(world.now):
+        assert isinstance(spawn, Spawn)
+        world.start(spawn)
+    world.beating.clear()
+    actions = world.run(Patience().grace_s + 0.1)
+    assert Spawn(names[-1], "base") in actions
