@@ -64,7 +64,7 @@ class Agent:
     capabilities: ClassVar[tuple[str, ...]] = ()
     memory_key: ClassVar[str] = ""
     """Last part of its key in the memory bucket; the first published kind where it is not given."""
-    hears_itself: ClassVar[bool] = False
+    receives_own_messages: ClassVar[bool] = False
     """Whether its own messages of a kind in `listens` are given to it."""
 
     @dataclass

@@ -56,11 +56,11 @@ def main() -> None:
         print(f"{key}: {value}")
     results = []
     for name in names:
-        before, began = load(), time.monotonic()
+        before, started_at = load(), time.monotonic()
         benchmark = partial(starving, long=options.long) if name == "starved" else BENCHMARKS[name]
         result = asyncio.run(benchmark(quick=options.quick))
-        result.took_s = round(time.monotonic() - began, 1)
-        result.notes.append(f"Load average before {before}, after {load()}; took {result.took_s:.0f} s.")
+        result.duration_s = round(time.monotonic() - started_at, 1)
+        result.notes.append(f"Load average before {before}, after {load()}; took {result.duration_s:.0f} s.")
         results.append(result)
         print(f"\n{result.markdown()}", flush=True)
     whole = not options.names and not options.quick

@@ -50,13 +50,13 @@ async def processes(running: Swarm) -> dict[str, psutil.Process]:
 async def cpu(found: dict[str, psutil.Process], wait_s: float) -> dict[str, float]:
     """Percent of one core that each used over `wait_s` seconds."""
     before = {role: process.cpu_times() for role, process in found.items()}
-    began = time.monotonic()
+    started_at = time.monotonic()
     await asyncio.sleep(wait_s)
-    took_s = time.monotonic() - began
+    duration_s = time.monotonic() - started_at
     used = {}
     for role, process in found.items():
         now, then = process.cpu_times(), before[role]
-        used[role] = (now.user + now.system - then.user - then.system) / took_s * 100
+        used[role] = (now.user + now.system - then.user - then.system) / duration_s * 100
     return used
 
 

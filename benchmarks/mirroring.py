@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.report import Result, spread
+from benchmarks.report import Result, percentiles
 from benchmarks.swarm import scratch
 from bus.errors import BusError, MeshError
 from bus.interface import Ack
@@ -25,7 +25,7 @@ from bus.server.supervisor import NatsServer
 PAYLOAD = b'{"symbol":"X","pad":"%s"}' % (b" " * 176)
 SUBJECT = "in.swarm.market.X.bench"
 RATE, BURST = 2000, 20
-LOOK_S = 0.005
+POLL_INTERVAL_S = 0.005
 WAIT_S = 120.0
 GOAL = f"at least 5,000 rows/s, and less than 250 ms behind at {RATE:,} messages/s"
 
@@ -60,7 +60,7 @@ async def _reach(file: Path, sequence: int) -> tuple[float, int]:
     """When the file's cursor was first seen at `sequence` or beyond, and the cursor."""
     async with asyncio.timeout(WAIT_S):
         while (cursor := await asyncio.to_thread(cursor_of, file)) < sequence:  # noqa: ASYNC110 - another process's file
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
     return time.perf_counter(), cursor
 
 
@@ -76,10 +76,10 @@ async def _publish(bus: NatsBus, count: int, rate: float | None, acked: dict[int
         if not left:
             done.set()
 
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     for number in range(count):
         if number % BURST == 0:
-            await asyncio.sleep(0 if rate is None else max(0.0, began + number / rate - time.perf_counter()))
+            await asyncio.sleep(0 if rate is None else max(0.0, started_at + number / rate - time.perf_counter()))
             while number - (count - left) > 1000:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         bus.send(SUBJECT, PAYLOAD, {"Nats-Msg-Id": f"bench:{number}:{rate}"}, on_done)
@@ -102,11 +102,11 @@ async def _run(directory: Path, backlog: int, live: int) -> tuple[float, float, 
                 acked: dict[int, float] = {}
                 seen: list[tuple[float, int]] = []
                 publishing = asyncio.create_task(_publish(bus, live, RATE, acked))
-                began = time.perf_counter()
+                started_at = time.perf_counter()
                 while not seen or seen[-1][1] < backlog + live:
                     seen.append(await _reach(file, seen[-1][1] + 1 if seen else backlog + 1))
                 await publishing
-                took = time.perf_counter() - began
+                took = time.perf_counter() - started_at
         finally:
             with contextlib.suppress(BusError):
                 await bus.close()
@@ -123,7 +123,7 @@ async def mirroring(*, quick: bool = False) -> Result:
     backlog, live = (20_000, 4_000) if quick else (100_000, 40_000)
     async with scratch() as directory:
         rows_s, cpu_us, behind, rate = await _run(directory, backlog, live)
-    ms = spread(behind)
+    ms = percentiles(behind)
     met = rows_s >= 5000 and ms["max"] < 250
     return Result(
         name="mirror",

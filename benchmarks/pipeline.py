@@ -9,7 +9,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from benchmarks import bare
-from benchmarks.report import Result, spread
+from benchmarks.report import Result, percentiles
 from benchmarks.swarm import DECISIONS, TICKS, Rounds, swarm
 
 SPEED = 100.0
@@ -68,7 +68,7 @@ async def latency(*, quick: bool) -> Result:
     def take(name: str, rounds: Rounds) -> None:
         values = rounds.latencies_ms()
         found[name] += values
-        medians[name].append(spread(values)["p50"])
+        medians[name].append(percentiles(values)["p50"])
 
     for _ in range(turns):
         first = HISTORY + 151  # the unpaced history and a second and a half of pacing are behind
@@ -81,10 +81,10 @@ async def latency(*, quick: bool) -> Result:
             await run_bare(way, SPEED, rounds, sizes)
             take(name, rounds)
     core = WAYS["core"]
-    base = spread(found[core])["p50"]
+    base = percentiles(found[core])["p50"]
     rows: list[dict[str, Any]] = []
     for name, values in found.items():
-        figures = spread(values)
+        figures = percentiles(values)
         beside = {"p50 / core": figures["p50"] / base, "p50 of each turn": _turns(medians[name])}
         rows.append({"ms": name, **figures, **beside})
     ratio, against_js = (

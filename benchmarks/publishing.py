@@ -13,7 +13,7 @@ import nats
 from nats.js import JetStreamContext
 
 from benchmarks.machine import file_system
-from benchmarks.report import Result, spread
+from benchmarks.report import Result, percentiles
 from benchmarks.swarm import scratch
 from bus.durable.fencing import claim, fence, new_agent_id
 from bus.durable.outbox import Entry, Outbox
@@ -100,14 +100,14 @@ async def durability(*, quick: bool) -> Result:
             await ours.publish(few)  # unmeasured: code paths and server warm
         for _ in range(turns):
             for mode, (bus, ours) in ways.items():
-                began = time.monotonic()
+                started_at = time.monotonic()
                 async with asyncio.timeout(120):
                     await ours.publish(many)
-                rates[mode].append(many / (time.monotonic() - began))
+                rates[mode].append(many / (time.monotonic() - started_at))
                 for _ in range(few):
-                    began = time.monotonic()
+                    started_at = time.monotonic()
                     await bus.publish("in.swarm.market.X.other", PAYLOAD)
-                    acks_ms[mode].append((time.monotonic() - began) * 1000)
+                    acks_ms[mode].append((time.monotonic() - started_at) * 1000)
     return Result(
         name="durability",
         title="What surviving a loss of power costs",
@@ -122,13 +122,13 @@ async def durability(*, quick: bool) -> Result:
                 "acknowledged/s, best": max(rates[mode]),
                 **{
                     f"{name}, ms": value
-                    for name, value in spread(acks_ms[mode]).items()
+                    for name, value in percentiles(acks_ms[mode]).items()
                     if name in ("p50", "p99", "max")
                 },
             }
             for mode in modes
         ],
-        raw={"acknowledged_per_s": rates, "ack_ms": {mode: spread(values) for mode, values in acks_ms.items()}},
+        raw={"acknowledged_per_s": rates, "ack_ms": {mode: percentiles(values) for mode, values in acks_ms.items()}},
     )
 
 
@@ -151,10 +151,10 @@ async def outbox(*, quick: bool) -> Result:
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(turns):
             for name, (publish, count) in ways.items():
-                began = time.monotonic()
+                started_at = time.monotonic()
                 async with asyncio.timeout(60):
                     await publish(count)
-                rates[name].append(count / (time.monotonic() - began))
+                rates[name].append(count / (time.monotonic() - started_at))
         await client.close()
         await bus.close()
     plain = statistics.median(rates[PLAIN])

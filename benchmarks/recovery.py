@@ -8,10 +8,10 @@ import signal
 import time
 from typing import Any
 
-from benchmarks.report import Result, spread
+from benchmarks.report import Result, percentiles
 from benchmarks.swarm import AGENTS, DECISIONS, Swarm, first_message, swarm
 from bus.nats.bus import NatsBus
-from coordinator.control.kill import Killing
+from coordinator.control.kill import KillReport
 from coordinator.control.kill import kill as kill_agent
 
 SPEED = 50.0
@@ -26,31 +26,34 @@ async def first_decision(*, quick: bool) -> Result:
     decisions, servers = [], []
     for _ in range(2 if quick else 6):
         async with swarm(2.0) as running:
-            heard = await first_message(running.client, DECISIONS)
-            decisions.append(await heard() - running.started_at)
+            received = await first_message(running.client, DECISIONS)
+            decisions.append(await received() - running.started_at)
             servers.append(running.server_up_s)
-    figures = spread(decisions)
+    figures = percentiles(decisions)
     return Result(
         name="first-decision",
         title="First decision",
         conditions="Seconds from the start of the process `signalmesh up --port 0` (a fresh state directory) to the "
         "first decision heard by an outside core subscriber.",
-        rows=[{"s": "server up, streams made, roles started", **spread(servers)}, {"s": "first decision", **figures}],
+        rows=[
+            {"s": "server up, streams made, roles started", **percentiles(servers)},
+            {"s": "first decision", **figures},
+        ],
         goal="less than 3 s",
         verdict=f"p50 {figures['p50']:.2f} s, max {figures['max']:.2f} s: {'met' if figures['max'] < 3 else 'missed'}.",
         raw={"first_decision_s": decisions, "server_up_s": servers},
     )
 
 
-async def rotate(running: Swarm, number: int, count: int) -> list[Killing]:
+async def rotate(running: Swarm, number: int, count: int) -> list[KillReport]:
     """Send signal `number` to one agent after another, each resting long enough for its deaths to be forgotten."""
     bus = await NatsBus.connect(running.url, "swarm", "bench")
-    done: list[Killing] = []
+    done: list[KillReport] = []
     try:
         for name in itertools.islice(itertools.cycle(AGENTS), count):
-            began = time.monotonic()
+            started_at = time.monotonic()
             done.append(await kill_agent(bus, name, number, 10.0))
-            await asyncio.sleep(max(0.0, AGENT_REST_S / len(AGENTS) - (time.monotonic() - began)))
+            await asyncio.sleep(max(0.0, AGENT_REST_S / len(AGENTS) - (time.monotonic() - started_at)))
     finally:
         await bus.close()
     return done
@@ -58,21 +61,21 @@ async def rotate(running: Swarm, number: int, count: int) -> list[Killing]:
 
 async def live(running: Swarm) -> None:
     """Wait until the swarm decides and its first start is forgotten."""
-    heard = await first_message(running.client, DECISIONS)
-    await heard()
+    received = await first_message(running.client, DECISIONS)
+    await received()
     await asyncio.sleep(SETTLE_S)
 
 
-def phases(done: list[Killing], names: tuple[str, ...]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+def phases(done: list[KillReport], names: tuple[str, ...]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     found = {name: [value for k in done if (value := getattr(k, f"{name}_ms")) is not None] for name in names}
-    return [{"ms since the signal": name, **spread(values)} for name, values in found.items()], found
+    return [{"ms since the signal": name, **percentiles(values)} for name, values in found.items()], found
 
 
-def losses(done: list[Killing]) -> str:
+def losses(done: list[KillReport]) -> str:
     lost = sum(k.outputs_lost or 0 for k in done)
-    doubled = sum(k.outputs_doubled or 0 for k in done)
+    duplicated = sum(k.outputs_duplicated or 0 for k in done)
     back = sum(k.outcome == "recovered" for k in done)
-    return f"{back} of {len(done)} recovered; outputs lost {lost}, doubled {doubled} (read back from the stream)."
+    return f"{back} of {len(done)} recovered; outputs lost {lost}, doubled {duplicated} (read back from the stream)."
 
 
 async def kill(*, quick: bool) -> Result:
@@ -81,9 +84,11 @@ async def kill(*, quick: bool) -> Result:
         await live(running)
         done = await rotate(running, signal.SIGKILL, count)
     rows, found = phases(done, PHASES)
-    by_agent = {name: spread(k.ready_ms for k in done if k.agent == name and k.ready_ms is not None) for name in AGENTS}
+    by_agent = {
+        name: percentiles(k.ready_ms for k in done if k.agent == name and k.ready_ms is not None) for name in AGENTS
+    }
     rows += [{"ms since the signal": f"ready, {name}", **figures} for name, figures in by_agent.items()]
-    ready = spread(found["ready"])
+    ready = percentiles(found["ready"])
     met = ready["p50"] < 50 and ready["p99"] < 150
     return Result(
         name="kill",
@@ -105,7 +110,7 @@ async def stop(*, quick: bool) -> Result:
         await live(running)
         done = await rotate(running, signal.SIGSTOP, count)
     rows, found = phases(done, PHASES)
-    ready = spread(found["ready"])
+    ready = percentiles(found["ready"])
     return Result(
         name="stop",
         title="SIGSTOP to replaced",

@@ -12,7 +12,7 @@ from agents.runtime.process import make_agent
 from agents.runtime.runtime import Runtime
 from benchmarks.report import Result
 from benchmarks.swarm import Rounds, swarm
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.nats.bus import NatsBus
 from bus.observability.logging import set_up_logs
 from bus.testing.memory_bus import MemoryBus, MemoryServer
@@ -24,22 +24,22 @@ GOAL = 20_000
 WAIT_S = 120.0
 
 
-async def record(rounds: int) -> list[Stored]:
+async def record(rounds: int) -> list[StoredMessage]:
     """What the stream of a real swarm holds after `rounds` rounds at full speed."""
-    heard = Rounds(1, rounds)
+    received = Rounds(1, rounds)
     async with swarm(0, limit=rounds) as running:
-        await running.client.subscribe("swarm.decision.*.*", cb=heard.on_decision)
+        await running.client.subscribe("swarm.decision.*.*", cb=received.on_decision)
         bus = await NatsBus.connect(running.url, "swarm", "bench")
         try:
             async with asyncio.timeout(WAIT_S):
-                await heard.done.wait()
+                await received.done.wait()
             return await bus.read_back(("swarm.>",), 1)
         finally:
             await bus.close()
 
 
-async def _in_one_pass(messages: list[Stored], config: SwarmConfig) -> tuple[int, float, float]:
-    async def rows() -> AsyncGenerator[Stored, None]:
+async def _in_one_pass(messages: list[StoredMessage], config: SwarmConfig) -> tuple[int, float, float]:
+    async def rows() -> AsyncGenerator[StoredMessage, None]:
         for stored in messages:
             yield stored
 
@@ -55,7 +55,7 @@ async def _in_one_pass(messages: list[Stored], config: SwarmConfig) -> tuple[int
     return found.inputs, wall, cpu
 
 
-async def _by_recovery(messages: list[Stored], config: SwarmConfig) -> tuple[int, float, float]:
+async def _by_recovery(messages: list[StoredMessage], config: SwarmConfig) -> tuple[int, float, float]:
     """Each agent's runtime on the memory bus, from no snapshot to ready: the replay that a restart does."""
     inputs = 0
     wall = cpu = 0.0

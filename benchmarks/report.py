@@ -10,15 +10,15 @@ from typing import Any
 
 import orjson
 
-from coordinator.reporting.percentiles import Spread, spread_of
+from coordinator.reporting.percentiles import Percentiles, percentiles_of
 
 MISSING = "-"
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
+def percentiles(values: Iterable[float]) -> dict[str, float]:
     """n, p50, p90, p99 and max of `values`; only n if there are none."""
-    found = spread_of(values)
-    return {name: value for name in Spread.__slots__ if (value := getattr(found, name)) is not None}
+    found = percentiles_of(values)
+    return {name: value for name in Percentiles.__slots__ if (value := getattr(found, name)) is not None}
 
 
 def shown(value: Any) -> str:
@@ -45,7 +45,7 @@ class Result:
     verdict: str = ""
     notes: list[str] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
-    took_s: float = 0.0
+    duration_s: float = 0.0
 
     def table(self) -> str:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))

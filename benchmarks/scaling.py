@@ -16,12 +16,12 @@ import orjson
 import psutil
 from nats.aio.msg import Msg
 
-from benchmarks.report import Result, spread
+from benchmarks.report import Result, percentiles
 from benchmarks.swarm import DECISIONS, Swarm, swarm
 from bus.nats.bus import NatsBus
 from coordinator.config.loader import load
-from coordinator.config.scaling import SUSPECT_BEATS, with_agents
-from coordinator.control.kill import Killing
+from coordinator.config.scaling import SUSPECT_HEARTBEATS, with_agents
+from coordinator.control.kill import KillReport
 from coordinator.control.kill import kill as kill_agent
 
 COUNTS, QUICK_COUNTS = (10, 50, 200), (10, 20)
@@ -38,7 +38,7 @@ MIB = 1 << 20
 
 
 @dataclass(slots=True)
-class Ear:
+class Subscriber:
     """What an outside core subscriber hears of heartbeats, lifecycle and decisions (monotonic seconds)."""
 
     live: dict[str, float] = field(default_factory=dict)
@@ -55,18 +55,18 @@ class Ear:
     round: int = 0
     voters: int = 0
 
-    async def on_beat(self, msg: Msg) -> None:
-        at, beat = time.monotonic(), orjson.loads(msg.data)
-        if beat.get("role", "agent") != "agent":
+    async def on_heartbeat(self, msg: Msg) -> None:
+        at, heartbeat = time.monotonic(), orjson.loads(msg.data)
+        if heartbeat.get("role", "agent") != "agent":
             return
-        name = beat["agent"]
-        if beat["status"] in ("live", "finished"):
+        name = heartbeat["agent"]
+        if heartbeat["status"] in ("live", "finished"):
             self.live.setdefault(name, at)
         before = self.last.get(name)
-        if before is not None and before[0] == beat["epoch"]:
-            self.late.append((at - before[2]) / (beat["interval_ms"] / 1000))
-            self.missed += beat["sequence"] - before[1] - 1
-        self.last[name] = (beat["epoch"], beat["sequence"], at)
+        if before is not None and before[0] == heartbeat["epoch"]:
+            self.late.append((at - before[2]) / (heartbeat["interval_ms"] / 1000))
+            self.missed += heartbeat["sequence"] - before[1] - 1
+        self.last[name] = (heartbeat["epoch"], heartbeat["sequence"], at)
 
     async def on_lifecycle(self, msg: Msg) -> None:
         event = orjson.loads(msg.data)
@@ -97,54 +97,54 @@ class Ear:
 
 async def one(count: int, steady_s: float, kills: int) -> dict[str, Any]:
     """All figures of a swarm of `count` agents."""
-    ear = Ear()
+    subscriber = Subscriber()
     async with swarm(SPEED, agents=count) as running:
         for subject, on_msg in (
-            ("swarm.heartbeat.*", ear.on_beat), ("swarm.epoch.*", ear.on_claim),
-            ("swarm.lifecycle.*.*", ear.on_lifecycle), (DECISIONS, ear.on_decision),
+            ("swarm.heartbeat.*", subscriber.on_heartbeat), ("swarm.epoch.*", subscriber.on_claim),
+            ("swarm.lifecycle.*.*", subscriber.on_lifecycle), (DECISIONS, subscriber.on_decision),
         ):  # fmt: skip
             await running.client.subscribe(subject, cb=on_msg)
         await running.client.flush()
-        await ear.until(f"{count} live agents", lambda: len(ear.live) >= count, START_S)
-        live_s = max(ear.live.values()) - running.started_at
-        began = time.monotonic()
-        await ear.until(f"round {HISTORY}", lambda: ear.round > HISTORY, HISTORY_S)
-        history_s = time.monotonic() - began
-        starts = spread(ear.starts)
-        false_before = sum(ear.dead.values())
-        ear.late.clear()
-        ear.missed, suspected = 0, ear.told["suspected"]
+        await subscriber.until(f"{count} live agents", lambda: len(subscriber.live) >= count, START_S)
+        live_s = max(subscriber.live.values()) - running.started_at
+        started_at = time.monotonic()
+        await subscriber.until(f"round {HISTORY}", lambda: subscriber.round > HISTORY, HISTORY_S)
+        history_s = time.monotonic() - started_at
+        starts = percentiles(subscriber.starts)
+        false_before = sum(subscriber.dead.values())
+        subscriber.late.clear()
+        subscriber.missed, suspected = 0, subscriber.told["suspected"]
         used = await cpu(running, steady_s)
-        beats, missed = spread(ear.late), ear.missed
+        heartbeats, missed = percentiles(subscriber.late), subscriber.missed
         memory = await asyncio.to_thread(total_memory, running)
         done = await kill_some(running, count, kills)
-        killed = collections.Counter(killing.agent for killing in done)
-        false = sum((ear.dead - killed).values())
-        ready = spread(k.ready_ms for k in done if k.ready_ms is not None)
-        detected = spread(k.detected_ms for k in done if k.detected_ms is not None)
+        killed = collections.Counter(kill_report.agent for kill_report in done)
+        false = sum((subscriber.dead - killed).values())
+        ready = percentiles(k.ready_ms for k in done if k.ready_ms is not None)
+        detected = percentiles(k.detected_ms for k in done if k.detected_ms is not None)
     return {
         "agents": count,
         "all live, s": live_s,
         "start p50, s": starts.get("p50"),
         "start p99, s": starts.get("p99"),
         "250 rounds, s": history_s,
-        "voters": ear.voters,
+        "voters": subscriber.voters,
         "memory, MiB": memory / MIB,
         "CPU, %": used,
-        "beat p50": beats.get("p50"),
-        "beat p99": beats.get("p99"),
-        "beat max": beats.get("max"),
+        "beat p50": heartbeats.get("p50"),
+        "beat p99": heartbeats.get("p99"),
+        "beat max": heartbeats.get("max"),
         "beats missed": missed,
         "kills": len(done),
         "recovered": sum(k.outcome == "recovered" for k in done),
-        "lost or doubled": sum((k.outputs_lost or 0) + (k.outputs_doubled or 0) for k in done),
+        "lost or doubled": sum((k.outputs_lost or 0) + (k.outputs_duplicated or 0) for k in done),
         "detected p50, ms": detected.get("p50"),
         "ready p50, ms": ready.get("p50"),
         "ready p90, ms": ready.get("p90"),
         "ready max, ms": ready.get("max"),
         "false deaths, start": false_before,
         "false deaths, later": false - false_before,
-        "suspected": ear.told["suspected"] - suspected,
+        "suspected": subscriber.told["suspected"] - suspected,
     }
 
 
@@ -165,10 +165,10 @@ async def cpu(running: Swarm, wait_s: float) -> float:
                 seconds += times.user + times.system + times.children_user + times.children_system
         return seconds
 
-    before, began = await asyncio.to_thread(total), time.monotonic()
+    before, started_at = await asyncio.to_thread(total), time.monotonic()
     await asyncio.sleep(wait_s)
-    took_s = time.monotonic() - began
-    return (await asyncio.to_thread(total) - before) / took_s * 100
+    duration_s = time.monotonic() - started_at
+    return (await asyncio.to_thread(total) - before) / duration_s * 100
 
 
 def total_memory(running: Swarm) -> int:
@@ -180,7 +180,7 @@ def total_memory(running: Swarm) -> int:
     return found
 
 
-async def kill_some(running: Swarm, count: int, kills: int) -> list[Killing]:
+async def kill_some(running: Swarm, count: int, kills: int) -> list[KillReport]:
     """SIGKILL to agents drawn without repetition, one after the other."""
     names = [item.spec.name for item in with_agents(load(None, Path("/")), count).agents]
     drawn = random.Random(SEED).sample(names, min(kills, count))
@@ -202,7 +202,7 @@ async def scale(*, quick: bool) -> Result:
     false = sum(row["false deaths, start"] + row["false deaths, later"] for row in rows)
     back, killed = sum(row["recovered"] for row in rows), sum(row["kills"] for row in rows)
     missed, latest = sum(row["beats missed"] for row in rows), max(row["beat max"] for row in rows)
-    met = false == 0 and back == killed and missed == 0 and latest < SUSPECT_BEATS
+    met = false == 0 and back == killed and missed == 0 and latest < SUSPECT_HEARTBEATS
     return Result(
         name="scale",
         title="Many agents",
@@ -213,7 +213,8 @@ async def scale(*, quick: bool) -> Result:
         f"{kills} SIGKILLs (or one for each agent), {REST_S} s apart, each to another agent.",
         rows=rows,
         goal="every heartbeat on time, no false death, every kill recovered",
-        verdict=f"{missed} heartbeats missed, the latest after {latest:.2f} intervals (suspect after {SUSPECT_BEATS}); "
+        verdict=f"{missed} heartbeats missed, the latest after {latest:.2f} intervals (suspect after "
+        f"{SUSPECT_HEARTBEATS}); "
         f"{false} false deaths; {back} of {killed} recovered: {'met' if met else 'missed'}.",
         raw={"rows": rows},
     )

@@ -31,7 +31,7 @@ async def starving(*, quick: bool, long: bool = False) -> Result:
     seconds = QUICK_S if quick else LONG_S if long else SECONDS
     cores = os.cpu_count() or 1
     told: collections.Counter[str] = collections.Counter()
-    heard = 0
+    received = 0
 
     async def on_lifecycle(msg: Msg) -> None:
         told[orjson.loads(msg.data)["event"]] += 1
@@ -48,9 +48,9 @@ async def starving(*, quick: bool, long: bool = False) -> Result:
         for burner in burners:
             burner.start()
         try:
-            heard, began = len(rounds.decisions), time.monotonic()
+            received, started_at = len(rounds.decisions), time.monotonic()
             await asyncio.sleep(seconds)
-            heard, took_s = len(rounds.decisions) - heard, time.monotonic() - began
+            received, duration_s = len(rounds.decisions) - received, time.monotonic() - started_at
             alive = sum(burner.is_alive() for burner in burners)
         finally:
             for burner in burners:
@@ -60,13 +60,14 @@ async def starving(*, quick: bool, long: bool = False) -> Result:
     return Result(
         name="starved",
         title="No false death under full load",
-        conditions=f"The default swarm at {SPEED:.0f} ticks/s for {took_s:.0f} s beside {alive} endless loops, one a "
+        conditions=f"The default swarm at {SPEED:.0f} ticks/s for {duration_s:.0f} s beside {alive} endless "
+        f"loops, one a "
         "core, of the same priority. Nothing was killed: every restart is a false death. Suspicion alone does no harm.",
         rows=[{"heard in that time": name, "count": told[name]} for name in TOLD]
-        + [{"heard in that time": "decisions", "count": heard}],
+        + [{"heard in that time": "decisions", "count": received}],
         goal="0 restarts",
         verdict=f"{told['suspected']} suspicions, {false} deaths declared and processes started: "
         f"{'met' if false == 0 else 'missed'}.",
         notes=["`--long` makes it ten minutes."],
-        raw={"lifecycle": dict(told), "decisions": heard, "seconds": took_s},
+        raw={"lifecycle": dict(told), "decisions": received, "seconds": duration_s},
     )

@@ -160,17 +160,17 @@ class Rounds:
 
 async def first_message(client: Client, subject: str) -> Callable[[], Any]:
     """Subscribe now; the returned function waits for the first message and says when it came (monotonic seconds)."""
-    heard: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    received: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def on_msg(_: Msg) -> None:
-        if not heard.done():
-            heard.set_result(time.monotonic())
+        if not received.done():
+            received.set_result(time.monotonic())
 
     await client.subscribe(subject, cb=on_msg)
     await client.flush()
 
     async def wait() -> float:
         async with asyncio.timeout(START_S):
-            return await heard
+            return await received
 
     return wait

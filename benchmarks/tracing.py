@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from benchmarks.pipeline import HISTORY, SPEED, run_swarm
-from benchmarks.report import Result, spread
+from benchmarks.report import Result, percentiles
 from benchmarks.sink import sink
 from benchmarks.swarm import Rounds
 
@@ -46,12 +46,12 @@ async def tracing(*, quick: bool) -> Result:
                 spans[way] += collector.spans()
             rates[way].append(fast.rate())
             latencies[way] += slow.latencies_ms()
-            medians[way].append(spread(slow.latencies_ms())["p50"])
+            medians[way].append(percentiles(slow.latencies_ms())["p50"])
     costs = {way: [1 - a / b for a, b in zip(rates[way], rates[OFF], strict=True)] for way in SAMPLERS}
     slower = {way: [a / b for a, b in zip(medians[way], medians[OFF], strict=True)] for way in SAMPLERS}
     rows: list[dict[str, Any]] = []
     for way, found in rates.items():
-        ms = spread(latencies[way])
+        ms = percentiles(latencies[way])
         rows.append({
             "tracing": way, "decisions/s": statistics.median(found), "best": max(found),
             "cost of throughput": f"{statistics.median(costs[way]):.1%}",

@@ -161,7 +161,7 @@ class BusTimeout(BusError):
     exit_code = EXIT_UNREACHABLE
 
 
-class NobodyServes(BusTimeout):
+class NoResponders(BusTimeout):
     """A request reached nobody: the server says that no one listens there."""
 
     def __init__(self, subject: str) -> None:

@@ -13,7 +13,7 @@ from bus.interface import Bus
 from bus.messages import Heartbeat, encode
 from bus.utils.processes import MACHINE
 
-__all__ = ["LISTEN_S", "beat"]
+__all__ = ["LISTEN_S", "send_heartbeats"]
 
 LISTEN_S = 0.5
 """Long enough for two heartbeats of every host and five of every agent."""
@@ -21,7 +21,9 @@ LISTEN_S = 0.5
 Role = Literal["watchdog", "mirror", "metrics", "provider"]
 
 
-async def beat(bus: Bus, name: str, role: Role, interval_s: float, told: Callable[[], dict[str, Any]]) -> None:
+async def send_heartbeats(
+    bus: Bus, name: str, role: Role, interval_s: float, told: Callable[[], dict[str, Any]]
+) -> None:
     """Publish a heartbeat of `name` every `interval_s` seconds, for ever; one that cannot be published is left out.
 
     `told` returns what the process says of itself just then: `status`, and whatever other fields of a Heartbeat it has

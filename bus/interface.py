@@ -24,7 +24,7 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredMessage:
     """A message as the stream holds it. `pending`: how many more of the same filter follow at that moment.
 
     `stored_ns`: the server's clock when it was stored, nanoseconds since 1970; 0 where the bus does not tell.
@@ -39,7 +39,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ReceivedMessage:
     """A message as a core subscriber hears it (also a request: then `reply` is where to answer)."""
 
     subject: str
@@ -49,7 +49,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KvEntry:
     """A value of a key-value bucket and the revision to compare-and-set it by."""
 
     value: bytes
@@ -65,10 +65,10 @@ class Bounds:
 
 
 Done = Callable[[Ack | BusError], None]
-OnStored = Callable[[Stored], Awaitable[None] | None]
+OnStored = Callable[[StoredMessage], Awaitable[None] | None]
 """Handles a message of the stream. What it returns is awaited before the next one; None: it is done."""
-OnHeard = Callable[[Heard], Awaitable[None]]
-OnRequest = Callable[[Heard], Awaitable[bytes]]
+OnMessage = Callable[[ReceivedMessage], Awaitable[None]]
+OnRequest = Callable[[ReceivedMessage], Awaitable[bytes]]
 
 
 class Closable(Protocol):
@@ -112,10 +112,10 @@ class Bus(Protocol):
     def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
         """Publish without waiting; `done` is called with the answer, or with an error if the connection breaks."""
 
-    async def last(self, subject: str) -> Stored | None:
+    async def last(self, subject: str) -> StoredMessage | None:
         """The newest message of a read-side subject."""
 
-    async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
+    async def read_back(self, filters: tuple[str, ...], first: int) -> list[StoredMessage]:
         """Everything of `filters` from sequence `first` to the present end."""
 
     async def follow(self, filters: tuple[str, ...], first: int, on_stored: OnStored) -> Closable:
@@ -124,19 +124,19 @@ class Bus(Protocol):
     async def bounds(self) -> Bounds:
         """What the stream holds."""
 
-    async def kv_get(self, bucket: str, key: str) -> Kept | None:
+    async def kv_get(self, bucket: str, key: str) -> KvEntry | None:
         """A key's value."""
 
     async def kv_put(self, bucket: str, key: str, value: bytes, expect: int) -> int:
         """Write a key if its revision is still `expect` (0: not there); returns the new revision."""
 
-    async def kv_all(self, bucket: str) -> dict[str, Kept]:
+    async def kv_all(self, bucket: str) -> dict[str, KvEntry]:
         """All keys of a bucket."""
 
     async def tell(self, subject: str, data: bytes) -> None:
         """Core publish: heard by who listens now, kept by nobody."""
 
-    async def listen(self, subject: str, on_heard: OnHeard) -> Closable:
+    async def listen(self, subject: str, on_message: OnMessage) -> Closable:
         """Core subscription."""
 
     async def answer(self, subject: str, on_request: OnRequest) -> Closable:

@@ -367,7 +367,7 @@ class _Program(asyncio.SubprocessProtocol):
             self._untold += 1
             return
         if self._untold:
-            log.warning("program_stderr_left_out", agent=self._agent, lines=self._untold)
+            log.warning("stderr_truncated", agent=self._agent, lines=self._untold)
             self._untold = 0
         self._room -= len(line)
         log.info("program_stderr", agent=self._agent, line=line)

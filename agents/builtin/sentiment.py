@@ -18,7 +18,7 @@ from agents.agent import Agent
 from agents.builtin.sentiment_score import Scorer
 from agents.feeds.headlines import load_headlines, source_name
 from bus.errors import UsageError
-from bus.messages import Headline, MarketData, Mood, Sentiment
+from bus.messages import Headline, MarketData, Sentiment, SentimentLabel
 
 TILT = 0.5
 """How far the mood moves the probability: p_up = 0.5 + 0.5 x TILT x mood lies in [0.25, 0.75].
@@ -51,7 +51,7 @@ def mood_of(items: list[Item], at_s: int, half_life_s: float) -> float:
     return total / max(1.0, math.fsum(weights))
 
 
-def read_mood(mood: float) -> tuple[Mood, float, float]:
+def read_mood(mood: float) -> tuple[SentimentLabel, float, float]:
     """(reading, confidence, p_up) of a mood in [-1, 1].
 
     The confidence is p_up as a strategy votes it (docs/concepts/decisions.md): bearish 1 - p_up, else p_up.
@@ -104,7 +104,7 @@ class SentimentAgent(Agent):
     publishes = ("headline", "sentiment")
     capabilities = ("sentiment_analysis", "news_monitoring")
     memory_key = "sentiment"
-    hears_itself = False
+    receives_own_messages = False
 
     @dataclass
     class State:

@@ -23,14 +23,14 @@ import orjson
 import structlog
 
 from agents.host.forkserver import ChildProcess, ForkServer
-from agents.host.probe import look_around, measure_memory, measure_usage
+from agents.host.probe import measure_memory, measure_usage, probe_sandbox
 from agents.host.protocol import DRAIN_GRACE_S, HEARTBEAT_S, KillOrder, SignalRequest, SpawnOrder
 from agents.runtime.process import Incarnation
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.fencing import last_claim, new_agent_id
 from bus.durable.outbox import Outbox
 from bus.errors import BusError, MeshError
-from bus.interface import Bus, Heard
+from bus.interface import Bus, ReceivedMessage
 from bus.messages import Child, Heartbeat, SandboxUsage, encode, now
 from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG
@@ -99,14 +99,14 @@ class Host:
         self._running: dict[str, _Slot] = {}
         self._ended: list[_Slot] = []
         self._term = 0
-        self._beats = 0
+        self._heartbeats = 0
         self._usage: SandboxUsage | None = None
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._orders = asyncio.Lock()
         self._waits: set[asyncio.Task[None]] = set()
         self._outbox = Outbox(bus, (f"{bus.subjects.ns}.lifecycle.*.{name}",), lambda _: None)
-        self._reports = Reporter(bus, self._outbox, name)
+        self._reports = EventPublisher(bus, self._outbox, name)
 
     def stop(self) -> None:
         """End the agents (draining) and then the host; safe to call from a signal handler of the loop."""
@@ -116,7 +116,7 @@ class Host:
         """Serve until `stop`."""
         subjects = self._bus.subjects
         await self._fork_server.start()
-        verbs: dict[str, Callable[[bytes], Awaitable[dict[str, Any]]]] = {
+        commands: dict[str, Callable[[bytes], Awaitable[dict[str, Any]]]] = {
             "spawn": self._spawn,
             "kill": self._kill,
             "signal": self._signal,
@@ -127,10 +127,10 @@ class Host:
         self._bus.watch_connection(lambda: None, self._read_term)
         with contextlib.suppress(BusError):  # there may be no stream yet, and so no watchdog either
             await self._read_term()
-        for verb, handler in verbs.items():
-            await self._bus.answer(subjects.control(self.name, verb), self._served(verb, handler))
+        for command, handler in commands.items():
+            await self._bus.answer(subjects.control(self.name, command), self._served(command, handler))
         tasks = [
-            asyncio.create_task(self._beat(), name="beat"),
+            asyncio.create_task(self._heartbeat(), name="beat"),
             asyncio.create_task(self._measure(), name="usage"),
         ]
         log.info("host_ready", sandbox=self.name, provider=self._provider, pid=os.getpid())
@@ -143,22 +143,22 @@ class Host:
             self._outbox.close()
 
     def _served(
-        self, verb: str, handler: Callable[[bytes], Awaitable[dict[str, Any]]]
-    ) -> Callable[[Heard], Awaitable[bytes]]:
-        async def serve(heard: Heard) -> bytes:
+        self, command: str, handler: Callable[[bytes], Awaitable[dict[str, Any]]]
+    ) -> Callable[[ReceivedMessage], Awaitable[bytes]]:
+        async def serve(received: ReceivedMessage) -> bytes:
             try:
-                return orjson.dumps(await handler(heard.data))
+                return orjson.dumps(await handler(received.data))
             except (MeshError, msgspec.ValidationError, orjson.JSONDecodeError, OSError) as error:
-                log.warning("request_refused", verb=verb, problem=str(error))
-                return orjson.dumps({"error": f"sandbox {self.name}, {verb}: {error}"})
+                log.warning("request_refused", command=command, problem=str(error))
+                return orjson.dumps({"error": f"sandbox {self.name}, {command}: {error}"})
 
         return serve
 
     # -- whose orders count
 
-    async def _on_term(self, heard: Heard) -> None:
+    async def _on_term(self, received: ReceivedMessage) -> None:
         """A watchdog has claimed: from now on the one before gives no orders here, whether or not the new one does."""
-        self._term = max(self._term, h.number(heard.headers, h.SEQUENCE) or 0)
+        self._term = max(self._term, h.number(received.headers, h.SEQUENCE) or 0)
 
     async def _read_term(self) -> None:
         last = await last_claim(self._bus, WATCHDOG)
@@ -260,16 +260,16 @@ class Host:
         return slot.child.look()
 
     async def _probe(self, _: bytes) -> dict[str, Any]:
-        seen = await asyncio.to_thread(look_around)
+        seen = await asyncio.to_thread(probe_sandbox)
         return {"sandbox": self.name, "provider": self._provider, **dataclasses.asdict(seen)}
 
     # -- what it says by itself
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            await self._beat_once()
+            await self._heartbeat_once()
             self._outbox.check()
             due = max(due + HEARTBEAT_S, loop.time())
             await asyncio.sleep(due - loop.time())
@@ -285,16 +285,16 @@ class Host:
             self._usage = dataclasses.replace(usage, pss_mb=memory_mb)
             await asyncio.sleep(USAGE_S)
 
-    async def _beat_once(self) -> None:
-        self._beats += 1
+    async def _heartbeat_once(self) -> None:
+        self._heartbeats += 1
         slots = [*self._running.values(), *self._ended]
         uptime_s = round(time.monotonic() - self._started, 3)
-        beat = Heartbeat(
+        heartbeat = Heartbeat(
             agent=self.name,
             agent_id=self._host_id,
             epoch=self._term,
-            sequence=self._beats,
-            progress=self._beats,
+            sequence=self._heartbeats,
+            progress=self._heartbeats,
             status="draining" if self._stop.is_set() else "live",
             interval_ms=int(HEARTBEAT_S * 1000),
             sandbox=self.name,
@@ -310,10 +310,10 @@ class Host:
             usage=self._usage,
         )
         with contextlib.suppress(BusError):
-            await self._bus.tell(self._bus.subjects.heartbeat(self.name), encode(beat))
+            await self._bus.tell(self._bus.subjects.heartbeat(self.name), encode(heartbeat))
 
     async def _drain_all(self) -> None:
-        await self._beat_once()  # so that the watchdog knows why they end
+        await self._heartbeat_once()  # so that the watchdog knows why they end
         async with self._orders:
             slots = list(self._running.values())
             for slot in slots:

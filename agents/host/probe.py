@@ -24,7 +24,7 @@ import psutil
 from bus import __version__
 from bus.messages import SandboxUsage
 
-__all__ = ["INSTALLATION", "Installation", "Probe", "look_around", "measure_memory", "measure_usage"]
+__all__ = ["INSTALLATION", "Installation", "Probe", "measure_memory", "measure_usage", "probe_sandbox"]
 
 PROC = Path("/proc")
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -46,7 +46,7 @@ class Installation:
     sandbox_id: str
     by: str
     why: str
-    took_s: float
+    duration_s: float
     steps: dict[str, float]
 
 
@@ -80,7 +80,7 @@ class Probe:
     installed: Installation | None = None
 
 
-def look_around() -> Probe:
+def probe_sandbox() -> Probe:
     """Look now. Takes milliseconds for each process of our own, and longer where a program is asked its version."""
     memory = psutil.virtual_memory()
     own = list(_own_processes())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agents.runtime.output_validation import BadOutput
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 
 if TYPE_CHECKING:
     from agents.runtime.inputs import Fault
@@ -49,7 +49,7 @@ class _Rate:
 class Complaints:
     """Tells of faults and slowness of the handlers of `agent`, by log and by alerts."""
 
-    def __init__(self, agent: str, reports: Reporter) -> None:
+    def __init__(self, agent: str, reports: EventPublisher) -> None:
         self._agent, self._reports = agent, reports
         self._logged, self._alerted, self._slow = _Rate(), _Rate(), _Rate()
         self._last_fault: Fault | None = None
@@ -80,12 +80,12 @@ class Complaints:
 
     def _alert(self, message: str, fault: Fault, once: str | None) -> None:
         detail = {} if fault.sequence is None else {"sequence": fault.sequence}
-        self._reports.alert("critical", "handler_raised", message, agent=self._agent, once=once, **detail)
+        self._reports.alert("critical", "handler_failed", message, agent=self._agent, once=once, **detail)
 
-    def slow(self, handler: str, sequence: int, took_s: float) -> None:
-        """Warn of a handler that held up the heartbeats for `took_s` seconds."""
+    def slow(self, handler: str, sequence: int, duration_s: float) -> None:
+        """Warn of a handler that held up the heartbeats for `duration_s` seconds."""
         self._await_period()
-        self._last_slow = f"{handler} took {took_s * 1000:.0f} ms over message {sequence}"
+        self._last_slow = f"{handler} took {duration_s * 1000:.0f} ms over message {sequence}"
         if self._slow.in_full():
             log.warning(
                 "slow_handler",

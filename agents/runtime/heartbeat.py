@@ -38,7 +38,7 @@ class Usage:
             self.cpu_s = round(time.process_time(), 2)
 
 
-async def beat(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
+async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
     """Publish a heartbeat every `interval_s` seconds, for ever."""
     subject = runtime.bus.subjects.heartbeat(runtime.name)
     loop = asyncio.get_running_loop()

@@ -19,7 +19,7 @@ from agents.runtime.output_validation import BadOutput, Outgoing, Prepared
 from agents.runtime.tracing import AgentTracing
 from bus.durable.snapshots import Snapshot
 from bus.errors import MeshError, MessageError, UsageError
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import KIND_OF, Event, Timer, decode
 from bus.messages.subjects import Subjects
 from bus.utils.aio import is_cancelled
@@ -59,7 +59,7 @@ class TakesComplaints(Protocol):
     """Where faults are told: agents/runtime/fault_reports.py's Complaints, or a replay's."""
 
     def failed(self, fault: Fault, error: BaseException, subject: str) -> None: ...
-    def slow(self, handler: str, sequence: int, took_s: float) -> None: ...
+    def slow(self, handler: str, sequence: int, duration_s: float) -> None: ...
 
 
 class Life(Protocol):
@@ -123,7 +123,7 @@ class Intake:
             filters.append(f"{subjects.ns}.timer.*.{self._life.name}")
         return tuple(filters)
 
-    def take(self, stored: Stored) -> Awaitable[None] | None:
+    def take(self, stored: StoredMessage) -> Awaitable[None] | None:
         """Handle the next message of the stream; what comes back is to be awaited before the one after it."""
         if not self.reading or stored.sequence <= self.cursor:
             return None
@@ -154,7 +154,9 @@ class Intake:
         life.input_handled()
         return life.journal.send()
 
-    async def _take_slowly(self, stored: Stored, kind: str, topic: str | None, handling: Awaitable[Outputs]) -> None:
+    async def _take_slowly(
+        self, stored: StoredMessage, kind: str, topic: str | None, handling: Awaitable[Outputs]
+    ) -> None:
         """The rest of `take` for an asynchronous handler."""
         life = self._life
         try:
@@ -172,15 +174,15 @@ class Intake:
             await room
         await asyncio.sleep(0)  # with inputs waiting there would be no other moment for a snapshot between two
 
-    def _call(self, stored: Stored, kind: str, message: Event) -> Any:
-        began = time.perf_counter()
+    def _call(self, stored: StoredMessage, kind: str, message: Event) -> Any:
+        started_at = time.perf_counter()
         outputs = self._handlers[kind](message)
-        took_s = time.perf_counter() - began
-        if took_s > SLOW_HANDLER_S:
-            self._life.complaints.slow(f"on_{kind}", stored.sequence, took_s)
+        duration_s = time.perf_counter() - started_at
+        if duration_s > SLOW_HANDLER_S:
+            self._life.complaints.slow(f"on_{kind}", stored.sequence, duration_s)
         return outputs
 
-    def _handled(self, stored: Stored, prepared: list[Prepared]) -> None:
+    def _handled(self, stored: StoredMessage, prepared: list[Prepared]) -> None:
         """Outputs, cursor and state belong together: nothing waits in between."""
         self._life.journal.publish(prepared, stored.sequence)
         self.cursor = stored.sequence
@@ -191,13 +193,13 @@ class Intake:
         if self.tracing is not None:
             self.tracing.end()
 
-    def _failed(self, handler: str, stored: Stored, error: BaseException) -> None:
+    def _failed(self, handler: str, stored: StoredMessage, error: BaseException) -> None:
         if isinstance(error, MeshError) and not isinstance(error, MessageError):
             self._life.fail(error)  # ends the run; a reader would only log it, and go on with the next input
         else:
             self._fail(handler, stored, error)
 
-    def _fail(self, handler: str, stored: Stored, error: BaseException) -> None:
+    def _fail(self, handler: str, stored: StoredMessage, error: BaseException) -> None:
         """Stop reading, and have the runtime go back to the last snapshot, which this handler has not spoilt."""
         self.reading = False
         why = str(error) if isinstance(error, BadOutput) else f"{handler} raised {type(error).__name__}: {error}"
@@ -234,13 +236,13 @@ class Intake:
         self.busy = False
         return outputs
 
-    def _read(self, stored: Stored) -> tuple[str, str | None, Event] | None:
+    def _read(self, stored: StoredMessage) -> tuple[str, str | None, Event] | None:
         """Kind, topic and message of an input; None if it is not for a handler."""
         subjects = self._life.subjects
         try:
             address = subjects.parse(stored.subject)
             own = address.agent == self._life.name
-            if own and address.kind != "timer" and not self._agent.hears_itself:
+            if own and address.kind != "timer" and not self._agent.receives_own_messages:
                 return None
             message = decode(address, stored.subject, stored.data)
         except MessageError as error:

@@ -17,11 +17,11 @@ import structlog
 
 from agents.runtime.output_validation import Prepared
 from agents.runtime.tracing import AgentTracing
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.fencing import fence
 from bus.durable.outbox import Entry, Outbox
 from bus.errors import MeshError, MessageError
-from bus.interface import Bus, Stored
+from bus.interface import Bus, StoredMessage
 from bus.messages import Lifecycle, decode
 from bus.messages import headers as h
 
@@ -59,8 +59,8 @@ class Journal:
         self.stored_sequence = 0
         self.on_stored: Callable[[str, bytes], None] | None = None
         self.tracing: AgentTracing | None = None
-        self._stored: deque[Stored] = deque()
-        self.reports = Reporter(bus, self._outbox, agent, self._fence)
+        self._stored: deque[StoredMessage] = deque()
+        self.reports = EventPublisher(bus, self._outbox, agent, self._fence)
 
     def __len__(self) -> int:
         return len(self._outbox)
@@ -101,7 +101,7 @@ class Journal:
                 found.cited = max(found.cited, cause)
         return found
 
-    def _number_of(self, stored: Stored) -> int | None:
+    def _number_of(self, stored: StoredMessage) -> int | None:
         """The number of an output of this agent; None of what is none, whoever has written it under its subjects."""
         if h.OUTPUT not in stored.headers:
             return None
@@ -117,7 +117,7 @@ class Journal:
             problem = f"its headers are {says}"
         self.reports.alert(
             "warning",
-            "foreign_output",
+            "output_from_unknown_writer",
             f"agent {self._agent}: message {stored.sequence} under {stored.subject} is none of its outputs "
             f"({problem}): it is passed over; look who else writes to this subject",
             agent=self._agent,
@@ -126,7 +126,7 @@ class Journal:
         )
         return None
 
-    def _skipped_of(self, stored: Stored) -> list[int]:
+    def _skipped_of(self, stored: StoredMessage) -> list[int]:
         """The input that was skipped, where this is the report of it."""
         try:
             report = decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
@@ -156,7 +156,7 @@ class Journal:
             self._diverged(self._take(), b"")
             self._pass_produced()
 
-    def _take(self) -> Stored:
+    def _take(self) -> StoredMessage:
         stored = self._stored.popleft()
         self.outputs = int(stored.headers[h.OUTPUT])
         if self.tracing is not None:
@@ -191,7 +191,7 @@ class Journal:
                 headers[h.TRACEPARENT] = traceparent
             self._outbox.put(Entry(output.subject, output.data, headers, self.outputs))
 
-    def _diverged(self, stored: Stored, data: bytes) -> None:
+    def _diverged(self, stored: StoredMessage, data: bytes) -> None:
         log.error("replay_diverged", sequence=stored.sequence, stored=stored.data.decode(), replayed=data.decode())
         self.reports.alert(
             "critical",

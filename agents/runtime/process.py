@@ -14,15 +14,15 @@ import structlog
 import uvloop
 
 from agents.agent import Agent, published_kinds
-from agents.runtime.heartbeat import HEARTBEAT_S, beat
+from agents.runtime.heartbeat import HEARTBEAT_S, send_heartbeats
 from agents.runtime.records import MEMORY_S, Memory, register
 from agents.runtime.runtime import Runtime
 from agents.runtime.tracing import AgentTracing
 from agents.spec import AgentSpec, load_class
 from bus import __version__
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, MeshError, UsageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials
 from bus.observability.logging import set_up_logs
@@ -122,7 +122,7 @@ async def _live(incarnation: Incarnation) -> int:
         memory = Memory(bus, agent, memory_key_of(spec, type(agent)), published_kinds(type(agent)), interval_s)
         runtime.on_stored = memory.take
         tasks = [
-            asyncio.create_task(beat(runtime, incarnation.heartbeat_s), name="beat"),
+            asyncio.create_task(send_heartbeats(runtime, incarnation.heartbeat_s), name="beat"),
             asyncio.create_task(memory.run(), name="memory"),
             asyncio.create_task(_introduce(runtime, bus), name="introduce"),
         ]
@@ -171,7 +171,7 @@ async def _alert_unusable(bus: NatsBus, incarnation: Incarnation, error: UsageEr
     from bus.durable.outbox import Outbox
 
     outbox = Outbox(bus, (), lambda _: None)
-    reporter = Reporter(bus, outbox, incarnation.spec.name)
+    reporter = EventPublisher(bus, outbox, incarnation.spec.name)
     reporter.alert("critical", "agent_unusable", str(error), agent=incarnation.spec.name)
     with contextlib.suppress(TimeoutError, BusError):
         async with asyncio.timeout(2.0):
@@ -184,7 +184,7 @@ async def _introduce(runtime: Runtime, bus: NatsBus) -> None:
     await register(runtime)
     agent = runtime.agent
 
-    async def status(_: Heard) -> bytes:
+    async def status(_: ReceivedMessage) -> bytes:
         tracing = runtime.tracing
         spans = {} if tracing is None else tracing.spans
         return orjson.dumps(

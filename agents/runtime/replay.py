@@ -17,7 +17,7 @@ from agents.runtime.inputs import Fault, Intake
 from agents.runtime.output_log import numbered
 from agents.runtime.output_validation import BadOutput, Outgoing, Prepared
 from bus.errors import MeshError
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import Event
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
@@ -41,7 +41,7 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class Unlike:
+class Mismatch:
     """A difference: `recorded` or `replayed` is None where the other has no counterpart.
 
     `sequence` is that of the recorded output, or else of the message at which it was noticed; `number` the output
@@ -50,7 +50,7 @@ class Unlike:
 
     sequence: int
     number: int
-    recorded: Stored | None
+    recorded: StoredMessage | None
     replayed: Expected | None
     why: str = ""
 
@@ -99,7 +99,7 @@ class Replayed:
         """Outputs of the replay whose recorded counterparts have not come."""
         return len(self.journal.outputs)
 
-    async def take(self, stored: Stored) -> Unlike | None:
+    async def take(self, stored: StoredMessage) -> Mismatch | None:
         """Handle the next input; a difference where its handler fails and did not then."""
         if (handling := self.intake.take(stored)) is not None:
             await handling
@@ -107,20 +107,20 @@ class Replayed:
         if fault is not None or self._failed is not None:
             why = fault.why if fault is not None else str(self._failed)
             self.left_out = f"from message {stored.sequence} on: {why}"
-            return Unlike(stored.sequence, self.outputs + 1, None, None, why)
+            return Mismatch(stored.sequence, self.outputs + 1, None, None, why)
         if self.waiting > MAX_WAITING:
             self.left_out = (
                 f"from message {stored.sequence} on: it had more than {MAX_WAITING:,} outputs to catch up with"
             )
         return None
 
-    async def compare(self, stored: Stored) -> list[Unlike]:
+    async def compare(self, stored: StoredMessage) -> list[Mismatch]:
         """Compare the next recorded output of this agent with that of the replay; what differs, and what it lacks."""
         number, recorded = self.outputs + 1, h.number(stored.headers, h.OUTPUT)
         self.outputs = number if recorded is None else recorded
-        found: list[Unlike] = []
+        found: list[Mismatch] = []
         if h.CAUSE in stored.headers:
-            found += [Unlike(stored.sequence, number, None, extra) for extra in self._unrecorded(stored)]
+            found += [Mismatch(stored.sequence, number, None, extra) for extra in self._unrecorded(stored)]
             outputs = self.journal.outputs
             expected = outputs.popleft() if outputs and str(outputs[0].cause) == stored.headers[h.CAUSE] else None
         else:
@@ -128,10 +128,10 @@ class Replayed:
             if self.source_left_out:
                 return found
         if expected is None or not self._same(stored, expected, number):
-            found.append(Unlike(stored.sequence, number, stored, expected))
+            found.append(Mismatch(stored.sequence, number, stored, expected))
         return found
 
-    def _same(self, stored: Stored, expected: Expected, number: int) -> bool:
+    def _same(self, stored: StoredMessage, expected: Expected, number: int) -> bool:
         headers = stored.headers
         return (
             stored.data == expected.data
@@ -139,7 +139,7 @@ class Replayed:
             and all(headers.get(name) == value for name, value in numbered(self.name, number, expected.cause).items())
         )
 
-    def _unrecorded(self, stored: Stored) -> list[Expected]:
+    def _unrecorded(self, stored: StoredMessage) -> list[Expected]:
         """Outputs of the replay that answer inputs before the one that `stored` answers: they are recorded nowhere."""
         outputs, cause = self.journal.outputs, h.number(stored.headers, h.CAUSE)
         if cause is None:
@@ -157,7 +157,7 @@ class Replayed:
         if self._events is None:
             self._events = self.agent.produce(None)
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started_at = loop.time()
         try:
             async with asyncio.timeout(PRODUCE_S - self._waited_s):
                 return await self._next_event()
@@ -168,8 +168,8 @@ class Replayed:
             )
             return None
         finally:
-            took_s = loop.time() - began
-            self._waited_s += took_s if took_s > PAUSE_S else 0.0
+            duration_s = loop.time() - started_at
+            self._waited_s += duration_s if duration_s > PAUSE_S else 0.0
 
     async def _next_event(self) -> Expected | None:
         assert self._events is not None
@@ -206,5 +206,5 @@ class _Collector:
     def failed(self, fault: Fault, error: BaseException, subject: str) -> None:
         """`Replayed.take` tells."""
 
-    def slow(self, handler: str, sequence: int, took_s: float) -> None:
+    def slow(self, handler: str, sequence: int, duration_s: float) -> None:
         """No heartbeat is held up."""

@@ -26,7 +26,7 @@ class Open:
     votes: dict[str, str] = field(default_factory=dict)
 
 
-class Rounds:
+class RoundTraces:
     """The open rounds of one agent, by symbol and number; by time where a tick has no number.
 
     Of a round that is not sampled there is only the header to pass on.

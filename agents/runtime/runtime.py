@@ -195,10 +195,10 @@ class Runtime:
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException:
-            log.exception("teardown_raised")
+            log.exception("teardown_failed")
 
-    async def _on_epoch(self, heard: Any) -> None:
-        if (h.number(heard.headers, h.SEQUENCE) or 0) > self.epoch:
+    async def _on_epoch(self, received: Any) -> None:
+        if (h.number(received.headers, h.SEQUENCE) or 0) > self.epoch:
             self.fail(Fenced(self.name, f"claimed anew, ours was epoch {self.epoch}"))
 
     async def _check_claim(self) -> None:

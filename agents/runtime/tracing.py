@@ -24,9 +24,9 @@ import structlog
 
 from agents.agent import Agent
 from agents.runtime.output_validation import Prepared
-from agents.runtime.round_traces import Open, Rounds
+from agents.runtime.round_traces import Open, RoundTraces
 from bus.errors import MessageError
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import Alert, Decision, Event, decode
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
@@ -59,7 +59,7 @@ class _Input:
     header: str = ""
     context: Context | None = None
     sequence: int = 0
-    began_ns: int = 0
+    started_ns: int = 0
     number: object = None
     """The round that it is of, so that an output of another round is not counted as its child."""
 
@@ -69,7 +69,7 @@ class AgentTracing:
 
     def __init__(self, tracer: Tracer, agent: Agent, subjects: Subjects, recovery: Context | None = None) -> None:
         self._tracer, self._name, self._subjects, self._recovery = tracer, agent.name, subjects, recovery
-        self._rounds = Rounds() if any(kind in agent.listens for kind in GATHERED) else None
+        self._rounds = RoundTraces() if any(kind in agent.listens for kind in GATHERED) else None
         self._input = _Input()
         self._unacknowledged: dict[int, Span] = {}
         self._owed: deque[tuple[int, Span]] = deque()
@@ -78,7 +78,7 @@ class AgentTracing:
         self._late_through = 0
         """Inputs stored up to here awaited the recovery."""
         self._first_of_source = recovery is not None
-        self._begun_ns = self._restored_ns = time.time_ns()
+        self._started_ns = self._restored_ns = time.time_ns()
         self._reemitted = 0
         self._inherited = self._unanswered = False
 
@@ -89,17 +89,17 @@ class AgentTracing:
 
     # -- inputs
 
-    def begin(self, stored: Stored, message: Event) -> None:
+    def begin(self, stored: StoredMessage, message: Event) -> None:
         """This input is about to be handled, until `end`."""
         at, rounds = self._input, self._rounds
-        at.sequence, at.began_ns, at.context = stored.sequence, 0, None
+        at.sequence, at.started_ns, at.context = stored.sequence, 0, None
         if rounds is not None and (header := rounds.unsampled(message)) is not None:
             at.header, at.number = header, message.round  # type: ignore[union-attr]
             return
         context, header = read_sampled(stored.headers.get(h.TRACEPARENT, ""))
         at.header, at.context = header, context
         if context is not None:
-            at.began_ns = time.time_ns()
+            at.started_ns = time.time_ns()
             TRACE_ID.set(context.trace_id)
         if rounds is not None:
             at.number = rounds.take(message, header, context, stored.sequence)
@@ -109,7 +109,7 @@ class AgentTracing:
         if self._input.context is not None:
             TRACE_ID.set("")
 
-    def failed(self, stored: Stored, kind: str, why: str, error: BaseException) -> None:
+    def failed(self, stored: StoredMessage, kind: str, why: str, error: BaseException) -> None:
         """The handler has failed on this input, which will be skipped."""
         at = self._input
         if at.context is None or at.sequence != stored.sequence:
@@ -121,7 +121,7 @@ class AgentTracing:
             context=self._child(at.context, f"{self._name}:failed:{stored.sequence}"),
             parent=at.context.span_id,
             kind="consumer",
-            start_ns=at.began_ns,
+            start_ns=at.started_ns,
             end_ns=time.time_ns(),
             attributes=self._messaging("process", kind, stored.subject, len(stored.data)),
             events=[("exception", time.time_ns(), exception)],
@@ -163,7 +163,7 @@ class AgentTracing:
             span.attributes["mesh.stream_sequence"] = sequence
             self._emit(number, span)
 
-    def found(self, stored: Stored) -> None:
+    def found(self, stored: StoredMessage) -> None:
         """An output that was stored before: by the incarnation before this one, which may not have exported its span.
 
         To be called in its place of the replay.
@@ -239,7 +239,7 @@ class AgentTracing:
         at = self._input
         parent = at.context if at.context is not None and at.context.trace_id == trace.trace_id else trace
         span = self._span(context, parent.span_id, subject, data, message, number)
-        span.start_ns = at.began_ns or span.start_ns
+        span.start_ns = at.started_ns or span.start_ns
         if opened is not None and isinstance(message, Decision):
             for voter, span_id in opened.votes.items():
                 if span_id != parent.span_id and voter in message.agents_consulted:  # strangers' count for nothing
@@ -300,14 +300,14 @@ class AgentTracing:
         if self._recovery is not None:
             self._restored_ns = time.time_ns()
             self._late_through = last
-            self._phase("restore", self._begun_ns, self._restored_ns, {})
+            self._phase("restore", self._started_ns, self._restored_ns, {})
 
     def ready(self, replayed: int) -> None:
         """The replay is over."""
         if self._recovery is not None:
             figures: dict[str, Value] = {"mesh.replayed": replayed, "mesh.reemitted_spans": self._reemitted}
             self._phase("replay", self._restored_ns, time.time_ns(), figures)
-            self._tracer.queue.hurry()  # what dies again at once should have told of its recovery
+            self._tracer.queue.flush_soon()  # what dies again at once should have told of its recovery
 
     def _phase(self, name: str, start_ns: int, end_ns: int, figures: dict[str, Value]) -> None:
         assert self._recovery is not None

@@ -16,7 +16,7 @@ from bus.messages import headers as h
 log = structlog.get_logger("signalmesh.bus")
 
 
-class Reporter:
+class EventPublisher:
     """Reports as `writer`; `fence` are headers that every report carries."""
 
     def __init__(self, bus: Bus, outbox: Outbox, writer: str, fence: Headers | None = None) -> None:

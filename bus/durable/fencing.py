@@ -12,7 +12,7 @@ import secrets
 import time
 
 from bus.errors import BusTimeout, Disconnected, MessageError, WrongSequence
-from bus.interface import Bus, Stored
+from bus.interface import Bus, StoredMessage
 from bus.messages import Epoch, decode, encode, now
 from bus.messages import headers as h
 
@@ -24,7 +24,7 @@ def new_agent_id() -> str:
     return f"agent_{time.time_ns() // 1_000_000}_{''.join(secrets.choice(LETTERS) for _ in range(6))}"
 
 
-async def last_claim(bus: Bus, agent: str) -> Stored | None:
+async def last_claim(bus: Bus, agent: str) -> StoredMessage | None:
     """The newest claim of `agent`, or None if nobody has claimed it yet."""
     return await bus.last(bus.subjects.epoch(agent))
 

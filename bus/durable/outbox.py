@@ -64,7 +64,7 @@ class Outbox:
         self._unsent: deque[Entry] = deque()
         self._one_by_one: bool | None = None
         self._learning: asyncio.Task[None] | None = None
-        self._in_doubt = False
+        self._out_of_sync = False
         self._recovering: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._accepted = 0
@@ -114,17 +114,17 @@ class Outbox:
             self._learning = self._learning or asyncio.create_task(self._learn(), name="outbox-learn")
             return
         try:
-            while self._unsent and not self._in_doubt and not self.closed and not self._must_wait():
+            while self._unsent and not self._out_of_sync and not self.closed and not self._must_wait():
                 self._send(self._unsent[0])
                 self._unsent.popleft()
         except BusError as error:  # it is sent when the connection is up again, or at the next check
-            log.debug("outbox_waits", error=str(error))
+            log.debug("publish_deferred", error=str(error))
 
     async def _learn(self) -> None:
         try:
             self._one_by_one = not await self._bus.pipelines()
         except BusError as error:
-            log.debug("outbox_waits", error=str(error))
+            log.debug("publish_deferred", error=str(error))
             return
         finally:
             self._learning = None
@@ -175,14 +175,14 @@ class Outbox:
 
     def _on_down(self) -> None:
         self._epoch += 1
-        self._in_doubt = True
+        self._out_of_sync = True
 
     async def _on_up(self) -> None:
         await self._recover()
 
     def check(self) -> None:
         """To be called now and then: a message that stays unacknowledged on a live connection starts a recovery."""
-        if not self._entries or self._in_doubt or not self._bus.live:
+        if not self._entries or self._out_of_sync or not self._bus.live:
             return
         if self._unsent and not self._must_wait():
             self.push()
@@ -191,14 +191,14 @@ class Outbox:
             self._doubt()
 
     def _doubt(self) -> None:
-        if self._in_doubt:
+        if self._out_of_sync:
             return
-        self._in_doubt = True
+        self._out_of_sync = True
         self._epoch += 1
         self._recovering = asyncio.create_task(self._recover_later(), name="outbox-recover")
 
     async def _recover_later(self) -> None:
-        while self._in_doubt and not self.closed and self._bus.live:
+        while self._out_of_sync and not self.closed and self._bus.live:
             await asyncio.sleep(RETRY_S)
             try:
                 await self._recover()
@@ -220,7 +220,7 @@ class Outbox:
             if epoch != self._epoch:
                 return  # the connection broke meanwhile: what was sent again since is the next recovery's business
         self._unsent = deque(entry for entry in self._entries if not entry.sequence)
-        self._in_doubt = False
+        self._out_of_sync = False
         self._oldest_at = asyncio.get_running_loop().time()
         self.push()
 

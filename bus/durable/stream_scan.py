@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from bus.errors import BusTimeout
-from bus.interface import Bus, Stored
+from bus.interface import Bus, StoredMessage
 
 SILENCE_S = 10.0
 """After so long without a message the stream's bounds are looked at again: the rest may have expired."""
@@ -14,7 +14,7 @@ ROOM = 2000
 """Messages that are read ahead of whoever takes them."""
 
 
-async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int) -> AsyncGenerator[Stored, None]:
+async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int) -> AsyncGenerator[StoredMessage, None]:
     """Every message of `filters` with a sequence from `first` to `last`, in order. To be used within `aclosing`.
 
     `filters` must cover the stream's last message, or a kind that still comes: else its end is noticed late.
@@ -46,11 +46,11 @@ class _Ahead:
 
     def __init__(self, last: int) -> None:
         self._last = last
-        self.batch: list[Stored] = []
+        self.batch: list[StoredMessage] = []
         self.ended = False
         self._more, self._room = asyncio.Event(), asyncio.Event()
 
-    async def __call__(self, stored: Stored) -> None:
+    async def __call__(self, stored: StoredMessage) -> None:
         if self.ended:
             return
         if stored.sequence <= self._last:
@@ -70,7 +70,7 @@ class _Ahead:
             return False
         return True
 
-    def take(self) -> list[Stored]:
+    def take(self) -> list[StoredMessage]:
         """All that is there."""
         batch, self.batch = self.batch, []
         self._room.set()

@@ -12,11 +12,11 @@ LARGEST_VOLUME = 1e30
 """In the base currency, some of which are counted in units of 1e-18."""
 
 Side = Literal["buy", "sell", "hold"]
-Mood = Literal["bullish", "bearish", "neutral"]
+SentimentLabel = Literal["bullish", "bearish", "neutral"]
 Severity = Literal["info", "warning", "critical"]
 
 MAKING = "being made"
-GIVEN_UP = "given up"
+FAILED = "given up"
 """Phases that a provider reports: it makes the sandbox, or cannot make it until a person has mended something."""
 
 
@@ -54,7 +54,7 @@ class Headline:
 class Sentiment:
     """A voter's reading of the news. `confidence` and `p_up` (probability of a rise) in [0, 1]."""
 
-    sentiment: Mood
+    sentiment: SentimentLabel
     confidence: float
     sources: tuple[str, ...]
     timestamp: datetime
@@ -220,7 +220,7 @@ class SandboxAccount:
     price_source: str | None = None
 
 
-BeatingRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "provider", "agent"]
+HeartbeatRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "provider", "agent"]
 """Whose heartbeats: those of one role, or any."""
 
 
@@ -294,11 +294,11 @@ KINDS: dict[str, type[Message]] = {
 KIND_OF: dict[type, str] = {cls: kind for kind, cls in KINDS.items()}
 
 
-def given_up_by(beat: Heartbeat) -> list[str]:
+def failed_sandboxes_of(heartbeat: Heartbeat) -> list[str]:
     """The sandboxes that `beat`, if it is a provider's, reports as given up."""
-    if beat.role != "provider":
+    if heartbeat.role != "provider":
         return []
-    return sorted(name for name, phase in (beat.phases or {}).items() if phase == GIVEN_UP)
+    return sorted(name for name, phase in (heartbeat.phases or {}).items() if phase == FAILED)
 
 
 def now() -> datetime:

@@ -139,8 +139,8 @@ class Subjects:
     def heartbeat(self, agent: str) -> str:
         return f"{self.ns}.heartbeat.{agent}"
 
-    def control(self, target: str, verb: str) -> str:
-        return f"{self.ns}.control.{target}.{verb}"
+    def control(self, target: str, command: str) -> str:
+        return f"{self.ns}.control.{target}.{command}"
 
     def all_of(self, kind: str) -> str:
         """Filter for every message of `kind` on the read side."""

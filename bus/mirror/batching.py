@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages.subjects import Subjects
-from bus.mirror.schema import Gap, KeptRow, MessageRow
+from bus.mirror.schema import KeptRow, MessageRow, MirrorGap
 from bus.nats.bus import NatsBus
 from bus.nats.consumer import Reader
 
@@ -37,7 +37,7 @@ class Followed:
     bucket: str = ""
     holds: bool = False
     """Whether its values speak of the stream of the events, and so are never ahead of it in the file."""
-    waiting: deque[tuple[float, Stored]] = field(default_factory=deque)
+    waiting: deque[tuple[float, StoredMessage]] = field(default_factory=deque)
     """Time of arrival (monotonic), message."""
     room: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -51,13 +51,13 @@ class Followed:
         self.reader = Reader(bus.jetstream, self.stream, self.filters, first, self.take)
         await self.reader.start()
 
-    async def take(self, stored: Stored) -> None:
+    async def take(self, stored: StoredMessage) -> None:
         self.put(stored)
         while len(self.waiting) >= BUFFER_ROWS:
             self.room.clear()
             await self.room.wait()
 
-    def put(self, stored: Stored) -> None:
+    def put(self, stored: StoredMessage) -> None:
         self.waiting.append((time.monotonic(), stored))
         self.arrived.set()
 
@@ -101,11 +101,13 @@ class Batch:
     messages: list[MessageRow] = field(default_factory=list)
     kept: list[KeptRow] = field(default_factory=list)
     cursors: dict[str, int] = field(default_factory=dict)
-    gaps: list[Gap] = field(default_factory=list)
+    gaps: list[MirrorGap] = field(default_factory=list)
     taken: dict[str, int] = field(default_factory=dict)
 
 
-def next_batch(followed: tuple[Followed, ...], cursors: Mapping[str, int], began: int, *, hold: bool = True) -> Batch:
+def next_batch(
+    followed: tuple[Followed, ...], cursors: Mapping[str, int], started_at: int, *, hold: bool = True
+) -> Batch:
     """At most BATCH_ROWS of each stream, from those that wait.
 
     `began` is the last sequence that the stream had when the mirror was made. A value that speaks of messages which
@@ -118,8 +120,8 @@ def next_batch(followed: tuple[Followed, ...], cursors: Mapping[str, int], began
     for _, stored in itertools.islice(events.waiting, BATCH_ROWS):
         if stored.sequence > cursor:  # else it has been read again after a reconnect of another reader
             if stored.sequence > cursor + 1:
-                reason = "before" if stored.sequence <= began else "retention"
-                batch.gaps.append(Gap(events.stream, cursor + 1, stored.sequence - 1, reason))
+                reason = "before" if stored.sequence <= started_at else "retention"
+                batch.gaps.append(MirrorGap(events.stream, cursor + 1, stored.sequence - 1, reason))
             cursor = stored.sequence
             batch.messages.append(
                 MessageRow(stored.sequence, stored.stored_ns, stored.subject, stored.headers, stored.data)
@@ -138,7 +140,7 @@ def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None
     for arrived, stored in itertools.islice(one.waiting, BATCH_ROWS):
         operation = stored.headers.get(OPERATION) or stored.headers.get(MARKER_REASON) or "PUT"
         held = one.holds and reached is not None and operation == "PUT" and (patient or arrived > overdue)
-        if held and speaks_of(stored.data) > (reached or 0):
+        if held and references(stored.data) > (reached or 0):
             return
         if stored.sequence > revision:
             revision = stored.sequence
@@ -149,7 +151,7 @@ def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None
         batch.taken[one.stream] = batch.taken.get(one.stream, 0) + 1
 
 
-def speaks_of(value: bytes) -> int:
+def references(value: bytes) -> int:
     """The highest sequence of the stream that a snapshot or a registry record mentions; 0 of anything else."""
     try:
         fields = orjson.loads(value)

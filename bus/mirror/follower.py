@@ -18,12 +18,12 @@ from typing import Any
 import orjson
 import structlog
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.outbox import Outbox
 from bus.errors import BusError, MirrorFailing, OtherHistory, Refused
-from bus.heartbeats import beat
+from bus.heartbeats import send_heartbeats
 from bus.mirror.batching import BATCH_ROWS, Followed, followed_streams, next_batch
-from bus.mirror.schema import Gap, Incarnation
+from bus.mirror.schema import MirrorGap, StreamIncarnation
 from bus.mirror.writer import COMPLETE, PRUNE_ROWS, MirrorStore
 from bus.nats.bus import NatsBus
 from bus.nats.consumer import collect
@@ -37,11 +37,11 @@ BATCH_S = 0.02
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0
 """Between two attempts at a write that fails."""
 PRUNE_S = 1.0
-LOOK_S = 0.3
+POLL_INTERVAL_S = 0.3
 """Between two looks for a stream or a server that is not there, and at what else may have changed in silence."""
 FINISH_S = 8.0
 """Longest time to read the rest when asked to end."""
-BEGAN = "began"
+STARTED_AT = "began"
 """Word about the file: the stream's last sequence when the mirror was made."""
 
 log = structlog.get_logger("signalmesh.mirror")
@@ -66,7 +66,7 @@ class Mirror:
         self._events = self._followed[0]
         self._stop = asyncio.Event()
         self._outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), lambda _: None)
-        self._reports = Reporter(bus, self._outbox, NAME)
+        self._reports = EventPublisher(bus, self._outbox, NAME)
         self._bad_file = False
         self._missing: set[str] = set()
         self.status = "waiting"
@@ -83,9 +83,11 @@ class Mirror:
         Raises:
             MirrorDamaged: the file's content is broken.
         """
-        beating = asyncio.create_task(beat(self._bus, NAME, "mirror", HEARTBEAT_S, self._told), name="mirror-beat")
+        heartbeat_task = asyncio.create_task(
+            send_heartbeats(self._bus, NAME, "mirror", HEARTBEAT_S, self._told), name="mirror-beat"
+        )
         for notice in self._notices:
-            self._reports.alert("critical", "mirror_set_aside", notice)
+            self._reports.alert("critical", "mirror_file_replaced", notice)
         try:
             await self._follow()
         finally:
@@ -95,7 +97,7 @@ class Mirror:
                 async with asyncio.timeout(1.0):
                     await self._outbox.flush()
             self._outbox.close()
-            await end_tasks([beating])
+            await end_tasks([heartbeat_task])
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -108,7 +110,7 @@ class Mirror:
             return
         self._events.arrived.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(POLL_INTERVAL_S):
                 await self._events.arrived.wait()
 
     async def _follow(self) -> None:
@@ -127,14 +129,14 @@ class Mirror:
                     self._failing(error)
                     await self._pause(backoff_s)
                 except BusError as error:
-                    log.debug("mirror_waits", problem=str(error))
+                    log.debug("mirror_paused", problem=str(error))
                     if isinstance(error, Refused) and error.code == STREAM_NOT_FOUND:
                         self._lost(error.subject.rpartition(".")[2])
                     self.status = "waiting"
-                    await self._pause(LOOK_S)
+                    await self._pause(POLL_INTERVAL_S)
                 else:
                     backoff_s = 0.0
-                    self._well()
+                    self._healthy()
                     await self._until_arrival()
                     await self._pause(BATCH_S)
                 self._outbox.check()
@@ -163,7 +165,7 @@ class Mirror:
         log.error("stream_lost", stream=stream)
         self._reports.alert("critical", "stream_lost", problem)
 
-    def _well(self) -> None:
+    def _healthy(self) -> None:
         self._missing.clear()
         if self._bad_file:
             self._bad_file = False
@@ -202,8 +204,8 @@ class Mirror:
         known = self._store.incarnations.get(stream)
         if known is None:
             if followed is self._events:
-                await self._store.set_meta(BEGAN, str(last))
-            await self._store.begin([Incarnation(stream, created, orjson.dumps(info["config"]), 0, "first")])
+                await self._store.set_meta(STARTED_AT, str(last))
+            await self._store.begin([StreamIncarnation(stream, created, orjson.dumps(info["config"]), 0, "first")])
         elif known.created != created:
             made = f"stream {stream} was made anew at {created}, the mirrored one at {known.created}"
             raise OtherHistory(self._advice(made))
@@ -211,13 +213,13 @@ class Mirror:
             raise OtherHistory(self._advice(f"stream {stream} ends at {last}, the mirror holds it up to {cursor}"))
         followed.verified = generation
         if followed is self._events and first > cursor + 1 and not followed.waiting:
-            gap = Gap(stream, cursor + 1, first - 1, "before" if first - 1 <= self._began else "retention")
+            gap = MirrorGap(stream, cursor + 1, first - 1, "before" if first - 1 <= self._started_at else "retention")
             await self._store.write([], [], {stream: gap.last}, [gap])
             self._tell(gap)
 
     @property
-    def _began(self) -> int:
-        return int(self._store.meta.get(BEGAN, 0))
+    def _started_at(self) -> int:
+        return int(self._store.meta.get(STARTED_AT, 0))
 
     def _advice(self, what: str) -> str:
         return (
@@ -226,9 +228,9 @@ class Mirror:
             "docs/runbooks/restore-after-total-loss.md"
         )
 
-    def _tell(self, gap: Gap) -> None:
+    def _tell(self, gap: MirrorGap) -> None:
         if gap.reason == "before":
-            log.info("mirror_begins_later", first=gap.first, last=gap.last)
+            log.info("mirror_starts_after", first=gap.first, last=gap.last)
             return
         self._reports.alert(
             "critical",
@@ -244,7 +246,7 @@ class Mirror:
     async def _write(self, *, hold: bool = True) -> None:
         """Write what has arrived."""
         while True:
-            batch = next_batch(self._followed, self._store.cursors, self._began, hold=hold)
+            batch = next_batch(self._followed, self._store.cursors, self._started_at, hold=hold)
             if not batch.taken:
                 return
             for followed in self._followed:

@@ -14,7 +14,7 @@ import orjson
 
 from bus.errors import OtherHistory, Refused
 from bus.mirror.reader import MirrorFile
-from bus.mirror.schema import Incarnation
+from bus.mirror.schema import StreamIncarnation
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
@@ -88,7 +88,7 @@ class Losses:
         return False
 
     async def _adopt(self, stream: str, info: dict[str, Any], cursor: int) -> None:
-        incarnation = Incarnation(stream, info["created"], orjson.dumps(info["config"]), cursor, "restored")
+        incarnation = StreamIncarnation(stream, info["created"], orjson.dumps(info["config"]), cursor, "restored")
         await self._store.begin([incarnation])
 
     async def _same_message(self, sequence: int) -> bool:

@@ -17,10 +17,10 @@ from bus.errors import MirrorDamaged, MirrorUnusable
 from bus.messages.subjects import Subjects
 from bus.mirror.schema import (
     BUSY_TIMEOUT_S,
-    Gap,
-    Incarnation,
     KeptRow,
     MessageRow,
+    MirrorGap,
+    StreamIncarnation,
     check_version,
     explained,
     kept_checksum,
@@ -118,15 +118,15 @@ class MirrorFile:
         found = self.rows("SELECT cursor FROM cursors WHERE stream = ?", stream or self.subjects.stream)
         return int(found[0][0]) if found else 0
 
-    def incarnations(self, stream: str | None = None) -> list[Incarnation]:
+    def incarnations(self, stream: str | None = None) -> list[StreamIncarnation]:
         """The makings of `stream` (by default that of the events) that its rows are of, oldest first."""
         sql = "SELECT stream, created, config, since, reason FROM incarnations WHERE stream = ? ORDER BY rowid"
-        return [Incarnation(*row) for row in self.rows(sql, stream or self.subjects.stream)]
+        return [StreamIncarnation(*row) for row in self.rows(sql, stream or self.subjects.stream)]
 
-    def gaps(self, stream: str | None = None) -> list[Gap]:
+    def gaps(self, stream: str | None = None) -> list[MirrorGap]:
         """Sequences of `stream` (by default that of the events) that are known to be missing from the file."""
         sql = "SELECT stream, first, last, reason, recorded_ns FROM gaps WHERE stream = ? ORDER BY first"
-        return [Gap(*row) for row in self.rows(sql, stream or self.subjects.stream)]
+        return [MirrorGap(*row) for row in self.rows(sql, stream or self.subjects.stream)]
 
     def bounds(self) -> tuple[int, int]:
         """First and last sequence of the messages in the file; (0, 0) if it has none."""

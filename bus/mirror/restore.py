@@ -24,14 +24,14 @@ from bus.durable.fencing import claim_parts, new_agent_id
 from bus.errors import Refused, UsageError
 from bus.messages import Lifecycle, encode, now
 from bus.messages import headers as h
-from bus.mirror.batching import speaks_of
+from bus.mirror.batching import references
 from bus.mirror.loss_check import Losses, restore_prefix, stream_info
 from bus.mirror.reader import PAGE, Mirrored, MirrorFile
-from bus.mirror.schema import Gap, Incarnation
+from bus.mirror.schema import MirrorGap, StreamIncarnation
 from bus.mirror.sequenced_publisher import Pipeline
 from bus.mirror.writer import COMPLETE, MirrorStore
 from bus.nats.bus import NatsBus
-from bus.nats.streams import MEMORY_TTL_S, StreamLimits, wanted_streams
+from bus.nats.streams import MEMORY_TTL_S, StreamLimits, expected_streams
 
 MOST_HOLES = 1_000_000
 """Sequences filled and purged at most, some 25 s of work; what lies before more of them is left out."""
@@ -101,7 +101,7 @@ class _Rebuild:
     def __init__(self, bus: NatsBus, store: MirrorStore, file: MirrorFile, limits: StreamLimits, writer: str) -> None:
         self._bus, self._store, self._file, self._limits, self._writer = bus, store, file, limits, writer
         self._prefix = restore_prefix(bus)
-        self._wanted = {config["name"]: config for config in wanted_streams(bus, limits)}
+        self._wanted = {config["name"]: config for config in expected_streams(bus, limits)}
         self._events = bus.subjects.stream
         self._result = Rebuilt(stream=self._events)
         self._last_of: dict[str, int] = {}
@@ -122,9 +122,9 @@ class _Rebuild:
             lost.update(buckets)  # state must fit the messages
         self._result.clean = self._is_clean()
         log.warning("rebuilding", lost=sorted(lost), clean=self._result.clean)
-        incarnations: list[Incarnation] = []
+        incarnations: list[StreamIncarnation] = []
         cursors: dict[str, int] = {}
-        gaps: list[Gap] = []
+        gaps: list[MirrorGap] = []
         if events in lost:
             await self._put_messages(infos[events], incarnations, cursors, gaps)
         for bucket in (stream for stream in buckets if stream in lost):
@@ -163,9 +163,9 @@ class _Rebuild:
     async def _put_messages(
         self,
         present: dict[str, Any] | None,
-        incarnations: list[Incarnation],
+        incarnations: list[StreamIncarnation],
         cursors: dict[str, int],
-        gaps: list[Gap],
+        gaps: list[MirrorGap],
     ) -> None:
         cursor = self._store.cursors[self._events]
         oldest_ns = time.time_ns() - int(self._limits.max_age_s * 1e9)
@@ -198,10 +198,10 @@ class _Rebuild:
         if self._result.holes:
             await self._bus.api(f"STREAM.PURGE.{self._events}", {"filter": f"{self._bus.subjects.ns}.{HOLE}"})
         self._result.last = self._held
-        incarnations.append(Incarnation(self._events, created, orjson.dumps(wanted), end, "rebuilt"))
+        incarnations.append(StreamIncarnation(self._events, created, orjson.dumps(wanted), end, "rebuilt"))
         cursors[self._events] = end
         if end > cursor:
-            gaps.append(Gap(self._events, cursor + 1, end, "lost"))
+            gaps.append(MirrorGap(self._events, cursor + 1, end, "lost"))
 
     def _first_to_put(self, oldest_ns: int, cursor: int) -> int:
         """The first sequence that still belongs into the stream, and has not too many holes behind it."""
@@ -266,7 +266,7 @@ class _Rebuild:
         self,
         stream: str,
         present: dict[str, Any] | None,
-        incarnations: list[Incarnation],
+        incarnations: list[StreamIncarnation],
         cursors: dict[str, int],
     ) -> None:
         bucket = stream.removeprefix("KV_")
@@ -279,7 +279,7 @@ class _Rebuild:
             await self._bus.kv_put(bucket, key, value, 0)
             count += 1
         self._result.buckets[bucket] = count
-        incarnations.append(Incarnation(stream, created, orjson.dumps(config), base, "rebuilt"))
+        incarnations.append(StreamIncarnation(stream, created, orjson.dumps(config), base, "rebuilt"))
         cursors[stream] = base
 
     def _fitting_values(self, bucket: str) -> dict[str, bytes]:
@@ -293,7 +293,7 @@ class _Rebuild:
                 continue
             for value in reversed(self._file.value_history(bucket, key)):
                 row = value.row
-                if value.intact and row.operation == "PUT" and (memory or speaks_of(row.value) <= self._held):
+                if value.intact and row.operation == "PUT" and (memory or references(row.value) <= self._held):
                     found[key] = row.value
                     break
             else:

@@ -163,7 +163,7 @@ class KeptRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Incarnation:
+class StreamIncarnation:
     """One making of a stream: `created` is the server's time of it, `config` its configuration as JSON.
 
     `reason` says how the mirror came to it: `first`, or `rebuilt`.
@@ -177,7 +177,7 @@ class Incarnation:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class MirrorGap:
     """Sequences of a stream that are not in the file; `reason` as in the table gaps."""
 
     stream: str

@@ -22,10 +22,10 @@ from bus.mirror.schema import (
     BUSY_TIMEOUT_S,
     INSERT_KEPT,
     INSERT_MESSAGE,
-    Gap,
-    Incarnation,
     KeptRow,
     MessageRow,
+    MirrorGap,
+    StreamIncarnation,
     explained,
     prepare,
 )
@@ -53,7 +53,7 @@ class MirrorStore:
         self._db, self._lock = db, lock
         self._turn = asyncio.Lock()
         self.cursors: dict[str, int] = {}
-        self.incarnations: dict[str, Incarnation] = {}
+        self.incarnations: dict[str, StreamIncarnation] = {}
         """The newest of each stream."""
         self.meta: dict[str, str] = {}
 
@@ -97,7 +97,7 @@ class MirrorStore:
         await self._db.execute("PRAGMA synchronous = FULL")
         self.cursors = dict(await self._all("SELECT stream, cursor FROM cursors"))
         sql = "SELECT stream, created, config, since, reason FROM incarnations ORDER BY rowid"
-        self.incarnations = {row[0]: Incarnation(*row) for row in await self._all(sql)}
+        self.incarnations = {row[0]: StreamIncarnation(*row) for row in await self._all(sql)}
         self.meta = dict(await self._all("SELECT key, value FROM meta"))
 
     async def _all(self, sql: str, *values: Any) -> list[Any]:
@@ -139,7 +139,7 @@ class MirrorStore:
         messages: Sequence[MessageRow],
         kept: Sequence[KeptRow],
         cursors: Mapping[str, int],
-        gaps: Iterable[Gap] = (),
+        gaps: Iterable[MirrorGap] = (),
     ) -> None:
         """Add rows, and move the cursors of their streams, all or nothing."""
 
@@ -160,20 +160,26 @@ class MirrorStore:
         sql = "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (stream) DO UPDATE SET cursor = excluded.cursor"
         await self._db.executemany(sql, list(cursors.items()))
 
-    async def _put_gaps(self, gaps: Iterable[Gap]) -> None:
+    async def _put_gaps(self, gaps: Iterable[MirrorGap]) -> None:
         rows = [(gap.stream, gap.first, gap.last, gap.reason, time.time_ns()) for gap in gaps]
         if rows:
             await self._db.executemany("INSERT INTO gaps VALUES (?, ?, ?, ?, ?)", rows)
 
     async def begin(
-        self, incarnations: Sequence[Incarnation], cursors: Mapping[str, int] | None = None, gaps: Iterable[Gap] = ()
+        self,
+        incarnations: Sequence[StreamIncarnation],
+        cursors: Mapping[str, int] | None = None,
+        gaps: Iterable[MirrorGap] = (),
     ) -> None:
         """Record which makings of the streams are followed from now on, and where in them."""
 
         async def work() -> None:
             await self._db.executemany(
                 "INSERT INTO incarnations VALUES (?, ?, ?, ?, ?, ?)",
-                [(*(getattr(one, name) for name in Incarnation.__slots__), time.time_ns()) for one in incarnations],
+                [
+                    (*(getattr(one, name) for name in StreamIncarnation.__slots__), time.time_ns())
+                    for one in incarnations
+                ],
             )
             await self._put_gaps(gaps)
             await self._put_cursors(cursors or {})
@@ -230,7 +236,7 @@ class MirrorStore:
         stream = f"{self.swarm}_events"
         [(pruned,)] = await self._all("SELECT min(first) FROM gaps WHERE stream = ? AND reason = 'pruned'", stream)
         await self._db.execute("DELETE FROM gaps WHERE stream = ? AND reason = 'pruned'", (stream,))
-        await self._put_gaps([Gap(stream, first if pruned is None else pruned, upto, "pruned")])
+        await self._put_gaps([MirrorGap(stream, first if pruned is None else pruned, upto, "pruned")])
         return removed
 
     async def close(self) -> None:

@@ -15,7 +15,19 @@ import structlog
 from nats.aio.msg import Msg
 
 from bus.errors import BusError, BusTimeout, Disconnected, Refused
-from bus.interface import Ack, Bounds, Closable, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
+from bus.interface import (
+    Ack,
+    Bounds,
+    Closable,
+    Done,
+    Headers,
+    KvEntry,
+    OnMessage,
+    OnRequest,
+    OnStored,
+    ReceivedMessage,
+    StoredMessage,
+)
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.nats.client import parse_headers
@@ -23,7 +35,7 @@ from bus.nats.connection import Connection
 from bus.nats.consumer import Reader, collect
 from bus.nats.credentials import Credentials
 from bus.nats.jetstream import API_TIMEOUT_S, IN_PROCESS, NO_MESSAGE, JetStream
-from bus.nats.urls import shown_url
+from bus.nats.urls import redacted_url
 
 IN_PROCESS_RETRY_S = 0.02
 BEHIND_RETRY_S = 0.05
@@ -66,7 +78,7 @@ class NatsBus:
 
     @property
     def url(self) -> str:
-        return shown_url(self.connection.url)
+        return redacted_url(self.connection.url)
 
     def watch_connection(self, down: Any, up: Any) -> None:
         self.connection.watch(down, up)
@@ -113,14 +125,14 @@ class NatsBus:
 
     # -- the stream
 
-    async def api(self, verb: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
+    async def api(self, command: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
         """One request to JetStream's API; see `JetStream.api`."""
-        return await self.jetstream.api(verb, body, timeout_s)
+        return await self.jetstream.api(command, body, timeout_s)
 
-    async def last(self, subject: str) -> Stored | None:
+    async def last(self, subject: str) -> StoredMessage | None:
         return await self._newest(self.subjects.stream, subject)
 
-    async def _newest(self, stream: str, subject: str) -> Stored | None:
+    async def _newest(self, stream: str, subject: str) -> StoredMessage | None:
         """Asked of the stream's leader: a direct get may be answered by a replica that lags behind."""
         try:
             found = (await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))["message"]
@@ -130,9 +142,9 @@ class NatsBus:
             raise
         headers = parse_headers(base64.b64decode(found.get("hdrs", "")))
         headers[h.STORED_AT] = found["time"]
-        return Stored(found["subject"], found["seq"], base64.b64decode(found.get("data", "")), headers)
+        return StoredMessage(found["subject"], found["seq"], base64.b64decode(found.get("data", "")), headers)
 
-    async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
+    async def read_back(self, filters: tuple[str, ...], first: int) -> list[StoredMessage]:
         if await self.pipelines():
             return await collect(self.jetstream, self.subjects.stream, filters, first)
         while True:
@@ -162,21 +174,21 @@ class NatsBus:
 
     # -- key-value
 
-    async def kv_get(self, bucket: str, key: str) -> Kept | None:
+    async def kv_get(self, bucket: str, key: str) -> KvEntry | None:
         stored = await self._newest(f"KV_{bucket}", f"$KV.{bucket}.{key}")
         if stored is None or "KV-Operation" in stored.headers:
             return None
-        return Kept(stored.data, stored.sequence)
+        return KvEntry(stored.data, stored.sequence)
 
     async def kv_put(self, bucket: str, key: str, value: bytes, expect: int) -> int:
         ack = await self.publish(f"$KV.{bucket}.{key}", value, {h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect)})
         return ack.sequence
 
-    async def kv_all(self, bucket: str) -> dict[str, Kept]:
+    async def kv_all(self, bucket: str) -> dict[str, KvEntry]:
         prefix = f"$KV.{bucket}."
         found = await collect(self.jetstream, f"KV_{bucket}", (prefix + ">",), 1, newest=True)
         return {
-            stored.subject[len(prefix) :]: Kept(stored.data, stored.sequence)
+            stored.subject[len(prefix) :]: KvEntry(stored.data, stored.sequence)
             for stored in found
             if "KV-Operation" not in stored.headers
         }
@@ -186,23 +198,23 @@ class NatsBus:
     async def tell(self, subject: str, data: bytes) -> None:
         self.connection.write(subject, data)
 
-    async def listen(self, subject: str, on_heard: OnHeard) -> Closable:
+    async def listen(self, subject: str, on_message: OnMessage) -> Closable:
         async def on_msg(msg: Msg) -> None:
             try:
-                await on_heard(Heard(msg.subject, msg.data, msg.headers or {}, msg.reply))
+                await on_message(ReceivedMessage(msg.subject, msg.data, msg.headers or {}, msg.reply))
             except Exception:
                 log.exception("listener_failed", subject=msg.subject)
 
         return _Subscription(await self.connection.subscribe(subject, on_msg))
 
     async def answer(self, subject: str, on_request: OnRequest) -> Closable:
-        async def on_heard(heard: Heard) -> None:
-            data = await on_request(heard)
-            if heard.reply:
+        async def on_message(received: ReceivedMessage) -> None:
+            data = await on_request(received)
+            if received.reply:
                 with contextlib.suppress(Disconnected):
-                    await self.tell(heard.reply, data)
+                    await self.tell(received.reply, data)
 
-        return await self.listen(subject, on_heard)
+        return await self.listen(subject, on_message)
 
     async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
         return await self.jetstream.request(subject, data, timeout_s)
@@ -222,8 +234,8 @@ class NatsBus:
         from nats import micro
 
         async def handle(request: Any) -> None:
-            heard = Heard(request.subject, request.data, request.headers or {}, "")
-            await request.respond(await on_request(heard))
+            received = ReceivedMessage(request.subject, request.data, request.headers or {}, "")
+            await request.respond(await on_request(received))
 
         service = await micro.add_service(
             self.connection.client, name=name, version=version, description=description, metadata=metadata

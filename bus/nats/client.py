@@ -97,7 +97,7 @@ class LazyHeaders(Mapping[str, str]):
         return repr(self._all())
 
 
-class QuickClient(Client):
+class FastClient(Client):
     """To be used like nats-py's own."""
 
     def __init__(self) -> None:

@@ -20,9 +20,9 @@ import structlog
 from nats.aio.msg import Msg
 
 from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
-from bus.nats.client import QuickClient
+from bus.nats.client import FastClient
 from bus.nats.credentials import Credentials, credentials_from
-from bus.nats.urls import check_url, is_websocket, shown_url, urls_of
+from bus.nats.urls import check_url, is_websocket, redacted_url, urls_of
 from bus.nats.wire_parser import OnDirect
 from bus.utils.aio import end_tasks, is_cancelled
 
@@ -50,7 +50,7 @@ def too_large(subject: str, size: int, limit: int) -> Refused:
     return Refused(subject, MESSAGE_TOO_LARGE, f"message size exceeds maximum allowed: {size} bytes, {limit} at most")
 
 
-class _Client(QuickClient):
+class _Client(FastClient):
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():  # its waiter gave up: this is its answer, and nobody else's
             self._pongs.pop(0)
@@ -88,7 +88,7 @@ class Connection:
         # nats-py's own ImportError would be retried without end: its connect loop takes it for an unreachable server.
         if is_websocket(url) and importlib.util.find_spec("aiohttp") is None:
             raise UsageError(
-                f"--nats {shown_url(url)}: a WebSocket address (ws, wss) needs the package aiohttp; "
+                f"--nats {redacted_url(url)}: a WebSocket address (ws, wss) needs the package aiohttp; "
                 "install it: pip install 'signalmesh[wss]'"
             )
         self._credentials = credentials_from() if credentials is None else credentials
@@ -130,7 +130,7 @@ class Connection:
         try:
             await asyncio.wait({connecting}, timeout=TELL_S if wait_s is None else wait_s)
             if not connecting.done() and wait_s is None:
-                log.warning("bus_awaited", nats=shown_url(self.url), problem=self._last_error or "no answer")
+                log.warning("waiting_for_nats", nats=redacted_url(self.url), problem=self._last_error or "no answer")
                 await asyncio.wait({connecting})
             if not connecting.done():
                 raise self._unreachable(self._last_error or "no answer")
@@ -150,7 +150,7 @@ class Connection:
 
     def _unreachable(self, reason: str) -> BusUnreachable:
         kind = NotAdmitted if NOT_ADMITTED.search(reason) else BusUnreachable
-        return kind(shown_url(self.url), reason)
+        return kind(redacted_url(self.url), reason)
 
     async def _connect(self) -> None:
         await self.client.connect(
@@ -216,7 +216,7 @@ class Connection:
         try:
             self.client.write(subject, data, reply, headers)
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
-            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
+            raise Disconnected(f"{subject}: not connected to {redacted_url(self.url)}") from None
         except nats.errors.MaxPayloadError:
             raise too_large(subject, len(data), self.client.max_payload) from None
         except nats.errors.Error as error:
@@ -233,7 +233,7 @@ class Connection:
                 subject, cb=on_msg, pending_msgs_limit=1_000_000, pending_bytes_limit=512 * 1024 * 1024
             )
         except nats.errors.ConnectionClosedError:
-            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
+            raise Disconnected(f"{subject}: not connected to {redacted_url(self.url)}") from None
 
     async def subscribe_directly(self, subject: str, on_direct: OnDirect) -> Any:
         """Subscribe with a function that is called while bytes are read.
@@ -244,7 +244,7 @@ class Connection:
         try:
             return await self.client.subscribe_directly(subject, on_direct)
         except nats.errors.ConnectionClosedError:
-            raise Disconnected(f"{subject}: not connected to {shown_url(self.url)}") from None
+            raise Disconnected(f"{subject}: not connected to {redacted_url(self.url)}") from None
 
     async def close(self) -> None:
         if self._closed:

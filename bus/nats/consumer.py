@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from bus.errors import BusError, BusTimeout, Refused
-from bus.interface import OnStored, Stored
+from bus.interface import OnStored, StoredMessage
 from bus.nats.client import STATUS, LazyHeaders, parse_headers
 from bus.nats.jetstream import IDLE_HEARTBEAT_S, STREAM_NOT_FOUND, JetStream
 from bus.utils.aio import end_tasks
@@ -57,7 +57,7 @@ class Reader:
         self._consumer = ""
         self._subscription: Any = None
         self._expected = 1
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self._closed = False
         self._waiting: deque[_Arrived] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -97,7 +97,7 @@ class Reader:
         inbox = self._jetstream.connection.client.new_inbox()
         self._consumer = inbox.rpartition(".")[2]
         self._expected = 1
-        self._heard_at = asyncio.get_running_loop().time()
+        self._received_at = asyncio.get_running_loop().time()
 
         def on_message(subject: str, reply: str, data: bytes, headers: bytes) -> None:
             if generation == self.generation and not self._closed:
@@ -111,7 +111,7 @@ class Reader:
             self.pending = pending
 
     def _take(self, arrived: _Arrived) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        self._received_at = asyncio.get_running_loop().time()
         if self._worker is not None:
             self._waiting.append(arrived)
         elif (handling := self._handle(arrived)) is not None:
@@ -125,7 +125,7 @@ class Reader:
                         await handling
                     except Exception:
                         log.exception("reader_callback_failed", stream=self._stream, sequence=self._next - 1)
-                    self._heard_at = asyncio.get_running_loop().time()
+                    self._received_at = asyncio.get_running_loop().time()
                 if not self._waiting:
                     return
                 handling = self._handle(self._waiting.popleft())
@@ -158,7 +158,7 @@ class Reader:
             self.pending = pending
             self._next = sequence + 1
             headers = LazyHeaders(arrived.headers)
-            return self._on_stored(Stored(arrived.subject, sequence, arrived.data, headers, pending, stored_ns))
+            return self._on_stored(StoredMessage(arrived.subject, sequence, arrived.data, headers, pending, stored_ns))
         except Exception:
             log.exception("reader_callback_failed", stream=self._stream, sequence=self._next - 1)
             return None
@@ -186,7 +186,7 @@ class Reader:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_HEARTBEAT_S):
                     await self._wanted.wait()
-            silent_s = asyncio.get_running_loop().time() - self._heard_at
+            silent_s = asyncio.get_running_loop().time() - self._received_at
             working = self._worker is not None  # heartbeats wait in the queue behind what is being handled
             if not self._wanted.is_set() and (working or silent_s < 3 * IDLE_HEARTBEAT_S):
                 continue
@@ -218,17 +218,17 @@ class Reader:
 
 async def collect(
     jetstream: JetStream, stream: str, filters: tuple[str, ...], first: int, *, newest: bool = False
-) -> list[Stored]:
+) -> list[StoredMessage]:
     """Everything of `filters` from `first` to the end as it was when asked; `newest`: only each subject's last message.
 
     Raises:
         BusTimeout: the server fell silent.
         Refused: there is no such stream.
     """
-    found: list[Stored] = []
+    found: list[StoredMessage] = []
     complete = asyncio.Event()
 
-    def on_stored(stored: Stored) -> None:
+    def on_stored(stored: StoredMessage) -> None:
         found.append(stored)
         if stored.pending == 0:
             complete.set()

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import structlog
 
-from bus.errors import BusError, BusTimeout, NobodyServes, Refused, WrongSequence
+from bus.errors import BusError, BusTimeout, NoResponders, Refused, WrongSequence
 from bus.interface import Ack, Done, Headers
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.client import STATUS, parse_headers
@@ -108,7 +108,7 @@ class JetStream:
             if not answer.done():
                 answer.set_exception(BusTimeout("the connection broke before the answer came"))
 
-    async def api(self, verb: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
+    async def api(self, command: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
         """One request to JetStream's API, `$JS.API.{verb}`.
 
         Raises:
@@ -116,12 +116,12 @@ class JetStream:
             BusTimeout: no answer, or the cluster is about to elect a leader.
         """
         data = b"" if body is None else orjson.dumps(body)
-        reply = orjson.loads(await self.request(f"$JS.API.{verb}", data, timeout_s))
+        reply = orjson.loads(await self.request(f"$JS.API.{command}", data, timeout_s))
         if error := reply.get("error"):
             code = error.get("err_code", error.get("code", 0))
             if code in NO_LEADER:
-                raise BusTimeout(f"{verb}: {error.get('description', '')}")
-            raise Refused(verb, code, error.get("description", ""))
+                raise BusTimeout(f"{command}: {error.get('description', '')}")
+            raise Refused(command, code, error.get("description", ""))
         answer: dict[str, Any] = reply
         return answer
 
@@ -146,7 +146,7 @@ class JetStream:
         finally:
             del self._asked[token]
         if not data and headers.get(STATUS) == str(NO_RESPONDERS):
-            raise NobodyServes(subject)
+            raise NoResponders(subject)
         return data, headers
 
     async def create_consumer(

@@ -34,7 +34,7 @@ class StreamLimits:
     replicas: int = 1
 
 
-def wanted_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
+def expected_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
     """Configurations, as JetStream's API takes them, of the streams and buckets that this version makes."""
     subjects = bus.subjects
     write, read = f"in.{subjects.ns}.>", f"{subjects.ns}.>"
@@ -100,7 +100,7 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
         UsageError: a stream of that name exists with another purpose, or the server is unfit.
     """
     await check_server(bus)
-    for wanted in wanted_streams(bus, settings or StreamLimits()):
+    for wanted in expected_streams(bus, settings or StreamLimits()):
         name = wanted["name"]
         try:
             await bus.api(f"STREAM.CREATE.{name}", wanted)

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from bus.errors import UsageError
 
-__all__ = ["check_url", "is_websocket", "shown_url", "urls_of"]
+__all__ = ["check_url", "is_websocket", "redacted_url", "urls_of"]
 
 WEBSOCKET = ("ws", "wss")
 
@@ -21,7 +21,7 @@ def is_websocket(url: str) -> bool:
     return any(one.partition("://")[0] in WEBSOCKET for one in urls_of(url))
 
 
-def shown_url(url: str) -> str:
+def redacted_url(url: str) -> str:
     """`url` without user, password or token, for logs and errors."""
     return ",".join(map(_shown, urls_of(url)))
 
@@ -43,7 +43,7 @@ def check_url(url: str, option: str = "--nats") -> str:
     """
     schemes = {_check(one, option) for one in urls_of(url)}
     if len({scheme in WEBSOCKET for scheme in schemes}) > 1:
-        raise UsageError(f"{option} {shown_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")
+        raise UsageError(f"{option} {redacted_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")
     return url
 
 
@@ -62,7 +62,7 @@ def _check(url: str, option: str) -> str:
         ok = False
     if not ok:
         raise UsageError(
-            f"{option} {shown_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss), "
+            f"{option} {redacted_url(url) if '@' in url else url}: expected nats://HOST:PORT (or tls, ws, wss), "
             "or several of one cluster with commas between them"
         )
     assert parts is not None

@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 import orjson
 import structlog
 
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 
 SECRET_KEY = re.compile(
     r"pass(word|wd|phrase)?$|token$|secret|seed$|nkey|api_?key|creds|credential|authori[sz]ation|cookie|webhook|jwt$",
@@ -67,11 +67,11 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
-def disarm(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def sanitize(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Make every text harmless for a terminal; other values are shown by `repr`, which escapes already."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = harmless(value)
+            event[key] = escape_control(value)
     return event
 
 
@@ -82,7 +82,7 @@ def _as_json(event: Any, **_: Any) -> str:
         return json.dumps(event, default=str)
 
 
-class _Bearing:
+class _TolerantStream:
     """A stream that bears a full disk: what cannot be written is left out, as no log is worth a process.
 
     Each text, a line with its end, is one write of the system's: agents share a file with their host, and nothing of
@@ -115,7 +115,7 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool
     stream = stream or sys.stderr
     if json is None:
         json = not stream.isatty()
-    stream = cast(TextIO, _Bearing(stream))
+    stream = cast(TextIO, _TolerantStream(stream))
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         trace,
@@ -130,7 +130,7 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool
         ]
     else:
         shared += [
-            disarm,
+            sanitize,
             structlog.processors.format_exc_info,
             redact,
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),

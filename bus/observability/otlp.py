@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from bus.observability.otel_env import PACKAGES, Signal
 
-__all__ = ["Complaints", "make_exporter", "make_resource"]
+__all__ = ["ExporterErrors", "make_exporter", "make_resource"]
 
 EXPORTERS = {
     "traces": ("trace_exporter", "OTLPSpanExporter"),
@@ -27,7 +27,7 @@ HEADERS_LOGGER = "opentelemetry.util.re"
 """It tells of headers that it cannot read, and shows them: they are secrets."""
 
 
-class Complaints(logging.Handler):
+class ExporterErrors(logging.Handler):
     """Keeps what the exporters log about failures, in the place of printing each one; the newest two.
 
     Of an exception only the type is kept, and nothing in front of an @: either could show a secret of the endpoint.
@@ -50,7 +50,7 @@ class Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == HEADERS_LOGGER:
             return
-        arguments = tuple(map(_harmless, record.args)) if isinstance(record.args, tuple) else ()
+        arguments = tuple(map(_escape_control, record.args)) if isinstance(record.args, tuple) else ()
         text = record.msg % arguments if arguments else str(record.msg)
         if text not in self._kept:
             self._kept.append(text)
@@ -60,7 +60,7 @@ class Complaints(logging.Handler):
         super().close()
 
 
-def _harmless(argument: Any) -> Any:
+def _escape_control(argument: Any) -> Any:
     if isinstance(argument, BaseException):
         return type(argument).__name__
     return argument.rpartition("@")[2] if isinstance(argument, str) else argument

@@ -13,7 +13,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from bus import __version__
 from bus.observability.otel_env import Settings, longest_value
-from bus.observability.otlp import Complaints, make_exporter, make_resource
+from bus.observability.otlp import ExporterErrors, make_exporter, make_resource
 from bus.observability.spans import Context, Span, Value
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class OtlpExport:
         Raises:
             ValueError: the protocol is unknown or not installed.
         """
-        self._complaints = Complaints()
+        self._errors = ExporterErrors()
         self._exporter: SpanExporter = make_exporter(settings.protocol, "traces")
         self._resource = make_resource(resource)
         self._scope = InstrumentationScope("signalmesh", __version__)
@@ -48,7 +48,7 @@ class OtlpExport:
     @property
     def why(self) -> str:
         """What the exporter has said of its newest failure; empty where it said nothing."""
-        return self._complaints.newest
+        return self._errors.newest
 
     def send(self, spans: list[Span]) -> bool:
         """Export them, with the exporter's own retries and time-out; False if they are lost."""
@@ -79,4 +79,4 @@ class OtlpExport:
     def shutdown(self) -> None:
         """Break off a retry that is under way."""
         self._exporter.shutdown()
-        self._complaints.close()
+        self._errors.close()

@@ -127,14 +127,14 @@ class SpanQueue:
             more, self._told, self._told_at = self.dropped - self._told, self.dropped, at
             log.warning("spans_dropped", dropped=more, in_all=self.dropped, why=why)
 
-    def hurry(self) -> None:
+    def flush_soon(self) -> None:
         """Have what there is exported without waiting for more."""
         self._urgent.set()
 
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
         """Wait, in a thread that may, until all that was taken is exported or lost; whether it is."""
         if not self._idle.is_set():
-            self.hurry()
+            self.flush_soon()
         return self._idle.wait(timeout_s)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:

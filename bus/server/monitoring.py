@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 __all__ = ["keep_storing", "listed", "read_info", "read_monitoring", "write_error"]
 
-LOOK_S = 1.0
+POLL_INTERVAL_S = 1.0
 ROOM_BYTES = 8 << 20
 """Free bytes from which on a new start is worth trying."""
 
@@ -110,7 +110,7 @@ async def keep_storing(server: Restartable, on_error: Callable[[int, str], None]
     """
     told = None
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
         pid = server.pid
         problem = None if pid is None else await write_error(server.directory, pid)
         if pid is None or problem is None:

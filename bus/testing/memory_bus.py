@@ -16,7 +16,18 @@ from typing import Any
 import structlog
 
 from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
-from bus.interface import Ack, Bounds, Done, Headers, Heard, Kept, OnHeard, OnRequest, OnStored, Stored
+from bus.interface import (
+    Ack,
+    Bounds,
+    Done,
+    Headers,
+    KvEntry,
+    OnMessage,
+    OnRequest,
+    OnStored,
+    ReceivedMessage,
+    StoredMessage,
+)
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
@@ -45,12 +56,12 @@ class MemoryServer:
     def __init__(self, swarm: str = "swarm", first_sequence: int = 1) -> None:
         self.subjects = Subjects(swarm)
         self.first_sequence = first_sequence
-        self.messages: list[Stored] = []
+        self.messages: list[StoredMessage] = []
         self._last: dict[str, int] = {}
         self._ids: dict[str, int] = {}
-        self.buckets: dict[str, dict[str, Kept]] = {}
+        self.buckets: dict[str, dict[str, KvEntry]] = {}
         self._revisions: dict[str, int] = {}
-        self._listeners: dict[int, tuple[str, Callable[[Heard], None]]] = {}
+        self._listeners: dict[int, tuple[str, Callable[[ReceivedMessage], None]]] = {}
         self._wakers: dict[int, Callable[[], None]] = {}
         self._keys = itertools.count(1)
 
@@ -83,14 +94,14 @@ class MemoryServer:
         if msg_id is not None and (known := self._ids.get(msg_id)) is not None:
             return Ack(known, duplicate=True)
         sequence = self.last_sequence + 1
-        stored = Stored(read_side, sequence, data, dict(headers))
+        stored = StoredMessage(read_side, sequence, data, dict(headers))
         previous = self._last.get(read_side, 0)
         self.messages.append(stored)
         self._last[read_side] = sequence
         if msg_id is not None:
             self._ids[msg_id] = sequence
-        self.spread(
-            Heard(
+        self.percentiles(
+            ReceivedMessage(
                 read_side,
                 data,
                 {**headers, h.SEQUENCE: str(sequence), h.LAST_SEQUENCE: str(previous), "Nats-Subject": read_side},
@@ -110,22 +121,22 @@ class MemoryServer:
         if expected is not None and int(expected) != revision:
             raise WrongSequence(subject, f"wrong last sequence: {revision}")
         self._revisions[bucket] = self._revisions.get(bucket, 0) + 1
-        keys[key] = Kept(data, self._revisions[bucket])
-        self.spread(Heard(subject, data, {}))
+        keys[key] = KvEntry(data, self._revisions[bucket])
+        self.percentiles(ReceivedMessage(subject, data, {}))
         return Ack(self._revisions[bucket])
 
-    def spread(self, heard: Heard) -> None:
+    def percentiles(self, received: ReceivedMessage) -> None:
         """Core delivery to whoever listens now."""
         for pattern, listener in list(self._listeners.values()):
-            if matches(pattern, heard.subject):
-                listener(heard)
+            if matches(pattern, received.subject):
+                listener(received)
 
-    def of(self, filters: tuple[str, ...], first: int) -> list[Stored]:
+    def of(self, filters: tuple[str, ...], first: int) -> list[StoredMessage]:
         """Stored messages of `filters` from sequence `first` on."""
         start = max(0, first - self.first_sequence)
         return [m for m in self.messages[start:] if any(matches(f, m.subject) for f in filters)]
 
-    def add_listener(self, pattern: str, listener: Callable[[Heard], None]) -> int:
+    def add_listener(self, pattern: str, listener: Callable[[ReceivedMessage], None]) -> int:
         key = next(self._keys)
         self._listeners[key] = (pattern, listener)
         return key
@@ -146,35 +157,35 @@ class MemoryServer:
 class _Subscription:
     """Feeds a callback serially from a queue, as the NATS client does."""
 
-    def __init__(self, bus: MemoryBus, pattern: str, on_heard: OnHeard) -> None:
+    def __init__(self, bus: MemoryBus, pattern: str, on_message: OnMessage) -> None:
         self._bus = bus
-        self._queue: asyncio.Queue[Heard] = asyncio.Queue()
-        self._on_heard = on_heard
+        self._queue: asyncio.Queue[ReceivedMessage] = asyncio.Queue()
+        self._on_message = on_message
         self._key = bus.server.add_listener(pattern, self._take)
         self._task = asyncio.create_task(self._run(), name=f"listen-{pattern}")
 
-    def _take(self, heard: Heard) -> None:
+    def _take(self, received: ReceivedMessage) -> None:
         if self._bus.connected:
-            self._queue.put_nowait(heard)
+            self._queue.put_nowait(received)
 
     async def _run(self) -> None:
         while True:
-            heard = await self._queue.get()
+            received = await self._queue.get()
             try:
                 await self._bus.step("heard")
-                await self._on_heard(heard)
+                await self._on_message(received)
             except Disconnected:
                 continue
             except Exception:
-                log.exception("listener_failed", subject=heard.subject)
+                log.exception("listener_failed", subject=received.subject)
 
     async def close(self) -> None:
         self._bus.server.remove(self._key)
         self._task.cancel()
 
 
-def _with_pending(stored: Stored, pending: int) -> Stored:
-    return Stored(stored.subject, stored.sequence, stored.data, stored.headers, pending)
+def _with_pending(stored: StoredMessage, pending: int) -> StoredMessage:
+    return StoredMessage(stored.subject, stored.sequence, stored.data, stored.headers, pending)
 
 
 class _Reader:
@@ -315,13 +326,13 @@ class MemoryBus:
                 result = BusTimeout("the connection broke before the answer came")
             done(result)
 
-    async def last(self, subject: str) -> Stored | None:
+    async def last(self, subject: str) -> StoredMessage | None:
         await self.step("last")
         self._check()
         found = self.server.of((subject,), 0)
         return found[-1] if found else None
 
-    async def read_back(self, filters: tuple[str, ...], first: int) -> list[Stored]:
+    async def read_back(self, filters: tuple[str, ...], first: int) -> list[StoredMessage]:
         await self.step("read_back")
         self._check()
         found = self.server.of(filters, first)
@@ -339,7 +350,7 @@ class MemoryBus:
         self._check()
         return Bounds(self.server.first_sequence, self.server.last_sequence)
 
-    async def kv_get(self, bucket: str, key: str) -> Kept | None:
+    async def kv_get(self, bucket: str, key: str) -> KvEntry | None:
         await self.step("kv_get")
         self._check()
         return self.server.buckets.get(bucket, {}).get(key)
@@ -348,43 +359,43 @@ class MemoryBus:
         headers = {h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect)}
         return (await self.publish(f"$KV.{bucket}.{key}", value, headers)).sequence
 
-    async def kv_all(self, bucket: str) -> dict[str, Kept]:
+    async def kv_all(self, bucket: str) -> dict[str, KvEntry]:
         await self.step("kv_all")
         self._check()
         return dict(self.server.buckets.get(bucket, {}))
 
     async def tell(self, subject: str, data: bytes) -> None:
         self._check()
-        self.server.spread(Heard(subject, data))
+        self.server.percentiles(ReceivedMessage(subject, data))
 
-    async def listen(self, subject: str, on_heard: OnHeard) -> _Subscription:
+    async def listen(self, subject: str, on_message: OnMessage) -> _Subscription:
         self._check()
-        subscription = _Subscription(self, subject, on_heard)
+        subscription = _Subscription(self, subject, on_message)
         self._open.append(subscription)
         return subscription
 
     async def answer(self, subject: str, on_request: OnRequest) -> _Subscription:
-        async def on_heard(heard: Heard) -> None:
-            data = await on_request(heard)
-            if heard.reply:
-                await self.tell(heard.reply, data)
+        async def on_message(received: ReceivedMessage) -> None:
+            data = await on_request(received)
+            if received.reply:
+                await self.tell(received.reply, data)
 
-        return await self.listen(subject, on_heard)
+        return await self.listen(subject, on_message)
 
     async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
         self._check()
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         inbox = f"_INBOX.{id(answer):x}"
 
-        def take(heard: Heard) -> None:
+        def take(received: ReceivedMessage) -> None:
             if not answer.done():
-                answer.set_result(heard.data)
+                answer.set_result(received.data)
 
         if not self.server.has_listener(subject):
             raise BusTimeout(f"{subject}: nobody serves it")
         key = self.server.add_listener(inbox, take)
         try:
-            self.server.spread(Heard(subject, data, {}, inbox))
+            self.server.percentiles(ReceivedMessage(subject, data, {}, inbox))
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:

@@ -21,7 +21,7 @@ UP = "up"
 DOWN = "down"
 """From server to client."""
 _CONNECT = re.compile(rb"CONNECT (\{.*?\})\r\n", re.DOTALL)
-EVERYBODY: Collection[str] = ()
+EVERY_AGENT: Collection[str] = ()
 
 
 class _Link:
@@ -89,7 +89,7 @@ class Proxy:
     def _of(self, names: Collection[str]) -> list[_Link]:
         return [link for link in self._links if not names or link.name in names]
 
-    def cut(self, names: Collection[str] = EVERYBODY) -> int:
+    def cut(self, names: Collection[str] = EVERY_AGENT) -> int:
         """Reset the connections that are open now; how many."""
         links = self._of(names)
         for link in links:
@@ -104,7 +104,7 @@ class Proxy:
     def release(self, direction: str) -> None:
         self._open[direction].set()
 
-    def delay(self, seconds: float, names: Collection[str] = EVERYBODY) -> int:
+    def delay(self, seconds: float, names: Collection[str] = EVERY_AGENT) -> int:
         """Let what passes wait, in both directions, on connections open now and later; 0 ends it. How many are open.
 
         What arrives while an earlier piece waits goes on with the next one: it takes up to twice as long.
@@ -115,7 +115,7 @@ class Proxy:
             self._delay_of_all = seconds
         return len(self._of(names))
 
-    def swallow(self, *directions: str, names: Collection[str] = EVERYBODY) -> int:
+    def swallow(self, *directions: str, names: Collection[str] = EVERY_AGENT) -> int:
         """Lose everything that passes on the connections that are open now: a black hole. New ones are not affected.
 
         Returns how many they are.

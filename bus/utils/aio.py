@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
-PATIENCE_S = 0.1
+TIMEOUT_S = 0.1
 """How long a cancelled task may take to clean up before it is cancelled once more."""
 
 
@@ -29,7 +29,7 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=PATIENCE_S)
+        _, pending = await asyncio.wait(pending, timeout=TIMEOUT_S)
     for task in tasks:
         if task.done() and not task.cancelled():
             task.exception()  # looked at, so that asyncio does not complain that nobody did

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-LOOK_S = 0.02
+POLL_INTERVAL_S = 0.02
 
 
 def take_lock(path: Path, wait_s: float = 0.0) -> IO[str] | None:
@@ -28,6 +28,6 @@ def take_lock(path: Path, wait_s: float = 0.0) -> IO[str] | None:
             if time.monotonic() >= give_up_at:
                 file.close()
                 return None
-            time.sleep(LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
         else:
             return file

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["harmless"]
+__all__ = ["escape_control"]
 
 _ACTIVE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal does not show but obeys: controls, and marks that turn the direction of writing (Unicode's Bidi).
 And halves of characters, which cannot be printed at all."""
 
 
-def harmless(text: str, keep: str = "") -> str:
+def escape_control(text: str, keep: str = "") -> str:
     """`text`, received from anybody, with what a terminal would obey written out; characters of `keep` stay.
 
     A character is written as in JSON, by its number in hexadecimal: inside a JSON string the result says the same.

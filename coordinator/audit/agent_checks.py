@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bus.durable.registry import Record
 from bus.durable.snapshots import Snapshot
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import Epoch, Message
 from bus.messages import headers as h
 from coordinator.audit.models import AgentAudit, Findings, SnapshotAudit
@@ -40,7 +40,7 @@ class AgentChecks:
     def claimed(self) -> bool:
         return self._claim > 0
 
-    def _problem(self, check: str, stored: Stored, expected: object, found: object, text: str) -> None:
+    def _problem(self, check: str, stored: StoredMessage, expected: object, found: object, text: str) -> None:
         self._findings.problem(
             check,
             f"{self.name}: message {stored.sequence} under {stored.subject}: {text}",
@@ -53,7 +53,7 @@ class AgentChecks:
 
     # -- message by message
 
-    def on_claim(self, stored: Stored, message: Message | None, cut: int) -> None:
+    def on_claim(self, stored: StoredMessage, message: Message | None, cut: int) -> None:
         """A message on the agent's epoch subject: its claim, whatever it says (the server looks at nothing else)."""
         expected = h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE)
         if expected is not None and expected != self._claim and not self._claim < expected <= cut:
@@ -64,7 +64,7 @@ class AgentChecks:
         if self._record is not None and self._record.epoch == stored.sequence and isinstance(message, Epoch):
             self._record_claim = message.claim
 
-    def check_epoch(self, stored: Stored, cut: int) -> None:
+    def check_epoch(self, stored: StoredMessage, cut: int) -> None:
         """The epoch that a message carries is that of the newest claim where it stands in the stream."""
         epoch = h.number(stored.headers, h.EPOCH)
         if epoch is None:
@@ -80,7 +80,7 @@ class AgentChecks:
             text = f"it carries no fence for its epoch {epoch} ({h.EXPECTED_LAST_SUBJECT_SEQUENCE}: {found})"
             self._problem("fence", stored, epoch, found, text)
 
-    def on_output(self, stored: Stored, cut: int) -> None:
+    def on_output(self, stored: StoredMessage, cut: int) -> None:
         """A numbered output."""
         audit = self.audit
         audit.outputs += 1
@@ -99,7 +99,7 @@ class AgentChecks:
         if self._output_at < cut:
             expected = max(expected, number)
         if number < expected:
-            audit.doubled += 1
+            audit.duplicated += 1
             text = f"output {number} once more, or out of order: {expected} was next"
             self._problem("outputs", stored, expected, number, text)
             return
@@ -111,7 +111,7 @@ class AgentChecks:
         self._output_at = stored.sequence
         self._on_cause(stored, number)
 
-    def _on_cause(self, stored: Stored, number: int) -> None:
+    def _on_cause(self, stored: StoredMessage, number: int) -> None:
         snapshot = self._snapshot
         if snapshot is not None and stored.sequence <= snapshot.output_sequence:
             self._counted = number

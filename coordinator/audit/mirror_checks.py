@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.mirror.reader import Mirrored, MirroredValue, MirrorFile
 from coordinator.audit.models import Findings, MirrorAudit
 
@@ -26,13 +26,13 @@ def why_gone(file: MirrorFile) -> str:
     return ", ".join(sorted({REASONS.get(gap.reason, gap.reason) for gap in file.gaps()}))
 
 
-def stored_of(mirrored: Mirrored) -> Stored:
+def stored_of(mirrored: Mirrored) -> StoredMessage:
     """The message of a row."""
     row = mirrored.row
-    return Stored(row.subject, row.sequence, row.payload, row.headers)
+    return StoredMessage(row.subject, row.sequence, row.payload, row.headers)
 
 
-class Beside:
+class MirrorComparison:
     """Compares the stream with a mirror, message by message, up to where the mirror was when the audit began."""
 
     def __init__(self, file: MirrorFile, findings: Findings) -> None:
@@ -47,7 +47,7 @@ class Beside:
         """Close the file."""
         self._file.close()
 
-    def take(self, stored: Stored) -> None:
+    def take(self, stored: StoredMessage) -> None:
         """Compare the next message of the stream."""
         audit, sequence = self.audit, stored.sequence
         if sequence > audit.cursor:
@@ -77,7 +77,7 @@ class Beside:
             self._problem(stored_of(found), "an intact row", "a changed one", text)
         return found.intact
 
-    def _compare(self, stored: Stored, row: Stored) -> None:
+    def _compare(self, stored: StoredMessage, row: StoredMessage) -> None:
         for what in ("subject", "data", "headers"):
             expected, found = getattr(stored, what), getattr(row, what)
             if what == "headers":
@@ -88,7 +88,7 @@ class Beside:
                 self._problem(stored, expected, found, text)
                 return
 
-    def _problem(self, stored: Stored, expected: object, found: object, text: str) -> None:
+    def _problem(self, stored: StoredMessage, expected: object, found: object, text: str) -> None:
         shown = [item.decode(errors="replace") if isinstance(item, bytes) else item for item in (expected, found)]
         self._findings.problem(
             "mirror",
@@ -131,7 +131,7 @@ def check_file(file: MirrorFile, findings: Findings) -> None:
                 )
 
 
-def open_beside(path: Path, swarm: str, created: str, findings: Findings) -> Beside | None:
+def open_comparison(path: Path, swarm: str, created: str, findings: Findings) -> MirrorComparison | None:
     """The mirror in `path`, if it is one of this swarm's stream, made at `created`; else a note says why not."""
     if not path.is_file():
         return None
@@ -142,4 +142,4 @@ def open_beside(path: Path, swarm: str, created: str, findings: Findings) -> Bes
         findings.note(f"{path} mirrors another stream (swarm {file.swarm!r}): it is not compared")
         return None
     check_file(file, findings)
-    return Beside(file, findings)
+    return MirrorComparison(file, findings)

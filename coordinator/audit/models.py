@@ -44,7 +44,7 @@ class AgentAudit:
 
     outputs: int = 0
     gaps: int = 0
-    doubled: int = 0
+    duplicated: int = 0
     first: int | None = None
     last: int | None = None
     claims: int = 0
@@ -117,7 +117,7 @@ class RoundsAudit:
     decided: int = 0
     waiting: int = 0
     missing: int = 0
-    doubled: int = 0
+    duplicated: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,7 +137,7 @@ class Audit:
     problems_total: int
     notes: list[str]
     """What could not be checked, and why; nothing of it makes an audit fail."""
-    took_s: float
+    duration_s: float
 
 
 class Findings:

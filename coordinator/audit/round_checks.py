@@ -8,11 +8,11 @@ from __future__ import annotations
 import copy
 from collections import deque
 
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import Decision, MarketData
 from coordinator.audit.models import Findings, RoundsAudit
 from coordinator.decisions.agent import MAX_FEEDS, MAX_OPEN_ROUNDS, round_id
-from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, Place
+from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, TickPosition
 
 Waiting = dict[str, deque[tuple[int, str]]]
 """Symbol -> (stream sequence of the tick, id of its round), in stream order."""
@@ -34,7 +34,7 @@ class _Decider:
         return sum(map(len, self.waiting.values()))
 
 
-class Rounds:
+class RoundChecker:
     """Follows ticks and decisions. A decider is an agent whose numbered decisions name rounds."""
 
     def __init__(self, findings: Findings) -> None:
@@ -45,21 +45,21 @@ class Rounds:
         self._deciders: dict[str, _Decider] = {}
         self._skipped: dict[str, set[int]] = {}
 
-    def tick(self, stored: Stored, tick: MarketData) -> None:
+    def tick(self, stored: StoredMessage, tick: MarketData) -> None:
         """A tick: it opens a round where it would at the coordinator."""
         feed = self._feeds.get((tick.symbol, tick.source))
         number = tick.sequence
         if number is None:
             number = 1 if feed is None else feed.next_sequence()
-        place: Place = "next" if feed is None else feed.place(number, tick.timestamp)
-        if place == "repeated" or not -MAX_SEQUENCE <= number <= MAX_SEQUENCE:
+        position: TickPosition = "next" if feed is None else feed.position(number, tick.timestamp)
+        if position == "repeated" or not -MAX_SEQUENCE <= number <= MAX_SEQUENCE:
             return
         if feed is None:
             if len(self._feeds) >= MAX_FEEDS:
                 return
             feed = self._feeds[tick.symbol, tick.source] = Feed(number, tick.timestamp)
         else:
-            feed.take(place, number, tick.timestamp)
+            feed.take(position, number, tick.timestamp)
         entry = (stored.sequence, round_id(tick.symbol, tick.source, number, feed.run))
         for decider in (self._all, *self._deciders.values()):
             if decider.open() >= MAX_OPEN_ROUNDS:
@@ -85,7 +85,7 @@ class Rounds:
             self._drop(self._deciders[agent], self._skipped.pop(agent, set()))
         return self._deciders[agent]
 
-    def decision(self, agent: str, stored: Stored, decision: Decision) -> None:
+    def decision(self, agent: str, stored: StoredMessage, decision: Decision) -> None:
         """A numbered decision. One whose id names no round (a user's own coordinator) is none of our rounds."""
         symbol, name = decision.symbol or "", decision.decision_id or ""
         feed, _, number = name.rpartition(":")
@@ -101,7 +101,7 @@ class Rounds:
             del decider.decided[next(iter(decider.decided))]
         if at is None:
             if repeated:
-                self.audit.doubled += 1
+                self.audit.duplicated += 1
                 self._problem(agent, stored, "one decision a round", name, f"round {name} is decided once more")
             elif not decider.unknown:
                 self._problem(agent, stored, "a tick before it", "none", f"round {name} is decided without a tick")
@@ -117,7 +117,7 @@ class Rounds:
         self._problem(agent, stored, missing[0][1], name, text, [entry[0] for entry in missing[:MAX_NAMED]])
 
     def _problem(
-        self, agent: str, stored: Stored, expected: str, found: str, text: str, ticks: list[int] | None = None
+        self, agent: str, stored: StoredMessage, expected: str, found: str, text: str, ticks: list[int] | None = None
     ) -> None:
         self._findings.problem(
             "rounds",

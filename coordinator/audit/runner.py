@@ -19,7 +19,14 @@ from bus.errors import MeshError
 from bus.messages import headers as h
 from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
-from coordinator.audit.mirror_checks import Beside, check_file, open_beside, stored_of, values_at, why_gone
+from coordinator.audit.mirror_checks import (
+    MirrorComparison,
+    check_file,
+    open_comparison,
+    stored_of,
+    values_at,
+    why_gone,
+)
 from coordinator.audit.models import Audit, Findings, MirrorAudit
 from coordinator.audit.stream_checks import Checks
 
@@ -38,21 +45,21 @@ async def audit_bus(bus: NatsBus, mirror: Path | None = None, progress: Progress
         BusError: the bus does not answer.
         MirrorUnusable, MirrorDamaged: the file is there, but cannot be read.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     attempt = 0
     while True:
         attempt += 1
-        checks, beside = await _pass(bus, mirror, progress)
+        checks, comparison = await _pass(bus, mirror, progress)
         if attempt == ATTEMPTS or not await _overtaken(bus, checks):
-            return _conclude(checks, beside.audit if beside else MirrorAudit(), bus.subjects.ns, began)
+            return _finish(checks, comparison.audit if comparison else MirrorAudit(), bus.subjects.ns, started_at)
 
 
-async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) -> tuple[Checks, Beside | None]:
+async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) -> tuple[Checks, MirrorComparison | None]:
     subjects, findings = bus.subjects, Findings()
     snapshots = await _kept(bus, subjects.state_bucket)
     records = await _kept(bus, subjects.registry_bucket)
     created = (await bus.api(f"STREAM.INFO.{subjects.stream}"))["created"]
-    beside = open_beside(mirror, subjects.ns, created, findings) if mirror is not None else None
+    comparison = open_comparison(mirror, subjects.ns, created, findings) if mirror is not None else None
     try:
         bounds = await bus.bounds()
         checks = Checks(
@@ -67,22 +74,22 @@ async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) ->
         async with aclosing(scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last)) as messages:
             async for stored in messages:
                 checks.take(stored)
-                if beside is not None:
-                    beside.take(stored)
+                if comparison is not None:
+                    comparison.take(stored)
                 tell(progress, stored.sequence, bounds.last)
-        if beside is not None and beside.audit.cursor > bounds.last:
-            text = f"the mirror is at message {beside.audit.cursor}, but the stream ends at {bounds.last}"
+        if comparison is not None and comparison.audit.cursor > bounds.last:
+            text = f"the mirror is at message {comparison.audit.cursor}, but the stream ends at {bounds.last}"
             findings.problem(
                 "mirror",
                 text,
-                sequences=[bounds.last, beside.audit.cursor],
+                sequences=[bounds.last, comparison.audit.cursor],
                 expected=f"at most {bounds.last}",
-                found=beside.audit.cursor,
+                found=comparison.audit.cursor,
             )
     finally:
-        if beside is not None:
-            beside.close()
-    return checks, beside
+        if comparison is not None:
+            comparison.close()
+    return checks, comparison
 
 
 def audit_file(path: Path, progress: Progress | None = None) -> Audit:
@@ -91,7 +98,7 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
     Raises:
         MirrorUnusable, MirrorDamaged: it cannot be read.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     with MirrorFile(path) as file:
         findings = Findings()
         check_file(file, findings)
@@ -127,7 +134,7 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
             text = f"the file holds message {newest_kept}, but says that it is at {cursor} only: it was changed"
             findings.problem("mirror", text, sequences=[newest_kept], expected=f"at most {cursor}", found=newest_kept)
         findings.note(f"read from a mirror at message {cursor}: what came after it is unchecked")
-        return _conclude(checks, mirror, file.swarm, began)
+        return _finish(checks, mirror, file.swarm, started_at)
 
 
 def _joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -147,7 +154,7 @@ def tell(progress: Progress | None, at: int, last: int) -> None:
         progress(at, last)
 
 
-def _conclude(checks: Checks, mirror: MirrorAudit, swarm: str, began: float) -> Audit:
+def _finish(checks: Checks, mirror: MirrorAudit, swarm: str, started_at: float) -> Audit:
     agents, snapshots = checks.finish()
     findings = checks.findings
     return Audit(
@@ -163,7 +170,7 @@ def _conclude(checks: Checks, mirror: MirrorAudit, swarm: str, began: float) -> 
         problems=findings.problems,
         problems_total=findings.problems_total,
         notes=findings.notes,
-        took_s=round(time.monotonic() - began, 2),
+        duration_s=round(time.monotonic() - started_at, 2),
     )
 
 

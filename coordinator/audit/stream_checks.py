@@ -13,13 +13,13 @@ from typing import Any
 from bus.durable.registry import Record
 from bus.durable.snapshots import Snapshot
 from bus.errors import MessageError
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import Alert, Decision, Lifecycle, MarketData, Message, decode
 from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS, Address, Subjects
 from coordinator.audit.agent_checks import AgentChecks
 from coordinator.audit.models import AgentAudit, Findings, Hole, SnapshotAudit, StreamAudit
-from coordinator.audit.round_checks import Rounds
+from coordinator.audit.round_checks import RoundChecker
 
 MAX_HOLES = 1000
 
@@ -45,7 +45,7 @@ class Checks:
         self.findings = findings or Findings()
         self._gone, self._gone_by = gone, gone_by
         self.stream = StreamAudit(source=source, first=first, last=last)
-        self.rounds = Rounds(self.findings)
+        self.rounds = RoundChecker(self.findings)
         self._subjects = subjects
         self._snapshots, self._records = snapshots or {}, records or {}
         self._agents: dict[str, AgentChecks] = {}
@@ -71,7 +71,7 @@ class Checks:
             self._agents[name] = found
         return found
 
-    def take(self, stored: Stored) -> None:
+    def take(self, stored: StoredMessage) -> None:
         """Check the next message of the stream."""
         self.stream.messages += 1
         self._check_order(stored)
@@ -111,7 +111,7 @@ class Checks:
         self._next = sequence + 1
         self._lost_until(sequence)
 
-    def _check_order(self, stored: Stored) -> None:
+    def _check_order(self, stored: StoredMessage) -> None:
         sequence, stream = stored.sequence, self.stream
         if sequence != self._next:
             self._hole(self._next, sequence - 1)
@@ -165,7 +165,7 @@ class Checks:
                 at=at,
             )
 
-    def _check_writer(self, address: Address, stored: Stored, message: Message | None) -> None:
+    def _check_writer(self, address: Address, stored: StoredMessage, message: Message | None) -> None:
         if address.kind == "epoch":
             self._agent(address.agent).on_claim(stored, message, self._cut)
         elif h.OUTPUT in stored.headers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.audit.models import Audit
 from coordinator.reporting.formatting import counted
 from coordinator.reporting.tables import Column, console, print_table
@@ -23,20 +23,20 @@ def print_audit(audit: Audit) -> None:
     out, stream = console(), audit.stream
     out.print(
         f"swarm {audit.swarm}, {stream.source}: {counted(stream.messages, 'message')}, sequences {stream.first:,} to "
-        f"{stream.last:,}, in {audit.took_s:.1f} s\n"
+        f"{stream.last:,}, in {audit.duration_s:.1f} s\n"
     )
     rows: list[list[str | Text]] = []
     for name, agent in audit.agents.items():
         snapshot = audit.snapshots.get(name)
         rows.append([
-            name, f"{agent.outputs:,}", _count(agent.gaps), _count(agent.doubled), str(agent.claims),
+            name, f"{agent.outputs:,}", _count(agent.gaps), _count(agent.duplicated), str(agent.claims),
             str(agent.skipped), "" if snapshot is None else Text("fits", "green") if snapshot.ok else Text("no", "red"),
             "" if snapshot is None else f"{snapshot.cursor:,}",
         ])  # fmt: skip
     print_table(out, COLUMNS, rows)
     rounds, mirror = audit.rounds, audit.mirror
     out.print(
-        f"\nrounds: {rounds.decided:,} decided, {rounds.missing} left out, {rounds.doubled} decided twice, "
+        f"\nrounds: {rounds.decided:,} decided, {rounds.missing} left out, {rounds.duplicated} decided twice, "
         f"{rounds.waiting} waiting"
     )
     if mirror.file is not None:
@@ -47,16 +47,16 @@ def print_audit(audit: Audit) -> None:
     if audit.poison_total:
         out.print(f"poison: {counted(audit.poison_total, 'message')} that no agent can read, set aside by all of them")
         for poison in audit.poison[:SHOWN]:
-            out.print(harmless(f"  {poison.sequence} {poison.subject}: {poison.problem}"))
+            out.print(escape_control(f"  {poison.sequence} {poison.subject}: {poison.problem}"))
     for note in audit.notes:
-        out.print(harmless(f"note: {note}"))
+        out.print(escape_control(f"note: {note}"))
     if audit.ok:
         what = "all that could be checked holds" if audit.notes else "all of it holds"
         out.print(Text(f"\n{what}: nothing lost, nothing doubled, nothing out of order", "green"))
         return
     out.print(Text(f"\n{counted(audit.problems_total, 'problem')}:", "red"))
     for problem in audit.problems[:SHOWN]:
-        out.print(harmless(f"  {problem.check}: {problem.text}"))
+        out.print(escape_control(f"  {problem.check}: {problem.text}"))
     if audit.problems_total > SHOWN:
         out.print(f"  … and {audit.problems_total - SHOWN:,} more: --json has the first {len(audit.problems):,}")
 

@@ -7,35 +7,35 @@ from collections.abc import Mapping
 
 from agents.host.probe import Probe
 from bus.errors import MeshError, MessageError
-from bus.interface import Closable, Heard
+from bus.interface import Closable, ReceivedMessage
 from bus.messages import Heartbeat, decode
 from bus.nats.bus import NatsBus
 from coordinator.audit.models import Audit
-from coordinator.certify.expected import Expected
-from coordinator.certify.measurements import MS, Recording
+from coordinator.certify.expected import ExpectedSwarm
+from coordinator.certify.measurements import MS, RunRecording
 from coordinator.certify.models import (
     LOST,
     AgentRow,
     Audited,
+    CertifyTarget,
     MemoryKey,
     SandboxRow,
     SnapshotRow,
-    Target,
     active_sandboxes,
     judged,
 )
-from coordinator.control.kill import Killing
-from coordinator.monitor.observer import Beat, Observer
+from coordinator.control.kill import KillReport
+from coordinator.monitor.observer import Observer, ReceivedHeartbeat
 from coordinator.sandboxes.health import health_of
 from coordinator.sandboxes.isolation import compare, probe_sandbox
 
-__all__ = ["LOST_S", "Hosts", "agent_rows", "audited", "sandbox_rows", "served", "targets"]
+__all__ = ["LOST_S", "HostReports", "agent_rows", "audited", "sandbox_rows", "served", "targets"]
 
 LOST_S = 2.0
 """Who is silent for so long is lost: ten beats of a host, twenty of an agent."""
 
 
-class Hosts:
+class HostReports:
     """What is heard of the sandboxes' hosts, and what they say of themselves. `since`: when the swarm was started."""
 
     def __init__(self, bus: NatsBus, since: float) -> None:
@@ -50,16 +50,16 @@ class Hosts:
         self._listening: Closable
 
     async def start(self) -> None:
-        self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+        self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_heartbeat)
 
-    async def _on_beat(self, heard: Heard) -> None:
+    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
         try:
-            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+            heartbeat = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
         except MessageError:
             return
         at = time.monotonic()
-        if isinstance(beat, Heartbeat) and beat.role == "sandbox" and not self.ended_at:
-            self.first.setdefault(beat.agent, at)
+        if isinstance(heartbeat, Heartbeat) and heartbeat.role == "sandbox" and not self.ended_at:
+            self.first.setdefault(heartbeat.agent, at)
 
     def stop(self) -> None:
         """Hear no more: what is silent from now on was told to end."""
@@ -72,14 +72,14 @@ class Hosts:
 
     async def probe(self, name: str) -> None:
         """Ask a host what it sees; a refusal or silence is noted as well."""
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
             probe = await probe_sandbox(self._bus, name)
         except MeshError as error:
             self.failures[name] = str(error)
         else:
             ended = time.monotonic()
-            self.probes[name] = ((ended - began) * 1000, (ended - self.since) * 1000, probe)
+            self.probes[name] = ((ended - started_at) * 1000, (ended - self.since) * 1000, probe)
 
 
 def served(observer: Observer, since: float | None = None) -> set[str]:
@@ -87,7 +87,9 @@ def served(observer: Observer, since: float | None = None) -> set[str]:
     if since is None:
         since = time.monotonic() - LOST_S
     return {
-        _sandbox_of(beat.said) for beat in observer.hosts.values() if beat.said.status == "live" and beat.at > since
+        _sandbox_of(heartbeat.said)
+        for heartbeat in observer.hosts.values()
+        if heartbeat.said.status == "live" and heartbeat.at > since
     }
 
 
@@ -95,25 +97,25 @@ def _sandbox_of(said: Heartbeat) -> str:
     return said.group or said.agent
 
 
-def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe) -> list[SandboxRow]:
+def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, here: Probe) -> list[SandboxRow]:
     """A row for each host that was heard, and for each sandbox that should be there and is not, at the run's end."""
     rows: list[SandboxRow] = []
     ended = hosts.ended_at
-    lost = {name for name, beat in observer.hosts.items() if beat.at < hosts.lost_before}
-    usages = {name: beat.said.usage for name, beat in observer.hosts.items() if name not in lost}
+    lost = {name for name, heartbeat in observer.hosts.items() if heartbeat.at < hosts.lost_before}
+    usages = {name: heartbeat.said.usage for name, heartbeat in observer.hosts.items() if name not in lost}
     accounts = (observer.leader.said.accounts if observer.leader else None) or {}
-    heard = {_sandbox_of(beat.said) for beat in observer.hosts.values()}
+    received = {_sandbox_of(heartbeat.said) for heartbeat in observer.hosts.values()}
     rows += [
         SandboxRow(name=name, sandbox=name, why="no heartbeat of its host was heard")
         for name in wanted.sandboxes
-        if name not in heard
+        if name not in received
     ]
-    for name, beat in sorted(observer.hosts.items()):
-        said = beat.said
+    for name, heartbeat in sorted(observer.hosts.items()):
+        said = heartbeat.said
         took_ms, probed_ms, probe = hosts.probes.get(name, (None, None, None))
         why = hosts.failures.get(name, "")
         if name in lost:
-            why = f"its host was last heard {ended - beat.at:.1f} s before the end of the run; figures are of then"
+            why = f"its host was last heard {ended - heartbeat.at:.1f} s before the end of the run; figures are of then"
         elif probe is None and not why:
             why = "it came after the probing"
         rows.append(
@@ -122,7 +124,7 @@ def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe
                 sandbox=_sandbox_of(said),
                 provider=said.provider,
                 state=LOST if name in lost else "active" if said.status == "live" else said.status,
-                heard_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
+                received_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
                 probe_ms=took_ms,
                 probed_ms=probed_ms,
                 probe=probe,
@@ -140,24 +142,28 @@ def sandbox_rows(wanted: Expected, hosts: Hosts, observer: Observer, here: Probe
     return rows
 
 
-def _status(beat: Beat | None, lost_before: float) -> str:
-    if beat is None:
+def _status(heartbeat: ReceivedHeartbeat | None, lost_before: float) -> str:
+    if heartbeat is None:
         return "not heard"
-    if beat.at < lost_before:
+    if heartbeat.at < lost_before:
         return LOST
-    return {"live": "active", "finished": "active"}.get(beat.said.status, beat.said.status)
+    return {"live": "active", "finished": "active"}.get(heartbeat.said.status, heartbeat.said.status)
 
 
 def agent_rows(
-    wanted: Expected, observer: Observer, recording: Recording, capabilities: Mapping[str, list[str]], hosts: Hosts
+    wanted: ExpectedSwarm,
+    observer: Observer,
+    recording: RunRecording,
+    capabilities: Mapping[str, list[str]],
+    hosts: HostReports,
 ) -> list[AgentRow]:
     """A row for each agent that should be there, as it was at the run's end; its times of starting are those of its
     first incarnation.
     """
     rows = []
     for name, kind in wanted.agents.items():
-        beat = observer.agents.get(name)
-        said = None if beat is None else beat.said
+        heartbeat = observer.agents.get(name)
+        said = None if heartbeat is None else heartbeat.said
         first = min(recording.claims.get(name, ()), default=0)
         rows.append(
             AgentRow(
@@ -168,7 +174,7 @@ def agent_rows(
                 pid=said.pid if said else None,
                 epoch=said.epoch if said else 0,
                 capabilities=capabilities.get(name, []),
-                status=_status(beat, hosts.lost_before),
+                status=_status(heartbeat, hosts.lost_before),
                 spawn_ms=recording.since_claim_ms("spawned", name, first),
                 ready_ms=recording.since_claim_ms("ready", name, first),
                 outputs=said.outputs if said else None,
@@ -187,7 +193,7 @@ def audited(audit: Audit) -> Audited:
         ok=audit.ok,
         messages=audit.stream.messages,
         gaps=sum(agent.gaps for agent in agents),
-        doubled=sum(agent.doubled for agent in agents),
+        duplicated=sum(agent.duplicated for agent in agents),
         rounds_decided=audit.rounds.decided,
         rounds_missing=audit.rounds.missing,
         mirror_compared=audit.mirror.compared,
@@ -199,20 +205,20 @@ def audited(audit: Audit) -> Audited:
 
 
 def targets(
-    wanted: Expected,
+    wanted: ExpectedSwarm,
     sandboxes: list[SandboxRow],
     agents: list[AgentRow],
     memory: list[MemoryKey],
     snapshots: list[SnapshotRow],
-    fault: Killing | None,
-    before: Recording,
-    after: Recording,
+    fault: KillReport | None,
+    before: RunRecording,
+    after: RunRecording,
     audit: Audited | None,
     *,
     detection_s: float,
     recovery_s: float,
     downtime_s: float,
-) -> list[Target]:
+) -> list[CertifyTarget]:
     """All that must hold, beside what was measured."""
     no_fault = "no agent was killed" if fault is None else f"the kill's outcome: {fault.outcome}"
     detected = None if fault is None or fault.detected_ms is None else fault.detected_ms / 1000
@@ -264,13 +270,15 @@ def _whole(count: int, of: int) -> float:
     return 100.0 * count / of
 
 
-def _lost(fault: Killing | None, audit: Audited | None) -> float | None:
-    if audit is None or fault is None or fault.outputs_lost is None or fault.outputs_doubled is None:
+def _lost(fault: KillReport | None, audit: Audited | None) -> float | None:
+    if audit is None or fault is None or fault.outputs_lost is None or fault.outputs_duplicated is None:
         return None
-    return float(max(fault.outputs_lost + fault.outputs_doubled, audit.gaps + audit.doubled) + audit.rounds_missing)
+    return float(
+        max(fault.outputs_lost + fault.outputs_duplicated, audit.gaps + audit.duplicated) + audit.rounds_missing
+    )
 
 
-def _restored(fault: Killing | None, before: Recording, after: Recording) -> float | None:
+def _restored(fault: KillReport | None, before: RunRecording, after: RunRecording) -> float | None:
     known = {} if fault is None else before.outputs(fault.agent)
     if fault is None or not known or not after.messages:
         return None
@@ -279,7 +287,7 @@ def _restored(fault: Killing | None, before: Recording, after: Recording) -> flo
     return _whole(same, len(known))
 
 
-def _gap_s(fault: Killing | None, after: Recording) -> tuple[float | None, float | None]:
+def _gap_s(fault: KillReport | None, after: RunRecording) -> tuple[float | None, float | None]:
     """Seconds without an output of the killed agent, and until a tick of its successor was decided."""
     if fault is None or fault.epoch_after is None:
         return None, None

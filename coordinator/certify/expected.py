@@ -17,7 +17,7 @@ from bus.errors import UsageError
 from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, load, parse, resolve
 from coordinator.config.settings import SwarmConfig
 
-__all__ = ["Expected", "configuration", "expected"]
+__all__ = ["ExpectedSwarm", "configuration", "expected"]
 
 FEEDER = MarketDataAgent.kind
 FAVOURITE = "research-1"
@@ -26,7 +26,7 @@ GENERATED = "certify's own configuration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class ExpectedSwarm:
     """`sandboxes` maps a name to its provider, `agents` one to its kind, `keys` an agent to the last part of its memory
     key. `target` is to be killed; `history` rounds of each symbol come without a pause.
     """
@@ -59,7 +59,7 @@ def _assignments(table: Mapping[str, Any]) -> list[str]:
     return [f"{key} = {orjson.dumps(value).decode()}" for key, value in table.items()]
 
 
-def expected(path: Path | None, provider: str | None) -> tuple[Expected, str]:
+def expected(path: Path | None, provider: str | None) -> tuple[ExpectedSwarm, str]:
     """What to find of the swarm in `path`, or of the default one with this provider; and the latter as TOML.
 
     Raises:
@@ -71,7 +71,7 @@ def expected(path: Path | None, provider: str | None) -> tuple[Expected, str]:
     return _of(parse(tomllib.loads(toml), GENERATED, "")), toml
 
 
-def _of(config: SwarmConfig) -> Expected:
+def _of(config: SwarmConfig) -> ExpectedSwarm:
     resolved, classes = resolve(config)
     own = [item for item in resolved.agents if not item.external]
     feeders = [item.spec for item in own if item.spec.kind == FEEDER]
@@ -82,7 +82,7 @@ def _of(config: SwarmConfig) -> Expected:
         )
     names = [spec.name for spec in feeders]
     history = feeders[0].options.get("history", MarketDataAgent.Options.history)
-    return Expected(
+    return ExpectedSwarm(
         sandboxes={sandbox.name: sandbox.provider for sandbox in resolved.sandboxes},
         agents={item.spec.name: item.spec.kind for item in own},
         keys={

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coordinator.certify.models import LOST, Certificate, Flow, SandboxRow, Target, active_sandboxes
+from coordinator.certify.models import LOST, Certificate, CertifyTarget, Flow, SandboxRow, active_sandboxes
 from coordinator.control.kill import KILL_STEPS
-from coordinator.reporting.formatting import MIB, NONE, cell, counted, figure, spread, table
+from coordinator.reporting.formatting import MIB, NONE, cell, counted, figure, percentile_cells, table
 
 __all__ = ["cleanup", "health", "markdown", "target_text", "verdict"]
 
@@ -23,7 +23,7 @@ def verdict(found: Certificate) -> str:
     return f"FAILED: {'; '.join(parts)}"
 
 
-def target_text(target: Target) -> tuple[str, str]:
+def target_text(target: CertifyTarget) -> tuple[str, str]:
     """What was wanted, and what was measured."""
     places = 0 if target.exactly else 3
     wanted = f"{'exactly' if target.exactly else '<'} {figure(target.limit, target.unit, 0 if target.exactly else 1)}"
@@ -50,7 +50,7 @@ def _lines(found: Certificate) -> Iterator[str]:
     at = f" ({found.endpoint})" if found.endpoint else ""
     yield (
         f"signalmesh {found.version}, provider `{found.provider}`{at}, nats-server {found.nats_server or NONE}, begun "
-        f"{found.started_at:%Y-%m-%d %H:%M:%S} UTC, {found.took_s:.1f} s in all. Measured from {machine.hostname}: "
+        f"{found.started_at:%Y-%m-%d %H:%M:%S} UTC, {found.duration_s:.1f} s in all. Measured from {machine.hostname}: "
         f"{machine.kernel} {machine.machine}, {counted(machine.cpus, 'processor')}, "
         f"{machine.memory_bytes / (1 << 30):.1f} GiB of memory, Python {machine.versions.get('python', '?')}."
     )
@@ -128,7 +128,7 @@ def _sandboxes(found: Certificate) -> Iterator[str]:
                 row.name,
                 _provider(found, row),
                 row.state,
-                figure(row.heard_ms, "ms", 0),
+                figure(row.received_ms, "ms", 0),
                 figure(row.probe_ms, "ms"),
                 figure(row.probed_ms, "ms", 0),
                 *seen,
@@ -165,9 +165,9 @@ def _installed(row: SandboxRow) -> str:
     found = row.probe.installed
     if found is None or not row.name.endswith(found.sandbox_id):  # of the sandbox that the template was made of
         return "it was there"
-    steps = ", ".join(f"{step} {took_s:.2f}" for step, took_s in found.steps.items())
+    steps = ", ".join(f"{step} {duration_s:.2f}" for step, duration_s in found.steps.items())
     why = f"; not by uv, since {found.why}" if found.why else ""
-    return f"installed by {found.by} in {found.took_s:.2f} s ({steps}), each file checked against its hash{why}"
+    return f"installed by {found.by} in {found.duration_s:.2f} s ({steps}), each file checked against its hash{why}"
 
 
 def _topology(found: Certificate) -> Iterator[str]:
@@ -222,8 +222,8 @@ def _flow(found: Certificate) -> Iterator[str]:
     yield "Paced rounds only, by the server's times of storing: from the message that is answered to the answer."
     yield f"Of fewer than 100 the p99 is the longest. {_counted(found.flow)}"
     yield ""
-    rows = [[hop.source, hop.to, hop.kind, *spread(hop.ms)] for hop in found.flow.hops]
-    rows.append(["tick", "decision", "whole round", *spread(found.flow.tick_to_decision_ms)])
+    rows = [[hop.source, hop.to, hop.kind, *percentile_cells(hop.ms)] for hop in found.flow.hops]
+    rows.append(["tick", "decision", "whole round", *percentile_cells(found.flow.tick_to_decision_ms)])
     yield from table(("of", "answered by", "with", "n", "p50, ms", "p99, ms", "max, ms"), rows)
     yield ""
     rate = found.throughput
@@ -253,7 +253,7 @@ def _memory(found: Certificate) -> Iterator[str]:
     yield ""
     rows = [
         [
-            row.key, row.bytes or NONE, *spread(row.read_ms)[1:], (row.sha256 or NONE)[:16],
+            row.key, row.bytes or NONE, *percentile_cells(row.read_ms)[1:], (row.sha256 or NONE)[:16],
             f"message {row.sequence}" if row.sequence else f"no: {row.why}",
             {True: "the same", False: "**OTHER**", None: f"{NONE}: {row.why}"}[row.mirrored],
         ]
@@ -303,7 +303,7 @@ def _fault(found: Certificate) -> Iterator[str]:
         f"{NONE if fault.events_replayed is None else fault.events_replayed} inputs replayed. Of "
         f"{NONE if fault.outputs_checked is None else fault.outputs_checked} outputs "
         f"{NONE if fault.outputs_lost is None else fault.outputs_lost} were lost and "
-        f"{NONE if fault.outputs_doubled is None else fault.outputs_doubled} doubled."
+        f"{NONE if fault.outputs_duplicated is None else fault.outputs_duplicated} doubled."
     )
 
 
@@ -316,7 +316,7 @@ def _audit(found: Certificate) -> Iterator[str]:
         return
     yield (
         f"{'Passed' if audit.ok else '**FAILED**'}: {counted(audit.messages, 'message')}, {audit.gaps} gaps, "
-        f"{audit.doubled} doubled, {audit.rounds_decided} rounds decided, {audit.rounds_missing} left out; mirror: "
+        f"{audit.duplicated} doubled, {audit.rounds_decided} rounds decided, {audit.rounds_missing} left out; mirror: "
         f"{audit.mirror_compared} compared, {audit.mirror_missing} missing, {audit.mirror_differing} differing."
     )
     for text in (*audit.problems, *audit.notes):
@@ -392,12 +392,12 @@ def cleanup(found: Certificate) -> Iterator[str]:
     done = found.cleanup
     yield (
         f"`signalmesh up` ended with exit code {NONE if done.exit_code is None else done.exit_code}; "
-        f"the clean-up took {figure(done.took_s, 's')}. What was looked for afterwards:"
+        f"the clean-up took {figure(done.duration_s, 's')}. What was looked for afterwards:"
     )
     yield ""
     rows = [
-        [one.what, one.how, f"{NONE}: {one.why}" if one.left is None else "; ".join(one.left) or "none"]
-        for one in done.looked
+        [one.what, one.how, f"{NONE}: {one.why}" if one.orphans is None else "; ".join(one.orphans) or "none"]
+        for one in done.checks
     ]
     yield from table(("what", "how", "left"), rows, "Nothing was looked for.")
     for text in done.earlier:
@@ -410,4 +410,6 @@ def cleanup(found: Certificate) -> Iterator[str]:
         "and rounds under Communication, both by the server's clock."
     )
     yield ""
-    yield from table(("step of certify", "took certify"), [[step.name, f"{step.took_s:.2f} s"] for step in found.steps])
+    yield from table(
+        ("step of certify", "took certify"), [[step.name, f"{step.duration_s:.2f} s"] for step in found.steps]
+    )

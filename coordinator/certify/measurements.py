@@ -13,22 +13,31 @@ from typing import Any
 
 from bus.durable.stream_scan import scan
 from bus.errors import BusError, MeshError, MessageError
-from bus.interface import Kept
+from bus.interface import KvEntry
 from bus.messages import Decision, Epoch, Lifecycle, MarketData, decode
 from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS
 from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
 from coordinator.certify.models import Flow, Hop, LastValues, MemoryKey, SnapshotRow, Throughput
-from coordinator.reporting.percentiles import spread_of
+from coordinator.reporting.percentiles import percentiles_of
 
-__all__ = ["Recording", "Value", "check_snapshots", "digest", "read_last_values", "read_memory", "recognise", "record"]
+__all__ = [
+    "RunRecording",
+    "Value",
+    "check_snapshots",
+    "digest",
+    "match_by_digest",
+    "read_last_values",
+    "read_memory",
+    "record",
+]
 
 READS = 20
 """Of each value, to know how long that takes."""
 MIRROR_S = 5.0
 """How long the mirror may take to have what was just stored."""
-LOOK_S = 0.05
+POLL_INTERVAL_S = 0.05
 MS = 1e-6
 """Milliseconds in a nanosecond."""
 KNOWN_KINDS = frozenset(AGENT_KINDS)
@@ -53,7 +62,7 @@ class Told:
 
 
 @dataclass(slots=True)
-class Recording:
+class RunRecording:
     """All that the stream holds, message by message, as read in one pass."""
 
     messages: dict[int, Told] = field(default_factory=dict)
@@ -82,13 +91,13 @@ class Recording:
         early = sum(number <= at_once for number in numbers)
         late = sum(number > after_round for number in numbers)
         settled = Flow(rounds_at_once=early, rounds_settling=len(numbers) - early - late, rounds_awaited=awaited)
-        began = min((at for (_, number), at in self.ticks.items() if number > after_round), default=None)
-        if began is None:
+        started_at = min((at for (_, number), at in self.ticks.items() if number > after_round), default=None)
+        if started_at is None:
             return settled
         hops: dict[tuple[str, str, str], list[float]] = {}
         for at, told in self.messages.items():
             cause = self.messages.get(told.cause or 0)
-            if at >= began and cause is not None and (told.cause or 0) >= began and told.kind in KNOWN_KINDS:
+            if at >= started_at and cause is not None and (told.cause or 0) >= started_at and told.kind in KNOWN_KINDS:
                 hops.setdefault((cause.writer, told.writer, told.kind), []).append(
                     (told.stored_ns - cause.stored_ns) * MS
                 )
@@ -101,8 +110,8 @@ class Recording:
                     votes[voter] = votes.get(voter, 0) + 1
         return replace(
             settled,
-            hops=[Hop(source=a, to=b, kind=kind, ms=spread_of(ms)) for (a, b, kind), ms in sorted(hops.items())],
-            tick_to_decision_ms=spread_of(rounds),
+            hops=[Hop(source=a, to=b, kind=kind, ms=percentiles_of(ms)) for (a, b, kind), ms in sorted(hops.items())],
+            tick_to_decision_ms=percentiles_of(rounds),
             votes=dict(sorted(votes.items())),
         )
 
@@ -123,23 +132,23 @@ class Recording:
             )  # fmt: skip
         between = sum(first < at <= last for at in self.messages)
         ticks = [at for (_, number), at in self.ticks.items() if number <= rounds]
-        begun_ns = min((self.messages[at].stored_ns for at in ticks), default=None)
+        started_ns = min((self.messages[at].stored_ns for at in ticks), default=None)
         return Throughput(
             rounds=len(found),
             seconds=seconds,
             decisions_per_s=(len(found) - 1) / seconds,
             messages_per_s=between / seconds,
-            whole_s=None if begun_ns is None else (self.messages[last].stored_ns - begun_ns) * 1e-9,
+            whole_s=None if started_ns is None else (self.messages[last].stored_ns - started_ns) * 1e-9,
         )
 
 
-async def record(bus: NatsBus) -> Recording:
+async def record(bus: NatsBus) -> RunRecording:
     """Read the stream up to its present end.
 
     Raises:
         BusError: the bus does not answer.
     """
-    found, subjects = Recording(), bus.subjects
+    found, subjects = RunRecording(), bus.subjects
     bounds = await bus.bounds()
     async with aclosing(scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last)) as messages:
         async for stored in messages:
@@ -182,7 +191,7 @@ class Value:
 
     agent: str
     key: str
-    kept: Kept | None
+    kept: KvEntry | None
     took_ms: tuple[float, ...]
 
 
@@ -196,14 +205,14 @@ async def read_memory(bus: NatsBus, keys: Mapping[str, str]) -> list[Value]:
     for agent, key in keys.items():
         took, kept = [], None
         for _ in range(READS):
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             kept = await bus.kv_get(bus.subjects.memory_bucket, key)
-            took.append((time.perf_counter() - began) * 1000)
+            took.append((time.perf_counter() - started_at) * 1000)
         found.append(Value(agent, key, kept, tuple(took)))
     return found
 
 
-def recognise(values: list[Value], recording: Recording, mirror: Path) -> list[MemoryKey]:
+def match_by_digest(values: list[Value], recording: RunRecording, mirror: Path) -> list[MemoryKey]:
     """Look for each value, by its digest, among the agent's messages in the stream and in the mirror's file."""
     rows = []
     for value in values:
@@ -230,7 +239,7 @@ def recognise(values: list[Value], recording: Recording, mirror: Path) -> list[M
                 bytes=len(value.kept.value),
                 revision=value.kept.revision,
                 sha256=sha256,
-                read_ms=spread_of(value.took_ms),
+                read_ms=percentiles_of(value.took_ms),
                 sequence=sequence,
                 mirrored=mirrored,
                 why=why,
@@ -256,7 +265,7 @@ async def check_snapshots(bus: NatsBus, mirror: Path) -> list[SnapshotRow]:
             except MeshError as error:
                 why = f"the mirror cannot be read: {error}"
             if same is None:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_INTERVAL_S)
         rows.append(
             SnapshotRow(
                 agent=agent,
@@ -285,10 +294,10 @@ async def read_last_values(bus: NatsBus) -> LastValues:
     took, size = [], 0
     subjects = sorted(await bus.subject_counts(f"{bus.subjects.ns}.>"))
     for subject in subjects:
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         stored = await bus.last(subject)
-        took.append((time.perf_counter() - began) * 1000)
+        took.append((time.perf_counter() - started_at) * 1000)
         if stored is None:
             raise BusError(f"{subject}: counted by the stream, but it has no newest message")
         size += len(stored.data)
-    return LastValues(subjects=len(subjects), bytes=size, read_ms=spread_of(took))
+    return LastValues(subjects=len(subjects), bytes=size, read_ms=percentiles_of(took))

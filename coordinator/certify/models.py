@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agents.host.probe import Probe
-from coordinator.control.kill import Killing
-from coordinator.reporting.percentiles import Spread
+from coordinator.control.kill import KillReport
+from coordinator.reporting.percentiles import Percentiles
 from coordinator.sandboxes.health import SandboxHealth
 from coordinator.sandboxes.isolation import Isolation
 
@@ -17,16 +17,16 @@ __all__ = [
     "AgentRow",
     "Audited",
     "Certificate",
+    "CertifyTarget",
     "Cleanup",
+    "CleanupCheck",
     "Flow",
     "Hop",
     "LastValues",
-    "Looked",
     "MemoryKey",
     "SandboxRow",
     "SnapshotRow",
     "Step",
-    "Target",
     "Throughput",
     "active_sandboxes",
     "judged",
@@ -37,7 +37,7 @@ LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class CertifyTarget:
     """One thing that must hold. `measured` is in `unit`, and must be below `limit`, or `exactly` that.
 
     What could not be measured is not met; `why` then says what was missing. `how` tells what was measured.
@@ -55,10 +55,10 @@ class Target:
 
 def judged(
     name: str, measured: float | None, unit: str, limit: float, how: str, why: str, *, exactly: bool = False
-) -> Target:
+) -> CertifyTarget:
     """The target with its verdict."""
     ok = measured is not None and (measured == limit if exactly else measured < limit)
-    return Target(
+    return CertifyTarget(
         name=name,
         measured=measured,
         unit=unit,
@@ -77,14 +77,14 @@ class Step:
     """
 
     name: str
-    took_s: float
+    duration_s: float
 
 
 @dataclass(slots=True, kw_only=True)
 class SandboxRow:
     """A sandbox's host, by its `name`; the `sandbox` may have several.
 
-    `heard_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip,
+    `received_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip,
     `probed_ms` counts from the start of `up` to its answer.
 
     Its `state` is that at the end of the run: `lost` is one whose host was no longer heard. Its `health` is by the
@@ -95,7 +95,7 @@ class SandboxRow:
     sandbox: str = ""
     provider: str | None = None
     state: str = "not heard"
-    heard_ms: float | None = None
+    received_ms: float | None = None
     probe_ms: float | None = None
     probed_ms: float | None = None
     probe: Probe | None = None
@@ -140,7 +140,7 @@ class Hop:
     source: str
     to: str
     kind: str
-    ms: Spread
+    ms: Percentiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,7 @@ class Flow:
     """
 
     hops: list[Hop] = field(default_factory=list)
-    tick_to_decision_ms: Spread = field(default_factory=lambda: Spread(n=0))
+    tick_to_decision_ms: Percentiles = field(default_factory=lambda: Percentiles(n=0))
     votes: dict[str, int] = field(default_factory=dict)
     rounds_at_once: int = 0
     rounds_settling: int = 0
@@ -188,7 +188,7 @@ class MemoryKey:
     bytes: int | None = None
     revision: int | None = None
     sha256: str | None = None
-    read_ms: Spread = field(default_factory=lambda: Spread(n=0))
+    read_ms: Percentiles = field(default_factory=lambda: Percentiles(n=0))
     sequence: int | None = None
     mirrored: bool | None = None
     why: str = ""
@@ -212,7 +212,7 @@ class LastValues:
 
     subjects: int
     bytes: int
-    read_ms: Spread
+    read_ms: Percentiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +222,7 @@ class Audited:
     ok: bool
     messages: int
     gaps: int
-    doubled: int
+    duplicated: int
     rounds_decided: int
     rounds_missing: int
     mirror_compared: int
@@ -233,14 +233,14 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Looked:
+class CleanupCheck:
     """What was looked for after the run, and `how`; `left` is what was found of it, None where it could not be seen:
     then `why`. Each one left is a sentence that says what to do.
     """
 
     what: str
     how: str
-    left: list[str] | None
+    orphans: list[str] | None
     why: str = ""
 
 
@@ -248,20 +248,20 @@ class Looked:
 class Cleanup:
     """`exit_code` is that of `signalmesh up`. `earlier` tells of runs before this one that did not end in order."""
 
-    took_s: float | None = None
+    duration_s: float | None = None
     exit_code: int | None = None
     processes: int = 0
-    looked: list[Looked] = field(default_factory=list)
+    checks: list[CleanupCheck] = field(default_factory=list)
     earlier: list[str] = field(default_factory=list)
 
     @property
-    def left(self) -> list[str]:
+    def orphans(self) -> list[str]:
         """Whatever is left of this run, or could not be looked for."""
         return [
             text
-            for one in self.looked
+            for one in self.checks
             for text in (
-                one.left if one.left is not None else [f"{one.what}: not known whether any is left: {one.why}"]
+                one.orphans if one.orphans is not None else [f"{one.what}: not known whether any is left: {one.why}"]
             )
         ]
 
@@ -269,15 +269,15 @@ class Cleanup:
     def said(self) -> str:
         """What was found, in a sentence."""
         ended = "" if self.exit_code in (0, None) else f"`signalmesh up` ended with exit code {self.exit_code}; "
-        if self.left:
-            return f"{ended}left behind: {'; '.join(self.left)}"
-        looked = ", ".join(f"{one.what} ({one.how})" for one in self.looked)
-        return f"{ended}nothing of it is left: {looked}"
+        if self.orphans:
+            return f"{ended}left behind: {'; '.join(self.orphans)}"
+        checks = ", ".join(f"{one.what} ({one.how})" for one in self.checks)
+        return f"{ended}nothing of it is left: {checks}"
 
     @property
     def ok(self) -> bool:
         """Whether nothing is left, and the swarm ended in order."""
-        return not self.left and self.exit_code == 0
+        return not self.orphans and self.exit_code == 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -293,11 +293,11 @@ class Certificate:
     provider: str
     endpoint: str | None
     started_at: datetime
-    took_s: float
+    duration_s: float
     machine: Probe
     nats_server: str
     steps: list[Step]
-    targets: list[Target]
+    targets: list[CertifyTarget]
     sandboxes: list[SandboxRow]
     agents: list[AgentRow]
     flow: Flow
@@ -305,7 +305,7 @@ class Certificate:
     memory: list[MemoryKey]
     snapshots: list[SnapshotRow]
     last_values: LastValues
-    fault: Killing | None
+    fault: KillReport | None
     restored: dict[str, int | None]
     audit: Audited | None
     alerts: dict[str, int]

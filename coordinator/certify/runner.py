@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.host.probe import look_around
+from agents.host.probe import probe_sandbox
 from bus import __version__
 from bus.durable.registry import read_records
 from bus.errors import BusError, MeshError
@@ -26,16 +26,16 @@ from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
 from bus.utils.processes import on_signals
 from coordinator.audit.runner import audit_bus
-from coordinator.certify.evaluation import LOST_S, Hosts, agent_rows, audited, sandbox_rows, served, targets
+from coordinator.certify.evaluation import LOST_S, HostReports, agent_rows, audited, sandbox_rows, served, targets
 from coordinator.certify.expected import expected
 from coordinator.certify.leftovers import check_earlier_runs
 from coordinator.certify.measurements import (
-    Recording,
+    RunRecording,
     Value,
     check_snapshots,
+    match_by_digest,
     read_last_values,
     read_memory,
-    recognise,
     record,
 )
 from coordinator.certify.models import (
@@ -48,11 +48,11 @@ from coordinator.certify.models import (
     Step,
 )
 from coordinator.certify.temporary_swarm import TemporarySwarm
-from coordinator.control.kill import Killing
+from coordinator.control.kill import KillReport
 from coordinator.control.kill import kill as kill_agent
 from coordinator.monitor.observer import Observer
 from coordinator.reporting.formatting import shown
-from coordinator.reporting.percentiles import Spread
+from coordinator.reporting.percentiles import Percentiles
 from coordinator.sandboxes.environment import Endpoint
 
 __all__ = ["CertifyOptions", "run_certify"]
@@ -63,10 +63,10 @@ PACED, AFTER = 40, 20
 """Paced rounds that are decided before the fault, and after it."""
 SETTLED = 10
 """Paced rounds that still may wait for the unpaced ones before them; hops are measured beyond them."""
-PATIENCE_S, FAR_PATIENCE_S = 45.0, 240.0
+TIMEOUT_S, REMOTE_TIMEOUT_S = 45.0, 240.0
 """For each step, on a busy machine, and where sandboxes are made elsewhere; then the report says what did not come."""
 KILL_WAIT_S = 15.0
-GIVEN_UP = "sandbox_given_up"
+FAILED = "sandbox_failed"
 """The alert of a provider that cannot make a sandbox: nobody need wait for it."""
 TOLD = 20
 """Alerts of one code that are said as they come: what repeats itself without end is counted."""
@@ -127,12 +127,12 @@ async def run_certify(options: CertifyOptions, say: Say) -> Certificate:
 class _Certify:
     def __init__(self, options: CertifyOptions, say: Say) -> None:
         self._options, self._say = options, say
-        self._started_at, self._began = now(), time.monotonic()
-        self._here = look_around()
+        self._started_at, self._started_monotonic = now(), time.monotonic()
+        self._here = probe_sandbox()
         self._expected, toml = expected(options.config, options.provider)
         far = any(provider != "local" for provider in self._expected.sandboxes.values())
         self._endpoint = Endpoint.of().shown if far else None
-        self._patience_s = FAR_PATIENCE_S if far else PATIENCE_S
+        self._timeout_s = REMOTE_TIMEOUT_S if far else TIMEOUT_S
         self._swarm = TemporarySwarm(toml, options.config, speed=SPEED, port=options.port)
         self._steps: list[Step] = []
         self._problems: list[str] = []
@@ -140,13 +140,13 @@ class _Certify:
         """Code -> the texts of its alerts that were said."""
         self._bus: NatsBus
         self._observer: Observer
-        self._hosts: Hosts
+        self._hosts: HostReports
         self._server = ""
         self._memory: list[Value] = []
-        self._fault: Killing | None = None
-        self._before = self._recording = Recording()
+        self._fault: KillReport | None = None
+        self._before = self._recording = RunRecording()
         self._capabilities: dict[str, list[str]] = {}
-        self._last_values = LastValues(subjects=0, bytes=0, read_ms=Spread(n=0))
+        self._last_values = LastValues(subjects=0, bytes=0, read_ms=Percentiles(n=0))
         self._snapshots: list[SnapshotRow] = []
         self._keys: list[MemoryKey] = []
         self._audit: Audited | None = None
@@ -167,7 +167,10 @@ class _Certify:
             self._bus = await NatsBus.connect(run.url, run.swarm, "certify")
             version = self._bus.connection.client.connected_server_version
             self._server = f"{version.major}.{version.minor}.{version.patch}"
-            self._observer, self._hosts = Observer(self._bus, self._on_alert), Hosts(self._bus, self._swarm.began)
+            self._observer, self._hosts = (
+                Observer(self._bus, self._on_alert),
+                HostReports(self._bus, self._swarm.started_at),
+            )
             await self._observer.start()
             await self._hosts.start()
 
@@ -186,14 +189,14 @@ class _Certify:
             ("until every sandbox is served", self._wait_for_hosts),
             ("reading back what is stored", self._read_back),
             ("auditing", self._prove),
-            ("until every host and agent is heard once more", self._hear_all),
+            ("until every host and agent is heard once more", self._receive_all),
         )
         for name, work in steps:
             with self._step(name):
                 try:
                     await work()
                 except TimeoutError:
-                    self._problems.append(f"{name}: not within {self._patience_s:.0f} s; {self._missing()}")
+                    self._problems.append(f"{name}: not within {self._timeout_s:.0f} s; {self._missing()}")
                 except MeshError as error:
                     self._problems.append(f"{name}: {error}")
             await asyncio.to_thread(self._swarm.remember)
@@ -205,15 +208,15 @@ class _Certify:
             return
         told.add(text)
         after = "; further ones of this code are counted in the report" if len(told) == TOLD else ""
-        at = f"{time.monotonic() - self._began:5.1f} s"
+        at = f"{time.monotonic() - self._started_monotonic:5.1f} s"
         self._say(f"{at}  {alert.severity}: {shown(alert.code)}: {text}{after}")
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        self._say(f"{time.monotonic() - self._began:5.1f} s  {name}")
-        began = time.monotonic()
+        self._say(f"{time.monotonic() - self._started_monotonic:5.1f} s  {name}")
+        started_at = time.monotonic()
         yield
-        self._steps.append(Step(name=name, took_s=round(time.monotonic() - began, 3)))
+        self._steps.append(Step(name=name, duration_s=round(time.monotonic() - started_at, 3)))
 
     def _missing(self) -> str:
         agents = [name for name in self._expected.agents if not self._observer.lives(name)]
@@ -223,9 +226,7 @@ class _Certify:
     async def _wait_for_hosts(self) -> None:
         observer, wanted = self._observer, self._expected.sandboxes.keys()
         try:
-            await observer.until(
-                lambda: wanted <= served(observer) or observer.alert_at(GIVEN_UP, 0.0), self._patience_s
-            )
+            await observer.until(lambda: wanted <= served(observer) or observer.alert_at(FAILED, 0.0), self._timeout_s)
         finally:
             with contextlib.suppress(BusError):  # its own step tells of that
                 await observer.read_alerts()
@@ -239,16 +240,16 @@ class _Certify:
 
     async def _wait_for_agents(self) -> None:
         agents = self._expected.agents
-        await self._observer.until(lambda: all(self._observer.lives(name) for name in agents), self._patience_s)
+        await self._observer.until(lambda: all(self._observer.lives(name) for name in agents), self._timeout_s)
         # The record is written when the agent is live already.
-        async with asyncio.timeout(self._patience_s):
+        async with asyncio.timeout(self._timeout_s):
             while not agents.keys() <= (records := await read_records(self._bus)).keys():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         self._capabilities = {name: list(record.capabilities) for name, record in records.items()}
 
     async def _decided(self, more: int) -> None:
         wanted = self._observer.decisions + more
-        await self._observer.until(lambda: self._observer.decisions >= wanted, self._patience_s)
+        await self._observer.until(lambda: self._observer.decisions >= wanted, self._timeout_s)
 
     async def _run_pipeline(self) -> None:
         await self._decided(self._expected.history + PACED - self._observer.decisions)
@@ -265,7 +266,7 @@ class _Certify:
         self._before = await record(self._bus)
         target = self._expected.target
         self._fault = await kill_agent(self._bus, target, signal.SIGKILL, KILL_WAIT_S)
-        if not self._fault.as_asked:
+        if not self._fault.ok:
             self._problems.append(f"SIGKILL to {target}: {self._fault.outcome}")
 
     async def _read_back(self) -> None:
@@ -273,29 +274,29 @@ class _Certify:
         self._recording = await record(self._bus)
         self._last_values = await read_last_values(self._bus)
         self._snapshots = await check_snapshots(self._bus, mirror)
-        self._keys = await asyncio.to_thread(recognise, self._memory, self._recording, mirror)
+        self._keys = await asyncio.to_thread(match_by_digest, self._memory, self._recording, mirror)
 
     async def _prove(self) -> None:
         self._audit = audited(await audit_bus(self._bus, self._swarm.state_dir / MIRROR_FILE))
         if not self._audit.ok:
             self._problems += [f"audit: {text}" for text in self._audit.problems]
 
-    async def _hear_all(self) -> None:
+    async def _receive_all(self) -> None:
         """Whoever vanished since it was last looked at is not active; what replaces it is waited for."""
         observer, expected = self._observer, self._expected
 
-        def all_heard(since: float) -> bool:
+        def all_received(since: float) -> bool:
             alive = all(observer.lives(name, since) for name in expected.agents)
             return alive and expected.sandboxes.keys() <= served(observer, since)
 
-        heard = given_up = False
-        async with asyncio.timeout(self._patience_s):
-            while not heard and not given_up:
+        received = failed = False
+        async with asyncio.timeout(self._timeout_s):
+            while not received and not failed:
                 since = time.monotonic()
                 with contextlib.suppress(TimeoutError):
-                    heard = await observer.until(functools.partial(all_heard, since), LOST_S)
+                    received = await observer.until(functools.partial(all_received, since), LOST_S)
                 self._hosts.listened_from = since
-                given_up = observer.alert_at(GIVEN_UP, 0.0) is not None
+                failed = observer.alert_at(FAILED, 0.0) is not None
 
     async def clean_up(self) -> None:
         """End the swarm, whatever of it runs."""
@@ -314,12 +315,12 @@ class _Certify:
         """All that was found, with the verdict."""
         options, observer = self._options, self._observer
         fault, recording, keys = self._fault, self._recording, self._keys
-        given_up = [alert.message for _, alert in observer.alerts if alert.code == GIVEN_UP]
+        failed = [alert.message for _, alert in observer.alerts if alert.code == FAILED]
         problems = [
             *self._problems,
-            *given_up,
+            *failed,
             *observer.problems,
-            *(f"left behind: {text}" for text in self.cleanup.left),
+            *(f"left behind: {text}" for text in self.cleanup.orphans),
         ]
         if self.cleanup.exit_code:
             problems.append(f"`signalmesh up` ended with exit code {self.cleanup.exit_code}")
@@ -340,7 +341,7 @@ class _Certify:
             provider=wanted.providers,
             endpoint=self._endpoint,
             started_at=self._started_at,
-            took_s=round(time.monotonic() - self._began, 3),
+            duration_s=round(time.monotonic() - self._started_monotonic, 3),
             machine=self._here,
             nats_server=self._server,
             steps=self._steps,

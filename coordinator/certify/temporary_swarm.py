@@ -26,7 +26,7 @@ from bus.messages.subjects import PROVIDER
 from bus.server.monitoring import read_info
 from bus.utils.processes import die_with_parent
 from coordinator.certify.leftovers import STATE, make_directory
-from coordinator.certify.models import Cleanup, Looked
+from coordinator.certify.models import Cleanup, CleanupCheck
 from coordinator.runner.run_record import Run, is_same, read_run
 from coordinator.sandboxes.pool_record import read_pool
 from coordinator.sandboxes.provider_client import Listing, list_sandboxes
@@ -36,7 +36,7 @@ __all__ = ["TemporarySwarm"]
 START_S = 30.0
 """From the start of `up` to its record."""
 STOP_S = 25.0
-LOOK_S = 0.02
+POLL_INTERVAL_S = 0.02
 GONE_S = 2.0
 """How long what `up` has ended may still be seen."""
 SPOKEN_LINES = 5
@@ -74,8 +74,8 @@ class TemporarySwarm:
         self._toml, self._config = toml, config
         self._arguments = ["--speed", str(speed), "--port", str(port)]
         self._process: asyncio.subprocess.Process | None = None
-        self._everybody: dict[int, tuple[float, str]] = {}
-        self.began = 0.0
+        self._all_agents: dict[int, tuple[float, str]] = {}
+        self.started_at = 0.0
         """When `up` was started, monotonic seconds."""
         self.url = ""
         self._listed: tuple[float, Listing] | None = None
@@ -97,7 +97,7 @@ class TemporarySwarm:
             await asyncio.to_thread(config.write_text, self._toml)
         output = await asyncio.to_thread((self.directory / "up.log").open, "wb")
         with output:
-            self.began = time.monotonic()
+            self.started_at = time.monotonic()
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "coordinator", "up", "--config", str(config), "--state-dir", str(self.state_dir)),
@@ -115,7 +115,7 @@ class TemporarySwarm:
                 while (run := await asyncio.to_thread(read_run, self.state_dir)) is None:
                     if self._process.returncode is not None:
                         raise await asyncio.to_thread(self._failure, self._process.returncode)
-                    await asyncio.sleep(LOOK_S)
+                    await asyncio.sleep(POLL_INTERVAL_S)
         except TimeoutError:
             raise MeshError(f"`signalmesh up` did not start within {START_S:.0f} s; {self._said()}") from None
         self.url = run.url
@@ -142,14 +142,14 @@ class TemporarySwarm:
                 top = psutil.Process(self._process.pid)
                 for process in (top, *top.children(recursive=True)):
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        self._everybody.setdefault(
+                        self._all_agents.setdefault(
                             process.pid, (process.create_time(), " ".join(process.cmdline()) or process.name())
                         )
-        return len(self._everybody)
+        return len(self._all_agents)
 
     async def list_sandboxes(self) -> None:
         """Note which sandboxes of this swarm run elsewhere now, as their provider lists them."""
-        asked_s = time.monotonic() - self.began
+        asked_s = time.monotonic() - self.started_at
         if (found := await self._list()) is not None:
             self._listed = asked_s, found
 
@@ -165,7 +165,7 @@ class TemporarySwarm:
         Where sandboxes elsewhere are left, or may be, the directory stays: it has the record of them.
         """
         cleanup = Cleanup()
-        began = time.monotonic()
+        started_at = time.monotonic()
         process = self._process
         killed = []
         if process is not None:
@@ -181,21 +181,23 @@ class TemporarySwarm:
                     process.kill()
             cleanup.exit_code = await process.wait()
         known = f"{cleanup.processes} seen in the run, by pid and time of start"
-        cleanup.looked.append(Looked(what="processes", how=known, left=[*killed, *await self._left()]))
+        cleanup.checks.append(CleanupCheck(what="processes", how=known, orphans=[*killed, *await self._left()]))
         if self.url:
-            cleanup.looked.append(Looked(what="NATS server", how=f"asked at {self.url}", left=await self._server()))
+            cleanup.checks.append(
+                CleanupCheck(what="NATS server", how=f"asked at {self.url}", orphans=await self._server())
+            )
         sandboxes = await self._sandboxes()
         if sandboxes is not None:
-            cleanup.looked.append(sandboxes)
-        if sandboxes is None or sandboxes.left == []:
+            cleanup.checks.append(sandboxes)
+        if sandboxes is None or sandboxes.orphans == []:
             await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
-        left = [f"the directory {self.directory}: `signalmesh doctor` says what to do"]
+        orphans = [f"the directory {self.directory}: `signalmesh doctor` says what to do"]
         there = self.directory.exists()
-        cleanup.looked.append(Looked(what="directory", how=str(self.directory), left=left if there else []))
-        cleanup.took_s = round(time.monotonic() - began, 3)
+        cleanup.checks.append(CleanupCheck(what="directory", how=str(self.directory), orphans=orphans if there else []))
+        cleanup.duration_s = round(time.monotonic() - started_at, 3)
         return cleanup
 
-    async def _sandboxes(self) -> Looked | None:
+    async def _sandboxes(self) -> CleanupCheck | None:
         found = await self._list()
         if found is None:
             return None
@@ -204,10 +206,10 @@ class TemporarySwarm:
             f"listed by {found.endpoint}, by the metadata `pool`, after the end; over the whole run the provider's log "
             f"has {_shown(made)} made; {self._seen()}"
         )
-        left = found.sandboxes
-        if left is not None:
-            left = [f"sandbox {one} at {found.endpoint}: its lifetime ends it" for one in left]
-        return Looked(what="sandboxes elsewhere", how=how, left=left, why=found.problem)
+        orphans = found.sandboxes
+        if orphans is not None:
+            orphans = [f"sandbox {one} at {found.endpoint}: its lifetime ends it" for one in orphans]
+        return CleanupCheck(what="sandboxes elsewhere", how=how, orphans=orphans, why=found.problem)
 
     def _seen(self) -> str:
         if self._listed is None:
@@ -218,11 +220,11 @@ class TemporarySwarm:
 
     async def _left(self) -> list[str]:
         until = time.monotonic() + GONE_S
-        while alive := [pid for pid, (created, _) in self._everybody.items() if is_same(pid, created)]:
+        while alive := [pid for pid, (created, _) in self._all_agents.items() if is_same(pid, created)]:
             if time.monotonic() > until:
                 break
-            await asyncio.sleep(LOOK_S)
-        return [f"process {pid} ({self._everybody[pid][1][:100]}): end it with `kill {pid}`" for pid in alive]
+            await asyncio.sleep(POLL_INTERVAL_S)
+        return [f"process {pid} ({self._all_agents[pid][1][:100]}): end it with `kill {pid}`" for pid in alive]
 
     async def _server(self) -> list[str]:
         parts = urlsplit(self.url)

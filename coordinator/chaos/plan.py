@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-__all__ = ["EVERYBODY", "KINDS", "LOOK_S", "Fault", "Happening", "Places", "T", "eventually", "kinds_of", "plan"]
+__all__ = [
+    "EVERY_AGENT",
+    "KINDS",
+    "POLL_INTERVAL_S",
+    "FaultRun",
+    "FaultTargets",
+    "PlannedFault",
+    "T",
+    "eventually",
+    "kinds_of",
+    "plan",
+]
 
 KINDS = {
     "kill-agent": "SIGKILL to an agent",
@@ -55,11 +66,11 @@ HOLDS_S = {
 REST_S = (0.1, 1.0)
 OVERLAP = 0.15
 """Share of faults during whose recovery the next one comes already."""
-EVERYBODY = "everybody"
+EVERY_AGENT = "everybody"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class PlannedFault:
     """One fault of the plan. `rest_s` of quiet come before it; `overlaps`: the next one does not wait for it."""
 
     number: int
@@ -71,7 +82,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class FaultTargets:
     """What a swarm has to be hit. `has`: standby, mirror, nats-server, proxy."""
 
     agents: tuple[str, ...]
@@ -79,61 +90,61 @@ class Places:
     has: frozenset[str]
 
 
-def kinds_of(places: Places) -> list[str]:
+def kinds_of(candidates: FaultTargets) -> list[str]:
     """The kinds of faults that such a swarm can have."""
-    has = places.has | ({"two sandboxes"} if len(places.sandboxes) > 1 else set())
+    has = candidates.has | ({"two sandboxes"} if len(candidates.sandboxes) > 1 else set())
     return [kind for kind in KINDS if NEEDS.get(kind, "") in {"", *has}]
 
 
-def plan(seed: int, places: Places) -> Iterator[Fault]:
+def plan(seed: int, candidates: FaultTargets) -> Iterator[PlannedFault]:
     """Faults without end: the same seed and places give the same ones. Every kind comes once before any comes again."""
     chance = random.Random(seed)  # noqa: S311 - it must be repeatable
-    kinds = kinds_of(places)
+    kinds = kinds_of(candidates)
     number = 0
     while True:
         for kind in chance.sample(kinds, len(kinds)):
             number += 1
-            yield Fault(
+            yield PlannedFault(
                 number=number,
                 kind=kind,
-                targets=_targets(kind, places, chance),
+                targets=_targets(kind, candidates, chance),
                 hold_s=round(chance.uniform(*HOLDS_S.get(kind, (0.0, 0.0))), 3),
                 rest_s=round(chance.uniform(*REST_S), 3),
                 overlaps=chance.random() < OVERLAP,
             )
 
 
-def _targets(kind: str, places: Places, chance: random.Random) -> tuple[str, ...]:
-    agents = sorted(places.agents)
+def _targets(kind: str, candidates: FaultTargets, chance: random.Random) -> tuple[str, ...]:
+    agents = sorted(candidates.agents)
     if kind == "kill-agents":
         return tuple(sorted(chance.sample(agents, chance.randint(min(2, len(agents)), len(agents)))))
     if kind in ("reset", "delay", "blackhole"):
-        everybody, one = chance.random() < 0.5, chance.choice(agents)
-        return (EVERYBODY,) if everybody else (one,)
+        all_agents, one = chance.random() < 0.5, chance.choice(agents)
+        return (EVERY_AGENT,) if all_agents else (one,)
     if kind.endswith("-agent"):
         return (chance.choice(agents),)
     if kind in ("kill-host", "freeze-sandbox"):
-        return (chance.choice(sorted(places.sandboxes)),)
+        return (chance.choice(sorted(candidates.sandboxes)),)
     return (kind.partition("-")[2].replace("nats", "nats-server"),)
 
 
-LOOK_S = 0.01
+POLL_INTERVAL_S = 0.01
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Happening:
+class FaultRun:
     """A fault as it happens; times are of time.monotonic()."""
 
-    fault: Fault
-    began: float = 0.0
+    fault: PlannedFault
+    started_at: float = 0.0
     detected: float | None = None
     recovered: float | None = None
     injected: asyncio.Event = field(default_factory=asyncio.Event)
 
     def begin(self) -> None:
         """Now it is done: call this just before the first signal or request."""
-        self.began = time.monotonic()
+        self.started_at = time.monotonic()
 
     def noticed(self, *times: float | None) -> None:
         """Take the earliest time that was observed at all."""
@@ -149,5 +160,5 @@ async def eventually(found: Callable[[], T | None], timeout_s: float) -> T:
     """
     async with asyncio.timeout(timeout_s):
         while not (result := found()):  # noqa: ASYNC110 - it has no event of its own
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
         return result

@@ -18,13 +18,13 @@ from bus.errors import MeshError
 from bus.messages import Child
 from coordinator.runner.run_record import Recorded, Run, is_same, read_run
 
-__all__ = ["Member", "NotOurs", "Processes"]
+__all__ = ["Member", "Processes", "TargetUnavailable"]
 
 START_SLACK_S = 3.0
 """Between a process's start by the kernel and the time at which its host noted it."""
 
 
-class NotOurs(MeshError):
+class TargetUnavailable(MeshError):
     """The process has ended, or is none of this run's: it is left alone."""
 
 
@@ -87,7 +87,7 @@ class Processes:
         for child in self.children:
             if child.kind == kind and name in (None, child.name) and pid in (None, child.pid) and child.alive():
                 return child
-        raise NotOurs(f"no {kind} {name or pid or ''} in the run's record lives now")
+        raise TargetUnavailable(f"no {kind} {name or pid or ''} in the run's record lives now")
 
     def hold_child(self, child: Recorded) -> Member:
         """Take hold of a recorded child.
@@ -109,17 +109,23 @@ class Processes:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
-            raise NotOurs(f"{what} (pid {pid}) has ended") from None
+            raise TargetUnavailable(f"{what} (pid {pid}) has ended") from None
         try:
             process = psutil.Process(pid)
             if abs(process.create_time() - created) > slack_s:
-                raise NotOurs(f"pid {pid} is not {what}, but a later process")
+                raise TargetUnavailable(f"pid {pid} is not {what}, but a later process")
             ancestors = {parent.pid for parent in process.parents()}
             if self._run.pid not in ancestors or not is_same(self._run.pid, self._run.created):
-                raise NotOurs(f"{what} (pid {pid}) does not descend from this run's `up` (pid {self._run.pid})")
-        except (NotOurs, psutil.Error) as problem:
+                raise TargetUnavailable(
+                    f"{what} (pid {pid}) does not descend from this run's `up` (pid {self._run.pid})"
+                )
+        except (TargetUnavailable, psutil.Error) as problem:
             os.close(pidfd)
-            raise (problem if isinstance(problem, NotOurs) else NotOurs(f"{what} (pid {pid}) has ended")) from None
+            raise (
+                problem
+                if isinstance(problem, TargetUnavailable)
+                else TargetUnavailable(f"{what} (pid {pid}) has ended")
+            ) from None
         member = Member(what, pid, pidfd)
         self._held.append(member)
         return member

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from coordinator.reporting.percentiles import Spread, spread_of
+from coordinator.reporting.percentiles import Percentiles, percentiles_of
 from coordinator.reporting.tables import Column, console, print_table
 
-__all__ = ["Chaos", "FaultKind", "FaultSeen", "HeardDecisions", "Proof", "line_of", "print_chaos", "summarised"]
+__all__ = [
+    "Chaos",
+    "FaultKind",
+    "FaultSeen",
+    "ReceivedDecisions",
+    "Verification",
+    "line_of",
+    "print_chaos",
+    "summarised",
+]
 
 NOT_OBSERVED = "not observed"
 
@@ -42,28 +51,28 @@ class FaultKind:
     count: int
     recovered: int
     not_applicable: int
-    detected_ms: Spread
-    recovered_ms: Spread
+    detected_ms: Percentiles
+    recovered_ms: Percentiles
 
 
 @dataclass(slots=True, kw_only=True)
-class HeardDecisions:
+class ReceivedDecisions:
     """Decisions as an outside core subscriber heard them, beside those that are stored over the same stretch.
 
     `gaps` are holes between two heard ones that `Nats-Last-Sequence` shows; `missed` were stored in them. All were
     while the subscriber's own connection was broken (`gaps_in_one_connection` is 0), or something is wrong.
     """
 
-    heard: int = 0
+    received: int = 0
     stored: int | None = None
     missed: int = 0
     gaps: int = 0
     gaps_in_one_connection: int = 0
-    rounds_doubled: int = 0
+    rounds_duplicated: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class Verification:
     """What was run afterwards (audit, replay) and what it found. `ok` is None where nothing could be compared."""
 
     name: str
@@ -82,8 +91,8 @@ class Chaos:
     lasted_s: float
     faults: list[FaultSeen] = field(default_factory=list)
     kinds: list[FaultKind] = field(default_factory=list)
-    decisions: HeardDecisions
-    proofs: list[Proof] = field(default_factory=list)
+    decisions: ReceivedDecisions
+    verifications: list[Verification] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -99,8 +108,8 @@ def summarised(faults: Iterable[FaultSeen]) -> list[FaultKind]:
             count=len(group),
             recovered=sum(fault.outcome == "recovered" for fault in group),
             not_applicable=sum(fault.outcome == "not applicable" for fault in group),
-            detected_ms=spread_of(fault.detected_ms for fault in group if fault.detected_ms is not None),
-            recovered_ms=spread_of(fault.recovered_ms for fault in group if fault.recovered_ms is not None),
+            detected_ms=percentiles_of(fault.detected_ms for fault in group if fault.detected_ms is not None),
+            recovered_ms=percentiles_of(fault.recovered_ms for fault in group if fault.recovered_ms is not None),
         )
         for (kind, overlapping), group in groups.items()
     ]
@@ -133,16 +142,18 @@ def print_chaos(found: Chaos) -> None:
         times = [*_shown(kind.detected_ms), *_shown(kind.recovered_ms)]
         rows.append([name, str(kind.count), back, *times])
     print_table(out, columns, rows)
-    heard = found.decisions
-    stored = "the stream could not be read back" if heard.stored is None else f"{heard.stored} stored"
+    received = found.decisions
+    stored = "the stream could not be read back" if received.stored is None else f"{received.stored} stored"
     out.print(
-        f"\ndecisions: {heard.heard} heard, {stored}, {heard.missed} missed in {heard.gaps} gaps while the connection "
-        f"was broken, {heard.gaps_in_one_connection} gaps otherwise, {heard.rounds_doubled} rounds heard twice",
+        f"\ndecisions: {received.received} heard, {stored}, {received.missed} missed in {received.gaps} gaps "
+        f"while the connection "
+        f"was broken, {received.gaps_in_one_connection} gaps otherwise, {received.rounds_duplicated} rounds "
+        f"heard twice",
         soft_wrap=True,
     )
-    for proof in found.proofs:
-        verdict = {True: "ok", False: "FAILED", None: "nothing to say"}[proof.ok]
-        out.print(f"{proof.name}: {verdict}: {proof.text}", soft_wrap=True)
+    for verification in found.verifications:
+        verdict = {True: "ok", False: "FAILED", None: "nothing to say"}[verification.ok]
+        out.print(f"{verification.name}: {verdict}: {verification.text}", soft_wrap=True)
     for problem in found.problems:
         out.print(f"PROBLEM: {problem}", soft_wrap=True)
     verdict = "the swarm recovered from every fault" if found.ok else "the swarm FAILED"
@@ -151,7 +162,7 @@ def print_chaos(found: Chaos) -> None:
     out.print(f"{verdict}; {len(found.faults)} faults in {found.lasted_s:.0f} s; --seed {found.seed}", soft_wrap=True)
 
 
-def _shown(spread: Spread) -> list[str]:
-    if spread.n == 0:
+def _shown(percentiles: Percentiles) -> list[str]:
+    if percentiles.n == 0:
         return [NOT_OBSERVED, "", ""]
-    return ["" if value is None else f"{value:.0f}" for value in (spread.p50, spread.p99, spread.max)]
+    return ["" if value is None else f"{value:.0f}" for value in (percentiles.p50, percentiles.p99, percentiles.max)]

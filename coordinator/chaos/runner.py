@@ -22,22 +22,22 @@ from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
 from bus.utils.processes import on_signals
 from coordinator.audit.runner import audit_bus
-from coordinator.chaos.faults import Deeds
-from coordinator.chaos.plan import Fault, Happening, Places, plan
-from coordinator.chaos.processes import NotOurs, Processes
-from coordinator.chaos.report import Chaos, FaultSeen, HeardDecisions, Proof, summarised
+from coordinator.chaos.faults import FaultInjector
+from coordinator.chaos.plan import FaultRun, FaultTargets, PlannedFault, plan
+from coordinator.chaos.processes import Processes, TargetUnavailable
+from coordinator.chaos.report import Chaos, FaultSeen, ReceivedDecisions, Verification, summarised
 from coordinator.config.settings import SwarmConfig
 from coordinator.monitor.observer import Observer
-from coordinator.replay.runner import Span, config_of, replay_bus
+from coordinator.replay.runner import ReplayRange, config_of, replay_bus
 from coordinator.runner.run_record import Run, read_run
 
-__all__ = ["ChaosOptions", "places_of", "run_chaos", "running"]
+__all__ = ["ChaosOptions", "candidates_of", "run_chaos", "running"]
 
 DECIDING_S = 5.0
 """A swarm that has decided within this time before a fault must decide again after it."""
 SPARE_DEATHS = 3
 """So many deaths fewer than would put an agent into quarantine: the plan waits rather than have that happen."""
-LOOK_S = 0.05
+POLL_INTERVAL_S = 0.05
 ATTEMPTS = 3
 """At work during which our own connection breaks."""
 T = TypeVar("T")
@@ -60,13 +60,13 @@ def running(state_dir: Path) -> Run:
     return run
 
 
-def places_of(config: SwarmConfig, run: Run) -> Places:
+def candidates_of(config: SwarmConfig, run: Run) -> FaultTargets:
     """What of the run can be hit."""
     kinds = [child.kind for child in run.children]
     has: set[str] = {"mirror", "nats-server", "proxy"}.intersection(kinds)
     if kinds.count("watchdog") > 1:
         has.add("standby")
-    return Places(
+    return FaultTargets(
         agents=tuple(agent.spec.name for agent in config.agents if not agent.external),
         sandboxes=tuple(sandbox.name for sandbox in config.sandboxes),
         has=frozenset(has),
@@ -75,11 +75,11 @@ def places_of(config: SwarmConfig, run: Run) -> Places:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChaosOptions:
-    """What was asked for on the command line. `seed` None: a new one; a recovery may take `patience_s` seconds."""
+    """What was asked for on the command line. `seed` None: a new one; a recovery may take `timeout_s` seconds."""
 
     for_s: float
     seed: int | None
-    patience_s: float
+    timeout_s: float
 
 
 async def run_chaos(bus: NatsBus, state_dir: Path, options: ChaosOptions, tell: Tell, say: Say) -> Chaos:
@@ -127,36 +127,38 @@ class _Chaos:
         self._bus, self._observer, self._processes = bus, observer, processes
         self._state_dir, self._tell, self._say, self._stop = state_dir, tell, say, stop
         self._config = config_of(None, state_dir)
-        self._places = places_of(self._config, run)
-        self._deeds = Deeds(bus, observer, processes, self._places.agents, state_dir, options.patience_s)
-        self._patience_s = options.patience_s
-        self._began = time.monotonic()
-        self._under_way: dict[asyncio.Task[None], Happening] = {}
+        self._candidates = candidates_of(self._config, run)
+        self._injector = FaultInjector(bus, observer, processes, self._candidates.agents, state_dir, options.timeout_s)
+        self._timeout_s = options.timeout_s
+        self._started_at = time.monotonic()
+        self._under_way: dict[asyncio.Task[None], FaultRun] = {}
         self._overlapping: set[int] = set()
         self._faults: list[FaultSeen] = []
         self._problems: list[str] = []
 
     async def run(self, for_s: float, seed: int) -> Chaos:
-        if (unwell := await self._settled(0.0, deciding=False)) is not None:
-            raise MeshError(f"chaos: the swarm is not well to begin with: {unwell}; see signalmesh doctor")
-        self._began = time.monotonic()
+        if (unhealthy := await self._settled(0.0, deciding=False)) is not None:
+            raise MeshError(f"chaos: the swarm is not well to begin with: {unhealthy}; see signalmesh doctor")
+        self._started_at = time.monotonic()
         try:
-            for fault in plan(seed, self._places):
+            for fault in plan(seed, self._candidates):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(fault.rest_s):
                         await self._stop.wait()
-                if self._stop.is_set() or self._problems or time.monotonic() - self._began >= for_s:
+                if self._stop.is_set() or self._problems or time.monotonic() - self._started_at >= for_s:
                     break
                 await self._happen(fault)
             await self._all_over()
         finally:
             await end_tasks(self._under_way)
-        lasted_s = time.monotonic() - self._began
+        lasted_s = time.monotonic() - self._started_at
         await self._observer.stop()  # what follows takes all of our time, and a server drops who does not read
         decisions = await self._compare_decisions()
-        proofs = await self._prove()
+        verifications = await self._verify()
         problems = [*self._problems, *self._observer.problems]
-        problems += [f"{proof.name}: {proof.text}" for proof in proofs if proof.ok is False]
+        problems += [
+            f"{verification.name}: {verification.text}" for verification in verifications if verification.ok is False
+        ]
         return Chaos(
             ok=not problems,
             swarm=self._bus.subjects.ns,
@@ -166,70 +168,70 @@ class _Chaos:
             faults=self._faults,
             kinds=summarised(self._faults),
             decisions=decisions,
-            proofs=proofs,
+            verifications=verifications,
             problems=problems,
         )
 
     # -- one fault after the other
 
-    async def _happen(self, fault: Fault) -> None:
+    async def _happen(self, fault: PlannedFault) -> None:
         await self._spare()
         if all(task.done() for task in self._under_way):
             await self._all_over()
-        happening = Happening(fault, began=time.monotonic())
-        task = asyncio.create_task(self._watch(happening), name=f"fault-{fault.number}")
+        fault_run = FaultRun(fault, started_at=time.monotonic())
+        task = asyncio.create_task(self._watch(fault_run), name=f"fault-{fault.number}")
         if self._under_way:
             self._overlapping.update(each.number for each in (fault, *self._faults_under_way()))
-        self._under_way[task] = happening
-        injected = asyncio.create_task(happening.injected.wait())
+        self._under_way[task] = fault_run
+        injected = asyncio.create_task(fault_run.injected.wait())
         await asyncio.wait({task, injected}, return_when=asyncio.FIRST_COMPLETED)
         injected.cancel()
         if not (fault.overlaps and len(self._under_way) == 1):
             await self._all_over()
 
-    def _faults_under_way(self) -> list[Fault]:
-        return [happening.fault for happening in self._under_way.values()]
+    def _faults_under_way(self) -> list[PlannedFault]:
+        return [fault_run.fault for fault_run in self._under_way.values()]
 
     async def _all_over(self) -> None:
         """Wait for the recovery from all that is under way, and until the swarm is whole."""
         if not self._under_way:
             return
-        since = min(happening.began for happening in self._under_way.values())
+        since = min(fault_run.started_at for fault_run in self._under_way.values())
         deciding = (self._observer.decided_at or 0.0) > since - DECIDING_S
         while self._under_way:
             done, _ = await asyncio.wait(self._under_way)
             for task in done:
                 task.result()
-            self._under_way = {task: happening for task, happening in self._under_way.items() if not task.done()}
-        if not self._problems and (unwell := await self._settled(time.monotonic(), deciding=deciding)) is not None:
-            self._problems.append(f"after fault #{self._faults[-1].number} {self._faults[-1].kind}: {unwell}")
+            self._under_way = {task: fault_run for task, fault_run in self._under_way.items() if not task.done()}
+        if not self._problems and (unhealthy := await self._settled(time.monotonic(), deciding=deciding)) is not None:
+            self._problems.append(f"after fault #{self._faults[-1].number} {self._faults[-1].kind}: {unhealthy}")
 
-    async def _watch(self, happening: Happening) -> None:
-        outcome, note, fault = "recovered", "", happening.fault
+    async def _watch(self, fault_run: FaultRun) -> None:
+        outcome, note, fault = "recovered", "", fault_run.fault
         try:
-            await self._deeds.do(happening)
-        except NotOurs as reason:
+            await self._injector.do(fault_run)
+        except TargetUnavailable as reason:
             outcome, note = "not applicable", str(reason)
         except TimeoutError:
-            outcome, note = "not recovered", f"within {self._patience_s:g} s"
+            outcome, note = "not recovered", f"within {self._timeout_s:g} s"
         except MeshError as error:
             outcome, note = "not recovered", str(error)
         if outcome == "not recovered":
             self._problems.append(f"fault #{fault.number} {fault.kind} {', '.join(fault.targets)}: {outcome} {note}")
 
         def after_ms(at: float | None) -> float | None:
-            return None if at is None or outcome == "not applicable" else round((at - happening.began) * 1000, 1)
+            return None if at is None or outcome == "not applicable" else round((at - fault_run.started_at) * 1000, 1)
 
         seen = FaultSeen(
             number=fault.number,
             kind=fault.kind,
             targets=list(fault.targets),
-            at_s=round(happening.began - self._began, 3),
+            at_s=round(fault_run.started_at - self._started_at, 3),
             hold_s=fault.hold_s,
             overlapping=fault.number in self._overlapping,
             outcome=outcome,
-            detected_ms=after_ms(happening.detected),
-            recovered_ms=after_ms(happening.recovered),
+            detected_ms=after_ms(fault_run.detected),
+            recovered_ms=after_ms(fault_run.recovered),
             note=note,
         )
         self._faults.append(seen)
@@ -243,21 +245,21 @@ class _Chaos:
             worst = max((sum(at > oldest for at in times) for times in self._observer.deaths.values()), default=0)
             if worst < max(1, watchdog.quarantine_deaths - SPARE_DEATHS):
                 return
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _settled(self, since: float, *, deciding: bool) -> str | None:
         """Wait until everybody was heard well after `since`; what is missing if that does not come."""
-        until = time.monotonic() + self._patience_s
-        while (unwell := self._unwell(since, deciding)) is not None and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_S)
-        return unwell
+        until = time.monotonic() + self._timeout_s
+        while (unhealthy := self._unhealthy(since, deciding)) is not None and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_INTERVAL_S)
+        return unhealthy
 
-    def _unwell(self, since: float, deciding: bool) -> str | None:
+    def _unhealthy(self, since: float, deciding: bool) -> str | None:
         observer = self._observer
-        missing = [name for name in self._places.agents if not observer.lives(name, since)]
-        for name in self._places.sandboxes:
-            beat = observer.hosts.get(name)
-            if beat is None or beat.at <= since or beat.said.status != "live":
+        missing = [name for name in self._candidates.agents if not observer.lives(name, since)]
+        for name in self._candidates.sandboxes:
+            heartbeat = observer.hosts.get(name)
+            if heartbeat is None or heartbeat.at <= since or heartbeat.said.status != "live":
                 missing.append(f"sandbox {name}")
         if observer.leader is None or observer.leader.at <= since:
             missing.append("a leading watchdog")
@@ -268,15 +270,15 @@ class _Chaos:
 
     # -- afterwards
 
-    async def _compare_decisions(self) -> HeardDecisions:
+    async def _compare_decisions(self) -> ReceivedDecisions:
         """What was heard, beside what is stored between the first and the last heard one of each subject."""
         observer = self._observer
         within = sum(not gap.broken for gap in observer.gaps)
-        found = HeardDecisions(
-            heard=observer.decisions,
+        found = ReceivedDecisions(
+            received=observer.decisions,
             gaps=len(observer.gaps) - within,
             gaps_in_one_connection=within,
-            rounds_doubled=observer.doubled,
+            rounds_duplicated=observer.duplicated,
         )
         try:
             stored, found.missed = await self._steadily(self._count_decisions)
@@ -284,9 +286,10 @@ class _Chaos:
             observer.problems.append(f"the decisions could not be read back: {error}")
             return found
         found.stored = stored
-        if stored != found.heard + found.missed:
+        if stored != found.received + found.missed:
             observer.problems.append(
-                f"decisions: {stored} are stored, {found.heard} were heard and {found.missed} fell into gaps that show"
+                f"decisions: {stored} are stored, {found.received} were heard and {found.missed} fell into gaps "
+                f"that show"
             )
         return found
 
@@ -301,28 +304,30 @@ class _Chaos:
             missed += sum(any(hole.after < number <= hole.through for hole in holes) for number in numbers)
         return stored, missed
 
-    async def _prove(self) -> list[Proof]:
+    async def _verify(self) -> list[Verification]:
         self._say("all faults are over; audit and replay of all that is stored …")
-        return [await self._proof("audit", self._audit), await self._proof("replay", self._replay)]
+        return [await self._verification("audit", self._audit), await self._verification("replay", self._replay)]
 
-    async def _audit(self) -> Proof:
+    async def _audit(self) -> Verification:
         audit = await audit_bus(self._bus, self._state_dir / MIRROR_FILE)
         text = audit.problems[0].text if audit.problems else f"{audit.stream.messages} messages, no problem"
-        return Proof(name="audit", ok=audit.ok, text=text)
+        return Verification(name="audit", ok=audit.ok, text=text)
 
-    async def _replay(self) -> Proof:
-        replay = await replay_bus(self._bus, self._config, Span())
+    async def _replay(self) -> Verification:
+        replay = await replay_bus(self._bus, self._config, ReplayRange())
         if replay.differences:
-            return Proof(name="replay", ok=False, text=replay.differences[0].text)
+            return Verification(name="replay", ok=False, text=replay.differences[0].text)
         if not replay.compared:  # retention has removed the beginning: no fault of the swarm's
-            return Proof(name="replay", ok=None, text="; ".join(replay.notes) or "nothing could be compared")
-        return Proof(name="replay", ok=replay.ok, text=f"{replay.compared} outputs, {replay.differing} of them differ")
+            return Verification(name="replay", ok=None, text="; ".join(replay.notes) or "nothing could be compared")
+        return Verification(
+            name="replay", ok=replay.ok, text=f"{replay.compared} outputs, {replay.differing} of them differ"
+        )
 
-    async def _proof(self, name: str, prove: Callable[[], Awaitable[Proof]]) -> Proof:
+    async def _verification(self, name: str, verify: Callable[[], Awaitable[Verification]]) -> Verification:
         try:
-            return await self._steadily(prove)
+            return await self._steadily(verify)
         except MeshError as error:
-            return Proof(name=name, ok=False, text=str(error))
+            return Verification(name=name, ok=False, text=str(error))
 
     async def _steadily(self, work: Callable[[], Awaitable[T]]) -> T:
         """Begin anew where our own connection breaks under the work: that says nothing of the swarm.
@@ -330,10 +335,10 @@ class _Chaos:
         Raises:
             BusError: it broke each time, or is not there.
         """
-        problem = BusError(f"not connected to {self._bus.url} within {self._patience_s:g} s")
+        problem = BusError(f"not connected to {self._bus.url} within {self._timeout_s:g} s")
         for _ in range(ATTEMPTS):
             try:
-                async with asyncio.timeout(self._patience_s):
+                async with asyncio.timeout(self._timeout_s):
                     await self._bus.until_live()
             except TimeoutError:
                 break

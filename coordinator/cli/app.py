@@ -49,7 +49,7 @@ def main(
         os.environ[FIRST_VARIABLE] = "1"
 
 
-for verb in (
+for command in (
     swarm.up,
     swarm.down,
     monitor.status,
@@ -65,7 +65,7 @@ for verb in (
     checks.chaos,
     certify.certify,
 ):
-    app.command()(verb)
+    app.command()(command)
 for role in (
     roles.sandbox,
     roles.agent,

@@ -12,7 +12,7 @@ import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.utils.aio import run_to_end
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.cli.options import Json, print_json
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def certify(
     finally:  # nobody may read what is printed any more: the report is written all the same
         files.write(found)
     if not json:
-        typer.echo(harmless(f"the report: {files.markdown} and {files.json}"))
+        typer.echo(escape_control(f"the report: {files.markdown} and {files.json}"))
     raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
 
 
@@ -114,5 +114,7 @@ def _print_certificate(found: Certificate) -> None:
     )
     print_table(out, columns, rows)
     for problem in found.problems:
-        out.print(harmless(f"PROBLEM: {problem}"), soft_wrap=True)
-    out.print(Text(f"{verdict(found)}; in {found.took_s:.1f} s", "green" if found.ok else "bold red"), soft_wrap=True)
+        out.print(escape_control(f"PROBLEM: {problem}"), soft_wrap=True)
+    out.print(
+        Text(f"{verdict(found)}; in {found.duration_s:.1f} s", "green" if found.ok else "bold red"), soft_wrap=True
+    )

@@ -31,8 +31,9 @@ def doctor(nats: Nats = None, state_dir: StateDir = STATE_DIR, config: ConfigFil
 def chaos(
     for_s: Annotated[float, typer.Option("--for", metavar="SECONDS", help="How long faults are made.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Of the order of faults; default: a new one.")] = None,
-    patience_s: Annotated[
-        float, typer.Option("--patience", metavar="SECONDS", help="A swarm that takes longer to recover has failed.")
+    timeout_s: Annotated[
+        float,
+        typer.Option("--recovery-timeout", metavar="SECONDS", help="A swarm that takes longer to recover has failed."),
     ] = 30.0,
     state_dir: StateDir = STATE_DIR,
     json: Json = False,
@@ -41,10 +42,10 @@ def chaos(
     from coordinator.chaos.report import FaultSeen, line_of, print_chaos
     from coordinator.chaos.runner import ChaosOptions, run_chaos, running
 
-    for name, value in (("--for", for_s), ("--patience", patience_s)):
+    for name, value in (("--for", for_s), ("--recovery-timeout", timeout_s)):
         if not value > 0:
             raise UsageError(f"{name} {value}: expected more than 0 seconds")
-    options = ChaosOptions(for_s=for_s, seed=seed, patience_s=patience_s)
+    options = ChaosOptions(for_s=for_s, seed=seed, timeout_s=timeout_s)
     run = running(state_dir)
 
     def tell(fault: FaultSeen) -> None:

@@ -31,7 +31,7 @@ def kill(
 ) -> None:
     """Send a signal to an agent's process and print how it came back, with what was lost and doubled (measured)."""
     from coordinator.control.kill import kill as kill_agent
-    from coordinator.control.kill import print_killing, signal_number
+    from coordinator.control.kill import print_kill_report, signal_number
 
     number = signal_number(signal)
     check_seconds("--wait", wait_s)
@@ -39,8 +39,8 @@ def kill(
     if json:
         print_json(found)
     else:
-        print_killing(found)
-    raise typer.Exit(EXIT_DONE if found.as_asked else EXIT_FAILED)
+        print_kill_report(found)
+    raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
 
 
 def restart(
@@ -51,10 +51,10 @@ def restart(
     json: Json = False,
 ) -> None:
     """Drain an agent (it saves its state), start it anew, and wait until it is ready."""
-    from coordinator.control.watchdog_client import Restarted, ask_watchdog
+    from coordinator.control.watchdog_client import Restarted, request_watchdog
 
     target = find_target(nats, state_dir, swarm)
-    done = on_bus(target, lambda bus: ask_watchdog(bus, "restart", agent, Restarted))
+    done = on_bus(target, lambda bus: request_watchdog(bus, "restart", agent, Restarted))
     if json:
         print_json(done)
     else:
@@ -70,9 +70,9 @@ def revive(
     json: Json = False,
 ) -> None:
     """Bring a quarantined or drained agent back, with its deaths forgotten."""
-    from coordinator.control.watchdog_client import Revived, ask_watchdog
+    from coordinator.control.watchdog_client import Revived, request_watchdog
 
-    done = on_bus(find_target(nats, state_dir, swarm), lambda bus: ask_watchdog(bus, "revive", agent, Revived))
+    done = on_bus(find_target(nats, state_dir, swarm), lambda bus: request_watchdog(bus, "revive", agent, Revived))
     if json:
         print_json(done)
     else:

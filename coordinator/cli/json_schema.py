@@ -19,11 +19,11 @@ from bus.messages import KINDS
 from coordinator.audit.models import Audit
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
-from coordinator.control.kill import Killing
+from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.monitor.health_check import Health
 from coordinator.monitor.history import History
-from coordinator.monitor.message_lines import Watched
+from coordinator.monitor.message_lines import WatchLine
 from coordinator.monitor.models import Status
 from coordinator.replay.models import Replay
 from coordinator.reporting.findings import Diagnosis
@@ -41,12 +41,12 @@ OUTPUTS: dict[str, type] = {
     "down": Ended,
     "health": Health,
     "history": History,
-    "kill": Killing,
+    "kill": KillReport,
     "replay": Replay,
     "restart": Restarted,
     "revive": Revived,
     "status": Status,
-    "watch": Watched,
+    "watch": WatchLine,
 }
 """Verb -> what its --json prints; `up --json` prints lines like those of watch."""
 
@@ -54,7 +54,7 @@ OUTPUTS: dict[str, type] = {
 def documents() -> dict[str, bytes]:
     """File name -> bytes of every schema."""
     types_of = {f"message.{kind}.json": cls for kind, cls in KINDS.items()}
-    types_of |= {f"output.{verb}.json": cls for verb, cls in OUTPUTS.items()}
+    types_of |= {f"output.{command}.json": cls for command, cls in OUTPUTS.items()}
     return {name: _document(cls) for name, cls in sorted(types_of.items())}
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from bus.errors import EXIT_FAILED, MeshError
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """As a shell reports it."""
@@ -20,7 +20,7 @@ def main() -> None:
 
         app(standalone_mode=True)
     except MeshError as error:
-        print(f"signalmesh: {harmless(str(error), keep=chr(10))}", file=sys.stderr)
+        print(f"signalmesh: {escape_control(str(error), keep=chr(10))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:  # Ctrl-C while all of that is imported; a verb that runs has its own way
         raise SystemExit(EXIT_INTERRUPTED) from None

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
-from bus.messages import BeatingRole
-from bus.utils.terminal import harmless
+from bus.messages import HeartbeatRole
+from bus.utils.terminal import escape_control
 from coordinator.cli.options import (
     STATE_DIR,
     Json,
@@ -26,10 +26,10 @@ from coordinator.cli.options import (
 
 def status(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, json: Json = False) -> None:
     """What runs, as heard on the bus within half a second."""
-    from coordinator.monitor.status import gather_status
+    from coordinator.monitor.status import collect_status
     from coordinator.monitor.status_table import print_status
 
-    found = on_bus(find_target(nats, state_dir, swarm), gather_status)
+    found = on_bus(find_target(nats, state_dir, swarm), collect_status)
     if json:
         print_json(found)
     else:
@@ -54,8 +54,8 @@ def watch(
 
 
 def health(
-    role: Annotated[BeatingRole, typer.Argument(help="The role that must be heard.")] = "any",
-    within_s: Annotated[float, typer.Option("--within", help="Longest time to listen, seconds.")] = 3.0,
+    role: Annotated[HeartbeatRole, typer.Argument(help="The role that must be heard.")] = "any",
+    within_s: Annotated[float, typer.Option("--timeout", help="Longest time to listen, seconds.")] = 3.0,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
@@ -64,12 +64,12 @@ def health(
     """Whether a role that runs on this machine (in this container) is heard beating on the bus; else exit code 1."""
     from coordinator.monitor.health_check import check_health
 
-    check_seconds("--within", within_s)
+    check_seconds("--timeout", within_s)
     found = on_bus(find_target(nats, state_dir, swarm), lambda bus: check_health(bus, role, within_s))
     if json:
         print_json(found)
     else:
-        typer.echo(harmless(found.text))
+        typer.echo(escape_control(found.text))
     raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
 
 

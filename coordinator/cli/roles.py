@@ -35,11 +35,13 @@ def sandbox(
             help="One of several hosts of this sandbox, each on a machine (or in a container) of its own.",
         ),
     ] = False,
-    agents_nats: Annotated[
+    agents_nats_url: Annotated[
         str | None,
-        typer.Option("--agents-nats", envvar="SIGNALMESH_AGENTS_NATS", help="Where its agents connect, if elsewhere."),
+        typer.Option(
+            "--agents-nats-url", envvar="SIGNALMESH_AGENTS_NATS", help="Where its agents connect, if elsewhere."
+        ),
     ] = None,
-    made_by: Annotated[str, typer.Option(help="Who made this place; with --host.")] = "joined",
+    provider_name: Annotated[str, typer.Option(help="Who made this place; with --host.")] = "joined",
     host: Annotated[str | None, typer.Option(help="The host's own name, where a launcher gives it one.")] = None,
     files: Annotated[Path | None, typer.Option(help="Where the agents' own files are, if not as configured.")] = None,
     credentials_stdin: Annotated[
@@ -57,26 +59,28 @@ def sandbox(
     """Role: the host of a sandbox; starts and ends agent processes where it runs."""
     from bus.messages.subjects import check_name
     from bus.nats.urls import check_url
-    from coordinator.runner.entrypoints import MadeBy, run_sandbox
-    from coordinator.sandboxes.handoff import read_handed
+    from coordinator.runner.entrypoints import ProviderInfo, run_sandbox
+    from coordinator.sandboxes.handoff import read_payload
 
     check_name(name, "sandbox")
     if credentials_stdin:
-        handed = read_handed()
+        payload = read_payload()
         where = None if files is None else str(files.resolve())
         made = (
             None
             if host is None
-            else MadeBy(provider=made_by, endpoint=handed.endpoint, age_s=handed.age_s, host=host, files=where)
+            else ProviderInfo(
+                provider=provider_name, endpoint=payload.endpoint, age_s=payload.age_s, host=host, files=where
+            )
         )
         raise typer.Exit(
-            run_sandbox(name, handed.url, swarm or "swarm", log_level, made=made, credentials=handed.credentials)
+            run_sandbox(name, payload.url, swarm or "swarm", log_level, made=made, credentials=payload.credentials)
         )
     target = find_target(nats, state_dir, swarm)
-    if agents_nats is not None:
-        check_url(agents_nats, "--agents-nats")
+    if agents_nats_url is not None:
+        check_url(agents_nats_url, "--agents-nats-url")
     url = role_url(nats, state_dir)
-    raise typer.Exit(run_sandbox(name, url, target.swarm, log_level, replica=replica, agents_url=agents_nats))
+    raise typer.Exit(run_sandbox(name, url, target.swarm, log_level, replica=replica, agents_url=agents_nats_url))
 
 
 def agent(
@@ -99,7 +103,9 @@ def watchdog(
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Give quarantined and drained agents another chance.")] = False,
+    clear_quarantine: Annotated[
+        bool, typer.Option("--clear-quarantine", help="Give quarantined and drained agents another chance.")
+    ] = False,
     standby: Annotated[bool, typer.Option("--standby", help="Let others lead first.")] = False,
     speed: Annotated[float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="As for `up`.")] = None,
     agents: AgentCount = None,
@@ -110,7 +116,14 @@ def watchdog(
 
     raise typer.Exit(
         run_watchdog(
-            role_url(nats, state_dir), config, swarm, speed, log_level, agents=agents, fresh=fresh, standby=standby
+            role_url(nats, state_dir),
+            config,
+            swarm,
+            speed,
+            log_level,
+            agents=agents,
+            clear_quarantine=clear_quarantine,
+            standby=standby,
         )
     )
 

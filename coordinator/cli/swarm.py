@@ -15,7 +15,7 @@ from bus.utils.aio import run_to_end
 from coordinator.cli.options import STATE_DIR, AgentCount, ConfigFile, Json, LogLevel, Nats, StateDir, print_json
 
 if TYPE_CHECKING:
-    from bus.interface import Heard
+    from bus.interface import ReceivedMessage
     from coordinator.runner.up import Up
 
 
@@ -39,13 +39,13 @@ async def _lines(up: Up, stop: asyncio.Event) -> None:
     lines = Lines()
     lines.put(f"swarm {up.config.swarm} on {up.bus.url}; {how_to_follow(up)}")
 
-    async def on_heard(heard: Heard) -> None:
-        message = parse(up.bus, heard)
+    async def on_message(received: ReceivedMessage) -> None:
+        message = parse(up.bus, received)
         if message is not None:
-            lines.put(line_of(message, heard.subject, heard.headers.get(h.SEQUENCE, "")))
+            lines.put(line_of(message, received.subject, received.headers.get(h.SEQUENCE, "")))
 
     for kind in ("decision", "lifecycle", "alert"):
-        await up.bus.listen(up.bus.subjects.all_of(kind), on_heard)
+        await up.bus.listen(up.bus.subjects.all_of(kind), on_message)
     await stop.wait()
 
 
@@ -82,7 +82,7 @@ def up(
     """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` goes on with its state."""
     from bus.nats.urls import check_url
     from bus.observability.logging import set_up_logs
-    from coordinator.config.loader import doubts_about, load, with_speed
+    from coordinator.config.loader import load, warnings_about, with_speed
     from coordinator.config.scaling import with_agents
     from coordinator.runner.preflight import check_agents
     from coordinator.runner.up import UpOptions, run_up
@@ -109,8 +109,8 @@ def up(
         public_url=public_nats,
     )
     checked = check_agents(loaded)
-    for doubt in doubts_about(checked):
-        typer.echo(f"warning: {doubt}", err=True)
+    for warning in warnings_about(checked):
+        typer.echo(f"warning: {warning}", err=True)
     code = run_to_end(run_up(checked, options, viewer(json)))
     raise typer.Exit(code)
 
@@ -129,18 +129,18 @@ def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
         if json:
             print_json(freed)
         else:
-            for text, names in (("ended, left by an earlier run", freed.ended), ("could not be ended", freed.left)):
+            for text, names in (("ended, left by an earlier run", freed.ended), ("could not be ended", freed.orphans)):
                 if names:
                     typer.echo(f"sandboxes at {freed.endpoint}: {text}: {', '.join(names)}")
-        raise typer.Exit(EXIT_FAILED if freed.left else EXIT_DONE)
+        raise typer.Exit(EXIT_FAILED if freed.orphans else EXIT_DONE)
     ended = stop_run(run, state_dir)
     if json:
         print_json(ended)
     else:
-        typer.echo(f"swarm {run.swarm} ended in {ended.took_s:.1f} s; its state is in {state_dir}")
-        if ended.left:
+        typer.echo(f"swarm {run.swarm} ended in {ended.duration_s:.1f} s; its state is in {state_dir}")
+        if ended.orphans:
             typer.echo(
                 f"sandboxes that could not be ended may still run at {ended.endpoint}, until their lifetime ends: "
-                f"{', '.join(ended.left)}; `signalmesh doctor` looks again"
+                f"{', '.join(ended.orphans)}; `signalmesh doctor` looks again"
             )
-    raise typer.Exit(EXIT_FAILED if ended.left else EXIT_DONE)
+    raise typer.Exit(EXIT_FAILED if ended.orphans else EXIT_DONE)

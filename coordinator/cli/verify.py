@@ -54,7 +54,7 @@ def replay(
 ) -> None:
     """Run the recorded stream through the same agents once more, and compare every output with the recorded one."""
     from bus.observability.logging import set_up_logs
-    from coordinator.replay.runner import Span, config_of, replay_bus, replay_file
+    from coordinator.replay.runner import ReplayRange, config_of, replay_bus, replay_file
     from coordinator.replay.table import print_replay
     from coordinator.reporting.formatting import progress_bar
 
@@ -62,7 +62,7 @@ def replay(
         given = f"--from {first}" if last is None else f"--from {first} --to {last}"
         raise UsageError(f"{given}: expected 1 or more, and --to no less than --from")
     set_up_logs("error")
-    settings, span = config_of(config, state_dir), Span(first=first, last=last)
+    settings, span = config_of(config, state_dir), ReplayRange(first=first, last=last)
     with progress_bar("replaying") as progress:
         if file is not None:
             found = run_to_end(replay_file(file, settings, span, progress))

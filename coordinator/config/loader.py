@@ -44,7 +44,7 @@ from coordinator.config.tables import (
     placement,
     sandbox_spec,
 )
-from coordinator.config.telemetry import Address, check_webhook
+from coordinator.config.telemetry import ListenAddress, check_webhook
 
 __all__ = [
     "BUILT_IN",
@@ -56,11 +56,11 @@ __all__ = [
     "StreamSettings",
     "SwarmConfig",
     "WatchdogSettings",
-    "doubts_about",
     "load",
     "parse",
     "resolve",
     "to_config_message",
+    "warnings_about",
     "with_speed",
 ]
 
@@ -207,8 +207,8 @@ def resolve(config: SwarmConfig) -> tuple[SwarmConfig, dict[str, type[Agent]]]:
             publishes = published_kinds(cls)
             spec = replace(spec, kind=cls.kind)
         votes = settings.votes
-        has_a_say = settings.external or not VOTING_KINDS.isdisjoint(publishes)
-        if votes and not has_a_say:
+        decides_or_votes = settings.external or not VOTING_KINDS.isdisjoint(publishes)
+        if votes and not decides_or_votes:
             raise ConfigError(
                 config.file,
                 f"agents.{spec.name}.votes",
@@ -216,7 +216,7 @@ def resolve(config: SwarmConfig) -> tuple[SwarmConfig, dict[str, type[Agent]]]:
                 "remove it",
             )
         if votes is None:
-            votes = has_a_say
+            votes = decides_or_votes
         agents.append(replace(settings, spec=spec, votes=votes, decides="decision" in publishes))
     resolved = replace(config, agents=tuple(agents))
     if resolved.voters and not any(resolved.voters.values()):
@@ -224,27 +224,27 @@ def resolve(config: SwarmConfig) -> tuple[SwarmConfig, dict[str, type[Agent]]]:
     return resolved, classes
 
 
-def doubts_about(config: SwarmConfig) -> tuple[str, ...]:
+def warnings_about(config: SwarmConfig) -> tuple[str, ...]:
     """What is allowed in a resolved `config` but hardly meant, each as a sentence that says what will happen."""
     deciders = config.deciders
     if not deciders:
         externals = ", ".join(item.spec.name for item in config.agents if item.external)
         unless = f", unless one of the external ones ({externals}) makes them" if externals else ""
-        doubt = (
+        warning = (
             f"none of them decides, so there will be no decisions{unless}; "
             f'for decisions add an agent with kind = "{COORDINATOR_KIND}"'
         )
     elif len(deciders) > 1:
-        doubt = (
+        warning = (
             f"{len(deciders)} of them decide ({', '.join(deciders)}): each decides every round for itself, so whoever "
             f"follows {config.swarm}.decision.> hears every round {len(deciders)} times; the last token of the "
             "subject tells whose a decision is"
         )
     elif not config.voters:
-        doubt = "nobody votes, so every decision will be hold, of size 0"
+        warning = "nobody votes, so every decision will be hold, of size 0"
     else:
         return ()
-    return (f"{config.file}: agents: {doubt}",)
+    return (f"{config.file}: agents: {warning}",)
 
 
 def with_speed(config: SwarmConfig, speed: float | None) -> SwarmConfig:
@@ -284,7 +284,7 @@ def to_config_message(
 def _check_relations(config: SwarmConfig) -> None:
     """What must hold between two settings, and what a type does not say."""
     checks: tuple[tuple[str, str, Callable[[str, str], object]], ...] = (
-        ("metrics.listen", config.metrics.listen, Address.parse),
+        ("metrics.listen", config.metrics.listen, ListenAddress.parse),
         ("alerts.webhook", config.alerts.webhook, check_webhook),
     )
     for key, text, check in checks:

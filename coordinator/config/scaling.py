@@ -14,15 +14,15 @@ from bus.errors import UsageError
 from coordinator.config.settings import AgentSettings, SwarmConfig, WatchdogSettings
 from coordinator.config.tables import AgentTable, agent_settings, placement
 
-__all__ = ["MOST_AGENTS", "SUSPECT_BEATS", "with_agents"]
+__all__ = ["MOST_AGENTS", "SUSPECT_HEARTBEATS", "with_agents"]
 
 MOST_AGENTS = 1000
 """More are taken for a slip of the hand: at 100 ms they would say 10,000 heartbeats a second."""
 FEEDER = "market-data"
-BEATS_PER_S = 500
+HEARTBEATS_PER_S = 500
 """Heartbeats a second of all agents together; more agents beat less often. Each costs its agent, the server and the
 watchdog about a millisecond of a processor in all (benchmarks, `idle`), so that this is half of one."""
-SUSPECT_BEATS, DEAD_BEATS, STARVED_BEATS = 3, 6, 50
+SUSPECT_HEARTBEATS, DEAD_HEARTBEATS, STARVED_HEARTBEATS = 3, 6, 50
 """Silence in heartbeats, in the proportions of the defaults."""
 NICE = 10
 """Of the strategies added: on a machine with too little time the hosts, the source and who decides come first, since
@@ -91,15 +91,15 @@ def _tables(config: SwarmConfig, count: int) -> dict[str, AgentTable]:
 
 def _calmed(watchdog: WatchdogSettings, count: int) -> WatchdogSettings:
     """Heartbeats rare enough that all of them together stay within BEATS_PER_S, and patience in their proportion."""
-    heartbeat_ms = count * 1000 // BEATS_PER_S
+    heartbeat_ms = count * 1000 // HEARTBEATS_PER_S
     if heartbeat_ms <= watchdog.heartbeat_ms:
         return watchdog
-    dead_ms = max(watchdog.dead_ms, DEAD_BEATS * heartbeat_ms)
-    starved_ms = max(watchdog.starved_ms, STARVED_BEATS * heartbeat_ms)
+    dead_ms = max(watchdog.dead_ms, DEAD_HEARTBEATS * heartbeat_ms)
+    starved_ms = max(watchdog.starved_ms, STARVED_HEARTBEATS * heartbeat_ms)
     return replace(
         watchdog,
         heartbeat_ms=heartbeat_ms,
-        suspect_ms=max(watchdog.suspect_ms, SUSPECT_BEATS * heartbeat_ms),
+        suspect_ms=max(watchdog.suspect_ms, SUSPECT_HEARTBEATS * heartbeat_ms),
         dead_ms=dead_ms,
         starved_ms=starved_ms,
     )

@@ -18,14 +18,14 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 - only where it was asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ListenAddress:
     """Where to listen; port 0 is any free one."""
 
     host: str
     port: int
 
     @classmethod
-    def parse(cls, text: str, where: str) -> Address:
+    def parse(cls, text: str, where: str) -> ListenAddress:
         """`HOST:PORT`, `[::1]:PORT`, or `:PORT` for every interface; `where` is the option or the key that says so.
 
         Raises:
@@ -100,6 +100,6 @@ def metrics_arguments(config: SwarmConfig) -> list[str]:
     listen = config.metrics.listen
     if listen:
         where = f"{config.file}: metrics.listen:"
-        Address.parse(listen, where).check_free(where)
+        ListenAddress.parse(listen, where).check_free(where)
     wanted = listen or webhook_of(config) or read_exporting(os.environ, "metrics")
     return ["metrics", "--listen", listen or NOWHERE] if wanted else []

@@ -18,12 +18,12 @@ import orjson
 from agents.host.protocol import SignalRequest
 from bus.durable.registry import read_records
 from bus.errors import BusError, BusTimeout, MeshError, MessageError, UsageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import Epoch, Heartbeat, Lifecycle, decode
 from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS
 from bus.nats.bus import NatsBus
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.monitor.status import Listener
 from coordinator.reporting.tables import Column, console, print_table
 
@@ -35,16 +35,16 @@ ENDS_NOTHING = frozenset(
     {PROBE, signal.SIGCONT, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ}
 )
 """Signals that a Python process lives through, by their nature or because the interpreter ignores them."""
-PROOF_BEATS = 2
+CONFIRMING_HEARTBEATS = 2
 """So many heartbeats of the same incarnation after such a signal prove that it lives on."""
-LIVES_ON_BEATS = 15
+LIVES_ON_HEARTBEATS = 15
 """After any other signal so many, none of which says that it drains."""
 FIRST_OUTPUT_S = 5.0
 """After it is ready: how long to wait for an output of the new incarnation (it may have nothing to say)."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Killing:
+class KillReport:
     """`kill --json`. Milliseconds since the signal; None where it was not observed.
 
     `outcome`: recovered (a new process goes on where it was), drained (it ended as asked, and stays away until it is
@@ -66,14 +66,14 @@ class Killing:
     epoch_after: int | None = None
     events_replayed: int | None = None
     outputs_lost: int | None = None
-    outputs_doubled: int | None = None
+    outputs_duplicated: int | None = None
     outputs_checked: int | None = None
     outcome: Literal["recovered", "drained", "quarantined", "lives on", "not back in time"] = "not back in time"
 
     @property
-    def as_asked(self) -> bool:
+    def ok(self) -> bool:
         """Whether it went as it should: back (or drained, or untouched by a signal that ends nothing) without loss."""
-        if self.outputs_lost or self.outputs_doubled:
+        if self.outputs_lost or self.outputs_duplicated:
             return False
         if self.outcome == "lives on":
             return signal_number(self.signal) in ENDS_NOTHING
@@ -109,7 +109,7 @@ async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
     Raises:
         UsageError: the swarm has no such agent, or somebody else runs it; MeshError: it does not beat.
     """
-    listener = await _listen(bus, lambda heard: name in heard.agents and heard.watchdog is not None)
+    listener = await _listen(bus, lambda received: name in received.agents and received.watchdog is not None)
     phase = listener.phases.get(name)
     if phase == "external":
         raise UsageError(
@@ -135,8 +135,8 @@ async def _listen(bus: NatsBus, enough: Callable[[Listener], bool]) -> Listener:
     try:
         async with asyncio.timeout(FIND_S):
             while not enough(listener):
-                listener.heard.clear()
-                await listener.heard.wait()
+                listener.received.clear()
+                await listener.received.wait()
     except TimeoutError:
         pass
     finally:
@@ -145,44 +145,44 @@ async def _listen(bus: NatsBus, enough: Callable[[Listener], bool]) -> Listener:
 
 
 class _Observer:
-    def __init__(self, bus: NatsBus, result: Killing) -> None:
+    def __init__(self, bus: NatsBus, result: KillReport) -> None:
         self._bus, self._result = bus, result
         self._zero = 0.0
-        self._beats_left = -1
+        self._heartbeats_left = -1
         self.ready = asyncio.Event()
         self.output = asyncio.Event()
 
     def start_clock(self) -> None:
         self._zero = asyncio.get_running_loop().time()
 
-    async def on_heard(self, heard: Heard) -> None:
+    async def on_message(self, received: ReceivedMessage) -> None:
         at_ms = round((asyncio.get_running_loop().time() - self._zero) * 1000, 2)
         result = self._result
         try:
-            message = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+            message = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
         except MessageError:
             return  # whoever reads the stream reports it
         if isinstance(message, Heartbeat):
-            self._on_beat(message)
+            self._on_heartbeat(message)
         elif isinstance(message, Epoch):
-            sequence = h.number(heard.headers, h.SEQUENCE) or 0
+            sequence = h.number(received.headers, h.SEQUENCE) or 0
             if sequence > result.epoch_before:
                 result.claimed_ms, result.epoch_after = at_ms, sequence
         elif isinstance(message, Lifecycle):
             self._note(message, at_ms)
-        elif self._fresh(h.number(heard.headers, h.EPOCH) or 0) and not self.output.is_set():
+        elif self._fresh(h.number(received.headers, h.EPOCH) or 0) and not self.output.is_set():
             result.first_output_ms = at_ms
             self.output.set()
 
     def sent(self, number: int) -> None:
         """The signal has reached the process: what it says from now on counts."""
-        self._beats_left = PROOF_BEATS if number in ENDS_NOTHING else LIVES_ON_BEATS
+        self._heartbeats_left = CONFIRMING_HEARTBEATS if number in ENDS_NOTHING else LIVES_ON_HEARTBEATS
 
-    def _on_beat(self, beat: Heartbeat) -> None:
-        if beat.epoch != self._result.epoch_before or beat.status == "draining":
+    def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.epoch != self._result.epoch_before or heartbeat.status == "draining":
             return
-        self._beats_left -= 1
-        if self._beats_left == 0 and self._result.outcome == "not back in time":
+        self._heartbeats_left -= 1
+        if self._heartbeats_left == 0 and self._result.outcome == "not back in time":
             self._result.outcome = "lives on"
             self.ready.set()
 
@@ -212,25 +212,25 @@ class _Observer:
             self.ready.set()
 
 
-async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
+async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillReport:
     """Send signal `number` to the process of agent `name` and watch for at most `wait_s` seconds.
 
     Raises:
         UsageError: no such agent, or no sandbox host runs it; MeshError: it does not run, or its host refuses;
             BusError: the bus does not answer.
     """
-    beat = await find_agent(bus, name)
+    heartbeat = await find_agent(bus, name)
     subjects = bus.subjects
-    result = Killing(
+    result = KillReport(
         agent=name,
-        sandbox=beat.sandbox,
-        pid=beat.pid,
+        sandbox=heartbeat.sandbox,
+        pid=heartbeat.pid,
         signal=signal_name(number),
-        epoch_before=beat.epoch,
+        epoch_before=heartbeat.epoch,
     )
     observer = _Observer(bus, result)
     listening = [
-        await bus.listen(subject, observer.on_heard)
+        await bus.listen(subject, observer.on_message)
         for subject in (
             subjects.heartbeat(name),
             subjects.epoch(name),
@@ -239,18 +239,20 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
         )
     ]
     observer.start_clock()
-    request = orjson.dumps(SignalRequest(agent=name, signal=number, pid=beat.pid))
+    request = orjson.dumps(SignalRequest(agent=name, signal=number, pid=heartbeat.pid))
     try:
         try:
-            reply: dict[str, Any] = orjson.loads(await bus.request(subjects.control(beat.sandbox, "signal"), request))
+            reply: dict[str, Any] = orjson.loads(
+                await bus.request(subjects.control(heartbeat.sandbox, "signal"), request)
+            )
         except BusTimeout:  # not just NobodyServes: whoever listens to everything keeps the server from saying so
-            if beat.sandbox in (await _listen(bus, lambda heard: beat.sandbox in heard.hosts)).hosts:
+            if heartbeat.sandbox in (await _listen(bus, lambda received: heartbeat.sandbox in received.hosts)).hosts:
                 raise
-            raise UsageError(_by_hand(beat)) from None
+            raise UsageError(_by_hand(heartbeat)) from None
         if "error" in reply:
-            heard = (await _listen(bus, lambda heard: name in heard.agents)).agents.get(name)
-            if heard is not None and (heard[1].epoch, heard[1].pid) == (beat.epoch, beat.pid):
-                raise UsageError(_by_hand(beat))
+            received = (await _listen(bus, lambda received: name in received.agents)).agents.get(name)
+            if received is not None and (received[1].epoch, received[1].pid) == (heartbeat.epoch, heartbeat.pid):
+                raise UsageError(_by_hand(heartbeat))
             raise MeshError(reply["error"])
         observer.sent(number)
         with contextlib.suppress(TimeoutError):
@@ -268,14 +270,15 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> Killing:
     return result
 
 
-def _by_hand(beat: Heartbeat) -> str:
+def _by_hand(heartbeat: Heartbeat) -> str:
     return (
-        f"agent {beat.agent!r} is not run by a sandbox host: it beats as sandbox {beat.sandbox!r}, as pid {beat.pid} "
-        f"on machine {beat.machine or 'unknown'}; signal that process there"
+        f"agent {heartbeat.agent!r} is not run by a sandbox host: it beats as sandbox {heartbeat.sandbox!r}, as "
+        f"pid {heartbeat.pid} "
+        f"on machine {heartbeat.machine or 'unknown'}; signal that process there"
     )
 
 
-async def _count(bus: NatsBus, result: Killing) -> None:
+async def _count(bus: NatsBus, result: KillReport) -> None:
     """Read the agent's outputs back from the stream and look for gaps and repetitions in their numbers."""
     try:
         stored = await bus.read_back(bus.subjects.outputs_of(result.agent), result.epoch_before)
@@ -283,7 +286,7 @@ async def _count(bus: NatsBus, result: Killing) -> None:
         return
     numbers = [number for m in stored if (number := h.number(m.headers, h.OUTPUT))]
     result.outputs_checked = len(numbers)
-    result.outputs_doubled = len(numbers) - len(set(numbers))
+    result.outputs_duplicated = len(numbers) - len(set(numbers))
     result.outputs_lost = max(numbers) - min(numbers) + 1 - len(set(numbers)) if numbers else 0
 
 
@@ -297,13 +300,13 @@ KILL_STEPS = {
 }
 
 
-def print_killing(result: Killing) -> None:
+def print_kill_report(result: KillReport) -> None:
     """The timeline of `kill`, and what reading the stream back has found."""
     out = console()
     sent = f"signal {result.signal}" if result.signal.isdigit() else result.signal
     head = f"{sent} to {result.agent} (pid {result.pid}, sandbox {result.sandbox}): {result.outcome}"
-    out.print(harmless(head), soft_wrap=True)
-    revive = harmless(f"`signalmesh revive {result.agent}`")
+    out.print(escape_control(head), soft_wrap=True)
+    revive = escape_control(f"`signalmesh revive {result.agent}`")
     if result.outcome == "lives on":
         what = "nothing was sent" if result.signal == "0" else "it was sent"
         out.print(f"{what}, and the same process beats on as epoch {result.epoch_before}", soft_wrap=True)
@@ -325,10 +328,10 @@ def print_killing(result: Killing) -> None:
     out.print(f"{epochs}{replayed}\n{_verdict(result)}", soft_wrap=True)
 
 
-def _verdict(result: Killing) -> str:
+def _verdict(result: KillReport) -> str:
     if result.outputs_checked is None:
         return "the stream could not be read back: whether anything was lost or doubled is not known"
     return (
-        f"{result.outputs_lost} lost, {result.outputs_doubled} doubled, of {result.outputs_checked} outputs in "
+        f"{result.outputs_lost} lost, {result.outputs_duplicated} doubled, of {result.outputs_checked} outputs in "
         f"the stream since epoch {result.epoch_before}"
     )

@@ -40,7 +40,7 @@ class Revived:
     was: str
 
 
-async def ask_watchdog(bus: Bus, verb: str, agent: str, answer: type[Answer]) -> Answer:
+async def request_watchdog(bus: Bus, command: str, agent: str, answer: type[Answer]) -> Answer:
     """Ask the leading watchdog to `verb` the `agent`.
 
     Raises:
@@ -48,7 +48,7 @@ async def ask_watchdog(bus: Bus, verb: str, agent: str, answer: type[Answer]) ->
             watchdog answers.
     """
     try:
-        data = await bus.request(bus.subjects.control(WATCHDOG, verb), orjson.dumps({"agent": agent}), ANSWER_S)
+        data = await bus.request(bus.subjects.control(WATCHDOG, command), orjson.dumps({"agent": agent}), ANSWER_S)
     except BusTimeout as error:
         raise BusTimeout(
             f"no watchdog of swarm {bus.subjects.ns!r} has answered ({error}); `signalmesh status` says whether one "

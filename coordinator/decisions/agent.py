@@ -20,7 +20,7 @@ from bus.messages import Alert, Config, Decision, MarketData, Sentiment, Severit
 from bus.messages.subjects import WATCHDOG
 from coordinator.decisions.pooling import Electorate, electorate, synthesise, vote_probability
 from coordinator.decisions.risk import WINDOW, Market, assess, measure
-from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, Place
+from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, TickPosition
 
 MAX_OPEN_ROUNDS = 4096
 """Open rounds over all symbols; ticks beyond are refused. Sixteen feeds at their limit of 256 undecided rounds.
@@ -62,14 +62,14 @@ class Counts:
     repeated_ticks: int = 0  # see Feed.place
     odd_ticks: int = 0  # taken although the feed's numbers went back
     refused_ticks: int = 0  # beyond MAX_OPEN_ROUNDS, MAX_FEEDS or MAX_SEQUENCE
-    strangers: int = 0  # votes of agents that are not in Config.voters
+    unknown_writers: int = 0  # votes of agents that are not in Config.voters
     repeated_votes: int = 0  # the voter has already voted on that open round; its first vote counts
     late_votes: int = 0  # no such round is open
     refused_votes: int = 0  # beyond MAX_EARLY_VOTES
     foreign_configs: int = 0  # of others than the watchdog
 
 
-def is_told(count: int) -> bool:
+def is_reported(count: int) -> bool:
     """Whether the `count`-th of something is alerted: the 1st, 10th, 100th and so on, so that a flood stays few."""
     return str(count).rstrip("0") == "1"
 
@@ -121,8 +121,8 @@ class CoordinatorAgent(Agent):
         sequence = tick.sequence
         if sequence is None:
             sequence = 1 if feed is None else feed.next_sequence()
-        place: Place = "next" if feed is None else feed.place(sequence, tick.timestamp)
-        if feed is not None and place == "repeated":
+        position: TickPosition = "next" if feed is None else feed.position(sequence, tick.timestamp)
+        if feed is not None and position == "repeated":
             return self._repeated(tick, feed)
         if (
             state.open_rounds >= MAX_OPEN_ROUNDS
@@ -136,8 +136,8 @@ class CoordinatorAgent(Agent):
             state.feed_count += 1
             self._trim_feeds()
         else:
-            told = self._odd(tick, feed, place)
-            feed.take(place, sequence, tick.timestamp)
+            told = self._odd(tick, feed, position)
+            feed.take(position, sequence, tick.timestamp)
         opened = OpenRound(tick.source, sequence, tick.price, tick.timestamp, feed.run)
         state.rounds.setdefault(tick.symbol, []).append(opened)
         state.open_rounds += 1
@@ -154,7 +154,7 @@ class CoordinatorAgent(Agent):
         """Count a tick that opens no round, because its feed has been there."""
         self.state.counts.repeated_ticks += 1
         feed.repeated += 1
-        if not is_told(feed.repeated):
+        if not is_reported(feed.repeated):
             return []
         problem = (
             f"tick {tick.sequence} of {tick.symbol} by {tick.source} is not counted: the last one was {feed.last}, "
@@ -162,29 +162,29 @@ class CoordinatorAgent(Agent):
         )
         return [self._tell("info", "tick_repeated", problem, tick, last=feed.last, repeated=feed.repeated)]
 
-    def _odd(self, tick: MarketData, feed: Feed, place: Place) -> list[Alert]:
+    def _odd(self, tick: MarketData, feed: Feed, position: TickPosition) -> list[Alert]:
         """Count a tick that is taken, though its number is none to expect after the last one; not yet a leap.
 
         Whether a leap is one of the feed or a stray is known when the next tick comes.
         """
-        if place not in ("renumbered", "resumed"):
+        if position not in ("renumbered", "resumed"):
             return []
         self.state.counts.odd_ticks += 1
         who = f"{tick.symbol} by {tick.source}"
-        if place == "resumed":
+        if position == "resumed":
             feed.strays += 1
-            count, code = feed.strays, "tick_strayed"
+            count, code = feed.strays, "tick_out_of_order"
             problem = f"{who}: tick {feed.last} was a stray; {tick.sequence} goes on before it"
         else:
             count, code = feed.runs, "feed_renumbered"
             problem = f"{who} numbers its ticks anew: {tick.sequence} came after {feed.last}"
-        return [self._tell("warning", code, problem, tick, last=feed.last, times=count)] if is_told(count) else []
+        return [self._tell("warning", code, problem, tick, last=feed.last, times=count)] if is_reported(count) else []
 
     def _refused(self, tick: MarketData) -> list[Decision | Alert]:
         """Count a tick beyond the bounds; no decision will be made on it."""
         counts = self.state.counts
         counts.refused_ticks += 1
-        if not is_told(counts.refused_ticks):
+        if not is_reported(counts.refused_ticks):
             return []
         problem = (
             f"tick {tick.sequence} of {tick.symbol} by {tick.source} is refused: expected at most {MAX_OPEN_ROUNDS} "
@@ -227,7 +227,7 @@ class CoordinatorAgent(Agent):
         """Count a Config that somebody else than the watchdog has published."""
         counts = self.state.counts
         counts.foreign_configs += 1
-        if not is_told(counts.foreign_configs):
+        if not is_reported(counts.foreign_configs):
             return []
         problem = (
             f"{config.source} has published a Config, which is not obeyed: that is the {WATCHDOG}'s alone, from "
@@ -236,7 +236,7 @@ class CoordinatorAgent(Agent):
         return [
             self.alert(
                 "warning",
-                "foreign_config",
+                "config_from_unknown_writer",
                 problem,
                 config.timestamp,
                 writer=config.source,
@@ -257,7 +257,7 @@ class CoordinatorAgent(Agent):
         """Enter a vote into its round, if that is open and lacks it; close what this completes."""
         state, voter = self.state, vote.source
         if state.config is not None and voter not in state.config.voters:
-            state.counts.strangers += 1
+            state.counts.unknown_writers += 1
             return []
         symbol = vote.symbol or ""
         rounds = state.rounds.get(symbol, [])

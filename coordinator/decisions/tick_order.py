@@ -18,7 +18,7 @@ As many as our own sources have undecided at most: who resends after a break goe
 MAX_SEQUENCE = 2**53 - 1
 """Largest tick sequence: every JSON reader keeps it exactly."""
 
-Place = Literal["next", "leapt", "resumed", "renumbered", "repeated"]
+TickPosition = Literal["next", "leapt", "resumed", "renumbered", "repeated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Feed:
         """The number of a tick that brings none."""
         return self.last + 1 if self.last < MAX_SEQUENCE else 1
 
-    def place(self, sequence: int, at: datetime) -> Place:
+    def position(self, sequence: int, at: datetime) -> TickPosition:
         """What the tick `sequence` of time `at` is in this series.
 
         next: it follows, perhaps after a gap. leapt: it follows after a gap of more than FAR. resumed: it follows
@@ -72,13 +72,13 @@ class Feed:
             return "renumbered"
         return "repeated"
 
-    def take(self, place: Place, sequence: int, at: datetime) -> None:
+    def take(self, position: TickPosition, sequence: int, at: datetime) -> None:
         """Move on to the tick `sequence`, which `place` said is not repeated."""
-        if place != "next":
+        if position != "next":
             before = Mark(self.last, self.at, self.run)
-            if place == "resumed" and self.left is not None:
+            if position == "resumed" and self.left is not None:
                 self.run = self.left.run
-            elif place == "renumbered":
+            elif position == "renumbered":
                 self.runs += 1
                 self.run = self.runs
             self.left = before

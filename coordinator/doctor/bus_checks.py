@@ -16,18 +16,18 @@ import orjson
 
 from bus.durable.snapshots import Snapshot
 from bus.errors import BusError, MessageError, Refused, UsageError
-from bus.interface import Bounds, Heard
-from bus.messages import GIVEN_UP, Heartbeat, decode
+from bus.interface import Bounds, ReceivedMessage
+from bus.messages import FAILED, Heartbeat, decode
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
-from bus.nats.streams import FIXED, check_server, wanted_streams
+from bus.nats.streams import FIXED, check_server, expected_streams
 from bus.server.monitoring import listed, read_monitoring, write_error
 from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.machine_checks import mib
 from coordinator.doctor.mirror_checks import check_mirror_position
-from coordinator.monitor.models import GIVEN_UP_REMEDY, given_up_text
+from coordinator.monitor.models import FAILED_REMEDY, failed_text
 from coordinator.monitor.status import Listener, without_host
-from coordinator.reporting.findings import Finding, error, ok, unmade, warning
+from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import Recorded, Run
 
 __all__ = ["check_bus"]
@@ -77,9 +77,9 @@ async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_di
         except Refused as refused:
             if refused.code != STREAM_NOT_FOUND:
                 raise
-            found.append(unmade(name, f"the server has no swarm named {config.swarm!r}"))
+            found.append(skipped(name, f"the server has no swarm named {config.swarm!r}"))
         except BusError as problem:
-            found.append(unmade(name, str(problem)))
+            found.append(skipped(name, str(problem)))
     return found
 
 
@@ -101,7 +101,7 @@ def _embedded(facts: _Facts) -> Recorded | None:
 async def _writes(facts: _Facts) -> list[Finding]:
     check, server = "store's disk", _embedded(facts)
     if server is None:
-        return [unmade(check, "only an embedded server tells whether it can write")]
+        return [skipped(check, "only an embedded server tells whether it can write")]
     problem = await write_error(facts.state_dir / "nats", server.pid)
     if problem is not None:
         return [error(check, f"nats-server stores nothing any more: {problem}", "make room: `up` then starts it again")]
@@ -112,11 +112,11 @@ async def _durability(facts: _Facts) -> list[Finding]:
     check, wanted = "durability", facts.config.stream.durability
     server = _embedded(facts)
     if server is None:
-        return [unmade(check, "it is a setting of the server's own, which only an embedded one tells")]
+        return [skipped(check, "it is a setting of the server's own, which only an embedded one tells")]
     url = await asyncio.to_thread(listed, facts.state_dir / "nats", server.pid, "monitoring")
     told = None if url is None else await read_monitoring(url, "varz")
     if told is None:
-        return [unmade(check, f"nats-server (pid {server.pid}) does not tell about itself over HTTP")]
+        return [skipped(check, f"nats-server (pid {server.pid}) does not tell about itself over HTTP")]
     always = bool(told["jetstream"]["config"].get("sync_always"))
     text = f"in force: {'power' if always else 'process'}; configured: {wanted}"
     if always != (wanted == "power"):
@@ -126,7 +126,7 @@ async def _durability(facts: _Facts) -> list[Finding]:
 
 async def _streams(facts: _Facts) -> list[Finding]:
     found = []
-    for wanted in wanted_streams(facts.bus, facts.config.stream.limits()):
+    for wanted in expected_streams(facts.bus, facts.config.stream.limits()):
         check = f"stream {wanted['name']}"
         try:
             there = (await facts.bus.api(f"STREAM.INFO.{wanted['name']}"))["config"]
@@ -184,8 +184,8 @@ async def _sandboxes(facts: _Facts) -> list[Finding]:
         return [error(check, f"no provider was heard within {LISTEN_S} s", "see provider.log; `up` starts it again")]
     found = []
     for sandbox in await without_host(facts.bus, listener):
-        if sandbox.status == GIVEN_UP:
-            found.append(error(check, f"{given_up_text(sandbox)}; its agents run elsewhere", GIVEN_UP_REMEDY))
+        if sandbox.status == FAILED:
+            found.append(error(check, f"{failed_text(sandbox)}; its agents run elsewhere", FAILED_REMEDY))
         else:
             found.append(warning(check, f"{sandbox.name}: {sandbox.status}", "look again in a minute"))
     return found or [ok(check, "every sandbox that a provider makes has its host")]
@@ -202,11 +202,11 @@ async def _server_clock(bus: NatsBus) -> Finding:
     """The server's time in its answers, beside ours in the middle of the quickest request."""
     best: tuple[float, float] | None = None
     for _ in range(CLOCK_PROBES):
-        before, began = time.time(), time.monotonic()
+        before, started_at = time.time(), time.monotonic()
         told = await bus.api(f"STREAM.INFO.{bus.subjects.stream}")
-        took = time.monotonic() - began
+        took = time.monotonic() - started_at
         if "ts" not in told:
-            return unmade("server's clock", "its answers have no time")
+            return skipped("server's clock", "its answers have no time")
         offset = _seconds(told["ts"]) - (before + took / 2)
         if best is None or took < best[0]:
             best = (took, offset)
@@ -229,27 +229,27 @@ def _seconds(stamp: str) -> float:
 
 async def _drift(bus: NatsBus) -> list[Finding]:
     """Our wall clock against our monotonic one, and each host's monotonic clock against ours, between heartbeats."""
-    beats: dict[str, list[tuple[float, float, float]]] = {}
+    heartbeats: dict[str, list[tuple[float, float, float]]] = {}
 
-    async def on_beat(heard: Heard) -> None:
+    async def on_heartbeat(received: ReceivedMessage) -> None:
         at = (time.monotonic(), time.time())
         try:
-            beat = decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
+            heartbeat = decode(bus.subjects.parse(received.subject), received.subject, received.data)
         except MessageError:
             return
-        if isinstance(beat, Heartbeat) and beat.uptime_s is not None:
-            beats.setdefault(f"{beat.agent} (pid {beat.pid})", []).append((*at, beat.uptime_s))
+        if isinstance(heartbeat, Heartbeat) and heartbeat.uptime_s is not None:
+            heartbeats.setdefault(f"{heartbeat.agent} (pid {heartbeat.pid})", []).append((*at, heartbeat.uptime_s))
 
-    listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_beat)
+    listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_heartbeat)
     since = (time.monotonic(), time.time())
     await asyncio.sleep(LISTEN_S)
     mono, wall = time.monotonic() - since[0], time.time() - since[1]
     await listening.close()
     found = [_rate("wall clock", "our wall clock", wall, mono)]
-    heard = {name: times for name, times in beats.items() if len(times) > 2}
-    if not heard:
-        found.append(unmade("hosts' clocks", f"no sandbox host was heard twice within {LISTEN_S} s"))
-    for name, times in heard.items():
+    received = {name: times for name, times in heartbeats.items() if len(times) > 2}
+    if not received:
+        found.append(skipped("hosts' clocks", f"no sandbox host was heard twice within {LISTEN_S} s"))
+    for name, times in received.items():
         first, last = times[0], times[-1]
         found.append(_rate("hosts' clocks", f"host {name} says", last[2] - first[2], last[0] - first[0], slack_s=0.1))
     return found
@@ -287,7 +287,7 @@ async def _cursors(facts: _Facts) -> list[Finding]:
         found.append(judge_cursor(check, snapshot.cursor, bounds))
     missing = [s.spec.name for s in facts.config.agents if not s.external and s.spec.name not in snapshots]
     if missing:
-        found.append(unmade("cursors", f"no snapshot yet: {', '.join(missing)}"))
+        found.append(skipped("cursors", f"no snapshot yet: {', '.join(missing)}"))
     return found
 
 

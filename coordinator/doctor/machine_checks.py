@@ -20,7 +20,7 @@ from bus.server.binary import find_binary, server_version
 from bus.server.monitoring import read_info
 from coordinator.config.loader import load
 from coordinator.config.settings import SwarmConfig
-from coordinator.reporting.findings import Finding, error, ok, unmade, warning
+from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import Run
 
 __all__ = ["check_config", "check_descriptors", "check_disk", "check_port", "check_versions"]
@@ -45,7 +45,7 @@ def check_versions(*, embedded: bool) -> list[Finding]:
         _at_least("sqlite", "SQLite", sqlite3.sqlite_version, OLDEST_SQLITE, "use a Python built with a newer SQLite"),
     ]
     if not embedded:
-        found.append(unmade("nats-server program", "the server is another one's (--nats): none is started here"))
+        found.append(skipped("nats-server program", "the server is another one's (--nats): none is started here"))
         return found
     try:
         binary = find_binary()
@@ -96,7 +96,7 @@ def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:
         free = shutil.disk_usage(place).free
         used = sum(path.stat().st_size for path in (state_dir / "nats" / "store").rglob("*") if path.is_file())
     except OSError as problem:
-        return unmade("disk space", f"{problem.filename}: {problem.strerror}")
+        return skipped("disk space", f"{problem.filename}: {problem.strerror}")
     may_grow = max(0, config.stream.max_bytes - used)
     text = f"{mib(free)} free at {place}; the store has {mib(used)}, [stream] max_bytes allows {mib(may_grow)} more"
     if free < LEAST_FREE_BYTES:
@@ -123,7 +123,7 @@ def check_descriptors(run: Run | None) -> list[Finding]:
             process = psutil.Process(pid)
             limit, used = process.rlimit(psutil.RLIMIT_NOFILE)[0], process.num_fds()
         except (psutil.Error, AttributeError) as problem:
-            found.append(unmade(check, f"pid {pid}: {type(problem).__name__}"))
+            found.append(skipped(check, f"pid {pid}: {type(problem).__name__}"))
         else:
             found.append(_descriptors(check, f"pid {pid}", limit, used))
     return found
@@ -164,7 +164,7 @@ async def check_port(url: str, run: Run | None, *, named: bool) -> Finding:
         return ok("port", f"{where}: {who}, this swarm's")
     if named or (run is not None and run.alive()):  # another's server
         if info is None and not who:
-            return unmade("port", f"nobody listens at {where}; what that means for the bus stands there")
+            return skipped("port", f"nobody listens at {where}; what that means for the bus stands there")
         return ok("port", f"{where}: {who}") if info else error("port", f"{where}: {who}, no NATS server", BUS_DOWN)
     if who:
         return warning("port", f"{where} is taken: {who}", "signalmesh up --port 0, or use that server with --nats")

@@ -9,13 +9,13 @@ from pathlib import Path
 from bus.errors import BusError, MeshError
 from bus.mirror.reader import MIRROR_FILE, MirrorFile
 from bus.nats.bus import NatsBus
-from coordinator.reporting.findings import Finding, error, ok, unmade, warning
+from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 
 __all__ = ["check_mirror_file", "check_mirror_position"]
 
 CATCH_UP_S = 2.0
 """What the stream holds now should be in the mirror after so long."""
-LOOK_S = 0.02
+POLL_INTERVAL_S = 0.02
 NO_MIRROR = "there is no mirror here"
 SET_ASIDE = "end the swarm and move the file away: the mirror fills a new one from the bus"
 
@@ -25,12 +25,12 @@ def check_mirror_file(state_dir: Path) -> Finding:
     path = state_dir / MIRROR_FILE
     try:
         if not path.exists():
-            return unmade("mirror's file", NO_MIRROR)
+            return skipped("mirror's file", NO_MIRROR)
         with MirrorFile(path) as mirror:
             problems, (first, last) = mirror.problems(), mirror.bounds()
             gaps = len(mirror.gaps())
     except OSError as problem:
-        return unmade("mirror's file", f"{path}: {problem.strerror}")
+        return skipped("mirror's file", f"{path}: {problem.strerror}")
     except MeshError as problem:
         return error("mirror's file", str(problem), SET_ASIDE)
     if problems:
@@ -42,21 +42,21 @@ async def check_mirror_position(bus: NatsBus, state_dir: Path) -> Finding:
     """Whether the mirror soon has what the stream holds at this moment."""
     check, path = "mirror", state_dir / MIRROR_FILE
     if not await asyncio.to_thread(path.exists):
-        return unmade(check, NO_MIRROR)
+        return skipped(check, NO_MIRROR)
     try:
         last = (await bus.bounds()).last
-        began = time.monotonic()
+        started_at = time.monotonic()
         while (cursor := await asyncio.to_thread(_cursor, path)) < last:
-            if time.monotonic() - began > CATCH_UP_S:
+            if time.monotonic() - started_at > CATCH_UP_S:
                 text = (
                     f"at {cursor}, {last - cursor} behind the stream ({last}), and not there after {CATCH_UP_S:.0f} s"
                 )
                 return warning(check, text, "start it, or look into its log: signalmesh mirror")
-            await asyncio.sleep(LOOK_S)
-        took_ms = (time.monotonic() - began) * 1000
+            await asyncio.sleep(POLL_INTERVAL_S)
+        took_ms = (time.monotonic() - started_at) * 1000
         now = (await bus.bounds()).last
     except BusError as problem:
-        return unmade(check, str(problem))
+        return skipped(check, str(problem))
     except MeshError as problem:
         return error(check, str(problem), SET_ASIDE)
     if cursor > now:

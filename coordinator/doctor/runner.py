@@ -14,8 +14,8 @@ from rich.text import Text
 
 from bus.errors import BusError, NotAdmitted
 from bus.nats.bus import NatsBus
-from bus.nats.urls import check_url, shown_url, urls_of
-from bus.utils.terminal import harmless
+from bus.nats.urls import check_url, redacted_url, urls_of
+from bus.utils.terminal import escape_control
 from coordinator.certify.leftovers import check_earlier_runs
 from coordinator.config.loader import BUILT_IN, parse
 from coordinator.config.settings import CONNECT_S, DEFAULT_URL, SwarmConfig
@@ -31,7 +31,7 @@ from coordinator.doctor.machine_checks import (
 from coordinator.doctor.mirror_checks import check_mirror_file
 from coordinator.doctor.sandbox_checks import check_e2b
 from coordinator.doctor.state_dir_checks import check_leftovers, check_locks, check_permissions, check_record
-from coordinator.reporting.findings import Diagnosis, Finding, error, unmade
+from coordinator.reporting.findings import Diagnosis, Finding, error, skipped
 from coordinator.reporting.tables import console
 from coordinator.runner.run_record import Run
 from coordinator.telemetry.otel_env_check import check_exporting
@@ -39,7 +39,7 @@ from coordinator.telemetry.otel_env_check import check_exporting
 __all__ = ["diagnose", "print_diagnosis"]
 
 MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("ERROR", "bold red")}
-UNMADE = ("-", "dim")
+SKIPPED = ("-", "dim")
 
 
 async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, cwd: Path) -> Diagnosis:
@@ -74,7 +74,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     return Diagnosis(
         ok=all(finding.level != "error" for finding in findings),
         swarm=used.swarm,
-        nats=shown_url(url),
+        nats=redacted_url(url),
         state_dir=str(state_dir),
         running=running,
         findings=findings,
@@ -91,7 +91,7 @@ async def _over_the_bus(
 ) -> list[Finding]:
     if not wanted:
         why = "no swarm runs here; with it go its stream, clocks and cursors"
-        return [unmade("bus", f"{why}. Start it, or name a server with --nats")]
+        return [skipped("bus", f"{why}. Start it, or name a server with --nats")]
     try:
         bus = await NatsBus.connect(url, config.swarm, "doctor", wait_s=CONNECT_S)
     except NotAdmitted as problem:
@@ -109,11 +109,11 @@ def print_diagnosis(found: Diagnosis) -> None:
     out = console()
     width = max(len(finding.check) for finding in found.findings)
     for finding in found.findings:
-        mark, style = MARKS[finding.level] if finding.made else UNMADE
-        line = Text.assemble((f"{mark:8}", style), (f"{finding.check:{width}}  ", "bold"), harmless(finding.text))
+        mark, style = MARKS[finding.level] if finding.made else SKIPPED
+        line = Text.assemble((f"{mark:8}", style), (f"{finding.check:{width}}  ", "bold"), escape_control(finding.text))
         out.print(line, soft_wrap=True)
         if finding.remedy:
-            out.print(harmless(f"{'':8}{'':{width}}  → {finding.remedy}"), soft_wrap=True)
+            out.print(escape_control(f"{'':8}{'':{width}}  → {finding.remedy}"), soft_wrap=True)
     counts = {level: sum(f.level == level and f.made for f in found.findings) for level in MARKS}
     left = sum(not finding.made for finding in found.findings)
     summary = f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} in order"

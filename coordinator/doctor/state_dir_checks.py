@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from bus.errors import UsageError
-from coordinator.reporting.findings import Finding, error, ok, unmade, warning
+from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import RECORD, Run, read_run
 
 __all__ = ["check_leftovers", "check_locks", "check_permissions", "check_record"]
@@ -43,7 +43,7 @@ def check_record(state_dir: Path) -> tuple[Run | None, Finding]:
 def check_leftovers(run: Run | None) -> Finding:
     """By the record: processes that outlived their `up`, and those of a running one that ended or were stopped."""
     if run is None:
-        return unmade("processes", "there is no run record that would name them")
+        return skipped("processes", "there is no run record that would name them")
     if run.alive():
         gone = [child for child in run.children if not child.alive()]
         if gone:
@@ -83,10 +83,10 @@ def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:
         try:
             holders = _holders(path)
         except OSError as problem:
-            found.append(unmade(check, f"{problem.filename}: {problem.strerror}"))
+            found.append(skipped(check, f"{problem.filename}: {problem.strerror}"))
             continue
         if holders is None:
-            found.append(unmade(check, "this system does not tell who holds locks (/proc/locks)"))
+            found.append(skipped(check, "this system does not tell who holds locks (/proc/locks)"))
         elif bool(holders) == bool(wanted):
             found.append(ok(check, f"held by pid {', '.join(map(str, holders))}" if holders else "free"))
         elif holders:
@@ -134,7 +134,7 @@ def check_permissions(state_dir: Path) -> Finding:
     if not stat.S_ISDIR(about.st_mode):
         return error(check, f"{state_dir} is no directory", "remove or rename it, or choose another --state-dir")
     if _is_never_written(state_dir):
-        return unmade(check, f"{state_dir} is empty, on a read-only file system: nothing is kept here")
+        return skipped(check, f"{state_dir} is empty, on a read-only file system: nothing is kept here")
     unusable: list[str] = []
     open_to_all: list[str] = []
     seen = 0

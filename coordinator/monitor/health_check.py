@@ -11,8 +11,8 @@ import contextlib
 from dataclasses import dataclass, field
 
 from bus.errors import MessageError
-from bus.interface import Heard
-from bus.messages import BeatingRole, Heartbeat, decode, given_up_by
+from bus.interface import ReceivedMessage
+from bus.messages import Heartbeat, HeartbeatRole, decode, failed_sandboxes_of
 from bus.nats.bus import NatsBus
 from bus.utils.processes import MACHINE
 
@@ -22,20 +22,20 @@ HEALTHY = frozenset({"live", "finished", "standby"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`health --json`. `status` is that of the heartbeat, None when none was heard; `given_up` are the sandboxes that
+    """`health --json`. `status` is that of the heartbeat, None when none was heard; `failed` are the sandboxes that
     the provider, if it is what was heard, cannot make until a person has mended something.
     """
 
     ok: bool
     machine: str
-    role: BeatingRole
+    role: HeartbeatRole
     name: str | None
     status: str | None
     text: str
-    given_up: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
-async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Health:
+async def check_health(bus: NatsBus, role: HeartbeatRole, within_s: float) -> Health:
     """Listen until a healthy `role` of this machine was heard, at most `within_s` seconds.
 
     Who asks for the provider asks for its sandboxes: one that has given up any is not healthy. For "any" it is, as a
@@ -44,16 +44,16 @@ async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Heal
     found: Heartbeat | None = None
     healthy = asyncio.Event()
 
-    async def on_beat(heard: Heard) -> None:
+    async def on_heartbeat(received: ReceivedMessage) -> None:
         nonlocal found
         with contextlib.suppress(MessageError):
-            beat = decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
-            if isinstance(beat, Heartbeat) and beat.machine == MACHINE and role in ("any", beat.role):
-                found = beat
-                if beat.status in HEALTHY and not (role == "provider" and given_up_by(beat)):
+            heartbeat = decode(bus.subjects.parse(received.subject), received.subject, received.data)
+            if isinstance(heartbeat, Heartbeat) and heartbeat.machine == MACHINE and role in ("any", heartbeat.role):
+                found = heartbeat
+                if heartbeat.status in HEALTHY and not (role == "provider" and failed_sandboxes_of(heartbeat)):
                     healthy.set()
 
-    await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_beat)
+    await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_heartbeat)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             await healthy.wait()
@@ -62,8 +62,8 @@ async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Heal
         text = f"{what} of this machine ({MACHINE}) was heard within {within_s:g} s"
     else:
         text = f"{found.role} {found.agent} of this machine ({MACHINE}): {found.status}"
-    if given_up := [] if found is None else given_up_by(found):
-        text += f", but it has given up {', '.join(given_up)}: `signalmesh status` says why"
+    if failed := [] if found is None else failed_sandboxes_of(found):
+        text += f", but it has given up {', '.join(failed)}: `signalmesh status` says why"
     return Health(
         ok=healthy.is_set(),
         machine=MACHINE,
@@ -71,5 +71,5 @@ async def check_health(bus: NatsBus, role: BeatingRole, within_s: float) -> Heal
         name=found.agent if found else None,
         status=found.status if found else None,
         text=text,
-        given_up=given_up,
+        failed=failed,
     )

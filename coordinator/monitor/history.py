@@ -15,7 +15,7 @@ from rich.text import Text
 from bus.errors import UsageError
 from bus.messages.subjects import KEPT_KINDS
 from bus.mirror.reader import MirrorFile
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.reporting.formatting import LONGEST_CELL, shown
 from coordinator.reporting.tables import Column, console, print_table
 
@@ -162,7 +162,7 @@ def print_history(history: History) -> None:
     """A table as wide as there is room for."""
     out = console()
     if not history.entries:
-        out.print(harmless(f"no {history.kind} in {history.file}"), soft_wrap=True)
+        out.print(escape_control(f"no {history.kind} in {history.file}"), soft_wrap=True)
         return
     fields = FIELDS[history.kind]
     writer = "writer" if history.kind == "lifecycle" else "agent"

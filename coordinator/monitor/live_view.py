@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import Alert, Decision, Lifecycle
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.monitor.message_lines import how_to_follow, parse
 from coordinator.monitor.status import Listener
 from coordinator.reporting.tables import Cell, Column, console, fitted, state_text
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from coordinator.runner.up import Up
 
 REFRESH_S = 0.25
-SHOWN_DECISIONS = 12
-SHOWN_EVENTS = 6
-LEAST_SHOWN = 3
+MAX_DECISIONS = 12
+MAX_EVENTS = 6
+MIN_ROWS = 3
 """So many decisions and events are shown however low the terminal is, if it can hold them at all."""
 RATE_S = 5.0
 """Decisions a second are counted over this long."""
@@ -64,8 +64,8 @@ class LiveView:
     def __init__(self, up: Up) -> None:
         self._up = up
         self._listener = Listener(up.bus)
-        self.decisions: deque[Decision] = deque(maxlen=SHOWN_DECISIONS)
-        self.events: deque[str] = deque(maxlen=SHOWN_EVENTS)
+        self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.events: deque[str] = deque(maxlen=MAX_EVENTS)
         self.count = 0
         self.counted: deque[tuple[float, int]] = deque(maxlen=round(RATE_S / REFRESH_S))
         self.deaths: Counter[str] = Counter()
@@ -73,10 +73,10 @@ class LiveView:
     async def start(self) -> None:
         await self._listener.start()
         for kind in ("decision", "lifecycle", "alert"):
-            await self._up.bus.listen(self._up.bus.subjects.all_of(kind), self._on_heard)
+            await self._up.bus.listen(self._up.bus.subjects.all_of(kind), self._on_message)
 
-    async def _on_heard(self, heard: Heard) -> None:
-        message = parse(self._up.bus, heard)
+    async def _on_message(self, received: ReceivedMessage) -> None:
+        message = parse(self._up.bus, received)
         if isinstance(message, Decision):
             deciders = self._up.config.deciders
             if deciders and message.source not in deciders:
@@ -102,13 +102,13 @@ class LiveView:
         # Our own lines above and below, blanks, the heads of two tables, and one line for the cursor.
         room = height - len(up.config.agents) - 12
         sandboxes = len(up.config.sandboxes) + 3
-        if room >= sandboxes + 2 * LEAST_SHOWN + 2:
+        if room >= sandboxes + 2 * MIN_ROWS + 2:
             parts += [Text(), self._sandboxes(time, width)]
             room -= sandboxes
-        events = max(LEAST_SHOWN, min(SHOWN_EVENTS, room // 3))
-        shown = max(LEAST_SHOWN, min(SHOWN_DECISIONS, room - events))
+        events = max(MIN_ROWS, min(MAX_EVENTS, room // 3))
+        shown = max(MIN_ROWS, min(MAX_DECISIONS, room - events))
         parts += [Text(), self._decided(shown, width), Text()]
-        parts += [Text(harmless(line), no_wrap=True, overflow="ellipsis") for line in [*self.events][-events:]]
+        parts += [Text(escape_control(line), no_wrap=True, overflow="ellipsis") for line in [*self.events][-events:]]
         for text in (head, told, foot):
             text.no_wrap, text.overflow = True, "ellipsis"
         return Group(*parts, Text(), foot)
@@ -117,33 +117,37 @@ class LiveView:
         rows: list[list[Cell]] = []
         for settings in self._up.config.agents:
             name, kind = settings.spec.name, settings.spec.kind
-            heard_at, beat = self._listener.agents.get(name, (None, None))
-            if beat is None or heard_at is None:
+            received_at, heartbeat = self._listener.agents.get(name, (None, None))
+            if heartbeat is None or received_at is None:
                 unheard = "external" if settings.external else "not heard yet"
                 rows.append([name, kind, unheard, *[""] * (len(AGENT_COLUMNS) - 3)])
                 continue
             rows.append([
-                name, kind, _state(beat.status, time - heard_at), beat.sandbox, str(beat.pid), str(beat.epoch),
-                str(beat.lag), str(beat.outputs), str(self.deaths[name]),
+                name, kind, _state(heartbeat.status, time - received_at), heartbeat.sandbox, str(heartbeat.pid),
+                str(heartbeat.epoch), str(heartbeat.lag), str(heartbeat.outputs), str(self.deaths[name]),
             ])  # fmt: skip
         return fitted(AGENT_COLUMNS, rows, width)
 
     def _sandboxes(self, time: float, width: int) -> Table:
         rows: list[list[Cell]] = []
         for sandbox in self._up.config.sandboxes:
-            heard = self._listener.hosts.values()
-            hosts = [(at, beat) for at, beat in heard if sandbox.name in (beat.agent, beat.group)]
-            heard_at, beat = max(hosts, key=lambda entry: entry[0], default=(None, None))  # the one that serves it now
-            if beat is None or heard_at is None:
+            received = self._listener.hosts.values()
+            hosts = [
+                (at, heartbeat) for at, heartbeat in received if sandbox.name in (heartbeat.agent, heartbeat.group)
+            ]
+            received_at, heartbeat = max(
+                hosts, key=lambda entry: entry[0], default=(None, None)
+            )  # the one that serves it now
+            if heartbeat is None or received_at is None:
                 provider = self._listener.provider
                 made = provider_text(sandbox.provider, provider.endpoint if provider else None)
                 rows.append([sandbox.name, made, "not heard yet", "", "", ""])
                 continue
-            running = tuple(child.agent for child in beat.inventory or () if child.exit_code is None)
-            made = provider_text(beat.provider, beat.endpoint)
+            running = tuple(child.agent for child in heartbeat.inventory or () if child.exit_code is None)
+            made = provider_text(heartbeat.provider, heartbeat.endpoint)
             rows.append([
-                beat.agent, made, _state(beat.status, time - heard_at), str(beat.pid),
-                f"{beat.uptime_s or 0:.0f} s", running,
+                heartbeat.agent, made, _state(heartbeat.status, time - received_at), str(heartbeat.pid),
+                f"{heartbeat.uptime_s or 0:.0f} s", running,
             ])  # fmt: skip
         return fitted(SANDBOX_COLUMNS, rows, width)
 

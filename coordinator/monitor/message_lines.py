@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from bus.errors import MessageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import Alert, Decision, Lifecycle, Message, decode
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 
 if TYPE_CHECKING:
     from coordinator.runner.up import Up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class WatchLine:
     """One line of `watch --json` and `up --json`. `sequence` is None for what is not kept, such as heartbeats.
 
     One of `payload` and `malformed` (what is no JSON, as text) is there.
@@ -54,9 +54,9 @@ def line_of(message: Message, subject: str, sequence: str) -> str:
     return f"{subject} {sequence}".rstrip()
 
 
-def parse(bus: NatsBus, heard: Heard) -> Message | None:
+def parse(bus: NatsBus, received: ReceivedMessage) -> Message | None:
     try:
-        return decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
+        return decode(bus.subjects.parse(received.subject), received.subject, received.data)
     except MessageError:
         return None
 
@@ -71,7 +71,7 @@ class Lines:
         if self.unread.is_set():
             return
         try:
-            print(harmless(line), flush=True)
+            print(escape_control(line), flush=True)
         except BrokenPipeError:
             self.unread.set()
             # What is still buffered must go somewhere, or the interpreter complains at its end.
@@ -82,27 +82,27 @@ async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
     """Print what is stored (and, for `heartbeat`, what is merely said) until interrupted, or unread."""
     lines = Lines()
 
-    async def on_heard(heard: Heard) -> None:
-        sequence = heard.headers.get(h.SEQUENCE)
+    async def on_message(received: ReceivedMessage) -> None:
+        sequence = received.headers.get(h.SEQUENCE)
         if kind is None and sequence is None:
             return  # heartbeats and requests: on demand only
         if as_json:
-            record: dict[str, Any] = {"subject": heard.subject, "sequence": int(sequence) if sequence else None}
+            record: dict[str, Any] = {"subject": received.subject, "sequence": int(sequence) if sequence else None}
             try:
-                record["payload"] = orjson.loads(heard.data)
+                record["payload"] = orjson.loads(received.data)
             except orjson.JSONDecodeError:
-                record["malformed"] = heard.data.decode(errors="replace")
+                record["malformed"] = received.data.decode(errors="replace")
             lines.put(orjson.dumps(record).decode())
             return
-        message = parse(bus, heard)
-        text = heard.data.decode(errors="replace")
+        message = parse(bus, received)
+        text = received.data.decode(errors="replace")
         if isinstance(message, (Decision, Lifecycle, Alert)):
-            lines.put(line_of(message, heard.subject, sequence or ""))
+            lines.put(line_of(message, received.subject, sequence or ""))
         else:
-            lines.put(f"{heard.subject} {text}")
+            lines.put(f"{received.subject} {text}")
 
     subjects = bus.subjects
-    await bus.listen(f"{subjects.ns}.>" if kind is None else subjects.all_of(kind), on_heard)
+    await bus.listen(f"{subjects.ns}.>" if kind is None else subjects.all_of(kind), on_message)
     await lines.unread.wait()
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from coordinator.sandboxes.health import SandboxHealth
 
-GIVEN_UP_REMEDY = "`signalmesh history alert` says more; mend it, and start `signalmesh up` again"
+FAILED_REMEDY = "`signalmesh history alert` says more; mend it, and start `signalmesh up` again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +73,12 @@ class WatchdogStatus:
 class DecisionCount:
     """Decisions of the swarm's own deciders that the stream holds, and the time of the newest one's event.
 
-    `of_others` are decisions of other writers, which are not the swarm's.
+    `from_other_writers` are decisions of other writers, which are not the swarm's.
     """
 
     count: int
     last_at: datetime | None
-    of_others: int
+    from_other_writers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class MirrorStatus:
 
     file: str
     cursor: int
-    behind: int
+    lag: int
     behind_ms: int
     status: str
     pid: int
@@ -127,7 +127,7 @@ class Status:
     provider: ProviderStatus | None = None
 
 
-def given_up_text(sandbox: SandboxStatus) -> str:
+def failed_text(sandbox: SandboxStatus) -> str:
     """That `sandbox` was given up, and why."""
     why = f": {sandbox.reason}" if sandbox.reason else ""
     return f"{sandbox.name}: its provider has given it up{why}"

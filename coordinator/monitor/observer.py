@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bus.errors import MessageError
-from bus.interface import Closable, Heard
+from bus.interface import Closable, ReceivedMessage
 from bus.messages import Alert, Child, Decision, Epoch, Heartbeat, Lifecycle, decode
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 
-__all__ = ["Beat", "Gap", "Observer"]
+__all__ = ["Gap", "Observer", "ReceivedHeartbeat"]
 
 T = TypeVar("T")
 KEPT_EVENTS = 5000
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class ReceivedHeartbeat:
     """A heartbeat and when it was heard (monotonic seconds)."""
 
     at: float
@@ -58,11 +58,11 @@ class Observer:
 
     def __init__(self, bus: NatsBus, on_alert: Callable[[Alert], None] = lambda _: None) -> None:
         self._bus, self._on_alert = bus, on_alert
-        self.agents: dict[str, Beat] = {}
-        self.hosts: dict[str, Beat] = {}
-        self.by_pid: dict[int, Beat] = {}
+        self.agents: dict[str, ReceivedHeartbeat] = {}
+        self.hosts: dict[str, ReceivedHeartbeat] = {}
+        self.by_pid: dict[int, ReceivedHeartbeat] = {}
         """Watchdogs and mirrors: the newest beat of each process."""
-        self.leader: Beat | None = None
+        self.leader: ReceivedHeartbeat | None = None
         self.claims: dict[str, tuple[int, float]] = {}
         self.events: deque[tuple[float, Lifecycle]] = deque(maxlen=KEPT_EVENTS)
         self.alerts: deque[tuple[float, Alert]] = deque(maxlen=KEPT_EVENTS)
@@ -74,7 +74,7 @@ class Observer:
         self.first_decision: dict[str, int] = {}
         self.last_decision: dict[str, int] = {}
         self.gaps: list[Gap] = []
-        self.doubled = 0
+        self.duplicated = 0
         self.problems: list[str] = []
         self._ids: set[str] = set()
         self._stored_alerts: set[int] = set()
@@ -100,7 +100,7 @@ class Observer:
         if self._listening is not None:
             await self._listening.close()
         self._generation += 1
-        hear = functools.partial(self._on_heard, self._generation)
+        hear = functools.partial(self._on_message, self._generation)
         self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.>", hear)
 
     def _on_down(self) -> None:
@@ -113,25 +113,29 @@ class Observer:
         self.up_at = time.monotonic()
         self._changed.set()
 
-    async def _on_heard(self, generation: int, heard: Heard) -> None:
+    async def _on_message(self, generation: int, received: ReceivedMessage) -> None:
         at = time.monotonic()
-        kind = heard.subject.split(".", 2)[1]
+        kind = received.subject.split(".", 2)[1]
         if kind == "control":
             return
-        sequence = h.number(heard.headers, h.SEQUENCE) or 0
+        sequence = h.number(received.headers, h.SEQUENCE) or 0
         try:
-            address = self._bus.subjects.parse(heard.subject)
-            if h.EPOCH in heard.headers and sequence:
-                self._check_fence(heard, address.agent, sequence)
+            address = self._bus.subjects.parse(received.subject)
+            if h.EPOCH in received.headers and sequence:
+                self._check_fence(received, address.agent, sequence)
             if kind in ("heartbeat", "lifecycle", "alert", "epoch", "decision"):
-                self._note(decode(address, heard.subject, heard.data), heard, address.agent, sequence, at, generation)
+                self._note(
+                    decode(address, received.subject, received.data), received, address.agent, sequence, at, generation
+                )
                 self._changed.set()
         except MessageError:
             return
 
-    def _note(self, message: object, heard: Heard, writer: str, sequence: int, at: float, generation: int) -> None:
+    def _note(
+        self, message: object, received: ReceivedMessage, writer: str, sequence: int, at: float, generation: int
+    ) -> None:
         if isinstance(message, Heartbeat):
-            self._on_beat(Beat(at, message))
+            self._on_heartbeat(ReceivedHeartbeat(at, message))
         elif isinstance(message, Lifecycle):
             self.events.append((at, message))
             if message.event == "declared_dead":
@@ -141,7 +145,7 @@ class Observer:
         elif isinstance(message, Epoch):
             self.claims[writer] = (sequence, at)
         elif isinstance(message, Decision):
-            self._on_decision(message, heard, sequence, at, generation)
+            self._on_decision(message, received, sequence, at, generation)
 
     def _note_alert(self, alert: Alert, sequence: int, at: float) -> None:
         if sequence in self._stored_alerts:
@@ -165,34 +169,37 @@ class Observer:
                     self._note_alert(alert, stored.sequence, time.monotonic())
         self._changed.set()
 
-    def _on_beat(self, beat: Beat) -> None:
-        said = beat.said
+    def _on_heartbeat(self, heartbeat: ReceivedHeartbeat) -> None:
+        said = heartbeat.said
         if said.role == "agent":
             known = self.agents.get(said.agent)
             if known is None or said.epoch >= known.said.epoch:
-                self.agents[said.agent] = beat
+                self.agents[said.agent] = heartbeat
         elif said.role == "sandbox":
-            self.hosts[said.agent] = beat
+            self.hosts[said.agent] = heartbeat
         else:
-            self.by_pid[said.pid] = beat
+            self.by_pid[said.pid] = heartbeat
             leads = said.role == "watchdog" and said.status == "live"
             if leads and (self.leader is None or said.epoch >= self.leader.said.epoch):
-                self.leader = beat
+                self.leader = heartbeat
 
-    def _check_fence(self, heard: Heard, writer: str, sequence: int) -> None:
+    def _check_fence(self, received: ReceivedMessage, writer: str, sequence: int) -> None:
         claimed, _ = self.claims.get(writer, (0, 0.0))
-        epoch = h.number(heard.headers, h.EPOCH) or 0
+        epoch = h.number(received.headers, h.EPOCH) or 0
         if sequence > claimed > epoch:
             self.problems.append(
-                f"{heard.subject}, message {sequence}: of {writer}'s epoch {epoch}, though {claimed} was claimed before"
+                f"{received.subject}, message {sequence}: of {writer}'s epoch {epoch}, though {claimed} was "
+                f"claimed before"
             )
 
-    def _on_decision(self, decision: Decision, heard: Heard, sequence: int, at: float, generation: int) -> None:
+    def _on_decision(
+        self, decision: Decision, received: ReceivedMessage, sequence: int, at: float, generation: int
+    ) -> None:
         self.decisions += 1
         self.decided_at = at
-        subject = heard.subject
+        subject = received.subject
         known = self._followed.get(subject)
-        before = h.number(heard.headers, h.LAST_SEQUENCE) or 0
+        before = h.number(received.headers, h.LAST_SEQUENCE) or 0
         if known is None:
             self.first_decision[subject] = sequence
         elif sequence <= known.sequence:
@@ -205,7 +212,7 @@ class Observer:
                 self.problems.append(text)
         if decision.decision_id is not None:
             if decision.decision_id in self._ids:
-                self.doubled += 1
+                self.duplicated += 1
                 self.problems.append(f"{subject}: {decision.decision_id} was heard twice")
             self._ids.add(decision.decision_id)
         self._followed[subject] = _Followed(sequence, generation)
@@ -215,19 +222,24 @@ class Observer:
 
     def inventory(self, agent: str) -> Child | None:
         """The running process of `agent`, as the newest beat of its host lists it."""
-        beat = self.agents.get(agent)
-        host = self.hosts.get(beat.said.sandbox) if beat is not None else None
+        heartbeat = self.agents.get(agent)
+        host = self.hosts.get(heartbeat.said.sandbox) if heartbeat is not None else None
         for child in (host.said.inventory or ()) if host is not None else ():
-            if beat is not None and child.agent == agent and child.pid == beat.said.pid and child.exit_code is None:
+            if (
+                heartbeat is not None
+                and child.agent == agent
+                and child.pid == heartbeat.said.pid
+                and child.exit_code is None
+            ):
                 return child
         return None
 
     def lives(self, agent: str, since: float = 0.0) -> bool:
         """Whether the newest incarnation of `agent` was heard at work after `since`."""
-        beat = self.agents.get(agent)
-        if beat is None or beat.at <= since or beat.said.status not in ("live", "finished"):
+        heartbeat = self.agents.get(agent)
+        if heartbeat is None or heartbeat.at <= since or heartbeat.said.status not in ("live", "finished"):
             return False
-        return beat.said.epoch >= self.claims.get(agent, (0, 0.0))[0]
+        return heartbeat.said.epoch >= self.claims.get(agent, (0, 0.0))[0]
 
     def event_at(
         self, name: str, agent: str, since: float, *, epoch: int | None = None, above: int = 0

@@ -13,8 +13,8 @@ from bus.durable.fencing import last_claim
 from bus.durable.registry import read_records
 from bus.errors import MessageError
 from bus.heartbeats import LISTEN_S
-from bus.interface import Closable, Heard
-from bus.messages import GIVEN_UP, Decision, Heartbeat, Lifecycle, decode
+from bus.interface import Closable, ReceivedMessage
+from bus.messages import FAILED, Decision, Heartbeat, Lifecycle, decode
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
@@ -30,7 +30,7 @@ from coordinator.monitor.models import (
 from coordinator.sandboxes.health import SandboxHealth, health_of
 from coordinator.supervisor.config_publisher import read_config
 
-PATIENCE_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
+TIMEOUT_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
 """How much older than the watchdog's word a heartbeat may be that still counts: who is away may run by hand."""
 
 
@@ -45,40 +45,40 @@ class Listener:
         self.mirror: Heartbeat | None = None
         self.provider: Heartbeat | None = None
         self.standbys: dict[str, tuple[float, Heartbeat]] = {}
-        self.heard = asyncio.Event()
+        self.received = asyncio.Event()
         """Set at every heartbeat."""
 
     async def start(self) -> Closable:
-        return await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+        return await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_heartbeat)
 
     @property
     def phases(self) -> dict[str, str]:
         """What the leading watchdog says of agents that do not run, or that somebody else runs."""
         return (self.watchdog[1].phases if self.watchdog else None) or {}
 
-    async def _on_beat(self, heard: Heard) -> None:
+    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
         try:
-            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+            heartbeat = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
         except MessageError:
             return
-        assert isinstance(beat, Heartbeat)
-        entry = (asyncio.get_running_loop().time(), beat)
-        if beat.role == "watchdog" and beat.status == "standby":
-            self.standbys[f"{beat.machine} {beat.pid}"] = entry
-        elif beat.role == "watchdog":
-            if self.watchdog is None or beat.epoch >= self.watchdog[1].epoch:
+        assert isinstance(heartbeat, Heartbeat)
+        entry = (asyncio.get_running_loop().time(), heartbeat)
+        if heartbeat.role == "watchdog" and heartbeat.status == "standby":
+            self.standbys[f"{heartbeat.machine} {heartbeat.pid}"] = entry
+        elif heartbeat.role == "watchdog":
+            if self.watchdog is None or heartbeat.epoch >= self.watchdog[1].epoch:
                 self.watchdog = entry
-        elif beat.role == "sandbox":
-            self.hosts[beat.agent] = entry
-        elif beat.role == "mirror":
-            self.mirror = beat
-        elif beat.role == "provider":
-            self.provider = beat
-        elif beat.role == "agent":
-            known = self.agents.get(beat.agent)
-            if known is None or beat.epoch >= known[1].epoch:
-                self.agents[beat.agent] = entry
-        self.heard.set()
+        elif heartbeat.role == "sandbox":
+            self.hosts[heartbeat.agent] = entry
+        elif heartbeat.role == "mirror":
+            self.mirror = heartbeat
+        elif heartbeat.role == "provider":
+            self.provider = heartbeat
+        elif heartbeat.role == "agent":
+            known = self.agents.get(heartbeat.agent)
+            if known is None or heartbeat.epoch >= known[1].epoch:
+                self.agents[heartbeat.agent] = entry
+        self.received.set()
 
 
 async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
@@ -89,7 +89,7 @@ async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
     return sum(counts.values()), None if newest is None else datetime.fromisoformat(newest.headers[STORED_AT])
 
 
-async def why_given_up(bus: NatsBus, sandbox: str) -> str | None:
+async def failure_reason(bus: NatsBus, sandbox: str) -> str | None:
     """What the provider said when it gave up `sandbox`; None if the stream does not hold that."""
     subject = bus.subjects.lifecycle(sandbox, PROVIDER)
     stored = await bus.last(subject)
@@ -103,7 +103,7 @@ async def why_given_up(bus: NatsBus, sandbox: str) -> str | None:
 async def without_host(bus: NatsBus, listener: Listener) -> list[SandboxStatus]:
     """The sandboxes of which no host is heard, as their provider says."""
     said = listener.provider
-    served = {beat.group for _, beat in listener.hosts.values()}
+    served = {heartbeat.group for _, heartbeat in listener.hosts.values()}
     return [
         SandboxStatus(
             name=name,
@@ -114,14 +114,14 @@ async def without_host(bus: NatsBus, listener: Listener) -> list[SandboxStatus]:
             uptime_s=None,
             pid=None,
             health=SandboxHealth(),
-            reason=await why_given_up(bus, name) if phase == GIVEN_UP else None,
+            reason=await failure_reason(bus, name) if phase == FAILED else None,
         )
         for name, phase in sorted((said.phases or {}).items() if said else ())
         if said is not None and name not in served
     ]
 
 
-async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
+async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     """Listen for `listen_s` seconds, then read the rest.
 
     Raises:
@@ -153,15 +153,15 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     externals = {name: await said_by(bus, name) for name, phase in phases.items() if phase == "external"}
     for name in sorted({*records, *listener.agents, *phases, *(config.voters if config else ())}):
         record = records.get(name)
-        beat_at, beat = listener.agents.get(name, (None, None))
+        heartbeat_at, heartbeat = listener.agents.get(name, (None, None))
         outputs, last_output_at = externals.get(name, (None, None))
-        if beat_at is not None and name in phases and led_at - beat_at > PATIENCE_S.get(phases[name], 0.0):
-            beat_at, beat = None, None  # that was the last heartbeat of a process that has ended
+        if heartbeat_at is not None and name in phases and led_at - heartbeat_at > TIMEOUT_S.get(phases[name], 0.0):
+            heartbeat_at, heartbeat = None, None  # that was the last heartbeat of a process that has ended
         if name in externals:
             status = "external"
-        elif beat is not None:
-            outputs = beat.outputs
-            status = {"live": "active", "finished": "active"}.get(beat.status, beat.status)
+        elif heartbeat is not None:
+            outputs = heartbeat.outputs
+            status = {"live": "active", "finished": "active"}.get(heartbeat.status, heartbeat.status)
         elif name in phases:
             status = phases[name]
         elif record is None:
@@ -169,41 +169,41 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
         else:
             status = "silent" if record.status == "active" else record.status
         # Its record may be of an earlier incarnation: who has died before it was ready has written none.
-        claimed = None if beat is not None else await last_claim(bus, name)
+        claimed = None if heartbeat is not None else await last_claim(bus, name)
         agents.append(
             AgentStatus(
                 name=name,
                 kind=record.kind if record else "",
-                agent_id=beat.agent_id if beat else record.agent_id if record else "",
+                agent_id=heartbeat.agent_id if heartbeat else record.agent_id if record else "",
                 status=status,
-                epoch=beat.epoch if beat else claimed.sequence if claimed else record.epoch if record else 0,
-                pid=beat.pid if beat else None,
-                sandbox=beat.sandbox if beat else record.sandbox if record else "",
+                epoch=heartbeat.epoch if heartbeat else claimed.sequence if claimed else record.epoch if record else 0,
+                pid=heartbeat.pid if heartbeat else None,
+                sandbox=heartbeat.sandbox if heartbeat else record.sandbox if record else "",
                 capabilities=list(record.capabilities) if record else [],
                 restarts=max(0, claims.get(subjects.epoch(name), 0) - 1),
-                heartbeat_age_ms=None if beat_at is None else round((time - beat_at) * 1000),
-                cursor=beat.cursor if beat else None,
-                lag=beat.lag if beat else None,
+                heartbeat_age_ms=None if heartbeat_at is None else round((time - heartbeat_at) * 1000),
+                cursor=heartbeat.cursor if heartbeat else None,
+                lag=heartbeat.lag if heartbeat else None,
                 outputs=outputs,
-                poison=beat.poison if beat else None,
-                skipped=beat.skipped if beat else None,
+                poison=heartbeat.poison if heartbeat else None,
+                skipped=heartbeat.skipped if heartbeat else None,
                 last_output_at=last_output_at,
             )
         )
-    usages = {name: beat.usage for name, (_, beat) in listener.hosts.items()}
+    usages = {name: heartbeat.usage for name, (_, heartbeat) in listener.hosts.items()}
     accounts = (leader.accounts if leader else None) or {}
     sandboxes = [
         SandboxStatus(
             name=name,
-            provider=beat.provider,
-            endpoint=beat.endpoint,
-            status="active" if beat.status == "live" else beat.status,
+            provider=heartbeat.provider,
+            endpoint=heartbeat.endpoint,
+            status="active" if heartbeat.status == "live" else heartbeat.status,
             agents=[agent.name for agent in agents if agent.sandbox == name and agent.pid is not None],
-            uptime_s=beat.uptime_s,
-            pid=beat.pid,
-            health=health_of(beat, accounts.get(name), usages),
+            uptime_s=heartbeat.uptime_s,
+            pid=heartbeat.pid,
+            health=health_of(heartbeat, accounts.get(name), usages),
         )
-        for name, (_, beat) in sorted(listener.hosts.items())
+        for name, (_, heartbeat) in sorted(listener.hosts.items())
     ]
     sandboxes += await without_host(bus, listener)
     return Status(
@@ -214,35 +214,38 @@ async def gather_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
         watchdog_term=leader.epoch if leader else None,
         watchdogs=[
             WatchdogStatus(
-                pid=beat.pid,
-                machine=beat.machine,
-                term=None if beat.status == "standby" else beat.epoch,
-                heartbeat_age_ms=round((time - beat_at) * 1000),
+                pid=heartbeat.pid,
+                machine=heartbeat.machine,
+                term=None if heartbeat.status == "standby" else heartbeat.epoch,
+                heartbeat_age_ms=round((time - heartbeat_at) * 1000),
             )
-            for beat_at, beat in (*([listener.watchdog] if listener.watchdog else []), *listener.standbys.values())
+            for heartbeat_at, heartbeat in (
+                *([listener.watchdog] if listener.watchdog else []),
+                *listener.standbys.values(),
+            )
         ],
         sandboxes=sandboxes,
         agents=agents,
         decisions=DecisionCount(
             count=sum(counts.values()),
             last_at=newest.timestamp if newest else None,
-            of_others=sum(decisions.values()) - sum(counts.values()),
+            from_other_writers=sum(decisions.values()) - sum(counts.values()),
         ),
         mirror=None if listener.mirror is None else _mirror_status(listener.mirror),
         provider=None if listener.provider is None else _provider_status(listener.provider),
     )
 
 
-def _provider_status(beat: Heartbeat) -> ProviderStatus:
-    return ProviderStatus(pid=beat.pid, status=beat.status, endpoint=beat.endpoint)
+def _provider_status(heartbeat: Heartbeat) -> ProviderStatus:
+    return ProviderStatus(pid=heartbeat.pid, status=heartbeat.status, endpoint=heartbeat.endpoint)
 
 
-def _mirror_status(beat: Heartbeat) -> MirrorStatus:
+def _mirror_status(heartbeat: Heartbeat) -> MirrorStatus:
     return MirrorStatus(
-        file=beat.file or "",
-        cursor=beat.cursor,
-        behind=beat.lag,
-        behind_ms=beat.behind_ms or 0,
-        status=beat.status,
-        pid=beat.pid,
+        file=heartbeat.file or "",
+        cursor=heartbeat.cursor,
+        lag=heartbeat.lag,
+        behind_ms=heartbeat.behind_ms or 0,
+        status=heartbeat.status,
+        pid=heartbeat.pid,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bus.messages import GIVEN_UP
-from bus.utils.terminal import harmless
-from coordinator.monitor.models import GIVEN_UP_REMEDY, AgentStatus, SandboxStatus, Status, given_up_text
+from bus.messages import FAILED
+from bus.utils.terminal import escape_control
+from coordinator.monitor.models import FAILED_REMEDY, AgentStatus, SandboxStatus, Status, failed_text
 from coordinator.reporting.tables import Cell, Column, console, print_table, state_text
 from coordinator.sandboxes.environment import provider_text
 from coordinator.sandboxes.health import SandboxHealth
@@ -49,9 +49,9 @@ def agents_text(status: Status) -> str:
 
 def provider_lines(status: Status) -> list[str]:
     """Of the provider, where there is one or should be: a sandbox that it made is heard."""
-    if (heard := status.provider) is not None:
-        at = heard.endpoint or "an endpoint that it does not name"
-        return [f"sandboxes elsewhere are made at {at}, by provider {heard.pid}: {heard.status}"]
+    if (received := status.provider) is not None:
+        at = received.endpoint or "an endpoint that it does not name"
+        return [f"sandboxes elsewhere are made at {at}, by provider {received.pid}: {received.status}"]
     elsewhere = [sandbox.endpoint for sandbox in status.sandboxes if sandbox.provider == "e2b"]
     if not elsewhere:
         return []
@@ -63,11 +63,13 @@ def print_status(status: Status) -> None:
     """What `status` has gathered, as wide as there is room for."""
     out = console()
     watchdog = watchdogs_text(status)
-    others = f" (and {status.decisions.of_others} of other writers)" if status.decisions.of_others else ""
+    others = (
+        f" (and {status.decisions.from_other_writers} of other writers)" if status.decisions.from_other_writers else ""
+    )
     last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""
     mirror = "no mirror heard"
-    if (heard := status.mirror) is not None:
-        mirror = f"mirror {heard.status}: {heard.file}, {heard.behind} rows and {heard.behind_ms} ms behind"
+    if (received := status.mirror) is not None:
+        mirror = f"mirror {received.status}: {received.file}, {received.lag} rows and {received.behind_ms} ms behind"
     for line in (
         f"swarm {status.swarm} on {status.nats}",
         f"{agents_text(status)}; processes: {status.processes}; {watchdog}",
@@ -76,7 +78,7 @@ def print_status(status: Status) -> None:
         *provider_lines(status),
         "",
     ):
-        out.print(harmless(line), soft_wrap=True)
+        out.print(escape_control(line), soft_wrap=True)
     rows: list[list[Cell]] = []
     for agent in status.agents:
         cells = (
@@ -87,10 +89,10 @@ def print_status(status: Status) -> None:
     print_table(out, STATUS_COLUMNS, rows)
     for agent in status.agents:
         if agent.status == "external":
-            out.print(_heard_of(agent), soft_wrap=True)
+            out.print(_last_output_text(agent), soft_wrap=True)
         elif agent.poison or agent.skipped:
             counts = f"{agent.poison or 0} poison messages set aside, {agent.skipped or 0} events skipped"
-            out.print(harmless(f"{agent.name}: {counts}; the alerts name them"), soft_wrap=True)
+            out.print(escape_control(f"{agent.name}: {counts}; the alerts name them"), soft_wrap=True)
     out.print()
     rows = [
         [
@@ -101,8 +103,8 @@ def print_status(status: Status) -> None:
     ]  # fmt: skip
     print_table(out, SANDBOX_COLUMNS, rows)
     for sandbox in status.sandboxes:
-        if sandbox.status == GIVEN_UP:
-            out.print(harmless(f"{given_up_text(sandbox)}; {GIVEN_UP_REMEDY}"), soft_wrap=True)
+        if sandbox.status == FAILED:
+            out.print(escape_control(f"{failed_text(sandbox)}; {FAILED_REMEDY}"), soft_wrap=True)
 
 
 def _sandbox_cells(sandbox: SandboxStatus) -> list[str]:
@@ -132,10 +134,10 @@ def _memory(health: SandboxHealth) -> str:
     return "" if health.rss_mb is None else f"RSS {health.rss_mb:.0f}"
 
 
-def _heard_of(agent: AgentStatus) -> str:
-    heard = "not heard: nothing of it is in the stream"
+def _last_output_text(agent: AgentStatus) -> str:
+    received = "not heard: nothing of it is in the stream"
     if agent.outputs and agent.last_output_at:
-        heard = (
+        received = (
             f"{agent.outputs} messages of it in the stream, the newest of {agent.last_output_at:%Y-%m-%d %H:%M:%S} UTC"
         )
-    return harmless(f"{agent.name}: run by somebody else; {heard}")
+    return escape_control(f"{agent.name}: run by somebody else; {received}")

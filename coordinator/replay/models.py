@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from agents.runtime.output_log import numbered
-from agents.runtime.replay import Unlike
+from agents.runtime.replay import Mismatch
 from bus.messages import headers as h
 
 
@@ -68,11 +68,11 @@ class Replay:
     agents: dict[str, ReplayedAgent]
     differences: list[Difference]
     notes: list[str]
-    took_s: float
+    duration_s: float
     inputs_per_s: float
 
 
-def explain(agent: str, unlike: Unlike) -> Difference:
+def explain(agent: str, unlike: Mismatch) -> Difference:
     """A difference in words and fields."""
     recorded, replayed = unlike.recorded, unlike.replayed
     fields: list[FieldDifference] = []

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.runtime.process import make_agent
-from agents.runtime.replay import Replayed, Unlike
+from agents.runtime.replay import Mismatch, Replayed
 from bus.durable.stream_scan import scan
 from bus.errors import MessageError
-from bus.interface import Bus, Stored
+from bus.interface import Bus, StoredMessage
 from bus.messages import Config, Lifecycle, decode
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
@@ -38,7 +38,7 @@ SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class ReplayRange:
     """Which recorded outputs are compared, by stream sequence; the state is built from the beginning all the same."""
 
     first: int = 1
@@ -54,7 +54,7 @@ class Recording:
     first: int
     last: int
     skips: Skips
-    messages: AsyncGenerator[Stored, None]
+    messages: AsyncGenerator[StoredMessage, None]
 
 
 def config_of(config: Path | None, state_dir: Path) -> SwarmConfig:
@@ -69,7 +69,7 @@ def config_of(config: Path | None, state_dir: Path) -> SwarmConfig:
     return with_agents(load(config, Path.cwd()), None if run is None else run.agents)
 
 
-async def replay_bus(bus: Bus, config: SwarmConfig, span: Span, progress: Progress | None = None) -> Replay:
+async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:
     """Replay what the stream of `bus` holds now.
 
     Raises:
@@ -84,7 +84,7 @@ async def replay_bus(bus: Bus, config: SwarmConfig, span: Span, progress: Progre
     return await _replay(Recording(bus.url, subjects, bounds.first, last, skips, messages), config, span, progress)
 
 
-async def replay_file(path: Path, config: SwarmConfig, span: Span, progress: Progress | None = None) -> Replay:
+async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:
     """Replay what a mirror's file holds, with the bus up or down.
 
     Raises:
@@ -98,7 +98,7 @@ async def replay_file(path: Path, config: SwarmConfig, span: Span, progress: Pro
 
         damaged = 0
 
-        async def rows() -> AsyncGenerator[Stored, None]:
+        async def rows() -> AsyncGenerator[StoredMessage, None]:
             nonlocal damaged
             for found in file.messages(last=last):
                 damaged += not found.intact
@@ -112,7 +112,7 @@ async def replay_file(path: Path, config: SwarmConfig, span: Span, progress: Pro
         return replay
 
 
-def skips_of(subjects: Subjects, messages: Iterable[Stored]) -> Skips:
+def skips_of(subjects: Subjects, messages: Iterable[StoredMessage]) -> Skips:
     """What the agents have reported as skipped."""
     found: Skips = {}
     for stored in messages:
@@ -128,21 +128,21 @@ def skips_of(subjects: Subjects, messages: Iterable[Stored]) -> Skips:
     return found
 
 
-async def _replay(recording: Recording, config: SwarmConfig, span: Span, progress: Progress | None) -> Replay:
-    began = time.monotonic()
+async def _replay(recording: Recording, config: SwarmConfig, span: ReplayRange, progress: Progress | None) -> Replay:
+    started_at = time.monotonic()
     replayer = Replayer(recording, config, span)
     try:
         async with aclosing(recording.messages) as messages:
             await replayer.run(messages, progress)
     finally:
         await replayer.close()
-    return replayer.conclude(time.monotonic() - began)
+    return replayer.conclude(time.monotonic() - started_at)
 
 
 class Replayer:
     """All agents of `config` over one recording."""
 
-    def __init__(self, recording: Recording, config: SwarmConfig, span: Span) -> None:
+    def __init__(self, recording: Recording, config: SwarmConfig, span: ReplayRange) -> None:
         self._recording, self._span = recording, span
         self._config, _ = resolve(with_speed(config, 0))
         self._subjects = recording.subjects
@@ -162,11 +162,11 @@ class Replayer:
         self._next = 1
         self._messages = 0
         self._differences: dict[str, Difference] = {}
-        self._strangers: dict[str, int] = {}
+        self._unknown_writers: dict[str, int] = {}
         self._settings_differ = False
         self._notes: list[str] = []
 
-    async def run(self, messages: AsyncIterator[Stored], progress: Progress | None) -> None:
+    async def run(self, messages: AsyncIterator[StoredMessage], progress: Progress | None) -> None:
         """Take everything, in its order."""
         last = self._recording.last
         async for stored in messages:
@@ -195,10 +195,10 @@ class Replayer:
                 "a mirror may have them (--file)"
             )
 
-    async def _compare(self, name: str, stored: Stored) -> None:
+    async def _compare(self, name: str, stored: StoredMessage) -> None:
         replayed = self._agents.get(name)
         if replayed is None:
-            self._strangers[name] = self._strangers.get(name, 0) + 1
+            self._unknown_writers[name] = self._unknown_writers.get(name, 0) + 1
             return
         if replayed.left_out:
             return
@@ -210,12 +210,12 @@ class Replayer:
             if unlike:
                 self._tell(name, unlike)
 
-    def _tell(self, name: str, unlike: list[Unlike]) -> None:
+    def _tell(self, name: str, unlike: list[Mismatch]) -> None:
         self._reports[name].differing += len(unlike)
         if name not in self._differences:
             self._differences[name] = explain(name, unlike[0])
 
-    def _on_config(self, stored: Stored) -> None:
+    def _on_config(self, stored: StoredMessage) -> None:
         try:
             message = decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
         except MessageError:
@@ -235,7 +235,7 @@ class Replayer:
         for replayed in self._agents.values():
             await replayed.close()
 
-    def conclude(self, took_s: float) -> Replay:
+    def conclude(self, duration_s: float) -> Replay:
         """What was found."""
         recording, reports = self._recording, self._reports
         for name, replayed in self._agents.items():
@@ -244,7 +244,7 @@ class Replayer:
             report.left_out = replayed.left_out or None
             if replayed.source_left_out and not report.left_out:
                 report.left_out = f"its own events, {replayed.source_left_out}"
-        for name, count in sorted(self._strangers.items()):
+        for name, count in sorted(self._unknown_writers.items()):
             self._notes.append(f"{name} is not in {self._config.file}: {count} outputs of it are not compared")
         inputs = sum(report.inputs for report in reports.values())
         compared = sum(report.compared for report in reports.values())
@@ -264,6 +264,6 @@ class Replayer:
             agents=reports,
             differences=list(self._differences.values()),
             notes=self._notes,
-            took_s=round(took_s, 3),
-            inputs_per_s=round(inputs / took_s, 1) if took_s else 0.0,
+            duration_s=round(duration_s, 3),
+            inputs_per_s=round(inputs / duration_s, 1) if duration_s else 0.0,
         )

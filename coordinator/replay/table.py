@@ -20,7 +20,8 @@ def print_replay(replay: Replay) -> None:
     out = console()
     out.print(
         f"swarm {replay.swarm}, {replay.source}, sequences {replay.first:,} to {replay.last:,}, with {replay.config}\n"
-        f"{counted(replay.messages, 'message')}, {counted(replay.inputs, 'input')} handled in {replay.took_s:.1f} s: "
+        f"{counted(replay.messages, 'message')}, {counted(replay.inputs, 'input')} handled in "
+        f"{replay.duration_s:.1f} s: "
         f"{replay.inputs_per_s:,.0f} a second\n",
         markup=False,
     )

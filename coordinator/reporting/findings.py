@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Diagnosis", "Finding", "Level", "error", "ok", "unmade", "warning"]
+__all__ = ["Diagnosis", "Finding", "Level", "error", "ok", "skipped", "warning"]
 
 Level = Literal["ok", "warning", "error"]
 
@@ -48,6 +48,6 @@ def error(check: str, text: str, remedy: str) -> Finding:
     return Finding(check=check, level="error", text=text, remedy=remedy)
 
 
-def unmade(check: str, why: str) -> Finding:
+def skipped(check: str, why: str) -> Finding:
     """The check could not be made, and why."""
     return Finding(check=check, level="ok", text=f"not checked: {why}", made=False)

@@ -11,8 +11,8 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from bus.utils.terminal import harmless
-from coordinator.reporting.percentiles import Spread
+from bus.utils.terminal import escape_control
+from coordinator.reporting.percentiles import Percentiles
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], none: str = "") -
         yield "| " + " | ".join(map(cell, row)) + " |"
 
 
-def spread(found: Spread, unit: str = "") -> list[str]:
+def percentile_cells(found: Percentiles, unit: str = "") -> list[str]:
     """The cells n, p50, p99 and max."""
     return [str(found.n), *(figure(value, unit, 2) for value in (found.p50, found.p99, found.max))]
 
@@ -70,5 +70,5 @@ def shown(value: Any, longest: int = LONGEST_CELL) -> str:
     if value is None or value == []:
         return ""
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    text = harmless(text)
+    text = escape_control(text)
     return text if len(text) <= longest else text[: longest - 1] + "…"

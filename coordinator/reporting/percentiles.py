@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Spread", "percentile", "spread_of"]
+__all__ = ["Percentiles", "percentile", "percentiles_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
+class Percentiles:
     """Nearest-rank percentiles of `n` values; all None where there are no values."""
 
     n: int
@@ -26,9 +26,9 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]
 
 
-def spread_of(values: Iterable[float]) -> Spread:
+def percentiles_of(values: Iterable[float]) -> Percentiles:
     known = list(values)
     if not known:
-        return Spread(n=0)
+        return Percentiles(n=0)
     p50, p90, p99 = (percentile(known, fraction) for fraction in (0.5, 0.9, 0.99))
-    return Spread(n=len(known), p50=p50, p90=p90, p99=p99, max=max(known))
+    return Percentiles(n=len(known), p50=p50, p90=p90, p99=p99, max=max(known))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 
 __all__ = ["Cell", "Column", "console", "fitted", "print_table", "state_text"]
 
@@ -52,7 +52,7 @@ def console() -> Console:
 
 def state_text(state: str) -> Text:
     """A state in its colour."""
-    state = harmless(state)
+    state = escape_control(state)
     return Text(state, STATE_COLOURS.get(state.partition(" ")[0], ""))
 
 
@@ -104,8 +104,8 @@ def _text(cell: Cell, room: int | None = None) -> Text:
     if isinstance(cell, Text):
         return cell
     if isinstance(cell, str):
-        return Text(harmless(cell))
-    names = [harmless(name) for name in cell]
+        return Text(escape_control(cell))
+    names = [escape_control(name) for name in cell]
     whole = ", ".join(names)
     if room is None or cell_len(whole) <= room:
         return Text(whole)

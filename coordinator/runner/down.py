@@ -30,10 +30,10 @@ class Ended:
 
     swarm: str | None
     pid: int | None
-    took_s: float
+    duration_s: float
     endpoint: str = ""
     ended: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
 
 
 def stop_run(run: Run, state_dir: Path) -> Ended:
@@ -57,13 +57,13 @@ def stop_run(run: Run, state_dir: Path) -> Ended:
             "at once, and the next `up` recovers its state"
         ) from None
     pool = read_pool(state_dir)
-    left = [] if pool is None else [sandbox.id for sandbox in pool.sandboxes]
+    orphans = [] if pool is None else [sandbox.id for sandbox in pool.sandboxes]
     return Ended(
         swarm=run.swarm,
         pid=run.pid,
-        took_s=round(time.monotonic() - since, 3),
+        duration_s=round(time.monotonic() - since, 3),
         endpoint="" if pool is None else pool.endpoint,
-        left=left,
+        orphans=orphans,
     )
 
 
@@ -90,15 +90,15 @@ def end_left(state_dir: Path) -> Ended:
         raise MeshError(f"{nothing}{_by_record(pool)}: {found.problem}")
     if not found.sandboxes:
         raise UsageError(f"{nothing}, and {here} has no sandbox of it; name its directory with --state-dir")
-    not_ended = {one.partition(":")[0] for one in found.left}
+    not_ended = {one.partition(":")[0] for one in found.orphans}
     ended = [one for one in found.sandboxes if one.partition(" ")[0] not in not_ended]
     return Ended(
         swarm=None,
         pid=None,
-        took_s=round(time.monotonic() - since, 3),
+        duration_s=round(time.monotonic() - since, 3),
         endpoint=found.endpoint,
         ended=ended,
-        left=found.left,
+        orphans=found.orphans,
     )
 
 

@@ -29,7 +29,7 @@ log = structlog.get_logger("signalmesh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MadeBy:
+class ProviderInfo:
     """What a launcher says of a place that it made: its provider, where and how many seconds ago that made it, the
     host's name there, and where files are.
     """
@@ -49,7 +49,7 @@ def run_sandbox(
     *,
     replica: bool = False,
     agents_url: str | None = None,
-    made: MadeBy | None = None,
+    made: ProviderInfo | None = None,
     credentials: Credentials | None = None,
 ) -> int:
     """Serve sandbox `name` until told to end; as a `replica`, together with others, under a name of its own.
@@ -116,7 +116,7 @@ def run_watchdog(
     log_level: str,
     *,
     agents: int | None = None,
-    fresh: bool = False,
+    clear_quarantine: bool = False,
     standby: bool = False,
 ) -> int:
     """Supervise the swarm, or stand by while another watchdog does."""
@@ -136,7 +136,7 @@ def run_watchdog(
                     await ensure_streams(bus, config.stream.limits())
                     break
                 await asyncio.sleep(0.2)
-            watchdog = Watchdog(bus, config, sources, fresh=fresh, standby=standby)
+            watchdog = Watchdog(bus, config, sources, clear_quarantine=clear_quarantine, standby=standby)
             on_signals(watchdog.stop)
             await watchdog.run()
         except Fenced as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from bus.errors import MessageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import Heartbeat, decode
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.nats.bus import NatsBus
@@ -21,12 +21,12 @@ from bus.utils.processes import MACHINE
 
 SILENT_S = 10.0
 """Far longer than it takes to start, or to be starved for a moment."""
-LOOK_S = 0.5
+POLL_INTERVAL_S = 0.5
 WATCHED_KINDS = ("watchdog", "provider")
 """Kinds of children that are to be heard."""
 
 
-class Watched(Protocol):
+class WatchedProcess(Protocol):
     """A child process: its pid (None while there is none), and when it was started on the monotonic clock."""
 
     started_at: float
@@ -35,31 +35,33 @@ class Watched(Protocol):
     def pid(self) -> int | None: ...
 
 
-Child = TypeVar("Child", bound=Watched)
+Child = TypeVar("Child", bound=WatchedProcess)
 
 
-async def find_hung(bus: NatsBus, children: Sequence[Child], on_hung: Callable[[Child, float], None]) -> None:
-    """Call `on_hung` with each of `children` that was not heard for SILENT_S, and for how many seconds; for ever."""
-    heard_at: dict[int, float] = {}
+async def find_unresponsive(
+    bus: NatsBus, children: Sequence[Child], on_unresponsive: Callable[[Child, float], None]
+) -> None:
+    """Call `on_unresponsive` with each of `children` without a heartbeat for SILENT_S and the silence, seconds."""
+    received_at: dict[int, float] = {}
 
-    async def on_beat(heard: Heard) -> None:
+    async def on_heartbeat(received: ReceivedMessage) -> None:
         with contextlib.suppress(MessageError):
-            beat = decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
-            if isinstance(beat, Heartbeat) and beat.machine == MACHINE:
-                heard_at[beat.pid] = time.monotonic()
+            heartbeat = decode(bus.subjects.parse(received.subject), received.subject, received.data)
+            if isinstance(heartbeat, Heartbeat) and heartbeat.machine == MACHINE:
+                received_at[heartbeat.pid] = time.monotonic()
 
     for name in (WATCHDOG, STANDBY, PROVIDER):
-        await bus.listen(bus.subjects.heartbeat(name), on_beat)
-    since = looked_at = time.monotonic()
+        await bus.listen(bus.subjects.heartbeat(name), on_heartbeat)
+    since = checked_at = time.monotonic()
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
         now = time.monotonic()
-        if not bus.live or now - looked_at > 2 * LOOK_S:
+        if not bus.live or now - checked_at > 2 * POLL_INTERVAL_S:
             since = now  # we could not hear them
-        looked_at = now
+        checked_at = now
         for child in children:
             if child.pid is None:
                 continue
-            silent_s = now - max(since, child.started_at, heard_at.get(child.pid, 0.0))
+            silent_s = now - max(since, child.started_at, received_at.get(child.pid, 0.0))
             if silent_s > SILENT_S:
-                on_hung(child, silent_s)
+                on_unresponsive(child, silent_s)

@@ -47,7 +47,7 @@ def set_aside(path: Path) -> Path | None:
     return aside if aside.exists() else None
 
 
-async def put_back(bus: NatsBus, file: Path, limits: StreamLimits, writer: str) -> tuple[str, bool]:
+async def restore(bus: NatsBus, file: Path, limits: StreamLimits, writer: str) -> tuple[str, bool]:
     """Put back what the bus has lost of what `file` holds: what there is to tell, and whether the file can be used.
 
     A file that cannot be read ends it only where going on would lose something for good: where the bus has nothing.
@@ -106,7 +106,7 @@ def run_mirror(
         notices: tuple[str, ...] = ()
         try:
             if rebuild_first:
-                await _put_back_and_tell(bus, file, config)
+                await _restore_and_report(bus, file, config)
             while not stop.is_set():
                 try:
                     await _one_file(bus, file, retention, notices, stop)
@@ -115,7 +115,9 @@ def run_mirror(
                     aside = await asyncio.to_thread(set_aside, file)
                     kept = "" if aside is None else f"it is kept as {aside}, "
                     notice = f"mirror {file}: it is damaged ({error.problem}); {kept}a new one is filled"
-                    log.warning("mirror_set_aside", problem=error.problem, aside=None if aside is None else str(aside))
+                    log.warning(
+                        "mirror_file_replaced", problem=error.problem, aside=None if aside is None else str(aside)
+                    )
                     notices = (*notices, notice)
         finally:
             await bus.close()
@@ -136,7 +138,7 @@ def run_rebuild(url: str, config_file: Path | None, swarm: str, file: Path, log_
     async def once() -> int:
         bus = await NatsBus.connect(url, swarm, "mirror", wait_s=None)
         try:
-            await _put_back_and_tell(bus, file, config)
+            await _restore_and_report(bus, file, config)
         finally:
             await bus.close()
         return EXIT_DONE
@@ -144,9 +146,9 @@ def run_rebuild(url: str, config_file: Path | None, swarm: str, file: Path, log_
     return run_to_end(once())
 
 
-async def _put_back_and_tell(bus: NatsBus, file: Path, config: SwarmConfig) -> None:
-    told, _ = await put_back(bus, file, config.stream.limits(), "mirror")
-    log.warning("put_back", text=told or "the bus has lost nothing that the mirror holds")
+async def _restore_and_report(bus: NatsBus, file: Path, config: SwarmConfig) -> None:
+    told, _ = await restore(bus, file, config.stream.limits(), "mirror")
+    log.warning("restore", text=told or "the bus has lost nothing that the mirror holds")
 
 
 async def _one_file(

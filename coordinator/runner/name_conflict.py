@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 
 from bus.errors import MessageError, UsageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import Heartbeat, decode
 from bus.nats.bus import NatsBus
 
 SILENCE_S = 0.6
 """Three heartbeats of a sandbox host: who is not heard for so long is not there."""
-PATIENCE_S = 3.0
+TIMEOUT_S = 3.0
 """What a killed `up` leaves behind is gone within a second; whoever is still heard after so long stays."""
 
 
-async def refuse_neighbours(bus: NatsBus, sandboxes: tuple[str, ...]) -> str | None:
+async def refuse_name_conflict(bus: NatsBus, sandboxes: tuple[str, ...]) -> str | None:
     """Listen until no other host of these `sandboxes` is heard.
 
     Returns a remark for the person if a watchdog leads the swarm already.
@@ -28,26 +28,26 @@ async def refuse_neighbours(bus: NatsBus, sandboxes: tuple[str, ...]) -> str | N
     hosts: dict[str, tuple[float, Heartbeat]] = {}
     leader: Heartbeat | None = None
 
-    async def on_beat(heard: Heard) -> None:
+    async def on_heartbeat(received: ReceivedMessage) -> None:
         nonlocal leader
         with contextlib.suppress(MessageError):
-            beat = decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
-            assert isinstance(beat, Heartbeat)
-            if beat.role == "sandbox" and beat.agent in sandboxes:
-                hosts[beat.agent] = (loop.time(), beat)
-            elif beat.role == "watchdog" and beat.status == "live":
-                leader = beat
+            heartbeat = decode(bus.subjects.parse(received.subject), received.subject, received.data)
+            assert isinstance(heartbeat, Heartbeat)
+            if heartbeat.role == "sandbox" and heartbeat.agent in sandboxes:
+                hosts[heartbeat.agent] = (loop.time(), heartbeat)
+            elif heartbeat.role == "watchdog" and heartbeat.status == "live":
+                leader = heartbeat
 
-    listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_beat)
-    began = loop.time()
+    listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_heartbeat)
+    started_at = loop.time()
     try:
         while True:
-            heard_at = max((at for at, _ in hosts.values()), default=began)
-            quiet_s = loop.time() - heard_at
+            received_at = max((at for at, _ in hosts.values()), default=started_at)
+            quiet_s = loop.time() - received_at
             if quiet_s >= SILENCE_S:
                 break
-            if loop.time() - began >= PATIENCE_S:
-                raise UsageError(_refusal(bus, [beat for _, beat in hosts.values()]))
+            if loop.time() - started_at >= TIMEOUT_S:
+                raise UsageError(_refusal(bus, [heartbeat for _, heartbeat in hosts.values()]))
             await asyncio.sleep(SILENCE_S - quiet_s)
     finally:
         await listening.close()
@@ -59,14 +59,17 @@ async def refuse_neighbours(bus: NatsBus, sandboxes: tuple[str, ...]) -> str | N
     )
 
 
-def _where(beat: Heartbeat) -> str:
-    return f" on {beat.machine}" if beat.machine else ""
+def _where(heartbeat: Heartbeat) -> str:
+    return f" on {heartbeat.machine}" if heartbeat.machine else ""
 
 
-def _refusal(bus: NatsBus, beats: list[Heartbeat]) -> str:
-    heard = ", ".join(f"{beat.agent} (pid {beat.pid}{_where(beat)})" for beat in sorted(beats, key=lambda b: b.agent))
+def _refusal(bus: NatsBus, heartbeats: list[Heartbeat]) -> str:
+    received = ", ".join(
+        f"{heartbeat.agent} (pid {heartbeat.pid}{_where(heartbeat)})"
+        for heartbeat in sorted(heartbeats, key=lambda b: b.agent)
+    )
     return (
         f"a swarm named {bus.subjects.ns!r} runs on {bus.url} already, for its sandbox hosts are heard: "
-        f"{heard}. End it "
+        f"{received}. End it "
         'with `signalmesh down` in its directory, or give this one another name: swarm = "…" at the top of swarm.toml'
     )

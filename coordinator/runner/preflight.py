@@ -40,7 +40,7 @@ def check_agents(config: SwarmConfig) -> SwarmConfig:
     for settings in config.agents:
         if settings.spec.command:
             _check_command(config.file, settings.spec)
-    _rehearse(config.file, [settings.spec for settings in config.agents if _is_users(settings.spec)])
+    _preflight(config.file, [settings.spec for settings in config.agents if _is_users(settings.spec)])
     resolved, _ = resolve(config)
     for settings in resolved.agents:
         if settings.external:
@@ -76,7 +76,7 @@ def _check_command(file: str, spec: AgentSpec) -> None:
 # -- trying out what users wrote
 
 
-def _rehearse(file: str, specs: list[AgentSpec]) -> None:
+def _preflight(file: str, specs: list[AgentSpec]) -> None:
     """Make them in another process. It is only seen that each step comes to an end: our own try says what is wrong."""
     if not specs:
         return
@@ -102,8 +102,8 @@ def _rehearse(file: str, specs: list[AgentSpec]) -> None:
             for step in _lines(reading):  # noqa: B007 - the last one is what it was at
                 pass
         except TimeoutError:
-            patience_s = STEP_S if step else START_S
-            problem = f"did not come to an end within {patience_s:.0f} s; it must not wait for a network or a person"
+            timeout_s = STEP_S if step else START_S
+            problem = f"did not come to an end within {timeout_s:.0f} s; it must not wait for a network or a person"
         else:
             if step == _DONE:
                 return
@@ -119,11 +119,11 @@ def _lines(reading: object) -> Iterator[str]:
         TimeoutError: the first one took longer than START_S, or a later one than STEP_S.
     """
     fd = reading.fileno()  # type: ignore[attr-defined]
-    rest, patience_s = b"", START_S
+    rest, timeout_s = b"", START_S
     while True:
-        if not select.select([fd], [], [], patience_s)[0]:
+        if not select.select([fd], [], [], timeout_s)[0]:
             raise TimeoutError
-        patience_s = STEP_S
+        timeout_s = STEP_S
         data = os.read(fd, 65536)
         if not data:
             return
@@ -131,7 +131,7 @@ def _lines(reading: object) -> Iterator[str]:
         yield from (line.decode() for line in lines)
 
 
-def _perform(fd: int) -> None:
+def _run_preflight(fd: int) -> None:
     """The other process: make each agent, and say before each step what it is."""
 
     def say(line: str) -> None:
@@ -147,5 +147,5 @@ def _perform(fd: int) -> None:
 
 
 if __name__ == "__main__":
-    _perform(int(sys.argv[1]))
+    _run_preflight(int(sys.argv[1]))
     os._exit(0)  # whatever threads were started meanwhile

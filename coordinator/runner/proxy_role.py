@@ -18,9 +18,9 @@ import orjson
 import structlog
 
 from bus.errors import EXIT_DONE, UsageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.nats.bus import NatsBus
-from bus.nats.urls import shown_url, urls_of
+from bus.nats.urls import redacted_url, urls_of
 from bus.observability.logging import set_up_logs
 from bus.testing.tcp_proxy import DOWN, UP, Proxy
 from bus.utils.aio import end_tasks, run_to_end
@@ -45,7 +45,7 @@ def open_proxy_port(url: str) -> tuple[socket.socket, dict[str, str]]:
     """
     parts = urlsplit(url if "://" in url else f"nats://{url}")
     if parts.scheme != "nats" or len(urls_of(url)) > 1:
-        raise UsageError(f"--fault-proxy: expected one server at nats://…, not {shown_url(url)}")
+        raise UsageError(f"--fault-proxy: expected one server at nats://…, not {redacted_url(url)}")
     listener = socket.create_server(("127.0.0.1", 0))
     who = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
     return listener, {AGENTS_URL_VARIABLE: f"nats://{who}127.0.0.1:{listener.getsockname()[1]}"}
@@ -76,21 +76,21 @@ class FaultService:
         self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        for verb, deed in (("reset", self._reset), ("delay", self._delay), ("blackhole", self._blackhole)):
-            await self._bus.answer(self._bus.subjects.control(NAME, verb), self._served(verb, deed))
+        for command, deed in (("reset", self._reset), ("delay", self._delay), ("blackhole", self._blackhole)):
+            await self._bus.answer(self._bus.subjects.control(NAME, command), self._served(command, deed))
 
     async def stop(self) -> None:
         await end_tasks(self._ending)
 
-    def _served(self, verb: str, deed: Any) -> Any:
-        async def serve(heard: Heard) -> bytes:
+    def _served(self, command: str, deed: Any) -> Any:
+        async def serve(received: ReceivedMessage) -> bytes:
             try:
-                asked = msgspec.convert(orjson.loads(heard.data), BadNetwork)
+                asked = msgspec.convert(orjson.loads(received.data), BadNetwork)
             except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
-                return orjson.dumps({"error": f"proxy, {verb}: {error}"})
+                return orjson.dumps({"error": f"proxy, {command}: {error}"})
             names = self._proxy.names
             answer = Affected(connections=deed(asked), names=names)
-            log.info(verb, agents=asked.agents, connections=answer.connections, for_s=asked.for_s)
+            log.info(command, agents=asked.agents, connections=answer.connections, for_s=asked.for_s)
             return orjson.dumps(answer)
 
         return serve

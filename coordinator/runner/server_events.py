@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import structlog
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.errors import Refused
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
 from bus.server.supervisor import ServerDied, ServerEvent, ServerNotStoring, ServerRestarted
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.config.settings import SwarmConfig
 
 log = structlog.get_logger("signalmesh.up")
@@ -43,7 +43,7 @@ async def tell_of_stream(bus: NatsBus, *, told: bool) -> bool:
     return False
 
 
-def tell_of_server(event: ServerEvent, reports: Callable[[], Reporter]) -> None:
+def tell_of_server(event: ServerEvent, reports: Callable[[], EventPublisher]) -> None:
     """Say it on the terminal too, where no alert can arrive while the server is down or stores nothing."""
     if isinstance(event, ServerDied):
         log.warning("nats_server_died", pid=event.pid, returncode=event.returncode, retry_s=event.retry_s)
@@ -73,7 +73,7 @@ def tell_of_server(event: ServerEvent, reports: Callable[[], Reporter]) -> None:
         _print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s")
 
 
-def tell_foreign_durability(reports: Reporter, config: SwarmConfig, url: str) -> None:
+def tell_foreign_durability(reports: EventPublisher, config: SwarmConfig, url: str) -> None:
     """Say that a server which somebody else runs takes no `durability` from us."""
     text = (
         f"{config.file}: stream.durability: {config.stream.durability!r} can be set on the embedded "
@@ -85,4 +85,4 @@ def tell_foreign_durability(reports: Reporter, config: SwarmConfig, url: str) ->
 
 
 def _print(text: str) -> None:
-    print(harmless(text), file=sys.stderr)
+    print(escape_control(text), file=sys.stderr)

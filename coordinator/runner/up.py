@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import structlog
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.outbox import Outbox
 from bus.errors import EXIT_DONE, BusError, BusTimeout, Disconnected
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
@@ -31,13 +31,13 @@ from bus.observability.logging import set_up_logs
 from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from bus.utils.aio import end_tasks
 from bus.utils.processes import on_signals
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.config.settings import SwarmConfig
 from coordinator.config.telemetry import metrics_arguments
 from coordinator.runner.child_process import ChildProcess
-from coordinator.runner.liveness import WATCHED_KINDS, find_hung
-from coordinator.runner.mirror_role import put_back
-from coordinator.runner.name_conflict import refuse_neighbours
+from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
+from coordinator.runner.mirror_role import restore
+from coordinator.runner.name_conflict import refuse_name_conflict
 from coordinator.runner.proxy_role import LISTENER_VARIABLE, open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import tell_foreign_durability, tell_of_server, tell_of_stream
@@ -79,7 +79,7 @@ class Up:
         self.url = ""
         self._told = ""
         self.bus: NatsBus
-        self._reports: Reporter
+        self._reports: EventPublisher
         self._outbox: Outbox
 
     async def start(self) -> None:
@@ -92,7 +92,7 @@ class Up:
         options = self._options
         state_dir = options.state_dir
         for problem in check_variables(os.environ):
-            print(f"warning: {harmless(problem)}", file=sys.stderr)
+            print(f"warning: {escape_control(problem)}", file=sys.stderr)
         self._provider = await plan_provider(self.config, options.public_url, options.url)
         self._lock = await asyncio.to_thread(lock, state_dir)
         logs = state_dir / "logs"
@@ -109,14 +109,14 @@ class Up:
         self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME)
         if self._server is None:  # nobody else is on a server of our own, whose directory is locked
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
-            if remark := await refuse_neighbours(self.bus, names):
-                print(f"warning: {harmless(remark)}", file=sys.stderr)
-        mirrored = self.config.mirror.enabled and await self._put_back(state_dir / MIRROR_FILE)
+            if remark := await refuse_name_conflict(self.bus, names):
+                print(f"warning: {escape_control(remark)}", file=sys.stderr)
+        mirrored = self.config.mirror.enabled and await self._restore(state_dir / MIRROR_FILE)
         await ensure_streams(self.bus, self.config.stream.limits())
         self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
-        self._reports = Reporter(self.bus, self._outbox, NAME)
+        self._reports = EventPublisher(self.bus, self._outbox, NAME)
         if self._told:
-            self._reports.alert("warning", "mirror_told", self._told)
+            self._reports.alert("warning", "stream_restored", self._told)
         if self._server is None and self.config.stream.durability != "process":
             tell_foreign_durability(self._reports, self.config, self.bus.url)
         self._list_roles(logs, mirrored=mirrored)
@@ -125,17 +125,19 @@ class Up:
             self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
         watched = [role for role in self.roles if role.kind in WATCHED_KINDS]
-        self._tasks.append(asyncio.create_task(find_hung(self.bus, watched, self._on_hung), name="hung"))
+        self._tasks.append(
+            asyncio.create_task(find_unresponsive(self.bus, watched, self._on_unresponsive), name="hung")
+        )
         self._record()
         for role in self.roles:
             role.on_start = self._record
 
-    async def _put_back(self, file: Path) -> bool:
+    async def _restore(self, file: Path) -> bool:
         """Have what the bus has lost put back from the mirror's file; whether a mirror can be started on it."""
-        told, usable = await put_back(self.bus, file, self.config.stream.limits(), NAME)
+        told, usable = await restore(self.bus, file, self.config.stream.limits(), NAME)
         if told:
-            log.warning("mirror_told", text=told)
-            print(f"signalmesh: {harmless(told)}", file=sys.stderr)
+            log.warning("stream_restored", text=told)
+            print(f"signalmesh: {escape_control(told)}", file=sys.stderr)
             self._told = told
         return usable
 
@@ -176,7 +178,7 @@ class Up:
         again = ("--standby",) if options.standby else ()
         log_file = logs / "watchdog.log"
         self.roles.append(
-            ChildProcess("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--fresh",), again=again)
+            ChildProcess("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--clear-quarantine",), again=again)
         )
         if options.standby:
             self.roles.append(ChildProcess("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
@@ -221,7 +223,7 @@ class Up:
             pid=pid,
         )
 
-    def _on_hung(self, role: ChildProcess, silent_s: float) -> None:
+    def _on_unresponsive(self, role: ChildProcess, silent_s: float) -> None:
         self._reports.alert(
             "warning",
             f"{role.kind}_hung",

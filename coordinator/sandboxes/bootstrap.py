@@ -98,7 +98,7 @@ def main(another_python: str, requirements: str, tools: str, wheel: str) -> int:
     except Failed as problem:
         print(f"{steps.last}: {problem}", file=sys.stderr)
         return 1
-    print(json.dumps({"by": f"{name} {version}", "why": why, "steps": steps.took_s}))
+    print(json.dumps({"by": f"{name} {version}", "why": why, "steps": steps.duration_s}))
     return 0
 
 
@@ -107,15 +107,15 @@ class Steps:
 
     def __init__(self) -> None:
         self.last = ""
-        self.took_s: dict[str, float] = {}
+        self.duration_s: dict[str, float] = {}
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        self.last, began = step, time.monotonic()
+        self.last, started_at = step, time.monotonic()
         try:
             yield
         finally:
-            self.took_s[step] = round(self.took_s.get(step, 0.0) + time.monotonic() - began, 2)
+            self.duration_s[step] = round(self.duration_s.get(step, 0.0) + time.monotonic() - started_at, 2)
 
 
 def install(

@@ -65,7 +65,7 @@ class Service:
         def again(error: BaseException) -> bool:
             if not isinstance(error, Exception) or verdict_on(error) != "retry":
                 return False  # stamina asks of a CancelledError too: that is somebody's wish, and no fault
-            self._unwell(what, error)
+            self._unhealthy(what, error)
             return True
 
         try:
@@ -79,27 +79,27 @@ class Service:
             ):
                 with attempt:
                     answer: T = await self._guarded(call)
-                    self._well(what)
+                    self._healthy(what)
                     self._refused = False
                     return answer
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises: judged by the one table
-            self._well(what)
+            self._healthy(what)
             kind = GivenUp if verdict_on(error) == "give up" else Gone
             raise kind(f"{what}: {shown(error, self._key)}") from None
         raise AssertionError("attempts have no end")
 
-    def _unwell(self, what: str, error: Exception) -> None:
+    def _unhealthy(self, what: str, error: Exception) -> None:
         problem = shown(error, self._key)
         log.warning("provider_retried", what=what, problem=problem, kind=type(error).__name__)
         if what not in self._failing_since:
             self._failing_since[what] = time.monotonic()
             text = f"{what} failed at {self.endpoint.shown}, and is tried again: {problem}"
-            self._told("provider_ill", text)
+            self._told("provider_unavailable", text)
 
-    def _well(self, what: str) -> None:
+    def _healthy(self, what: str) -> None:
         since = self._failing_since.pop(what, None)
         if since is not None:
-            log.info("provider_well", what=what, after_s=round(time.monotonic() - since, 1))
+            log.info("provider_recovered", what=what, after_s=round(time.monotonic() - since, 1))
 
     def refuse(self, error: GivenUp) -> None:
         """A sandbox that runs was refused something: told once, until something is granted again."""

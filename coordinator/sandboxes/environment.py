@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bus.errors import UsageError
-from bus.nats.urls import shown_url, urls_of
+from bus.nats.urls import redacted_url, urls_of
 
 KEY_VARIABLE = "E2B_API_KEY"
 DEBUG_VARIABLE = "E2B_DEBUG"
@@ -48,7 +48,7 @@ class Endpoint:
     @property
     def shown(self) -> str:
         """In words, without a user and password that its address may hold."""
-        url = shown_url(self.api_url) if "://" in self.api_url else self.api_url.rpartition("@")[2]
+        url = redacted_url(self.api_url) if "://" in self.api_url else self.api_url.rpartition("@")[2]
         return f"{AT_E2B}{url}" if self.is_e2b else f"another endpoint than E2B's, {url}"
 
 
@@ -133,7 +133,8 @@ def public_url(asked: str | None, nats: str | None, endpoint: Endpoint) -> str:
         if option == "--public-nats":
             if endpoint.is_e2b:
                 raise UsageError(
-                    f"--public-nats {shown_url(url)}: a sandbox at E2B cannot reach {shown_url(private[0])}; expected "
+                    f"--public-nats {redacted_url(url)}: a sandbox at E2B cannot reach "
+                    f"{redacted_url(private[0])}; expected "
                     "an address that is reachable from the internet, such as wss://broker.example.org:443"
                 )
             return url

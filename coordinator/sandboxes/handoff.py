@@ -11,11 +11,11 @@ from bus.errors import UsageError
 from bus.nats.credentials import Credentials
 from bus.nats.urls import check_url
 
-__all__ = ["Handed", "read_handed"]
+__all__ = ["BootstrapPayload", "read_payload"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Handed:
+class BootstrapPayload:
     """The bus's address, which may hold credentials, and what else its server asks for; `endpoint` says where it is.
 
     `age_s` is how many seconds ago the place was made.
@@ -27,17 +27,17 @@ class Handed:
     age_s: float
 
 
-def read_handed() -> Handed:
+def read_payload() -> BootstrapPayload:
     """Read and check it.
 
     Raises:
         UsageError: it is something else; the message does not show it.
     """
     try:
-        handed = msgspec.json.decode(sys.stdin.buffer.readline(), type=Handed)
+        payload = msgspec.json.decode(sys.stdin.buffer.readline(), type=BootstrapPayload)
     except msgspec.DecodeError:
         raise UsageError(
             "--credentials-stdin: expected a line of JSON on standard input, with url, credentials, endpoint and age_s"
         ) from None
-    check_url(handed.url)
-    return handed
+    check_url(payload.url)
+    return payload

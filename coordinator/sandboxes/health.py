@@ -42,13 +42,13 @@ class SandboxHealth:
 
 
 def health_of(
-    beat: Heartbeat, account: SandboxAccount | None, usages: Mapping[str, SandboxUsage | None]
+    heartbeat: Heartbeat, account: SandboxAccount | None, usages: Mapping[str, SandboxUsage | None]
 ) -> SandboxHealth:
     """Of the sandbox whose host said `beat`. `usages` are those of all hosts heard, to see who shares a network."""
-    usage, uptime_s = beat.usage, beat.uptime_s or 0.0
-    network, rx_bytes, tx_bytes = _network(beat.agent, usages)
+    usage, uptime_s = heartbeat.usage, heartbeat.uptime_s or 0.0
+    network, rx_bytes, tx_bytes = _network(heartbeat.agent, usages)
     price = None if account is None else account.price_per_hour
-    age_s = uptime_s if beat.age_s is None else beat.age_s
+    age_s = uptime_s if heartbeat.age_s is None else heartbeat.age_s
     return SandboxHealth(
         processes=None if usage is None else usage.processes,
         cpu_s=None if usage is None else usage.cpu_s,
@@ -58,7 +58,7 @@ def health_of(
         network=network,
         rx_bytes=rx_bytes,
         tx_bytes=tx_bytes,
-        age_s=beat.uptime_s if beat.age_s is None else beat.age_s,
+        age_s=heartbeat.uptime_s if heartbeat.age_s is None else heartbeat.age_s,
         seen_s=None if account is None else account.seen_s,
         availability=availability_of(account),
         price_per_hour=price,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from bus.errors import MessageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import Heartbeat, decode
 from bus.nats.bus import NatsBus
 
@@ -17,28 +17,28 @@ class Hosts:
 
     def __init__(self, bus: NatsBus) -> None:
         self._bus = bus
-        self._heard: dict[str, float] = {}
+        self._received: dict[str, float] = {}
 
     async def start(self) -> None:
-        await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_beat)
+        await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_heartbeat)
 
     @property
     def live(self) -> bool:
         """Whether we can hear anybody."""
         return self._bus.live
 
-    def heard_at(self, name: str) -> float:
+    def received_at(self, name: str) -> float:
         """When that host was last heard; long ago where it never was."""
-        return self._heard.get(name, -1e9)
+        return self._received.get(name, -1e9)
 
     def silent_s(self, name: str) -> float:
-        return time.monotonic() - self.heard_at(name)
+        return time.monotonic() - self.received_at(name)
 
-    async def _on_beat(self, heard: Heard) -> None:
+    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
         try:
-            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+            heartbeat = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
         except MessageError:
             return
-        assert isinstance(beat, Heartbeat)
-        if beat.role == "sandbox":
-            self._heard[beat.agent] = time.monotonic()
+        assert isinstance(heartbeat, Heartbeat)
+        if heartbeat.role == "sandbox":
+            self._received[heartbeat.agent] = time.monotonic()

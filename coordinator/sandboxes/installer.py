@@ -78,7 +78,7 @@ async def find(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *
 
 
 async def _install_own(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     steps: dict[str, float] = {}
     name, content = wheel()
     locked = lock_file() + (lock_file(WSS_LOCK) if websocket else b"")
@@ -95,20 +95,22 @@ async def _install_own(service: Service, sandbox: AsyncSandbox, settings: E2bSet
         sandbox_id=sandbox.sandbox_id,
         by=said["by"],
         why=said["why"],
-        took_s=round(time.monotonic() - began, 2),
+        duration_s=round(time.monotonic() - started_at, 2),
         steps=steps | said["steps"],
     )
     await service.ask(
         "noting the installation", lambda: sandbox.files.write(f"{VENV}/{INSTALLATION}", orjson.dumps(found))
     )
-    log.info("signalmesh_installed", sandbox_id=found.sandbox_id, by=found.by, why=found.why, took_s=found.took_s)
+    log.info(
+        "signalmesh_installed", sandbox_id=found.sandbox_id, by=found.by, why=found.why, duration_s=found.duration_s
+    )
 
 
 @contextlib.contextmanager
 def _timed(steps: dict[str, float], step: str) -> Iterator[None]:
-    began = time.monotonic()
+    started_at = time.monotonic()
     yield
-    steps[step] = round(time.monotonic() - began, 2)
+    steps[step] = round(time.monotonic() - started_at, 2)
 
 
 async def _install_packages(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, python: str) -> None:

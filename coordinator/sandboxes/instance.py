@@ -21,7 +21,7 @@ from e2b import AsyncCommandHandle, AsyncSandbox, CommandExitException, NotFound
 
 from agents.host.protocol import DRAIN_GRACE_S, HEARTBEAT_S
 from bus.nats.credentials import Credentials
-from bus.nats.urls import is_websocket, shown_url
+from bus.nats.urls import is_websocket, redacted_url
 from bus.utils.aio import both, end_tasks
 from coordinator.config.e2b import E2bSettings
 from coordinator.sandboxes.e2b_client import Service
@@ -29,11 +29,11 @@ from coordinator.sandboxes.e2b_errors import GivenUp, Gone, shown, verdict_on
 from coordinator.sandboxes.hosts import Hosts
 from coordinator.sandboxes.installer import FILES, LOG, InstallFailed, install, upload
 
-__all__ = ["Place", "Wanted"]
+__all__ = ["SandboxInstance", "SandboxTarget"]
 
 UNHEARD_S = 20.0
 """A host that runs, but was not heard for so long, is told of; after three times as long it is started anew."""
-HEARD_S = 1.0
+RECENT_HEARTBEAT_S = 1.0
 """A host is there that was heard so lately."""
 ADOPTED_S = 5.0
 """How long one that was found running may take to be heard: it may have been sent to an address of an earlier run."""
@@ -48,7 +48,7 @@ INSTALL_PAUSE_S = 5.0
 DRAIN_S = DRAIN_GRACE_S + 3.0
 """From SIGTERM for the host to the end of its sandbox."""
 END_S = 5.0
-LOOK_S = HEARTBEAT_S
+POLL_INTERVAL_S = HEARTBEAT_S
 GONE_S = 3.5 * HEARTBEAT_S
 """A host beats while it drains; one silent for so long has ended."""
 REFUSED_S = 2.0
@@ -58,7 +58,7 @@ log = structlog.get_logger("signalmesh.provider")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class SandboxTarget:
     """What is to run: sandbox `name` of `swarm`, at `url` on the bus, in sandboxes of this `pool`."""
 
     name: str
@@ -81,7 +81,7 @@ class Wanted:
 
     def marks(self, sandbox_id: str) -> str:
         return (
-            f"-m coordinator sandbox {self.name} --host {self.host_name(sandbox_id)} --made-by e2b "
+            f"-m coordinator sandbox {self.name} --host {self.host_name(sandbox_id)} --provider-name e2b "
             f"--swarm {self.swarm} --log-level {self.log_level} --files {FILES} --credentials-stdin"
         )
 
@@ -91,25 +91,25 @@ class Wanted:
         return orjson.dumps(told) + b"\n"
 
 
-class Place:
+class SandboxInstance:
     """`sandbox`, `age_s` seconds old, as one that serves `wanted`; `told(code, text)` alerts."""
 
     def __init__(
         self,
         service: Service,
         hosts: Hosts,
-        wanted: Wanted,
+        target: SandboxTarget,
         sandbox: AsyncSandbox,
         age_s: float,
         told: Callable[[str, str], None],
     ) -> None:
-        self._service, self._hosts, self._wanted, self.sandbox = service, hosts, wanted, sandbox
+        self._service, self._hosts, self._wanted, self.sandbox = service, hosts, target, sandbox
         self._told = told
         self.since = time.monotonic() - age_s
-        self.host_name = wanted.host_name(sandbox.sandbox_id)
+        self.host_name = target.host_name(sandbox.sandbox_id)
         self._pid: int | None = None
         self._unheard_told = False
-        self.was_heard = False
+        self.had_heartbeat = False
         self.task = asyncio.create_task(self._serve(), name=f"serve-{self.id}")
         """Serves it; ends only by an error: Gone or GivenUp."""
 
@@ -154,7 +154,7 @@ class Place:
     async def _keep_host(self) -> None:
         ends, failed, adopted = 0, 0, True
         while True:
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
                 reason = await self._one_host(adopted=adopted)
             except InstallFailed as error:
@@ -173,7 +173,7 @@ class Place:
             adopted, failed = False, 0
             if reason is None:
                 continue
-            ends = 1 if time.monotonic() - began > STABLE_S else ends + 1
+            ends = 1 if time.monotonic() - started_at > STABLE_S else ends + 1
             log.warning("host_ended", sandbox_id=self.id, reason=reason, ends=ends)
             if ends >= ENDS:
                 raise Gone(f"its host ended {ends} times in a row, at last: {reason}{await self._end_of_log()}")
@@ -202,10 +202,10 @@ class Place:
         return next((one.pid for one in running if any(marks in argument for argument in one.args)), None)
 
     async def _start_host(self) -> AsyncCommandHandle[Any]:
-        wanted, sandbox = self._wanted, self.sandbox
-        await upload(self._service, sandbox, wanted.files)
-        python = await install(self._service, sandbox, wanted.settings, websocket=is_websocket(wanted.url))
-        command = wanted.command(python, self.id)
+        target, sandbox = self._wanted, self.sandbox
+        await upload(self._service, sandbox, target.files)
+        python = await install(self._service, sandbox, target.settings, websocket=is_websocket(target.url))
+        command = target.command(python, self.id)
 
         async def start() -> AsyncCommandHandle[Any]:
             handle = await sandbox.commands.run(
@@ -213,7 +213,7 @@ class Place:
             )
             try:
                 async with sandbox.commands.stream_input(handle.pid) as given:
-                    await given.send(wanted.told(self._service.endpoint.shown, time.monotonic() - self.since))
+                    await given.send(target.told(self._service.endpoint.shown, time.monotonic() - self.since))
                 await sandbox.commands.close_stdin(handle.pid)
             except BaseException:
                 with contextlib.suppress(Exception):  # without what it waits for it is of no use
@@ -262,7 +262,7 @@ class Place:
             if verdict_on(error) == "replace":
                 await self.resume()
             else:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_INTERVAL_S)
             return None
         finally:
             await end_tasks(list(tasks.values()))
@@ -270,23 +270,24 @@ class Place:
 
     async def _silence(self, *, adopted: bool) -> None:
         """Back when the host has been silent for too long."""
-        began = time.monotonic()
+        started_at = time.monotonic()
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
             if not self._hosts.live:
-                began = time.monotonic()  # it is us who do not hear
-            silent_s = time.monotonic() - max(began, self._hosts.heard_at(self.host_name))
-            if self._hosts.silent_s(self.host_name) < HEARD_S:
+                started_at = time.monotonic()  # it is us who do not hear
+            silent_s = time.monotonic() - max(started_at, self._hosts.received_at(self.host_name))
+            if self._hosts.silent_s(self.host_name) < RECENT_HEARTBEAT_S:
                 adopted = self._unheard_told = False
-                self.was_heard = True
+                self.had_heartbeat = True
             if adopted and silent_s > ADOPTED_S:
                 return
             if silent_s > UNHEARD_S and not self._unheard_told:
                 self._unheard_told = True
                 self._told(
-                    "sandbox_unheard",
+                    "sandbox_no_heartbeat",
                     f"sandbox {self.host_name}: its host runs, but was not heard for {silent_s:.0f} s: can it reach "
-                    f"{shown_url(self._wanted.url)} from there (--public-nats, and `allow` and `deny` of the sandbox)?"
+                    f"{redacted_url(self._wanted.url)} from there (--public-nats, and `allow` and `deny` of the "
+                    f"sandbox)?"
                     f"{await self._end_of_log()}",
                 )
             if silent_s > 3 * UNHEARD_S:
@@ -304,12 +305,12 @@ class Place:
 
     # -- its end
 
-    async def heard(self) -> None:
+    async def received(self) -> None:
         """Back when its host is heard, or raises what its task ended with."""
-        while time.monotonic() - self._hosts.heard_at(self.host_name) > 1.0:
+        while time.monotonic() - self._hosts.received_at(self.host_name) > 1.0:
             if self.task.done():
                 await self.task
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     async def close(self) -> str:
         """Have the host drain its agents, then end the sandbox; why it could not be ended, or nothing."""
@@ -319,5 +320,5 @@ class Place:
                 async with asyncio.timeout(DRAIN_S):
                     await self.sandbox.commands.run(f"kill -TERM {self._pid}", timeout=END_S)
                     while self._hosts.silent_s(self.host_name) < GONE_S:  # noqa: ASYNC110 - silence is no event
-                        await asyncio.sleep(LOOK_S)
+                        await asyncio.sleep(POLL_INTERVAL_S)
         return await self._service.kill(self.id, END_S)

@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 import orjson
 
-__all__ = ["RECORD", "Left", "Pool", "read_pool", "write_pool"]
+__all__ = ["RECORD", "Orphan", "Pool", "read_pool", "write_pool"]
 
 RECORD = "e2b.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class Orphan:
     """A sandbox that exists as far as is known: its host's name, E2B's id, and why it could not be ended."""
 
     sandbox: str
@@ -32,7 +32,7 @@ class Pool:
 
     id: str
     endpoint: str = ""
-    sandboxes: tuple[Left, ...] = ()
+    sandboxes: tuple[Orphan, ...] = ()
 
 
 def read_pool(state_dir: Path) -> Pool | None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import orjson
 import structlog
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.outbox import Outbox
 from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, BusError
-from bus.heartbeats import beat
+from bus.heartbeats import send_heartbeats
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import credentials_from
@@ -29,12 +29,12 @@ from bus.utils.processes import on_signals
 from coordinator.config.e2b import files_of
 from coordinator.config.settings import SandboxSpec, SwarmConfig
 from coordinator.sandboxes.environment import PUBLIC_URL_VARIABLE, Endpoint, take_key
-from coordinator.sandboxes.pool_record import Left, Pool, read_pool, write_pool
+from coordinator.sandboxes.pool_record import Orphan, Pool, read_pool, write_pool
 from coordinator.sandboxes.wheel import digest
 
 if TYPE_CHECKING:
     from coordinator.sandboxes.e2b_client import Service
-    from coordinator.sandboxes.reconciler import Keeper
+    from coordinator.sandboxes.reconciler import SandboxReconciler
 
 __all__ = ["end_for_good", "run_check", "run_provider"]
 
@@ -73,7 +73,7 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
     pool = read_pool(state_dir)
 
     async def check() -> int:
-        left: list[Left] = []
+        orphans: list[Orphan] = []
         service = Service(key, lambda *_: None)
         try:
             async with asyncio.timeout(CHECK_S):
@@ -83,8 +83,10 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
                 problems = {info.sandbox_id: await service.kill(info.sandbox_id, END_S) for info in found}
                 ended = {name for name, problem in problems.items() if not problem}
                 problems |= dict.fromkeys(await _still_there(service, pool.id, ended), "it is still listed")
-                left += [Left(sandbox="", id=name, problem=problem) for name, problem in problems.items() if problem]
-                write_pool(state_dir, Pool(id=pool.id, endpoint=endpoint.shown, sandboxes=tuple(left)))
+                orphans += [
+                    Orphan(sandbox="", id=name, problem=problem) for name, problem in problems.items() if problem
+                ]
+                write_pool(state_dir, Pool(id=pool.id, endpoint=endpoint.shown, sandboxes=tuple(orphans)))
         except AuthenticationException:
             print(
                 f"signalmesh: E2B_API_KEY: {endpoint.shown} does not accept this key; get one from "
@@ -96,9 +98,9 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
             print(f"signalmesh: {endpoint.shown} did not answer: {shown(error, key)}", file=sys.stderr)
             return EXIT_UNREACHABLE
         sandboxes = [f"{info.sandbox_id} ({info.metadata.get('sandbox')}, {info.state.value})" for info in found]
-        why = [f"{one.id}: {one.problem}" for one in left]
+        why = [f"{one.id}: {one.problem}" for one in orphans]
         print(orjson.dumps({"endpoint": endpoint.shown, "sandboxes": sandboxes, "left": why}).decode())
-        return EXIT_FAILED if left else EXIT_DONE
+        return EXIT_FAILED if orphans else EXIT_DONE
 
     return run_to_end(check())
 
@@ -125,77 +127,83 @@ def run_provider(url: str, config: SwarmConfig, state_dir: Path, log_level: str)
 async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
     from coordinator.sandboxes.e2b_client import Service
     from coordinator.sandboxes.hosts import Hosts
-    from coordinator.sandboxes.reconciler import Keeper
+    from coordinator.sandboxes.reconciler import SandboxReconciler
 
     stop = asyncio.Event()
     bus = await NatsBus.connect(url, config.swarm, PROVIDER, wait_s=None)
     on_signals(stop.set)  # until here there is nothing to end in order
     outbox = Outbox(bus, (f"{config.swarm}.*.*.{PROVIDER}",), lambda _: None)
-    reports = Reporter(bus, outbox, PROVIDER)
+    reports = EventPublisher(bus, outbox, PROVIDER)
     hosts = Hosts(bus)
     await hosts.start()
     pool = read_pool(state_dir) or Pool(id=secrets.token_hex(8))
 
     def told(code: str, text: str) -> None:
-        reports.alert("critical" if code == "sandbox_given_up" else "warning", code, text)
+        reports.alert("critical" if code == "sandbox_failed" else "warning", code, text)
 
     def lost(host: str, reason: str) -> None:
         reports.lifecycle("exited", host, sandbox=host, reason=reason[:200])
 
     service = Service(key, told)
 
-    keepers: list[Keeper] = []
+    keepers: list[SandboxReconciler] = []
 
     def says() -> dict[str, Any]:
         status = service.status if bus.live else "waiting"
-        phases = {keeper.name: phase for keeper in keepers if (phase := keeper.phase)}
+        phases = {reconciler.name: phase for reconciler in keepers if (phase := reconciler.phase)}
         return {"status": status, "provider": "e2b", "endpoint": service.endpoint.shown, "phases": phases}
 
     def changed() -> None:
-        held = [Left(sandbox=place.host_name, id=place.id) for keeper in keepers for place in keeper.places]
-        held += [Left(sandbox="", id=name, problem=why) for keeper in keepers for name, why in keeper.left]
+        held = [
+            Orphan(sandbox=instance.host_name, id=instance.id)
+            for reconciler in keepers
+            for instance in reconciler.instances
+        ]
+        held += [Orphan(sandbox="", id=name, problem=why) for reconciler in keepers for name, why in reconciler.orphans]
         write_pool(state_dir, Pool(id=pool.id, endpoint=service.endpoint.shown, sandboxes=tuple(held)))
 
     changed()
     for spec in config.sandboxes:
         if spec.e2b is not None:
-            wanted = _wanted(spec, config, pool.id, public, log_level)
-            keepers.append(Keeper(service, hosts, wanted, told, lost, changed))
+            target = _wanted(spec, config, pool.id, public, log_level)
+            keepers.append(SandboxReconciler(service, hosts, target, told, lost, changed))
     log.info(
         "provider_ready", at=service.endpoint.shown, sandboxes=[spec.name for spec in config.sandboxes if spec.e2b]
     )
-    tasks = [asyncio.create_task(keeper.run(), name=f"keeper-{index}") for index, keeper in enumerate(keepers)]
+    tasks = [asyncio.create_task(reconciler.run(), name=f"keeper-{index}") for index, reconciler in enumerate(keepers)]
     waiting = asyncio.create_task(stop.wait(), name="stop")
     checking = asyncio.create_task(_check(outbox), name="outbox")
-    beating = asyncio.create_task(beat(bus, PROVIDER, "provider", HEARTBEAT_S, says), name="provider-beat")
+    heartbeat_task = asyncio.create_task(
+        send_heartbeats(bus, PROVIDER, "provider", HEARTBEAT_S, says), name="provider-beat"
+    )
     try:
         await _until_stopped(waiting, tasks)
         await end_tasks(tasks)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_ALL_S):
-                await asyncio.gather(*(keeper.close() for keeper in keepers))
+                await asyncio.gather(*(reconciler.close() for reconciler in keepers))
         changed()
-        left = [place.id for keeper in keepers for place in keeper.places]
-        left += [name for keeper in keepers for name, _ in keeper.left]
-        if left:
-            log.error("sandboxes_left", ids=left, at=service.endpoint.shown)
+        orphans = [instance.id for reconciler in keepers for instance in reconciler.instances]
+        orphans += [name for reconciler in keepers for name, _ in reconciler.orphans]
+        if orphans:
+            log.error("sandboxes_not_deleted", ids=orphans, at=service.endpoint.shown)
         with contextlib.suppress(TimeoutError, BusError):
             async with asyncio.timeout(1.0):
                 await outbox.flush()
-        return EXIT_FAILED if left else EXIT_DONE
+        return EXIT_FAILED if orphans else EXIT_DONE
     finally:
-        await end_tasks([waiting, checking, beating, *tasks])
+        await end_tasks([waiting, checking, heartbeat_task, *tasks])
         await bus.close()
 
 
 async def _until_stopped(waiting: asyncio.Task[Any], tasks: list[asyncio.Task[None]]) -> None:
     """Back when told to stop; a keeper that fails in a way that nobody foresaw ends the role, which is started anew."""
-    left = set(tasks)
-    while left and not waiting.done():
-        done, left = await asyncio.wait({waiting, *left}, return_when=asyncio.FIRST_COMPLETED)
+    orphans = set(tasks)
+    while orphans and not waiting.done():
+        done, orphans = await asyncio.wait({waiting, *orphans}, return_when=asyncio.FIRST_COMPLETED)
         for task in done - {waiting}:
             task.result()
-        left.discard(waiting)
+        orphans.discard(waiting)
     await waiting
 
 
@@ -206,10 +214,10 @@ async def _check(outbox: Outbox) -> None:
 
 
 def _wanted(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_level: str) -> Any:
-    from coordinator.sandboxes.instance import Wanted
+    from coordinator.sandboxes.instance import SandboxTarget
 
     assert spec.e2b is not None
-    return Wanted(
+    return SandboxTarget(
         name=spec.name,
         swarm=config.swarm,
         settings=spec.e2b,

@@ -17,10 +17,10 @@ import orjson
 
 from bus.errors import EXIT_DONE, EXIT_USAGE, UsageError
 from bus.nats.urls import check_url
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.config.e2b import files_of
 from coordinator.config.settings import SwarmConfig
-from coordinator.reporting.findings import Finding, error, ok, unmade, warning
+from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.sandboxes.environment import (
     KEY_VARIABLE,
     PUBLIC_URL_VARIABLE,
@@ -43,7 +43,7 @@ class Listing:
 
     endpoint: str
     sandboxes: list[str] | None = None
-    left: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
     problem: str = ""
     remedy: str = ""
 
@@ -69,7 +69,7 @@ def list_sandboxes(state_dir: Path, *, end: bool = False) -> Listing:
         remedy = "mend what it says" if done.returncode == EXIT_USAGE else f"try again when {endpoint} answers"
         return Listing(endpoint=endpoint, problem=problem, remedy=remedy)
     said = orjson.loads(done.stdout)
-    return Listing(endpoint=endpoint, sandboxes=said["sandboxes"], left=said["left"])
+    return Listing(endpoint=endpoint, sandboxes=said["sandboxes"], orphans=said["left"])
 
 
 def check_pool(check: str, state_dir: Path, pool: Pool | None, remedy: str, *, running: bool = False) -> Finding:
@@ -92,8 +92,8 @@ def check_pool(check: str, state_dir: Path, pool: Pool | None, remedy: str, *, r
 
 def _by_record(check: str, pool: Pool | None, why: str, remedy: str, *, running: bool) -> Finding:
     if running or pool is None or not pool.sandboxes:
-        return unmade(check, f"{why}; the record in the state directory names none that is left")
-    names = ", ".join(left.id for left in pool.sandboxes)
+        return skipped(check, f"{why}; the record in the state directory names none that is left")
+    names = ", ".join(orphans.id for orphans in pool.sandboxes)
     return warning(
         check,
         f"the last run has not ended these at {pool.endpoint}, as far as its record goes: {names} ({why})",
@@ -141,7 +141,7 @@ async def _try_key(own: dict[str, str]) -> None:
     _, said = await process.communicate()
     if process.returncode == EXIT_DONE:
         return
-    text = harmless(said.decode(errors="replace").strip().removeprefix("signalmesh: "))
+    text = escape_control(said.decode(errors="replace").strip().removeprefix("signalmesh: "))
     if process.returncode == EXIT_USAGE:
         raise UsageError(text)
     print(f"warning: {text}; the sandboxes come when it does", file=sys.stderr)

@@ -57,9 +57,9 @@ def lock_file(name: str = LOCK) -> bytes:
     """
     file = importlib.import_module("coordinator").__file__
     assert file is not None
-    for place in (Path(file).parent / name, Path(file).parent.parent / name):
-        if place.exists():
-            return place.read_bytes()
+    for instance in (Path(file).parent / name, Path(file).parent.parent / name):
+        if instance.exists():
+            return instance.read_bytes()
     raise MeshError(f"{name} is not there: expected in the package coordinator (of a wheel), or beside it")
 
 

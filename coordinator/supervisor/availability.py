@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from coordinator.supervisor.failure_detector import HOST_LOST_S
 
-__all__ = ["Attendance", "Availability"]
+__all__ = ["Availability", "AvailabilityTracker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class _Kept:
         return self.alive_s + (silent_s if silent_s <= HOST_LOST_S else 0.0)
 
 
-class Attendance:
+class AvailabilityTracker:
     """Counts from heartbeats. Between two of one process that are HOST_LOST_S apart at most a host was alive; a longer
     silence counts as absence from its beginning, as the watchdog takes it for a loss then. Where another process is
     heard, the first was gone from its last heartbeat on, and the other is there since its start. Times are of one
@@ -69,7 +69,7 @@ class Attendance:
             self._lost_s += now - self._echo_at - self._deaf_s
         self._echo_at = now
 
-    def heard(self, name: str, now: float, host: str, uptime_s: float = 0.0) -> None:
+    def received(self, name: str, now: float, host: str, uptime_s: float = 0.0) -> None:
         """A heartbeat of `name` came, from the process `host` that has run for `uptime_s`."""
         time = self._time(now)
         kept = self._kept.setdefault(name, _Kept(time, time, host))

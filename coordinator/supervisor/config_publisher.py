@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import structlog
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.outbox import Outbox
 from bus.errors import BusError, MessageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import Config, decode, encode
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
@@ -29,7 +29,7 @@ CHECK_S = 1.0
 log = structlog.get_logger("signalmesh.watchdog")
 
 
-class SettingsInForce:
+class ConfigPublisher:
     """Puts Configs of `config` in force and keeps them there. `voters` says who votes at the moment."""
 
     def __init__(
@@ -37,13 +37,13 @@ class SettingsInForce:
         bus: NatsBus,
         config: SwarmConfig,
         outbox: Outbox,
-        reports: Reporter,
+        reports: EventPublisher,
         voters: Callable[[], Mapping[str, float]],
     ) -> None:
         self._bus, self._config, self._outbox, self._reports, self._voters = bus, config, outbox, reports, voters
         self._subject = bus.subjects.config(WATCHDOG)
         self._writing = asyncio.Lock()
-        self._heard = asyncio.Event()
+        self._received = asyncio.Event()
         self._ours: bytes | None = None
         """What we have put in force last."""
 
@@ -67,7 +67,7 @@ class SettingsInForce:
             self._reports.config(wanted)
             await self._outbox.flush()
             self._ours = encode(wanted)
-            log.info("config_in_force", voters=dict(wanted.voters))
+            log.info("read_config", voters=dict(wanted.voters))
 
     async def _newer_than(self, sequence: int) -> list[str]:
         """Subjects of other writers whose last Config is newer than ours."""
@@ -99,19 +99,19 @@ class SettingsInForce:
     async def keep(self) -> None:
         """Look after every Config that is heard whether ours is still in force, for ever."""
 
-        async def on_heard(heard: Heard) -> None:
-            if heard.data != self._ours:
-                self._heard.set()
+        async def on_message(received: ReceivedMessage) -> None:
+            if received.data != self._ours:
+                self._received.set()
 
-        await self._bus.listen(self._bus.subjects.all_of("config"), on_heard)
+        await self._bus.listen(self._bus.subjects.all_of("config"), on_message)
         while True:
-            await self._heard.wait()
-            self._heard.clear()
+            await self._received.wait()
+            self._received.clear()
             try:
                 await self.put()
             except BusError as error:
                 log.debug("config_check_retried", error=str(error))
-                self._heard.set()
+                self._received.set()
             await asyncio.sleep(CHECK_S)
 
 

@@ -13,17 +13,17 @@ import msgspec
 import orjson
 
 from agents.spec import AgentSpec
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.errors import BusError, MeshError, UsageError
-from bus.interface import Bus, Heard
+from bus.interface import Bus, ReceivedMessage
 from bus.utils.aio import end_tasks
 
 if TYPE_CHECKING:
-    from coordinator.supervisor.config_publisher import SettingsInForce
-    from coordinator.supervisor.host_client import HostOrders
+    from coordinator.supervisor.config_publisher import ConfigPublisher
+    from coordinator.supervisor.host_client import HostClient
     from coordinator.supervisor.policy import Policy
 
-__all__ = ["Wishes"]
+__all__ = ["ControlApi"]
 
 DRAIN_S = 10.0
 READY_S = 10.0
@@ -38,16 +38,16 @@ class _Restart:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Wishes:
+class ControlApi:
     """Grants wishes on behalf of the leading watchdog. `look` is to be called whenever the policy may have changed."""
 
     def __init__(
         self,
         bus: Bus,
         policy: Policy,
-        orders: HostOrders,
-        reports: Reporter,
-        settings: SettingsInForce,
+        orders: HostClient,
+        reports: EventPublisher,
+        settings: ConfigPublisher,
         specs: Mapping[str, AgentSpec],
         changed: Callable[[], None],
     ) -> None:
@@ -61,24 +61,24 @@ class Wishes:
         await self._listen(name, "restart", self._restart)
         await self._listen(name, "revive", self._revive)
 
-    async def _listen(self, name: str, verb: str, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
-        async def on_heard(heard: Heard) -> None:
-            if not heard.reply:
+    async def _listen(self, name: str, command: str, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+        async def on_message(received: ReceivedMessage) -> None:
+            if not received.reply:
                 return
             # A restart takes a while, and nobody should wait for another's.
-            task = asyncio.create_task(self._answer(heard, grant))
+            task = asyncio.create_task(self._answer(received, grant))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-        await self._bus.listen(self._bus.subjects.control(name, verb), on_heard)
+        await self._bus.listen(self._bus.subjects.control(name, command), on_message)
 
     async def end(self) -> None:
         """Break off what is under way."""
         await end_tasks(self._tasks)
 
-    async def _answer(self, heard: Heard, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+    async def _answer(self, received: ReceivedMessage, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         try:
-            name = msgspec.json.decode(heard.data, type=dict[str, str]).get("agent", "")
+            name = msgspec.json.decode(received.data, type=dict[str, str]).get("agent", "")
             if name not in self._policy.agents:
                 raise UsageError(f"no agent {name!r} in this swarm; it has: {', '.join(self._policy.agents)}")
             if name not in self._specs:
@@ -89,7 +89,7 @@ class Wishes:
         except (MeshError, msgspec.DecodeError) as error:
             reply = {"error": str(error), "usage": isinstance(error, UsageError)}
         with contextlib.suppress(BusError):  # who asked hears nothing, and is told so by its own patience
-            await self._bus.tell(heard.reply, orjson.dumps(reply))
+            await self._bus.tell(received.reply, orjson.dumps(reply))
 
     # -- what the watchdog's loop has to do with it
 

@@ -12,12 +12,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
-HANGS = 3
+MAX_STALLS = 3
 """So many times in a row hung at the same place: quarantine."""
 
 
 @dataclass(slots=True)
-class Deaths:
+class CrashHistory:
     """Those of one agent that count; `len` is how many fall into the window that ended with the newest."""
 
     times: deque[float] = field(default_factory=deque)
@@ -28,7 +28,7 @@ class Deaths:
     """The most outputs that any incarnation was known to have published when it died."""
     in_a_row: int = 0
     """Deaths since it last got further than ever before."""
-    hangs: int = 0
+    stalls: int = 0
     """Those of them that were hangs."""
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Deaths:
         return cursor > self.cursor or outputs > self.outputs
 
     def add(
-        self, now: float, window_s: float, most: int, *, cursor: int, outputs: int, hung: bool = False
+        self, now: float, window_s: float, most: int, *, cursor: int, outputs: int, unresponsive: bool = False
     ) -> str | None:
         """Count a death at this place; returns why it is one too many, if it is.
 
@@ -49,15 +49,17 @@ class Deaths:
         while self.times and now - self.times[0] > window_s:
             self.times.popleft()
         if self.further(cursor, outputs):
-            self.in_a_row = self.hangs = 0
+            self.in_a_row = self.stalls = 0
         self.cursor, self.outputs = max(self.cursor, cursor), max(self.outputs, outputs)
         self.in_a_row += 1
-        self.hangs += hung
+        self.stalls += unresponsive
         if len(self) >= most:
             return f"{len(self)} deaths within {window_s:.0f} s"
         place = f"without getting beyond message {self.cursor}"
-        if self.hangs >= min(HANGS, most):
-            return f"it hung {self.hangs} times in a row {place}: look at its handler of the next message that it reads"
+        if self.stalls >= min(MAX_STALLS, most):
+            return (
+                f"it hung {self.stalls} times in a row {place}: look at its handler of the next message that it reads"
+            )
         if self.in_a_row >= most:
             return f"{self.in_a_row} deaths in a row {place}"
         return None
@@ -73,8 +75,8 @@ class Deaths:
         self.backoff_s = min(max(self.backoff_s * 2, FIRST_BACKOFF_S), LAST_BACKOFF_S)
         return self.backoff_s * rng.uniform(0.8, 1.2)
 
-    def forgive(self) -> None:
+    def reset(self) -> None:
         """Forget them, but for how far it got."""
         self.times.clear()
         self.backoff_s = 0.0
-        self.in_a_row = self.hangs = 0
+        self.in_a_row = self.stalls = 0

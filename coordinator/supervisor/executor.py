@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from agents.spec import AgentSpec
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim, new_agent_id
 from bus.durable.registry import Record, read_records, write_record
 from bus.errors import BusError, MeshError, MessageError, WrongSequence
@@ -24,38 +24,38 @@ from bus.interface import Bus
 from bus.messages import Lifecycle, decode, now
 from bus.messages.subjects import WATCHDOG
 from bus.utils.aio import end_tasks
-from coordinator.supervisor.config_publisher import SettingsInForce
-from coordinator.supervisor.host_client import HostOrders
+from coordinator.supervisor.config_publisher import ConfigPublisher
+from coordinator.supervisor.host_client import HostClient
 from coordinator.supervisor.model import (
     Action,
     AgentState,
     Dead,
     Drained,
-    Look,
+    ProbeProcess,
     Quarantine,
-    Recall,
     SandboxLost,
     Spawn,
     Suspect,
+    VerifyDrain,
 )
 from coordinator.supervisor.policy import Policy
-from coordinator.supervisor.recovery_traces import Recoveries
+from coordinator.supervisor.recovery_traces import RecoveryTraces
 
 NAME = WATCHDOG
 
 log = structlog.get_logger("signalmesh.watchdog")
 
 
-class Deeds:
+class ActionExecutor:
     """The leading watchdog's hands. `changed` is called when an observation has come of it."""
 
     def __init__(
         self,
         bus: Bus,
         policy: Policy,
-        orders: HostOrders,
-        reports: Reporter,
-        settings: SettingsInForce,
+        orders: HostClient,
+        reports: EventPublisher,
+        settings: ConfigPublisher,
         specs: Mapping[str, AgentSpec],
         changed: Callable[[], None],
         failed: Callable[[MeshError], None],
@@ -64,24 +64,24 @@ class Deeds:
         self._settings, self._specs = settings, specs
         self._changed, self._failed = changed, failed
         self._tasks: set[asyncio.Task[None]] = set()
-        self.recoveries = Recoveries()
+        self.recoveries = RecoveryTraces()
 
     def do(self, action: Action) -> None:
         """Do it, or begin to."""
         match action:
             case Spawn():
                 self._run(self._spawn(action))
-            case Look():
-                self._run(self._look(action))
-            case Recall():
-                self._run(self._recall(action))
+            case ProbeProcess():
+                self._run(self._probe(action))
+            case VerifyDrain():
+                self._run(self._verify_drain(action))
             case Suspect(agent, silent_ms):
                 state = self._policy.agents[agent]
                 self._reports.lifecycle(
                     "suspected", agent, epoch=state.epoch, sandbox=state.sandbox, pid=state.pid, silent_ms=silent_ms
                 )
             case Dead():
-                self.recoveries.died(action, time.monotonic() - self._policy.agents[action.agent].beat_at)
+                self.recoveries.died(action, time.monotonic() - self._policy.agents[action.agent].heartbeat_at)
                 self._tell_death(action)
             case Quarantine():
                 self.recoveries.over(action.agent, f"quarantined: {action.reason}")
@@ -131,9 +131,9 @@ class Deeds:
             reason=dead.reason,
             traceparent=self.recoveries.traceparent(dead.agent),
         )
-        if dead.hung:
+        if dead.unresponsive:
             self._reports.alert(
-                "warning", "agent_hung", f"agent {dead.agent} is replaced: {dead.reason}", agent=dead.agent
+                "warning", "agent_unresponsive", f"agent {dead.agent} is replaced: {dead.reason}", agent=dead.agent
             )
 
     def _tell_quarantine(self, action: Quarantine) -> None:
@@ -189,7 +189,7 @@ class Deeds:
             log.warning("spawn_failed", of=name, sandbox=sandbox, problem=str(error))
             self._policy.spawn_failed(time.monotonic(), name, str(error))
         else:
-            self.recoveries.over(name, figures={"mesh.epoch": epoch, "process.pid": pid})
+            self.recoveries.over(name, details={"mesh.epoch": epoch, "process.pid": pid})
             self._policy.spawned(time.monotonic(), name, sandbox, pid, epoch, agent_id)
             if action.moved_from is not None:
                 detail = {"moved_from": action.moved_from}
@@ -202,12 +202,12 @@ class Deeds:
         if (host := self._policy.hosts.get(sandbox)) is not None and host.alive:
             await self._orders.kill(sandbox, agent, epoch)
 
-    async def _look(self, action: Look) -> None:
+    async def _probe(self, action: ProbeProcess) -> None:
         state, cpu_s, waited_s = await self._orders.look(action.sandbox, action.agent, action.epoch)
-        self._policy.looked(time.monotonic(), action.agent, action.epoch, state, cpu_s, waited_s)
+        self._policy.last_probe(time.monotonic(), action.agent, action.epoch, state, cpu_s, waited_s)
         self._changed()
 
-    async def _recall(self, action: Recall) -> None:
+    async def _verify_drain(self, action: VerifyDrain) -> None:
         """An agent that drains has its report stored before it ends: what the stream holds decides."""
         subject = self._bus.subjects.lifecycle(action.agent, action.agent)
         last = await self._bus.last(subject)

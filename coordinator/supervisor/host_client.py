@@ -14,7 +14,7 @@ from bus.interface import Bus
 TIMEOUT_S = 2.0
 
 
-class HostOrders:
+class HostClient:
     """Orders of the watchdog whose term is `term`.
 
     All methods raise BusError when the host does not answer in time or refuses.
@@ -23,8 +23,8 @@ class HostOrders:
     def __init__(self, bus: Bus, term: int, heartbeat_s: float) -> None:
         self._bus, self._term, self._heartbeat_s = bus, term, heartbeat_s
 
-    async def _ask(self, sandbox: str, verb: str, body: object) -> dict[str, Any]:
-        data = await self._bus.request(self._bus.subjects.control(sandbox, verb), orjson.dumps(body), TIMEOUT_S)
+    async def _ask(self, sandbox: str, command: str, body: object) -> dict[str, Any]:
+        data = await self._bus.request(self._bus.subjects.control(sandbox, command), orjson.dumps(body), TIMEOUT_S)
         reply: dict[str, Any] = orjson.loads(data)
         if "error" in reply:
             raise BusError(reply["error"])

@@ -18,26 +18,26 @@ import structlog
 
 from bus.durable.fencing import claim, last_claim, new_agent_id
 from bus.errors import BusError, Fenced, MessageError, WrongSequence
-from bus.heartbeats import beat
-from bus.interface import Bus, Heard
+from bus.heartbeats import send_heartbeats
+from bus.interface import Bus, ReceivedMessage
 from bus.messages import decode
 from bus.messages.subjects import STANDBY
 
 HEARTBEAT_S = 0.1
 LEADER_LOST_S = 1.0
 """A leader silent for so long is succeeded."""
-NOBODY_S = 0.25
+NO_LEADER_S = 0.25
 """A newcomer that has heard no leader for so long concludes that there is none."""
-NOBODY_PATIENTLY_S = 2.0
+NO_LEADER_PATIENT_S = 2.0
 """The same for one that is only to stand by: longer than a leader takes to start, and to be missed."""
-LOOK_S = 0.05
+POLL_INTERVAL_S = 0.05
 PAUSE_S = 0.3
 """Who slept for longer between two looks does not know what was said meanwhile."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
 
-async def beat_as(bus: Bus, role: str, term: int | None, says: Callable[[], dict[str, Any]] = dict) -> None:
+async def send_heartbeats_as(bus: Bus, role: str, term: int | None, says: Callable[[], dict[str, Any]] = dict) -> None:
     """Beat for ever as a process of `role` that leads in `term` or stands by (None), with what it `says` besides."""
     told = {
         "agent_id": f"{role}_{os.getpid()}",
@@ -45,7 +45,7 @@ async def beat_as(bus: Bus, role: str, term: int | None, says: Callable[[], dict
         "status": "live" if term is not None else "standby",
     }
     name = STANDBY if term is None else role
-    await beat(bus, name, "watchdog", HEARTBEAT_S, lambda: {**told, **says()})
+    await send_heartbeats(bus, name, "watchdog", HEARTBEAT_S, lambda: {**told, **says()})
 
 
 async def check_claim(bus: Bus, role: str, term: int) -> None:
@@ -64,42 +64,42 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, patient: bool = 
 
     A `patient` one gives others the chance to lead first, where it has heard nobody yet.
     """
-    heard_at: float | None = None
+    received_at: float | None = None
 
-    async def on_beat(heard: Heard) -> None:
-        nonlocal heard_at
+    async def on_heartbeat(received: ReceivedMessage) -> None:
+        nonlocal received_at
         with contextlib.suppress(MessageError):  # garbage is no sign of life
-            decode(bus.subjects.parse(heard.subject), heard.subject, heard.data)
-            heard_at = time.monotonic()
+            decode(bus.subjects.parse(received.subject), received.subject, received.data)
+            received_at = time.monotonic()
 
-    listening = await bus.listen(bus.subjects.heartbeat(role), on_beat)
-    beating = asyncio.create_task(beat_as(bus, role, None), name="standby-beat")
-    since = looked_at = time.monotonic()
+    listening = await bus.listen(bus.subjects.heartbeat(role), on_heartbeat)
+    heartbeat_task = asyncio.create_task(send_heartbeats_as(bus, role, None), name="standby-beat")
+    since = checked_at = time.monotonic()
     told = False
     try:
         while not stop.is_set():
             now = time.monotonic()
-            if not bus.live or now - looked_at > PAUSE_S:
+            if not bus.live or now - checked_at > PAUSE_S:
                 since = now  # what we did not hear may have been said
-            looked_at = now
-            nobody_s = NOBODY_PATIENTLY_S if patient else NOBODY_S
-            if now - max(since, heard_at or since) > (nobody_s if heard_at is None else LEADER_LOST_S):
+            checked_at = now
+            no_leader_s = NO_LEADER_PATIENT_S if patient else NO_LEADER_S
+            if now - max(since, received_at or since) > (no_leader_s if received_at is None else LEADER_LOST_S):
                 try:
                     last = await last_claim(bus, role)
                     expect = last.sequence if last else 0
                     return await claim(bus, role, agent_id=new_agent_id(), claimed_by=role, sandbox="", expect=expect)
                 except WrongSequence:
-                    heard_at = time.monotonic()  # another one was quicker: it leads
+                    received_at = time.monotonic()  # another one was quicker: it leads
                 except BusError as error:
                     log.debug("claim_retried", error=str(error))
-            elif heard_at is not None and not told:
+            elif received_at is not None and not told:
                 told = True
-                log.info("standing_by", role=role)
+                log.info("became_standby", role=role)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(POLL_INTERVAL_S):
                     await stop.wait()
     finally:
-        beating.cancel()
-        await asyncio.wait({beating})
+        heartbeat_task.cancel()
+        await asyncio.wait({heartbeat_task})
         await listening.close()
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from coordinator.supervisor.crash_loop import Deaths
+from coordinator.supervisor.crash_loop import CrashHistory
 
 Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
 
@@ -24,7 +24,7 @@ class Spawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ProbeProcess:
     """Ask the host of `agent` about its process."""
 
     agent: str
@@ -33,7 +33,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Recall:
+class VerifyDrain:
     """Read in the stream whether this incarnation, which has ended with exit code 0, has reported that it drained."""
 
     agent: str
@@ -58,7 +58,7 @@ class Dead:
     sandbox: str
     pid: int
     reason: str
-    hung: bool = False
+    unresponsive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,11 @@ class SandboxLost:
     agents: tuple[str, ...]
 
 
-Action = Spawn | Look | Recall | Suspect | Dead | Quarantine | Drained | SandboxLost
+Action = Spawn | ProbeProcess | VerifyDrain | Suspect | Dead | Quarantine | Drained | SandboxLost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class Timeouts:
     """How long the watchdog waits, in seconds; deaths counted within `window_s` up to `deaths` before quarantine."""
 
     suspect_s: float = 0.3
@@ -98,7 +98,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class UnreportedExit:
     """An incarnation that a new leader finds ended. `since` is when that was first known; `exit_code` is None where its
     host went with it.
     """
@@ -129,27 +129,27 @@ class AgentState:
     progress: int = 0
     progress_at: float = 0.0
     healthy_since: float | None = None
-    beat_at: float = 0.0
+    heartbeat_at: float = 0.0
     lag: int = 0
     cursor: int = 0
     outputs: int = 0
     started_at: float = 0.0
-    beaten: bool = False
+    has_heartbeat: bool = False
     suspected: bool = False
-    looked_at: float = -1e9
-    looked: tuple[float, float] | None = None
+    checked_at: float = -1e9
+    last_probe: tuple[float, float] | None = None
     """CPU used and waited for, seconds, at the newest look during this silence."""
-    looked_first: tuple[float, float] | None = None
+    first_probe: tuple[float, float] | None = None
     """The same at the first look."""
     ended_at: float | None = None
     """When its end with exit code 0 was heard, as long as nothing says that it has drained."""
     drained_epoch: int = 0
     """The newest incarnation that has reported to have drained."""
-    asked_epoch: int = 0
+    requested_epoch: int = 0
     """The newest incarnation that we have asked to drain, to be started anew."""
-    past: Past | None = None
+    unreported_exit: UnreportedExit | None = None
     """The newest incarnation that a host reported as ended before the first decision."""
-    deaths: Deaths = field(default_factory=Deaths)
+    deaths: CrashHistory = field(default_factory=CrashHistory)
     retry_at: float = 0.0
     reason: str | None = None
 
@@ -161,5 +161,5 @@ class HostState:
     name: str
     group: str
     host_id: str = ""
-    beat_at: float = -1e9
+    heartbeat_at: float = -1e9
     alive: bool = False

@@ -20,21 +20,21 @@ from coordinator.supervisor.model import (
     Dead,
     Drained,
     HostState,
-    Look,
-    Past,
-    Patience,
+    ProbeProcess,
     Quarantine,
-    Recall,
     SandboxLost,
     Spawn,
     Suspect,
+    Timeouts,
+    UnreportedExit,
+    VerifyDrain,
 )
 
-FORGIVEN_S = 10.0
+RESET_AFTER_S = 10.0
 """An agent that was live for so long, and got beyond where it died, is forgiven its earlier deaths."""
 REPORT_S = 0.25
 """How long the report of a drain may take longer than that of the process's end, before the stream is asked for it."""
-LOOK_EVERY_S = 0.2
+PROBE_INTERVAL_S = 0.2
 STALLED_S = 60.0
 """Beating, with inputs waiting, but without progress for so long: dead."""
 NEVER_READY_S = 60.0
@@ -53,17 +53,17 @@ class Policy:
     """Everything the watchdog knows, and `decide`."""
 
     def __init__(
-        self, agents: Iterable[AgentState], sandboxes: Iterable[str], patience: Patience, rng: random.Random, now: float
+        self, agents: Iterable[AgentState], sandboxes: Iterable[str], timeouts: Timeouts, rng: random.Random, now: float
     ) -> None:
         self.agents = {agent.name: agent for agent in agents}
         self.hosts = {name: HostState(name, name) for name in sandboxes}
-        self._patience = patience
+        self._timeouts = timeouts
         self._rng = rng
-        self._began: float | None = None
+        self._started_at: float | None = None
         self._came_at = now
         """When an agent became live last."""
         self._decided_at = now
-        self._bus_ill = False
+        self._bus_unhealthy = False
         self._actions: list[Action] = []
 
     @property
@@ -73,57 +73,61 @@ class Policy:
         return {host.group for host in hosts} - {host.group for host in hosts if host.alive}
 
     @property
-    def anybody_runs(self) -> bool:
+    def any_process_runs(self) -> bool:
         """Whether an agent is known to run."""
         return any(agent.phase in ("starting", "running") for agent in self.agents.values())
 
     # -- observations
 
-    def beat(self, now: float, beat: Heartbeat) -> None:
+    def heartbeat(self, now: float, heartbeat: Heartbeat) -> None:
         """An agent's heartbeat arrived."""
-        agent = self.agents.get(beat.agent)
-        if agent is None or beat.epoch < agent.epoch or agent.phase == "external":
+        agent = self.agents.get(heartbeat.agent)
+        if agent is None or heartbeat.epoch < agent.epoch or agent.phase == "external":
             return
-        if beat.epoch > agent.epoch:
+        if heartbeat.epoch > agent.epoch:
             if agent.phase in ("restarting", "drained", "quarantined"):
                 return  # our own new one, before we have heard of its start; or one that nobody wants back
-            self.spawned(now, beat.agent, beat.sandbox, beat.pid, beat.epoch, beat.agent_id)
-        agent.beat_at = now
-        agent.beaten = True
+            self.spawned(now, heartbeat.agent, heartbeat.sandbox, heartbeat.pid, heartbeat.epoch, heartbeat.agent_id)
+        agent.heartbeat_at = now
+        agent.has_heartbeat = True
         agent.suspected = False
-        agent.looked = agent.looked_first = None
-        agent.lag, agent.cursor, agent.outputs = beat.lag, beat.cursor, beat.outputs
-        if beat.progress != agent.progress or beat.status != agent.status:
-            agent.progress, agent.progress_at = beat.progress, now
-        agent.status = beat.status
-        if agent.phase == "starting" and beat.status in ("live", "finished"):
+        agent.last_probe = agent.first_probe = None
+        agent.lag, agent.cursor, agent.outputs = heartbeat.lag, heartbeat.cursor, heartbeat.outputs
+        if heartbeat.progress != agent.progress or heartbeat.status != agent.status:
+            agent.progress, agent.progress_at = heartbeat.progress, now
+        agent.status = heartbeat.status
+        if agent.phase == "starting" and heartbeat.status in ("live", "finished"):
             agent.phase = "running"
             agent.healthy_since = self._came_at = now
 
-    def host_beat(self, now: float, beat: Heartbeat) -> None:
+    def host_heartbeat(self, now: float, heartbeat: Heartbeat) -> None:
         """A sandbox host's heartbeat arrived, with its inventory."""
-        host = self.hosts.setdefault(beat.agent, HostState(beat.agent, beat.group or beat.agent))
-        if host.alive and host.host_id != beat.agent_id:
+        host = self.hosts.setdefault(heartbeat.agent, HostState(heartbeat.agent, heartbeat.group or heartbeat.agent))
+        if host.alive and host.host_id != heartbeat.agent_id:
             self._lose(now, host, "its sandbox host was replaced")
-        if host.alive and beat.status != "live":
+        if host.alive and heartbeat.status != "live":
             self._actions.append(SandboxLost(host.name, self.living_in(host.name)))  # its agents drain, then move
-        host.alive = beat.status == "live"
-        host.host_id, host.beat_at = beat.agent_id, now
-        for child in beat.inventory or ():
-            self._see(now, beat.agent, child)
+        host.alive = heartbeat.status == "live"
+        host.host_id, host.heartbeat_at = heartbeat.agent_id, now
+        for child in heartbeat.inventory or ():
+            self._see(now, heartbeat.agent, child)
 
     def _see(self, now: float, sandbox: str, child: Child) -> None:
         agent = self.agents.get(child.agent)
         if agent is None:
             return
         if child.exit_code is not None:
-            if self._began is None and (agent.past is None or child.epoch > agent.past.epoch):
-                agent.past = Past(child.epoch, sandbox, child.pid, child.agent_id, child.exit_code, now)
+            if self._started_at is None and (
+                agent.unreported_exit is None or child.epoch > agent.unreported_exit.epoch
+            ):
+                agent.unreported_exit = UnreportedExit(
+                    child.epoch, sandbox, child.pid, child.agent_id, child.exit_code, now
+                )
             self.exited(now, child.agent, child.epoch, child.exit_code)
         elif child.epoch > agent.epoch and agent.phase not in ("restarting", "drained", "quarantined"):
             self.spawned(now, child.agent, sandbox, child.pid, child.epoch, child.agent_id)
 
-    def died_before(self, now: float, name: str, past: Past) -> None:
+    def unreported_exit_found(self, now: float, name: str, unreported_exit: UnreportedExit) -> None:
         """This incarnation, the newest that was claimed, died while nobody led: as if it died now, and undeclared.
 
         To be called before the first decision. Nothing happens if a running one has been reported.
@@ -131,12 +135,14 @@ class Policy:
         agent = self.agents[name]
         if agent.phase != "waiting":
             return
-        self.spawned(now, name, past.sandbox, past.pid, past.epoch, past.agent_id)
-        agent.beat_at = past.since
-        if past.exit_code is None:
+        self.spawned(
+            now, name, unreported_exit.sandbox, unreported_exit.pid, unreported_exit.epoch, unreported_exit.agent_id
+        )
+        agent.heartbeat_at = unreported_exit.since
+        if unreported_exit.exit_code is None:
             self._die(now, agent, "its sandbox host is gone, and nobody led when that happened", counts=False)
         else:
-            self.exited(now, name, past.epoch, past.exit_code)
+            self.exited(now, name, unreported_exit.epoch, unreported_exit.exit_code)
 
     def spawned(self, now: float, name: str, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
         """An incarnation was started (or found running)."""
@@ -144,9 +150,9 @@ class Policy:
         agent.phase = "starting"
         agent.sandbox, agent.pid, agent.epoch, agent.agent_id = sandbox, pid, epoch, agent_id
         agent.known_epoch = epoch
-        agent.started_at = agent.beat_at = agent.progress_at = now
-        agent.beaten = agent.suspected = False
-        agent.status, agent.progress, agent.looked, agent.looked_first = "", 0, None, None
+        agent.started_at = agent.heartbeat_at = agent.progress_at = now
+        agent.has_heartbeat = agent.suspected = False
+        agent.status, agent.progress, agent.last_probe, agent.first_probe = "", 0, None, None
         agent.lag = agent.cursor = agent.outputs = 0
         agent.healthy_since = agent.ended_at = None
 
@@ -177,7 +183,7 @@ class Policy:
         if exit_code == 0 and host is not None and not host.alive:
             self._die(now, agent, "its sandbox host is ending", counts=False)
         elif exit_code == 0:
-            if epoch in (agent.drained_epoch, agent.asked_epoch):
+            if epoch in (agent.drained_epoch, agent.requested_epoch):
                 self._drain(agent)
             elif agent.ended_at is None:
                 agent.ended_at = now  # who has drained says so before it ends, but we may hear that a little later
@@ -186,17 +192,17 @@ class Policy:
         else:
             self._die(now, agent, f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
 
-    def looked(self, now: float, name: str, epoch: int, state: str, cpu_s: float, waited_s: float) -> None:
+    def last_probe(self, now: float, name: str, epoch: int, state: str, cpu_s: float, waited_s: float) -> None:
         """A host answered what it knows of a silent agent's process."""
         agent = self.agents[name]
         if agent.epoch != epoch or agent.phase not in ("starting", "running"):
             return
-        silent_s = now - agent.beat_at
-        if silent_s < self._patience.dead_s or agent.ended_at is not None:
+        silent_s = now - agent.heartbeat_at
+        if silent_s < self._timeouts.dead_s or agent.ended_at is not None:
             return
-        verdict = judge(agent, self._patience, silent_s, state, cpu_s, waited_s)
+        verdict = judge(agent, self._timeouts, silent_s, state, cpu_s, waited_s)
         if verdict is not None:
-            self._die(now, agent, verdict.reason, hung=verdict.hung)
+            self._die(now, agent, verdict.reason, unresponsive=verdict.unresponsive)
 
     def drained(self, now: float, name: str, epoch: int) -> None:
         """An agent has reported that it drained.
@@ -222,7 +228,7 @@ class Policy:
 
     def _drain(self, agent: AgentState) -> None:
         agent.ended_at = None
-        if agent.epoch == agent.asked_epoch:
+        if agent.epoch == agent.requested_epoch:
             agent.phase, agent.reason = "waiting", "restart"
             agent.is_source = False  # it need not wait for the others
         else:
@@ -234,21 +240,21 @@ class Policy:
         if (host := self.hosts.get(sandbox)) is not None and host.alive:
             self._lose(now, host, reason)
 
-    def bus_trouble(self, now: float, ill: bool) -> None:
+    def bus_trouble(self, now: float, unhealthy: bool) -> None:
         """Our own connection or the bus is ill, or well again: then everybody's silence counts anew."""
-        if self._bus_ill and not ill:
-            self._pardon(now)
-        self._bus_ill = ill
+        if self._bus_unhealthy and not unhealthy:
+            self._reset_timeouts(now)
+        self._bus_unhealthy = unhealthy
 
-    def _pardon(self, now: float) -> None:
+    def _reset_timeouts(self, now: float) -> None:
         for agent in self.agents.values():
-            agent.beat_at = max(agent.beat_at, now)
+            agent.heartbeat_at = max(agent.heartbeat_at, now)
             agent.progress_at = max(agent.progress_at, now)
-            agent.looked = agent.looked_first = None
+            agent.last_probe = agent.first_probe = None
             agent.suspected = False
         for host in self.hosts.values():
             if host.alive:
-                host.beat_at = max(host.beat_at, now)
+                host.heartbeat_at = max(host.heartbeat_at, now)
 
     # -- wishes
 
@@ -257,7 +263,7 @@ class Policy:
         agent = self.agents[name]
         if agent.phase not in ("quarantined", "drained"):
             return False
-        agent.deaths.forgive()
+        agent.deaths.reset()
         agent.reason = None
         agent.phase = "waiting"
         agent.is_source = False  # it need not wait for the others
@@ -266,23 +272,23 @@ class Policy:
     def restart(self, name: str) -> None:
         """Have the agent, which is about to be asked to drain, started anew when it has."""
         agent = self.agents[name]
-        agent.asked_epoch = agent.epoch
+        agent.requested_epoch = agent.epoch
 
     # -- conclusions
 
     def decide(self, now: float) -> list[Action]:
         """What is to be done now. To be called after every observation and at short intervals."""
-        if self._began is None:
-            self._began = self._decided_at = now
+        if self._started_at is None:
+            self._started_at = self._decided_at = now
         lag_s = now - self._decided_at
         self._decided_at = now
-        if lag_s > OWN_LAG_S + self._patience.suspect_s:
-            self._pardon(now)  # we slept: what we did not hear may well have been said
-        if not self._bus_ill:
+        if lag_s > OWN_LAG_S + self._timeouts.suspect_s:
+            self._reset_timeouts(now)  # we slept: what we did not hear may well have been said
+        if not self._bus_unhealthy:
             for host in self.hosts.values():
-                of_agents = (now - self.agents[name].beat_at for name in self.living_in(host.name))
-                if host.alive and is_lost(now - host.beat_at, of_agents, self._patience):
-                    self._lose(now, host, f"its sandbox host has been silent for {now - host.beat_at:.1f} s")
+                of_agents = (now - self.agents[name].heartbeat_at for name in self.living_in(host.name))
+                if host.alive and is_lost(now - host.heartbeat_at, of_agents, self._timeouts):
+                    self._lose(now, host, f"its sandbox host has been silent for {now - host.heartbeat_at:.1f} s")
             for agent in self.agents.values():
                 self._consider(now, agent)
         actions, self._actions = self._actions, []
@@ -290,9 +296,9 @@ class Policy:
 
     def _consider(self, now: float, agent: AgentState) -> None:
         if agent.phase in ("starting", "running") and agent.ended_at is not None:
-            if now - agent.ended_at >= REPORT_S and now - agent.looked_at >= LOOK_EVERY_S:
-                agent.looked_at = now
-                self._actions.append(Recall(agent.name, agent.epoch))
+            if now - agent.ended_at >= REPORT_S and now - agent.checked_at >= PROBE_INTERVAL_S:
+                agent.checked_at = now
+                self._actions.append(VerifyDrain(agent.name, agent.epoch))
         elif agent.phase in ("starting", "running"):
             self._consider_silence(now, agent)
             self._consider_progress(now, agent)
@@ -303,27 +309,27 @@ class Policy:
             self._start(now, agent)
 
     def _consider_silence(self, now: float, agent: AgentState) -> None:
-        patience = self._patience
-        silent_s = now - agent.beat_at
-        if not agent.beaten and now - agent.started_at < patience.grace_s:
+        timeouts = self._timeouts
+        silent_s = now - agent.heartbeat_at
+        if not agent.has_heartbeat and now - agent.started_at < timeouts.grace_s:
             return
-        if silent_s >= patience.dead_s:
+        if silent_s >= timeouts.dead_s:
             host = self.hosts.get(agent.sandbox)
             if host is None or not host.alive:
                 if silent_s >= HOST_LOST_S:
                     self._die(now, agent, f"silent for {silent_s * 1000:.0f} ms, and no host to ask")
-            elif now - agent.looked_at >= LOOK_EVERY_S:
-                agent.looked_at = now
-                self._actions.append(Look(agent.name, agent.sandbox, agent.epoch))
-        elif silent_s >= patience.suspect_s and not agent.suspected:
+            elif now - agent.checked_at >= PROBE_INTERVAL_S:
+                agent.checked_at = now
+                self._actions.append(ProbeProcess(agent.name, agent.sandbox, agent.epoch))
+        elif silent_s >= timeouts.suspect_s and not agent.suspected:
             agent.suspected = True
             self._actions.append(Suspect(agent.name, int(silent_s * 1000)))
 
     def _consider_progress(self, now: float, agent: AgentState) -> None:
-        healthy_s = 0.0 if agent.healthy_since is None else agent.beat_at - agent.healthy_since
-        if healthy_s > FORGIVEN_S and (agent.lag == 0 or agent.deaths.further(agent.cursor, agent.outputs)):
-            agent.deaths.forgive()
-        if agent.phase not in ("starting", "running") or now - agent.beat_at >= self._patience.suspect_s:
+        healthy_s = 0.0 if agent.healthy_since is None else agent.heartbeat_at - agent.healthy_since
+        if healthy_s > RESET_AFTER_S and (agent.lag == 0 or agent.deaths.further(agent.cursor, agent.outputs)):
+            agent.deaths.reset()
+        if agent.phase not in ("starting", "running") or now - agent.heartbeat_at >= self._timeouts.suspect_s:
             return
         idle_s = now - agent.progress_at
         if agent.phase == "starting" and idle_s > NEVER_READY_S:
@@ -332,7 +338,7 @@ class Policy:
             self._die(now, agent, f"{agent.lag} inputs wait, but no progress for {idle_s:.0f} s")
 
     def _others_live(self, now: float) -> bool:
-        if self._began is not None and now - max(self._began, self._came_at) > SOURCES_WAIT_S:
+        if self._started_at is not None and now - max(self._started_at, self._came_at) > SOURCES_WAIT_S:
             return True
         return all(
             other.is_source or other.phase in ("running", "quarantined", "drained", "external")
@@ -342,7 +348,7 @@ class Policy:
     def _start(self, now: float, agent: AgentState) -> None:
         agents = self.agents.values()
         sandbox = place(agent, agents, self.hosts.values())
-        if sandbox is None or starting_in(now, sandbox, agents, self._patience.grace_s) >= STARTS_AT_ONCE:
+        if sandbox is None or starting_in(now, sandbox, agents, self._timeouts.grace_s) >= STARTS_AT_ONCE:
             return
         moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None
         agent.phase, agent.sandbox = "restarting", sandbox  # so that those placed next count it
@@ -371,20 +377,20 @@ class Policy:
         *,
         counts: bool = True,
         hopeless: bool = False,
-        hung: bool = False,
+        unresponsive: bool = False,
     ) -> None:
-        self._actions.append(Dead(agent.name, agent.epoch, agent.sandbox, agent.pid, reason, hung))
+        self._actions.append(Dead(agent.name, agent.epoch, agent.sandbox, agent.pid, reason, unresponsive))
         agent.healthy_since = agent.ended_at = None
         agent.reason = reason
         too_many = None
         if counts:
             too_many = agent.deaths.add(
                 now,
-                self._patience.window_s,
-                self._patience.deaths,
+                self._timeouts.window_s,
+                self._timeouts.deaths,
                 cursor=agent.cursor,
                 outputs=agent.outputs,
-                hung=hung,
+                unresponsive=unresponsive,
             )
         why = reason if hopeless else too_many
         if why is not None:
@@ -412,6 +418,6 @@ def place(agent: AgentState, agents: Iterable[AgentState], hosts: Collection[Hos
 def starting_in(now: float, sandbox: str, agents: Iterable[AgentState], grace_s: float) -> int:
     """How many were ordered to start there and have not beaten; not those that should have long ago."""
     there = [other for other in agents if other.sandbox == sandbox]
-    young = [other for other in there if other.phase == "starting" and not other.beaten]
+    young = [other for other in there if other.phase == "starting" and not other.has_heartbeat]
     late = sum(now - other.started_at >= grace_s for other in young)
     return sum(other.phase == "restarting" for other in there) + len(young) - late

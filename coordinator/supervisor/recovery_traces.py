@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from bus.errors import MessageError
-from bus.interface import Bus, Stored
+from bus.interface import Bus, StoredMessage
 from bus.messages import Lifecycle, decode, now
 from bus.messages.headers import TRACEPARENT
 from bus.messages.subjects import WATCHDOG
@@ -26,7 +26,7 @@ from bus.observability.spans import Context, Span, Value, derived_id, read_conte
 from bus.observability.tracer import Tracer, open_tracer
 from coordinator.supervisor.model import Dead
 
-LOOK_BACK = 20_000
+LOOKBACK = 20_000
 """So many messages of the stream before its own term a watchdog reads for what its predecessor did last."""
 UNEXPORTED_S = 10.0
 """Spans of an older recovery were exported, or given up, before its watchdog ended."""
@@ -45,7 +45,7 @@ class _Recovery:
     steps: list[Span] = field(default_factory=list)
 
 
-class Recoveries:
+class RecoveryTraces:
     """The spans of the recoveries that one watchdog leads; does nothing without a tracer."""
 
     def __init__(self, tracer: Tracer | None = None) -> None:
@@ -65,19 +65,19 @@ class Recoveries:
         if context is None:
             return
         at_ns = time.time_ns()
-        began_ns = at_ns - max(0, int(silent_s * 1e9))
+        started_ns = at_ns - max(0, int(silent_s * 1e9))
         epoch, exited_ns = self._exits.pop(dead.agent, (0, 0))
         if epoch == dead.epoch:  # another machine's clock may be wrong: it ended after its last heartbeat, and by now
-            began_ns = min(max(began_ns, exited_ns), at_ns)
+            started_ns = min(max(started_ns, exited_ns), at_ns)
         attributes = _attributes(dead.agent, dead.epoch, dead.sandbox, dead.reason)
-        whole = Span(name=f"respawn {dead.agent}", context=context, start_ns=began_ns, attributes=attributes)
+        whole = Span(name=f"respawn {dead.agent}", context=context, start_ns=started_ns, attributes=attributes)
         recovery = self._under_way[dead.agent] = _Recovery(whole)
-        self._step(recovery, "detect", began_ns, {"mesh.reason": dead.reason})
+        self._step(recovery, "detect", started_ns, {"mesh.reason": dead.reason})
 
-    def _step(self, recovery: _Recovery, name: str, start_ns: int, figures: dict[str, Value], error: str = "") -> None:
+    def _step(self, recovery: _Recovery, name: str, start_ns: int, details: dict[str, Value], error: str = "") -> None:
         whole = recovery.whole.context
         context = Context(whole.trace_id, derived_id(whole.trace_id, f"{name}:{len(recovery.steps)}"))
-        attributes = {"mesh.agent": recovery.whole.attributes["mesh.agent"], **figures}
+        attributes = {"mesh.agent": recovery.whole.attributes["mesh.agent"], **details}
         recovery.steps.append(
             Span(
                 name=name,
@@ -94,31 +94,31 @@ class Recoveries:
     def step(self, agent: str, name: str) -> Iterator[None]:
         """What is done within it is the step `name` of the agent's recovery, if one is under way."""
         recovery = self._under_way.get(agent)
-        began_ns = time.time_ns()
+        started_ns = time.time_ns()
         try:
             yield
         except Exception as error:
             if recovery is not None:
-                self._step(recovery, name, began_ns, {}, f"{type(error).__name__}: {error}")
+                self._step(recovery, name, started_ns, {}, f"{type(error).__name__}: {error}")
             raise
         if recovery is not None:
-            self._step(recovery, name, began_ns, {})
+            self._step(recovery, name, started_ns, {})
 
     def traceparent(self, agent: str) -> str:
         """What the new process is to be told; empty if no recovery is under way."""
         recovery = self._under_way.get(agent)
         return "" if recovery is None else recovery.whole.context.header
 
-    def over(self, agent: str, error: str = "", figures: Mapping[str, Value] | None = None) -> None:
+    def over(self, agent: str, error: str = "", details: Mapping[str, Value] | None = None) -> None:
         """The agent was started, or (`error`) will not be."""
         recovery = self._under_way.pop(agent, None)
         if recovery is None or self._tracer is None:
             return
         recovery.whole.end_ns, recovery.whole.error = time.time_ns(), error
-        recovery.whole.attributes.update(figures or {})
+        recovery.whole.attributes.update(details or {})
         for span in (recovery.whole, *recovery.steps):
             self._tracer.emit(span)
-        self._tracer.queue.hurry()  # the new process will tell of its part
+        self._tracer.queue.flush_soon()  # the new process will tell of its part
 
     async def take_up(self, bus: Bus, term: int) -> None:
         """Make the roots again of the recoveries that the watchdog before `term` led last, if it may have died since.
@@ -128,8 +128,8 @@ class Recoveries:
         """
         if self._tracer is None or not self._tracer.telling:
             return
-        events: list[tuple[Stored, Lifecycle]] = []
-        for stored in await bus.read_back((bus.subjects.lifecycle("*", "*"),), max(1, term - LOOK_BACK)):
+        events: list[tuple[StoredMessage, Lifecycle]] = []
+        for stored in await bus.read_back((bus.subjects.lifecycle("*", "*"),), max(1, term - LOOKBACK)):
             with contextlib.suppress(MessageError):  # a stranger's garbage tells nothing
                 event = decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
                 if isinstance(event, Lifecycle):
@@ -147,7 +147,7 @@ def _again(context: Context, dead: Lifecycle, events: list[Lifecycle]) -> Span:
     epoch = dead.epoch or 0
     of_agent = [event for event in events if event.agent == dead.agent and event.epoch is not None]
     ends = [event for event in of_agent if event.event == "exited" and event.epoch == epoch]
-    began = min((dead.timestamp, *(event.timestamp for event in ends)))
+    started_at = min((dead.timestamp, *(event.timestamp for event in ends)))
     started = next((event for event in of_agent if event.event == "spawned" and (event.epoch or 0) > epoch), None)
     attributes = _attributes(dead.agent, epoch, dead.sandbox or "", dead.reason or "")
     attributes["mesh.reemitted"] = True
@@ -156,7 +156,7 @@ def _again(context: Context, dead: Lifecycle, events: list[Lifecycle]) -> Span:
     return Span(
         name=f"respawn {dead.agent}",
         context=context,
-        start_ns=int(began.timestamp() * 1e9),
+        start_ns=int(started_at.timestamp() * 1e9),
         end_ns=int((started or dead).timestamp.timestamp() * 1e9),
         attributes=attributes,
         error="" if started is not None else "the watchdog that declared the death ended before it was answered",

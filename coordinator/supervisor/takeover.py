@@ -17,11 +17,11 @@ import structlog
 from bus.durable.fencing import last_claim
 from bus.durable.registry import Record
 from bus.errors import MessageError
-from bus.interface import Bus, Stored
+from bus.interface import Bus, StoredMessage
 from bus.messages import Epoch, Lifecycle, Message, decode
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import WATCHDOG
-from coordinator.supervisor.model import AgentState, Past
+from coordinator.supervisor.model import AgentState, UnreportedExit
 from coordinator.supervisor.policy import Policy
 
 __all__ = ["settle"]
@@ -40,20 +40,22 @@ async def settle(bus: Bus, policy: Policy, records: Mapping[str, Record]) -> Non
         BusError: the bus does not answer; nothing was concluded then.
     """
     waiting = [agent for agent in policy.agents.values() if agent.phase == "waiting"]
-    found = [(agent, await _find(bus, agent, records if policy.anybody_runs else {})) for agent in waiting]
+    found = [(agent, await _find(bus, agent, records if policy.any_process_runs else {})) for agent in waiting]
     now = time.monotonic()
     for agent, what in found:
-        if isinstance(what, Past):
-            log.info("died_before", of=agent.name, epoch=what.epoch, sandbox=what.sandbox, exit_code=what.exit_code)
-            policy.died_before(now, agent.name, what)
+        if isinstance(what, UnreportedExit):
+            log.info(
+                "unreported_exit_found", of=agent.name, epoch=what.epoch, sandbox=what.sandbox, exit_code=what.exit_code
+            )
+            policy.unreported_exit_found(now, agent.name, what)
         elif what is not None and agent.phase == "waiting":  # told, but the registry did not say so yet
             agent.phase, agent.epoch, agent.sandbox = "quarantined", what.epoch or 0, what.sandbox or ""
 
 
-async def _find(bus: Bus, agent: AgentState, records: Mapping[str, Record]) -> Past | Lifecycle | None:
+async def _find(bus: Bus, agent: AgentState, records: Mapping[str, Record]) -> UnreportedExit | Lifecycle | None:
     """The newest incarnation of `agent`, if it died undeclared; or the report with which it was quarantined."""
     record = records.get(agent.name)
-    if agent.past is None and record is None:
+    if agent.unreported_exit is None and record is None:
         return None
     claimed = await last_claim(bus, agent.name)
     if claimed is None:
@@ -61,35 +63,43 @@ async def _find(bus: Bus, agent: AgentState, records: Mapping[str, Record]) -> P
     concluded = await _concluded(bus, agent.name, claimed.sequence)
     if concluded is not None:
         return concluded if concluded.event == "quarantined" else None
-    past: Past | None = None  # so it stays if it was claimed since, and is not ready: its recovery had begun
-    if agent.past is not None and agent.past.epoch == claimed.sequence:
-        past = await _reported(bus, agent.name, agent.past)
+    unreported_exit: UnreportedExit | None = (
+        None  # so it stays if it was claimed since, and is not ready: its recovery had begun
+    )
+    if agent.unreported_exit is not None and agent.unreported_exit.epoch == claimed.sequence:
+        unreported_exit = await _reported(bus, agent.name, agent.unreported_exit)
     elif record is not None:
-        past = await _vanished(bus, claimed, record)
-    return None if past is None or past.exit_code == 0 else past  # 0: it drained, or a watchdog that died asked it to
+        unreported_exit = await _vanished(bus, claimed, record)
+    return (
+        None if unreported_exit is None or unreported_exit.exit_code == 0 else unreported_exit
+    )  # 0: it drained, or a watchdog that died asked it to
 
 
-async def _vanished(bus: Bus, claimed: Stored, record: Record) -> Past | None:
+async def _vanished(bus: Bus, claimed: StoredMessage, record: Record) -> UnreportedExit | None:
     """The incarnation that `claimed`, if it was ready and nobody reports it although a host should."""
     claim = _read(bus, claimed)
     if not isinstance(claim, Epoch) or claim.claimed_by != WATCHDOG:
         return None  # it runs by hand, or did: no host would report it
     if record.status != "active" or record.epoch != claimed.sequence:
         return None
-    past = Past(record.epoch, record.sandbox, record.pid, record.agent_id, None, time.monotonic())
-    return await _reported(bus, record.name, past)
+    unreported_exit = UnreportedExit(record.epoch, record.sandbox, record.pid, record.agent_id, None, time.monotonic())
+    return await _reported(bus, record.name, unreported_exit)
 
 
-async def _reported(bus: Bus, name: str, past: Past) -> Past:
+async def _reported(bus: Bus, name: str, unreported_exit: UnreportedExit) -> UnreportedExit:
     """`past` with what its host has told of its end: when, and how."""
-    stored = await bus.last(bus.subjects.lifecycle(name, past.sandbox))
+    stored = await bus.last(bus.subjects.lifecycle(name, unreported_exit.sandbox))
     report = None if stored is None else _read(bus, stored)
-    if stored is None or not isinstance(report, Lifecycle) or (report.event, report.epoch) != ("exited", past.epoch):
-        return past
+    if (
+        stored is None
+        or not isinstance(report, Lifecycle)
+        or (report.event, report.epoch) != ("exited", unreported_exit.epoch)
+    ):
+        return unreported_exit
     age_s = time.time() - datetime.fromisoformat(stored.headers[STORED_AT]).timestamp()
     code = report.detail.get("exit_code")
-    exit_code = code if past.exit_code is None and isinstance(code, int) else past.exit_code
-    return replace(past, exit_code=exit_code, since=time.monotonic() - max(0.0, age_s))
+    exit_code = code if unreported_exit.exit_code is None and isinstance(code, int) else unreported_exit.exit_code
+    return replace(unreported_exit, exit_code=exit_code, since=time.monotonic() - max(0.0, age_s))
 
 
 async def _concluded(bus: Bus, name: str, epoch: int) -> Lifecycle | None:
@@ -103,7 +113,7 @@ async def _concluded(bus: Bus, name: str, epoch: int) -> Lifecycle | None:
     return None
 
 
-def _read(bus: Bus, stored: Stored) -> Message | None:
+def _read(bus: Bus, stored: StoredMessage) -> Message | None:
     with contextlib.suppress(MessageError):  # a stranger's garbage tells nothing
         return decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
     return None

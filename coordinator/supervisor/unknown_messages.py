@@ -9,22 +9,22 @@ import asyncio
 
 import structlog
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.errors import BusError
 from bus.messages.subjects import KEPT_KINDS
 from bus.nats.bus import NatsBus
 
-LOOK_S = 5.0
+POLL_INTERVAL_S = 5.0
 MAX_TOLD = 100
 """Kinds that are told of; who invents more than so many means it."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
 
-class Strays:
+class UnknownMessageMonitor:
     """Alerts once about each kind of message in the stream that is none of ours, as long as this process lives."""
 
-    def __init__(self, bus: NatsBus, reports: Reporter) -> None:
+    def __init__(self, bus: NatsBus, reports: EventPublisher) -> None:
         self._bus, self._reports = bus, reports
         self._told: set[str] = set()
 
@@ -34,8 +34,8 @@ class Strays:
             try:
                 await self.look()
             except BusError as error:
-                log.debug("strays_retried", error=str(error))
-            await asyncio.sleep(LOOK_S)
+                log.debug("unknown_kind_check_retried", error=str(error))
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     async def look(self) -> None:
         """Count what is stored, and tell what is new of it.
@@ -56,7 +56,7 @@ class Strays:
             example = min(counts)
             self._reports.alert(
                 "warning",
-                "unread_messages",
+                "unknown_message_kind",
                 f"messages that nobody reads are stored: {sum(counts.values())} under {len(counts)} subjects like "
                 f"in.{example}; expected in.{subjects.ns}.KIND.TOPIC.WRITER with a kind of {', '.join(KEPT_KINDS)}",
                 kind=kind,

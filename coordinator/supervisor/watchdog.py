@@ -16,28 +16,28 @@ from typing import Any
 
 import structlog
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.fencing import fence
 from bus.durable.outbox import Outbox
 from bus.durable.registry import Record, read_records
 from bus.errors import BusError, Fenced, MeshError, MessageError
-from bus.interface import Heard
-from bus.messages import Heartbeat, Lifecycle, SandboxAccount, decode, given_up_by
+from bus.interface import ReceivedMessage
+from bus.messages import Heartbeat, Lifecycle, SandboxAccount, decode, failed_sandboxes_of
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
 from coordinator.config.settings import SwarmConfig
-from coordinator.supervisor.availability import Attendance
-from coordinator.supervisor.config_publisher import SettingsInForce
-from coordinator.supervisor.control_api import Wishes
-from coordinator.supervisor.executor import NAME, Deeds
-from coordinator.supervisor.host_client import HostOrders
-from coordinator.supervisor.leader_election import PAUSE_S, beat_as, check_claim, stand_by
-from coordinator.supervisor.model import Action, AgentState, Patience
+from coordinator.supervisor.availability import AvailabilityTracker
+from coordinator.supervisor.config_publisher import ConfigPublisher
+from coordinator.supervisor.control_api import ControlApi
+from coordinator.supervisor.executor import NAME, ActionExecutor
+from coordinator.supervisor.host_client import HostClient
+from coordinator.supervisor.leader_election import PAUSE_S, check_claim, send_heartbeats_as, stand_by
+from coordinator.supervisor.model import Action, AgentState, Timeouts
 from coordinator.supervisor.policy import Policy
-from coordinator.supervisor.recovery_traces import Recoveries, watchdog_tracer
+from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer
 from coordinator.supervisor.takeover import settle
-from coordinator.supervisor.unknown_messages import Strays
+from coordinator.supervisor.unknown_messages import UnknownMessageMonitor
 
 TICK_S = 0.05
 """Between two decisions when nothing is observed."""
@@ -45,12 +45,12 @@ ECHO_LOST_S = 0.4
 """Not hearing one's own heartbeat for so long means that the bus is ill, not the agents."""
 AWAY = ("waiting", "restarting", "backoff", "quarantined", "drained", "external")
 """Phases of agents that do not run, or not as ours."""
-GATHER_S = 1.5
-AGENT_BEATS = 2.5
-FIRST_GATHER_S = 10.0
+DISCOVERY_S = 1.5
+AGENT_HEARTBEATS = 2.5
+FIRST_DISCOVERY_S = 10.0
 """How long a new leader waits for all hosts to report before it starts what nobody reported: longer when no agent runs
 at all, for then the hosts are only just being started as well, and an agent that starts elsewhere stays there."""
-FAR_GATHER_S = 180.0
+REMOTE_DISCOVERY_S = 180.0
 """The same at a first start where sandboxes are made elsewhere, and our program is installed in them."""
 
 log = structlog.get_logger("signalmesh.watchdog")
@@ -60,29 +60,36 @@ class Watchdog:
     """Supervises the swarm of `config` over `bus`."""
 
     def __init__(
-        self, bus: NatsBus, config: SwarmConfig, sources: set[str], *, fresh: bool = False, standby: bool = False
+        self,
+        bus: NatsBus,
+        config: SwarmConfig,
+        sources: set[str],
+        *,
+        clear_quarantine: bool = False,
+        standby: bool = False,
     ) -> None:
-        """`sources` are agents that produce; a `fresh` one gives quarantined and drained agents another chance.
+        """`sources` are agents that produce; a `clear_quarantine` one gives quarantined and drained agents another
+        chance.
 
         A `standby` lets others lead first.
         """
-        self._bus, self._config, self._fresh, self._standby = bus, config, fresh, standby
+        self._bus, self._config, self._clear_quarantine, self._standby = bus, config, clear_quarantine, standby
         self._subjects = bus.subjects
         self._specs = {item.spec.name: item.spec for item in config.agents if not item.external}
         self._sources = sources
         self._stop = asyncio.Event()
         self._wake = asyncio.Event()
         self._fenced: MeshError | None = None
-        self._attendance = Attendance(ECHO_LOST_S)
+        self._availability = AvailabilityTracker(ECHO_LOST_S)
         self._echo_at = 0.0
         self._decided_at = 0.0
-        self._doubtful = True
+        self._unverified = True
         """Whether we may have missed that another one leads."""
-        self._given_up: set[str] = set()
+        self._failed: set[str] = set()
         """Sandboxes that their provider says it cannot make: nobody waits for them."""
         self.term = 0
         self._policy: Policy
-        self._recoveries = Recoveries()
+        self._recoveries = RecoveryTraces()
 
     def stop(self) -> None:
         """End; the agents live on. Safe to call from a signal handler of the loop."""
@@ -100,45 +107,47 @@ class Watchdog:
             return
         self.term = term
         structlog.contextvars.bind_contextvars(term=self.term)
-        log.info("leading", term=self.term)
+        log.info("became_leader", term=self.term)
         outbox = Outbox(self._bus, (f"{self._subjects.ns}.*.*.{NAME}",), self._on_fenced)
         outbox.stored_through = self.term
-        reports = Reporter(self._bus, outbox, NAME, fence(self._bus, NAME, self.term))
-        orders = HostOrders(self._bus, self.term, self._config.watchdog.heartbeat_ms / 1000)
+        reports = EventPublisher(self._bus, outbox, NAME, fence(self._bus, NAME, self.term))
+        orders = HostClient(self._bus, self.term, self._config.watchdog.heartbeat_ms / 1000)
         policy = self._policy = self._make_policy()
-        settings = SettingsInForce(self._bus, self._config, outbox, reports, self._voters)
-        wishes = Wishes(self._bus, policy, orders, reports, settings, self._specs, self._wake.set)
-        deeds = Deeds(self._bus, policy, orders, reports, settings, self._specs, self._wake.set, self._on_fenced)
+        settings = ConfigPublisher(self._bus, self._config, outbox, reports, self._voters)
+        control_api = ControlApi(self._bus, policy, orders, reports, settings, self._specs, self._wake.set)
+        executor = ActionExecutor(
+            self._bus, policy, orders, reports, settings, self._specs, self._wake.set, self._on_fenced
+        )
         tracer = watchdog_tracer(self._subjects.ns, self.term)
-        deeds.recoveries = self._recoveries = Recoveries(tracer)
-        tasks = [asyncio.create_task(beat_as(self._bus, NAME, self.term, self._says), name="beat")]
+        executor.recoveries = self._recoveries = RecoveryTraces(tracer)
+        tasks = [asyncio.create_task(send_heartbeats_as(self._bus, NAME, self.term, self._says), name="beat")]
         self._bus.watch_connection(self._doubt, self._nothing)
         subjects = self._subjects
-        await self._bus.listen(f"{subjects.ns}.heartbeat.*", self._on_beat)
+        await self._bus.listen(f"{subjects.ns}.heartbeat.*", self._on_heartbeat)
         await self._bus.listen(f"{subjects.ns}.lifecycle.*.*", self._on_lifecycle)
         await self._bus.listen(subjects.epoch(NAME), self._on_epoch)
-        await wishes.serve(NAME)
+        await control_api.serve(NAME)
         try:
-            records = {} if self._fresh else await read_records(self._bus)
+            records = {} if self._clear_quarantine else await read_records(self._bus)
             self._remember(records)
             await self._gather()
-            while not self._fresh and not self._stop.is_set():
+            while not self._clear_quarantine and not self._stop.is_set():
                 try:
                     await settle(self._bus, policy, records)
                     break
                 except BusError as error:
-                    log.debug("succession_retried", error=str(error))
+                    log.debug("takeover_retried", error=str(error))
                     await self._gather()  # who is there could not be heard meanwhile
             await settings.put()
-            if not self._fresh:
+            if not self._clear_quarantine:
                 tasks.append(asyncio.create_task(self._take_up(), name="recovery-traces"))
             tasks.append(asyncio.create_task(settings.keep(), name="settings"))
-            tasks.append(asyncio.create_task(Strays(self._bus, reports).keep(), name="strays"))
+            tasks.append(asyncio.create_task(UnknownMessageMonitor(self._bus, reports).keep(), name="strays"))
             while not self._stop.is_set():
                 if await self._leads():
                     for action in self._decide():
-                        deeds.do(action)
-                    wishes.look()
+                        executor.do(action)
+                    control_api.look()
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
@@ -148,8 +157,8 @@ class Watchdog:
                 raise self._fenced
         finally:
             await end_tasks(tasks)
-            await wishes.end()
-            await deeds.end()
+            await control_api.end()
+            await executor.end()
             with contextlib.suppress(TimeoutError, BusError):
                 async with asyncio.timeout(1.0):
                     await outbox.flush()
@@ -163,7 +172,7 @@ class Watchdog:
             await self._recoveries.take_up(self._bus, self.term)
 
     def _make_policy(self) -> Policy:
-        patience = self._config.watchdog
+        timeouts = self._config.watchdog
         return Policy(
             [
                 AgentState(
@@ -175,13 +184,13 @@ class Watchdog:
                 for item in self._config.agents
             ],
             [sandbox.name for sandbox in self._config.sandboxes],
-            Patience(
-                suspect_s=patience.suspect_ms / 1000,
-                dead_s=patience.dead_ms / 1000,
-                grace_s=patience.start_grace_ms / 1000,
-                starved_s=patience.starved_ms / 1000,
-                deaths=patience.quarantine_deaths,
-                window_s=patience.quarantine_window_s,
+            Timeouts(
+                suspect_s=timeouts.suspect_ms / 1000,
+                dead_s=timeouts.dead_ms / 1000,
+                grace_s=timeouts.start_grace_ms / 1000,
+                starved_s=timeouts.starved_ms / 1000,
+                deaths=timeouts.quarantine_deaths,
+                window_s=timeouts.quarantine_window_s,
             ),
             random.Random(),  # noqa: S311 - jitter of pauses
             time.monotonic(),
@@ -204,8 +213,8 @@ class Watchdog:
         """Of every sandbox that was heard: how available it was, and its price."""
         specs = {spec.name: spec for spec in self._config.sandboxes}
         accounts = {}
-        for name in self._attendance.names:
-            host, known = self._policy.hosts.get(name), self._attendance.of(name, time.monotonic())
+        for name in self._availability.names:
+            host, known = self._policy.hosts.get(name), self._availability.of(name, time.monotonic())
             spec = specs.get(host.group if host is not None else name)
             assert known is not None
             accounts[name] = SandboxAccount(
@@ -219,7 +228,7 @@ class Watchdog:
     # -- leading
 
     def _doubt(self) -> None:
-        self._doubtful = True
+        self._unverified = True
 
     async def _nothing(self) -> None:
         """Subscriptions are renewed by the client itself, and the doubt is settled by the loop."""
@@ -231,8 +240,8 @@ class Watchdog:
         """
         time_s = time.monotonic()
         if time_s - self._decided_at > PAUSE_S:
-            self._doubtful = True
-        if self._doubtful:
+            self._unverified = True
+        if self._unverified:
             try:
                 await check_claim(self._bus, NAME, self.term)
             except Fenced as error:
@@ -241,17 +250,17 @@ class Watchdog:
             except BusError as error:
                 log.debug("claim_check_retried", error=str(error))
                 return False
-            self._doubtful = not self._bus.live
+            self._unverified = not self._bus.live
             time_s = time.monotonic()
         self._decided_at = time_s
-        return not self._doubtful
+        return not self._unverified
 
     def _on_fenced(self, error: MeshError) -> None:
         self._fenced = error
         self.stop()
 
-    async def _on_epoch(self, heard: Heard) -> None:
-        if (h.number(heard.headers, h.SEQUENCE) or 0) > self.term:
+    async def _on_epoch(self, received: ReceivedMessage) -> None:
+        if (h.number(received.headers, h.SEQUENCE) or 0) > self.term:
             self._on_fenced(Fenced(NAME, f"another watchdog leads, our term was {self.term}"))
 
     def _remember(self, records: Mapping[str, Record]) -> None:
@@ -268,11 +277,11 @@ class Watchdog:
         And for some heartbeats of agents: nobody reports those that run by hand but they themselves.
         """
         since = time.monotonic()
-        if not self._fresh:
-            await asyncio.sleep(AGENT_BEATS * self._config.watchdog.heartbeat_ms / 1000)
+        if not self._clear_quarantine:
+            await asyncio.sleep(AGENT_HEARTBEATS * self._config.watchdog.heartbeat_ms / 1000)
         while not self._stop.is_set() and self._awaited():
-            starting = self._fresh or not self._policy.anybody_runs
-            if time.monotonic() - since > (self._patience_s() if starting else GATHER_S):
+            starting = self._clear_quarantine or not self._policy.any_process_runs
+            if time.monotonic() - since > (self._timeout_s() if starting else DISCOVERY_S):
                 return
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -281,38 +290,40 @@ class Watchdog:
 
     def _awaited(self) -> set[str]:
         """The sandboxes that are not there yet, but may come."""
-        return self._policy.unserved - self._given_up
+        return self._policy.unserved - self._failed
 
-    def _patience_s(self) -> float:
+    def _timeout_s(self) -> float:
         far = {sandbox.name for sandbox in self._config.sandboxes if sandbox.e2b is not None}
-        return FAR_GATHER_S if far & self._awaited() else FIRST_GATHER_S
+        return REMOTE_DISCOVERY_S if far & self._awaited() else FIRST_DISCOVERY_S
 
     # -- senses
 
-    async def _on_beat(self, heard: Heard) -> None:
+    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
         try:
-            beat = decode(self._subjects.parse(heard.subject), heard.subject, heard.data)
+            heartbeat = decode(self._subjects.parse(received.subject), received.subject, received.data)
         except MessageError as error:
-            log.warning("poison_heartbeat", subject=heard.subject, problem=error.problem)
+            log.warning("poison_heartbeat", subject=received.subject, problem=error.problem)
             return
-        assert isinstance(beat, Heartbeat)
-        if beat.role == "watchdog":
-            if beat.epoch == self.term:
+        assert isinstance(heartbeat, Heartbeat)
+        if heartbeat.role == "watchdog":
+            if heartbeat.epoch == self.term:
                 self._echo_at = time.monotonic()
-                self._attendance.echo(self._echo_at)
-        elif beat.role == "provider":
-            self._given_up = set(given_up_by(beat))
-        elif beat.role == "sandbox":
-            self._attendance.heard(beat.agent, time.monotonic(), beat.agent_id, beat.uptime_s or 0.0)
-            self._policy.host_beat(time.monotonic(), beat)
+                self._availability.echo(self._echo_at)
+        elif heartbeat.role == "provider":
+            self._failed = set(failed_sandboxes_of(heartbeat))
+        elif heartbeat.role == "sandbox":
+            self._availability.received(
+                heartbeat.agent, time.monotonic(), heartbeat.agent_id, heartbeat.uptime_s or 0.0
+            )
+            self._policy.host_heartbeat(time.monotonic(), heartbeat)
         else:  # what follows from it can wait for the next tick: with many agents there is always one that beats
-            self._policy.beat(time.monotonic(), beat)
+            self._policy.heartbeat(time.monotonic(), heartbeat)
             return
         self._wake.set()
 
-    async def _on_lifecycle(self, heard: Heard) -> None:
+    async def _on_lifecycle(self, received: ReceivedMessage) -> None:
         try:
-            event = decode(self._subjects.parse(heard.subject), heard.subject, heard.data)
+            event = decode(self._subjects.parse(received.subject), received.subject, received.data)
         except MessageError:
             return  # whoever reads the stream reports it
         assert isinstance(event, Lifecycle)
@@ -332,6 +343,6 @@ class Watchdog:
 
     def _decide(self) -> list[Action]:
         time_s = time.monotonic()
-        ill = not self._bus.live or time_s - self._echo_at > ECHO_LOST_S
-        self._policy.bus_trouble(time_s, ill)
+        unhealthy = not self._bus.live or time_s - self._echo_at > ECHO_LOST_S
+        self._policy.bus_trouble(time_s, unhealthy)
         return self._policy.decide(time_s)

@@ -22,13 +22,13 @@ import structlog
 from nats.aio.msg import Msg
 
 from bus import __version__
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.errors import BusError, BusTimeout, MessageError, Refused
 from bus.messages import Alert, Severity, decode
 from bus.messages.headers import MSG_ID
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
-from coordinator.telemetry.stream_metrics import Figures
+from coordinator.telemetry.stream_metrics import StreamMetrics
 
 CONSUMER = "webhook"
 """The durable consumer that remembers which alerts have been posted."""
@@ -57,15 +57,15 @@ class _NotTaken(Exception):
 class Webhook:
     """Posts the alerts of one swarm to `url`. `notices` tell on the bus when the receiver is ill, and well again."""
 
-    def __init__(self, bus: NatsBus, url: str, figures: Figures, notices: Reporter) -> None:
-        self._bus, self._url, self._figures, self._notices = bus, url, figures, notices
+    def __init__(self, bus: NatsBus, url: str, metrics: StreamMetrics, notices: EventPublisher) -> None:
+        self._bus, self._url, self._metrics, self._notices = bus, url, metrics, notices
         self._stream = bus.subjects.stream
         self._inbox = bus.connection.client.new_inbox()
         self._given: asyncio.Queue[Msg] = asyncio.Queue()  # at most one alert: max_ack_pending
         self._done = 0
         self._turn = asyncio.Lock()
         """Held from the sending of an alert until its answer is acknowledged."""
-        self._ill: bool | None = None
+        self._unhealthy: bool | None = None
         """Whether it was told that the receiver takes nothing; None: who posted before us is not asked yet."""
         stamina.instrumentation.set_on_retry_hooks([])  # it would log each attempt; a failure is said once, below
 
@@ -79,13 +79,13 @@ class Webhook:
                 try:
                     await self._bus.until_live()
                     await self._ensure_consumer()
-                    if self._ill is None:
-                        self._ill = await self._was_ill()
+                    if self._unhealthy is None:
+                        self._unhealthy = await self._was_unhealthy()
                     while True:
                         if (msg := await self._next()) is not None:
                             await self._handle(client, msg)
                 except BusError as error:
-                    log.debug("webhook_waits", problem=str(error))
+                    log.debug("webhook_paused", problem=str(error))
                     await asyncio.sleep(0.5)
 
     async def finish(self) -> None:
@@ -101,7 +101,7 @@ class Webhook:
         info = await self._bus.api(f"CONSUMER.INFO.{self._stream}.{CONSUMER}")
         return int(info["num_pending"]) + int(info["num_ack_pending"])
 
-    async def _was_ill(self) -> bool:
+    async def _was_unhealthy(self) -> bool:
         """Whether who posted before us has told of a failure, and was killed before it could tell of its end.
 
         Raises:
@@ -201,7 +201,7 @@ class Webhook:
         try:
             alert = decode(subjects.parse(msg.subject), msg.subject, msg.data)
         except MessageError:
-            self._figures.webhook.labels("unreadable").inc()
+            self._metrics.webhook.labels("unreadable").inc()
             await self._done_with(msg, sequence)
             return
         assert isinstance(alert, Alert)
@@ -238,16 +238,16 @@ class Webhook:
         except (httpx.HTTPError, TimeoutError, OSError) as error:
             self._failed(f"it could not be reached ({type(error).__name__})")
         if 200 <= status < 300:
-            self._figures.webhook.labels("delivered").inc()
-            if self._ill:
-                self._ill = False
+            self._metrics.webhook.labels("delivered").inc()
+            if self._unhealthy:
+                self._unhealthy = False
                 log.info("webhook_recovered")
                 self._notices.alert(
                     *RECOVERED,
                     "the webhook takes alerts again: those that waited are posted, but for any that it refuses as such",
                 )
         elif status in FINAL:
-            self._figures.webhook.labels("refused").inc()
+            self._metrics.webhook.labels("refused").inc()
             log.warning("webhook_refused", status=status, id=key)
         else:
             self._failed(f"it answered with {status}")
@@ -258,9 +258,9 @@ class Webhook:
         Raises:
             _NotTaken: always.
         """
-        self._figures.webhook.labels("failed").inc()
-        if not self._ill:
-            self._ill = True
+        self._metrics.webhook.labels("failed").inc()
+        if not self._unhealthy:
+            self._unhealthy = True
             text = f"the webhook does not take alerts: {problem}; they wait in the stream and are tried again"
             self._notices.alert(*FAILING, text)
         raise _NotTaken(problem)

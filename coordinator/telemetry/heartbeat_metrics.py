@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bus.messages import Heartbeat, given_up_by
+from bus.messages import Heartbeat, failed_sandboxes_of
 from coordinator.sandboxes.health import availability_of, health_of
 from coordinator.telemetry.labels import OTHER, Names
 
-HEARD_S = 10.0
+RECENT_HEARTBEAT_S = 10.0
 """Who was silent for longer is not heard any more, and nothing that it said is of now."""
 FORGET_S = 60.0
 """And for how long its age is shown all the same, where nobody configured it or another host serves its sandbox."""
@@ -33,13 +33,13 @@ STANDBY_S = 5.0
 MEBIBYTE = 1 << 20
 
 
-class BeatFigures(Collector):
+class HeartbeatMetrics(Collector):
     """Keeps everybody's newest heartbeat. Scrapes come from another thread: each works on copies."""
 
     def __init__(self, registry: CollectorRegistry, names: Names, clock: Callable[[], float] = time.monotonic) -> None:
         self._names, self._clock = names, clock
-        self._beats: dict[tuple[str, str], tuple[float, Heartbeat]] = {}
-        self._heard = Counter(
+        self._heartbeats: dict[tuple[str, str], tuple[float, Heartbeat]] = {}
+        self._received = Counter(
             "signalmesh_heartbeats", "Heartbeats heard, by who beats.", ["agent", "role"], registry=registry
         )
         self._unreadable = Counter(
@@ -47,16 +47,16 @@ class BeatFigures(Collector):
         )
         registry.register(self)
 
-    def take(self, beat: Heartbeat) -> None:
+    def take(self, heartbeat: Heartbeat) -> None:
         """A heartbeat was heard just now."""
-        name = self._names.label(beat.agent)
-        self._heard.labels(name, beat.role).inc()
+        name = self._names.label(heartbeat.agent)
+        self._received.labels(name, heartbeat.role).inc()
         if name == OTHER:
             return
         # One name can have two watchdogs that stand by, or a zombie beside its successor: the newest epoch counts.
-        known = self._beats.get((beat.role, name))
-        if known is None or beat.epoch >= known[1].epoch or self._clock() - known[0] > 1.0:
-            self._beats[beat.role, name] = (self._clock(), beat)
+        known = self._heartbeats.get((heartbeat.role, name))
+        if known is None or heartbeat.epoch >= known[1].epoch or self._clock() - known[0] > 1.0:
+            self._heartbeats[heartbeat.role, name] = (self._clock(), heartbeat)
 
     def take_unreadable(self) -> None:
         """What came as a heartbeat was none."""
@@ -67,32 +67,32 @@ class BeatFigures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         time_s = self._clock()
-        kept = dict(self._beats)
+        kept = dict(self._heartbeats)
         served = _newest_hosts(kept)
-        for who, (heard_at, beat) in list(kept.items()):
-            if not self._is_missed(beat, served) and time_s - heard_at > _kept_for(beat):
+        for who, (received_at, heartbeat) in list(kept.items()):
+            if not self._is_missed(heartbeat, served) and time_s - received_at > _kept_for(heartbeat):
                 del kept[who]
-        heard = [beat for heard_at, beat in kept.values() if time_s - heard_at <= HEARD_S]
-        leader = _leader(heard)
+        received = [heartbeat for received_at, heartbeat in kept.values() if time_s - received_at <= RECENT_HEARTBEAT_S]
+        leader = _leader(received)
         age = _gauge("signalmesh_heartbeat_age_seconds", "Since the newest heartbeat was heard.", "agent", "role")
-        for (role, name), (heard_at, _) in kept.items():
-            age.add_metric([name, role], max(0.0, time_s - heard_at))
+        for (role, name), (received_at, _) in kept.items():
+            age.add_metric([name, role], max(0.0, time_s - received_at))
         yield age
-        yield from self._agents([beat for beat in heard if beat.role == "agent"], leader)
-        yield from self._sandboxes([beat for beat in heard if beat.role == "sandbox"], leader)
+        yield from self._agents([heartbeat for heartbeat in received if heartbeat.role == "agent"], leader)
+        yield from self._sandboxes([heartbeat for heartbeat in received if heartbeat.role == "sandbox"], leader)
         yield self._availability([name for role, name in kept if role == "sandbox"], leader)
-        yield from self._watchdogs([beat for beat in heard if beat.role == "watchdog"], leader)
-        yield from self._mirror([beat for beat in heard if beat.role == "mirror"])
-        yield self._given_up(heard)
+        yield from self._watchdogs([heartbeat for heartbeat in received if heartbeat.role == "watchdog"], leader)
+        yield from self._mirror([heartbeat for heartbeat in received if heartbeat.role == "mirror"])
+        yield self._failed(received)
 
-    def _is_missed(self, beat: Heartbeat, served: Mapping[str, str]) -> bool:
+    def _is_missed(self, heartbeat: Heartbeat, served: Mapping[str, str]) -> bool:
         """Whether the silence of who said `beat` is to be noticed, however long it lasts."""
-        if beat.status == "standby":
+        if heartbeat.status == "standby":
             return False
-        if beat.role != "sandbox":
-            return beat.agent in self._names.known
-        sandbox = beat.group or beat.agent
-        return sandbox in self._names.known and served[sandbox] == beat.agent
+        if heartbeat.role != "sandbox":
+            return heartbeat.agent in self._names.known
+        sandbox = heartbeat.group or heartbeat.agent
+        return sandbox in self._names.known and served[sandbox] == heartbeat.agent
 
     def _agents(self, agents: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         lag = _gauge("signalmesh_agent_lag_messages", "Inputs in the stream that the agent has not handled.", "agent")
@@ -105,21 +105,21 @@ class BeatFigures(Collector):
             "signalmesh_snapshot_seconds", "From taking the newest snapshot to its being stored.", "agent"
         )
         place = _gauge("signalmesh_agent_sandbox", "1 for the sandbox that it runs in.", "agent", "sandbox")
-        for beat in agents:
-            name = beat.agent
-            lag.add_metric([name], beat.lag)
-            outputs.add_metric([name], beat.outputs)
-            poison.add_metric([name], beat.poison)
-            skipped.add_metric([name], beat.skipped)
-            place.add_metric([name, self._names.label(beat.sandbox) if beat.sandbox else ""], 1)
-            if beat.cpu_s is not None:
-                cpu.add_metric([name], beat.cpu_s)
-            if beat.rss_mb is not None:
-                memory.add_metric([name], beat.rss_mb * MEBIBYTE)
-            if beat.snapshot_ms is not None:
-                snapshot.add_metric([name], beat.snapshot_ms / 1000)
+        for heartbeat in agents:
+            name = heartbeat.agent
+            lag.add_metric([name], heartbeat.lag)
+            outputs.add_metric([name], heartbeat.outputs)
+            poison.add_metric([name], heartbeat.poison)
+            skipped.add_metric([name], heartbeat.skipped)
+            place.add_metric([name, self._names.label(heartbeat.sandbox) if heartbeat.sandbox else ""], 1)
+            if heartbeat.cpu_s is not None:
+                cpu.add_metric([name], heartbeat.cpu_s)
+            if heartbeat.rss_mb is not None:
+                memory.add_metric([name], heartbeat.rss_mb * MEBIBYTE)
+            if heartbeat.snapshot_ms is not None:
+                snapshot.add_metric([name], heartbeat.snapshot_ms / 1000)
         yield from (lag, outputs, poison, skipped, cpu, memory, snapshot, place)
-        states = {beat.agent: beat.status for beat in agents}
+        states = {heartbeat.agent: heartbeat.status for heartbeat in agents}
         phases = (leader.phases if leader else None) or {}
         states |= {name: phase for name, phase in phases.items() if self._names.label(name) != OTHER}
         state = _gauge("signalmesh_agent_state", "1 for the state that the agent is in.", "agent", "state")
@@ -130,9 +130,9 @@ class BeatFigures(Collector):
     def _sandboxes(self, hosts: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         agents = _gauge("signalmesh_sandbox_agents", "Agent processes that run in the sandbox.", "sandbox")
         uptime = _gauge("signalmesh_sandbox_uptime_seconds", "Since the sandbox's host was started.", "sandbox")
-        for beat in hosts:
-            agents.add_metric([beat.agent], sum(child.exit_code is None for child in beat.inventory or ()))
-            uptime.add_metric([beat.agent], beat.uptime_s or 0.0)
+        for heartbeat in hosts:
+            agents.add_metric([heartbeat.agent], sum(child.exit_code is None for child in heartbeat.inventory or ()))
+            uptime.add_metric([heartbeat.agent], heartbeat.uptime_s or 0.0)
         yield from (agents, uptime)
         yield from self._health(hosts, leader)
 
@@ -150,11 +150,11 @@ class BeatFigures(Collector):
         )
         price = _gauge("signalmesh_sandbox_price_dollars_per_hour", "As configured.", "sandbox")
         cost = _gauge("signalmesh_sandbox_cost_dollars", "The price times its age.", "sandbox")
-        usages = {beat.agent: beat.usage for beat in hosts}
+        usages = {heartbeat.agent: heartbeat.usage for heartbeat in hosts}
         accounts = (leader.accounts if leader else None) or {}
-        for beat in hosts:
-            name = beat.agent
-            health = health_of(beat, accounts.get(name), usages)
+        for heartbeat in hosts:
+            name = heartbeat.agent
+            health = health_of(heartbeat, accounts.get(name), usages)
             for family, value in (
                 (processes, health.processes),
                 (cpu, health.cpu_s),
@@ -181,51 +181,55 @@ class BeatFigures(Collector):
                 ratio.add_metric([name], share)
         return ratio
 
-    def _given_up(self, heard: list[Heartbeat]) -> Metric:
+    def _failed(self, received: list[Heartbeat]) -> Metric:
         """Of sandboxes that have no host to be heard; once mended or its provider is not heard, the series ends."""
-        given_up = _gauge(
-            "signalmesh_sandbox_given_up", "1 for one that its provider cannot make until it is mended.", "sandbox"
+        failed = _gauge(
+            "signalmesh_sandbox_failed", "1 for one that its provider cannot make until it is mended.", "sandbox"
         )
-        names = {self._names.label(name) for beat in heard for name in given_up_by(beat)}
+        names = {self._names.label(name) for heartbeat in received for name in failed_sandboxes_of(heartbeat)}
         for name in sorted(names):  # several strangers share a label
-            given_up.add_metric([name], 1)
-        return given_up
+            failed.add_metric([name], 1)
+        return failed
 
-    def _watchdogs(self, beats: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
+    def _watchdogs(self, heartbeats: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         term = _gauge("signalmesh_watchdog_term", "The leading watchdog's term: the sequence of its claim.")
         if leader is not None:
             term.add_metric([], leader.epoch)
         standby = _gauge("signalmesh_watchdog_standby", "1 if a watchdog was heard that stands by.")
-        standby.add_metric([], any(beat.status == "standby" for beat in beats))
+        standby.add_metric([], any(heartbeat.status == "standby" for heartbeat in heartbeats))
         yield from (term, standby)
 
-    def _mirror(self, beats: list[Heartbeat]) -> Iterator[Metric]:
+    def _mirror(self, heartbeats: list[Heartbeat]) -> Iterator[Metric]:
         lag = _gauge("signalmesh_mirror_lag_messages", "Rows that the mirror's file does not hold yet.")
         behind = _gauge("signalmesh_mirror_lag_seconds", "Age of the oldest row that was read and is not in the file.")
         state = _gauge("signalmesh_mirror_state", "1 for the state that the mirror is in.", "state")
-        for beat in beats:
-            lag.add_metric([], beat.lag)
-            behind.add_metric([], (beat.behind_ms or 0) / 1000)
-            state.add_metric([beat.status if beat.status in MIRROR_STATES else OTHER], 1)
+        for heartbeat in heartbeats:
+            lag.add_metric([], heartbeat.lag)
+            behind.add_metric([], (heartbeat.behind_ms or 0) / 1000)
+            state.add_metric([heartbeat.status if heartbeat.status in MIRROR_STATES else OTHER], 1)
         yield from (lag, behind, state)
 
 
-def _newest_hosts(beats: Mapping[tuple[str, str], tuple[float, Heartbeat]]) -> dict[str, str]:
+def _newest_hosts(heartbeats: Mapping[tuple[str, str], tuple[float, Heartbeat]]) -> dict[str, str]:
     """Sandbox -> which of its hosts was heard last."""
-    hosts = [(at, beat.group or beat.agent, beat.agent) for at, beat in beats.values() if beat.role == "sandbox"]
+    hosts = [
+        (at, heartbeat.group or heartbeat.agent, heartbeat.agent)
+        for at, heartbeat in heartbeats.values()
+        if heartbeat.role == "sandbox"
+    ]
     return {sandbox: name for _, sandbox, name in sorted(hosts)}
 
 
-def _kept_for(beat: Heartbeat) -> float:
+def _kept_for(heartbeat: Heartbeat) -> float:
     """For how many seconds after `beat` its age is shown, where nobody misses who said it."""
-    if beat.status == "standby":
+    if heartbeat.status == "standby":
         return STANDBY_S
-    return HEARD_S if beat.status == "draining" else FORGET_S
+    return RECENT_HEARTBEAT_S if heartbeat.status == "draining" else FORGET_S
 
 
-def _leader(beats: Iterable[Heartbeat]) -> Heartbeat | None:
-    leading = (beat for beat in beats if beat.role == "watchdog" and beat.status == "live")
-    return max(leading, key=lambda beat: beat.epoch, default=None)
+def _leader(heartbeats: Iterable[Heartbeat]) -> Heartbeat | None:
+    leading = (heartbeat for heartbeat in heartbeats if heartbeat.role == "watchdog" and heartbeat.status == "live")
+    return max(leading, key=lambda heartbeat: heartbeat.epoch, default=None)
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

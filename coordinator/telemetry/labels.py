@@ -9,7 +9,7 @@ from bus.messages.subjects import RESERVED_NAMES
 
 OTHER = "(other)"
 """The label of everybody beyond the bound."""
-MOST_STRANGERS = 100
+MAX_UNKNOWN_WRITERS = 100
 """So many names that the configuration does not have get labels of their own."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -19,13 +19,13 @@ class Names:
 
     def __init__(self, known: Iterable[str]) -> None:
         self.known = frozenset(known) | RESERVED_NAMES
-        self._strangers: set[str] = set()
+        self._unknown_writers: set[str] = set()
 
     def label(self, name: str) -> str:
         """`name`, or OTHER."""
-        if name in self.known or name in self._strangers:
+        if name in self.known or name in self._unknown_writers:
             return name
-        if len(self._strangers) >= MOST_STRANGERS or not _NAME.fullmatch(name):
+        if len(self._unknown_writers) >= MAX_UNKNOWN_WRITERS or not _NAME.fullmatch(name):
             return OTHER
-        self._strangers.add(name)
+        self._unknown_writers.add(name)
         return name

@@ -18,11 +18,11 @@ from typing import Any
 import structlog
 from prometheus_client import generate_latest, start_http_server
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.outbox import Outbox
 from bus.errors import EXIT_DONE, BusError, MessageError
-from bus.heartbeats import LISTEN_S, beat
-from bus.interface import Closable, Heard, Stored
+from bus.heartbeats import LISTEN_S, send_heartbeats
+from bus.interface import Closable, ReceivedMessage, StoredMessage
 from bus.messages import Heartbeat, Lifecycle, decode
 from bus.mirror.loss_check import half_done
 from bus.nats.bus import NatsBus
@@ -34,37 +34,37 @@ from bus.utils.processes import on_signals
 from coordinator.config.loader import load
 from coordinator.config.scaling import with_agents
 from coordinator.config.settings import SwarmConfig
-from coordinator.config.telemetry import DEFAULT_LISTEN, NOWHERE, Address, webhook_of
+from coordinator.config.telemetry import DEFAULT_LISTEN, NOWHERE, ListenAddress, webhook_of
 from coordinator.supervisor.config_publisher import read_config
 from coordinator.telemetry.alert_webhook import Webhook
-from coordinator.telemetry.heartbeat_metrics import BeatFigures
+from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
 from coordinator.telemetry.labels import Names
 from coordinator.telemetry.otel_env_check import log_wrong_variables
 from coordinator.telemetry.otlp_push import CLOSE_S, MetricsExport
-from coordinator.telemetry.stream_metrics import Figures
+from coordinator.telemetry.stream_metrics import StreamMetrics
 
 NAME = "metrics"
 HEARTBEAT_S = 0.5
-LOOK_S = 1.0
+POLL_INTERVAL_S = 1.0
 """Between two looks at what the stream holds."""
 FINISH_S = 5.0
 """Longest time to wait, when asked to end, for the answer to an alert that is being posted."""
 END_S = 7.0
 """Longest time for that and the last export together; `up` waits for 8 s."""
-LOOK_BACK = 4096
+LOOKBACK = 4096
 """So many messages before the end are read when it starts: inputs that are about to be answered."""
 
 log = structlog.get_logger("signalmesh.metrics")
 
 
-class Observer:
+class MetricsObserver:
     """Follows one swarm and counts. `everything`: from the stream's first message on, not from its end."""
 
     def __init__(self, bus: NatsBus, config: SwarmConfig, *, everything: bool = False) -> None:
         agents, sandboxes = [item.spec.name for item in config.agents], [sandbox.name for sandbox in config.sandboxes]
         self._bus, self._everything = bus, everything
-        self.figures = Figures(bus.subjects, Names((*agents, *sandboxes)), agents)
-        self.beats = BeatFigures(self.figures.registry, self.figures.names)
+        self.metrics = StreamMetrics(bus.subjects, Names((*agents, *sandboxes)), agents)
+        self.heartbeats = HeartbeatMetrics(self.metrics.registry, self.metrics.names)
         self._reader: Reader | None = None
         self._listening: Closable | None = None
         self._counted_from = 1
@@ -82,10 +82,10 @@ class Observer:
         info = await self._info()
         end = info["state"]["last_seq"]
         self._counted_from = 1 if self._everything else end + 1
-        await self._read_from(max(1, info["state"]["first_seq"], self._counted_from - LOOK_BACK), info["created"])
+        await self._read_from(max(1, info["state"]["first_seq"], self._counted_from - LOOKBACK), info["created"])
         if self._listening is None:
             bus = self._bus
-            self._listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", self._on_beat)
+            self._listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", self._on_heartbeat)
 
     async def look(self) -> None:
         """See what the stream holds; one that was made anew, or has lost its end, is read again where it differs.
@@ -95,10 +95,10 @@ class Observer:
         """
         read = self.read_through  # reading goes on while the server answers
         info = await self._info()
-        state, figures = info["state"], self.figures
-        figures.stream_messages.set(state["messages"])
-        figures.stream_bytes.set(state["bytes"])
-        figures.observer_lag.set(max(0, state["last_seq"] - self.read_through))
+        state, metrics = info["state"], self.metrics
+        metrics.stream_messages.set(state["messages"])
+        metrics.stream_bytes.set(state["bytes"])
+        metrics.observer_lag.set(max(0, state["last_seq"] - self.read_through))
         if half_done(self._bus, info):
             return  # it is being put back: what of it is new is read on from where we are
         if self._reader is None or info["created"] != self._created or state["last_seq"] < read:
@@ -106,23 +106,23 @@ class Observer:
 
     async def _read_again(self, info: dict[str, Any], read: int) -> None:
         """Count what the stream holds now and was not counted of the one that was read up to `read`."""
-        state, figures = info["state"], self.figures
+        state, metrics = info["state"], self.metrics
         await self._end_reading()
         if info["created"] == self._created:
-            log.warning("stream_lost_its_end", last=state["last_seq"], read_through=read)
-            known = figures.noted_from(min(read, state["last_seq"]) + 1) - 1
+            log.warning("stream_truncated", last=state["last_seq"], read_through=read)
+            known = metrics.noted_from(min(read, state["last_seq"]) + 1) - 1
         else:
-            log.warning("stream_made_anew", last=state["last_seq"], read_through=read)
+            log.warning("stream_recreated", last=state["last_seq"], read_through=read)
             known = min(read, await self._restored_through())
         self._counted_from = known + 1
         await self._read_from(max(1, state["first_seq"], known + 1), info["created"])
 
     async def _read_from(self, first: int, created: str) -> None:
-        bus, figures = self._bus, self.figures
-        figures.restored_through = await self._restored_through()
+        bus, metrics = self._bus, self.metrics
+        metrics.restored_through = await self._restored_through()
         config = await read_config(bus)
         if config is not None:
-            figures.use(config)
+            metrics.use(config)
         self.read_through = first - 1
         reader = Reader(bus.jetstream, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
         await reader.start()
@@ -162,23 +162,23 @@ class Observer:
                     through = max(through, min(last, stored.sequence))
         return through
 
-    def _on_stored(self, stored: Stored) -> None:
+    def _on_stored(self, stored: StoredMessage) -> None:
         self.read_through = stored.sequence
-        if self.figures.has_noted(stored):
+        if self.metrics.has_noted(stored):
             return  # read again
         if stored.sequence >= self._counted_from:
-            self.figures.count(stored)
+            self.metrics.count(stored)
         else:
-            self.figures.remember(stored)
+            self.metrics.remember(stored)
 
-    async def _on_beat(self, heard: Heard) -> None:
+    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
         try:
-            beat = decode(self._bus.subjects.parse(heard.subject), heard.subject, heard.data)
+            heartbeat = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
         except MessageError:
-            self.beats.take_unreadable()
+            self.heartbeats.take_unreadable()
             return
-        assert isinstance(beat, Heartbeat)
-        self.beats.take(beat)
+        assert isinstance(heartbeat, Heartbeat)
+        self.heartbeats.take(heartbeat)
 
 
 async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
@@ -187,19 +187,19 @@ async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
     Raises:
         BusError: the bus does not answer, or there is no such swarm there.
     """
-    observer = Observer(bus, config, everything=True)
+    observer = MetricsObserver(bus, config, everything=True)
     await observer.start()
     try:
         await asyncio.sleep(LISTEN_S)
         await observer.until_read((await bus.bounds()).last)
-        observer.figures.observer_connected.set(1)
+        observer.metrics.observer_connected.set(1)
         await observer.look()
-        return generate_latest(observer.figures.registry).decode()
+        return generate_latest(observer.metrics.registry).decode()
     finally:
         await observer.close()
 
 
-async def _follow(bus: NatsBus, observer: Observer, posting: _Posting | None, stop: asyncio.Event) -> None:
+async def _follow(bus: NatsBus, observer: MetricsObserver, posting: _Posting | None, stop: asyncio.Event) -> None:
     """Follow until told to end, whatever becomes of the bus."""
     started = False
     while not stop.is_set():
@@ -209,28 +209,28 @@ async def _follow(bus: NatsBus, observer: Observer, posting: _Posting | None, st
                 started = True
             await observer.look()
         except BusError as error:
-            log.debug("metrics_wait", problem=str(error))
-        observer.figures.observer_connected.set(bus.live and started)
+            log.debug("metrics_paused", problem=str(error))
+        observer.metrics.observer_connected.set(bus.live and started)
         if posting is not None:
             await posting.look()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(POLL_INTERVAL_S):
                 await stop.wait()
 
 
 class _Posting:
     """The webhook beside the observer, where there is one: its task, and how many alerts wait for it."""
 
-    def __init__(self, bus: NatsBus, url: str, figures: Figures) -> None:
-        self._figures = figures
+    def __init__(self, bus: NatsBus, url: str, metrics: StreamMetrics) -> None:
+        self._metrics = metrics
         self._outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), lambda _: None)
-        self._webhook = Webhook(bus, url, figures, Reporter(bus, self._outbox, NAME))
+        self._webhook = Webhook(bus, url, metrics, EventPublisher(bus, self._outbox, NAME))
         self._task = asyncio.create_task(self._webhook.run(), name="webhook")
 
     async def look(self) -> None:
         self._outbox.check()
         with contextlib.suppress(BusError):
-            self._figures.webhook_waiting.set(await self._webhook.waiting())
+            self._metrics.webhook_waiting.set(await self._webhook.waiting())
 
     async def end(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -265,30 +265,32 @@ def run_metrics(
     address = None
     if listen != NOWHERE:
         where = "--listen" if listen is not None else f"{config.file}: metrics.listen:"
-        address = Address.parse(listen if listen is not None else config.metrics.listen or DEFAULT_LISTEN, where)
+        address = ListenAddress.parse(listen if listen is not None else config.metrics.listen or DEFAULT_LISTEN, where)
         address.check_free(where)
 
     async def observe() -> int:
         stop = asyncio.Event()
         bus = await NatsBus.connect(url, swarm or config.swarm, NAME, wait_s=None)
         on_signals(stop.set)  # until here there is nothing to end in order
-        observer = Observer(bus, config)
+        observer = MetricsObserver(bus, config)
         server = None
         if address is not None:
-            registry = observer.figures.registry
+            registry = observer.metrics.registry
             server, _ = await asyncio.to_thread(start_http_server, address.port, address.host, registry=registry)
             log.info("metrics_served", url=f"http://{address.shown_host}:{server.server_port}/metrics")
         export = None
         if exporting is not None:
             describe = partial(describe_process, bus.subjects.ns)
-            export = MetricsExport(exporting, os.environ, observer.figures.registry, describe)
-        posting = _Posting(bus, webhook, observer.figures) if webhook else None
-        beating = asyncio.create_task(beat(bus, NAME, "metrics", HEARTBEAT_S, observer.told), name="metrics-beat")
+            export = MetricsExport(exporting, os.environ, observer.metrics.registry, describe)
+        posting = _Posting(bus, webhook, observer.metrics) if webhook else None
+        heartbeat_task = asyncio.create_task(
+            send_heartbeats(bus, NAME, "metrics", HEARTBEAT_S, observer.told), name="metrics-beat"
+        )
         try:
             await _follow(bus, observer, posting, stop)
         finally:
             until = asyncio.get_running_loop().time() + END_S
-            await end_tasks([beating])
+            await end_tasks([heartbeat_task])
             if posting is not None:
                 await posting.end()
             if export is not None:

@@ -70,7 +70,7 @@ def check_variables(environment: Mapping[str, str]) -> list[str]:
 def log_wrong_variables() -> None:
     """Say in the log of this process what is wrong with its environment: once, when a role starts."""
     for problem in check_variables(os.environ):
-        log.warning("exporting_setting_wrong", problem=problem)
+        log.warning("otel_variable_invalid", problem=problem)
 
 
 def check_exporting() -> list[Finding]:

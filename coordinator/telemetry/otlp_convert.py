@@ -30,7 +30,7 @@ from prometheus_client.metrics_core import Metric as Family
 
 from bus import __version__
 from bus.observability.otel_env import Exporting
-from bus.observability.otlp import Complaints, make_exporter, make_resource
+from bus.observability.otlp import ExporterErrors, make_exporter, make_resource
 
 __all__ = ["OtlpMetrics", "to_metrics"]
 
@@ -41,17 +41,17 @@ UNKNOWN = cast(float, None)
 CUMULATIVE = AggregationTemporality.CUMULATIVE
 
 
-def to_metrics(families: Iterable[Family], began_ns: int, at_ns: int) -> Iterator[Metric]:
-    """Each family that has a value, collected at `at_ns` by who has counted since `began_ns` (ns since 1970)."""
+def to_metrics(families: Iterable[Family], started_ns: int, at_ns: int) -> Iterator[Metric]:
+    """Each family that has a value, collected at `at_ns` by who has counted since `started_ns` (ns since 1970)."""
     for family in families:
         if not family.samples:
             continue
         data: Sum | Gauge | Histogram
         if family.type == "histogram":
-            data = Histogram(list(_histograms(family, began_ns, at_ns)), CUMULATIVE)
+            data = Histogram(list(_histograms(family, started_ns, at_ns)), CUMULATIVE)
         elif family.type == "counter":
             # What somebody else counts and only tells (agents, in their heartbeats) began we do not know when.
-            since_ns = 0 if isinstance(family, CounterMetricFamily) else began_ns
+            since_ns = 0 if isinstance(family, CounterMetricFamily) else started_ns
             data = Sum(_numbers(family, since_ns, at_ns), CUMULATIVE, is_monotonic=True)
         else:
             data = Gauge(_numbers(family, 0, at_ns))
@@ -62,7 +62,7 @@ def _numbers(family: Family, since_ns: int, at_ns: int) -> list[NumberDataPoint]
     return [NumberDataPoint(sample.labels, since_ns, at_ns, float(sample.value)) for sample in family.samples]
 
 
-def _histograms(family: Family, began_ns: int, at_ns: int) -> Iterator[HistogramDataPoint]:
+def _histograms(family: Family, started_ns: int, at_ns: int) -> Iterator[HistogramDataPoint]:
     """A point for each set of labels. The page's buckets hold all values up to a bound, OTLP's those of one bucket."""
     found: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
     for sample in family.samples:
@@ -78,7 +78,7 @@ def _histograms(family: Family, began_ns: int, at_ns: int) -> Iterator[Histogram
         up_to = [0, *(point["buckets"][bound] for bound in bounds)]
         yield HistogramDataPoint(
             dict(labels_of),
-            began_ns,
+            started_ns,
             at_ns,
             count=int(point["count"]),
             sum=point["sum"],
@@ -98,7 +98,7 @@ class OtlpMetrics:
         Raises:
             ValueError: the protocol is unknown or not installed.
         """
-        self._complaints = Complaints()
+        self._complaints = ExporterErrors()
         self._exporter: MetricExporter = make_exporter(exporting.protocol, "metrics")
         self._resource = make_resource(attributes)
         self._scope = InstrumentationScope("signalmesh", __version__)
@@ -108,9 +108,9 @@ class OtlpMetrics:
         """What the exporter has said of its newest failure; empty where it said nothing."""
         return self._complaints.newest
 
-    def send(self, families: Iterable[Family], began_ns: int, at_ns: int, timeout_s: float) -> bool:
+    def send(self, families: Iterable[Family], started_ns: int, at_ns: int, timeout_s: float) -> bool:
         """Export them, with the exporter's own retries; False if the collector does not have them."""
-        metrics = list(to_metrics(families, began_ns, at_ns))
+        metrics = list(to_metrics(families, started_ns, at_ns))
         of_scope = ScopeMetrics(self._scope, metrics, "")
         data = MetricsData([ResourceMetrics(self._resource, [of_scope], "")])
         return self._exporter.export(data, timeout_millis=timeout_s * 1000) is MetricExportResult.SUCCESS

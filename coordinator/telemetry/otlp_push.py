@@ -44,9 +44,9 @@ class MetricsExport:
         self._exporting, self._registry, self._attributes = exporting, registry, attributes
         self._interval_s = read_number(environment, "OTEL_METRIC_EXPORT_INTERVAL", INTERVAL_MS) / 1000
         self._timeout_s = read_number(environment, "OTEL_METRIC_EXPORT_TIMEOUT", TIMEOUT_MS) / 1000
-        self._began_ns = time.time_ns()
+        self._started_ns = time.time_ns()
         self._ending = threading.Event()
-        self._given_up = False
+        self._failed = False
         self._untaken_since: float | None = None
         """Since when (monotonic) the collector has been sent figures without taking any."""
         self._sender: Any = None
@@ -77,11 +77,11 @@ class MetricsExport:
         if self._untaken_since is None:
             self._untaken_since = time.monotonic()
         try:
-            done = self._sender.send(self._registry.collect(), self._began_ns, time.time_ns(), self._timeout_s)
+            done = self._sender.send(self._registry.collect(), self._started_ns, time.time_ns(), self._timeout_s)
             why = self._sender.why or "the collector did not take them"
         except Exception as error:  # noqa: BLE001 - as above
             why = f"{type(error).__name__}: {error}"
-        if self._given_up:
+        if self._failed:
             return  # `close` has told of it
         if done:
             self._untaken_since = None
@@ -107,7 +107,7 @@ class MetricsExport:
         self._ending.set()
         self._thread.join(within_s)
         if self._thread.is_alive():
-            self._given_up = True
+            self._failed = True
             self._tell(f"the collector did not take the last ones within {within_s:.1f} s")
             if self._sender is not None:
                 self._sender.shutdown()

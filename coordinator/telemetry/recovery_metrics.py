@@ -51,7 +51,7 @@ class _End:
     spawned: int = 0
 
 
-class Recoveries:
+class RecoveryMetrics:
     """Follows each agent from the first sign of a death until its successor is ready, and measures both steps.
 
     `agents` are those of the configuration: each has its series at 0 from the start.

@@ -14,12 +14,12 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from bus.errors import MessageError
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import KINDS, Alert, Config, Decision, Epoch, Lifecycle, MarketData, Message, Side, decode
 from bus.messages.headers import CAUSE, number
 from bus.messages.subjects import KEPT_KINDS, WATCHDOG, Subjects
 from coordinator.telemetry.labels import OTHER, Names
-from coordinator.telemetry.recovery_metrics import Recoveries
+from coordinator.telemetry.recovery_metrics import RecoveryMetrics
 
 REMEMBERED = 32_768
 """Of so many messages, and ticks, it is known when they were stored; what answers an older one has no latency."""
@@ -32,7 +32,7 @@ NANOSECOND = 1e-9
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, of which nothing here makes use
 
 
-class Figures:
+class StreamMetrics:
     """Counts what the stream of one swarm says, message by message and in its order.
 
     `agents` are those of the configuration: what befalls them is counted from 0, and so is all else whose labels are
@@ -105,7 +105,7 @@ class Figures:
         self.webhook_waiting = Gauge(
             "signalmesh_webhook_waiting_alerts", "Alerts that the webhook has not been given yet.", registry=registry
         )
-        self.recoveries = Recoveries(registry, names, tuple(agents))
+        self.recoveries = RecoveryMetrics(registry, names, tuple(agents))
         self._begin(tuple(agents))
 
     def _begin(self, agents: tuple[str, ...]) -> None:
@@ -126,7 +126,7 @@ class Figures:
         """Go by `config` from now on: whose decisions are the swarm's."""
         self._config = config
 
-    def has_noted(self, stored: Stored) -> bool:
+    def has_noted(self, stored: StoredMessage) -> bool:
         """Whether this very message was counted or remembered, as far back as is known (REMEMBERED)."""
         return bool(stored.stored_ns) and self._stored.get(stored.sequence) == stored.stored_ns
 
@@ -134,14 +134,14 @@ class Figures:
         """Sequence of the oldest message that `has_noted` knows; `default` where it knows none."""
         return next(iter(self._stored), default)
 
-    def remember(self, stored: Stored) -> None:
+    def remember(self, stored: StoredMessage) -> None:
         """Note a message without counting it: later ones may answer it."""
         self._note(stored)
         kind = stored.subject.split(".", 2)[1]
         if kind == "market":
             self._read(stored, kind, count=False)
 
-    def count(self, stored: Stored) -> None:
+    def count(self, stored: StoredMessage) -> None:
         """Count the next message of the stream."""
         self._note(stored)
         kind = stored.subject.split(".", 2)[1]
@@ -155,19 +155,19 @@ class Figures:
         if kind in KINDS:
             self._read(stored, kind, count=True)
 
-    def _note(self, stored: Stored) -> None:
+    def _note(self, stored: StoredMessage) -> None:
         if stored.stored_ns and stored.sequence > self.restored_through:
             self._stored[stored.sequence] = stored.stored_ns
             if len(self._stored) > REMEMBERED:
                 self._stored.popitem(last=False)
 
-    def _since(self, stored_ns: int | None, stored: Stored) -> float | None:
+    def _since(self, stored_ns: int | None, stored: StoredMessage) -> float | None:
         """Seconds from then to this message; None if unknown, or if the server's clock was set back between."""
         if stored_ns is None or stored.stored_ns < stored_ns:
             return None
         return (stored.stored_ns - stored_ns) * NANOSECOND
 
-    def _read(self, stored: Stored, kind: str, *, count: bool) -> None:
+    def _read(self, stored: StoredMessage, kind: str, *, count: bool) -> None:
         try:
             address = self._subjects.parse(stored.subject)
             message = decode(address, stored.subject, stored.data)
@@ -180,7 +180,7 @@ class Figures:
         elif count:
             self._take(message, stored, address.agent)
 
-    def _take(self, message: Message, stored: Stored, writer: str) -> None:
+    def _take(self, message: Message, stored: StoredMessage, writer: str) -> None:
         match message:
             case Decision():
                 self._decided(message, stored)
@@ -198,13 +198,13 @@ class Figures:
             case _:
                 pass
 
-    def _tick(self, tick: MarketData, stored: Stored) -> None:
+    def _tick(self, tick: MarketData, stored: StoredMessage) -> None:
         if tick.sequence is not None and stored.stored_ns and stored.sequence > self.restored_through:
             self._ticks[tick.symbol, tick.source, tick.sequence] = stored.stored_ns
             if len(self._ticks) > REMEMBERED:
                 self._ticks.popitem(last=False)
 
-    def _decided(self, decision: Decision, stored: Stored) -> None:
+    def _decided(self, decision: Decision, stored: StoredMessage) -> None:
         deciders = self._config.deciders if self._config else ()
         if deciders and decision.source not in deciders:
             self.foreign_decisions.inc()

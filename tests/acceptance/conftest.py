@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bus.nats.bus import NatsBus
-from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import MANY_ROUNDS, ROUNDS, Content, content_of, exact_toml
 from tests.acceptance.faults import kill_agents, kill_host
+from tests.acceptance.subscriber import read_stream
 from tests.acceptance.swarm import AGENTS, Swarm
 from tests.support.copying import Recorded, record
 
@@ -31,8 +31,8 @@ def chance() -> random.Random:
 def _run(directory: Path, rounds: int) -> Content:
     async def run() -> Content:
         async with Swarm(directory, exact_toml(speed=0, rounds=rounds)) as swarm:
-            ear = await swarm.up()
-            await ear.decided(rounds)
+            subscriber = await swarm.up()
+            await subscriber.decided(rounds)
             return content_of(await read_stream(swarm.url, swarm.name))
 
     return asyncio.run(run())
@@ -56,15 +56,15 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
     async def run() -> Recorded:
         async with Swarm(tmp_path_factory.mktemp("good"), exact_toml(speed=100, rounds=LENGTH)) as swarm:
-            ear = await swarm.up()
-            await ear.decided(40)
-            await kill_agents(swarm, ear, "strategy-momentum", "coordinator")
-            while_live = await swarm.verb("audit", "--json")
-            await ear.decided(120)
-            await kill_agents(swarm, ear, "research-1")
-            await kill_host(swarm, ear, "python")
-            await ear.decided(LENGTH)
-            at_rest, replayed = await swarm.verb("audit"), await swarm.verb("replay")
+            subscriber = await swarm.up()
+            await subscriber.decided(40)
+            await kill_agents(swarm, subscriber, "strategy-momentum", "coordinator")
+            while_live = await swarm.command("audit", "--json")
+            await subscriber.decided(120)
+            await kill_agents(swarm, subscriber, "research-1")
+            await kill_host(swarm, subscriber, "python")
+            await subscriber.decided(LENGTH)
+            at_rest, replayed = await swarm.command("audit"), await swarm.command("replay")
             for found in (while_live, at_rest, replayed):
                 assert found.code == 0, found.out + found.err
             assert "all of it holds" in at_rest.out

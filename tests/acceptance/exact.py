@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.ear import Said
+from tests.acceptance.subscriber import Said
 from tests.acceptance.swarm import AGENTS, agents_toml
 
 ROUNDS = 600

@@ -1,7 +1,7 @@
 """A whole swarm as its user has it: the console script in a directory of its own, its processes, its state.
 
 Whatever is started here ends with its context, by pid. Nothing waits by sleeping: an end is waited for by pidfd, all
-else by what is heard on the bus (tests/acceptance/ear.py).
+else by what is heard on the bus (tests/acceptance/subscriber.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Self
 import psutil
 
 from bus.utils.processes import die_with_parent, wait_pid_exit
-from tests.acceptance.ear import Ear
+from tests.acceptance.subscriber import Subscriber
 
 SIGNALMESH = Path(sys.executable).with_name("signalmesh")
 GUARD_S = 60.0
@@ -75,7 +75,7 @@ class Finished:
         return json.loads(self.out)
 
 
-async def run_verb(
+async def run_command(
     directory: Path, *arguments: str, guard_s: float = GUARD_S, environment: Mapping[str, str] | None = None
 ) -> Finished:
     """Run `signalmesh ARGUMENTS` in `directory` to its end; never a traceback."""
@@ -145,7 +145,7 @@ class Swarm:
         self.process: asyncio.subprocess.Process
         self._last_lines: deque[str] = deque(maxlen=6)
         self._drains: list[asyncio.Task[None]] = []
-        self._ears: list[Ear] = []
+        self._subscribers: list[Subscriber] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -153,21 +153,21 @@ class Swarm:
     async def __aexit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self._tell()
-        await self._close_ears()
+        await self._close_subscribers()
         if hasattr(self, "process"):
-            everybody = [] if self.process.returncode is not None else self.everybody()
-            ends = await Ends.of(*(process.pid for process in everybody))
-            for process in everybody:
+            all_agents = [] if self.process.returncode is not None else self.all_agents()
+            ends = await Ends.of(*(process.pid for process in all_agents))
+            for process in all_agents:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()  # psutil makes sure that it is no later process of the same pid
             await ends.all()
             await self.process.wait()
             await asyncio.gather(*self._drains)
 
-    async def _close_ears(self) -> None:
-        for ear in self._ears:
-            await ear.close()
-        self._ears.clear()
+    async def _close_subscribers(self) -> None:
+        for subscriber in self._subscribers:
+            await subscriber.close()
+        self._subscribers.clear()
 
     def _tell(self) -> None:
         """Where it stood; pytest shows this with a failure."""
@@ -179,7 +179,7 @@ class Swarm:
 
     # -- running
 
-    async def up(self, *arguments: str, port: str = "0") -> Ear:
+    async def up(self, *arguments: str, port: str = "0") -> Subscriber:
         """Start it; returns an ear that was there before the first agent."""
         with (self.directory / "up.err").open("ab") as errors:
             self.process = await asyncio.create_subprocess_exec(
@@ -218,18 +218,18 @@ class Swarm:
         """What `up` wrote to its standard error, of all its runs."""
         return (self.directory / "up.err").read_text()
 
-    async def listen(self, subject: str = "", url: str = "") -> Ear:
+    async def listen(self, subject: str = "", url: str = "") -> Subscriber:
         """A plain NATS client that hears everything of this swarm (or `subject`) from now on."""
-        ear = await Ear.open(url or self.url, subject or f"{self.name}.>", self.name)
-        self._ears.append(ear)
-        return ear
+        subscriber = await Subscriber.open(url or self.url, subject or f"{self.name}.>", self.name)
+        self._subscribers.append(subscriber)
+        return subscriber
 
-    async def verb(self, *arguments: str, guard_s: float = GUARD_S) -> Finished:
-        return await run_verb(self.directory, *arguments, guard_s=guard_s)
+    async def command(self, *arguments: str, guard_s: float = GUARD_S) -> Finished:
+        return await run_command(self.directory, *arguments, guard_s=guard_s)
 
     # -- its processes
 
-    def everybody(self) -> list[psutil.Process]:
+    def all_agents(self) -> list[psutil.Process]:
         """`up` and all that descends from it."""
         top = psutil.Process(self.process.pid)
         return [top, *top.children(recursive=True)]
@@ -250,12 +250,12 @@ class Swarm:
         async with asyncio.timeout(GUARD_S):
             code = await self.process.wait()
             await asyncio.gather(*self._drains)
-        await self._close_ears()
+        await self._close_subscribers()
         return code
 
     async def end(self, number: int) -> int:
         """Send `up` a signal; its exit code, once nothing of it is left."""
-        ends = await Ends.of(*(process.pid for process in self.everybody()))
+        ends = await Ends.of(*(process.pid for process in self.all_agents()))
         self.process.send_signal(number)
         code = await self.wait()
         await ends.all()

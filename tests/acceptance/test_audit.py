@@ -10,12 +10,12 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import headers as h
 from coordinator.audit.models import Audit, Problem
 from coordinator.audit.runner import audit_bus
 from tests.acceptance.conftest import LENGTH
-from tests.acceptance.swarm import AGENTS, run_verb
+from tests.acceptance.swarm import AGENTS, run_command
 from tests.support.copying import FENCE, Recorded, copied
 
 KEPT = 560
@@ -76,15 +76,15 @@ async def test_a_missing_decision(tmp_path: Path, good: Recorded):
     assert only(audit, "outputs").agent == COORDINATOR
 
 
-async def test_a_doubled_output(tmp_path: Path, good: Recorded):
+async def test_a_duplicated_output(tmp_path: Path, good: Recorded):
     first = good.find("swarm.decision.", Mesh_Output=20)
     place = spare(good, after=good.find("swarm.decision.", Mesh_Output=30).sequence)
     audit = await audit_of(tmp_path, good.replaced(place, first))
-    doubled = only(audit, "outputs")
-    assert (doubled.agent, doubled.sequences, doubled.found) == (COORDINATOR, [place], "20")
-    assert audit.agents[COORDINATOR].doubled == 1
+    duplicated = only(audit, "outputs")
+    assert (duplicated.agent, duplicated.sequences, duplicated.found) == (COORDINATOR, [place], "20")
+    assert audit.agents[COORDINATOR].duplicated == 1
     assert only(audit, "rounds").sequences == [place]
-    assert audit.rounds.doubled == 1
+    assert audit.rounds.duplicated == 1
 
 
 async def test_a_superseded_epoch(tmp_path: Path, good: Recorded):
@@ -143,7 +143,7 @@ async def test_somebody_else_in_an_agents_name(tmp_path: Path, good: Recorded):
 
 async def test_what_others_publish_is_counted_and_said(tmp_path: Path, good: Recorded):
     poison, stranger = spare(good), spare(good, after=100)
-    run = good.replaced(poison, Stored("swarm.market.BTC-USD.research-9", 0, b"not JSON"))
+    run = good.replaced(poison, StoredMessage("swarm.market.BTC-USD.research-9", 0, b"not JSON"))
     vote = replace(good.find("swarm.signal."), subject="swarm.signal.BTC-USD.outsider", headers={})
     audit = await audit_of(tmp_path, run.replaced(stranger, vote))
     assert audit.ok, audit.problems
@@ -203,11 +203,11 @@ async def test_a_gap_after_what_retention_has_removed(tmp_path: Path, good: Reco
     assert only(audit, "outputs").expected == str(KEPT + 20)
 
 
-async def test_the_verb_ends_with_1_and_says_what_is_wrong(tmp_path: Path, good: Recorded):
+async def test_the_command_ends_with_1_and_says_what_is_wrong(tmp_path: Path, good: Recorded):
     lost = good.find("swarm.decision.", Mesh_Output=10).sequence
     async with copied(tmp_path, good, without=(lost,)) as bus:
-        told = await run_verb(tmp_path, "audit", "--nats", bus.url)
-        as_json = await run_verb(tmp_path, "audit", "--nats", bus.url, "--json")
+        told = await run_command(tmp_path, "audit", "--nats", bus.url)
+        as_json = await run_command(tmp_path, "audit", "--nats", bus.url, "--json")
     assert told.code == as_json.code == 1
     assert f"message {lost} is not there" in told.out
     assert "output 10 is missing before output 11" in told.out

@@ -13,12 +13,12 @@ import orjson
 import pytest
 
 from bus.errors import MirrorDamaged, MirrorUnusable
-from bus.mirror.schema import Gap, Incarnation, KeptRow, MessageRow
+from bus.mirror.schema import KeptRow, MessageRow, MirrorGap, StreamIncarnation
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
 from coordinator.audit.runner import audit_bus, audit_file
 from tests.acceptance.conftest import LENGTH
-from tests.acceptance.swarm import AGENTS, run_verb
+from tests.acceptance.swarm import AGENTS, run_command
 from tests.support.copying import Recorded, copied
 
 EVENTS = "swarm_events"
@@ -30,8 +30,8 @@ async def mirrored(path: Path, run: Recorded, *, created: str = "", first: int =
     now_ns = time.time_ns()
     store = await MirrorStore.open(path, "swarm")
     end = len(run.messages) if last is None else last
-    gaps = [Gap(EVENTS, 1, first - 1, "before")] if first > 1 else []
-    await store.begin([Incarnation(EVENTS, created, b"{}", first - 1, "first")], {}, gaps)
+    gaps = [MirrorGap(EVENTS, 1, first - 1, "before")] if first > 1 else []
+    await store.begin([StreamIncarnation(EVENTS, created, b"{}", first - 1, "first")], {}, gaps)
     rows = [MessageRow(m.sequence, now_ns + m.sequence, m.subject, m.headers, m.data) for m in run.messages]
     kept = [
         KeptRow(bucket, key, number, "PUT", value, now_ns + len(rows))
@@ -55,8 +55,8 @@ async def created(bus: NatsBus) -> str:
 
 async def test_a_file_is_audited_without_a_bus(tmp_path: Path, good: Recorded):
     path = await mirrored(tmp_path / "mirror.sqlite", good)
-    told = await run_verb(tmp_path, "audit", "--file", str(path))
-    as_json = await run_verb(tmp_path, "audit", "--file", str(path), "--json")
+    told = await run_command(tmp_path, "audit", "--file", str(path))
+    as_json = await run_command(tmp_path, "audit", "--file", str(path), "--json")
     assert told.code == as_json.code == 0, told.out + told.err
     assert "all that could be checked holds" in told.out
     found = as_json.json
@@ -68,7 +68,7 @@ async def test_a_file_is_audited_without_a_bus(tmp_path: Path, good: Recorded):
 async def test_no_such_file(tmp_path: Path):
     with pytest.raises(MirrorUnusable):
         audit_file(tmp_path / "mirror.sqlite")
-    assert (await run_verb(tmp_path, "audit", "--file", "mirror.sqlite")).code == 2
+    assert (await run_command(tmp_path, "audit", "--file", "mirror.sqlite")).code == 2
 
 
 async def test_a_file_of_the_later_part(tmp_path: Path, good: Recorded):

@@ -18,9 +18,9 @@ OUTAGE_S = 4.0
 @pytest.mark.slow
 async def test_while_the_bus_is_away_nobody_is_absent(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "20")
-        await ear.live(*AGENTS)
-        [server] = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
+        subscriber = await swarm.up("--speed", "20")
+        await subscriber.live(*AGENTS)
+        [server] = [process.pid for process in swarm.all_agents() if process.name().startswith("nats-server")]
         ends = await Ends.of(server)
         swarm.process.send_signal(signal.SIGSTOP)  # nobody starts another one meanwhile
         since = time.monotonic()
@@ -29,24 +29,24 @@ async def test_while_the_bus_is_away_nobody_is_absent(tmp_path: Path):
         await asyncio.sleep(OUTAGE_S)
         outage_s = time.monotonic() - since
         swarm.process.send_signal(signal.SIGCONT)
-        await ear.more_beats(10, "watchdog", *SANDBOXES)
-        status = (await swarm.verb("status", "--json")).json
+        await subscriber.more_heartbeats(10, "watchdog", *SANDBOXES)
+        status = (await swarm.command("status", "--json")).json
         healths = {sandbox["name"]: sandbox["health"] for sandbox in status["sandboxes"]}
         assert set(healths) == set(SANDBOXES)
         for health in healths.values():
             assert health["seen_s"] * (1 - health["availability"]) < outage_s / 2, healths
-        assert [event for event in ear.lifecycle if event["event"] == "declared_dead"] == []
+        assert [event for event in subscriber.lifecycle if event["event"] == "declared_dead"] == []
 
 
 async def test_the_time_between_a_host_that_was_killed_and_the_next_one_counts_as_absence(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "20")
-        await ear.live(*AGENTS)
-        pid = ear.beats["python"]["pid"]
+        subscriber = await swarm.up("--speed", "20")
+        await subscriber.live(*AGENTS)
+        pid = subscriber.heartbeats["python"]["pid"]
         # Replaced after about HOST_LOST_S: silence alone tells only sometimes; tests/unit has the clock in hand.
         swarm.send(pid, signal.SIGKILL)
-        await ear.until("another host", lambda: ear.beats["python"]["pid"] != pid)
-        await ear.more_beats(3, "python", "watchdog")
-        status = (await swarm.verb("status", "--json")).json
+        await subscriber.until("another host", lambda: subscriber.heartbeats["python"]["pid"] != pid)
+        await subscriber.more_heartbeats(3, "python", "watchdog")
+        status = (await swarm.command("status", "--json")).json
         [health] = [sandbox["health"] for sandbox in status["sandboxes"] if sandbox["name"] == "python"]
         assert 0 < health["availability"] < 1, health

@@ -16,7 +16,7 @@ import pytest
 from bus.messages import Alert, encode, now
 from bus.nats.bus import NatsBus
 from bus.utils.processes import die_with_parent
-from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, SIGNALMESH, Ends, run_verb
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, SIGNALMESH, Ends, run_command
 from tests.support.cluster import free_ports
 
 GUARD = 3 * GUARD_S
@@ -63,7 +63,7 @@ async def rest_of(process: asyncio.subprocess.Process, stderr: asyncio.StreamRea
 
 @pytest.mark.slow
 async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary: Path):
-    done = await run_verb(tmp_path, "certify", "--json", "--out", "report.md", guard_s=GUARD)
+    done = await run_command(tmp_path, "certify", "--json", "--out", "report.md", guard_s=GUARD)
     assert done.code == 0, done.out + done.err
     found = done.json
     assert found == json.loads((tmp_path / "report.json").read_text())
@@ -95,8 +95,8 @@ async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary
     hops = {(hop["source"], hop["to"]) for hop in found["flow"]["hops"]}
     assert hops >= {("research-1", voter) for voter in AGENTS[1:4]}
     assert found["audit"]["ok"]
-    looked = {row["what"]: row["left"] for row in found["cleanup"]["looked"]}
-    assert looked == {"processes": [], "NATS server": [], "directory": []}
+    last_probe = {row["what"]: row["left"] for row in found["cleanup"]["looked"]}
+    assert last_probe == {"processes": [], "NATS server": [], "directory": []}
     assert found["cleanup"]["processes"] >= 14  # up, nats-server, three hosts, watchdog, mirror, agents and more
     text = (tmp_path / "report.md").read_text()
     for target in found["targets"]:
@@ -109,7 +109,7 @@ async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary
     for agent in found["agents"]:
         assert agent["agent_id"] in text
     for row in found["sandboxes"]:
-        assert row["probed_ms"] > row["heard_ms"]
+        assert row["probed_ms"] > row["received_ms"]
         assert f"| {row['health']['pss_mb']:,.1f} MiB | {row['health']['rss_mb']:,.1f} MiB |" in text
         assert f"| {row['probe']['own_memory_bytes'] / (1 << 20):,.1f} MiB |" in text
     flow = found["flow"]
@@ -123,7 +123,7 @@ async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary
 
 @pytest.mark.slow
 async def test_a_missed_target_fails_the_run(tmp_path: Path, temporary: Path):
-    done = await run_verb(tmp_path, "certify", "--max-detection", "0.000001", guard_s=GUARD)
+    done = await run_command(tmp_path, "certify", "--max-detection", "0.000001", guard_s=GUARD)
     assert done.code == 1, done.out + done.err
     assert "missed: detection" in done.out
     assert "| detection | < 1e-06 s |" in (tmp_path / "certify.md").read_text()
@@ -136,9 +136,9 @@ async def test_a_missed_target_fails_the_run(tmp_path: Path, temporary: Path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary: Path, number: int):
     process, stderr = await started_until(tmp_path, b"until rounds are decided")
-    everybody = psutil.Process(process.pid).children(recursive=True)
-    assert len(everybody) >= 14
-    ends = await Ends.of(*(child.pid for child in everybody))
+    all_agents = psutil.Process(process.pid).children(recursive=True)
+    assert len(all_agents) >= 14
+    ends = await Ends.of(*(child.pid for child in all_agents))
     process.send_signal(number)
     await ends.all()
     said = (await stderr.read()).decode()
@@ -150,11 +150,11 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
         assert leftovers(temporary) == []
         return
     [left] = temporary.glob("signalmesh-certify-*")
-    doctor = await run_verb(tmp_path, "doctor", "--json")
+    doctor = await run_command(tmp_path, "doctor", "--json")
     [finding] = [row for row in doctor.json["findings"] if row["check"] == "earlier certify"]
     assert (finding["level"], finding["remedy"]) == ("warning", f"rm -r {left}")
     assert str(left) in finding["text"]
-    again = await run_verb(tmp_path, "certify", guard_s=GUARD)
+    again = await run_command(tmp_path, "certify", guard_s=GUARD)
     assert again.code == 0, again.err
     assert f"has left {left}: rm -r {left}" in again.err
     assert (
@@ -240,7 +240,7 @@ async def test_alerts_are_said_as_they_come_and_do_no_harm(tmp_path: Path, tempo
     ],
 )
 async def test_mistakes_are_told_before_anything_is_started(tmp_path: Path, arguments, expected):
-    done = await run_verb(tmp_path, "certify", *arguments)
+    done = await run_command(tmp_path, "certify", *arguments)
     assert done.code == 2
     assert expected in done.err
     assert "deploying" not in done.err
@@ -261,7 +261,7 @@ async def test_files_that_the_report_cannot_have_are_told_before_anything_is_sta
         arguments = ["--config", "r.md"]
         expected = "--out r.md: it is the --config: expected another name"
     before = sorted(tmp_path.iterdir())
-    done = await run_verb(tmp_path, "certify", "--out", "r.md", *arguments)
+    done = await run_command(tmp_path, "certify", "--out", "r.md", *arguments)
     assert (done.code, expected in done.err) == (2, True), done.err
     assert "deploying" not in done.err
     assert sorted(tmp_path.iterdir()) == before
@@ -270,7 +270,7 @@ async def test_files_that_the_report_cannot_have_are_told_before_anything_is_sta
 async def test_a_port_that_is_taken_is_named_as_it_was_given(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = await run_verb(tmp_path, "certify", "--nats-port", str(port))
+        done = await run_command(tmp_path, "certify", "--nats-port", str(port))
     assert done.code == 2
     assert f"--nats-port {port}: another program listens there; --nats-port 0 picks a free one" in done.err
 
@@ -306,8 +306,8 @@ async def test_a_closed_terminal_ends_it_in_order(tmp_path: Path, temporary: Pat
     async with asyncio.timeout(GUARD_S):
         while b"until 5 agents are live" not in said:
             said += await asyncio.to_thread(os.read, ours, 4096)
-    everybody = psutil.Process(process.pid).children(recursive=True)
-    ends = await Ends.of(*(child.pid for child in everybody))
+    all_agents = psutil.Process(process.pid).children(recursive=True)
+    ends = await Ends.of(*(child.pid for child in all_agents))
     os.close(ours)
     await ends.all()
     assert await process.wait() == 130

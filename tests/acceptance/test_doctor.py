@@ -12,7 +12,7 @@ from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
 
 
 async def looked_over(swarm: Swarm, code: int) -> dict[str, Any]:
-    done = await swarm.verb("doctor", "--json")
+    done = await swarm.command("doctor", "--json")
     assert done.code == code, done
     found: dict[str, Any] = done.json
     assert found["ok"] is (code == 0)
@@ -27,9 +27,9 @@ def not_ok(found: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.slow
 async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
     async with Swarm(tmp_path, '[stream]\ndurability = "power"\n') as swarm:
-        ear = await swarm.up("--speed", "50")
-        await ear.decided(260)
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up("--speed", "50")
+        await subscriber.decided(260)
+        await subscriber.live(*AGENTS)
         found = await looked_over(swarm, 0)
         assert not_ok(found) == {}
         assert found["running"]
@@ -50,7 +50,7 @@ async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
         swarm.send(host, signal.SIGKILL)
         swarm.send(server, signal.SIGKILL)  # the record names the processes that are there now
         await ends.all()
-        await ear.more_beats(2, *AGENTS, *SANDBOXES)
+        await subscriber.more_heartbeats(2, *AGENTS, *SANDBOXES)
         found = await looked_over(swarm, 0)
         assert f"{len(swarm.record['children'])} recorded children" in found["by"]["processes"]["text"]
         assert not {host, server} & {child["pid"] for child in swarm.record["children"]}
@@ -62,9 +62,9 @@ async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
         assert not found["by"]["bus"]["made"]
         assert "no swarm runs here" in found["by"]["bus"]["text"]
 
-        ear = await swarm.up("--speed", "50")
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up("--speed", "50")
+        await subscriber.live(*AGENTS)
         assert await swarm.end(signal.SIGTERM) == 0
-        text = await swarm.verb("doctor")
+        text = await swarm.command("doctor")
         assert text.code == 0
         assert "the last one ended in order" in text.out

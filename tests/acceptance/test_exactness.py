@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import (
     MANY_ROUNDS,
     ROUNDS,
@@ -20,13 +19,14 @@ from tests.acceptance.exact import (
 )
 from tests.acceptance.faults import (
     FAULTS,
-    freeze_and_thaw,
     kill_agents,
     kill_host,
     kill_server,
+    pause_and_resume,
     refuse_and_kill,
     stop_agent,
 )
+from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, SANDBOXES, VOTERS, Swarm
 
 FOUR = (*VOTERS, "coordinator")
@@ -34,11 +34,13 @@ KILLS = 11
 """In a row: then the pauses between restarts have grown to about their longest, 5 s."""
 
 
-async def finish(swarm: Swarm, ear: Ear, undisturbed: Content, rounds: int = ROUNDS, *, heard: bool = True) -> None:
+async def finish(
+    swarm: Swarm, subscriber: Subscriber, undisturbed: Content, rounds: int = ROUNDS, *, received: bool = True
+) -> None:
     """Let the recording run out; then all must be stored, and (if the server lived) heard, as if nothing had been."""
-    await ear.decided(rounds)
-    if heard:
-        assert_each_round_once(ear.decisions, rounds)
+    await subscriber.decided(rounds)
+    if received:
+        assert_each_round_once(subscriber.decisions, rounds)
     messages = await read_stream(swarm.url, swarm.name)
     assert_numbered(messages)
     assert_same(content_of(messages), undisturbed)
@@ -46,50 +48,52 @@ async def finish(swarm: Swarm, ear: Ear, undisturbed: Content, rounds: int = ROU
 
 async def test_kill_9_of_each_agent_and_of_four_at_once(tmp_path: Path, undisturbed: Content, chance: random.Random):
     async with Swarm(tmp_path, exact_toml()) as swarm:
-        ear = await swarm.up()
+        subscriber = await swarm.up()
         order = chance.sample(AGENTS, len(AGENTS))
-        await ear.decided(chance.randint(1, 250))
+        await subscriber.decided(chance.randint(1, 250))
         for agent in order:
-            await kill_agents(swarm, ear, agent)
-            await ear.more_decisions(chance.randint(1, 30), last=ROUNDS)
-        await kill_agents(swarm, ear, *FOUR)
-        await finish(swarm, ear, undisturbed)
+            await kill_agents(swarm, subscriber, agent)
+            await subscriber.more_decisions(chance.randint(1, 30), last=ROUNDS)
+        await kill_agents(swarm, subscriber, *FOUR)
+        await finish(swarm, subscriber, undisturbed)
 
 
 async def test_kill_9_of_a_host_and_of_nats_server(tmp_path: Path, undisturbed: Content, chance: random.Random):
     async with Swarm(tmp_path, exact_toml()) as swarm:
-        ear = await swarm.up()
-        await ear.decided(chance.randint(1, 300))
-        await kill_host(swarm, ear, chance.choice(SANDBOXES))
-        await ear.more_decisions(chance.randint(1, 50), last=ROUNDS)
-        await kill_server(swarm, ear)
-        await finish(swarm, ear, undisturbed, heard=False)
+        subscriber = await swarm.up()
+        await subscriber.decided(chance.randint(1, 300))
+        await kill_host(swarm, subscriber, chance.choice(SANDBOXES))
+        await subscriber.more_decisions(chance.randint(1, 50), last=ROUNDS)
+        await kill_server(swarm, subscriber)
+        await finish(swarm, subscriber, undisturbed, received=False)
 
 
 async def test_stopped_agents_and_zombies(tmp_path: Path, undisturbed: Content, chance: random.Random):
     async with Swarm(tmp_path, exact_toml()) as swarm:
-        ear = await swarm.up()
-        await ear.decided(chance.randint(200, 260))
-        await stop_agent(swarm, ear, chance.choice(AGENTS))
-        await ear.more_decisions(chance.randint(1, 30), last=ROUNDS)
-        zombies = await freeze_and_thaw(swarm, ear, "nodejs")
+        subscriber = await swarm.up()
+        await subscriber.decided(chance.randint(200, 260))
+        await stop_agent(swarm, subscriber, chance.choice(AGENTS))
+        await subscriber.more_decisions(chance.randint(1, 30), last=ROUNDS)
+        zombies = await pause_and_resume(swarm, subscriber, "nodejs")
         assert zombies
-        await finish(swarm, ear, undisturbed)
+        await finish(swarm, subscriber, undisturbed)
         for name, epoch in zombies.items():
-            claimed = next(said for said in ear.said if said.subject == f"swarm.epoch.{name}" and said.sequence > epoch)
-            after = [said for said in ear.said if said.writer == name and said.sequence > claimed.sequence]
+            claimed = next(
+                said for said in subscriber.said if said.subject == f"swarm.epoch.{name}" and said.sequence > epoch
+            )
+            after = [said for said in subscriber.said if said.writer == name and said.sequence > claimed.sequence]
             assert str(epoch) not in {said.headers.get("Mesh-Epoch") for said in after}, "the zombie was heard"
-            exited = await ear.happened("exited", name, epoch)
+            exited = await subscriber.happened("exited", name, epoch)
             assert exited["detail"]["exit_code"] == 1, "the zombie did not end by itself"
 
 
 @pytest.mark.slow
 async def test_agents_killed_while_the_stream_refuses(tmp_path: Path, undisturbed: Content, chance: random.Random):
     async with Swarm(tmp_path, exact_toml()) as swarm:
-        ear = await swarm.up()
-        await ear.decided(chance.randint(260, 400))
-        await refuse_and_kill(swarm, ear)
-        await finish(swarm, ear, undisturbed)
+        subscriber = await swarm.up()
+        await subscriber.decided(chance.randint(260, 400))
+        await refuse_and_kill(swarm, subscriber)
+        await finish(swarm, subscriber, undisturbed)
 
 
 @pytest.mark.slow
@@ -98,14 +102,14 @@ async def test_agents_killed_while_the_stream_refuses(tmp_path: Path, undisturbe
 async def test_random_faults(tmp_path: Path, undisturbed_long: Content, seed: int):
     chance = random.Random(seed)
     async with Swarm(tmp_path, exact_toml(100, MANY_ROUNDS, watchdog="quarantine_deaths = 1000")) as swarm:
-        ear = await swarm.up()
-        await ear.decided(chance.randint(1, 250))
-        while ear.decisions[-1]["round"] < MANY_ROUNDS - 200:
+        subscriber = await swarm.up()
+        await subscriber.decided(chance.randint(1, 250))
+        while subscriber.decisions[-1]["round"] < MANY_ROUNDS - 200:
             name = chance.choice(list(FAULTS))
-            print(f"seed {seed}: {name} after round {ear.decisions[-1]['round']}")  # noqa: T201
-            await FAULTS[name](swarm, ear, chance)
-            await ear.more_decisions(chance.randint(1, 60), last=MANY_ROUNDS)
-        await finish(swarm, ear, undisturbed_long, MANY_ROUNDS, heard=False)
+            print(f"seed {seed}: {name} after round {subscriber.decisions[-1]['round']}")  # noqa: T201
+            await FAULTS[name](swarm, subscriber, chance)
+            await subscriber.more_decisions(chance.randint(1, 60), last=MANY_ROUNDS)
+        await finish(swarm, subscriber, undisturbed_long, MANY_ROUNDS, received=False)
 
 
 @pytest.mark.slow
@@ -114,12 +118,12 @@ async def test_random_faults(tmp_path: Path, undisturbed_long: Content, seed: in
 async def test_one_killed_again_and_again(tmp_path: Path, undisturbed_long: Content, killed: str):
     chance = random.Random(killed)
     async with Swarm(tmp_path, exact_toml(150, MANY_ROUNDS, watchdog="quarantine_deaths = 1000")) as swarm:
-        ear = await swarm.up()
-        await ear.decided(chance.randint(1, 250))
+        subscriber = await swarm.up()
+        await subscriber.decided(chance.randint(1, 250))
         for _ in range(KILLS):
             if killed == "nats-server":
-                await kill_server(swarm, ear)
+                await kill_server(swarm, subscriber)
             else:
-                await kill_agents(swarm, ear, *(FOUR if killed == "four" else [killed]))
-            await ear.more_decisions(chance.randint(1, 60), last=MANY_ROUNDS)
-        await finish(swarm, ear, undisturbed_long, MANY_ROUNDS, heard=killed != "nats-server")
+                await kill_agents(swarm, subscriber, *(FOUR if killed == "four" else [killed]))
+            await subscriber.more_decisions(chance.randint(1, 60), last=MANY_ROUNDS)
+        await finish(swarm, subscriber, undisturbed_long, MANY_ROUNDS, received=killed != "nats-server")

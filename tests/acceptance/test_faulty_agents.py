@@ -31,24 +31,26 @@ async def test_a_hopeless_agent_is_quarantined_told_of_and_revived(tmp_path: Pat
     toml = f'max_agents = 6\n{agents_toml(speed=20, history=10)}\n[agents.hopeless]\nclass = "hopeless:Hopeless"\n'
     (tmp_path / "hopeless.py").write_text(HOPELESS)
     async with Swarm(tmp_path, toml) as swarm:
-        ear = await swarm.up()
+        subscriber = await swarm.up()
 
         def events(name: str) -> list[dict[str, Any]]:
-            return [item for item in ear.lifecycle if (item["event"], item["agent"]) == (name, "hopeless")]
+            return [item for item in subscriber.lifecycle if (item["event"], item["agent"]) == (name, "hopeless")]
 
         for chance in (1, 2):
-            alert = (await ear.alerted("agent_unusable", chance))[-1]
+            alert = (await subscriber.alerted("agent_unusable", chance))[-1]
             for word in ("hopeless", f"{chance * HOPELESS_SKIPS} inputs in a row", "on_market", "SystemExit", "revive"):
                 assert word in alert["message"], alert
-            await ear.until("quarantined", lambda: len(events("quarantined")) == chance)  # noqa: B023 - awaited here
+            await subscriber.until("quarantined", lambda: len(events("quarantined")) == chance)  # noqa: B023 - awaited here
             if chance == 2:
                 (tmp_path / "mended").touch()
-            assert (await swarm.verb("revive", "hopeless")).code == 0
+            assert (await swarm.command("revive", "hopeless")).code == 0
         skipped = [item["detail"]["sequence"] for item in events("skipped")]
         assert len(skipped) == len(set(skipped)) == 2 * HOPELESS_SKIPS
-        await ear.until("it votes", lambda: ear.decisions and "hopeless" in ear.decisions[-1]["agents_consulted"])
-        beat = (await ear.live("hopeless"))["hopeless"]
-        assert beat["skipped"] == 2 * HOPELESS_SKIPS
+        await subscriber.until(
+            "it votes", lambda: subscriber.decisions and "hopeless" in subscriber.decisions[-1]["agents_consulted"]
+        )
+        heartbeat = (await subscriber.live("hopeless"))["hopeless"]
+        assert heartbeat["skipped"] == 2 * HOPELESS_SKIPS
         assert len(events("quarantined")) == len(events("exited")) == 2
 
 
@@ -79,28 +81,30 @@ async def test_one_that_dies_before_it_is_ready_is_known_by_its_newest_epoch(tmp
     )
     (tmp_path / "cursed.py").write_text(CURSED)
     async with Swarm(tmp_path, toml) as swarm:
-        ear = await swarm.up()
-        ready = (await ear.live("cursed"))["cursed"]
+        subscriber = await swarm.up()
+        ready = (await subscriber.live("cursed"))["cursed"]
         (tmp_path / "cursed").touch()
         swarm.send(ready["pid"], signal.SIGKILL)
-        quarantined = await ear.happened("quarantined", "cursed")
+        quarantined = await subscriber.happened("quarantined", "cursed")
 
         async def shown() -> tuple[str, int, str]:
-            rows = (await swarm.verb("status", "--json")).json["agents"]
+            rows = (await swarm.command("status", "--json")).json["agents"]
             [row] = [row for row in rows if row["name"] == "cursed"]
             return row["status"], row["epoch"], row["agent_id"]
 
-        said = [item for item in ear.said if item.subject == "swarm.epoch.cursed"]
+        said = [item for item in subscriber.said if item.subject == "swarm.epoch.cursed"]
         assert len(said) == 3
         expected = ("quarantined", quarantined["epoch"], said[-1].json["claim"])
         assert expected[1] == said[-1].sequence > ready["epoch"]
         assert await shown() == expected
-        watchdog = ear.beats["watchdog"]
+        watchdog = subscriber.heartbeats["watchdog"]
         swarm.send(watchdog["pid"], signal.SIGKILL)
-        await ear.until("another watchdog", lambda: ear.beats["watchdog"]["epoch"] > watchdog["epoch"])
-        await ear.more_beats(20, "watchdog")
+        await subscriber.until(
+            "another watchdog", lambda: subscriber.heartbeats["watchdog"]["epoch"] > watchdog["epoch"]
+        )
+        await subscriber.more_heartbeats(20, "watchdog")
         assert await shown() == expected
-        assert len([item for item in ear.lifecycle if item["event"] == "declared_dead"]) == 3
+        assert len([item for item in subscriber.lifecycle if item["event"] == "declared_dead"]) == 3
         (tmp_path / "cursed").unlink()
-        assert (await swarm.verb("revive", "cursed")).code == 0
-        await ear.back({"cursed": quarantined["epoch"]})
+        assert (await swarm.command("revive", "cursed")).code == 0
+        await subscriber.back({"cursed": quarantined["epoch"]})

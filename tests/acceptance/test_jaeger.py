@@ -91,8 +91,8 @@ async def trace_of(number: int) -> dict[str, Any]:
 async def test_a_decision_is_one_trace_at_jaegers_api(tmp_path: Path, jaeger: None):
     environment = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{OTLP}/v1/traces", "OTEL_TRACES_SAMPLER": "always_on"}
     async with Swarm(tmp_path / "swarm", exact_toml(speed=0, rounds=ROUNDS), environment=environment) as swarm:
-        ear = await swarm.up()
-        await ear.decided(ROUNDS)
+        subscriber = await swarm.up()
+        await subscriber.decided(ROUNDS)
         for number in (1, ROUNDS // 2, ROUNDS):
             trace = await trace_of(number)
             spans = {span["spanID"]: span for span in trace["spans"]}

@@ -68,14 +68,14 @@ class Clumsy(Agent):
 
 async def test_the_recorded_example_published_by_a_plain_client(tmp_path: Path):
     async with Swarm(tmp_path, EXTERNAL) as swarm:
-        ear = await swarm.up()
-        await ear.live("coordinator")
+        subscriber = await swarm.up()
+        await subscriber.live("coordinator")
         tick = {"symbol": "BTC/USD", "price": 45000.0, "volume": 1250.5, "timestamp": AT, "source": "demo"}
-        await ear.publish("market.BTC-USD.demo", tick)
+        await subscriber.publish("market.BTC-USD.demo", tick)
         for subject, vote in RECORDED.items():
-            assert ear.decisions == []
-            await ear.publish(subject, vote)
-        [decision] = await ear.more_decisions(1) if not ear.decisions else ear.decisions
+            assert subscriber.decisions == []
+            await subscriber.publish(subject, vote)
+        [decision] = await subscriber.more_decisions(1) if not subscriber.decisions else subscriber.decisions
         assert decision["final_decision"] == "buy"
         assert round(decision["position_size"], 2) == 0.25
         assert round(decision["risk_score"], 2) == 0.35
@@ -100,21 +100,21 @@ weight = 0.5
     (tmp_path / "own" / "clumsy.py").write_text(CLUMSY)
     voters = {*VOTERS, "breakout", "clumsy"}
     async with Swarm(tmp_path, toml) as swarm:
-        ear = await swarm.up()
-        await ear.decided(15)
-        assert set(ear.configs[-1]["voters"]) == voters
-        assert ear.configs[-1]["voters"]["clumsy"] == 0.5
-        skipped = await ear.happened("skipped", "clumsy")
+        subscriber = await swarm.up()
+        await subscriber.decided(15)
+        assert set(subscriber.configs[-1]["voters"]) == voters
+        assert subscriber.configs[-1]["voters"]["clumsy"] == 0.5
+        skipped = await subscriber.happened("skipped", "clumsy")
         assert "ZeroDivisionError: on purpose" in skipped["reason"]
-        [alert] = await ear.alerted("handler_raised")
+        [alert] = await subscriber.alerted("handler_failed")
         assert (alert["severity"], alert["agent"]) == ("critical", "clumsy")
-        fifth = ear.decisions[4]
+        fifth = subscriber.decisions[4]
         assert (fifth["absent"], set(fifth["agents_consulted"])) == (["clumsy"], voters - {"clumsy"})
-        await ear.until("its vote again", lambda: "clumsy" in ear.decisions[-1]["agents_consulted"])
-        assert "breakout" in ear.decisions[-1]["agents_consulted"]
+        await subscriber.until("its vote again", lambda: "clumsy" in subscriber.decisions[-1]["agents_consulted"])
+        assert "breakout" in subscriber.decisions[-1]["agents_consulted"]
 
-        killed = await swarm.verb("kill", "breakout", "--json")
-        assert (killed.code, killed.json["outputs_lost"], killed.json["outputs_doubled"]) == (0, 0, 0), killed
-        await ear.until("its vote again", lambda: "breakout" in ear.decisions[-1]["agents_consulted"])
-        assert_each_round_once(ear.decisions)
-        assert len([item for item in ear.alerts if item["code"] == "handler_raised"]) == 1
+        killed = await swarm.command("kill", "breakout", "--json")
+        assert (killed.code, killed.json["outputs_lost"], killed.json["outputs_duplicated"]) == (0, 0, 0), killed
+        await subscriber.until("its vote again", lambda: "breakout" in subscriber.decisions[-1]["agents_consulted"])
+        assert_each_round_once(subscriber.decisions)
+        assert len([item for item in subscriber.alerts if item["code"] == "handler_failed"]) == 1

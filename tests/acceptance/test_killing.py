@@ -10,93 +10,95 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.ear import Ear
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.faults import kill_agents
+from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, SIGNALMESH, VOTERS, Ends, Swarm, agents_toml
 
 TIMES = ("detected_ms", "claimed_ms", "spawned_ms", "restored_ms", "ready_ms", "first_output_ms")
 
 
-async def test_kill_prints_a_timeline_with_nothing_lost_or_doubled(tmp_path: Path, chance: random.Random):
+async def test_kill_prints_a_timeline_with_nothing_lost_or_duplicated(tmp_path: Path, chance: random.Random):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "50")
-        await ear.live(*AGENTS)
-        await ear.decided(1)
-        first = dict(ear.claims)
+        subscriber = await swarm.up("--speed", "50")
+        await subscriber.live(*AGENTS)
+        await subscriber.decided(1)
+        first = dict(subscriber.claims)
         for agent in chance.sample(AGENTS * 2, 2 * len(AGENTS)):
-            beat = (await ear.live(agent))[agent]
-            killed = await swarm.verb("kill", agent, "--json")
+            heartbeat = (await subscriber.live(agent))[agent]
+            killed = await swarm.command("kill", agent, "--json")
             assert killed.code == 0, killed
             told = killed.json
             assert {key: told[key] for key in ("agent", "sandbox", "pid", "signal", "epoch_before")} == {
-                "agent": agent, "sandbox": beat["sandbox"], "pid": beat["pid"], "signal": "SIGKILL",
-                "epoch_before": beat["epoch"],
+                "agent": agent, "sandbox": heartbeat["sandbox"], "pid": heartbeat["pid"], "signal": "SIGKILL",
+                "epoch_before": heartbeat["epoch"],
             }  # fmt: skip
             assert told["epoch_after"] > told["epoch_before"]
-            assert (told["outputs_lost"], told["outputs_doubled"]) == (0, 0)
+            assert (told["outputs_lost"], told["outputs_duplicated"]) == (0, 0)
             assert told["events_replayed"] >= 0
             assert [time for time in TIMES if told[time] is None] == [], told
             assert 0 < told["restored_ms"] <= told["ready_ms"], told
-        await ear.more_decisions(20)
-        assert_each_round_once(ear.decisions)
-        again = await ear.live(*AGENTS)
+        await subscriber.more_decisions(20)
+        assert_each_round_once(subscriber.decisions)
+        again = await subscriber.live(*AGENTS)
         for agent in AGENTS:
-            claims = [said.sequence for said in ear.said if said.subject == f"swarm.epoch.{agent}"]
+            claims = [said.sequence for said in subscriber.said if said.subject == f"swarm.epoch.{agent}"]
             assert len(claims) == 3, agent
             assert claims == sorted(claims)
             assert claims[0] == first[agent]
             assert again[agent]["epoch"] == claims[-1]
 
 
-async def quarantine(swarm: Swarm, ear: Ear, agent: str, deaths: int) -> None:
+async def quarantine(swarm: Swarm, subscriber: Subscriber, agent: str, deaths: int) -> None:
     """SIGKILL `agent` as soon as it is there, until it is quarantined; then bring it back."""
 
     def out() -> bool:
-        return any(alert["code"] == "quarantined" for alert in ear.alerts)
+        return any(alert["code"] == "quarantined" for alert in subscriber.alerts)
 
     killed = 0
     while not out():
-        epoch = ear.claims[agent]
-        beat: dict[str, Any] = await ear.until(f"{agent} beats", lambda: ear.beats[agent])
-        if beat["epoch"] == epoch:
-            ends = await Ends.of(beat["pid"])
-            swarm.send(beat["pid"], signal.SIGKILL)
+        epoch = subscriber.claims[agent]
+        heartbeat: dict[str, Any] = await subscriber.until(f"{agent} beats", lambda: subscriber.heartbeats[agent])
+        if heartbeat["epoch"] == epoch:
+            ends = await Ends.of(heartbeat["pid"])
+            swarm.send(heartbeat["pid"], signal.SIGKILL)
             await ends.all()
             killed += 1
-            await ear.until(
+            await subscriber.until(
                 "its next incarnation, or quarantine",
-                lambda epoch=epoch: out() or ear.beats[agent]["epoch"] > epoch,  # type: ignore[misc]
+                lambda epoch=epoch: out() or subscriber.heartbeats[agent]["epoch"] > epoch,  # type: ignore[misc]
             )
     assert killed == deaths
 
-    [alert] = await ear.alerted("quarantined")
+    [alert] = await subscriber.alerted("quarantined")
     assert (alert["severity"], alert["agent"]) == ("critical", agent)
     assert f"signalmesh revive {agent}" in alert["message"]
-    await ear.until("a Config without it", lambda: ear.configs and agent not in ear.configs[-1]["voters"])
-    assert len(ear.configs[-1]["voters"]) == len(VOTERS) - 1
+    await subscriber.until(
+        "a Config without it", lambda: subscriber.configs and agent not in subscriber.configs[-1]["voters"]
+    )
+    assert len(subscriber.configs[-1]["voters"]) == len(VOTERS) - 1
 
-    await ear.more_decisions(3)
-    for decision in await ear.more_decisions(20):
+    await subscriber.more_decisions(3)
+    for decision in await subscriber.more_decisions(20):
         assert agent not in decision["agents_consulted"]
         assert set(decision["agents_consulted"]) == {*VOTERS} - {agent}
-    [row] = [row for row in (await swarm.verb("status", "--json")).json["agents"] if row["name"] == agent]
+    [row] = [row for row in (await swarm.command("status", "--json")).json["agents"] if row["name"] == agent]
     assert (row["status"], row["pid"]) == ("quarantined", None)
-    gone = await swarm.verb("kill", agent)
+    gone = await swarm.command("kill", agent)
     assert gone.code == 1, gone
     assert f"signalmesh revive {agent}" in gone.err
 
-    revived = await swarm.verb("revive", agent, "--json")
+    revived = await swarm.command("revive", agent, "--json")
     assert revived.code == 0, revived
     assert revived.json == {"agent": agent, "was": "quarantined"}
-    await ear.until("a Config with it", lambda: agent in ear.configs[-1]["voters"])
-    assert set(ear.configs[-1]["voters"]) == {*VOTERS}
-    await ear.live(agent)
-    await ear.until("its vote", lambda: agent in ear.decisions[-1]["agents_consulted"])
-    again = await swarm.verb("revive", agent)
+    await subscriber.until("a Config with it", lambda: agent in subscriber.configs[-1]["voters"])
+    assert set(subscriber.configs[-1]["voters"]) == {*VOTERS}
+    await subscriber.live(agent)
+    await subscriber.until("its vote", lambda: agent in subscriber.decisions[-1]["agents_consulted"])
+    again = await swarm.command("revive", agent)
     assert again.code == 1, again
-    assert_each_round_once(ear.decisions)
-    for decision in ear.decisions:  # at any time it is either heard or, while it is expected, named
+    assert_each_round_once(subscriber.decisions)
+    for decision in subscriber.decisions:  # at any time it is either heard or, while it is expected, named
         missing = {*VOTERS} - {*decision["agents_consulted"]} - {*decision["absent"]}
         assert missing <= {agent}
 
@@ -104,81 +106,90 @@ async def quarantine(swarm: Swarm, ear: Ear, agent: str, deaths: int) -> None:
 async def test_deaths_in_a_row_quarantine_and_revive_brings_back(tmp_path: Path):
     toml = f"[watchdog]\nquarantine_deaths = 4\n{agents_toml(speed=50)}"
     async with Swarm(tmp_path, toml) as swarm:
-        ear = await swarm.up()
-        await ear.decided(300)
-        await quarantine(swarm, ear, "strategy-momentum", 4)
+        subscriber = await swarm.up()
+        await subscriber.decided(300)
+        await quarantine(swarm, subscriber, "strategy-momentum", 4)
 
 
 @pytest.mark.slow
 async def test_ten_deaths_within_thirty_seconds_quarantine(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "20")
-        await ear.decided(251)
-        await quarantine(swarm, ear, "strategy-momentum", 10)
+        subscriber = await swarm.up("--speed", "20")
+        await subscriber.decided(251)
+        await quarantine(swarm, subscriber, "strategy-momentum", 10)
 
 
 async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "50")
-        await ear.decided(251)
-        before = (await ear.live(*AGENTS))["coordinator"]
-        restarted = await swarm.verb("restart", "coordinator", "--json")
+        subscriber = await swarm.up("--speed", "50")
+        await subscriber.decided(251)
+        before = (await subscriber.live(*AGENTS))["coordinator"]
+        restarted = await swarm.command("restart", "coordinator", "--json")
         assert restarted.code == 0, restarted
         assert restarted.json["epoch_before"] == before["epoch"]
-        await ear.back({"coordinator": before["epoch"]})
-        assert (await ear.happened("drained", "coordinator"))["epoch"] == before["epoch"]
+        await subscriber.back({"coordinator": before["epoch"]})
+        assert (await subscriber.happened("drained", "coordinator"))["epoch"] == before["epoch"]
 
-        beats = await ear.live(*AGENTS)
-        said = len(ear.said)
-        watchdog = ear.beats["watchdog"]
+        heartbeats = await subscriber.live(*AGENTS)
+        said = len(subscriber.said)
+        watchdog = subscriber.heartbeats["watchdog"]
         swarm.send(watchdog["pid"], signal.SIGKILL)
-        await ear.until("another watchdog", lambda: ear.beats["watchdog"]["epoch"] > watchdog["epoch"])
-        assert ear.beats["watchdog"]["pid"] != watchdog["pid"]
-        await ear.more_beats(20, "watchdog")  # long enough to hear every host, and to start what nobody reports
-        again = await ear.live(*AGENTS)
+        await subscriber.until(
+            "another watchdog", lambda: subscriber.heartbeats["watchdog"]["epoch"] > watchdog["epoch"]
+        )
+        assert subscriber.heartbeats["watchdog"]["pid"] != watchdog["pid"]
+        await subscriber.more_heartbeats(
+            20, "watchdog"
+        )  # long enough to hear every host, and to start what nobody reports
+        again = await subscriber.live(*AGENTS)
         for agent in AGENTS:
-            assert (again[agent]["pid"], again[agent]["epoch"]) == (beats[agent]["pid"], beats[agent]["epoch"])
-        assert {item.writer for item in ear.said[said:] if item.kind == "epoch"} == {"watchdog"}
-        assert [alert["code"] for alert in ear.alerts] == ["watchdog_died"]
+            assert (again[agent]["pid"], again[agent]["epoch"]) == (
+                heartbeats[agent]["pid"],
+                heartbeats[agent]["epoch"],
+            )
+        assert {item.writer for item in subscriber.said[said:] if item.kind == "epoch"} == {"watchdog"}
+        assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_died"]
 
-        await kill_agents(swarm, ear, "strategy-mean-reversion")  # it supervises what it has adopted
-        await ear.more_decisions(5)
-        assert_each_round_once(ear.decisions)
+        await kill_agents(swarm, subscriber, "strategy-mean-reversion")  # it supervises what it has adopted
+        await subscriber.more_decisions(5)
+        assert_each_round_once(subscriber.decisions)
 
 
 @pytest.mark.slow
 async def test_signals_that_end_nothing_and_agents_that_stay_away_are_told_as_such(tmp_path: Path):
     toml = f"max_agents = 6\n{agents_toml()}[agents.oracle]\nexternal = true\n"
     async with Swarm(tmp_path, toml) as swarm:
-        ear = await swarm.up("--speed", "20")
-        beats = await ear.live(*AGENTS)
-        await ear.decided(1)
+        subscriber = await swarm.up("--speed", "20")
+        heartbeats = await subscriber.live(*AGENTS)
+        await subscriber.decided(1)
 
         for name, shown in (("CONT", "SIGCONT"), ("WINCH", "SIGWINCH"), ("0", "0")):
-            lives = await swarm.verb("kill", "strategy-momentum", "--signal", name, "--json")
+            lives = await swarm.command("kill", "strategy-momentum", "--signal", name, "--json")
             assert (lives.code, lives.json["outcome"], lives.json["signal"]) == (0, "lives on", shown)
-        ignored = await swarm.verb("kill", "strategy-momentum", "--signal", "TSTP")  # it has no terminal to stop it
+        ignored = await swarm.command("kill", "strategy-momentum", "--signal", "TSTP")  # it has no terminal to stop it
         assert (ignored.code, "lives on" in ignored.out) == (1, True), ignored
-        assert (await ear.live("strategy-momentum"))["strategy-momentum"]["pid"] == beats["strategy-momentum"]["pid"]
+        assert (await subscriber.live("strategy-momentum"))["strategy-momentum"]["pid"] == heartbeats[
+            "strategy-momentum"
+        ]["pid"]
 
-        drained = await swarm.verb("kill", "strategy-momentum", "--signal", "TERM")
+        drained = await swarm.command("kill", "strategy-momentum", "--signal", "TERM")
         assert drained.code == 0
         assert "drained" in drained.out
         assert "stays away until `signalmesh revive strategy-momentum`" in drained.out
-        status = (await swarm.verb("status", "--json")).json
+        status = (await swarm.command("status", "--json")).json
         states = {agent["name"]: agent["status"] for agent in status["agents"]}
         assert (states["strategy-momentum"], states["oracle"]) == ("drained", "external")
-        assert (await swarm.verb("revive", "strategy-momentum")).code == 0
-        await ear.back({"strategy-momentum": beats["strategy-momentum"]["epoch"]})
+        assert (await swarm.command("revive", "strategy-momentum")).code == 0
+        await subscriber.back({"strategy-momentum": heartbeats["strategy-momentum"]["epoch"]})
 
         for number in ("USR1", str(int(signal.SIGRTMIN) + 1)):  # one without a name
-            [beat] = (await ear.live("strategy-momentum")).values()
-            ended = await swarm.verb("kill", "strategy-momentum", "--signal", number, "--json")
+            [heartbeat] = (await subscriber.live("strategy-momentum")).values()
+            ended = await swarm.command("kill", "strategy-momentum", "--signal", number, "--json")
             assert (ended.code, ended.json["outcome"]) == (0, "recovered"), ended
-            await ear.back({"strategy-momentum": beat["epoch"]})
+            await subscriber.back({"strategy-momentum": heartbeat["epoch"]})
 
-        for verb in ("kill", "restart", "revive"):
-            external = await swarm.verb(verb, "oracle")
+        for command in ("kill", "restart", "revive"):
+            external = await swarm.command(command, "oracle")
             assert external.code == 2
             assert "external" in external.err
 
@@ -188,19 +199,19 @@ async def test_externals_and_strangers_are_told_from_the_swarms_own(tmp_path: Pa
     externals = "[agents.oracle]\nexternal = true\n[agents.reader]\nexternal = true\nvotes = false\n"
     toml = f"max_agents = 7\n{agents_toml()}{externals}"
     async with Swarm(tmp_path, toml) as swarm:
-        ear = await swarm.up("--speed", "20")
-        await ear.live(*AGENTS)
-        await ear.decided(1)
+        subscriber = await swarm.up("--speed", "20")
+        await subscriber.live(*AGENTS)
+        await subscriber.decided(1)
         at = "2024-01-15T10:30:00Z"
         vote = {"signal": "hold", "strength": 0.5, "indicators": {}, "timestamp": at, "source": "oracle", "round": 1}
-        await ear.publish("signal.BTC-USD.oracle", vote)
+        await subscriber.publish("signal.BTC-USD.oracle", vote)
         decision = {
             "final_decision": "buy", "position_size": 0.1, "risk_score": 0.1, "consensus_level": 0.9,
             "agents_consulted": [], "timestamp": "2031-01-15T10:30:00Z", "source": "coordinator", "round": 1,
         }  # fmt: skip
         for payload in (decision, b"no decision"):
-            await ear.publish("decision.BTC-USD.stranger", payload)
-        status = (await swarm.verb("status", "--json")).json
+            await subscriber.publish("decision.BTC-USD.stranger", payload)
+        status = (await swarm.command("status", "--json")).json
         rows = {row["name"]: row for row in status["agents"]}
         assert {name for name, row in rows.items() if row["status"] == "external"} == {"oracle", "reader"}
         assert (rows["oracle"]["outputs"], rows["reader"]["outputs"]) == (1, 0)
@@ -208,9 +219,9 @@ async def test_externals_and_strangers_are_told_from_the_swarms_own(tmp_path: Pa
         assert rows["reader"]["last_output_at"] is None
         assert rows["coordinator"]["last_output_at"] is None
         assert status["active_agents"] == 5
-        assert status["decisions"]["of_others"] == 2
+        assert status["decisions"]["from_other_writers"] == 2
         assert status["decisions"]["last_at"] < "2031"
-        plain = (await swarm.verb("status")).out
+        plain = (await swarm.command("status")).out
         assert "5 of 5 agents active, 2 external" in plain
         assert "oracle: run by somebody else; 1 messages of it in the stream, the newest of 20" in plain
         assert "reader: run by somebody else; not heard" in plain
@@ -221,15 +232,15 @@ async def test_externals_and_strangers_are_told_from_the_swarms_own(tmp_path: Pa
 @pytest.mark.parametrize("sandbox", ["by-hand", "nodejs"])
 async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path, sandbox: str):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "20")
-        beats = await ear.live(*AGENTS)
+        subscriber = await swarm.up("--speed", "20")
+        heartbeats = await subscriber.live(*AGENTS)
         by_hand = await asyncio.create_subprocess_exec(
             str(SIGNALMESH), "agent", "strategy-momentum", "--sandbox", sandbox, cwd=tmp_path, env=ENVIRONMENT,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            await ear.back({"strategy-momentum": beats["strategy-momentum"]["epoch"]})
-            told = await swarm.verb("kill", "strategy-momentum")
+            await subscriber.back({"strategy-momentum": heartbeats["strategy-momentum"]["epoch"]})
+            told = await swarm.command("kill", "strategy-momentum")
             assert told.code == 2, told
             assert f"pid {by_hand.pid}" in told.err
             assert "not run by a sandbox host" in told.err

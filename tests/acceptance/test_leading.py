@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from bus.utils.processes import die_with_parent
-from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import (
     ROUNDS,
     Content,
@@ -27,151 +26,160 @@ from tests.acceptance.exact import (
     exact_toml,
 )
 from tests.acceptance.faults import kill_agents
+from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, SANDBOXES, Ends, Swarm
 
-Beat = dict[str, Any]
+Heartbeat = dict[str, Any]
 
 
-async def both(ear: Ear) -> tuple[Beat, Beat]:
+async def both(subscriber: Subscriber) -> tuple[Heartbeat, Heartbeat]:
     """Heartbeats of who leads and who stands by."""
-    await ear.until("two watchdogs", lambda: {"watchdog", "standby"} <= ear.beats.keys())
-    return ear.beats["watchdog"], ear.beats["standby"]
+    await subscriber.until("two watchdogs", lambda: {"watchdog", "standby"} <= subscriber.heartbeats.keys())
+    return subscriber.heartbeats["watchdog"], subscriber.heartbeats["standby"]
 
 
-async def succeeded(ear: Ear, term: int) -> Beat:
+async def succeeded(subscriber: Subscriber, term: int) -> Heartbeat:
     """The heartbeat of the leader of a later term."""
-    await ear.until("a successor", lambda: ear.beats["watchdog"]["epoch"] > term)
-    return ear.beats["watchdog"]
+    await subscriber.until("a successor", lambda: subscriber.heartbeats["watchdog"]["epoch"] > term)
+    return subscriber.heartbeats["watchdog"]
 
 
-async def another_stands_by(ear: Ear, *pids: int) -> Beat:
-    await ear.until("another one stands by", lambda: ear.beats["standby"]["pid"] not in pids)
-    return ear.beats["standby"]
+async def another_stands_by(subscriber: Subscriber, *pids: int) -> Heartbeat:
+    await subscriber.until("another one stands by", lambda: subscriber.heartbeats["standby"]["pid"] not in pids)
+    return subscriber.heartbeats["standby"]
 
 
-def same(beats: dict[str, Beat], later: dict[str, Beat]) -> bool:
+def same(heartbeats: dict[str, Heartbeat], later: dict[str, Heartbeat]) -> bool:
     """Whether these are heartbeats of the same processes."""
     return all(
-        (beats[name]["pid"], beats[name]["epoch"]) == (later[name]["pid"], later[name]["epoch"]) for name in beats
+        (heartbeats[name]["pid"], heartbeats[name]["epoch"]) == (later[name]["pid"], later[name]["epoch"])
+        for name in heartbeats
     )
 
 
 async def told(swarm: Swarm, leader: int, standby: int) -> None:
     """`status` says who leads and who stands by."""
-    status = (await swarm.verb("status", "--json")).json
+    status = (await swarm.command("status", "--json")).json
     pids = {dog["pid"]: dog["term"] for dog in status["watchdogs"]}
     assert pids == {leader: status["watchdog_term"], standby: None}
-    plain = (await swarm.verb("status")).out
+    plain = (await swarm.command("status")).out
     assert f"watchdog {leader} leads with term {status['watchdog_term']}, {standby} stands by" in plain
 
 
 async def test_the_standby_succeeds_a_killed_leader_and_restarts_nobody(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--standby", "--speed", "50")
-        await ear.decided(251)
-        beats = await ear.live(*AGENTS)
-        leader, standby = await both(ear)
+        subscriber = await swarm.up("--standby", "--speed", "50")
+        await subscriber.decided(251)
+        heartbeats = await subscriber.live(*AGENTS)
+        leader, standby = await both(subscriber)
         await told(swarm, leader["pid"], standby["pid"])
         swarm.send(leader["pid"], signal.SIGKILL)
-        assert (await succeeded(ear, leader["epoch"]))["pid"] == standby["pid"]
-        third = await another_stands_by(ear, standby["pid"])
-        await ear.more_beats(20, "watchdog")  # long enough to hear every host, and to start what nobody reports
-        assert same(beats, await ear.live(*AGENTS))
-        assert [alert["code"] for alert in ear.alerts] == ["watchdog_died"]
+        assert (await succeeded(subscriber, leader["epoch"]))["pid"] == standby["pid"]
+        third = await another_stands_by(subscriber, standby["pid"])
+        await subscriber.more_heartbeats(
+            20, "watchdog"
+        )  # long enough to hear every host, and to start what nobody reports
+        assert same(heartbeats, await subscriber.live(*AGENTS))
+        assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_died"]
         await told(swarm, standby["pid"], third["pid"])
-        await kill_agents(swarm, ear, "strategy-momentum")  # it supervises what it has adopted
-        await ear.more_decisions(5)
-        assert_each_round_once(ear.decisions)
+        await kill_agents(swarm, subscriber, "strategy-momentum")  # it supervises what it has adopted
+        await subscriber.more_decisions(5)
+        assert_each_round_once(subscriber.decisions)
         assert await swarm.end(signal.SIGINT) == 0
 
 
 @pytest.mark.slow
 async def test_a_leader_that_was_stopped_finds_itself_succeeded(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--standby", "--speed", "50")
-        await ear.decided(251)
-        beats = await ear.live(*AGENTS)
-        leader, standby = await both(ear)
+        subscriber = await swarm.up("--standby", "--speed", "50")
+        await subscriber.decided(251)
+        heartbeats = await subscriber.live(*AGENTS)
+        leader, standby = await both(subscriber)
         ends = await Ends.of(leader["pid"])
         swarm.send(leader["pid"], signal.SIGSTOP)
-        killed = beats.pop("coordinator")
+        killed = heartbeats.pop("coordinator")
         swarm.send(killed["pid"], signal.SIGKILL)  # what the stopped one hears first when it goes on
-        new = await succeeded(ear, leader["epoch"])
+        new = await succeeded(subscriber, leader["epoch"])
         assert new["pid"] == standby["pid"]
-        back = (await ear.back({"coordinator": killed["epoch"]}))["coordinator"]
+        back = (await subscriber.back({"coordinator": killed["epoch"]}))["coordinator"]
 
         for sandbox in SANDBOXES:  # hosts that the new leader has not ordered anything yet refuse the old one as well
             order = {"term": leader["epoch"], "agent": "research-1", "epoch": 1 << 40}
             reply = json.loads(
-                (await ear.client.request(f"swarm.control.{sandbox}.kill", json.dumps(order).encode())).data
+                (await subscriber.client.request(f"swarm.control.{sandbox}.kill", json.dumps(order).encode())).data
             )
             assert f"term {leader['epoch']}" in reply["error"], reply
             assert f"term {new['epoch']}" in reply["error"], reply
 
         swarm.send(leader["pid"], signal.SIGCONT)
         await ends.all()
-        third = await another_stands_by(ear, standby["pid"], leader["pid"])
-        await ear.more_beats(20, "watchdog")
-        assert same({**beats, "coordinator": back}, await ear.live(*AGENTS))
-        assert ear.beats["watchdog"]["epoch"] == new["epoch"]
-        claims = [said.json for said in ear.said if said.subject == "swarm.epoch.coordinator"]
+        third = await another_stands_by(subscriber, standby["pid"], leader["pid"])
+        await subscriber.more_heartbeats(20, "watchdog")
+        assert same({**heartbeats, "coordinator": back}, await subscriber.live(*AGENTS))
+        assert subscriber.heartbeats["watchdog"]["epoch"] == new["epoch"]
+        claims = [said.json for said in subscriber.said if said.subject == "swarm.epoch.coordinator"]
         assert len(claims) == 2
-        spawned = [event for event in ear.lifecycle if event["event"] == "spawned" and event["agent"] == "coordinator"]
+        spawned = [
+            event for event in subscriber.lifecycle if event["event"] == "spawned" and event["agent"] == "coordinator"
+        ]
         assert [event["epoch"] for event in spawned] == [killed["epoch"], back["epoch"]]
         await told(swarm, standby["pid"], third["pid"])
-        await ear.more_decisions(5)
-        assert_each_round_once(ear.decisions)
+        await subscriber.more_decisions(5)
+        assert_each_round_once(subscriber.decisions)
         assert_numbered(await read_stream(swarm.url, swarm.name))
 
 
 @pytest.mark.slow
 async def test_a_stopped_standby_does_not_take_over_when_it_goes_on(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--standby", "--speed", "20")
-        await ear.live(*AGENTS)
-        leader, standby = await both(ear)
+        subscriber = await swarm.up("--standby", "--speed", "20")
+        await subscriber.live(*AGENTS)
+        leader, standby = await both(subscriber)
         swarm.send(standby["pid"], signal.SIGSTOP)
-        await ear.more_beats(20, "watchdog")
+        await subscriber.more_heartbeats(20, "watchdog")
         swarm.send(standby["pid"], signal.SIGCONT)
-        await ear.more_beats(20, "standby")
-        assert ear.beats["watchdog"]["epoch"] == leader["epoch"]
-        assert (ear.beats["watchdog"]["pid"], ear.beats["standby"]["pid"]) == (leader["pid"], standby["pid"])
-        assert ear.alerts == []
+        await subscriber.more_heartbeats(20, "standby")
+        assert subscriber.heartbeats["watchdog"]["epoch"] == leader["epoch"]
+        assert (subscriber.heartbeats["watchdog"]["pid"], subscriber.heartbeats["standby"]["pid"]) == (
+            leader["pid"],
+            standby["pid"],
+        )
+        assert subscriber.alerts == []
 
 
 @pytest.mark.slow
 async def test_a_leader_that_never_goes_on_is_ended_and_replaced(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--standby", "--speed", "20")
-        beats = await ear.live(*AGENTS)
-        leader, standby = await both(ear)
+        subscriber = await swarm.up("--standby", "--speed", "20")
+        heartbeats = await subscriber.live(*AGENTS)
+        leader, standby = await both(subscriber)
         ends = await Ends.of(leader["pid"])
         swarm.send(leader["pid"], signal.SIGSTOP)
         await ends.all()
-        third = await another_stands_by(ear, standby["pid"])
-        assert ear.beats["watchdog"]["pid"] == standby["pid"]
+        third = await another_stands_by(subscriber, standby["pid"])
+        assert subscriber.heartbeats["watchdog"]["pid"] == standby["pid"]
         await told(swarm, standby["pid"], third["pid"])
-        assert same(beats, await ear.live(*AGENTS))
-        assert [alert["code"] for alert in ear.alerts] == ["watchdog_hung", "watchdog_died"]
+        assert same(heartbeats, await subscriber.live(*AGENTS))
+        assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_hung", "watchdog_died"]
 
 
 @pytest.mark.slow
 async def test_both_killed_at_once_come_back(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--standby", "--speed", "50")
-        await ear.decided(251)
-        beats = await ear.live(*AGENTS)
-        killed = [beat["pid"] for beat in await both(ear)]
-        term = ear.beats["watchdog"]["epoch"]
+        subscriber = await swarm.up("--standby", "--speed", "50")
+        await subscriber.decided(251)
+        heartbeats = await subscriber.live(*AGENTS)
+        killed = [heartbeat["pid"] for heartbeat in await both(subscriber)]
+        term = subscriber.heartbeats["watchdog"]["epoch"]
         for pid in killed:
             swarm.send(pid, signal.SIGKILL)
-        leader = await succeeded(ear, term)
-        await another_stands_by(ear, *killed, leader["pid"])
-        await ear.more_beats(20, "watchdog")
-        assert same(beats, await ear.live(*AGENTS))
-        await kill_agents(swarm, ear, "strategy-momentum")
-        await ear.more_decisions(5)
-        assert_each_round_once(ear.decisions)
+        leader = await succeeded(subscriber, term)
+        await another_stands_by(subscriber, *killed, leader["pid"])
+        await subscriber.more_heartbeats(20, "watchdog")
+        assert same(heartbeats, await subscriber.live(*AGENTS))
+        await kill_agents(swarm, subscriber, "strategy-momentum")
+        await subscriber.more_decisions(5)
+        assert_each_round_once(subscriber.decisions)
 
 
 DOOMED = """
@@ -244,35 +252,37 @@ async def doomed(swarm: Swarm, moment: str) -> AsyncIterator[int]:
 async def test_a_leader_that_dies_while_it_restarts_an_agent(tmp_path: Path, moment: str, undisturbed: Content):
     agent = "strategy-momentum"
     async with Swarm(tmp_path, exact_toml(speed=60)) as swarm:
-        ear = await swarm.up("--standby")
-        await ear.decided(251)
-        leader, standby = await both(ear)
+        subscriber = await swarm.up("--standby")
+        await subscriber.decided(251)
+        leader, standby = await both(subscriber)
         async with doomed(swarm, moment) as pid:
-            await ear.until("a third one", lambda: ear.beats["standby"]["pid"] == pid)
+            await subscriber.until("a third one", lambda: subscriber.heartbeats["standby"]["pid"] == pid)
             for stopped in (leader, standby):
                 swarm.send(stopped["pid"], signal.SIGSTOP)
-            leading = await succeeded(ear, leader["epoch"])
+            leading = await succeeded(subscriber, leader["epoch"])
             assert leading["pid"] == pid
             swarm.send(standby["pid"], signal.SIGCONT)
-            await ear.until("the standby again", lambda: ear.beats["standby"]["pid"] == standby["pid"])
-            beats = await ear.live(*AGENTS)
-            claimed = dict(ear.claims)
-            swarm.send(beats[agent]["pid"], signal.SIGKILL)
-        new = await succeeded(ear, leading["epoch"])
+            await subscriber.until(
+                "the standby again", lambda: subscriber.heartbeats["standby"]["pid"] == standby["pid"]
+            )
+            heartbeats = await subscriber.live(*AGENTS)
+            claimed = dict(subscriber.claims)
+            swarm.send(heartbeats[agent]["pid"], signal.SIGKILL)
+        new = await succeeded(subscriber, leading["epoch"])
         assert new["pid"] == standby["pid"]
-        await ear.back({agent: beats[agent]["epoch"]})
+        await subscriber.back({agent: heartbeats[agent]["epoch"]})
         swarm.send(leader["pid"], signal.SIGCONT)
-        await ear.all_decided(ROUNDS)
-        await ear.more_beats(5, "watchdog", *SANDBOXES)
+        await subscriber.all_decided(ROUNDS)
+        await subscriber.more_heartbeats(5, "watchdog", *SANDBOXES)
 
-        claims = [said.sequence for said in ear.said if said.subject == f"swarm.epoch.{agent}"]
+        claims = [said.sequence for said in subscriber.said if said.subject == f"swarm.epoch.{agent}"]
         assert len([sequence for sequence in claims if sequence > claimed[agent]]) == CLAIMS[moment]
-        children = [child for sandbox in SANDBOXES for child in ear.beats[sandbox]["inventory"]]
+        children = [child for sandbox in SANDBOXES for child in subscriber.heartbeats[sandbox]["inventory"]]
         running = [(child["agent"], child["epoch"]) for child in children if child.get("exit_code") is None]
-        assert sorted(running) == sorted((name, ear.claims[name]) for name in AGENTS)
-        others = {name: beat for name, beat in beats.items() if name != agent}
-        assert same(others, await ear.live(*AGENTS))
-        assert ear.beats["watchdog"]["epoch"] == new["epoch"]
+        assert sorted(running) == sorted((name, subscriber.claims[name]) for name in AGENTS)
+        others = {name: heartbeat for name, heartbeat in heartbeats.items() if name != agent}
+        assert same(others, await subscriber.live(*AGENTS))
+        assert subscriber.heartbeats["watchdog"]["epoch"] == new["epoch"]
         messages = await read_stream(swarm.url, swarm.name)
         assert_numbered(messages)
         assert_same(content_of(messages), undisturbed)

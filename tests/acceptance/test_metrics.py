@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.faults import kill_agents, kill_server
-from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, VOTERS, Swarm, run_verb
+from tests.acceptance.subscriber import Subscriber, read_stream
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, VOTERS, Swarm, run_command
 from tests.support.collector import collecting
 from tests.support.page import Shown, parsed
 from tests.support.receiver import Receiver, receiver
@@ -53,15 +53,15 @@ async def scraped_until(url: str, name: str, labels: tuple[str, ...], value: flo
 async def test_the_page_shows_what_the_stream_holds_and_what_was_heard(tmp_path):
     toml = exact_toml(speed=40, rounds=ROUNDS) + '\n[metrics]\nlisten = "127.0.0.1:0"\n'
     async with Swarm(tmp_path / "swarm", toml) as swarm:
-        ear = await swarm.up()
+        subscriber = await swarm.up()
         url = await page(swarm)
-        await ear.decided(10)
-        await kill_agents(swarm, ear, "strategy-momentum")
-        await ear.decided(ROUNDS)
-        healthy = await swarm.verb("health", "metrics", "--json")
+        await subscriber.decided(10)
+        await kill_agents(swarm, subscriber, "strategy-momentum")
+        await subscriber.decided(ROUNDS)
+        healthy = await swarm.command("health", "metrics", "--json")
         assert healthy.code == 0, healthy.out
         assert healthy.json["role"] == "metrics"
-        once = await swarm.verb("metrics", "--once")
+        once = await swarm.command("metrics", "--once")
         assert once.code == 0, once.err
         stream = await read_stream(swarm.url, swarm.name)
         kinds = Counter(said.kind for said in stream)
@@ -90,16 +90,16 @@ async def test_the_page_shows_what_the_stream_holds_and_what_was_heard(tmp_path)
                 assert shown["signalmesh_agent_resident_memory_bytes", (agent,)] > 1 << 20
                 assert shown["signalmesh_heartbeats_total", (agent, "agent")] > 0
             assert sum(shown["signalmesh_sandbox_agents", (sandbox,)] for sandbox in SANDBOXES) == len(AGENTS)
-            assert shown["signalmesh_watchdog_term", ()] == ear.claims["watchdog"]
+            assert shown["signalmesh_watchdog_term", ()] == subscriber.claims["watchdog"]
             assert shown["signalmesh_mirror_state", ("live",)] == 1
         assert live["signalmesh_snapshot_seconds", ("coordinator",)] > 0
-        await the_bus_dies(swarm, ear, url)
+        await the_bus_dies(swarm, subscriber, url)
 
 
-async def the_bus_dies(swarm: Swarm, ear: Ear, url: str) -> None:
+async def the_bus_dies(swarm: Swarm, subscriber: Subscriber, url: str) -> None:
     """The page outlives the bus, and goes on when that is back, counting nothing twice."""
     before = await scrape(url)
-    await kill_server(swarm, ear)
+    await kill_server(swarm, subscriber)
     shown = await scraped_until(url, "signalmesh_alerts_total", ("nats_server_restarted", "warning"), 1)
     assert shown["signalmesh_messages_total", ("decision",)] == before["signalmesh_messages_total", ("decision",)]
 
@@ -111,10 +111,10 @@ async def test_a_collector_is_given_what_the_page_shows(tmp_path):
             "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{collector.url}/v1/metrics", "OTEL_METRIC_EXPORT_INTERVAL": "100",
         }  # fmt: skip
         async with Swarm(tmp_path / "swarm", toml, environment=asked) as swarm:
-            ear = await swarm.up()
+            subscriber = await swarm.up()
             url = await page(swarm)
-            await kill_agents(swarm, ear, "strategy-momentum")
-            await ear.decided(ROUNDS)
+            await kill_agents(swarm, subscriber, "strategy-momentum")
+            await subscriber.decided(ROUNDS)
             await scraped_until(url, "signalmesh_observer_lag_messages", (), 0)
             before, exports = await scrape(url), len(collector.measured)
             # one may be under way that was collected before
@@ -130,7 +130,7 @@ async def test_a_collector_is_given_what_the_page_shows(tmp_path):
             assert shown["signalmesh_agent_state", ("coordinator", "live")] == 1
             assert measured.resource["service.name"] == "metrics"
             assert measured.resource["service.namespace"] == measured.resource["mesh.swarm"] == swarm.name
-            assert measured.resource["process.pid"] == ear.beats["metrics"]["pid"]
+            assert measured.resource["process.pid"] == subscriber.heartbeats["metrics"]["pid"]
             assert collector.spans == [], "only metrics were asked for"
             exports = len(collector.measured)
             assert await swarm.end(signal.SIGINT) == 0
@@ -143,11 +143,11 @@ async def test_an_address_that_is_taken_is_said_before_anything_starts(tmp_path)
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         (tmp_path / "swarm.toml").write_text(f'[metrics]\nlisten = "{address}"\n')
-        for verb in (("up", "--port", "0"), ("metrics", "--nats", "nats://127.0.0.1:1")):
-            ended = await run_verb(tmp_path, *verb)
+        for command in (("up", "--port", "0"), ("metrics", "--nats", "nats://127.0.0.1:1")):
+            ended = await run_command(tmp_path, *command)
             assert ended.code == 2
             assert f"metrics.listen: {address}: cannot listen there" in ended.err
-    wrong = await run_verb(tmp_path, "metrics", "--listen", "here")
+    wrong = await run_command(tmp_path, "metrics", "--listen", "here")
     assert wrong.code == 2
     assert "--listen 'here': expected HOST:PORT" in wrong.err
 
@@ -157,28 +157,28 @@ async def test_alerts_reach_a_webhook_whose_poster_is_killed_and_its_url_is_nowh
     async with receiver() as there:
         monkeypatch.setitem(ENVIRONMENT, "SIGNALMESH_WEBHOOK", f"http://127.0.0.1:{there.port}/hook/s3cret")
         async with Swarm(tmp_path / "swarm", exact_toml(speed=40, rounds=ROUNDS)) as swarm:
-            ear = await swarm.up()
-            await ear.until("the observer", lambda: "metrics" in ear.beats)
+            subscriber = await swarm.up()
+            await subscriber.until("the observer", lambda: "metrics" in subscriber.heartbeats)
             async with asyncio.timeout(GUARD_S):
                 subject = f"$JS.API.CONSUMER.INFO.{swarm.name}_events.webhook"
-                while b"error" in (await ear.client.request(subject)).data:
+                while b"error" in (await subscriber.client.request(subject)).data:
                     await asyncio.sleep(0.02)
-            children = [process for process in swarm.everybody() if "metrics" in process.cmdline()]
+            children = [process for process in swarm.all_agents() if "metrics" in process.cmdline()]
             assert children[0].cmdline()[4:6] == ["--listen", "off"]
-            await killed_while_it_fails(swarm, ear, there)
+            await killed_while_it_fails(swarm, subscriber, there)
             there.answers = [500]
             kills = 3
             for number in range(10 * kills):
-                await ear.publish("alert.warning.test", alert(number))
+                await subscriber.publish("alert.warning.test", alert(number))
                 if number % 10 == 5:
-                    await kill_observer(swarm, ear)
+                    await kill_observer(swarm, subscriber)
             async with asyncio.timeout(GUARD_S):
                 while "number 29" not in [body["message"] for body in there.taken.items]:
                     await there.taken.reach(len(there.taken.items) + 1)
             taken = [body["message"] for body in there.taken.items if body["code"] == "test"]
             assert list(dict.fromkeys(taken)) == [f"number {number}" for number in range(10 * kills)]
             assert len(taken) <= 11 * kills, "repeated though nobody was killed just then"
-            shown = "".join(" ".join(process.cmdline()) for process in swarm.everybody())
+            shown = "".join(" ".join(process.cmdline()) for process in swarm.all_agents())
             assert await swarm.end(signal.SIGINT) == 0
             logs = [path.read_text() for path in (swarm.directory / ".signalmesh").rglob("*.log")]
             assert "webhook_failing" in "".join(logs)
@@ -186,24 +186,24 @@ async def test_alerts_reach_a_webhook_whose_poster_is_killed_and_its_url_is_nowh
             assert "s3cret" not in (swarm.directory / "up.err").read_text()
 
 
-async def killed_while_it_fails(swarm: Swarm, ear: Ear, there: Receiver) -> None:
+async def killed_while_it_fails(swarm: Swarm, subscriber: Subscriber, there: Receiver) -> None:
     """Who told of the failure is dead; its successor tells of the end of it."""
     there.answers = [500] * 1000
-    await ear.publish("alert.warning.test", {**alert(0), "code": "first"})
-    await ear.alerted("webhook_failing")
-    await kill_observer(swarm, ear)
+    await subscriber.publish("alert.warning.test", {**alert(0), "code": "first"})
+    await subscriber.alerted("webhook_failing")
+    await kill_observer(swarm, subscriber)
     there.answers.clear()
-    await ear.alerted("webhook_recovered")
+    await subscriber.alerted("webhook_recovered")
     async with asyncio.timeout(GUARD_S):
         while (codes := [body["code"] for body in there.taken.items])[-1:] != ["webhook_recovered"]:
             await there.taken.reach(len(codes) + 1)
     assert codes.count("webhook_failing") == codes.count("webhook_recovered") == codes.count("first") == 1
 
 
-async def kill_observer(swarm: Swarm, ear: Ear) -> None:
-    pid = ear.beats["metrics"]["pid"]
+async def kill_observer(swarm: Swarm, subscriber: Subscriber) -> None:
+    pid = subscriber.heartbeats["metrics"]["pid"]
     swarm.send(pid, signal.SIGKILL)
-    await ear.until("another one", lambda: ear.beats["metrics"]["pid"] != pid)
+    await subscriber.until("another one", lambda: subscriber.heartbeats["metrics"]["pid"] != pid)
 
 
 def alert(number: int) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.faults import kill_agents
-from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SIGNALMESH, Finished, Swarm, agents_toml, run_verb
+from tests.acceptance.subscriber import read_stream
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SIGNALMESH, Finished, Swarm, agents_toml, run_command
 from tests.support.nats import plain_server
 
 NOBODY = "nats://127.0.0.1:1"
@@ -50,42 +50,44 @@ READERS = {"market": 4, "signal": 1, "sentiment": 1, "decision": 1, "config": 2}
 
 async def test_poison_stops_nobody_and_is_told_once(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "50")
-        await ear.decided(251)
-        beats = await ear.live(*AGENTS)
-        sequences = [await ear.publish(subject, data) for subject, data in POISON]
-        await ear.publish("gossip.BTC-USD.stranger", b"a kind that nobody knows, so that nobody reads it")
+        subscriber = await swarm.up("--speed", "50")
+        await subscriber.decided(251)
+        heartbeats = await subscriber.live(*AGENTS)
+        sequences = [await subscriber.publish(subject, data) for subject, data in POISON]
+        await subscriber.publish("gossip.BTC-USD.stranger", b"a kind that nobody knows, so that nobody reads it")
         for subject in ("heartbeat.coordinator", "heartbeat.python", "heartbeat.watchdog", "decision.BTC-USD.junk"):
-            await ear.client.publish(f"swarm.{subject}", b"junk on the read side")
-        for verb in ("python.spawn", "python.kill", "python.signal", "python.look", "watchdog.revive"):
-            reply = await ear.client.request(f"swarm.control.{verb}", b'{"agent": 5', timeout=10)
+            await subscriber.client.publish(f"swarm.{subject}", b"junk on the read side")
+        for command in ("python.spawn", "python.kill", "python.signal", "python.look", "watchdog.revive"):
+            reply = await subscriber.client.request(f"swarm.control.{command}", b'{"agent": 5', timeout=10)
             assert "error" in json.loads(reply.data)
 
-        alerts = await ear.alerted("poison_message", len(POISON))
-        await ear.more_decisions(20)
-        await kill_agents(swarm, ear, "coordinator")  # it may read them again, but not tell them again
-        await ear.more_decisions(20)
-        alerts = await ear.alerted("poison_message", len(POISON))
+        alerts = await subscriber.alerted("poison_message", len(POISON))
+        await subscriber.more_decisions(20)
+        await kill_agents(swarm, subscriber, "coordinator")  # it may read them again, but not tell them again
+        await subscriber.more_decisions(20)
+        alerts = await subscriber.alerted("poison_message", len(POISON))
         assert sorted(alert["detail"]["sequence"] for alert in alerts) == sequences
         assert {alert["detail"]["subject"] for alert in alerts} == {f"swarm.{subject}" for subject, _ in POISON}
-        [unread] = await ear.alerted("unread_messages", 1)
+        [unread] = await subscriber.alerted("unknown_message_kind", 1)
         assert unread["detail"] == {"kind": "gossip", "subject": "swarm.gossip.BTC-USD.stranger", "messages": 1}
-        assert {alert["code"] for alert in ear.alerts} == {"poison_message", "unread_messages"}
-        assert_each_round_once(ear.decisions)
-        assert {(decision["symbol"], decision["source"]) for decision in ear.decisions} == {("BTC/USD", "coordinator")}
+        assert {alert["code"] for alert in subscriber.alerts} == {"poison_message", "unknown_message_kind"}
+        assert_each_round_once(subscriber.decisions)
+        assert {(decision["symbol"], decision["source"]) for decision in subscriber.decisions} == {
+            ("BTC/USD", "coordinator")
+        }
 
-        status = (await swarm.verb("status", "--json")).json
+        status = (await swarm.command("status", "--json")).json
         assert status["active_agents"] == 5
         rows = {row["name"]: row for row in status["agents"]}
         expected = sum(READERS[subject.split(".")[0]] for subject, _ in POISON)
         assert sum(row["poison"] for row in rows.values()) == expected
         for name in AGENTS:
             if name != "coordinator":
-                assert rows[name]["pid"] == beats[name]["pid"]
+                assert rows[name]["pid"] == heartbeats[name]["pid"]
 
 
 @asynccontextmanager
-async def verbs_at_once() -> AsyncIterator[list[tuple[Path, list[str], int, list[str]]]]:
+async def commands_at_once() -> AsyncIterator[list[tuple[Path, list[str], int, list[str]]]]:
     """Cases (directory, arguments, exit code, what the error names), run four at a time when the block ends."""
     cases: list[tuple[Path, list[str], int, list[str]]] = []
     yield cases
@@ -93,7 +95,7 @@ async def verbs_at_once() -> AsyncIterator[list[tuple[Path, list[str], int, list
 
     async def run(directory: Path, arguments: list[str]) -> Finished:
         async with turn:
-            return await run_verb(directory, *arguments)
+            return await run_command(directory, *arguments)
 
     results = await asyncio.gather(*(run(directory, arguments) for directory, arguments, _, _ in cases))
     for (_, arguments, code, named), result in zip(cases, results, strict=True):
@@ -105,11 +107,11 @@ async def verbs_at_once() -> AsyncIterator[list[tuple[Path, list[str], int, list
 async def test_mistakes_beside_a_running_swarm(tmp_path: Path):
     (tmp_path / "other").mkdir()
     async with Swarm(tmp_path / "swarm") as swarm:
-        ear = await swarm.up("--speed", "5")
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up("--speed", "5")
+        await subscriber.live(*AGENTS)
         port = str(urlsplit(swarm.url).port)
         here, other = swarm.directory, tmp_path / "other"
-        async with verbs_at_once() as cases:
+        async with commands_at_once() as cases:
             cases += [
                 (here, ["up", "--port", "0"], 2, ["already", str(swarm.process.pid), "--state-dir"]),
                 (other, ["up", "--port", port], 2, [port, "--port"]),
@@ -121,8 +123,8 @@ async def test_mistakes_beside_a_running_swarm(tmp_path: Path):
                 (here, ["status", "--swarm", "elsewhere"], 3, ["elsewhere", "--swarm"]),
                 (other, ["down"], 2, ["--state-dir"]),
             ]
-        assert ear.alerts == []
-        happened = {event["event"] for event in ear.lifecycle}
+        assert subscriber.alerts == []
+        happened = {event["event"] for event in subscriber.lifecycle}
         assert happened - {"suspected"} == {"spawned", "restored", "ready"}  # a busy machine makes one late at times
 
 
@@ -151,7 +153,7 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
     empty = tmp_path / "empty"
     empty.mkdir()
     up = ["up", "--port", "0"]
-    async with plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as stranger, verbs_at_once() as cases:
+    async with plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as stranger, commands_at_once() as cases:
         cases += [
             (empty, [*up, "--config", "nowhere.toml"], 2, ["nowhere.toml"]),
             (empty, [*up, "--speed", "-1"], 2, ["--speed"]),
@@ -170,10 +172,10 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
             (empty, ["watch", "gossip"], 2, ["gossip", "decision"]),
             (empty, ["watch", "decisions"], 2, ["did you mean 'decision'?"]),
             (empty, ["kill", "coordinator", "--wait", "nan"], 2, ["--wait nan"]),
-            (empty, ["health", "--within", "-1"], 2, ["--within -1"]),
+            (empty, ["health", "--timeout", "-1"], 2, ["--timeout -1"]),
             (empty, ["status", "--state-dir", str(key / "swarm.toml")], 2, ["--state-dir", "a file"]),
             (empty, ["up", "--state-dir", str(key / "swarm.toml")], 2, ["--state-dir"]),
-            *((garbled, [verb], 2, ["run.json", "cannot be read"]) for verb in ("status", "down", "watch")),
+            *((garbled, [command], 2, ["run.json", "cannot be read"]) for command in ("status", "down", "watch")),
             (empty, ["status", "--nats", stranger], 3, ["--swarm"]),
             (empty, ["kill", "coordinator", "--nats", stranger], 3, ["--swarm"]),
             (empty, ["restart", "coordinator", "--nats", stranger], 3, []),
@@ -193,8 +195,8 @@ async def test_durability_on_a_server_that_is_not_ours_is_said_to_be_its_own(tmp
         plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as url,
         Swarm(tmp_path / "swarm", toml) as swarm,
     ):
-        ear = await swarm.up("--nats", url)
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up("--nats", url)
+        await subscriber.live(*AGENTS)
         assert "stream.durability: 'power'" in swarm.errors
         alerts = [said.json for said in await read_stream(url, swarm.name) if said.kind == "alert"]
         assert [alert["code"] for alert in alerts] == ["durability_not_set"]
@@ -203,9 +205,9 @@ async def test_durability_on_a_server_that_is_not_ours_is_said_to_be_its_own(tmp
 @pytest.mark.slow
 async def test_a_server_that_refuses_is_not_said_to_be_away(tmp_path: Path):
     async with plain_server(tmp_path, "--user", "user", "--pass", "right") as url:
-        for verb in ("status", "up", "doctor"):
-            told = await run_verb(tmp_path, verb, "--nats", url)
-            assert told.code == (1 if verb == "doctor" else 3), told
+        for command in ("status", "up", "doctor"):
+            told = await run_command(tmp_path, command, "--nats", url)
+            assert told.code == (1 if command == "doctor" else 3), told
             text = told.out + told.err
             assert f"the NATS server at {url} answers, but does not take these credentials" in text
             assert "--nats-nkey (SIGNALMESH_NATS_NKEY)" in text
@@ -224,7 +226,7 @@ async def test_a_role_that_waits_for_the_bus_says_where_and_why(tmp_path: Path):
             try:
                 async with asyncio.timeout(GUARD_S):
                     line = json.loads(await process.stderr.readline())
-                assert (line["event"], line["nats"]) == ("bus_awaited", url)
+                assert (line["event"], line["nats"]) == ("waiting_for_nats", url)
                 assert why in line["problem"]
             finally:
                 process.kill()

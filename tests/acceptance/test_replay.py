@@ -13,10 +13,10 @@ from bus.messages import headers as h
 from coordinator.config.loader import parse
 from coordinator.config.settings import SwarmConfig
 from coordinator.replay.models import Difference, Replay
-from coordinator.replay.runner import Span, replay_bus
+from coordinator.replay.runner import ReplayRange, replay_bus
 from tests.acceptance.conftest import LENGTH
 from tests.acceptance.exact import exact_toml
-from tests.acceptance.swarm import AGENTS, run_verb
+from tests.acceptance.swarm import AGENTS, run_command
 from tests.acceptance.test_audit_mirror import damage, mirrored
 from tests.support.copying import Recorded, copied
 
@@ -34,9 +34,9 @@ def outputs(run: Recorded, agent: str = "") -> list[int]:
     ]
 
 
-async def replay_of(directory: Path, run: Recorded, *, toml: str = "", span: Span | None = None) -> Replay:
+async def replay_of(directory: Path, run: Recorded, *, toml: str = "", span: ReplayRange | None = None) -> Replay:
     async with copied(directory, run) as bus:
-        return await replay_bus(bus, config(toml), span or Span())
+        return await replay_bus(bus, config(toml), span or ReplayRange())
 
 
 def only(replay: Replay) -> Difference:
@@ -73,7 +73,9 @@ async def test_another_window_shows_the_first_difference(tmp_path: Path, good: R
     assert fields["indicators.rsi"].replayed != fields["indicators.rsi"].recorded
     assert replay.agents[MOMENTUM].differing >= 1
     before = [s for s in outputs(good, MOMENTUM) if s < difference.sequence]
-    assert (await replay_of(tmp_path / "b", good, toml=toml, span=Span(last=before[-1]))).ok, "it is not the first"
+    assert (await replay_of(tmp_path / "b", good, toml=toml, span=ReplayRange(last=before[-1]))).ok, (
+        "it is not the first"
+    )
 
 
 async def test_another_recording_differs_at_its_source(tmp_path: Path, good: Recorded):
@@ -96,8 +98,8 @@ async def test_a_damaged_payload(tmp_path: Path, good: Recorded):
     difference = only(await replay_of(tmp_path, run))
     assert (difference.agent, difference.sequence, difference.output) == (COORDINATOR, sequence, 200)
     assert [(item.field, item.recorded) for item in difference.fields] == [("position_size", 0.123)]
-    assert (await replay_of(tmp_path / "before", run, span=Span(last=sequence - 1))).ok
-    assert (await replay_of(tmp_path / "after", run, span=Span(first=sequence + 1))).ok
+    assert (await replay_of(tmp_path / "before", run, span=ReplayRange(last=sequence - 1))).ok
+    assert (await replay_of(tmp_path / "after", run, span=ReplayRange(first=sequence + 1))).ok
 
 
 @pytest.mark.parametrize("header", [h.OUTPUT, h.CAUSE, h.MSG_ID])
@@ -132,7 +134,7 @@ async def test_other_settings_and_agents_than_those_recorded_are_said(tmp_path: 
 async def test_a_stream_without_its_beginning_is_not_compared(tmp_path: Path, good: Recorded):
     gone = tuple(m.sequence for m in good.messages[:1000] if m.headers.get(h.TTL) != "never")
     async with copied(tmp_path, good, without=gone) as bus:
-        replay = await replay_bus(bus, config(), Span())
+        replay = await replay_bus(bus, config(), ReplayRange())
     assert not replay.ok
     assert replay.compared == 0
     assert replay.differences == []
@@ -142,13 +144,13 @@ async def test_a_stream_without_its_beginning_is_not_compared(tmp_path: Path, go
 async def test_a_mirrors_file_without_a_bus(tmp_path: Path, good: Recorded):
     path = await mirrored(tmp_path / "mirror.sqlite", good)
     (tmp_path / "swarm.toml").write_text(exact_toml(rounds=LENGTH))
-    told = await run_verb(tmp_path, "replay", "--file", str(path))
+    told = await run_command(tmp_path, "replay", "--file", str(path))
     assert told.code == 0, told.out + told.err
     assert f"the same to the byte: {len(outputs(good)):,} outputs" in told.out
     sequence = good.find("swarm.decision.", Mesh_Output=200).sequence
     payload = good.at(sequence).data.replace(b'"absent":[]', b'"absent":["nobody"]')
     damage(path, "UPDATE messages SET payload = ? WHERE sequence = ?", payload, sequence)
-    damaged = await run_verb(tmp_path, "replay", "--file", str(path), "--json")
+    damaged = await run_command(tmp_path, "replay", "--file", str(path), "--json")
     assert damaged.code == 1
     [difference] = damaged.json["differences"]
     assert (difference["sequence"], [item["field"] for item in difference["fields"]]) == (sequence, ["absent"])
@@ -156,7 +158,7 @@ async def test_a_mirrors_file_without_a_bus(tmp_path: Path, good: Recorded):
 
 
 async def test_a_span_that_is_none(tmp_path: Path):
-    told = await run_verb(tmp_path, "replay", "--from", "9", "--to", "3")
+    told = await run_command(tmp_path, "replay", "--from", "9", "--to", "3")
     assert told.code == 2
     assert "--from 9 --to 3" in told.err
-    assert (await run_verb(tmp_path, "replay", "--file", "nowhere.sqlite")).code == 2
+    assert (await run_command(tmp_path, "replay", "--file", "nowhere.sqlite")).code == 2

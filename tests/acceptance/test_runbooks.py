@@ -19,7 +19,7 @@ from tests.support.repository import ROOT
 
 RUNBOOKS = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
 COMMAND = re.compile(r"^ *signalmesh ([^#\n]+)|`signalmesh ([^`]+)`", re.MULTILINE)
-ENDLESS = {"agent": "ready", "mirror": "put_back", "sandbox": "", "watch": "", "metrics": "metrics_served"}
+ENDLESS = {"agent": "ready", "mirror": "restore", "sandbox": "", "watch": "", "metrics": "metrics_served"}
 """Verbs that run until they are told to end: a word that they say first, or the one who is then heard."""
 STEPS = ("replay", "revive", "down", "up", "mirror")
 """What comes last, in this order: what ends the swarm or begins it."""
@@ -80,14 +80,14 @@ async def run_a_while(directory: Path, words: list[str], until: str, environment
 @pytest.mark.timeout(600)
 async def test_every_command_of_the_runbooks_works(tmp_path):
     wanted = commands()
-    verbs = {command[0] for command in wanted}
-    assert {"status", "audit", "doctor", "history", "kill", "down", "up", "mirror"} <= verbs
+    names = {command[0] for command in wanted}
+    assert {"status", "audit", "doctor", "history", "kill", "down", "up", "mirror"} <= names
     toml = exact_toml(speed=20, rounds=100_000)
     done = set()
     async with Swarm(tmp_path / "swarm", toml) as swarm:
-        ear = await swarm.up()
-        await ear.decided(30)
-        await ear.publish("alert.warning.test", alert())
+        subscriber = await swarm.up()
+        await subscriber.decided(30)
+        await subscriber.publish("alert.warning.test", alert())
 
         for command in sorted(wanted):
             words = filled(command)
@@ -96,34 +96,34 @@ async def test_every_command_of_the_runbooks_works(tmp_path):
             if words[0] == "watch":
                 watching = asyncio.create_task(run_a_while(swarm.directory, words, "heard you", {}))
                 while not watching.done():  # it hears what is stored from when it listens
-                    await ear.publish("alert.warning.test", alert())
+                    await subscriber.publish("alert.warning.test", alert())
                     await asyncio.sleep(0.2)
                 await watching
             elif words[0] in ENDLESS:
                 await run_a_while(swarm.directory, words, ENDLESS[words[0]], {})
-                await ear.live("strategy-momentum")
+                await subscriber.live("strategy-momentum")
             else:
-                ended = await swarm.verb(*words)
+                ended = await swarm.command(*words)
                 assert ended.code == 0, (words, ended.out, ended.err)
             done.add(command)
         for command in sorted(command for command in wanted if command[0] in ("replay", "revive")):
             words = filled(command)
             if words[0] == "revive":
-                assert (await swarm.verb("kill", words[1], "--signal", "TERM")).code == 0
-            ended = await swarm.verb(*words)
+                assert (await swarm.command("kill", words[1], "--signal", "TERM")).code == 0
+            ended = await swarm.command(*words)
             assert ended.code == 0, (words, ended.out, ended.err)
             done.add(command)
-        decided = len(ear.decisions)
+        decided = len(subscriber.decisions)
         assert decided > 30
         for command in sorted(command for command in wanted if command[0] == "down"):
-            ended = await swarm.verb(*command)
+            ended = await swarm.command(*command)
             assert ended.code == 0, ended.err
             assert await swarm.wait() == 0
             done.add(command)
         for command in sorted(command for command in wanted if command[0] == "up"):
             again = await swarm.up(*command[1:])
             await again.decided(decided + 10)
-            audited = await swarm.verb("audit")
+            audited = await swarm.command("audit")
             assert audited.code == 0, audited.out
             assert await swarm.end(signal.SIGINT) == 0
             done.add(command)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 
-from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import (
     ROUNDS,
     Content,
@@ -21,6 +20,7 @@ from tests.acceptance.exact import (
     exact_toml,
 )
 from tests.acceptance.faults import kill_agents
+from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
 
 
@@ -30,21 +30,21 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         Swarm(tmp_path / "one", exact_toml(speed=50, rounds=9000)) as one,
         Swarm(tmp_path / "two", exact_toml(speed=0, rounds=few, top='swarm = "two"'), "two") as two,
     ):
-        ear = await one.up()
+        subscriber = await one.up()
         other = await two.up("--nats", one.url)
-        await ear.decided(200)
+        await subscriber.decided(200)
         await other.decided(few)
-        beats = await ear.live(*AGENTS)
+        heartbeats = await subscriber.live(*AGENTS)
         others = await other.live(*AGENTS)
-        await kill_agents(one, ear, "coordinator")
+        await kill_agents(one, subscriber, "coordinator")
 
         for role in ("sandbox", "watchdog", "agent"):
-            heard = await one.verb("health", role, "--json")
-            assert (heard.code, heard.json["ok"], heard.json["role"]) == (0, True, role)
-        unheard = await one.verb("health", "sandbox", "--within", "0.3", "--swarm", "three")
+            received = await one.command("health", role, "--json")
+            assert (received.code, received.json["ok"], received.json["role"]) == (0, True, role)
+        unheard = await one.command("health", "sandbox", "--timeout", "0.3", "--swarm", "three")
         assert unheard.code == 1, unheard
 
-        asked = await one.verb("status", "--json")
+        asked = await one.command("status", "--json")
         assert asked.code == 0, asked
         status = asked.json
         assert (status["swarm"], status["nats"]) == ("swarm", one.url)
@@ -52,7 +52,9 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         sandboxes = {row["name"]: row for row in status["sandboxes"]}
         assert sorted(sandboxes) == sorted(SANDBOXES)
         assert sorted(name for row in sandboxes.values() for name in row["agents"]) == sorted(AGENTS)
-        if not any(event["event"] == "moved" for event in ear.lifecycle):  # a host that is starved of CPU loses them
+        if not any(
+            event["event"] == "moved" for event in subscriber.lifecycle
+        ):  # a host that is starved of CPU loses them
             assert sandboxes["nodejs"]["agents"] == ["research-2", "strategy-momentum"]
         for row in sandboxes.values():
             assert (row["provider"], row["status"]) == ("local", "active")
@@ -73,15 +75,15 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
             assert row["poison"] == 0
             assert psutil.Process(row["pid"]).is_running()
             if name != "coordinator":
-                assert (row["pid"], row["epoch"]) == (beats[name]["pid"], beats[name]["epoch"])
+                assert (row["pid"], row["epoch"]) == (heartbeats[name]["pid"], heartbeats[name]["epoch"])
         assert agents["research-1"]["kind"] == "market-data"
         assert status["decisions"]["count"] >= 200
         assert datetime.fromisoformat(status["decisions"]["last_at"]).year == 2017
-        plain = await one.verb("status")
+        plain = await one.command("status")
         assert plain.code == 0
         assert all(name in plain.out for name in (*AGENTS, *SANDBOXES, one.url))
 
-        theirs = (await two.verb("status", "--json")).json
+        theirs = (await two.command("status", "--json")).json
         assert (theirs["swarm"], theirs["active_agents"]) == ("two", 5)
         assert theirs["decisions"]["count"] == few
         again = await other.live(*AGENTS)
@@ -90,36 +92,36 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         stored = content_of(await read_stream(one.url, "two"))
         renamed = {f"swarm{subject[3:]}": payloads for subject, payloads in stored.items()}
         assert_beginning(renamed, undisturbed, few)
-        assert_each_round_once(ear.decisions)
+        assert_each_round_once(subscriber.decisions)
 
         assert await two.end(signal.SIGINT) == 0
-        await ear.more_decisions(5)  # the server was not theirs to end
+        await subscriber.more_decisions(5)  # the server was not theirs to end
         assert await one.end(signal.SIGINT) == 0
 
 
-async def assert_went_on(ear: Ear, before: dict[str, int], decided: int) -> None:
+async def assert_went_on(subscriber: Subscriber, before: dict[str, int], decided: int) -> None:
     """Epochs rose, and what is decided from here on are later rounds than those decided before."""
-    assert all(beat["epoch"] > before[name] for name, beat in (await ear.live(*AGENTS)).items())
-    assert all(decision["round"] > decided for decision in ear.decisions)
+    assert all(heartbeat["epoch"] > before[name] for name, heartbeat in (await subscriber.live(*AGENTS)).items())
+    assert all(decision["round"] > decided for decision in subscriber.decisions)
 
 
 async def test_kill_9_of_up_leaves_nothing_and_the_next_one_goes_on(
     tmp_path: Path, undisturbed: Content, chance: random.Random
 ):
     async with Swarm(tmp_path, exact_toml()) as swarm:
-        ear = await swarm.up()
-        await ear.decided(chance.randint(200, 350))
-        ends = await Ends.of(*(process.pid for process in swarm.everybody()))
+        subscriber = await swarm.up()
+        await subscriber.decided(chance.randint(200, 350))
+        ends = await Ends.of(*(process.pid for process in swarm.all_agents()))
         assert len(ends.pids) >= 1 + 1 + 1 + len(SANDBOXES) + len(AGENTS)  # up, server, watchdog, hosts, agents
         swarm.process.kill()
         await ends.all()
         assert await swarm.wait() == -signal.SIGKILL
-        before, decided = dict(ear.claims), ear.decisions[-1]["round"]
+        before, decided = dict(subscriber.claims), subscriber.decisions[-1]["round"]
 
-        nobody = await swarm.verb("status")
+        nobody = await swarm.command("status")
         assert nobody.code == 3, nobody
         assert "signalmesh up" in nobody.err
-        assert (await swarm.verb("down")).code == 2
+        assert (await swarm.command("down")).code == 2
 
         again = await swarm.up()
         await assert_went_on(again, before, decided)
@@ -133,31 +135,31 @@ async def test_ctrl_c_and_down_end_cleanly_and_the_next_up_goes_on(
     tmp_path: Path, undisturbed: Content, chance: random.Random
 ):
     async with Swarm(tmp_path, exact_toml()) as swarm:
-        ear = await swarm.up()
-        await ear.decided(chance.randint(100, 350))
+        subscriber = await swarm.up()
+        await subscriber.decided(chance.randint(100, 350))
         assert await swarm.end(signal.SIGINT) == 0
         assert not (tmp_path / ".signalmesh" / "run.json").exists()
-        before, decided = dict(ear.claims), ear.decisions[-1]["round"]
+        before, decided = dict(subscriber.claims), subscriber.decisions[-1]["round"]
 
-        ear = await swarm.up()
-        await assert_went_on(ear, before, decided)
-        before = dict(ear.claims)
-        if ear.decisions:  # on a slow machine all may have been decided before the first end
-            decided = ear.decisions[-1]["round"]
-        ends = await Ends.of(*(process.pid for process in swarm.everybody()))
-        down = await swarm.verb("down")
+        subscriber = await swarm.up()
+        await assert_went_on(subscriber, before, decided)
+        before = dict(subscriber.claims)
+        if subscriber.decisions:  # on a slow machine all may have been decided before the first end
+            decided = subscriber.decisions[-1]["round"]
+        ends = await Ends.of(*(process.pid for process in swarm.all_agents()))
+        down = await swarm.command("down")
         assert down.code == 0, down
         assert await swarm.wait() == 0
         await ends.all()
 
-        ear = await swarm.up()
-        await assert_went_on(ear, before, decided)
-        before = dict(ear.claims)
+        subscriber = await swarm.up()
+        await assert_went_on(subscriber, before, decided)
+        before = dict(subscriber.claims)
         assert await swarm.end(signal.SIGHUP) == 0  # the terminal was closed
 
-        ear = await swarm.up()
-        await assert_went_on(ear, before, decided)
-        await ear.all_decided(ROUNDS)
+        subscriber = await swarm.up()
+        await assert_went_on(subscriber, before, decided)
+        await subscriber.all_decided(ROUNDS)
         messages = await read_stream(swarm.url, swarm.name)
         assert_numbered(messages)
         assert_same(content_of(messages), undisturbed)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.ear import Said, read_stream
 from tests.acceptance.faults import kill_server
+from tests.acceptance.subscriber import Said, read_stream
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm, agents_toml
 from tests.support.nats import plain_server
 
@@ -20,23 +20,23 @@ async def test_a_second_swarm_of_one_name_is_refused_until_the_first_is_gone(tmp
         Swarm(tmp_path / "first", agents_toml(speed=20)) as first,
         Swarm(tmp_path / "second", agents_toml(speed=20)) as second,
     ):
-        ear = await first.up("--nats", url)
-        beats = await ear.live(*AGENTS)
-        refused = await second.verb("up", "--nats", url)
+        subscriber = await first.up("--nats", url)
+        heartbeats = await subscriber.live(*AGENTS)
+        refused = await second.command("up", "--nats", url)
         assert (refused.code, refused.out) == (2, ""), refused
         assert all(name in refused.err for name in (*SANDBOXES, url, "signalmesh down", "swarm.toml"))
-        assert {name: beat["epoch"] for name, beat in (await ear.live(*AGENTS)).items()} == {
-            name: beat["epoch"] for name, beat in beats.items()
+        assert {name: heartbeat["epoch"] for name, heartbeat in (await subscriber.live(*AGENTS)).items()} == {
+            name: heartbeat["epoch"] for name, heartbeat in heartbeats.items()
         }
-        assert ear.alerts == []
+        assert subscriber.alerts == []
 
-        ends = await Ends.of(*(process.pid for process in first.everybody()))
+        ends = await Ends.of(*(process.pid for process in first.all_agents()))
         first.process.kill()
         await first.wait()
         again = await second.up("--nats", url)  # at once, while its children may still be ending
         await ends.all()
         later = await again.live(*AGENTS)
-        assert all(beat["epoch"] > beats[name]["epoch"] for name, beat in later.items())
+        assert all(heartbeat["epoch"] > heartbeats[name]["epoch"] for name, heartbeat in later.items())
         assert await second.end(signal.SIGINT) == 0
         assert second.errors == ""
 
@@ -53,12 +53,12 @@ def restarted(said: Said) -> bool:
 
 async def test_the_record_names_the_server_that_runs(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "20")
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up("--speed", "20")
+        await subscriber.live(*AGENTS)
         [before] = [child["pid"] for child in swarm.record["children"] if child["kind"] == "nats-server"]
-        await kill_server(swarm, ear)
+        await kill_server(swarm, subscriber)
         while not any(restarted(said) for said in await read_stream(swarm.url, swarm.name)):
-            await ear.more_decisions(1)  # the ear itself may have come back after the alert
-        [pid] = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
+            await subscriber.more_decisions(1)  # the ear itself may have come back after the alert
+        [pid] = [process.pid for process in swarm.all_agents() if process.name().startswith("nats-server")]
         assert pid != before
         assert [child["pid"] for child in swarm.record["children"] if child["kind"] == "nats-server"] == [pid]

@@ -20,27 +20,27 @@ TIMES = ("2019-01-01T00:00:00Z", "9999-12-31T00:00:00Z", "2019-01-01T00:00:00Z")
 
 async def test_forged_ticks_settings_and_decisions_stop_nothing(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "50")
-        await ear.decided(251)
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up("--speed", "50")
+        await subscriber.decided(251)
+        await subscriber.live(*AGENTS)
         for fields, at in zip(FORGED, TIMES, strict=True):
-            await ear.publish("market.BTC-USD.research-1", {**TICK, **fields, "timestamp": at})
-            await ear.more_decisions(10)
+            await subscriber.publish("market.BTC-USD.research-1", {**TICK, **fields, "timestamp": at})
+            await subscriber.more_decisions(10)
         forged = {"voters": {"evil": 1.0}, "timestamp": TIMES[0], "source": "watchdog"}
-        await ear.publish("config.swarm.evil", forged)
-        await ear.more_decisions(10)
-        await kill_agents(swarm, ear, "coordinator")  # it may read all that again, but not tell it again
-        await ear.more_decisions(50)
+        await subscriber.publish("config.swarm.evil", forged)
+        await subscriber.more_decisions(10)
+        await kill_agents(swarm, subscriber, "coordinator")  # it may read all that again, but not tell it again
+        await subscriber.more_decisions(50)
 
-        told = [alert["code"] for alert in ear.alerts if alert["source"] == "coordinator"]
-        assert sorted(told) == ["feed_renumbered", "foreign_config", "tick_strayed"]
-        names = [decision["decision_id"] for decision in ear.decisions]
+        told = [alert["code"] for alert in subscriber.alerts if alert["source"] == "coordinator"]
+        assert sorted(told) == ["feed_renumbered", "config_from_unknown_writer", "tick_out_of_order"]
+        names = [decision["decision_id"] for decision in subscriber.decisions]
         assert len(set(names)) == len(names)
         odd = {"BTC/USD:research-1:1000000", "BTC/USD:research-1:2000000", "BTC/USD:research-1=2:5"}
         assert odd < set(names)
         series = [name for name in names if name not in odd]
         assert series == [f"BTC/USD:research-1:{n}" for n in range(1, len(series) + 1)]
-        assert len(ear.decisions[-1]["agents_consulted"]) == 3
+        assert len(subscriber.decisions[-1]["agents_consulted"]) == 3
 
 
 async def publish_raw(url: str, *subjects: bytes) -> None:
@@ -60,9 +60,9 @@ async def publish_raw(url: str, *subjects: bytes) -> None:
 async def test_garbage_in_every_place_stops_nobody_for_good(tmp_path: Path):
     """In subjects, headers, snapshots and the registry; then everybody who could trip over it is started again."""
     async with Swarm(tmp_path) as swarm:
-        ear = await swarm.up("--speed", "50")
-        await ear.decided(251)
-        await ear.close()  # nats-py itself, as the ear uses it, falls silent at the first of these subjects
+        subscriber = await swarm.up("--speed", "50")
+        await subscriber.decided(251)
+        await subscriber.close()  # nats-py itself, as the ear uses it, falls silent at the first of these subjects
         await publish_raw(
             swarm.url,
             b"in.swarm.market.\xff\xfe.evil",
@@ -70,40 +70,42 @@ async def test_garbage_in_every_place_stops_nobody_for_good(tmp_path: Path):
             b"swarm.heartbeat.\xff",
             b"swarm.epoch.\xff",
         )
-        ear = await swarm.listen()
-        beats = await ear.live(*AGENTS)
+        subscriber = await swarm.listen()
+        heartbeats = await subscriber.live(*AGENTS)
         stopped = ("strategy-momentum", "research-1")
         for name in stopped:  # so that no snapshot is beyond what is written in their names: the next ones read it
-            swarm.send(beats[name]["pid"], signal.SIGSTOP)
+            swarm.send(heartbeats[name]["pid"], signal.SIGSTOP)
         for number in ("abc", "", "1e9", "-1", "9" * 5000):
-            await ear.publish("signal.BTC-USD.strategy-momentum", b"{}", **{"Mesh-Output": number})
-        await ear.publish("market.BTC-USD.research-1", b"{", **{"Mesh-Output": "1000000"})
-        await ear.publish("lifecycle.strategy-momentum.strategy-momentum", b"{")
+            await subscriber.publish("signal.BTC-USD.strategy-momentum", b"{}", **{"Mesh-Output": number})
+        await subscriber.publish("market.BTC-USD.research-1", b"{", **{"Mesh-Output": "1000000"})
+        await subscriber.publish("lifecycle.strategy-momentum.strategy-momentum", b"{")
         for name in stopped:
-            swarm.send(beats[name]["pid"], signal.SIGKILL)
-        await ear.back({name: beats[name]["epoch"] for name in stopped})
-        jetstream = ear.client.jetstream()
+            swarm.send(heartbeats[name]["pid"], signal.SIGKILL)
+        await subscriber.back({name: heartbeats[name]["epoch"] for name in stopped})
+        jetstream = subscriber.client.jetstream()
         registry = await jetstream.key_value("swarm_agents")
         await registry.put("evil", b"{}")
         await registry.put("coordinator", b"\xff")
         await (await jetstream.key_value("swarm_state")).put("strategy-mean-reversion", b"\xff")
-        await ear.back({"strategy-mean-reversion": beats["strategy-mean-reversion"]["epoch"]})  # its next write fails
-        watchdog = ear.beats["watchdog"]["pid"]
+        await subscriber.back(
+            {"strategy-mean-reversion": heartbeats["strategy-mean-reversion"]["epoch"]}
+        )  # its next write fails
+        watchdog = subscriber.heartbeats["watchdog"]["pid"]
         swarm.send(watchdog, signal.SIGKILL)
-        await ear.until("a new watchdog", lambda: ear.beats["watchdog"]["pid"] != watchdog or None)
-        await kill_agents(swarm, ear, *AGENTS)
-        await ear.more_decisions(50)
+        await subscriber.until("a new watchdog", lambda: subscriber.heartbeats["watchdog"]["pid"] != watchdog or None)
+        await kill_agents(swarm, subscriber, *AGENTS)
+        await subscriber.more_decisions(50)
 
-        codes = {alert["code"] for alert in ear.alerts}
-        assert {"poison_message", "foreign_output", "snapshot_unreadable"} <= codes
+        codes = {alert["code"] for alert in subscriber.alerts}
+        assert {"poison_message", "output_from_unknown_writer", "snapshot_unreadable"} <= codes
         assert not {"quarantined", "output_gap", "replay_diverged", "agent_unusable"} & codes
-        rounds = [decision["round"] for decision in ear.decisions]
+        rounds = [decision["round"] for decision in subscriber.decisions]
         assert rounds == list(range(rounds[0], rounds[0] + len(rounds)))
-        assert len(ear.decisions[-1]["agents_consulted"]) == 3
-        status = await swarm.verb("status", "--json")
+        assert len(subscriber.decisions[-1]["agents_consulted"]) == 3
+        status = await swarm.command("status", "--json")
         assert status.code == 0, status.err
         assert {agent["name"]: agent["status"] for agent in status.json["agents"]} == dict.fromkeys(AGENTS, "active")
-        audit = await swarm.verb("audit", "--json")
+        audit = await swarm.command("audit", "--json")
         assert audit.code == 1  # somebody has written in the agents' names
         assert audit.json["rounds"]["missing"] == audit.json["rounds"]["doubled"] == 0
         broken = {name for name, agent in audit.json["agents"].items() if agent["gaps"] or agent["doubled"]}

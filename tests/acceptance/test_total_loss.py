@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from bus.mirror.reader import MirrorFile
-from tests.acceptance.ear import Said, read_stream
 from tests.acceptance.exact import (
     ROUNDS,
     Content,
@@ -24,6 +23,7 @@ from tests.acceptance.exact import (
     content_of,
     exact_toml,
 )
+from tests.acceptance.subscriber import Said, read_stream
 from tests.acceptance.swarm import AGENTS, Ends, Swarm
 
 
@@ -51,12 +51,12 @@ def epochs_of(messages: list[Said]) -> dict[str, list[int]]:
 @pytest.mark.slow
 async def test_after_down_the_lost_store_is_put_back_exactly(tmp_path: Path, undisturbed: Content):
     async with Swarm(tmp_path, exact_toml(speed=60)) as swarm:  # `down` itself takes a second to start
-        ear = await swarm.up()
-        await ear.decided(260)
-        ended = await swarm.verb("down")
+        subscriber = await swarm.up()
+        await subscriber.decided(260)
+        ended = await swarm.command("down")
         assert ended.code == 0, ended
         await swarm.wait()
-        history = await swarm.verb("history", "decision", "--limit", "1", "--json")  # with everything stopped
+        history = await swarm.command("history", "decision", "--limit", "1", "--json")  # with everything stopped
         [newest] = history.json["entries"]
         with MirrorFile(mirror_of(swarm)) as file:
             before = [(m.row.sequence, m.row.subject, m.row.payload, dict(m.row.headers)) for m in file.messages()]
@@ -64,11 +64,11 @@ async def test_after_down_the_lost_store_is_put_back_exactly(tmp_path: Path, und
         assert newest["payload"]["round"] < ROUNDS
         forget(swarm)
 
-        ear = await swarm.up()
-        await ear.all_decided(ROUNDS)
+        subscriber = await swarm.up()
+        await subscriber.all_decided(ROUNDS)
         stored = await read_stream(swarm.url, swarm.name)
         assert [(m.sequence, m.subject, m.data, m.headers) for m in stored[: len(before)]] == before
-        assert all(said.sequence > before[-1][0] for said in ear.said)  # nothing put back was heard as new
+        assert all(said.sequence > before[-1][0] for said in subscriber.said)  # nothing put back was heard as new
         assert_same(content_of(stored), undisturbed)
         assert_numbered(stored)
         assert_each_round_once([m.json for m in stored if m.kind == "decision"])
@@ -79,7 +79,7 @@ async def test_after_down_the_lost_store_is_put_back_exactly(tmp_path: Path, und
         for sequences in claims.values():
             assert max(sequences) > before[-1][0]
         assert "put back from the mirror" in swarm.errors
-        audit = await swarm.verb("audit", "--json")
+        audit = await swarm.command("audit", "--json")
         assert (audit.code, audit.json["problems"]) == (0, []), audit
         assert await swarm.end(signal.SIGINT) == 0
 
@@ -89,13 +89,13 @@ async def test_after_kill_9_of_everything_it_goes_on_and_says_what_may_be_missin
     tmp_path: Path, undisturbed: Content, chance: random.Random
 ):
     async with Swarm(tmp_path, exact_toml()) as swarm:
-        ear = await swarm.up()
+        subscriber = await swarm.up()
         for share in (3, 2):
-            await ear.decided(ROUNDS // share + chance.randrange(20))
-            everybody = swarm.everybody()
-            ends = await Ends.of(*(process.pid for process in everybody))
-            chance.shuffle(everybody)
-            for process in everybody:
+            await subscriber.decided(ROUNDS // share + chance.randrange(20))
+            all_agents = swarm.all_agents()
+            ends = await Ends.of(*(process.pid for process in all_agents))
+            chance.shuffle(all_agents)
+            for process in all_agents:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             await ends.all()
@@ -103,18 +103,18 @@ async def test_after_kill_9_of_everything_it_goes_on_and_says_what_may_be_missin
             with MirrorFile(mirror_of(swarm)) as file:
                 held = file.cursor()
             forget(swarm)
-            ear = await swarm.up()
+            subscriber = await swarm.up()
             stored = await read_stream(swarm.url, swarm.name)
             event = rebuilt(stored)[-1]
             assert (event["detail"]["clean"], event["detail"]["missing_from"]) == (False, held + 1)
-        await ear.all_decided(ROUNDS)
+        await subscriber.all_decided(ROUNDS)
         stored = await read_stream(swarm.url, swarm.name)
         assert_same(content_of(stored), undisturbed)  # what was lost was derived again, byte for byte
         assert_numbered(stored)
         assert_each_round_once([m.json for m in stored if m.kind == "decision"])
-        assert [alert for alert in ear.alerts if alert["severity"] == "critical"] == []
-        await ear.live(*AGENTS)
-        audit = await swarm.verb("audit", "--json")
+        assert [alert for alert in subscriber.alerts if alert["severity"] == "critical"] == []
+        await subscriber.live(*AGENTS)
+        audit = await swarm.command("audit", "--json")
         assert audit.code == 0, audit.json["problems"]
         assert sum("were left free: what was stored from" in note for note in audit.json["notes"]) == 2
         assert not [note for note in audit.json["notes"] if "retention" in note]
@@ -125,8 +125,8 @@ async def test_after_kill_9_of_everything_it_goes_on_and_says_what_may_be_missin
 @pytest.mark.parametrize("how", ["deleted", "damaged"])
 async def test_a_mirror_that_is_gone_is_filled_again_from_the_stream(tmp_path: Path, how: str):
     async with Swarm(tmp_path, exact_toml(rounds=300)) as swarm:
-        ear = await swarm.up()
-        await ear.decided(100)
+        subscriber = await swarm.up()
+        await subscriber.decided(100)
         assert await swarm.end(signal.SIGINT) == 0
         path = mirror_of(swarm)
         if how == "deleted":
@@ -134,11 +134,11 @@ async def test_a_mirror_that_is_gone_is_filled_again_from_the_stream(tmp_path: P
                 file.unlink()
         else:
             path.write_bytes(b"\xa5" * 8192 + path.read_bytes()[8192:])
-        ear = await swarm.up()
-        await ear.all_decided(300)
-        await ear.until("a mirror", lambda: ear.beats.get("mirror", {}).get("status") == "live")
+        subscriber = await swarm.up()
+        await subscriber.all_decided(300)
+        await subscriber.until("a mirror", lambda: subscriber.heartbeats.get("mirror", {}).get("status") == "live")
         if how == "damaged":
-            await ear.alerted("mirror_set_aside")
+            await subscriber.alerted("mirror_file_replaced")
             assert len(list(path.parent.glob("mirror.sqlite.damaged-*"))) >= 1
         assert await swarm.end(signal.SIGINT) == 0
         with MirrorFile(path) as mirror:
@@ -150,15 +150,15 @@ async def test_a_mirror_that_is_gone_is_filled_again_from_the_stream(tmp_path: P
 @pytest.mark.slow
 async def test_a_killed_mirror_is_started_again_and_misses_nothing(tmp_path: Path):
     async with Swarm(tmp_path, exact_toml(rounds=500)) as swarm:
-        ear = await swarm.up()
+        subscriber = await swarm.up()
         for _ in range(3):
-            await ear.until("a mirror", lambda: ear.beats.get("mirror", {}).get("status") == "live")
-            beat = ear.beats["mirror"]
-            swarm.send(beat["pid"], signal.SIGKILL)
-            await ear.until("another mirror", lambda: ear.beats["mirror"]["pid"] != beat["pid"])  # noqa: B023
-        await ear.alerted("mirror_died", 3)
-        await ear.all_decided(500)
-        status = (await swarm.verb("status", "--json")).json
+            await subscriber.until("a mirror", lambda: subscriber.heartbeats.get("mirror", {}).get("status") == "live")
+            heartbeat = subscriber.heartbeats["mirror"]
+            swarm.send(heartbeat["pid"], signal.SIGKILL)
+            await subscriber.until("another mirror", lambda: subscriber.heartbeats["mirror"]["pid"] != heartbeat["pid"])  # noqa: B023
+        await subscriber.alerted("mirror_died", 3)
+        await subscriber.all_decided(500)
+        status = (await swarm.command("status", "--json")).json
         assert status["mirror"]["file"] == ".signalmesh/mirror.sqlite"
         assert status["mirror"]["status"] in ("live", "catching-up")
         stored = await read_stream(swarm.url, swarm.name)

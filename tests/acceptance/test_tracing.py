@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.ear import Ear, Said, read_stream
 from tests.acceptance.exact import ROUNDS, Content, assert_numbered, assert_same, content_of, exact_toml
-from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm, agents_toml, run_verb
+from tests.acceptance.subscriber import Said, Subscriber, read_stream
+from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm, agents_toml, run_command
 from tests.acceptance.traces import PHASES, assert_tree, decision_of, is_whole, recoveries
 from tests.support.collector import OtlpCollector, Received, collecting, orphans, roots
 from tests.support.collector_process import collector_process
@@ -44,8 +44,8 @@ async def test_a_decision_is_one_trace(tmp_path: Path):
         collecting() as collector,
         Swarm(tmp_path, exact_toml(speed=0, rounds=40), environment=environment(collector)) as swarm,
     ):
-        ear = await swarm.up()
-        await ear.decided(40)
+        subscriber = await swarm.up()
+        await subscriber.decided(40)
         for number in range(1, 41):
             trace = await whole(collector, number)
             decision = assert_tree(trace, set(VOTERS))
@@ -64,9 +64,12 @@ async def test_a_decision_is_one_trace(tmp_path: Path):
             assert span.attributes["messaging.message.body.size"] == len(message.data)
             assert span.attributes["mesh.stream_sequence"] == message.sequence
             assert span.start_ns <= span.end_ns
-            beat = ear.beats[span.service]
-            assert span.resource["service.instance.id"] == beat["agent_id"]
-            assert (span.resource["mesh.epoch"], span.resource["mesh.sandbox"]) == (beat["epoch"], beat["sandbox"])
+            heartbeat = subscriber.heartbeats[span.service]
+            assert span.resource["service.instance.id"] == heartbeat["agent_id"]
+            assert (span.resource["mesh.epoch"], span.resource["mesh.sandbox"]) == (
+                heartbeat["epoch"],
+                heartbeat["sandbox"],
+            )
 
 
 LOOKER = """
@@ -88,26 +91,26 @@ class Looker(Agent):
 """
 
 
-async def looked(directory: Path, environment: dict[str, str]) -> tuple[dict[str, float], list[Said]]:
+async def last_probe(directory: Path, environment: dict[str, str]) -> tuple[dict[str, float], list[Said]]:
     """What an agent finds in its own process after some rounds, and all that was stored."""
     directory.mkdir()
     (directory / "looker.py").write_text(LOOKER)
     # Paced, so that its first span is acknowledged before its last look.
     toml = f'max_agents = 6\n{agents_toml(speed=20, limit=20, history=5)}[agents.looker]\nclass = "looker:Looker"\n'
     async with Swarm(directory, toml, environment=environment) as swarm:
-        ear = await swarm.up()
-        await ear.decided(20)
+        subscriber = await swarm.up()
+        await subscriber.decided(20)
         said = await read_stream(swarm.url, swarm.name)
         last = [message for message in said if message.subject.endswith(".looker") and message.kind == "signal"][-1]
         return last.json["indicators"], [message for message in said if "Mesh-Output" in message.headers]
 
 
 async def test_without_an_endpoint_nothing_is_imported_and_nothing_travels(tmp_path: Path):
-    found, said = await looked(tmp_path / "off", {})
+    found, said = await last_probe(tmp_path / "off", {})
     assert found == {"opentelemetry": 0, "spans": 0}
     assert [message for message in said if "traceparent" in message.headers] == []
     async with collecting() as collector:
-        found, said = await looked(tmp_path / "on", environment(collector))
+        found, said = await last_probe(tmp_path / "on", environment(collector))
         assert found["opentelemetry"] > 0
         assert found["spans"] == 1
         assert [message for message in said if "traceparent" not in message.headers] == []
@@ -119,12 +122,12 @@ async def test_the_stored_bytes_are_those_of_a_run_without_tracing(tmp_path: Pat
         collecting() as collector,
         Swarm(tmp_path, exact_toml(speed=0), environment=environment(collector)) as swarm,
     ):
-        ear = await swarm.up()
-        await ear.decided(ROUNDS)
+        subscriber = await swarm.up()
+        await subscriber.decided(ROUNDS)
         messages = await read_stream(swarm.url, swarm.name)
         assert_same(content_of(messages), undisturbed)
         assert_numbered(messages)
-        audit = await swarm.verb("audit")
+        audit = await swarm.command("audit")
         assert audit.code == 0, audit.out
 
 
@@ -133,21 +136,21 @@ async def test_the_stored_bytes_are_those_of_a_run_without_tracing(tmp_path: Pat
 async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path, killed: str):
     toml = f"[coordinator]\nround_timeout_ms = 60000\n{agents_toml(speed=20, history=20)}"
     async with collecting() as collector, Swarm(tmp_path, toml, environment=environment(collector)) as swarm:
-        ear = await swarm.up()
-        await ear.decided(25)
+        subscriber = await swarm.up()
+        await subscriber.decided(25)
         late: set[int] = set()
         for kill in range(1, KILLS + 1):
-            beat = (await ear.live(killed))[killed]
-            swarm.send(beat["pid"], signal.SIGSTOP)
+            heartbeat = (await subscriber.live(killed))[killed]
+            swarm.send(heartbeat["pid"], signal.SIGSTOP)
             if killed != "research-1":  # a tick comes that the stopped agent will not answer
-                before = ticks(ear)[-1]
-                await ear.until("more ticks", lambda before=before: ticks(ear)[-1] > before + 1)  # type: ignore[misc]
+                before = ticks(subscriber)[-1]
+                await subscriber.until("more ticks", lambda before=before: ticks(subscriber)[-1] > before + 1)  # type: ignore[misc]
                 late.add(before + 2)
-            swarm.send(beat["pid"], signal.SIGKILL)
-            await ear.back({killed: beat["epoch"]})
-            await ear.more_decisions(3)
+            swarm.send(heartbeat["pid"], signal.SIGKILL)
+            await subscriber.back({killed: heartbeat["epoch"]})
+            await subscriber.more_decisions(3)
             await collector.until("the recovery", lambda kill=kill: len(recoveries(collector, killed)) == kill)  # type: ignore[misc]
-        for number in range(1, ear.decisions[-1]["round"]):
+        for number in range(1, subscriber.decisions[-1]["round"]):
             assert_tree(await whole(collector, number), set(VOTERS))
 
         linked = set()
@@ -158,7 +161,7 @@ async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path,
             assert {span.name: span.service for span in trace.values()} == {root.name: "watchdog", **phases_of(killed)}
             assert {span.parent for span in trace.values()} == {"", root.id}
             spans = {span.name: span for span in trace.values()}
-            exited = await ear.happened("exited", killed, root.attributes["mesh.epoch_before"])
+            exited = await subscriber.happened("exited", killed, root.attributes["mesh.epoch_before"])
             reported_ns = datetime.fromisoformat(exited["timestamp"]).timestamp() * 1e9
             assert abs(spans["detect"].start_ns - reported_ns) < MICROSECOND_NS, "known from its host's report on"
             assert (root.start_ns, root.end_ns >= spans["spawn"].end_ns) == (spans["detect"].start_ns, True)
@@ -175,12 +178,12 @@ async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path,
 async def test_a_watchdog_that_dies_in_a_recovery_leaves_no_parent_missing(tmp_path: Path):
     """Its spans were not taken yet: its successor makes the root again."""
     async with collecting() as collector, Swarm(tmp_path, environment=environment(collector)) as swarm:
-        ear = await swarm.up()
-        beat = (await ear.live(*AGENTS))["strategy-momentum"]
-        leader = (await ear.live("watchdog"))["watchdog"]
+        subscriber = await swarm.up()
+        heartbeat = (await subscriber.live(*AGENTS))["strategy-momentum"]
+        leader = (await subscriber.live("watchdog"))["watchdog"]
         collector.mode = "unavailable"  # whoever lives on tries again
-        swarm.send(beat["pid"], signal.SIGKILL)
-        await ear.back({"strategy-momentum": beat["epoch"]})
+        swarm.send(heartbeat["pid"], signal.SIGKILL)
+        await subscriber.back({"strategy-momentum": heartbeat["epoch"]})
         swarm.send(leader["pid"], signal.SIGKILL)
         collector.mode = "well"
         name, parts = "respawn strategy-momentum", {"restore", "replay"}
@@ -192,7 +195,7 @@ async def test_a_watchdog_that_dies_in_a_recovery_leaves_no_parent_missing(tmp_p
         trace = await collector.until("its root and the new process's part", whole_of)
         [root] = roots(trace)
         assert root.attributes["mesh.reemitted"] is True
-        assert (root.attributes["mesh.epoch_before"], root.problem) == (beat["epoch"], "")
+        assert (root.attributes["mesh.epoch_before"], root.problem) == (heartbeat["epoch"], "")
         assert orphans(trace) == []
         assert {span.service for span in trace.values()} == {"watchdog", "strategy-momentum"}
         restored = next(span for span in trace.values() if span.name == "restore")
@@ -203,31 +206,31 @@ def phases_of(killed: str) -> dict[str, str]:
     return {name: "watchdog" if name in PHASES[:3] else killed for name in PHASES}
 
 
-def ticks(ear: Ear) -> list[int]:
-    return [said.json["sequence"] for said in ear.said if said.kind == "market"]
+def ticks(subscriber: Subscriber) -> list[int]:
+    return [said.json["sequence"] for said in subscriber.said if said.kind == "market"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ill", ["hanging", "unavailable", "dead"])
-async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, undisturbed: Content, ill: str):
-    async with collecting("hanging" if ill == "hanging" else "unavailable") as collector:
-        if ill == "dead":
+async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, undisturbed: Content, unhealthy: str):
+    async with collecting("hanging" if unhealthy == "hanging" else "unavailable") as collector:
+        if unhealthy == "dead":
             await collector.stop()
         few = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
         told = environment(collector, **few)
         async with Swarm(tmp_path, exact_toml(speed=0), environment=told) as swarm:
-            ear = await swarm.up()
-            await ear.decided(ROUNDS)
-            if ill != "dead":
+            subscriber = await swarm.up()
+            await subscriber.decided(ROUNDS)
+            if unhealthy != "dead":
                 await collector.until("an export was tried", lambda: collector.requests)
             for agent in AGENTS:
-                counts = await status(ear, agent)
+                counts = await status(subscriber, agent)
                 assert counts["spans_exported"] == 0
                 assert counts["spans_dropped"] > 0, "600 spans, and room for 64"
             messages = await read_stream(swarm.url, swarm.name)
             assert_same(content_of(messages), undisturbed)
             assert_numbered(messages)
-            assert [event for event in ear.lifecycle if event["event"] in ("exited", "declared_dead")] == []
+            assert [event for event in subscriber.lifecycle if event["event"] in ("exited", "declared_dead")] == []
             logs = [path.read_text() for path in (tmp_path / ".signalmesh" / "logs").glob("*.log")]
             lines = [json.loads(line) for text in logs for line in text.splitlines()]
             dropped = Counter(line["agent"] for line in lines if line["event"] == "spans_dropped")
@@ -238,26 +241,26 @@ async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, und
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ill", ["hanging", "dead"])
-async def test_who_ends_beside_an_ill_collector_beats_until_it_has_ended(tmp_path: Path, ill: str):
+async def test_who_ends_beside_an_ill_collector_heartbeats_until_it_has_ended(tmp_path: Path, unhealthy: str):
     async with collecting("hanging") as collector:
-        if ill == "dead":
+        if unhealthy == "dead":
             await collector.stop()
         async with Swarm(tmp_path, exact_toml(speed=20), environment=environment(collector)) as swarm:
-            ear = await swarm.up()
-            await ear.more_decisions(5)
+            subscriber = await swarm.up()
+            await subscriber.more_decisions(5)
             for agent in ("coordinator", "research-1"):
-                restart = await swarm.verb("restart", agent)
+                restart = await swarm.command("restart", agent)
                 assert restart.code == 0, restart.out + restart.err
-                await ear.until("its end", functools.partial(ends_of, ear, agent))
-                await ear.more_decisions(5)
-            ends = [event for event in ear.lifecycle if event["event"] == "exited"]
+                await subscriber.until("its end", functools.partial(ends_of, subscriber, agent))
+                await subscriber.more_decisions(5)
+            ends = [event for event in subscriber.lifecycle if event["event"] == "exited"]
             assert [event["detail"]["exit_code"] for event in ends] == [0, 0]
-            assert not [event for event in ear.lifecycle if event["event"] == "declared_dead"]
-            assert not ear.alerts
+            assert not [event for event in subscriber.lifecycle if event["event"] == "declared_dead"]
+            assert not subscriber.alerts
 
 
-def ends_of(ear: Ear, agent: str) -> list[dict[str, Any]]:
-    return [event for event in ear.lifecycle if (event["event"], event["agent"]) == ("exited", agent)]
+def ends_of(subscriber: Subscriber, agent: str) -> list[dict[str, Any]]:
+    return [event for event in subscriber.lifecycle if (event["event"], event["agent"]) == ("exited", agent)]
 
 
 @pytest.mark.slow
@@ -268,20 +271,20 @@ async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path:
             "OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
         }  # fmt: skip
         async with Swarm(tmp_path, exact_toml(), environment=told) as swarm:
-            ear = await swarm.up()
-            await ear.decided(260)
+            subscriber = await swarm.up()
+            await subscriber.decided(260)
             await collector.until(spans=500)
             await collector.kill()
-            assert ear.decisions[-1]["round"] < ROUNDS, "killed while the swarm had more to tell"
-            await ear.decided(ROUNDS)
+            assert subscriber.decisions[-1]["round"] < ROUNDS, "killed while the swarm had more to tell"
+            await subscriber.decided(ROUNDS)
             messages = await read_stream(swarm.url, swarm.name)
             assert_same(content_of(messages), undisturbed)
             assert_numbered(messages)
-            assert [event for event in ear.lifecycle if event["event"] in ("exited", "declared_dead")] == []
+            assert [event for event in subscriber.lifecycle if event["event"] in ("exited", "declared_dead")] == []
             outputs = Counter(message.writer for message in messages if "Mesh-Output" in message.headers)
             exported = 0
             for agent in AGENTS:
-                counts = await settled(ear, agent, outputs[agent])
+                counts = await settled(subscriber, agent, outputs[agent])
                 assert counts["spans_dropped"] > 0
                 exported += counts["spans_exported"]
             # It may be killed after it has taken a request and before it has answered, at worst once for each agent.
@@ -293,18 +296,18 @@ async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path:
             assert await swarm.end(signal.SIGTERM) == 0
 
 
-async def settled(ear: Ear, agent: str, spans: int) -> dict[str, int]:
+async def settled(subscriber: Subscriber, agent: str, spans: int) -> dict[str, int]:
     """What an agent says of itself once each of its spans is exported or dropped."""
     async with asyncio.timeout(GUARD_S):
         while True:
-            counts = await status(ear, agent)
+            counts = await status(subscriber, agent)
             if counts["spans_exported"] + counts["spans_dropped"] == spans:
                 return counts
 
 
-async def status(ear: Ear, agent: str) -> dict[str, int]:
+async def status(subscriber: Subscriber, agent: str) -> dict[str, int]:
     """What an agent answers about itself."""
-    reply = await ear.client.request(f"{ear.name}.control.{agent}.status", b"", timeout=20)
+    reply = await subscriber.client.request(f"{subscriber.name}.control.{agent}.status", b"", timeout=20)
     counts: dict[str, int] = json.loads(reply.data)
     return counts
 
@@ -333,8 +336,8 @@ async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: 
     )
     outside, span = "c" * 32, "d" * 16
     async with collecting() as collector, Swarm(tmp_path, toml, environment=environment(collector)) as swarm:
-        ear = await swarm.up()
-        await ear.decided(6)
+        subscriber = await swarm.up()
+        await subscriber.decided(6)
         for number in range(1, 7):
             decision = assert_tree(await whole(collector, number), set(VOTERS))
             assert [event for event in decision.events if event[1]["mesh.voter"] == "oracle"] != []
@@ -349,8 +352,10 @@ async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: 
         tick = {"price": 1.5, "volume": 1, "timestamp": "2026-01-01T00:00:00Z", "source": "me", "symbol": "ETH/USD"}
         for number, flag in ((1, "00"), (2, "01")):
             header = f"00-{outside}-{span}-{flag}"
-            await ear.publish("market.ETH-USD.me", {**tick, "sequence": number}, traceparent=header)
-        await ear.until("both decided", lambda: len([d for d in ear.decisions if d["symbol"] == "ETH/USD"]) == 2)
+            await subscriber.publish("market.ETH-USD.me", {**tick, "sequence": number}, traceparent=header)
+        await subscriber.until(
+            "both decided", lambda: len([d for d in subscriber.decisions if d["symbol"] == "ETH/USD"]) == 2
+        )
 
         def decided() -> dict[str, Received] | None:
             trace = collector.traces().get(outside, {})
@@ -359,7 +364,7 @@ async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: 
         trace = await collector.until("the trace from outside", decided)
         assert {each.parent for each in trace.values()} == {span}
         assert {each.attributes["mesh.round"] for each in trace.values()} == {2}, "the first one was not to be sampled"
-        unsampled = [s for s in ear.said if s.headers.get("traceparent") == f"00-{outside}-{span}-00"]
+        unsampled = [s for s in subscriber.said if s.headers.get("traceparent") == f"00-{outside}-{span}-00"]
         assert {s.kind for s in unsampled} == {"market", "sentiment", "signal", "decision"}, "handed on as it was"
 
 
@@ -371,8 +376,8 @@ async def test_wrong_variables_stop_nobody_and_are_told_once_by_up_and_by_each_r
         "OTEL_TRACES_SAMPLER": "banana",
     }  # fmt: skip
     async with Swarm(tmp_path, exact_toml(speed=0, rounds=40), environment=wrong) as swarm:
-        ear = await swarm.up()
-        await ear.decided(40)
+        subscriber = await swarm.up()
+        await subscriber.decided(40)
         told = [line for line in swarm.errors.splitlines() if line.startswith("warning: ")]
         for signal_name in ("traces", "metrics"):
             expected = f"expected http://HOST:PORT or https://HOST:PORT; no {signal_name} are exported"
@@ -381,12 +386,12 @@ async def test_wrong_variables_stop_nobody_and_are_told_once_by_up_and_by_each_r
             " OTEL_EXPORTER_OTLP_ENDPOINT=localhost", " OTEL_EXPORTER_OTLP_HEADERS", " OTEL_TRACES_SAMPLER=banana",
             " OTEL_EXPORTER_OTLP_ENDPOINT=localhost",
         ]  # fmt: skip
-        found = await run_verb(tmp_path, "doctor", "--json", environment=wrong)
+        found = await run_command(tmp_path, "doctor", "--json", environment=wrong)
         about = [finding["text"] for finding in found.json["findings"] if finding["check"] == "exporting"]
         assert [f"warning: {text}" for text in about] == told
         logs = tmp_path / ".signalmesh" / "logs"
         for name in ("python", "watchdog", "metrics"):
             lines = [json.loads(line) for line in (logs / f"{name}.log").read_text().splitlines() if line[:1] == "{"]
-            said = [line["problem"] for line in lines if line["event"] == "exporting_setting_wrong"]
+            said = [line["problem"] for line in lines if line["event"] == "otel_variable_invalid"]
             assert [f"warning: {problem}" for problem in said] == told, name
         assert not [path for path in (tmp_path / "up.err", *logs.iterdir()) if token in path.read_text()]

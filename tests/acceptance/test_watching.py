@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import assert_each_round_once
+from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, VOTERS, Swarm, agents_toml
 from tests.support.nats import plain_server
 
@@ -54,22 +54,22 @@ def with_own(directory: Path, name: str, code: str, **source_options: float) -> 
 @pytest.mark.slow
 async def test_an_exit_with_code_0_that_is_no_drain_is_a_death(tmp_path: Path):
     async with Swarm(tmp_path, with_own(tmp_path, "ending", ENDING, speed=20, history=10)) as swarm:
-        ear = await swarm.up()
-        dead = await ear.happened("declared_dead", "ending")
+        subscriber = await swarm.up()
+        dead = await subscriber.happened("declared_dead", "ending")
         assert "exit code 0" in dead["reason"]
-        await ear.back({"ending": dead["epoch"]})
-        await ear.until("its vote again", lambda: "ending" in ear.decisions[-1]["agents_consulted"])
+        await subscriber.back({"ending": dead["epoch"]})
+        await subscriber.until("its vote again", lambda: "ending" in subscriber.decisions[-1]["agents_consulted"])
 
         # One that drains stays away, though by the same exit code.
-        drained = await swarm.verb("kill", "ending", "--signal", "TERM", "--json")
+        drained = await swarm.command("kill", "ending", "--signal", "TERM", "--json")
         assert (drained.code, drained.json["outcome"]) == (0, "drained"), drained
-        await ear.until("a Config without it", lambda: "ending" not in ear.configs[-1]["voters"])
-        await ear.more_decisions(20)
-        assert len([event for event in ear.lifecycle if event["event"] == "declared_dead"]) == 1
-        again = await swarm.verb("restart", "ending", "--json")
+        await subscriber.until("a Config without it", lambda: "ending" not in subscriber.configs[-1]["voters"])
+        await subscriber.more_decisions(20)
+        assert len([event for event in subscriber.lifecycle if event["event"] == "declared_dead"]) == 1
+        again = await swarm.command("restart", "ending", "--json")
         assert (again.code, again.json["was"]) == (0, "drained"), again
-        assert again.json["epoch_after"] == (await ear.live("ending"))["ending"]["epoch"]
-        assert_each_round_once(ear.decisions)
+        assert again.json["epoch_after"] == (await subscriber.live("ending"))["ending"]["epoch"]
+        assert_each_round_once(subscriber.decisions)
         stored = await read_stream(swarm.url, swarm.name)
         votes = [said.json["round"] for said in stored if (said.kind, said.writer) == ("signal", "ending")]
         assert votes == list(range(1, len(votes) + 1))
@@ -79,34 +79,34 @@ async def test_an_exit_with_code_0_that_is_no_drain_is_a_death(tmp_path: Path):
 async def test_a_handler_that_never_returns_is_quarantined(tmp_path: Path):
     toml = with_own(tmp_path, "looping", LOOPING, speed=20, history=10)
     async with Swarm(tmp_path, f"{toml}[watchdog]\nstarved_ms = 1200\n") as swarm:
-        ear = await swarm.up()
-        [quarantined] = await ear.alerted("quarantined")
+        subscriber = await swarm.up()
+        [quarantined] = await subscriber.alerted("quarantined")
         assert "in a row" in quarantined["message"]
-        dead = [event for event in ear.lifecycle if event["event"] == "declared_dead"]
+        dead = [event for event in subscriber.lifecycle if event["event"] == "declared_dead"]
         assert {event["agent"] for event in dead} == {"looping"}
-        hung = [alert for alert in ear.alerts if alert["code"] == "agent_hung"]
+        unresponsive = [alert for alert in subscriber.alerts if alert["code"] == "agent_unresponsive"]
         # What heartbeats tell of its progress may lag behind, and want of a CPU on a busy machine is no hang.
-        assert 3 <= len(hung) <= len(dead) <= 10
+        assert 3 <= len(unresponsive) <= len(dead) <= 10
         assert all("starved_ms = 1200" in event["reason"] for event in dead)
-        assert {alert["agent"] for alert in hung} == {"looping"}
-        await ear.until("a Config without it", lambda: "looping" not in ear.configs[-1]["voters"])
-        await ear.more_decisions(20)
-        assert ear.decisions[-1]["absent"] == []
-        assert_each_round_once(ear.decisions)
+        assert {alert["agent"] for alert in unresponsive} == {"looping"}
+        await subscriber.until("a Config without it", lambda: "looping" not in subscriber.configs[-1]["voters"])
+        await subscriber.more_decisions(20)
+        assert subscriber.decisions[-1]["absent"] == []
+        assert_each_round_once(subscriber.decisions)
 
 
 def forged(**voters: float) -> dict[str, Any]:
     return {"voters": voters, "timestamp": "2024-01-15T10:30:00Z", "source": "watchdog"}
 
 
-async def ours_again(ear: Ear, since: int) -> None:
+async def ours_again(subscriber: Subscriber, since: int) -> None:
     """Wait until the newest Config is the watchdog's own, and newer than message `since`."""
 
     def found() -> bool:
-        last = [said for said in ear.said if said.kind == "config"][-1]
+        last = [said for said in subscriber.said if said.kind == "config"][-1]
         return last.sequence > since and last.writer == "watchdog" and set(last.json["voters"]) == {*VOTERS}
 
-    await ear.until("our Config in force again", found)
+    await subscriber.until("our Config in force again", found)
 
 
 @pytest.mark.slow
@@ -115,18 +115,18 @@ async def test_a_config_of_somebody_else_does_not_stay_in_force(tmp_path: Path):
         plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as url,
         Swarm(tmp_path, agents_toml(speed=50)) as swarm,
     ):
-        ear = await swarm.up("--nats", url)
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up("--nats", url)
+        await subscriber.live(*AGENTS)
         for number, writer in enumerate(("watchdog", "stranger"), 1):
-            sequence = await ear.publish(f"config.swarm.{writer}", forged(stranger=1.0))
-            await ours_again(ear, sequence)
-            alert = (await ear.alerted("config_overridden", number))[-1]
+            sequence = await subscriber.publish(f"config.swarm.{writer}", forged(stranger=1.0))
+            await ours_again(subscriber, sequence)
+            alert = (await subscriber.alerted("config_overridden", number))[-1]
             assert alert["detail"]["subjects"] == [f"swarm.config.swarm.{writer}"]
         assert await swarm.end(signal.SIGINT) == 0
         for writer in ("watchdog", "stranger"):
-            ear = await swarm.listen()
-            sequence = await ear.publish(f"config.swarm.{writer}", forged(stranger=1.0))
+            subscriber = await swarm.listen()
+            sequence = await subscriber.publish(f"config.swarm.{writer}", forged(stranger=1.0))
             await swarm.up("--nats", url)
-            await ours_again(ear, sequence)
-            await ear.live(*AGENTS)
+            await ours_again(subscriber, sequence)
+            await subscriber.live(*AGENTS)
             assert await swarm.end(signal.SIGINT) == 0

@@ -24,13 +24,13 @@ from typing import Any, TypeVar
 import pytest
 import pytest_asyncio
 
-from tests.acceptance.ear import Ear, read_stream
+from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, VOTERS
 from tests.acceptance.traces import PHASES, assert_tree, is_whole, recoveries
 from tests.support.collector import OtlpCollector, Received, orphans, roots
 from tests.support.repository import ROOT
 
-BUILD_S, UP_S, VERB_S, DOWN_S = 1500.0, 240.0, 60.0, 120.0
+BUILD_S, UP_S, COMMAND_S, DOWN_S = 1500.0, 240.0, 60.0, 120.0
 T = TypeVar("T")
 SANDBOXES = ("sandbox-base", "sandbox-nodejs", "sandbox-python")
 
@@ -70,13 +70,13 @@ class Project:
         self._files = ["-f", str(ROOT / "docker-compose.yml"), "-f", str(ROOT / "tests/compose/override.yml")]
         self._files += ["--env-file", str(settings)]
 
-    async def compose(self, *arguments: str, within_s: float = VERB_S) -> str:
+    async def compose(self, *arguments: str, within_s: float = COMMAND_S) -> str:
         """What `docker compose ARGUMENTS` printed; it must succeed."""
         code, out, err = await self.try_compose(*arguments, within_s=within_s)
         assert code == 0, f"docker compose {' '.join(arguments)}: {code}\n{out[-4000:]}\n{err[-4000:]}"
         return out
 
-    async def try_compose(self, *arguments: str, within_s: float = VERB_S) -> tuple[int, str, str]:
+    async def try_compose(self, *arguments: str, within_s: float = COMMAND_S) -> tuple[int, str, str]:
         return await run("docker", "compose", "-p", self.name, *self._files, *arguments,
                          environment=self._environment, within_s=within_s)  # fmt: skip
 
@@ -93,12 +93,12 @@ class Project:
             found.setdefault(item["Config"]["Labels"]["com.docker.compose.service"], item)
         return found
 
-    async def verb(self, service: str, *arguments: str) -> Any:
+    async def command(self, service: str, *arguments: str) -> Any:
         """The JSON of a verb of signalmesh, run inside a container."""
         return json.loads(await self.compose("exec", "-T", service, "signalmesh", *arguments, "--json"))
 
 
-async def run(*arguments: str, environment: dict[str, str], within_s: float = VERB_S) -> tuple[int, str, str]:
+async def run(*arguments: str, environment: dict[str, str], within_s: float = COMMAND_S) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         *arguments,
         env=environment,
@@ -158,7 +158,7 @@ def collector() -> Iterator[OtlpCollector]:
 async def received(what: str, found: Callable[[], T | None]) -> T:
     """Wait until the collector has it."""
     try:
-        async with asyncio.timeout(VERB_S):
+        async with asyncio.timeout(COMMAND_S):
             while not (result := found()):
                 await asyncio.sleep(0.1)
             return result
@@ -190,31 +190,33 @@ async def project(collector: OtlpCollector, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-async def ear(project: Project) -> AsyncIterator[Ear]:
+async def subscriber(project: Project) -> AsyncIterator[Subscriber]:
     """A stranger's client on the host, who has heard every agent live."""
-    ear = await Ear.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    subscriber = await Subscriber.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
     try:
-        await ear.live(*AGENTS)
-        yield ear
+        await subscriber.live(*AGENTS)
+        yield subscriber
     finally:
-        await ear.close()
+        await subscriber.close()
 
 
-def contiguous(ear: Ear) -> bool:
-    rounds = [decision["round"] for decision in ear.decisions]
+def contiguous(subscriber: Subscriber) -> bool:
+    rounds = [decision["round"] for decision in subscriber.decisions]
     return rounds == list(range(rounds[0], rounds[0] + len(rounds)))
 
 
-async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_healthy(project: Project, ear: Ear):
-    await ear.more_decisions(40)
-    assert contiguous(ear)
-    status = await project.verb("watchdog", "status")
+async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_healthy(
+    project: Project, subscriber: Subscriber
+):
+    await subscriber.more_decisions(40)
+    assert contiguous(subscriber)
+    status = await project.command("watchdog", "status")
     assert (status["active_agents"], status["processes"], len(status["sandboxes"])) == (5, 5, 3)
     assert [agent["name"] for agent in status["agents"]] == sorted(AGENTS)
     where = {agent["name"]: agent["sandbox"].partition("-")[0] for agent in status["agents"]}
     assert where == dict(zip(AGENTS, ("base", "nodejs", "nodejs", "python", "python"), strict=True))
     for role in ("watchdog", "mirror"):  # one that keeps nothing, and one that does
-        doctor = await project.verb(role, "doctor")
+        doctor = await project.command(role, "doctor")
         assert [row for row in doctor["findings"] if row["level"] != "ok"] == [], role
     for service, container in (await project.containers()).items():
         if service == "rebuild":
@@ -243,26 +245,32 @@ async def test_the_image_is_as_large_as_the_readme_says_and_has_no_build_tools(p
     assert await project.compose("exec", "-T", "watchdog", "/opt/signalmesh/bin/python", "-c", left) == "[]\n"
 
 
-async def test_a_decision_is_one_trace_over_the_containers(project: Project, ear: Ear, collector: OtlpCollector):
-    decisions = await ear.more_decisions(20)
+async def test_a_decision_is_one_trace_over_the_containers(
+    project: Project, subscriber: Subscriber, collector: OtlpCollector
+):
+    decisions = await subscriber.more_decisions(20)
     for trace in await traces_of(collector, [decision["round"] for decision in decisions if not decision["absent"]]):
         assert_tree(trace, set(VOTERS))
         where = {span.service: span.resource["mesh.sandbox"] for span in trace.values()}
-        assert where == {agent: ear.beats[agent]["sandbox"] for agent in AGENTS}
+        assert where == {agent: subscriber.heartbeats[agent]["sandbox"] for agent in AGENTS}
 
 
 async def test_rounds_that_an_agent_missed_are_whole_and_lead_to_its_recovery(
-    project: Project, ear: Ear, collector: OtlpCollector
+    project: Project, subscriber: Subscriber, collector: OtlpCollector
 ):
     agent = "strategy-momentum"
-    [before] = await ear.more_decisions(1)
+    [before] = await subscriber.more_decisions(1)
     known = {root.id for trace in recoveries(collector, agent) for root in roots(trace)}
-    killing = await project.verb("watchdog", "kill", agent, "--signal", "STOP")
-    assert (killing["outcome"], killing["outputs_lost"], killing["outputs_doubled"]) == ("recovered", 0, 0)
-    await ear.more_decisions(5)
-    missed = [decision["round"] for decision in ear.decisions if agent in decision["absent"]]
+    kill_report = await project.command("watchdog", "kill", agent, "--signal", "STOP")
+    assert (kill_report["outcome"], kill_report["outputs_lost"], kill_report["outputs_duplicated"]) == (
+        "recovered",
+        0,
+        0,
+    )
+    await subscriber.more_decisions(5)
+    missed = [decision["round"] for decision in subscriber.decisions if agent in decision["absent"]]
     assert missed != [], "silent for 0.6 s, at 20 candles a second"
-    for trace in await traces_of(collector, range(before["round"] + 1, ear.decisions[-1]["round"])):
+    for trace in await traces_of(collector, range(before["round"] + 1, subscriber.decisions[-1]["round"])):
         assert orphans(trace) == []
         assert [(root.name, root.service) for root in roots(trace)] == [("send swarm.market", "research-1")]
 
@@ -279,63 +287,73 @@ async def test_rounds_that_an_agent_missed_are_whole_and_lead_to_its_recovery(
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_an_agent_killed_in_its_container_loses_nothing(project: Project, ear: Ear, agent: str):
-    await ear.more_decisions(5)
-    killing = await project.verb("watchdog", "kill", agent)
-    assert (killing["outcome"], killing["outputs_lost"], killing["outputs_doubled"]) == ("recovered", 0, 0)
-    await ear.more_decisions(10)
-    assert contiguous(ear)
+async def test_an_agent_killed_in_its_container_loses_nothing(project: Project, subscriber: Subscriber, agent: str):
+    await subscriber.more_decisions(5)
+    kill_report = await project.command("watchdog", "kill", agent)
+    assert (kill_report["outcome"], kill_report["outputs_lost"], kill_report["outputs_duplicated"]) == (
+        "recovered",
+        0,
+        0,
+    )
+    await subscriber.more_decisions(10)
+    assert contiguous(subscriber)
 
 
 @pytest.mark.parametrize("service", [*SANDBOXES, "watchdog", "watchdog-standby", "mirror", "metrics", "nats"])
-async def test_a_containers_main_process_killed_with_9_comes_back(project: Project, ear: Ear, service: str):
-    await ear.more_decisions(5)
+async def test_a_containers_main_process_killed_with_9_comes_back(
+    project: Project, subscriber: Subscriber, service: str
+):
+    await subscriber.more_decisions(5)
     before = (await project.containers())[service]
     os.kill(before["State"]["Pid"], signal.SIGKILL)
     while True:
         state = (await project.containers())[service]["State"]
         if state["Running"] and state["StartedAt"] != before["State"]["StartedAt"]:
             break
-    since = ear.decisions[-1]["round"]
-    await ear.decided(since + 40)
-    await ear.live(*AGENTS)
+    since = subscriber.decisions[-1]["round"]
+    await subscriber.decided(since + 40)
+    await subscriber.live(*AGENTS)
     if service != "nats":  # what passes while it is down is heard by nobody; the stream has it, as the audit says
-        assert contiguous(ear)
+        assert contiguous(subscriber)
     await audited(project)
 
 
-async def test_the_agents_of_a_stopped_sandbox_go_on_elsewhere(project: Project, ear: Ear):
-    status = await project.verb("watchdog", "status")
+async def test_the_agents_of_a_stopped_sandbox_go_on_elsewhere(project: Project, subscriber: Subscriber):
+    status = await project.command("watchdog", "status")
     container = (await project.containers())["sandbox-python"]
     host = next(row for row in status["sandboxes"] if row["name"].endswith(container["Config"]["Hostname"]))
     await project.compose("stop", "sandbox-python")
     for agent in host["agents"]:
-        await ear.happened("moved", agent)
-    await ear.live(*AGENTS)
-    await ear.more_decisions(20)
-    assert contiguous(ear)
-    assert host["name"] not in {beat["sandbox"] for name, beat in ear.beats.items() if name in AGENTS}
+        await subscriber.happened("moved", agent)
+    await subscriber.live(*AGENTS)
+    await subscriber.more_decisions(20)
+    assert contiguous(subscriber)
+    assert host["name"] not in {
+        heartbeat["sandbox"] for name, heartbeat in subscriber.heartbeats.items() if name in AGENTS
+    }
     await project.compose("start", "sandbox-python")
     await audited(project)
 
 
-async def test_a_sandbox_is_served_by_as_many_containers_as_asked_for(project: Project, ear: Ear):
+async def test_a_sandbox_is_served_by_as_many_containers_as_asked_for(project: Project, subscriber: Subscriber):
     await project.compose("up", "-d", "--no-recreate", "--scale", "sandbox-base=3", within_s=UP_S)
-    await ear.until(
+    await subscriber.until(
         "three hosts of sandbox base",
-        lambda: len({name for name, beat in ear.beats.items() if beat.get("group") == "base"}) >= 3,
+        lambda: (
+            len({name for name, heartbeat in subscriber.heartbeats.items() if heartbeat.get("group") == "base"}) >= 3
+        ),
     )
-    await ear.more_decisions(10)
-    assert contiguous(ear)
+    await subscriber.more_decisions(10)
+    assert contiguous(subscriber)
 
 
-async def test_down_leaves_nothing_and_the_next_up_goes_on(project: Project, ear: Ear):
-    await ear.more_decisions(5)
+async def test_down_leaves_nothing_and_the_next_up_goes_on(project: Project, subscriber: Subscriber):
+    await subscriber.more_decisions(5)
     await project.compose("down", within_s=DOWN_S)
-    last = ear.decisions[-1]["round"]
+    last = subscriber.decisions[-1]["round"]
     assert (await project.compose("ps", "-q", "-a")).split() == []
     await project.compose("up", "-d", "--wait", within_s=UP_S)
-    again = await Ear.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    again = await Subscriber.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
     try:
         await again.decided(last + 20)
         assert again.decisions[0]["round"] > last
@@ -345,21 +363,21 @@ async def test_down_leaves_nothing_and_the_next_up_goes_on(project: Project, ear
     await audited(project)
 
 
-async def test_a_bus_that_has_lost_its_volume_is_put_back_from_the_mirror(project: Project, ear: Ear):
-    await ear.more_decisions(20)
+async def test_a_bus_that_has_lost_its_volume_is_put_back_from_the_mirror(project: Project, subscriber: Subscriber):
+    await subscriber.more_decisions(20)
     await project.compose("down", within_s=DOWN_S)
     code, _, err = await run("docker", "volume", "rm", f"{project.name}_nats", environment=dict(os.environ))
     assert code == 0, err
-    last = ear.decisions[-1]["round"]  # now: this ear will hear the next swarm as well
-    heard = [(said.subject, said.data, said.sequence) for said in ear.said if said.kind == "decision"]
+    last = subscriber.decisions[-1]["round"]  # now: this ear will hear the next swarm as well
+    received = [(said.subject, said.data, said.sequence) for said in subscriber.said if said.kind == "decision"]
     await project.compose("up", "-d", "--wait", within_s=UP_S)
-    again = await Ear.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    again = await Subscriber.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
     try:
         await again.decided(last + 20)
         assert again.decisions[0]["round"] > last, "it goes on"
         assert contiguous(again)
         stored = await read_stream(f"nats://127.0.0.1:{project.port}", "swarm")
-        assert set(heard) <= {(said.subject, said.data, said.sequence) for said in stored}
+        assert set(received) <= {(said.subject, said.data, said.sequence) for said in stored}
         rounds = [said.json["round"] for said in stored if said.kind == "decision"]
         assert rounds == list(range(1, rounds[-1] + 1)), "from the first one on, each once"
         [rebuilt] = [said.json for said in stored if said.kind == "lifecycle" and said.json["event"] == "rebuilt"]
@@ -370,5 +388,5 @@ async def test_a_bus_that_has_lost_its_volume_is_put_back_from_the_mirror(projec
 
 
 async def audited(project: Project) -> None:
-    report = await project.verb("watchdog", "audit")
+    report = await project.command("watchdog", "audit")
     assert report["ok"], report["problems"]

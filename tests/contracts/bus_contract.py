@@ -13,7 +13,7 @@ import pytest
 from bus.durable.fencing import claim, fence, last_claim, new_agent_id
 from bus.durable.registry import Record, read_records, write_record
 from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
-from bus.interface import Ack, Bounds, Bus, Heard, Stored
+from bus.interface import Ack, Bounds, Bus, ReceivedMessage, StoredMessage
 from bus.messages import MAX_PAYLOAD_BYTES, Epoch, decode
 from bus.messages import headers as h
 from tests.support.collecting import GUARD_S, Collector
@@ -29,9 +29,9 @@ class Mesh(Protocol):
         """One more connection to it; closed by the fixture."""
 
 
-async def heard_by(bus: Bus, pattern: str) -> Collector[Heard]:
+async def received_by(bus: Bus, pattern: str) -> Collector[ReceivedMessage]:
     """A core subscription that is in effect when this returns."""
-    found: Collector[Heard] = Collector()
+    found: Collector[ReceivedMessage] = Collector()
     await bus.listen(pattern, found)
     await bus.bounds()  # an answered request: whatever the connection asked for before it is done
     return found
@@ -80,25 +80,25 @@ class BusContract:
         assert {h.MSG_ID: "feed:1", h.OUTPUT: "1", "traceparent": "00-ab-cd-01"}.items() <= stored.headers.items()
 
     async def test_a_repetition_is_acknowledged_and_not_heard(self, bus, mesh):
-        found = await heard_by(await mesh.connect(), "swarm.>")
+        found = await received_by(await mesh.connect(), "swarm.>")
         first = await bus.publish("in." + MARKET, b"1", {h.MSG_ID: "feed:1"})
         again = await bus.publish("in." + MARKET, b"1", {h.MSG_ID: "feed:1"})
         await bus.publish("in." + MARKET, b"2", {h.MSG_ID: "feed:2"})
         assert (first, again) == (Ack(1), Ack(1, duplicate=True))
-        assert [heard.data for heard in await found.reach(2)] == [b"1", b"2"]
+        assert [received.data for received in await found.reach(2)] == [b"1", b"2"]
         assert [stored.data for stored in await bus.read_back(("swarm.>",), 1)] == [b"1", b"2"]
 
     async def test_subscribers_hear_what_is_stored_in_order_and_once(self, bus, mesh):
-        found = await heard_by(await mesh.connect(), "swarm.>")
+        found = await received_by(await mesh.connect(), "swarm.>")
         published = [(MARKET, b"1"), (SIGNAL, b"2"), (MARKET, b"3"), (MARKET, b"4"), (SIGNAL, b"5")]
         for subject, data in published:
             await bus.publish("in." + subject, data, {h.MSG_ID: data.decode()})
             await bus.publish("in." + subject, data, {h.MSG_ID: data.decode()})
-        heard = await found.reach(5)
-        assert [(each.subject, each.data) for each in heard] == published
-        assert [each.headers[h.SEQUENCE] for each in heard] == ["1", "2", "3", "4", "5"]
-        assert [each.headers[h.LAST_SEQUENCE] for each in heard] == ["0", "0", "1", "3", "2"]
-        assert [each.headers[h.MSG_ID] for each in heard] == ["1", "2", "3", "4", "5"]
+        received = await found.reach(5)
+        assert [(each.subject, each.data) for each in received] == published
+        assert [each.headers[h.SEQUENCE] for each in received] == ["1", "2", "3", "4", "5"]
+        assert [each.headers[h.LAST_SEQUENCE] for each in received] == ["0", "0", "1", "3", "2"]
+        assert [each.headers[h.MSG_ID] for each in received] == ["1", "2", "3", "4", "5"]
 
     async def test_send_answers_in_order_without_waiting(self, bus):
         done: Collector[Ack | BusError] = Collector()
@@ -151,7 +151,7 @@ class BusContract:
         old = await claim(bus, "voter", agent_id=new_agent_id(), claimed_by="test", sandbox="")
         await bus.publish("in." + SIGNAL, b"1", {h.MSG_ID: "voter:1", **fence(bus, "voter", old)})
         new = await claim(bus, "voter", agent_id=new_agent_id(), claimed_by="test", sandbox="")
-        found = await heard_by(await mesh.connect(), "swarm.>")
+        found = await received_by(await mesh.connect(), "swarm.>")
         with pytest.raises(WrongSequence):
             await bus.publish("in." + SIGNAL, b"zombie", {h.MSG_ID: "voter:2", **fence(bus, "voter", old)})
         with pytest.raises(WrongSequence):  # though it is a repetition: a zombie must learn what it is
@@ -163,7 +163,7 @@ class BusContract:
         assert ack == Ack(new + 1)
         again = await bus.publish("in." + SIGNAL, b"2", {h.MSG_ID: "voter:2", **fence(bus, "voter", new)})
         assert again == Ack(new + 1, duplicate=True)
-        assert [heard.data for heard in await found.reach(1)] == [b"2"]
+        assert [received.data for received in await found.reach(1)] == [b"2"]
         assert [stored.data for stored in await bus.read_back((SIGNAL,), 1)] == [b"1", b"2"]
 
     async def test_a_fence_concerns_its_own_agent_only(self, bus):
@@ -262,10 +262,10 @@ class BusContract:
     async def test_follow_goes_on_from_the_past_into_the_present(self, bus, mesh):
         for number in range(1, 6):
             await bus.publish("in." + (SIGNAL if number == 4 else MARKET), str(number).encode())
-        found: Collector[Stored] = Collector()
+        found: Collector[StoredMessage] = Collector()
         await bus.follow(("swarm.market.>",), 2, found)
-        past = list(await found.reach(3))
-        assert [(stored.sequence, stored.data, stored.pending) for stored in past] == [
+        unreported_exit = list(await found.reach(3))
+        assert [(stored.sequence, stored.data, stored.pending) for stored in unreported_exit] == [
             (2, b"2", 2),
             (3, b"3", 1),
             (5, b"5", 0),
@@ -276,7 +276,7 @@ class BusContract:
         assert [stored.sequence for stored in await found.reach(15)] == [2, 3, 5, *range(6, 30, 2)]
 
     async def test_follow_of_several_filters_keeps_the_order_of_the_stream(self, bus):
-        found: Collector[Stored] = Collector()
+        found: Collector[StoredMessage] = Collector()
         await bus.follow(("swarm.market.>", "swarm.*.*.voter"), 1, found)
         done: Collector[Ack | BusError] = Collector()
         subjects = [MARKET, SIGNAL, "swarm.headline.A.feed", "swarm.market.B.feed", "swarm.decision.A.voter"]
@@ -286,7 +286,7 @@ class BusContract:
         assert [stored.sequence for stored in await found.reach(len(expected))] == expected
 
     async def test_follow_may_begin_beyond_the_end(self, bus):
-        found: Collector[Stored] = Collector()
+        found: Collector[StoredMessage] = Collector()
         await bus.follow(("swarm.>",), 3, found)
         for number in range(1, 5):
             await bus.publish("in." + MARKET, str(number).encode())
@@ -294,9 +294,9 @@ class BusContract:
 
     async def test_a_follower_is_called_serially(self, bus):
         under_way, most = 0, 0
-        found: Collector[Stored] = Collector()
+        found: Collector[StoredMessage] = Collector()
 
-        async def on_stored(stored: Stored) -> None:
+        async def on_stored(stored: StoredMessage) -> None:
             nonlocal under_way, most
             under_way += 1
             most = max(most, under_way)
@@ -311,9 +311,9 @@ class BusContract:
         assert most == 1
 
     async def test_a_follower_that_raises_gets_the_next_message(self, bus):
-        found: Collector[Stored] = Collector()
+        found: Collector[StoredMessage] = Collector()
 
-        async def on_stored(stored: Stored) -> None:
+        async def on_stored(stored: StoredMessage) -> None:
             found.put(stored)
             raise ValueError(stored.sequence)
 
@@ -323,8 +323,8 @@ class BusContract:
         assert [stored.sequence for stored in await found.reach(3)] == [1, 2, 3]
 
     async def test_a_closed_follower_hears_nothing_more(self, bus):
-        closed: Collector[Stored] = Collector()
-        other: Collector[Stored] = Collector()
+        closed: Collector[StoredMessage] = Collector()
+        other: Collector[StoredMessage] = Collector()
         follower = await bus.follow(("swarm.>",), 1, closed)
         await bus.follow(("swarm.>",), 1, other)
         await bus.publish("in." + MARKET, b"")
@@ -400,20 +400,20 @@ class BusContract:
     # -- core messages
 
     async def test_tell_is_heard_and_not_kept(self, bus, mesh):
-        found = await heard_by(await mesh.connect(), "swarm.heartbeat.*")
+        found = await received_by(await mesh.connect(), "swarm.heartbeat.*")
         await bus.tell("swarm.heartbeat.feed", b"beat")
         await bus.tell("swarm.control.feed.probe", b"not for them")
         await bus.tell("swarm.heartbeat.voter", b"beat too")
-        assert [(heard.subject, heard.data) for heard in await found.reach(2)] == [
+        assert [(received.subject, received.data) for received in await found.reach(2)] == [
             ("swarm.heartbeat.feed", b"beat"),
             ("swarm.heartbeat.voter", b"beat too"),
         ]
         assert await bus.bounds() == Bounds(first=1, last=0)
 
     async def test_a_closed_listener_hears_nothing_more(self, bus):
-        closed: Collector[Heard] = Collector()
+        closed: Collector[ReceivedMessage] = Collector()
         listener = await bus.listen("swarm.heartbeat.>", closed)
-        other = await heard_by(bus, "swarm.heartbeat.>")
+        other = await received_by(bus, "swarm.heartbeat.>")
         await bus.tell("swarm.heartbeat.feed", b"1")
         await closed.reach(1)
         await listener.close()
@@ -423,13 +423,13 @@ class BusContract:
         assert len(closed.items) == 1
 
     async def test_a_listener_that_raises_hears_the_next(self, bus):
-        found: Collector[Heard] = Collector()
+        found: Collector[ReceivedMessage] = Collector()
 
-        async def on_heard(heard: Heard) -> None:
-            found.put(heard)
-            raise ValueError(heard.subject)
+        async def on_message(received: ReceivedMessage) -> None:
+            found.put(received)
+            raise ValueError(received.subject)
 
-        await bus.listen("swarm.heartbeat.>", on_heard)
+        await bus.listen("swarm.heartbeat.>", on_message)
         await bus.bounds()
         for _ in range(3):
             await bus.tell("swarm.heartbeat.feed", b"")
@@ -438,8 +438,8 @@ class BusContract:
     async def test_a_request_is_answered(self, bus, mesh):
         server = await mesh.connect()
 
-        async def on_request(heard: Heard) -> bytes:
-            return heard.subject.encode() + b" " + heard.data[::-1]
+        async def on_request(received: ReceivedMessage) -> bytes:
+            return received.subject.encode() + b" " + received.data[::-1]
 
         await server.answer("swarm.control.feed.*", on_request)
         await server.bounds()
@@ -455,11 +455,11 @@ class BusContract:
                 await bus.request("swarm.control.nobody.probe", b"", timeout_s=60)
 
     async def test_a_request_that_is_not_answered_times_out(self, bus):
-        asked: Collector[Heard] = Collector()
+        asked: Collector[ReceivedMessage] = Collector()
 
-        async def on_request(heard: Heard) -> bytes:
-            asked.put(heard)
-            if heard.data == b"hang":
+        async def on_request(received: ReceivedMessage) -> bytes:
+            asked.put(received)
+            if received.data == b"hang":
                 raise ValueError("cannot")
             return b"done"
 

@@ -63,5 +63,5 @@ async def ended(handle: Any) -> CommandExitException:
 
 async def alive(sandbox: AsyncSandbox, pid: int | str) -> bool:
     """Whether there is such a process in the sandbox, and no zombie."""
-    looked = await sandbox.commands.run(f"grep -c 'State:.[^ZX]' /proc/{pid}/status || true")
-    return looked.stdout.strip() == "1"
+    last_probe = await sandbox.commands.run(f"grep -c 'State:.[^ZX]' /proc/{pid}/status || true")
+    return last_probe.stdout.strip() == "1"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.ear import Ear
+from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import GUARD_S, Swarm, agents_toml
 from tests.e2b.standin.launch import StandIn
 from tests.support.cluster import free_ports
@@ -59,10 +59,10 @@ class Settled:
     """A swarm whose two far agents run in its one sandbox, and what was so then."""
 
     swarm: FarSwarm
-    ear: Ear
+    subscriber: Subscriber
     host: str
     sandbox_id: str
-    beats: dict[str, dict[str, Any]]
+    heartbeats: dict[str, dict[str, Any]]
     """Of the two agents."""
     pid: int
     """Of the host in the sandbox."""
@@ -71,7 +71,7 @@ class Settled:
 
     @property
     def epochs(self) -> dict[str, int]:
-        return {name: beat["epoch"] for name, beat in self.beats.items()}
+        return {name: heartbeat["epoch"] for name, heartbeat in self.heartbeats.items()}
 
     @property
     def launcher(self) -> int:
@@ -80,23 +80,23 @@ class Settled:
 
     async def untouched(self) -> None:
         """The same processes beat on in the same epochs, and no sandbox was made or ended."""
-        ear = self.ear
-        await ear.more_beats(3, self.host, *FAR_AGENTS)
-        assert ear.beats[self.host]["pid"] == self.pid
-        assert {name: (ear.beats[name]["epoch"], ear.beats[name]["pid"]) for name in FAR_AGENTS} == {
-            name: (beat["epoch"], beat["pid"]) for name, beat in self.beats.items()
-        }
+        subscriber = self.subscriber
+        await subscriber.more_heartbeats(3, self.host, *FAR_AGENTS)
+        assert subscriber.heartbeats[self.host]["pid"] == self.pid
+        assert {
+            name: (subscriber.heartbeats[name]["epoch"], subscriber.heartbeats[name]["pid"]) for name in FAR_AGENTS
+        } == {name: (heartbeat["epoch"], heartbeat["pid"]) for name, heartbeat in self.heartbeats.items()}
         assert self.swarm.created() == self.made
         assert list(await self.swarm.standin.sandboxes()) == [self.sandbox_id]
 
     async def elsewhere(self) -> None:
         """The agents are live in newer epochs, in sandboxes of this machine."""
-        after = await self.ear.back(self.epochs)
-        assert all(beat["sandbox"] in ("base", "nodejs") for beat in after.values())
+        after = await self.subscriber.back(self.epochs)
+        assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in after.values())
 
     def alerts(self, code: str) -> list[dict[str, Any]]:
         """Those heard so far."""
-        return [alert for alert in self.ear.alerts if alert["code"] == code]
+        return [alert for alert in self.subscriber.alerts if alert["code"] == code]
 
 
 class FarSwarm(Swarm):
@@ -107,37 +107,40 @@ class FarSwarm(Swarm):
         self.standin = standin
         self.port = str(free_ports(1)[0])
 
-    async def far_up(self, public: str = "", *arguments: str) -> Ear:
+    async def far_up(self, public: str = "", *arguments: str) -> Subscriber:
         """Start it; `public` is the address that sandboxes are given, `arguments` are further ones of `up`."""
         self.environment["SIGNALMESH_PUBLIC_NATS"] = public or f"nats://127.0.0.1:{self.port}"
         return await self.up(*arguments, port=self.port)
 
     async def settled(self, public: str = "", *arguments: str) -> Settled:
         """Start it, and wait until its far agents run in the sandbox."""
-        ear = await self.far_up(public, *arguments)
-        host = await self.far_host(ear)
-        beats = await self.agents_in(ear, host)
+        subscriber = await self.far_up(public, *arguments)
+        host = await self.far_host(subscriber)
+        heartbeats = await self.agents_in(subscriber, host)
         sandbox_id = host.removeprefix("python-")
         assert list(await self.standin.sandboxes()) == [sandbox_id]
-        return Settled(self, ear, host, sandbox_id, beats, ear.beats[host]["pid"], self.created())
+        return Settled(
+            self, subscriber, host, sandbox_id, heartbeats, subscriber.heartbeats[host]["pid"], self.created()
+        )
 
-    async def far_host(self, ear: Ear, other_than: str = "") -> str:
+    async def far_host(self, subscriber: Subscriber, other_than: str = "") -> str:
         """The name of the host in the sandbox, when it is heard; `other_than` that one."""
 
         def found() -> str | None:
-            for name, beat in ear.beats.items():
-                if beat["role"] == "sandbox" and beat.get("provider") == "e2b" and name != other_than:
+            for name, heartbeat in subscriber.heartbeats.items():
+                if heartbeat["role"] == "sandbox" and heartbeat.get("provider") == "e2b" and name != other_than:
                     return name
             return None
 
-        return await ear.until("a host of E2B", found)
+        return await subscriber.until("a host of E2B", found)
 
-    async def agents_in(self, ear: Ear, host: str) -> dict[str, dict[str, Any]]:
+    async def agents_in(self, subscriber: Subscriber, host: str) -> dict[str, dict[str, Any]]:
         """The heartbeats of the two agents that belong there, when they come from there."""
-        await ear.until(
-            f"agents in {host}", lambda: all(ear.beats.get(name, {}).get("sandbox") == host for name in FAR_AGENTS)
+        await subscriber.until(
+            f"agents in {host}",
+            lambda: all(subscriber.heartbeats.get(name, {}).get("sandbox") == host for name in FAR_AGENTS),
         )
-        return await ear.live(*FAR_AGENTS)
+        return await subscriber.live(*FAR_AGENTS)
 
     def pid_of(self, kind: str) -> int:
         """Of a child of `up`, by the record."""
@@ -167,13 +170,13 @@ class FarSwarm(Swarm):
 
     async def down(self) -> None:
         """`down`, after which no sandbox is there."""
-        down = await self.verb("down")
+        down = await self.command("down")
         assert down.code == 0, down.err
         await self.wait()
         assert await self.standin.sandboxes() == {}
 
     async def assert_exact(self) -> None:
         """Nothing is lost, doubled or out of order, says `audit`."""
-        audit = await self.verb("audit")
+        audit = await self.command("audit")
         assert audit.code == 0, audit.out + audit.err
         assert "all of it holds" in audit.out

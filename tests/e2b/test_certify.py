@@ -26,7 +26,7 @@ from tests.acceptance.swarm import (
     Ends,
     Finished,
     agents_toml,
-    run_verb,
+    run_command,
 )
 from tests.e2b.far import FAR_AGENTS, env_toml, far_toml
 from tests.e2b.standin.launch import StandIn
@@ -42,10 +42,10 @@ async def certify(directory: Path, standin: StandIn, *arguments: str) -> Finishe
     [port] = free_ports(1)
     environment = {**standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
     asked = ("--json", "--nats-port", str(port), *arguments)
-    return await run_verb(directory, "certify", *asked, guard_s=280, environment=environment)
+    return await run_command(directory, "certify", *asked, guard_s=280, environment=environment)
 
 
-def looked(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def last_probe(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["what"]: row for row in found["cleanup"]["looked"]}
 
 
@@ -77,9 +77,9 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     assert far["health"]["cost"] == pytest.approx(0.4 * far["health"]["age_s"] / 3600)
     assert far["health"]["age_s"] > far["uptime_s"]
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
-    assert looked(found)["sandboxes elsewhere"]["left"] == []
+    assert last_probe(found)["sandboxes elsewhere"]["left"] == []
     made = far["name"].removeprefix("python-")
-    how = looked(found)["sandboxes elsewhere"]["how"]
+    how = last_probe(found)["sandboxes elsewhere"]["how"]
     assert f"over the whole run the provider's log has 1 ({made}) made; listed " in how
     assert f" s after `up` began: 1 ({made} (python, running))" in how
     assert e2b_standin.api_key not in done.out + done.err + (tmp_path / "certify.md").read_text()
@@ -98,7 +98,7 @@ async def test_sandboxes_that_came_and_went_are_told_of(tmp_path: Path, e2b_stan
         for line in e2b_standin.requests("/v2/sandboxes")[before:]
     )
     assert made >= 1
-    how = looked(json.loads((tmp_path / "certify.json").read_text()))["sandboxes elsewhere"]["how"]
+    how = last_probe(json.loads((tmp_path / "certify.json").read_text()))["sandboxes elsewhere"]["how"]
     assert f"over the whole run the provider's log has {made} (" in how
     assert "after `up` began: none" in how
 
@@ -120,9 +120,9 @@ async def test_empty_templates_get_the_program_and_the_report_says_how(tmp_path:
         installed = row["probe"]["installed"]
         assert row["name"] == f"{row['sandbox']}-{installed['sandbox_id']}"
         assert installed["by"].startswith("uv "), installed["why"]
-        assert installed["took_s"] * 1000 < row["heard_ms"]
-        assert sum(installed["steps"].values()) <= installed["took_s"] + 0.1
-        assert f"- {row['name']}: installed by {installed['by']} in {installed['took_s']:.2f} s" in text
+        assert installed["duration_s"] * 1000 < row["received_ms"]
+        assert sum(installed["steps"].values()) <= installed["duration_s"] + 0.1
+        assert f"- {row['name']}: installed by {installed['by']} in {installed['duration_s']:.2f} s" in text
 
 
 @pytest.mark.slow
@@ -168,12 +168,12 @@ async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
     assert done.code == 1, done.out + done.err
     found = json.loads((tmp_path / "certify.json").read_text())
     [left_there] = await e2b_standin.sandboxes()
-    [said] = looked(found)["sandboxes elsewhere"]["left"]
+    [said] = last_probe(found)["sandboxes elsewhere"]["left"]
     assert said.startswith(f"sandbox {left_there} (python, running) at another endpoint than E2B's")
     assert any(said in problem for problem in found["problems"])
     [directory] = temporary.glob("signalmesh-certify-*")
-    assert str(directory) in looked(found)["directory"]["left"][0]
-    doctor = await run_verb(tmp_path, "doctor", "--json", environment=e2b_standin.environment)
+    assert str(directory) in last_probe(found)["directory"]["left"][0]
+    doctor = await run_command(tmp_path, "doctor", "--json", environment=e2b_standin.environment)
     found = {row["check"]: row for row in doctor.json["findings"]}
     assert left_there in found["earlier certify: sandboxes"]["text"]
     await e2b_standin.clear()
@@ -204,8 +204,8 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
         assert (process.returncode, deployed["measured"], rows) == (1, 2.0, {})
         assert any("sandbox python cannot be had" in problem for problem in found["problems"])
         assert "- 2 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
-        assert "critical: sandbox_given_up: sandbox python cannot be had" in said
-        assert "sandbox python cannot be had" in found["alert_texts"]["sandbox_given_up"]
+        assert "critical: sandbox_failed: sandbox python cannot be had" in said
+        assert "sandbox python cannot be had" in found["alert_texts"]["sandbox_failed"]
     else:
         assert (process.returncode, deployed["measured"]) == (0, 3.0), said
         [another] = rows.values()
@@ -269,7 +269,7 @@ async def test_each_sandbox_that_is_not_heard_is_told_of_while_it_is_waited_for(
     async with asyncio.timeout(2 * GUARD_S):
         while len(unheard) < len(SANDBOXES):
             line = (await process.stderr.readline()).decode()
-            _, alert, text = line.partition("warning: sandbox_unheard: sandbox ")
+            _, alert, text = line.partition("warning: sandbox_no_heartbeat: sandbox ")
             assert alert, f"not what the user needs to know: {line}"
             assert "can it reach nats://127.0.0.1:9 from there (--public-nats" in text
             unheard[text.partition("-")[0]] = text
@@ -314,7 +314,7 @@ async def test_sandboxes_of_a_certify_that_was_killed_are_found(
     await ends.all()
     [left_there] = await e2b_standin.sandboxes()
     [directory] = temporary.glob("signalmesh-certify-*")
-    doctor = await run_verb(tmp_path, "doctor", "--json", environment=e2b_standin.environment)
+    doctor = await run_command(tmp_path, "doctor", "--json", environment=e2b_standin.environment)
     found = {row["check"]: row for row in doctor.json["findings"]}
     sandboxes = found["earlier certify: sandboxes"]
     assert sandboxes["level"] == "warning"
@@ -322,6 +322,6 @@ async def test_sandboxes_of_a_certify_that_was_killed_are_found(
     assert sandboxes["remedy"] == f"signalmesh down --state-dir {directory}/state"
     assert found["earlier certify"]["remedy"].startswith(f"rm -r {directory}, once none of its sandboxes is left")
     state_dir = ("--state-dir", f"{directory}/state")
-    down = await run_verb(tmp_path, "down", *state_dir, environment=e2b_standin.environment)
+    down = await run_command(tmp_path, "down", *state_dir, environment=e2b_standin.environment)
     assert (down.code, await e2b_standin.sandboxes()) == (0, {})
     assert left_there in down.out

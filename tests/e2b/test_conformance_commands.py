@@ -55,15 +55,15 @@ async def test_a_death_by_signal_is_told_as_one(sandbox):
 
 
 async def test_output_comes_whole_and_in_order_while_the_command_runs(sandbox):
-    heard: Collector[str] = Collector()
+    received: Collector[str] = Collector()
     running = await sandbox.commands.run(
-        "echo ready; read go; seq 1 20000", background=True, stdin=True, on_stdout=heard.put, timeout=0
+        "echo ready; read go; seq 1 20000", background=True, stdin=True, on_stdout=received.put, timeout=0
     )
-    assert await heard.reach(1) == ["ready\n"]
+    assert await received.reach(1) == ["ready\n"]
     await sandbox.commands.send_stdin(running.pid, "go\n")
     result = await running.wait()
     assert result.stdout == "ready\n" + "".join(f"{n}\n" for n in range(1, 20001))
-    assert "".join(heard.items) == result.stdout
+    assert "".join(received.items) == result.stdout
 
 
 async def test_output_is_not_kept_where_nobody_wants_it(sandbox):
@@ -198,14 +198,14 @@ async def test_the_timeout_of_a_connection_kills_nothing(sandbox):
 
 
 async def test_a_kill_is_of_one_process_and_its_children_live_on(sandbox):
-    heard: Collector[str] = Collector()
+    received: Collector[str] = Collector()
     running = await sandbox.commands.run(
         "trap '' TERM INT HUP; sleep 60 >/dev/null 2>&1 & echo $!; wait",
         background=True,
-        on_stdout=heard.put,
+        on_stdout=received.put,
         timeout=0,
     )
-    [child] = await heard.reach(1)
+    [child] = await received.reach(1)
     assert await running.kill() is True
     failed = await ended(running)
     assert (failed.exit_code, failed.error) == (-1, "signal: killed")
@@ -258,14 +258,14 @@ async def test_input_of_a_command_that_takes_none_is_refused(sandbox):
 
 
 async def test_a_terminal_has_a_size_and_hears_what_is_typed(sandbox):
-    heard: Collector[bytes] = Collector()
-    terminal = await sandbox.pty.create(PtySize(rows=31, cols=97), on_data=heard.put, timeout=0)
+    received: Collector[bytes] = Collector()
+    terminal = await sandbox.pty.create(PtySize(rows=31, cols=97), on_data=received.put, timeout=0)
     await sandbox.pty.send_stdin(terminal.pid, b"stty size; exec cat\n")
 
     async def said(text: bytes) -> None:
         count = 0
-        while text not in b"".join(heard.items):
-            count = len(await heard.reach(count + 1))
+        while text not in b"".join(received.items):
+            count = len(await received.reach(count + 1))
 
     await said(b"31 97\r\n")
     await sandbox.pty.resize(terminal.pid, PtySize(rows=10, cols=20))

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.acceptance.swarm import AGENTS, ENVIRONMENT, run_verb
+from tests.acceptance.swarm import AGENTS, ENVIRONMENT, run_command
 from tests.e2b.far import FarSwarm
 
 
@@ -22,7 +22,7 @@ async def test_a_launcher_that_dies_finds_its_sandbox_again_and_makes_no_second_
         swarm.send(there.launcher, number)
         [attached] = await swarm.until_logged("host_attached")
         assert attached["pid"] == there.pid
-        [died] = await there.ear.alerted("provider_died")
+        [died] = await there.subscriber.alerted("provider_died")
         assert f"ended with signal {number.value}" in died["message"]
         await there.untouched()
         await swarm.down()
@@ -32,32 +32,37 @@ async def test_a_launcher_that_dies_finds_its_sandbox_again_and_makes_no_second_
 async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
-        hung = there.launcher
-        status = await swarm.verb("status", "--json")
+        unresponsive = there.launcher
+        status = await swarm.command("status", "--json")
         at = f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}"
-        assert status.json["provider"] == {"pid": hung, "status": "live", "endpoint": at}
-        assert f"sandboxes elsewhere are made at {at}, by provider {hung}: live" in (await swarm.verb("status")).out
-        assert (await swarm.verb("health", "provider")).code == 0
-        swarm.send(hung, signal.SIGSTOP)
-        unheard = (await swarm.verb("status")).out
+        assert status.json["provider"] == {"pid": unresponsive, "status": "live", "endpoint": at}
+        assert (
+            f"sandboxes elsewhere are made at {at}, by provider {unresponsive}: live"
+            in (await swarm.command("status")).out
+        )
+        assert (await swarm.command("health", "provider")).code == 0
+        swarm.send(unresponsive, signal.SIGSTOP)
+        unheard = (await swarm.command("status")).out
         assert f"no provider heard: nobody renews the lifetimes of the sandboxes at {at}" in unheard
         [row] = [line for line in unheard.splitlines() if line.startswith(f"{there.host} ")]
         assert row.split("  ")[1] == "e2b, another endpoint"
-        [found] = [row for row in (await swarm.verb("status", "--json")).json["sandboxes"] if row["name"] == there.host]
+        [found] = [
+            row for row in (await swarm.command("status", "--json")).json["sandboxes"] if row["name"] == there.host
+        ]
         assert (found["provider"], found["endpoint"]) == ("e2b", at)
-        [alert] = await there.ear.alerted("provider_hung")
-        assert f"(pid {hung}) runs, but was not heard for" in alert["message"]
+        [alert] = await there.subscriber.alerted("provider_hung")
+        assert f"(pid {unresponsive}) runs, but was not heard for" in alert["message"]
         [attached] = await swarm.until_logged("host_attached")
         assert attached["pid"] == there.pid
         [adopted] = swarm.logged("sandbox_adopted")
         assert adopted["sandbox_id"] == there.sandbox_id
-        assert swarm.logged("leftover_ended") == []
+        assert swarm.logged("orphan_sandbox_deleted") == []
         await there.untouched()
-        assert there.launcher != hung
-        status = await swarm.verb("status", "--json")
+        assert there.launcher != unresponsive
+        status = await swarm.command("status", "--json")
         assert status.json["provider"] == {"pid": there.launcher, "status": "live", "endpoint": at}
-        assert [alert["code"] for alert in there.ear.alerts] == ["provider_hung", "provider_died"]
-        assert not [event for event in there.ear.lifecycle if event["event"] in ("exited", "declared_dead")]
+        assert [alert["code"] for alert in there.subscriber.alerts] == ["provider_hung", "provider_died"]
+        assert not [event for event in there.subscriber.lifecycle if event["event"] in ("exited", "declared_dead")]
         await swarm.assert_exact()
         await swarm.down()
 
@@ -68,7 +73,7 @@ async def test_the_next_run_takes_over_what_a_killed_one_has_left(tmp_path, e2b_
         there = await swarm.settled()
         await swarm.end(signal.SIGKILL)
         assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
-        doctor = await run_verb(tmp_path, "doctor", environment=e2b_standin.environment)
+        doctor = await run_command(tmp_path, "doctor", environment=e2b_standin.environment)
         assert "has these of an earlier run, which cost until their lifetime ends" in doctor.out
         assert f"{there.sandbox_id} (python, running)" in doctor.out
         assert f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}" in doctor.out
@@ -86,18 +91,18 @@ async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
         await swarm.end(signal.SIGKILL)
-        without = await run_verb(tmp_path, "down")
+        without = await run_command(tmp_path, "down")
         assert without.code == 2
         assert f"which cost until their lifetime ends: {there.sandbox_id}; set E2B_API_KEY" in without.err
         assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
         await e2b_standin.fail("/sandboxes/*", method="DELETE", status=404)  # "not there": but it is
-        unheeded = await run_verb(tmp_path, "down", environment=e2b_standin.environment)
+        unheeded = await run_command(tmp_path, "down", environment=e2b_standin.environment)
         assert unheeded.code == 1
         assert f"could not be ended: {there.sandbox_id}: it is still listed" in unheeded.out
-        down = await run_verb(tmp_path, "down", "--json", environment=e2b_standin.environment)
+        down = await run_command(tmp_path, "down", "--json", environment=e2b_standin.environment)
         assert down.code == 0, down.err
         said = down.json
-        assert said.pop("took_s") > 0
+        assert said.pop("duration_s") > 0
         assert said == {
             "swarm": None,
             "pid": None,
@@ -106,7 +111,7 @@ async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp
             "left": [],
         }
         assert await e2b_standin.sandboxes() == {}
-        again = await run_verb(tmp_path, "down", environment=e2b_standin.environment)
+        again = await run_command(tmp_path, "down", environment=e2b_standin.environment)
         assert again.code == 2
         assert "has no sandbox of it" in again.err
 
@@ -118,11 +123,11 @@ async def test_the_next_run_ends_what_does_not_fit_it(tmp_path, e2b_standin):
         await swarm.end(signal.SIGKILL)
         file = tmp_path / "swarm.toml"
         file.write_text(file.read_text().replace('provider = "e2b"', 'provider = "e2b"\nmetadata = { team = "desk" }'))
-        ear = await swarm.far_up()
-        [ended] = await swarm.until_logged("leftover_ended")
+        subscriber = await swarm.far_up()
+        [ended] = await swarm.until_logged("orphan_sandbox_deleted")
         assert ended["sandbox_id"] == there.sandbox_id
-        another = await swarm.far_host(ear, other_than=there.host)
-        await ear.live(*AGENTS)
+        another = await swarm.far_host(subscriber, other_than=there.host)
+        await subscriber.live(*AGENTS)
         assert [f"python-{name}" for name in await e2b_standin.sandboxes()] == [another]
         await swarm.assert_exact()
 
@@ -151,7 +156,7 @@ async def test_an_sdk_that_aborts_at_exit_spoils_no_exit_code(tmp_path, e2b_stan
         swarm.environment["PYTHONPATH"] = paths
         there = await swarm.settled()
         assert "warning" not in swarm.errors, "the process that tries the key has failed"
-        doctor = await run_verb(
+        doctor = await run_command(
             tmp_path / "swarm", "doctor", environment={**e2b_standin.environment, "PYTHONPATH": paths}
         )
         assert f"{there.sandbox_id} (python, running)" in doctor.out
@@ -166,12 +171,12 @@ async def test_down_ends_in_spite_of_sandboxes_that_it_cannot_reach_and_names_th
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
         await e2b_standin.ports(api=False, envd=False)
-        down = await swarm.verb("down")
+        down = await swarm.command("down")
         assert down.code == 1, down.err
         await swarm.wait()
         assert there.sandbox_id in down.out, down.out
         assert "may still run at another endpoint than E2B's" in down.out
         record = json.loads((tmp_path / ".signalmesh" / "e2b.json").read_text())
         assert [left["id"] for left in record["sandboxes"]] == [there.sandbox_id]
-        doctor = await run_verb(tmp_path, "doctor", environment=ENVIRONMENT)
+        doctor = await run_command(tmp_path, "doctor", environment=ENVIRONMENT)
         assert there.sandbox_id in doctor.out

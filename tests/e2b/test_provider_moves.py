@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.acceptance.ear import read_stream
+from tests.acceptance.subscriber import read_stream
 from tests.acceptance.swarm import AGENTS, agents_toml
 from tests.e2b.far import FAR_AGENTS, FarSwarm, far_sandbox
 
@@ -36,7 +36,7 @@ class Chain(Agent):
         return self.signal(tick, "hold", 0.5, indicators={"seen": state.seen, "link": state.link})
 """
 """Its whole state stands in each vote, and depends on every tick before: one lost or doubled shows in all later."""
-EVERYBODY = (*AGENTS, "chain")
+EVERY_AGENT = (*AGENTS, "chain")
 
 
 @pytest.mark.slow
@@ -50,23 +50,23 @@ async def test_agents_move_from_here_to_there_and_back_with_their_state(tmp_path
     )
     async with FarSwarm(tmp_path, e2b_standin, toml) as swarm:
         there = await swarm.settled()
-        ear = there.ear
-        at_home = [name for name in EVERYBODY if name not in FAR_AGENTS]
-        beats = await ear.live(*EVERYBODY)
-        assert {name: beats[name]["sandbox"] for name in at_home} == dict.fromkeys(at_home, "base")
-        await ear.decided(260)
+        subscriber = there.subscriber
+        at_home = [name for name in EVERY_AGENT if name not in FAR_AGENTS]
+        heartbeats = await subscriber.live(*EVERY_AGENT)
+        assert {name: heartbeats[name]["sandbox"] for name in at_home} == dict.fromkeys(at_home, "base")
+        await subscriber.decided(260)
 
-        os.kill(ear.beats["base"]["pid"], signal.SIGKILL)  # the only host here: all go there
-        beats = await ear.back({name: beats[name]["epoch"] for name in at_home})
-        assert {beat["sandbox"] for beat in beats.values()} == {there.host}
-        await ear.more_decisions(20)
-        await ear.until("the host here", lambda: ear.beats["base"]["uptime_s"] > 1)
+        os.kill(subscriber.heartbeats["base"]["pid"], signal.SIGKILL)  # the only host here: all go there
+        heartbeats = await subscriber.back({name: heartbeats[name]["epoch"] for name in at_home})
+        assert {heartbeat["sandbox"] for heartbeat in heartbeats.values()} == {there.host}
+        await subscriber.more_decisions(20)
+        await subscriber.until("the host here", lambda: subscriber.heartbeats["base"]["uptime_s"] > 1)
 
-        everybody = await ear.live(*EVERYBODY)
+        all_agents = await subscriber.live(*EVERY_AGENT)
         await e2b_standin.vanish(there.sandbox_id)  # and back
-        beats = await ear.back({name: beat["epoch"] for name, beat in everybody.items()})
-        assert {beat["sandbox"] for beat in beats.values()} == {"base"}
-        await ear.more_decisions(20)
+        heartbeats = await subscriber.back({name: heartbeat["epoch"] for name, heartbeat in all_agents.items()})
+        assert {heartbeat["sandbox"] for heartbeat in heartbeats.values()} == {"base"}
+        await subscriber.more_decisions(20)
 
         stored = await read_stream(swarm.url, swarm.name)
         seen, link, expected = 0, "", {}
@@ -82,8 +82,8 @@ async def test_agents_move_from_here_to_there_and_back_with_their_state(tmp_path
         assert [vote["indicators"] for vote in votes] == [expected[vote["round"]] for vote in votes]
         moves = [said.json for said in stored if said.kind == "lifecycle" and said.json["event"] == "moved"]
         assert sum(move["agent"] == "chain" for move in moves) == 2, "there, and back"
-        assert sorted(move["agent"] for move in moves) == sorted([*at_home, *EVERYBODY])
-        audit = await swarm.verb("audit", "--json")
+        assert sorted(move["agent"] for move in moves) == sorted([*at_home, *EVERY_AGENT])
+        audit = await swarm.command("audit", "--json")
         assert (audit.code, audit.json["problems"]) == (0, []), audit.out + audit.err
-        replayed = await swarm.verb("replay", "--json")
+        replayed = await swarm.command("replay", "--json")
         assert (replayed.code, replayed.json["differences"]) == (0, []), replayed.out + replayed.err

@@ -90,11 +90,11 @@ async def test_files_and_packages_are_there_before_the_agents_are(tmp_path, e2b_
     )
     async with FarSwarm(swarm_directory, e2b_standin, toml) as swarm:
         there = await swarm.settled()
-        beats = await there.ear.live(*AGENTS, "mine")
-        assert beats["mine"]["sandbox"] == there.host
-        ear = there.ear
-        votes = await ear.until(
-            "its votes", lambda: [one.json for one in ear.said if one.kind == "signal" and one.writer == "mine"]
+        heartbeats = await there.subscriber.live(*AGENTS, "mine")
+        assert heartbeats["mine"]["sandbox"] == there.host
+        subscriber = there.subscriber
+        votes = await subscriber.until(
+            "its votes", lambda: [one.json for one in subscriber.said if one.kind == "signal" and one.writer == "mine"]
         )
         assert {vote["strength"] for vote in votes} == {0.625}, "not what its package says"
         far = await AsyncSandbox.connect(there.sandbox_id)
@@ -122,14 +122,14 @@ async def test_a_package_that_cannot_be_installed_is_named_with_what_its_install
 ):
     toml = far_toml(packages=packages, env=env_toml(PIP_NO_INDEX="1"))
     async with FarSwarm(tmp_path, e2b_standin, toml) as swarm:
-        ear = await swarm.far_up()
-        alert = (await ear.alerted("sandbox_not_installed"))[0]
+        subscriber = await swarm.far_up()
+        alert = (await subscriber.alerted("sandbox_not_installed"))[0]
         assert "installing packages." in alert["message"]
         assert "(no-such-package-of-mine" in alert["message"]
         assert said in alert["message"]
-        await ear.alerted("sandbox_given_up")
-        beats = await ear.live(*FAR_AGENTS)
-        assert all(beat["sandbox"] in ("base", "nodejs") for beat in beats.values())
+        await subscriber.alerted("sandbox_failed")
+        heartbeats = await subscriber.live(*FAR_AGENTS)
+        assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in heartbeats.values())
         assert await e2b_standin.sandboxes() == {}
 
 
@@ -141,14 +141,14 @@ async def test_an_empty_template_gets_our_wheel_and_what_it_needs(tmp_path, e2b_
     index = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_CERT_"))}
     env = "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in index.items()) + " }"
     async with FarSwarm(tmp_path, e2b_standin, far_toml(python=json.dumps(str(plain)), env=env)) as swarm:
-        ear = await swarm.far_up()
+        subscriber = await swarm.far_up()
         async with asyncio.timeout(800):
             while not swarm.logged("signalmesh_installed"):
-                assert not ear.alerts, ear.alerts
+                assert not subscriber.alerts, subscriber.alerts
                 await asyncio.sleep(1)
-        host = await swarm.far_host(ear)
-        await swarm.agents_in(ear, host)
+        host = await swarm.far_host(subscriber)
+        await swarm.agents_in(subscriber, host)
         [shown] = (await e2b_standin.sandboxes()).values()
-        assert psutil.Process(ear.beats[host]["pid"]).cmdline()[0].startswith(shown["home"])
-        await ear.more_decisions(3)
+        assert psutil.Process(subscriber.heartbeats[host]["pid"]).cmdline()[0].startswith(shown["home"])
+        await subscriber.more_decisions(3)
         await swarm.assert_exact()

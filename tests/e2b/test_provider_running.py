@@ -27,32 +27,36 @@ HANDING_OVER = {"timeout_s": 6, "max_age_s": 40, "replace_at": 0.3}
 async def test_agents_of_a_sandbox_that_is_killed_go_on_elsewhere_and_nothing_is_lost(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
-        ear, host = there.ear, there.host
+        subscriber, host = there.subscriber, there.host
         shown = (await e2b_standin.sandboxes())[there.sandbox_id]
-        pids = {beat["pid"] for beat in there.beats.values()}
+        pids = {heartbeat["pid"] for heartbeat in there.heartbeats.values()}
         assert pids <= set(shown["pids"]), "the agents do not run in the sandbox"
-        assert ear.beats[host]["group"] == "python"
-        status = (await swarm.verb("status", "--json")).json
+        assert subscriber.heartbeats[host]["group"] == "python"
+        status = (await swarm.command("status", "--json")).json
         [row] = [row for row in status["sandboxes"] if row["name"] == host]
         assert (row["provider"], row["status"], sorted(row["agents"])) == ("e2b", "active", sorted(FAR_AGENTS))
-        await ear.decided(280)
-        others = {name: beat["epoch"] for name, beat in (await ear.live(*AGENTS)).items() if name not in FAR_AGENTS}
+        await subscriber.decided(280)
+        others = {
+            name: heartbeat["epoch"]
+            for name, heartbeat in (await subscriber.live(*AGENTS)).items()
+            if name not in FAR_AGENTS
+        }
         ends = await Ends.of(there.pid, *pids)
 
         assert await AsyncSandbox.kill(there.sandbox_id)
         await ends.all()
         await there.elsewhere()
-        another = await swarm.far_host(ear, other_than=host)
-        [gone] = await ear.alerted("sandbox_gone")
+        another = await swarm.far_host(subscriber, other_than=host)
+        [gone] = await subscriber.alerted("sandbox_gone")
         assert f"sandbox {host} is lost and replaced" in gone["message"]
-        [lost] = await ear.alerted("sandbox_lost")
+        [lost] = await subscriber.alerted("sandbox_lost")
         assert all(name in lost["message"] for name in FAR_AGENTS)
-        await ear.more_decisions(5)
-        moved = [event["agent"] for event in ear.lifecycle if event["event"] == "moved"]
-        dead = [event["agent"] for event in ear.lifecycle if event["event"] == "declared_dead"]
+        await subscriber.more_decisions(5)
+        moved = [event["agent"] for event in subscriber.lifecycle if event["event"] == "moved"]
+        dead = [event["agent"] for event in subscriber.lifecycle if event["event"] == "declared_dead"]
         assert sorted(moved) == sorted(dead) == sorted(FAR_AGENTS), "each of them once, and nobody else"
-        assert {name: ear.beats[name]["epoch"] for name in others} == others
-        audit = await swarm.verb("audit", "--json")
+        assert {name: subscriber.heartbeats[name]["epoch"] for name in others} == others
+        audit = await swarm.command("audit", "--json")
         assert (audit.code, audit.json["problems"]) == (0, []), audit.out + audit.err
         counts = audit.json["agents"]
         assert {name: counts[name]["claims"] for name in AGENTS} == {
@@ -69,15 +73,17 @@ async def test_agents_of_a_sandbox_that_is_killed_go_on_elsewhere_and_nothing_is
 async def test_a_host_that_is_killed_in_its_sandbox_is_started_there_again(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
-        ends = await Ends.of(there.pid, *(beat["pid"] for beat in there.beats.values()))
+        ends = await Ends.of(there.pid, *(heartbeat["pid"] for heartbeat in there.heartbeats.values()))
         os.kill(there.pid, signal.SIGKILL)
         await ends.all()
-        before = there.ear.beats[there.host]
-        await there.ear.until("another host", lambda: there.ear.beats[there.host]["pid"] != there.pid)
-        after = there.ear.beats[there.host]
+        before = there.subscriber.heartbeats[there.host]
+        await there.subscriber.until(
+            "another host", lambda: there.subscriber.heartbeats[there.host]["pid"] != there.pid
+        )
+        after = there.subscriber.heartbeats[there.host]
         assert after["age_s"] > before["age_s"] > before["uptime_s"], "the sandbox is the same, and older"
         assert after["age_s"] > after["uptime_s"] + before["uptime_s"]
-        await there.ear.back(there.epochs)
+        await there.subscriber.back(there.epochs)
         assert swarm.created() == there.made
         await swarm.assert_exact()
 
@@ -87,12 +93,12 @@ async def test_a_sandbox_that_is_paused_from_outside_is_resumed(tmp_path, e2b_st
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
         assert await AsyncSandbox.pause(there.sandbox_id)
-        [alert] = await there.ear.alerted("sandbox_paused")
+        [alert] = await there.subscriber.alerted("sandbox_paused")
         assert f"sandbox {there.host} was paused, and is resumed" in alert["message"]
-        await there.ear.more_beats(3, there.host)
-        assert there.ear.beats[there.host]["pid"] == there.pid, "the same host goes on"
-        await there.ear.live(*AGENTS)
-        await there.ear.more_decisions(5)
+        await there.subscriber.more_heartbeats(3, there.host)
+        assert there.subscriber.heartbeats[there.host]["pid"] == there.pid, "the same host goes on"
+        await there.subscriber.live(*AGENTS)
+        await there.subscriber.more_decisions(5)
         assert (swarm.created(), list(await e2b_standin.sandboxes())) == (there.made, [there.sandbox_id])
         assert not there.alerts("sandbox_gone")
         await swarm.assert_exact()
@@ -102,16 +108,16 @@ async def test_a_sandbox_that_is_paused_from_outside_is_resumed(tmp_path, e2b_st
 async def test_what_ran_in_a_sandbox_that_was_paused_for_long_is_fenced(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin, far_toml(timeout_s=6)) as swarm:
         there = await swarm.settled()
-        ends = await Ends.of(*(beat["pid"] for beat in there.beats.values()))
+        ends = await Ends.of(*(heartbeat["pid"] for heartbeat in there.heartbeats.values()))
         swarm.send(there.launcher, signal.SIGSTOP)  # else it is resumed before anybody is missed
         assert await AsyncSandbox.pause(there.sandbox_id)
         await there.elsewhere()
         swarm.send(there.launcher, signal.SIGCONT)
         await swarm.until_logged("sandbox_resumed")
         await ends.all()
-        await there.ear.more_beats(3, there.host)
+        await there.subscriber.more_heartbeats(3, there.host)
         assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
-        await there.ear.more_decisions(3)
+        await there.subscriber.more_decisions(3)
         await swarm.assert_exact()
 
 
@@ -129,7 +135,7 @@ async def test_a_lifetime_is_renewed_and_where_it_was_not_another_sandbox_comes(
         await there.elsewhere()
         assert await e2b_standin.sandboxes() == {}
         swarm.send(there.launcher, signal.SIGCONT)
-        assert await swarm.far_host(there.ear, other_than=there.host)
+        assert await swarm.far_host(there.subscriber, other_than=there.host)
         await swarm.assert_exact()
 
 
@@ -140,13 +146,13 @@ async def test_a_lifetime_is_renewed_and_where_it_was_not_another_sandbox_comes(
 async def test_before_its_greatest_age_a_sandbox_hands_over_to_another(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin, far_toml(**HANDING_OVER)) as swarm:
         there = await swarm.settled()
-        ear, host = there.ear, there.host
-        another = await swarm.far_host(ear, other_than=host)
-        await swarm.agents_in(ear, another)
-        assert not [event for event in ear.lifecycle if event["event"] == "exited" and event["agent"] == host]
-        reasons = [event["reason"] for event in ear.lifecycle if event["event"] == "declared_dead"]
+        subscriber, host = there.subscriber, there.host
+        another = await swarm.far_host(subscriber, other_than=host)
+        await swarm.agents_in(subscriber, another)
+        assert not [event for event in subscriber.lifecycle if event["event"] == "exited" and event["agent"] == host]
+        reasons = [event["reason"] for event in subscriber.lifecycle if event["event"] == "declared_dead"]
         assert set(reasons) == {"its sandbox host is ending"}, "they were not drained"
-        await ear.more_decisions(3)
+        await subscriber.more_decisions(3)
         await swarm.assert_exact()
 
 
@@ -155,13 +161,13 @@ async def test_a_sandbox_whose_successor_cannot_be_made_goes_on(tmp_path, e2b_st
     async with FarSwarm(tmp_path, e2b_standin, far_toml(**HANDING_OVER)) as swarm:
         there = await swarm.settled()
         await e2b_standin.limits(templates=["another"])
-        [alert] = await there.ear.alerted("sandbox_not_replaced")
+        [alert] = await there.subscriber.alerted("sandbox_not_replaced")
         assert (
             "grows old, but its successor failed: creating a sandbox: 404: template 'base' not found"
             in alert["message"]
         )
         await there.untouched()
-        assert not there.alerts("sandbox_given_up")
+        assert not there.alerts("sandbox_failed")
 
 
 @pytest.mark.slow
@@ -170,20 +176,20 @@ async def test_a_successor_for_which_the_quota_has_no_room_is_waited_for(tmp_pat
     await e2b_standin.limits(concurrent=1)
     async with FarSwarm(tmp_path, e2b_standin, far_toml(**HANDING_OVER)) as swarm:
         there = await swarm.settled()
-        [alert] = await there.ear.alerted("provider_ill")
+        [alert] = await there.subscriber.alerted("provider_unavailable")
         assert "creating a sandbox failed" in alert["message"]
         assert "maximum number of concurrent" in alert["message"]
         await there.untouched()
         if lost:
             await e2b_standin.vanish(there.sandbox_id)
-            [gone] = await there.ear.alerted("sandbox_gone")
+            [gone] = await there.subscriber.alerted("sandbox_gone")
             assert there.host in gone["message"]
         else:
             await e2b_standin.limits(concurrent=2)
-        another = await swarm.far_host(there.ear, other_than=there.host)
-        await there.ear.back(there.epochs)
-        await there.ear.more_decisions(3)
-        assert len(there.alerts("provider_ill")) == 1, "told again and again"
+        another = await swarm.far_host(there.subscriber, other_than=there.host)
+        await there.subscriber.back(there.epochs)
+        await there.subscriber.more_decisions(3)
+        assert len(there.alerts("provider_unavailable")) == 1, "told again and again"
 
         async def alone():
             return [f"python-{name}" for name in await e2b_standin.sandboxes()] == [another]
@@ -196,18 +202,20 @@ async def test_a_successor_for_which_the_quota_has_no_room_is_waited_for(tmp_pat
 async def test_a_sandbox_that_vanished_and_may_not_be_made_again_is_shown_as_given_up(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
-        assert (await swarm.verb("health", "provider")).code == 0
+        assert (await swarm.command("health", "provider")).code == 0
         await e2b_standin.fail(CREATE, method="POST", status=403, times=None, message="this team is blocked")
         await e2b_standin.vanish(there.sandbox_id)
         await there.elsewhere()
-        await there.ear.alerted("sandbox_given_up")
-        await there.ear.until("its word", lambda: there.ear.beats["provider"]["phases"] == {"python": "given up"})
-        status = (await swarm.verb("status", "--json")).json
+        await there.subscriber.alerted("sandbox_failed")
+        await there.subscriber.until(
+            "its word", lambda: there.subscriber.heartbeats["provider"]["phases"] == {"python": "given up"}
+        )
+        status = (await swarm.command("status", "--json")).json
         [row] = [row for row in status["sandboxes"] if row["name"] == "python"]
         assert (row["provider"], row["status"], row["agents"]) == ("e2b", "given up", [])
         assert "403: this team is blocked" in row["reason"]
         assert all(row["reason"] is None for row in status["sandboxes"] if row["name"] != "python")
-        assert (await swarm.verb("health", "provider", "--within", "1")).code == 1
+        assert (await swarm.command("health", "provider", "--timeout", "1")).code == 1
 
 
 # Connections and the service
@@ -221,7 +229,7 @@ async def test_a_broken_stream_is_no_death(tmp_path, e2b_standin):
             await e2b_standin.reset(there.sandbox_id)
             await swarm.until_logged("host_attached", count)
         await there.untouched()
-        assert there.ear.alerts == []
+        assert there.subscriber.alerts == []
 
 
 @pytest.mark.slow
@@ -229,36 +237,38 @@ async def test_an_envd_that_cannot_be_reached_is_no_death(tmp_path, e2b_standin)
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
         await e2b_standin.port_open(there.sandbox_id, opened=False)
-        [alert] = await there.ear.alerted("provider_ill")
+        [alert] = await there.subscriber.alerted("provider_unavailable")
         assert "listing processes failed" in alert["message"]
         await there.untouched()
         await e2b_standin.port_open(there.sandbox_id, opened=True)
         [attached] = await swarm.until_logged("host_attached")
         assert attached["pid"] == there.pid
         await there.untouched()
-        assert len(there.ear.alerts) == 1
+        assert len(there.subscriber.alerts) == 1
 
 
 @pytest.mark.slow
 async def test_an_api_that_is_down_is_waited_for(tmp_path, e2b_standin):
     await e2b_standin.ports(api=False)
     async with FarSwarm(tmp_path, e2b_standin, far_toml(timeout_s=30)) as swarm:
-        ear = await swarm.far_up()
+        subscriber = await swarm.far_up()
         assert "did not answer" in swarm.errors
-        assert await ear.alerted("provider_ill")
-        await ear.until("its state", lambda: ear.beats["provider"]["status"] == "retrying")
+        assert await subscriber.alerted("provider_unavailable")
+        await subscriber.until("its state", lambda: subscriber.heartbeats["provider"]["status"] == "retrying")
         await e2b_standin.ports(api=True)
-        host = await swarm.far_host(ear)
-        before = await swarm.agents_in(ear, host)
+        host = await swarm.far_host(subscriber)
+        before = await swarm.agents_in(subscriber, host)
         # and while it is down again, the sandbox and its host live on
         await e2b_standin.ports(api=False)
-        assert len(await ear.alerted("provider_ill", 2)) == 2, "a renewal was due"
-        await ear.more_decisions(20)
-        await ear.more_beats(3, host, *FAR_AGENTS)
-        assert {name: ear.beats[name]["pid"] for name in FAR_AGENTS} == {n: b["pid"] for n, b in before.items()}
+        assert len(await subscriber.alerted("provider_unavailable", 2)) == 2, "a renewal was due"
+        await subscriber.more_decisions(20)
+        await subscriber.more_heartbeats(3, host, *FAR_AGENTS)
+        assert {name: subscriber.heartbeats[name]["pid"] for name in FAR_AGENTS} == {
+            n: b["pid"] for n, b in before.items()
+        }
         await e2b_standin.ports(api=True)
-        await ear.until("its state", lambda: ear.beats["provider"]["status"] == "live")
-        assert len([alert for alert in ear.alerts if alert["code"] == "provider_ill"]) == 2
+        await subscriber.until("its state", lambda: subscriber.heartbeats["provider"]["status"] == "live")
+        assert len([alert for alert in subscriber.alerts if alert["code"] == "provider_unavailable"]) == 2
 
 
 @pytest.mark.slow
@@ -268,12 +278,12 @@ async def test_a_full_quota_is_told_of_once_and_waited_for(tmp_path, e2b_standin
         await e2b_standin.limits(concurrent=0)
         await e2b_standin.vanish(there.sandbox_id)
         await there.elsewhere()
-        [alert] = await there.ear.alerted("provider_ill")
+        [alert] = await there.subscriber.alerted("provider_unavailable")
         assert "you have reached the maximum number of concurrent E2B sandboxes (0)" in alert["message"]
         await swarm.until_logged("provider_retried", 3)
         await e2b_standin.limits(concurrent=1)
-        await swarm.far_host(there.ear, other_than=there.host)
-        assert len(there.alerts("provider_ill")) == 1
+        await swarm.far_host(there.subscriber, other_than=there.host)
+        assert len(there.alerts("provider_unavailable")) == 1
         assert swarm.created() - there.made == 1
         await swarm.assert_exact()
 
@@ -293,25 +303,25 @@ async def test_a_key_that_is_revoked_ends_nothing_that_runs(tmp_path, e2b_standi
             return (await e2b_standin.faults())[0]["used"] >= 3
 
         await revoke()
-        [alert] = await there.ear.alerted("provider_refused")
+        [alert] = await there.subscriber.alerted("provider_refused")
         assert "renewing a lifetime: " in alert["message"]
         assert "this key was revoked; what runs goes on until its lifetime ends" in alert["message"]
         await until(renewal_refused)
         await there.untouched()
-        assert (await swarm.verb("status", "--json")).json["provider"]["status"] == "refused"
-        assert [alert["code"] for alert in there.ear.alerts] == ["provider_refused"], "told more than once"
+        assert (await swarm.command("status", "--json")).json["provider"]["status"] == "refused"
+        assert [alert["code"] for alert in there.subscriber.alerts] == ["provider_refused"], "told more than once"
 
         await e2b_standin.clear()
-        await there.ear.until("its state", lambda: there.ear.beats["provider"]["status"] == "live")
+        await there.subscriber.until("its state", lambda: there.subscriber.heartbeats["provider"]["status"] == "live")
         await there.untouched()
 
         await revoke()
         await there.elsewhere()  # nobody renewed it
-        [given_up] = await there.ear.alerted("sandbox_given_up")
-        assert "this key was revoked" in given_up["message"]
+        [failed] = await there.subscriber.alerted("sandbox_failed")
+        assert "this key was revoked" in failed["message"]
         assert await e2b_standin.sandboxes() == {}
-        await there.ear.more_decisions(5)
+        await there.subscriber.more_decisions(5)
         assert len(there.alerts("provider_refused")) == 2, "once for each time that it was revoked"
-        assert len(there.alerts("sandbox_given_up")) == 1
+        assert len(there.alerts("sandbox_failed")) == 1
         assert psutil.pid_exists(there.launcher), "there is nothing to be gained by its death"
         await swarm.assert_exact()

@@ -44,9 +44,9 @@ async def assert_hidden(there: Settled, credential: str) -> None:
     swarm, standin = there.swarm, there.swarm.standin
     key, state = standin.api_key, swarm.directory / ".signalmesh"
     shown = (await standin.sandboxes())[there.sandbox_id]
-    ours = [process for process in swarm.everybody() if process.pid != swarm.process.pid]
+    ours = [process for process in swarm.all_agents() if process.pid != swarm.process.pid]
     assert there.launcher in {process.pid for process in ours}
-    inside = {there.pid, *(beat["pid"] for beat in there.beats.values())}
+    inside = {there.pid, *(heartbeat["pid"] for heartbeat in there.heartbeats.values())}
     assert inside <= set(shown["pids"])
     for process in [*ours, *map(psutil.Process, shown["pids"])]:
         argv, environment = " ".join(process.cmdline()), process.environ()
@@ -71,9 +71,9 @@ async def assert_hidden(there: Settled, credential: str) -> None:
         text = path.read_text()
         assert key not in text, path
         assert credential not in text, path
-    heard = b"".join(said.data for said in there.ear.said).decode() + json.dumps(there.ear.beats)
-    assert key not in heard
-    assert credential not in heard
+    received = b"".join(said.data for said in there.subscriber.said).decode() + json.dumps(there.subscriber.heartbeats)
+    assert key not in received
+    assert credential not in received
 
 
 @pytest.mark.slow
@@ -120,6 +120,6 @@ async def test_neither_key_nor_nkey_seed_stand_where_others_can_read(tmp_path, e
         async with FarSwarm(tmp_path / "swarm", e2b_standin) as swarm:
             swarm.environment["SIGNALMESH_NATS_NKEY"] = str(file)
             there = await swarm.settled(url, "--nats", url)
-            await there.ear.more_decisions(3)
+            await there.subscriber.more_decisions(3)
             await assert_hidden(there, seed)
             await swarm.down()

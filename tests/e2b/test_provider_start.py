@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.swarm import run_verb
+from tests.acceptance.swarm import run_command
 from tests.e2b.far import FAR_AGENTS, FarSwarm, far_toml, until
 from tests.support.cluster import free_ports
 
@@ -26,7 +26,7 @@ async def refused(directory: Path, environment: dict[str, str], *arguments: str)
     """What `up` says when it does not start; nothing is left of it."""
     directory.mkdir(exist_ok=True)
     (directory / "swarm.toml").write_text(far_toml())
-    done = await run_verb(directory, "up", "--port", "0", *arguments, environment=environment)
+    done = await run_command(directory, "up", "--port", "0", *arguments, environment=environment)
     assert done.code == 2, done.out + done.err
     assert not (directory / ".signalmesh").exists()
     return done.err
@@ -55,7 +55,7 @@ async def test_up_with_a_key_of_two_lines_does_not_show_it(tmp_path, e2b_standin
     said = await refused(tmp_path, environment, "--public-nats", "nats://127.0.0.1:1")
     assert "E2B_API_KEY: expected the key alone" in said
     assert e2b_standin.api_key not in said
-    doctor = await run_verb(tmp_path, "doctor", environment=environment)
+    doctor = await run_command(tmp_path, "doctor", environment=environment)
     assert "E2B_API_KEY: expected the key alone" in doctor.out
     assert "mend what it says" in doctor.out
     assert e2b_standin.api_key not in doctor.out + doctor.err
@@ -63,7 +63,7 @@ async def test_up_with_a_key_of_two_lines_does_not_show_it(tmp_path, e2b_standin
 
 async def test_doctor_asks_nobody_where_the_sdk_would_ask_somebody_else(tmp_path, e2b_standin):
     (tmp_path / "swarm.toml").write_text(far_toml(files='["mine.py"]'))
-    doctor = await run_verb(tmp_path, "doctor", environment={**e2b_standin.environment, "E2B_DEBUG": "true"})
+    doctor = await run_command(tmp_path, "doctor", environment={**e2b_standin.environment, "E2B_DEBUG": "true"})
     assert doctor.code == 1
     assert "E2B_DEBUG=true: with it E2B's SDK asks another server" in doctor.out
     assert "sandboxes.python.files[0]: expected a file or directory" in doctor.out
@@ -84,7 +84,7 @@ async def test_up_needs_an_address_that_a_sandbox_can_reach(tmp_path, e2b_standi
 
 async def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path, e2b_standin):
     (tmp_path / "swarm.toml").write_text(far_toml(files='["mine.py"]'))
-    done = await run_verb(tmp_path, "up", "--public-nats", "nats://127.0.0.1:1", environment=e2b_standin.environment)
+    done = await run_command(tmp_path, "up", "--public-nats", "nats://127.0.0.1:1", environment=e2b_standin.environment)
     assert done.code == 2
     assert "sandboxes.python.files[0]: expected a file or directory" in done.err
 
@@ -135,7 +135,7 @@ async def test_a_service_that_is_ill_is_asked_again_and_makes_one_sandbox(tmp_pa
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.settled()
         assert [one["used"] for one in await e2b_standin.faults()] == [fault["times"]]
-        [alert] = await there.ear.alerted("provider_ill")
+        [alert] = await there.subscriber.alerted("provider_unavailable")
         assert alert["message"].startswith(
             "creating a sandbox failed at another endpoint than E2B's, http://127.0.0.1:"
         )
@@ -152,46 +152,48 @@ async def test_a_service_that_is_ill_is_asked_again_and_makes_one_sandbox(tmp_pa
 )
 async def test_what_no_repetition_mends_is_told_and_the_agents_run_elsewhere(tmp_path, e2b_standin, settings, said):
     async with FarSwarm(tmp_path, e2b_standin, far_toml(**settings)) as swarm:
-        ear = await swarm.far_up()
-        [alert] = await ear.alerted("sandbox_given_up")
+        subscriber = await swarm.far_up()
+        [alert] = await subscriber.alerted("sandbox_failed")
         assert said in alert["message"]
-        beats = await ear.live(*FAR_AGENTS)
-        assert all(beat["sandbox"] in ("base", "nodejs") for beat in beats.values())
-        await ear.more_decisions(3)
+        heartbeats = await subscriber.live(*FAR_AGENTS)
+        assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in heartbeats.values())
+        await subscriber.more_decisions(3)
         assert await e2b_standin.sandboxes() == {}
-        await ear.until("its word", lambda: ear.beats["provider"]["phases"] == {"python": "given up"})
-        status = await swarm.verb("status", "--json")
+        await subscriber.until(
+            "its word", lambda: subscriber.heartbeats["provider"]["phases"] == {"python": "given up"}
+        )
+        status = await swarm.command("status", "--json")
         assert [(row["name"], row["status"], row["pid"], row["agents"]) for row in status.json["sandboxes"]][-1] == (
             "python", "given up", None, [],
         )  # fmt: skip
         assert said in status.json["sandboxes"][-1]["reason"]
-        [line] = [line for line in (await swarm.verb("status")).out.splitlines() if "has given it up" in line]
+        [line] = [line for line in (await swarm.command("status")).out.splitlines() if "has given it up" in line]
         assert line.startswith("python: its provider has given it up: ")
         assert said in line
-        history = await swarm.verb("history", "alert")
+        history = await swarm.command("history", "alert")
         assert said in history.out
-        doctor = await run_verb(tmp_path, "doctor", environment=e2b_standin.environment)
+        doctor = await run_command(tmp_path, "doctor", environment=e2b_standin.environment)
         assert doctor.code == 1
         [line] = [line for line in doctor.out.splitlines() if "has given it up" in line]
         assert said in line
         assert line.endswith("; its agents run elsewhere")
-        unhealthy = await swarm.verb("health", "provider", "--within", "1", "--json")
-        assert (unhealthy.code, unhealthy.json["given_up"], unhealthy.json["status"]) == (1, ["python"], "live")
+        unhealthy = await swarm.command("health", "provider", "--timeout", "1", "--json")
+        assert (unhealthy.code, unhealthy.json["failed"], unhealthy.json["status"]) == (1, ["python"], "live")
         assert "it has given up python" in unhealthy.json["text"]
-        assert (await swarm.verb("health")).code == 0
+        assert (await swarm.command("health")).code == 0
 
 
 @pytest.mark.slow
 async def test_an_interpreter_that_is_not_there_is_told_and_given_up_at_once(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin, far_toml(python='"/nowhere/python"')) as swarm:
         made = swarm.created()
-        ear = await swarm.far_up()
-        [given_up] = await ear.alerted("sandbox_given_up")
-        assert "making an environment: exit code 127" in given_up["message"]
-        assert "/nowhere/python" in given_up["message"]
-        assert len(ear.alerts) == 1
-        beats = await ear.live(*FAR_AGENTS)
-        assert all(beat["sandbox"] in ("base", "nodejs") for beat in beats.values())
+        subscriber = await swarm.far_up()
+        [failed] = await subscriber.alerted("sandbox_failed")
+        assert "making an environment: exit code 127" in failed["message"]
+        assert "/nowhere/python" in failed["message"]
+        assert len(subscriber.alerts) == 1
+        heartbeats = await subscriber.live(*FAR_AGENTS)
+        assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in heartbeats.values())
         assert swarm.created() - made == 1
         assert await e2b_standin.sandboxes() == {}
 
@@ -200,9 +202,9 @@ async def test_an_interpreter_that_is_not_there_is_told_and_given_up_at_once(tmp
 async def test_a_bus_that_cannot_be_reached_from_there_is_told_with_its_address(tmp_path, e2b_standin):
     async with FarSwarm(tmp_path, e2b_standin) as swarm:
         [closed] = free_ports(1)
-        ear = await swarm.far_up(f"nats://far:{PASSWORD}@127.0.0.1:{closed}")
-        [alert] = await ear.alerted("sandbox_unheard")
-        status = await swarm.verb("status", "--json")
+        subscriber = await swarm.far_up(f"nats://far:{PASSWORD}@127.0.0.1:{closed}")
+        [alert] = await subscriber.alerted("sandbox_no_heartbeat")
+        status = await swarm.command("status", "--json")
         assert status.json["sandboxes"][-1]["status"] == "being made"
         assert (
             f"can it reach nats://127.0.0.1:{closed} from there (--public-nats, and `allow` and `deny` of the sandbox)?"
@@ -235,7 +237,7 @@ async def test_down_in_the_middle_of_an_installation_ends_the_sandbox_and_invent
     python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exit 1\ntouch {begun}\nexec sleep 600\n')
     python.chmod(0o755)
     async with FarSwarm(tmp_path / "swarm", e2b_standin, far_toml(python=f'"{python}"', env="{}")) as swarm:
-        ear = await swarm.far_up()
+        subscriber = await swarm.far_up()
 
         async def installing():
             return begun.exists()
@@ -243,7 +245,7 @@ async def test_down_in_the_middle_of_an_installation_ends_the_sandbox_and_invent
         await until(installing)
         await swarm.down()
         assert await e2b_standin.sandboxes() == {}
-        assert ear.alerts == []
+        assert subscriber.alerts == []
         log = (swarm.directory / ".signalmesh/logs/provider.log").read_text()
         assert "provider_retried" not in log
-        assert "sandboxes_left" not in log
+        assert "sandboxes_not_deleted" not in log

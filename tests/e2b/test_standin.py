@@ -191,11 +191,11 @@ async def test_another_request_by_the_same_key_is_refused(e2b_standin):
 
 async def test_a_stream_that_breaks_half_way_leaves_the_process_to_be_attached_to(sandbox, e2b_standin):
     await e2b_standin.fail(START, reset_after=2)
-    heard: Collector[str] = Collector()
+    received: Collector[str] = Collector()
     running = await sandbox.commands.run(
-        "echo one; read a; echo two; read b; echo three", background=True, stdin=True, on_stdout=heard.put, timeout=0
+        "echo one; read a; echo two; read b; echo three", background=True, stdin=True, on_stdout=received.put, timeout=0
     )
-    await heard.reach(1)
+    await received.reach(1)
     await running.send_stdin("go\n")
     with pytest.raises(SandboxUnreachableException):
         await running.wait()
@@ -256,9 +256,9 @@ async def test_a_sandbox_behind_a_closed_port_is_unreachable(sandbox, e2b_standi
 
 
 async def test_a_pause_stops_every_process(sandbox, e2b_standin):
-    heard: Collector[str] = Collector()
-    await sandbox.commands.run("sleep 60 & echo; exec sleep 60", background=True, on_stdout=heard.put, timeout=0)
-    await heard.reach(1)
+    received: Collector[str] = Collector()
+    await sandbox.commands.run("sleep 60 & echo; exec sleep 60", background=True, on_stdout=received.put, timeout=0)
+    await received.reach(1)
 
     async def states() -> set[str]:
         shown = (await e2b_standin.sandboxes())[sandbox.sandbox_id]

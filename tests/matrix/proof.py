@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from tests.acceptance.ear import Ear, Said, read_stream
 from tests.acceptance.exact import MANY_ROUNDS as ROUNDS
 from tests.acceptance.exact import Content, assert_each_round_once, assert_list, assert_numbered, content_of, exact_toml
+from tests.acceptance.subscriber import Said, Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, Swarm
 
 HISTORY = 250
@@ -33,11 +33,11 @@ class Before:
     epochs: dict[str, int]
 
     @classmethod
-    async def of(cls, ear: Ear, load: str = "load") -> Before:
+    async def of(cls, subscriber: Subscriber, load: str = "load") -> Before:
         """Once everybody is live, and the source has begun to pace itself."""
-        await ear.decided(HISTORY + MORE[load])
-        await ear.live(*AGENTS)
-        return cls(dict(ear.claims))
+        await subscriber.decided(HISTORY + MORE[load])
+        await subscriber.live(*AGENTS)
+        return cls(dict(subscriber.claims))
 
     def risen(self, messages: list[Said]) -> set[str]:
         """Who was claimed again since."""
@@ -47,13 +47,13 @@ class Before:
 
 async def prove(
     swarm: Swarm,
-    ear: Ear,
+    subscriber: Subscriber,
     undisturbed: Content,
     before: Before,
     risen: Collection[str],
     *,
     load: str = "load",
-    heard: bool = True,
+    received: bool = True,
     replay: bool | None = None,
     more: int | None = None,
     foreign: Collection[int] = (),
@@ -66,20 +66,20 @@ async def prove(
     swarm's own.
     """
     if more is None or more > 0:
-        await ear.more_decisions(more or MORE[load], last=ROUNDS)
-    await ear.live(*AGENTS)
-    audit = await swarm.verb("audit", "--json")
+        await subscriber.more_decisions(more or MORE[load], last=ROUNDS)
+    await subscriber.live(*AGENTS)
+    audit = await swarm.command("audit", "--json")
     assert (audit.code, audit.json["problems"]) == (0, []), audit.out + audit.err
     assert audit.json["mirror"]["missing"] == audit.json["mirror"]["differing"] == audit.json["mirror"]["damaged"] == 0
     if replay or (replay is None and load == "load"):
-        replayed = await swarm.verb("replay", "--json", guard_s=COMPUTING_S)
+        replayed = await swarm.command("replay", "--json", guard_s=COMPUTING_S)
         assert (replayed.code, replayed.json["differences"]) == (0, []), replayed.out + replayed.err
     stored = await read_stream(swarm.url, swarm.name)
     assert_numbered(stored)
     assert_so_far(content_of([said for said in stored if said.sequence not in foreign]), undisturbed)
     decisions = [said.json for said in stored if said.kind == "decision"]
     assert_each_round_once(decisions)
-    assert_heard(ear, stored, everything=heard)
+    assert_received(subscriber, stored, everything=received)
     found = before.risen(stored)
     assert found == set(risen), f"epochs rose of {found}, expected {set(risen)}"
     return stored
@@ -92,10 +92,10 @@ def assert_so_far(stored: Content, undisturbed: Content) -> None:
         assert_list(subject, ours, undisturbed[subject][: len(ours)])
 
 
-def assert_heard(ear: Ear, stored: list[Said], *, everything: bool) -> None:
+def assert_received(subscriber: Subscriber, stored: list[Said], *, everything: bool) -> None:
     """A core subscriber heard what is stored, in order, each once; what it missed shows in Nats-Last-Sequence."""
-    heard = [said for said in ear.said if said.sequence]
-    sequences = [said.sequence for said in heard]
+    received = [said for said in subscriber.said if said.sequence]
+    sequences = [said.sequence for said in received]
     assert all(ours < later for ours, later in itertools.pairwise(sequences)), "heard out of order"
     known = {said.sequence: said for said in stored}
     previous: dict[int, int] = {}
@@ -103,12 +103,12 @@ def assert_heard(ear: Ear, stored: list[Said], *, everything: bool) -> None:
     for said in stored:
         previous[said.sequence] = last.get(said.subject, 0)
         last[said.subject] = said.sequence
-    for said in heard:
+    for said in received:
         if said.sequence in known:  # else it was stored after the stream was read
             assert (said.subject, said.data) == (known[said.sequence].subject, known[said.sequence].data)
             assert int(said.headers["Nats-Last-Sequence"]) == previous[said.sequence], said
     if everything:
-        assert_each_round_once(ear.decisions)
+        assert_each_round_once(subscriber.decisions)
         first = sequences[0]
         missed = {said.sequence for said in stored if first <= said.sequence <= sequences[-1]} - set(sequences)
         assert not missed, [known[sequence] for sequence in sorted(missed)][:5]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.ear import Ear
 from tests.acceptance.exact import Content
 from tests.acceptance.faults import kill_agents
+from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, Swarm
 from tests.matrix.proof import Before, matrix_toml, prove
 
@@ -39,27 +39,27 @@ def moved_by(directory: Path) -> tuple[dict[str, str], Callable[[int], None]]:
     return {"LD_PRELOAD": str(library), "WALL_CLOCK_FILE": str(file)}, move
 
 
-def ahead_s(ear: Ear) -> float:
+def ahead_s(subscriber: Subscriber) -> float:
     """How far the clock that dated the newest lifecycle event is ahead of ours, in seconds."""
-    return datetime.fromisoformat(ear.lifecycle[-1]["timestamp"]).timestamp() - time.time()
+    return datetime.fromisoformat(subscriber.lifecycle[-1]["timestamp"]).timestamp() - time.time()
 
 
 async def test_the_wall_clock_jumps(tmp_path: Path, undisturbed_long: Content):
     environment, move = moved_by(tmp_path)
     async with Swarm(tmp_path, matrix_toml(), environment=environment) as swarm:
-        ear = await swarm.up()
-        before = await Before.of(ear)
+        subscriber = await swarm.up()
+        before = await Before.of(subscriber)
         risen = set()
         for hours, agent in ((1, "research-1"), (-1, "coordinator"), (0, "strategy-momentum")):
             move(hours * HOUR_S)
-            deaths = [event for event in ear.lifecycle if event["event"] == "declared_dead"]
-            await ear.more_beats(30, *AGENTS)  # three seconds: many times the patience with anybody
-            assert [event for event in ear.lifecycle if event["event"] == "declared_dead"] == deaths
+            deaths = [event for event in subscriber.lifecycle if event["event"] == "declared_dead"]
+            await subscriber.more_heartbeats(30, *AGENTS)  # three seconds: many times the patience with anybody
+            assert [event for event in subscriber.lifecycle if event["event"] == "declared_dead"] == deaths
             await kill_agents(
-                swarm, ear, agent
+                swarm, subscriber, agent
             )  # events are dated by the clock as it is now, and it comes back all the same
             risen.add(agent)
-            assert abs(ahead_s(ear) - hours * HOUR_S) < HOUR_S / 4, "the clock was not faked"
-        await prove(swarm, ear, undisturbed_long, before, risen)
-        assert [alert["code"] for alert in ear.alerts] == []
+            assert abs(ahead_s(subscriber) - hours * HOUR_S) < HOUR_S / 4, "the clock was not faked"
+        await prove(swarm, subscriber, undisturbed_long, before, risen)
+        assert [alert["code"] for alert in subscriber.alerts] == []
         assert await swarm.end(signal.SIGINT) == 0

@@ -16,8 +16,8 @@ import nats.errors
 import pytest
 
 from bus.mirror.reader import MirrorFile
-from tests.acceptance.ear import Ear, read_stream
 from tests.acceptance.exact import Content
+from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, Swarm
 from tests.matrix.proof import Before, matrix_toml, prove
 
@@ -57,7 +57,7 @@ def fill(disk: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def counting_acknowledgements(ear: Ear) -> AsyncIterator[list[int]]:
+async def counting_acknowledgements(subscriber: Subscriber) -> AsyncIterator[list[int]]:
     """A program publishes numbered alerts, each when the last is acknowledged or given up; the acknowledged numbers."""
     acknowledged: list[int] = []
 
@@ -68,34 +68,34 @@ async def counting_acknowledgements(ear: Ear) -> AsyncIterator[list[int]]:
             alert = {"severity": "info", "code": "client", "message": str(number), "source": "client",
                      "timestamp": "2024-01-15T10:30:00Z"}  # fmt: skip
             with contextlib.suppress(nats.errors.Error):
-                await ear.publish("alert.info.client", alert)
+                await subscriber.publish("alert.info.client", alert)
                 acknowledged.append(number)
 
     task = asyncio.create_task(publish())
     try:
-        await ear.until("acknowledgements", lambda: len(acknowledged) > 20)
+        await subscriber.until("acknowledgements", lambda: len(acknowledged) > 20)
         yield acknowledged
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def stored(swarm: Swarm, ear: Ear, subject: str) -> Any:
+async def stored(swarm: Swarm, subscriber: Subscriber, subject: str) -> Any:
     """The newest message of this subject, when there is one. The ear itself may have come back after it was sent."""
-    stream = ear.client.jetstream()
+    stream = subscriber.client.jetstream()
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(nats.errors.Error):
                 message = await stream.get_last_msg(f"{swarm.name}_events", f"{swarm.name}.{subject}")
                 return json.loads(message.data or b"")
-            await ear.more_beats(1, "watchdog")
+            await subscriber.more_heartbeats(1, "watchdog")
 
 
-async def said_by(swarm: Swarm, ear: Ear, text: str) -> None:
+async def said_by(swarm: Swarm, subscriber: Subscriber, text: str) -> None:
     """Wait until `up` says this on its terminal."""
     async with asyncio.timeout(60):
         while text not in swarm.errors:
-            await ear.more_beats(1, "watchdog")
+            await subscriber.more_heartbeats(1, "watchdog")
 
 
 async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content):
@@ -103,24 +103,24 @@ async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content)
     state = tmp_path / ".signalmesh"
     with small_disk(state, 64):
         async with Swarm(tmp_path, matrix_toml(top=SMALL)) as swarm:
-            ear = await swarm.up()
-            before = await Before.of(ear)
-            async with counting_acknowledgements(ear) as acknowledged:
+            subscriber = await swarm.up()
+            before = await Before.of(subscriber)
+            async with counting_acknowledgements(subscriber) as acknowledged:
                 hog = fill(state)
-                await said_by(swarm, ear, "stores nothing any more")
-                await ear.more_beats(20, *AGENTS)
-                doctor = await swarm.verb("doctor", "--json")
+                await said_by(swarm, subscriber, "stores nothing any more")
+                await subscriber.more_heartbeats(20, *AGENTS)
+                doctor = await swarm.command("doctor", "--json")
                 hog.unlink()
-                restarted = await stored(swarm, ear, "alert.warning.up")
+                restarted = await stored(swarm, subscriber, "alert.warning.up")
                 assert restarted["code"] == "nats_server_restarted"
-                alert = await stored(swarm, ear, "alert.critical.up")
+                alert = await stored(swarm, subscriber, "alert.critical.up")
             assert alert["code"] == "nats_server_not_storing"
             assert "no space left on device" in alert["message"]
             findings = {finding["check"]: finding["level"] for finding in doctor.json["findings"]}
             assert (doctor.code, findings["store's disk"], findings["disk space"]) == (1, "error", "error")
             kept = [said.json for said in await read_stream(swarm.url, swarm.name) if said.writer == "client"]
             assert {int(alert["message"]) for alert in kept} >= set(acknowledged)
-            await prove(swarm, ear, undisturbed_long, before, (), heard=False)
+            await prove(swarm, subscriber, undisturbed_long, before, (), received=False)
             assert await swarm.end(signal.SIGINT) == 0
 
 
@@ -131,17 +131,19 @@ async def test_full_disk_of_the_mirror(tmp_path: Path, undisturbed_long: Content
             state.mkdir()
             path = state / "mirror.sqlite"
             path.symlink_to(disk / path.name)  # SQLite keeps its other files beside what a link leads to
-            ear = await swarm.up()
-            before = await Before.of(ear)
+            subscriber = await swarm.up()
+            before = await Before.of(subscriber)
             hog = fill(disk)
-            [failing] = await ear.alerted("mirror_failing")
+            [failing] = await subscriber.alerted("mirror_failing")
             assert str(path.name) in failing["message"]
-            await ear.more_decisions(20)
+            await subscriber.more_decisions(20)
             hog.unlink()
-            await ear.alerted("mirror_recovered")
-            last = ear.said[-1].sequence
-            await ear.until("a mirror up to here", lambda: (ear.beats["mirror"]["cursor"] or 0) >= last)
-            await prove(swarm, ear, undisturbed_long, before, ())
+            await subscriber.alerted("mirror_recovered")
+            last = subscriber.said[-1].sequence
+            await subscriber.until(
+                "a mirror up to here", lambda: (subscriber.heartbeats["mirror"]["cursor"] or 0) >= last
+            )
+            await prove(swarm, subscriber, undisturbed_long, before, ())
             assert await swarm.end(signal.SIGINT) == 0
             with MirrorFile(path) as mirror:
                 assert mirror.problems() == []

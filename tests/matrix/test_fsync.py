@@ -38,7 +38,7 @@ async def test_fsync_of_the_mirror_fails(tmp_path: Path, undisturbed_long: Conte
     if shutil.which("fiu-ctrl") is None or not all(library.exists() for library in LIBRARIES):
         pytest.skip("libfiu is not here (Debian: apt install fiu-utils)")
     async with Swarm(tmp_path, matrix_toml(top="[mirror]\nenabled = false\n")) as swarm:
-        ear = await swarm.up()
+        subscriber = await swarm.up()
         path = tmp_path / ".signalmesh" / "mirror.sqlite"
         preloaded = {"LD_PRELOAD": " ".join(map(str, LIBRARIES)), "FIU_CTRL_FIFO": str(tmp_path / "fiu")}
         with (tmp_path / "mirror.log").open("wb") as output:
@@ -49,20 +49,24 @@ async def test_fsync_of_the_mirror_fails(tmp_path: Path, undisturbed_long: Conte
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )  # fmt: skip
         try:
-            before = await Before.of(ear)
-            await ear.until("a mirror", lambda: ear.beats.get("mirror", {}).get("status") == "live")
+            before = await Before.of(subscriber)
+            await subscriber.until("a mirror", lambda: subscriber.heartbeats.get("mirror", {}).get("status") == "live")
             await control(tmp_path, mirror.pid, "enable")
-            [failing] = await ear.alerted("mirror_failing")
+            [failing] = await subscriber.alerted("mirror_failing")
             assert "disk I/O error" in failing["message"]
-            await ear.until("a mirror that fails", lambda: ear.beats["mirror"]["status"] == "failing")
-            await ear.more_decisions(50)
+            await subscriber.until(
+                "a mirror that fails", lambda: subscriber.heartbeats["mirror"]["status"] == "failing"
+            )
+            await subscriber.more_decisions(50)
             await control(tmp_path, mirror.pid, "disable")
-            await ear.alerted("mirror_recovered")
-            last = ear.said[-1].sequence
-            await ear.until("a mirror up to here", lambda: (ear.beats["mirror"]["cursor"] or 0) >= last)
-            assert ear.beats["mirror"]["pid"] == mirror.pid
-            await prove(swarm, ear, undisturbed_long, before, ())
-            assert (await swarm.verb("down")).code == 0
+            await subscriber.alerted("mirror_recovered")
+            last = subscriber.said[-1].sequence
+            await subscriber.until(
+                "a mirror up to here", lambda: (subscriber.heartbeats["mirror"]["cursor"] or 0) >= last
+            )
+            assert subscriber.heartbeats["mirror"]["pid"] == mirror.pid
+            await prove(swarm, subscriber, undisturbed_long, before, ())
+            assert (await swarm.command("down")).code == 0
             await swarm.wait()
         finally:
             if mirror.returncode is None:

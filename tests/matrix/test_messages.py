@@ -28,24 +28,24 @@ NOISE = "noise"
 async def test_poison_is_met_again_in_a_replay(tmp_path: Path, undisturbed_long: Content):
     """Stored between inputs, and read twice: by those who are killed right after, and by their successors."""
     async with Swarm(tmp_path, matrix_toml()) as swarm:
-        ear = await swarm.up()
-        before = await Before.of(ear)
-        beats = await ear.live(*AGENTS)
+        subscriber = await swarm.up()
+        before = await Before.of(subscriber)
+        heartbeats = await subscriber.live(*AGENTS)
         sequences = []
         for payload in POISON:
-            sequences.append(await ear.publish("market.BTC-USD.stranger", payload))
-            await ear.more_decisions(3)
+            sequences.append(await subscriber.publish("market.BTC-USD.stranger", payload))
+            await subscriber.more_decisions(3)
         killed = (*VOTERS, "coordinator")
         for name in killed:
-            swarm.send(beats[name]["pid"], signal.SIGKILL)
-        sequences.append(await ear.publish("market.BTC-USD.stranger", POISON[0]))
-        await ear.back({name: beats[name]["epoch"] for name in killed})
-        stored = await prove(swarm, ear, undisturbed_long, before, killed, foreign=set(sequences))
-        audit = await swarm.verb("audit", "--json")
+            swarm.send(heartbeats[name]["pid"], signal.SIGKILL)
+        sequences.append(await subscriber.publish("market.BTC-USD.stranger", POISON[0]))
+        await subscriber.back({name: heartbeats[name]["epoch"] for name in killed})
+        stored = await prove(swarm, subscriber, undisturbed_long, before, killed, foreign=set(sequences))
+        audit = await swarm.command("audit", "--json")
         assert [item["sequence"] for item in audit.json["poison"]] == sequences
         for name in (*killed, "research-1"):
             expected = 0 if name == "research-1" else len(sequences)
-            assert ear.beats[name]["poison"] == expected, name
+            assert subscriber.heartbeats[name]["poison"] == expected, name
         told = [said.json for said in stored if said.kind == "alert" and said.json["code"] == "poison_message"]
         assert len(told) == len(sequences), [alert["message"] for alert in told]
         assert await swarm.end(signal.SIGINT) == 0
@@ -72,7 +72,7 @@ class DeafReaders:
 
 async def server_says(swarm: Swarm, number: str) -> int:
     """One of the numbers that nats-server knows of itself."""
-    [pid] = [process.pid for process in swarm.everybody() if process.name().startswith("nats-server")]
+    [pid] = [process.pid for process in swarm.all_agents() if process.name().startswith("nats-server")]
     url = listed(swarm.directory / ".signalmesh" / "nats", pid, "monitoring")
     assert url is not None
     found = await read_monitoring(url, "varz")
@@ -83,17 +83,17 @@ async def server_says(swarm: Swarm, number: str) -> int:
 
 async def test_core_subscribers_that_never_read_harm_nobody(tmp_path: Path, undisturbed_long: Content):
     async with Swarm(tmp_path, exact_toml(600, MANY_ROUNDS)) as swarm:
-        ear = await swarm.up()
-        before = await Before.of(ear)
+        subscriber = await swarm.up()
+        before = await Before.of(subscriber)
         deaf = DeafReaders(swarm.url, f"{swarm.name}.>")
         try:
             while await server_says(swarm, "slow_consumers") < READERS:
-                await ear.client.publish(NOISE, bytes(100_000))
-                await ear.more_decisions(10, last=MANY_ROUNDS)
-            await ear.decided(MANY_ROUNDS)
-            await prove(swarm, ear, undisturbed_long, before, (), more=0)
-            assert_each_round_once(ear.decisions, MANY_ROUNDS)
-            assert ear.alerts == []
+                await subscriber.client.publish(NOISE, bytes(100_000))
+                await subscriber.more_decisions(10, last=MANY_ROUNDS)
+            await subscriber.decided(MANY_ROUNDS)
+            await prove(swarm, subscriber, undisturbed_long, before, (), more=0)
+            assert_each_round_once(subscriber.decisions, MANY_ROUNDS)
+            assert subscriber.alerts == []
         finally:
             deaf.close()
         assert await swarm.end(signal.SIGINT) == 0
@@ -124,21 +124,21 @@ async def _line(process: asyncio.subprocess.Process) -> int:
 
 async def test_a_client_that_stops_reading_is_cut_off_and_comes_back(tmp_path: Path, undisturbed_long: Content):
     async with Swarm(tmp_path, matrix_toml()) as swarm:
-        ear = await swarm.up()
-        before = await Before.of(ear)
+        subscriber = await swarm.up()
+        before = await Before.of(subscriber)
         async with watching(swarm) as watcher:
             assert await _line(watcher)
             connections = await server_says(swarm, "connections")
             os.kill(watcher.pid, signal.SIGSTOP)
             while await server_says(swarm, "connections") >= connections:
-                await ear.more_beats(1, "watchdog")
-            missed = ear.decisions[-1]["round"]
+                await subscriber.more_heartbeats(1, "watchdog")
+            missed = subscriber.decisions[-1]["round"]
             os.kill(watcher.pid, signal.SIGCONT)
             while await _line(watcher) <= missed:
                 pass
             ends = await Ends.of(watcher.pid)
             os.kill(watcher.pid, signal.SIGINT)
             await ends.all()
-        await prove(swarm, ear, undisturbed_long, before, ())
-        assert ear.alerts == []
+        await prove(swarm, subscriber, undisturbed_long, before, ())
+        assert subscriber.alerts == []
         assert await swarm.end(signal.SIGINT) == 0

@@ -11,140 +11,146 @@ from typing import cast
 import pytest
 from nats.aio.client import Client
 
-from tests.acceptance.ear import Ear
 from tests.acceptance.exact import Content
-from tests.acceptance.faults import freeze_and_thaw, kill_agents, kill_host, kill_server, stop_agent
+from tests.acceptance.faults import kill_agents, kill_host, kill_server, pause_and_resume, stop_agent
+from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, VOTERS, Ends, Swarm
 from tests.matrix.proof import Before, matrix_toml, prove
 
 SANDBOX = "nodejs"
-Fault = Callable[[Swarm, Ear], Awaitable[Collection[str]]]
+Fault = Callable[[Swarm, Subscriber], Awaitable[Collection[str]]]
 """Does it, and waits until it is overcome; returns whose epochs must have risen."""
 
 
 def pid_of(swarm: Swarm, name: str) -> int:
-    [pid] = [process.pid for process in swarm.everybody() if process.name().startswith(name)]
+    [pid] = [process.pid for process in swarm.all_agents() if process.name().startswith(name)]
     return pid
 
 
-async def kill_research(swarm: Swarm, ear: Ear) -> Collection[str]:
-    await kill_agents(swarm, ear, "research-1")
+async def kill_research(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    await kill_agents(swarm, subscriber, "research-1")
     return {"research-1"}
 
 
-async def stop_research(swarm: Swarm, ear: Ear) -> Collection[str]:
-    await stop_agent(swarm, ear, "research-1")
+async def stop_research(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    await stop_agent(swarm, subscriber, "research-1")
     return {"research-1"}
 
 
-async def kill_coordinator(swarm: Swarm, ear: Ear) -> Collection[str]:
-    await kill_agents(swarm, ear, "coordinator")
+async def kill_coordinator(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    await kill_agents(swarm, subscriber, "coordinator")
     return {"coordinator"}
 
 
-async def stop_coordinator(swarm: Swarm, ear: Ear) -> Collection[str]:
-    await stop_agent(swarm, ear, "coordinator")
+async def stop_coordinator(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    await stop_agent(swarm, subscriber, "coordinator")
     return {"coordinator"}
 
 
-async def kill_voters(swarm: Swarm, ear: Ear) -> Collection[str]:
-    await kill_agents(swarm, ear, *VOTERS)
+async def kill_voters(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    await kill_agents(swarm, subscriber, *VOTERS)
     return VOTERS
 
 
-async def stop_voters(swarm: Swarm, ear: Ear) -> Collection[str]:
-    await asyncio.gather(*(stop_agent(swarm, ear, agent) for agent in VOTERS))
+async def stop_voters(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    await asyncio.gather(*(stop_agent(swarm, subscriber, agent) for agent in VOTERS))
     return VOTERS
 
 
-async def _both_watchdogs(ear: Ear) -> tuple[int, int]:
-    await ear.until("two watchdogs", lambda: {"watchdog", "standby"} <= ear.beats.keys())
-    return ear.beats["watchdog"]["pid"], ear.beats["standby"]["pid"]
+async def _both_watchdogs(subscriber: Subscriber) -> tuple[int, int]:
+    await subscriber.until("two watchdogs", lambda: {"watchdog", "standby"} <= subscriber.heartbeats.keys())
+    return subscriber.heartbeats["watchdog"]["pid"], subscriber.heartbeats["standby"]["pid"]
 
 
-async def kill_watchdog(swarm: Swarm, ear: Ear) -> Collection[str]:
-    leader, standby = await _both_watchdogs(ear)
+async def kill_watchdog(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    leader, standby = await _both_watchdogs(subscriber)
     swarm.send(leader, signal.SIGKILL)
-    await ear.until("the standby leads", lambda: ear.beats["watchdog"]["pid"] == standby)
-    await ear.until("another stands by", lambda: ear.beats["standby"]["pid"] != standby)
-    await ear.more_beats(20, "watchdog")  # long enough to hear every host, and to start what nobody reports
+    await subscriber.until("the standby leads", lambda: subscriber.heartbeats["watchdog"]["pid"] == standby)
+    await subscriber.until("another stands by", lambda: subscriber.heartbeats["standby"]["pid"] != standby)
+    await subscriber.more_heartbeats(20, "watchdog")  # long enough to hear every host, and to start what nobody reports
     return {"watchdog"}
 
 
-async def stop_watchdog(swarm: Swarm, ear: Ear) -> Collection[str]:
-    leader, standby = await _both_watchdogs(ear)
+async def stop_watchdog(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    leader, standby = await _both_watchdogs(subscriber)
     ends = await Ends.of(leader)
     swarm.send(leader, signal.SIGSTOP)
-    await ear.until("the standby leads", lambda: ear.beats["watchdog"]["pid"] == standby)
+    await subscriber.until("the standby leads", lambda: subscriber.heartbeats["watchdog"]["pid"] == standby)
     swarm.send(leader, signal.SIGCONT)
     await ends.all()
-    await ear.until("another stands by", lambda: ear.beats["standby"]["pid"] not in (leader, standby))
-    await ear.more_beats(20, "watchdog")
-    assert ear.beats["watchdog"]["pid"] == standby
+    await subscriber.until(
+        "another stands by", lambda: subscriber.heartbeats["standby"]["pid"] not in (leader, standby)
+    )
+    await subscriber.more_heartbeats(20, "watchdog")
+    assert subscriber.heartbeats["watchdog"]["pid"] == standby
     return {"watchdog"}
 
 
-async def _in_sandbox(ear: Ear) -> dict[str, int]:
+async def _in_sandbox(subscriber: Subscriber) -> dict[str, int]:
     """Agent -> epoch of those that run in SANDBOX; they may have started elsewhere."""
-    return {name: beat["epoch"] for name, beat in (await ear.live(*AGENTS)).items() if beat["sandbox"] == SANDBOX}
+    return {
+        name: heartbeat["epoch"]
+        for name, heartbeat in (await subscriber.live(*AGENTS)).items()
+        if heartbeat["sandbox"] == SANDBOX
+    }
 
 
-async def kill_sandbox_host(swarm: Swarm, ear: Ear) -> Collection[str]:
-    there = await _in_sandbox(ear)
+async def kill_sandbox_host(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    there = await _in_sandbox(subscriber)
     assert there
-    await kill_host(swarm, ear, SANDBOX)
+    await kill_host(swarm, subscriber, SANDBOX)
     return there
 
 
-async def stop_sandbox_host(swarm: Swarm, ear: Ear) -> Collection[str]:
+async def stop_sandbox_host(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
     """The host alone: its agents go on, are started elsewhere nevertheless, and end as soon as they learn of it."""
-    there = await _in_sandbox(ear)
+    there = await _in_sandbox(subscriber)
     assert there
-    ends = await Ends.of(*(ear.beats[name]["pid"] for name in there))
-    host = ear.beats[SANDBOX]["pid"]
+    ends = await Ends.of(*(subscriber.heartbeats[name]["pid"] for name in there))
+    host = subscriber.heartbeats[SANDBOX]["pid"]
     swarm.send(host, signal.SIGSTOP)
-    await ear.back(there)
+    await subscriber.back(there)
     swarm.send(host, signal.SIGCONT)
     await ends.all()
-    await ear.more_beats(20, SANDBOX)
-    assert ear.beats[SANDBOX]["pid"] == host
+    await subscriber.more_heartbeats(20, SANDBOX)
+    assert subscriber.heartbeats[SANDBOX]["pid"] == host
     return there
 
 
-async def freeze_sandbox(swarm: Swarm, ear: Ear) -> Collection[str]:
-    frozen = await freeze_and_thaw(swarm, ear, SANDBOX)
+async def freeze_sandbox(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    frozen = await pause_and_resume(swarm, subscriber, SANDBOX)
     assert frozen
     return frozen
 
 
-async def _mirror_has(ear: Ear, sequence: int) -> None:
-    await ear.until("a mirror up to here", lambda: (ear.beats["mirror"]["cursor"] or 0) >= sequence)
+async def _mirror_has(subscriber: Subscriber, sequence: int) -> None:
+    await subscriber.until("a mirror up to here", lambda: (subscriber.heartbeats["mirror"]["cursor"] or 0) >= sequence)
 
 
-async def kill_mirror(swarm: Swarm, ear: Ear) -> Collection[str]:
-    pid = ear.beats["mirror"]["pid"]
+async def kill_mirror(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    pid = subscriber.heartbeats["mirror"]["pid"]
     swarm.send(pid, signal.SIGKILL)
-    await ear.until("another mirror", lambda: ear.beats["mirror"]["pid"] != pid)
-    await _mirror_has(ear, ear.said[-1].sequence)
+    await subscriber.until("another mirror", lambda: subscriber.heartbeats["mirror"]["pid"] != pid)
+    await _mirror_has(subscriber, subscriber.said[-1].sequence)
     return ()
 
 
-async def stop_mirror(swarm: Swarm, ear: Ear) -> Collection[str]:
-    pid = ear.beats["mirror"]["pid"]
+async def stop_mirror(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    pid = subscriber.heartbeats["mirror"]["pid"]
     swarm.send(pid, signal.SIGSTOP)
-    await ear.more_beats(30, *AGENTS)  # three seconds
+    await subscriber.more_heartbeats(30, *AGENTS)  # three seconds
     swarm.send(pid, signal.SIGCONT)
-    await _mirror_has(ear, ear.said[-1].sequence)
-    assert ear.beats["mirror"]["pid"] == pid
+    await _mirror_has(subscriber, subscriber.said[-1].sequence)
+    assert subscriber.heartbeats["mirror"]["pid"] == pid
     return ()
 
 
-async def kill_nats_server(swarm: Swarm, ear: Ear) -> Collection[str]:
-    await kill_server(swarm, ear)
+async def kill_nats_server(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    await kill_server(swarm, subscriber)
     return ()
 
 
-async def stop_nats_server(swarm: Swarm, ear: Ear) -> Collection[str]:
+async def stop_nats_server(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
     """For so long that connections break, and attempts to make new ones fail."""
     gone, failed = asyncio.Event(), asyncio.Event()
 
@@ -169,7 +175,7 @@ async def stop_nats_server(swarm: Swarm, ear: Ear) -> Collection[str]:
     finally:
         swarm.send(pid, signal.SIGCONT)
         await canary.close()
-    await ear.more_beats(10, *AGENTS, "watchdog")
+    await subscriber.more_heartbeats(10, *AGENTS, "watchdog")
     assert pid_of(swarm, "nats-server") == pid
     return ()
 
@@ -197,9 +203,9 @@ FAULTS: dict[str, Fault] = {
 @pytest.mark.parametrize("fault", list(FAULTS))
 async def test_processes(tmp_path: Path, undisturbed_long: Content, fault: str, load: str):
     async with Swarm(tmp_path, matrix_toml(load)) as swarm:
-        ear = await swarm.up(*(["--standby"] if "watchdog" in fault else []))
-        before = await Before.of(ear, load)
-        await ear.until("a mirror", lambda: "mirror" in ear.beats)
-        risen = await FAULTS[fault](swarm, ear)
-        await prove(swarm, ear, undisturbed_long, before, risen, load=load, heard="nats-server" not in fault)
+        subscriber = await swarm.up(*(["--standby"] if "watchdog" in fault else []))
+        before = await Before.of(subscriber, load)
+        await subscriber.until("a mirror", lambda: "mirror" in subscriber.heartbeats)
+        risen = await FAULTS[fault](swarm, subscriber)
+        await prove(swarm, subscriber, undisturbed_long, before, risen, load=load, received="nats-server" not in fault)
         assert await swarm.end(signal.SIGINT) == 0

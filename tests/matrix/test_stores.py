@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bus.mirror.reader import MirrorFile
-from tests.acceptance.ear import read_stream
 from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, assert_numbered, content_of
+from tests.acceptance.subscriber import read_stream
 from tests.acceptance.swarm import AGENTS, Swarm, agents_toml
 from tests.matrix.proof import Before, assert_so_far, matrix_toml, prove
 
@@ -20,18 +20,18 @@ STATE = "KV_swarm_state"
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
 async def test_the_mirrors_file_is_gone_while_it_runs(tmp_path: Path, undisturbed_long: Content, how: str):
     async with Swarm(tmp_path, matrix_toml()) as swarm:
-        ear = await swarm.up()
-        before = await Before.of(ear)
+        subscriber = await swarm.up()
+        before = await Before.of(subscriber)
         path = tmp_path / ".signalmesh" / "mirror.sqlite"
         for file in path.parent.glob("mirror.sqlite*"):
             file.unlink()
         if how == "replaced":
             path.write_bytes(b"something else")
-        [alert] = await ear.alerted("mirror_set_aside")
+        [alert] = await subscriber.alerted("mirror_file_replaced")
         assert ("it was deleted" if how == "deleted" else "another file is in its place") in alert["message"]
-        last = ear.said[-1].sequence
-        await ear.until("a mirror up to here", lambda: (ear.beats["mirror"]["cursor"] or 0) >= last)
-        await prove(swarm, ear, undisturbed_long, before, ())
+        last = subscriber.said[-1].sequence
+        await subscriber.until("a mirror up to here", lambda: (subscriber.heartbeats["mirror"]["cursor"] or 0) >= last)
+        await prove(swarm, subscriber, undisturbed_long, before, ())
         assert await swarm.end(signal.SIGINT) == 0
         with MirrorFile(path) as mirror:
             assert [m.row.sequence for m in mirror.messages()] == list(range(1, mirror.cursor() + 1))
@@ -40,24 +40,24 @@ async def test_the_mirrors_file_is_gone_while_it_runs(tmp_path: Path, undisturbe
 
 async def test_the_bucket_of_snapshots_is_deleted_while_it_runs(tmp_path: Path, undisturbed_long: Content):
     async with Swarm(tmp_path, matrix_toml()) as swarm:
-        ear = await swarm.up()
-        await Before.of(ear)
-        await ear.api(f"STREAM.DELETE.{STATE}")
-        [alert] = await ear.alerted("stream_lost")
+        subscriber = await swarm.up()
+        await Before.of(subscriber)
+        await subscriber.api(f"STREAM.DELETE.{STATE}")
+        [alert] = await subscriber.alerted("stream_lost")
         assert STATE in alert["message"]
         assert "signalmesh up" in alert["message"]
-        await ear.more_decisions(20)
-        assert (await swarm.verb("down")).code == 0
+        await subscriber.more_decisions(20)
+        assert (await swarm.command("down")).code == 0
         await swarm.wait()
-        ear = await swarm.up()
-        await ear.more_decisions(20)
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up()
+        await subscriber.more_decisions(20)
+        await subscriber.live(*AGENTS)
         assert "put back from the mirror" in swarm.errors
         stored = await read_stream(swarm.url, swarm.name)
         assert_numbered(stored)
         assert_so_far(content_of(stored), undisturbed_long)
         assert_each_round_once([said.json for said in stored if said.kind == "decision"])
-        audit = await swarm.verb("audit", "--json")
+        audit = await swarm.command("audit", "--json")
         assert (audit.code, audit.json["problems"]) == (0, []), audit.out
         assert await swarm.end(signal.SIGINT) == 0
 
@@ -65,25 +65,25 @@ async def test_the_bucket_of_snapshots_is_deleted_while_it_runs(tmp_path: Path, 
 async def test_the_stream_is_deleted_while_it_runs(tmp_path: Path, undisturbed_long: Content):
     """No alert can be stored: the terminal says it, and verbs do not say that no server answers."""
     async with Swarm(tmp_path, matrix_toml()) as swarm:
-        ear = await swarm.up()
-        await Before.of(ear)
-        await ear.api("STREAM.DELETE.swarm_events")
-        beats = 0
+        subscriber = await swarm.up()
+        await Before.of(subscriber)
+        await subscriber.api("STREAM.DELETE.swarm_events")
+        heartbeats = 0
         while "the stream swarm_events is gone" not in swarm.errors:
-            beats += 1
-            await ear.more_beats(beats, "watchdog")
-        told = await swarm.verb("audit")
+            heartbeats += 1
+            await subscriber.more_heartbeats(heartbeats, "watchdog")
+        told = await swarm.command("audit")
         assert told.code == 3
         assert "no stream for" in told.err
         assert "no NATS server answers" not in told.err
         assert await swarm.end(signal.SIGINT) == 0
-        ear = await swarm.up()
-        await ear.more_decisions(20)
-        await ear.live(*AGENTS)
+        subscriber = await swarm.up()
+        await subscriber.more_decisions(20)
+        await subscriber.live(*AGENTS)
         stored = await read_stream(swarm.url, swarm.name)
         assert_numbered(stored)
         assert_so_far(content_of(stored), undisturbed_long)
-        audit = await swarm.verb("audit", "--json")
+        audit = await swarm.command("audit", "--json")
         assert (audit.code, audit.json["problems"]) == (0, []), audit.out
         assert await swarm.end(signal.SIGINT) == 0
 
@@ -92,19 +92,19 @@ async def test_retention_goes_beyond_what_a_drained_agent_had_read(tmp_path: Pat
     """Of what goes by size the claims are the first, so that everybody is superseded once and starts anew."""
     toml = f"[stream]\nmax_bytes = 4_000_000\n{agents_toml(speed=150, limit=MANY_ROUNDS)}"
     async with Swarm(tmp_path, toml) as swarm:
-        ear = await swarm.up()
-        await ear.decided(20)
-        await ear.live(*AGENTS)
-        drained = await swarm.verb("kill", "strategy-momentum", "--signal", "TERM", "--json")
+        subscriber = await swarm.up()
+        await subscriber.decided(20)
+        await subscriber.live(*AGENTS)
+        drained = await swarm.command("kill", "strategy-momentum", "--signal", "TERM", "--json")
         assert drained.json["outcome"] == "drained", drained
-        [cursor] = [event["detail"]["cursor"] for event in ear.lifecycle if event["event"] == "drained"]
-        await ear.all_decided(MANY_ROUNDS)
-        state = (await ear.api("STREAM.INFO.swarm_events"))["state"]
+        [cursor] = [event["detail"]["cursor"] for event in subscriber.lifecycle if event["event"] == "drained"]
+        await subscriber.all_decided(MANY_ROUNDS)
+        state = (await subscriber.api("STREAM.INFO.swarm_events"))["state"]
         kept = min(said.sequence for said in await read_stream(swarm.url, swarm.name) if said.kind == "market")
         assert kept > cursor + 1, state
-        assert (await swarm.verb("revive", "strategy-momentum")).code == 0
-        [alert] = await ear.alerted("retention_gap")
+        assert (await swarm.command("revive", "strategy-momentum")).code == 0
+        [alert] = await subscriber.alerted("retention_gap")
         assert (alert["agent"], alert["detail"]["first_missing"]) == ("strategy-momentum", cursor + 1)
-        audit = await swarm.verb("audit", "--json")
+        audit = await swarm.command("audit", "--json")
         assert any("retention_gap" in note for note in audit.json["notes"]), json.dumps(audit.json["notes"])
         assert await swarm.end(signal.SIGINT) == 0

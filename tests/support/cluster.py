@@ -37,13 +37,13 @@ class Cluster:
         routes = dict(zip(self.names, ports[size:], strict=True))
         self._directory = directory
         self._processes: dict[str, asyncio.subprocess.Process] = {}
-        everybody = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes.values())
+        all_agents = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes.values())
         for name in self.names:
             (directory / f"{name}.conf").write_text(
                 f'server_name: {name}\nhost: 127.0.0.1\nport: {self._clients[name]}\n'
                 f'log_file: "{directory / name}.log"\n'
                 f'jetstream {{ store_dir: "{directory / name}" }}\n'
-                f'cluster {{ name: c, host: 127.0.0.1, port: {routes[name]}, routes: [{everybody}] }}\n'
+                f'cluster {{ name: c, host: 127.0.0.1, port: {routes[name]}, routes: [{all_agents}] }}\n'
             )  # fmt: skip
 
     def url_of(self, name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bus.errors import BusError
-from bus.interface import Ack, Stored
+from bus.interface import Ack, StoredMessage
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from tests.support.collecting import GUARD_S, Collector
@@ -23,20 +23,20 @@ FENCE = (h.EXPECTED_LAST_SUBJECT_SEQUENCE, h.EXPECTED_LAST_SUBJECT)
 class Recorded:
     """All that a swarm's bus held: messages in order, and the buckets of snapshots and registry."""
 
-    messages: tuple[Stored, ...]
+    messages: tuple[StoredMessage, ...]
     buckets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
 
-    def at(self, sequence: int) -> Stored:
+    def at(self, sequence: int) -> StoredMessage:
         found = self.messages[sequence - 1]
         assert found.sequence == sequence
         return found
 
-    def find(self, subject: str, **headers: int) -> Stored:
+    def find(self, subject: str, **headers: int) -> StoredMessage:
         """The first message whose subject begins so and which has these headers, such as Mesh_Output=7."""
         wanted = {name.replace("_", "-"): str(value) for name, value in headers.items()}
         return next(m for m in self.messages if m.subject.startswith(subject) and wanted.items() <= m.headers.items())
 
-    def replaced(self, sequence: int, message: Stored) -> Recorded:
+    def replaced(self, sequence: int, message: StoredMessage) -> Recorded:
         """The same run with another message at `sequence`."""
         messages = list(self.messages)
         messages[sequence - 1] = replace(message, sequence=sequence)
@@ -97,7 +97,7 @@ async def copied(directory: Path, run: Recorded, *, without: tuple[int, ...] = (
         yield bus
 
 
-async def _store(bus: NatsBus, messages: tuple[Stored, ...]) -> None:
+async def _store(bus: NatsBus, messages: tuple[StoredMessage, ...]) -> None:
     """All of them in order, without waiting for each; but a doubled one until the server has forgotten the first."""
     ids: set[str] = set()
     acks: Collector[Ack | BusError] = Collector()

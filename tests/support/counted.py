@@ -1,4 +1,4 @@
-"""A stream that nobody stores: messages handed to the figures that count it."""
+"""A stream that nobody stores: messages handed to the metrics that count it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from prometheus_client import generate_latest
 
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import Decision, Lifecycle, MarketData, Message, encode
 from bus.messages.subjects import Subjects
 from coordinator.telemetry.labels import Names
-from coordinator.telemetry.stream_metrics import Figures
+from coordinator.telemetry.stream_metrics import StreamMetrics
 from tests.support.page import Shown, parsed
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -21,11 +21,11 @@ KNOWN = (*AGENTS, "base")
 
 
 class Stream:
-    """Messages handed to figures, each stored one millisecond after the one before unless told otherwise."""
+    """Messages handed to metrics, each stored one millisecond after the one before unless told otherwise."""
 
     def __init__(self) -> None:
         self.subjects = Subjects("swarm")
-        self.figures = Figures(self.subjects, Names(KNOWN), AGENTS)
+        self.metrics = StreamMetrics(self.subjects, Names(KNOWN), AGENTS)
         self.sequence = 0
         self.at_ns = 1_000_000_000_000
 
@@ -35,8 +35,10 @@ class Stream:
         self.sequence += 1
         self.at_ns += round(after_ms * MS)
         data = message if isinstance(message, bytes) else encode(message)
-        stored = Stored(subject, self.sequence, data, {"Mesh-Cause": str(cause)} if cause else {}, stored_ns=self.at_ns)
-        (self.figures.count if count else self.figures.remember)(stored)
+        stored = StoredMessage(
+            subject, self.sequence, data, {"Mesh-Cause": str(cause)} if cause else {}, stored_ns=self.at_ns
+        )
+        (self.metrics.count if count else self.metrics.remember)(stored)
         return self.sequence
 
     def tick(self, number: int, **options: Any) -> int:
@@ -66,4 +68,4 @@ class Stream:
 
     def shown(self) -> Shown:
         """As a scrape reads them."""
-        return parsed(generate_latest(self.figures.registry).decode())
+        return parsed(generate_latest(self.metrics.registry).decode())

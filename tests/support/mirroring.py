@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
 from bus.nats.consumer import collect
@@ -58,7 +58,7 @@ class MirrorProcess:
         return text
 
 
-class Beats:
+class Heartbeats:
     """What mirrors say of themselves."""
 
     def __init__(self) -> None:
@@ -66,15 +66,15 @@ class Beats:
         self._more = asyncio.Event()
 
     @classmethod
-    async def of(cls, bus: NatsBus) -> Beats:
-        beats = cls()
+    async def of(cls, bus: NatsBus) -> Heartbeats:
+        heartbeats = cls()
 
-        async def on_beat(heard: Heard) -> None:
-            beats.last = json.loads(heard.data)
-            beats._more.set()
+        async def on_heartbeat(received: ReceivedMessage) -> None:
+            heartbeats.last = json.loads(received.data)
+            heartbeats._more.set()
 
-        await bus.listen(bus.subjects.heartbeat("mirror"), on_beat)
-        return beats
+        await bus.listen(bus.subjects.heartbeat("mirror"), on_heartbeat)
+        return heartbeats
 
     async def reached(self, pid: int, sequence: int) -> None:
         """Wait until the mirror of this pid holds the stream up to `sequence`."""

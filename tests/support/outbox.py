@@ -6,7 +6,7 @@ import asyncio
 
 from bus.durable.outbox import Entry, Outbox
 from bus.errors import MeshError
-from bus.interface import Headers, Heard, Stored
+from bus.interface import Headers, ReceivedMessage, StoredMessage
 from bus.messages import headers as h
 from tests.support.collecting import GUARD_S
 
@@ -24,7 +24,7 @@ def fail(error: MeshError) -> None:
     raise AssertionError(error)
 
 
-def numbers(messages: list[Stored] | list[Heard]) -> list[int]:
+def numbers(messages: list[StoredMessage] | list[ReceivedMessage]) -> list[int]:
     return [int(message.data) for message in messages]
 
 

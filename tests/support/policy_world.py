@@ -10,8 +10,8 @@ from coordinator.supervisor.model import (
     Action,
     AgentState,
     Dead,
-    Patience,
     Spawn,
+    Timeouts,
 )
 from coordinator.supervisor.policy import Policy
 
@@ -21,9 +21,9 @@ class World:
 
     def __init__(self, *agents: AgentState, sandboxes: tuple[str, ...] = ("base", "python")) -> None:
         self.now = 100.0
-        self.policy = Policy(agents, sandboxes, Patience(), random.Random(1), self.now)
+        self.policy = Policy(agents, sandboxes, Timeouts(), random.Random(1), self.now)
         self.epoch = 0
-        self.beating: set[str] = set()
+        self.heartbeat_task: set[str] = set()
         self.stuck: set[str] = set()
         self.sandboxes: dict[str, int] = {}
         self.lag = self.cursor = 0
@@ -32,7 +32,7 @@ class World:
 
     def host(self, name: str, *children: Child, pid: int = 1, status: str = "live", group: str | None = None) -> None:
         self.sandboxes[name] = pid
-        self.policy.host_beat(
+        self.policy.host_heartbeat(
             self.now,
             Heartbeat(
                 agent=name, agent_id=f"h{pid}", epoch=0, sequence=1, progress=1, status=status, interval_ms=200,
@@ -43,12 +43,12 @@ class World:
     def start(self, action: Spawn) -> int:
         self.epoch += 10
         self.policy.spawned(self.now, action.agent, action.sandbox, 1000 + self.epoch, self.epoch, "id")
-        self.beating.add(action.agent)
+        self.heartbeat_task.add(action.agent)
         return self.epoch
 
-    def beat(self, name: str) -> None:
+    def heartbeat(self, name: str) -> None:
         state = self.policy.agents[name]
-        self.policy.beat(
+        self.policy.heartbeat(
             self.now,
             Heartbeat(
                 agent=name, agent_id="id", epoch=state.epoch, sequence=1, progress=self.progress, status=self.status,
@@ -68,14 +68,14 @@ class World:
             if bus and step % 2 == 0:
                 if not self.stuck:
                     self.progress += 1
-                for name in self.beating:
-                    self.beat(name)
+                for name in self.heartbeat_task:
+                    self.heartbeat(name)
             for action in self.policy.decide(self.now):
                 done.append(action)
                 if isinstance(action, Spawn) and spawn:
                     self.start(action)
                 elif isinstance(action, Dead):
-                    self.beating.discard(action.agent)
+                    self.heartbeat_task.discard(action.agent)
         return done
 
 

@@ -58,7 +58,7 @@ class Process:
     listeners: set[asyncio.Queue[Event]] = field(default_factory=set)
     ended: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The exit code, or minus the signal, once the first process of the sandbox has reaped it."""
-    given_up: asyncio.Event = field(default_factory=asyncio.Event)
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
     end: Event | None = None
     overdue: bool = False
     """Killed by the deadline of the call that started it."""
@@ -210,7 +210,7 @@ class Processes:
         raise RpcError("not_found", f"process with {named} not found")
 
     def signal(self, process: Process, number: int) -> None:
-        process.given_up.set()
+        process.failed.set()
         self._channel.send(json.dumps({"signal": number, "pid": process.pid}).encode())
 
     def alive(self) -> list[psutil.Process]:
@@ -298,15 +298,15 @@ class Processes:
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(descriptor, readable.set)
-        given_up = asyncio.create_task(process.given_up.wait())
+        failed = asyncio.create_task(process.failed.wait())
         try:
-            while not process.given_up.is_set():
+            while not process.failed.is_set():
                 try:
                     data = os.read(descriptor, CHUNK_BYTES)
                 except BlockingIOError:
                     readable.clear()
                     more = asyncio.create_task(readable.wait())
-                    await asyncio.wait({more, given_up}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({more, failed}, return_when=asyncio.FIRST_COMPLETED)
                     more.cancel()
                     continue
                 except OSError:  # EIO: a terminal whose last process is gone
@@ -316,12 +316,12 @@ class Processes:
                 loop.remove_reader(descriptor)  # level-triggered: it would spin while a listener is waited for
                 self._hear(process, name, data)
                 telling = asyncio.create_task(process.tell({"data": {name: base64.b64encode(data).decode()}}))
-                await asyncio.wait({telling, given_up}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({telling, failed}, return_when=asyncio.FIRST_COMPLETED)
                 await end_tasks([telling] if not telling.done() else [])
                 loop.add_reader(descriptor, readable.set)
         finally:
             loop.remove_reader(descriptor)
-            given_up.cancel()
+            failed.cancel()
 
 
 def resize(terminal: int, size: Event) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from bus.errors import Refused, UsageError
-from bus.interface import Bus, Heard
+from bus.interface import Bus, ReceivedMessage
 from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits, ensure_streams, streams_exist
 from bus.server.supervisor import NatsServer
 from bus.testing.memory_bus import MemoryBus, MemoryServer
-from tests.contracts.bus_contract import MARKET, BusContract, heard_by
+from tests.contracts.bus_contract import MARKET, BusContract, received_by
 from tests.support.collecting import Collector
 
 
@@ -64,15 +64,15 @@ class TestNatsBus(BusContract):
 async def test_two_swarms_on_one_server_do_not_hear_each_other(nats_mesh):
     one, other = await nats_mesh.connect("swarm"), await nats_mesh.connect("swarm2")
     await ensure_streams(other)
-    found = await heard_by(one, "swarm.>")
-    found_other = await heard_by(other, "swarm2.>")
+    found = await received_by(one, "swarm.>")
+    found_other = await received_by(other, "swarm2.>")
     await one.publish("in.swarm.market.A.feed", b"one", {"Nats-Msg-Id": "feed:1"})
     ack = await other.publish("in.swarm2.market.A.feed", b"other", {"Nats-Msg-Id": "feed:1"})
     await one.publish("in.swarm.market.A.feed", b"one again")
     await other.publish("in.swarm2.market.A.feed", b"other again")
     assert ack.duplicate is False
-    assert [heard.data for heard in await found.reach(2)] == [b"one", b"one again"]
-    assert [heard.data for heard in await found_other.reach(2)] == [b"other", b"other again"]
+    assert [received.data for received in await found.reach(2)] == [b"one", b"one again"]
+    assert [received.data for received in await found_other.reach(2)] == [b"other", b"other again"]
     assert [stored.data for stored in await other.read_back(("swarm2.>",), 1)] == [b"other", b"other again"]
     await one.kv_put(one.subjects.state_bucket, "feed", b"one", 0)
     assert await other.kv_get(other.subjects.state_bucket, "feed") is None
@@ -106,7 +106,7 @@ async def test_headers_count_against_the_servers_limit(nats_mesh):
 
 async def test_a_publish_that_gave_up_is_forgotten(nats_mesh):
     bus = await nats_mesh.connect()
-    found: Collector[Heard] = Collector()
+    found: Collector[ReceivedMessage] = Collector()
     await bus.listen("unanswered", found)
     await bus.bounds()
     with pytest.raises(Exception, match="no acknowledgement within"):
@@ -119,10 +119,10 @@ async def test_a_follow_whose_consumer_was_made_unheard_delivers_nothing(nats_me
     watchers = len(bus.connection._up)
     api = bus.jetstream.api
 
-    async def losing(verb: str, *args: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = await api(verb, *args)
-        if verb.startswith("CONSUMER.CREATE"):
-            raise Refused(verb, 0, "its answer was lost")
+    async def losing(command: str, *args: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = await api(command, *args)
+        if command.startswith("CONSUMER.CREATE"):
+            raise Refused(command, 0, "its answer was lost")
         return answer
 
     stray: Collector[Any] = Collector()

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool o
 
 
 class Scraped(Stream):
-    """A stream whose figures are scraped now and then."""
+    """A stream whose metrics are scraped now and then."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Scraped(Stream):
     def scrape(self, times: int = 1) -> None:
         """Prometheus comes by, so often."""
         for _ in range(times):
-            for family in text_string_to_metric_families(generate_latest(self.figures.registry).decode()):
+            for family in text_string_to_metric_families(generate_latest(self.metrics.registry).decode()):
                 for sample in family.samples:
                     labels = ",".join(f"{key}={json.dumps(value)}" for key, value in sample.labels.items())
                     row = self.series.setdefault(f"{sample.name}{{{labels}}}", ["_"] * self.scrapes)
@@ -45,7 +45,7 @@ class Scraped(Stream):
     def restart(self) -> None:
         """The observer ends, and another one begins: its counters are at 0."""
         fresh = Scraped()
-        self.figures = fresh.figures
+        self.metrics = fresh.metrics
 
     def alert(self, severity: str, code: str) -> None:
         alert = Alert(severity=severity, code=code, message="it is told of", timestamp=AT, source="watchdog")  # type: ignore[arg-type]

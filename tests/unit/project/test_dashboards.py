@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bus.messages.subjects import Subjects
-from coordinator.telemetry.heartbeat_metrics import BeatFigures
+from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
 from coordinator.telemetry.labels import Names
-from coordinator.telemetry.stream_metrics import Figures
+from coordinator.telemetry.stream_metrics import StreamMetrics
 from tests.support.repository import ROOT
 
 DASHBOARD = json.loads((ROOT / "docs" / "grafana" / "signalmesh.json").read_text())
@@ -22,28 +22,28 @@ NAME = re.compile(r"signalmesh_[a-z_]+")
 OF_PROMETHEUS = {"le"}
 
 
-def instruments(made: Figures) -> list[Any]:
+def instruments(made: StreamMetrics) -> list[Any]:
     return [*vars(made).values(), *vars(made.recoveries).values()]
 
 
-def figures() -> dict[str, set[str]]:
+def metrics() -> dict[str, set[str]]:
     """Name of each series -> its labels."""
-    made = Figures(Subjects("swarm"), Names(()))
-    beats = BeatFigures(made.registry, made.names)
+    made = StreamMetrics(Subjects("swarm"), Names(()))
+    heartbeats = HeartbeatMetrics(made.registry, made.names)
     found: dict[str, set[str]] = {}
     # Not collected: families of labelled series that nothing has counted yet have no samples to tell their labels.
     families: list[Any] = [item for item in instruments(made) if hasattr(item, "_labelnames")]
-    families += [item for item in vars(beats).values() if hasattr(item, "_labelnames")]
+    families += [item for item in vars(heartbeats).values() if hasattr(item, "_labelnames")]
     for item in families:
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(item._type, ("",))
         found |= {item._name + suffix: set(item._labelnames) for suffix in suffixes}
-    for family in beats.collect():
+    for family in heartbeats.collect():
         suffix = "_total" if family.type == "counter" else ""
         found[family.name + suffix] = set(family._labelnames)  # type: ignore[attr-defined]
     return found
 
 
-FIGURES = figures()
+FIGURES = metrics()
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -87,7 +87,7 @@ def test_legends_name_labels_that_exist():
 
 
 def test_bounds_of_buckets_in_rules_are_buckets():
-    made = Figures(Subjects("swarm"), Names(()))
+    made = StreamMetrics(Subjects("swarm"), Names(()))
     for name, bound in re.findall(r"(signalmesh_[a-z_]+)_bucket\{le=\"([^\"]+)\"", RULES):
         [histogram] = [item for item in instruments(made) if getattr(item, "_name", "") == name]
         assert float(bound) in histogram._upper_bounds

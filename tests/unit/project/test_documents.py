@@ -103,29 +103,31 @@ def test_a_table_of_settings_is_the_dataclass(heading, cls, leave_out):
     assert [row[:2] for row in table(heading)] == defaults_of(cls, leave_out)
 
 
-def test_every_option_is_in_the_table_with_its_verbs_default_and_variable():
+def test_every_option_is_in_the_table_with_its_commands_default_and_variable():
     listed = {row[0].strip("`"): row for row in table("### Command line and environment")}
     found: dict[str, list[str]] = {}
-    for verb, command in COMMANDS.items():
+    for command_name, command in COMMANDS.items():
         for parameter in command.params:
             if parameter.param_type_name != "option":
                 continue
             name = parameter.opts[0]
-            found.setdefault(name, []).append(verb)
-            assert name in listed, f"{verb} {name} is not in the README"
+            found.setdefault(name, []).append(command_name)
+            assert name in listed, f"{command_name} {name} is not in the README"
             default, variable = listed[name][2], listed[name][3]
-            assert default == ("none" if parameter.default is None else f"`{parameter.default}`"), f"{verb} {name}"
-            assert variable == (f"`{parameter.envvar}`" if parameter.envvar else ""), f"{verb} {name}"
+            assert default == ("none" if parameter.default is None else f"`{parameter.default}`"), (
+                f"{command_name} {name}"
+            )
+            assert variable == (f"`{parameter.envvar}`" if parameter.envvar else ""), f"{command_name} {name}"
     assert {name: row[1].split(", ") for name, row in listed.items()} == found
 
 
-def test_every_verb_is_in_the_table_of_verbs():
+def test_every_command_is_in_the_table_of_commands():
     listed = [row[0].strip("`") for row in table("## Verbs")]
     usages = []
-    for verb, command in COMMANDS.items():
+    for command_name, command in COMMANDS.items():
         arguments = [item for item in command.params if item.param_type_name == "argument"]
         shown_as = [name if item.required else f"[{name}]" for item in arguments if (name := item.name.upper())]
-        usages.append(" ".join(["signalmesh", verb, *shown_as]))
+        usages.append(" ".join(["signalmesh", command_name, *shown_as]))
     assert listed == usages
 
 

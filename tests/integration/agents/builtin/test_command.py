@@ -30,7 +30,7 @@ from agents.runtime.process import make_agent
 from agents.runtime.runtime import Runtime
 from agents.spec import AgentSpec
 from bus.errors import EXIT_USAGE, MeshError, UsageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import MarketData, Signal, decode, encode
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
@@ -112,8 +112,8 @@ class Mesh:
 
     def __init__(self, ticks: int) -> None:
         self.server = MemoryServer()
-        self.votes: Collector[Heard] = Collector()
-        self.alerts: Collector[Heard] = Collector()
+        self.votes: Collector[ReceivedMessage] = Collector()
+        self.alerts: Collector[ReceivedMessage] = Collector()
         self.server.add_listener("swarm.signal.*.script", self.votes.put)
         self.server.add_listener("swarm.alert.*.script", self.alerts.put)
         self.add(range(1, ticks + 1))
@@ -303,7 +303,7 @@ async def test_a_malformed_answer_is_skipped_with_an_alert(tmp_path, fault):
     assert [cause for _, _, _, cause in mesh.stored] == [n for n in "12356" for _ in range(2)]
     assert len(mesh.skipped) == 1
     [alert] = [orjson.loads(alert.data) for alert in mesh.alerts.items]
-    assert (alert["code"], alert["severity"]) == ("handler_raised", "critical")
+    assert (alert["code"], alert["severity"]) == ("handler_failed", "critical")
     with pytest.raises(ValueError, match=problem):
         raise ValueError(alert["message"])
     prices = [orjson.loads(tick(n))["price"] for n in (1, 2, 3, 5, 6)]  # the state is that of before the skipped one
@@ -425,12 +425,12 @@ class Halfway(Agent):
 
     @dataclass
     class State:
-        heard: int = 0
+        received: int = 0
 
     waiting: asyncio.Event
 
     async def on_market(self, event: MarketData) -> Signal:
-        self.state.heard += 1
+        self.state.received += 1
         if event.sequence == 3:
             self.waiting.set()
             await asyncio.Event().wait()
@@ -450,7 +450,7 @@ async def test_a_state_changed_by_half_is_never_saved():
         await task
     await bus.close()
     snapshot = orjson.loads(mesh.server.buckets["swarm_state"]["script"].value)
-    assert snapshot["inputs"] == snapshot["state"].get("heard")
+    assert snapshot["inputs"] == snapshot["state"].get("received")
 
 
 @pytest.mark.parametrize("fault", ["missing", "not executable", "no directory"])
@@ -495,7 +495,7 @@ async def test_over_nats_a_reconnect_in_the_middle_of_an_event_loses_and_doubles
     async with NatsServer(tmp_path / "nats", port=0) as server, Connections() as stack, Asked() as test:
         test.replies = [b"hang"]
         bus = await stack.bus(server.url, streams=True)
-        votes: Collector[Heard] = Collector()
+        votes: Collector[ReceivedMessage] = Collector()
         await bus.listen("swarm.signal.*.script", votes)
         for n in range(1, 13):
             await bus.publish("in.swarm.market.BTC-USD.feed", tick(n))

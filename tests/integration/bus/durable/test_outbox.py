@@ -11,7 +11,7 @@ import pytest
 from bus.durable.fencing import claim, fence
 from bus.durable.outbox import Entry, Outbox
 from bus.errors import Fenced, MeshError
-from bus.interface import Bus, Heard, Stored
+from bus.interface import Bus, ReceivedMessage, StoredMessage
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.testing.memory_bus import MemoryBus, MemoryServer
@@ -50,10 +50,10 @@ class Kills:
             self._kill()
 
 
-def assert_gaps_are_detectable(heard: list[Heard]) -> int:
+def assert_gaps_are_detectable(received: list[ReceivedMessage]) -> int:
     """Whatever a subscriber missed shows as a `Nats-Last-Sequence` that is not what it heard last; returns how much."""
     previous, missed = 0, 0
-    for message in heard:
+    for message in received:
         sequence, last = int(message.headers[h.SEQUENCE]), int(message.headers[h.LAST_SEQUENCE])
         assert sequence > previous
         assert last == sequence - 1  # the stream holds nothing but this subject
@@ -83,10 +83,10 @@ async def test_readers_through_killed_servers(tmp_path, connections):
     async with supervised_server(tmp_path) as server:
         writer = await connections.bus(server.url, streams=True)
         reader = await connections.bus(server.url)
-        followed: Collector[Stored] = Collector()
-        heard: Collector[Heard] = Collector()
+        followed: Collector[StoredMessage] = Collector()
+        received: Collector[ReceivedMessage] = Collector()
         await reader.follow(("swarm.market.>",), 1, followed)
-        await reader.listen("swarm.>", heard)
+        await reader.listen("swarm.>", received)
         await reader.bounds()
         outbox = Outbox(writer, WRITTEN_BY, fail, Kills(server.kill, (1500, 3500)))
         async with asyncio.timeout(2 * GUARD_S):
@@ -99,11 +99,11 @@ async def test_readers_through_killed_servers(tmp_path, connections):
         await reader.bounds()
         await writer.publish("in." + MARKET, b"end")
         async with asyncio.timeout(GUARD_S):
-            while not heard.items or heard.items[-1].data != b"end":
-                await heard.reach(len(heard.items) + 1)
-        sequences = [int(message.headers[h.SEQUENCE]) for message in heard.items]
+            while not received.items or received.items[-1].data != b"end":
+                await received.reach(len(received.items) + 1)
+        sequences = [int(message.headers[h.SEQUENCE]) for message in received.items]
         assert len(set(sequences)) == len(sequences)
-        assert len(heard.items) + assert_gaps_are_detectable(heard.items) == MANY + 1
+        assert len(received.items) + assert_gaps_are_detectable(received.items) == MANY + 1
         await followed.reach(MANY + 1)
         assert [message.sequence for message in followed.items] == list(range(1, MANY + 2))
         outbox.close()
@@ -120,8 +120,8 @@ async def proxied(tmp_path, connections) -> AsyncIterator[tuple[Proxy, NatsBus, 
 
 async def test_a_subscriber_that_was_away_sees_the_gap(proxied):
     proxy, through, direct = proxied
-    heard: Collector[Heard] = Collector()
-    await through.listen("swarm.>", heard)
+    received: Collector[ReceivedMessage] = Collector()
+    await through.listen("swarm.>", received)
     await through.bounds()
     went: Collector[str] = Collector()
 
@@ -130,7 +130,7 @@ async def test_a_subscriber_that_was_away_sees_the_gap(proxied):
 
     through.watch_connection(lambda: went.put("down"), up)
     await direct.publish("in." + MARKET, b"1")
-    await heard.reach(1)
+    await received.reach(1)
     proxy.hold(DOWN)
     proxy.cut()
     await went.reach(1)
@@ -140,14 +140,14 @@ async def test_a_subscriber_that_was_away_sees_the_gap(proxied):
     await went.reach(2)
     await through.bounds()
     await direct.publish("in." + MARKET, b"4")
-    await heard.reach(2)
-    assert numbers(heard.items) == [1, 4]
-    assert assert_gaps_are_detectable(heard.items) == 2
+    await received.reach(2)
+    assert numbers(received.items) == [1, 4]
+    assert assert_gaps_are_detectable(received.items) == 2
 
 
 async def test_resets_lose_and_reorder_nothing(proxied):
     proxy, through, direct = proxied
-    followed: Collector[Stored] = Collector()
+    followed: Collector[StoredMessage] = Collector()
     await through.follow(("swarm.>",), 1, followed)
     outbox = Outbox(through, WRITTEN_BY, fail, Kills(proxy.cut, (100, 101, 400, 800, 1200, 1600)))
     await publish(outbox, 1, 2000)

@@ -11,12 +11,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits, ensure_streams
 from tests.support.collecting import GUARD_S, Collector
-from tests.support.mirroring import Beats, MirrorProcess, assert_mirrored, mirror_process
+from tests.support.mirroring import Heartbeats, MirrorProcess, assert_mirrored, mirror_process
 from tests.support.nats import Connections, supervised_server
 
 
@@ -41,7 +41,7 @@ async def test_killed_at_any_moment_under_load_it_holds_every_message_once(tmp_p
     chance = random.Random(int(os.environ.get("MIRROR_SEED") or 7))
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
-        beats = await Beats.of(bus)
+        heartbeats = await Heartbeats.of(bus)
         done = asyncio.Event()
 
         async def load() -> None:
@@ -54,10 +54,12 @@ async def test_killed_at_any_moment_under_load_it_holds_every_message_once(tmp_p
         async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
             loading = asyncio.create_task(load())
             for _ in range(6):
-                await beats.until(pid=mirror.process.pid)
-                progress = int(str(beats.last["cursor"])) + chance.randrange(1, 200)
+                await heartbeats.until(pid=mirror.process.pid)
+                progress = int(str(heartbeats.last["cursor"])) + chance.randrange(1, 200)
                 async with asyncio.timeout(GUARD_S):
-                    while int(str(beats.last["cursor"])) < progress and beats.last["pid"] == mirror.process.pid:
+                    while (
+                        int(str(heartbeats.last["cursor"])) < progress and heartbeats.last["pid"] == mirror.process.pid
+                    ):
                         await asyncio.sleep(0.005)
                 await mirror.kill()
                 with MirrorFile(
@@ -70,7 +72,7 @@ async def test_killed_at_any_moment_under_load_it_holds_every_message_once(tmp_p
                 await mirror.start()
             done.set()
             await loading
-            await beats.until(pid=mirror.process.pid)
+            await heartbeats.until(pid=mirror.process.pid)
             await mirror.end()
             assert await assert_mirrored(bus, mirror.file) > 200
             with MirrorFile(mirror.file) as file:
@@ -82,53 +84,53 @@ async def test_killed_at_any_moment_under_load_it_holds_every_message_once(tmp_p
 async def test_the_servers_death_loses_nothing_and_doubles_nothing(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
-        beats = await Beats.of(bus)
+        heartbeats = await Heartbeats.of(bus)
         async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
             for round_number in range(3):
                 last = await put(bus, 100 * round_number + 1, 100)
-                await beats.until(cursor=last, status="live")
+                await heartbeats.until(cursor=last, status="live")
                 server.kill()
                 await server.restarted.reach(round_number + 1)
                 await bus.until_live()
             last = await put(bus, 301, 50)
-            await beats.until(cursor=last, lag=0, status="live")
+            await heartbeats.until(cursor=last, lag=0, status="live")
             assert await assert_mirrored(bus, mirror.file) == 350
 
 
 async def test_a_second_mirror_on_the_file_is_refused(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
-        beats = await Beats.of(bus)
+        heartbeats = await Heartbeats.of(bus)
         async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
-            await beats.until(status="live")
+            await heartbeats.until(status="live")
             second = MirrorProcess(server.url, mirror.file)
             await second.start()
             assert "another mirror writes it" in await second.ended(2)
             last = await put(bus, 1, 10)
-            await beats.until(cursor=last)
+            await heartbeats.until(cursor=last)
 
 
-async def alerts_of(bus: NatsBus) -> Collector[Heard]:
-    heard: Collector[Heard] = Collector()
-    await bus.listen(bus.subjects.all_of("alert"), heard)
-    return heard
+async def alerts_of(bus: NatsBus) -> Collector[ReceivedMessage]:
+    received: Collector[ReceivedMessage] = Collector()
+    await bus.listen(bus.subjects.all_of("alert"), received)
+    return received
 
 
 async def test_a_damaged_file_is_set_aside_and_filled_anew(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
-        beats, alerts = await Beats.of(bus), await alerts_of(bus)
+        heartbeats, alerts = await Heartbeats.of(bus), await alerts_of(bus)
         last = await put(bus, 1, 400)
         async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
-            await beats.until(cursor=last)
+            await heartbeats.until(cursor=last)
             await mirror.end()
             broken = bytearray(mirror.file.read_bytes())
             broken[0:4096] = b"x" * 4096
             mirror.file.write_bytes(broken)
             await mirror.start()
             [alert] = await alerts.reach(1)
-            assert json.loads(alert.data)["code"] == "mirror_set_aside"
-            await beats.until(cursor=last + 1)  # the alert is a message too
+            assert json.loads(alert.data)["code"] == "mirror_file_replaced"
+            await heartbeats.until(cursor=last + 1)  # the alert is a message too
             assert await assert_mirrored(bus, mirror.file) == last + 1
             [aside] = tmp_path.glob("m.sqlite.damaged-*")
             assert aside.read_bytes() == bytes(broken)
@@ -139,32 +141,32 @@ async def test_a_damaged_file_is_set_aside_and_filled_anew(tmp_path):
 async def test_a_file_that_cannot_be_written_is_waited_for(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
-        beats, alerts = await Beats.of(bus), await alerts_of(bus)
+        heartbeats, alerts = await Heartbeats.of(bus), await alerts_of(bus)
         async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
-            await beats.until(status="live")
+            await heartbeats.until(status="live")
             blocker = sqlite3.connect(mirror.file, isolation_level=None)
             blocker.execute("BEGIN IMMEDIATE")  # longer than the mirror's patience with a busy file
             await put(bus, 1, 30)
             [alert] = await alerts.reach(1)
             assert json.loads(alert.data)["code"] == "mirror_failing"
-            await beats.until(status="failing")
+            await heartbeats.until(status="failing")
             blocker.execute("ROLLBACK")
             blocker.close()
             await alerts.reach(2)
             assert json.loads(alerts.items[1].data)["code"] == "mirror_recovered"
-            await beats.until(cursor=32, status="live")
+            await heartbeats.until(cursor=32, status="live")
             assert await assert_mirrored(bus, mirror.file) == 32
 
 
 async def test_streams_that_are_not_made_yet_are_waited_for_and_not_called_lost(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url)
-        beats, alerts = await Beats.of(bus), await alerts_of(bus)
+        heartbeats, alerts = await Heartbeats.of(bus), await alerts_of(bus)
         async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
-            await beats.until(status="waiting", sequence=10)  # it has looked for them meanwhile
+            await heartbeats.until(status="waiting", sequence=10)  # it has looked for them meanwhile
             await ensure_streams(bus)
             last = await put(bus, 1, 5)
-            await beats.until(cursor=last, lag=0, status="live")
+            await heartbeats.until(cursor=last, lag=0, status="live")
             await mirror.end()
             assert await assert_mirrored(bus, mirror.file) == last, "no alert was stored either"
             assert alerts.items == []
@@ -174,17 +176,17 @@ async def test_streams_that_are_not_made_yet_are_waited_for_and_not_called_lost(
 async def test_two_histories_are_never_mixed(tmp_path, how):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
-        beats, alerts = await Beats.of(bus), await alerts_of(bus)
+        heartbeats, alerts = await Heartbeats.of(bus), await alerts_of(bus)
         async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
             last = await put(bus, 1, 40)
-            await beats.until(cursor=last, lag=0)
+            await heartbeats.until(cursor=last, lag=0)
             await bus.api("STREAM.DELETE.swarm_events")
             await ensure_streams(bus)
             if how != "emptied":
                 await put(bus, 1000, 90)
             [alert, *_] = await alerts.reach(1)
             assert json.loads(alert.data)["code"] == "mirror_other_history"
-            await beats.until(status="diverged", cursor=last)
+            await heartbeats.until(status="diverged", cursor=last)
             await mirror.end()
             with MirrorFile(mirror.file) as file:
                 assert file.bounds() == (1, last)
@@ -196,10 +198,10 @@ async def test_what_was_gone_before_it_was_mirrored_is_told_and_recorded(tmp_pat
         connections = await stack.enter_async_context(Connections())
         bus = await connections.bus(server.url)
         await ensure_streams(bus, StreamLimits(max_bytes=1 << 20))
-        beats, alerts = await Beats.of(bus), await alerts_of(bus)
+        heartbeats, alerts = await Heartbeats.of(bus), await alerts_of(bus)
         async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
             last = await put(bus, 1, 10)
-            await beats.until(cursor=last, lag=0)
+            await heartbeats.until(cursor=last, lag=0)
             await mirror.end()
             for _ in range(80):  # more than the stream keeps
                 await bus.publish("in.swarm.headline.BTC-USD.one", b'"' + b"x" * 32_000 + b'"')
@@ -210,7 +212,7 @@ async def test_what_was_gone_before_it_was_mirrored_is_told_and_recorded(tmp_pat
             told = json.loads(alert.data)
             assert told["code"] == "mirror_gap"
             assert told["detail"] == {"first_missing": last + 1, "last_missing": first - 1}
-            await beats.until(lag=0, status="live")
+            await heartbeats.until(lag=0, status="live")
             await mirror.end()
             with MirrorFile(mirror.file) as file:
                 assert [(gap.first, gap.last, gap.reason) for gap in file.gaps()] == [
@@ -227,7 +229,7 @@ async def test_history_is_read_with_everything_stopped(tmp_path):
 
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
-        beats = await Beats.of(bus)
+        heartbeats = await Heartbeats.of(bus)
         async with mirror_process(server.url, tmp_path / "mirror.sqlite") as mirror:
             last = await put(bus, 1, 60)
             await bus.publish(
@@ -235,7 +237,7 @@ async def test_history_is_read_with_everything_stopped(tmp_path):
                 b'{"severity":"warning","code":"x","message":"\\u001b[31mred","source":"one"}',
             )
             await snapshot(bus, "one", last)
-            await beats.until(cursor=last + 1, lag=0)
+            await heartbeats.until(cursor=last + 1, lag=0)
             await mirror.end()
 
     def history(*arguments: str) -> str:

@@ -14,18 +14,18 @@ import pytest
 
 from bus.durable.fencing import claim, fence
 from bus.errors import BusError, OtherHistory, WrongSequence
-from bus.interface import Heard, Stored
+from bus.interface import ReceivedMessage, StoredMessage
 from bus.mirror import restore as rebuilding
 from bus.mirror.reader import MirrorFile
 from bus.mirror.restore import MARGIN, Rebuilt, rebuild
 from bus.mirror.schema import KeptRow, MessageRow
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
-from bus.nats.streams import StreamLimits, ensure_streams, wanted_streams
+from bus.nats.streams import StreamLimits, ensure_streams, expected_streams
 from coordinator.audit.runner import audit_bus, audit_file
-from coordinator.runner.mirror_role import put_back
+from coordinator.runner.mirror_role import restore
 from tests.support.collecting import Collector
-from tests.support.mirroring import Beats, MirrorProcess, assert_mirrored, mirror_process
+from tests.support.mirroring import Heartbeats, MirrorProcess, assert_mirrored, mirror_process
 from tests.support.nats import Connections, supervised_server
 
 STREAMS = ("swarm_events", "KV_swarm_state", "KV_swarm_agents", "KV_swarm_memory")
@@ -34,8 +34,8 @@ STREAMS = ("swarm_events", "KV_swarm_state", "KV_swarm_agents", "KV_swarm_memory
 class Scene:
     """A server, a mirror of it, and messages as agents leave them."""
 
-    def __init__(self, bus: NatsBus, mirror: MirrorProcess, beats: Beats) -> None:
-        self.bus, self.mirror, self.beats = bus, mirror, beats
+    def __init__(self, bus: NatsBus, mirror: MirrorProcess, heartbeats: Heartbeats) -> None:
+        self.bus, self.mirror, self.heartbeats = bus, mirror, heartbeats
         self.epochs: dict[str, int] = {}
         self.outputs = 0
 
@@ -57,19 +57,19 @@ class Scene:
         found = await bus.kv_get("swarm_agents", agent)
         await bus.kv_put("swarm_agents", agent, b'{"epoch":%d}' % self.epochs[agent], found.revision if found else 0)
 
-    async def stored(self) -> list[Stored]:
+    async def stored(self) -> list[StoredMessage]:
         return await self.bus.read_back(("swarm.>",), 1)
 
     async def mirrored(self) -> None:
         """Let the mirror read everything, and end."""
-        await self.beats.reached(self.mirror.process.pid, 0)  # from here on it ends as asked
+        await self.heartbeats.reached(self.mirror.process.pid, 0)  # from here on it ends as asked
         await self.mirror.end()
 
     async def lose(self, *streams: str) -> None:
         for stream in streams or STREAMS:
             await self.bus.api(f"STREAM.DELETE.{stream}")
 
-    async def put_back(self, limits: StreamLimits | None = None) -> Rebuilt | None:
+    async def restore(self, limits: StreamLimits | None = None) -> Rebuilt | None:
         store = await MirrorStore.open(self.mirror.file, "swarm")
         try:
             return await rebuild(self.bus, store, limits or StreamLimits(), "up")
@@ -78,7 +78,7 @@ class Scene:
 
     async def assert_goes_on(self) -> None:
         """The streams are what `up` would make, and the mirror follows them without complaint."""
-        for wanted in wanted_streams(self.bus, StreamLimits()):
+        for wanted in expected_streams(self.bus, StreamLimits()):
             config = (await self.bus.api(f"STREAM.INFO.{wanted['name']}"))["config"]
             assert {key: config.get(key) or False for key in wanted if key != "allow_rollup_hdrs"} == {
                 key: wanted[key] or config.get(key) or False for key in wanted if key != "allow_rollup_hdrs"
@@ -95,10 +95,10 @@ async def scene(directory: Path) -> AsyncIterator[Scene]:
     async with supervised_server(directory / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
         async with mirror_process(server.url, directory / "m.sqlite") as mirror:
-            yield Scene(bus, mirror, await Beats.of(bus))
+            yield Scene(bus, mirror, await Heartbeats.of(bus))
 
 
-def contents(messages: list[Stored]) -> list[tuple[Any, ...]]:
+def contents(messages: list[StoredMessage]) -> list[tuple[Any, ...]]:
     return [(m.sequence, m.subject, m.data, dict(m.headers)) for m in messages]
 
 
@@ -113,10 +113,10 @@ async def test_after_an_orderly_end_everything_is_as_it_was(tmp_path):
         state = {bucket: await bus.kv_all(bucket) for bucket in ("swarm_state", "swarm_agents")}
         old = dict(it.epochs)
         await it.mirrored()
-        heard: Collector[Heard] = Collector()
-        await bus.listen("swarm.*.>", heard)
+        received: Collector[ReceivedMessage] = Collector()
+        await bus.listen("swarm.*.>", received)
         await it.lose()
-        result = await it.put_back()
+        result = await it.restore()
         assert result is not None
         assert (result.clean, result.missing_from, result.messages) == (True, None, len(before))
         assert (result.first, result.last, result.unfenced, result.damaged) == (1, before[-1].sequence, 0, [])
@@ -138,8 +138,8 @@ async def test_after_an_orderly_end_everything_is_as_it_was(tmp_path):
             with pytest.raises(WrongSequence):
                 await bus.publish(f"in.swarm.signal.X.{agent}", b"{}", fence(bus, agent, epoch))
         await bus.publish("in.swarm.signal.X.ext", b"{}")
-        assert [item.subject for item in await heard.reach(1)] == ["swarm.signal.X.ext"]  # and nothing put back
-        assert await it.put_back() is None
+        assert [item.subject for item in await received.reach(1)] == ["swarm.signal.X.ext"]  # and nothing put back
+        assert await it.restore() is None
         await it.assert_goes_on()
 
 
@@ -152,13 +152,13 @@ async def test_what_the_mirror_did_not_have_is_named_and_its_numbers_are_not_use
         bus = it.bus
         await it.live("a", 20)
         known = await last(bus)
-        await it.beats.reached(it.mirror.process.pid, known)
+        await it.heartbeats.reached(it.mirror.process.pid, known)
         await it.mirror.kill()
         await it.live("a", 10)  # these, and this claim, the mirror never hears of
         lost_epoch, lost_end = it.epochs["a"], await last(bus)
         assert lost_end > known
         await it.lose()
-        result = await it.put_back()
+        result = await it.restore()
         assert result is not None
         assert (result.clean, result.last, result.missing_from) == (False, known, known + 1)
         after = await it.stored()
@@ -196,10 +196,10 @@ async def test_broken_off_it_is_begun_anew(tmp_path, monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(rebuilding._Rebuild, step, dies)
                 with pytest.raises(BusError, match="dies here"):
-                    await it.put_back()
+                    await it.restore()
             config = (await it.bus.api("STREAM.INFO.swarm_events"))["config"]
             assert config["subjects"] == ["restore.swarm.>"]  # nobody can publish into half a stream
-        result = await it.put_back()
+        result = await it.restore()
         assert result is not None
         assert result.clean
         after = await it.stored()
@@ -239,7 +239,7 @@ async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
             db.execute("UPDATE messages SET payload = ? WHERE sequence = 141", (b"DAMAGED",))
             db.execute("UPDATE kept SET value = ? WHERE revision = 71", (b"y",))
         db.close()
-        result = await it.put_back()
+        result = await it.restore()
         assert result is not None
         assert (result.first, result.last, result.messages, result.damaged) == (5, 142, 5, [141])
         assert result.unfenced == 2  # the first claim's condition, and a fence that never held
@@ -273,7 +273,7 @@ async def test_too_many_holes_leave_the_older_messages_in_the_file(tmp_path, mon
             {"swarm_events": 120},
         )
         await store.close()
-        result = await it.put_back()
+        result = await it.restore()
         assert result is not None
         assert (result.first, result.messages, result.left_out) == (90, 3, 1)
         assert "1 older messages are in the mirror's file only" in str(result)
@@ -287,7 +287,7 @@ async def test_a_lost_bucket_is_put_back_alone(tmp_path):
         before = await it.stored()
         await it.mirrored()
         await it.lose("KV_swarm_state")
-        result = await it.put_back()
+        result = await it.restore()
         assert result is not None
         assert (result.messages, result.buckets) == (0, {"swarm_state": 1})
         now = await it.bus.kv_all("swarm_state")
@@ -307,7 +307,7 @@ async def test_a_stream_that_ends_before_the_mirror_does_gets_the_rest_back(tmp_
         await ensure_streams(bus)
         for message in before[:8]:  # as after a loss of power: the beginning is there
             await bus.publish("in." + message.subject, message.data, message.headers)
-        result = await it.put_back()
+        result = await it.restore()
         assert result is not None
         assert contents((await it.stored())[: len(before)]) == contents(before)
         await it.assert_goes_on()
@@ -322,8 +322,8 @@ async def test_another_history_is_not_touched(tmp_path):
         await it.bus.publish("in.swarm.signal.X.other", b"{}")
         there = await it.stored()
         with pytest.raises(OtherHistory, match="is another one than the mirror's"):
-            await it.put_back()
-        told, usable = await put_back(it.bus, it.mirror.file, StreamLimits(), "up")
+            await it.restore()
+        told, usable = await restore(it.bus, it.mirror.file, StreamLimits(), "up")
         assert usable
         assert "does not go on from the mirror" in told
         assert contents(await it.stored()) == contents(there)
@@ -336,6 +336,6 @@ async def test_the_role_puts_back_when_asked_to(tmp_path):
         await it.mirrored()
         await it.lose()
         await it.mirror.start("--rebuild")
-        await it.beats.reached(it.mirror.process.pid, len(before) + 1)
+        await it.heartbeats.reached(it.mirror.process.pid, len(before) + 1)
         assert contents((await it.stored())[: len(before)]) == contents(before)
         assert "put back from the mirror" in await it.mirror.end()

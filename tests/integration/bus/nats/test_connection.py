@@ -14,11 +14,11 @@ import nats.errors
 import pytest
 
 from bus.errors import BusTimeout, BusUnreachable, Disconnected, NotAdmitted, UsageError
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.nats.bus import NatsBus
 from bus.nats.connection import _Client
 from bus.nats.streams import check_server, ensure_streams
-from bus.nats.urls import check_url, shown_url
+from bus.nats.urls import check_url, redacted_url
 from bus.testing.tcp_proxy import DOWN, Proxy
 from bus.utils.aio import end_tasks
 from tests.support.collecting import GUARD_S, Collector
@@ -58,7 +58,7 @@ async def until_live(bus: NatsBus) -> None:
 async def test_a_late_pong_does_not_make_it_deaf(server, connections):
     async with Proxy(server.url) as proxy, connections:
         bus = await connections.bus(proxy.url, streams=True)
-        found: Collector[Heard] = Collector()
+        found: Collector[ReceivedMessage] = Collector()
         await bus.listen("swarm.heartbeat.>", found)
         await bus.bounds()
         proxy.hold(DOWN)
@@ -113,7 +113,7 @@ async def test_a_refused_protocol_line_does_not_close_it_for_good(server, connec
     async with connections:
         bus = await connections.bus(server.url, streams=True)
         told = await down_and_up(bus)
-        found: Collector[Heard] = Collector()
+        found: Collector[ReceivedMessage] = Collector()
         await bus.listen("swarm.heartbeat.>", found)
         await bus.connection.client._send_command(b"PUB too.large 99999999\r\n")
         await bus.connection.client._flush_pending()
@@ -178,17 +178,17 @@ async def test_what_was_under_way_is_answered_when_it_breaks(server, connections
 async def test_live_waits_for_what_a_reconnect_owes(server, connections):
     async with Proxy(server.url) as proxy, connections:
         bus = await connections.bus(proxy.url, streams=True)
-        began, go_on = asyncio.Event(), asyncio.Event()
+        started_at, go_on = asyncio.Event(), asyncio.Event()
 
         async def up() -> None:
-            began.set()
+            started_at.set()
             await go_on.wait()
 
         bus.watch_connection(lambda: None, up)
         assert bus.live
         proxy.cut()
         async with asyncio.timeout(GUARD_S):
-            await began.wait()
+            await started_at.wait()
         waiting = asyncio.create_task(bus.until_live())
         await bus.bounds()  # connected it is
         assert not bus.live
@@ -202,19 +202,19 @@ async def test_live_waits_for_what_a_reconnect_owes(server, connections):
 async def test_a_break_during_the_catching_up_begins_it_anew(server, connections):
     async with Proxy(server.url) as proxy, connections:
         bus = await connections.bus(proxy.url, streams=True)
-        began: Collector[int] = Collector()
+        started_at: Collector[int] = Collector()
         finished: Collector[int] = Collector()
 
         async def up() -> None:
-            turn = len(began.items)
-            began.put(turn)
+            turn = len(started_at.items)
+            started_at.put(turn)
             if turn == 0:
                 await asyncio.Event().wait()
             finished.put(turn)
 
         bus.watch_connection(lambda: None, up)
         proxy.cut()
-        await began.reach(1)
+        await started_at.reach(1)
         proxy.cut()
         await until_live(bus)
         assert finished.items == [1]
@@ -303,7 +303,7 @@ async def test_a_malformed_address_is_a_persons_mistake(url):
 )
 def test_shown_addresses_have_no_credentials(url, shown):
     assert check_url(url) == url
-    assert shown_url(url) == shown
+    assert redacted_url(url) == shown
 
 
 def test_websockets_are_not_mixed_with_others():

@@ -214,7 +214,7 @@ def test_files_are_named_by_the_environment_and_mistakes_by_option(tmp_path):
             credentials_from({variable: str(tmp_path / "other")})
 
 
-def test_a_verb_reaches_a_server_by_the_files_that_its_options_name(tmp_path):
+def test_a_command_reaches_a_server_by_the_files_that_its_options_name(tmp_path):
     server = TlsServer(tmp_path)
     server.configure()
     server.start()

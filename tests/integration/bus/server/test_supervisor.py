@@ -231,8 +231,8 @@ from bus.server.supervisor import NatsServer
 
 async def main():
     async with NatsServer(Path(sys.argv[1]), port=0) as server:
-        print(json.dumps({"pid": supervisor.pid, "port": supervisor.port}), flush=True)
-        await supervisor.wait()
+        print(json.dumps({"pid": server.pid, "port": server.port}), flush=True)
+        await server.wait()
 
 asyncio.run(main())
 """
@@ -267,7 +267,7 @@ async def test_a_terminal_s_interrupt_does_not_reach_it(tmp_path):
 async def test_two_servers_do_not_share_a_store(tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "LOCK_TIMEOUT_S", 0.0)
     async with NatsServer(tmp_path, port=0):
-        with pytest.raises(UsageError, match=r"in use by another supervisor.*signalmesh down.*--state-dir"):
+        with pytest.raises(UsageError, match=r"in use by another server.*signalmesh down.*--state-dir"):
             await NatsServer(tmp_path, port=0).start()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bus.mirror.reader import MIRROR_FILE
-from bus.mirror.schema import Incarnation
+from bus.mirror.schema import StreamIncarnation
 from bus.mirror.writer import MirrorStore
 from bus.server.supervisor import NatsServer
 from coordinator.doctor import mirror_checks
@@ -17,7 +17,7 @@ EVENTS = "swarm_events"
 
 async def at(directory: Path, cursor: int) -> None:
     store = await MirrorStore.open(directory / MIRROR_FILE, "swarm")
-    await store.begin([Incarnation(EVENTS, "2026-01-01T00:00:00Z", b"{}", 0, "first")])
+    await store.begin([StreamIncarnation(EVENTS, "2026-01-01T00:00:00Z", b"{}", 0, "first")])
     await store.write([], [], {EVENTS: cursor})
     await store.close()
 

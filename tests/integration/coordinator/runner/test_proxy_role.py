@@ -26,8 +26,8 @@ class Network:
     def __init__(self, proxy: Proxy, one: NatsBus, other: NatsBus, direct: NatsBus) -> None:
         self.proxy, self.one, self.other, self._direct = proxy, one, other, direct
 
-    async def ask(self, verb: str, **asked: Any) -> dict[str, Any]:
-        reply = await self._direct.request(f"swarm.control.proxy.{verb}", json.dumps(asked).encode())
+    async def ask(self, command: str, **asked: Any) -> dict[str, Any]:
+        reply = await self._direct.request(f"swarm.control.proxy.{command}", json.dumps(asked).encode())
         found: dict[str, Any] = json.loads(reply)
         return found
 
@@ -78,9 +78,9 @@ async def test_a_black_hole_is_noticed_by_who_is_in_it(tmp_path):
 async def test_a_delay_is_of_the_named_and_ends_by_itself(tmp_path):
     async with network(tmp_path) as net:
         assert (await net.ask("delay", agents=["one"], delay_s=0.1, for_s=0.5))["connections"] == 1
-        began = time.monotonic()
+        started_at = time.monotonic()
         await net.one.connection.client.flush()
-        assert time.monotonic() - began >= 0.2
+        assert time.monotonic() - started_at >= 0.2
         async with asyncio.timeout(GUARD_S):
             while net.proxy._delays["one"]:
                 await asyncio.sleep(0.01)

@@ -15,7 +15,7 @@ from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
-from coordinator.supervisor.model import AgentState, Dead, Patience
+from coordinator.supervisor.model import AgentState, Dead, Timeouts
 from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.takeover import settle
 
@@ -23,7 +23,7 @@ NOW = 100.0
 
 
 @dataclass
-class Past:
+class UnreportedExit:
     """What has happened to the agents a (in question) and b (which runs, unless it says otherwise)."""
 
     bus: NatsBus
@@ -52,9 +52,9 @@ class Past:
     async def leads(self, *inventory: Child, others: bool = True) -> Policy:
         """The policy of a new leader that has heard this inventory, before its first decision."""
         agents = [AgentState("a", "base"), AgentState("b", "base")]
-        policy = Policy(agents, ["base"], Patience(), random.Random(1), NOW)
+        policy = Policy(agents, ["base"], Timeouts(), random.Random(1), NOW)
         runs = [child("b", await self.claim("b"), None)] if others else []
-        policy.host_beat(
+        policy.host_heartbeat(
             NOW,
             Heartbeat(
                 agent="base", agent_id="h", epoch=0, sequence=1, progress=1, status="live", interval_ms=200,
@@ -70,97 +70,97 @@ def child(name: str, epoch: int, exit_code: int | None = -9) -> Child:
 
 
 @pytest.fixture
-async def past(tmp_path) -> AsyncIterator[Past]:
+async def unreported_exit(tmp_path) -> AsyncIterator[UnreportedExit]:
     async with NatsServer(tmp_path / "state", port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "test")
         await ensure_streams(bus)
-        yield Past(bus)
+        yield UnreportedExit(bus)
         await bus.close()
 
 
-async def test_a_death_that_nobody_has_declared_is_declared(past):
-    old = await past.claim()
-    await past.told("declared_dead", old)
-    epoch = await past.claim()
-    await past.record(old)  # it died before it was ready
-    await past.told("suspected", epoch)
-    await past.told("exited", epoch, "base", exit_code=-9)
-    assert await past.concluded(child("a", old), child("a", epoch)) == [(epoch, "signal 9")]
-    assert await past.concluded(child("a", epoch), others=False) == [(epoch, "signal 9")]
-    await past.told("declared_dead", epoch)
-    assert await past.concluded(child("a", epoch)) == []
+async def test_a_death_that_nobody_has_declared_is_declared(unreported_exit):
+    old = await unreported_exit.claim()
+    await unreported_exit.told("declared_dead", old)
+    epoch = await unreported_exit.claim()
+    await unreported_exit.record(old)  # it died before it was ready
+    await unreported_exit.told("suspected", epoch)
+    await unreported_exit.told("exited", epoch, "base", exit_code=-9)
+    assert await unreported_exit.concluded(child("a", old), child("a", epoch)) == [(epoch, "signal 9")]
+    assert await unreported_exit.concluded(child("a", epoch), others=False) == [(epoch, "signal 9")]
+    await unreported_exit.told("declared_dead", epoch)
+    assert await unreported_exit.concluded(child("a", epoch)) == []
 
 
 @pytest.mark.parametrize("event", ["declared_dead", "quarantined", "revived"])
-async def test_what_the_leader_before_has_concluded_is_not_told_again(past, event):
-    epoch = await past.claim()
-    await past.record(epoch)
-    await past.told(event, None if event == "revived" else epoch)
-    assert await past.concluded(child("a", epoch)) == []
-    assert await past.concluded() == []
+async def test_what_the_leader_before_has_concluded_is_not_told_again(unreported_exit, event):
+    epoch = await unreported_exit.claim()
+    await unreported_exit.record(epoch)
+    await unreported_exit.told(event, None if event == "revived" else epoch)
+    assert await unreported_exit.concluded(child("a", epoch)) == []
+    assert await unreported_exit.concluded() == []
 
 
-async def test_a_quarantine_that_the_registry_does_not_know_yet_stays(past):
-    epoch = await past.claim()
-    await past.record(epoch)
-    await past.told("declared_dead", epoch)
-    await past.told("quarantined", epoch)
-    agent = (await past.leads(child("a", epoch))).agents["a"]
+async def test_a_quarantine_that_the_registry_does_not_know_yet_stays(unreported_exit):
+    epoch = await unreported_exit.claim()
+    await unreported_exit.record(epoch)
+    await unreported_exit.told("declared_dead", epoch)
+    await unreported_exit.told("quarantined", epoch)
+    agent = (await unreported_exit.leads(child("a", epoch))).agents["a"]
     assert (agent.phase, agent.epoch) == ("quarantined", epoch)
-    await past.told("revived", None)
-    assert (await past.leads(child("a", epoch))).agents["a"].phase == "waiting"
+    await unreported_exit.told("revived", None)
+    assert (await unreported_exit.leads(child("a", epoch))).agents["a"].phase == "waiting"
 
 
-async def test_one_that_was_claimed_since_was_being_replaced(past):
-    epoch = await past.claim()
-    await past.record(epoch)
-    await past.claim()
-    assert await past.concluded(child("a", epoch)) == []
+async def test_one_that_was_claimed_since_was_being_replaced(unreported_exit):
+    epoch = await unreported_exit.claim()
+    await unreported_exit.record(epoch)
+    await unreported_exit.claim()
+    assert await unreported_exit.concluded(child("a", epoch)) == []
 
 
-async def test_an_end_with_exit_code_0_is_no_death(past):
-    epoch = await past.claim()
-    await past.record(epoch)
-    await past.told("exited", epoch, "base", exit_code=0)
-    assert await past.concluded(child("a", epoch, 0)) == []
-    assert await past.concluded() == []
+async def test_an_end_with_exit_code_0_is_no_death(unreported_exit):
+    epoch = await unreported_exit.claim()
+    await unreported_exit.record(epoch)
+    await unreported_exit.told("exited", epoch, "base", exit_code=0)
+    assert await unreported_exit.concluded(child("a", epoch, 0)) == []
+    assert await unreported_exit.concluded() == []
 
 
-async def test_one_that_nobody_reports_while_others_run_has_gone_with_its_host(past):
-    epoch = await past.claim()
-    await past.record(epoch)
-    [(dead, reason)] = await past.concluded()
+async def test_one_that_nobody_reports_while_others_run_has_gone_with_its_host(unreported_exit):
+    epoch = await unreported_exit.claim()
+    await unreported_exit.record(epoch)
+    [(dead, reason)] = await unreported_exit.concluded()
     assert dead == epoch
     assert "sandbox host is gone" in reason
-    await past.told("exited", epoch, "base", exit_code=1)  # before its host went as well
-    assert await past.concluded() == [(epoch, "exit code 1")]
+    await unreported_exit.told("exited", epoch, "base", exit_code=1)  # before its host went as well
+    assert await unreported_exit.concluded() == [(epoch, "exit code 1")]
 
 
-async def test_a_swarm_in_which_nobody_runs_is_one_that_starts(past):
-    epoch = await past.claim()
-    await past.record(epoch)
-    assert await past.concluded(others=False) == []
+async def test_a_swarm_in_which_nobody_runs_is_one_that_starts(unreported_exit):
+    epoch = await unreported_exit.claim()
+    await unreported_exit.record(epoch)
+    assert await unreported_exit.concluded(others=False) == []
 
 
 @pytest.mark.parametrize("status", ["stopped", "drained", "quarantined"])
-async def test_one_that_had_ended_is_not_missed(past, status):
-    await past.record(await past.claim(), status)
-    assert await past.concluded() == []
+async def test_one_that_had_ended_is_not_missed(unreported_exit, status):
+    await unreported_exit.record(await unreported_exit.claim(), status)
+    assert await unreported_exit.concluded() == []
 
 
-async def test_one_that_ran_by_hand_is_not_missed(past):
-    await past.record(await past.claim(by="a"))
-    assert await past.concluded() == []
+async def test_one_that_ran_by_hand_is_not_missed(unreported_exit):
+    await unreported_exit.record(await unreported_exit.claim(by="a"))
+    assert await unreported_exit.concluded() == []
 
 
-async def test_one_that_was_never_ready_is_not_missed(past):
-    await past.record(await past.claim())
-    await past.claim()
-    assert await past.concluded() == []
+async def test_one_that_was_never_ready_is_not_missed(unreported_exit):
+    await unreported_exit.record(await unreported_exit.claim())
+    await unreported_exit.claim()
+    assert await unreported_exit.concluded() == []
 
 
-async def test_garbage_in_the_place_of_a_report_tells_nothing(past):
-    epoch = await past.claim()
-    await past.bus.publish("in." + past.bus.subjects.lifecycle("a", WATCHDOG), b"{")
-    await past.bus.publish("in." + past.bus.subjects.lifecycle("a", "base"), b"{")
-    assert await past.concluded(child("a", epoch)) == [(epoch, "signal 9")]
+async def test_garbage_in_the_place_of_a_report_tells_nothing(unreported_exit):
+    epoch = await unreported_exit.claim()
+    await unreported_exit.bus.publish("in." + unreported_exit.bus.subjects.lifecycle("a", WATCHDOG), b"{")
+    await unreported_exit.bus.publish("in." + unreported_exit.bus.subjects.lifecycle("a", "base"), b"{")
+    assert await unreported_exit.concluded(child("a", epoch)) == [(epoch, "signal 9")]

@@ -7,12 +7,12 @@ from typing import Any
 
 import orjson
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.outbox import Outbox
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
-from coordinator.supervisor.unknown_messages import Strays
+from coordinator.supervisor.unknown_messages import UnknownMessageMonitor
 
 
 async def test_each_unknown_kind_is_told_once(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ async def test_each_unknown_kind_is_told_once(tmp_path: Path) -> None:
         bus = await NatsBus.connect(server.url, "swarm", "watchdog")
         await ensure_streams(bus)
         outbox = Outbox(bus, ("swarm.*.*.watchdog",), lambda _: None)
-        strays = Strays(bus, Reporter(bus, outbox, "watchdog"))
+        strays = UnknownMessageMonitor(bus, EventPublisher(bus, outbox, "watchdog"))
 
         async def told() -> list[dict[str, Any]]:
             await strays.look()
@@ -34,7 +34,7 @@ async def test_each_unknown_kind_is_told_once(tmp_path: Path) -> None:
         for subject in ("foo.bar.baz", "foo.bar.other", "heartbeat.a"):
             await bus.publish(f"in.swarm.{subject}", b"{}")
         alerts = await told()
-        assert {alert["code"] for alert in alerts} == {"unread_messages"}
+        assert {alert["code"] for alert in alerts} == {"unknown_message_kind"}
         details = sorted((alert["detail"]["kind"], alert["detail"]["messages"]) for alert in alerts)
         assert details == [("foo", 2), ("heartbeat", 1)]
         assert any("in.swarm.foo.bar.baz" in alert["message"] for alert in alerts)

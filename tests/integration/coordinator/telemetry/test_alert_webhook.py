@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.durable.events import Reporter
+from bus.durable.events import EventPublisher
 from bus.durable.outbox import Outbox
 from bus.errors import BusError, ConfigError, UsageError
 from bus.messages import Alert, encode
@@ -25,7 +25,7 @@ from coordinator.config.telemetry import webhook_of
 from coordinator.telemetry import alert_webhook
 from coordinator.telemetry.alert_webhook import Webhook
 from coordinator.telemetry.labels import Names
-from coordinator.telemetry.stream_metrics import Figures
+from coordinator.telemetry.stream_metrics import StreamMetrics
 from tests.support.collecting import GUARD_S
 from tests.support.receiver import Receiver, receiver
 
@@ -50,10 +50,10 @@ class Posting:
 
     def __init__(self, bus: NatsBus, port: int) -> None:
         self.bus = bus
-        self.figures = Figures(Subjects("swarm"), Names(()))
+        self.metrics = StreamMetrics(Subjects("swarm"), Names(()))
         self.outbox = Outbox(bus, ("swarm.*.*.metrics",), lambda _: None)
         url = f"http://127.0.0.1:{port}/hook/s3cret"
-        self.webhook = Webhook(bus, url, self.figures, Reporter(bus, self.outbox, "metrics"))
+        self.webhook = Webhook(bus, url, self.metrics, EventPublisher(bus, self.outbox, "metrics"))
         self.task = asyncio.create_task(self.webhook.run())
 
     async def ready(self) -> None:
@@ -70,7 +70,7 @@ class Posting:
             await asyncio.sleep(0.01)
 
     def counted(self, outcome: str) -> float:
-        return self.figures.registry.get_sample_value("signalmesh_webhook_attempts_total", {"outcome": outcome}) or 0
+        return self.metrics.registry.get_sample_value("signalmesh_webhook_attempts_total", {"outcome": outcome}) or 0
 
     async def end(self) -> None:
         await self.webhook.finish()

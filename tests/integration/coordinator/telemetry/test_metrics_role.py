@@ -15,10 +15,10 @@ from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.supervisor import NatsServer
 from coordinator.config.loader import parse
-from coordinator.runner.mirror_role import put_back
-from coordinator.telemetry.metrics_role import Observer
+from coordinator.runner.mirror_role import restore
+from coordinator.telemetry.metrics_role import MetricsObserver
 from tests.support.collecting import GUARD_S
-from tests.support.mirroring import Beats, mirror_process
+from tests.support.mirroring import Heartbeats, mirror_process
 from tests.support.nats import Connections
 
 
@@ -31,7 +31,7 @@ async def put(bus: NatsBus, count: int) -> int:
     return ack.sequence
 
 
-async def read_up_to(observer: Observer, sequence: int) -> None:
+async def read_up_to(observer: MetricsObserver, sequence: int) -> None:
     async with asyncio.timeout(GUARD_S):
         while observer.read_through < sequence:
             await asyncio.sleep(0.005)
@@ -50,14 +50,16 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return events
 
 
-def counted(observer: Observer, kind: str = "signal") -> float:
-    return observer.figures.registry.get_sample_value("signalmesh_messages_total", {"kind": kind}) or 0
+def counted(observer: MetricsObserver, kind: str = "signal") -> float:
+    return observer.metrics.registry.get_sample_value("signalmesh_messages_total", {"kind": kind}) or 0
 
 
 class World:
     """A server, somebody who writes, and an observer on a connection of its own."""
 
-    def __init__(self, server: NatsServer, directory: Path, bus: NatsBus, observer: Observer, connections: Any) -> None:
+    def __init__(
+        self, server: NatsServer, directory: Path, bus: NatsBus, observer: MetricsObserver, connections: Any
+    ) -> None:
         self.server, self.directory, self.bus, self.observer = server, directory, bus, observer
         self.connections = connections
 
@@ -68,7 +70,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         bus = await connections.bus(server.url, streams=True)
         await put(bus, 3)  # before it looks
         own = await connections.bus(server.url)
-        observer = Observer(own, parse({}, "swarm.toml", ""))
+        observer = MetricsObserver(own, parse({}, "swarm.toml", ""))
         await observer.start()
         try:
             yield World(server, tmp_path, bus, observer, connections)
@@ -103,7 +105,7 @@ async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(tmp_path, 
         last = await put(it.bus, 7)
         await it.observer.look()
         await read_up_to(it.observer, last)
-        assert told == ["stream_made_anew"]
+        assert told == ["stream_recreated"]
         await it.observer.look()
         await read_up_to(it.observer, await put(it.bus, 1))
         assert counted(it.observer) == 20 + 7 + 1
@@ -140,7 +142,7 @@ async def test_a_stream_that_has_lost_its_end_is_counted_on_from_there(tmp_path,
             await it.observer._bus.until_live()
             await it.observer.look()
             await read_up_to(it.observer, last)
-            assert told == ["stream_lost_its_end"]
+            assert told == ["stream_truncated"]
             last = await put(it.bus, 2)
             await it.observer.look()
             await read_up_to(it.observer, last)
@@ -149,17 +151,17 @@ async def test_a_stream_that_has_lost_its_end_is_counted_on_from_there(tmp_path,
 
 async def test_what_a_rebuild_puts_back_is_not_counted_twice_and_what_it_adds_is(tmp_path, told):
     async with world(tmp_path) as it, mirror_process(it.server.url, tmp_path / "m.sqlite") as mirror:
-        beats = await Beats.of(it.bus)
+        heartbeats = await Heartbeats.of(it.bus)
         last = await put(it.bus, 10)
-        await beats.reached(mirror.process.pid, last)
+        await heartbeats.reached(mirror.process.pid, last)
         await mirror.kill()
         await read_up_to(it.observer, await put(it.bus, 5))  # these the mirror never hears of
         await it.bus.api("STREAM.DELETE.swarm_events")
-        text, _ = await put_back(it.bus, mirror.file, StreamLimits(), "up")
+        text, _ = await restore(it.bus, mirror.file, StreamLimits(), "up")
         assert f"{last} messages (1 to {last})" in text
         last = await put(it.bus, 2)
         await it.observer.look()
         await read_up_to(it.observer, last)
-        assert told == ["stream_made_anew"]
+        assert told == ["stream_recreated"]
         assert counted(it.observer) == 10 + 5 + 2
         assert counted(it.observer, "lifecycle") == 1, "the account of the rebuild"

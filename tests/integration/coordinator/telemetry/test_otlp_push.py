@@ -23,11 +23,11 @@ from prometheus_client import generate_latest
 from bus.messages import Heartbeat
 from bus.messages.subjects import Subjects
 from bus.observability.otel_env import Exporting
-from coordinator.telemetry.heartbeat_metrics import BeatFigures
+from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
 from coordinator.telemetry.labels import Names
 from coordinator.telemetry.otlp_convert import OtlpMetrics
 from coordinator.telemetry.otlp_push import UNANSWERED_S, MetricsExport
-from coordinator.telemetry.stream_metrics import Figures
+from coordinator.telemetry.stream_metrics import StreamMetrics
 from tests.support.collector import Measured, collecting, read_measured
 from tests.support.page import parsed
 
@@ -35,38 +35,47 @@ BEGAN_NS, AT_NS = 1_000_000_000, 2_000_000_000
 CUMULATIVE = 2
 
 
-def some_figures() -> Figures:
+def some_figures() -> StreamMetrics:
     """Counters, gauges and histograms, with labels and without, and what heartbeats tell; the clock stands still."""
-    figures = Figures(Subjects("swarm"), Names(("momentum", "base")))
-    figures.messages.labels("market").inc(3)
-    figures.messages.labels("signal").inc(2)
-    figures.degraded_decisions.inc()
+    metrics = StreamMetrics(Subjects("swarm"), Names(("momentum", "base")))
+    metrics.messages.labels("market").inc(3)
+    metrics.messages.labels("signal").inc(2)
+    metrics.degraded_decisions.inc()
     for latency_s in (0.0001, 0.004, 0.004, 0.3, 60.0):
-        figures.hops.labels("signal", "momentum").observe(latency_s)
-    figures.hops.labels("decision", "coordinator").observe(0.002)
-    figures.tick_to_decision.observe(0.01)
-    figures.stream_bytes.set(12_345)
-    beats = BeatFigures(figures.registry, figures.names, lambda: 7.0)
-    beat: dict[str, Any] = {"agent_id": "a", "epoch": 5, "sequence": 1, "progress": 1, "interval_ms": 100, "pid": 1}
-    beats.take(Heartbeat(agent="momentum", status="live", sandbox="base", outputs=9, cpu_s=1.25, rss_mb=2.0, **beat))
-    beats.take(Heartbeat(agent="base", status="live", sandbox="base", role="sandbox", uptime_s=3.5, **beat))
-    return figures
+        metrics.hops.labels("signal", "momentum").observe(latency_s)
+    metrics.hops.labels("decision", "coordinator").observe(0.002)
+    metrics.tick_to_decision.observe(0.01)
+    metrics.stream_bytes.set(12_345)
+    heartbeats = HeartbeatMetrics(metrics.registry, metrics.names, lambda: 7.0)
+    heartbeat: dict[str, Any] = {
+        "agent_id": "a",
+        "epoch": 5,
+        "sequence": 1,
+        "progress": 1,
+        "interval_ms": 100,
+        "pid": 1,
+    }
+    heartbeats.take(
+        Heartbeat(agent="momentum", status="live", sandbox="base", outputs=9, cpu_s=1.25, rss_mb=2.0, **heartbeat)
+    )
+    heartbeats.take(Heartbeat(agent="base", status="live", sandbox="base", role="sandbox", uptime_s=3.5, **heartbeat))
+    return metrics
 
 
-def send(figures: Figures, exporting: Exporting) -> bool:
+def send(metrics: StreamMetrics, exporting: Exporting) -> bool:
     sender = OtlpMetrics(exporting, {"service.name": "metrics", "mesh.sandbox": "ours"})
     try:
-        return sender.send(figures.registry.collect(), BEGAN_NS, AT_NS, 10.0)
+        return sender.send(metrics.registry.collect(), BEGAN_NS, AT_NS, 10.0)
     finally:
         sender.shutdown()
 
 
-def assert_same(measured: Measured, figures: Figures) -> None:
-    shown = parsed(generate_latest(figures.registry).decode())
+def assert_same(measured: Measured, metrics: StreamMetrics) -> None:
+    shown = parsed(generate_latest(metrics.registry).decode())
     assert measured.shown() == shown
     assert len(shown) > 60
-    metrics = measured.metrics
-    hops = metrics["signalmesh_hop_latency_seconds"]
+    received = measured.metrics
+    hops = received["signalmesh_hop_latency_seconds"]
     assert (hops.unit, hops.description[:20]) == ("s", "From the storing of ")
     assert hops.histogram.aggregation_temporality == CUMULATIVE
     [point] = [point for point in hops.histogram.data_points if point.count == 5]
@@ -74,12 +83,12 @@ def assert_same(measured: Measured, figures: Figures) -> None:
     assert sum(point.bucket_counts) == 5
     assert point.bucket_counts[-1] == 1, "above all bounds"
     assert not point.HasField("min")
-    messages = metrics["signalmesh_messages"].sum
+    messages = received["signalmesh_messages"].sum
     assert (messages.is_monotonic, messages.aggregation_temporality) == (True, CUMULATIVE)
     assert {point.start_time_unix_nano for point in messages.data_points} == {BEGAN_NS}
-    assert {p.start_time_unix_nano for p in metrics["signalmesh_agent_cpu_seconds"].sum.data_points} == {0}
-    assert metrics["signalmesh_stream_bytes"].unit == "By"
-    assert metrics["signalmesh_messages"].unit == ""
+    assert {p.start_time_unix_nano for p in received["signalmesh_agent_cpu_seconds"].sum.data_points} == {0}
+    assert received["signalmesh_stream_bytes"].unit == "By"
+    assert received["signalmesh_messages"].unit == ""
 
 
 @pytest.fixture(autouse=True)
@@ -89,12 +98,12 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_by_http(monkeypatch: pytest.MonkeyPatch):
-    figures = some_figures()
+    metrics = some_figures()
     async with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-        assert await asyncio.to_thread(send, figures, Exporting())
+        assert await asyncio.to_thread(send, metrics, Exporting())
         [measured] = collector.measured
-        assert_same(measured, figures)
+        assert_same(measured, metrics)
         assert collector.headers["authorization"] == "Bearer x"
         told = {key: measured.resource[key] for key in ("service.name", "deployment.environment.name", "mesh.sandbox")}
         assert told == {
@@ -145,18 +154,18 @@ def servicer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servicer]:
 
 
 def test_by_grpc(servicer: Servicer):
-    figures = some_figures()
-    assert send(figures, Exporting(protocol="grpc"))
-    assert_same(read_measured(servicer.requests[0].SerializeToString()), figures)
+    metrics = some_figures()
+    assert send(metrics, Exporting(protocol="grpc"))
+    assert_same(read_measured(servicer.requests[0].SerializeToString()), metrics)
     assert servicer.metadata["authorization"] == "Bearer x"
 
 
 def test_the_last_figures_go_out_by_grpc_though_the_collector_is_only_just_coming_up(servicer: Servicer, told: Told):
-    figures, servicer.refusals = some_figures(), 2  # the exporter asks again after one second, and after two more
-    export = MetricsExport(Exporting(protocol="grpc"), {}, figures.registry, dict)
+    metrics, servicer.refusals = some_figures(), 2  # the exporter asks again after one second, and after two more
+    export = MetricsExport(Exporting(protocol="grpc"), {}, metrics.registry, dict)
     export.close()
     request = servicer.requests[-1]
-    assert read_measured(request.SerializeToString()).shown() == parsed(generate_latest(figures.registry).decode())
+    assert read_measured(request.SerializeToString()).shown() == parsed(generate_latest(metrics.registry).decode())
     assert told.lines == []
 
 
@@ -214,11 +223,11 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 
 
 async def test_an_ill_collector_is_told_of_once_and_shows_no_secret(monkeypatch: pytest.MonkeyPatch, told: Told):
-    figures = some_figures()
+    metrics = some_figures()
     async with collecting("unknown") as collector:
         secret = collector.url.replace("//", "//me:s3cret@") + "/s3cret"
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{secret}/v1/metrics")
-        export = MetricsExport(Exporting(), {"OTEL_METRIC_EXPORT_INTERVAL": "10"}, figures.registry, dict)
+        export = MetricsExport(Exporting(), {"OTEL_METRIC_EXPORT_INTERVAL": "10"}, metrics.registry, dict)
         await collector.until("some attempts", lambda: collector.requests > 5)
         [(event, level, fields)] = told.lines
         assert (event, level) == ("metrics_not_exported", "warning")
@@ -233,7 +242,7 @@ async def test_an_ill_collector_is_told_of_once_and_shows_no_secret(monkeypatch:
         await collector.until("it hangs", lambda: collector.requests > requests)
         async with asyncio.timeout(8):  # the exporter itself would wait for ten
             await asyncio.to_thread(export.close)
-        assert collector.measured[-1].shown() == parsed(generate_latest(figures.registry).decode())
+        assert collector.measured[-1].shown() == parsed(generate_latest(metrics.registry).decode())
 
 
 async def test_a_collector_that_is_gone_is_named_as_such(monkeypatch: pytest.MonkeyPatch, told: Told):

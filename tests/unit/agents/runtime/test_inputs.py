@@ -149,7 +149,7 @@ async def test_what_nobody_could_read_is_a_fault_of_the_handler(what: Any, told:
     [(sequence, reason)] = feed.skipped()
     assert sequence == 2
     assert all(word in reason for word in ["on_market", *told]), reason
-    [alert] = feed.alerts("handler_raised")
+    [alert] = feed.alerts("handler_failed")
     assert all(word in alert for word in ["agent", "on_market", *told]), alert
     assert len(feed.stored("signal")) == 2
     assert feed.numbers() == ["1", "2"]
@@ -207,7 +207,7 @@ async def test_one_success_among_faults_keeps_it_going_and_the_telling_is_bounde
     runtime = await feed.live(Sometimes)
     assert runtime.intake.skips == len(feed.skipped()) == 160
     assert len(feed.numbers()) == 40
-    full, [rest] = feed.alerts("handler_raised")[:-1], feed.alerts("handler_raised")[-1:]
+    full, [rest] = feed.alerts("handler_failed")[:-1], feed.alerts("handler_failed")[-1:]
     assert len(full) == 3
     assert "157 more" in rest
     assert "by tick 199" in rest
@@ -222,10 +222,10 @@ class Source(Agent):
 
     @dataclass
     class State:
-        heard: int = 0
+        received: int = 0
 
     def on_signal(self, event: Signal) -> None:
-        self.state.heard += 1
+        self.state.received += 1
         if event.round == 3:
             raise RuntimeError("cannot")
 
@@ -264,7 +264,7 @@ async def test_a_source_drops_what_nobody_could_read():
     assert [market["sequence"] for market in feed.stored("market")] == [1, 3, 5]
     assert feed.numbers() == ["1", "2", "3"]
     assert runtime.intake.skips == 2
-    undeclared, negative = feed.alerts("handler_raised")
+    undeclared, negative = feed.alerts("handler_failed")
     assert all(word in undeclared for word in ("produce", "Signal", "MarketData")), undeclared
     assert all(word in negative for word in ("produce", "price", "-1.0")), negative
 

@@ -14,10 +14,10 @@ import pytest
 from agents.agent import Agent
 from agents.runtime import replay as replaying
 from agents.runtime.process import make_agent
-from agents.runtime.replay import Replayed, Unlike
+from agents.runtime.replay import Mismatch, Replayed
 from agents.runtime.runtime import Runtime
 from agents.spec import AgentSpec
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import Event, MarketData, Signal, Timer, encode
 from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
@@ -84,7 +84,7 @@ class Source(Agent):
             yield tick(number, self.price or None) if number != 7 else replace(tick(7), price=float("nan"))
 
 
-def outputs_of(server: MemoryServer, name: str) -> list[Stored]:
+def outputs_of(server: MemoryServer, name: str) -> list[StoredMessage]:
     return [m for m in server.messages if m.subject.endswith(f".{name}") and h.OUTPUT in m.headers]
 
 
@@ -106,11 +106,11 @@ async def recorded(agent: Agent, count: int, ticks: int = 0) -> MemoryServer:
     return server
 
 
-async def replayed(agent: Agent, server: MemoryServer, *, skips: Any = None) -> tuple[Replayed, list[Unlike]]:
+async def replayed(agent: Agent, server: MemoryServer, *, skips: Any = None) -> tuple[Replayed, list[Mismatch]]:
     """`agent` over what `server` holds, and what differs."""
     known = skips_of(server.subjects, server.messages) if skips is None else skips
     life = Replayed(agent, server.subjects, known.get(agent.name, ()))
-    found: list[Unlike] = []
+    found: list[Mismatch] = []
     try:
         for stored in server.messages:
             kind, writer = stored.subject.split(".")[1], stored.subject.rpartition(".")[2]
@@ -156,7 +156,7 @@ async def test_what_the_recorded_run_has_not_stored_is_told():
 async def test_what_the_replay_does_not_say_is_told():
     server = await recorded(Summing("one"), TICKS - 1, TICKS)
     stored = outputs_of(server, "one")[-1]
-    extra = Stored(stored.subject, stored.sequence + 100, stored.data, {**stored.headers, h.OUTPUT: str(TICKS)})
+    extra = StoredMessage(stored.subject, stored.sequence + 100, stored.data, {**stored.headers, h.OUTPUT: str(TICKS)})
     server.messages.append(extra)
     _, [unlike] = await replayed(Summing("one"), server)
     assert (unlike.recorded, unlike.replayed) == (extra, None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents.runtime.round_traces import MAX_ROUNDS, Open, Rounds
+from agents.runtime.round_traces import MAX_ROUNDS, Open, RoundTraces
 from bus.messages import Decision, MarketData, Signal
 from bus.observability.spans import Context, read_sampled
 
@@ -34,13 +34,13 @@ def decision(number: int | None, source: str = "research-1") -> Decision:
     )  # fmt: skip
 
 
-def take(rounds: Rounds, message: MarketData | Signal, traceparent: str) -> None:
+def take(rounds: RoundTraces, message: MarketData | Signal, traceparent: str) -> None:
     rounds.take(message, traceparent, read_sampled(traceparent)[0], 1)
 
 
 @pytest.fixture
-def rounds() -> Rounds:
-    return Rounds()
+def rounds() -> RoundTraces:
+    return RoundTraces()
 
 
 def test_an_unsampled_round_has_a_header_until_it_is_decided(rounds):
@@ -95,7 +95,7 @@ def test_what_is_remembered_is_bounded(rounds):
 def test_sampled_rounds_survive_in_a_snapshot(rounds):
     take(rounds, tick(1), header(1, sampled=True))
     take(rounds, tick(2), header(2, sampled=False))
-    another = Rounds()
+    another = RoundTraces()
     another.load(rounds.save())
     assert isinstance(another.find(decision(1), ends=True), Open)
     assert another.find(decision(2), ends=True) is None

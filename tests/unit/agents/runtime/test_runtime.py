@@ -84,16 +84,16 @@ class Counting(Agent):
 
     @dataclass
     class State:
-        heard: int = 0
+        received: int = 0
 
     def on_signal(self, event: Signal) -> Signal:
-        self.state.heard += 1
+        self.state.received += 1
         if event.round == 7:
             raise RuntimeError("cannot")
         return Signal(
             signal="hold",
             strength=0.5,
-            indicators={"heard": self.state.heard},
+            indicators={"heard": self.state.received},
             timestamp=event.timestamp,
             source=self.name,
             symbol="B",
@@ -115,13 +115,13 @@ class Gate:
         self.bus: MemoryBus | None = None
         self.died = asyncio.Event()
         self.frozen = self.brief = False
-        self.thawed = asyncio.Event()
+        self.resumed = asyncio.Event()
         self._hang = asyncio.Event()
 
     async def __call__(self, name: str) -> None:
         if self.died.is_set():
             if self.frozen:
-                await self.thawed.wait()
+                await self.resumed.wait()
             else:
                 await self._hang.wait()
         self.steps += 1
@@ -135,7 +135,7 @@ class Gate:
         elif fault in ("freeze", "pause"):
             self.frozen, self.brief = True, fault == "pause"
             self.died.set()
-            await self.thawed.wait()
+            await self.resumed.wait()
         else:
             assert self.bus is not None
             self.bus.disconnect(lose=fault == "cut_lost")
@@ -161,7 +161,7 @@ async def live_through(
     Returns why those ended that gave up.
     """
     frozen: list[tuple[Gate, asyncio.Task[None], MemoryBus]] = []
-    given_up: list[str] = []
+    failed: list[str] = []
     for faults in [*lives, {}, {}]:
         gate = Gate(dict(faults), rng)
         bus = MemoryBus(server, gate)
@@ -171,7 +171,7 @@ async def live_through(
         for zombie_gate, _, _ in frozen:
             if zombie_gate.brief:  # it wakes up beside its successor
                 zombie_gate.faults.clear()
-                zombie_gate.thawed.set()
+                zombie_gate.resumed.set()
         task = asyncio.create_task(Runtime(cls("agent"), bus, epoch=epoch, agent_id=agent_id, snapshot_inputs=3).run())
         done = asyncio.create_task(goal())
         died = asyncio.create_task(gate.died.wait())
@@ -184,14 +184,14 @@ async def live_through(
                 # an incarnation may end itself on a broken connection: it is started again, as the watchdog would
                 assert isinstance(with_error, (MeshError, Disconnected)), with_error
                 if isinstance(with_error, HopelessHandler):
-                    given_up.append(str(with_error))
+                    failed.append(str(with_error))
             task.cancel()
         for other in (done, died):
             other.cancel()
         if not faults:
             for gate, zombie, _ in frozen:
                 gate.faults.clear()
-                gate.thawed.set()
+                gate.resumed.set()
                 await asyncio.wait({zombie})
                 assert isinstance(zombie.exception(), MeshError)
         await asyncio.gather(task, done, died, return_exceptions=True) if not gate.frozen else None
@@ -199,7 +199,7 @@ async def live_through(
             await bus.close()
     for _, _, bus in frozen:
         await bus.close()
-    return given_up
+    return failed
 
 
 def check_fence(server: MemoryServer) -> None:
@@ -279,10 +279,10 @@ def test_who_fails_on_everything_is_given_up_by_the_stream_alone(lives: list[dic
         async with asyncio.timeout(10):
             return server, await live_through(server, Failing, lives, goal, random.Random(seed))
 
-    calm, given_up = asyncio.run(run([]))
-    assert [f"{HOPELESS_SKIPS} inputs in a row" in why for why in given_up] == [True]
-    server, given_up = asyncio.run(run(lives))
-    assert len(given_up) <= 1  # none if it died in that very moment
+    calm, failed = asyncio.run(run([]))
+    assert [f"{HOPELESS_SKIPS} inputs in a row" in why for why in failed] == [True]
+    server, failed = asyncio.run(run(lives))
+    assert len(failed) <= 1  # none if it died in that very moment
     assert outputs(server) == outputs(calm)
     skipped = {orjson.loads(m.data)["detail"]["sequence"] for m in server.messages if b'"skipped"' in m.data}
     ticks = [m.sequence for m in server.messages if m.subject.endswith(".feed")]

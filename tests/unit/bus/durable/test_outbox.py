@@ -101,7 +101,7 @@ async def test_a_refusal_inside_an_unbroken_connection_is_made_up_for(monkeypatc
         outbox.put(entry(number))
     outbox.push()
     async with asyncio.timeout(GUARD_S):
-        while not outbox._in_doubt:
+        while not outbox._out_of_sync:
             await asyncio.sleep(0)
     await publish(outbox, 7, 12)  # taken while it is in doubt
     await flushed(outbox)

@@ -29,8 +29,8 @@ from bus.messages import (
     LifecycleEvent,
     MarketData,
     Message,
-    Mood,
     Sentiment,
+    SentimentLabel,
     Severity,
     Side,
     Signal,
@@ -401,7 +401,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     ).filter(lambda tick: tick.low is None or tick.high is None or tick.low <= tick.high),
     Headline: st.builds(Headline, text=texts, url=maybe() | texts, symbols=tuples, **stamped),
     Sentiment: st.builds(
-        Sentiment, sentiment=st.sampled_from(get_args(Mood)), confidence=unit, sources=tuples, symbol=BTC,
+        Sentiment, sentiment=st.sampled_from(get_args(SentimentLabel)), confidence=unit, sources=tuples, symbol=BTC,
         round=maybe() | whole, p_up=maybe() | unit, **stamped,
     ),
     Signal: st.builds(

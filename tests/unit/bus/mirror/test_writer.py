@@ -13,7 +13,7 @@ import pytest
 from bus.errors import MirrorDamaged, MirrorFailing, MirrorUnusable
 from bus.mirror import schema, writer
 from bus.mirror.reader import MirrorFile
-from bus.mirror.schema import STEPS, VERSION, Gap, Incarnation, KeptRow, MessageRow
+from bus.mirror.schema import STEPS, VERSION, KeptRow, MessageRow, MirrorGap, StreamIncarnation
 from bus.mirror.writer import PRUNE_ROWS, MirrorStore
 
 EVENTS, STATE = "swarm_events", "KV_swarm_state"
@@ -34,7 +34,7 @@ def snapshot(revision: int, key: str = "one", operation: str = "PUT"):
 
 async def filled(path: Path, count: int = 3) -> None:
     store = await MirrorStore.open(path, "swarm")
-    await store.begin([Incarnation(EVENTS, "2026-01-01T00:00:00Z", b"{}", 0, "first")])
+    await store.begin([StreamIncarnation(EVENTS, "2026-01-01T00:00:00Z", b"{}", 0, "first")])
     await store.write([message(n) for n in range(1, count + 1)], [snapshot(7)], {EVENTS: count, STATE: 7})
     await store.close()
 
@@ -44,7 +44,7 @@ async def test_what_was_written_is_read_back_while_it_is_being_written(tmp_path)
     store = await MirrorStore.open(path, "swarm")
     rows = [message(1), message(2, b"\xff no json"), message(5, json.dumps(DECISION).encode(), "swarm.decision.B.c")]
     await store.write(rows, [snapshot(7), snapshot(9), snapshot(11, "two", "DEL")], {EVENTS: 5, STATE: 11})
-    await store.write([], [], {}, [Gap(EVENTS, 3, 4, "expired")])
+    await store.write([], [], {}, [MirrorGap(EVENTS, 3, 4, "expired")])
     with MirrorFile(path) as file:
         assert [found.row for found in file.messages()] == rows
         assert all(found.intact for found in file.messages())

@@ -11,7 +11,7 @@ from nats.aio.transport import TcpTransport
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
-from bus.nats.client import LazyHeaders, QuickClient, parse_headers
+from bus.nats.client import FastClient, LazyHeaders, parse_headers
 from bus.nats.connection import _Client
 from bus.nats.wire_parser import WireParser, WireTransport, _Reader
 
@@ -153,7 +153,7 @@ def test_header_blocks(block, headers):
 @pytest.mark.parametrize(
     ("ours", "theirs", "names"),
     [
-        (QuickClient, Client_, ("_connect_to_server", "_remove_sub", "_parse_header_lines", "_process_headers")),
+        (FastClient, Client_, ("_connect_to_server", "_remove_sub", "_parse_header_lines", "_process_headers")),
         (_Client, Client_, ("_process_pong", "_process_err", "_process_op_err")),
         (WireParser, Parser, ("parse", "reset")),
         (WireTransport, TcpTransport, ("connect", "read", "writelines")),

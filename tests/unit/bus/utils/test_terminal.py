@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bus.observability.logging import set_up_logs
-from bus.utils.terminal import harmless
+from bus.utils.terminal import escape_control
 from coordinator.reporting.tables import Column, console, fitted
 
 
 def test_controls_are_written_out():
-    assert harmless("a\x1b[2Jb\x9bc\rd\u202ee\nf") == "a\\u001b[2Jb\\u009bc\\u000dd\\u202ee\\u000af"
-    assert harmless("two\nlines", keep="\n") == "two\nlines"
+    assert escape_control("a\x1b[2Jb\x9bc\rd\u202ee\nf") == "a\\u001b[2Jb\\u009bc\\u000dd\\u202ee\\u000af"
+    assert escape_control("two\nlines", keep="\n") == "two\nlines"
 
 
 @given(st.text())
 def test_nothing_else_changes_and_json_says_the_same(text):
     line = json.dumps(text, ensure_ascii=False)
-    assert json.loads(harmless(line)) == text
-    shown = harmless(text)
+    assert json.loads(escape_control(line)) == text
+    shown = escape_control(text)
     assert not any(character < " " or "\x7f" <= character <= "\x9f" for character in shown)
-    assert harmless(shown) == shown
+    assert escape_control(shown) == shown
 
 
 def test_a_cell_is_no_markup():
@@ -40,7 +40,7 @@ def test_a_cell_is_no_markup():
 
 def test_no_character_at_all_commands_a_terminal_or_cannot_be_printed():
     for number in range(sys.maxunicode + 1):
-        shown = harmless(chr(number)).encode()
+        shown = escape_control(chr(number)).encode()
         assert shown.isascii() == (number < 0x80 or shown.startswith(b"\\u")), hex(number)
         assert not any(byte < 0x20 or byte == 0x7F for byte in shown), hex(number)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from bus.interface import Stored
+from bus.interface import StoredMessage
 from bus.messages import Decision, MarketData
 from coordinator.audit.models import Findings
-from coordinator.audit.round_checks import Rounds
+from coordinator.audit.round_checks import RoundChecker
 from coordinator.decisions.agent import MAX_OPEN_ROUNDS
 
 AT = datetime(2020, 1, 1, tzinfo=UTC)
@@ -18,12 +18,12 @@ class Stream:
 
     def __init__(self) -> None:
         self.findings = Findings()
-        self.rounds = Rounds(self.findings)
+        self.rounds = RoundChecker(self.findings)
         self.sequence = 0
 
-    def _stored(self, subject: str) -> Stored:
+    def _stored(self, subject: str) -> StoredMessage:
         self.sequence += 1
-        return Stored(subject, self.sequence, b"")
+        return StoredMessage(subject, self.sequence, b"")
 
     def tick(self, number: int | None, source: str = "feed", symbol: str = "A") -> int:
         tick = MarketData(symbol=symbol, price=1.0, volume=1.0, timestamp=AT, source=source, sequence=number)
@@ -77,10 +77,10 @@ def test_strays_and_a_feed_that_numbers_anew_are_no_problem():
     assert (stream.rounds.audit.decided, stream.rounds.audit.waiting) == (6, 0)
     stream.decide("A:feed:1000000")
     stream.decide("A:feed=2:1")
-    assert stream.rounds.audit.doubled == 2
+    assert stream.rounds.audit.duplicated == 2
 
 
-def test_rounds_out_of_order_doubled_or_without_a_tick():
+def test_rounds_out_of_order_duplicated_or_without_a_tick():
     stream = Stream()
     stream.tick(1)
     stream.decide("A:feed:1")
@@ -88,7 +88,7 @@ def test_rounds_out_of_order_doubled_or_without_a_tick():
     stream.decide("A:feed:5")
     assert ["once more" in text for text in stream.texts] == [True, False]
     assert "without a tick" in stream.texts[1]
-    assert stream.rounds.audit.doubled == 1
+    assert stream.rounds.audit.duplicated == 1
 
 
 def test_repeated_and_unnumbered_ticks_open_rounds_as_the_coordinator_does():

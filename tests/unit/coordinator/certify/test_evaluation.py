@@ -15,41 +15,41 @@ import orjson
 import psutil
 import pytest
 
-from agents.host.probe import look_around, network_of_here
+from agents.host.probe import network_of_here, probe_sandbox
 from bus.errors import UsageError
 from bus.messages import SandboxUsage
 from coordinator.certify.evaluation import targets
 from coordinator.certify.expected import configuration, expected
 from coordinator.certify.leftovers import check_earlier_runs, earlier_runs, make_directory
 from coordinator.certify.markdown import markdown, target_text, verdict
-from coordinator.certify.measurements import Recording, Told, Value, digest, recognise
+from coordinator.certify.measurements import RunRecording, Told, Value, digest, match_by_digest
 from coordinator.certify.models import (
     Audited,
     Certificate,
     Cleanup,
+    CleanupCheck,
     Flow,
     LastValues,
-    Looked,
     SandboxRow,
     Throughput,
     judged,
 )
 from coordinator.certify.temporary_swarm import TemporarySwarm
 from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse
-from coordinator.control.kill import Killing
-from coordinator.reporting.percentiles import Spread, spread_of
+from coordinator.control.kill import KillReport
+from coordinator.reporting.percentiles import Percentiles, percentiles_of
 from coordinator.runner.run_record import Recorded, Run
 from coordinator.sandboxes.health import HERE, shared_with
-from coordinator.sandboxes.pool_record import Left, Pool, write_pool
+from coordinator.sandboxes.pool_record import Orphan, Pool, write_pool
 
 MS = 1_000_000
-KILLING = Killing(
+KILLING = KillReport(
     agent="research-1", sandbox="base", pid=7, signal="SIGKILL", epoch_before=1, epoch_after=4, outcome="recovered",
-    detected_ms=20.0, ready_ms=80.0, outputs_lost=0, outputs_doubled=0, outputs_checked=4,
+    detected_ms=20.0, ready_ms=80.0, outputs_lost=0, outputs_duplicated=0, outputs_checked=4,
 )  # fmt: skip
 WANTED, _ = expected(None, None)
 AUDITED = Audited(
-    ok=True, messages=6, gaps=0, doubled=0, rounds_decided=2, rounds_missing=0, mirror_compared=6, mirror_missing=0,
+    ok=True, messages=6, gaps=0, duplicated=0, rounds_decided=2, rounds_missing=0, mirror_compared=6, mirror_missing=0,
     mirror_differing=0, problems=[], notes=[],
 )  # fmt: skip
 
@@ -58,9 +58,9 @@ def told(kind: str, writer: str, at_ms: int, cause: int | None = None, epoch: in
     return Told(f"swarm.{kind}.BTC-USD.{writer}", kind, writer, at_ms * MS, cause, epoch, digest(data))
 
 
-def recording() -> Recording:
+def recording() -> RunRecording:
     """Two rounds: a tick before the kill, a tick after it, each with a vote and a decision."""
-    found = Recording()
+    found = RunRecording()
     found.messages = {
         1: told("epoch", "research-1", 0),
         2: told("market", "research-1", 100, data=b"tick 1"),
@@ -77,7 +77,9 @@ def recording() -> Recording:
     return found
 
 
-def judge(fault: Killing | None, before: Recording, after: Recording, audit: Audited | None) -> dict[str, object]:
+def judge(
+    fault: KillReport | None, before: RunRecording, after: RunRecording, audit: Audited | None
+) -> dict[str, object]:
     limits = {"detection_s": 1.0, "recovery_s": 5.0, "downtime_s": 10.0}
     found = targets(WANTED, [], [], [], [], fault, before, after, audit, **limits)
     return {target.name: target for target in found}
@@ -106,7 +108,7 @@ def test_an_output_that_is_gone_or_another_one_is_not_restored():
 
 
 @pytest.mark.parametrize(
-    "audit", [replace(AUDITED, gaps=1), replace(AUDITED, doubled=1), replace(AUDITED, rounds_missing=1)]
+    "audit", [replace(AUDITED, gaps=1), replace(AUDITED, duplicated=1), replace(AUDITED, rounds_missing=1)]
 )
 def test_what_the_audit_misses_is_data_loss_though_the_kill_did_not_see_it(audit):
     target = judge(KILLING, recording(), recording(), audit)["data loss"]
@@ -114,13 +116,13 @@ def test_what_the_audit_misses_is_data_loss_though_the_kill_did_not_see_it(audit
 
 
 def test_what_was_not_measured_is_not_met_and_says_why():
-    nothing = judge(None, Recording(), Recording(), None)
+    nothing = judge(None, RunRecording(), RunRecording(), None)
     for name in ("detection", "recovery", "downtime", "rejoin", "restoration"):
         target = nothing[name]
         assert (target.measured, target.ok, target.why) == (None, False, "no agent was killed")  # type: ignore[attr-defined]
     assert nothing["data loss"].why == "the stream was not audited"  # type: ignore[attr-defined]
-    hung = judge(replace(KILLING, ready_ms=None, outcome="not back in time"), recording(), recording(), AUDITED)
-    assert hung["recovery"].why == "the kill's outcome: not back in time"  # type: ignore[attr-defined]
+    unresponsive = judge(replace(KILLING, ready_ms=None, outcome="not back in time"), recording(), recording(), AUDITED)
+    assert unresponsive["recovery"].why == "the kill's outcome: not back in time"  # type: ignore[attr-defined]
 
 
 def test_a_limit_is_not_met_by_what_equals_it():
@@ -148,7 +150,9 @@ def test_hops_and_rounds_are_those_of_the_paced_part():
 
 
 def test_the_rounds_of_the_report_add_up():
-    flow = Flow(rounds_at_once=250, rounds_settling=10, rounds_awaited=310, tick_to_decision_ms=spread_of([1.0] * 54))
+    flow = Flow(
+        rounds_at_once=250, rounds_settling=10, rounds_awaited=310, tick_to_decision_ms=percentiles_of([1.0] * 54)
+    )
     text = markdown(replace(nothing_measured(), flow=flow))
     assert (
         "The stream had 314 decided rounds when it was read after the fault: 250 that came at once and 10 paced" in text
@@ -161,14 +165,14 @@ def test_throughput_without_decisions_says_so():
 
 
 def test_a_value_that_the_stream_does_not_have_is_not_intact(tmp_path: Path):
-    from bus.interface import Kept
+    from bus.interface import KvEntry
 
     values = [
-        Value("research-1", "k", Kept(b"tick 2", 9), (1.0, 2.0)),
-        Value("research-1", "k", Kept(b"forged", 9), (1.0,)),
+        Value("research-1", "k", KvEntry(b"tick 2", 9), (1.0, 2.0)),
+        Value("research-1", "k", KvEntry(b"forged", 9), (1.0,)),
         Value("research-1", "k", None, ()),
     ]
-    there, forged, missing = recognise(values, recording(), tmp_path / "mirror.sqlite")
+    there, forged, missing = match_by_digest(values, recording(), tmp_path / "mirror.sqlite")
     assert (there.sequence, there.mirrored) == (5, None)
     assert "the mirror cannot be read" in there.why
     assert (forged.sequence, forged.mirrored) == (None, None)
@@ -179,16 +183,17 @@ def test_a_value_that_the_stream_does_not_have_is_not_intact(tmp_path: Path):
 def nothing_measured() -> Certificate:
     return Certificate(
         ok=False, version="0", provider="local", endpoint=None,
-        started_at=datetime(2026, 1, 1, tzinfo=UTC), took_s=1.0,
-        machine=look_around(), nats_server="", steps=[],
+        started_at=datetime(2026, 1, 1, tzinfo=UTC), duration_s=1.0,
+        machine=probe_sandbox(), nats_server="", steps=[],
         targets=targets(
-            WANTED, [], [], [], [], None, Recording(), Recording(), None,
+            WANTED, [], [], [], [], None, RunRecording(), RunRecording(), None,
             detection_s=1.0, recovery_s=5.0, downtime_s=10.0,
         ),
         sandboxes=[SandboxRow(name="base", why="no heartbeat of its host was heard")], agents=[], flow=Flow(),
         throughput=Throughput(rounds=0, seconds=None, decisions_per_s=None, messages_per_s=None, why="no rounds"),
-        memory=[], snapshots=[], last_values=LastValues(subjects=0, bytes=0, read_ms=Spread(n=0)), fault=None,
-        restored={}, audit=None, alerts={"sandbox_unheard": 2}, alert_texts={"sandbox_unheard": "it | is\nnot heard"},
+        memory=[], snapshots=[], last_values=LastValues(subjects=0, bytes=0, read_ms=Percentiles(n=0)), fault=None,
+        restored={}, audit=None, alerts={"sandbox_no_heartbeat": 2},
+        alert_texts={"sandbox_no_heartbeat": "it | is\nnot heard"},
         cleanup=Cleanup(), problems=["it went | wrong\nbadly"],
     )  # fmt: skip
 
@@ -200,8 +205,8 @@ def test_a_report_of_nothing_says_why_in_every_part():
     for said in (
         "not measured: no agent was killed", "no heartbeat of its host was heard", "No memory key was read.",
         "No snapshot was read.", "No agent was killed; the problems say", "(no rounds)", "Not made; the problems say",
-        "- PROBLEM: it went \\| wrong badly", "Alerts heard: sandbox_unheard (2), the newest of each:",
-        "- sandbox_unheard: it \\| is not heard",
+        "- PROBLEM: it went \\| wrong badly", "Alerts heard: sandbox_no_heartbeat (2), the newest of each:",
+        "- sandbox_no_heartbeat: it \\| is not heard",
     ):  # fmt: skip
         assert said in text
     widths = {len(line.replace("\\|", "").split("|")) for line in text.splitlines() if line.startswith("| detection")}
@@ -252,21 +257,21 @@ async def test_a_process_that_outlives_its_swarm_is_listed():
     swarm = TemporarySwarm("")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         created = psutil.Process(child.pid).create_time()
-        swarm._everybody = {child.pid: (created, "python -c input()"), os.getpid(): (created - 1000, "another")}
+        swarm._all_agents = {child.pid: (created, "python -c input()"), os.getpid(): (created - 1000, "another")}
         cleanup = await swarm.stop()
-        assert cleanup.left == [f"process {child.pid} (python -c input()): end it with `kill {child.pid}`"]
+        assert cleanup.orphans == [f"process {child.pid} (python -c input()): end it with `kill {child.pid}`"]
         assert not cleanup.ok
         child.kill()
     assert not swarm.directory.exists()
 
 
 def test_what_could_not_be_looked_for_may_be_left():
-    unknown = Looked(what="sandboxes elsewhere", how="listed", left=None, why="nobody answered")
-    cleanup = Cleanup(exit_code=0, looked=[Looked(what="processes", how="3 seen", left=[]), unknown])
-    assert cleanup.left == ["sandboxes elsewhere: not known whether any is left: nobody answered"]
+    unknown = CleanupCheck(what="sandboxes elsewhere", how="listed", orphans=None, why="nobody answered")
+    cleanup = Cleanup(exit_code=0, checks=[CleanupCheck(what="processes", how="3 seen", orphans=[]), unknown])
+    assert cleanup.orphans == ["sandboxes elsewhere: not known whether any is left: nobody answered"]
     assert not cleanup.ok
     assert cleanup.said == "left behind: sandboxes elsewhere: not known whether any is left: nobody answered"
-    assert Cleanup(exit_code=0, looked=cleanup.looked[:1]).said == "nothing of it is left: processes (3 seen)"
+    assert Cleanup(exit_code=0, checks=cleanup.checks[:1]).said == "nothing of it is left: processes (3 seen)"
     text = markdown(replace(nothing_measured(), cleanup=cleanup))
     assert "| processes | 3 seen | none |" in text
     assert "| sandboxes elsewhere | listed | not measured: nobody answered |" in text
@@ -292,12 +297,14 @@ def test_a_directory_of_certify_is_left_once_its_owner_has_ended(temporary: Path
 
 def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("E2B_API_KEY", raising=False)
-    left = make_directory()
-    (left / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, created=1.0)))
+    orphans = make_directory()
+    (orphans / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, created=1.0)))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         alive = Recorded.of("sandbox", "base", child.pid)
-        state_dir = left / "state"
-        write_pool(state_dir, Pool(id="p", endpoint="E2B at https://x", sandboxes=(Left(sandbox="base-i1", id="i1"),)))
+        state_dir = orphans / "state"
+        write_pool(
+            state_dir, Pool(id="p", endpoint="E2B at https://x", sandboxes=(Orphan(sandbox="base-i1", id="i1"),))
+        )
         assert alive is not None
         run = Run(pid=1, created=1.0, swarm="swarm", url="nats://127.0.0.1:1", config="", children=(alive,))
         (state_dir / "run.json").write_bytes(orjson.dumps(run))
@@ -305,7 +312,7 @@ def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pyt
         child.kill()
     assert "i1 (E2B_API_KEY is not set here)" in sandboxes.text
     assert (processes.level, processes.remedy) == ("error", f"kill -9 {child.pid}")
-    assert directory.remedy.startswith(f"rm -r {left}, once none of its sandboxes is left")
+    assert directory.remedy.startswith(f"rm -r {orphans}, once none of its sandboxes is left")
     monkeypatch.setenv("E2B_API_KEY", "none")
     monkeypatch.setenv("E2B_API_URL", "http://127.0.0.1:1")
     elsewhere = check_earlier_runs()[0]

@@ -14,27 +14,27 @@ from typing import Any
 import psutil
 import pytest
 
-from bus.interface import Heard
+from bus.interface import ReceivedMessage
 from bus.messages import Child, Decision, Epoch, encode, now
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
-from coordinator.chaos.faults import Deeds
-from coordinator.chaos.plan import EVERYBODY, KINDS, Fault, Places, kinds_of, plan
-from coordinator.chaos.processes import NotOurs, Processes
+from coordinator.chaos.faults import FaultInjector
+from coordinator.chaos.plan import EVERY_AGENT, KINDS, FaultTargets, PlannedFault, kinds_of, plan
+from coordinator.chaos.processes import Processes, TargetUnavailable
 from coordinator.chaos.report import FaultSeen, summarised
 from coordinator.monitor.observer import Observer
-from coordinator.reporting.percentiles import spread_of
+from coordinator.reporting.percentiles import percentiles_of
 from coordinator.runner.run_record import Recorded, Run, read_run, write_run
 
-ALL = Places(
+ALL = FaultTargets(
     agents=("research-1", "research-2", "coordinator"),
     sandboxes=("base", "python"),
     has=frozenset({"standby", "mirror", "nats-server", "proxy"}),
 )
 
 
-def first(seed: int, count: int = 200, places: Places = ALL) -> list[Fault]:
-    return list(itertools.islice(plan(seed, places), count))
+def first(seed: int, count: int = 200, candidates: FaultTargets = ALL) -> list[PlannedFault]:
+    return list(itertools.islice(plan(seed, candidates), count))
 
 
 # -- the plan
@@ -43,31 +43,31 @@ def first(seed: int, count: int = 200, places: Places = ALL) -> list[Fault]:
 def test_the_same_seed_gives_the_same_faults_and_another_one_others():
     assert first(7) == first(7)
     assert first(7) != first(8)
-    again = Places(agents=tuple(reversed(ALL.agents)), sandboxes=("python", "base"), has=ALL.has)
-    assert first(7, places=again) == first(7)  # whatever order a configuration lists them in
+    again = FaultTargets(agents=tuple(reversed(ALL.agents)), sandboxes=("python", "base"), has=ALL.has)
+    assert first(7, candidates=again) == first(7)  # whatever order a configuration lists them in
 
 
 def test_every_kind_comes_before_any_comes_again_and_hits_what_there_is():
     faults = first(3, len(KINDS) * 3)
     for at in range(0, len(faults), len(KINDS)):
         assert {fault.kind for fault in faults[at : at + len(KINDS)]} == set(KINDS)
-    known = {*ALL.agents, *ALL.sandboxes, *ALL.has, "watchdog", EVERYBODY}
+    known = {*ALL.agents, *ALL.sandboxes, *ALL.has, "watchdog", EVERY_AGENT}
     assert {target for fault in faults for target in fault.targets} <= known
     assert [fault.number for fault in faults] == list(range(1, len(faults) + 1))
     assert any(fault.overlaps for fault in faults)
 
 
 def test_only_what_the_swarm_has_is_hit():
-    bare = Places(agents=("a",), sandboxes=("base",), has=frozenset())
+    bare = FaultTargets(agents=("a",), sandboxes=("base",), has=frozenset())
     assert kinds_of(bare) == [
         "kill-agent", "kill-agents", "stop-agent", "pause-agent", "kill-host", "kill-watchdog", "stop-watchdog",
     ]  # fmt: skip
-    assert {target for fault in first(1, places=bare) for target in fault.targets} == {"a", "base", "watchdog"}
+    assert {target for fault in first(1, candidates=bare) for target in fault.targets} == {"a", "base", "watchdog"}
 
 
 def test_every_kind_of_the_plan_can_be_done():
     nothing: Any = None
-    assert set(Deeds(silent(), nothing, nothing, (), nothing, 1.0)._kinds) == set(KINDS)
+    assert set(FaultInjector(silent(), nothing, nothing, (), nothing, 1.0)._kinds) == set(KINDS)
 
 
 # -- whom it may hit
@@ -121,20 +121,20 @@ def test_a_child_of_the_run_is_hit_and_goes_on_when_let_go(family):
 def test_a_later_process_of_the_same_pid_a_stranger_and_an_ended_one_are_left_alone(family):
     child = family.recorded
     later = Recorded(kind="sandbox", name="base", pid=child.pid, created=child.created - 60)
-    with pytest.raises(NotOurs, match="a later process"):
+    with pytest.raises(TargetUnavailable, match="a later process"):
         family.processes.hold_child(later)
     stranger = Recorded.of("sandbox", "base", family.stranger)
     assert stranger is not None
-    with pytest.raises(NotOurs, match="does not descend"):
+    with pytest.raises(TargetUnavailable, match="does not descend"):
         family.processes.hold_child(stranger)
     agent = Child(agent="a", agent_id="i", epoch=1, pid=family.stranger, spawned_at=now())
-    with pytest.raises(NotOurs, match="does not descend"):
+    with pytest.raises(TargetUnavailable, match="does not descend"):
         family.processes.hold_agent(agent)
     family.child.kill()
     family.child.wait()
-    with pytest.raises(NotOurs, match="has ended"):
+    with pytest.raises(TargetUnavailable, match="has ended"):
         family.processes.hold_child(child)
-    with pytest.raises(NotOurs):
+    with pytest.raises(TargetUnavailable):
         family.processes.child("sandbox")
 
 
@@ -162,14 +162,14 @@ def silent() -> Any:
     return _SilentBus()
 
 
-class Ears:
+class Subscribers:
     def __init__(self) -> None:
         self.generation = 1
         self.observer = Observer(silent())
 
     def hear(self, subject: str, data: bytes, sequence: int, **headers: str) -> None:
         named = {h.SEQUENCE: str(sequence), **headers}
-        asyncio.run(self.observer._on_heard(self.generation, Heard(subject, data, named)))
+        asyncio.run(self.observer._on_message(self.generation, ReceivedMessage(subject, data, named)))
 
     def decide(self, number: int, sequence: int, before: int) -> None:
         decision = Decision(
@@ -181,38 +181,38 @@ class Ears:
 
 
 def test_a_gap_is_explained_by_a_broken_connection_only():
-    ears = Ears()
-    ears.decide(1, 10, 0)
-    ears.decide(2, 20, 10)
-    ears.generation = 2
-    ears.decide(5, 50, 40)
-    assert [(gap.after, gap.through, gap.broken) for gap in ears.observer.gaps] == [(20, 40, True)]
-    assert ears.observer.problems == []
-    ears.decide(7, 70, 60)
-    assert [gap.broken for gap in ears.observer.gaps] == [True, False]
-    assert "in one connection" in ears.observer.problems[0]
+    subscribers = Subscribers()
+    subscribers.decide(1, 10, 0)
+    subscribers.decide(2, 20, 10)
+    subscribers.generation = 2
+    subscribers.decide(5, 50, 40)
+    assert [(gap.after, gap.through, gap.broken) for gap in subscribers.observer.gaps] == [(20, 40, True)]
+    assert subscribers.observer.problems == []
+    subscribers.decide(7, 70, 60)
+    assert [gap.broken for gap in subscribers.observer.gaps] == [True, False]
+    assert "in one connection" in subscribers.observer.problems[0]
 
 
 def test_a_round_heard_twice_and_one_out_of_order_are_problems():
-    ears = Ears()
-    ears.decide(1, 10, 0)
-    ears.decide(1, 11, 10)
-    assert ears.observer.doubled == 1
-    ears.decide(3, 9, 8)
-    assert len(ears.observer.problems) == 2
+    subscribers = Subscribers()
+    subscribers.decide(1, 10, 0)
+    subscribers.decide(1, 11, 10)
+    assert subscribers.observer.duplicated == 1
+    subscribers.decide(3, 9, 8)
+    assert len(subscribers.observer.problems) == 2
 
 
 def test_a_superseded_incarnation_must_not_be_heard():
-    ears = Ears()
+    subscribers = Subscribers()
     epoch = Epoch(agent="a", claim="agent_1_abcdef", claimed_by="watchdog", sandbox="b", timestamp=now(), source="w")
-    ears.hear("swarm.signal.X.a", b"{}", 6, **{h.EPOCH: "5"})
-    ears.hear("swarm.epoch.a", encode(epoch), 8)
-    ears.hear("swarm.signal.X.a", b"{}", 9, **{h.EPOCH: "8"})
-    ears.hear("swarm.signal.X.b", b"{}", 10, **{h.EPOCH: "5"})
-    assert ears.observer.problems == []
-    ears.hear("swarm.signal.X.a", b"{}", 11, **{h.EPOCH: "5"})
-    assert len(ears.observer.problems) == 1
-    assert "epoch 5, though 8 was claimed" in ears.observer.problems[0]
+    subscribers.hear("swarm.signal.X.a", b"{}", 6, **{h.EPOCH: "5"})
+    subscribers.hear("swarm.epoch.a", encode(epoch), 8)
+    subscribers.hear("swarm.signal.X.a", b"{}", 9, **{h.EPOCH: "8"})
+    subscribers.hear("swarm.signal.X.b", b"{}", 10, **{h.EPOCH: "5"})
+    assert subscribers.observer.problems == []
+    subscribers.hear("swarm.signal.X.a", b"{}", 11, **{h.EPOCH: "5"})
+    assert len(subscribers.observer.problems) == 1
+    assert "epoch 5, though 8 was claimed" in subscribers.observer.problems[0]
 
 
 # -- what is reported
@@ -231,5 +231,5 @@ def test_percentiles_are_of_each_kind_with_overlapping_ones_apart():
     alone, overlapping = summarised(faults)
     assert (alone.count, alone.recovered, alone.not_applicable) == (4, 3, 1)
     assert (alone.recovered_ms.n, alone.recovered_ms.p50, alone.recovered_ms.max) == (3, 20.0, 30.0)
-    assert alone.detected_ms == spread_of([])
+    assert alone.detected_ms == percentiles_of([])
     assert (overlapping.overlapping, overlapping.recovered_ms.p99) == (True, 99.0)

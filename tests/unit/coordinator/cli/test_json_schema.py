@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from agents.host.probe import look_around
+from agents.host.probe import probe_sandbox
 from bus.messages import (
     KIND_OF,
     KINDS,
@@ -47,10 +47,10 @@ from coordinator.certify.models import (
     Audited,
     Certificate,
     Cleanup,
+    CleanupCheck,
     Flow,
     Hop,
     LastValues,
-    Looked,
     MemoryKey,
     SandboxRow,
     SnapshotRow,
@@ -58,17 +58,17 @@ from coordinator.certify.models import (
     Throughput,
     judged,
 )
-from coordinator.chaos.report import Chaos, FaultKind, FaultSeen, HeardDecisions, Proof
+from coordinator.chaos.report import Chaos, FaultKind, FaultSeen, ReceivedDecisions, Verification
 from coordinator.cli import json_schema
-from coordinator.control.kill import Killing
+from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.monitor.health_check import Health
 from coordinator.monitor.history import History, HistoryEntry
-from coordinator.monitor.message_lines import Watched
+from coordinator.monitor.message_lines import WatchLine
 from coordinator.monitor.models import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
 from coordinator.replay.models import Difference, FieldDifference, Replay, ReplayedAgent
 from coordinator.reporting.findings import Diagnosis, Finding
-from coordinator.reporting.percentiles import spread_of
+from coordinator.reporting.percentiles import percentiles_of
 from coordinator.runner.down import Ended
 from coordinator.sandboxes.health import SandboxHealth
 
@@ -169,7 +169,7 @@ MESSAGES: tuple[Message, ...] = (
 )  # fmt: skip
 PRINTED: dict[str, Any] = {
     "audit": Audit(
-        ok=False, swarm="swarm", took_s=0.1, rounds=RoundsAudit(decided=1), mirror=MirrorAudit(),
+        ok=False, swarm="swarm", duration_s=0.1, rounds=RoundsAudit(decided=1), mirror=MirrorAudit(),
         stream=StreamAudit(source="nats://h:1", first=1, last=9, holes=[Hole(first=2, last=3, explained=False)]),
         agents={"a": AgentAudit(outputs=1, first=1, last=1)},
         snapshots={"a": SnapshotAudit(epoch=1, cursor=2, outputs=1)},
@@ -191,19 +191,21 @@ PRINTED: dict[str, Any] = {
         ],
         kinds=[
             FaultKind(
-                kind="reset", overlapping=False, count=1, recovered=1, not_applicable=0, detected_ms=spread_of([]),
-                recovered_ms=spread_of([215.0]),
+                kind="reset", overlapping=False, count=1, recovered=1, not_applicable=0, detected_ms=percentiles_of([]),
+                recovered_ms=percentiles_of([215.0]),
             )
         ],
-        decisions=HeardDecisions(heard=3, stored=3),
-        proofs=[Proof(name="audit", ok=True, text="3 messages"), Proof(name="replay", ok=None, text="not run")],
+        decisions=ReceivedDecisions(received=3, stored=3),
+        verifications=[
+            Verification(name="audit", ok=True, text="3 messages"),
+            Verification(name="replay", ok=None, text="not run")],
         problems=["something"],
     ),
     "doctor": Diagnosis(
         ok=False, swarm="swarm", nats="nats://127.0.0.1:4222", state_dir=".signalmesh", running=False,
         findings=[Finding(check="port", level="error", text="is taken", remedy="--port 0")],
     ),
-    "down": Ended(swarm="swarm", pid=1, took_s=0.5),
+    "down": Ended(swarm="swarm", pid=1, duration_s=0.5),
     "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
     "history": History(
         kind="decision", swarm="swarm", file="mirror.sqlite",
@@ -214,31 +216,31 @@ PRINTED: dict[str, Any] = {
     ),
     "certify": Certificate(
         ok=False, alert_texts={"sandbox_gone": "it is gone"},
-        version="0", provider="local", endpoint=None, started_at=AT, took_s=1.5, machine=look_around(),
+        version="0", provider="local", endpoint=None, started_at=AT, duration_s=1.5, machine=probe_sandbox(),
         nats_server="2",
-        steps=[Step(name="auditing", took_s=0.5)], targets=[judged("detection", None, "s", 1.0, "how", "why")],
+        steps=[Step(name="auditing", duration_s=0.5)], targets=[judged("detection", None, "s", 1.0, "how", "why")],
         sandboxes=[SandboxRow(name="base")],
         agents=[AgentRow(
             name="a", kind="k", agent_id="i", sandbox="base", pid=None, epoch=4, capabilities=["c"], status="active",
         )],
-        flow=Flow(hops=[Hop(source="a", to="b", kind="signal", ms=spread_of([1.5]))], votes={"a": 1}),
+        flow=Flow(hops=[Hop(source="a", to="b", kind="signal", ms=percentiles_of([1.5]))], votes={"a": 1}),
         throughput=Throughput(rounds=0, seconds=None, decisions_per_s=None, messages_per_s=None, why="none"),
         memory=[MemoryKey(agent="a", key="swarm/a/k")],
         snapshots=[SnapshotRow(agent="a", bytes=9, revision=3, sha256="00")],
-        last_values=LastValues(subjects=0, bytes=0, read_ms=spread_of([])),
-        fault=Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4),
+        last_values=LastValues(subjects=0, bytes=0, read_ms=percentiles_of([])),
+        fault=KillReport(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4),
         restored={"cursor": 7, "outputs": None},
         audit=Audited(
-            ok=True, messages=6, gaps=0, doubled=0, rounds_decided=2, rounds_missing=0, mirror_compared=6,
+            ok=True, messages=6, gaps=0, duplicated=0, rounds_decided=2, rounds_missing=0, mirror_compared=6,
             mirror_missing=0, mirror_differing=0, problems=[], notes=["n"],
         ),
         alerts={"sandbox_lost": 1}, problems=["p"],
-        cleanup=Cleanup(looked=[Looked(what="directory", how="/d", left=["a directory"])], earlier=["e"]),
+        cleanup=Cleanup(checks=[CleanupCheck(what="directory", how="/d", orphans=["a directory"])], earlier=["e"]),
     ),
-    "kill": Killing(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
+    "kill": KillReport(agent="a", sandbox="base", pid=1, signal="SIGKILL", epoch_before=4, detected_ms=9.8),
     "replay": Replay(
         ok=False, swarm="swarm", source="nats://h:1", config="swarm.toml", first=1, last=9, messages=9, inputs=4,
-        compared=2, differing=1, took_s=0.1, inputs_per_s=40.0, notes=["n"],
+        compared=2, differing=1, duration_s=0.1, inputs_per_s=40.0, notes=["n"],
         agents={"a": ReplayedAgent(kind="k", left_out="why")},
         differences=[
             Difference(
@@ -264,10 +266,10 @@ PRINTED: dict[str, Any] = {
                 last_output_at=AT,
             )
         ],
-        decisions=DecisionCount(count=1, last_at=AT, of_others=0),
-        mirror=MirrorStatus(file="mirror.sqlite", cursor=7, behind=0, behind_ms=0, status="live", pid=3),
+        decisions=DecisionCount(count=1, last_at=AT, from_other_writers=0),
+        mirror=MirrorStatus(file="mirror.sqlite", cursor=7, lag=0, behind_ms=0, status="live", pid=3),
     ),
-    "watch": Watched(subject="swarm.signal.BTC-USD.a", sequence=3, payload={"signal": "buy"}),
+    "watch": WatchLine(subject="swarm.signal.BTC-USD.a", sequence=3, payload={"signal": "buy"}),
 }  # fmt: skip
 
 
@@ -290,10 +292,10 @@ def test_what_is_published_fits(message):
     check(f"message.{KIND_OF[type(message)]}.json", encode(message))
 
 
-@pytest.mark.parametrize("verb", PRINTED)
-def test_what_is_printed_fits(verb):
-    assert type(PRINTED[verb]) is json_schema.OUTPUTS[verb]
-    check(f"output.{verb}.json", orjson.dumps(PRINTED[verb], option=orjson.OPT_UTC_Z))
+@pytest.mark.parametrize("command", PRINTED)
+def test_what_is_printed_fits(command):
+    assert type(PRINTED[command]) is json_schema.OUTPUTS[command]
+    check(f"output.{command}.json", orjson.dumps(PRINTED[command], option=orjson.OPT_UTC_Z))
 
 
 @pytest.mark.parametrize(

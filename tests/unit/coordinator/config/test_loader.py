@@ -18,10 +18,10 @@ from coordinator.config.loader import (
     BUILT_IN,
     MAX_FILE_BYTES,
     SwarmConfig,
-    doubts_about,
     load,
     resolve,
     to_config_message,
+    warnings_about,
 )
 
 OWN_AGENT = """
@@ -86,23 +86,23 @@ def test_who_decides_is_named_to_everybody(tmp_path):
     config, _ = resolve(load(None, tmp_path))
     assert config.deciders == ("coordinator",)
     assert to_config_message(config, config.voters).deciders == ("coordinator",)
-    assert doubts_about(config) == ()
+    assert warnings_about(config) == ()
 
 
 def test_a_swarm_that_decides_nothing_is_doubted(tmp_path):
     config, _ = resolve(written(tmp_path, '[agents.feed]\nkind = "market-data"\n'))
-    (doubt,) = doubts_about(config)
-    assert doubt.startswith(str(tmp_path / "swarm.toml"))
-    assert 'there will be no decisions; for decisions add an agent with kind = "coordinator"' in doubt
+    (warning,) = warnings_about(config)
+    assert warning.startswith(str(tmp_path / "swarm.toml"))
+    assert 'there will be no decisions; for decisions add an agent with kind = "coordinator"' in warning
     text = '[agents.feed]\nkind = "market-data"\n[agents.mine]\nexternal = true\n'
-    (doubt,) = doubts_about(resolve(written(tmp_path, text))[0])
-    assert "no decisions, unless one of the external ones (mine) makes them" in doubt
+    (warning,) = warnings_about(resolve(written(tmp_path, text))[0])
+    assert "no decisions, unless one of the external ones (mine) makes them" in warning
 
 
 def test_two_that_decide_are_doubted(tmp_path):
     config, _ = resolve(written(tmp_path, '[agents.b]\nkind = "coordinator"\n[agents.a]\nkind = "coordinator"\n'))
-    (doubt,) = doubts_about(config)
-    assert "2 of them decide (a, b)" in doubt
+    (warning,) = warnings_about(config)
+    assert "2 of them decide (a, b)" in warning
     assert to_config_message(config, {}).deciders == ("a", "b")
 
 
@@ -425,8 +425,8 @@ def test_a_byte_order_mark_is_passed_over_and_a_bottomless_file_refused(tmp_path
 def test_a_vote_that_nobody_would_hear(tmp_path):
     with pytest.raises(ConfigError, match=r"agents\.feed\.votes: it publishes no sentiment and no signal"):
         resolve(written(tmp_path, '[agents.feed]\nkind = "market-data"\nvotes = true\n'))
-    (doubt,) = doubts_about(resolve(written(tmp_path, '[agents.c]\nkind = "coordinator"\n'))[0])
-    assert "nobody votes, so every decision will be hold" in doubt
+    (warning,) = warnings_about(resolve(written(tmp_path, '[agents.c]\nkind = "coordinator"\n'))[0])
+    assert "nobody votes, so every decision will be hold" in warning
 
 
 @pytest.mark.parametrize(

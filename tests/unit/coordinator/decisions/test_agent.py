@@ -145,7 +145,7 @@ def test_late_repeated_and_strange_votes_are_counted_and_change_nothing(agent: C
     assert agent.on_signal(replace(vote(NEWS, 2), symbol=None)) == []
     assert (orjson.dumps(agent.state.rounds), orjson.dumps(agent.state.feeds)) == before
     counts = agent.state.counts
-    assert (counts.late_votes, counts.repeated_votes, counts.strangers) == (4, 1, 1)
+    assert (counts.late_votes, counts.repeated_votes, counts.unknown_writers) == (4, 1, 1)
 
 
 def test_repeated_ticks_are_counted_and_open_nothing(agent: CoordinatorAgent) -> None:
@@ -232,7 +232,7 @@ def test_a_quarantined_voter_is_no_longer_waited_for(agent: CoordinatorAgent) ->
     ]
     assert decisions[0].consensus_level == pytest.approx(0.8)  # its weight is gone, not absent
     assert agent.on_signal(vote(REVERSION, 3)) == []
-    assert agent.state.counts.strangers == 1
+    assert agent.state.counts.unknown_writers == 1
 
 
 def test_the_config_in_force_at_closing_rules_the_round(agent: CoordinatorAgent) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import Config, Mood, Sentiment, Side, Signal
+from bus.messages import Config, Sentiment, SentimentLabel, Side, Signal
 from coordinator.decisions.pooling import (
     P_MIN,
     action_of,
@@ -42,7 +42,7 @@ def rounds(draw: st.DrawFn) -> tuple[Config, dict[str, float]]:
     return config, draw(st.dictionaries(st.sampled_from("abcdefghij"), probability))
 
 
-def sentiment(mood: Mood, confidence: float, p_up: float | None = None) -> Sentiment:
+def sentiment(mood: SentimentLabel, confidence: float, p_up: float | None = None) -> Sentiment:
     return Sentiment(sentiment=mood, confidence=confidence, sources=(), timestamp=NOON, source="r", p_up=p_up)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bus.messages import LARGEST_PRICE, Alert, Config, Decision, MarketData, Signal, decode, encode
 from bus.messages.subjects import Subjects
-from coordinator.decisions.agent import CoordinatorAgent, is_told
+from coordinator.decisions.agent import CoordinatorAgent, is_reported
 from coordinator.decisions.tick_order import FAR, MAX_SEQUENCE
 
 NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
@@ -79,7 +79,7 @@ def test_after_a_stray_tick_far_ahead_the_series_goes_on(at: datetime | int) -> 
     desk = Desk()
     made = desk([*series(1, 3, 1), tick(1_000_000, at), *series(4, 3, 5)])
     assert made == [":1", ":2", ":3", ":1000000", ":4", ":5", ":6"]
-    assert desk.told == ["tick_strayed"]
+    assert desk.told == ["tick_out_of_order"]
     assert desk.alerts[0].detail["last"] == 1_000_000
     assert desk.agent.state.counts.odd_ticks == 1
 
@@ -126,11 +126,11 @@ def test_a_stray_below_does_not_rename_the_series() -> None:
     desk = Desk()
     desk(series(1, 20, 1))
     assert desk([tick(5, 21), *series(21, 2, 22)]) == ["=2:5", ":21", ":22"]
-    assert desk.told == ["feed_renumbered", "tick_strayed"]
+    assert desk.told == ["feed_renumbered", "tick_out_of_order"]
 
 
 def test_only_few_of_many_are_told() -> None:
-    assert [n for n in range(1, 5000) if is_told(n)] == [1, 10, 100, 1000]
+    assert [n for n in range(1, 5000) if is_reported(n)] == [1, 10, 100, 1000]
 
 
 def test_a_tick_beyond_the_largest_number_is_refused_and_told() -> None:
@@ -192,7 +192,7 @@ def test_only_the_watchdogs_config_is_obeyed() -> None:
     forged = replace(CONFIG, voters={}, source="evil")
     (alert,) = agent.on_config(forged)
     assert isinstance(alert, Alert)
-    assert (alert.code, alert.severity, alert.detail["writer"]) == ("foreign_config", "warning", "evil")
+    assert (alert.code, alert.severity, alert.detail["writer"]) == ("config_from_unknown_writer", "warning", "evil")
     assert [agent.on_config(forged) for _ in range(8)] == [[]] * 8
     assert agent.state.config == CONFIG
     assert (agent.state.open_rounds, agent.state.counts.foreign_configs) == (1, 9)

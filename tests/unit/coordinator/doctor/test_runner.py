@@ -223,7 +223,7 @@ class ClockBus:
         self._ahead = ahead
         self.subjects = type("Names", (), {"stream": "swarm_events"})
 
-    async def api(self, verb: str) -> dict[str, str]:
+    async def api(self, command: str) -> dict[str, str]:
         stamp = (datetime.now(UTC) + self._ahead).isoformat(timespec="microseconds")
         return {"ts": stamp.replace("+00:00", "123Z")}  # nine places of the second, as the server writes them
 

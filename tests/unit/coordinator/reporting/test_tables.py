@@ -44,7 +44,7 @@ def status_of(agents: int) -> Status:
         )
         for at, name in enumerate(SANDBOXES)
     ]
-    decisions = DecisionCount(count=0, last_at=None, of_others=0)
+    decisions = DecisionCount(count=0, last_at=None, from_other_writers=0)
     return Status(
         swarm="s", nats="n", active_agents=agents, processes=agents, watchdog_term=None, sandboxes=sandboxes,
         agents=found, decisions=decisions,

@@ -71,13 +71,13 @@ def test_a_request_that_cannot_be_made_is_not_tried_again():
 
 
 def test_a_full_quota_is_no_illness_of_the_service():
-    for error, ill in (
+    for error, unhealthy in (
         (httpx.ConnectError("x"), True),
         (e2b.exceptions.ServiceBusyException("x"), True),
         (e2b.exceptions.RateLimitException("x"), False),
         (e2b.exceptions.SandboxNotFoundException("x"), False),
     ):
-        assert is_illness(type(error), error) is ill
+        assert is_illness(type(error), error) is unhealthy
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failur
         raise httpx.ConnectError("nobody there")
 
     service = Service("key", lambda code, text: told.append((code, text)))
-    unwell = service._unwell
+    unhealthy = service._unhealthy
 
     def watch(what, error):
-        unwell(what, error)
+        unhealthy(what, error)
         if type(error).__name__ == "CircuitBreakerError":
             refused.set()
 
-    monkeypatch.setattr(service, "_unwell", watch)
+    monkeypatch.setattr(service, "_unhealthy", watch)
     asking = asyncio.create_task(service.ask("looking", call))
     await refused.wait()
     asking.cancel()
@@ -127,7 +127,7 @@ async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failur
     assert asked == 6
     assert len(told) == 1
     assert told[0] == (
-        "provider_ill",
+        "provider_unavailable",
         "looking failed at E2B at https://api.e2b.app, and is tried again: nobody there",
     )
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 
 from agents.host.host import Host
-from agents.host.probe import look_around, measure_usage, network_of_here
+from agents.host.probe import measure_usage, network_of_here, probe_sandbox
 from bus.messages import SandboxUsage
 from coordinator.sandboxes.isolation import compare
 
 HERE = replace(
-    look_around(),
+    probe_sandbox(),
     boot_id="boot-1",
     uid=1000,
     cgroup="0::/here",
@@ -57,7 +57,7 @@ def test_what_one_side_does_not_tell_is_unknown_and_nothing_is_concluded_from_it
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/ns/pid"), reason="namespaces are Linux's")  # noqa: PTH110
 def test_a_look_is_what_the_system_says():
-    seen = look_around()
+    seen = probe_sandbox()
     assert seen.pid == os.getpid()
     assert seen.uid == os.getuid()
     assert seen.namespaces["pid"] == os.readlink("/proc/self/ns/pid")  # noqa: PTH115

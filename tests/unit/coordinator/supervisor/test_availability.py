@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.supervisor.availability import Attendance
+from coordinator.supervisor.availability import AvailabilityTracker
 from coordinator.supervisor.failure_detector import HOST_LOST_S
 
 DEAF_S = 0.4
@@ -12,10 +12,10 @@ OUTAGE_S = 30.0
 
 
 def test_availability_is_the_time_known_alive_of_the_time_since_first_heard():
-    kept = Attendance(DEAF_S)
+    kept = AvailabilityTracker(DEAF_S)
     assert kept.of("base", 5.0) is None
     for at in (10.0, 10.2, 10.4, 14.4, 14.6):
-        kept.heard("base", at, "host_a")
+        kept.received("base", at, "host_a")
     found = kept.of("base", 14.6)
     assert found is not None
     assert (found.seen_s, found.alive_s, found.share) == pytest.approx((4.6, 0.6, 0.6 / 4.6))
@@ -24,51 +24,51 @@ def test_availability_is_the_time_known_alive_of_the_time_since_first_heard():
     assert later.alive_s == pytest.approx(0.6), "a silence counts from its beginning"
 
 
-def beating(kept: Attendance, since: float, seconds: float, *names: str) -> float:
+def heartbeat_task(kept: AvailabilityTracker, since: float, seconds: float, *names: str) -> float:
     """Our own heartbeats and those of hosts, ten a second; when that ends."""
     for step in range(round(seconds * 10)):
         kept.echo(since + step / 10)
         for name in names:
-            kept.heard(name, since + step / 10, "host_a")
+            kept.received(name, since + step / 10, "host_a")
     return since + seconds
 
 
-def told(kept: Attendance, name: str, now: float) -> tuple[float, float]:
+def told(kept: AvailabilityTracker, name: str, now: float) -> tuple[float, float]:
     found = kept.of(name, now)
     assert found is not None
     return found.seen_s, found.alive_s
 
 
 def test_a_host_that_died_was_absent_however_soon_another_was_heard():
-    kept = Attendance(DEAF_S)
+    kept = AvailabilityTracker(DEAF_S)
     for at in (10.0, 10.2, 10.4):
-        kept.heard("base", at, "host_a", 60.0 + at)
-    kept.heard("base", 11.2, "host_b", 0.3)
-    kept.heard("base", 11.4, "host_b", 0.5)
+        kept.received("base", at, "host_a", 60.0 + at)
+    kept.received("base", 11.2, "host_b", 0.3)
+    kept.received("base", 11.4, "host_b", 0.5)
     assert told(kept, "base", 11.4) == pytest.approx((1.4, 0.4 + 0.3 + 0.2))
-    kept.heard("base", 11.5, "host_c", 7.0)  # it ran already, unheard: but not for longer than since the other
+    kept.received("base", 11.5, "host_c", 7.0)  # it ran already, unheard: but not for longer than since the other
     assert told(kept, "base", 11.5) == pytest.approx((1.5, 1.0))
 
 
 def test_while_the_bus_is_ill_nobody_is_absent():
-    kept = Attendance(DEAF_S)
-    now = beating(kept, 10.0, 5.0, "base")
+    kept = AvailabilityTracker(DEAF_S)
+    now = heartbeat_task(kept, 10.0, 5.0, "base")
     during = told(kept, "base", now + OUTAGE_S / 2)
     assert during == told(kept, "base", now + OUTAGE_S)
     assert during[0] == during[1] == pytest.approx(5.0 - 0.1 + DEAF_S)
     now += OUTAGE_S
-    kept.heard("base", now, "host_a")  # it may be heard before we hear ourselves
+    kept.received("base", now, "host_a")  # it may be heard before we hear ourselves
     assert told(kept, "base", now) == during
-    now = beating(kept, now, 5.0, "base")
+    now = heartbeat_task(kept, now, 5.0, "base")
     seen_s, alive_s = told(kept, "base", now)
     assert seen_s == alive_s == pytest.approx(10.0 - 0.1 + DEAF_S)
 
 
 def test_after_an_outage_a_host_may_take_as_long_to_connect_as_before_it_is_lost():
-    kept = Attendance(DEAF_S)
-    now = beating(kept, 10.0, 5.0, "base", "slow", "gone") + OUTAGE_S
-    now = beating(kept, now, HOST_LOST_S - 0.1, "base")
-    now = beating(kept, now, 5.0, "base", "slow")
+    kept = AvailabilityTracker(DEAF_S)
+    now = heartbeat_task(kept, 10.0, 5.0, "base", "slow", "gone") + OUTAGE_S
+    now = heartbeat_task(kept, now, HOST_LOST_S - 0.1, "base")
+    now = heartbeat_task(kept, now, 5.0, "base", "slow")
     assert told(kept, "slow", now) == told(kept, "base", now)
     seen_s, alive_s = told(kept, "gone", now)
     assert seen_s == told(kept, "base", now)[0]
@@ -76,9 +76,9 @@ def test_after_an_outage_a_host_may_take_as_long_to_connect_as_before_it_is_lost
 
 
 def test_an_outage_makes_nobody_present_who_was_lost_before():
-    kept = Attendance(DEAF_S)
-    now = beating(kept, 10.0, 5.0, "base", "lost")
-    now = beating(kept, now, 2 * HOST_LOST_S, "base") + OUTAGE_S
-    now = beating(kept, now, 5.0, "base")
+    kept = AvailabilityTracker(DEAF_S)
+    now = heartbeat_task(kept, 10.0, 5.0, "base", "lost")
+    now = heartbeat_task(kept, now, 2 * HOST_LOST_S, "base") + OUTAGE_S
+    now = heartbeat_task(kept, now, 5.0, "base")
     assert told(kept, "lost", now)[1] == pytest.approx(5.0 - 0.1)
     assert told(kept, "base", now)[0] == pytest.approx(told(kept, "base", now)[1])

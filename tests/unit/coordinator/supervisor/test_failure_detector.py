@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from coordinator.supervisor.crash_loop import HANGS
+from coordinator.supervisor.crash_loop import MAX_STALLS
 from coordinator.supervisor.failure_detector import HOST_LOST_S
 from coordinator.supervisor.model import (
     Action,
     Dead,
-    Patience,
     Quarantine,
     SandboxLost,
     Spawn,
     Suspect,
+    Timeouts,
 )
-from coordinator.supervisor.policy import FORGIVEN_S, NEVER_READY_S, STALLED_S
+from coordinator.supervisor.policy import NEVER_READY_S, RESET_AFTER_S, STALLED_S
 from tests.support.policy_world import World, a, kinds, ready
 
 
 def test_silence_is_suspected_then_looked_at():
     world = ready()
-    world.beating.clear()
+    world.heartbeat_task.clear()
     actions = world.run(0.5)
     assert kinds(actions) == ["Suspect"]
     assert isinstance(actions[0], Suspect)
     assert 300 <= actions[0].silent_ms <= 400
-    assert set(kinds(world.run(0.5))) == {"Look"}
+    assert set(kinds(world.run(0.5))) == {"ProbeProcess"}
 
 
 def look(world: World, state: str, cpu_s: float = 0.0, waited_s: float = 0.0) -> list[Action]:
-    world.policy.looked(world.now, "a", world.policy.agents["a"].epoch, state, cpu_s, waited_s)
+    world.policy.last_probe(world.now, "a", world.policy.agents["a"].epoch, state, cpu_s, waited_s)
     return world.policy.decide(world.now)
 
 
 def silent(seconds: float) -> World:
     world = ready()
-    world.beating.clear()
+    world.heartbeat_task.clear()
     world.run(seconds)
     return world
 
@@ -61,15 +61,15 @@ def test_a_process_that_neither_works_nor_waits_is_dead():
     assert "Dead" in kinds(look(world, "S", 1.0, 1.0))
 
 
-def test_a_beat_clears_the_suspicion():
+def test_a_heartbeat_clears_the_suspicion():
     world = silent(0.5)
-    world.beating.add("a")
+    world.heartbeat_task.add("a")
     assert kinds(world.run(2)) == []
 
 
-def test_an_answer_that_comes_after_a_beat_is_ignored():
+def test_an_answer_that_comes_after_a_heartbeat_is_ignored():
     world = silent(0.8)
-    world.beat("a")
+    world.heartbeat("a")
     assert look(world, "T") == []
 
 
@@ -90,7 +90,7 @@ def test_ones_own_sleep_is_not_held_against_anybody():
 
 def hang(world: World) -> list[Action]:
     """Silence in which it computes, until it is declared dead; what follows from that."""
-    world.beating.clear()
+    world.heartbeat_task.clear()
     for used in range(100):
         world.run(0.2, spawn=False)
         actions = look(world, "R", float(used))
@@ -113,19 +113,19 @@ def come_back(world: World, cursor: int) -> None:
 def test_hanging_at_the_same_place_again_and_again_is_quarantined_and_told():
     world = ready()
     world.lag = 5
-    for turn in range(HANGS):
+    for turn in range(MAX_STALLS):
         actions = hang(world)
         dead = actions[0]
         assert isinstance(dead, Dead)
-        assert dead.hung
+        assert dead.unresponsive
         assert "starved_ms = 5000" in dead.reason
-        if turn < HANGS - 1:
+        if turn < MAX_STALLS - 1:
             come_back(world, 41)
     # The first time it was not known to have come so far.
     come_back(world, 41)
     *_, quarantine = hang(world)
     assert isinstance(quarantine, Quarantine)
-    assert f"{HANGS} times" in quarantine.reason
+    assert f"{MAX_STALLS} times" in quarantine.reason
     assert "message 41" in quarantine.reason
     assert world.run(20) == []
 
@@ -133,7 +133,7 @@ def test_hanging_at_the_same_place_again_and_again_is_quarantined_and_told():
 def test_hanging_at_ever_later_places_is_not_quarantined():
     world = ready()
     world.lag = 5
-    for turn in range(3 * HANGS):
+    for turn in range(3 * MAX_STALLS):
         assert "Quarantine" not in kinds(hang(world))
         come_back(world, 41 + turn)
 
@@ -142,15 +142,15 @@ def test_slow_deaths_in_a_row_at_one_place_quarantine_though_no_window_holds_the
     world = ready()
     world.lag = 5  # so that being live is no progress
     state = world.policy.agents["a"]
-    for death in range(1, Patience().deaths + 1):
+    for death in range(1, Timeouts().deaths + 1):
         assert state.phase == "running"
-        world.run(2 * FORGIVEN_S)
+        world.run(2 * RESET_AFTER_S)
         world.policy.exited(world.now, "a", state.epoch, 1)
-        if death < Patience().deaths:
+        if death < Timeouts().deaths:
             come_back(world, 0)
     actions = world.policy.decide(world.now)
     assert kinds(actions)[:2] == ["Dead", "Quarantine"]
-    assert len(state.deaths) < Patience().deaths
+    assert len(state.deaths) < Timeouts().deaths
 
 
 def test_want_of_a_cpu_is_nobodys_hang():
@@ -164,7 +164,7 @@ def test_want_of_a_cpu_is_nobodys_hang():
         raise AssertionError("it was never declared dead")
     dead = actions[0]
     assert isinstance(dead, Dead)
-    assert not dead.hung
+    assert not dead.unresponsive
     assert "too much to do" in dead.reason
 
 
@@ -174,7 +174,7 @@ def test_a_blocked_process_is_a_hang_whose_limit_is_named():
     world.run(0.2)
     dead = look(world, "S", 1.0, 1.0)[0]
     assert isinstance(dead, Dead)
-    assert dead.hung
+    assert dead.unresponsive
     assert "dead_ms = 600" in dead.reason
 
 
@@ -197,27 +197,27 @@ def test_never_ready_and_stalled_are_dead():
 def test_a_process_that_waits_for_a_cpu_all_the_time_is_not_taken_for_one_that_sleeps():
     """Linux adds such a wait to its figures when it is over: until then nothing of them moves."""
     world = ready()
-    world.beating.clear()
+    world.heartbeat_task.clear()
     epoch = world.policy.agents["a"].epoch
     actions = []
     for _ in range(20):
         actions += world.run(0.2)
-        world.policy.looked(world.now, "a", epoch, "R", 1.0, 1.0)
-    assert kinds(actions) == ["Suspect", *["Look"] * (len(actions) - 1)]
-    world.policy.looked(world.now, "a", epoch, "S", 1.0, 1.0)
+        world.policy.last_probe(world.now, "a", epoch, "R", 1.0, 1.0)
+    assert kinds(actions) == ["Suspect", *["ProbeProcess"] * (len(actions) - 1)]
+    world.policy.last_probe(world.now, "a", epoch, "S", 1.0, 1.0)
     [dead, *_] = world.policy.decide(world.now)
     assert isinstance(dead, Dead)
-    assert dead.hung
+    assert dead.unresponsive
 
 
 def test_a_silent_host_whose_agents_are_heard_is_given_the_time_of_a_starved_one():
     world = ready(sandboxes=("base",))
-    assert kinds(world.run(Patience().starved_s - 0.5, hosts=False)) == []
+    assert kinds(world.run(Timeouts().starved_s - 0.5, hosts=False)) == []
     assert kinds(world.run(1.0, hosts=False)) == ["SandboxLost", "Dead"]
 
 
 def test_a_silent_host_whose_agents_are_silent_is_lost_at_once():
     world = ready()
-    world.beating.clear()
+    world.heartbeat_task.clear()
     actions = world.run(HOST_LOST_S + 0.1, hosts=False)
     assert [action.sandbox for action in actions if isinstance(action, SandboxLost)] == ["base", "python"]

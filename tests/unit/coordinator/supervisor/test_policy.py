@@ -12,16 +12,16 @@ from coordinator.supervisor.model import (
     AgentState,
     Dead,
     Drained,
-    Look,
-    Past,
-    Patience,
     Phase,
+    ProbeProcess,
     Quarantine,
-    Recall,
     SandboxLost,
     Spawn,
+    Timeouts,
+    UnreportedExit,
+    VerifyDrain,
 )
-from coordinator.supervisor.policy import FORGIVEN_S, REPORT_S, STARTS_AT_ONCE
+from coordinator.supervisor.policy import REPORT_S, RESET_AFTER_S, STARTS_AT_ONCE
 from coordinator.telemetry.recovery_metrics import reason_class
 from tests.support.policy_world import World, a, kinds, ready
 
@@ -88,7 +88,7 @@ def test_later_deaths_back_off_and_ten_quarantine():
             actions = world.policy.decide(world.now)
         pauses.append(world.now - died)
         world.start(Spawn("a", "base"))
-        world.beat("a")
+        world.heartbeat("a")
     assert pauses[0] == 0
     expected = [0.05 * 2**n for n in range(7)] + [5.0]
     assert all(0.79 * wanted <= got <= 1.21 * wanted + 0.02 for got, wanted in zip(pauses[1:], expected, strict=False))
@@ -103,14 +103,14 @@ def test_progress_makes_deaths_forgotten():
     world = ready()
     for _ in range(12):
         world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 1)
-        assert "Spawn" in kinds(world.run(FORGIVEN_S + 6))
+        assert "Spawn" in kinds(world.run(RESET_AFTER_S + 6))
     assert world.policy.agents["a"].phase == "running"
 
 
 def test_a_lost_host_moves_its_agents_to_the_least_loaded():
     world = ready(a("a"), a("b", "python"), a("c", "third"), a("d", "third"), sandboxes=("base", "python", "third"))
     del world.sandboxes["base"]
-    world.beating.discard("a")
+    world.heartbeat_task.discard("a")
     actions = world.run(HOST_LOST_S + 0.5)
     assert SandboxLost("base", ("a",)) in actions
     [spawn] = [x for x in actions if isinstance(x, Spawn)]
@@ -160,7 +160,7 @@ def test_an_agent_that_drained_stays_away_until_revived():
 def test_the_report_of_a_drain_may_come_after_that_of_the_end():
     world = ready()
     epoch = world.policy.agents["a"].epoch
-    world.beating.clear()
+    world.heartbeat_task.clear()
     world.policy.exited(world.now, "a", epoch, 0)
     assert world.run(REPORT_S - 0.1) == []
     world.policy.drained(world.now, "a", epoch)
@@ -170,10 +170,10 @@ def test_the_report_of_a_drain_may_come_after_that_of_the_end():
 def test_an_end_with_exit_code_0_alone_is_a_death():
     world = ready()
     epoch = world.policy.agents["a"].epoch
-    world.beating.clear()
+    world.heartbeat_task.clear()
     world.policy.drained(world.now, "a", epoch - 1)  # an older one's report proves nothing
     world.policy.exited(world.now, "a", epoch, 0)
-    assert set(world.run(1)) == {Recall("a", epoch)}  # and asked again, should the answer get lost
+    assert set(world.run(1)) == {VerifyDrain("a", epoch)}  # and asked again, should the answer get lost
     world.policy.not_drained(world.now, "a", epoch)
     dead, spawn = world.policy.decide(world.now)
     assert isinstance(dead, Dead)
@@ -187,7 +187,7 @@ def test_an_end_with_exit_code_0_alone_is_a_death():
 def test_what_the_stream_recalls_is_a_drain():
     world = ready()
     epoch = world.policy.agents["a"].epoch
-    world.beating.clear()
+    world.heartbeat_task.clear()
     world.policy.exited(world.now, "a", epoch, 0)
     world.run(1)
     world.policy.drained(world.now, "a", epoch)
@@ -241,8 +241,8 @@ def succeeding(*hosts: tuple[str, Child], phase: Phase = "waiting") -> tuple[Wor
 
 def test_who_died_while_nobody_led_is_declared_dead_by_the_next_leader():
     world, state = succeeding(("base", ended(60, 1)), ("base", ended(70)), ("python", ended(65, 1)))
-    assert state.past == Past(70, "base", 7, "x", -9, world.now)
-    world.policy.died_before(world.now, "a", state.past)
+    assert state.unreported_exit == UnreportedExit(70, "base", 7, "x", -9, world.now)
+    world.policy.unreported_exit_found(world.now, "a", state.unreported_exit)
     dead, spawn = world.policy.decide(world.now)
     assert dead == Dead("a", 70, "base", 7, "signal 9")
     assert spawn == Spawn("a", "base", "signal 9")
@@ -255,8 +255,8 @@ def test_who_died_while_nobody_led_is_declared_dead_by_the_next_leader():
 
 def test_the_end_of_an_older_incarnation_is_nothing_where_another_host_runs_the_newer():
     world, state = succeeding(("base", ended(70)), ("python", ended(80, None)))
-    assert state.past is not None
-    world.policy.died_before(world.now, "a", state.past)
+    assert state.unreported_exit is not None
+    world.policy.unreported_exit_found(world.now, "a", state.unreported_exit)
     assert world.policy.decide(world.now) == []
     assert (state.epoch, state.sandbox) == (80, "python")
 
@@ -270,29 +270,29 @@ def test_an_end_that_a_host_reports_later_is_nothing_to_inherit():
     world = World(a())
     world.policy.decide(world.now)
     world.host("base", ended(70))
-    assert world.policy.agents["a"].past is None
+    assert world.policy.agents["a"].unreported_exit is None
 
 
 @pytest.mark.parametrize("phase", ["quarantined", "drained", "external"])
 def test_who_was_to_stay_away_stays_so_under_the_next_leader(phase):
     world, state = succeeding(("base", ended(70)), phase=phase)
-    assert state.past is not None
-    world.policy.died_before(world.now, "a", state.past)
+    assert state.unreported_exit is not None
+    world.policy.unreported_exit_found(world.now, "a", state.unreported_exit)
     assert world.policy.decide(world.now) == []
     assert state.phase == phase
 
 
 def test_a_mistake_that_no_restart_mends_is_quarantined_by_the_next_leader():
     world, state = succeeding(("base", ended(70, 2)))
-    assert state.past is not None
-    world.policy.died_before(world.now, "a", state.past)
+    assert state.unreported_exit is not None
+    world.policy.unreported_exit_found(world.now, "a", state.unreported_exit)
     assert kinds(world.policy.decide(world.now)) == ["Dead", "Quarantine"]
 
 
 def test_who_went_with_its_host_while_nobody_led_is_moved_and_not_blamed():
     world = World(a())
     world.host("python")
-    world.policy.died_before(world.now, "a", Past(70, "base", 7, "x", None, world.now))
+    world.policy.unreported_exit_found(world.now, "a", UnreportedExit(70, "base", 7, "x", None, world.now))
     dead, spawn = world.policy.decide(world.now)
     assert isinstance(dead, Dead)
     assert (dead.epoch, reason_class(dead.reason)) == (70, "sandbox lost")
@@ -304,7 +304,7 @@ def test_an_incarnation_started_by_hand_takes_over():
     world = ready()
     state = world.policy.agents["a"]
     old = state.epoch
-    world.policy.beat(
+    world.policy.heartbeat(
         world.now,
         Heartbeat(agent="a", agent_id="y", epoch=old + 5, sequence=1, progress=0, status="live", interval_ms=100,
                   sandbox="by-hand", pid=77),
@@ -317,7 +317,7 @@ def test_an_incarnation_started_by_hand_takes_over():
     assert not state.deaths
 
 
-def test_a_claim_by_another_is_given_time_to_beat():
+def test_a_claim_by_another_is_given_time_to_heartbeat():
     world = ready()
     world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 1)
     world.policy.decide(world.now)
@@ -364,9 +364,9 @@ def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]
         elif event == "not drained":
             world.policy.not_drained(world.now, "a", state.epoch)
         elif event == "silent":
-            world.beating.discard("a")
+            world.heartbeat_task.discard("a")
         elif event == "look":
-            world.policy.looked(world.now, "a", state.epoch, "T", 0, 0)
+            world.policy.last_probe(world.now, "a", state.epoch, "T", 0, 0)
         elif event == "host":
             world.host("base", pid=world.sandboxes["base"] + 1)
         elif event in ("ill", "well"):
@@ -380,7 +380,7 @@ def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]
                 alive = True
             elif isinstance(action, Quarantine):
                 assert len(state.deaths) >= 10 or state.deaths.in_a_row >= 10
-            elif isinstance(action, (Look, Recall)):
+            elif isinstance(action, (ProbeProcess, VerifyDrain)):
                 assert alive
 
 
@@ -395,20 +395,20 @@ def test_a_swarm_starts_a_few_at_a_time_in_each_sandbox():
         assert isinstance(spawn, Spawn)
         world.start(spawn)
     assert world.policy.decide(world.now) == [], "they have not beaten yet"
-    world.beat("a1")
+    world.heartbeat("a1")
     assert world.policy.decide(world.now) == [Spawn(names[STARTS_AT_ONCE], "base")]
     world.start(Spawn(names[STARTS_AT_ONCE], "base"))
     world.run(5)
     assert all(state.phase == "running" for state in world.policy.agents.values())
 
 
-def test_one_that_never_beats_holds_up_nobody():
+def test_one_that_never_heartbeats_holds_up_nobody():
     names = [f"a{number}" for number in range(STARTS_AT_ONCE + 1)]
     world = World(*(a(name) for name in names), sandboxes=("base",))
     world.host("base")
     for spawn in world.policy.decide(world.now):
         assert isinstance(spawn, Spawn)
         world.start(spawn)
-    world.beating.clear()
-    actions = world.run(Patience().grace_s + 0.1)
+    world.heartbeat_task.clear()
+    actions = world.run(Timeouts().grace_s + 0.1)
     assert Spawn(names[-1], "base") in actions

@@ -10,13 +10,13 @@ from bus.observability.otel_env import read_settings
 from bus.observability.spans import Span
 from bus.observability.tracer import Tracer
 from coordinator.supervisor.model import Dead
-from coordinator.supervisor.recovery_traces import Recoveries
+from coordinator.supervisor.recovery_traces import RecoveryTraces
 
 NOW_NS = 1_000_000_000_000
 SILENT_S = 0.1
 
 
-class Kept(Tracer):
+class KvEntry(Tracer):
     """A tracer that keeps what it is given."""
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Kept(Tracer):
 
 
 @pytest.fixture
-def began(monkeypatch):
+def started_at(monkeypatch):
     """Seconds before the declaration at which the trace of a death begins, by what its host has reported."""
     monkeypatch.setattr("time.time_ns", lambda: NOW_NS)
 
-    def began(*exits: tuple[int, float]) -> float:
-        tracer = Kept()
-        recoveries = Recoveries(tracer)
+    def started_at(*exits: tuple[int, float]) -> float:
+        tracer = KvEntry()
+        recoveries = RecoveryTraces(tracer)
         for epoch, before_s in exits:
             recoveries.exited("a", epoch, datetime.fromtimestamp(NOW_NS * 1e-9 - before_s, UTC))
         recoveries.died(Dead("a", 7, "base", 1, "signal 9"), SILENT_S)
@@ -46,21 +46,21 @@ def began(monkeypatch):
         assert len(starts) == 1
         return starts.pop()
 
-    return began
+    return started_at
 
 
-def test_an_exit_is_known_from_its_hosts_report_on(began):
-    assert began((7, 0.02)) == pytest.approx(0.02, abs=1e-5)
+def test_an_exit_is_known_from_its_hosts_report_on(started_at):
+    assert started_at((7, 0.02)) == pytest.approx(0.02, abs=1e-5)
 
 
-def test_silence_is_known_from_the_last_heartbeat_on(began):
-    assert began() == pytest.approx(SILENT_S)
+def test_silence_is_known_from_the_last_heartbeat_on(started_at):
+    assert started_at() == pytest.approx(SILENT_S)
 
 
-def test_the_exit_of_another_incarnation_says_nothing(began):
-    assert began((6, 0.02)) == pytest.approx(SILENT_S)
+def test_the_exit_of_another_incarnation_says_nothing(started_at):
+    assert started_at((6, 0.02)) == pytest.approx(SILENT_S)
 
 
 @pytest.mark.parametrize(("wrong_s", "expected_s"), [(3600.0, SILENT_S), (-3600.0, 0.0)], ids=["behind", "ahead"])
-def test_a_clock_that_is_wrong_moves_it_no_further_than_heartbeats_allow(began, wrong_s, expected_s):
-    assert began((7, wrong_s)) == pytest.approx(expected_s)
+def test_a_clock_that_is_wrong_moves_it_no_further_than_heartbeats_allow(started_at, wrong_s, expected_s):
+    assert started_at((7, wrong_s)) == pytest.approx(expected_s)

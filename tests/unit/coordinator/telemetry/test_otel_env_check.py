@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from bus.observability.otel_env import BATCH_SPANS, QUEUE_SPANS, read_settings
-from bus.observability.otlp import Complaints, make_exporter
+from bus.observability.otlp import ExporterErrors, make_exporter
 from coordinator.telemetry.otel_env_check import check_variables
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
@@ -131,7 +131,7 @@ def test_headers_are_counted_and_not_shown(monkeypatch: pytest.MonkeyPatch):
     where = "entry 2 of 2 (not shown: it may be a secret)"
     assert told == [f"OTEL_EXPORTER_OTLP_HEADERS: {where}: {LISTED}; that header is not sent"]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
-    complaints = Complaints()
+    complaints = ExporterErrors()
     try:
         make_exporter("http/protobuf", "traces")
         assert complaints.newest == ""

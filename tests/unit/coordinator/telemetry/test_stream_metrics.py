@@ -8,8 +8,8 @@ import pytest
 
 from agents.host.probe import network_of_here
 from bus.messages import Alert, Child, Config, Epoch, Heartbeat, SandboxAccount, SandboxUsage, Signal
-from coordinator.telemetry.heartbeat_metrics import FORGET_S, HEARD_S, BeatFigures
-from coordinator.telemetry.labels import MOST_STRANGERS, OTHER
+from coordinator.telemetry.heartbeat_metrics import FORGET_S, RECENT_HEARTBEAT_S, HeartbeatMetrics
+from coordinator.telemetry.labels import MAX_UNKNOWN_WRITERS, OTHER
 from coordinator.telemetry.recovery_metrics import reason_class
 from tests.support.counted import AGENTS, AT, Stream
 
@@ -69,7 +69,7 @@ def test_a_cause_that_is_none_has_no_latency(stream, cause):
 
 
 def test_messages_that_were_put_back_have_no_latency(stream):
-    stream.figures.restored_through = 2
+    stream.metrics.restored_through = 2
     tick = stream.tick(1)
     stream.decision(1, cause=tick)
     later = stream.tick(2)
@@ -181,7 +181,7 @@ def test_poison_is_counted_by_kind(stream):
 
 
 def test_a_stranger_cannot_make_series_without_end(stream):
-    beats = BeatFigures(stream.figures.registry, stream.figures.names)
+    heartbeats = HeartbeatMetrics(stream.metrics.registry, stream.metrics.names)
     for number in range(500):
         name = f"stranger-{number}"
         tick = stream.tick(number)
@@ -192,19 +192,19 @@ def test_a_stranger_cannot_make_series_without_end(stream):
         stream.put(f"swarm.kind{number}.x.{name}", b"{}", cause=tick)
         for event in ("exited", "declared_dead", "spawned", "ready"):
             stream.life(event, name, epoch=1, reason=f"signal {number}")
-        beats.take(heartbeat(name, status=f"s{number}", sandbox=f"box-{number}"))
-        beats.take(heartbeat(f"host-{number}", role="sandbox"))
+        heartbeats.take(heartbeat(name, status=f"s{number}", sandbox=f"box-{number}"))
+        heartbeats.take(heartbeat(f"host-{number}", role="sandbox"))
     stream.put("swarm.signal.BTC-USD.momentum", b"{}", cause=stream.tick(1000))
     shown = stream.shown()
     values: dict[str, set[tuple[str, ...]]] = {}
     for name, labels in shown:
         values.setdefault(name, set()).add(labels)
-    assert len(values["signalmesh_alerts_total"]) == MOST_STRANGERS + 1  # (other) for codes of others and beyond
-    assert len(values["signalmesh_hop_latency_seconds_count"]) <= 2 * (MOST_STRANGERS + 2)
-    assert len(values["signalmesh_heartbeats_total"]) <= MOST_STRANGERS + 3
-    assert len(values["signalmesh_agent_sandbox"]) <= MOST_STRANGERS
+    assert len(values["signalmesh_alerts_total"]) == MAX_UNKNOWN_WRITERS + 1  # (other) for codes of others and beyond
+    assert len(values["signalmesh_hop_latency_seconds_count"]) <= 2 * (MAX_UNKNOWN_WRITERS + 2)
+    assert len(values["signalmesh_heartbeats_total"]) <= MAX_UNKNOWN_WRITERS + 3
+    assert len(values["signalmesh_agent_sandbox"]) <= MAX_UNKNOWN_WRITERS
     assert {labels[1] for labels in values["signalmesh_agent_state"]} == {OTHER}
-    assert len(values["signalmesh_deaths_total"]) <= MOST_STRANGERS
+    assert len(values["signalmesh_deaths_total"]) <= MAX_UNKNOWN_WRITERS
     assert ("momentum", "signal") in values["signalmesh_hop_latency_seconds_count"], "who is configured has a label"
 
 
@@ -218,18 +218,20 @@ def heartbeat(name: str = "momentum", **options: Any) -> Heartbeat:
 
 def test_heartbeats(stream):
     time_s = [0.0]
-    beats = BeatFigures(stream.figures.registry, stream.figures.names, lambda: time_s[0])
-    beats.take(heartbeat(lag=3, outputs=7, poison=1, skipped=2, rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
+    heartbeats = HeartbeatMetrics(stream.metrics.registry, stream.metrics.names, lambda: time_s[0])
+    heartbeats.take(heartbeat(lag=3, outputs=7, poison=1, skipped=2, rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
     child = Child(agent="momentum", agent_id="a", epoch=5, pid=1, spawned_at=AT)
     usage = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0, pss_mb=2.0, network="of its own", rx_bytes=70, tx_bytes=80)
-    beats.take(heartbeat("base", role="sandbox", uptime_s=1800.0, inventory=(child,), usage=usage))
+    heartbeats.take(heartbeat("base", role="sandbox", uptime_s=1800.0, inventory=(child,), usage=usage))
     shared = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0, network=network_of_here(), rx_bytes=70, tx_bytes=80)
-    beats.take(heartbeat("python", role="sandbox", uptime_s=9.0, usage=shared))
+    heartbeats.take(heartbeat("python", role="sandbox", uptime_s=9.0, usage=shared))
     accounts = {"base": SandboxAccount(seen_s=20.0, alive_s=19.0, price_per_hour=0.5, price_source="a bill")}
-    beats.take(heartbeat("watchdog", role="watchdog", epoch=44, phases={"research-1": "backoff"}, accounts=accounts))
-    beats.take(heartbeat("mirror", role="mirror", status="catching-up", lag=6, behind_ms=1500))
+    heartbeats.take(
+        heartbeat("watchdog", role="watchdog", epoch=44, phases={"research-1": "backoff"}, accounts=accounts)
+    )
+    heartbeats.take(heartbeat("mirror", role="mirror", status="catching-up", lag=6, behind_ms=1500))
     time_s[0] = 0.25
-    beats.take(heartbeat(epoch=4, lag=99))  # a zombie
+    heartbeats.take(heartbeat(epoch=4, lag=99))  # a zombie
     shown = stream.shown()
     expected = {
         ("signalmesh_heartbeats_total", ("momentum", "agent")): 2,
@@ -266,17 +268,17 @@ def test_heartbeats(stream):
     assert not (not_its_own | {("signalmesh_sandbox_cost_dollars", ("python",))}) & shown.keys()
 
 
-class Heard:
+class HeartbeatScript:
     """Heartbeats at times that the test says, in seconds."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream, self.time_s = stream, 0.0
-        self.beats = BeatFigures(stream.figures.registry, stream.figures.names, lambda: self.time_s)
+        self.heartbeats = HeartbeatMetrics(stream.metrics.registry, stream.metrics.names, lambda: self.time_s)
 
     def host(self, name: str, group: str | None = "base", status: str = "live") -> None:
         usage = SandboxUsage(processes=4, cpu_s=1.5, rss_mb=3.0)
         options: dict[str, Any] = {"role": "sandbox", "group": group, "status": status, "uptime_s": 5.0, "usage": usage}
-        self.beats.take(heartbeat(name, **options))
+        self.heartbeats.take(heartbeat(name, **options))
 
     def ages(self) -> dict[str, float]:
         shown = self.stream.shown()
@@ -290,68 +292,70 @@ class Heard:
 
 
 @pytest.fixture
-def heard(stream: Stream) -> Heard:
-    return Heard(stream)
+def received(stream: Stream) -> HeartbeatScript:
+    return HeartbeatScript(stream)
 
 
-def test_what_a_process_said_is_not_shown_once_it_is_not_heard(heard):
-    heard.beats.take(heartbeat(rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
-    heard.host("base", group=None)
-    heard.beats.take(heartbeat("watchdog", role="watchdog", phases={"research-1": "quarantined"}))
-    heard.beats.take(heartbeat("mirror", role="mirror", behind_ms=1500))
-    heard.time_s = HEARD_S
-    assert {of for _, of in heard.told()} == {"momentum", "base", "research-1", "live", ""}
-    heard.time_s = HEARD_S + 0.1
-    assert heard.told() == set()
-    assert heard.ages() == pytest.approx(dict.fromkeys(("momentum", "base", "watchdog", "mirror"), HEARD_S + 0.1))
+def test_what_a_process_said_is_not_shown_once_it_is_not_heard(received):
+    received.heartbeats.take(heartbeat(rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
+    received.host("base", group=None)
+    received.heartbeats.take(heartbeat("watchdog", role="watchdog", phases={"research-1": "quarantined"}))
+    received.heartbeats.take(heartbeat("mirror", role="mirror", behind_ms=1500))
+    received.time_s = RECENT_HEARTBEAT_S
+    assert {of for _, of in received.told()} == {"momentum", "base", "research-1", "live", ""}
+    received.time_s = RECENT_HEARTBEAT_S + 0.1
+    assert received.told() == set()
+    assert received.ages() == pytest.approx(
+        dict.fromkeys(("momentum", "base", "watchdog", "mirror"), RECENT_HEARTBEAT_S + 0.1)
+    )
 
 
-def test_the_silence_of_what_is_configured_is_shown_for_ever_and_that_of_strangers_ends(heard):
-    heard.beats.take(heartbeat())
-    heard.beats.take(heartbeat("somebody"))
-    heard.host("base", group=None)
-    heard.host("somewhere", group=None)
-    heard.time_s = FORGET_S
-    assert heard.ages().keys() == {"momentum", "somebody", "base", "somewhere"}
-    heard.time_s = 1e6
-    assert heard.ages() == {"momentum": 1e6, "base": 1e6}
+def test_the_silence_of_what_is_configured_is_shown_for_ever_and_that_of_strangers_ends(received):
+    received.heartbeats.take(heartbeat())
+    received.heartbeats.take(heartbeat("somebody"))
+    received.host("base", group=None)
+    received.host("somewhere", group=None)
+    received.time_s = FORGET_S
+    assert received.ages().keys() == {"momentum", "somebody", "base", "somewhere"}
+    received.time_s = 1e6
+    assert received.ages() == {"momentum": 1e6, "base": 1e6}
 
 
-def test_a_replica_that_was_taken_away_ends_and_the_last_host_of_a_sandbox_is_missed(heard):
+def test_a_replica_that_was_taken_away_ends_and_the_last_host_of_a_sandbox_is_missed(received):
     for name in ("base-1", "base-2", "base-3"):
-        heard.host(name)
-    heard.time_s = 1.0
-    heard.host("base-2", status="draining")
-    heard.host("base-3")
-    heard.time_s = 1.0 + HEARD_S + 0.1
-    heard.host("base-1")
-    assert heard.ages().keys() == {"base-1", "base-3"}, "who said that it drains is gone, who died is missed"
-    assert {of for _, of in heard.told()} == {"base-1"}
-    heard.time_s += FORGET_S
-    heard.host("base-1", status="draining")
-    assert heard.ages() == {"base-1": 0}, "for another one serves the sandbox"
-    heard.time_s += 1e6
-    assert heard.ages() == {"base-1": 1e6}, "nobody serves it: also where its end was orderly"
-    heard.host("base-4")
-    assert heard.ages() == {"base-4": 0}
+        received.host(name)
+    received.time_s = 1.0
+    received.host("base-2", status="draining")
+    received.host("base-3")
+    received.time_s = 1.0 + RECENT_HEARTBEAT_S + 0.1
+    received.host("base-1")
+    assert received.ages().keys() == {"base-1", "base-3"}, "who said that it drains is gone, who died is missed"
+    assert {of for _, of in received.told()} == {"base-1"}
+    received.time_s += FORGET_S
+    received.host("base-1", status="draining")
+    assert received.ages() == {"base-1": 0}, "for another one serves the sandbox"
+    received.time_s += 1e6
+    assert received.ages() == {"base-1": 1e6}, "nobody serves it: also where its end was orderly"
+    received.host("base-4")
+    assert received.ages() == {"base-4": 0}
 
 
-def test_the_availability_of_a_dead_sandbox_is_what_the_watchdog_says(heard):
-    heard.host("base", group=None)
-    heard.time_s = 100.0
+def test_the_availability_of_a_dead_sandbox_is_what_the_watchdog_says(received):
+    received.host("base", group=None)
+    received.time_s = 100.0
     accounts = {"base": SandboxAccount(seen_s=100.0, alive_s=1.0, price_per_hour=0.5)}
-    heard.beats.take(heartbeat("watchdog", role="watchdog", accounts=accounts))
-    assert heard.told() == {("signalmesh_sandbox_availability_ratio", "base"), ("signalmesh_watchdog_term", "")}
+    received.heartbeats.take(heartbeat("watchdog", role="watchdog", accounts=accounts))
+    assert received.told() == {("signalmesh_sandbox_availability_ratio", "base"), ("signalmesh_watchdog_term", "")}
 
 
-def test_a_sandbox_that_was_given_up_is_shown_while_its_provider_says_so(heard):
+def test_a_sandbox_that_was_given_up_is_shown_while_its_provider_says_so(received):
     provider = {"role": "provider", "status": "live", "provider": "e2b"}
-    name = ("signalmesh_sandbox_given_up", "base")
-    heard.beats.take(heartbeat("provider", **provider, phases={"base": "being made"}))
-    assert name not in heard.told()
-    heard.beats.take(heartbeat("provider", **provider, phases={"base": "given up", "momentum": "being made"}))
-    assert {told for told in heard.told() if told[0] == name[0]} == {name}
-    heard.time_s += HEARD_S + 0.1
-    assert name not in heard.told(), "nobody says so any more"
-    heard.beats.take(heartbeat("momentum", role="agent", phases={"base": "given up"}))
-    assert name not in heard.told(), "only its provider knows"
+    name = ("signalmesh_sandbox_failed", "base")
+    received.heartbeats.take(heartbeat("provider", **provider, phases={"base": "being made"}))
+    assert name not in received.told()
+    received.heartbeats.take(heartbeat("provider", **provider, phases={"base": "given up", "momentum": "being made"}))
+    assert {told for told in received.told() if told[0] == name[0]} == {name}
+    received.time_s += RECENT_HEARTBEAT_S + 0.1
+    assert name not in received.told(), "nobody says so any more"
+    received.heartbeats.take(heartbeat("momentum", role="agent", phases={"base": "given up"}))
+    assert name not in received.told(), "only its provider knows"

@@ -49,7 +49,7 @@ class Said:
         return payload
 
 
-class Ear:
+class Subscriber:
     """Keeps what it hears. `beats` has each one's newest heartbeat, `claims` the newest epoch of each agent."""
 
     def __init__(self, name: str) -> None:
@@ -60,24 +60,24 @@ class Ear:
         self.lifecycle: list[dict[str, Any]] = []
         self.alerts: list[dict[str, Any]] = []
         self.configs: list[dict[str, Any]] = []
-        self.beats: dict[str, dict[str, Any]] = {}
-        self.beaten: Counter[str] = Counter()
+        self.heartbeats: dict[str, dict[str, Any]] = {}
+        self.has_heartbeat: Counter[str] = Counter()
         self.claims: dict[str, int] = {}
         self._more = asyncio.Event()
 
     @classmethod
     async def open(cls, url: str, subject: str, name: str) -> Self:
-        ear = cls(name)
+        subscriber = cls(name)
 
         async def ignore(_: Exception) -> None:
             pass
 
-        await ear.client.connect(
+        await subscriber.client.connect(
             url.split(","), reconnect_time_wait=cast(int, RECONNECT_WAIT_S), max_reconnect_attempts=-1, error_cb=ignore
         )
-        await ear.client.subscribe(subject, cb=ear._on_msg, pending_msgs_limit=1_000_000)
-        await ear.client.flush()
-        return ear
+        await subscriber.client.subscribe(subject, cb=subscriber._on_msg, pending_msgs_limit=1_000_000)
+        await subscriber.client.flush()
+        return subscriber
 
     async def close(self) -> None:
         if not self.client.is_closed:
@@ -92,13 +92,13 @@ class Ear:
         kind = msg.subject.split(".")[1]
         if kind == "heartbeat":
             try:
-                beat = json.loads(msg.data)
+                heartbeat = json.loads(msg.data)
             except ValueError:
                 return  # a test's poison
-            known = self.beats.get(beat["agent"])
-            self.beaten[beat["agent"]] += 1
-            if known is None or beat["role"] != "agent" or beat["epoch"] >= known["epoch"]:
-                self.beats[beat["agent"]] = beat
+            known = self.heartbeats.get(heartbeat["agent"])
+            self.has_heartbeat[heartbeat["agent"]] += 1
+            if known is None or heartbeat["role"] != "agent" or heartbeat["epoch"] >= known["epoch"]:
+                self.heartbeats[heartbeat["agent"]] = heartbeat
         elif kind != "control":
             headers = msg.headers or {}
             said = Said(msg.subject, msg.data, headers, int(headers.get("Nats-Sequence", 0)))
@@ -127,7 +127,7 @@ class Ear:
                 return result
         except TimeoutError:
             last = [(said.subject, said.data[:300]) for said in self.said[-12:]]
-            raise AssertionError(f"waited in vain: {what}; last heard: {last}; beats: {self.beats}") from None
+            raise AssertionError(f"waited in vain: {what}; last heard: {last}; beats: {self.heartbeats}") from None
 
     # -- what tests wait for
 
@@ -158,24 +158,24 @@ class Ear:
         """Wait until each of them beats as live (or finished) in its newest epoch; their heartbeats."""
 
         def alive(agent: str) -> bool:
-            beat = self.beats.get(agent, {})
-            return beat.get("status") in ("live", "finished") and beat["epoch"] >= self.claims.get(agent, 0)
+            heartbeat = self.heartbeats.get(agent, {})
+            return heartbeat.get("status") in ("live", "finished") and heartbeat["epoch"] >= self.claims.get(agent, 0)
 
         await self.until(f"{agents} live", lambda: all(map(alive, agents)))
-        return {agent: self.beats[agent] for agent in agents}
+        return {agent: self.heartbeats[agent] for agent in agents}
 
     async def back(self, epochs: dict[str, int]) -> dict[str, dict[str, Any]]:
         """Wait until each agent is live in a newer epoch than this."""
         await self.until(
             f"newer epochs than {epochs}",
-            lambda: all(self.beats[name]["epoch"] > epoch for name, epoch in epochs.items()),
+            lambda: all(self.heartbeats[name]["epoch"] > epoch for name, epoch in epochs.items()),
         )
         return await self.live(*epochs)
 
-    async def more_beats(self, count: int, *names: str) -> None:
+    async def more_heartbeats(self, count: int, *names: str) -> None:
         """The next `count` heartbeats of each of them: time, by the clock of those whom it is about."""
-        wanted = {name: self.beaten[name] + count for name in names}
-        await self.until(f"beats {wanted}", lambda: all(self.beaten[name] >= wanted[name] for name in names))
+        wanted = {name: self.has_heartbeat[name] + count for name in names}
+        await self.until(f"beats {wanted}", lambda: all(self.has_heartbeat[name] >= wanted[name] for name in names))
 
     async def happened(self, event: str, agent: str, epoch: int | None = None) -> dict[str, Any]:
         """The first lifecycle event of this name about `agent` (and its `epoch`), once there is one."""
