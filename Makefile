@@ -85,6 +85,7 @@ test-docker: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 
 types: setup
 	$(BIN)/mypy --cache-dir $(VENV)/.mypy_cache
@@ -111,5 +112,5 @@ lock: setup
 	$(UV_COMPILE) $(ARGS) --group wss -c requirements-dev.lock -o requirements-wss.lock
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find agents bus coordinator tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

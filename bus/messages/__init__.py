@@ -1,6 +1,4 @@
-"""Messages: the public names of their payloads (bus/messages/payloads.py) and of their encoding
-(bus/messages/codec.py).
-"""
+"""Payload types, their encoding and checks: the public names of `payloads` and `codec`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The shape of the repository: which package may import which, whose packages they are, what no file may hold."""
+"""The shape of the repository: sizes, names, what a package's `__init__` and a tracked file may hold.
+
+Which module may import which is checked by `make lint` ([tool.importlinter] in pyproject.toml).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import importlib
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +19,33 @@ import pytest
 from tests.support.repository import ROOT
 
 PACKAGES = ("bus", "agents", "coordinator")
-"""Each may import those to its left, and itself."""
-TRADING_LIBRARIES = frozenset({"talib", "vaderSentiment", "numpy", "ccxt"})
 LONGEST_MODULE_LINES = 600
+LONGER_MODULES: dict[str, int] = {}
+"""Module -> its own limit. A concept that would be torn apart is better in one file; name it here."""
+MOST_MODULES_IN_A_FOLDER = 15
+INITS_WITH_IMPORTS = {
+    "agents/__init__.py": "the public import path of Agent",
+    "bus/messages/__init__.py": "the public import path of the payload types",
+}
+AMBIGUOUS_CLASSES = {
+    "Address",
+    "ChildProcess",
+    "Complaints",
+    "Deeds",
+    "Expected",
+    "Fault",
+    "Gap",
+    "Hosts",
+    "Incarnation",
+    "Observer",
+    "Recording",
+    "Recoveries",
+    "Rounds",
+    "Span",
+    "Target",
+    "Watched",
+}
+"""Public classes that two modules define, which misleads a search. Rename one and take the name out; add none."""
 
 # The names are put together here, so that this file does not hold what it looks for.
 REGISTRY_HOSTS = tuple(
@@ -47,51 +75,8 @@ def modules() -> Iterator[Path]:
         yield from sorted((ROOT / package).rglob("*.py"))
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of every module that a file imports, wherever in it the import stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: a relative import; write it in full"
-            yield node.lineno, node.module or ""
-
-
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def test_imports_go_one_way():
-    wrong = []
-    for path in modules():
-        package = path.relative_to(ROOT).parts[0]
-        allowed = PACKAGES[: PACKAGES.index(package) + 1]
-        wrong += [
-            f"{named(path)}:{line}: {package} may not import {name}"
-            for line, name in imported(path)
-            if (top := name.partition(".")[0]) in PACKAGES and top not in allowed
-        ]
-    assert wrong == []
-
-
-def test_packages_import_no_tests_benchmarks_or_examples():
-    wrong = [
-        f"{named(path)}:{line}: {name}"
-        for path in modules()
-        for line, name in imported(path)
-        if name.partition(".")[0] in ("tests", "benchmarks", "examples")
-    ]
-    assert wrong == []
-
-
-def test_the_bus_knows_no_trading_library():
-    wrong = [
-        f"{named(path)}:{line}: {name}"
-        for path in sorted((ROOT / "bus").rglob("*.py"))
-        for line, name in imported(path)
-        if name.partition(".")[0] in TRADING_LIBRARIES
-    ]
-    assert wrong == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -104,7 +89,61 @@ def test_the_packages_imported_are_ours(package):
 
 def test_no_module_is_longer_than_a_person_reads():
     lengths = {named(path): len(path.read_text().splitlines()) for path in modules()}
-    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_MODULE_LINES} == {}
+    limits = dict.fromkeys(lengths, LONGEST_MODULE_LINES) | LONGER_MODULES
+    assert {name: lines for name, lines in lengths.items() if lines > limits[name]} == {}
+    assert all(lengths.get(name, 0) > LONGEST_MODULE_LINES for name in LONGER_MODULES), (
+        "an exception that is not needed"
+    )
+
+
+def test_no_folder_has_more_modules_than_a_person_looks_over():
+    counts = Counter(named(path.parent) for path in modules() if path.name != "__init__.py")
+    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES_IN_A_FOLDER} == {}
+
+
+def test_every_folder_says_in_one_line_what_is_in_it():
+    wrong = []
+    for folder in sorted({path.parent for path in modules()}):
+        init = folder / "__init__.py"
+        docstring = ast.get_docstring(ast.parse(init.read_text())) if init.exists() else None
+        if not docstring or "\n" in docstring:
+            wrong.append(named(init))
+    assert wrong == []
+
+
+def test_the_map_for_contributors_has_every_folder():
+    listed = set(re.findall(r"^\| `([a-z_/]+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    folders = {named(path.parent) for path in modules()} - {"coordinator"}  # it holds the folders and `__main__`
+    assert listed == folders
+
+
+def test_an_init_imports_nothing():
+    """A command loads only what it uses, and no import order depends on a package's `__init__`."""
+    importing = set()
+    for path in modules():
+        nodes = list(ast.walk(ast.parse(path.read_text()))) if path.name == "__init__.py" else []
+        if any(
+            isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module != "__future__")
+            for node in nodes
+        ):
+            importing.add(named(path))
+    assert importing == set(INITS_WITH_IMPORTS)
+
+
+def test_a_public_class_has_a_name_of_its_own():
+    defined: dict[str, set[str]] = {}
+    for path in modules():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                defined.setdefault(node.name, set()).add(named(path))
+    ambiguous = {name: found for name, found in defined.items() if len(found) > 1}
+    assert {name: found for name, found in ambiguous.items() if name not in AMBIGUOUS_CLASSES} == {}
+    assert AMBIGUOUS_CLASSES - set(ambiguous) == set(), "no longer ambiguous: take it out of AMBIGUOUS_CLASSES"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_type_checker_believes_the_annotations(package):
+    assert (ROOT / package / "py.typed").exists()
 
 
 def test_only_what_needs_a_websocket_installs_aiohttp():
