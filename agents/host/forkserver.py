@@ -63,7 +63,7 @@ def _loaded(pipe: Any) -> None:
     pipe.send(PRELOAD in sys.modules)
 
 
-class ChildProcess:
+class AgentProcess:
     """One agent's process. `wait` may be called by several."""
 
     def __init__(self, process: Any) -> None:
@@ -148,7 +148,7 @@ class ForkServer:
         process.join()
         return loaded
 
-    async def spawn(self, incarnation: Incarnation, stopping: Callable[[], bool]) -> ChildProcess:
+    async def spawn(self, incarnation: Incarnation, stopping: Callable[[], bool]) -> AgentProcess:
         """Start a process for `incarnation`.
 
         Raises:
@@ -166,7 +166,7 @@ class ForkServer:
             process = await asyncio.get_running_loop().run_in_executor(self._thread, start)
         except OSError as error:
             raise MeshError(f"cannot start a process: {error}") from None
-        return ChildProcess(process)
+        return AgentProcess(process)
 
     async def stop(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -22,7 +22,7 @@ import msgspec
 import orjson
 import structlog
 
-from agents.host.forkserver import ChildProcess, ForkServer
+from agents.host.forkserver import AgentProcess, ForkServer
 from agents.host.probe import measure_memory, measure_usage, probe_sandbox
 from agents.host.protocol import DRAIN_GRACE_S, HEARTBEAT_S, KillOrder, SignalRequest, SpawnOrder
 from agents.runtime.process import Incarnation
@@ -50,7 +50,7 @@ log = structlog.get_logger("signalmesh.host")
 
 @dataclass(slots=True)
 class _Slot:
-    child: ChildProcess
+    child: AgentProcess
     order: SpawnOrder
     spawned_at: datetime = field(default_factory=now)
     exit_code: int | None = None
