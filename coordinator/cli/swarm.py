@@ -61,9 +61,6 @@ def up(
     state_dir: StateDir = STATE_DIR,
     nats: Nats = None,
     for_s: Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="End after so many seconds.")] = None,
-    no_dashboard: Annotated[  # noqa: ARG001 - part of the contract before there is a dashboard
-        bool, typer.Option("--no-dashboard", help="Without the web page (there is none yet: this changes nothing).")
-    ] = False,
     agents: AgentCount = None,
     standby: Annotated[
         bool,
