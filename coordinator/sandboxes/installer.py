@@ -69,7 +69,7 @@ async def install(service: Service, sandbox: AsyncSandbox, settings: E2bSettings
 async def find(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> str:
     """The interpreter that has our very code, and what it needs besides for a WebSocket; or nothing."""
     needed = "import aiohttp; " if websocket else ""
-    question = shlex.quote(f"{needed}from coordinator.own_code import digest; print(digest())")
+    question = shlex.quote(f"{needed}from coordinator.sandboxes.wheel import digest; print(digest())")
     script = (
         f'for py in "$HOME/{VENV}/bin/python" {shlex.quote(settings.python)}; do '
         f'if [ "$("$py" -c {question} 2>/dev/null)" = {digest()} ]; then command -v "$py"; exit 0; fi; done; exit 0'

@@ -98,6 +98,14 @@ def test_the_map_for_contributors_has_every_folder():
     assert listed == folders
 
 
+@pytest.mark.parametrize("document", ["AGENTS.md", "CONTRIBUTING.md", "NOTICE", "SECURITY.md"])
+def test_every_path_that_a_document_names_is_there(document):
+    paths = re.findall(
+        r"(?:^|[`(])((?:agents|bus|coordinator|docs|tests)/[\w./-]+)", (ROOT / document).read_text(), re.MULTILINE
+    )
+    assert [path for path in paths if "COMMAND" not in path and not (ROOT / path).exists()] == []
+
+
 def test_an_init_imports_nothing():
     """A command loads only what it uses, and no import order depends on a package's `__init__`."""
     importing = set()
