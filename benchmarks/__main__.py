@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--long] [NAME ...]`: prints what it measures; a whole run is kept, README.md too."""
+"""`python -m benchmarks [--quick] [--long] [NAME ...]`: prints what it measures; keeps a whole run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks import readme, report
+from benchmarks import page, report
 from benchmarks.idle import idle
 from benchmarks.machine import load, machine, versions
 from benchmarks.mirroring import mirroring
@@ -67,7 +67,7 @@ def main() -> None:
     if (directory := options.output or (RESULTS if whole else None)) is not None:
         written = report.write(directory, about, found, results)
         if directory == RESULTS and whole:
-            written.append(readme.write(written[-1]))
+            written.append(page.write(written[-1]))
         for path in written:
             print(f"wrote {path}")
 

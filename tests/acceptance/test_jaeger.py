@@ -77,7 +77,7 @@ def service_of(trace: dict[str, Any], span: dict[str, Any]) -> str:
 
 
 async def trace_of(number: int) -> dict[str, Any]:
-    """The trace of a round, found as the README says, once all five services have told of it."""
+    """The trace of a round, found as docs/ops/traces.md says, once all five services have told of it."""
     async with asyncio.timeout(GUARD_S):
         while True:
             tags = json.dumps({"mesh.round": str(number)})

@@ -1,4 +1,4 @@
-"""The dashboard, the alert rules and the README name figures and labels that there are, and leave none out."""
+"""The dashboard and the alert rules name figures and labels that there are, and leave none out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tests.support.repository import ROOT
 
 DASHBOARD = json.loads((ROOT / "docs" / "grafana" / "signalmesh.json").read_text())
 RULES = (ROOT / "docs" / "prometheus" / "alerts.yml").read_text()
-README = (ROOT / "README.md").read_text()
 NAME = re.compile(r"signalmesh_[a-z_]+")
 OF_PROMETHEUS = {"le"}
 
@@ -104,11 +103,3 @@ def test_the_dashboard_shows_every_figure():
     shown = {name for title, query in QUERIES for name in NAME.findall(query)}
     missing = {name for name in FIGURES if not name.endswith(("_sum", "_count"))} - shown
     assert missing == set()
-
-
-def test_the_readme_names_every_figure_and_no_other():
-    section = README[README.index("\n## Metrics and logs\n") : README.index("\n## Troubleshooting\n")]
-    written = set(NAME.findall(section))
-    written |= {f"signalmesh_agent{name}" for name in re.findall(r"`…(_[a-z_]+)", section)}
-    bare = {re.sub(r"_(bucket|sum|count)$", "", name) for name in FIGURES}
-    assert written == bare

@@ -1,4 +1,4 @@
-"""README.md's tables of figures: those of the last whole run, which `make bench` writes into it."""
+"""The tables of docs/benchmarks.md: those of the last whole run, which `make bench` writes into it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 
 from benchmarks.report import shown
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 TABLE = re.compile(r"(<!-- figures: (?P<name>\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 SCALE = (
     *("all live, s", "start p50, s", "start p99, s", "memory, MiB", "CPU, %", "beat p50", "beat p99", "beat max"),
@@ -22,17 +22,17 @@ SCALE = (
 
 
 def write(results: Path) -> Path:
-    """Put the figures of `results`, latest.json, into the README; its path.
+    """Put the values of `results`, latest.json, into the page; its path.
 
     Raises:
         KeyError: the run was not a whole one.
     """
-    README.write_text(with_figures(README.read_text("utf-8"), orjson.loads(results.read_bytes())), "utf-8")
-    return README
+    PAGE.write_text(with_figures(PAGE.read_text("utf-8"), orjson.loads(results.read_bytes())), "utf-8")
+    return PAGE
 
 
 def with_figures(text: str, run: dict[str, Any]) -> str:
-    """The README with the tables of `run`, the content of latest.json."""
+    """The page with the tables of `run`, the content of latest.json."""
     tables = {"goals": goals(run), "scale": scale(run)}
     return TABLE.sub(lambda match: f"{match[1]}{tables[match['name']]}{match[3]}", text)
 
