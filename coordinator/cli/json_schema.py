@@ -1,7 +1,8 @@
 """JSON Schemas of all payloads and of every `--json`, made from the types: `make schema` writes docs/schema/.
 
 `message.<kind>.json` is a payload as published (bus/messages/payloads.py); ranges that the types do not say are in
-README.md. `output.<verb>.json` is what a verb prints with --json. Unknown fields are allowed everywhere.
+docs/concepts/architecture.md. `output.<verb>.json` is what a verb prints with --json. Unknown fields are allowed
+everywhere.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Find
     try:
         config = load(path, cwd)
     except ConfigError as problem:
-        return None, error("configuration", str(problem), "correct the file; README.md lists the settings")
+        return None, error("configuration", str(problem), "correct the file by the key that is named")
     return config, ok(
         "configuration",
         f"{config.file}: swarm {config.swarm}, {len(config.agents)} agents, {len(config.sandboxes)} sandboxes",
