@@ -1,19 +1,24 @@
-"""The heartbeats of a process that is no agent and no host: a watchdog, the mirror, the metrics, the provider."""
+"""Heartbeats: published by every process, received by one listener that keeps the newest of each.
+
+What follows from silence is decided elsewhere (coordinator/supervisor/failure_detector.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
 
-from bus.errors import BusError
-from bus.interface import Bus
+from bus.errors import BusError, MessageError
+from bus.interface import Bus, Closable, ReceivedMessage
 from bus.messages import Heartbeat, encode
 from bus.utils.processes import MACHINE
 
-__all__ = ["LISTEN_S", "send_heartbeats"]
+__all__ = ["LISTEN_S", "HeartbeatListener", "HeartbeatTable", "ReceivedHeartbeat", "send_heartbeats"]
 
 LISTEN_S = 0.5
 """Long enough for two heartbeats of every host and five of every agent."""
@@ -21,18 +26,152 @@ LISTEN_S = 0.5
 Role = Literal["watchdog", "mirror", "metrics", "provider"]
 
 
+class ReceivedHeartbeat(NamedTuple):
+    """A heartbeat and the time of its arrival, seconds of the monotonic clock."""
+
+    at: float
+    heartbeat: Heartbeat
+
+
+class HeartbeatTable:
+    """The newest heartbeat of each process, by role.
+
+    Of an agent and of the leading watchdog, a heartbeat of an older epoch never replaces one of a newer epoch.
+    """
+
+    def __init__(self) -> None:
+        self.agents: dict[str, ReceivedHeartbeat] = {}
+        self.hosts: dict[str, ReceivedHeartbeat] = {}
+        self.leader: ReceivedHeartbeat | None = None
+        """The watchdog that leads."""
+        self.standbys: dict[str, ReceivedHeartbeat] = {}
+        """Watchdogs that stand by, by machine and pid."""
+        self.mirror: ReceivedHeartbeat | None = None
+        self.provider: ReceivedHeartbeat | None = None
+        self.by_pid: dict[int, ReceivedHeartbeat] = {}
+        """Watchdogs, mirrors, metrics and providers."""
+
+    @property
+    def phases(self) -> dict[str, str]:
+        """Agent -> phase, as the leading watchdog reports it of agents that do not run or that it does not run."""
+        return (self.leader.heartbeat.phases if self.leader else None) or {}
+
+    def take(self, received: ReceivedHeartbeat) -> None:
+        """Keep `received` if it is newer than what is known of its process."""
+        heartbeat = received.heartbeat
+        if heartbeat.role == "agent":
+            known = self.agents.get(heartbeat.agent)
+            if known is None or heartbeat.epoch >= known.heartbeat.epoch:
+                self.agents[heartbeat.agent] = received
+            return
+        if heartbeat.role == "sandbox":
+            self.hosts[heartbeat.agent] = received
+            return
+        self.by_pid[heartbeat.pid] = received
+        if heartbeat.role == "watchdog" and heartbeat.status == "standby":
+            self.standbys[f"{heartbeat.machine} {heartbeat.pid}"] = received
+        elif heartbeat.role == "watchdog":
+            if self.leader is None or heartbeat.epoch >= self.leader.heartbeat.epoch:
+                self.leader = received
+        elif heartbeat.role == "mirror":
+            self.mirror = received
+        elif heartbeat.role == "provider":
+            self.provider = received
+
+
+class HeartbeatListener(HeartbeatTable):
+    """Subscribes to the heartbeats of `bus`: of all processes, or of those of the given `names`.
+
+    `on_heartbeat` is called with each heartbeat after it was taken into the table, `on_malformed` with each message on
+    a heartbeat's subject that is no heartbeat. Use it as `async with`, or `start` and `close` it.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        names: Sequence[str] = (),
+        *,
+        on_heartbeat: Callable[[ReceivedHeartbeat], None] | None = None,
+        on_malformed: Callable[[str, MessageError], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._bus, self._names = bus, names
+        self._on_heartbeat, self._on_malformed = on_heartbeat, on_malformed
+        self._received = asyncio.Event()
+        self._subscriptions: list[Closable] = []
+
+    async def start(self) -> None:
+        """Subscribe.
+
+        Raises:
+            Disconnected: the connection is down.
+        """
+        subjects = self._bus.subjects
+        for subject in [subjects.heartbeat(name) for name in self._names] or [f"{subjects.ns}.heartbeat.*"]:
+            self._subscriptions.append(await self._bus.listen(subject, self._on_message))
+
+    async def close(self) -> None:
+        """Receive nothing more; the table stays."""
+        while self._subscriptions:
+            await self._subscriptions.pop().close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up: without it, silence means nothing."""
+        return self._bus.live
+
+    def silent_s(self, host: str) -> float:
+        """Seconds since the last heartbeat of a sandbox's host; infinite if there was none."""
+        received = self.hosts.get(host)
+        return float("inf") if received is None else time.monotonic() - received.at
+
+    async def wait(self, enough: Callable[[Self], bool], timeout_s: float) -> bool:
+        """Wait until `enough` of the table is true, checked after each heartbeat; False if it was not in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not enough(self):
+                    self._received.clear()
+                    await self._received.wait()
+                return True
+        return False
+
+    async def _on_message(self, message: ReceivedMessage) -> None:
+        at = time.monotonic()
+        try:
+            heartbeat = message.decode(self._bus.subjects)
+        except MessageError as error:
+            if self._on_malformed is not None:
+                self._on_malformed(message.subject, error)
+            return
+        assert isinstance(heartbeat, Heartbeat)
+        received = ReceivedHeartbeat(at, heartbeat)
+        self.take(received)
+        if self._on_heartbeat is not None:
+            self._on_heartbeat(received)
+        self._received.set()
+
+
 async def send_heartbeats(
-    bus: Bus, name: str, role: Role, interval_s: float, told: Callable[[], dict[str, Any]]
+    bus: Bus, name: str, role: Role, interval_s: float, fields: Callable[[], dict[str, Any]]
 ) -> None:
     """Publish a heartbeat of `name` every `interval_s` seconds, for ever; one that cannot be published is left out.
 
-    `told` returns what the process says of itself just then: `status`, and whatever other fields of a Heartbeat it has
-    something for.
+    For processes that are neither agents nor hosts. `fields` returns further fields of the Heartbeat: `status`, and
+    what else the process reports of itself at that moment.
     """
     subject, sequence = bus.subjects.heartbeat(name), 0
     while True:
         sequence += 1
-        fields = {"agent_id": f"{name}_{os.getpid()}", "epoch": 0, "progress": sequence, **told()}
+        all_fields = {"agent_id": f"{name}_{os.getpid()}", "epoch": 0, "progress": sequence, **fields()}
         heartbeat = Heartbeat(
             agent=name,
             sequence=sequence,
@@ -41,7 +180,7 @@ async def send_heartbeats(
             pid=os.getpid(),
             role=role,
             machine=MACHINE,
-            **fields,
+            **all_fields,
         )
         with contextlib.suppress(BusError):
             await bus.tell(subject, encode(heartbeat))

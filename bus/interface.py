@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bus.errors import BusError
+from bus.messages import Message, decode
 from bus.messages.subjects import Subjects
 
 Headers = Mapping[str, str]
@@ -37,15 +38,31 @@ class StoredMessage:
     pending: int = 0
     stored_ns: int = 0
 
+    def decode(self, subjects: Subjects) -> Message:
+        """The payload by its kind.
+
+        Raises:
+            MessageError: the subject is none of this swarm's, or the payload is malformed.
+        """
+        return decode(subjects.parse(self.subject), self.subject, self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message as a core subscriber hears it (also a request: then `reply` is where to answer)."""
+    """A message as a core subscriber receives it; of a request, `reply` is the subject of the answer."""
 
     subject: str
     data: bytes
     headers: Headers = field(default_factory=dict)
     reply: str = ""
+
+    def decode(self, subjects: Subjects) -> Message:
+        """The payload by its kind.
+
+        Raises:
+            MessageError: the subject is none of this swarm's, or the payload is malformed.
+        """
+        return decode(subjects.parse(self.subject), self.subject, self.data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from bus.durable.fencing import fence
 from bus.durable.outbox import Entry, Outbox
 from bus.errors import MeshError, MessageError
 from bus.interface import Bus, StoredMessage
-from bus.messages import Lifecycle, decode
+from bus.messages import Lifecycle
 from bus.messages import headers as h
 
 log = structlog.get_logger("signalmesh.agent")
@@ -108,7 +108,7 @@ class Journal:
         number, cause = h.number(stored.headers, h.OUTPUT), h.number(stored.headers, h.CAUSE)
         says = {name: stored.headers[name] for name in (h.MSG_ID, h.OUTPUT, h.CAUSE) if name in stored.headers}
         try:
-            decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
+            stored.decode(self._subjects)
         except MessageError as error:
             problem = error.problem
         else:
@@ -129,7 +129,7 @@ class Journal:
     def _skipped_of(self, stored: StoredMessage) -> list[int]:
         """The input that was skipped, where this is the report of it."""
         try:
-            report = decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
+            report = stored.decode(self._subjects)
         except MessageError:
             return []
         if not isinstance(report, Lifecycle) or (report.event, report.agent) != ("skipped", self._agent):

@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping
 
 from agents.host.probe import Probe
-from bus.errors import MeshError, MessageError
-from bus.interface import Closable, ReceivedMessage
-from bus.messages import Heartbeat, decode
+from bus.errors import MeshError
+from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
+from bus.interface import Closable
+from bus.messages import Heartbeat
 from bus.nats.bus import NatsBus
 from coordinator.audit.models import Audit
 from coordinator.certify.expected import ExpectedSwarm
@@ -25,7 +26,7 @@ from coordinator.certify.models import (
     judged,
 )
 from coordinator.control.kill import KillReport
-from coordinator.monitor.observer import Observer, ReceivedHeartbeat
+from coordinator.monitor.observer import Observer
 from coordinator.sandboxes.health import health_of
 from coordinator.sandboxes.isolation import compare, probe_sandbox
 
@@ -50,16 +51,11 @@ class HostReports:
         self._listening: Closable
 
     async def start(self) -> None:
-        self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_heartbeat)
+        await HeartbeatListener(self._bus, on_heartbeat=self._on_heartbeat).start()
 
-    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
-        try:
-            heartbeat = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
-        except MessageError:
-            return
-        at = time.monotonic()
-        if isinstance(heartbeat, Heartbeat) and heartbeat.role == "sandbox" and not self.ended_at:
-            self.first.setdefault(heartbeat.agent, at)
+    def _on_heartbeat(self, received: ReceivedHeartbeat) -> None:
+        if received.heartbeat.role == "sandbox" and not self.ended_at:
+            self.first.setdefault(received.heartbeat.agent, received.at)
 
     def stop(self) -> None:
         """Hear no more: what is silent from now on was told to end."""
@@ -87,9 +83,9 @@ def served(observer: Observer, since: float | None = None) -> set[str]:
     if since is None:
         since = time.monotonic() - LOST_S
     return {
-        _sandbox_of(heartbeat.said)
+        _sandbox_of(heartbeat.heartbeat)
         for heartbeat in observer.hosts.values()
-        if heartbeat.said.status == "live" and heartbeat.at > since
+        if heartbeat.heartbeat.status == "live" and heartbeat.at > since
     }
 
 
@@ -102,16 +98,16 @@ def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, 
     rows: list[SandboxRow] = []
     ended = hosts.ended_at
     lost = {name for name, heartbeat in observer.hosts.items() if heartbeat.at < hosts.lost_before}
-    usages = {name: heartbeat.said.usage for name, heartbeat in observer.hosts.items() if name not in lost}
-    accounts = (observer.leader.said.accounts if observer.leader else None) or {}
-    received = {_sandbox_of(heartbeat.said) for heartbeat in observer.hosts.values()}
+    usages = {name: heartbeat.heartbeat.usage for name, heartbeat in observer.hosts.items() if name not in lost}
+    accounts = (observer.leader.heartbeat.accounts if observer.leader else None) or {}
+    received = {_sandbox_of(heartbeat.heartbeat) for heartbeat in observer.hosts.values()}
     rows += [
         SandboxRow(name=name, sandbox=name, why="no heartbeat of its host was heard")
         for name in wanted.sandboxes
         if name not in received
     ]
     for name, heartbeat in sorted(observer.hosts.items()):
-        said = heartbeat.said
+        said = heartbeat.heartbeat
         took_ms, probed_ms, probe = hosts.probes.get(name, (None, None, None))
         why = hosts.failures.get(name, "")
         if name in lost:
@@ -132,7 +128,7 @@ def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, 
                 agents=sorted(
                     agent
                     for agent, known in observer.agents.items()
-                    if known.said.sandbox == name and known.at >= hosts.lost_before
+                    if known.heartbeat.sandbox == name and known.at >= hosts.lost_before
                 ),
                 uptime_s=said.uptime_s,
                 health=health_of(said, accounts.get(name), {**usages, name: said.usage}),
@@ -147,7 +143,7 @@ def _status(heartbeat: ReceivedHeartbeat | None, lost_before: float) -> str:
         return "not heard"
     if heartbeat.at < lost_before:
         return LOST
-    return {"live": "active", "finished": "active"}.get(heartbeat.said.status, heartbeat.said.status)
+    return {"live": "active", "finished": "active"}.get(heartbeat.heartbeat.status, heartbeat.heartbeat.status)
 
 
 def agent_rows(
@@ -163,7 +159,7 @@ def agent_rows(
     rows = []
     for name, kind in wanted.agents.items():
         heartbeat = observer.agents.get(name)
-        said = None if heartbeat is None else heartbeat.said
+        said = None if heartbeat is None else heartbeat.heartbeat
         first = min(recording.claims.get(name, ()), default=0)
         rows.append(
             AgentRow(

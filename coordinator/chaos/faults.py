@@ -92,7 +92,9 @@ class FaultInjector:
         observer, started_at = self._observer, fault_run.started_at
 
         def back() -> bool:
-            return all(observer.lives(n, started_at) and observer.agents[n].said.epoch > e for n, e in epochs.items())
+            return all(
+                observer.lives(n, started_at) and observer.agents[n].heartbeat.epoch > e for n, e in epochs.items()
+            )
 
         await observer.until(back, self._timeout_s)
         ready = [
@@ -107,14 +109,17 @@ class FaultInjector:
     async def _heartbeat_task(self, fault_run: FaultRun, names: Iterable[str], since: float) -> None:
         """Wait until all are heard at work after `since`, by beats that cannot have been under way by then."""
         observer = self._observer
-        before = {name: observer.agents[name].said.sequence for name in names if name in observer.agents}
-        epochs = {name: observer.agents[name].said.epoch for name in before}
+        before = {name: observer.agents[name].heartbeat.sequence for name in names if name in observer.agents}
+        epochs = {name: observer.agents[name].heartbeat.epoch for name in before}
         received: dict[str, float] = {}
 
         def heartbeat_task() -> bool:
             for name, sequence in before.items():
                 heartbeat = observer.agents[name]
-                fresh = heartbeat.said.epoch > epochs[name] or heartbeat.said.sequence > sequence + HEARTBEATS_IN_FLIGHT
+                fresh = (
+                    heartbeat.heartbeat.epoch > epochs[name]
+                    or heartbeat.heartbeat.sequence > sequence + HEARTBEATS_IN_FLIGHT
+                )
                 if name not in received and fresh and observer.lives(name, since):
                     received[name] = heartbeat.at
             return len(received) == len(before)
@@ -152,13 +157,13 @@ class FaultInjector:
     # -- sandboxes
 
     def _living_in(self, sandbox: str) -> list[str]:
-        found = [name for name, heartbeat in self._observer.agents.items() if heartbeat.said.sandbox == sandbox]
+        found = [name for name, heartbeat in self._observer.agents.items() if heartbeat.heartbeat.sandbox == sandbox]
         return [name for name in found if self._observer.inventory(name) is not None]
 
     async def _kill_host(self, fault_run: FaultRun) -> None:
         [sandbox] = fault_run.fault.targets
         host = self._processes.hold_child(self._processes.child("sandbox", name=sandbox))
-        agents = {name: self._observer.agents[name].said.epoch for name in self._living_in(sandbox)}
+        agents = {name: self._observer.agents[name].heartbeat.epoch for name in self._living_in(sandbox)}
         fault_run.begin()
         host.send(signal.SIGKILL)
         fault_run.injected.set()
@@ -171,8 +176,10 @@ class FaultInjector:
     async def _host_back(self, fault_run: FaultRun, sandbox: str, other_than: int | None) -> None:
         def back() -> float | None:
             heartbeat = self._observer.hosts.get(sandbox)
-            good = heartbeat is not None and heartbeat.said.status == "live" and heartbeat.at > fault_run.started_at
-            return heartbeat.at if good and heartbeat is not None and heartbeat.said.pid != other_than else None
+            good = (
+                heartbeat is not None and heartbeat.heartbeat.status == "live" and heartbeat.at > fault_run.started_at
+            )
+            return heartbeat.at if good and heartbeat is not None and heartbeat.heartbeat.pid != other_than else None
 
         fault_run.recovered = max(fault_run.recovered or 0.0, await self._observer.until(back, self._timeout_s))
 
@@ -207,12 +214,12 @@ class FaultInjector:
         leader = self._observer.leader
         if leader is None:
             raise TargetUnavailable("no leading watchdog was heard")
-        return leader.said.pid, leader.said.epoch
+        return leader.heartbeat.pid, leader.heartbeat.epoch
 
     async def _newer_term(self, fault_run: FaultRun, term: int) -> None:
         def led() -> float | None:
             leader = self._observer.leader
-            return leader.at if leader is not None and leader.said.epoch > term else None
+            return leader.at if leader is not None and leader.heartbeat.epoch > term else None
 
         fault_run.recovered = await self._observer.until(led, self._timeout_s)
         sequence, claimed_at = self._observer.claims.get(WATCHDOG, (0, 0.0))

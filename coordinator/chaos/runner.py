@@ -259,7 +259,7 @@ class _Chaos:
         missing = [name for name in self._candidates.agents if not observer.lives(name, since)]
         for name in self._candidates.sandboxes:
             heartbeat = observer.hosts.get(name)
-            if heartbeat is None or heartbeat.at <= since or heartbeat.said.status != "live":
+            if heartbeat is None or heartbeat.at <= since or heartbeat.heartbeat.status != "live":
                 missing.append(f"sandbox {name}")
         if observer.leader is None or observer.leader.at <= since:
             missing.append("a leading watchdog")

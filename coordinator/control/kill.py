@@ -18,13 +18,13 @@ import orjson
 from agents.host.protocol import SignalRequest
 from bus.durable.registry import read_records
 from bus.errors import BusError, BusTimeout, MeshError, MessageError, UsageError
+from bus.heartbeats import HeartbeatListener, HeartbeatTable
 from bus.interface import ReceivedMessage
-from bus.messages import Epoch, Heartbeat, Lifecycle, decode
+from bus.messages import Epoch, Heartbeat, Lifecycle
 from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS
 from bus.nats.bus import NatsBus
 from bus.utils.terminal import escape_control
-from coordinator.monitor.status import Listener
 from coordinator.reporting.tables import Column, console, print_table
 
 FIND_S = 1.0
@@ -109,7 +109,7 @@ async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
     Raises:
         UsageError: the swarm has no such agent, or somebody else runs it; MeshError: it does not beat.
     """
-    listener = await _listen(bus, lambda received: name in received.agents and received.watchdog is not None)
+    listener = await _listen(bus, lambda received: name in received.agents and received.leader is not None)
     phase = listener.phases.get(name)
     if phase == "external":
         raise UsageError(
@@ -117,7 +117,7 @@ async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
             "end or start it where it runs"
         )
     if name in listener.agents:
-        return listener.agents[name][1]
+        return listener.agents[name].heartbeat
     records = await read_records(bus)
     if phase is not None or name in records:
         says = f"the watchdog says {phase}" if phase else f"its registry record says {records[name].status}"
@@ -128,19 +128,10 @@ async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
     raise UsageError(f"no agent {name!r} in swarm {bus.subjects.ns!r}; it has: {known}")
 
 
-async def _listen(bus: NatsBus, enough: Callable[[Listener], bool]) -> Listener:
-    """What is heard of everybody until it is `enough`, for at most FIND_S."""
-    listener = Listener(bus)
-    listening = await listener.start()
-    try:
-        async with asyncio.timeout(FIND_S):
-            while not enough(listener):
-                listener.received.clear()
-                await listener.received.wait()
-    except TimeoutError:
-        pass
-    finally:
-        await listening.close()
+async def _listen(bus: NatsBus, enough: Callable[[HeartbeatTable], bool]) -> HeartbeatTable:
+    """The heartbeats received until they are `enough`, for at most FIND_S."""
+    async with HeartbeatListener(bus) as listener:
+        await listener.wait(enough, FIND_S)
     return listener
 
 
@@ -159,7 +150,7 @@ class _Observer:
         at_ms = round((asyncio.get_running_loop().time() - self._zero) * 1000, 2)
         result = self._result
         try:
-            message = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
+            message = received.decode(self._bus.subjects)
         except MessageError:
             return  # whoever reads the stream reports it
         if isinstance(message, Heartbeat):
@@ -251,7 +242,10 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillRepor
             raise UsageError(_by_hand(heartbeat)) from None
         if "error" in reply:
             received = (await _listen(bus, lambda received: name in received.agents)).agents.get(name)
-            if received is not None and (received[1].epoch, received[1].pid) == (heartbeat.epoch, heartbeat.pid):
+            if received is not None and (received.heartbeat.epoch, received.heartbeat.pid) == (
+                heartbeat.epoch,
+                heartbeat.pid,
+            ):
                 raise UsageError(_by_hand(heartbeat))
             raise MeshError(reply["error"])
         observer.sent(number)

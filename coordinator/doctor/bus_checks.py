@@ -15,9 +15,10 @@ import msgspec
 import orjson
 
 from bus.durable.snapshots import Snapshot
-from bus.errors import BusError, MessageError, Refused, UsageError
-from bus.interface import Bounds, ReceivedMessage
-from bus.messages import FAILED, Heartbeat, decode
+from bus.errors import BusError, Refused, UsageError
+from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
+from bus.interface import Bounds
+from bus.messages import FAILED
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
 from bus.nats.streams import FIXED, check_server, expected_streams
@@ -26,7 +27,7 @@ from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.machine_checks import mib
 from coordinator.doctor.mirror_checks import check_mirror_position
 from coordinator.monitor.models import FAILED_REMEDY, failed_text
-from coordinator.monitor.status import Listener, without_host
+from coordinator.monitor.status import without_host
 from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import Recorded, Run
 
@@ -176,10 +177,8 @@ async def _sandboxes(facts: _Facts) -> list[Finding]:
     check = "sandboxes"
     if not facts.running or not any(spec.e2b for spec in facts.config.sandboxes):
         return []
-    listener = Listener(facts.bus)
-    listening = await listener.start()
-    await asyncio.sleep(LISTEN_S)
-    await listening.close()
+    async with HeartbeatListener(facts.bus) as listener:
+        await asyncio.sleep(LISTEN_S)
     if listener.provider is None:
         return [error(check, f"no provider was heard within {LISTEN_S} s", "see provider.log; `up` starts it again")]
     found = []
@@ -231,20 +230,16 @@ async def _drift(bus: NatsBus) -> list[Finding]:
     """Our wall clock against our monotonic one, and each host's monotonic clock against ours, between heartbeats."""
     heartbeats: dict[str, list[tuple[float, float, float]]] = {}
 
-    async def on_heartbeat(received: ReceivedMessage) -> None:
-        at = (time.monotonic(), time.time())
-        try:
-            heartbeat = decode(bus.subjects.parse(received.subject), received.subject, received.data)
-        except MessageError:
-            return
-        if isinstance(heartbeat, Heartbeat) and heartbeat.uptime_s is not None:
-            heartbeats.setdefault(f"{heartbeat.agent} (pid {heartbeat.pid})", []).append((*at, heartbeat.uptime_s))
+    def on_heartbeat(received: ReceivedHeartbeat) -> None:
+        heartbeat = received.heartbeat
+        if heartbeat.uptime_s is not None:
+            times = (received.at, time.time(), heartbeat.uptime_s)
+            heartbeats.setdefault(f"{heartbeat.agent} (pid {heartbeat.pid})", []).append(times)
 
-    listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_heartbeat)
-    since = (time.monotonic(), time.time())
-    await asyncio.sleep(LISTEN_S)
-    mono, wall = time.monotonic() - since[0], time.time() - since[1]
-    await listening.close()
+    async with HeartbeatListener(bus, on_heartbeat=on_heartbeat):
+        since = (time.monotonic(), time.time())
+        await asyncio.sleep(LISTEN_S)
+        mono, wall = time.monotonic() - since[0], time.time() - since[1]
     found = [_rate("wall clock", "our wall clock", wall, mono)]
     received = {name: times for name, times in heartbeats.items() if len(times) > 2}
     if not received:

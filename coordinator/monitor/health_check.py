@@ -6,13 +6,10 @@ heartbeat that went over the bus.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from dataclasses import dataclass, field
 
-from bus.errors import MessageError
-from bus.interface import ReceivedMessage
-from bus.messages import Heartbeat, HeartbeatRole, decode, failed_sandboxes_of
+from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
+from bus.messages import Heartbeat, HeartbeatRole, failed_sandboxes_of
 from bus.nats.bus import NatsBus
 from bus.utils.processes import MACHINE
 
@@ -42,21 +39,19 @@ async def check_health(bus: NatsBus, role: HeartbeatRole, within_s: float) -> He
     container would be ended for what no other process there could do better.
     """
     found: Heartbeat | None = None
-    healthy = asyncio.Event()
+    healthy = False
 
-    async def on_heartbeat(received: ReceivedMessage) -> None:
-        nonlocal found
-        with contextlib.suppress(MessageError):
-            heartbeat = decode(bus.subjects.parse(received.subject), received.subject, received.data)
-            if isinstance(heartbeat, Heartbeat) and heartbeat.machine == MACHINE and role in ("any", heartbeat.role):
-                found = heartbeat
-                if heartbeat.status in HEALTHY and not (role == "provider" and failed_sandboxes_of(heartbeat)):
-                    healthy.set()
+    def on_heartbeat(received: ReceivedHeartbeat) -> None:
+        nonlocal found, healthy
+        heartbeat = received.heartbeat
+        if heartbeat.machine == MACHINE and role in ("any", heartbeat.role):
+            found = heartbeat
+            healthy = healthy or (
+                heartbeat.status in HEALTHY and not (role == "provider" and failed_sandboxes_of(heartbeat))
+            )
 
-    await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_heartbeat)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(within_s):
-            await healthy.wait()
+    async with HeartbeatListener(bus, on_heartbeat=on_heartbeat) as listener:
+        await listener.wait(lambda _: healthy, within_s)
     what = "no role" if role == "any" else f"no {role}"
     if found is None:
         text = f"{what} of this machine ({MACHINE}) was heard within {within_s:g} s"
@@ -65,7 +60,7 @@ async def check_health(bus: NatsBus, role: HeartbeatRole, within_s: float) -> He
     if failed := [] if found is None else failed_sandboxes_of(found):
         text += f", but it has given up {', '.join(failed)}: `signalmesh status` says why"
     return Health(
-        ok=healthy.is_set(),
+        ok=healthy,
         machine=MACHINE,
         role=found.role if found else role,
         name=found.agent if found else None,

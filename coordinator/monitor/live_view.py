@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bus.heartbeats import HeartbeatListener
 from bus.interface import ReceivedMessage
 from bus.messages import Alert, Decision, Lifecycle
 from bus.utils.terminal import escape_control
 from coordinator.monitor.message_lines import how_to_follow, parse
-from coordinator.monitor.status import Listener
 from coordinator.reporting.tables import Cell, Column, console, fitted, state_text
 from coordinator.sandboxes.environment import provider_text
 
@@ -63,7 +63,7 @@ def event_line(message: Lifecycle | Alert) -> str:
 class LiveView:
     def __init__(self, up: Up) -> None:
         self._up = up
-        self._listener = Listener(up.bus)
+        self._listener = HeartbeatListener(up.bus)
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self.events: deque[str] = deque(maxlen=MAX_EVENTS)
         self.count = 0
@@ -140,7 +140,7 @@ class LiveView:
             )  # the one that serves it now
             if heartbeat is None or received_at is None:
                 provider = self._listener.provider
-                made = provider_text(sandbox.provider, provider.endpoint if provider else None)
+                made = provider_text(sandbox.provider, provider.heartbeat.endpoint if provider else None)
                 rows.append([sandbox.name, made, "not heard yet", "", "", ""])
                 continue
             running = tuple(child.agent for child in heartbeat.inventory or () if child.exit_code is None)

@@ -12,7 +12,7 @@ import orjson
 
 from bus.errors import MessageError
 from bus.interface import ReceivedMessage
-from bus.messages import Alert, Decision, Lifecycle, Message, decode
+from bus.messages import Alert, Decision, Lifecycle, Message
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.utils.terminal import escape_control
@@ -56,7 +56,7 @@ def line_of(message: Message, subject: str, sequence: str) -> str:
 
 def parse(bus: NatsBus, received: ReceivedMessage) -> Message | None:
     try:
-        return decode(bus.subjects.parse(received.subject), received.subject, received.data)
+        return received.decode(bus.subjects)
     except MessageError:
         return None
 

@@ -17,23 +17,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bus.errors import MessageError
+from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
 from bus.interface import Closable, ReceivedMessage
 from bus.messages import Alert, Child, Decision, Epoch, Heartbeat, Lifecycle, decode
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 
-__all__ = ["Gap", "Observer", "ReceivedHeartbeat"]
+__all__ = ["Gap", "Observer"]
 
 T = TypeVar("T")
 KEPT_EVENTS = 5000
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedHeartbeat:
-    """A heartbeat and when it was heard (monotonic seconds)."""
-
-    at: float
-    said: Heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +46,12 @@ class _Followed:
     generation: int
 
 
-class Observer:
+class Observer(HeartbeatTable):
     """Listens on `bus` from `start` on; `on_alert` is called with each alert. Times are time.monotonic()."""
 
     def __init__(self, bus: NatsBus, on_alert: Callable[[Alert], None] = lambda _: None) -> None:
+        super().__init__()
         self._bus, self._on_alert = bus, on_alert
-        self.agents: dict[str, ReceivedHeartbeat] = {}
-        self.hosts: dict[str, ReceivedHeartbeat] = {}
-        self.by_pid: dict[int, ReceivedHeartbeat] = {}
-        """Watchdogs and mirrors: the newest beat of each process."""
-        self.leader: ReceivedHeartbeat | None = None
         self.claims: dict[str, tuple[int, float]] = {}
         self.events: deque[tuple[float, Lifecycle]] = deque(maxlen=KEPT_EVENTS)
         self.alerts: deque[tuple[float, Alert]] = deque(maxlen=KEPT_EVENTS)
@@ -135,7 +124,7 @@ class Observer:
         self, message: object, received: ReceivedMessage, writer: str, sequence: int, at: float, generation: int
     ) -> None:
         if isinstance(message, Heartbeat):
-            self._on_heartbeat(ReceivedHeartbeat(at, message))
+            self.take(ReceivedHeartbeat(at, message))
         elif isinstance(message, Lifecycle):
             self.events.append((at, message))
             if message.event == "declared_dead":
@@ -164,24 +153,10 @@ class Observer:
         subjects = self._bus.subjects
         for stored in await self._bus.read_back((subjects.alert("*", "*"),), 1):
             with contextlib.suppress(MessageError):
-                alert = decode(subjects.parse(stored.subject), stored.subject, stored.data)
+                alert = stored.decode(subjects)
                 if isinstance(alert, Alert):
                     self._note_alert(alert, stored.sequence, time.monotonic())
         self._changed.set()
-
-    def _on_heartbeat(self, heartbeat: ReceivedHeartbeat) -> None:
-        said = heartbeat.said
-        if said.role == "agent":
-            known = self.agents.get(said.agent)
-            if known is None or said.epoch >= known.said.epoch:
-                self.agents[said.agent] = heartbeat
-        elif said.role == "sandbox":
-            self.hosts[said.agent] = heartbeat
-        else:
-            self.by_pid[said.pid] = heartbeat
-            leads = said.role == "watchdog" and said.status == "live"
-            if leads and (self.leader is None or said.epoch >= self.leader.said.epoch):
-                self.leader = heartbeat
 
     def _check_fence(self, received: ReceivedMessage, writer: str, sequence: int) -> None:
         claimed, _ = self.claims.get(writer, (0, 0.0))
@@ -223,12 +198,12 @@ class Observer:
     def inventory(self, agent: str) -> Child | None:
         """The running process of `agent`, as the newest beat of its host lists it."""
         heartbeat = self.agents.get(agent)
-        host = self.hosts.get(heartbeat.said.sandbox) if heartbeat is not None else None
-        for child in (host.said.inventory or ()) if host is not None else ():
+        host = self.hosts.get(heartbeat.heartbeat.sandbox) if heartbeat is not None else None
+        for child in (host.heartbeat.inventory or ()) if host is not None else ():
             if (
                 heartbeat is not None
                 and child.agent == agent
-                and child.pid == heartbeat.said.pid
+                and child.pid == heartbeat.heartbeat.pid
                 and child.exit_code is None
             ):
                 return child
@@ -237,9 +212,9 @@ class Observer:
     def lives(self, agent: str, since: float = 0.0) -> bool:
         """Whether the newest incarnation of `agent` was heard at work after `since`."""
         heartbeat = self.agents.get(agent)
-        if heartbeat is None or heartbeat.at <= since or heartbeat.said.status not in ("live", "finished"):
+        if heartbeat is None or heartbeat.at <= since or heartbeat.heartbeat.status not in ("live", "finished"):
             return False
-        return heartbeat.said.epoch >= self.claims.get(agent, (0, 0.0))[0]
+        return heartbeat.heartbeat.epoch >= self.claims.get(agent, (0, 0.0))[0]
 
     def event_at(
         self, name: str, agent: str, since: float, *, epoch: int | None = None, above: int = 0

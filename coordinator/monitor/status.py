@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import datetime
+from time import monotonic
 
 from bus.durable.fencing import last_claim
 from bus.durable.registry import read_records
 from bus.errors import MessageError
-from bus.heartbeats import LISTEN_S
-from bus.interface import Closable, ReceivedMessage
+from bus.heartbeats import LISTEN_S, HeartbeatListener
 from bus.messages import FAILED, Decision, Heartbeat, Lifecycle, decode
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import PROVIDER
@@ -32,53 +32,6 @@ from coordinator.supervisor.config_publisher import read_config
 
 TIMEOUT_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
 """How much older than the watchdog's word a heartbeat may be that still counts: who is away may run by hand."""
-
-
-class Listener:
-    """Keeps the newest heartbeat of everybody, and when it was heard."""
-
-    def __init__(self, bus: NatsBus) -> None:
-        self._bus = bus
-        self.agents: dict[str, tuple[float, Heartbeat]] = {}
-        self.hosts: dict[str, tuple[float, Heartbeat]] = {}
-        self.watchdog: tuple[float, Heartbeat] | None = None
-        self.mirror: Heartbeat | None = None
-        self.provider: Heartbeat | None = None
-        self.standbys: dict[str, tuple[float, Heartbeat]] = {}
-        self.received = asyncio.Event()
-        """Set at every heartbeat."""
-
-    async def start(self) -> Closable:
-        return await self._bus.listen(f"{self._bus.subjects.ns}.heartbeat.*", self._on_heartbeat)
-
-    @property
-    def phases(self) -> dict[str, str]:
-        """What the leading watchdog says of agents that do not run, or that somebody else runs."""
-        return (self.watchdog[1].phases if self.watchdog else None) or {}
-
-    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
-        try:
-            heartbeat = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
-        except MessageError:
-            return
-        assert isinstance(heartbeat, Heartbeat)
-        entry = (asyncio.get_running_loop().time(), heartbeat)
-        if heartbeat.role == "watchdog" and heartbeat.status == "standby":
-            self.standbys[f"{heartbeat.machine} {heartbeat.pid}"] = entry
-        elif heartbeat.role == "watchdog":
-            if self.watchdog is None or heartbeat.epoch >= self.watchdog[1].epoch:
-                self.watchdog = entry
-        elif heartbeat.role == "sandbox":
-            self.hosts[heartbeat.agent] = entry
-        elif heartbeat.role == "mirror":
-            self.mirror = heartbeat
-        elif heartbeat.role == "provider":
-            self.provider = heartbeat
-        elif heartbeat.role == "agent":
-            known = self.agents.get(heartbeat.agent)
-            if known is None or heartbeat.epoch >= known[1].epoch:
-                self.agents[heartbeat.agent] = entry
-        self.received.set()
 
 
 async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
@@ -100,9 +53,9 @@ async def failure_reason(bus: NatsBus, sandbox: str) -> str | None:
     return None
 
 
-async def without_host(bus: NatsBus, listener: Listener) -> list[SandboxStatus]:
+async def without_host(bus: NatsBus, listener: HeartbeatListener) -> list[SandboxStatus]:
     """The sandboxes of which no host is heard, as their provider says."""
-    said = listener.provider
+    said = None if listener.provider is None else listener.provider.heartbeat
     served = {heartbeat.group for _, heartbeat in listener.hosts.values()}
     return [
         SandboxStatus(
@@ -127,7 +80,7 @@ async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
     Raises:
         Refused: there is no such swarm on this server.
     """
-    listener = Listener(bus)
+    listener = HeartbeatListener(bus)
     await listener.start()
     records = await read_records(bus)
     await asyncio.sleep(listen_s)
@@ -146,9 +99,9 @@ async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
                 message = decode(subjects.parse(subject), subject, stored.data)
                 if isinstance(message, Decision):
                     newest, newest_sequence = message, stored.sequence
-    time = asyncio.get_running_loop().time()
+    time = monotonic()
     agents = []
-    led_at, leader = listener.watchdog or (0.0, None)
+    led_at, leader = listener.leader or (0.0, None)
     phases = listener.phases
     externals = {name: await said_by(bus, name) for name, phase in phases.items() if phase == "external"}
     for name in sorted({*records, *listener.agents, *phases, *(config.voters if config else ())}):
@@ -220,7 +173,7 @@ async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
                 heartbeat_age_ms=round((time - heartbeat_at) * 1000),
             )
             for heartbeat_at, heartbeat in (
-                *([listener.watchdog] if listener.watchdog else []),
+                *([listener.leader] if listener.leader else []),
                 *listener.standbys.values(),
             )
         ],
@@ -231,8 +184,8 @@ async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
             last_at=newest.timestamp if newest else None,
             from_other_writers=sum(decisions.values()) - sum(counts.values()),
         ),
-        mirror=None if listener.mirror is None else _mirror_status(listener.mirror),
-        provider=None if listener.provider is None else _provider_status(listener.provider),
+        mirror=None if listener.mirror is None else _mirror_status(listener.mirror.heartbeat),
+        provider=None if listener.provider is None else _provider_status(listener.provider.heartbeat),
     )
 
 

@@ -217,7 +217,7 @@ class Replayer:
 
     def _on_config(self, stored: StoredMessage) -> None:
         try:
-            message = decode(self._subjects.parse(stored.subject), stored.subject, stored.data)
+            message = stored.decode(self._subjects)
         except MessageError:
             return
         if isinstance(message, Config) and not self._settings_differ:

@@ -7,14 +7,11 @@ elsewhere alive, is watched by nobody else. To end one too many does no harm: it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from bus.errors import MessageError
-from bus.interface import ReceivedMessage
-from bus.messages import Heartbeat, decode
+from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.utils.processes import MACHINE
@@ -44,14 +41,11 @@ async def find_unresponsive(
     """Call `on_unresponsive` with each of `children` without a heartbeat for SILENT_S and the silence, seconds."""
     received_at: dict[int, float] = {}
 
-    async def on_heartbeat(received: ReceivedMessage) -> None:
-        with contextlib.suppress(MessageError):
-            heartbeat = decode(bus.subjects.parse(received.subject), received.subject, received.data)
-            if isinstance(heartbeat, Heartbeat) and heartbeat.machine == MACHINE:
-                received_at[heartbeat.pid] = time.monotonic()
+    def on_heartbeat(received: ReceivedHeartbeat) -> None:
+        if received.heartbeat.machine == MACHINE:
+            received_at[received.heartbeat.pid] = received.at
 
-    for name in (WATCHDOG, STANDBY, PROVIDER):
-        await bus.listen(bus.subjects.heartbeat(name), on_heartbeat)
+    await HeartbeatListener(bus, (WATCHDOG, STANDBY, PROVIDER), on_heartbeat=on_heartbeat).start()
     since = checked_at = time.monotonic()
     while True:
         await asyncio.sleep(POLL_INTERVAL_S)

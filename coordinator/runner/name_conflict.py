@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 
-from bus.errors import MessageError, UsageError
-from bus.interface import ReceivedMessage
-from bus.messages import Heartbeat, decode
+from bus.errors import UsageError
+from bus.heartbeats import HeartbeatListener
+from bus.messages import Heartbeat
 from bus.nats.bus import NatsBus
 
 SILENCE_S = 0.6
@@ -24,33 +24,18 @@ async def refuse_name_conflict(bus: NatsBus, sandboxes: tuple[str, ...]) -> str 
     Raises:
         UsageError: there are others, and they do not end.
     """
-    loop = asyncio.get_running_loop()
-    hosts: dict[str, tuple[float, Heartbeat]] = {}
-    leader: Heartbeat | None = None
-
-    async def on_heartbeat(received: ReceivedMessage) -> None:
-        nonlocal leader
-        with contextlib.suppress(MessageError):
-            heartbeat = decode(bus.subjects.parse(received.subject), received.subject, received.data)
-            assert isinstance(heartbeat, Heartbeat)
-            if heartbeat.role == "sandbox" and heartbeat.agent in sandboxes:
-                hosts[heartbeat.agent] = (loop.time(), heartbeat)
-            elif heartbeat.role == "watchdog" and heartbeat.status == "live":
-                leader = heartbeat
-
-    listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", on_heartbeat)
-    started_at = loop.time()
-    try:
+    async with HeartbeatListener(bus) as listener:
+        started_at = time.monotonic()
         while True:
-            received_at = max((at for at, _ in hosts.values()), default=started_at)
-            quiet_s = loop.time() - received_at
+            hosts = [host for name, host in sorted(listener.hosts.items()) if name in sandboxes]
+            now = time.monotonic()
+            quiet_s = now - max((host.at for host in hosts), default=started_at)
             if quiet_s >= SILENCE_S:
                 break
-            if loop.time() - started_at >= TIMEOUT_S:
-                raise UsageError(_refusal(bus, [heartbeat for _, heartbeat in hosts.values()]))
+            if now - started_at >= TIMEOUT_S:
+                raise UsageError(_refusal(bus, [host.heartbeat for host in hosts]))
             await asyncio.sleep(SILENCE_S - quiet_s)
-    finally:
-        await listening.close()
+    leader = listener.leader.heartbeat if listener.leader is not None else None
     if leader is None or hosts:  # with hosts gone its watchdog was going, too
         return None
     return (
@@ -64,10 +49,7 @@ def _where(heartbeat: Heartbeat) -> str:
 
 
 def _refusal(bus: NatsBus, heartbeats: list[Heartbeat]) -> str:
-    received = ", ".join(
-        f"{heartbeat.agent} (pid {heartbeat.pid}{_where(heartbeat)})"
-        for heartbeat in sorted(heartbeats, key=lambda b: b.agent)
-    )
+    received = ", ".join(f"{heartbeat.agent} (pid {heartbeat.pid}{_where(heartbeat)})" for heartbeat in heartbeats)
     return (
         f"a swarm named {bus.subjects.ns!r} runs on {bus.url} already, for its sandbox hosts are heard: "
         f"{received}. End it "

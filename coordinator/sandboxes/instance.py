@@ -20,13 +20,13 @@ import structlog
 from e2b import AsyncCommandHandle, AsyncSandbox, CommandExitException, NotFoundException, SandboxState
 
 from agents.host.protocol import DRAIN_GRACE_S, HEARTBEAT_S
+from bus.heartbeats import HeartbeatListener
 from bus.nats.credentials import Credentials
 from bus.nats.urls import is_websocket, redacted_url
 from bus.utils.aio import both, end_tasks
 from coordinator.config.e2b import E2bSettings
 from coordinator.sandboxes.e2b_client import Service
 from coordinator.sandboxes.e2b_errors import GivenUp, Gone, shown, verdict_on
-from coordinator.sandboxes.hosts import Hosts
 from coordinator.sandboxes.installer import FILES, LOG, InstallFailed, install, upload
 
 __all__ = ["SandboxInstance", "SandboxTarget"]
@@ -97,7 +97,7 @@ class SandboxInstance:
     def __init__(
         self,
         service: Service,
-        hosts: Hosts,
+        hosts: HeartbeatListener,
         target: SandboxTarget,
         sandbox: AsyncSandbox,
         age_s: float,
@@ -273,9 +273,9 @@ class SandboxInstance:
         started_at = time.monotonic()
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
-            if not self._hosts.live:
+            if not self._hosts.connected:
                 started_at = time.monotonic()  # it is us who do not hear
-            silent_s = time.monotonic() - max(started_at, self._hosts.received_at(self.host_name))
+            silent_s = min(time.monotonic() - started_at, self._hosts.silent_s(self.host_name))
             if self._hosts.silent_s(self.host_name) < RECENT_HEARTBEAT_S:
                 adopted = self._unheard_told = False
                 self.had_heartbeat = True
@@ -307,7 +307,7 @@ class SandboxInstance:
 
     async def received(self) -> None:
         """Back when its host is heard, or raises what its task ended with."""
-        while time.monotonic() - self._hosts.received_at(self.host_name) > 1.0:
+        while self._hosts.silent_s(self.host_name) > 1.0:
             if self.task.done():
                 await self.task
             await asyncio.sleep(POLL_INTERVAL_S)

@@ -125,8 +125,8 @@ def run_provider(url: str, config: SwarmConfig, state_dir: Path, log_level: str)
 
 
 async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
+    from bus.heartbeats import HeartbeatListener
     from coordinator.sandboxes.e2b_client import Service
-    from coordinator.sandboxes.hosts import Hosts
     from coordinator.sandboxes.reconciler import SandboxReconciler
 
     stop = asyncio.Event()
@@ -134,7 +134,7 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     on_signals(stop.set)  # until here there is nothing to end in order
     outbox = Outbox(bus, (f"{config.swarm}.*.*.{PROVIDER}",), lambda _: None)
     reports = EventPublisher(bus, outbox, PROVIDER)
-    hosts = Hosts(bus)
+    hosts = HeartbeatListener(bus)
     await hosts.start()
     pool = read_pool(state_dir) or Pool(id=secrets.token_hex(8))
 

@@ -14,12 +14,12 @@ import orjson
 import structlog
 from e2b import AsyncSandbox, SandboxInfo
 
+from bus.heartbeats import HeartbeatListener
 from bus.messages import FAILED, MAKING
 from bus.nats.urls import redacted_url
 from bus.utils.aio import end_tasks
 from coordinator.sandboxes.e2b_client import Service
 from coordinator.sandboxes.e2b_errors import GivenUp, Gone
-from coordinator.sandboxes.hosts import Hosts
 from coordinator.sandboxes.instance import SandboxInstance, SandboxTarget
 
 __all__ = ["SandboxReconciler"]
@@ -45,7 +45,7 @@ class SandboxReconciler:
     def __init__(
         self,
         service: Service,
-        hosts: Hosts,
+        hosts: HeartbeatListener,
         target: SandboxTarget,
         told: Callable[[str, str], None],
         lost: Callable[[str, str], None],

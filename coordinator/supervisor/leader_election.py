@@ -17,10 +17,9 @@ from typing import Any
 import structlog
 
 from bus.durable.fencing import claim, last_claim, new_agent_id
-from bus.errors import BusError, Fenced, MessageError, WrongSequence
-from bus.heartbeats import send_heartbeats
-from bus.interface import Bus, ReceivedMessage
-from bus.messages import decode
+from bus.errors import BusError, Fenced, WrongSequence
+from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat, send_heartbeats
+from bus.interface import Bus
 from bus.messages.subjects import STANDBY
 
 HEARTBEAT_S = 0.1
@@ -66,13 +65,12 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, patient: bool = 
     """
     received_at: float | None = None
 
-    async def on_heartbeat(received: ReceivedMessage) -> None:
+    def on_heartbeat(received: ReceivedHeartbeat) -> None:
         nonlocal received_at
-        with contextlib.suppress(MessageError):  # garbage is no sign of life
-            decode(bus.subjects.parse(received.subject), received.subject, received.data)
-            received_at = time.monotonic()
+        received_at = received.at
 
-    listening = await bus.listen(bus.subjects.heartbeat(role), on_heartbeat)
+    listener = HeartbeatListener(bus, (role,), on_heartbeat=on_heartbeat)
+    await listener.start()
     heartbeat_task = asyncio.create_task(send_heartbeats_as(bus, role, None), name="standby-beat")
     since = checked_at = time.monotonic()
     told = False
@@ -101,5 +99,5 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, patient: bool = 
     finally:
         heartbeat_task.cancel()
         await asyncio.wait({heartbeat_task})
-        await listening.close()
+        await listener.close()
     return None

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 
 from bus.errors import MessageError
 from bus.interface import Bus, StoredMessage
-from bus.messages import Lifecycle, decode, now
+from bus.messages import Lifecycle, now
 from bus.messages.headers import TRACEPARENT
 from bus.messages.subjects import WATCHDOG
 from bus.observability.otel_env import describe_process
@@ -131,7 +131,7 @@ class RecoveryTraces:
         events: list[tuple[StoredMessage, Lifecycle]] = []
         for stored in await bus.read_back((bus.subjects.lifecycle("*", "*"),), max(1, term - LOOKBACK)):
             with contextlib.suppress(MessageError):  # a stranger's garbage tells nothing
-                event = decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
+                event = stored.decode(bus.subjects)
                 if isinstance(event, Lifecycle):
                     events.append((stored, event))
         since = now() - timedelta(seconds=UNEXPORTED_S)

@@ -18,7 +18,7 @@ from bus.durable.fencing import last_claim
 from bus.durable.registry import Record
 from bus.errors import MessageError
 from bus.interface import Bus, StoredMessage
-from bus.messages import Epoch, Lifecycle, Message, decode
+from bus.messages import Epoch, Lifecycle, Message
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import WATCHDOG
 from coordinator.supervisor.model import AgentState, UnreportedExit
@@ -115,5 +115,5 @@ async def _concluded(bus: Bus, name: str, epoch: int) -> Lifecycle | None:
 
 def _read(bus: Bus, stored: StoredMessage) -> Message | None:
     with contextlib.suppress(MessageError):  # a stranger's garbage tells nothing
-        return decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
+        return stored.decode(bus.subjects)
     return None

@@ -21,8 +21,9 @@ from bus.durable.fencing import fence
 from bus.durable.outbox import Outbox
 from bus.durable.registry import Record, read_records
 from bus.errors import BusError, Fenced, MeshError, MessageError
+from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.interface import ReceivedMessage
-from bus.messages import Heartbeat, Lifecycle, SandboxAccount, decode, failed_sandboxes_of
+from bus.messages import Lifecycle, SandboxAccount, failed_sandboxes_of
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
@@ -123,7 +124,10 @@ class Watchdog:
         tasks = [asyncio.create_task(send_heartbeats_as(self._bus, NAME, self.term, self._says), name="beat")]
         self._bus.watch_connection(self._doubt, self._nothing)
         subjects = self._subjects
-        await self._bus.listen(f"{subjects.ns}.heartbeat.*", self._on_heartbeat)
+        listener = HeartbeatListener(
+            self._bus, on_heartbeat=self._on_heartbeat, on_malformed=self._on_malformed_heartbeat
+        )
+        await listener.start()
         await self._bus.listen(f"{subjects.ns}.lifecycle.*.*", self._on_lifecycle)
         await self._bus.listen(subjects.epoch(NAME), self._on_epoch)
         await control_api.serve(NAME)
@@ -298,32 +302,29 @@ class Watchdog:
 
     # -- senses
 
-    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
-        try:
-            heartbeat = decode(self._subjects.parse(received.subject), received.subject, received.data)
-        except MessageError as error:
-            log.warning("poison_heartbeat", subject=received.subject, problem=error.problem)
-            return
-        assert isinstance(heartbeat, Heartbeat)
+    def _on_heartbeat(self, received: ReceivedHeartbeat) -> None:
+        heartbeat, at = received.heartbeat, received.at
         if heartbeat.role == "watchdog":
             if heartbeat.epoch == self.term:
-                self._echo_at = time.monotonic()
-                self._availability.echo(self._echo_at)
+                self._echo_at = at
+                self._availability.echo(at)
         elif heartbeat.role == "provider":
             self._failed = set(failed_sandboxes_of(heartbeat))
         elif heartbeat.role == "sandbox":
-            self._availability.received(
-                heartbeat.agent, time.monotonic(), heartbeat.agent_id, heartbeat.uptime_s or 0.0
-            )
-            self._policy.host_heartbeat(time.monotonic(), heartbeat)
-        else:  # what follows from it can wait for the next tick: with many agents there is always one that beats
-            self._policy.heartbeat(time.monotonic(), heartbeat)
+            self._availability.received(heartbeat.agent, at, heartbeat.agent_id, heartbeat.uptime_s or 0.0)
+            self._policy.host_heartbeat(at, heartbeat)
+        else:  # what follows from it can wait for the next tick: with many agents one always has just sent another
+            self._policy.heartbeat(at, heartbeat)
             return
         self._wake.set()
 
+    @staticmethod
+    def _on_malformed_heartbeat(subject: str, error: MessageError) -> None:
+        log.warning("poison_heartbeat", subject=subject, problem=error.problem)
+
     async def _on_lifecycle(self, received: ReceivedMessage) -> None:
         try:
-            event = decode(self._subjects.parse(received.subject), received.subject, received.data)
+            event = received.decode(self._subjects)
         except MessageError:
             return  # whoever reads the stream reports it
         assert isinstance(event, Lifecycle)

@@ -117,7 +117,7 @@ class Webhook:
         if stored is None:
             return 0
         try:
-            alert = decode(subjects.parse(stored.subject), stored.subject, stored.data)
+            alert = stored.decode(subjects)
         except MessageError:
             return 0
         return stored.sequence if isinstance(alert, Alert) and alert.code == code else 0

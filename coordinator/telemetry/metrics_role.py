@@ -21,9 +21,9 @@ from prometheus_client import generate_latest, start_http_server
 from bus.durable.events import EventPublisher
 from bus.durable.outbox import Outbox
 from bus.errors import EXIT_DONE, BusError, MessageError
-from bus.heartbeats import LISTEN_S, send_heartbeats
-from bus.interface import Closable, ReceivedMessage, StoredMessage
-from bus.messages import Heartbeat, Lifecycle, decode
+from bus.heartbeats import LISTEN_S, HeartbeatListener, send_heartbeats
+from bus.interface import Closable, StoredMessage
+from bus.messages import Lifecycle
 from bus.mirror.loss_check import half_done
 from bus.nats.bus import NatsBus
 from bus.nats.consumer import Reader
@@ -84,8 +84,12 @@ class MetricsObserver:
         self._counted_from = 1 if self._everything else end + 1
         await self._read_from(max(1, info["state"]["first_seq"], self._counted_from - LOOKBACK), info["created"])
         if self._listening is None:
-            bus = self._bus
-            self._listening = await bus.listen(f"{bus.subjects.ns}.heartbeat.*", self._on_heartbeat)
+            self._listening = HeartbeatListener(
+                self._bus,
+                on_heartbeat=lambda received: self.heartbeats.take(received.heartbeat),
+                on_malformed=lambda _, __: self.heartbeats.take_unreadable(),
+            )
+            await self._listening.start()
 
     async def look(self) -> None:
         """See what the stream holds; one that was made anew, or has lost its end, is read again where it differs.
@@ -156,7 +160,7 @@ class MetricsObserver:
         bus, through = self._bus, 0
         for stored in await bus.read_back((bus.subjects.lifecycle("swarm", "*"),), 1):
             with contextlib.suppress(MessageError):
-                event = decode(bus.subjects.parse(stored.subject), stored.subject, stored.data)
+                event = stored.decode(bus.subjects)
                 last = event.detail.get("last") if isinstance(event, Lifecycle) and event.event == "rebuilt" else None
                 if isinstance(last, int):
                     through = max(through, min(last, stored.sequence))
@@ -170,15 +174,6 @@ class MetricsObserver:
             self.metrics.count(stored)
         else:
             self.metrics.remember(stored)
-
-    async def _on_heartbeat(self, received: ReceivedMessage) -> None:
-        try:
-            heartbeat = decode(self._bus.subjects.parse(received.subject), received.subject, received.data)
-        except MessageError:
-            self.heartbeats.take_unreadable()
-            return
-        assert isinstance(heartbeat, Heartbeat)
-        self.heartbeats.take(heartbeat)
 
 
 async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:

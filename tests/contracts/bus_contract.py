@@ -14,7 +14,7 @@ from bus.durable.fencing import claim, fence, last_claim, new_agent_id
 from bus.durable.registry import Record, read_records, write_record
 from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
 from bus.interface import Ack, Bounds, Bus, ReceivedMessage, StoredMessage
-from bus.messages import MAX_PAYLOAD_BYTES, Epoch, decode
+from bus.messages import MAX_PAYLOAD_BYTES, Epoch
 from bus.messages import headers as h
 from tests.support.collecting import GUARD_S, Collector
 
@@ -184,7 +184,7 @@ class BusContract:
         assert last is not None
         assert last.sequence == 6
         assert last.headers[h.TTL] == "never"
-        message = decode(bus.subjects.parse(last.subject), last.subject, last.data)
+        message = last.decode(bus.subjects)
         assert isinstance(message, Epoch)
         assert (message.agent, message.claim, message.claimed_by, message.sandbox) == ("voter", "id-2", "host", "base")
 

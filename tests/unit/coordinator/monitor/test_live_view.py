@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.messages import Heartbeat
 from coordinator.config.settings import SandboxSpec
 from coordinator.monitor.live_view import LiveView
-from coordinator.monitor.status import Listener
 
 OTHER = "another endpoint than E2B's, http://127.0.0.1:1"
 
@@ -25,7 +25,7 @@ def host(name: str, group: str | None, status: str, pid: int, endpoint: str | No
     )  # fmt: skip
 
 
-def shown_sandboxes(sandboxes: list[SandboxSpec], listener: Listener) -> list[list[str]]:
+def shown_sandboxes(sandboxes: list[SandboxSpec], listener: HeartbeatListener) -> list[list[str]]:
     """The rows that the live view shows after two seconds."""
     view = LiveView.__new__(LiveView)
     view._up = cast(Any, SimpleNamespace(config=SimpleNamespace(sandboxes=sandboxes)))
@@ -37,11 +37,11 @@ def shown_sandboxes(sandboxes: list[SandboxSpec], listener: Listener) -> list[li
 
 def test_each_sandbox_is_shown_with_the_host_that_serves_it_now():
     sandboxes = [SandboxSpec(name="python", provider="e2b"), SandboxSpec(name="base"), SandboxSpec(name="nodejs")]
-    listener = Listener(cast(Any, None))
+    listener = HeartbeatListener(cast(Any, None))
     listener.hosts = {
-        "base": (2.0, host("base", None, "live", 11)),
-        "python-i1": (1.0, host("python-i1", "python", "draining", 22)),
-        "python-i2": (2.0, host("python-i2", "python", "live", 33, "E2B at https://api.e2b.app")),
+        "base": ReceivedHeartbeat(2.0, host("base", None, "live", 11)),
+        "python-i1": ReceivedHeartbeat(1.0, host("python-i1", "python", "draining", 22)),
+        "python-i2": ReceivedHeartbeat(2.0, host("python-i2", "python", "live", 33, "E2B at https://api.e2b.app")),
     }
     lines = shown_sandboxes(sandboxes, listener)
     assert [line[:4] for line in lines] == [
@@ -53,12 +53,12 @@ def test_each_sandbox_is_shown_with_the_host_that_serves_it_now():
 
 def test_what_is_not_known_to_be_e2b_is_not_called_so():
     sandboxes = [SandboxSpec(name=name, provider="e2b") for name in ("base", "nodejs", "python")]
-    listener = Listener(cast(Any, None))
+    listener = HeartbeatListener(cast(Any, None))
     listener.hosts = {
-        "base-i1": (2.0, host("base-i1", "base", "live", 11, OTHER)),
-        "nodejs-i2": (2.0, host("nodejs-i2", "nodejs", "live", 22)),
+        "base-i1": ReceivedHeartbeat(2.0, host("base-i1", "base", "live", 11, OTHER)),
+        "nodejs-i2": ReceivedHeartbeat(2.0, host("nodejs-i2", "nodejs", "live", 22)),
     }
     unknown, other = "e2b, endpoint not known", "e2b, another endpoint"
     assert [line[1] for line in shown_sandboxes(sandboxes, listener)] == [other, unknown, unknown]
-    listener.provider = host("provider", None, "live", 33, OTHER)
+    listener.provider = ReceivedHeartbeat(2.0, host("provider", None, "live", 33, OTHER))
     assert [line[1] for line in shown_sandboxes(sandboxes, listener)] == [other, unknown, other]
