@@ -24,6 +24,7 @@ from bus.server.binary import find_binary, server_version
 from bus.server.config import HOST, Durability, configuration
 from bus.server.monitoring import keep_storing, listed, read_info
 from bus.utils.aio import end_tasks
+from bus.utils.backoff import RestartBackoff
 from bus.utils.file_lock import take_lock
 from bus.utils.processes import die_with_parent
 
@@ -43,10 +44,6 @@ START_TIMEOUT_S = 30.0
 """A server that recovers a large store answers late; one that does not start at all usually exits at once."""
 STOP_GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
-"""Pause before a restart: doubled at each death in a row, up to the second."""
-STEADY_S = 10.0
-"""A server that was up for so long is forgiven its earlier deaths."""
 LOCK_TIMEOUT_S = 2.0
 """A server whose parent was killed needs a moment to end and to let go of its store."""
 LOG_TAIL_LINES = 8
@@ -87,13 +84,6 @@ class ServerNotStoring:
 
 
 ServerEvent = ServerDied | ServerRestarted | ServerRestartFailed | ServerNotStoring
-
-
-def next_backoff_s(previous_s: float | None, up_s: float) -> float:
-    """Pause before the next restart of a server that was up for `up_s` seconds; `previous_s` was the last pause."""
-    if previous_s is None or up_s >= STEADY_S:
-        return FIRST_BACKOFF_S
-    return min(previous_s * 2, LAST_BACKOFF_S)
 
 
 class NatsServer:
@@ -214,14 +204,14 @@ class NatsServer:
 
     async def _supervise(self, on_event: Callable[[ServerEvent], None]) -> None:
         stopping = self._stopping  # of this start: a later one has another
-        backoff_s: float | None = None
+        backoff = RestartBackoff()
         while True:
             status = await self.wait()
             if stopping.is_set():
                 return
             died_at = time.monotonic()
             up_s = died_at - self._up_since
-            backoff_s = next_backoff_s(backoff_s, up_s)
+            backoff_s = backoff.after_s(up_s)
             pid = self._process.pid if self._process else 0
             on_event(ServerDied(pid=pid, returncode=status, up_s=up_s, retry_s=backoff_s))
             while not await _is_set_within(stopping, backoff_s):
@@ -231,7 +221,7 @@ class NatsServer:
                     await self._kill_half_started()
                     if stopping.is_set():
                         return
-                    backoff_s = next_backoff_s(backoff_s, 0)
+                    backoff_s = backoff.after_s(0)
                     on_event(ServerRestartFailed(problem=str(error), retry_s=backoff_s))
                 else:
                     on_event(ServerRestarted(pid=self.pid or 0, down_s=time.monotonic() - died_at))

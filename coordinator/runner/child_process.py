@@ -1,4 +1,4 @@
-"""One child process of `up`: started, restarted when it dies, and stopped."""
+"""One child process of `up`: what is run, and the process: started, restarted when it dies, and stopped."""
 
 from __future__ import annotations
 
@@ -11,45 +11,48 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bus.utils.backoff import RestartBackoff
 from bus.utils.processes import die_with_parent
 
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
-STEADY_S = 10.0
-"""A child that was up for so long is forgiven its earlier deaths."""
-STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "provider": 22.0, "proxy": 2.0, "metrics": 8.0, "mirror": 10.0}
-"""From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
 
 
-class ChildProcess:
-    """One direct child, kept alive, of a `kind` that STOP_GRACE_S names; its log is `state_dir/logs/{name}.log`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSpec:
+    """One child process: a command of signalmesh with its arguments."""
 
-    def __init__(
-        self,
-        kind: str,
-        name: str,
-        arguments: list[str],
-        url: str,
-        log_file: Path,
-        *,
-        first: tuple[str, ...] = (),
-        again: tuple[str, ...] = (),
-        environment: Mapping[str, str] | None = None,
-        pass_fds: tuple[int, ...] = (),
-    ) -> None:
-        """`first` are further arguments for its first start, `again` for every later one."""
-        self.kind, self.name = kind, name
-        self._arguments, self._extra, self._again = arguments, first, again
-        self._pass_fds = pass_fds
-        self._environment = {**os.environ, URL_VARIABLE: url, **(environment or {})}
-        self._log_file = log_file
+    kind: str
+    """watchdog, sandbox, provider, proxy, metrics or mirror."""
+    name: str
+    """Its log is `logs/{name}.log` of the state directory."""
+    args: tuple[str, ...]
+    restart_args: tuple[str, ...] | None = None
+    """The arguments of every start after the first one; None: the same."""
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variables that this child has and the others have not; they may hold keys."""
+    pass_fds: tuple[int, ...] = ()
+    """Open descriptors that the child inherits."""
+    grace_s: float
+    """Seconds from SIGTERM to SIGKILL."""
+
+
+class ChildProcess:
+    """The process of a ChildSpec, restarted each time it dies until `stop`."""
+
+    def __init__(self, spec: ChildSpec, url: str, logs: Path) -> None:
+        """`url` is the address of the bus, `logs` the directory of the log files."""
+        self.kind, self.name = spec.kind, spec.name
+        self._spec = spec
+        self._args = spec.args
+        self._environment = {**os.environ, URL_VARIABLE: url, **spec.env}
+        self._log_file = logs / f"{spec.name}.log"
         self._process: asyncio.subprocess.Process | None = None
         self.started_at = 0.0
         self.stopping = False
-        self.restarts = 0
         self.on_start: Callable[[], None] = lambda: None
 
     @property
@@ -63,46 +66,40 @@ class ChildProcess:
                 sys.executable,
                 "-m",
                 "coordinator",
-                *self._arguments,
-                *self._extra,
+                *self._args,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=self._environment,
                 start_new_session=True,
-                pass_fds=self._pass_fds,
+                pass_fds=self._spec.pass_fds,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
-        self._extra = self._again
+        if self._spec.restart_args is not None:
+            self._args = self._spec.restart_args
         self.started_at = time.monotonic()
         self.on_start()
 
-    async def keep(self, on_exit: Callable[[ChildProcess, int, int], None]) -> None:
-        """Start it again whenever it dies, until `stop`."""
-        backoff_s = 0.0
-        while not self._ending():
+    async def keep_running(self, on_exit: Callable[[ChildProcess, int, int], None]) -> None:
+        """Restart it each time it dies, until `stop`; `on_exit` gets its pid and exit code."""
+        backoff = RestartBackoff(first_s=0.0)
+        while not self._is_stopping():
             assert self._process is not None
             pid = self._process.pid
             code = await self._process.wait()
-            if self._ending():
+            if self._is_stopping():
                 return
             on_exit(self, pid, code)
-            backoff_s = (
-                0.0
-                if time.monotonic() - self.started_at > STEADY_S
-                else min(backoff_s * 2 or FIRST_BACKOFF_S, LAST_BACKOFF_S)
-            )
-            await asyncio.sleep(backoff_s)
-            self.restarts += 1
-            if not self._ending():
+            await asyncio.sleep(backoff.after_s(time.monotonic() - self.started_at))
+            if not self._is_stopping():
                 await self.start()
 
     def kill(self) -> None:
-        """SIGKILL; `keep` starts it again."""
+        """SIGKILL; `keep_running` starts it again."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
-    def _ending(self) -> bool:
+    def _is_stopping(self) -> bool:  # a method: a type checker takes the attribute for constant over an await
         return self.stopping
 
     async def stop(self) -> None:
@@ -113,9 +110,9 @@ class ChildProcess:
             return
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGCONT)  # a paused process handles no SIGTERM
         try:
-            async with asyncio.timeout(STOP_GRACE_S[self.kind]):
+            async with asyncio.timeout(self._spec.grace_s):
                 await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):

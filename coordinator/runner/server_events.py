@@ -1,6 +1,6 @@
-"""What `up` says of its nats-server, and of the stream there: in its log, on the terminal, and as alerts.
+"""What `up` reports of its nats-server and of the stream there: in its log, on the terminal and as alerts.
 
-An alert reaches nobody while the bus takes none, the terminal does.
+The terminal repeats the alerts, since no alert can be stored while the server is down or stores nothing.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from coordinator.config.settings import SwarmConfig
 log = structlog.get_logger("signalmesh.up")
 
 
-async def tell_of_stream(bus: NatsBus, *, told: bool) -> bool:
-    """Say on the terminal that the swarm's stream is gone, where no alert can be stored; whether it is.
+async def warn_of_deleted_stream(bus: NatsBus, *, warned: bool) -> bool:
+    """Print once that the swarm's stream is deleted; return whether it is. `warned` is the previous answer.
 
     Raises:
-        BusTimeout, Disconnected: nobody answers just now.
+        BusTimeout, Disconnected: the server does not answer now.
     """
     try:
         await bus.bounds()
     except Refused as error:
         if error.code != STREAM_NOT_FOUND:
-            return told
-        if not told:
+            return warned
+        if not warned:
             stream = bus.subjects.stream
             log.warning("stream_gone", stream=stream)
             _print(
-                f"the stream {stream} is gone, somebody has deleted it: nothing is stored or decided. End this and "
-                "start it again: what the mirror has is then put back"
+                f"the stream {stream} has been deleted: nothing is stored or decided. Stop this swarm and start it "
+                "again: `up` then restores what the mirror contains"
             )
         return True
     return False
 
 
-def tell_of_server(event: ServerEvent, reports: Callable[[], EventPublisher]) -> None:
-    """Say it on the terminal too, where no alert can arrive while the server is down or stores nothing."""
+def report_server_event(event: ServerEvent, events: Callable[[], EventPublisher]) -> None:
+    """Log it, print it, and publish an alert once the server takes one."""
     if isinstance(event, ServerDied):
         log.warning("nats_server_died", pid=event.pid, returncode=event.returncode, retry_s=event.retry_s)
-        _print(f"nats-server (pid {event.pid}) ended with {event.returncode}; starting it again")
+        _print(f"nats-server (pid {event.pid}) ended with {event.returncode}; it is restarted")
     elif isinstance(event, ServerRestarted):
         log.warning("nats_server_restarted", pid=event.pid, down_ms=round(event.down_s * 1000))
-        reports().alert(
+        events().alert(
             "warning",
             "nats_server_restarted",
-            f"nats-server died and answers again as pid {event.pid} after {event.down_s * 1000:.0f} ms",
+            f"nats-server died and was restarted as pid {event.pid}; it was away for {event.down_s * 1000:.0f} ms",
             pid=event.pid,
         )
     elif isinstance(event, ServerNotStoring):
         log.error("nats_server_not_storing", pid=event.pid, problem=event.problem)
         _print(
-            f"nats-server (pid {event.pid}) stores nothing any more: {event.problem}; nothing that was acknowledged is "
-            "lost. Make room on that disk: the server is then started again, and everything goes on"
+            f"nats-server (pid {event.pid}) stores nothing: {event.problem}. No acknowledged message is lost. "
+            "Free space on that disk: the server is then restarted, and the swarm continues"
         )
-        reports().alert(
+        events().alert(
             "critical",
             "nats_server_not_storing",
             f"nats-server (pid {event.pid}) stored nothing for a while: {event.problem}",
@@ -73,15 +73,14 @@ def tell_of_server(event: ServerEvent, reports: Callable[[], EventPublisher]) ->
         _print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s")
 
 
-def tell_foreign_durability(reports: EventPublisher, config: SwarmConfig, url: str) -> None:
-    """Say that a server which somebody else runs takes no `durability` from us."""
+def alert_foreign_durability(events: EventPublisher, config: SwarmConfig, url: str) -> None:
+    """Report that the server of --nats ignores `stream.durability`: only its own configuration sets it."""
     text = (
-        f"{config.file}: stream.durability: {config.stream.durability!r} can be set on the embedded "
-        f"server only; that at {url} does as its own configuration says "
-        "(for `power` it needs jetstream { sync_interval: always })"
+        f"{config.file}: stream.durability: {config.stream.durability!r} applies to the embedded server only; "
+        f"the server at {url} uses its own configuration (for `power` it needs jetstream {{ sync_interval: always }})"
     )
     _print(f"signalmesh: {text}")
-    reports.alert("warning", "durability_not_set", text)
+    events.alert("warning", "durability_not_set", text)
 
 
 def _print(text: str) -> None:

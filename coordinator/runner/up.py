@@ -1,8 +1,8 @@
 """`signalmesh up`: the whole swarm on this machine, in the foreground.
 
-It owns its direct children: nats-server (unless another one is named), a host for every sandbox, the watchdog, the
-mirror. They end when it ends, however it ends; while it lives, each that dies is started again. Agents are the hosts'
-and the watchdog's business.
+Owns its direct children: nats-server (unless another one is named), a host for every sandbox on this machine, the
+provider of the other sandboxes, the watchdog, the metrics role and the mirror. They end when it ends, however it ends;
+a child that dies is restarted. The hosts and the watchdog start and restart the agents.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,24 +34,29 @@ from bus.utils.processes import on_signals
 from bus.utils.terminal import escape_control
 from coordinator.config.settings import SwarmConfig
 from coordinator.config.telemetry import metrics_arguments
-from coordinator.runner.child_process import ChildProcess
+from coordinator.runner.child_process import ChildProcess, ChildSpec
 from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
 from coordinator.runner.mirror_role import restore
 from coordinator.runner.name_conflict import refuse_name_conflict
 from coordinator.runner.proxy_role import LISTENER_VARIABLE, open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
-from coordinator.runner.server_events import tell_foreign_durability, tell_of_server, tell_of_stream
+from coordinator.runner.server_events import alert_foreign_durability, report_server_event, warn_of_deleted_stream
 from coordinator.sandboxes.provider_client import plan_provider
 from coordinator.telemetry.otel_env_check import check_variables
 
 NAME = "up"
+STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "provider": 22.0, "proxy": 2.0, "metrics": 8.0, "mirror": 10.0}
+"""From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
+CHECK_INTERVAL_S = 0.5
+CHECKS_PER_STREAM_CHECK = 4
+"""The stream is looked up less often than the outbox is checked: that is a request to the server."""
 
 log = structlog.get_logger("signalmesh.up")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpOptions:
-    """What was asked for on the command line."""
+    """The options of the command line."""
 
     config_file: Path | None
     state_dir: Path
@@ -66,20 +71,70 @@ class UpOptions:
     public_url: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundOut:
+    """What a start has found out, and the plan of the children needs."""
+
+    metrics: tuple[str, ...] = ()
+    """The command line of the metrics role; empty: no such process."""
+    provider_env: Mapping[str, str] | None = field(default=None, repr=False)
+    """The environment of the provider role; None: no such process."""
+    proxy_fd: int | None = None
+    """The listening socket of the fault proxy; None: no such process."""
+    proxy_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The environment by which hosts send their agents to the proxy."""
+    mirror: bool = False
+
+
+def plan_children(config: SwarmConfig, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
+    """The children of `up`, in the order in which they are started."""
+    common = ("--swarm", config.swarm, "--log-level", options.log_level)
+    config_file = () if options.config_file is None else ("--config", str(options.config_file))
+    agents = () if options.agents is None else ("--agents", str(options.agents))
+    speed = () if options.speed is None else ("--speed", str(options.speed))
+    children: list[ChildSpec] = []
+
+    def add(kind: str, name: str, *args: str, env: Mapping[str, str] | None = None, **rest: Any) -> None:
+        spec = ChildSpec(kind=kind, name=name, args=args, env=env or {}, grace_s=STOP_GRACE_S[kind], **rest)
+        children.append(spec)
+
+    if found.proxy_fd is not None:
+        env = {LISTENER_VARIABLE: str(found.proxy_fd)}
+        add("proxy", "proxy", "proxy", *common, env=env, pass_fds=(found.proxy_fd,))
+    for sandbox in config.sandboxes:
+        if sandbox.e2b is None:
+            add("sandbox", sandbox.name, "sandbox", sandbox.name, *common, env=found.proxy_env)
+    if found.provider_env is not None:
+        state_dir = ("--state-dir", str(options.state_dir))
+        add(PROVIDER, PROVIDER, "provider", *config_file, *state_dir, *common, env=found.provider_env)
+    watchdog = ("watchdog", *config_file, *speed, *agents, *common)
+    # Of two watchdogs the restarted one lets the other lead: that one runs, and has received every heartbeat.
+    again = (*watchdog, "--standby") if options.standby else watchdog
+    add("watchdog", WATCHDOG, *watchdog, "--clear-quarantine", restart_args=again)
+    if options.standby:
+        add("watchdog", STANDBY, *watchdog, "--standby")
+    if found.metrics:
+        add("metrics", "metrics", *found.metrics, *config_file, *agents, *common)
+    if found.mirror:
+        add("mirror", "mirror", "mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common)
+    return children
+
+
 class Up:
-    """A running swarm: started, kept, and stopped in reverse order."""
+    """A running swarm: started, kept running, and stopped in reverse order."""
 
     def __init__(self, config: SwarmConfig, options: UpOptions) -> None:
         self.config, self._options = config, options
+        self._logs = options.state_dir / "logs"
+        self._found = FoundOut()
         self._server: NatsServer | None = None
         self._lock: IO[str] | None = None
         self._proxy_socket: socket.socket | None = None
         self._tasks: list[asyncio.Task[Any]] = []
-        self.roles: list[ChildProcess] = []
+        self._children: list[ChildProcess] = []
         self.url = ""
-        self._told = ""
         self.bus: NatsBus
-        self._reports: EventPublisher
+        self._events: EventPublisher
         self._outbox: Outbox
 
     async def start(self) -> None:
@@ -89,113 +144,83 @@ class Up:
             UsageError: the port or the state directory is taken, the server unfit, or a swarm of this name there.
             BusError: the bus named by --nats does not answer.
         """
-        options = self._options
-        state_dir = options.state_dir
+        await self._prepare()
+        await self._start_server()
+        await self._restore()
+        await self._start_children()
+
+    async def _prepare(self) -> None:
+        """Check what can be checked before anything runs, and take the state directory."""
         for problem in check_variables(os.environ):
-            print(f"warning: {escape_control(problem)}", file=sys.stderr)
-        self._provider = await plan_provider(self.config, options.public_url, options.url)
-        self._lock = await asyncio.to_thread(lock, state_dir)
-        logs = state_dir / "logs"
-        await asyncio.to_thread(logs.mkdir, exist_ok=True)
-        set_up_logs(options.log_level, (logs / "up.log").open("a"), json=True)  # the terminal is the view's
-        self._metrics = await asyncio.to_thread(metrics_arguments, self.config)
+            _warn(problem)
+        provider = await plan_provider(self.config, self._options.public_url, self._options.url)
+        self._lock = await asyncio.to_thread(lock, self._options.state_dir)
+        await asyncio.to_thread(self._logs.mkdir, exist_ok=True)
+        # The terminal belongs to the view.
+        set_up_logs(self._options.log_level, (self._logs / "up.log").open("a"), json=True)
+        metrics = await asyncio.to_thread(metrics_arguments, self.config)
+        self._found = replace(self._found, provider_env=provider, metrics=tuple(metrics))
+
+    async def _start_server(self) -> None:
+        """Start nats-server, unless another one is named, and connect."""
+        options = self._options
         if options.url is None:
-            self._server = NatsServer(state_dir, port=options.port, durability=self.config.stream.durability)
+            self._server = NatsServer(options.state_dir, port=options.port, durability=self.config.stream.durability)
             await self._server.start()
             self.url = self._server.url
             self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
         else:
             self.url = options.url
         self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME)
-        if self._server is None:  # nobody else is on a server of our own, whose directory is locked
+        if self._server is None:  # a server of our own has no other swarm: its directory is locked
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
             if remark := await refuse_name_conflict(self.bus, names):
-                print(f"warning: {escape_control(remark)}", file=sys.stderr)
-        mirrored = self.config.mirror.enabled and await self._restore(state_dir / MIRROR_FILE)
+                _warn(remark)
+
+    async def _restore(self) -> None:
+        """Restore what the bus has lost from the mirror's file, then create or update the stream."""
+        restored = ""
+        if self.config.mirror.enabled:
+            file, limits = self._options.state_dir / MIRROR_FILE, self.config.stream.limits()
+            restored, usable = await restore(self.bus, file, limits, NAME)
+            self._found = replace(self._found, mirror=usable)
+            if restored:
+                log.warning("stream_restored", text=restored)
+                print(f"signalmesh: {escape_control(restored)}", file=sys.stderr)
         await ensure_streams(self.bus, self.config.stream.limits())
         self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
-        self._reports = EventPublisher(self.bus, self._outbox, NAME)
-        if self._told:
-            self._reports.alert("warning", "stream_restored", self._told)
+        self._events = EventPublisher(self.bus, self._outbox, NAME)
+        if restored:
+            self._events.alert("warning", "stream_restored", restored)
         if self._server is None and self.config.stream.durability != "process":
-            tell_foreign_durability(self._reports, self.config, self.bus.url)
-        self._list_roles(logs, mirrored=mirrored)
-        for role in self.roles:
-            await role.start()
-            self._tasks.append(asyncio.create_task(role.keep(self._on_exit), name=role.name))
+            alert_foreign_durability(self._events, self.config, self.bus.url)
+
+    async def _start_children(self) -> None:
+        """Start the children, and the tasks that watch them."""
+        if self._options.fault_proxy:
+            self._proxy_socket, env = open_proxy_port(self.url)
+            self._found = replace(self._found, proxy_fd=self._proxy_socket.fileno(), proxy_env=env)
+        specs = plan_children(self.config, self._options, self._found)
+        self._children = [ChildProcess(spec, self.url, self._logs) for spec in specs]
+        for child in self._children:
+            await child.start()
+            self._tasks.append(asyncio.create_task(child.keep_running(self._on_exit), name=child.name))
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
-        watched = [role for role in self.roles if role.kind in WATCHED_KINDS]
-        self._tasks.append(
-            asyncio.create_task(find_unresponsive(self.bus, watched, self._on_unresponsive), name="hung")
-        )
+        watched = [child for child in self._children if child.kind in WATCHED_KINDS]
+        unresponsive = find_unresponsive(self.bus, watched, self._on_unresponsive)
+        self._tasks.append(asyncio.create_task(unresponsive, name="liveness"))
         self._record()
-        for role in self.roles:
-            role.on_start = self._record
-
-    async def _restore(self, file: Path) -> bool:
-        """Have what the bus has lost put back from the mirror's file; whether a mirror can be started on it."""
-        told, usable = await restore(self.bus, file, self.config.stream.limits(), NAME)
-        if told:
-            log.warning("stream_restored", text=told)
-            print(f"signalmesh: {escape_control(told)}", file=sys.stderr)
-            self._told = told
-        return usable
-
-    def _list_roles(self, logs: Path, *, mirrored: bool) -> None:
-        """Everybody who is to run, in the order of starting."""
-        options = self._options
-        common = ["--swarm", self.config.swarm, "--log-level", options.log_level]
-        config_file = [] if options.config_file is None else ["--config", str(options.config_file)]
-        through: dict[str, str] = {}
-        if options.fault_proxy:
-            self._proxy_socket, through = open_proxy_port(self.url)
-            number = self._proxy_socket.fileno()
-            self.roles.append(
-                ChildProcess(
-                    "proxy",
-                    "proxy",
-                    ["proxy", *common],
-                    self.url,
-                    logs / "proxy.log",
-                    environment={LISTENER_VARIABLE: str(number)},
-                    pass_fds=(number,),
-                )
-            )
-        for sandbox in self.config.sandboxes:
-            if sandbox.e2b is not None:
-                continue
-            arguments = ["sandbox", sandbox.name, *common]
-            log_file = logs / f"{sandbox.name}.log"
-            self.roles.append(ChildProcess("sandbox", sandbox.name, arguments, self.url, log_file, environment=through))
-        count = [] if options.agents is None else ["--agents", str(options.agents)]
-        if self._provider is not None:
-            provider = ["provider", *config_file, "--state-dir", str(options.state_dir), *common]
-            log_file, own = logs / f"{PROVIDER}.log", self._provider
-            self.roles.append(ChildProcess(PROVIDER, PROVIDER, provider, self.url, log_file, environment=own))
-        speed = [] if options.speed is None else ["--speed", str(options.speed)]
-        watchdog = ["watchdog", *config_file, *speed, *count, *common]
-        # Of two watchdogs the one that is restarted lets the other lead, which is awake and has listened all the time.
-        again = ("--standby",) if options.standby else ()
-        log_file = logs / "watchdog.log"
-        self.roles.append(
-            ChildProcess("watchdog", WATCHDOG, watchdog, self.url, log_file, first=("--clear-quarantine",), again=again)
-        )
-        if options.standby:
-            self.roles.append(ChildProcess("watchdog", STANDBY, [*watchdog, *again], self.url, logs / f"{STANDBY}.log"))
-        if self._metrics:
-            metrics = [*self._metrics, *config_file, *count, *common]
-            self.roles.append(ChildProcess("metrics", "metrics", metrics, self.url, logs / "metrics.log"))
-        if mirrored:
-            mirror = ["mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common]
-            self.roles.append(ChildProcess("mirror", "mirror", mirror, self.url, logs / "mirror.log"))
+        for child in self._children:
+            child.on_start = self._record
 
     def _record(self) -> None:
-        """Write down who runs now; short enough to be done at once, so that no older record can overtake a newer."""
-        pids = [(role.kind, role.name, role.pid) for role in self.roles]
+        """Record the processes that run now."""
+        # Synchronous on purpose, and short: an older record cannot overwrite a newer one.
+        pids = [(child.kind, child.name, child.pid) for child in self._children]
         if self._server is not None:
             pids.append(("nats-server", "nats-server", self._server.pid))
-        children = [Recorded.of(kind, name, pid) for kind, name, pid in pids if pid is not None]
-        known = [child for child in children if child is not None]
+        recorded = [Recorded.of(kind, name, pid) for kind, name, pid in pids if pid is not None]
+        known = [child for child in recorded if child is not None]
         agents = self._options.agents
         try:
             write_run(self._options.state_dir, self.config.swarm, self.bus.url, self.config.file, known, agents)
@@ -204,47 +229,51 @@ class Up:
 
     async def _check(self) -> None:
         gone = False
-        for looks in itertools.count():
-            await asyncio.sleep(0.5)
+        for count in itertools.count():
+            await asyncio.sleep(CHECK_INTERVAL_S)
             self._outbox.check()
-            if looks % 4 == 0:
+            if count % CHECKS_PER_STREAM_CHECK == 0:
                 with contextlib.suppress(BusTimeout, Disconnected):
-                    gone = await tell_of_stream(self.bus, told=gone)
+                    gone = await warn_of_deleted_stream(self.bus, warned=gone)
 
-    def _on_exit(self, role: ChildProcess, pid: int, code: int) -> None:
+    def _on_exit(self, child: ChildProcess, pid: int, code: int) -> None:
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if role.kind == "sandbox":
-            self._reports.lifecycle("exited", role.name, sandbox=role.name, pid=pid, reason=reason, exit_code=code)
-        self._reports.alert(
+        if child.kind == "sandbox":
+            self._events.lifecycle("exited", child.name, sandbox=child.name, pid=pid, reason=reason, exit_code=code)
+        self._events.alert(
             "warning",
-            f"{role.kind}_died",
-            f"{role.kind} {role.name} (pid {pid}) ended with {reason} and is started again; "
-            f"its log is logs/{role.name}.log of the state directory",
+            f"{child.kind}_died",
+            f"{child.kind} {child.name} (pid {pid}) ended with {reason} and is restarted; "
+            f"its log is logs/{child.name}.log of the state directory",
             pid=pid,
         )
 
-    def _on_unresponsive(self, role: ChildProcess, silent_s: float) -> None:
-        self._reports.alert(
+    def _on_unresponsive(self, child: ChildProcess, silent_s: float) -> None:
+        self._events.alert(
             "warning",
-            f"{role.kind}_hung",
-            f"{role.kind} {role.name} (pid {role.pid}) runs, but was not heard for {silent_s:.0f} s: it is ended",
-            pid=role.pid,
+            f"{child.kind}_unresponsive",
+            f"{child.kind} {child.name} (pid {child.pid}) runs, but has sent no heartbeat for {silent_s:.0f} s: "
+            "it is killed and restarted",
+            pid=child.pid,
         )
-        role.kill()
+        child.kill()
 
     def _on_server(self, event: ServerEvent) -> None:
         if isinstance(event, ServerRestarted):
             self._record()
-        tell_of_server(event, lambda: self._reports)
+        report_server_event(event, lambda: self._events)
 
     async def stop(self) -> None:
-        """End everything in reverse order: watchdog, hosts (their agents drain), mirror (it reads the rest), server."""
+        """End everything in reverse order.
+
+        Hosts have time to drain their agents, the mirror to read what is left in the stream; the server ends last.
+        """
         for kinds in (("watchdog",), ("sandbox", "provider"), ("proxy",), ("metrics",), ("mirror",)):
-            if "mirror" in kinds and hasattr(self, "_outbox"):  # it has the last word in its file
+            if "mirror" in kinds and hasattr(self, "_outbox"):  # the mirror stores the last events as well
                 with contextlib.suppress(TimeoutError, BusError):
                     async with asyncio.timeout(1.0):
                         await self._outbox.flush()
-            await asyncio.gather(*(role.stop() for role in self.roles if role.kind in kinds))
+            await asyncio.gather(*(child.stop() for child in self._children if child.kind in kinds))
         for task in self._tasks:
             if task.get_name() != "nats-server":
                 task.cancel()
@@ -260,17 +289,21 @@ class Up:
             self._lock.close()
 
 
+def _warn(text: str) -> None:
+    print(f"warning: {escape_control(text)}", file=sys.stderr)
+
+
 async def run_up(config: SwarmConfig, options: UpOptions, show: Callable[[Up, asyncio.Event], Any]) -> int:
     """Run the swarm until a signal, `down` or the end of --for; `show` displays it meanwhile."""
     stop = asyncio.Event()
-    asked = 0
+    signals = 0
 
     def on_signal() -> None:
-        nonlocal asked
-        asked += 1
+        nonlocal signals
+        signals += 1
         stop.set()
-        if asked > 2:
-            os._exit(130)  # the children end with us
+        if signals > 2:
+            os._exit(130)  # the children end with this process
 
     on_signals(on_signal)
     up = Up(config, options)

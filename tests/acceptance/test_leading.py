@@ -160,7 +160,7 @@ async def test_a_leader_that_never_goes_on_is_ended_and_replaced(tmp_path: Path)
         assert subscriber.heartbeats["watchdog"]["pid"] == standby["pid"]
         await told(swarm, standby["pid"], third["pid"])
         assert same(heartbeats, await subscriber.live(*AGENTS))
-        assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_hung", "watchdog_died"]
+        assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_unresponsive", "watchdog_died"]
 
 
 @pytest.mark.slow

@@ -50,8 +50,8 @@ async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_pa
             row for row in (await swarm.command("status", "--json")).json["sandboxes"] if row["name"] == there.host
         ]
         assert (found["provider"], found["endpoint"]) == ("e2b", at)
-        [alert] = await there.subscriber.alerted("provider_hung")
-        assert f"(pid {unresponsive}) runs, but was not heard for" in alert["message"]
+        [alert] = await there.subscriber.alerted("provider_unresponsive")
+        assert f"(pid {unresponsive}) runs, but has sent no heartbeat for" in alert["message"]
         [attached] = await swarm.until_logged("host_attached")
         assert attached["pid"] == there.pid
         [adopted] = swarm.logged("sandbox_adopted")
@@ -61,7 +61,7 @@ async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_pa
         assert there.launcher != unresponsive
         status = await swarm.command("status", "--json")
         assert status.json["provider"] == {"pid": there.launcher, "status": "live", "endpoint": at}
-        assert [alert["code"] for alert in there.subscriber.alerts] == ["provider_hung", "provider_died"]
+        assert [alert["code"] for alert in there.subscriber.alerts] == ["provider_unresponsive", "provider_died"]
         assert not [event for event in there.subscriber.lifecycle if event["event"] in ("exited", "declared_dead")]
         await swarm.assert_exact()
         await swarm.down()

@@ -107,7 +107,7 @@ async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content)
             before = await Before.of(subscriber)
             async with counting_acknowledgements(subscriber) as acknowledged:
                 hog = fill(state)
-                await said_by(swarm, subscriber, "stores nothing any more")
+                await said_by(swarm, subscriber, "stores nothing")
                 await subscriber.more_heartbeats(20, *AGENTS)
                 doctor = await swarm.command("doctor", "--json")
                 hog.unlink()

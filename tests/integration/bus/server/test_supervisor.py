@@ -31,8 +31,8 @@ from bus.server.supervisor import (
     ServerEvent,
     ServerRestarted,
     ServerRestartFailed,
-    next_backoff_s,
 )
+from bus.utils.backoff import FIRST_BACKOFF_S
 from bus.utils.processes import _poll_pid_exit, wait_pid_exit
 
 
@@ -131,7 +131,7 @@ async def test_killed_it_comes_back_on_its_port_with_what_it_stored(tmp_path):
         os.kill(first, signal.SIGKILL)
         died = await events.of(ServerDied)
         assert isinstance(died, ServerDied)
-        assert (died.pid, died.returncode, died.retry_s) == (first, -signal.SIGKILL, supervisor.FIRST_BACKOFF_S)
+        assert (died.pid, died.returncode, died.retry_s) == (first, -signal.SIGKILL, FIRST_BACKOFF_S)
         again = await events.of(ServerRestarted)
         assert isinstance(again, ServerRestarted)
         assert again.pid == nats_server.pid != first
@@ -153,14 +153,6 @@ async def test_repeated_deaths_are_answered_more_and_more_slowly(tmp_path):
             await events.of(ServerRestarted)
     pauses = [event.retry_s for event in events.seen if isinstance(event, ServerDied)]
     assert pauses == [0.05, 0.1, 0.2]
-
-
-def test_backoff_doubles_up_to_its_limit_and_is_forgotten_after_a_steady_time():
-    pauses: list[float] = []
-    for _ in range(9):
-        pauses.append(next_backoff_s(pauses[-1] if pauses else None, up_s=0.1))
-    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    assert next_backoff_s(5.0, up_s=10.0) == 0.05
 
 
 async def test_a_port_taken_meanwhile_is_reported_and_tried_again(tmp_path):
