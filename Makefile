@@ -11,6 +11,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+PARALLEL := $(PYTEST) -n 2 --dist worksteal
 UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-config --quiet
 
@@ -68,16 +69,18 @@ up: setup
 	@exec $(BIN)/signalmesh up $(ARGS)
 
 test: setup
-	$(PYTEST) -n 2 --dist worksteal -m "not slow and not docker and not matrix and not e2b" $(ARGS)
+	$(PARALLEL) -m "not slow and not docker and not matrix and not e2b" $(ARGS)
 
-# Looks first whether there are any: pytest's closing lines with no test in them would read as a run of nothing.
+# Two tests at a time, then those that measure times or limits, one at a time. ARGS may leave one of the two runs without
+# a test: pytest then ends with 5.
 test-slow: setup
-	@status=0; $(PYTEST) --collect-only --quiet -m "slow and not matrix" $(ARGS) >/dev/null 2>&1 || status=$$?; \
-	if [ $$status -eq 5 ]; then echo "no test is marked slow"; else $(PYTEST) -m "slow and not matrix" $(ARGS); fi
+	$(PARALLEL) -m "slow and not matrix and not serial" $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m "slow and not matrix and serial" $(ARGS) || [ $$? -eq 5 ]
 
-# Every fault of docs/fault-matrix.md, one at a time. One of them: make test-matrix ARGS='-k "stop and host and load"'
+# Every fault of docs/fault-matrix.md. One of them: make test-matrix ARGS='-k "stop and host and load"'
 test-matrix: setup
-	$(PYTEST) -m matrix $(ARGS)
+	$(PARALLEL) -m "matrix and not serial" $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m "matrix and serial" $(ARGS) || [ $$? -eq 5 ]
 
 # docker compose up, for real: needs a Docker engine with Compose v2, and root.
 test-docker: setup

@@ -16,6 +16,7 @@ OUTAGE_S = 4.0
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 async def test_while_the_bus_is_away_nobody_is_absent(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "20")

@@ -62,6 +62,7 @@ async def rest_of(process: asyncio.subprocess.Process, stderr: asyncio.StreamRea
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary: Path):
     done = await run_command(tmp_path, "certify", "--json", "--out", "report.md", guard_s=GUARD)
     assert done.code == 0, done.out + done.err
@@ -163,6 +164,7 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 async def test_a_host_that_is_killed_in_the_run_serves_again_at_its_end(tmp_path: Path, temporary: Path):
     """Under the same name: it is one sandbox, and was lost only for a moment."""
     process, stderr = await started_until(tmp_path, b"until rounds are decided")
@@ -191,6 +193,7 @@ async def test_a_host_that_is_killed_in_the_run_serves_again_at_its_end(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 async def test_alerts_are_said_as_they_come_and_do_no_harm(tmp_path: Path, temporary: Path):
     """Each text once, so that a second sandbox's trouble is not hidden by the first one's."""
     [port] = free_ports(1)
@@ -276,6 +279,7 @@ async def test_a_port_that_is_taken_is_named_as_it_was_given(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 async def test_a_report_that_cannot_be_written_after_all_does_not_cost_the_results(tmp_path: Path, temporary: Path):
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH), "certify", "--out", "r.md", cwd=tmp_path, env=ENVIRONMENT, stdin=asyncio.subprocess.DEVNULL,

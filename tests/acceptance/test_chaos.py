@@ -26,6 +26,7 @@ def candidates(swarm: Swarm) -> FaultTargets:
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.timeout(500)
 async def test_a_seeded_run_of_faults_with_its_proof(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:

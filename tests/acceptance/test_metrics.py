@@ -104,6 +104,7 @@ async def the_bus_dies(swarm: Swarm, subscriber: Subscriber, url: str) -> None:
     assert shown["signalmesh_messages_total", ("decision",)] == before["signalmesh_messages_total", ("decision",)]
 
 
+@pytest.mark.slow
 async def test_a_collector_is_given_what_the_page_shows(tmp_path):
     toml = exact_toml(speed=0, rounds=ROUNDS) + '\n[metrics]\nlisten = "127.0.0.1:0"\n'
     async with collecting() as collector:

@@ -128,6 +128,7 @@ async def test_mistakes_beside_a_running_swarm(tmp_path: Path):
         assert happened - {"suspected"} == {"spawned", "restored", "ready"}  # a busy machine makes one late at times
 
 
+@pytest.mark.slow
 async def test_mistakes_without_a_swarm(tmp_path: Path):
     def config(name: str, text: str) -> Path:
         directory = tmp_path / name

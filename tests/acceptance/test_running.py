@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.acceptance.exact import (
     ROUNDS,
@@ -24,6 +25,7 @@ from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
 
 
+@pytest.mark.slow
 async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: Content):
     few = 120
     async with (

@@ -13,6 +13,7 @@ ADDED = [f"{kind}-{at}" for at in range(1, 11) for kind in ("momentum", "mean-re
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 async def test_many_agents_vote_and_recover(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--agents", str(COUNT), "--speed", "10")

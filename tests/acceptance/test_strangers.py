@@ -18,6 +18,7 @@ FORGED = ({"sequence": 1_000_000}, {"sequence": 2_000_000}, {"sequence": 5})
 TIMES = ("2019-01-01T00:00:00Z", "9999-12-31T00:00:00Z", "2019-01-01T00:00:00Z")
 
 
+@pytest.mark.slow
 async def test_forged_ticks_settings_and_decisions_stop_nothing(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "50")

@@ -105,6 +105,7 @@ async def last_probe(directory: Path, environment: dict[str, str]) -> tuple[dict
         return last.json["indicators"], [message for message in said if "Mesh-Output" in message.headers]
 
 
+@pytest.mark.slow
 async def test_without_an_endpoint_nothing_is_imported_and_nothing_travels(tmp_path: Path):
     found, said = await last_probe(tmp_path / "off", {})
     assert found == {"opentelemetry": 0, "spans": 0}
@@ -211,7 +212,7 @@ def ticks(subscriber: Subscriber) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ill", ["hanging", "unavailable", "dead"])
+@pytest.mark.parametrize("unhealthy", ["hanging", "unavailable", "dead"])
 async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, undisturbed: Content, unhealthy: str):
     async with collecting("hanging" if unhealthy == "hanging" else "unavailable") as collector:
         if unhealthy == "dead":
@@ -240,7 +241,7 @@ async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, und
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ill", ["hanging", "dead"])
+@pytest.mark.parametrize("unhealthy", ["hanging", "dead"])
 async def test_who_ends_beside_an_ill_collector_heartbeats_until_it_has_ended(tmp_path: Path, unhealthy: str):
     async with collecting("hanging") as collector:
         if unhealthy == "dead":

@@ -57,6 +57,7 @@ def sandboxes_toml(**settings: Any) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_standin: StandIn):
     file = tmp_path / "swarm.toml"
     file.write_text(far_toml(price_per_hour=0.4, price_source='"a bill"'))
@@ -104,6 +105,7 @@ async def test_sandboxes_that_came_and_went_are_told_of(tmp_path: Path, e2b_stan
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.timeout(300)
 async def test_empty_templates_get_the_program_and_the_report_says_how(tmp_path: Path, e2b_standin: StandIn):
     """The real thing, in all three sandboxes at once, from a package index."""
@@ -126,6 +128,7 @@ async def test_empty_templates_get_the_program_and_the_report_says_how(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.timeout(300)
 async def test_a_template_with_the_program_is_used_as_it_is(tmp_path: Path, e2b_standin: StandIn):
     """Its installation is a real one: everything that is locked, and the wheel of this code."""
@@ -180,6 +183,7 @@ async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.parametrize("for_good", [True, False], ids=["given up", "replaced"])
 async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
     tmp_path: Path, e2b_standin: StandIn, for_good: bool
@@ -214,6 +218,7 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 async def test_a_sandbox_that_vanishes_in_the_last_moment_is_not_called_active(tmp_path: Path, e2b_standin: StandIn):
     """Certify itself is held meanwhile, so that it has no time to notice by chance."""
     process = await certify_until(tmp_path, e2b_standin, b"reading back what is stored", far_toml())

@@ -50,6 +50,7 @@ async def test_up_with_a_wrong_key_does_not_show_it(tmp_path, e2b_standin):
     assert wrong not in said
 
 
+@pytest.mark.slow
 async def test_up_with_a_key_of_two_lines_does_not_show_it(tmp_path, e2b_standin):
     environment = {**e2b_standin.environment, "E2B_API_KEY": f"{e2b_standin.api_key}\n# of the desk"}
     said = await refused(tmp_path, environment, "--public-nats", "nats://127.0.0.1:1")
@@ -69,6 +70,7 @@ async def test_doctor_asks_nobody_where_the_sdk_would_ask_somebody_else(tmp_path
     assert "sandboxes.python.files[0]: expected a file or directory" in doctor.out
 
 
+@pytest.mark.slow
 async def test_an_address_for_sandboxes_that_is_none_is_named_by_its_flag(tmp_path, e2b_standin):
     for address in ("http://bus.example.org", "bus example.org"):
         said = await refused(tmp_path, e2b_standin.environment, "--public-nats", address)
@@ -82,6 +84,7 @@ async def test_up_needs_an_address_that_a_sandbox_can_reach(tmp_path, e2b_standi
     assert "a sandbox at E2B cannot reach nats://127.0.0.1:4222" in said
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path, e2b_standin):
     (tmp_path / "swarm.toml").write_text(far_toml(files='["mine.py"]'))
     done = await run_command(tmp_path, "up", "--public-nats", "nats://127.0.0.1:1", environment=e2b_standin.environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -12,13 +13,18 @@ from bus.utils.aio import end_tasks
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 """Agents run on uvloop, all others on asyncio's own."""
-LOOPS_OF = {"test_command_agent": ("uvloop",), "test_connection": ("asyncio", "uvloop")}
+HERE = Path(__file__).parent
+LOOPS_OF = {
+    HERE / "agents" / "builtin" / "test_command.py": ("uvloop",),
+    HERE / "bus" / "nats" / "test_connection.py": ("asyncio", "uvloop"),
+}
+assert all(path.exists() for path in LOOPS_OF)
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    names = LOOPS_OF.get(item.path.stem, ("asyncio",))
+    names = LOOPS_OF.get(item.path, ("asyncio",))
     return {name: LOOPS[name] for name in names}
 
 

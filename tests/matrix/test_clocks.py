@@ -44,6 +44,7 @@ def ahead_s(subscriber: Subscriber) -> float:
     return datetime.fromisoformat(subscriber.lifecycle[-1]["timestamp"]).timestamp() - time.time()
 
 
+@pytest.mark.serial
 async def test_the_wall_clock_jumps(tmp_path: Path, undisturbed_long: Content):
     environment, move = moved_by(tmp_path)
     async with Swarm(tmp_path, matrix_toml(), environment=environment) as swarm:

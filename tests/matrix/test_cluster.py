@@ -35,6 +35,7 @@ async def in_sync(subscriber: Subscriber, servers: Cluster) -> None:
         await subscriber.more_heartbeats(1, "watchdog")
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("victim", ["follower", "leader", "leader and agents"])
 async def test_a_member_of_a_cluster_is_killed(tmp_path: Path, undisturbed_long: Content, victim: str):
     (tmp_path / "nats").mkdir()

@@ -98,6 +98,7 @@ async def said_by(swarm: Swarm, subscriber: Subscriber, text: str) -> None:
             await subscriber.more_heartbeats(1, "watchdog")
 
 
+@pytest.mark.serial
 async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content):
     """Store, logs, record and mirror are on it."""
     state = tmp_path / ".signalmesh"
@@ -124,6 +125,7 @@ async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content)
             assert await swarm.end(signal.SIGINT) == 0
 
 
+@pytest.mark.serial
 async def test_full_disk_of_the_mirror(tmp_path: Path, undisturbed_long: Content):
     with small_disk(tmp_path / "small", 16) as disk:
         async with Swarm(tmp_path, matrix_toml()) as swarm:

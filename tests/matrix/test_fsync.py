@@ -34,6 +34,7 @@ async def control(directory: Path, pid: int, command: str) -> None:
         assert done.returncode == 0, out.decode()
 
 
+@pytest.mark.serial
 async def test_fsync_of_the_mirror_fails(tmp_path: Path, undisturbed_long: Content):
     if shutil.which("fiu-ctrl") is None or not all(library.exists() for library in LIBRARIES):
         pytest.skip("libfiu is not here (Debian: apt install fiu-utils)")

@@ -12,6 +12,8 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from bus.server.monitoring import listed, read_monitoring
 from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, exact_toml
@@ -81,6 +83,7 @@ async def server_says(swarm: Swarm, number: str) -> int:
     return value
 
 
+@pytest.mark.serial
 async def test_core_subscribers_that_never_read_harm_nobody(tmp_path: Path, undisturbed_long: Content):
     async with Swarm(tmp_path, exact_toml(600, MANY_ROUNDS)) as swarm:
         subscriber = await swarm.up()

@@ -37,6 +37,7 @@ async def snapshot(bus: NatsBus, key: str, cursor: int) -> int:
     return await bus.kv_put(bus.subjects.state_bucket, key, data, found.revision if found else 0)
 
 
+@pytest.mark.slow
 async def test_killed_at_any_moment_under_load_it_holds_every_message_once(tmp_path):
     chance = random.Random(int(os.environ.get("MIRROR_SEED") or 7))
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:

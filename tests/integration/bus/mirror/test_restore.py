@@ -182,6 +182,7 @@ async def test_what_the_mirror_did_not_have_is_named_and_its_numbers_are_not_use
         assert [note for note in of_file if f"{known + MARGIN}:" in note] == [f"{gone}: they are unchecked"]
 
 
+@pytest.mark.slow
 async def test_broken_off_it_is_begun_anew(tmp_path, monkeypatch):
     async with scene(tmp_path) as it:
         await it.live("a", 40)
@@ -297,6 +298,7 @@ async def test_a_lost_bucket_is_put_back_alone(tmp_path):
         await it.assert_goes_on()
 
 
+@pytest.mark.slow
 async def test_a_stream_that_ends_before_the_mirror_does_gets_the_rest_back(tmp_path):
     async with scene(tmp_path) as it:
         bus = it.bus
@@ -313,6 +315,7 @@ async def test_a_stream_that_ends_before_the_mirror_does_gets_the_rest_back(tmp_
         await it.assert_goes_on()
 
 
+@pytest.mark.slow
 async def test_another_history_is_not_touched(tmp_path):
     async with scene(tmp_path) as it:
         await it.live("a", 5)
@@ -329,6 +332,7 @@ async def test_another_history_is_not_touched(tmp_path):
         assert contents(await it.stored()) == contents(there)
 
 
+@pytest.mark.slow
 async def test_the_role_puts_back_when_asked_to(tmp_path):
     async with scene(tmp_path) as it:
         await it.live("a", 12)
