@@ -44,15 +44,16 @@ class ControlApi:
     def __init__(
         self,
         bus: Bus,
+        *,
         policy: Policy,
-        orders: HostClient,
+        hosts: HostClient,
         reports: EventPublisher,
-        settings: ConfigPublisher,
+        config_publisher: ConfigPublisher,
         specs: Mapping[str, AgentSpec],
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
-        self._bus, self._policy, self._orders, self._reports = bus, policy, orders, reports
-        self._settings, self._specs, self._changed = settings, specs, changed
+        self._bus, self._policy, self._hosts, self._reports = bus, policy, hosts, reports
+        self._config_publisher, self._specs, self._on_change = config_publisher, specs, on_change
         self._restarts: dict[str, _Restart] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -107,8 +108,8 @@ class ControlApi:
         if not self._policy.revive(time.monotonic(), name):
             raise MeshError(f"agent {name} is {before}, expected a quarantined or drained one")
         self._reports.lifecycle("revived", name, reason=f"was {before}")
-        await self._settings.put()
-        self._changed()
+        await self._config_publisher.put()
+        self._on_change()
         return {"agent": name, "was": before}
 
     async def _restart(self, name: str) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class ControlApi:
                 answer["epoch_before"] = state.epoch
                 self._policy.restart(name)
                 try:
-                    await self._orders.terminate(state.sandbox, name, state.pid)
+                    await self._hosts.terminate(state.sandbox, name, state.pid)
                 except BusError as error:
                     raise MeshError(f"agent {name} was not asked to drain: {error}") from None
             try:

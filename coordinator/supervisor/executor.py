@@ -47,24 +47,28 @@ log = structlog.get_logger("signalmesh.watchdog")
 
 
 class ActionExecutor:
-    """The leading watchdog's hands. `changed` is called when an observation has come of it."""
+    """Carries out the actions of the leading watchdog.
+
+    `on_change` is called when the policy has got a new observation, `on_failure` on an error that ends the term.
+    """
 
     def __init__(
         self,
         bus: Bus,
+        *,
         policy: Policy,
-        orders: HostClient,
+        hosts: HostClient,
         reports: EventPublisher,
-        settings: ConfigPublisher,
+        config_publisher: ConfigPublisher,
         specs: Mapping[str, AgentSpec],
-        changed: Callable[[], None],
-        failed: Callable[[MeshError], None],
+        recoveries: RecoveryTraces,
+        on_change: Callable[[], None],
+        on_failure: Callable[[MeshError], None],
     ) -> None:
-        self._bus, self._policy, self._orders, self._reports = bus, policy, orders, reports
-        self._settings, self._specs = settings, specs
-        self._changed, self._failed = changed, failed
+        self._bus, self._policy, self._hosts, self._reports = bus, policy, hosts, reports
+        self._config_publisher, self._specs, self._recoveries = config_publisher, specs, recoveries
+        self._on_change, self._on_failure = on_change, on_failure
         self._tasks: set[asyncio.Task[None]] = set()
-        self.recoveries = RecoveryTraces()
 
     def do(self, action: Action) -> None:
         """Do it, or begin to."""
@@ -81,17 +85,17 @@ class ActionExecutor:
                     "suspected", agent, epoch=state.epoch, sandbox=state.sandbox, pid=state.pid, silent_ms=silent_ms
                 )
             case Dead():
-                self.recoveries.died(action, time.monotonic() - self._policy.agents[action.agent].heartbeat_at)
+                self._recoveries.died(action, time.monotonic() - self._policy.agents[action.agent].heartbeat_at)
                 self._tell_death(action)
             case Quarantine():
-                self.recoveries.over(action.agent, f"quarantined: {action.reason}")
+                self._recoveries.over(action.agent, f"quarantined: {action.reason}")
                 self._tell_quarantine(action)
                 self._run(self._record_quarantine(replace(self._policy.agents[action.agent])))
                 self._run(self._kill(action.agent, action.sandbox, action.epoch))
-                self._run(self._settings.put())
+                self._run(self._config_publisher.put())
             case Drained(agent):
                 self._run(self._record_drain(agent))
-                self._run(self._settings.put())
+                self._run(self._config_publisher.put())
             case SandboxLost(sandbox, agents):
                 self._reports.alert(
                     "warning",
@@ -117,7 +121,7 @@ class ActionExecutor:
             log.warning("order_failed", problem=str(error))
         except Exception as error:
             log.exception("watchdog_failed")
-            self._failed(MeshError(f"the watchdog failed: {error!r}"))  # a fresh one adopts what runs
+            self._on_failure(MeshError(f"the watchdog failed: {error!r}"))  # a fresh one adopts what runs
 
     # -- reports
 
@@ -129,7 +133,7 @@ class ActionExecutor:
             sandbox=dead.sandbox,
             pid=dead.pid,
             reason=dead.reason,
-            traceparent=self.recoveries.traceparent(dead.agent),
+            traceparent=self._recoveries.traceparent(dead.agent),
         )
         if dead.unresponsive:
             self._reports.alert(
@@ -175,37 +179,37 @@ class ActionExecutor:
         agent_id = new_agent_id()
         known = self._policy.agents[name].known_epoch
         try:
-            with self.recoveries.step(name, "claim"):
+            with self._recoveries.step(name, "claim"):
                 epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
             self._policy.claimed(name, epoch)
-            with self.recoveries.step(name, "spawn"):
-                traceparent = self.recoveries.traceparent(name)
-                pid = await self._orders.spawn(sandbox, self._specs[name], epoch, agent_id, traceparent)
+            with self._recoveries.step(name, "spawn"):
+                traceparent = self._recoveries.traceparent(name)
+                pid = await self._hosts.spawn(sandbox, self._specs[name], epoch, agent_id, traceparent)
         except WrongSequence:
-            self.recoveries.over(name, "claimed by another")
+            self._recoveries.over(name, "claimed by another")
             log.info("claimed_by_another", of=name)
             self._policy.superseded(time.monotonic(), name)
         except BusError as error:
             log.warning("spawn_failed", of=name, sandbox=sandbox, problem=str(error))
             self._policy.spawn_failed(time.monotonic(), name, str(error))
         else:
-            self.recoveries.over(name, details={"mesh.epoch": epoch, "process.pid": pid})
+            self._recoveries.over(name, details={"mesh.epoch": epoch, "process.pid": pid})
             self._policy.spawned(time.monotonic(), name, sandbox, pid, epoch, agent_id)
             if action.moved_from is not None:
                 detail = {"moved_from": action.moved_from}
                 self._reports.lifecycle(
                     "moved", name, epoch=epoch, sandbox=sandbox, pid=pid, reason=action.reason, **detail
                 )
-        self._changed()
+        self._on_change()
 
     async def _kill(self, agent: str, sandbox: str, epoch: int) -> None:
         if (host := self._policy.hosts.get(sandbox)) is not None and host.alive:
-            await self._orders.kill(sandbox, agent, epoch)
+            await self._hosts.kill(sandbox, agent, epoch)
 
     async def _probe(self, action: ProbeProcess) -> None:
-        state, cpu_s, waited_s = await self._orders.look(action.sandbox, action.agent, action.epoch)
+        state, cpu_s, waited_s = await self._hosts.look(action.sandbox, action.agent, action.epoch)
         self._policy.last_probe(time.monotonic(), action.agent, action.epoch, state, cpu_s, waited_s)
-        self._changed()
+        self._on_change()
 
     async def _verify_drain(self, action: VerifyDrain) -> None:
         """An agent that drains has its report stored before it ends: what the stream holds decides."""
@@ -219,4 +223,4 @@ class ActionExecutor:
             self._policy.drained(time.monotonic(), action.agent, action.epoch)
         else:
             self._policy.not_drained(time.monotonic(), action.agent, action.epoch)
-        self._changed()
+        self._on_change()

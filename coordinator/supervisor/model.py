@@ -11,6 +11,8 @@ from typing import Literal
 from coordinator.supervisor.crash_loop import CrashHistory
 
 Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
+StoppedPhase = Literal["quarantined", "drained"]
+"""Phases that last until the agent is revived."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from coordinator.supervisor.model import (
     Quarantine,
     SandboxLost,
     Spawn,
+    StoppedPhase,
     Suspect,
     Timeouts,
     UnreportedExit,
@@ -143,6 +144,15 @@ class Policy:
             self._die(now, agent, "its sandbox host is gone, and nobody led when that happened", counts=False)
         else:
             self.exited(now, name, unreported_exit.epoch, unreported_exit.exit_code)
+
+    def mark_stopped(self, name: str, phase: StoppedPhase, epoch: int, sandbox: str) -> None:
+        """An earlier term left the agent in this phase, with its incarnation `epoch` in `sandbox`: it is not started.
+
+        No effect on an agent that runs, or that this swarm does not have.
+        """
+        agent = self.agents.get(name)
+        if agent is not None and agent.phase == "waiting":
+            agent.phase, agent.epoch, agent.sandbox = phase, epoch, sandbox
 
     def spawned(self, now: float, name: str, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
         """An incarnation was started (or found running)."""

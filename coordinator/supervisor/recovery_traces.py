@@ -54,6 +54,11 @@ class RecoveryTraces:
         self._exits: dict[str, tuple[int, int]] = {}
         """Of each agent the newest incarnation whose end was reported, and when that was (ns since 1970)."""
 
+    def close(self) -> None:
+        """Export what is queued and end; blocks."""
+        if self._tracer is not None:
+            self._tracer.queue.close()
+
     def exited(self, agent: str, epoch: int, at: datetime) -> None:
         """A host (`at`, by its clock) has reported the end of this incarnation."""
         if self._tracer is not None:

@@ -48,8 +48,8 @@ async def settle(bus: Bus, policy: Policy, records: Mapping[str, Record]) -> Non
                 "unreported_exit_found", of=agent.name, epoch=what.epoch, sandbox=what.sandbox, exit_code=what.exit_code
             )
             policy.unreported_exit_found(now, agent.name, what)
-        elif what is not None and agent.phase == "waiting":  # told, but the registry did not say so yet
-            agent.phase, agent.epoch, agent.sandbox = "quarantined", what.epoch or 0, what.sandbox or ""
+        elif what is not None:  # reported, but not yet recorded in the registry
+            policy.mark_stopped(agent.name, "quarantined", what.epoch or 0, what.sandbox or "")
 
 
 async def _find(bus: Bus, agent: AgentState, records: Mapping[str, Record]) -> UnreportedExit | Lifecycle | None:

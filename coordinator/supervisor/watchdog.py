@@ -1,8 +1,7 @@
-"""The watchdog: hears exits and heartbeats, lets the policy decide, and has it done by the sandbox hosts.
+"""The watchdog process: stands by until it is elected, then leads for one term.
 
-One leads, others stand by. Leading is a claim like an agent's: its sequence is the term that every order carries, and
-a newer claim ends the older leader. A watchdog that starts adopts what the hosts report and starts only what is
-missing. What it does not own: processes (the hosts'), and the policy (coordinator/supervisor/policy.py).
+`Leadership` is one term: it receives exits and heartbeats, asks the policy what follows, and has the executor do it.
+The processes belong to the sandbox hosts, the decisions to coordinator/supervisor/policy.py.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -34,7 +33,7 @@ from coordinator.supervisor.control_api import ControlApi
 from coordinator.supervisor.executor import NAME, ActionExecutor
 from coordinator.supervisor.host_client import HostClient
 from coordinator.supervisor.leader_election import PAUSE_S, check_claim, send_heartbeats_as, stand_by
-from coordinator.supervisor.model import Action, AgentState, Timeouts
+from coordinator.supervisor.model import Action, AgentState, StoppedPhase, Timeouts
 from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer
 from coordinator.supervisor.takeover import settle
@@ -43,18 +42,50 @@ from coordinator.supervisor.unknown_messages import UnknownMessageMonitor
 TICK_S = 0.05
 """Between two decisions when nothing is observed."""
 ECHO_LOST_S = 0.4
-"""Not hearing one's own heartbeat for so long means that the bus is ill, not the agents."""
+"""When its own heartbeats do not come back for this long, the bus is unhealthy, not the agents."""
 AWAY = ("waiting", "restarting", "backoff", "quarantined", "drained", "external")
-"""Phases of agents that do not run, or not as ours."""
+"""Phases of agents that do not run, or run outside the supervisor."""
 DISCOVERY_S = 1.5
 AGENT_HEARTBEATS = 2.5
 FIRST_DISCOVERY_S = 10.0
-"""How long a new leader waits for all hosts to report before it starts what nobody reported: longer when no agent runs
-at all, for then the hosts are only just being started as well, and an agent that starts elsewhere stays there."""
+"""How long a new leader waits for every host to report before it starts the agents that no host reported. It waits
+longer when no agent runs at all: the hosts are then starting too, and an agent started on another host stays there."""
 REMOTE_DISCOVERY_S = 180.0
-"""The same at a first start where sandboxes are made elsewhere, and our program is installed in them."""
+"""The same at a first start with remote sandboxes, which are created and installed first."""
+FLUSH_S = 1.0
+"""How long the end of a term waits for its last reports to be stored."""
 
 log = structlog.get_logger("signalmesh.watchdog")
+
+
+class TermSignals:
+    """Wakes or ends the loop of a leader, and keeps the error that ended it."""
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+        self.woken = asyncio.Event()
+        self.error: MeshError | None = None
+
+    def wake(self) -> None:
+        """Run the loop again now."""
+        self.woken.set()
+
+    def stop(self) -> None:
+        """End the loop."""
+        self.stopped.set()
+        self.woken.set()
+
+    def fail(self, error: MeshError) -> None:
+        """End the loop with `error`."""
+        self.error = error
+        self.stop()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until woken, but at most `timeout_s` seconds."""
+        self.woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.woken.wait()
 
 
 class Watchdog:
@@ -69,33 +100,18 @@ class Watchdog:
         clear_quarantine: bool = False,
         standby: bool = False,
     ) -> None:
-        """`sources` are agents that produce; a `clear_quarantine` one gives quarantined and drained agents another
-        chance.
+        """`sources` are the agents that produce.
 
-        A `standby` lets others lead first.
+        With `clear_quarantine` it starts quarantined and drained agents again; with `standby` it lets another watchdog
+        lead first.
         """
-        self._bus, self._config, self._clear_quarantine, self._standby = bus, config, clear_quarantine, standby
-        self._subjects = bus.subjects
-        self._specs = {item.spec.name: item.spec for item in config.agents if not item.external}
-        self._sources = sources
-        self._stop = asyncio.Event()
-        self._wake = asyncio.Event()
-        self._fenced: MeshError | None = None
-        self._availability = AvailabilityTracker(ECHO_LOST_S)
-        self._echo_at = 0.0
-        self._decided_at = 0.0
-        self._unverified = True
-        """Whether we may have missed that another one leads."""
-        self._failed: set[str] = set()
-        """Sandboxes that their provider says it cannot make: nobody waits for them."""
-        self.term = 0
-        self._policy: Policy
-        self._recoveries = RecoveryTraces()
+        self._bus, self._config, self._sources = bus, config, sources
+        self._clear_quarantine, self._standby = clear_quarantine, standby
+        self._signals = TermSignals()
 
     def stop(self) -> None:
-        """End; the agents live on. Safe to call from a signal handler of the loop."""
-        self._stop.set()
-        self._wake.set()
+        """End; the agents keep running. Safe to call from a signal handler of the loop."""
+        self._signals.stop()
 
     async def run(self) -> None:
         """Stand by until there is no leader, then lead until stopped.
@@ -103,26 +119,129 @@ class Watchdog:
         Raises:
             Fenced: another watchdog has taken over.
         """
-        term = await stand_by(self._bus, NAME, self._stop, patient=self._standby)
+        term = await stand_by(self._bus, NAME, self._signals.stopped, patient=self._standby)
         if term is None:
             return
-        self.term = term
-        structlog.contextvars.bind_contextvars(term=self.term)
-        log.info("became_leader", term=self.term)
-        outbox = Outbox(self._bus, (f"{self._subjects.ns}.*.*.{NAME}",), self._on_fenced)
-        outbox.stored_through = self.term
-        reports = EventPublisher(self._bus, outbox, NAME, fence(self._bus, NAME, self.term))
-        orders = HostClient(self._bus, self.term, self._config.watchdog.heartbeat_ms / 1000)
-        policy = self._policy = self._make_policy()
-        settings = ConfigPublisher(self._bus, self._config, outbox, reports, self._voters)
-        control_api = ControlApi(self._bus, policy, orders, reports, settings, self._specs, self._wake.set)
-        executor = ActionExecutor(
-            self._bus, policy, orders, reports, settings, self._specs, self._wake.set, self._on_fenced
-        )
-        tracer = watchdog_tracer(self._subjects.ns, self.term)
-        executor.recoveries = self._recoveries = RecoveryTraces(tracer)
-        tasks = [asyncio.create_task(send_heartbeats_as(self._bus, NAME, self.term, self._says), name="beat")]
-        self._bus.watch_connection(self._doubt, self._nothing)
+        async with build_leadership(
+            self._bus,
+            self._config,
+            term,
+            sources=self._sources,
+            signals=self._signals,
+            clear_quarantine=self._clear_quarantine,
+        ) as leader:
+            await leader.adopt()
+            await leader.lead()
+
+
+@contextlib.asynccontextmanager
+async def build_leadership(
+    bus: NatsBus,
+    config: SwarmConfig,
+    term: int,
+    *,
+    sources: Collection[str],
+    signals: TermSignals,
+    clear_quarantine: bool = False,
+) -> AsyncIterator[Leadership]:
+    """The leadership of `term`, already listening; it is closed at the end of the block.
+
+    Raises:
+        BusError: the bus does not accept its subscriptions.
+    """
+    structlog.contextvars.bind_contextvars(term=term)
+    log.info("became_leader", term=term)
+    outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), signals.fail)
+    outbox.stored_through = term
+    reports = EventPublisher(bus, outbox, NAME, fence(bus, NAME, term))
+    hosts = HostClient(bus, term, config.watchdog.heartbeat_ms / 1000)
+    policy = make_policy(config, sources)
+    publisher = ConfigPublisher(bus, config, outbox, reports, lambda: current_voters(config, policy))
+    specs = {item.spec.name: item.spec for item in config.agents if not item.external}
+    recoveries = RecoveryTraces(watchdog_tracer(bus.subjects.ns, term))
+    leader = Leadership(
+        bus,
+        config,
+        term,
+        signals=signals,
+        clear_quarantine=clear_quarantine,
+        policy=policy,
+        outbox=outbox,
+        config_publisher=publisher,
+        executor=ActionExecutor(
+            bus,
+            policy=policy,
+            hosts=hosts,
+            reports=reports,
+            config_publisher=publisher,
+            specs=specs,
+            recoveries=recoveries,
+            on_change=signals.wake,
+            on_failure=signals.fail,
+        ),
+        control_api=ControlApi(
+            bus,
+            policy=policy,
+            hosts=hosts,
+            reports=reports,
+            config_publisher=publisher,
+            specs=specs,
+            on_change=signals.wake,
+        ),
+        recoveries=recoveries,
+        unknown_messages=UnknownMessageMonitor(bus, reports),
+    )
+    try:
+        await leader.listen()
+        yield leader
+    finally:
+        await leader.close()
+
+
+class Leadership:
+    """One term as the leader: adopts the agents that run, then acts on the policy's decisions until the term ends."""
+
+    def __init__(
+        self,
+        bus: NatsBus,
+        config: SwarmConfig,
+        term: int,
+        *,
+        signals: TermSignals,
+        clear_quarantine: bool,
+        policy: Policy,
+        outbox: Outbox,
+        config_publisher: ConfigPublisher,
+        executor: ActionExecutor,
+        control_api: ControlApi,
+        recoveries: RecoveryTraces,
+        unknown_messages: UnknownMessageMonitor,
+    ) -> None:
+        self._bus, self._config, self.term = bus, config, term
+        self._subjects = bus.subjects
+        self._signals = signals
+        self._clear_quarantine = clear_quarantine
+        self._policy, self._outbox, self._config_publisher = policy, outbox, config_publisher
+        self._executor, self._control_api = executor, control_api
+        self._recoveries, self._unknown_messages = recoveries, unknown_messages
+        self._availability = AvailabilityTracker(ECHO_LOST_S)
+        self._echo_at = 0.0
+        self._verified_at = 0.0
+        """When this process last knew that it leads (monotonic seconds)."""
+        self._unverified = True
+        """Whether a newer claim may have been missed."""
+        self._failed: set[str] = set()
+        """Sandboxes that their provider reports as failed; discovery does not wait for them."""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def listen(self) -> None:
+        """Publish heartbeats, and receive those of the swarm, its lifecycle events, claims and requests.
+
+        Raises:
+            BusError: the bus does not accept a subscription.
+        """
+        self._start("heartbeats", send_heartbeats_as(self._bus, NAME, self.term, self._status_fields))
+        self._bus.watch_connection(self._on_disconnect, self._on_reconnect)
         subjects = self._subjects
         listener = HeartbeatListener(
             self._bus, on_heartbeat=self._on_heartbeat, on_malformed=self._on_malformed_heartbeat
@@ -130,91 +249,74 @@ class Watchdog:
         await listener.start()
         await self._bus.listen(f"{subjects.ns}.lifecycle.*.*", self._on_lifecycle)
         await self._bus.listen(subjects.epoch(NAME), self._on_epoch)
-        await control_api.serve(NAME)
-        try:
-            records = {} if self._clear_quarantine else await read_records(self._bus)
-            self._remember(records)
-            await self._gather()
-            while not self._clear_quarantine and not self._stop.is_set():
-                try:
-                    await settle(self._bus, policy, records)
-                    break
-                except BusError as error:
-                    log.debug("takeover_retried", error=str(error))
-                    await self._gather()  # who is there could not be heard meanwhile
-            await settings.put()
-            if not self._clear_quarantine:
-                tasks.append(asyncio.create_task(self._take_up(), name="recovery-traces"))
-            tasks.append(asyncio.create_task(settings.keep(), name="settings"))
-            tasks.append(asyncio.create_task(UnknownMessageMonitor(self._bus, reports).keep(), name="strays"))
-            while not self._stop.is_set():
-                if await self._leads():
-                    for action in self._decide():
-                        executor.do(action)
-                    control_api.look()
-                self._wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
-                        await self._wake.wait()
-                outbox.check()
-            if self._fenced is not None:
-                raise self._fenced
-        finally:
-            await end_tasks(tasks)
-            await control_api.end()
-            await executor.end()
-            with contextlib.suppress(TimeoutError, BusError):
-                async with asyncio.timeout(1.0):
-                    await outbox.flush()
-            outbox.close()
-            if tracer is not None:
-                await asyncio.to_thread(tracer.queue.close)
+        await self._control_api.serve(NAME)
 
-    async def _take_up(self) -> None:
-        """Beside leading: it is a picture of what was."""
+    async def adopt(self) -> None:
+        """Find out what runs and what ended before this term, and publish the active Config.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        records = {} if self._clear_quarantine else await read_records(self._bus)
+        self._restore_phases(records)
+        await self._discover()
+        while not self._clear_quarantine and not self._signals.stopped.is_set():
+            try:
+                await settle(self._bus, self._policy, records)
+                break
+            except BusError as error:
+                log.debug("takeover_retried", error=str(error))
+                await self._discover()  # heartbeats may have been lost meanwhile
+        await self._config_publisher.put()
+
+    async def lead(self) -> None:
+        """Act on the policy's decisions until stopped.
+
+        Raises:
+            Fenced: another watchdog leads; MeshError: the executor failed.
+        """
+        if not self._clear_quarantine:
+            self._start("recovery-traces", self._resume_traces())
+        self._start("config", self._config_publisher.keep())
+        self._start("unknown-messages", self._unknown_messages.keep())
+        while not self._signals.stopped.is_set():
+            if await self._still_leads():
+                for action in self._decide():
+                    self._executor.do(action)
+                self._control_api.look()
+            await self._signals.wait(TICK_S)
+            self._outbox.check()
+        if self._signals.error is not None:
+            raise self._signals.error
+
+    async def close(self) -> None:
+        """End the background tasks and store the last reports, within FLUSH_S seconds."""
+        await end_tasks(self._tasks)
+        await self._control_api.end()
+        await self._executor.end()
+        with contextlib.suppress(TimeoutError, BusError):
+            async with asyncio.timeout(FLUSH_S):
+                await self._outbox.flush()
+        self._outbox.close()
+        await asyncio.to_thread(self._recoveries.close)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def _resume_traces(self) -> None:
+        # A task of its own: the traces describe the past, and leading does not wait for them.
         with contextlib.suppress(BusError):
             await self._recoveries.take_up(self._bus, self.term)
 
-    def _make_policy(self) -> Policy:
-        timeouts = self._config.watchdog
-        return Policy(
-            [
-                AgentState(
-                    item.spec.name,
-                    item.spec.sandbox,
-                    is_source=item.spec.name in self._sources,
-                    phase="external" if item.external else "waiting",
-                )
-                for item in self._config.agents
-            ],
-            [sandbox.name for sandbox in self._config.sandboxes],
-            Timeouts(
-                suspect_s=timeouts.suspect_ms / 1000,
-                dead_s=timeouts.dead_ms / 1000,
-                grace_s=timeouts.start_grace_ms / 1000,
-                starved_s=timeouts.starved_ms / 1000,
-                deaths=timeouts.quarantine_deaths,
-                window_s=timeouts.quarantine_window_s,
-            ),
-            random.Random(),  # noqa: S311 - jitter of pauses
-            time.monotonic(),
-        )
+    # -- the content of its heartbeats
 
-    def _voters(self) -> Mapping[str, float]:
-        """Who votes at the moment: those that are neither quarantined nor drained."""
-        out = {name for name, state in self._policy.agents.items() if state.phase in ("quarantined", "drained")}
-        return {name: weight for name, weight in self._config.voters.items() if name not in out}
-
-    def _phases(self) -> dict[str, str]:
-        """Of the agents that do not run, for our heartbeats: they cannot say so themselves."""
-        return {name: state.phase for name, state in self._policy.agents.items() if state.phase in AWAY}
-
-    def _says(self) -> dict[str, Any]:
-        """What our heartbeats tell besides."""
-        return {"phases": self._phases(), "accounts": self._accounts()}
+    def _status_fields(self) -> dict[str, Any]:
+        # The phases of agents that do not run: these agents publish no heartbeats of their own.
+        away = {name: state.phase for name, state in self._policy.agents.items() if state.phase in AWAY}
+        return {"phases": away, "accounts": self._accounts()}
 
     def _accounts(self) -> dict[str, SandboxAccount]:
-        """Of every sandbox that was heard: how available it was, and its price."""
+        """Availability and price of every sandbox from which a heartbeat was received."""
         specs = {spec.name: spec for spec in self._config.sandboxes}
         accounts = {}
         for name in self._availability.names:
@@ -229,78 +331,70 @@ class Watchdog:
             )
         return accounts
 
-    # -- leading
+    # -- whether the term lasts
 
-    def _doubt(self) -> None:
+    def _on_disconnect(self) -> None:
         self._unverified = True
 
-    async def _nothing(self) -> None:
-        """Subscriptions are renewed by the client itself, and the doubt is settled by the loop."""
+    async def _on_reconnect(self) -> None:
+        """Nothing to do: the client renews the subscriptions, and the loop checks the claim."""
 
-    async def _leads(self) -> bool:
-        """Whether we still lead, as far as we can know: after a pause or a broken connection the stream is asked.
-
-        So a leader that was stopped, and succeeded meanwhile, orders nothing when it goes on.
-        """
+    async def _still_leads(self) -> bool:
+        """Whether this process still leads, as far as it can know."""
+        # After a pause or a disconnect another watchdog may lead: the stream confirms the claim before the next order.
         time_s = time.monotonic()
-        if time_s - self._decided_at > PAUSE_S:
+        if time_s - self._verified_at > PAUSE_S:
             self._unverified = True
         if self._unverified:
             try:
                 await check_claim(self._bus, NAME, self.term)
             except Fenced as error:
-                self._on_fenced(error)
+                self._signals.fail(error)
                 return False
             except BusError as error:
                 log.debug("claim_check_retried", error=str(error))
                 return False
             self._unverified = not self._bus.live
             time_s = time.monotonic()
-        self._decided_at = time_s
+        self._verified_at = time_s
         return not self._unverified
-
-    def _on_fenced(self, error: MeshError) -> None:
-        self._fenced = error
-        self.stop()
 
     async def _on_epoch(self, received: ReceivedMessage) -> None:
         if (h.number(received.headers, h.SEQUENCE) or 0) > self.term:
-            self._on_fenced(Fenced(NAME, f"another watchdog leads, our term was {self.term}"))
+            self._signals.fail(Fenced(NAME, f"another watchdog leads, our term was {self.term}"))
 
-    def _remember(self, records: Mapping[str, Record]) -> None:
-        """Whoever the leader before us had quarantined or drained stays so."""
+    # -- adopting
+
+    def _restore_phases(self, records: Mapping[str, Record]) -> None:
+        """Keep agents quarantined or drained that were so in an earlier term."""
         for name, record in records.items():
-            state = self._policy.agents.get(name)
-            if state is not None and state.phase == "waiting" and record.status in ("quarantined", "drained"):
-                state.phase = "quarantined" if record.status == "quarantined" else "drained"
-                state.epoch, state.sandbox = record.epoch, record.sandbox
+            if record.status in ("quarantined", "drained"):
+                phase: StoppedPhase = "quarantined" if record.status == "quarantined" else "drained"
+                self._policy.mark_stopped(name, phase, record.epoch, record.sandbox)
 
-    async def _gather(self) -> None:
-        """Wait for every configured host's first inventory, but not for ever.
+    async def _discover(self) -> None:
+        """Wait for the first inventory of every configured host, but not for ever.
 
-        And for some heartbeats of agents: nobody reports those that run by hand but they themselves.
+        Also for some heartbeats of agents: no host reports the agents that were started manually.
         """
         since = time.monotonic()
         if not self._clear_quarantine:
             await asyncio.sleep(AGENT_HEARTBEATS * self._config.watchdog.heartbeat_ms / 1000)
-        while not self._stop.is_set() and self._awaited():
+        while not self._signals.stopped.is_set() and self._missing_sandboxes():
             starting = self._clear_quarantine or not self._policy.any_process_runs
-            if time.monotonic() - since > (self._timeout_s() if starting else DISCOVERY_S):
+            if time.monotonic() - since > (self._first_discovery_s() if starting else DISCOVERY_S):
                 return
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await self._wake.wait()
+            await self._signals.wait(TICK_S)
 
-    def _awaited(self) -> set[str]:
-        """The sandboxes that are not there yet, but may come."""
+    def _missing_sandboxes(self) -> set[str]:
+        """The sandboxes that have no live host yet, but may get one."""
         return self._policy.unserved - self._failed
 
-    def _timeout_s(self) -> float:
-        far = {sandbox.name for sandbox in self._config.sandboxes if sandbox.e2b is not None}
-        return REMOTE_DISCOVERY_S if far & self._awaited() else FIRST_DISCOVERY_S
+    def _first_discovery_s(self) -> float:
+        remote = {sandbox.name for sandbox in self._config.sandboxes if sandbox.e2b is not None}
+        return REMOTE_DISCOVERY_S if remote & self._missing_sandboxes() else FIRST_DISCOVERY_S
 
-    # -- senses
+    # -- observing and deciding
 
     def _on_heartbeat(self, received: ReceivedHeartbeat) -> None:
         heartbeat, at = received.heartbeat, received.at
@@ -316,7 +410,7 @@ class Watchdog:
         else:  # what follows from it can wait for the next tick: with many agents one always has just sent another
             self._policy.heartbeat(at, heartbeat)
             return
-        self._wake.set()
+        self._signals.wake()
 
     @staticmethod
     def _on_malformed_heartbeat(subject: str, error: MessageError) -> None:
@@ -330,7 +424,7 @@ class Watchdog:
         assert isinstance(event, Lifecycle)
         if event.event == "drained" and event.epoch is not None:
             self._policy.drained(time.monotonic(), event.agent, event.epoch)
-            self._wake.set()
+            self._signals.wake()
         elif event.event == "exited":
             code = event.detail.get("exit_code")
             if event.agent in self._policy.hosts:
@@ -340,10 +434,43 @@ class Watchdog:
             elif event.epoch is not None and isinstance(code, int) and event.agent in self._policy.agents:
                 self._recoveries.exited(event.agent, event.epoch, event.timestamp)
                 self._policy.exited(time.monotonic(), event.agent, event.epoch, code)
-            self._wake.set()
+            self._signals.wake()
 
     def _decide(self) -> list[Action]:
         time_s = time.monotonic()
         unhealthy = not self._bus.live or time_s - self._echo_at > ECHO_LOST_S
         self._policy.bus_trouble(time_s, unhealthy)
         return self._policy.decide(time_s)
+
+
+def make_policy(config: SwarmConfig, sources: Collection[str]) -> Policy:
+    """The policy for the agents and sandboxes of `config`, of which `sources` produce; no agent runs yet."""
+    timeouts = config.watchdog
+    return Policy(
+        [
+            AgentState(
+                item.spec.name,
+                item.spec.sandbox,
+                is_source=item.spec.name in sources,
+                phase="external" if item.external else "waiting",
+            )
+            for item in config.agents
+        ],
+        [sandbox.name for sandbox in config.sandboxes],
+        Timeouts(
+            suspect_s=timeouts.suspect_ms / 1000,
+            dead_s=timeouts.dead_ms / 1000,
+            grace_s=timeouts.start_grace_ms / 1000,
+            starved_s=timeouts.starved_ms / 1000,
+            deaths=timeouts.quarantine_deaths,
+            window_s=timeouts.quarantine_window_s,
+        ),
+        random.Random(),  # noqa: S311 - jitter of pauses
+        time.monotonic(),
+    )
+
+
+def current_voters(config: SwarmConfig, policy: Policy) -> dict[str, float]:
+    """Agent -> weight of the voters of `config` that are neither quarantined nor drained."""
+    out = {name for name, state in policy.agents.items() if state.phase in ("quarantined", "drained")}
+    return {name: weight for name, weight in config.voters.items() if name not in out}
