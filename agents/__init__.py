@@ -1,4 +1,12 @@
-"""Agents: the class to derive from, the runtime that makes it exact, and the kinds that come with the project."""
+"""The class to derive an agent from, and what runs it.
+
+builtin/  The agent kinds that ship with the project, by name.
+feeds/    Recorded data and the readers of it.
+runtime/  The life of one agent process: claim, restore, replay, run, drain.
+host/     The sandbox host: starts and ends agent processes where it runs.
+agent     `Agent`, the class to derive from.
+spec      How an agent is configured, and how its class is found.
+"""
 
 from agents.agent import Agent
 

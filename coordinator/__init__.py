@@ -1,1 +1,18 @@
-"""What decides: synthesis and risk, the watchdog, the command line."""
+"""The control plane: decisions, supervision and the command line. A command's name is its folder's name.
+
+cli/         The command line: arguments in, exit code out, no logic.
+config/      swarm.toml and overrides into frozen settings.
+decisions/   The coordinator agent: votes into decisions, with risk and size.
+supervisor/  The watchdog: detects failures, restarts agents, elects its leader.
+sandboxes/   Sandboxes at E2B: create, install, watch, replace, end.
+runner/      `up` and `down`: the processes of a swarm on this machine.
+monitor/     Read-only views: status, watch, live view, health, history.
+control/     Actions on one agent from outside: kill, restart, revive.
+audit/       `audit`: is everything that was stored complete and in order?
+replay/      `replay`: do the recorded inputs give the recorded outputs again?
+chaos/       `chaos`: random faults on a running swarm.
+certify/     `certify`: the acceptance run and its report.
+doctor/      `doctor`: checks of everything a swarm needs, with remedies.
+telemetry/   The `metrics` role: Prometheus page, OTLP push, alert webhook.
+reporting/   Tables, percentiles and findings that several commands print.
+"""

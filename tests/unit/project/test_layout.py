@@ -82,13 +82,18 @@ def test_no_folder_has_more_modules_than_a_person_looks_over():
     assert {folder: count for folder, count in counts.items() if count > MOST_MODULES_IN_A_FOLDER} == {}
 
 
-def test_every_folder_says_in_one_line_what_is_in_it():
+def test_every_folder_says_in_one_line_what_is_in_it_and_each_package_has_the_map():
     wrong = []
+    maps = dict.fromkeys(PACKAGES, "")
     for folder in sorted({path.parent for path in modules()}):
         init = folder / "__init__.py"
         docstring = ast.get_docstring(ast.parse(init.read_text())) if init.exists() else None
-        if not docstring or "\n" in docstring:
+        if named(folder) in maps:
+            maps[named(folder)] = docstring or ""
+        elif not docstring or "\n" in docstring:
             wrong.append(named(init))
+        elif not re.search(rf"^{folder.name}/ +{re.escape(docstring)}$", maps[folder.parent.name], re.MULTILINE):
+            wrong.append(f"{named(folder.parent)}/__init__.py: no line {folder.name}/  {docstring}")
     assert wrong == []
 
 
