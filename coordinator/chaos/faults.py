@@ -106,14 +106,14 @@ class FaultInjector:
         if all(at is not None for at in dead):
             fault_run.noticed(max(at for at in dead if at is not None))
 
-    async def _heartbeat_task(self, fault_run: FaultRun, names: Iterable[str], since: float) -> None:
+    async def _wait_alive(self, fault_run: FaultRun, names: Iterable[str], since: float) -> None:
         """Wait until all are heard at work after `since`, by beats that cannot have been under way by then."""
         observer = self._observer
         before = {name: observer.agents[name].heartbeat.sequence for name in names if name in observer.agents}
         epochs = {name: observer.agents[name].heartbeat.epoch for name in before}
         received: dict[str, float] = {}
 
-        def heartbeat_task() -> bool:
+        def all_alive() -> bool:
             for name, sequence in before.items():
                 heartbeat = observer.agents[name]
                 fresh = (
@@ -124,7 +124,7 @@ class FaultInjector:
                     received[name] = heartbeat.at
             return len(received) == len(before)
 
-        await observer.until(heartbeat_task, self._timeout_s)
+        await observer.until(all_alive, self._timeout_s)
         fault_run.recovered = max(received.values(), default=time.monotonic())
 
     async def _kill_agents(self, fault_run: FaultRun) -> None:
@@ -151,7 +151,7 @@ class FaultInjector:
         fault_run.injected.set()
         await asyncio.sleep(fault_run.fault.hold_s)
         self._processes.release(member)
-        await self._heartbeat_task(fault_run, [name], time.monotonic())
+        await self._wait_alive(fault_run, [name], time.monotonic())
         fault_run.noticed(self._observer.event_at("suspected", name, fault_run.started_at))
 
     # -- sandboxes
@@ -289,7 +289,7 @@ class FaultInjector:
         if kind == "mirror":
             await self._mirrored(fault_run)
         elif kind == PROXY:
-            await self._heartbeat_task(fault_run, self._agents, fault_run.recovered)
+            await self._wait_alive(fault_run, self._agents, fault_run.recovered)
         with contextlib.suppress(TimeoutError):  # `up` may have started it before its report of the death was stored
             told = lambda: self._observer.alert_at(f"{kind}_died", fault_run.started_at)  # noqa: E731
             fault_run.noticed(await self._observer.until(told, TOLD_S))
@@ -331,7 +331,7 @@ class FaultInjector:
         fault_run.injected.set()
         await self._observer.until(lambda: (self._observer.down_at or 0.0) > fault_run.started_at, self._timeout_s)
         fault_run.noticed(self._observer.down_at)
-        await self._heartbeat_task(fault_run, self._agents, fault_run.started_at)
+        await self._wait_alive(fault_run, self._agents, fault_run.started_at)
         await eventually(lambda: self._successor(child), self._timeout_s)
         self._processes.release(member)
 
@@ -343,7 +343,7 @@ class FaultInjector:
         await asyncio.sleep(fault_run.fault.hold_s)
         self._processes.release(member)
         since = time.monotonic()
-        await self._heartbeat_task(fault_run, self._agents, since)
+        await self._wait_alive(fault_run, self._agents, since)
         down_at = self._observer.down_at
         fault_run.noticed(down_at if down_at is not None and down_at > fault_run.started_at else None)
 
@@ -368,7 +368,7 @@ class FaultInjector:
         except BusError as error:  # of an overlapping fault that ails the bus itself
             raise TargetUnavailable(f"the proxy did not answer: {error}") from None
         fault_run.injected.set()
-        await self._heartbeat_task(fault_run, agents, fault_run.started_at)
+        await self._wait_alive(fault_run, agents, fault_run.started_at)
         for name in agents:
             fault_run.noticed(self._observer.event_at("suspected", name, fault_run.started_at))
             fault_run.noticed(self._observer.event_at("declared_dead", name, fault_run.started_at))
@@ -382,6 +382,6 @@ class FaultInjector:
             raise TargetUnavailable(f"the proxy did not answer: {error}") from None
         fault_run.injected.set()
         await asyncio.sleep(hold_s)
-        await self._heartbeat_task(fault_run, agents, time.monotonic())
+        await self._wait_alive(fault_run, agents, time.monotonic())
         for name in agents:
             fault_run.noticed(self._observer.event_at("suspected", name, fault_run.started_at))

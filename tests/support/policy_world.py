@@ -23,7 +23,7 @@ class World:
         self.now = 100.0
         self.policy = Policy(agents, sandboxes, Timeouts(), random.Random(1), self.now)
         self.epoch = 0
-        self.heartbeat_task: set[str] = set()
+        self.sending: set[str] = set()
         self.stuck: set[str] = set()
         self.sandboxes: dict[str, int] = {}
         self.lag = self.cursor = 0
@@ -43,7 +43,7 @@ class World:
     def start(self, action: Spawn) -> int:
         self.epoch += 10
         self.policy.spawned(self.now, action.agent, action.sandbox, 1000 + self.epoch, self.epoch, "id")
-        self.heartbeat_task.add(action.agent)
+        self.sending.add(action.agent)
         return self.epoch
 
     def heartbeat(self, name: str) -> None:
@@ -68,14 +68,14 @@ class World:
             if bus and step % 2 == 0:
                 if not self.stuck:
                     self.progress += 1
-                for name in self.heartbeat_task:
+                for name in self.sending:
                     self.heartbeat(name)
             for action in self.policy.decide(self.now):
                 done.append(action)
                 if isinstance(action, Spawn) and spawn:
                     self.start(action)
                 elif isinstance(action, Dead):
-                    self.heartbeat_task.discard(action.agent)
+                    self.sending.discard(action.agent)
         return done
 
 

@@ -24,7 +24,7 @@ def test_availability_is_the_time_known_alive_of_the_time_since_first_heard():
     assert later.alive_s == pytest.approx(0.6), "a silence counts from its beginning"
 
 
-def heartbeat_task(kept: AvailabilityTracker, since: float, seconds: float, *names: str) -> float:
+def receive(kept: AvailabilityTracker, since: float, seconds: float, *names: str) -> float:
     """Our own heartbeats and those of hosts, ten a second; when that ends."""
     for step in range(round(seconds * 10)):
         kept.echo(since + step / 10)
@@ -52,23 +52,23 @@ def test_a_host_that_died_was_absent_however_soon_another_was_heard():
 
 def test_while_the_bus_is_ill_nobody_is_absent():
     kept = AvailabilityTracker(DEAF_S)
-    now = heartbeat_task(kept, 10.0, 5.0, "base")
+    now = receive(kept, 10.0, 5.0, "base")
     during = told(kept, "base", now + OUTAGE_S / 2)
     assert during == told(kept, "base", now + OUTAGE_S)
     assert during[0] == during[1] == pytest.approx(5.0 - 0.1 + DEAF_S)
     now += OUTAGE_S
     kept.received("base", now, "host_a")  # it may be heard before we hear ourselves
     assert told(kept, "base", now) == during
-    now = heartbeat_task(kept, now, 5.0, "base")
+    now = receive(kept, now, 5.0, "base")
     seen_s, alive_s = told(kept, "base", now)
     assert seen_s == alive_s == pytest.approx(10.0 - 0.1 + DEAF_S)
 
 
 def test_after_an_outage_a_host_may_take_as_long_to_connect_as_before_it_is_lost():
     kept = AvailabilityTracker(DEAF_S)
-    now = heartbeat_task(kept, 10.0, 5.0, "base", "slow", "gone") + OUTAGE_S
-    now = heartbeat_task(kept, now, HOST_LOST_S - 0.1, "base")
-    now = heartbeat_task(kept, now, 5.0, "base", "slow")
+    now = receive(kept, 10.0, 5.0, "base", "slow", "gone") + OUTAGE_S
+    now = receive(kept, now, HOST_LOST_S - 0.1, "base")
+    now = receive(kept, now, 5.0, "base", "slow")
     assert told(kept, "slow", now) == told(kept, "base", now)
     seen_s, alive_s = told(kept, "gone", now)
     assert seen_s == told(kept, "base", now)[0]
@@ -77,8 +77,8 @@ def test_after_an_outage_a_host_may_take_as_long_to_connect_as_before_it_is_lost
 
 def test_an_outage_makes_nobody_present_who_was_lost_before():
     kept = AvailabilityTracker(DEAF_S)
-    now = heartbeat_task(kept, 10.0, 5.0, "base", "lost")
-    now = heartbeat_task(kept, now, 2 * HOST_LOST_S, "base") + OUTAGE_S
-    now = heartbeat_task(kept, now, 5.0, "base")
+    now = receive(kept, 10.0, 5.0, "base", "lost")
+    now = receive(kept, now, 2 * HOST_LOST_S, "base") + OUTAGE_S
+    now = receive(kept, now, 5.0, "base")
     assert told(kept, "lost", now)[1] == pytest.approx(5.0 - 0.1)
     assert told(kept, "base", now)[0] == pytest.approx(told(kept, "base", now)[1])

@@ -19,7 +19,7 @@ from tests.support.policy_world import World, a, kinds, ready
 
 def test_silence_is_suspected_then_looked_at():
     world = ready()
-    world.heartbeat_task.clear()
+    world.sending.clear()
     actions = world.run(0.5)
     assert kinds(actions) == ["Suspect"]
     assert isinstance(actions[0], Suspect)
@@ -34,7 +34,7 @@ def look(world: World, state: str, cpu_s: float = 0.0, waited_s: float = 0.0) ->
 
 def silent(seconds: float) -> World:
     world = ready()
-    world.heartbeat_task.clear()
+    world.sending.clear()
     world.run(seconds)
     return world
 
@@ -63,7 +63,7 @@ def test_a_process_that_neither_works_nor_waits_is_dead():
 
 def test_a_heartbeat_clears_the_suspicion():
     world = silent(0.5)
-    world.heartbeat_task.add("a")
+    world.sending.add("a")
     assert kinds(world.run(2)) == []
 
 
@@ -90,7 +90,7 @@ def test_ones_own_sleep_is_not_held_against_anybody():
 
 def hang(world: World) -> list[Action]:
     """Silence in which it computes, until it is declared dead; what follows from that."""
-    world.heartbeat_task.clear()
+    world.sending.clear()
     for used in range(100):
         world.run(0.2, spawn=False)
         actions = look(world, "R", float(used))
@@ -197,7 +197,7 @@ def test_never_ready_and_stalled_are_dead():
 def test_a_process_that_waits_for_a_cpu_all_the_time_is_not_taken_for_one_that_sleeps():
     """Linux adds such a wait to its figures when it is over: until then nothing of them moves."""
     world = ready()
-    world.heartbeat_task.clear()
+    world.sending.clear()
     epoch = world.policy.agents["a"].epoch
     actions = []
     for _ in range(20):
@@ -218,6 +218,6 @@ def test_a_silent_host_whose_agents_are_heard_is_given_the_time_of_a_starved_one
 
 def test_a_silent_host_whose_agents_are_silent_is_lost_at_once():
     world = ready()
-    world.heartbeat_task.clear()
+    world.sending.clear()
     actions = world.run(HOST_LOST_S + 0.1, hosts=False)
     assert [action.sandbox for action in actions if isinstance(action, SandboxLost)] == ["base", "python"]

@@ -110,7 +110,7 @@ def test_progress_makes_deaths_forgotten():
 def test_a_lost_host_moves_its_agents_to_the_least_loaded():
     world = ready(a("a"), a("b", "python"), a("c", "third"), a("d", "third"), sandboxes=("base", "python", "third"))
     del world.sandboxes["base"]
-    world.heartbeat_task.discard("a")
+    world.sending.discard("a")
     actions = world.run(HOST_LOST_S + 0.5)
     assert SandboxLost("base", ("a",)) in actions
     [spawn] = [x for x in actions if isinstance(x, Spawn)]
@@ -160,7 +160,7 @@ def test_an_agent_that_drained_stays_away_until_revived():
 def test_the_report_of_a_drain_may_come_after_that_of_the_end():
     world = ready()
     epoch = world.policy.agents["a"].epoch
-    world.heartbeat_task.clear()
+    world.sending.clear()
     world.policy.exited(world.now, "a", epoch, 0)
     assert world.run(REPORT_S - 0.1) == []
     world.policy.drained(world.now, "a", epoch)
@@ -170,7 +170,7 @@ def test_the_report_of_a_drain_may_come_after_that_of_the_end():
 def test_an_end_with_exit_code_0_alone_is_a_death():
     world = ready()
     epoch = world.policy.agents["a"].epoch
-    world.heartbeat_task.clear()
+    world.sending.clear()
     world.policy.drained(world.now, "a", epoch - 1)  # an older one's report proves nothing
     world.policy.exited(world.now, "a", epoch, 0)
     assert set(world.run(1)) == {VerifyDrain("a", epoch)}  # and asked again, should the answer get lost
@@ -187,7 +187,7 @@ def test_an_end_with_exit_code_0_alone_is_a_death():
 def test_what_the_stream_recalls_is_a_drain():
     world = ready()
     epoch = world.policy.agents["a"].epoch
-    world.heartbeat_task.clear()
+    world.sending.clear()
     world.policy.exited(world.now, "a", epoch, 0)
     world.run(1)
     world.policy.drained(world.now, "a", epoch)
@@ -364,7 +364,7 @@ def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]
         elif event == "not drained":
             world.policy.not_drained(world.now, "a", state.epoch)
         elif event == "silent":
-            world.heartbeat_task.discard("a")
+            world.sending.discard("a")
         elif event == "look":
             world.policy.last_probe(world.now, "a", state.epoch, "T", 0, 0)
         elif event == "host":
@@ -409,6 +409,6 @@ def test_one_that_never_heartbeats_holds_up_nobody():
     for spawn in world.policy.decide(world.now):
         assert isinstance(spawn, Spawn)
         world.start(spawn)
-    world.heartbeat_task.clear()
+    world.sending.clear()
     actions = world.run(Timeouts().grace_s + 0.1)
     assert Spawn(names[-1], "base") in actions
