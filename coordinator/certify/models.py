@@ -266,7 +266,7 @@ class Cleanup:
         ]
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """What was found, in a sentence."""
         ended = "" if self.exit_code in (0, None) else f"`signalmesh up` ended with exit code {self.exit_code}; "
         if self.orphans:

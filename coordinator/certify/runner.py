@@ -1,8 +1,7 @@
-"""`signalmesh certify`: an acceptance run. A swarm of its own is started, measured, hurt, audited and cleaned away.
+"""`signalmesh certify`: the acceptance run. It starts a temporary swarm, measures it, kills an agent, audits and cleans
+up.
 
-Nothing in the report is expected or assumed: each figure was measured in that run, or the row says why it was not.
-Times of hops and of the fault's consequences in the stream are the server's; those of the fault's timeline are when
-this observer heard each step (coordinator/control/kill.py).
+Each step returns its part of the run; `conclude` makes the report of the parts.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ import functools
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
-from agents.host.probe import probe_sandbox
+from agents.host.probe import Probe, probe_sandbox
 from bus import __version__
 from bus.durable.registry import read_records
 from bus.errors import BusError, MeshError
@@ -27,7 +28,7 @@ from bus.nats.bus import NatsBus
 from bus.utils.processes import on_signals
 from coordinator.audit.runner import audit_bus
 from coordinator.certify.evaluation import LOST_S, HostReports, agent_rows, audited, sandbox_rows, served, targets
-from coordinator.certify.expected import expected
+from coordinator.certify.expected import ExpectedSwarm, expected
 from coordinator.certify.leftovers import check_earlier_runs
 from coordinator.certify.measurements import (
     RunRecording,
@@ -61,24 +62,24 @@ SPEED = 20.0
 """Candles a second, after those of the history, which come without a pause. These show latencies, those throughput."""
 PACED, AFTER = 40, 20
 """Paced rounds that are decided before the fault, and after it."""
-SETTLED = 10
-"""Paced rounds that still may wait for the unpaced ones before them; hops are measured beyond them."""
+SETTLING = 10
+"""Paced rounds that may still wait for the unpaced ones before them; hops are measured after these."""
 TIMEOUT_S, REMOTE_TIMEOUT_S = 45.0, 240.0
-"""For each step, on a busy machine, and where sandboxes are made elsewhere; then the report says what did not come."""
+"""For each step: on a busy local machine, and with remote sandboxes. The report names what did not come in time."""
 KILL_WAIT_S = 15.0
 FAILED = "sandbox_failed"
-"""The alert of a provider that cannot make a sandbox: nobody need wait for it."""
-TOLD = 20
-"""Alerts of one code that are said as they come: what repeats itself without end is counted."""
+"""The alert of a provider that cannot create a sandbox: waiting for it is pointless."""
+MAX_PRINTED = 20
+"""Alerts of one code that are printed during the run; the report has the count of all."""
 LONGEST_ALERT = 1000
-"""Characters of an alert, in what is said and in the report; the end of a host's log may be in it."""
+"""Characters of an alert, printed and in the report; the end of a host's log may be in it."""
 
-Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifyOptions:
-    """What was asked for on the command line; the limits are seconds.
+    """The options of the command line; the limits are seconds.
 
     `provider` is that of the default swarm's sandboxes; with a `config` they have their own.
     """
@@ -91,8 +92,84 @@ class CertifyOptions:
     max_downtime_s: float = 10.0
 
 
-async def run_certify(options: CertifyOptions, say: Say) -> Certificate:
-    """The whole run; `say` is told of each step. What it has started is ended, however it ends.
+# -- the parts of a run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is known before anything is started. `endpoint` is that of the remote sandboxes; None: there are none."""
+
+    options: CertifyOptions
+    expected: ExpectedSwarm
+    toml: str
+    endpoint: str | None
+    timeout_s: float
+    machine: Probe
+    started_at: datetime
+
+    @classmethod
+    def of(cls, options: CertifyOptions) -> Plan:
+        """The plan for these options.
+
+        Raises:
+            UsageError: a mistake in the configuration, or a swarm that cannot be certified.
+        """
+        wanted, toml = expected(options.config, options.provider)
+        remote = any(provider != "local" for provider in wanted.sandboxes.values())
+        return cls(
+            options=options,
+            expected=wanted,
+            toml=toml,
+            endpoint=Endpoint.of().shown if remote else None,
+            timeout_s=REMOTE_TIMEOUT_S if remote else TIMEOUT_S,
+            machine=probe_sandbox(),
+            started_at=now(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A swarm that runs, and the subscriptions to it."""
+
+    bus: NatsBus
+    observer: Observer
+    hosts: HostReports
+    nats_server: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultResult:
+    """The kill, and what the stream held `before` it."""
+
+    before: RunRecording = field(default_factory=RunRecording)
+    kill: KillReport | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBack:
+    """What the bus and the mirror hold after the fault."""
+
+    recording: RunRecording
+    last_values: LastValues
+    snapshots: list[SnapshotRow]
+    memory: list[MemoryKey]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the steps between deployment and clean-up returned. `capabilities` are the agents', by their names."""
+
+    capabilities: dict[str, list[str]]
+    fault: FaultResult
+    read_back: ReadBack
+    audit: Audited | None
+
+
+# -- the run
+
+
+async def run_certify(options: CertifyOptions, report: Callable[[str], None]) -> Certificate:
+    """The whole run; `report` is called with a line for each step. Everything that was started is ended.
 
     Raises:
         UsageError, BusUnreachable, MeshError: the swarm did not start.
@@ -104,193 +181,224 @@ async def run_certify(options: CertifyOptions, say: Say) -> Certificate:
         task.cancel()
 
     on_signals(cancel)
-    run = _Certify(options, say)
-    ended = "certify was broken off"
+    started_monotonic = time.monotonic()
+    progress = _Progress(report)
+    plan = Plan.of(options)
+    swarm = TemporarySwarm(plan.toml, options.config, speed=SPEED, port=options.port)
+    earlier: list[str] = []
+    deployment: Deployment | None = None
+    cleanup = Cleanup()
+    ended = "certify was interrupted"
     try:
-        await run.start()
-        await run.measure()
+        earlier = await _find_earlier_runs(report)
+        deployment = await _deploy(plan, swarm, progress)
+        measured = await _Steps(plan, swarm, deployment, progress).run()
         ended = ""
     except MeshError:
-        ended = "certify could not go on"
+        ended = "certify could not continue"
         raise
     finally:
-        # A second Ctrl-C must not break off the clean-up: then the kernel's guarantee would have to do.
-        cleaning = asyncio.create_task(run.clean_up())
+        # A second Ctrl-C must not interrupt the clean-up: then only the kernel would end the processes.
+        cleaning = asyncio.create_task(_clean_up(swarm, deployment, progress))
         while not cleaning.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(cleaning)
+        cleanup = cleaning.result()
+        cleanup.earlier = earlier
         if ended:
-            say(f"signalmesh: {ended}; {run.cleanup.said}")
-    return run.conclude()
+            report(f"signalmesh: {ended}; {cleanup.summary}")
+    duration_s = round(time.monotonic() - started_monotonic, 3)
+    return conclude(plan, deployment, measured, cleanup, progress.steps, progress.problems, duration_s)
 
 
-class _Certify:
-    def __init__(self, options: CertifyOptions, say: Say) -> None:
-        self._options, self._say = options, say
-        self._started_at, self._started_monotonic = now(), time.monotonic()
-        self._here = probe_sandbox()
-        self._expected, toml = expected(options.config, options.provider)
-        far = any(provider != "local" for provider in self._expected.sandboxes.values())
-        self._endpoint = Endpoint.of().shown if far else None
-        self._timeout_s = REMOTE_TIMEOUT_S if far else TIMEOUT_S
-        self._swarm = TemporarySwarm(toml, options.config, speed=SPEED, port=options.port)
-        self._steps: list[Step] = []
-        self._problems: list[str] = []
-        self._told: dict[str, set[str]] = {}
-        """Code -> the texts of its alerts that were said."""
-        self._bus: NatsBus
-        self._observer: Observer
-        self._hosts: HostReports
-        self._server = ""
-        self._memory: list[Value] = []
-        self._fault: KillReport | None = None
-        self._before = self._recording = RunRecording()
-        self._capabilities: dict[str, list[str]] = {}
-        self._last_values = LastValues(subjects=0, bytes=0, read_ms=Percentiles(n=0))
-        self._snapshots: list[SnapshotRow] = []
-        self._keys: list[MemoryKey] = []
-        self._audit: Audited | None = None
-        self._earlier: list[str] = []
-        self.cleanup = Cleanup()
+class _Progress:
+    """Prints the steps and alerts as they come, and records the steps and problems for the report."""
 
-    # -- the steps
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report, self._started_at = report, time.monotonic()
+        self._printed: dict[str, set[str]] = {}
+        """Code -> the texts of its alerts that were printed."""
+        self.steps: list[Step] = []
+        self.problems: list[str] = []
 
-    async def start(self) -> None:
-        """Have the swarm run, and hear it."""
-        for finding in await asyncio.to_thread(check_earlier_runs):
-            if finding.level != "ok":
-                self._earlier.append(f"{finding.text}: {finding.remedy}")
-                self._say(f"{finding.check}: {self._earlier[-1]}")
-        where = self._expected.providers + (f": {self._endpoint}" if self._endpoint else "")
-        with self._step(f"deploying {len(self._expected.sandboxes)} sandboxes ({where})"):
-            run = await self._swarm.start()
-            self._bus = await NatsBus.connect(run.url, run.swarm, "certify")
-            version = self._bus.connection.client.connected_server_version
-            self._server = f"{version.major}.{version.minor}.{version.patch}"
-            self._observer, self._hosts = (
-                Observer(self._bus, self._on_alert),
-                HostReports(self._bus, self._swarm.started_at),
-            )
-            await self._observer.start()
-            await self._hosts.start()
-
-    async def measure(self) -> None:
-        """One step after the other; what fails is a problem of the report, and the next one is tried all the same."""
-        agents, history = len(self._expected.agents), self._expected.history
-        steps = (
-            ("until the hosts are heard", self._wait_for_hosts),
-            ("probing their isolation", self._probe),
-            *([("listing the sandboxes elsewhere", self._list_sandboxes)] if self._endpoint else []),
-            (f"until {agents} agents are live", self._wait_for_agents),
-            (f"until rounds are decided: {history} at once, {PACED} paced", self._run_pipeline),
-            (f"reading the memory back: {agents} keys", self._read_memory),
-            (f"SIGKILL to {self._expected.target}", self._kill),
-            (f"until {AFTER} rounds more are decided", self._run_on),
-            ("until every sandbox is served", self._wait_for_hosts),
-            ("reading back what is stored", self._read_back),
-            ("auditing", self._prove),
-            ("until every host and agent is heard once more", self._receive_all),
-        )
-        for name, work in steps:
-            with self._step(name):
-                try:
-                    await work()
-                except TimeoutError:
-                    self._problems.append(f"{name}: not within {self._timeout_s:.0f} s; {self._missing()}")
-                except MeshError as error:
-                    self._problems.append(f"{name}: {error}")
-            await asyncio.to_thread(self._swarm.remember)
-
-    def _on_alert(self, alert: Alert) -> None:
-        """What goes wrong is said while it is waited for, each text once: each sandbox has its own."""
-        text, told = shown(alert.message, LONGEST_ALERT), self._told.setdefault(alert.code, set())
-        if alert.severity == "info" or text in told or len(told) == TOLD:
-            return
-        told.add(text)
-        after = "; further ones of this code are counted in the report" if len(told) == TOLD else ""
-        at = f"{time.monotonic() - self._started_monotonic:5.1f} s"
-        self._say(f"{at}  {alert.severity}: {shown(alert.code)}: {text}{after}")
+    @property
+    def _at(self) -> str:
+        return f"{time.monotonic() - self._started_at:5.1f} s"
 
     @contextlib.contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        self._say(f"{time.monotonic() - self._started_monotonic:5.1f} s  {name}")
+    def step(self, name: str) -> Iterator[None]:
+        self._report(f"{self._at}  {name}")
         started_at = time.monotonic()
         yield
-        self._steps.append(Step(name=name, duration_s=round(time.monotonic() - started_at, 3)))
+        self.steps.append(Step(name=name, duration_s=round(time.monotonic() - started_at, 3)))
+
+    def on_alert(self, alert: Alert) -> None:
+        """Print each text once: several sandboxes may have the same alert code, each with a text of its own."""
+        text, printed = shown(alert.message, LONGEST_ALERT), self._printed.setdefault(alert.code, set())
+        if alert.severity == "info" or text in printed or len(printed) == MAX_PRINTED:
+            return
+        printed.add(text)
+        after = "; further ones of this code are counted in the report" if len(printed) == MAX_PRINTED else ""
+        self._report(f"{self._at}  {alert.severity}: {shown(alert.code)}: {text}{after}")
+
+
+async def _find_earlier_runs(report: Callable[[str], None]) -> list[str]:
+    found = []
+    for finding in await asyncio.to_thread(check_earlier_runs):
+        if finding.level != "ok":
+            found.append(f"{finding.text}: {finding.remedy}")
+            report(f"{finding.check}: {found[-1]}")
+    return found
+
+
+async def _deploy(plan: Plan, swarm: TemporarySwarm, progress: _Progress) -> Deployment:
+    """Start the swarm and subscribe to it."""
+    where = plan.expected.providers + (f": {plan.endpoint}" if plan.endpoint else "")
+    with progress.step(f"deploying {len(plan.expected.sandboxes)} sandboxes ({where})"):
+        run = await swarm.start()
+        bus = await NatsBus.connect(run.url, run.swarm, "certify")
+        try:
+            observer, hosts = Observer(bus, progress.on_alert), HostReports(bus, swarm.started_at)
+            await observer.start()
+            await hosts.start()
+        except BaseException:
+            await bus.close()
+            raise
+        version = bus.connection.client.connected_server_version
+        server = f"{version.major}.{version.minor}.{version.patch}"
+        return Deployment(bus=bus, observer=observer, hosts=hosts, nats_server=server)
+
+
+async def _clean_up(swarm: TemporarySwarm, deployment: Deployment | None, progress: _Progress) -> Cleanup:
+    """End all processes of the swarm."""
+    with progress.step("cleaning up"):
+        if deployment is not None:
+            deployment.hosts.stop()
+            await deployment.observer.stop()
+            await deployment.bus.close()
+        return await swarm.stop()
+
+
+class _Steps:
+    """The steps between deployment and clean-up."""
+
+    def __init__(self, plan: Plan, swarm: TemporarySwarm, deployment: Deployment, progress: _Progress) -> None:
+        self._plan, self._swarm, self._progress = plan, swarm, progress
+        self._bus, self._observer, self._hosts = deployment.bus, deployment.observer, deployment.hosts
+        self._mirror = swarm.state_dir / MIRROR_FILE
+
+    async def run(self) -> Measured:
+        """One step after the other. A failed step is a problem of the report; the next is tried all the same."""
+        plan, attempt = self._plan, self._attempt
+        count, history = len(plan.expected.agents), plan.expected.history
+        await attempt("waiting for the hosts", self._wait_for_hosts, None)
+        await attempt("probing their isolation", self._probe, None)
+        if plan.endpoint:
+            await attempt("listing the remote sandboxes", self._swarm.list_sandboxes, None)
+        capabilities = await attempt(
+            f"waiting until {count} agents are live", self._wait_for_agents, dict[str, list[str]]()
+        )
+        rounds = f"waiting until rounds are decided: {history} at once, {PACED} paced"
+        await attempt(rounds, self._run_pipeline, None)
+        values = await attempt(f"reading the memory back: {count} keys", self._read_memory, list[Value]())
+        fault = await attempt(f"SIGKILL to {plan.expected.target}", self._kill, FaultResult())
+        await attempt(f"waiting until {AFTER} more rounds are decided", self._run_on, None)
+        await attempt("waiting until every sandbox is served", self._wait_for_hosts, None)
+        read_back = await self._read_back(values)
+        audit = await attempt("auditing", self._audit, None)
+        await attempt("waiting for one more heartbeat of every host and agent", self._receive_all, None)
+        return Measured(capabilities=capabilities, fault=fault, read_back=read_back, audit=audit)
+
+    async def _attempt(self, name: str, work: Callable[[], Awaitable[T]], otherwise: T) -> T:
+        """The result of `work`; `otherwise` if it failed, and then a problem is recorded."""
+        result = otherwise
+        with self._progress.step(name):
+            try:
+                result = await work()
+            except TimeoutError:
+                problem = f"{name}: not within {self._plan.timeout_s:.0f} s; {self._missing()}"
+                self._progress.problems.append(problem)
+            except MeshError as error:
+                self._progress.problems.append(f"{name}: {error}")
+        await asyncio.to_thread(self._swarm.remember)
+        return result
 
     def _missing(self) -> str:
-        agents = [name for name in self._expected.agents if not self._observer.lives(name)]
-        hosts = [name for name in self._expected.sandboxes if name not in served(self._observer)]
-        return f"{self._observer.decisions} decisions were heard; not heard: {', '.join([*hosts, *agents]) or 'nobody'}"
+        agents = [name for name in self._plan.expected.agents if not self._observer.lives(name)]
+        hosts = [name for name in self._plan.expected.sandboxes if name not in served(self._observer)]
+        missing = ", ".join([*hosts, *agents]) or "none"
+        return f"decisions received: {self._observer.decisions}; without a live heartbeat: {missing}"
 
     async def _wait_for_hosts(self) -> None:
-        observer, wanted = self._observer, self._expected.sandboxes.keys()
+        observer, wanted = self._observer, self._plan.expected.sandboxes.keys()
         try:
-            await observer.until(lambda: wanted <= served(observer) or observer.alert_at(FAILED, 0.0), self._timeout_s)
+            await observer.until(
+                lambda: wanted <= served(observer) or observer.alert_at(FAILED, 0.0), self._plan.timeout_s
+            )
         finally:
-            with contextlib.suppress(BusError):  # its own step tells of that
+            with contextlib.suppress(BusError):  # the steps that read the bus report that
                 await observer.read_alerts()
 
     async def _probe(self) -> None:
         for name in self._observer.hosts:
             await self._hosts.probe(name)
 
-    async def _list_sandboxes(self) -> None:
-        await self._swarm.list_sandboxes()
-
-    async def _wait_for_agents(self) -> None:
-        agents = self._expected.agents
-        await self._observer.until(lambda: all(self._observer.lives(name) for name in agents), self._timeout_s)
-        # The record is written when the agent is live already.
-        async with asyncio.timeout(self._timeout_s):
+    async def _wait_for_agents(self) -> dict[str, list[str]]:
+        """Their capabilities, by their names."""
+        agents = self._plan.expected.agents
+        await self._observer.until(lambda: all(self._observer.lives(name) for name in agents), self._plan.timeout_s)
+        # An agent writes its record after it became live.
+        async with asyncio.timeout(self._plan.timeout_s):
             while not agents.keys() <= (records := await read_records(self._bus)).keys():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-        self._capabilities = {name: list(record.capabilities) for name, record in records.items()}
+        return {name: list(record.capabilities) for name, record in records.items()}
 
     async def _decided(self, more: int) -> None:
         wanted = self._observer.decisions + more
-        await self._observer.until(lambda: self._observer.decisions >= wanted, self._timeout_s)
+        await self._observer.until(lambda: self._observer.decisions >= wanted, self._plan.timeout_s)
 
     async def _run_pipeline(self) -> None:
-        await self._decided(self._expected.history + PACED - self._observer.decisions)
+        await self._decided(self._plan.expected.history + PACED - self._observer.decisions)
 
     async def _run_on(self) -> None:
         await self._decided(AFTER)
 
-    async def _read_memory(self) -> None:
+    async def _read_memory(self) -> list[Value]:
         subjects = self._bus.subjects
-        keys = {name: subjects.memory_key(name, key) for name, key in self._expected.keys.items()}
-        self._memory = await read_memory(self._bus, keys)
+        keys = {name: subjects.memory_key(name, key) for name, key in self._plan.expected.keys.items()}
+        return await read_memory(self._bus, keys)
 
-    async def _kill(self) -> None:
-        self._before = await record(self._bus)
-        target = self._expected.target
-        self._fault = await kill_agent(self._bus, target, signal.SIGKILL, KILL_WAIT_S)
-        if not self._fault.ok:
-            self._problems.append(f"SIGKILL to {target}: {self._fault.outcome}")
+    async def _kill(self) -> FaultResult:
+        before = await record(self._bus)
+        kill = await kill_agent(self._bus, self._plan.expected.target, signal.SIGKILL, KILL_WAIT_S)
+        return FaultResult(before=before, kill=kill)
 
-    async def _read_back(self) -> None:
-        mirror = self._swarm.state_dir / MIRROR_FILE
-        self._recording = await record(self._bus)
-        self._last_values = await read_last_values(self._bus)
-        self._snapshots = await check_snapshots(self._bus, mirror)
-        self._keys = await asyncio.to_thread(match_by_digest, self._memory, self._recording, mirror)
+    async def _read_back(self, values: list[Value]) -> ReadBack:
+        """Several steps, so that one that fails does not take the results of the others with it."""
+        bus, mirror = self._bus, self._mirror
+        recording = await self._attempt("reading back what is stored", lambda: record(bus), RunRecording())
+        unread = LastValues(subjects=0, bytes=0, read_ms=Percentiles(n=0))
+        match = functools.partial(asyncio.to_thread, match_by_digest, values, recording, mirror)
+        return ReadBack(
+            recording=recording,
+            last_values=await self._attempt("reading the last values", lambda: read_last_values(bus), unread),
+            snapshots=await self._attempt("comparing the snapshots", lambda: check_snapshots(bus, mirror), []),
+            memory=await self._attempt("comparing the memory keys", match, []),
+        )
 
-    async def _prove(self) -> None:
-        self._audit = audited(await audit_bus(self._bus, self._swarm.state_dir / MIRROR_FILE))
-        if not self._audit.ok:
-            self._problems += [f"audit: {text}" for text in self._audit.problems]
+    async def _audit(self) -> Audited:
+        return audited(await audit_bus(self._bus, self._mirror))
 
     async def _receive_all(self) -> None:
-        """Whoever vanished since it was last looked at is not active; what replaces it is waited for."""
-        observer, expected = self._observer, self._expected
+        """A process that vanished since its last heartbeat is not active; its replacement is waited for."""
+        observer, wanted = self._observer, self._plan.expected
 
         def all_received(since: float) -> bool:
-            alive = all(observer.lives(name, since) for name in expected.agents)
-            return alive and expected.sandboxes.keys() <= served(observer, since)
+            alive = all(observer.lives(name, since) for name in wanted.agents)
+            return alive and wanted.sandboxes.keys() <= served(observer, since)
 
         received = failed = False
-        async with asyncio.timeout(self._timeout_s):
+        async with asyncio.timeout(self._plan.timeout_s):
             while not received and not failed:
                 since = time.monotonic()
                 with contextlib.suppress(TimeoutError):
@@ -298,66 +406,68 @@ class _Certify:
                 self._hosts.listened_from = since
                 failed = observer.alert_at(FAILED, 0.0) is not None
 
-    async def clean_up(self) -> None:
-        """End the swarm, whatever of it runs."""
-        with self._step("cleaning up"):
-            if hasattr(self, "_hosts"):
-                self._hosts.stop()
-                await self._observer.stop()
-            if hasattr(self, "_bus"):
-                await self._bus.close()
-            self.cleanup = await self._swarm.stop()
-            self.cleanup.earlier = self._earlier
 
-    # -- the report
+# -- the report
 
-    def conclude(self) -> Certificate:
-        """All that was found, with the verdict."""
-        options, observer = self._options, self._observer
-        fault, recording, keys = self._fault, self._recording, self._keys
-        failed = [alert.message for _, alert in observer.alerts if alert.code == FAILED]
-        problems = [
-            *self._problems,
-            *failed,
-            *observer.problems,
-            *(f"left behind: {text}" for text in self.cleanup.orphans),
-        ]
-        if self.cleanup.exit_code:
-            problems.append(f"`signalmesh up` ended with exit code {self.cleanup.exit_code}")
-        wanted = self._expected
-        sandboxes = sandbox_rows(wanted, self._hosts, observer, self._here)
-        agents = agent_rows(wanted, observer, recording, self._capabilities, self._hosts)
-        judgement = targets(
-            wanted, sandboxes, agents, keys, self._snapshots, fault, self._before, recording, self._audit,
-            detection_s=options.max_detection_s, recovery_s=options.max_recovery_s, downtime_s=options.max_downtime_s,
-        )  # fmt: skip
-        by_time = sorted((alert for _, alert in observer.alerts), key=lambda alert: alert.timestamp)
-        _, restored = recording.events.get(
-            ("restored", wanted.target, (fault.epoch_after or 0) if fault else 0), (0, {})
-        )
-        return Certificate(
-            ok=not problems and all(target.ok for target in judgement),
-            version=__version__,
-            provider=wanted.providers,
-            endpoint=self._endpoint,
-            started_at=self._started_at,
-            duration_s=round(time.monotonic() - self._started_monotonic, 3),
-            machine=self._here,
-            nats_server=self._server,
-            steps=self._steps,
-            targets=judgement,
-            sandboxes=sandboxes,
-            agents=agents,
-            flow=recording.flow(wanted.history, SETTLED, awaited=wanted.history + PACED + AFTER),
-            throughput=recording.throughput(wanted.history),
-            memory=keys,
-            snapshots=self._snapshots,
-            last_values=self._last_values,
-            fault=fault,
-            restored={name: restored.get(name) for name in ("cursor", "outputs")},
-            audit=self._audit,
-            alerts=dict(Counter(alert.code for _, alert in observer.alerts)),
-            alert_texts={alert.code: shown(alert.message, LONGEST_ALERT) for alert in by_time},
-            cleanup=self.cleanup,
-            problems=problems,
-        )
+
+def conclude(
+    plan: Plan,
+    deployment: Deployment,
+    measured: Measured,
+    cleanup: Cleanup,
+    steps: list[Step],
+    problems: list[str],
+    duration_s: float,
+) -> Certificate:
+    """The report with the verdict. Pure: it only reads the parts. `problems` are those of the steps."""
+    options, wanted, observer = plan.options, plan.expected, deployment.observer
+    kill, recording = measured.fault.kill, measured.read_back.recording
+    problems = [*problems, *_found_problems(wanted, observer, measured, cleanup)]
+    sandboxes = sandbox_rows(wanted, deployment.hosts, observer, plan.machine)
+    agents = agent_rows(wanted, observer, recording, measured.capabilities, deployment.hosts)
+    judgement = targets(
+        wanted, sandboxes, agents, measured.read_back.memory, measured.read_back.snapshots,
+        kill, measured.fault.before, recording, measured.audit,
+        detection_s=options.max_detection_s, recovery_s=options.max_recovery_s, downtime_s=options.max_downtime_s,
+    )  # fmt: skip
+    alerts = sorted((alert for _, alert in observer.alerts), key=lambda alert: alert.timestamp)
+    _, restored = recording.events.get(("restored", wanted.target, (kill.epoch_after or 0) if kill else 0), (0, {}))
+    return Certificate(
+        ok=not problems and all(target.ok for target in judgement),
+        version=__version__,
+        provider=wanted.providers,
+        endpoint=plan.endpoint,
+        started_at=plan.started_at,
+        duration_s=duration_s,
+        machine=plan.machine,
+        nats_server=deployment.nats_server,
+        steps=steps,
+        targets=judgement,
+        sandboxes=sandboxes,
+        agents=agents,
+        flow=recording.flow(wanted.history, SETTLING, awaited=wanted.history + PACED + AFTER),
+        throughput=recording.throughput(wanted.history),
+        memory=measured.read_back.memory,
+        snapshots=measured.read_back.snapshots,
+        last_values=measured.read_back.last_values,
+        fault=kill,
+        restored={name: restored.get(name) for name in ("cursor", "outputs")},
+        audit=measured.audit,
+        alerts=dict(Counter(alert.code for _, alert in observer.alerts)),
+        alert_texts={alert.code: shown(alert.message, LONGEST_ALERT) for alert in alerts},
+        cleanup=cleanup,
+        problems=problems,
+    )
+
+
+def _found_problems(wanted: ExpectedSwarm, observer: Observer, measured: Measured, cleanup: Cleanup) -> Iterator[str]:
+    """What went wrong beyond the steps that failed and the targets."""
+    if measured.fault.kill is not None and not measured.fault.kill.ok:
+        yield f"SIGKILL to {wanted.target}: {measured.fault.kill.outcome}"
+    if measured.audit is not None and not measured.audit.ok:
+        yield from (f"audit: {text}" for text in measured.audit.problems)
+    yield from (alert.message for _, alert in observer.alerts if alert.code == FAILED)
+    yield from observer.problems
+    yield from (f"left behind: {text}" for text in cleanup.orphans)
+    if cleanup.exit_code:
+        yield f"`signalmesh up` ended with exit code {cleanup.exit_code}"

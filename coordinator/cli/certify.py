@@ -71,7 +71,7 @@ def certify(
     )
     found = None
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        found = run_to_end(run_certify(options, _say))
+        found = run_to_end(run_certify(options, _print_progress))
     if found is None:
         raise typer.Exit(130)  # what is left was said
     try:
@@ -86,7 +86,7 @@ def certify(
     raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILED)
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     """To whoever follows the run, if somebody does: the terminal may be closed, and the clean-up must go on."""
     with contextlib.suppress(OSError):
         typer.echo(text, err=True)

@@ -96,7 +96,7 @@ async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary
     hops = {(hop["source"], hop["to"]) for hop in found["flow"]["hops"]}
     assert hops >= {("research-1", voter) for voter in AGENTS[1:4]}
     assert found["audit"]["ok"]
-    last_probe = {row["what"]: row["left"] for row in found["cleanup"]["looked"]}
+    last_probe = {row["what"]: row["orphans"] for row in found["cleanup"]["checks"]}
     assert last_probe == {"processes": [], "NATS server": [], "directory": []}
     assert found["cleanup"]["processes"] >= 14  # up, nats-server, three hosts, watchdog, mirror, agents and more
     text = (tmp_path / "report.md").read_text()
@@ -146,7 +146,7 @@ async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary:
     code = await process.wait()
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
     if number != signal.SIGKILL:
-        assert "signalmesh: certify was broken off; nothing of it is left: processes (" in said
+        assert "signalmesh: certify was interrupted; nothing of it is left: processes (" in said
         assert f"directory ({temporary}/signalmesh-certify-" in said
         assert leftovers(temporary) == []
         return
@@ -197,7 +197,7 @@ async def test_a_host_that_is_killed_in_the_run_serves_again_at_its_end(tmp_path
 async def test_alerts_are_said_as_they_come_and_do_no_harm(tmp_path: Path, temporary: Path):
     """Each text once, so that a second sandbox's trouble is not hidden by the first one's."""
     [port] = free_ports(1)
-    process, stderr = await started_until(tmp_path, b"until the hosts are heard", "--nats-port", str(port))
+    process, stderr = await started_until(tmp_path, b"waiting for the hosts", "--nats-port", str(port))
     bus = await NatsBus.connect(f"nats://127.0.0.1:{port}", "swarm", "somebody")
     texts = ["base is ill", "python is ill", "base is ill", "\x1b[2Jcleared\nforged line", "x" * 5000]
     alerts = [("ill", text) for text in texts] + [("many", f"trouble {number}") for number in range(30)]

@@ -46,7 +46,7 @@ async def certify(directory: Path, standin: StandIn, *arguments: str) -> Finishe
 
 
 def last_probe(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["what"]: row for row in found["cleanup"]["looked"]}
+    return {row["what"]: row for row in found["cleanup"]["checks"]}
 
 
 def sandboxes_toml(**settings: Any) -> str:
@@ -78,7 +78,7 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     assert far["health"]["cost"] == pytest.approx(0.4 * far["health"]["age_s"] / 3600)
     assert far["health"]["age_s"] > far["uptime_s"]
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
-    assert last_probe(found)["sandboxes elsewhere"]["left"] == []
+    assert last_probe(found)["sandboxes elsewhere"]["orphans"] == []
     made = far["name"].removeprefix("python-")
     how = last_probe(found)["sandboxes elsewhere"]["how"]
     assert f"over the whole run the provider's log has 1 ({made}) made; listed " in how
@@ -171,11 +171,11 @@ async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
     assert done.code == 1, done.out + done.err
     found = json.loads((tmp_path / "certify.json").read_text())
     [left_there] = await e2b_standin.sandboxes()
-    [said] = last_probe(found)["sandboxes elsewhere"]["left"]
+    [said] = last_probe(found)["sandboxes elsewhere"]["orphans"]
     assert said.startswith(f"sandbox {left_there} (python, running) at another endpoint than E2B's")
     assert any(said in problem for problem in found["problems"])
     [directory] = temporary.glob("signalmesh-certify-*")
-    assert str(directory) in last_probe(found)["directory"]["left"][0]
+    assert str(directory) in last_probe(found)["directory"]["orphans"][0]
     doctor = await run_command(tmp_path, "doctor", "--json", environment=e2b_standin.environment)
     found = {row["check"]: row for row in doctor.json["findings"]}
     assert left_there in found["earlier certify: sandboxes"]["text"]
@@ -267,7 +267,7 @@ async def certify_until(
 async def test_each_sandbox_that_is_not_heard_is_told_of_while_it_is_waited_for(tmp_path: Path, e2b_standin: StandIn):
     """Nothing listens where they are told that the bus is."""
     toml = sandboxes_toml(python=json.dumps(sys.executable), env=env_toml())
-    step, nowhere = b"until the hosts are heard", "nats://somebody:secret-word@127.0.0.1:9"
+    step, nowhere = b"waiting for the hosts", "nats://somebody:secret-word@127.0.0.1:9"
     process = await certify_until(tmp_path, e2b_standin, step, toml, nowhere)
     assert process.stderr is not None
     unheard: dict[str, str] = {}

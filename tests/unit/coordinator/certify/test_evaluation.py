@@ -270,8 +270,8 @@ def test_what_could_not_be_looked_for_may_be_left():
     cleanup = Cleanup(exit_code=0, checks=[CleanupCheck(what="processes", how="3 seen", orphans=[]), unknown])
     assert cleanup.orphans == ["sandboxes elsewhere: not known whether any is left: nobody answered"]
     assert not cleanup.ok
-    assert cleanup.said == "left behind: sandboxes elsewhere: not known whether any is left: nobody answered"
-    assert Cleanup(exit_code=0, checks=cleanup.checks[:1]).said == "nothing of it is left: processes (3 seen)"
+    assert cleanup.summary == "left behind: sandboxes elsewhere: not known whether any is left: nobody answered"
+    assert Cleanup(exit_code=0, checks=cleanup.checks[:1]).summary == "nothing of it is left: processes (3 seen)"
     text = markdown(replace(nothing_measured(), cleanup=cleanup))
     assert "| processes | 3 seen | none |" in text
     assert "| sandboxes elsewhere | listed | not measured: nobody answered |" in text
