@@ -1,11 +1,10 @@
-"""Alerts of the bus to a webhook: each is posted as JSON, in the stream's order, until the receiver has taken it.
+"""Posts alerts to a webhook: each as JSON, in the stream's order, until the receiver has accepted it.
 
-The position is kept by the server, in a durable consumer whose every message is acknowledged when the receiver has
-answered with 2xx: so a restart neither loses an alert nor repeats one. The queue is the stream itself, and one alert at
-a time is in our hands. One thing nobody can rule out: who is killed between the receiver's answer and the
-acknowledgement posts that alert again. Its `id`, also sent as `Idempotency-Key`, is then the same.
+A durable consumer keeps the position: a message is acknowledged when the receiver has answered with 2xx, so a restart
+neither loses nor repeats an alert. One exception: a process that is killed between the answer and the acknowledgement
+posts the alert again after its restart, with the same `id` (also sent as `Idempotency-Key`).
 
-The URL is a secret: it gets into no log, no argument, no error message.
+The URL is a secret: it must not get into a log, an argument or an error message.
 """
 
 from __future__ import annotations
@@ -33,48 +32,48 @@ from coordinator.telemetry.stream_metrics import StreamMetrics
 CONSUMER = "webhook"
 """The durable consumer that remembers which alerts have been posted."""
 ACK_WAIT_S = 5.0
-"""Who took an alert and says nothing for so long has died: the server gives it to the next one."""
+"""Without an answer for this time the server delivers the alert again."""
 PULL_S = 5.0
 POST_S = 10.0
 """Longest time that the receiver may take to answer."""
 FIRST_WAIT_S, LAST_WAIT_S = 0.5, 30.0
 """Between two attempts to post an alert."""
-ROUND = 12
-"""Attempts of one row; the next row begins at once, with the shortest wait."""
+MAX_ATTEMPTS = 12
+"""Attempts before the wait starts again at its shortest."""
 NO_CONSUMER = 10014
 FAILING: tuple[Severity, str] = ("warning", "webhook_failing")
 RECOVERED: tuple[Severity, str] = ("info", "webhook_recovered")
 FINAL = frozenset({400, 413, 415, 422})
-"""Answers that judge this one alert: it would be refused for ever, and would hold up all others."""
+"""Answers that refuse this one alert: it would be refused forever and block all others."""
 
 log = structlog.get_logger("signalmesh.metrics")
 
 
-class _NotTaken(Exception):
-    """The receiver has not taken the alert; it says nothing of the URL."""
+class _NotAccepted(Exception):
+    """The receiver has not accepted the alert. The text must not contain the URL."""
 
 
 class Webhook:
-    """Posts the alerts of one swarm to `url`. `notices` tell on the bus when the receiver is ill, and well again."""
+    """Posts the alerts of one swarm to `url`. `notices` publishes when the receiver fails and recovers."""
 
     def __init__(self, bus: NatsBus, url: str, metrics: StreamMetrics, notices: EventPublisher) -> None:
         self._bus, self._url, self._metrics, self._notices = bus, url, metrics, notices
         self._stream = bus.subjects.stream
         self._inbox = bus.connection.client.new_inbox()
-        self._given: asyncio.Queue[Msg] = asyncio.Queue()  # at most one alert: max_ack_pending
+        self._pulled: asyncio.Queue[Msg] = asyncio.Queue()  # at most one alert: max_ack_pending
         self._done = 0
         self._turn = asyncio.Lock()
         """Held from the sending of an alert until its answer is acknowledged."""
         self._unhealthy: bool | None = None
-        """Whether it was told that the receiver takes nothing; None: who posted before us is not asked yet."""
-        stamina.instrumentation.set_on_retry_hooks([])  # it would log each attempt; a failure is said once, below
+        """Whether a failure of the receiver was published; None: the alerts of the predecessor are not read yet."""
+        stamina.instrumentation.set_on_retry_hooks([])  # they would log each attempt
 
     async def run(self) -> None:
-        """Post, for ever."""
+        """Post until cancelled."""
         timeout = httpx.Timeout(POST_S)
         headers = {"User-Agent": f"signalmesh/{__version__}", "Content-Type": "application/json"}
         async with httpx.AsyncClient(timeout=timeout, headers=headers) as client:
-            await self._bus.connection.subscribe(self._inbox, self._given.put)
+            await self._bus.connection.subscribe(self._inbox, self._pulled.put)
             while True:
                 try:
                     await self._bus.until_live()
@@ -89,7 +88,7 @@ class Webhook:
                     await asyncio.sleep(0.5)
 
     async def finish(self) -> None:
-        """Return when no alert is on its way and none begins: then `run` may be cancelled, and nothing is repeated."""
+        """Return when no alert is being posted; after that `run` may be cancelled, and no alert is repeated."""
         await self._turn.acquire()
 
     async def waiting(self) -> int:
@@ -102,12 +101,12 @@ class Webhook:
         return int(info["num_pending"]) + int(info["num_ack_pending"])
 
     async def _was_unhealthy(self) -> bool:
-        """Whether who posted before us has told of a failure, and was killed before it could tell of its end.
+        """Whether the predecessor published a failure of the receiver and no recovery.
 
         Raises:
             BusError: the bus does not answer.
         """
-        failing, recovered = [await self._newest_of(*told) for told in (FAILING, RECOVERED)]
+        failing, recovered = [await self._newest_of(*alert) for alert in (FAILING, RECOVERED)]
         return failing > recovered
 
     async def _newest_of(self, severity: Severity, code: str) -> int:
@@ -123,7 +122,7 @@ class Webhook:
         return stored.sequence if isinstance(alert, Alert) and alert.code == code else 0
 
     async def _ensure_consumer(self) -> None:
-        """Make the consumer if there is none: it begins with what is stored from now on, or where we were."""
+        """Create the consumer if there is none: it starts at the end of the stream, or after the last posted alert."""
         try:
             await self._bus.api(f"CONSUMER.INFO.{self._stream}.{CONSUMER}")
             return
@@ -154,12 +153,12 @@ class Webhook:
             BusError: the bus does not answer, or the consumer is gone.
         """
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{CONSUMER}"
-        if self._given.empty():
+        if self._pulled.empty():
             request = orjson.dumps({"batch": 1, "expires": int(PULL_S * 1e9)})
             self._bus.connection.write(subject, request, self._inbox, None)
         try:
             async with asyncio.timeout(PULL_S + 2):
-                msg = await self._given.get()
+                msg = await self._pulled.get()
         except TimeoutError:
             raise BusTimeout(f"{subject}: no answer") from None
         headers = msg.headers or {}
@@ -180,7 +179,7 @@ class Webhook:
             await self._deliver(client, msg, sequence)
         except asyncio.CancelledError:
             with contextlib.suppress(BusError):
-                await self._bus.tell(msg.reply, b"-NAK")  # whoever comes next need not wait for ACK_WAIT_S
+                await self._bus.tell(msg.reply, b"-NAK")  # else the next process has to wait for ACK_WAIT_S
             raise
         finally:
             await end_tasks([holding])
@@ -190,7 +189,7 @@ class Webhook:
         await self._bus.request(msg.reply, b"+ACK")
 
     async def _hold(self, reply: str) -> None:
-        """Say that the alert is still being worked on, or the server would give it to somebody else."""
+        """Extend the acknowledgement deadline, or the server would deliver the alert again."""
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)
             with contextlib.suppress(BusError):
@@ -217,9 +216,13 @@ class Webhook:
             option=orjson.OPT_UTC_Z,
         )
         while self._done < sequence:
-            with contextlib.suppress(_NotTaken):  # after a whole row of attempts
+            with contextlib.suppress(_NotAccepted):  # after MAX_ATTEMPTS
                 async for attempt in stamina.retry_context(
-                    on=_NotTaken, attempts=ROUND, timeout=None, wait_initial=FIRST_WAIT_S, wait_max=LAST_WAIT_S
+                    on=_NotAccepted,
+                    attempts=MAX_ATTEMPTS,
+                    timeout=None,
+                    wait_initial=FIRST_WAIT_S,
+                    wait_max=LAST_WAIT_S,
                 ):
                     with attempt:
                         async with self._turn:
@@ -231,7 +234,7 @@ class Webhook:
         headers = {"Idempotency-Key": key} if key.isascii() and key.isprintable() else {}
         try:
             async with (
-                asyncio.timeout(POST_S),  # the client's own counts anew with every byte
+                asyncio.timeout(POST_S),  # the client's own restarts with every byte
                 client.stream("POST", self._url, content=body, headers=headers) as answer,
             ):
                 status = answer.status_code
@@ -244,7 +247,7 @@ class Webhook:
                 log.info("webhook_recovered")
                 self._notices.alert(
                     *RECOVERED,
-                    "the webhook takes alerts again: those that waited are posted, but for any that it refuses as such",
+                    "the webhook accepts alerts again: the waiting ones are posted, except any that it refuses",
                 )
         elif status in FINAL:
             self._metrics.webhook.labels("refused").inc()
@@ -253,14 +256,14 @@ class Webhook:
             self._failed(f"it answered with {status}")
 
     def _failed(self, problem: str) -> NoReturn:
-        """Count a failure, and tell of the first one of a row.
+        """Count a failure, and publish the first one of a row.
 
         Raises:
-            _NotTaken: always.
+            _NotAccepted: always.
         """
         self._metrics.webhook.labels("failed").inc()
         if not self._unhealthy:
             self._unhealthy = True
-            text = f"the webhook does not take alerts: {problem}; they wait in the stream and are tried again"
+            text = f"the webhook does not accept alerts: {problem}; they stay in the stream and are retried"
             self._notices.alert(*FAILING, text)
-        raise _NotTaken(problem)
+        raise _NotAccepted(problem)

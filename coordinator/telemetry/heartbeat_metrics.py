@@ -1,8 +1,8 @@
-"""Figures that heartbeats carry, collected anew for each scrape: ages are those of the moment that somebody looks.
+"""Metrics from heartbeats, collected for each scrape.
 
-What a process says of itself is shown while it is heard. The age of its heartbeat goes on growing for what must be
-there, so that its silence is noticed: each configured agent, the roles, and of each configured sandbox the host that
-was heard last. Any other series ends, as that of a replica that was taken away.
+Series from a heartbeat end RECENT_HEARTBEAT_S after it. The age of the heartbeat itself keeps growing for each process
+that must be there, so that its silence is noticed: each configured agent, the roles, and of each configured sandbox
+the host with the newest heartbeat. Any other age series ends, such as that of a replica that was scaled away.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from coordinator.sandboxes.health import availability_of, health_of
 from coordinator.telemetry.labels import OTHER, Names
 
 RECENT_HEARTBEAT_S = 10.0
-"""Who was silent for longer is not heard any more, and nothing that it said is of now."""
+"""A process that was silent for longer counts as gone; its last values are not current."""
 FORGET_S = 60.0
-"""And for how long its age is shown all the same, where nobody configured it or another host serves its sandbox."""
+"""How long the age of a heartbeat is shown for a process that need not be there, such as a replaced host."""
 STATES = frozenset({
     "starting", "restoring", "live", "finished", "draining",
     "waiting", "restarting", "backoff", "quarantined", "drained", "external",
 })  # fmt: skip
-"""What heartbeats and the watchdog call an agent's state; a label for each."""
+"""The states of an agent in heartbeats and in the watchdog's phases; each is a label value."""
 MIRROR_STATES = frozenset({"waiting", "catching-up", "live", "failing", "diverged", "draining"})
 STANDBY_S = 5.0
-"""A newcomer stands by for a moment before it leads; that is not shown for longer than this."""
+"""A new watchdog is a standby for a moment before it leads; that is shown no longer than this."""
 MEBIBYTE = 1 << 20
 
 
 class HeartbeatMetrics(Collector):
-    """Keeps everybody's newest heartbeat. Scrapes come from another thread: each works on copies."""
+    """Keeps the newest heartbeat of each process. Scrapes come from another thread: each works on copies."""
 
     def __init__(self, registry: CollectorRegistry, names: Names, clock: Callable[[], float] = time.monotonic) -> None:
         self._names, self._clock = names, clock
         self._heartbeats: dict[tuple[str, str], tuple[float, Heartbeat]] = {}
         self._received = Counter(
-            "signalmesh_heartbeats", "Heartbeats heard, by who beats.", ["agent", "role"], registry=registry
+            "signalmesh_heartbeats", "Heartbeats received, by agent and role.", ["agent", "role"], registry=registry
         )
         self._unreadable = Counter(
             "signalmesh_unreadable_heartbeats", "Heartbeats that could not be read.", registry=registry
@@ -48,33 +48,33 @@ class HeartbeatMetrics(Collector):
         registry.register(self)
 
     def take(self, heartbeat: Heartbeat) -> None:
-        """A heartbeat was heard just now."""
+        """Record a heartbeat that was received just now."""
         name = self._names.label(heartbeat.agent)
         self._received.labels(name, heartbeat.role).inc()
         if name == OTHER:
             return
-        # One name can have two watchdogs that stand by, or a zombie beside its successor: the newest epoch counts.
+        # Two standby watchdogs may share a name, or a zombie and its successor: the newest epoch counts.
         known = self._heartbeats.get((heartbeat.role, name))
         if known is None or heartbeat.epoch >= known[1].epoch or self._clock() - known[0] > 1.0:
             self._heartbeats[heartbeat.role, name] = (self._clock(), heartbeat)
 
     def take_unreadable(self) -> None:
-        """What came as a heartbeat was none."""
+        """Count a heartbeat that could not be decoded."""
         self._unreadable.inc()
 
     def describe(self) -> list[Metric]:
-        return []  # else registering would collect, and every name is ours anyway
+        return []  # else registering would collect
 
     def collect(self) -> Iterator[Metric]:
         time_s = self._clock()
         kept = dict(self._heartbeats)
         served = _newest_hosts(kept)
-        for who, (received_at, heartbeat) in list(kept.items()):
+        for key, (received_at, heartbeat) in list(kept.items()):
             if not self._is_missed(heartbeat, served) and time_s - received_at > _kept_for(heartbeat):
-                del kept[who]
+                del kept[key]
         received = [heartbeat for received_at, heartbeat in kept.values() if time_s - received_at <= RECENT_HEARTBEAT_S]
         leader = _leader(received)
-        age = _gauge("signalmesh_heartbeat_age_seconds", "Since the newest heartbeat was heard.", "agent", "role")
+        age = _gauge("signalmesh_heartbeat_age_seconds", "Seconds since the newest heartbeat.", "agent", "role")
         for (role, name), (received_at, _) in kept.items():
             age.add_metric([name, role], max(0.0, time_s - received_at))
         yield age
@@ -86,7 +86,7 @@ class HeartbeatMetrics(Collector):
         yield self._failed(received)
 
     def _is_missed(self, heartbeat: Heartbeat, served: Mapping[str, str]) -> bool:
-        """Whether the silence of who said `beat` is to be noticed, however long it lasts."""
+        """Whether the silence of this process must be noticed, however long it lasts."""
         if heartbeat.status == "standby":
             return False
         if heartbeat.role != "sandbox":
@@ -97,14 +97,14 @@ class HeartbeatMetrics(Collector):
     def _agents(self, agents: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         lag = _gauge("signalmesh_agent_lag_messages", "Inputs in the stream that the agent has not handled.", "agent")
         outputs = _counter("signalmesh_agent_outputs", "Messages published since the agent's first start.")
-        poison = _counter("signalmesh_agent_poison", "Inputs that it could not read, since its first start.")
-        skipped = _counter("signalmesh_agent_skipped", "Events lost to a fault of a handler, since its first start.")
-        cpu = _counter("signalmesh_agent_cpu_seconds", "Processor time that its process has used.")
-        memory = _gauge("signalmesh_agent_resident_memory_bytes", "Physical memory of its process.", "agent")
-        snapshot = _gauge(
-            "signalmesh_snapshot_seconds", "From taking the newest snapshot to its being stored.", "agent"
+        poison = _counter("signalmesh_agent_poison", "Inputs that the agent could not decode, since its first start.")
+        skipped = _counter(
+            "signalmesh_agent_skipped", "Events skipped because a handler failed, since its first start."
         )
-        place = _gauge("signalmesh_agent_sandbox", "1 for the sandbox that it runs in.", "agent", "sandbox")
+        cpu = _counter("signalmesh_agent_cpu_seconds", "Processor time of the agent's process.")
+        memory = _gauge("signalmesh_agent_resident_memory_bytes", "Physical memory of the agent's process.", "agent")
+        snapshot = _gauge("signalmesh_snapshot_seconds", "From taking the newest snapshot to storing it.", "agent")
+        place = _gauge("signalmesh_agent_sandbox", "1 for the sandbox that the agent runs in.", "agent", "sandbox")
         for heartbeat in agents:
             name = heartbeat.agent
             lag.add_metric([name], heartbeat.lag)
@@ -122,14 +122,16 @@ class HeartbeatMetrics(Collector):
         states = {heartbeat.agent: heartbeat.status for heartbeat in agents}
         phases = (leader.phases if leader else None) or {}
         states |= {name: phase for name, phase in phases.items() if self._names.label(name) != OTHER}
-        state = _gauge("signalmesh_agent_state", "1 for the state that the agent is in.", "agent", "state")
-        for name, word in states.items():
-            state.add_metric([name, word if word in STATES else OTHER], 1)
+        state = _gauge("signalmesh_agent_state", "1 for the state of the agent.", "agent", "state")
+        for name, status in states.items():
+            state.add_metric([name, status if status in STATES else OTHER], 1)
         yield state
 
     def _sandboxes(self, hosts: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
-        agents = _gauge("signalmesh_sandbox_agents", "Agent processes that run in the sandbox.", "sandbox")
-        uptime = _gauge("signalmesh_sandbox_uptime_seconds", "Since the sandbox's host was started.", "sandbox")
+        agents = _gauge("signalmesh_sandbox_agents", "Agent processes in the sandbox.", "sandbox")
+        uptime = _gauge(
+            "signalmesh_sandbox_uptime_seconds", "Seconds since the start of the sandbox's host.", "sandbox"
+        )
         for heartbeat in hosts:
             agents.add_metric([heartbeat.agent], sum(child.exit_code is None for child in heartbeat.inventory or ()))
             uptime.add_metric([heartbeat.agent], heartbeat.uptime_s or 0.0)
@@ -137,19 +139,23 @@ class HeartbeatMetrics(Collector):
         yield from self._health(hosts, leader)
 
     def _health(self, hosts: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
-        processes = _gauge("signalmesh_sandbox_processes", "The host and all that descends from it.", "sandbox")
-        cpu = _counter("signalmesh_sandbox_cpu_seconds", "Processor time that these have used.", "sandbox")
+        processes = _gauge("signalmesh_sandbox_processes", "The sandbox host and its descendants.", "sandbox")
+        cpu = _counter("signalmesh_sandbox_cpu_seconds", "Processor time of these processes.", "sandbox")
         resident = _gauge(
-            "signalmesh_sandbox_resident_memory_bytes", "Physical memory of these, shared pages for each.", "sandbox"
+            "signalmesh_sandbox_resident_memory_bytes",
+            "Physical memory of these, shared pages counted for each (RSS).",
+            "sandbox",
         )
         memory = _gauge(
-            "signalmesh_sandbox_memory_bytes", "Physical memory of these, shared pages shared out (PSS).", "sandbox"
+            "signalmesh_sandbox_memory_bytes",
+            "Physical memory of these, shared pages divided among them (PSS).",
+            "sandbox",
         )
         network = _counter(
-            "signalmesh_sandbox_network_bytes", "Through a network that is the sandbox's own.", "sandbox", "direction"
+            "signalmesh_sandbox_network_bytes", "Bytes through the sandbox's own network.", "sandbox", "direction"
         )
-        price = _gauge("signalmesh_sandbox_price_dollars_per_hour", "As configured.", "sandbox")
-        cost = _gauge("signalmesh_sandbox_cost_dollars", "The price times its age.", "sandbox")
+        price = _gauge("signalmesh_sandbox_price_dollars_per_hour", "The configured price.", "sandbox")
+        cost = _gauge("signalmesh_sandbox_cost_dollars", "Price times age of the sandbox.", "sandbox")
         usages = {heartbeat.agent: heartbeat.usage for heartbeat in hosts}
         accounts = (leader.accounts if leader else None) or {}
         for heartbeat in hosts:
@@ -171,9 +177,11 @@ class HeartbeatMetrics(Collector):
         yield from (processes, cpu, resident, memory, network, price, cost)
 
     def _availability(self, hosts: list[str], leader: Heartbeat | None) -> Metric:
-        """Told by the watchdog, not by the host: so of one that is dead and missed, too."""
+        """The watchdog reports it, not the host: so there is a value for a dead host, too."""
         ratio = _gauge(
-            "signalmesh_sandbox_availability_ratio", "Time alive of the time since it was first heard.", "sandbox"
+            "signalmesh_sandbox_availability_ratio",
+            "Share of the time since its first heartbeat in which it was alive.",
+            "sandbox",
         )
         accounts = (leader.accounts if leader else None) or {}
         for name in hosts:
@@ -182,27 +190,29 @@ class HeartbeatMetrics(Collector):
         return ratio
 
     def _failed(self, received: list[Heartbeat]) -> Metric:
-        """Of sandboxes that have no host to be heard; once mended or its provider is not heard, the series ends."""
+        """For sandboxes without a host. The series ends when it is fixed, or without heartbeats of the provider."""
         failed = _gauge(
-            "signalmesh_sandbox_failed", "1 for one that its provider cannot make until it is mended.", "sandbox"
+            "signalmesh_sandbox_failed",
+            "1 for a sandbox that its provider cannot create until the cause is fixed.",
+            "sandbox",
         )
         names = {self._names.label(name) for heartbeat in received for name in failed_sandboxes_of(heartbeat)}
-        for name in sorted(names):  # several strangers share a label
+        for name in sorted(names):  # several unknown names share a label
             failed.add_metric([name], 1)
         return failed
 
     def _watchdogs(self, heartbeats: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
-        term = _gauge("signalmesh_watchdog_term", "The leading watchdog's term: the sequence of its claim.")
+        term = _gauge("signalmesh_watchdog_term", "Term of the leading watchdog: the sequence of its claim.")
         if leader is not None:
             term.add_metric([], leader.epoch)
-        standby = _gauge("signalmesh_watchdog_standby", "1 if a watchdog was heard that stands by.")
+        standby = _gauge("signalmesh_watchdog_standby", "1 if there is a standby watchdog.")
         standby.add_metric([], any(heartbeat.status == "standby" for heartbeat in heartbeats))
         yield from (term, standby)
 
     def _mirror(self, heartbeats: list[Heartbeat]) -> Iterator[Metric]:
-        lag = _gauge("signalmesh_mirror_lag_messages", "Rows that the mirror's file does not hold yet.")
+        lag = _gauge("signalmesh_mirror_lag_messages", "Rows that are not in the mirror's file yet.")
         behind = _gauge("signalmesh_mirror_lag_seconds", "Age of the oldest row that was read and is not in the file.")
-        state = _gauge("signalmesh_mirror_state", "1 for the state that the mirror is in.", "state")
+        state = _gauge("signalmesh_mirror_state", "1 for the state of the mirror.", "state")
         for heartbeat in heartbeats:
             lag.add_metric([], heartbeat.lag)
             behind.add_metric([], (heartbeat.behind_ms or 0) / 1000)
@@ -211,7 +221,7 @@ class HeartbeatMetrics(Collector):
 
 
 def _newest_hosts(heartbeats: Mapping[tuple[str, str], tuple[float, Heartbeat]]) -> dict[str, str]:
-    """Sandbox -> which of its hosts was heard last."""
+    """Sandbox -> its host with the newest heartbeat."""
     hosts = [
         (at, heartbeat.group or heartbeat.agent, heartbeat.agent)
         for at, heartbeat in heartbeats.values()
@@ -221,7 +231,7 @@ def _newest_hosts(heartbeats: Mapping[tuple[str, str], tuple[float, Heartbeat]])
 
 
 def _kept_for(heartbeat: Heartbeat) -> float:
-    """For how many seconds after `beat` its age is shown, where nobody misses who said it."""
+    """Seconds for which the age of this heartbeat is shown, if the process need not be there."""
     if heartbeat.status == "standby":
         return STANDBY_S
     return RECENT_HEARTBEAT_S if heartbeat.status == "draining" else FORGET_S

@@ -1,4 +1,4 @@
-"""The names that become label values of metrics, bounded: anybody who publishes could otherwise make new series."""
+"""The names that become label values of metrics. Their number is bounded: any publisher could else create series."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from bus.messages.subjects import RESERVED_NAMES
 
 OTHER = "(other)"
-"""The label of everybody beyond the bound."""
+"""The label of all names beyond the bound."""
 MAX_UNKNOWN_WRITERS = 100
-"""So many names that the configuration does not have get labels of their own."""
+"""Names outside the configuration that get a label of their own."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Names:
-    """Which names get a label of their own: those that are `known`, and MOST_STRANGERS others, first come."""
+    """Which names get a label of their own: those that are `known`, and the first MAX_UNKNOWN_WRITERS others."""
 
     def __init__(self, known: Iterable[str]) -> None:
         self.known = frozenset(known) | RESERVED_NAMES

@@ -1,9 +1,7 @@
-"""The role `metrics`: an observer of its own, so that no agent pays for being measured.
+"""The role `metrics`: a process that consumes the stream and the heartbeats, so that agents carry no overhead.
 
-It reads the stream from its present end on (a little of what was before is read, and not counted, for what comes may
-answer it), hears the heartbeats, and shows what it has counted at http://HOST:PORT/metrics, and to the collector that
-the OTEL_* variables name, if they do. Its counters begin at 0 when it starts, as Prometheus expects. It keeps nothing,
-and acknowledges nothing.
+It serves the metrics at http://HOST:PORT/metrics and pushes them to the collector that the OTEL_* variables name. It
+reads the stream from its current end; its counters start at 0, as Prometheus expects. It stores nothing.
 """
 
 from __future__ import annotations
@@ -46,13 +44,13 @@ from coordinator.telemetry.stream_metrics import StreamMetrics
 NAME = "metrics"
 HEARTBEAT_S = 0.5
 POLL_INTERVAL_S = 1.0
-"""Between two looks at what the stream holds."""
+"""Between two checks of the stream's state."""
 FINISH_S = 5.0
-"""Longest time to wait, when asked to end, for the answer to an alert that is being posted."""
+"""Longest time to wait, on SIGTERM, for the answer to an alert that is being posted."""
 END_S = 7.0
 """Longest time for that and the last export together; `up` waits for 8 s."""
 LOOKBACK = 4096
-"""So many messages before the end are read when it starts: inputs that are about to be answered."""
+"""Messages before the stream's end that are read at the start and not counted: later ones may answer them."""
 
 log = structlog.get_logger("signalmesh.metrics")
 
@@ -69,12 +67,12 @@ class MetricsObserver:
         self._listening: Closable | None = None
         self._counted_from = 1
         self._created = ""
-        """When the stream that is read was made, as the server says."""
+        """When the stream that is read was created, by the server."""
         self.read_through = 0
         """Stream sequence of the newest message that was read."""
 
     async def start(self) -> None:
-        """Begin to follow.
+        """Start to read.
 
         Raises:
             BusError: the bus does not answer, or there is no such swarm there.
@@ -91,8 +89,8 @@ class MetricsObserver:
             )
             await self._listening.start()
 
-    async def look(self) -> None:
-        """See what the stream holds; one that was made anew, or has lost its end, is read again where it differs.
+    async def poll(self) -> None:
+        """Check the stream's state; a stream that was recreated or truncated is read again where it differs.
 
         Raises:
             BusError: the bus does not answer.
@@ -104,12 +102,12 @@ class MetricsObserver:
         metrics.stream_bytes.set(state["bytes"])
         metrics.observer_lag.set(max(0, state["last_seq"] - self.read_through))
         if half_done(self._bus, info):
-            return  # it is being put back: what of it is new is read on from where we are
+            return  # a restore is under way: the reader goes on and reads what is new
         if self._reader is None or info["created"] != self._created or state["last_seq"] < read:
             await self._read_again(info, read)
 
     async def _read_again(self, info: dict[str, Any], read: int) -> None:
-        """Count what the stream holds now and was not counted of the one that was read up to `read`."""
+        """Count the messages of the stream that were not counted yet; the former one was read up to `read`."""
         state, metrics = info["state"], self.metrics
         await self._end_reading()
         if info["created"] == self._created:
@@ -140,8 +138,8 @@ class MetricsObserver:
         while self.read_through < sequence and self._reader is not None and self._reader.pending:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
-    def told(self) -> dict[str, Any]:
-        """What its heartbeats say."""
+    def heartbeat_fields(self) -> dict[str, Any]:
+        """The fields of its heartbeats."""
         status = "live" if self._bus.live else "waiting"
         return {"progress": self.read_through, "status": status, "cursor": self.read_through}
 
@@ -156,7 +154,7 @@ class MetricsObserver:
             self._reader = None
 
     async def _restored_through(self) -> int:
-        """Up to where a rebuild has put messages back, by the newest account of one."""
+        """The last sequence that a restore has written, by the newest event of one."""
         bus, through = self._bus, 0
         for stored in await bus.read_back((bus.subjects.lifecycle("swarm", "*"),), 1):
             with contextlib.suppress(MessageError):
@@ -177,7 +175,7 @@ class MetricsObserver:
 
 
 async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
-    """The figures of all that the stream holds, and of the heartbeats of half a second, as Prometheus text.
+    """The metrics of the whole stream and of the heartbeats received within LISTEN_S, as Prometheus text.
 
     Raises:
         BusError: the bus does not answer, or there is no such swarm there.
@@ -188,33 +186,35 @@ async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
         await asyncio.sleep(LISTEN_S)
         await observer.until_read((await bus.bounds()).last)
         observer.metrics.observer_connected.set(1)
-        await observer.look()
+        await observer.poll()
         return generate_latest(observer.metrics.registry).decode()
     finally:
         await observer.close()
 
 
-async def _follow(bus: NatsBus, observer: MetricsObserver, posting: _Posting | None, stop: asyncio.Event) -> None:
-    """Follow until told to end, whatever becomes of the bus."""
+async def _follow(
+    bus: NatsBus, observer: MetricsObserver, webhook_task: _WebhookTask | None, stop: asyncio.Event
+) -> None:
+    """Read until `stop` is set; a lost bus is waited for."""
     started = False
     while not stop.is_set():
         try:
             if not started:
                 await observer.start()
                 started = True
-            await observer.look()
+            await observer.poll()
         except BusError as error:
             log.debug("metrics_paused", problem=str(error))
         observer.metrics.observer_connected.set(bus.live and started)
-        if posting is not None:
-            await posting.look()
+        if webhook_task is not None:
+            await webhook_task.poll()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_INTERVAL_S):
                 await stop.wait()
 
 
-class _Posting:
-    """The webhook beside the observer, where there is one: its task, and how many alerts wait for it."""
+class _WebhookTask:
+    """The webhook's task, and the count of alerts that wait for it."""
 
     def __init__(self, bus: NatsBus, url: str, metrics: StreamMetrics) -> None:
         self._metrics = metrics
@@ -222,7 +222,7 @@ class _Posting:
         self._webhook = Webhook(bus, url, metrics, EventPublisher(bus, self._outbox, NAME))
         self._task = asyncio.create_task(self._webhook.run(), name="webhook")
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         self._outbox.check()
         with contextlib.suppress(BusError):
             self._metrics.webhook_waiting.set(await self._webhook.waiting())
@@ -246,12 +246,12 @@ def run_metrics(
     log_level: str,
     agents: int | None = None,
 ) -> int:
-    """Observe the swarm until told to end; export what is measured, and post alerts, where that is asked for.
+    """Observe the swarm until SIGTERM or SIGINT; push the metrics and post the alerts if configured.
 
-    `listen` is --listen, None where it was not given; `agents` is --agents.
+    `listen` is --listen (None: not given); `agents` is --agents.
 
     Raises:
-        UsageError: nobody can listen there, or the webhook is no URL.
+        UsageError: the address cannot be listened on, or the webhook is no URL.
     """
     set_up_logs(log_level)
     log_wrong_variables()
@@ -266,7 +266,7 @@ def run_metrics(
     async def observe() -> int:
         stop = asyncio.Event()
         bus = await NatsBus.connect(url, swarm or config.swarm, NAME, wait_s=None)
-        on_signals(stop.set)  # until here there is nothing to end in order
+        on_signals(stop.set)  # before this there is nothing to end in order
         observer = MetricsObserver(bus, config)
         server = None
         if address is not None:
@@ -277,17 +277,17 @@ def run_metrics(
         if exporting is not None:
             describe = partial(describe_process, bus.subjects.ns)
             export = MetricsExport(exporting, os.environ, observer.metrics.registry, describe)
-        posting = _Posting(bus, webhook, observer.metrics) if webhook else None
+        webhook_task = _WebhookTask(bus, webhook, observer.metrics) if webhook else None
         heartbeat_task = asyncio.create_task(
-            send_heartbeats(bus, NAME, "metrics", HEARTBEAT_S, observer.told), name="metrics-beat"
+            send_heartbeats(bus, NAME, "metrics", HEARTBEAT_S, observer.heartbeat_fields), name="metrics-heartbeats"
         )
         try:
-            await _follow(bus, observer, posting, stop)
+            await _follow(bus, observer, webhook_task, stop)
         finally:
             until = asyncio.get_running_loop().time() + END_S
             await end_tasks([heartbeat_task])
-            if posting is not None:
-                await posting.end()
+            if webhook_task is not None:
+                await webhook_task.end()
             if export is not None:
                 left_s = until - asyncio.get_running_loop().time()
                 await asyncio.to_thread(export.close, min(CLOSE_S, left_s))

@@ -1,7 +1,7 @@
-"""What is wrong with the OTEL_* variables: the one place that tells of it, before anything is exported.
+"""Checks of the OTEL_* variables, made by `up`, each role and `doctor` before anything is exported.
 
-As OpenTelemetry wants it, a wrong value stops nobody: it is told of, together with what holds in its place. The values
-of headers are never shown, nor what an endpoint holds besides its host.
+By OpenTelemetry's rules a wrong value stops no process: it is reported with the value that is used instead. Values of
+headers are never shown, and of an endpoint only its host.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ log = structlog.get_logger("signalmesh.exporting")
 
 
 def check_variables(environment: Mapping[str, str]) -> list[str]:
-    """Each wrong value of a variable that is in effect, as text: what it is, what was expected, what holds instead."""
+    """Each wrong value of a variable that is in effect, as text: the value, what was expected, what is used instead."""
     disabled = environment.get("OTEL_SDK_DISABLED", "")
     if disabled.strip().lower() == "true":
         return []
     found: dict[str, None] = {}
     if disabled.strip().lower() not in ("", "false"):
-        found[f"OTEL_SDK_DISABLED={disabled}: expected true or false; it counts as false"] = None
+        found[f"OTEL_SDK_DISABLED={disabled}: expected true or false; it is taken as false"] = None
     signals: tuple[Signal, ...] = ("traces", "metrics")
     for signal in signals:
         found.update(dict.fromkeys(_of_signal(environment, signal)))
@@ -68,14 +68,14 @@ def check_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def log_wrong_variables() -> None:
-    """Say in the log of this process what is wrong with its environment: once, when a role starts."""
+    """Log the wrong values in the environment of this process; called once, when a role starts."""
     for problem in check_variables(os.environ):
         log.warning("otel_variable_invalid", problem=problem)
 
 
 def check_exporting() -> list[Finding]:
-    """What `doctor` says of the variables that it has itself."""
-    remedy = "set it right, or unset it; `up` and the roles read it when they start"
+    """The same checks as findings of `doctor`, on its own environment."""
+    remedy = "correct or unset it; `up` and the roles read it when they start"
     found = [warning("exporting", problem, remedy) for problem in check_variables(os.environ)]
     return found or [ok("exporting", "no OTEL_* variable here has a wrong value")]
 
@@ -86,7 +86,7 @@ def _of_signal(environment: Mapping[str, str], signal: Signal) -> Iterator[str]:
     exporters, known = exporters_of(environment, signal), ("otlp", *OTHERS[signal])
     nothing = f"no {signal} are exported"
     if not set(exporters) <= set(known):
-        holds = f"{signal} are exported by OTLP alone" if "otlp" in exporters else nothing
+        holds = f"{signal} are exported by OTLP only" if "otlp" in exporters else nothing
         yield f"OTEL_{signal.upper()}_EXPORTER={','.join(exporters)}: expected {' or '.join(known)}; {holds}"
     if "otlp" not in exporters:
         return
@@ -119,7 +119,7 @@ def _of_connection(environment: Mapping[str, str], signal: Signal, nothing: str,
         yield f"{variable}={_shown(endpoint)}: expected http://HOST:PORT or https://HOST:PORT; {nothing}"
     variable, timeout = in_effect(environment, signal, "TIMEOUT")
     if timeout and to_number(timeout) is None:
-        holds = "10 s hold" if not grpc and not _is_number(timeout) else nothing
+        holds = "10 s are used" if not grpc and not _is_number(timeout) else nothing
         yield f"{variable}={timeout}: expected seconds, a number above 0; {holds}"
     variable, compression = in_effect(environment, signal, "COMPRESSION")
     known = ("gzip",) if grpc else ("gzip", "deflate", "none")
@@ -133,7 +133,7 @@ def _of_connection(environment: Mapping[str, str], signal: Signal, nothing: str,
             yield f"{variable}={path}: expected a file that can be read; {holds}"
     variable, insecure = in_effect(environment, signal, "INSECURE")
     if grpc and insecure and insecure.lower() not in ("true", "false"):
-        yield f"{variable}={insecure}: expected true or false; it counts as false"
+        yield f"{variable}={insecure}: expected true or false; it is taken as false"
 
 
 def _of_lists(environment: Mapping[str, str], signal: Signal) -> Iterator[str]:
@@ -158,10 +158,10 @@ def _of_numbers(environment: Mapping[str, str], signal: Signal) -> Iterator[str]
         used[variable] = number or default
         if value and number is None:
             expected = f"{unit}, a {'whole ' if whole else ''}number above 0"
-            yield f"{variable}={value}: expected {expected}; {default:g} {unit} hold"
+            yield f"{variable}={value}: expected {expected}; {default:g} {unit} are used"
     if environment.get(_BATCH) and used.get(_BATCH, 0) > used.get(_QUEUE, 0):
         most = f"{used[_QUEUE]:g}"
-        yield f"{_BATCH}={used[_BATCH]:g}: expected at most {_QUEUE}, {most} spans; {most} spans hold"
+        yield f"{_BATCH}={used[_BATCH]:g}: expected at most {_QUEUE}, {most} spans; {most} spans are used"
 
 
 def _is_number(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""The figures of `/metrics` as OpenTelemetry's data, sent by its exporters. Imported only where they are exported.
+"""The metrics of `/metrics` as OpenTelemetry's data, sent by its exporters. Imported only if they are exported.
 
-There is no second list of metrics: whatever the registry collects is converted, as OpenTelemetry's page on
-compatibility with Prometheus says. A name is that of the page, without the `_total` of counters.
+Everything that the registry collects is converted, by OpenTelemetry's rules for compatibility with Prometheus. A name
+is that of the page, without the `_total` of counters.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from bus.observability.otlp import ExporterErrors, make_exporter, make_resource
 __all__ = ["OtlpMetrics", "to_metrics"]
 
 UNITS = {"seconds": "s", "bytes": "By"}
-"""The last word of a name -> its unit in UCUM; other figures are counts of things and have none."""
+"""The last word of a name -> its unit in UCUM; other metrics are counts and have none."""
 UNKNOWN = cast(float, None)
 """Smallest and largest value of a histogram: the page does not have them, and the encoder leaves them out."""
 CUMULATIVE = AggregationTemporality.CUMULATIVE
 
 
 def to_metrics(families: Iterable[Family], started_ns: int, at_ns: int) -> Iterator[Metric]:
-    """Each family that has a value, collected at `at_ns` by who has counted since `started_ns` (ns since 1970)."""
+    """Each family that has a value, collected at `at_ns`, counted since `started_ns` (ns since 1970)."""
     for family in families:
         if not family.samples:
             continue
@@ -50,7 +50,7 @@ def to_metrics(families: Iterable[Family], started_ns: int, at_ns: int) -> Itera
         if family.type == "histogram":
             data = Histogram(list(_histograms(family, started_ns, at_ns)), CUMULATIVE)
         elif family.type == "counter":
-            # What somebody else counts and only tells (agents, in their heartbeats) began we do not know when.
+            # The start of a counter from a heartbeat is not known: the agent counts it, not this process.
             since_ns = 0 if isinstance(family, CounterMetricFamily) else started_ns
             data = Sum(_numbers(family, since_ns, at_ns), CUMULATIVE, is_monotonic=True)
         else:
@@ -90,7 +90,7 @@ def _histograms(family: Family, started_ns: int, at_ns: int) -> Iterator[Histogr
 
 
 class OtlpMetrics:
-    """Sends figures of the process that `attributes` describe."""
+    """Sends metrics of the process that `attributes` describe."""
 
     def __init__(self, exporting: Exporting, attributes: dict[str, Any]) -> None:
         """Make the exporter.
@@ -98,24 +98,24 @@ class OtlpMetrics:
         Raises:
             ValueError: the protocol is unknown or not installed.
         """
-        self._complaints = ExporterErrors()
+        self._errors = ExporterErrors()
         self._exporter: MetricExporter = make_exporter(exporting.protocol, "metrics")
         self._resource = make_resource(attributes)
         self._scope = InstrumentationScope("signalmesh", __version__)
 
     @property
     def why(self) -> str:
-        """What the exporter has said of its newest failure; empty where it said nothing."""
-        return self._complaints.newest
+        """The exporter's text about its newest failure, or empty."""
+        return self._errors.newest
 
     def send(self, families: Iterable[Family], started_ns: int, at_ns: int, timeout_s: float) -> bool:
-        """Export them, with the exporter's own retries; False if the collector does not have them."""
+        """Export them, with the exporter's own retries; False if the collector did not accept them."""
         metrics = list(to_metrics(families, started_ns, at_ns))
         of_scope = ScopeMetrics(self._scope, metrics, "")
         data = MetricsData([ResourceMetrics(self._resource, [of_scope], "")])
         return self._exporter.export(data, timeout_millis=timeout_s * 1000) is MetricExportResult.SUCCESS
 
     def shutdown(self) -> None:
-        """Break off a retry that is under way."""
+        """Cancel a retry that is under way."""
         self._exporter.shutdown()
-        self._complaints.close()
+        self._errors.close()

@@ -1,7 +1,7 @@
-"""Has the figures of `/metrics` go out by OTLP as well, now and then, where the OTEL_* variables ask for it.
+"""Pushes the metrics of `/metrics` by OTLP at an interval, if the OTEL_* variables name a collector.
 
-A thread of its own sends them, so a collector that hangs, refuses or is gone holds nobody up; it is told of once, until
-it takes figures again. Nothing is kept for it: the next figures are of then, and counters lose nothing by that.
+A thread of its own sends them, so that a collector that does not answer delays nothing. A failed export is not
+repeated: the next one has the newer values, and counters lose nothing by that.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from coordinator.telemetry.otel_env_check import INTERVAL_MS, TIMEOUT_MS
 __all__ = ["CLOSE_S", "MetricsExport"]
 
 CLOSE_S = 5.0
-"""So long a collector has to take figures before nobody waits for it at the end of the process: a connection may have
-to be made, and one that is being restarted is asked again after one and two seconds."""
+"""Longest time to wait for the last export at the end of the process: a connection may have to be made, and the
+exporter retries after one and two seconds."""
 UNANSWERED_S = 0.5
-"""How long the end waits for one that has had that time: whoever ends the swarm need not wait for what nobody takes."""
+"""The same for a collector that has accepted nothing for CLOSE_S."""
 
 log = structlog.get_logger("signalmesh.metrics")
 
 
 class MetricsExport:
-    """Exports what `registry` collects: at once when it is made, every interval, and once more at the end."""
+    """Exports what `registry` collects: immediately, at every interval, and once more at the end."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class MetricsExport:
         self._started_ns = time.time_ns()
         self._ending = threading.Event()
         self._failed = False
-        self._untaken_since: float | None = None
-        """Since when (monotonic) the collector has been sent figures without taking any."""
+        self._unaccepted_since: float | None = None
+        """Since when (monotonic) the collector has accepted no export."""
         self._sender: Any = None
         self._lost = 0
         """Exports in a row that failed."""
-        context = contextvars.copy_context()  # whose log lines they are
+        context = contextvars.copy_context()  # for the context variables of the log lines
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="metrics-export", daemon=True)
         self._thread.start()
 
@@ -60,7 +60,7 @@ class MetricsExport:
         try:
             forget_count_limits(os.environ)
             from coordinator.telemetry.otlp_convert import (
-                OtlpMetrics,  # imports OpenTelemetry: only here, where it is asked for
+                OtlpMetrics,  # imports OpenTelemetry, which costs memory
             )
 
             self._sender = OtlpMetrics(self._exporting, self._exporting.describe("metrics", self._attributes()))
@@ -74,40 +74,40 @@ class MetricsExport:
 
     def _export(self) -> None:
         done, why = False, ""
-        if self._untaken_since is None:
-            self._untaken_since = time.monotonic()
+        if self._unaccepted_since is None:
+            self._unaccepted_since = time.monotonic()
         try:
             done = self._sender.send(self._registry.collect(), self._started_ns, time.time_ns(), self._timeout_s)
-            why = self._sender.why or "the collector did not take them"
+            why = self._sender.why or "the collector did not accept them"
         except Exception as error:  # noqa: BLE001 - as above
             why = f"{type(error).__name__}: {error}"
         if self._failed:
-            return  # `close` has told of it
+            return  # `close` has logged it
         if done:
-            self._untaken_since = None
+            self._unaccepted_since = None
         if not done:
-            self._tell(why)
+            self._log_failure(why)
         elif self._lost:
             log.info("metrics_exported_again", failed=self._lost)
             self._lost = 0
 
-    def _tell(self, why: str) -> None:
+    def _log_failure(self, why: str) -> None:
         self._lost += 1
         if self._lost == 1:
             log.warning("metrics_not_exported", why=why)
 
     def close(self, within_s: float = CLOSE_S) -> None:
-        """Export the last figures, waiting no longer than `within_s`; to be called where waiting is allowed.
+        """Export the last values and wait up to `within_s` for that; blocks, so call it in a thread.
 
-        A collector that has taken none for CLOSE_S is waited for UNANSWERED_S.
+        The wait is UNANSWERED_S if the collector has accepted nothing for CLOSE_S.
         """
-        if self._untaken_since is not None:
-            had_s = time.monotonic() - self._untaken_since
+        if self._unaccepted_since is not None:
+            had_s = time.monotonic() - self._unaccepted_since
             within_s = min(within_s, max(UNANSWERED_S, CLOSE_S - had_s))
         self._ending.set()
         self._thread.join(within_s)
         if self._thread.is_alive():
             self._failed = True
-            self._tell(f"the collector did not take the last ones within {within_s:.1f} s")
+            self._log_failure(f"the collector did not accept the last export within {within_s:.1f} s")
             if self._sender is not None:
                 self._sender.shutdown()

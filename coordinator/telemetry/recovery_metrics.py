@@ -1,4 +1,4 @@
-"""Deaths and returns of agents, as their lifecycle events tell them, measured by the server's times of storing."""
+"""Deaths and recoveries of agents, from their lifecycle events and the server's times of storing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from coordinator.telemetry.labels import Names
 RECOVERY_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0)
 NANOSECOND = 1e-9
 REASONS = ("signal 6", "signal 9", "signal 11", "exit code", "sandbox lost", "silent", "other")
-"""The classes that deaths have as a rule; other signals are classes of their own."""
+"""The usual classes of deaths; other signals are classes of their own."""
 DRAINED = "drained"
-"""What a restart is for that no death was before."""
+"""The reason of a restart without a death."""
 SIGNS = ("exit", "silence")
 _SIGNAL = re.compile(r"signal \d{1,2}")
 
 
 def reason_class(reason: str | None) -> str:
-    """One of a few words for why an agent was declared dead: `signal 9`, exit code, sandbox lost, silent, other."""
+    """The class of the reason of a death: `signal 9`, exit code, sandbox lost, silent, other."""
     text = reason or ""
     if _SIGNAL.fullmatch(text):
         return text
@@ -52,7 +52,7 @@ class _End:
 
 
 class RecoveryMetrics:
-    """Follows each agent from the first sign of a death until its successor is ready, and measures both steps.
+    """Measures detection and recovery: from the first sign of a death until the successor is ready.
 
     `agents` are those of the configuration: each has its series at 0 from the start.
     """
@@ -64,7 +64,7 @@ class RecoveryMetrics:
         )
         self.restarts = Counter(
             "signalmesh_restarts",
-            "Agents started again, by why they had ended.",
+            "Agent restarts, by the reason of the end before.",
             ["agent", "reason"],
             registry=registry,
         )
@@ -94,7 +94,7 @@ class RecoveryMetrics:
         self._ends: dict[str, _End] = {}
 
     def take(self, event: Lifecycle, at_ns: int) -> None:
-        """The next lifecycle event of the stream, stored at `at_ns`; 0: not known, then nothing is measured."""
+        """The next lifecycle event of the stream, stored at `at_ns`; 0: not known, and nothing is measured."""
         agent = self._names.label(event.agent)
         if agent != event.agent or event.epoch is None:
             return  # beyond the bound; or a sandbox's exit, which has no epoch
@@ -110,7 +110,7 @@ class RecoveryMetrics:
             case "drained":
                 self._ends[agent] = _End(event.epoch, at_ns, DRAINED, dead=False)
             case "quarantined":
-                self._ends.pop(agent, None)  # whenever it comes back, that is a person's doing
+                self._ends.pop(agent, None)  # only a person revives it: that is no recovery
             case "spawned" | "ready":
                 self._back(agent, event, at_ns)
             case _:

@@ -1,8 +1,7 @@
-"""The figures that `signalmesh metrics` shows: their names, their labels, and what counts towards them.
+"""The metrics that `signalmesh metrics` takes from the stream.
 
-Names and units follow Prometheus: seconds, bytes, `_total` for what only grows. Labels are bounded
-(coordinator/telemetry/labels.py). Nothing is estimated: a figure comes from a message, from the server's time of
-storing it, or from a heartbeat (coordinator/telemetry/heartbeat_metrics.py).
+Names and units follow Prometheus: seconds, bytes, `_total` for counters. Labels are bounded
+(coordinator/telemetry/labels.py).
 """
 
 from __future__ import annotations
@@ -22,94 +21,75 @@ from coordinator.telemetry.labels import OTHER, Names
 from coordinator.telemetry.recovery_metrics import RecoveryMetrics
 
 REMEMBERED = 32_768
-"""Of so many messages, and ticks, it is known when they were stored; what answers an older one has no latency."""
+"""Messages, and ticks, whose time of storing is remembered; an answer to an older one has no latency."""
 WEBHOOK_OUTCOMES = ("delivered", "failed", "refused", "unreadable")
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2.0, 10.0,
 )  # fmt: skip
 NANOSECOND = 1e-9
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, of which nothing here makes use
+disable_created_metrics()  # type: ignore[no-untyped-call] # else there is a second series for each counter, and nothing uses it
 
 
-class StreamMetrics:
-    """Counts what the stream of one swarm says, message by message and in its order.
+class Instruments:
+    """The instruments of the stream's metrics: name, help text, labels."""
 
-    `agents` are those of the configuration: what befalls them is counted from 0, and so is all else whose labels are
-    known. Prometheus sees no increase in a series that begins at 1.
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"signalmesh_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"signalmesh_{name}", text, registry=registry)
+
+        def latency(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"signalmesh_{name}", text, labels, buckets=LATENCY_BUCKETS, registry=registry)
+
+        self.messages = counter("messages", "Messages stored in the stream, by kind.", "kind")
+        self.unreadable = counter("unreadable_messages", "Stored messages that cannot be decoded, by kind.", "kind")
+        self.decisions = counter("decisions", "Decisions of the swarm's own deciders, by side.", "side")
+        self.foreign_decisions = counter(
+            "foreign_decisions", "Decisions by writers that are not deciders of the swarm."
+        )
+        self.degraded_decisions = counter("degraded_decisions", "Decisions made without a vote that was expected.")
+        self.hops = latency(
+            "hop_latency_seconds",
+            "From storing an input to storing the output that answers it, by the output's kind and agent.",
+            "kind",
+            "agent",
+        )
+        self.tick_to_decision = latency("tick_to_decision_seconds", "From storing a tick to storing its decision.")
+        self.alerts = counter("alerts", "Alerts, by severity and code.", "severity", "code")
+        self.claims = counter("claims", "Epochs claimed by new agent processes.", "agent")
+        self.terms = counter("watchdog_term_changes", "Terms of leading watchdogs that have begun.")
+        self.stream_messages = gauge("stream_messages", "Messages in the stream.")
+        self.stream_bytes = gauge("stream_bytes", "Bytes in the stream.")
+        self.observer_lag = gauge("observer_lag_messages", "Stored messages that are not counted yet.")
+        self.observer_connected = gauge("observer_connected", "1 while the metrics process follows the stream.")
+        self.webhook = counter("webhook_attempts", "Attempts to post an alert to the webhook, by outcome.", "outcome")
+        self.webhook_waiting = gauge("webhook_waiting_alerts", "Alerts that the webhook has not received yet.")
+
+
+class StreamMetrics(Instruments):
+    """Counts the messages of the stream of one swarm, in the stream's order.
+
+    `agents` are those of the configuration. Their series start at 0, as do all others whose labels are known.
     """
 
     def __init__(self, subjects: Subjects, names: Names, agents: Iterable[str] = ()) -> None:
-        self._subjects, self.names, self._codes = subjects, names, Names(())
         self.registry = CollectorRegistry()
+        super().__init__(self.registry)
+        self._subjects, self.names, self._codes = subjects, names, Names(())
         self._config: Config | None = None
         self._stored: OrderedDict[int, int] = OrderedDict()
         self._ticks: OrderedDict[tuple[str, str, int], int] = OrderedDict()
         self.restored_through = 0
-        """Up to here a rebuild has put the messages back: the server's time is that of the rebuild."""
-        registry = self.registry
-        self.messages = Counter(
-            "signalmesh_messages", "Messages stored in the stream, by kind.", ["kind"], registry=registry
-        )
-        self.unreadable = Counter(
-            "signalmesh_unreadable_messages",
-            "Stored messages that could not be read (poison), by kind.",
-            ["kind"],
-            registry=registry,
-        )
-        self.decisions = Counter(
-            "signalmesh_decisions", "Decisions of the swarm's own deciders, by side.", ["side"], registry=registry
-        )
-        self.foreign_decisions = Counter(
-            "signalmesh_foreign_decisions", "Decisions by anybody else, which are not the swarm's.", registry=registry
-        )
-        self.degraded_decisions = Counter(
-            "signalmesh_degraded_decisions", "Decisions made without a vote that was expected.", registry=registry
-        )
-        self.hops = Histogram(
-            "signalmesh_hop_latency_seconds",
-            "From the storing of an input to that of the output that answers it, by the output's kind and agent.",
-            ["kind", "agent"],
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self.tick_to_decision = Histogram(
-            "signalmesh_tick_to_decision_seconds",
-            "From the storing of a tick to that of its decision.",
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self.alerts = Counter(
-            "signalmesh_alerts", "Alerts, by severity and code.", ["severity", "code"], registry=registry
-        )
-        self.claims = Counter("signalmesh_claims", "Claims of a new incarnation.", ["agent"], registry=registry)
-        self.terms = Counter(
-            "signalmesh_watchdog_term_changes", "Terms of leading watchdogs that have begun.", registry=registry
-        )
-        self.stream_messages = Gauge("signalmesh_stream_messages", "Messages that the stream holds.", registry=registry)
-        self.stream_bytes = Gauge("signalmesh_stream_bytes", "Bytes that the stream holds.", registry=registry)
-        self.observer_lag = Gauge(
-            "signalmesh_observer_lag_messages",
-            "Stored messages that these figures do not count yet.",
-            registry=registry,
-        )
-        self.observer_connected = Gauge(
-            "signalmesh_observer_connected", "Whether these figures follow the bus now.", registry=registry
-        )
-        self.webhook = Counter(
-            "signalmesh_webhook_attempts",
-            "Attempts to post an alert to the webhook, by what came of them.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.webhook_waiting = Gauge(
-            "signalmesh_webhook_waiting_alerts", "Alerts that the webhook has not been given yet.", registry=registry
-        )
-        self.recoveries = RecoveryMetrics(registry, names, tuple(agents))
+        """Last sequence that a restore has written; the server's time of these messages is that of the restore."""
+        self.recoveries = RecoveryMetrics(self.registry, names, tuple(agents))
         self._begin(tuple(agents))
 
     def _begin(self, agents: tuple[str, ...]) -> None:
-        """Have each series at 0 whose labels are known; those of strangers and of alerts begin when they come."""
+        """Start each series with known labels at 0; those of unknown writers and alerts start later."""
+        # Prometheus sees no increase in a series that begins at 1.
         self.messages.labels(OTHER)
         for kind in KEPT_KINDS:
             self.messages.labels(kind)
@@ -123,11 +103,11 @@ class StreamMetrics:
             self.claims.labels(agent)
 
     def use(self, config: Config) -> None:
-        """Go by `config` from now on: whose decisions are the swarm's."""
+        """Use `config` from now on: it lists the deciders of the swarm."""
         self._config = config
 
     def has_noted(self, stored: StoredMessage) -> bool:
-        """Whether this very message was counted or remembered, as far back as is known (REMEMBERED)."""
+        """Whether this very message was counted or remembered, among the last REMEMBERED."""
         return bool(stored.stored_ns) and self._stored.get(stored.sequence) == stored.stored_ns
 
     def noted_from(self, default: int) -> int:
@@ -135,7 +115,7 @@ class StreamMetrics:
         return next(iter(self._stored), default)
 
     def remember(self, stored: StoredMessage) -> None:
-        """Note a message without counting it: later ones may answer it."""
+        """Remember a message without counting it: later ones may answer it."""
         self._note(stored)
         kind = stored.subject.split(".", 2)[1]
         if kind == "market":
@@ -214,7 +194,7 @@ class StreamMetrics:
             self.degraded_decisions.inc()
         if decision.decision_id is None or decision.symbol is None or decision.round is None:
             return
-        # symbol:source:sequence, or symbol:source=run:sequence where a feed has numbered its ticks anew
+        # symbol:source:sequence, or symbol:source=run:sequence where a feed has renumbered its ticks
         _, _, source = decision.decision_id.rpartition(":")[0].rpartition(":")
         tick_ns = self._ticks.get((decision.symbol, source.partition("=")[0], decision.round))
         latency_s = self._since(tick_ns, stored)

@@ -132,7 +132,7 @@ async def test_a_wrong_header(tmp_path: Path, good: Recorded, check: str, change
     assert (problem.agent, problem.sequences, problem.found) == (COORDINATOR, [damaged], found)
 
 
-async def test_somebody_else_in_an_agents_name(tmp_path: Path, good: Recorded):
+async def test_another_writer_in_an_agents_name(tmp_path: Path, good: Recorded):
     place = spare(good, after=100)
     decision = good.find("swarm.decision.")
     audit = await audit_of(tmp_path, good.replaced(place, replace(decision, headers={})))
@@ -141,7 +141,7 @@ async def test_somebody_else_in_an_agents_name(tmp_path: Path, good: Recorded):
     assert audit.stream.unnumbered == {COORDINATOR: 1}
 
 
-async def test_what_others_publish_is_counted_and_said(tmp_path: Path, good: Recorded):
+async def test_messages_of_other_writers_are_counted_and_reported(tmp_path: Path, good: Recorded):
     poison, stranger = spare(good), spare(good, after=100)
     run = good.replaced(poison, StoredMessage("swarm.market.BTC-USD.research-9", 0, b"not JSON"))
     vote = replace(good.find("swarm.signal."), subject="swarm.signal.BTC-USD.outsider", headers={})
@@ -177,12 +177,12 @@ async def test_garbage_in_a_bucket(tmp_path: Path, good: Recorded, bucket: str, 
 
 
 @pytest.mark.parametrize("change", [{"epoch": 100_000}, {"agent_id": "agent_1_aaaaaa"}])
-async def test_a_registry_record_of_nobody(tmp_path: Path, good: Recorded, change: dict[str, object]):
+async def test_a_registry_record_without_an_epoch(tmp_path: Path, good: Recorded, change: dict[str, object]):
     run = good.with_value("swarm_agents", MOMENTUM, lambda data: orjson.dumps({**orjson.loads(data), **change}))
     assert only(await audit_of(tmp_path, run), "registry").agent == MOMENTUM
 
 
-async def test_what_retention_has_removed_is_said_and_no_problem(tmp_path: Path, good: Recorded):
+async def test_what_retention_has_removed_is_noted_and_no_problem(tmp_path: Path, good: Recorded):
     begins = good.find("swarm.decision.", Mesh_Output=KEPT).sequence
     gone = tuple(m.sequence for m in good.messages if m.sequence < begins and m.headers.get(h.TTL) != "never")
     audit = await audit_of(tmp_path, good, without=gone)
@@ -203,7 +203,7 @@ async def test_a_gap_after_what_retention_has_removed(tmp_path: Path, good: Reco
     assert only(audit, "outputs").expected == str(KEPT + 20)
 
 
-async def test_the_command_ends_with_1_and_says_what_is_wrong(tmp_path: Path, good: Recorded):
+async def test_the_command_ends_with_1_and_prints_what_is_wrong(tmp_path: Path, good: Recorded):
     lost = good.find("swarm.decision.", Mesh_Output=10).sequence
     async with copied(tmp_path, good, without=(lost,)) as bus:
         told = await run_command(tmp_path, "audit", "--nats", bus.url)

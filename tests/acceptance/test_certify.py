@@ -135,7 +135,7 @@ async def test_a_missed_target_fails_the_run(tmp_path: Path, temporary: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-async def test_breaking_it_off_leaves_nothing_running(tmp_path: Path, temporary: Path, number: int):
+async def test_an_interrupted_run_leaves_nothing_running(tmp_path: Path, temporary: Path, number: int):
     process, stderr = await started_until(tmp_path, b"until rounds are decided")
     all_agents = psutil.Process(process.pid).children(recursive=True)
     assert len(all_agents) >= 14
@@ -194,7 +194,7 @@ async def test_a_host_that_is_killed_in_the_run_serves_again_at_its_end(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.serial
-async def test_alerts_are_said_as_they_come_and_do_no_harm(tmp_path: Path, temporary: Path):
+async def test_alerts_are_printed_as_they_come_and_do_no_harm(tmp_path: Path, temporary: Path):
     """Each text once, so that a second sandbox's trouble is not hidden by the first one's."""
     [port] = free_ports(1)
     process, stderr = await started_until(tmp_path, b"waiting for the hosts", "--nats-port", str(port))
@@ -242,7 +242,7 @@ async def test_alerts_are_said_as_they_come_and_do_no_harm(tmp_path: Path, tempo
         (("--out", "/dev/full"), "--out /dev/full: it is a device: expected a regular file"),
     ],
 )
-async def test_mistakes_are_told_before_anything_is_started(tmp_path: Path, arguments, expected):
+async def test_mistakes_are_reported_before_anything_is_started(tmp_path: Path, arguments, expected):
     done = await run_command(tmp_path, "certify", *arguments)
     assert done.code == 2
     assert expected in done.err
@@ -251,7 +251,7 @@ async def test_mistakes_are_told_before_anything_is_started(tmp_path: Path, argu
 
 
 @pytest.mark.parametrize("reason", ["its JSON is a directory", "both are one file", "it is the configuration"])
-async def test_files_that_the_report_cannot_have_are_told_before_anything_is_started(tmp_path: Path, reason: str):
+async def test_unusable_report_files_are_reported_before_anything_is_started(tmp_path: Path, reason: str):
     arguments = []
     if reason == "its JSON is a directory":
         (tmp_path / "r.json").mkdir()

@@ -50,7 +50,7 @@ async def scraped_until(url: str, name: str, labels: tuple[str, ...], value: flo
     return shown
 
 
-async def test_the_page_shows_what_the_stream_holds_and_what_was_heard(tmp_path):
+async def test_the_page_shows_the_stream_and_the_heartbeats(tmp_path):
     toml = exact_toml(speed=40, rounds=ROUNDS) + '\n[metrics]\nlisten = "127.0.0.1:0"\n'
     async with Swarm(tmp_path / "swarm", toml) as swarm:
         subscriber = await swarm.up()
@@ -138,7 +138,7 @@ async def test_a_collector_is_given_what_the_page_shows(tmp_path):
             assert len(collector.measured) > exports, "the last ones go out at the end"
 
 
-async def test_an_address_that_is_taken_is_said_before_anything_starts(tmp_path):
+async def test_a_taken_address_is_reported_before_anything_starts(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -154,7 +154,7 @@ async def test_an_address_that_is_taken_is_said_before_anything_starts(tmp_path)
 
 
 @pytest.mark.slow
-async def test_alerts_reach_a_webhook_whose_poster_is_killed_and_its_url_is_nowhere_to_be_seen(tmp_path, monkeypatch):
+async def test_alerts_reach_the_webhook_though_the_poster_is_killed_and_its_url_is_not_shown(tmp_path, monkeypatch):
     async with receiver() as there:
         monkeypatch.setitem(ENVIRONMENT, "SIGNALMESH_WEBHOOK", f"http://127.0.0.1:{there.port}/hook/s3cret")
         async with Swarm(tmp_path / "swarm", exact_toml(speed=40, rounds=ROUNDS)) as swarm:

@@ -111,7 +111,7 @@ async def test_a_wrong_header(tmp_path: Path, good: Recorded, header: str):
     assert (difference.agent, difference.sequence) == (MOMENTUM, sequence)
 
 
-async def test_an_output_in_the_place_of_which_something_else_stands(tmp_path: Path, good: Recorded):
+async def test_an_output_replaced_by_another_message(tmp_path: Path, good: Recorded):
     sequence = good.find("swarm.decision.", Mesh_Output=200).sequence
     spare = next(m for m in good.messages if m.subject.startswith("swarm.lifecycle."))
     difference = only(await replay_of(tmp_path, good.replaced(sequence, spare)))
@@ -119,7 +119,7 @@ async def test_an_output_in_the_place_of_which_something_else_stands(tmp_path: P
     assert "was not published then" in difference.text
 
 
-async def test_other_settings_and_agents_than_those_recorded_are_said(tmp_path: Path, good: Recorded):
+async def test_settings_and_agents_that_differ_from_the_recorded_ones_are_noted(tmp_path: Path, good: Recorded):
     toml = exact_toml(rounds=LENGTH).replace("[coordinator]", "[coordinator]\nbuy_at = 0.9", 1)
     lines, _, rest = toml.partition("[agents.strategy-mean-reversion]")
     toml = lines + "[agents.coordinator]" + rest.partition("[agents.coordinator]")[2]

@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules name figures and labels that there are, and leave none out."""
+"""The dashboard and the alert rules name metrics and labels that exist, and every one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def metrics() -> dict[str, set[str]]:
     return found
 
 
-FIGURES = metrics()
+METRICS = metrics()
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -57,21 +57,21 @@ def queries() -> Iterator[tuple[str, str]]:
 QUERIES = list(queries())
 
 
-def test_there_are_figures_rules_and_panels():
-    assert len(FIGURES) > 40
+def test_there_are_metrics_rules_and_panels():
+    assert len(METRICS) > 40
     assert len(QUERIES) > 50
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES)
-def test_a_query_names_figures_and_labels_that_exist(title, query):
+def test_a_query_names_metrics_and_labels_that_exist(title, query):
     names = NAME.findall(query)
     assert names
     for name in names:
-        assert name in FIGURES, title
+        assert name in METRICS, title
     for name, selector in re.findall(r"(signalmesh_[a-z_]+)\{([^}]*)\}", query):
         for label in re.findall(r"(\w+)\s*(?:=|!)", selector):
-            assert label in FIGURES[name] | OF_PROMETHEUS, f"{title}: {name} has no label {label}"
-    everything = set().union(*(FIGURES[name] for name in names)) | OF_PROMETHEUS
+            assert label in METRICS[name] | OF_PROMETHEUS, f"{title}: {name} has no label {label}"
+    everything = set().union(*(METRICS[name] for name in names)) | OF_PROMETHEUS
     for labels in re.findall(r"by \(([^)]*)\)", query):
         assert set(labels.split(", ")) <= everything, title
     assert query.count("(") == query.count(")")
@@ -81,7 +81,7 @@ def test_legends_name_labels_that_exist():
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
             [*names] = NAME.findall(target["expr"])
-            labels = set().union(*(FIGURES[name] for name in names))
+            labels = set().union(*(METRICS[name] for name in names))
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels, panel["title"]
 
 
@@ -99,7 +99,7 @@ def test_runbooks_of_rules_exist():
         assert (ROOT / path).is_file(), path
 
 
-def test_the_dashboard_shows_every_figure():
+def test_the_dashboard_shows_every_metric():
     shown = {name for title, query in QUERIES for name in NAME.findall(query)}
-    missing = {name for name in FIGURES if not name.endswith(("_sum", "_count"))} - shown
+    missing = {name for name in METRICS if not name.endswith(("_sum", "_count"))} - shown
     assert missing == set()

@@ -131,7 +131,7 @@ async def test_an_alert_is_posted_as_json(bus):
         assert posted.counted("unreadable") == 1
 
 
-async def test_what_the_receiver_does_not_take_is_tried_again_in_order_and_said_once(bus):
+async def test_what_the_receiver_does_not_accept_is_retried_in_order_and_reported_once(bus):
     async with receiver() as there, posting(bus, there.port) as posted:
         there.answers = [500, 503, 301, 404, 429] * 4 + [204]
         for number in range(1, 4):
@@ -147,7 +147,7 @@ async def test_what_the_receiver_does_not_take_is_tried_again_in_order_and_said_
         assert "it answered with 500" in failing["message"]
 
 
-async def test_an_alert_that_is_refused_for_what_it_is_holds_up_nobody(bus):
+async def test_a_refused_alert_does_not_block_the_next(bus):
     async with receiver() as there, posting(bus, there.port) as posted:
         there.answers = [422]
         await alert(bus, 1)
@@ -159,7 +159,7 @@ async def test_an_alert_that_is_refused_for_what_it_is_holds_up_nobody(bus):
         assert posted.counted("refused") == 1
 
 
-async def test_a_receiver_that_never_answers_is_given_up_and_asked_again(bus, monkeypatch):
+async def test_a_receiver_that_never_answers_is_retried(bus, monkeypatch):
     monkeypatch.setattr(alert_webhook, "POST_S", 0.3)
     async with receiver() as there, posting(bus, there.port) as posted:
         there.answers = [0, 0]
@@ -201,7 +201,7 @@ async def test_a_restart_neither_repeats_nor_loses(bus):
         assert [code for code in codes(there) if code.startswith("code")] == ["code_1", "code_2", "code_3", "code_4"]
 
 
-async def test_who_comes_next_tells_of_the_recovery_from_a_failure_that_was_told(bus):
+async def test_the_successor_publishes_the_recovery_from_a_published_failure(bus):
     async with receiver() as there:
         there.answers = [500] * 1000
         async with posting(bus, there.port):
@@ -230,7 +230,7 @@ async def test_two_of_them_post_each_alert_once(bus):
         assert codes(there) == [f"code_{number}" for number in range(20)]
 
 
-async def test_a_consumer_that_is_lost_is_made_anew_where_it_was(bus):
+async def test_a_lost_consumer_is_recreated_at_its_position(bus):
     async with receiver() as there, posting(bus, there.port):
         await alert(bus, 1)
         await there.taken.reach(1)

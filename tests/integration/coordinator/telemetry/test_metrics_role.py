@@ -38,7 +38,7 @@ async def read_up_to(observer: MetricsObserver, sequence: int) -> None:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Events that the observer logs."""
     events: list[str] = []
 
@@ -78,7 +78,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             await observer.close()
 
 
-async def test_what_is_read_while_the_server_is_asked_makes_no_stream_anew(tmp_path, monkeypatch, told):
+async def test_messages_read_during_a_poll_do_not_look_like_a_truncated_stream(tmp_path, monkeypatch, logged):
     async with world(tmp_path) as it:
         asked = it.observer._bus.api
 
@@ -90,39 +90,39 @@ async def test_what_is_read_while_the_server_is_asked_makes_no_stream_anew(tmp_p
 
         monkeypatch.setattr(it.observer._bus, "api", overtaken)
         for _ in range(4):
-            await it.observer.look()
+            await it.observer.poll()
         last = await put(it.bus, 1)
         await read_up_to(it.observer, last)
         assert counted(it.observer) == last - 3 == 21
-        assert told == []
+        assert logged == []
 
 
-async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(tmp_path, told):
+async def test_a_recreated_stream_is_read_from_its_beginning(tmp_path, logged):
     async with world(tmp_path) as it:
         await read_up_to(it.observer, await put(it.bus, 20))
         await it.bus.api("STREAM.DELETE.swarm_events")
         await ensure_streams(it.bus)
         last = await put(it.bus, 7)
-        await it.observer.look()
+        await it.observer.poll()
         await read_up_to(it.observer, last)
-        assert told == ["stream_recreated"]
-        await it.observer.look()
+        assert logged == ["stream_recreated"]
+        await it.observer.poll()
         await read_up_to(it.observer, await put(it.bus, 1))
         assert counted(it.observer) == 20 + 7 + 1
 
 
-async def test_one_that_was_made_anew_and_is_longer_already_is_noticed(tmp_path):
+async def test_a_recreated_stream_that_is_longer_already_is_noticed(tmp_path):
     async with world(tmp_path) as it:
         await read_up_to(it.observer, await put(it.bus, 5))
         await it.bus.api("STREAM.DELETE.swarm_events")
         await ensure_streams(it.bus)
         last = await put(it.bus, 30)
-        await it.observer.look()
+        await it.observer.poll()
         await read_up_to(it.observer, last)
         assert counted(it.observer) == 5 + 30
 
 
-async def test_a_stream_that_has_lost_its_end_is_counted_on_from_there(tmp_path, told):
+async def test_a_truncated_stream_is_counted_on_from_its_end(tmp_path, logged):
     async with world(tmp_path) as it:
         await read_up_to(it.observer, await put(it.bus, 10))
         port = it.server.port
@@ -140,16 +140,16 @@ async def test_a_stream_that_has_lost_its_end_is_counted_on_from_there(tmp_path,
             last = await put(it.bus, 4)  # under the numbers of lost ones
             assert last == 3 + 10 + 4
             await it.observer._bus.until_live()
-            await it.observer.look()
+            await it.observer.poll()
             await read_up_to(it.observer, last)
-            assert told == ["stream_truncated"]
+            assert logged == ["stream_truncated"]
             last = await put(it.bus, 2)
-            await it.observer.look()
+            await it.observer.poll()
             await read_up_to(it.observer, last)
             assert counted(it.observer) == 30 + 4 + 2
 
 
-async def test_what_a_rebuild_puts_back_is_not_counted_twice_and_what_it_adds_is(tmp_path, told):
+async def test_restored_messages_are_not_counted_twice_and_new_ones_are_counted(tmp_path, logged):
     async with world(tmp_path) as it, mirror_process(it.server.url, tmp_path / "m.sqlite") as mirror:
         heartbeats = await Heartbeats.of(it.bus)
         last = await put(it.bus, 10)
@@ -160,8 +160,8 @@ async def test_what_a_rebuild_puts_back_is_not_counted_twice_and_what_it_adds_is
         text, _ = await restore(it.bus, mirror.file, StreamLimits(), "up")
         assert f"{last} messages (1 to {last})" in text
         last = await put(it.bus, 2)
-        await it.observer.look()
+        await it.observer.poll()
         await read_up_to(it.observer, last)
-        assert told == ["stream_recreated"]
+        assert logged == ["stream_recreated"]
         assert counted(it.observer) == 10 + 5 + 2
         assert counted(it.observer, "lifecycle") == 1, "the account of the rebuild"

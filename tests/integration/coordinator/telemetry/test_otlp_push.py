@@ -1,4 +1,4 @@
-"""Figures over the wire, by both protocols: what arrives is what the page shows."""
+"""Metrics over the wire, by both protocols: what arrives is what the page shows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BEGAN_NS, AT_NS = 1_000_000_000, 2_000_000_000
 CUMULATIVE = 2
 
 
-def some_figures() -> StreamMetrics:
+def some_metrics() -> StreamMetrics:
     """Counters, gauges and histograms, with labels and without, and what heartbeats tell; the clock stands still."""
     metrics = StreamMetrics(Subjects("swarm"), Names(("momentum", "base")))
     metrics.messages.labels("market").inc(3)
@@ -98,20 +98,20 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_by_http(monkeypatch: pytest.MonkeyPatch):
-    metrics = some_figures()
+    metrics = some_metrics()
     async with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         assert await asyncio.to_thread(send, metrics, Exporting())
         [measured] = collector.measured
         assert_same(measured, metrics)
         assert collector.headers["authorization"] == "Bearer x"
-        told = {key: measured.resource[key] for key in ("service.name", "deployment.environment.name", "mesh.sandbox")}
-        assert told == {
+        found = {key: measured.resource[key] for key in ("service.name", "deployment.environment.name", "mesh.sandbox")}
+        assert found == {
             "service.name": "metrics", "deployment.environment.name": "test", "mesh.sandbox": "theirs",
         }  # fmt: skip
 
 
-def test_who_does_not_export_imports_nothing_of_it():
+def test_a_process_that_does_not_export_imports_no_opentelemetry():
     look = (
         "import sys, coordinator.telemetry.metrics_role; "
         "print([m for m in sys.modules if m.startswith('opentelemetry')])"
@@ -154,27 +154,27 @@ def servicer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servicer]:
 
 
 def test_by_grpc(servicer: Servicer):
-    metrics = some_figures()
+    metrics = some_metrics()
     assert send(metrics, Exporting(protocol="grpc"))
     assert_same(read_measured(servicer.requests[0].SerializeToString()), metrics)
     assert servicer.metadata["authorization"] == "Bearer x"
 
 
-def test_the_last_figures_go_out_by_grpc_though_the_collector_is_only_just_coming_up(servicer: Servicer, told: Told):
-    metrics, servicer.refusals = some_figures(), 2  # the exporter asks again after one second, and after two more
+def test_the_last_export_by_grpc_succeeds_while_the_collector_starts(servicer: Servicer, log: LogLines):
+    metrics, servicer.refusals = some_metrics(), 2  # the exporter asks again after one second, and after two more
     export = MetricsExport(Exporting(protocol="grpc"), {}, metrics.registry, dict)
     export.close()
     request = servicer.requests[-1]
     assert read_measured(request.SerializeToString()).shown() == parsed(generate_latest(metrics.registry).decode())
-    assert told.lines == []
+    assert log.lines == []
 
 
 def test_the_end_does_not_wait_long_for_a_collector_that_never_answered(
-    servicer: Servicer, told: Told, monkeypatch: pytest.MonkeyPatch
+    servicer: Servicer, log: LogLines, monkeypatch: pytest.MonkeyPatch
 ):
     servicer.freed.clear()
-    export = MetricsExport(Exporting(protocol="grpc"), {}, some_figures().registry, dict)
-    assert servicer.asked.wait(20), "it is sent figures as soon as there are any"
+    export = MetricsExport(Exporting(protocol="grpc"), {}, some_metrics().registry, dict)
+    assert servicer.asked.wait(20), "the first export is immediate"
     joined: list[float | None] = []
     join = export._thread.join
 
@@ -187,25 +187,28 @@ def test_the_end_does_not_wait_long_for_a_collector_that_never_answered(
     export._untaken_since -= 100
     export.close()
     assert joined == [UNANSWERED_S]
-    [(event, _, fields)] = told.lines
-    assert (event, fields["why"]) == ("metrics_not_exported", "the collector did not take the last ones within 0.5 s")
+    [(event, _, fields)] = log.lines
+    assert (event, fields["why"]) == (
+        "metrics_not_exported",
+        "the collector did not accept the last export within 0.5 s",
+    )
     servicer.freed.set()
 
 
-def test_an_end_that_does_not_wait_for_the_collector_any_longer_says_so(servicer: Servicer, told: Told):
+def test_an_end_that_stops_waiting_for_the_collector_is_logged(servicer: Servicer, log: LogLines):
     servicer.freed.clear()
-    export = MetricsExport(Exporting(protocol="grpc"), {}, some_figures().registry, dict)
+    export = MetricsExport(Exporting(protocol="grpc"), {}, some_metrics().registry, dict)
     export._ending.set()
     assert servicer.asked.wait(20)
     export.close(0.1)
     export._thread.join(20)
     assert not export._thread.is_alive(), "the request was broken off"
-    [(event, level, fields)] = told.lines
+    [(event, level, fields)] = log.lines
     assert (event, level) == ("metrics_not_exported", "warning")
-    assert "did not take the last ones" in fields["why"]
+    assert "did not accept the last export" in fields["why"]
 
 
-class Told:
+class LogLines:
     """In the place of the logger: (event, level, fields)."""
 
     def __init__(self) -> None:
@@ -216,27 +219,27 @@ class Told:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    told = Told()
-    monkeypatch.setattr("coordinator.telemetry.otlp_push.log", told)
-    return told
+def log(monkeypatch: pytest.MonkeyPatch) -> LogLines:
+    log = LogLines()
+    monkeypatch.setattr("coordinator.telemetry.otlp_push.log", log)
+    return log
 
 
-async def test_an_ill_collector_is_told_of_once_and_shows_no_secret(monkeypatch: pytest.MonkeyPatch, told: Told):
-    metrics = some_figures()
+async def test_a_failing_collector_is_logged_once_and_shows_no_secret(monkeypatch: pytest.MonkeyPatch, log: LogLines):
+    metrics = some_metrics()
     async with collecting("unknown") as collector:
         secret = collector.url.replace("//", "//me:s3cret@") + "/s3cret"
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{secret}/v1/metrics")
         export = MetricsExport(Exporting(), {"OTEL_METRIC_EXPORT_INTERVAL": "10"}, metrics.registry, dict)
         await collector.until("some attempts", lambda: collector.requests > 5)
-        [(event, level, fields)] = told.lines
+        [(event, level, fields)] = log.lines
         assert (event, level) == ("metrics_not_exported", "warning")
         assert "404" in fields["why"]
-        assert "s3cret" not in str(told.lines)
+        assert "s3cret" not in str(log.lines)
         collector.mode = "well"
         await collector.until("it is taken", lambda: len(collector.measured) > 1)
-        assert [line[:2] for line in told.lines[1:]] == [("metrics_exported_again", "info")]
-        assert told.lines[1][2]["failed"] >= 5
+        assert [line[:2] for line in log.lines[1:]] == [("metrics_exported_again", "info")]
+        assert log.lines[1][2]["failed"] >= 5
         collector.mode = "hanging"
         requests = collector.requests
         await collector.until("it hangs", lambda: collector.requests > requests)
@@ -245,25 +248,25 @@ async def test_an_ill_collector_is_told_of_once_and_shows_no_secret(monkeypatch:
         assert collector.measured[-1].shown() == parsed(generate_latest(metrics.registry).decode())
 
 
-async def test_a_collector_that_is_gone_is_named_as_such(monkeypatch: pytest.MonkeyPatch, told: Told):
+async def test_a_collector_that_is_gone_is_named_as_such(monkeypatch: pytest.MonkeyPatch, log: LogLines):
     async with collecting() as collector:
         await collector.stop()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{collector.url}/s3cret/v1/metrics")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "2")
-        export = MetricsExport(Exporting(), {}, some_figures().registry, dict)
+        export = MetricsExport(Exporting(), {}, some_metrics().registry, dict)
         export._ending.set()
         await asyncio.to_thread(export._thread.join, 20)
-        [(event, _, fields)] = told.lines
+        [(event, _, fields)] = log.lines
         assert event == "metrics_not_exported"
         assert "ConnectionError" in fields["why"]
         assert "s3cret" not in str(fields)
 
 
-def test_a_protocol_that_is_unknown_costs_the_export_only(told: Told):
-    export = MetricsExport(Exporting(protocol="http/json"), {}, some_figures().registry, dict)
+def test_a_protocol_that_is_unknown_costs_the_export_only(log: LogLines):
+    export = MetricsExport(Exporting(protocol="http/json"), {}, some_metrics().registry, dict)
     export._thread.join(20)
     export.close()
-    [(event, level, fields)] = told.lines
+    [(event, level, fields)] = log.lines
     assert (event, level) == ("metrics_export_failed", "error")
     assert "http/json: expected http/protobuf or grpc" in fields["problem"]
 
@@ -283,7 +286,7 @@ input()
 export.close(0.1)
 export._thread.join()
 """
-"""Ends its export when it is told to; whatever it and the exporter log goes to the standard error."""
+"""Ends its export on request; whatever it and the exporter log goes to the standard error."""
 
 
 async def say_all(protocol: str, asked: Callable[[], Awaitable[Any]]) -> list[str]:
@@ -301,14 +304,14 @@ async def say_all(protocol: str, asked: Callable[[], Awaitable[Any]]) -> list[st
     return said.decode().splitlines()
 
 
-async def test_an_export_over_http_that_is_broken_off_says_only_what_we_log(monkeypatch: pytest.MonkeyPatch):
+async def test_a_cancelled_export_over_http_logs_only_our_line(monkeypatch: pytest.MonkeyPatch):
     async with collecting("unavailable") as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         lines = await say_all("http/protobuf", lambda: collector.until("a retry", lambda: collector.requests > 0))
     assert [json.loads(line)["event"] for line in lines] == ["metrics_not_exported"]
 
 
-async def test_an_export_over_grpc_that_is_broken_off_says_only_what_we_log(servicer: Servicer):
+async def test_a_cancelled_export_over_grpc_logs_only_our_line(servicer: Servicer):
     servicer.freed.clear()
     lines = await say_all("grpc", lambda: asyncio.to_thread(servicer.asked.wait, 20))
     assert [json.loads(line)["event"] for line in lines] == ["metrics_not_exported"]

@@ -67,7 +67,7 @@ def test_a_round_left_out_is_named_by_its_tick():
     assert stream.rounds.audit.missing == 1
 
 
-def test_strays_and_a_feed_that_numbers_anew_are_no_problem():
+def test_outlier_ticks_and_a_renumbering_feed_are_no_problem():
     stream = Stream()
     for number in (1, 10**6, 2, 2, 1000, 1, 2):
         stream.tick(number)

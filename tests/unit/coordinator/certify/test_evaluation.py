@@ -115,7 +115,7 @@ def test_what_the_audit_misses_is_data_loss_though_the_kill_did_not_see_it(audit
     assert (target.measured, target.ok) == (1, False)  # type: ignore[attr-defined]
 
 
-def test_what_was_not_measured_is_not_met_and_says_why():
+def test_an_unmeasured_target_is_not_met_and_has_a_reason():
     nothing = judge(None, RunRecording(), RunRecording(), None)
     for name in ("detection", "recovery", "downtime", "rejoin", "restoration"):
         target = nothing[name]
@@ -160,7 +160,7 @@ def test_the_rounds_of_the_report_add_up():
     assert "54 are measured. certify waited for 310 of all; the other 4 were decided during its other steps." in text
 
 
-def test_throughput_without_decisions_says_so():
+def test_throughput_without_decisions_has_a_reason():
     assert recording().throughput(1).why == "the stream holds 0 decisions of the first 1 rounds"
 
 
@@ -198,7 +198,7 @@ def nothing_measured() -> Certificate:
     )  # fmt: skip
 
 
-def test_a_report_of_nothing_says_why_in_every_part():
+def test_an_empty_report_has_a_reason_in_every_part():
     found = nothing_measured()
     text = markdown(found)
     assert verdict(found).startswith("FAILED: 0 of 10 targets met; missed: sandboxes deployed, agents active")
@@ -213,7 +213,7 @@ def test_a_report_of_nothing_says_why_in_every_part():
     assert widths == {7}
 
 
-def test_the_configuration_is_the_default_swarm_with_the_provider_asked_for():
+def test_the_configuration_is_the_default_swarm_with_the_given_provider():
     config = parse(tomllib.loads(configuration("local")), "x.toml", "")
     assert [item.name for item in config.sandboxes] == list(DEFAULT_SANDBOXES)
     assert {item.spec.name: item.spec.sandbox for item in config.agents} == {
@@ -265,7 +265,7 @@ async def test_a_process_that_outlives_its_swarm_is_listed():
     assert not swarm.directory.exists()
 
 
-def test_what_could_not_be_looked_for_may_be_left():
+def test_what_could_not_be_checked_may_be_left():
     unknown = CleanupCheck(what="sandboxes elsewhere", how="listed", orphans=None, why="nobody answered")
     cleanup = Cleanup(exit_code=0, checks=[CleanupCheck(what="processes", how="3 seen", orphans=[]), unknown])
     assert cleanup.orphans == ["sandboxes elsewhere: not known whether any is left: nobody answered"]
@@ -320,7 +320,7 @@ def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pyt
     assert "is for another endpoint than E2B's, http://127.0.0.1:1 here" in elsewhere.text
 
 
-def test_a_network_is_ones_own_only_if_nobody_else_has_it():
+def test_a_network_is_own_only_if_it_is_not_shared():
     def usage(network: str | None) -> SandboxUsage:
         return SandboxUsage(processes=1, cpu_s=0.0, rss_mb=1.0, network=network, rx_bytes=1, tx_bytes=1)
 

@@ -118,7 +118,7 @@ def test_a_child_of_the_run_is_hit_and_goes_on_when_let_go(family):
     assert status(family.child.pid) != psutil.STATUS_STOPPED
 
 
-def test_a_later_process_of_the_same_pid_a_stranger_and_an_ended_one_are_left_alone(family):
+def test_a_reused_pid_a_foreign_process_and_an_ended_one_are_left_alone(family):
     child = family.recorded
     later = Recorded(kind="sandbox", name="base", pid=child.pid, created=child.created - 60)
     with pytest.raises(TargetUnavailable, match="a later process"):
@@ -138,7 +138,7 @@ def test_a_later_process_of_the_same_pid_a_stranger_and_an_ended_one_are_left_al
         family.processes.child("sandbox")
 
 
-def test_a_signal_after_the_end_hits_nobody(family):
+def test_a_signal_after_the_end_hits_no_process(family):
     member = family.processes.hold_child(family.recorded)
     family.child.kill()
     family.child.wait()
@@ -193,7 +193,7 @@ def test_a_gap_is_explained_by_a_broken_connection_only():
     assert "in one connection" in subscribers.observer.problems[0]
 
 
-def test_a_round_heard_twice_and_one_out_of_order_are_problems():
+def test_a_round_received_twice_and_one_out_of_order_are_problems():
     subscribers = Subscribers()
     subscribers.decide(1, 10, 0)
     subscribers.decide(1, 11, 10)
@@ -202,7 +202,7 @@ def test_a_round_heard_twice_and_one_out_of_order_are_problems():
     assert len(subscribers.observer.problems) == 2
 
 
-def test_a_superseded_incarnation_must_not_be_heard():
+def test_a_superseded_incarnation_must_not_publish():
     subscribers = Subscribers()
     epoch = Epoch(agent="a", claim="agent_1_abcdef", claimed_by="watchdog", sandbox="b", timestamp=now(), source="w")
     subscribers.hear("swarm.signal.X.a", b"{}", 6, **{h.EPOCH: "5"})

@@ -192,7 +192,7 @@ def _as_nobody(pipe: Any, check: Callable[[Path], Finding], path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_a_directory_of_somebody_else(tmp_path):
+def test_a_directory_of_another_user(tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     context = get_context("fork")

@@ -1,4 +1,4 @@
-"""Wrong values of OTEL_* variables: each is named, with what was expected and what holds; no secret is shown."""
+"""Wrong values of OTEL_* variables: each is named, with what was expected and what is used; no secret is shown."""
 
 from __future__ import annotations
 
@@ -55,51 +55,51 @@ def test_nothing_is_wrong(environment: dict[str, str]):
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "problem"),
     [
-        ("OTEL_SDK_DISABLED", "yes", "=yes: expected true or false; it counts as false"),
+        ("OTEL_SDK_DISABLED", "yes", "=yes: expected true or false; it is taken as false"),
         ("OTEL_TRACES_EXPORTER", "jaeger", "=jaeger: expected otlp or none; no traces are exported"),
-        ("OTEL_TRACES_EXPORTER", "x,otlp", "=x,otlp: expected otlp or none; traces are exported by OTLP alone"),
+        ("OTEL_TRACES_EXPORTER", "x,otlp", "=x,otlp: expected otlp or none; traces are exported by OTLP only"),
         ("OTEL_METRICS_EXPORTER", "x", "=x: expected otlp or none or prometheus; no metrics are exported"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "x", "=x: expected http/protobuf or grpc; no traces are exported"),
-        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "abc", "=abc: expected seconds, a number above 0; 10 s hold"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "abc", "=abc: expected seconds, a number above 0; 10 s are used"),
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "-1", "=-1: expected seconds, a number above 0; no traces are exported"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", "=zip: expected gzip or deflate or none; nothing is compressed"),
         ("OTEL_RESOURCE_ATTRIBUTES", "a=b,foo", f": 'foo': {LISTED}; it is left out"),
         ("OTEL_TRACES_SAMPLER", "parentbased_x", f"=parentbased_x: {SAMPLERS}; 50 traces a second are sampled"),
-        ("OTEL_BSP_MAX_QUEUE_SIZE", "0.5", "=0.5: expected spans, a whole number above 0; 2048 spans hold"),
-        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "many", "=many: expected spans, a whole number above 0; 512 spans hold"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0.5", "=0.5: expected spans, a whole number above 0; 2048 spans are used"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "many", "=many: expected spans, a whole number above 0; 512 spans are used"),
         (
             "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
             "9999",
-            "=9999: expected at most OTEL_BSP_MAX_QUEUE_SIZE, 2048 spans; 2048 spans hold",
+            "=9999: expected at most OTEL_BSP_MAX_QUEUE_SIZE, 2048 spans; 2048 spans are used",
         ),
         (
             "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
             "abc",
             "=abc: expected characters, a whole number above 0; it counts as unset",
         ),
-        ("OTEL_BSP_SCHEDULE_DELAY", "-1", "=-1: expected ms, a number above 0; 500 ms hold"),
-        ("OTEL_METRIC_EXPORT_INTERVAL", "inf", "=inf: expected ms, a number above 0; 60000 ms hold"),
-        ("OTEL_METRIC_EXPORT_TIMEOUT", "soon", "=soon: expected ms, a number above 0; 30000 ms hold"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "-1", "=-1: expected ms, a number above 0; 500 ms are used"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "inf", "=inf: expected ms, a number above 0; 60000 ms are used"),
+        ("OTEL_METRIC_EXPORT_TIMEOUT", "soon", "=soon: expected ms, a number above 0; 30000 ms are used"),
     ],
 )  # fmt: skip
-def test_one_wrong_value_is_told_once(variable: str, value: str, told: str):
-    assert check_variables({**ENDPOINT, variable: value}) == [f"{variable}{told}"]
+def test_one_wrong_value_is_reported_once(variable: str, value: str, problem: str):
+    assert check_variables({**ENDPOINT, variable: value}) == [f"{variable}{problem}"]
 
 
 @pytest.mark.parametrize(
-    ("sampler", "argument", "told"),
+    ("sampler", "argument", "problem"),
     [
         ("traceidratio", "7", "=7: expected a ratio from 0 to 1"),
         ("traceidratio", "half", "=half: expected a ratio from 0 to 1"),
         ("rate_limiting", "nan", "=nan: expected traces a second, 0 or more"),
     ],
 )
-def test_a_samplers_argument(sampler: str, argument: str, told: str):
+def test_a_samplers_argument(sampler: str, argument: str, problem: str):
     environment = {**ENDPOINT, "OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": argument}
     holds = "50 traces a second are sampled"
-    assert check_variables(environment) == [f"OTEL_TRACES_SAMPLER_ARG{told}; {holds}"]
+    assert check_variables(environment) == [f"OTEL_TRACES_SAMPLER_ARG{problem}; {holds}"]
 
 
 @pytest.mark.parametrize(
@@ -113,23 +113,23 @@ def test_a_samplers_argument(sampler: str, argument: str, told: str):
         (f"http:///v1/traces?key={TOKEN}&to=http://x", "http://"),
     ],
 )
-def test_an_endpoint_that_is_none_is_told_without_its_secrets(endpoint: str, shown: str):
-    told = check_variables({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint})
+def test_an_invalid_endpoint_is_reported_without_its_secrets(endpoint: str, shown: str):
+    problem = check_variables({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint})
     expected = "expected http://HOST:PORT or https://HOST:PORT; no traces are exported"
-    assert told == [f"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={shown}: {expected}"]
+    assert problem == [f"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={shown}: {expected}"]
 
 
-def test_a_file_that_is_not_there_is_told_of_each_signal():
-    told = check_variables({**ENDPOINT, "OTEL_EXPORTER_OTLP_CERTIFICATE": "/nonexistent.pem"})
+def test_a_missing_file_is_reported_for_each_signal():
+    problem = check_variables({**ENDPOINT, "OTEL_EXPORTER_OTLP_CERTIFICATE": "/nonexistent.pem"})
     wrong = "OTEL_EXPORTER_OTLP_CERTIFICATE=/nonexistent.pem: expected a file that can be read"
-    assert told == [f"{wrong}; over TLS no {signal} are exported" for signal in ("traces", "metrics")]
+    assert problem == [f"{wrong}; over TLS no {signal} are exported" for signal in ("traces", "metrics")]
 
 
 def test_headers_are_counted_and_not_shown(monkeypatch: pytest.MonkeyPatch):
     headers = f"a=b,Bearer {TOKEN}"
-    told = check_variables({**ENDPOINT, "OTEL_EXPORTER_OTLP_HEADERS": headers})
+    problem = check_variables({**ENDPOINT, "OTEL_EXPORTER_OTLP_HEADERS": headers})
     where = "entry 2 of 2 (not shown: it may be a secret)"
-    assert told == [f"OTEL_EXPORTER_OTLP_HEADERS: {where}: {LISTED}; that header is not sent"]
+    assert problem == [f"OTEL_EXPORTER_OTLP_HEADERS: {where}: {LISTED}; that header is not sent"]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
     complaints = ExporterErrors()
     try:
@@ -146,14 +146,16 @@ def test_headers_are_counted_and_not_shown(monkeypatch: pytest.MonkeyPatch):
     [("OTEL_EXPORTER_OTLP_TIMEOUT", "abc"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "deflate")],
 )
 def test_by_grpc_the_exporter_cannot_be_made(monkeypatch: pytest.MonkeyPatch, variable: str, value: str):
-    told = check_variables({**ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc", variable: value})
-    assert any(text.startswith(f"{variable}={value}: ") and text.endswith("; no traces are exported") for text in told)
+    problem = check_variables({**ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc", variable: value})
+    assert any(
+        text.startswith(f"{variable}={value}: ") and text.endswith("; no traces are exported") for text in problem
+    )
     monkeypatch.setenv(variable, value)
     with pytest.raises(Exception, match=value):
         make_exporter("grpc", "traces")
 
 
-def test_what_is_said_to_hold_does():
+def test_the_value_named_as_used_is_used():
     wrong = {"OTEL_BSP_MAX_QUEUE_SIZE": "0.5", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "9999", "OTEL_BSP_SCHEDULE_DELAY": "x"}
     settings = read_settings({**ENDPOINT, **wrong})
     assert settings is not None

@@ -1,4 +1,4 @@
-"""What counts towards the figures of `signalmesh metrics`: messages as the stream holds them, heartbeats as heard."""
+"""The metrics of `signalmesh metrics`: from messages of the stream and from heartbeats."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_can_be_known_beforehand_is_counted_from_0(stream):
     assert {value for (name, _), value in before.items() if name.endswith(("_total", "_count"))} == {0.0}
 
 
-def test_what_was_before_is_remembered_and_not_counted(stream):
+def test_earlier_messages_are_remembered_and_not_counted(stream):
     tick = stream.tick(1, count=False)
     stream.decision(1, cause=tick, after_ms=5)
     shown = stream.shown()
@@ -68,7 +68,7 @@ def test_a_cause_that_is_none_has_no_latency(stream, cause):
     assert shown["signalmesh_tick_to_decision_seconds_count", ()] == 0
 
 
-def test_messages_that_were_put_back_have_no_latency(stream):
+def test_restored_messages_have_no_latency(stream):
     stream.metrics.restored_through = 2
     tick = stream.tick(1)
     stream.decision(1, cause=tick)
@@ -180,7 +180,7 @@ def test_poison_is_counted_by_kind(stream):
     assert shown["signalmesh_messages_total", (OTHER,)] == 1
 
 
-def test_a_stranger_cannot_make_series_without_end(stream):
+def test_an_unknown_writer_cannot_create_unlimited_series(stream):
     heartbeats = HeartbeatMetrics(stream.metrics.registry, stream.metrics.names)
     for number in range(500):
         name = f"stranger-{number}"
@@ -284,7 +284,7 @@ class HeartbeatScript:
         shown = self.stream.shown()
         return {labels[0]: age for (name, labels), age in shown.items() if name == "signalmesh_heartbeat_age_seconds"}
 
-    def told(self) -> set[tuple[str, str]]:
+    def series(self) -> set[tuple[str, str]]:
         """(name of the series, first label) of what processes have said."""
         families = ("signalmesh_agent_", "signalmesh_snapshot_", "signalmesh_sandbox_", "signalmesh_mirror_")
         shown = {(name, labels[0] if labels else "") for name, labels in self.stream.shown()}
@@ -296,21 +296,21 @@ def received(stream: Stream) -> HeartbeatScript:
     return HeartbeatScript(stream)
 
 
-def test_what_a_process_said_is_not_shown_once_it_is_not_heard(received):
+def test_series_of_a_process_end_without_heartbeats(received):
     received.heartbeats.take(heartbeat(rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
     received.host("base", group=None)
     received.heartbeats.take(heartbeat("watchdog", role="watchdog", phases={"research-1": "quarantined"}))
     received.heartbeats.take(heartbeat("mirror", role="mirror", behind_ms=1500))
     received.time_s = RECENT_HEARTBEAT_S
-    assert {of for _, of in received.told()} == {"momentum", "base", "research-1", "live", ""}
+    assert {of for _, of in received.series()} == {"momentum", "base", "research-1", "live", ""}
     received.time_s = RECENT_HEARTBEAT_S + 0.1
-    assert received.told() == set()
+    assert received.series() == set()
     assert received.ages() == pytest.approx(
         dict.fromkeys(("momentum", "base", "watchdog", "mirror"), RECENT_HEARTBEAT_S + 0.1)
     )
 
 
-def test_the_silence_of_what_is_configured_is_shown_for_ever_and_that_of_strangers_ends(received):
+def test_the_age_of_a_configured_process_keeps_growing_and_other_ages_end(received):
     received.heartbeats.take(heartbeat())
     received.heartbeats.take(heartbeat("somebody"))
     received.host("base", group=None)
@@ -330,7 +330,7 @@ def test_a_replica_that_was_taken_away_ends_and_the_last_host_of_a_sandbox_is_mi
     received.time_s = 1.0 + RECENT_HEARTBEAT_S + 0.1
     received.host("base-1")
     assert received.ages().keys() == {"base-1", "base-3"}, "who said that it drains is gone, who died is missed"
-    assert {of for _, of in received.told()} == {"base-1"}
+    assert {of for _, of in received.series()} == {"base-1"}
     received.time_s += FORGET_S
     received.host("base-1", status="draining")
     assert received.ages() == {"base-1": 0}, "for another one serves the sandbox"
@@ -340,22 +340,22 @@ def test_a_replica_that_was_taken_away_ends_and_the_last_host_of_a_sandbox_is_mi
     assert received.ages() == {"base-4": 0}
 
 
-def test_the_availability_of_a_dead_sandbox_is_what_the_watchdog_says(received):
+def test_the_availability_of_a_dead_sandbox_is_what_the_watchdog_reports(received):
     received.host("base", group=None)
     received.time_s = 100.0
     accounts = {"base": SandboxAccount(seen_s=100.0, alive_s=1.0, price_per_hour=0.5)}
     received.heartbeats.take(heartbeat("watchdog", role="watchdog", accounts=accounts))
-    assert received.told() == {("signalmesh_sandbox_availability_ratio", "base"), ("signalmesh_watchdog_term", "")}
+    assert received.series() == {("signalmesh_sandbox_availability_ratio", "base"), ("signalmesh_watchdog_term", "")}
 
 
-def test_a_sandbox_that_was_given_up_is_shown_while_its_provider_says_so(received):
+def test_a_failed_sandbox_is_shown_while_its_provider_reports_it(received):
     provider = {"role": "provider", "status": "live", "provider": "e2b"}
     name = ("signalmesh_sandbox_failed", "base")
     received.heartbeats.take(heartbeat("provider", **provider, phases={"base": "being made"}))
-    assert name not in received.told()
+    assert name not in received.series()
     received.heartbeats.take(heartbeat("provider", **provider, phases={"base": "given up", "momentum": "being made"}))
-    assert {told for told in received.told() if told[0] == name[0]} == {name}
+    assert {one for one in received.series() if one[0] == name[0]} == {name}
     received.time_s += RECENT_HEARTBEAT_S + 0.1
-    assert name not in received.told(), "nobody says so any more"
+    assert name not in received.series(), "no heartbeat reports it any more"
     received.heartbeats.take(heartbeat("momentum", role="agent", phases={"base": "given up"}))
-    assert name not in received.told(), "only its provider knows"
+    assert name not in received.series(), "only its provider reports it"
