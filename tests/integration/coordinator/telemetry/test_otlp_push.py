@@ -76,7 +76,7 @@ def assert_same(measured: Measured, metrics: StreamMetrics) -> None:
     assert len(shown) > 60
     received = measured.metrics
     hops = received["signalmesh_hop_latency_seconds"]
-    assert (hops.unit, hops.description[:20]) == ("s", "From the storing of ")
+    assert (hops.unit, hops.description[:20]) == ("s", "From storing an inpu")
     assert hops.histogram.aggregation_temporality == CUMULATIVE
     [point] = [point for point in hops.histogram.data_points if point.count == 5]
     assert (point.start_time_unix_nano, point.time_unix_nano) == (BEGAN_NS, AT_NS)
@@ -183,8 +183,8 @@ def test_the_end_does_not_wait_long_for_a_collector_that_never_answered(
         join(0)
 
     monkeypatch.setattr(export._thread, "join", noted)
-    assert export._untaken_since is not None
-    export._untaken_since -= 100
+    assert export._unaccepted_since is not None
+    export._unaccepted_since -= 100
     export.close()
     assert joined == [UNANSWERED_S]
     [(event, _, fields)] = log.lines
