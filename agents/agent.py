@@ -1,4 +1,4 @@
-"""The class that a user's agent derives from. It knows nothing of the bus: a handler is a function of (state, event).
+"""The class that a user's agent derives from. It does not know the bus: a handler is a function of (state, event).
 
 The runtime (agents/runtime/runtime.py) restores `state`, feeds events to the `on_<kind>` handlers in stream order,
 publishes what they return, and keeps the timers that they set. No wall clock, no unseeded randomness and no I/O in a
@@ -137,7 +137,7 @@ class Agent:
         )
 
     def alert(self, severity: Severity, code: str, message: str, timestamp: datetime, **detail: Any) -> Alert:
-        """What a person should know, for a handler to return: an output like any other, so a replay repeats none.
+        """An alert for people, for a handler to return: an output like any other, so a replay repeats none.
 
         `timestamp` is that of the event; `detail` holds figures of JSON's types.
         """
@@ -178,7 +178,7 @@ def read_options(cls: type[Agent], name: str, options: dict[str, Any]) -> Any:
 
 
 def published_kinds(cls: type[Agent]) -> tuple[str, ...]:
-    """Message kinds that `cls` publishes: its `publishes`, or else what its handlers' annotations say."""
+    """Message kinds that `cls` publishes: its `publishes`, or else those in its handlers' return annotations."""
     if cls.publishes:
         return cls.publishes
     found: list[str] = []
@@ -194,7 +194,7 @@ def published_kinds(cls: type[Agent]) -> tuple[str, ...]:
             if isinstance(item, type) and KIND_OF.get(item) in AGENT_KINDS:
                 kinds.append(KIND_OF[item])
             stack.extend(typing.get_args(item))
-        if name != "produce" or len(kinds) < len(AGENT_KINDS):  # a source of `Event` does not say which
+        if name != "produce" or len(kinds) < len(AGENT_KINDS):  # the annotation `Event` names no kind
             found += kinds
     return tuple(dict.fromkeys(found))
 

@@ -35,7 +35,7 @@ class AgentSpec:
 
     name: str
     kind: str = ""
-    """Built-in kind, 'command' or 'external'; empty for a user's class, which says it itself."""
+    """Built-in kind, 'command' or 'external'; empty for a user's class, which defines it itself."""
     class_path: str = ""
     """`module:Class`, or `path/to/file.py:Class` (relative to `search_path`)."""
     search_path: str = ""
@@ -43,17 +43,17 @@ class AgentSpec:
     command: tuple[str, ...] = ()
     """Program and arguments of an agent in any language, run in `search_path`."""
     listens: tuple[str, ...] = ()
-    """Kinds that a command is given; a class says it itself."""
+    """Kinds that a command receives; a class defines them itself."""
     publishes: tuple[str, ...] = ()
-    """Kinds that a command answers with; a class says it itself."""
+    """Kinds that a command answers with; a class defines them itself."""
     options: dict[str, Any] = field(default_factory=dict)
     memory_key: str = ""
-    """Last part of its memory key; empty: what the class says."""
+    """Last part of its memory key; empty: as the class defines it."""
     sandbox: str = ""
     """Where it prefers to run; empty for an external agent."""
     swarm: str = "swarm"
     nice: int = 0
-    """By how much its process gives way to others, 0 to 19; those that all others wait for give way to nobody."""
+    """Niceness of its process, 0 to 19; 0 for agents that all others wait for."""
 
     def to_json(self) -> bytes:
         return orjson.dumps(self)
@@ -139,7 +139,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _check_origin(where: str, module: ModuleType, module_path: str, search_path: str) -> None:
-    """Refuse a module of the same name from elsewhere, where one stands beside swarm.toml."""
+    """Refuse a module of the same name from elsewhere, where one is beside swarm.toml."""
     if not search_path or module_path.endswith(".py"):
         return
     top = Path(search_path, *module_path.split("."))

@@ -12,6 +12,7 @@ from agents.runtime.process import make_agent
 from agents.runtime.runtime import Runtime
 from benchmarks.report import Result
 from benchmarks.swarm import Rounds, swarm
+from bus.durable.fencing import claim, new_agent_id
 from bus.interface import StoredMessage
 from bus.nats.bus import NatsBus
 from bus.observability.logging import set_up_logs
@@ -63,14 +64,16 @@ async def _by_recovery(messages: list[StoredMessage], config: SwarmConfig) -> tu
         server = MemoryServer()
         for stored in messages:
             server.store(f"in.{stored.subject}", stored.data, stored.headers)
-        runtime = Runtime(make_agent(settings.spec), MemoryBus(server))
+        agent, bus, agent_id = make_agent(settings.spec), MemoryBus(server), new_agent_id()
+        epoch = await claim(bus, agent.name, agent_id=agent_id, claimed_by=agent.name, sandbox="")
+        runtime = Runtime(agent, bus, epoch, agent_id=agent_id)
         began_wall, began_cpu = time.perf_counter(), time.process_time()
         running = asyncio.create_task(runtime.run())
         async with asyncio.timeout(WAIT_S):
             await runtime.ready.wait()
         wall += time.perf_counter() - began_wall
         cpu += time.process_time() - began_cpu
-        inputs += runtime.intake.inputs
+        inputs += runtime.input_processor.inputs
         runtime.drain()
         await running
     return inputs, wall, cpu

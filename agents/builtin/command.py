@@ -1,17 +1,17 @@
-"""An agent in any language: a child program that is given one JSON line for each event and answers with one.
+"""An agent in any language: a child program that receives one JSON line for each event and answers with one.
 
     to its stdin      {"event": "market", "message": {...as published...}, "state": {...}}
     from its stdout   {"outputs": [{"kind": "signal", "signal": "buy", "strength": 0.7, "indicators": {}}],
                        "state": {...}}
 
-The program must answer by (event, state) only, with no memory of its own, no clock and no randomness: it is started
-anew at any moment, and asked again on a replay. What it wants to remember is `state`, any JSON object, {} at first;
-it is part of the snapshots, so claim, fence, snapshot and replay are the runtime's. Left out, `outputs` are none and
-`state` stays as it is. Its stdout is for answers only; its stderr goes to our log. At the end of stdin it should end.
+The program must answer by (event, state) only, with no memory of its own, no clock and no randomness: it may be
+restarted at any moment, and gets the event again on a replay. What it has to remember is `state`, any JSON object, {}
+at first; it is part of the snapshots, so claim, fence, snapshot and replay are the runtime's. Left out, `outputs` are
+none and `state` stays as it is. Its stdout is for answers only; its stderr is logged. It should end with its stdin.
 
 Two kinds of faults. An answer that is malformed would be so again: the input is skipped with an alert, as for any
-handler that raises. A program that dies or falls silent over an event says nothing about that event: this process
-ends with CommandFailed, and its successor asks again.
+handler that raises. A program that dies or does not answer proves nothing about the event: this process ends
+with CommandFailed, and its successor sends the event again.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ log = structlog.get_logger("signalmesh.command")
 
 
 class CommandFailed(MeshError):
-    """A program died over an event, or did not answer it in time. Nothing of that event is done: it is asked again."""
+    """A program died over an event, or did not answer it in time. The event has no effect, and is sent again."""
 
 
 class CommandAgent(Agent):
-    """Asks its program about every event. `command_class` makes the subclass with the handlers."""
+    """Sends every event to its program. `command_class` makes the subclass with the handlers."""
 
     kind = "command"
     command: ClassVar[tuple[str, ...]] = ()
@@ -70,7 +70,7 @@ class CommandAgent(Agent):
 
     @dataclass
     class State:
-        """The program's own state: any JSON object, of whose meaning we know nothing."""
+        """The program's own state: any JSON object; its meaning is the program's."""
 
         value: dict[str, Any] = field(default_factory=dict)
 
@@ -94,7 +94,7 @@ class CommandAgent(Agent):
         return self._program.pid if self._program is not None and self._program.usable else None
 
     async def handle(self, kind: str, event: Event) -> list[Event]:
-        """Ask the program about `event`; take over the state that it answers with.
+        """Send `event` to the program; take over the state in its answer.
 
         Raises:
             ValueError: its answer is malformed; the state is as before.
@@ -105,7 +105,7 @@ class CommandAgent(Agent):
         program = await self._running()
         try:
             async with asyncio.timeout(self.options.timeout_s):
-                line = await program.ask(question)
+                line = await program.request(question)
             outputs, state = self._understand(line, event)
         except BaseException as error:
             # Also when we are cancelled: its answer, if it came later, would be taken for that to another event.
@@ -116,7 +116,7 @@ class CommandAgent(Agent):
             if isinstance(error, EOFError):
                 raise CommandFailed(self._said(f"it ended over a {kind} ({program.ending})")) from None
             raise
-        self.state.value = state  # nothing is awaited from here to the runtime's own bookkeeping
+        self.state.value = state  # nothing is awaited from here until the runtime has moved the cursor
         return outputs
 
     async def _running(self) -> _Program:
@@ -147,7 +147,7 @@ class CommandAgent(Agent):
 
     def _said(self, why: str) -> str:
         last = self._program.last_words if self._program is not None else ""
-        return f"agent {self.name}: its program {list(self.command)}: {why}" + (f"; it said: {last}" if last else "")
+        return f"agent {self.name}: its program {list(self.command)}: {why}" + (f"; it printed: {last}" if last else "")
 
     def _understand(self, line: bytes, event: Event) -> tuple[list[Event], dict[str, Any]]:
         """Outputs and state of an answer, or ValueError."""
@@ -165,7 +165,7 @@ class CommandAgent(Agent):
         if not isinstance(state, dict):
             raise ValueError("state: expected an object")
         try:
-            orjson.dumps([[[state]]])  # as deep as it stands in a snapshot
+            orjson.dumps([[[state]]])  # as deep as it is nested in a snapshot
         except TypeError as error:
             raise ValueError(f"state: {error}") from None
         return [self._output(f"outputs[{at}]", raw, event) for at, raw in enumerate(outputs)], state
@@ -201,7 +201,7 @@ def command_class(spec: AgentSpec) -> type[CommandAgent]:
     """The class of the agent that `spec.command` is, with a handler for each kind that it listens to.
 
     Raises:
-        UsageError: it listens to nothing, or to what no program can be told.
+        UsageError: it listens to nothing, or to a kind that no program can receive.
     """
     where = f"agent {spec.name!r}"
     if "timer" in spec.listens:
@@ -248,7 +248,7 @@ def _shortened(line: bytes | bytearray, size: int = 200) -> str:
 
 
 class _Program(asyncio.SubprocessProtocol):
-    """One run of a program: one question at a time, one line for each, and not a word without having been asked."""
+    """One run of a program: one request at a time, one line each way, and no line without a request."""
 
     def __init__(self, agent: str) -> None:
         self._agent = agent
@@ -257,7 +257,7 @@ class _Program(asyncio.SubprocessProtocol):
         self._answer: asyncio.Future[bytes] | None = None
         self._fault: Exception | None = None
         self._stdout, self._stderr = bytearray(), bytearray()
-        self._room, self._told_at, self._untold = float(LOG_BURST_BYTES), 0.0, 0
+        self._room, self._logged_at, self._dropped = float(LOG_BURST_BYTES), 0.0, 0
         self.last_words = ""
         """The last line of its stderr."""
 
@@ -267,7 +267,7 @@ class _Program(asyncio.SubprocessProtocol):
 
     @property
     def usable(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it can take a request."""
         return self._fault is None and not self._exited
 
     @property
@@ -280,12 +280,12 @@ class _Program(asyncio.SubprocessProtocol):
             return "its stdout is closed"
         return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
-    async def ask(self, question: bytes) -> bytes:
-        """Send one line, wait for one. Whoever gives up waiting must kill it.
+    async def request(self, line: bytes) -> bytes:
+        """Send one line, wait for one. A caller that stops waiting must kill the program.
 
         Raises:
             EOFError: it ended instead.
-            ValueError: it said something else than one line of at most MAX_ANSWER_BYTES.
+            ValueError: its answer was not one line of at most MAX_ANSWER_BYTES.
         """
         if self._fault is not None:
             raise self._fault
@@ -294,7 +294,7 @@ class _Program(asyncio.SubprocessProtocol):
         if stdin is None or stdin.is_closing():
             self._fail(EOFError("it closed its stdin"))
         else:
-            cast(asyncio.WriteTransport, stdin).write(question + b"\n")
+            cast(asyncio.WriteTransport, stdin).write(line + b"\n")
         return await self._answer
 
     async def end(self) -> None:
@@ -307,7 +307,7 @@ class _Program(asyncio.SubprocessProtocol):
         await self.kill()
 
     async def kill(self) -> None:
-        """Kill it and all of its process group, and wait until it is gone and all it has said is read."""
+        """Kill it and all of its process group, and wait until it is gone and its output is read."""
         self._fail(EOFError("killed"))
         self._kill_group()
         with contextlib.suppress(TimeoutError):  # a grandchild with a session of its own may hold its pipes
@@ -335,7 +335,7 @@ class _Program(asyncio.SubprocessProtocol):
         self._stdout += data
         line, newline, rest = self._stdout.partition(b"\n")
         if self._answer is None or self._answer.done():
-            self._fail(ValueError(f"it wrote to stdout without being asked: {_shortened(self._stdout)}"))
+            self._fail(ValueError(f"it wrote to stdout without a request: {_shortened(self._stdout)}"))
         elif len(line) > MAX_ANSWER_BYTES:
             self._fail(ValueError(f"its answer: expected a line of at most {MAX_ANSWER_BYTES} bytes"))
         elif rest:
@@ -354,21 +354,21 @@ class _Program(asyncio.SubprocessProtocol):
             self._stderr = more + newline + rest if more else rest
             text = piece.decode(errors="replace").rstrip()
             self.last_words = text or self.last_words
-            self._tell(text)
+            self._log_line(text)
 
-    def _tell(self, line: str) -> None:
+    def _log_line(self, line: str) -> None:
         """Log a line, if there is room for it: a program that never stops must not fill the disk."""
         now = asyncio.get_running_loop().time()
-        self._room = min(LOG_BURST_BYTES, self._room + (now - self._told_at) * LOG_BYTES_S)
-        self._told_at = now
+        self._room = min(LOG_BURST_BYTES, self._room + (now - self._logged_at) * LOG_BYTES_S)
+        self._logged_at = now
         if self._room < len(line):
-            if not self._untold:
+            if not self._dropped:
                 log.warning("program_stderr_floods", agent=self._agent, logged_bytes_s=LOG_BYTES_S)
-            self._untold += 1
+            self._dropped += 1
             return
-        if self._untold:
-            log.warning("stderr_truncated", agent=self._agent, lines=self._untold)
-            self._untold = 0
+        if self._dropped:
+            log.warning("stderr_truncated", agent=self._agent, lines=self._dropped)
+            self._dropped = 0
         self._room -= len(line)
         log.info("program_stderr", agent=self._agent, line=line)
 
@@ -379,7 +379,7 @@ class _Program(asyncio.SubprocessProtocol):
             self._log(b"\n")
 
     def process_exited(self) -> None:
-        self._kill_group()  # whom it left behind; at once, while the number is still theirs
+        self._kill_group()  # processes that it left behind; at once, while the group's number is not reused
         self._exited = True
 
     def connection_lost(self, exc: Exception | None) -> None:

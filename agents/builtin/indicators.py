@@ -113,7 +113,7 @@ def sign(x: float, noise: float = 0.0) -> int:
 
 
 def vote(p_up: float) -> tuple[Side, float]:
-    """Side and strength that say `p_up`: a buyer's strength is p_up, a seller's 1 - p_up, a holder's p_up itself."""
+    """Side and strength for `p_up`: a buyer's strength is p_up, a seller's 1 - p_up, a holder's p_up itself."""
     if p_up >= BUY_AT:
         return "buy", p_up
     if p_up <= SELL_AT:

@@ -40,7 +40,7 @@ class MarketDataAgent(Agent):
 
     @dataclass
     class State:
-        """What was heard.
+        """What was received.
 
         `decided` maps a symbol to the highest of this agent's own rounds that a decision was heard on; `deciders` are
         the agents that the Config in force lets decide (empty: anybody).
@@ -92,23 +92,23 @@ class MarketDataAgent(Agent):
         raise UsageError(f"agent {self.name!r}: {setting}: expected {expected}, not {value!r}")
 
     def on_decision(self, decision: Decision) -> None:
-        """Note that a round of this agent is decided. Rounds close in order, so the highest one says it all."""
+        """Note that a round of this agent is decided. Rounds close in order, so the highest one is enough."""
         if self.state.deciders and decision.source not in self.state.deciders:
             return  # a stranger's: it decides nothing, and believing it would open the window
         symbol, number = decision.symbol, decision.round
         parts = (decision.decision_id or "").rsplit(":", 2)  # from the right: a symbol may contain ':', a name not
         if len(parts) == 3 and parts[2].isdecimal():
-            if parts[1].partition("=")[0] != self.name:  # after '=' stands the run of a feed that numbered anew
+            if parts[1].partition("=")[0] != self.name:  # after '=': the run of a feed that restarted at 1
                 return  # the round of another source
             symbol, number = parts[0], int(parts[2]) if number is None else number
         if symbol is None or number is None or not 0 < number <= len(self._candles.get(symbol, ())):
             return  # none of the rounds there are: believing it would open the window for good
         if number > self.state.decided.get(symbol, 0):
             self.state.decided[symbol] = number
-        self._decided.set()  # only wakes produce(), which looks at the state again
+        self._decided.set()  # only wakes produce(), which checks the state again
 
     def on_config(self, config: Config) -> None:
-        """Whose decisions count from here on."""
+        """The agents whose decisions count from here on."""
         if config.source == WATCHDOG:
             self.state.deciders = config.deciders
 
@@ -122,14 +122,14 @@ class MarketDataAgent(Agent):
         """
         clock = asyncio.get_running_loop().time
         period_s = 1 / self.options.speed if self.options.speed else 0.0
-        due = clock()  # a restart owes the next candle right away
+        due = clock()  # after a restart the next candle is due at once
         for candle, symbol, sequence in self._after(last):
             await self._room(symbol, sequence)
             if period_s and sequence > self.options.history:
                 await asyncio.sleep(due - clock())
                 due = max(due + period_s, clock())  # the schedule, not the moment of waking, or else it would drift
             else:
-                await asyncio.sleep(0)  # nothing else to wait for, but others have work as well
+                await asyncio.sleep(0)  # nothing to wait for, but let other tasks run
                 due = clock() + period_s
             yield self._tick(candle, symbol, sequence)
 
@@ -166,7 +166,7 @@ class MarketDataAgent(Agent):
         return heapq.merge(*rest, key=lambda item: (item[0].timestamp, item[1]))
 
     def _sent(self, last: MarketData | None) -> dict[str, int]:
-        """How many candles of each symbol stand up to `last` in the merged order.
+        """How many candles of each symbol there are up to `last` in the merged order.
 
         Files and settings may have changed between two runs. Going on with other figures under the same sequence
         numbers would make the stored rounds a lie, so that is an error.

@@ -1,4 +1,4 @@
-"""The voter on news: replays recorded headlines in event time, hears those of others, and reads a mood out of both.
+"""The voter on news: replays recorded headlines in event time, receives those of others, and reads a mood out of both.
 
 It owns which headlines count at a moment and how they are weighed. Scoring one text is
 agents/builtin/sentiment_score.py's business, reading the file agents/feeds/headlines.py's.
@@ -156,7 +156,7 @@ class SentimentAgent(Agent):
         raise UsageError(f"agent {self.name!r}: {setting}: expected {expected}, not {value!r}")
 
     def on_headline(self, headline: Headline) -> None:
-        """Keep a headline of somebody else; it counts from its own timestamp on, which may still be to come."""
+        """Keep a headline of another source; it counts from its own timestamp on, which may still be to come."""
         if headline.source == self._source:
             return  # another agent replays the same recording: it must not count twice
         item = (_known_s(headline.timestamp), self._scorer.score(headline.text), headline.source)

@@ -24,7 +24,7 @@ MISLEADING = (
     "security", "share", "shared", "shares", "strike", "strikes", "treasury", "trust", "trusts", "united", "value",
     "values",
 )  # fmt: skip
-"""Words that VADER hears as praise or blame and that say neither about a market (a block of a chain, a hard fork)."""
+"""Words that VADER reads as praise or blame and that mean neither about a market (a block of a chain, a hard fork)."""
 
 _RISE, _FALL = "\N{UPWARDS ARROW}rise", "\N{DOWNWARDS ARROW}fall"
 _MOVE_VALENCE = 1.8
@@ -47,7 +47,7 @@ _LESS_IS_MORE = re.compile(
 
 
 def _move(match: re.Match[str]) -> int:
-    """1 if the figures of a "to X from Y" rise, -1 if they fall, 0 if they say neither (equal, or two years)."""
+    """1 if the figures of a "to X from Y" rise, -1 if they fall, 0 if neither (equal, or two years)."""
     new, old = match["new"], match["old"]
     new_unit, old_unit = (match["new_unit"] or "").lower(), (match["old_unit"] or "").lower()
     if not new_unit and not old_unit and _YEAR.fullmatch(new) and _YEAR.fullmatch(old):

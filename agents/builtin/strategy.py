@@ -73,7 +73,7 @@ class Strategy(Agent):
             )
 
     def measure(self, closes: Closes) -> tuple[float, dict[str, float]] | None:
-        """The probability of a rise, and the indicators that say so; None while `closes` are too few."""
+        """The probability of a rise, and the indicators that give it; None while `closes` are too few."""
         raise NotImplementedError
 
     def on_market(self, tick: MarketData) -> Signal:
@@ -94,7 +94,7 @@ class Strategy(Agent):
         windows = self.state.closes
         series = f"{tick.symbol} {tick.source}"
         window = windows.pop(series, [])
-        windows[series] = window  # the newest stands last
+        windows[series] = window  # the newest is last
         if len(windows) > MAX_SERIES:
             del windows[next(iter(windows))]
         window.append(tick.price)

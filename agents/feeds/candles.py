@@ -19,7 +19,7 @@ from agents.feeds.csv_reader import Table, read_table
 COLUMNS = ("timestamp", "open", "high", "low", "close", "volume")
 """Columns that a candle file must have, in any order; others are ignored."""
 RECORDING = "btc-usd-1h.csv.gz"
-"""The packaged recording: 20,111 hourly BTC/USD candles, 2017-07-01 to 2019-10-17 (data/NOTICE.md says whose)."""
+"""The packaged recording: 20,111 hourly BTC/USD candles, 2017-07-01 to 2019-10-17 (data/NOTICE.md names the source)."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -41,7 +41,7 @@ class Candle:
 
 
 class Candles(Sequence[Candle]):
-    """Candles in columns of plain numbers, each one made anew when it is asked for.
+    """Candles in columns of plain numbers, each candle made when it is requested.
 
     20,000 of them take 1 MB instead of 5, and none of it is written to by reading: so a process that was forked with
     them goes on sharing their memory.

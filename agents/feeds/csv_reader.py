@@ -146,7 +146,7 @@ def read_table(path: str | Path, packaged: str, columns: tuple[str, ...], *, com
     header = [column.strip() for column in header]
     for column in columns:
         if (count := header.count(column)) != 1:
-            problem = "missing from the header" if not count else "stands in the header twice"
+            problem = "missing from the header" if not count else "given twice in the header"
             raise DataError(name, header_line, column, f"{problem}, expected {','.join(columns)} in any order")
     if not rows:
         raise DataError(name, header_line + 1, None, "is empty, expected at least one row after the header")

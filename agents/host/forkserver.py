@@ -34,7 +34,7 @@ from bus.utils.processes import die_with_parent, wait_pid_exit
 
 PRELOAD = "agents.host.preload"
 EXIT_STATUS_S = 0.2
-"""How long after a process's end the fork server may take to tell its exit status."""
+"""How long after a process's end the fork server may take to report its exit status."""
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 DIRECTORY_PREFIX = "mesh-fork-"
 LOCK_FILE = "lock"
@@ -92,7 +92,7 @@ class AgentProcess:
                 os.kill(self.pid, number)
 
     def look(self) -> dict[str, Any]:
-        """What the kernel says of it: `state` (one letter, or "gone"), CPU used and time spent waiting for a CPU."""
+        """The kernel's figures: `state` (one letter, or "gone"), CPU time used, and time spent waiting for a CPU."""
         try:
             proc = Path(f"/proc/{self.pid}")
             fields = (proc / "stat").read_text("ascii", "replace").rpartition(")")[2].split()

@@ -1,8 +1,8 @@
 """The sandbox host: the only thing that starts and ends agent processes in the sandbox that it lives in.
 
-It answers spawn, kill, signal, look and probe over the bus, reports every exit at once, and repeats its whole inventory
-in its heartbeat, since reports get lost. It decides nothing: that is the watchdog's, whose term every order carries;
-orders of a lower term than the newest claimed one are refused.
+It serves spawn, kill, signal, look and probe over the bus, reports every exit at once, and repeats its whole inventory
+in its heartbeat, since reports get lost. It decides nothing: the watchdog does, and every order carries the watchdog's
+term. Orders of a lower term than the newest claimed one are refused.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from bus.utils.aio import end_tasks
 from bus.utils.processes import MACHINE
 
 USAGE_S = 2.0
-"""Between two looks at what the sandbox's processes use; a look costs some 30 microseconds for each on the machine."""
+"""Between two measurements of usage; one costs some 30 microseconds for each process on the machine."""
 MEMORY_S = 10.0
-"""Between two looks at how pages are shared out, unless processes came or went; one costs 300 microseconds for each."""
+"""Between two measurements of shared memory, unless processes came or went; one costs 300 microseconds for each."""
 KEEP_EXITS = 32
 """How many ended children the inventory still lists."""
 
@@ -69,7 +69,7 @@ class _Slot:
 class Host:
     """Serves sandbox `name` over `bus`; `url` is what its agents connect to.
 
-    `group` is the sandbox that agents ask for, where several hosts of other names serve it together.
+    `group` is the sandbox that agents are configured for, where several hosts of other names serve it together.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class Host:
         credentials: Credentials | None = None,
         files: str | None = None,
     ) -> None:
-        """`endpoint` says where `provider` made this place, `age_s` how many seconds ago. `credentials` are its agents'
-        (None: the environment's); `files` is where their files are here, if not where swarm.toml is.
+        """`endpoint` is where `provider` created this sandbox, `age_s` how many seconds ago. `credentials` are those of
+        its agents (None: the environment's); `files` is the directory of their files here, if not that of swarm.toml.
         """
         self._bus, self.name, self._url, self._provider = bus, name, url, provider
         self._endpoint, self._age_s = endpoint, age_s
@@ -154,10 +154,10 @@ class Host:
 
         return serve
 
-    # -- whose orders count
+    # -- terms
 
     async def _on_term(self, received: ReceivedMessage) -> None:
-        """A watchdog has claimed: from now on the one before gives no orders here, whether or not the new one does."""
+        """A watchdog has claimed: from now on orders of its predecessor are refused."""
         self._term = max(self._term, h.number(received.headers, h.SEQUENCE) or 0)
 
     async def _read_term(self) -> None:
@@ -170,7 +170,7 @@ class Host:
             raise MeshError(f"this order has term {term}, a watchdog of term {self._term} has taken over")
         self._term = term
 
-    # -- what it is asked for
+    # -- requests
 
     async def _spawn(self, data: bytes) -> dict[str, Any]:
         order = msgspec.convert(orjson.loads(data), SpawnOrder)
@@ -263,7 +263,7 @@ class Host:
         seen = await asyncio.to_thread(probe_sandbox)
         return {"sandbox": self.name, "provider": self._provider, **dataclasses.asdict(seen)}
 
-    # -- what it says by itself
+    # -- heartbeats
 
     async def _heartbeat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -313,12 +313,12 @@ class Host:
             await self._bus.tell(self._bus.subjects.heartbeat(self.name), encode(heartbeat))
 
     async def _drain_all(self) -> None:
-        await self._heartbeat_once()  # so that the watchdog knows why they end
+        await self._heartbeat_once()  # with the status draining: the watchdog expects the exits
         async with self._orders:
             slots = list(self._running.values())
             for slot in slots:
                 slot.child.send_signal(signal.SIGTERM)
-                slot.child.send_signal(signal.SIGCONT)  # a stopped one could not hear it
+                slot.child.send_signal(signal.SIGCONT)  # a stopped process does not receive SIGTERM
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_GRACE_S):
                     await asyncio.gather(*(slot.child.wait() for slot in slots))

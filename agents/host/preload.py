@@ -30,7 +30,7 @@ from bus.durable.snapshots import Snapshot
 from bus.messages import KINDS
 
 FORK_SERVER = os.getpid()
-"""Whose children the agents are: one whose parent died before it could look would take init for its parent."""
+"""The parent of the agents. A child cannot ask for it: once the parent has died, the kernel names init."""
 
 load_candles()
 packaged_recording()
@@ -40,7 +40,7 @@ for agent in (classes := [Agent]):
     known += [agent.State, agent.Options]
 for cls in known:
     with contextlib.suppress(msgspec.ValidationError):
-        msgspec.convert({}, cls)  # looks at the type's annotations, once and for all children
+        msgspec.convert({}, cls)  # resolves the type's annotations once, for all children
 
 gc.collect()
 gc.freeze()  # what is loaded now is never collected, so that its pages stay shared between all children

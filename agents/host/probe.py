@@ -1,7 +1,7 @@
-"""What a process can find out about the place that it runs in, and what a sandbox host's processes use there.
+"""What a process can find out about the sandbox that it runs in, and what a sandbox host's processes use there.
 
-It looks and measures; it judges nothing. How far a sandbox is isolated follows only from comparing two such looks, one
-of them from outside (coordinator/sandboxes/isolation.py).
+It measures and does not judge. How far a sandbox is isolated follows only from comparing two such probes, one of them
+from outside (coordinator/isolation.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MEBIBYTE = 1 << 20
 INSTALLATION = "signalmesh-installed.json"
 """Beside an environment that was made for a sandbox: its `Installation`."""
 VERSION_S = 5.0
-"""How long a program may take to say its version."""
+"""How long a program may take to print its version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +52,13 @@ class Installation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What a process sees of its surroundings; None where this system does not tell.
+    """What a process sees of its surroundings; None where this system does not provide it.
 
-    `boot_id` is the running kernel's own: who reads another one runs under another kernel. `namespaces` maps the kinds
-    of /proc/self/ns to their identifiers, which mean something under one kernel only. `processes` are those that can
-    be seen, `own_processes` the asking one and its descendants, and `own_memory_bytes` what these take with shared
-    pages shared out (PSS). `versions` names what is installed: python, signalmesh, node;
-    `installed` is what the launcher of a sandbox has noted where it had to install the program.
+    `boot_id` identifies the running kernel. `namespaces` maps the kinds of /proc/self/ns to their identifiers, which
+    mean something under one kernel only. `processes` are those that can be seen, `own_processes` the probing one and
+    its descendants, and `own_memory_bytes` what these take with shared pages shared out (PSS). `versions` names what is
+    installed: python, signalmesh, node; `installed` is what the launcher of a sandbox has noted where it had to install
+    the program.
     """
 
     kernel: str
@@ -81,7 +81,7 @@ class Probe:
 
 
 def probe_sandbox() -> Probe:
-    """Look now. Takes milliseconds for each process of our own, and longer where a program is asked its version."""
+    """Probe now. Takes milliseconds for each process of our own, and longer where a program is run for its version."""
     memory = psutil.virtual_memory()
     own = list(_own_processes())
     return Probe(
@@ -111,7 +111,7 @@ def measure_usage() -> SandboxUsage:
     for process in _own_processes():
         with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
             times = process.cpu_times()
-            # Of ended children too, whom their parent has reaped: so the sum only ever grows.
+            # Of ended children too, once their parent has reaped them: so the sum only ever grows.
             cpu_s += times.user + times.system + times.children_user + times.children_system
             rss += process.memory_info().rss
             processes += 1
@@ -128,7 +128,7 @@ def measure_usage() -> SandboxUsage:
 
 
 def measure_memory() -> float | None:
-    """MiB that this process and its descendants take, shared pages shared out (PSS); None if this system does not tell.
+    """MiB that this process and its descendants take, shared pages shared out (PSS); None if unknown on this system.
 
     For each process a walk of its page tables, several times what `measure_usage` takes.
     """
@@ -137,7 +137,7 @@ def measure_memory() -> float | None:
 
 
 def network_of_here() -> str | None:
-    """What tells this process's network from all others: its kernel's boot and its network namespace."""
+    """Identifies this process's network: its kernel's boot and its network namespace."""
     boot_id = _read(PROC / "sys/kernel/random/boot_id")
     net = dict(_namespaces()).get("net")
     return f"{boot_id} {net}" if boot_id and net else None
@@ -155,10 +155,10 @@ def _shared_out(processes: list[psutil.Process]) -> int | None:
         try:
             text = (PROC / str(process.pid) / "smaps_rollup").read_text("ascii")
         except ProcessLookupError:
-            continue  # it has ended: nobody has waited for it yet, but its memory is gone
+            continue  # it has ended: it is not reaped yet, but its memory is gone
         except FileNotFoundError:
             if psutil.pid_exists(process.pid):
-                return None  # this kernel does not tell
+                return None  # this kernel does not provide it
             continue
         except OSError:
             return None

@@ -1,6 +1,6 @@
-"""What an incarnation tells people about its own handlers: the first faults in full, then how many more there were.
+"""Reports of faults and slowness of an agent's handlers: the first in full, later ones as a count.
 
-A handler that fails on every input would otherwise fill log and stream. What is skipped is told by the lifecycle
+A handler that fails on every input would otherwise fill log and stream. What is skipped is reported by the lifecycle
 events in any case, one for each: a recovery reads them.
 """
 
@@ -17,37 +17,37 @@ from bus.durable.events import EventPublisher
 if TYPE_CHECKING:
     from agents.runtime.inputs import Fault
 
-IN_FULL = 3
-"""So many complaints of one sort are told one by one; those after them are summed up every PERIOD_S seconds."""
+MAX_FULL_REPORTS = 3
+"""So many faults of one sort are reported one by one; those after them are counted, and reported every PERIOD_S s."""
 PERIOD_S = 10.0
 
 log = structlog.get_logger("signalmesh.agent")
 
 
 class _Rate:
-    """Counts complaints of one sort. A whole period without any makes it forget."""
+    """Counts faults of one sort. A whole period without any resets it."""
 
     def __init__(self) -> None:
-        self.told = 0
-        self.untold = 0
+        self.reported = 0
+        self.suppressed = 0
 
     def in_full(self) -> bool:
-        if self.told < IN_FULL:
-            self.told += 1
+        if self.reported < MAX_FULL_REPORTS:
+            self.reported += 1
             return True
-        self.untold += 1
+        self.suppressed += 1
         return False
 
-    def sum_up(self) -> int:
-        """How many were not told since last time."""
-        untold, self.untold = self.untold, 0
-        if not untold:
-            self.told = 0
-        return untold
+    def take_suppressed(self) -> int:
+        """How many were not reported since the last call."""
+        suppressed, self.suppressed = self.suppressed, 0
+        if not suppressed:
+            self.reported = 0
+        return suppressed
 
 
-class Complaints:
-    """Tells of faults and slowness of the handlers of `agent`, by log and by alerts."""
+class FaultReporter:
+    """Reports faults and slowness of the handlers of `agent`, by log and by alerts."""
 
     def __init__(self, agent: str, reports: EventPublisher) -> None:
         self._agent, self._reports = agent, reports
@@ -70,10 +70,11 @@ class Complaints:
         if not self._alerted.in_full():
             return
         if fault.sequence is None:
-            self._alert(f"agent {self._agent} dropped an event of its own: {fault.why}; mend it", fault, None)
+            self._alert(f"agent {self._agent} dropped an event of its own: {fault.why}; fix it", fault, None)
             return
         self._alert(
-            f"agent {self._agent} skipped message {fault.sequence}: {fault.why}; mend the handler, its log says more",
+            f"agent {self._agent} skipped message {fault.sequence}: {fault.why}; "
+            "fix the handler, the agent's log has details",
             fault,
             f"{self._agent}:skipped-alert:{fault.sequence}",
         )
@@ -89,8 +90,9 @@ class Complaints:
         if self._slow.in_full():
             log.warning(
                 "slow_handler",
-                problem=f"{self._last_slow}; meanwhile no heartbeat is sent, and one that takes longer than the "
-                "watchdog's patience is killed: leave long work to a source, or make the handler `async def` and await",
+                problem=f"{self._last_slow}; no heartbeat is sent meanwhile, and an agent without them for longer than "
+                "the watchdog's timeout is killed: leave long work to a source, or make the handler "
+                "`async def` and await",
             )
 
     def _await_period(self) -> None:
@@ -99,24 +101,24 @@ class Complaints:
 
     def _on_period(self) -> None:
         self._timer = None
-        self.sum_up()
-        if self._logged.told or self._alerted.told or self._slow.told:
+        self.report_suppressed()
+        if self._logged.reported or self._alerted.reported or self._slow.reported:
             self._await_period()
 
-    def sum_up(self) -> None:
-        """Tell what was left untold."""
-        if more := self._logged.sum_up():
+    def report_suppressed(self) -> None:
+        """Report how many faults were suppressed."""
+        if more := self._logged.take_suppressed():
             log.error("handler_failed_again", more=more, last=self._last_fault.why if self._last_fault else "")
-        if (more := self._alerted.sum_up()) and self._last_fault is not None:
+        if (more := self._alerted.take_suppressed()) and self._last_fault is not None:
             fault = self._last_fault
             what = "events of its own dropped" if fault.sequence is None else f"skipped, message {fault.sequence} last"
             self._alert(f"agent {self._agent}: {more} more {what}: {fault.why}", fault, None)
-        if more := self._slow.sum_up():
+        if more := self._slow.take_suppressed():
             log.warning("slow_handler", more=more, problem=self._last_slow)
 
     def close(self) -> None:
-        """Sum up, and tell nothing more."""
-        self.sum_up()
+        """Report what was suppressed, and nothing after that."""
+        self.report_suppressed()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

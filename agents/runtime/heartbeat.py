@@ -15,10 +15,10 @@ from bus.utils.processes import MACHINE
 
 HEARTBEAT_S = 0.1
 STALL_S = 1.0
-"""After a pause of this length between two beats (a stopped process) the claim is looked at before going on."""
+"""After a pause of this length between two heartbeats (a stopped process) the claim is checked."""
 
 USAGE_S = 1.0
-"""What the process uses is looked at no more often than this: a look costs as much as a heartbeat."""
+"""The usage of the process is measured at most this often: a measurement costs as much as a heartbeat."""
 MEBIBYTE = 1 << 20
 
 
@@ -30,8 +30,8 @@ class Usage:
         self._looked_at = -USAGE_S
         self.rss_mb = self.cpu_s = 0.0
 
-    def look(self) -> None:
-        """Renew the figures, if they are older than USAGE_S."""
+    def measure(self) -> None:
+        """Measure again, if the values are older than USAGE_S."""
         if time.monotonic() - self._looked_at >= USAGE_S:
             self._looked_at = time.monotonic()
             self.rss_mb = round(self._process.memory_info().rss / MEBIBYTE, 1)
@@ -42,30 +42,29 @@ async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> 
     """Publish a heartbeat every `interval_s` seconds, for ever."""
     subject = runtime.bus.subjects.heartbeat(runtime.name)
     loop = asyncio.get_running_loop()
-    intake = runtime.intake
+    processor, output_log = runtime.input_processor, runtime.output_log
     usage = Usage()
     sequence = 0
     checking: asyncio.Task[None] | None = None
     due = loop.time()
     while True:
         sequence += 1
-        journal = getattr(runtime, "journal", None)
-        usage.look()
+        usage.measure()
         heartbeat = Heartbeat(
             agent=runtime.name,
             agent_id=runtime.agent_id,
             epoch=runtime.epoch,
             sequence=sequence,
-            progress=intake.inputs + (0 if journal is None else journal.outputs),
+            progress=processor.inputs + output_log.outputs,
             status=runtime.status,
             interval_ms=int(interval_s * 1000),
             sandbox=runtime.sandbox,
             pid=runtime.pid,
-            cursor=intake.cursor,
-            lag=intake.lag,
-            outputs=0 if journal is None else journal.outputs,
-            poison=intake.poison,
-            skipped=intake.skips,
+            cursor=processor.cursor,
+            lag=processor.lag,
+            outputs=output_log.outputs,
+            poison=processor.poison,
+            skipped=processor.skips,
             machine=MACHINE,
             snapshot_ms=runtime.snapshot_ms,
             rss_mb=usage.rss_mb,
@@ -73,10 +72,9 @@ async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> 
         )
         with contextlib.suppress(BusError):
             await runtime.bus.tell(subject, encode(heartbeat))
-        if journal is not None:
-            journal.check()
+        output_log.check()
         due = max(due + interval_s, loop.time())
         await asyncio.sleep(due - loop.time())
         if loop.time() - due > STALL_S and (checking is None or checking.done()):
-            # Beside the beats: after a pause of the whole machine the answer takes a while, and silence would be death.
+            # In a task: after a pause of the whole machine the answer takes a while, and heartbeats must not wait.
             checking = asyncio.create_task(runtime.check_claim(), name="check-claim")

@@ -1,7 +1,7 @@
 """An incarnation's outputs: their numbers, ids and fence; and on a replay, which of them are stored already.
 
 An output's number is contiguous per agent. On recovery the outputs stored since the snapshot are read back; while the
-inputs are replayed, each handler output is matched with the stored one of the same cause and place and is not sent
+inputs are replayed, each handler output is matched with the stored one of the same cause and position and is not sent
 again, so that only what is missing is published.
 """
 
@@ -29,7 +29,7 @@ log = structlog.get_logger("signalmesh.agent")
 
 
 @dataclass(slots=True)
-class Found:
+class StoredOutputs:
     """What reading back found beyond the snapshot: the highest cause cited, skipped inputs, a source's position."""
 
     cited: int = 0
@@ -37,18 +37,26 @@ class Found:
     last_produced: dict[str, Any] | None = None
 
 
-def numbered(agent: str, number: int, cause: int | None) -> dict[str, str]:
-    """The headers of an agent's output `number` that say nothing of its incarnation: the same in every replay."""
+def output_headers(agent: str, number: int, cause: int | None) -> dict[str, str]:
+    """The headers of an agent's output `number` that do not depend on its incarnation: the same in every replay."""
     headers = {h.MSG_ID: f"{agent}:{number}", h.OUTPUT: str(number)}
     if cause is not None:
         headers[h.CAUSE] = str(cause)
     return headers
 
 
-class Journal:
+class OutputLog:
     """Numbers and publishes the outputs of `agent` in its incarnation `epoch`."""
 
-    def __init__(self, bus: Bus, agent: str, epoch: int, on_fenced: Callable[[MeshError], None]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        agent: str,
+        epoch: int,
+        on_fenced: Callable[[MeshError], None],
+        on_output_stored: Callable[[str, bytes], None] | None = None,
+        tracing: AgentTracing | None = None,
+    ) -> None:
         self._bus, self._agent, self._epoch = bus, agent, epoch
         self._subjects = bus.subjects
         self._fence = fence(bus, agent, epoch)
@@ -57,8 +65,7 @@ class Journal:
         self._outbox.stored_through = epoch
         self.outputs = 0
         self.stored_sequence = 0
-        self.on_stored: Callable[[str, bytes], None] | None = None
-        self.tracing: AgentTracing | None = None
+        self._on_output_stored, self._tracing = on_output_stored, tracing
         self._stored: deque[StoredMessage] = deque()
         self.reports = EventPublisher(bus, self._outbox, agent, self._fence)
 
@@ -73,9 +80,9 @@ class Journal:
         self.stored_sequence = stored_sequence
         self._stored.clear()
 
-    async def read_back(self) -> Found:
+    async def read_back(self) -> StoredOutputs:
         """Find what this agent has stored beyond the snapshot."""
-        found = Found()
+        found = StoredOutputs()
         expected = self.outputs + 1
         for stored in await self._bus.read_back(self._written_by, self.stored_sequence + 1):
             number = self._number_of(stored)
@@ -102,7 +109,7 @@ class Journal:
         return found
 
     def _number_of(self, stored: StoredMessage) -> int | None:
-        """The number of an output of this agent; None of what is none, whoever has written it under its subjects."""
+        """The number of an output of this agent; None for anything else under its subjects, also of other writers."""
         if h.OUTPUT not in stored.headers:
             return None
         number, cause = h.number(stored.headers, h.OUTPUT), h.number(stored.headers, h.CAUSE)
@@ -112,14 +119,14 @@ class Journal:
         except MessageError as error:
             problem = error.problem
         else:
-            if number is not None and says == numbered(self._agent, number, cause):
+            if number is not None and says == output_headers(self._agent, number, cause):
                 return number
             problem = f"its headers are {says}"
         self.reports.alert(
             "warning",
             "output_from_unknown_writer",
             f"agent {self._agent}: message {stored.sequence} under {stored.subject} is none of its outputs "
-            f"({problem}): it is passed over; look who else writes to this subject",
+            f"({problem}): it is passed over; find out what else writes to this subject",
             agent=self._agent,
             sequence=stored.sequence,
             once=f"{self._agent}:foreign:{stored.sequence}",
@@ -159,8 +166,8 @@ class Journal:
     def _take(self) -> StoredMessage:
         stored = self._stored.popleft()
         self.outputs = int(stored.headers[h.OUTPUT])
-        if self.tracing is not None:
-            self.tracing.found(stored)
+        if self._tracing is not None:
+            self._tracing.found(stored)
         self._note(stored.sequence, self._subjects.parse(stored.subject).kind, stored.data)
         return stored
 
@@ -176,7 +183,7 @@ class Journal:
             self._pass_until(cause)
         for output in prepared:
             if self._stored and cause is not None:
-                # What is stored is what happened: where a replay says something else, it is the replay that is wrong.
+                # What is stored is what happened: where a replay differs, the replay is wrong.
                 if int(self._stored[0].headers[h.CAUSE]) == cause:
                     stored = self._take()
                     self._pass_produced()
@@ -186,8 +193,8 @@ class Journal:
                     self._diverged(self._stored[0], output.data)
                 continue
             self.outputs += 1
-            headers = {**numbered(self._agent, self.outputs, cause), **self._fence}
-            if self.tracing is not None and (traceparent := self.tracing.sign(output, self.outputs, cause)):
+            headers = {**output_headers(self._agent, self.outputs, cause), **self._fence}
+            if self._tracing is not None and (traceparent := self._tracing.sign(output, self.outputs, cause)):
                 headers[h.TRACEPARENT] = traceparent
             self._outbox.put(Entry(output.subject, output.data, headers, self.outputs))
 
@@ -222,7 +229,7 @@ class Journal:
         self._outbox.push()
 
     def send(self) -> Awaitable[None] | None:
-        """Send what was published; what comes back is to be awaited: too much is unacknowledged."""
+        """Send what was published; the result is to be awaited, if any: too much is unacknowledged."""
         return self._outbox.send()
 
     async def flush(self) -> None:
@@ -239,15 +246,15 @@ class Journal:
 
     def _on_acked(self, entry: Entry) -> None:
         if entry.number is not None:
-            if self.tracing is not None:
-                self.tracing.acked(entry.number, entry.sequence)
+            if self._tracing is not None:
+                self._tracing.acked(entry.number, entry.sequence)
             kind = entry.subject.split(".", 2)[1]
             self._note(entry.sequence, kind, entry.data)
 
     def _note(self, sequence: int, kind: str, data: bytes) -> None:
         self.stored_sequence = max(sequence, self.stored_sequence)
-        if self.on_stored is not None:
-            self.on_stored(kind, data)
+        if self._on_output_stored is not None:
+            self._on_output_stored(kind, data)
 
     def close(self) -> None:
         self._outbox.close()

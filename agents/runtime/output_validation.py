@@ -1,7 +1,7 @@
 """What handlers return, made ready to be published: encoded, and checked as its readers will check it.
 
-A message that no reader could read is a fault of the handler that returned it, so it is told with the names of the
-agent's own code: handler, field, value, and what was expected.
+A message that readers could not decode is a fault of the handler that returned it. The error therefore names the
+handler, the field, the value, and what was expected.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Prepared:
 
 
 class BadOutput(ValueError):
-    """A handler has returned something that cannot be published; the message says all."""
+    """A handler has returned something that cannot be published; the message names it and what was expected."""
 
 
-class Outgoing:
+class OutputValidator:
     """Prepares what the handlers of one agent return."""
 
     def __init__(self, agent: Agent, subjects: Subjects) -> None:
@@ -57,7 +57,7 @@ class Outgoing:
         kind = KIND_OF.get(type(output))
         if kind is None:
             raise self._unknown(output, handler)
-        if kind not in self._publishes and kind != "alert":  # anybody may warn
+        if kind not in self._publishes and kind != "alert":  # every agent may
             raise BadOutput(
                 f"{handler} a {type(output).__name__}, but the kinds that agent {self._name} publishes are: "
                 f"{self._expected}; name {kind!r} in its class variable `publishes`, or in the return annotation"
@@ -73,7 +73,7 @@ class Outgoing:
             decode(self._subjects.parse(subject), subject, data)
         except (ValueError, TypeError, AttributeError, MessageError) as error:
             raise BadOutput(
-                f"{handler} a {type(output).__name__} that nobody could read: "
+                f"{handler} a {type(output).__name__} that readers could not decode: "
                 + explain(type(output), {name: getattr(output, name) for name in output.__slots__}, error)
             ) from None
         return Prepared(subject, data, kind, output)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,19 +17,21 @@ import uvloop
 from agents.agent import Agent, published_kinds
 from agents.runtime.heartbeat import HEARTBEAT_S, send_heartbeats
 from agents.runtime.records import MEMORY_S, Memory, register
-from agents.runtime.runtime import Runtime
+from agents.runtime.runtime import Runtime, RuntimeHooks
 from agents.runtime.tracing import AgentTracing
 from agents.spec import AgentSpec, load_class
 from bus import __version__
 from bus.durable.events import EventPublisher
-from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, MeshError, UsageError
+from bus.durable.fencing import claim, new_agent_id
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.interface import ReceivedMessage
+from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials
 from bus.observability.logging import set_up_logs
 from bus.observability.spans import read_context
 from bus.observability.tracer import open_tracer
-from bus.utils.aio import end_tasks, run_to_end
+from bus.utils.aio import end_tasks, is_cancelled, run_to_end
 
 log = structlog.get_logger("signalmesh.agent")
 
@@ -73,13 +76,13 @@ def make_agent(spec: AgentSpec) -> Agent:
 
 
 def memory_key_of(spec: AgentSpec, cls: type[Agent]) -> str:
-    """The last part of an agent's memory key: as configured, else what its class says, else its first kind."""
+    """The last part of an agent's memory key: as configured, else as its class defines it, else its first kind."""
     publishes = published_kinds(cls)
     return spec.memory_key or cls.memory_key or (publishes[0] if publishes else "state")
 
 
 def run_incarnation(incarnation: Incarnation) -> int:
-    """Run it to its end; returns the exit code: 0 drained, 2 a person's mistake, 3 no bus, 1 anything else."""
+    """Run it to its end; returns the exit code: 0 drained, 2 a user's mistake, 3 no bus, 1 anything else."""
     set_up_logs(incarnation.log_level)
     os.nice(incarnation.spec.nice)
     structlog.contextvars.bind_contextvars(agent=incarnation.spec.name, sandbox=incarnation.sandbox)
@@ -90,7 +93,7 @@ def run_incarnation(incarnation: Incarnation) -> int:
         log.warning("fenced", problem=str(error))
         return EXIT_FAILED
     except MeshError as error:
-        log.error("agent_failed", problem=str(error))  # noqa: TRY400 - expected: its message says all
+        log.error("agent_failed", problem=str(error))  # noqa: TRY400 - expected: its message is enough
         return error.exit_code
     except (Exception, SystemExit):  # the latter from an agent's setup: its code would look like an orderly end
         log.exception("agent_crashed")
@@ -107,20 +110,22 @@ async def _live(incarnation: Incarnation) -> int:
         except UsageError as error:
             await _alert_unusable(bus, incarnation, error)
             raise
+        agent_id = incarnation.agent_id or new_agent_id()
+        epoch = incarnation.epoch or await _claim(bus, incarnation, agent_id)
+        if epoch is None:
+            return EXIT_DONE
+        tracing = _open_tracing(incarnation, agent, bus.subjects, epoch, agent_id)
+        interval_s = max(MEMORY_S, incarnation.heartbeat_s)
+        memory = Memory(bus, agent, memory_key_of(spec, type(agent)), published_kinds(type(agent)), interval_s)
         runtime = Runtime(
             agent,
             bus,
+            epoch,
+            agent_id=agent_id,
             sandbox=incarnation.sandbox,
-            epoch=incarnation.epoch,
-            agent_id=incarnation.agent_id,
+            hooks=RuntimeHooks(on_output_stored=memory.take, tracing=tracing),
         )
-        runtime.tracing = tracing = _open_tracing(incarnation, runtime)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, runtime.drain)
-        interval_s = max(MEMORY_S, incarnation.heartbeat_s)
-        memory = Memory(bus, agent, memory_key_of(spec, type(agent)), published_kinds(type(agent)), interval_s)
-        runtime.on_stored = memory.take
+        _on_end(runtime.drain)
         tasks = [
             asyncio.create_task(send_heartbeats(runtime, incarnation.heartbeat_s), name="beat"),
             asyncio.create_task(memory.run(), name="memory"),
@@ -136,38 +141,66 @@ async def _live(incarnation: Incarnation) -> int:
             raise
         finally:
             if tracing is not None:
-                await tracing.close()  # while it still beats: a collector that does not answer is no death
+                await tracing.close()  # while heartbeats go on: waiting for a collector is no failure
             await end_tasks(tasks)
     finally:
         await bus.close()
     return EXIT_DONE
 
 
-def _open_tracing(incarnation: Incarnation, runtime: Runtime) -> AgentTracing | None:
-    """What makes the spans of this process, if its environment asks for them."""
+def _on_end(stop: Callable[[], object]) -> None:
+    """Have the signals that end a process call `stop` instead."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+async def _claim(bus: NatsBus, incarnation: Incarnation, agent_id: str) -> int | None:
+    """Claim the next epoch as soon as the bus answers; None: a signal has ended the process before."""
+
+    async def claim_live() -> int:
+        name = incarnation.spec.name
+        while True:
+            with contextlib.suppress(Disconnected, BusTimeout):
+                await bus.until_live()
+                return await claim(bus, name, agent_id=agent_id, claimed_by=name, sandbox=incarnation.sandbox)
+
+    claiming = asyncio.create_task(claim_live(), name="claim")
+    _on_end(claiming.cancel)
+    try:
+        return await claiming
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        return None
+
+
+def _open_tracing(
+    incarnation: Incarnation, agent: Agent, subjects: Subjects, epoch: int, agent_id: str
+) -> AgentTracing | None:
+    """What makes the spans of this process, if its environment requests them."""
     spec = incarnation.spec
 
     def resource() -> dict[str, str | int]:
         return {
             "service.version": __version__,
             "service.namespace": spec.swarm,
-            "service.instance.id": runtime.agent_id,
+            "service.instance.id": agent_id,
             "mesh.swarm": spec.swarm,
             "mesh.agent": spec.name,
-            "mesh.kind": runtime.agent.kind,
-            "mesh.epoch": runtime.epoch,
+            "mesh.kind": agent.kind,
+            "mesh.epoch": epoch,
             "mesh.sandbox": incarnation.sandbox,
-            "process.pid": runtime.pid,
+            "process.pid": os.getpid(),
         }
 
     tracer = open_tracer(os.environ, spec.name, resource)
     if tracer is None:
         return None
-    return AgentTracing(tracer, runtime.agent, runtime.bus.subjects, read_context(incarnation.traceparent))
+    return AgentTracing(tracer, agent, subjects, read_context(incarnation.traceparent))
 
 
 async def _alert_unusable(bus: NatsBus, incarnation: Incarnation, error: UsageError) -> None:
-    """A mistake that no restart mends: say so on the bus, for its person may not see this process's log."""
+    """Alert about a mistake that no restart fixes: the user may not see this process's log."""
     from bus.durable.outbox import Outbox
 
     outbox = Outbox(bus, (), lambda _: None)
@@ -180,7 +213,7 @@ async def _alert_unusable(bus: NatsBus, incarnation: Incarnation, error: UsageEr
 
 
 async def _introduce(runtime: Runtime, bus: NatsBus) -> None:
-    """Once it is ready: the registry record, and a place in NATS service discovery (`nats micro ls`)."""
+    """Once it is ready: the registry record, and the entry in NATS service discovery (`nats micro ls`)."""
     await register(runtime)
     agent = runtime.agent
 
@@ -193,11 +226,11 @@ async def _introduce(runtime: Runtime, bus: NatsBus) -> None:
                 "agent_id": runtime.agent_id,
                 "epoch": runtime.epoch,
                 "status": runtime.status,
-                "cursor": runtime.intake.cursor,
-                "inputs": runtime.intake.inputs,
-                "outputs": runtime.journal.outputs,
-                "poison": runtime.intake.poison,
-                "skipped": runtime.intake.skips,
+                "cursor": runtime.input_processor.cursor,
+                "inputs": runtime.input_processor.inputs,
+                "outputs": runtime.output_log.outputs,
+                "poison": runtime.input_processor.poison,
+                "skipped": runtime.input_processor.skips,
                 "pid": os.getpid(),
                 "sandbox": runtime.sandbox,
                 **spans,

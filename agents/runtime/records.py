@@ -51,7 +51,7 @@ class Memory:
                     revision = found.revision if found else 0
                 revision = await self._bus.kv_put(self._bucket, self._key, self._data, revision)
             except WrongSequence:
-                revision = None  # the key expired, or a write of ours landed unheard; a superseded process ends soon
+                revision = None  # the key expired, or the answer to a write was lost; a superseded process ends soon
                 self._changed.set()
             except BusError as error:
                 log.debug("memory_retried", error=str(error))

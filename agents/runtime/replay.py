@@ -1,8 +1,9 @@
 """One agent run again over its recorded inputs, beside what it published then.
 
-The inputs go through the very Intake that a Runtime has (decoding, own messages, timers, skips, handlers, and checks of
-what they return); only the outbox is another one: it keeps the outputs until their recorded counterparts come. A
-source's own events are produced again and compared likewise. Nothing is published, and the wall clock is in nothing.
+The inputs go through the same InputProcessor as in a Runtime (decoding, own messages, timers, skips, handlers, and
+checks of what they return); only the output log is another one: it keeps the outputs until their recorded counterparts
+are compared. A source's own events are produced again and compared in the same way. Nothing is published, and nothing
+depends on the wall clock.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 
 from agents.agent import Agent
-from agents.runtime.inputs import Fault, Intake
-from agents.runtime.output_log import numbered
-from agents.runtime.output_validation import BadOutput, Outgoing, Prepared
+from agents.runtime.inputs import Fault, InputProcessor
+from agents.runtime.output_log import output_headers
+from agents.runtime.output_validation import BadOutput, OutputValidator, Prepared
 from bus.errors import MeshError
 from bus.interface import StoredMessage
 from bus.messages import Event
@@ -23,12 +24,12 @@ from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 
 MAX_WAITING = 100_000
-"""Outputs kept for recorded ones that are still to come. An agent may have been down for long; but not for ever."""
+"""Most outputs that are kept for recorded ones still to come: an agent may have been down for long."""
 PRODUCE_S = 10.0
-"""How long a source may let itself be waited for, all in all. One that paces itself or listens to a network takes
-longer, and cannot be produced again from what it has on its disk."""
+"""How long a source is waited for in all. One that paces itself or reads from a network takes longer, and cannot be
+produced again from local files."""
 PAUSE_S = 0.1
-"""A shorter wait for an event is not counted: others have work on this loop as well, such as reading the bus."""
+"""A shorter wait for an event is not counted: other tasks run on this loop as well, such as reading the bus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Mismatch:
     """A difference: `recorded` or `replayed` is None where the other has no counterpart.
 
     `sequence` is that of the recorded output, or else of the message at which it was noticed; `number` the output
-    number that the replay gives. `why` is told where no output was given at all.
+    number that the replay gives. `why` is set where there is no output at all.
     """
 
     sequence: int
@@ -62,11 +63,11 @@ class Replayed:
         self.agent, self.name, self.subjects = agent, agent.name, subjects
         self.ready = asyncio.Event()
         self.ready.set()
-        self.outgoing = Outgoing(agent, subjects)
-        self.intake = Intake(self)
-        self.intake.skipped.update(skipped)
-        self.intake.reading = True
-        self.journal = self.complaints = _Collector()
+        self.output_validator = OutputValidator(agent, subjects)
+        self.input_processor = InputProcessor(self)
+        self.input_processor.skipped.update(skipped)
+        self.input_processor.transition("start")
+        self.output_log = self.fault_reporter = _Collector()
         self.outputs = 0
         """Numbers of the recorded outputs seen."""
         self.left_out = ""
@@ -77,7 +78,7 @@ class Replayed:
         self._events: AsyncGenerator[Event, None] | None = None
         self._waited_s = 0.0
 
-    # -- what an Intake asks of a life
+    # -- the InputContext
 
     def input_handled(self) -> None:
         """Nothing is done between two inputs."""
@@ -86,7 +87,7 @@ class Replayed:
         """None is taken."""
 
     def wake(self) -> None:
-        """`take` looks by itself."""
+        """`take` checks by itself."""
 
     def fail(self, error: MeshError) -> None:
         """The agent cannot go on."""
@@ -97,13 +98,13 @@ class Replayed:
     @property
     def waiting(self) -> int:
         """Outputs of the replay whose recorded counterparts have not come."""
-        return len(self.journal.outputs)
+        return len(self.output_log.outputs)
 
     async def take(self, stored: StoredMessage) -> Mismatch | None:
         """Handle the next input; a difference where its handler fails and did not then."""
-        if (handling := self.intake.take(stored)) is not None:
+        if (handling := self.input_processor.take(stored)) is not None:
             await handling
-        fault = self.intake.fault
+        fault = self.input_processor.fault
         if fault is not None or self._failed is not None:
             why = fault.why if fault is not None else str(self._failed)
             self.left_out = f"from message {stored.sequence} on: {why}"
@@ -121,7 +122,7 @@ class Replayed:
         found: list[Mismatch] = []
         if h.CAUSE in stored.headers:
             found += [Mismatch(stored.sequence, number, None, extra) for extra in self._unrecorded(stored)]
-            outputs = self.journal.outputs
+            outputs = self.output_log.outputs
             expected = outputs.popleft() if outputs and str(outputs[0].cause) == stored.headers[h.CAUSE] else None
         else:
             expected = await self._produced()
@@ -136,12 +137,14 @@ class Replayed:
         return (
             stored.data == expected.data
             and stored.subject == expected.subject
-            and all(headers.get(name) == value for name, value in numbered(self.name, number, expected.cause).items())
+            and all(
+                headers.get(name) == value for name, value in output_headers(self.name, number, expected.cause).items()
+            )
         )
 
     def _unrecorded(self, stored: StoredMessage) -> list[Expected]:
         """Outputs of the replay that answer inputs before the one that `stored` answers: they are recorded nowhere."""
-        outputs, cause = self.journal.outputs, h.number(stored.headers, h.CAUSE)
+        outputs, cause = self.output_log.outputs, h.number(stored.headers, h.CAUSE)
         if cause is None:
             return []
         extra = []
@@ -175,21 +178,21 @@ class Replayed:
         assert self._events is not None
         async for event in self._events:
             try:
-                [prepared] = self.outgoing.prepare((event,), "produce yielded", None)
+                [prepared] = self.output_validator.prepare((event,), "produce yielded", None)
             except BadOutput:
                 continue  # as a runtime does
             return Expected(prepared.subject, prepared.data, None)
         return None
 
     async def close(self) -> None:
-        """Let go of what the agent has taken."""
+        """Release what the agent has acquired."""
         if self._events is not None:
             await self._events.aclose()
         await self.agent.teardown()
 
 
 class _Collector:
-    """In the place of a journal and of complaints."""
+    """Takes the place of the output log and the fault reporter."""
 
     def __init__(self) -> None:
         self.outputs: deque[Expected] = deque()
@@ -198,13 +201,13 @@ class _Collector:
         self.outputs.extend(Expected(output.subject, output.data, cause) for output in prepared)
 
     def send(self) -> None:
-        """Nobody is sent anything."""
+        """Nothing is sent."""
 
     def poison(self, subject: str, sequence: int, problem: str) -> None:
         """Reported by the recorded run."""
 
     def failed(self, fault: Fault, error: BaseException, subject: str) -> None:
-        """`Replayed.take` tells."""
+        """`Replayed.take` reports it."""
 
     def slow(self, handler: str, sequence: int, duration_s: float) -> None:
         """No heartbeat is held up."""

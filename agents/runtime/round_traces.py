@@ -1,4 +1,4 @@
-"""Which trace a round belongs to, for agents that gather the answers of others: the vote that closes a round may be of
+"""Which trace a round belongs to, for agents that collect the answers of others: the vote that closes a round may be of
 another one, and a timer of none. Only tracing needs it, so it is kept beside the agent's state.
 """
 
@@ -16,7 +16,7 @@ Key = tuple[str, int | str]
 
 
 @dataclass(slots=True)
-class Open:
+class TracedRound:
     """A sampled round: the tick's context, source and stream sequence; `votes` are the spans of its votes."""
 
     key: Key
@@ -33,8 +33,8 @@ class RoundTraces:
     """
 
     def __init__(self) -> None:
-        self._open: dict[Key, list[Open]] = {}
-        self._by_trace: dict[str, Open] = {}
+        self._open: dict[Key, list[TracedRound]] = {}
+        self._by_trace: dict[str, TracedRound] = {}
         self._unsampled: dict[Key, str] = {}
         self._by_time = False
         """Whether there was ever a tick without a number."""
@@ -54,7 +54,7 @@ class RoundTraces:
                 self._by_time = self._by_time or number is None
                 key: Key = (message.symbol, message.timestamp.isoformat() if number is None else number)
                 if context is not None:
-                    self._add(Open(key, context, message.source, sequence))
+                    self._add(TracedRound(key, context, message.source, sequence))
                 else:
                     self._unsampled[key] = header
                     if len(self._unsampled) > MAX_ROUNDS:
@@ -66,18 +66,18 @@ class RoundTraces:
             return message.round
         return None
 
-    def _add(self, opened: Open) -> None:
+    def _add(self, opened: TracedRound) -> None:
         while len(self._open) >= MAX_ROUNDS and opened.key not in self._open:
             for old in self._open.pop(next(iter(self._open))):
                 self._forget(old)
         self._open.setdefault(opened.key, []).append(opened)
         self._by_trace[opened.context.trace_id] = opened
 
-    def _forget(self, opened: Open) -> None:
+    def _forget(self, opened: TracedRound) -> None:
         self._by_trace.pop(opened.context.trace_id, None)
 
-    def find(self, message: Event | Alert, *, ends: bool) -> Open | str | None:
-        """The round that an output is of, if it is open: the header alone where it is not sampled; `ends` it if asked.
+    def find(self, message: Event | Alert, *, ends: bool) -> TracedRound | str | None:
+        """The round that an output is of, if it is open: the header alone where it is not sampled; `ends` removes it.
 
         Rounds of several sources may have one symbol and number: then symbol:source:sequence, a decision's id, says
         which.
@@ -110,11 +110,11 @@ class RoundTraces:
         ]
 
     def load(self, saved: list[list[Any]]) -> None:
-        """Begin anew with these."""
+        """Begin again with these."""
         self._open.clear()
         self._by_trace.clear()
         self._unsampled.clear()
         for symbol, number, header, source, sequence, votes in saved:
             if (context := read_sampled(header)[0]) is not None:
                 self._by_time = self._by_time or isinstance(number, str)
-                self._add(Open((symbol, number), context, source, sequence, dict(votes)))
+                self._add(TracedRound((symbol, number), context, source, sequence, dict(votes)))

@@ -1,7 +1,8 @@
-"""The life of one incarnation: claim, restore, replay, live, drain. Its inputs are handled in agents/runtime/inputs.py,
-its outputs checked in agents/runtime/output_validation.py and numbered or suppressed in agents/runtime/output_log.py;
-snapshots are scheduled in agents/runtime/checkpointer.py. Beside it run agents/runtime/heartbeat.py and
-agents/runtime/records.py (memory key, registry record).
+"""One incarnation of an agent: restore, replay, run, drain.
+
+Inputs are handled in inputs.py; outputs are checked in output_validation.py and numbered or suppressed in
+output_log.py; snapshots are scheduled in checkpointer.py. The process (process.py) claims the epoch, and runs the
+heartbeats and the records beside it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,13 +20,19 @@ import structlog
 
 from agents.agent import Agent, TimerSet
 from agents.runtime.checkpointer import SNAPSHOT_INPUTS, Checkpointer
-from agents.runtime.fault_reports import Complaints
-from agents.runtime.inputs import HOPELESS_SKIPS, Fault, HopelessHandler, Intake
-from agents.runtime.output_log import Journal
-from agents.runtime.output_validation import BadOutput, Outgoing
+from agents.runtime.fault_reports import FaultReporter
+from agents.runtime.inputs import (
+    MAX_CONSECUTIVE_SKIPS,
+    Fault,
+    InputProcessor,
+    InputState,
+    TooManyFailures,
+)
+from agents.runtime.output_log import OutputLog
+from agents.runtime.output_validation import BadOutput, OutputValidator
 from agents.runtime.timers import Timers
 from agents.runtime.tracing import AgentTracing
-from bus.durable.fencing import claim, last_claim, new_agent_id
+from bus.durable.fencing import last_claim
 from bus.durable.snapshots import MAX_SNAPSHOT_BYTES, Snapshot, SnapshotStore
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.interface import Bounds, Bus, Closable
@@ -38,81 +46,86 @@ DRAIN_S = 5.0
 log = structlog.get_logger("signalmesh.agent")
 
 
+@dataclass(frozen=True, slots=True)
+class RuntimeHooks:
+    """What follows a runtime from outside."""
+
+    on_output_stored: Callable[[str, bytes], None] | None = None
+    """Called with the kind and the payload of each output that is stored, also of one that a replay finds."""
+    tracing: AgentTracing | None = None
+    """Makes the spans; None: no tracing."""
+
+
+NO_HOOKS = RuntimeHooks()
+
+
 class Runtime:
-    """Runs `agent` over `bus` as one incarnation, until it is drained, fenced or broken."""
+    """Runs `agent` over `bus` as the incarnation `epoch`, until it is drained, fenced or broken.
+
+    Args:
+        agent: as made, with an empty state.
+        bus: a connection of its own.
+        epoch: the epoch that was claimed for this incarnation.
+        agent_id: the id that the claim names.
+        sandbox: where it runs; for reports only.
+        snapshot_inputs: a snapshot is taken after so many inputs at the latest.
+        hooks: what follows it.
+    """
 
     def __init__(
         self,
         agent: Agent,
         bus: Bus,
+        epoch: int,
         *,
+        agent_id: str,
         sandbox: str = "",
-        epoch: int | None = None,
-        agent_id: str | None = None,
         snapshot_inputs: int = SNAPSHOT_INPUTS,
+        hooks: RuntimeHooks = NO_HOOKS,
     ) -> None:
-        self.agent = agent
-        self.bus = bus
-        self.name = agent.name
-        self.sandbox = sandbox
-        self.epoch = epoch or 0
-        self.agent_id = agent_id or new_agent_id()
+        self.agent, self.bus = agent, bus
+        self.name, self.subjects = agent.name, bus.subjects
+        self.epoch, self.agent_id, self.sandbox = epoch, agent_id, sandbox
         self.pid = os.getpid()
-        self._snapshot_inputs = snapshot_inputs
         self.status = "starting"
-        self.subjects = bus.subjects
-        self.intake = Intake(self)
-        self.outgoing = Outgoing(agent, bus.subjects)
         self.ready = asyncio.Event()
         """Whether the replay is over: of the beginning, or after an input was skipped."""
+        self.last_produced: dict[str, Any] | None = None
         self._introduced = False
         self._dropped = 0
         self._cited = 0
+        self._captured: tuple[int, int, int, int, bool] | None = None
+        """What the newest snapshot was taken of (`_mark`)."""
         self._failed: MeshError | None = None
         self._wake = asyncio.Event()
         self._draining = False
         self._reader: Closable | None = None
-        self.last_produced: dict[str, Any] | None = None
-        self._captured: tuple[int, int, int, int, bool] | None = None
-        """What the newest snapshot was taken of (`_mark`)."""
-        self.on_stored: Callable[[str, bytes], None] | None = None
-        self.tracing: AgentTracing | None = None
-        self.journal: Journal
-        self.complaints: Complaints
-        self.timers: Timers
-        self._store: SnapshotStore
-        self._checkpointer: Checkpointer
-
-    # -- the whole life
-
-    async def run(self) -> None:
-        """Live until drained.
-
-        Raises:
-            Fenced: a successor has claimed this agent.
-            MeshError: what the agent cannot live with (a broken data file, an unreadable snapshot).
-        """
-        while not self.epoch:
-            with contextlib.suppress(Disconnected, BusTimeout):
-                await self.bus.until_live()
-                self.epoch = await claim(
-                    self.bus, self.name, agent_id=self.agent_id, claimed_by=self.name, sandbox=self.sandbox
-                )
-        structlog.contextvars.bind_contextvars(agent=self.name, epoch=self.epoch)
-        self.journal = Journal(self.bus, self.name, self.epoch, self.fail)
-        self.journal.on_stored = self.on_stored
-        self.journal.tracing = self.intake.tracing = self.tracing
-        self.complaints = Complaints(self.name, self.journal.reports)
-        self.timers = Timers(self.bus.subjects, self.name, self.journal)
-        self._store = SnapshotStore(self.bus, self.name, self.epoch)
+        self.tracing = hooks.tracing
+        self.output_log = OutputLog(bus, agent.name, epoch, self.fail, hooks.on_output_stored, hooks.tracing)
+        self.fault_reporter = FaultReporter(agent.name, self.output_log.reports)
+        self.output_validator = OutputValidator(agent, bus.subjects)
+        self.timers = Timers(bus.subjects, agent.name, self.output_log)
+        self.input_processor = InputProcessor(self, hooks.tracing)
+        self._store = SnapshotStore(bus, agent.name, epoch)
         self._checkpointer = Checkpointer(
             self.capture_snapshot,
-            self.journal.flush,
+            self.output_log.flush,
             self._store,
             self._report_too_large,
             self.fail,
-            self._snapshot_inputs,
+            snapshot_inputs,
         )
+
+    # -- running
+
+    async def run(self) -> None:
+        """Run until drained.
+
+        Raises:
+            Fenced: a successor has claimed this agent.
+            MeshError: the agent cannot run (a broken data file, a state that does not fit its class).
+        """
+        structlog.contextvars.bind_contextvars(agent=self.name, epoch=self.epoch)
         self.bus.watch_connection(lambda: None, self._check_claim)
         epoch_watch = await self.bus.listen(self.bus.subjects.epoch(self.name), self._on_epoch)
         tasks: list[asyncio.Task[None]] = []
@@ -124,13 +137,13 @@ class Runtime:
                 tasks.append(self._task(self._produce(), "produce"))
             await self._main(tasks)
         finally:
-            self.intake.reading = False
+            self.input_processor.transition("stop")
             await end_tasks(tasks)
-            self.complaints.close()
+            self.fault_reporter.close()
             await self._tear_down()
             with contextlib.suppress(BusError):
                 await epoch_watch.close()
-            self.journal.close()
+            self.output_log.close()
             self.timers.close()
 
     def _task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -147,14 +160,14 @@ class Runtime:
             for task in tasks:
                 if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                     raise error
-            if self.intake.fault is not None or self.intake.broken_off:
+            if self.input_processor.state in (InputState.FAULTED, InputState.INTERRUPTED):
                 await self._read_again()
             if self._draining:
                 await self._drain(tasks)
                 return
 
     def _report(self, event: LifecycleEvent, reason: str | None = None, **detail: Any) -> None:
-        self.journal.reports.lifecycle(
+        self.output_log.reports.lifecycle(
             event, self.name, epoch=self.epoch, sandbox=self.sandbox, pid=self.pid, reason=reason, **detail
         )
 
@@ -167,26 +180,26 @@ class Runtime:
         self.status = "draining"
         await end_tasks(tasks)
         await self._stop_reading()
-        self.complaints.sum_up()
-        self._report("drained", cursor=self.intake.cursor, outputs=self.journal.outputs)
+        self.fault_reporter.report_suppressed()
+        self._report("drained", cursor=self.input_processor.cursor, outputs=self.output_log.outputs)
         try:
             async with asyncio.timeout(DRAIN_S):
-                await self.journal.flush()
+                await self.output_log.flush()
                 if self.tracing is not None:
                     await self.tracing.flush()
-                if not self.intake.busy:  # else the state may be half changed: the last snapshot holds
+                if self.input_processor.state is InputState.STOPPED:  # else the state may be half changed
                     await self._checkpointer.save(self._snapshot())
         except (TimeoutError, BusError) as error:
-            log.warning("drain_incomplete", error=str(error) or "no acknowledgement in time", left=len(self.journal))
+            log.warning("drain_incomplete", error=str(error) or "no acknowledgement in time", left=len(self.output_log))
 
     def wake(self) -> None:
-        """Have the main task look what has happened."""
+        """Have the main task check what has happened."""
         self._wake.set()
 
     def fail(self, error: MeshError) -> None:
-        """End this incarnation with `error`: it was fenced, or met what it cannot live with."""
+        """End this incarnation with `error`: it was fenced, or cannot run on."""
         self._failed = error
-        self.intake.reading = False
+        self.input_processor.transition("stop")
         self._wake.set()
 
     async def _tear_down(self) -> None:
@@ -199,15 +212,15 @@ class Runtime:
 
     async def _on_epoch(self, received: Any) -> None:
         if (h.number(received.headers, h.SEQUENCE) or 0) > self.epoch:
-            self.fail(Fenced(self.name, f"claimed anew, ours was epoch {self.epoch}"))
+            self.fail(Fenced(self.name, f"claimed again, ours was epoch {self.epoch}"))
 
     async def _check_claim(self) -> None:
         last = await last_claim(self.bus, self.name)
         if last is not None and last.sequence > self.epoch:
-            self.fail(Fenced(self.name, f"claimed anew as epoch {last.sequence}, ours was {self.epoch}"))
+            self.fail(Fenced(self.name, f"claimed again as epoch {last.sequence}, ours was {self.epoch}"))
 
     async def check_claim(self) -> None:
-        """Look whether this incarnation is still the newest: after having been stopped it cannot know otherwise."""
+        """Check whether this incarnation is still the newest: after a pause there may be a successor."""
         with contextlib.suppress(BusError):
             await self._check_claim()
 
@@ -216,13 +229,12 @@ class Runtime:
     @property
     def snapshot_ms(self) -> float | None:
         """Time from the capture of the newest snapshot to its storage."""
-        checkpointer = getattr(self, "_checkpointer", None)
-        return None if checkpointer is None else checkpointer.duration_ms
+        return self._checkpointer.duration_ms
 
     @property
     def between_inputs(self) -> bool:
         """Whether state, cursor and outputs belong together right now, and the replay is over."""
-        return self.intake.reading and not self.intake.busy and self.ready.is_set()
+        return self.input_processor.state is InputState.READING and self.ready.is_set()
 
     def capture_snapshot(self) -> Snapshot | None:
         """The state as it is now; None between two inputs of which nothing has changed, and while one is handled.
@@ -236,25 +248,25 @@ class Runtime:
 
     def _snapshot(self) -> Snapshot:
         self._captured = self._mark()
-        agent, journal, intake = self.agent, self.journal, self.intake
+        agent, output_log, processor = self.agent, self.output_log, self.input_processor
         # Whatever a handler publishes later answers an input beyond the cursor, so it is stored beyond it as well;
         # what a source publishes has no such bound but its last acknowledgement.
-        stored = journal.stored_sequence
+        stored = output_log.stored_sequence
         return Snapshot(
             epoch=self.epoch,
-            cursor=intake.cursor,
-            outputs=journal.outputs,
-            output_sequence=stored if agent.produce is not None else max(stored, intake.cursor),
-            inputs=intake.inputs,
-            poison=intake.poison,
-            skips=intake.skips,
-            skips_in_a_row=intake.skips_in_a_row,
+            cursor=processor.cursor,
+            outputs=output_log.outputs,
+            output_sequence=stored if agent.produce is not None else max(stored, processor.cursor),
+            inputs=processor.inputs,
+            poison=processor.poison,
+            skips=processor.skips,
+            skips_in_a_row=processor.skips_in_a_row,
             timers_set=agent.timers_set,
             timers={
                 name: {"number": timer.number, "topic": timer.topic, "after_ms": timer.after_ms}
                 for name, timer in agent.timers.items()
             },
-            skipped=sorted(sequence for sequence in intake.skipped if sequence > intake.cursor),
+            skipped=sorted(sequence for sequence in processor.skipped if sequence > processor.cursor),
             last_produced=self.last_produced,
             tracing={} if self.tracing is None else self.tracing.save(),
             state=orjson.Fragment(_encode_state(agent)),
@@ -262,12 +274,12 @@ class Runtime:
 
     def _mark(self) -> tuple[int, int, int, int, bool]:
         """Changes whenever a snapshot would."""
-        pending_spans = self.tracing is not None and self.tracing.owes
-        intake = self.intake
-        return intake.cursor, intake.inputs, self.journal.outputs, intake.skips, pending_spans
+        pending_spans = self.tracing is not None and self.tracing.has_pending
+        processor = self.input_processor
+        return processor.cursor, processor.inputs, self.output_log.outputs, processor.skips, pending_spans
 
     def _report_too_large(self, size: int) -> None:
-        self.journal.reports.alert(
+        self.output_log.reports.alert(
             "critical",
             "state_too_large",
             f"agent {self.name}: its snapshot has {size} bytes, expected at most {MAX_SNAPSHOT_BYTES}: keep a "
@@ -279,7 +291,7 @@ class Runtime:
     # -- restore and replay
 
     async def _restore(self) -> None:
-        """Take the snapshot over and begin after it; begun anew when the bus goes away meanwhile."""
+        """Take the snapshot over and begin after it; again from scratch when the bus goes away meanwhile."""
         while True:
             try:
                 await self.bus.until_live()
@@ -294,11 +306,11 @@ class Runtime:
                 await self._undo_begin()
 
     def _tell_unreadable(self, bounds: Bounds) -> None:
-        self.journal.reports.alert(
+        self.output_log.reports.alert(
             "critical",
             "snapshot_unreadable",
-            f"{self._store.unreadable}: agent {self.name} makes its state anew from message {bounds.first} of the "
-            f"stream on; look who else writes to the bucket {self.subjects.state_bucket}",
+            f"{self._store.unreadable}: agent {self.name} builds its state again from message {bounds.first} of the "
+            f"stream on; find out what else writes to the bucket {self.subjects.state_bucket}",
             agent=self.name,
             first=bounds.first,
         )
@@ -317,40 +329,40 @@ class Runtime:
                 ) from None
         agent.timers = {name: TimerSet(**timer) for name, timer in snapshot.timers.items()}
         agent.timers_set = snapshot.timers_set
-        self.intake.load(snapshot)
+        self.input_processor.load(snapshot)
         self.last_produced = snapshot.last_produced
         if self.tracing is not None:
             self.tracing.load(snapshot.tracing)
-        self.journal.begin(snapshot.outputs, snapshot.output_sequence)
+        self.output_log.begin(snapshot.outputs, snapshot.output_sequence)
 
     async def _begin(self, bounds: Bounds, *, restored: bool = False) -> None:
         """Read back what is stored since the snapshot, then follow the inputs from its cursor on."""
-        intake = self.intake
-        if intake.cursor > 0 and intake.cursor + 1 < bounds.first:
-            self.journal.reports.alert(
+        processor = self.input_processor
+        if processor.cursor > 0 and processor.cursor + 1 < bounds.first:
+            self.output_log.reports.alert(
                 "critical",
                 "retention_gap",
-                f"agent {self.name} had read up to message {intake.cursor}, but the stream begins at {bounds.first}: "
-                "what it should have seen in between is gone; keep more ([stream] max_age_s, max_bytes)",
+                f"agent {self.name} had read up to message {processor.cursor}, but the stream begins at "
+                f"{bounds.first}: the messages in between are gone; keep more ([stream] max_age_s, max_bytes)",
                 agent=self.name,
-                first_missing=intake.cursor + 1,
+                first_missing=processor.cursor + 1,
                 last_missing=bounds.first - 1,
             )
-        found = await self.journal.read_back()
-        intake.skipped.update(sequence for sequence in found.skipped if sequence > intake.cursor)
+        found = await self.output_log.read_back()
+        processor.skipped.update(sequence for sequence in found.skipped if sequence > processor.cursor)
         if found.last_produced is not None:
             self.last_produced = found.last_produced
         self._cited = found.cited
         if restored:
-            self._report("restored", cursor=self.intake.cursor, outputs=self.journal.outputs)
+            self._report("restored", cursor=self.input_processor.cursor, outputs=self.output_log.outputs)
             if self.tracing is not None:
                 self.tracing.restored(bounds.last)
-        intake.reading = True
+        processor.transition("start")
         self._reader = None
         self._check_ready()
-        filters = intake.filters()
+        filters = processor.filters()
         if filters:
-            self._reader = await self.bus.follow(filters, intake.cursor + 1, intake.take)
+            self._reader = await self.bus.follow(filters, processor.cursor + 1, processor.take)
 
     async def _undo_begin(self) -> None:
         """Stop what a `_begin` that failed has started, and wait until what it published is stored.
@@ -360,18 +372,18 @@ class Runtime:
         """
         self.ready.clear()
         await self._stop_reading()
-        await self.journal.flush()
+        await self.output_log.flush()
 
     def _check_ready(self) -> None:
-        if self.ready.is_set() or self.intake.cursor < self._cited:
+        if self.ready.is_set() or self.input_processor.cursor < self._cited:
             return
-        self.journal.caught_up()
+        self.output_log.caught_up()
         if not self._introduced:
             self._introduced = True
             self.status = "live"
-            self._report("ready", replayed=self.intake.replayed, outputs=self.journal.outputs)
+            self._report("ready", replayed=self.input_processor.replayed, outputs=self.output_log.outputs)
             if self.tracing is not None:
-                self.tracing.ready(self.intake.replayed)
+                self.tracing.ready(self.input_processor.replayed)
         self.timers.go_live(self.agent.timers)
         self.ready.set()
 
@@ -381,14 +393,14 @@ class Runtime:
             self.timers.arm(self.agent.timers, self.agent.timers_set)
         else:
             self._check_ready()
-        self._checkpointer.input_handled(self.intake.inputs)
+        self._checkpointer.input_handled(self.input_processor.inputs)
 
     def want_snapshot(self) -> None:
         """Have one taken soon."""
         self._checkpointer.request()
 
     async def _stop_reading(self) -> None:
-        self.intake.reading = False
+        self.input_processor.transition("stop")
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
@@ -397,19 +409,18 @@ class Runtime:
         """Go back to the last snapshot and replay, without the input whose handler failed, if one did.
 
         Raises:
-            HopelessHandler: this was one too many.
+            TooManyFailures: this was one too many.
         """
         self.ready.clear()  # nothing is produced until the outputs are numbered again
         await self._stop_reading()
-        fault = self.intake.fault
+        fault = self.input_processor.fault
         if fault is not None and fault.sequence is not None:
             self._report("skipped", reason=fault.why, sequence=fault.sequence)
-            self.complaints.skipped(fault)
-            self.intake.skipped.add(fault.sequence)
-        self.intake.fault, self.intake.broken_off = None, False
-        await self.journal.flush()
+            self.fault_reporter.skipped(fault)
+            self.input_processor.skipped.add(fault.sequence)
+        await self.output_log.flush()
         if fault is not None:
-            self.intake.check_hope(fault.why)
+            self.input_processor.check_consecutive_skips(fault.why)
         while True:
             self._load(self._store.read(self._store.saved))
             try:
@@ -430,41 +441,41 @@ class Runtime:
             last = decode(self.bus.subjects.parse(subject), subject, data)  # type: ignore[assignment]
         async for event in self._events(last):
             try:
-                prepared = self.outgoing.prepare((event,), "produce yielded", None)
+                prepared = self.output_validator.prepare((event,), "produce yielded", None)
             except BadOutput as error:
                 self._drop(error)
                 continue
             while not self.ready.is_set():  # it may have been cleared again before this task runs
                 await self.ready.wait()
             for output in prepared:
-                self.journal.publish([output], None)
+                self.output_log.publish([output], None)
                 self.last_produced = {"subject": output.subject, "payload": orjson.Fragment(output.data)}
             self._dropped = 0
-            if (room := self.journal.send()) is not None:
+            if (room := self.output_log.send()) is not None:
                 await room
         if self.status == "live":
             self.status = "finished"
-            log.info("source_finished", outputs=self.journal.outputs)
+            log.info("source_finished", outputs=self.output_log.outputs)
 
     def _drop(self, error: BadOutput) -> None:
-        """A source has yielded what nobody could read: told and left out, as it is of no use to anybody.
+        """Report and leave out an event of a source that readers could not decode.
 
         Raises:
-            HopelessHandler: it was one too many in a row.
+            TooManyFailures: it was one too many in a row.
         """
         fault = Fault(None, str(error))
-        self.complaints.failed(fault, error, "")
-        self.complaints.skipped(fault)
-        self.intake.skips += 1
+        self.fault_reporter.failed(fault, error, "")
+        self.fault_reporter.skipped(fault)
+        self.input_processor.skips += 1
         self._dropped += 1
-        if self._dropped >= HOPELESS_SKIPS:
-            raise HopelessHandler(self.name, f"{self._dropped} events in a row were unreadable", fault.why)
+        if self._dropped >= MAX_CONSECUTIVE_SKIPS:
+            raise TooManyFailures(self.name, f"{self._dropped} events in a row were unreadable", fault.why)
 
     async def _events(self, last: Event | None) -> AsyncIterator[Any]:
         try:
             async for event in self.agent.produce(last):
                 yield event
-        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and look like an orderly end
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop like an orderly end
             raise MeshError(f"agent {self.name}: produce raised {type(error).__name__}: {error}") from error
 
 

@@ -1,7 +1,7 @@
-"""Pending timers of an agent, on the loop's clock: when one runs out, a Timer event is put on its way to the stream.
+"""Pending timers of an agent, on the loop's clock: when one runs out, a Timer event is published.
 
 Which timers are pending is the agent's state; this only knows when they are due. After a restart every pending timer
-counts anew from the moment the agent went live, so that a recovery shortens nobody's time to answer.
+starts again from the moment the agent is live, so that a recovery shortens no other agent's time to answer.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import asyncio
 import heapq
 
 from agents.agent import TimerSet
-from agents.runtime.output_log import Journal
+from agents.runtime.output_log import OutputLog
 from bus.errors import Fenced
 from bus.messages import Timer, encode, now
 from bus.messages.subjects import Subjects
 
 
 class Timers:
-    """Publishes `agent`'s timers through `journal` when they are due."""
+    """Publishes `agent`'s timers through `output_log` when they are due."""
 
-    def __init__(self, subjects: Subjects, agent: str, journal: Journal) -> None:
-        self._subjects, self._agent, self._journal = subjects, agent, journal
+    def __init__(self, subjects: Subjects, agent: str, output_log: OutputLog) -> None:
+        self._subjects, self._agent, self._output_log = subjects, agent, output_log
         self._pending: dict[str, TimerSet] = {}
         self._due: list[tuple[float, int, str]] = []
         self._armed = 0
@@ -69,12 +69,12 @@ class Timers:
                 continue
             event = Timer(name=name, number=number, timestamp=now(), source=self._agent)
             try:
-                self._journal.timer(self._subjects.event("timer", timer.topic, self._agent), encode(event), number)
+                self._output_log.timer(self._subjects.event("timer", timer.topic, self._agent), encode(event), number)
             except Fenced:
                 return
             fired = True
         if fired:
-            self._journal.push()
+            self._output_log.push()
         self._schedule()
 
     def close(self) -> None:

@@ -1,10 +1,9 @@
 """Which spans an agent makes, and to which trace each belongs: one for each output of a sampled trace.
 
 A span of an output begins when its input is taken and ends when the stream has acknowledged it. Its id is derived from
-the trace and the output's number, and it travels as the message's `traceparent`: who answers the message is its child.
+the trace and the output's number, and it travels as the message's `traceparent`: answers to the message are children.
 A decision has many inputs: its parent is the vote that closed its round, or else the tick; it links to the other votes.
-So this remembers the open rounds of the agents that gather (agents/runtime/round_traces.py), outside of the agent's
-state.
+So this remembers the open rounds of agents that collect votes (round_traces.py), outside of the agent's state.
 
 No span that another one names as its parent may be missing because a process was killed. What was stored but perhaps
 not exported is exported again by the next incarnation: what it reads back, as it replays; what its snapshot counts, by
@@ -24,7 +23,7 @@ import structlog
 
 from agents.agent import Agent
 from agents.runtime.output_validation import Prepared
-from agents.runtime.round_traces import Open, RoundTraces
+from agents.runtime.round_traces import RoundTraces, TracedRound
 from bus.errors import MessageError
 from bus.interface import StoredMessage
 from bus.messages import Alert, Decision, Event, decode
@@ -34,13 +33,13 @@ from bus.observability.logging import TRACE_ID
 from bus.observability.spans import Context, Span, Value, derived_id, read_context, read_sampled
 from bus.observability.tracer import Tracer
 
-MAX_OWED = 64
-"""Spans not yet exported that a snapshot lists at most; beyond, the oldest are left to luck."""
-FLUSH_S, GIVE_UP_S = 0.4, 0.05
-"""How long an agent that ends waits for a collector, and for one that did not answer; its successor is waited for."""
-GATHERED = ("signal", "sentiment")
-"""Kinds that are votes: who listens to them gathers rounds."""
-TOLD = {
+MAX_PENDING = 64
+"""Spans not yet exported that a snapshot lists at most; beyond, the oldest may be lost."""
+FLUSH_S, UNANSWERED_FLUSH_S = 0.4, 0.05
+"""How long an agent that ends waits for a collector, and for one that did not answer. Its successor waits."""
+VOTE_KINDS = ("signal", "sentiment")
+"""Kinds that are votes: an agent that listens to them collects rounds."""
+SPAN_FIELDS = {
     "market": ("symbol", "sequence", "price"),
     "sentiment": ("symbol", "round", "sentiment", "confidence"),
     "signal": ("symbol", "round", "signal", "strength"),
@@ -69,11 +68,11 @@ class AgentTracing:
 
     def __init__(self, tracer: Tracer, agent: Agent, subjects: Subjects, recovery: Context | None = None) -> None:
         self._tracer, self._name, self._subjects, self._recovery = tracer, agent.name, subjects, recovery
-        self._rounds = RoundTraces() if any(kind in agent.listens for kind in GATHERED) else None
+        self._rounds = RoundTraces() if any(kind in agent.listens for kind in VOTE_KINDS) else None
         self._input = _Input()
         self._unacknowledged: dict[int, Span] = {}
-        self._owed: deque[tuple[int, Span]] = deque()
-        self._told = 0
+        self._pending: deque[tuple[int, Span]] = deque()
+        self._newest_emitted = 0
         """The newest output whose span this process has made."""
         self._late_through = 0
         """Inputs stored up to here awaited the recovery."""
@@ -84,7 +83,7 @@ class AgentTracing:
 
     @property
     def spans(self) -> dict[str, int]:
-        """How many were exported by this process so far, and how many given up."""
+        """How many were exported by this process so far, and how many dropped."""
         return {"spans_exported": self._tracer.queue.exported, "spans_dropped": self._tracer.queue.dropped}
 
     # -- inputs
@@ -152,7 +151,7 @@ class AgentTracing:
             span = self._answer(context, trace, opened, output.subject, output.data, output.message, number)
             span.attributes["mesh.cause"] = cause
         self._unacknowledged[number] = span
-        self._told = number
+        self._newest_emitted = number
         return context.header
 
     def acked(self, number: int, sequence: int) -> None:
@@ -169,7 +168,7 @@ class AgentTracing:
         To be called in its place of the replay.
         """
         number = int(stored.headers[h.OUTPUT])
-        context = read_sampled(stored.headers.get(h.TRACEPARENT, ""))[0] if number > self._told else None
+        context = read_sampled(stored.headers.get(h.TRACEPARENT, ""))[0] if number > self._newest_emitted else None
         if context is None and self._rounds is None:
             return
         try:
@@ -188,10 +187,10 @@ class AgentTracing:
                 return
             span = self._answer(context, trace, opened, stored.subject, stored.data, message, number)
             span.attributes["mesh.cause"] = int(cause)
-        if stored.stored_ns:  # when this process had it in hand says nothing
+        if stored.stored_ns:  # the time at which this process read it means nothing
             span.start_ns = span.end_ns = stored.stored_ns
         span.attributes["mesh.stream_sequence"] = stored.sequence
-        self._told = number
+        self._newest_emitted = number
         self._reemit(number, span)
 
     def _reemit(self, number: int, span: Span) -> None:
@@ -202,13 +201,13 @@ class AgentTracing:
         self._emit(number, span)
 
     def _emit(self, number: int, span: Span) -> None:
-        self._forget_settled()
-        if len(self._owed) >= MAX_OWED:
-            self._owed.popleft()
-        self._owed.append((number, span))
+        self._drop_exported()
+        if len(self._pending) >= MAX_PENDING:
+            self._pending.popleft()
+        self._pending.append((number, span))
         self._tracer.emit(span)
 
-    def _belongs(self, message: Event | Alert) -> tuple[Open | None, Context | None, str]:
+    def _belongs(self, message: Event | Alert) -> tuple[TracedRound | None, Context | None, str]:
         """What an output answers, its round or else its input: the open round and the context where these are sampled.
 
         Of what is not sampled there is only the header to pass on. A decision ends its round.
@@ -229,7 +228,7 @@ class AgentTracing:
         self,
         context: Context,
         trace: Context,
-        opened: Open | None,
+        opened: TracedRound | None,
         subject: str,
         data: bytes,
         message: Event | Alert,
@@ -242,7 +241,8 @@ class AgentTracing:
         span.start_ns = at.started_ns or span.start_ns
         if opened is not None and isinstance(message, Decision):
             for voter, span_id in opened.votes.items():
-                if span_id != parent.span_id and voter in message.agents_consulted:  # strangers' count for nothing
+                # votes of unknown writers do not count
+                if span_id != parent.span_id and voter in message.agents_consulted:
                     span.links.append((parent._replace(span_id=span_id), {"mesh.voter": voter}))
         for voter in getattr(message, "absent", ()):
             span.events.append(("absent", span.start_ns, {"mesh.voter": voter}))
@@ -258,7 +258,7 @@ class AgentTracing:
         attributes = self._messaging("send", kind, subject, len(data))
         attributes["messaging.message.id"] = self._message_id(number)
         attributes["mesh.output"] = number
-        for name in TOLD.get(kind, ()):
+        for name in SPAN_FIELDS.get(kind, ()):
             if (value := getattr(message, name, None)) is not None:
                 attributes["mesh.round" if name == "sequence" else f"mesh.{name}"] = value
         return Span(
@@ -305,14 +305,14 @@ class AgentTracing:
     def ready(self, replayed: int) -> None:
         """The replay is over."""
         if self._recovery is not None:
-            figures: dict[str, Value] = {"mesh.replayed": replayed, "mesh.reemitted_spans": self._reemitted}
-            self._phase("replay", self._restored_ns, time.time_ns(), figures)
-            self._tracer.queue.flush_soon()  # what dies again at once should have told of its recovery
+            attributes: dict[str, Value] = {"mesh.replayed": replayed, "mesh.reemitted_spans": self._reemitted}
+            self._phase("replay", self._restored_ns, time.time_ns(), attributes)
+            self._tracer.queue.flush_soon()  # so that the recovery is visible if this process dies again at once
 
-    def _phase(self, name: str, start_ns: int, end_ns: int, figures: dict[str, Value]) -> None:
+    def _phase(self, name: str, start_ns: int, end_ns: int, attributes: dict[str, Value]) -> None:
         assert self._recovery is not None
         context = self._child(self._recovery, f"{self._name}:{name}")
-        attributes = {"mesh.agent": self._name, **figures}
+        attributes = {"mesh.agent": self._name, **attributes}
         span = Span(name=name, context=context, parent=self._recovery.span_id, attributes=attributes)
         span.start_ns, span.end_ns = start_ns, end_ns
         self._tracer.emit(span)
@@ -325,27 +325,27 @@ class AgentTracing:
 
     async def close(self) -> None:
         """Export the rest, within a bounded time; a short one where a collector has just not answered."""
-        await asyncio.to_thread(self._tracer.queue.close, GIVE_UP_S if self._unanswered else FLUSH_S)
+        await asyncio.to_thread(self._tracer.queue.close, UNANSWERED_FLUSH_S if self._unanswered else FLUSH_S)
 
     # -- what a snapshot carries
 
     @property
-    def owes(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether there are spans that a snapshot would list."""
-        self._forget_settled()
-        return bool(self._owed)
+        self._drop_exported()
+        return bool(self._pending)
 
-    def _forget_settled(self) -> None:
-        while self._owed and self._owed[0][1].settled:
-            self._owed.popleft()
+    def _drop_exported(self) -> None:
+        while self._pending and self._pending[0][1].settled:
+            self._pending.popleft()
 
     def save(self) -> dict[str, Any]:
         """What the next incarnation needs: spans that may not be exported yet, and the sampled rounds that are open."""
-        self._forget_settled()
-        owed = [*self._owed, *self._unacknowledged.items()][-MAX_OWED:]
+        self._drop_exported()
+        pending = [*self._pending, *self._unacknowledged.items()][-MAX_PENDING:]
         saved: dict[str, Any] = {}
-        if owed:
-            saved["owed"] = [_shortened(number, span) for number, span in owed]
+        if pending:
+            saved["pending"] = [_abbreviate(number, span) for number, span in pending]
         if self._rounds is not None and (rounds := self._rounds.save()):
             saved["rounds"] = rounds
         return saved
@@ -357,12 +357,12 @@ class AgentTracing:
             if self._rounds is not None:
                 self._rounds.load(saved.get("rounds", []))
             if inherited:
-                for entry in saved.get("owed", ()):
-                    self._reemit(*self._lengthened(*entry))
+                for entry in saved.get("pending", ()):
+                    self._reemit(*self._expand(*entry))
         except (ValueError, TypeError, AttributeError, IndexError) as error:  # no reason for an agent not to start
             log.warning("tracing_snapshot_ignored", problem=str(error))
 
-    def _lengthened(
+    def _expand(
         self,
         number: int,
         header: str,
@@ -381,12 +381,12 @@ class AgentTracing:
         span.attributes["messaging.message.body.size"] = size
         span.start_ns = start_us * 1000
         span.end_ns = span.start_ns + took_us * 1000
-        span.links = [(linked, told) for header, told in links if (linked := read_context(header)) is not None]
+        span.links = [(linked, values) for header, values in links if (linked := read_context(header)) is not None]
         span.events = [("absent", span.start_ns, {"mesh.voter": voter}) for voter in absent]
         return number, span
 
 
-def _shortened(number: int, span: Span) -> list[Any]:
+def _abbreviate(number: int, span: Span) -> list[Any]:
     """A span as short as a snapshot wants it; the rest follows from these."""
     attributes = span.attributes
     return [

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from agents.runtime.output_log import numbered
+from agents.runtime.output_log import output_headers
 from agents.runtime.replay import Mismatch
 from bus.messages import headers as h
 
@@ -88,7 +88,7 @@ def explain(agent: str, unlike: Mismatch) -> Difference:
     elif replayed is None:
         text = f"{where} was published then, but is not in the replay"
     else:
-        headers = numbered(agent, unlike.number, replayed.cause)
+        headers = output_headers(agent, unlike.number, replayed.cause)
         pairs: dict[str, tuple[str | None, str | None]] = {"subject": (recorded.subject, replayed.subject)}
         pairs |= {
             name: (recorded.headers.get(name), headers.get(name)) for name in (h.OUTPUT, h.CAUSE, h.MSG_ID)

@@ -240,7 +240,7 @@ class Replayer:
         recording, reports = self._recording, self._reports
         for name, replayed in self._agents.items():
             report = reports[name]
-            report.inputs, report.waiting = replayed.intake.inputs, replayed.waiting
+            report.inputs, report.waiting = replayed.input_processor.inputs, replayed.waiting
             report.left_out = replayed.left_out or None
             if replayed.source_left_out and not report.left_out:
                 report.left_out = f"its own events, {replayed.source_left_out}"

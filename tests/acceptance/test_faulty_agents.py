@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agents.runtime.inputs import HOPELESS_SKIPS
+from agents.runtime.inputs import MAX_CONSECUTIVE_SKIPS
 from tests.acceptance.swarm import Swarm, agents_toml
 
 HOPELESS = """\
@@ -38,19 +38,25 @@ async def test_a_hopeless_agent_is_quarantined_told_of_and_revived(tmp_path: Pat
 
         for chance in (1, 2):
             alert = (await subscriber.alerted("agent_unusable", chance))[-1]
-            for word in ("hopeless", f"{chance * HOPELESS_SKIPS} inputs in a row", "on_market", "SystemExit", "revive"):
+            for word in (
+                "hopeless",
+                f"{chance * MAX_CONSECUTIVE_SKIPS} inputs in a row",
+                "on_market",
+                "SystemExit",
+                "revive",
+            ):
                 assert word in alert["message"], alert
             await subscriber.until("quarantined", lambda: len(events("quarantined")) == chance)  # noqa: B023 - awaited here
             if chance == 2:
                 (tmp_path / "mended").touch()
             assert (await swarm.command("revive", "hopeless")).code == 0
         skipped = [item["detail"]["sequence"] for item in events("skipped")]
-        assert len(skipped) == len(set(skipped)) == 2 * HOPELESS_SKIPS
+        assert len(skipped) == len(set(skipped)) == 2 * MAX_CONSECUTIVE_SKIPS
         await subscriber.until(
             "it votes", lambda: subscriber.decisions and "hopeless" in subscriber.decisions[-1]["agents_consulted"]
         )
         heartbeat = (await subscriber.live("hopeless"))["hopeless"]
-        assert heartbeat["skipped"] == 2 * HOPELESS_SKIPS
+        assert heartbeat["skipped"] == 2 * MAX_CONSECUTIVE_SKIPS
         assert len(events("quarantined")) == len(events("exited")) == 2
 
 

@@ -41,6 +41,7 @@ from bus.utils.processes import wait_pid_exit
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections
 from tests.support.repository import ROOT
+from tests.support.runtime import claim_runtime
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 NODE_EXAMPLE = ROOT / "examples" / "node-agent"
@@ -140,7 +141,7 @@ class Mesh:
     async def life(self, spec: AgentSpec) -> AsyncIterator[Life]:
         """One incarnation, crashed at the end unless it has ended itself by then."""
         bus = MemoryBus(self.server)
-        life = Life(spec, bus)
+        life = await Life.begin(spec, bus)
         try:
             async with asyncio.timeout(GUARD_S * 2):
                 yield life
@@ -152,12 +153,15 @@ class Mesh:
 
 
 class Life:
-    def __init__(self, spec: AgentSpec, bus: Any) -> None:
+    def __init__(self, agent: CommandAgent, runtime: Runtime) -> None:
+        self.agent, self.runtime = agent, runtime
+        self.task = asyncio.create_task(runtime.run())
+
+    @classmethod
+    async def begin(cls, spec: AgentSpec, bus: Any) -> Life:
         agent = make_agent(spec)
         assert isinstance(agent, CommandAgent)
-        self.agent = agent
-        self.runtime = Runtime(agent, bus, snapshot_inputs=3)
-        self.task = asyncio.create_task(self.runtime.run())
+        return cls(agent, await claim_runtime(agent, bus, snapshot_inputs=3))
 
     async def drain(self) -> None:
         self.runtime.drain()
@@ -261,7 +265,7 @@ async def test_snapshots_are_taken_although_inputs_wait_all_the_time(tmp_path):
     mesh = Mesh(60)
     async with mesh.life(spec_of(tmp_path)) as life:
         await mesh.votes.reach(52)
-        assert life.runtime.intake.inputs < 60
+        assert life.runtime.input_processor.inputs < 60
         assert orjson.loads(mesh.server.buckets["swarm_state"]["script"].value)["inputs"] > 3
 
 
@@ -335,7 +339,7 @@ async def test_a_program_that_fails_over_an_event_is_asked_again_by_the_next_inc
                 os.kill(pid, signal.SIGKILL)
             error = await life.failure()
             assert isinstance(error, CommandFailed)
-            assert str(error).endswith("it said: a program has started")
+            assert str(error).endswith("it printed: a program has started")
             expected = "signal 9" if how == "killed" else "no answer to a market within 1.0 s"
             assert expected in str(error)
             assert gone(pid)
@@ -353,7 +357,7 @@ async def test_a_program_that_gives_up_is_quoted(tmp_path):
     async with mesh.life(spec_of(tmp_path, exit="2")) as life:
         error = await life.failure()
     assert isinstance(error, MeshError)
-    assert "it ended over a market (exit code 3); it said: I cannot go on" in str(error)
+    assert "it ended over a market (exit code 3); it printed: I cannot go on" in str(error)
     assert [cause for *_, cause in mesh.stored] == ["1", "1"]
 
 
@@ -442,7 +446,7 @@ async def test_a_state_changed_by_half_is_never_saved():
     agent = Halfway("script")
     agent.waiting = asyncio.Event()
     bus = MemoryBus(mesh.server)
-    runtime = Runtime(agent, bus, snapshot_inputs=1)
+    runtime = await claim_runtime(agent, bus, snapshot_inputs=1)
     task = asyncio.create_task(runtime.run())
     async with asyncio.timeout(GUARD_S):
         await agent.waiting.wait()
@@ -500,7 +504,7 @@ async def test_over_nats_a_reconnect_in_the_middle_of_an_event_loses_and_doubles
         for n in range(1, 13):
             await bus.publish("in.swarm.market.BTC-USD.feed", tick(n))
         proxy = await stack.enter_async_context(Proxy(server.url))
-        life = Life(spec_of(tmp_path, ask={"8": test.port}), await stack.bus(proxy.url))
+        life = await Life.begin(spec_of(tmp_path, ask={"8": test.port}), await stack.bus(proxy.url))
         await test.asked.reach(1)
         proxy.cut()
         await test.asked.reach(2)

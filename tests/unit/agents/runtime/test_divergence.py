@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from agents.agent import Agent
-from agents.runtime.runtime import Runtime
 from bus.messages import MarketData, Signal, encode
 from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
+from tests.support.runtime import claim_runtime
 
 TICKS = 6
 
@@ -46,12 +46,12 @@ def answering(*counts: int, word: str = "n") -> type[Agent]:
 async def run_until(server: MemoryServer, cls: type[Agent], cursor: int) -> None:
     """Run one incarnation without letting it save a state, until it has handled the input at `cursor`."""
     bus = MemoryBus(server)
-    runtime = Runtime(cls("agent"), bus, snapshot_inputs=10_000)
+    runtime = await claim_runtime(cls("agent"), bus, snapshot_inputs=10_000)
     task = asyncio.create_task(runtime.run())
     async with asyncio.timeout(5):
-        while runtime.intake.cursor < cursor:
+        while runtime.input_processor.cursor < cursor:
             await asyncio.sleep(0)
-        await runtime.journal.flush()
+        await runtime.output_log.flush()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await bus.close()

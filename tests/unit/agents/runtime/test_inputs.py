@@ -15,13 +15,14 @@ import structlog
 from structlog.testing import LogCapture
 
 from agents.agent import Agent
-from agents.runtime.inputs import HOPELESS_SKIPS
+from agents.runtime.inputs import MAX_CONSECUTIVE_SKIPS
 from agents.runtime.runtime import Runtime
 from bus.durable.snapshots import Snapshot
 from bus.errors import MeshError, UsageError
 from bus.messages import MarketData, Signal, encode
 from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
+from tests.support.runtime import claim_runtime
 
 AT = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -53,11 +54,11 @@ class Feed:
         """One incarnation, drained at the end of the ticks (or when `until` says so); raises what ends it."""
         bus = MemoryBus(self.server, dawdle)
         end = max((m.sequence for m in self.server.messages if m.subject.endswith(".feed")), default=0)
-        runtime = Runtime(cls("agent"), bus)
+        runtime = await claim_runtime(cls("agent"), bus)
         task = asyncio.create_task(runtime.run())
         try:
             async with asyncio.timeout(10):
-                while not task.done() and not (until(runtime) if until else runtime.intake.cursor >= end):
+                while not task.done() and not (until(runtime) if until else runtime.input_processor.cursor >= end):
                     await asyncio.sleep(0)
                 runtime.drain()
                 await task
@@ -153,7 +154,7 @@ async def test_what_nobody_could_read_is_a_fault_of_the_handler(what: Any, told:
     assert all(word in alert for word in ["agent", "on_market", *told]), alert
     assert len(feed.stored("signal")) == 2
     assert feed.numbers() == ["1", "2"]
-    assert (runtime.intake.skips, runtime.intake.inputs) == (1, 2)
+    assert (runtime.input_processor.skips, runtime.input_processor.inputs) == (1, 2)
     assert (await feed.snapshot()).skips == 1
 
 
@@ -161,7 +162,7 @@ async def test_skips_are_counted_over_restarts():
     feed = Feed(3)
     await feed.live(returning(42))
     runtime = await feed.live(returning(42))
-    assert runtime.intake.skips == 1
+    assert runtime.input_processor.skips == 1
     assert len(feed.skipped()) == 1
 
 
@@ -184,19 +185,21 @@ class Fine(Hopeless):
 
 
 async def test_who_only_raises_is_ended_and_gets_another_chance_by_a_new_life():
-    feed = Feed(3 * HOPELESS_SKIPS)
+    feed = Feed(3 * MAX_CONSECUTIVE_SKIPS)
     for life in (1, 2):
-        with pytest.raises(UsageError, match=rf"on_market raised ZeroDivisionError: by tick {life * HOPELESS_SKIPS}$"):
+        with pytest.raises(
+            UsageError, match=rf"on_market raised ZeroDivisionError: by tick {life * MAX_CONSECUTIVE_SKIPS}$"
+        ):
             await feed.live(Hopeless)
-        assert [sequence for sequence, _ in feed.skipped()] == list(range(1, life * HOPELESS_SKIPS + 1))
+        assert [sequence for sequence, _ in feed.skipped()] == list(range(1, life * MAX_CONSECUTIVE_SKIPS + 1))
 
     class Mended(Hopeless):
         mended = tuple(range(1, 1000))
 
     runtime = await feed.live(Mended)
-    assert runtime.intake.skips == 2 * HOPELESS_SKIPS
-    assert runtime.intake.skips_in_a_row == 0
-    assert feed.numbers() == [str(n) for n in range(1, HOPELESS_SKIPS + 1)]
+    assert runtime.input_processor.skips == 2 * MAX_CONSECUTIVE_SKIPS
+    assert runtime.input_processor.skips_in_a_row == 0
+    assert feed.numbers() == [str(n) for n in range(1, MAX_CONSECUTIVE_SKIPS + 1)]
 
 
 async def test_one_success_among_faults_keeps_it_going_and_the_telling_is_bounded():
@@ -205,7 +208,7 @@ async def test_one_success_among_faults_keeps_it_going_and_the_telling_is_bounde
 
     feed = Feed(200)
     runtime = await feed.live(Sometimes)
-    assert runtime.intake.skips == len(feed.skipped()) == 160
+    assert runtime.input_processor.skips == len(feed.skipped()) == 160
     assert len(feed.numbers()) == 40
     full, [rest] = feed.alerts("handler_failed")[:-1], feed.alerts("handler_failed")[-1:]
     assert len(full) == 3
@@ -240,7 +243,7 @@ async def test_a_source_that_skips_an_input_numbers_its_events_without_a_gap():
     feed = Feed(0)
     for n in range(1, 6):
         feed.server.store("in.swarm.signal.A.x", encode(signal(round=n, symbol="A")), {})
-    await feed.live(Source, lambda runtime: runtime.status == "finished" and runtime.intake.cursor >= 5)
+    await feed.live(Source, lambda runtime: runtime.status == "finished" and runtime.input_processor.cursor >= 5)
     assert [market["sequence"] for market in feed.stored("market")] == list(range(1, 101))
     assert feed.numbers() == [str(n) for n in range(1, 101)]
     assert len(feed.skipped()) == 1
@@ -263,7 +266,7 @@ async def test_a_source_drops_what_nobody_could_read():
     runtime = await feed.live(Broken, lambda runtime: runtime.status == "finished")
     assert [market["sequence"] for market in feed.stored("market")] == [1, 3, 5]
     assert feed.numbers() == ["1", "2", "3"]
-    assert runtime.intake.skips == 2
+    assert runtime.input_processor.skips == 2
     undeclared, negative = feed.alerts("handler_failed")
     assert all(word in undeclared for word in ("produce", "Signal", "MarketData")), undeclared
     assert all(word in negative for word in ("produce", "price", "-1.0")), negative
@@ -349,4 +352,4 @@ async def test_a_hopeless_handler_writes_few_lines(logs: list[Any]):
         await Feed(50).live(Hopeless)
     assert [entry["event"] for entry in logs] == ["handler_failed"] * 3 + ["handler_failed_again"]
     assert isinstance(logs[0]["exc_info"], ZeroDivisionError)
-    assert logs[-1]["more"] == HOPELESS_SKIPS - 3
+    assert logs[-1]["more"] == MAX_CONSECUTIVE_SKIPS - 3

@@ -15,7 +15,6 @@ from agents.agent import Agent
 from agents.runtime import replay as replaying
 from agents.runtime.process import make_agent
 from agents.runtime.replay import Mismatch, Replayed
-from agents.runtime.runtime import Runtime
 from agents.spec import AgentSpec
 from bus.interface import StoredMessage
 from bus.messages import Event, MarketData, Signal, Timer, encode
@@ -23,6 +22,7 @@ from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 from coordinator.replay.runner import skips_of
 from tests.support.collecting import GUARD_S
+from tests.support.runtime import claim_runtime
 
 AT = datetime(2020, 1, 1, tzinfo=UTC)
 TICKS = 12
@@ -94,10 +94,10 @@ async def recorded(agent: Agent, count: int, ticks: int = 0) -> MemoryServer:
     bus = MemoryBus(server)
     for number in range(1, ticks + 1):
         server.store("in.swarm.market.A.feed", encode(tick(number)), {})
-    runtime = Runtime(agent, bus)
+    runtime = await claim_runtime(agent, bus)
     running = asyncio.create_task(runtime.run())
     async with asyncio.timeout(GUARD_S):
-        while len(outputs_of(server, agent.name)) < count or (ticks and runtime.intake.cursor < ticks):
+        while len(outputs_of(server, agent.name)) < count or (ticks and runtime.input_processor.cursor < ticks):
             assert not running.done(), running
             await asyncio.sleep(0)
         runtime.drain()
@@ -131,7 +131,7 @@ async def test_skips_and_timers_are_as_recorded():
     assert found == []
     assert life.outputs == len(outputs_of(server, "one")) == TICKS - 1
     assert life.waiting == 0
-    assert life.intake.skips == 1
+    assert life.input_processor.skips == 1
 
 
 async def test_a_handler_that_raised_although_nobody_recorded_it():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents.runtime.round_traces import MAX_ROUNDS, Open, RoundTraces
+from agents.runtime.round_traces import MAX_ROUNDS, RoundTraces, TracedRound
 from bus.messages import Decision, MarketData, Signal
 from bus.observability.spans import Context, read_sampled
 
@@ -57,7 +57,7 @@ def test_a_sampled_round_remembers_its_votes(rounds):
     assert rounds.unsampled(vote(1)) is None
     take(rounds, vote(1), Context(f"{1:032x}", f"{9:016x}").header)
     found = rounds.find(decision(1), ends=True)
-    assert isinstance(found, Open)
+    assert isinstance(found, TracedRound)
     assert found.votes == {"v": f"{9:016x}"}
 
 
@@ -68,21 +68,21 @@ def test_a_sampled_and_an_unsampled_source_with_the_same_numbers(rounds, first):
         take(rounds, tick(7, source), traceparent)
     assert rounds.unsampled(vote(7)) is None, "it may be a vote on the sampled one: its own header says so"
     found = {source: rounds.find(decision(7, source), ends=True) for source in (first, "ab".replace(first, ""))}
-    assert isinstance(found["a"], Open)
+    assert isinstance(found["a"], TracedRound)
     assert (found["a"].context.header, found["b"]) == (headers["a"], headers["b"])
 
 
 def test_a_source_whose_name_is_written_otherwise_in_the_id(rounds):
     take(rounds, tick(1, "a:b"), header(1, sampled=True))
     found = rounds.find(decision(1, "a=3Ab"), ends=True)
-    assert isinstance(found, Open)
+    assert isinstance(found, TracedRound)
 
 
 @pytest.mark.parametrize("sampled", [True, False])
 def test_a_tick_without_a_number_is_known_by_its_time(rounds, sampled):
     take(rounds, tick(None), header(1, sampled=sampled))
     found = rounds.find(decision(12), ends=True)
-    assert (found.context.header if isinstance(found, Open) else found) == header(1, sampled=sampled)
+    assert (found.context.header if isinstance(found, TracedRound) else found) == header(1, sampled=sampled)
 
 
 def test_what_is_remembered_is_bounded(rounds):
@@ -97,5 +97,5 @@ def test_sampled_rounds_survive_in_a_snapshot(rounds):
     take(rounds, tick(2), header(2, sampled=False))
     another = RoundTraces()
     another.load(rounds.save())
-    assert isinstance(another.find(decision(1), ends=True), Open)
+    assert isinstance(another.find(decision(1), ends=True), TracedRound)
     assert another.find(decision(2), ends=True) is None

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agents.agent import Agent
-from agents.runtime.inputs import HOPELESS_SKIPS, HopelessHandler
+from agents.runtime.inputs import MAX_CONSECUTIVE_SKIPS, TooManyFailures
 from agents.runtime.runtime import Runtime
 from bus.durable.fencing import claim, new_agent_id
 from bus.errors import Disconnected, MeshError
@@ -172,7 +172,7 @@ async def live_through(
             if zombie_gate.brief:  # it wakes up beside its successor
                 zombie_gate.faults.clear()
                 zombie_gate.resumed.set()
-        task = asyncio.create_task(Runtime(cls("agent"), bus, epoch=epoch, agent_id=agent_id, snapshot_inputs=3).run())
+        task = asyncio.create_task(Runtime(cls("agent"), bus, epoch, agent_id=agent_id, snapshot_inputs=3).run())
         done = asyncio.create_task(goal())
         died = asyncio.create_task(gate.died.wait())
         await asyncio.wait({task, done, died}, return_when=asyncio.FIRST_COMPLETED)
@@ -183,7 +183,7 @@ async def live_through(
                 with_error = task.exception()
                 # an incarnation may end itself on a broken connection: it is started again, as the watchdog would
                 assert isinstance(with_error, (MeshError, Disconnected)), with_error
-                if isinstance(with_error, HopelessHandler):
+                if isinstance(with_error, TooManyFailures):
                     failed.append(str(with_error))
             task.cancel()
         for other in (done, died):
@@ -280,7 +280,7 @@ def test_who_fails_on_everything_is_given_up_by_the_stream_alone(lives: list[dic
             return server, await live_through(server, Failing, lives, goal, random.Random(seed))
 
     calm, failed = asyncio.run(run([]))
-    assert [f"{HOPELESS_SKIPS} inputs in a row" in why for why in failed] == [True]
+    assert [f"{MAX_CONSECUTIVE_SKIPS} inputs in a row" in why for why in failed] == [True]
     server, failed = asyncio.run(run(lives))
     assert len(failed) <= 1  # none if it died in that very moment
     assert outputs(server) == outputs(calm)

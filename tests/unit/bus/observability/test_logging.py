@@ -17,13 +17,14 @@ import pytest
 import structlog
 
 from agents.agent import Agent
-from agents.runtime.runtime import Runtime
+from agents.runtime.runtime import RuntimeHooks
 from agents.runtime.tracing import AgentTracing
 from bus.messages import MarketData, encode
 from bus.observability.logging import TRACE_ID, is_secret, set_up_logs
 from bus.observability.otel_env import Settings
 from bus.observability.tracer import Tracer
 from bus.testing.memory_bus import MemoryBus, MemoryServer
+from tests.support.runtime import claim_runtime
 
 SEED = "SU" + "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567" + "ABCDEFGHIJKLMNOPQRSTUVWX"
 HIDDEN = ("hunter2", SEED, "tok-123")
@@ -177,12 +178,11 @@ async def test_what_a_handler_logs_names_the_trace_of_its_message():
     Noting.noted.clear()
     bus = MemoryBus(server)
     agent = Noting("agent")
-    runtime = Runtime(agent, bus)
-    tracer = Tracer(Settings(), dict)
-    runtime.tracing = AgentTracing(tracer, agent, bus.subjects)
+    hooks = RuntimeHooks(tracing=AgentTracing(Tracer(Settings(), dict), agent, bus.subjects))
+    runtime = await claim_runtime(agent, bus, hooks=hooks)
     async with asyncio.timeout(20):
         running = asyncio.create_task(runtime.run())
-        while runtime.intake.cursor < 4 and not running.done():
+        while runtime.input_processor.cursor < 4 and not running.done():
             await asyncio.sleep(0)
         runtime.drain()
         await running
