@@ -23,9 +23,13 @@ MeshError                 root; its message says what was expected and what to d
 from __future__ import annotations
 
 EXIT_DONE = 0
+"""Done."""
 EXIT_FAILED = 1
+"""A check failed, or the command did not succeed."""
 EXIT_USAGE = 2
+"""A usage mistake: an option, a name or a file."""
 EXIT_UNREACHABLE = 3
+"""No bus answers, or no such swarm is on it."""
 
 
 class MeshError(Exception):

@@ -76,9 +76,10 @@ class CommandAgent(Agent):
 
     @dataclass(frozen=True)
     class Options:
-        """`timeout_s`: how many seconds the program may take to answer one event, its start included."""
+        """Options of a command agent."""
 
         timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+        """Seconds that the program may take for one event, its start included."""
 
     state: State
     options: Options

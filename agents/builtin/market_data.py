@@ -51,20 +51,18 @@ class MarketDataAgent(Agent):
 
     @dataclass(frozen=True)
     class Options:
-        """Settings.
-
-        `symbols` maps a symbol to the path of its CSV or CSV.gz file ("": the packaged recording of BTC/USD).
-        `speed` is in candles per second, all symbols together (0: as fast as decisions come). The first `history`
-        candles of each symbol are not paced, so that the strategies have a window to measure. `max_open_rounds`
-        bounds the undecided rounds of each symbol (0: no bound). `limit` ends after so many candles of each symbol
-        (0: never).
-        """
+        """Options of `market-data`."""
 
         symbols: dict[str, str] | None = None
+        """Symbol to CSV or CSV.gz file. `""` and the default are the packaged recording of BTC/USD."""
         speed: float = 2.0
+        """Candles a second, all symbols together; 0: as fast as decisions come."""
         history: int = 250
+        """The first so many candles of each symbol are not paced, so that the strategies have a window to measure."""
         max_open_rounds: int = 256
+        """Undecided rounds of each symbol that may be open; 0: no bound."""
         limit: int = 0
+        """Ends after so many candles of each symbol; 0: never."""
 
     state: State
     options: Options

@@ -38,9 +38,10 @@ class MeanReversionAgent(Strategy):
 
     @dataclass(frozen=True)
     class Options(Strategy.Options):
-        """`band_period`, in candles, is that of the bands and of the volatility."""
+        """Options of `mean-reversion`."""
 
         band_period: int = indicators.BAND_PERIOD
+        """Candles of the bands and of the volatility. At least 2."""
 
     options: Options
 

@@ -35,10 +35,12 @@ class MomentumAgent(Strategy):
 
     @dataclass(frozen=True)
     class Options(Strategy.Options):
-        """`rsi_period` and `trend_period` are in candles."""
+        """Options of `momentum`."""
 
         rsi_period: int = indicators.RSI_PERIOD
+        """Candles of the RSI. At least 2."""
         trend_period: int = indicators.TREND_PERIOD
+        """Candles of the trend line. At least 2."""
 
     options: Options
 

@@ -121,16 +121,14 @@ class SentimentAgent(Agent):
 
     @dataclass(frozen=True)
     class Options:
-        """Settings.
-
-        `headlines` is the path of a CSV file of headlines ("": the packaged ones). A headline weighs half as much
-        after `half_life_hours` of event time. At a symbol's first candle, recorded headlines of the `lookback_days`
-        before it are published, older ones never.
-        """
+        """Options of `sentiment`."""
 
         headlines: str = ""
+        """CSV file of headlines. `""`: the packaged ones."""
         half_life_hours: float = 24.0
+        """Hours of event time after which a headline weighs half as much. More than 0."""
         lookback_days: int = 7
+        """Days before a symbol's first candle whose headlines are published; older ones never are. At least 0."""
 
     state: State
     options: Options

@@ -38,9 +38,10 @@ class Strategy(Agent):
 
     @dataclass(frozen=True)
     class Options:
-        """`window` is how many closes are kept: from 250 on, the RSI is exact to 2e-6 (docs/concepts/decisions.md)."""
+        """Options of every strategy."""
 
         window: int = 250
+        """Closes that are kept, up to 8000. From 250 on the RSI is exact to 2e-6 (docs/concepts/decisions.md)."""
 
     state: State
     options: Options

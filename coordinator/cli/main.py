@@ -10,7 +10,7 @@ from bus.errors import EXIT_FAILED, MeshError
 from bus.utils.terminal import escape_control
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-"""As a shell reports it."""
+"""Interrupted by Ctrl-C, as a shell reports it."""
 
 
 def main() -> None:

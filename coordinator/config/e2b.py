@@ -35,28 +35,41 @@ Lifetime = Annotated[int, Meta(ge=3, le=86_400)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class E2bSettings:
-    """How a sandbox of E2B is made and kept. `packages` maps "pip" and "npm" to names.
-
-    `python` is an interpreter of the template, which need not have signalmesh. `cpu` and `memory_mb` are the template's
-    to give: what is written here is only compared with them. `timeout_s` is its lifetime, renewed every third of it;
-    at the share `replace_at` of `max_age_s` it is replaced by a new one.
-    """
+    """How a sandbox of E2B is created and kept."""
 
     template: str = "base"
+    """Name or id of a template of E2B. The template decides about CPUs and memory."""
     python: str = "python3"
+    """An interpreter of the template, 3.11 or newer. Nothing is installed if it has this very version of signalmesh."""
     packages: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """`{ pip = ["..."], npm = ["..."] }`, installed besides. A name may be one of `files`. `up` imports agents where it
+    runs, so import inside a handler what only the sandbox has."""
     env: dict[str, str] = field(default_factory=dict)
+    """Environment variables of its processes. They can be read at E2B, so no secrets."""
     metadata: dict[str, str] = field(default_factory=dict)
+    """Metadata of the sandbox, besides our own `pool`, `swarm`, `sandbox`, `version` and `settings`."""
     files: tuple[str, ...] = ()
+    """Files and directories beside `swarm.toml` that your own agents need there."""
     allow: tuple[str, ...] = ()
+    """Addresses that it may reach: IPs, CIDRs, and domains (ports 80 and 443 only). E2B accepts domains only with `deny
+    = ["0.0.0.0/0"]`."""
     deny: tuple[str, ...] = ()
+    """IPs and CIDRs that it may not reach, such as `0.0.0.0/0`: all but the allowed ones."""
     cpu: Annotated[int, Meta(ge=1)] | None = None
+    """Refused if the template has another number of CPUs: a check, for the API takes no size."""
     memory_mb: Annotated[int, Meta(ge=1)] | None = None
+    """Refused if the template has another memory, in MiB."""
     timeout_s: Lifetime = 600
+    """Lifetime in seconds, renewed every third of it. A sandbox whose launcher is dead costs money for so long."""
     max_age_s: Lifetime = 3600
+    """Longest time in seconds that your plan lets a sandbox run. More than `timeout_s`."""
     replace_at: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    """Share of `max_age_s` after which another sandbox takes over. It must leave 20 s: some 10 to install the other
+    one, up to 9 to drain."""
     price_per_hour: Annotated[float, Meta(ge=0)] | None = None
+    """USD an hour. By default, with `cpu` and `memory_mb`, E2B's list price of that size."""
     price_source: str = ""
+    """Where that price is from. Required with it."""
 
     def price(self) -> tuple[float | None, str]:
         """USD an hour, and where that is from: as configured, else E2B's list price of the configured size."""

@@ -55,6 +55,7 @@ __all__ = [
     "SandboxSpec",
     "StreamSettings",
     "SwarmConfig",
+    "TopLevel",
     "WatchdogSettings",
     "load",
     "parse",
@@ -72,9 +73,13 @@ VOTING_KINDS = frozenset({"signal", "sentiment"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _TopLevel:
+class TopLevel:
+    """The keys and tables at the top of swarm.toml, tables not yet converted."""
+
     swarm: str = "swarm"
+    """Name of the swarm, and the first token of every subject."""
     max_agents: Annotated[int, Meta(ge=1)] = 5
+    """Largest number of agents. More are refused, so that a loop which generates files does no harm."""
     sandboxes: dict[str, Any] = field(default_factory=dict)
     agents: dict[str, Any] = field(default_factory=dict)
     coordinator: dict[str, Any] = field(default_factory=dict)
@@ -139,7 +144,7 @@ def parse(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
     Raises:
         ConfigError: something is wrong in it.
     """
-    top = convert(raw, _TopLevel, file, "")
+    top = convert(raw, TopLevel, file, "")
     try:
         check_name(top.swarm, "swarm")
     except UsageError as error:

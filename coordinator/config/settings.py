@@ -78,29 +78,40 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSettings:
-    """What goes into the Config event (bus.messages.Config says what each means)."""
+    """How votes become decisions: what goes into the Config event."""
 
     quorum: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    """Share of the voting weight that must be exceeded. Otherwise the decision is hold."""
     buy_at: Fraction = 0.55
+    """Pooled probability of a rise from which on the decision is buy."""
     sell_at: Fraction = 0.45
+    """Pooled probability of a rise up to which the decision is sell. At most `buy_at`."""
     round_timeout_ms: Milliseconds = 400
+    """Milliseconds that a round waits for votes."""
     position_cap: PositiveFraction = 0.5
+    """Largest position, a fraction of capital."""
     vol_target: Positive = 0.01
+    """Volatility a candle above which the risk rises."""
     drawdown_max: PositiveFraction = 0.25
+    """Paper drawdown at which the risk is 1."""
     cvar_max: PositiveFraction = 0.02
+    """Tail loss a candle that a position may have, a fraction of capital."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSettings:
-    """What the stream keeps, and what an acknowledged message survives (bus.server.config.Durability).
-
-    `replicas` servers of a cluster, named by --nats, keep it.
-    """
+    """What the stream keeps, and what an acknowledged message survives."""
 
     max_age_s: Annotated[float, Meta(ge=SHORTEST_MAX_AGE_S, le=100 * LONGEST_S)] = 7 * 24 * 3600.0
+    """Seconds that messages are kept."""
     max_bytes: Annotated[int, Meta(ge=1 << 20, le=(1 << 63) - 1)] = 1 << 30
+    """Bytes that are kept. Beyond that the oldest messages are removed."""
     durability: Durability = "process"
+    """What an acknowledged message survives. `process`: the death of any process, nats-server included (the disk
+    follows every second). `power`: a loss of power too (the disk is written before each acknowledgement)."""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    """Servers of a cluster that keep the stream and the buckets. More than one needs `--nats` with the addresses of
+    that cluster."""
 
     def limits(self) -> StreamLimits:
         """As the stream is made with them."""
@@ -111,25 +122,38 @@ class StreamSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchdogSettings:
-    """The watchdog's patience, in milliseconds and seconds as the names say."""
+    """When the watchdog suspects, restarts and quarantines an agent."""
 
     heartbeat_ms: Milliseconds = 100
+    """Milliseconds between two heartbeats of an agent."""
     suspect_ms: Milliseconds = 300
+    """Milliseconds of silence after which an agent is suspected. More than `heartbeat_ms`."""
     dead_ms: Milliseconds = 600
+    """Milliseconds of silence after which the host is asked about the process. More than `suspect_ms`."""
     start_grace_ms: Milliseconds = 3000
+    """Milliseconds that a new process has until its first heartbeat."""
     starved_ms: Milliseconds = 5000
+    """Longest silence, in milliseconds, of a process that computes or waits for a CPU: the longest that a handler may
+    take. More than `dead_ms`."""
     quarantine_deaths: Count = 10
+    """So many deaths within `quarantine_window_s`, or in a row at the same input, quarantine an agent: it is not
+    started again."""
     quarantine_window_s: Seconds = 30.0
+    """Seconds within which deaths are counted together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorSettings:
-    """What the mirror's file keeps: messages by age in seconds and by number (0: all), so many writes of each key."""
+    """What the mirror's file keeps."""
 
     enabled: bool = True
+    """Whether `up` runs a mirror."""
     max_age_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Seconds that its file keeps messages; 0: without limit."""
     max_rows: Annotated[int, Meta(ge=0)] = 0
+    """Number of messages that its file keeps; 0: all."""
     revisions: Count = 32
+    """Newest writes that are kept of each key of the buckets, snapshots included."""
 
     def retention(self) -> Retention:
         """As the mirror keeps to it."""
@@ -140,16 +164,19 @@ class MirrorSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSettings:
-    """Where `up` has figures served, HOST:PORT; "": nowhere."""
+    """Where metrics are served."""
 
     listen: str = ""
+    """`HOST:PORT` where `up` has the metrics served, such as `127.0.0.1:9464`; empty: no page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertSettings:
-    """Where alerts are posted, an http:// or https:// URL; "": nowhere. It is a secret, so its `repr` lacks it."""
+    """Where alerts are posted."""
 
     webhook: str = field(default="", repr=False)
+    """http:// or https:// URL that alerts are posted to; empty: none. It is a secret: better in the environment, as
+    `SIGNALMESH_WEBHOOK`, which takes precedence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

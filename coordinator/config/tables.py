@@ -24,6 +24,7 @@ __all__ = [
     "COORDINATOR_KIND",
     "PROVIDERS",
     "AgentTable",
+    "SandboxTable",
     "agent_settings",
     "agent_table",
     "check_names",
@@ -39,11 +40,18 @@ _MEMORY_KEY = re.compile(r"(?=.{1,128}$)[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _SandboxTable:
+class SandboxTable:
+    """One [sandboxes.NAME] table as written, unless its provider is E2B."""
+
     provider: str = "local"
+    """`local`: a process group on this machine. `e2b`: a sandbox at E2B, which has further keys."""
     packages: tuple[str, ...] = ()
+    """What a provider should install. `local` installs nothing."""
     price_per_hour: Annotated[float, Meta(ge=0)] | None = None
+    """USD an hour. `status`, `metrics` and `certify` show the cost since the provider made the sandbox (of a local one:
+    since its host was started)."""
     price_source: str = ""
+    """Where that price is from. Required with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +59,28 @@ class AgentTable:
     """One [agents.NAME] table as written; `class_` is its key `class`."""
 
     kind: str | None = None
+    """An agent kind that ships with the project."""
     class_: str | None = None
+    """`"module:Class"` or `"path/to/file.py:Class"`, found beside `swarm.toml`."""
     command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    """Program and arguments, run in the directory of `swarm.toml`."""
     external: bool = False
+    """`true`: a program of its own runs this agent, and no sandbox host."""
     listens: tuple[str, ...] = ()
+    """With `command`: the message kinds that it receives."""
     publishes: tuple[str, ...] = ()
+    """With `command`: the message kinds that it answers with."""
     sandbox: str | None = None
+    """Preferred sandbox. By default the one with the fewest agents."""
     votes: bool | None = None
+    """Whether its votes count. By default `true` for agents that publish `signal` or `sentiment`, and for external
+    ones."""
     weight: Annotated[float, Meta(ge=0)] = 1.0
+    """Weight of its vote; normalised over all voters."""
     memory_key: str | None = None
+    """Last part of its key in the memory bucket. By default its first published kind."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Options of its kind, below."""
 
 
 def check_names(file: str, agents: Mapping[str, Any], sandboxes: tuple[SandboxSpec, ...]) -> None:
@@ -96,10 +116,10 @@ def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
         _check_price(file, key, settings)
         price, source = settings.price()
         return SandboxSpec(name=name, provider="e2b", e2b=settings, price_per_hour=price, price_source=source)
-    for field_name in E2bSettings.__dataclass_fields__.keys() - _SandboxTable.__dataclass_fields__.keys():
+    for field_name in E2bSettings.__dataclass_fields__.keys() - SandboxTable.__dataclass_fields__.keys():
         if field_name in raw:
             raise ConfigError(file, f"{key}.{field_name}", 'goes with provider = "e2b" only; remove it, or add that')
-    table = convert(raw, _SandboxTable, file, key)
+    table = convert(raw, SandboxTable, file, key)
     if table.provider not in PROVIDERS:
         raise ConfigError(
             file, f"{key}.provider", f"{table.provider!r} is not available; available: {', '.join(PROVIDERS)}"
@@ -117,7 +137,7 @@ def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
     )
 
 
-def _check_price(file: str, key: str, table: _SandboxTable | E2bSettings) -> None:
+def _check_price(file: str, key: str, table: SandboxTable | E2bSettings) -> None:
     if table.price_per_hour is not None and not table.price_source.strip():
         raise ConfigError(file, f"{key}.price_source", "expected where price_per_hour is from, such as a price list")
 

@@ -1,0 +1,1 @@
+"""Generates docs/reference/ from the code. Not a part of the wheel."""
