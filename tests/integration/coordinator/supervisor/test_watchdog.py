@@ -1,4 +1,4 @@
-"""For which sandboxes the watchdog waits before it places agents."""
+"""The start of the watchdog: which sandboxes it waits for, and settings that it cannot decode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from bus.heartbeats import send_heartbeats
 from bus.interface import ReceivedMessage
-from bus.messages import FAILED
+from bus.messages import FAILED, Config, decode
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
@@ -76,3 +76,33 @@ async def test_nothing_starts_before_the_last_sandbox_is_there_or_given_up(tmp_p
             await end_tasks(tasks)
             for each in buses:
                 await each.close()
+
+
+@pytest.mark.slow
+async def test_the_watchdog_puts_its_settings_in_place_of_garbage(tmp_path: Path) -> None:
+    async with NatsServer(tmp_path, port=0) as server:
+        bus = await NatsBus.connect(server.url, "swarm", "watchdog")
+        subscriber = await NatsBus.connect(server.url, "swarm", "ear")
+        await ensure_streams(bus)
+        subject = bus.subjects.config("watchdog")
+        await bus.publish("in." + subject, b"{")
+        received: asyncio.Queue[ReceivedMessage] = asyncio.Queue()
+
+        async def on_message(message: ReceivedMessage) -> None:
+            received.put_nowait(message)
+
+        await subscriber.listen(subject, on_message)
+        await subscriber.bounds()  # a round trip: the subscription is in force
+        config, _ = resolve(load(None, tmp_path))
+        watchdog = Watchdog(bus, config, set())
+        running = asyncio.create_task(watchdog.run())
+        try:
+            async with asyncio.timeout(20):
+                data = (await received.get()).data
+            assert isinstance(decode(subscriber.subjects.parse(subject), subject, data), Config)
+            assert not running.done()
+        finally:
+            watchdog.stop()
+            await asyncio.wait({running}, timeout=10)
+            await bus.close()
+            await subscriber.close()

@@ -1,4 +1,4 @@
-"""Scoring of texts, and the voter on news: what it publishes when, and what its mood follows from."""
+"""The voter on news: what it publishes when, and what its sentiment follows from."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ import pytest
 from agents.agent import check_class, published_kinds
 from agents.builtin import sentiment as module
 from agents.builtin.sentiment import SentimentAgent, mood_of, read_mood
-from agents.builtin.sentiment_score import MISLEADING, Scorer, load_lexicon, mark_moves
 from agents.feeds.candles import load_candles
 from agents.feeds.headlines import load_headlines
-from bus.errors import DataError, UsageError
+from bus.errors import UsageError
 from bus.messages import Headline, MarketData, Sentiment, encode
 
 DAY = datetime(2020, 1, 10, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def scorer():
-    return Scorer()
 
 
 def tick(at, sequence=1, symbol="BTC/USD"):
@@ -47,96 +41,6 @@ def texts(outputs):
     return [output.text for output in outputs if isinstance(output, Headline)]
 
 
-# -- scores
-
-
-@pytest.mark.parametrize(
-    ("better", "worse"),
-    [
-        ("Exchange recovers stolen coins", "Exchange hacked, coins stolen"),
-        ("Regulator approves bitcoin ETF", "Regulator rejects bitcoin ETF"),
-        ("Analysts upgrade the stock", "Analysts downgrade the stock"),
-        ("Quarterly profit beats forecasts", "Quarterly profit misses forecasts"),
-        ("Bitcoin soars", "Bitcoin rises"),
-        ("Bitcoin rises", "Bitcoin falls"),
-        ("Bitcoin falls", "Bitcoin crashes"),
-        ("Turnover came to EUR 13.1 mn from EUR 8.7 mn", "Turnover came to EUR 8.7 mn from EUR 13.1 mn"),
-        ("Turnover moved from $900k to $1.2 million", "Turnover moved from $1.2 million to $900k"),
-        ("Margin at 5%, to 5% from 3%", "Margin at 3%, to 3% from 5%"),
-        ("The loss came to 2 million from 8 million", "The loss came to 8 million from 2 million"),
-    ],
-)
-def test_better_news_scores_higher(scorer, better, worse):
-    assert scorer.score(better) > scorer.score(worse)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "Share of interest in the security", "Moved to 2018 from 2017", "Still to 5 from 5"]
-)
-def test_nothing_said_scores_zero(scorer, text):
-    assert scorer.score(text) == 0
-
-
-def test_capitals_are_names_and_not_shouting(scorer):
-    assert scorer.score("China BANS coin offerings") == scorer.score("china bans coin offerings") < 0
-    assert -1 <= scorer.score("hack theft fraud crash ban " * 50) < -0.99
-
-
-@pytest.mark.parametrize(
-    ("text", "move"),
-    [
-        ("to 1,200 from 900", "rise"),
-        ("to 1.2 from 1.25", "fall"),
-        ("to 8 from 10 million", "fall"),
-        ("to $2 bn in March from $900 million", "rise"),
-        ("from 8 to 10", "rise"),
-        ("costs fell from 10 to 8", "rise"),
-        ("from Tokyo to 10 places", None),
-        ("to 5. Then from 3", None),
-    ],
-)
-def test_figures_that_moved(text, move):
-    marked = mark_moves(text)
-    assert ("rise" in marked, "fall" in marked.replace("fell", "")) == (move == "rise", move == "fall")
-
-
-def test_lexicon_is_ours_and_in_force(scorer):
-    lexicon = load_lexicon()
-    assert len(lexicon) >= 110
-    assert not set(lexicon) & set(MISLEADING)
-    words = scorer._analyzer.lexicon
-    assert {word: words[word] for word in lexicon} == lexicon
-    assert not set(MISLEADING) & set(words)
-
-
-def test_every_misleading_word_is_one_that_vader_has():
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-    assert set(MISLEADING) <= set(SentimentIntensityAnalyzer().lexicon)
-
-
-@pytest.mark.parametrize(
-    ("lines", "line", "column"),
-    [
-        (["# c", "word,valence", "up,one"], 3, "valence"),
-        (["word,valence", "up,4.5"], 2, "valence"),
-        (["word,valence", "Up,1"], 2, "word"),
-        (["word,valence", "go up,1"], 2, "word"),
-        (["word,valence", "up,1", "up,2"], 3, "word"),
-        (["word,valence", "up,"], 2, "valence"),
-    ],
-)
-def test_lexicon_mistakes_name_file_line_and_column(tmp_path, lines, line, column):
-    path = tmp_path / "words.csv"
-    path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError) as caught:
-        load_lexicon(path)
-    assert (caught.value.file, caught.value.line, caught.value.column) == (str(path), line, column)
-
-
-# -- mood
-
-
 def test_mood_is_a_weighted_mean_that_fades():
     assert mood_of([], 0, 100) == 0
     assert mood_of([(0, 0.8, "a")], 0, 100) == 0.8
@@ -152,9 +56,6 @@ def test_confidence_says_p_up_by_the_voters_rule(mood):
     assert p_up == pytest.approx(0.5 + mood / 4)
     assert p_up == (1 - confidence if reading == "bearish" else confidence)
     assert reading == ("bullish" if mood >= 0.1 else "bearish" if mood <= -0.1 else "neutral")
-
-
-# -- the agent
 
 
 def test_class_is_a_valid_agent():

@@ -1,4 +1,4 @@
-"""What was received is shown, not obeyed: no text of a message may move the cursor or pass for markup."""
+"""Control characters of a received text are escaped: it can neither move the cursor nor pass for markup."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import sys
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from bus.observability.logging import set_up_logs
 from bus.utils.terminal import escape_control
-from coordinator.reporting.tables import Column, console, fitted
 
 
 def test_controls_are_written_out():
@@ -30,24 +28,11 @@ def test_nothing_else_changes_and_json_says_the_same(text):
     assert escape_control(shown) == shown
 
 
-def test_a_cell_is_no_markup():
-    out = io.StringIO()
-    console = Console(file=out, width=80, force_terminal=True, color_system="truecolor")
-    console.print(fitted((Column("agent"),), [["[red]x[/red]\x1b[31m"]], 80))
-    assert "[red]x[/red]\\u001b[31m" in out.getvalue()
-    assert "\x1b[31m" not in out.getvalue()
-
-
 def test_no_character_at_all_commands_a_terminal_or_cannot_be_printed():
     for number in range(sys.maxunicode + 1):
         shown = escape_control(chr(number)).encode()
         assert shown.isascii() == (number < 0x80 or shown.startswith(b"\\u")), hex(number)
         assert not any(byte < 0x20 or byte == 0x7F for byte in shown), hex(number)
-
-
-def test_what_is_printed_is_no_markup(capsys):
-    console().print("[red]x[/red] :smile: [/nothing]")
-    assert capsys.readouterr().out == "[red]x[/red] :smile: [/nothing]\n"
 
 
 def test_logs_on_a_terminal_are_shown():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import textwrap
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.spec import AgentSpec, check_class_path, load_class
+from agents.spec import load_class
 from bus.errors import EXIT_USAGE, ConfigError, UsageError
 from bus.messages import Config, decode, encode
 from bus.messages.subjects import Subjects
@@ -489,30 +488,3 @@ def test_no_vote_with_any_weight(tmp_path):
 def test_an_agent_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match=r"no agent 'research-3' .*did you mean 'research-2'"):
         load(None, tmp_path).agent("research-3")
-
-
-def test_a_spec_travels_as_json(tmp_path):
-    full = AgentSpec(
-        name="x",
-        kind="command",
-        search_path="somewhere",
-        command=("node", "a.mjs"),
-        listens=("market",),
-        publishes=("signal",),
-        options={"a": [1, 2.5, {"b": "c"}]},
-        memory_key="k",
-        sandbox="base",
-        swarm="alpha",
-    )
-    for spec in (full, *(settings.spec for settings in load(None, tmp_path).agents)):
-        assert AgentSpec.from_json(spec.to_json()) == spec
-    with pytest.raises(UsageError, match="agent spec"):
-        AgentSpec.from_json(b'{"kind": "momentum"}')
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        full.name = "y"  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("path", ["", ":", "a:", ":B", "a.b", "a..b:C", "a:b.C", "a/b:C"])
-def test_the_form_of_a_class_path(path):
-    with pytest.raises(UsageError, match="expected 'module:Class'"):
-        check_class_path(path)

@@ -1,0 +1,64 @@
+"""The client of E2B: what it repeats, and when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+
+import e2b.exceptions
+import httpx
+import pytest
+
+from coordinator.sandboxes.e2b_client import Service
+from coordinator.sandboxes.e2b_errors import GivenUp, Gone
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(e2b.exceptions.AuthenticationException("x"), GivenUp), (e2b.exceptions.SandboxNotFoundException("x"), Gone)],
+)
+async def test_what_is_no_use_to_repeat_is_asked_once(error, raised):
+    asked = 0
+
+    async def call():
+        nonlocal asked
+        asked += 1
+        raise error
+
+    with pytest.raises(raised, match=r"^looking: x$"):
+        await Service("key", lambda *_: None).ask("looking", call)
+    assert asked == 1
+
+
+async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failures(monkeypatch):
+    monkeypatch.setattr("coordinator.sandboxes.e2b_client.FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("coordinator.sandboxes.e2b_client.LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr("coordinator.sandboxes.e2b_client.JITTER_S", 0.0)
+    told: list[tuple[str, str]] = []
+    asked = 0
+    refused = asyncio.Event()
+
+    async def call():
+        nonlocal asked
+        asked += 1
+        raise httpx.ConnectError("nobody there")
+
+    service = Service("key", lambda code, text: told.append((code, text)))
+    unhealthy = service._unhealthy
+
+    def watch(what, error):
+        unhealthy(what, error)
+        if type(error).__name__ == "CircuitBreakerError":
+            refused.set()
+
+    monkeypatch.setattr(service, "_unhealthy", watch)
+    asking = asyncio.create_task(service.ask("looking", call))
+    await refused.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert asked == 6
+    assert len(told) == 1
+    assert told[0] == (
+        "provider_unavailable",
+        "looking failed at E2B at https://api.e2b.app, and is tried again: nobody there",
+    )

@@ -1,0 +1,71 @@
+"""Which errors of E2B's SDK to retry, and how they are printed."""
+
+from __future__ import annotations
+
+import inspect
+
+import e2b.exceptions
+import httpx
+import pytest
+
+from coordinator.sandboxes.e2b_errors import is_illness, shown, verdict_on
+
+RAISED = {
+    "AuthenticationException": "give up",
+    "GitAuthException": "give up",
+    "InvalidArgumentException": "give up",
+    "TemplateException": "give up",
+    "SandboxNotFoundException": "replace",
+    "SandboxNotRunningException": "replace",
+    "NotEnoughSpaceException": "replace",
+    "SandboxUnreachableException": "retry",
+    "TimeoutException": "retry",
+    "RateLimitException": "retry",
+    "ServiceBusyException": "retry",
+    "GuestUnresponsiveException": "give up",
+}
+
+
+@pytest.mark.parametrize(("name", "verdict"), RAISED.items())
+def test_each_exception_of_the_sdk_has_its_verdict(name, verdict):
+    assert verdict_on(getattr(e2b.exceptions, name)("x")) == verdict
+
+
+def test_no_exception_that_a_sandbox_can_raise_is_forgotten():
+    """Those of modules that we do not use: git, builds, volumes, secrets; files are judged where they are read."""
+    others = ("Git", "Build", "FileUpload", "Volume", "Secret", "FileNotFound")
+    found = {
+        name
+        for name, kind in inspect.getmembers(e2b.exceptions, inspect.isclass)
+        if issubclass(kind, Exception) and not name.startswith(others)
+    }
+    assert found - set(RAISED) == {"SandboxException", "NotFoundException"}
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"), [(400, "give up"), (403, "give up"), (404, "give up"), (500, "retry"), (None, "retry")]
+)
+def test_a_status_that_stays_is_not_asked_for_again(status, verdict):
+    assert verdict_on(e2b.exceptions.SandboxException("x", status_code=status)) == verdict
+
+
+def test_a_request_that_cannot_be_made_is_not_tried_again():
+    with pytest.raises(UnicodeError) as raised:
+        "ключ".encode("ascii")
+    for error in (httpx.UnsupportedProtocol("x"), httpx.InvalidURL("x"), raised.value):
+        assert verdict_on(error) == "give up"
+    assert verdict_on(httpx.ConnectError("x")) == "retry"
+
+
+def test_a_full_quota_is_no_illness_of_the_service():
+    for error, unhealthy in (
+        (httpx.ConnectError("x"), True),
+        (e2b.exceptions.ServiceBusyException("x"), True),
+        (e2b.exceptions.RateLimitException("x"), False),
+        (e2b.exceptions.SandboxNotFoundException("x"), False),
+    ):
+        assert is_illness(type(error), error) is unhealthy
+
+
+def test_what_the_sdk_raises_is_shown_without_the_key():
+    assert shown(ValueError("Invalid header\nvalue 'a_key'"), "a_key") == "Invalid header value '[secret]'"
