@@ -27,7 +27,7 @@ from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.machine_checks import mib
 from coordinator.doctor.mirror_checks import check_mirror_position
 from coordinator.monitor.models import FAILED_REMEDY, failed_text
-from coordinator.monitor.status import without_host
+from coordinator.monitor.status import read_failure_reasons, sandboxes_without_host
 from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import Recorded, Run
 
@@ -182,7 +182,7 @@ async def _sandboxes(facts: _Facts) -> list[Finding]:
     if listener.provider is None:
         return [error(check, f"no provider was heard within {LISTEN_S} s", "see provider.log; `up` starts it again")]
     found = []
-    for sandbox in await without_host(facts.bus, listener):
+    for sandbox in sandboxes_without_host(listener, await read_failure_reasons(facts.bus, listener)):
         if sandbox.status == FAILED:
             found.append(error(check, f"{failed_text(sandbox)}; its agents run elsewhere", FAILED_REMEDY))
         else:

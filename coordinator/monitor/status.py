@@ -1,20 +1,23 @@
-"""What can be learnt of a swarm from its bus alone: every figure here was received or read, none is kept by us.
+"""`status`: what the bus alone shows of a swarm.
 
-`status` listens to heartbeats for a moment, and reads the registry, the stream's counts and the last decision.
+`collect` listens to heartbeats and reads the registry, the claims and the decisions. Everything else here is pure: it
+makes the figures of `status --json` from these facts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from time import monotonic
 
 from bus.durable.fencing import last_claim
-from bus.durable.registry import read_records
+from bus.durable.registry import Record, read_records
 from bus.errors import MessageError
-from bus.heartbeats import LISTEN_S, HeartbeatListener
-from bus.messages import FAILED, Decision, Heartbeat, Lifecycle, decode
+from bus.heartbeats import LISTEN_S, HeartbeatListener, HeartbeatTable, ReceivedHeartbeat
+from bus.messages import FAILED, Config, Decision, Heartbeat, Lifecycle, decode
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
@@ -30,20 +33,98 @@ from coordinator.monitor.models import (
 from coordinator.sandboxes.health import SandboxHealth, health_of
 from coordinator.supervisor.config_publisher import read_config
 
-TIMEOUT_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
-"""How much older than the watchdog's word a heartbeat may be that still counts: who is away may run by hand."""
+OLDER_BY_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
+"""By the phase that the watchdog reports: how much older than that report an agent's heartbeat may be to count still.
+
+An agent in one of the last three phases may have been started manually, and then has a heartbeat of its own.
+"""
 
 
-async def said_by(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
-    """How many messages of `name` the stream holds, and when the newest was stored."""
-    counts = await bus.subject_counts(f"{bus.subjects.ns}.*.*.{name}")
-    stored = [kept for subject in counts if (kept := await bus.last(subject)) is not None]
-    newest = max(stored, key=lambda kept: kept.sequence, default=None)
-    return sum(counts.values()), None if newest is None else datetime.fromisoformat(newest.headers[STORED_AT])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What was received and read of a swarm."""
+
+    swarm: str
+    nats: str
+    at: float
+    """When the heartbeats were looked at, seconds of the monotonic clock."""
+    heartbeats: HeartbeatTable
+    records: Mapping[str, Record] = field(default_factory=dict)
+    """Agent -> its record in the registry."""
+    claims: Mapping[str, int] = field(default_factory=dict)
+    """Agent -> how many of its claims the stream holds."""
+    newest_claims: Mapping[str, int] = field(default_factory=dict)
+    """Agent without a current heartbeat -> the epoch of its newest claim."""
+    config: Config | None = None
+    decisions: Mapping[str, int] = field(default_factory=dict)
+    """Subject of decisions -> how many messages the stream holds of it."""
+    newest_decision: Decision | None = None
+    """Of the deciders that `config` names."""
+    external_outputs: Mapping[str, tuple[int, datetime | None]] = field(default_factory=dict)
+    """External agent -> how many of its messages the stream holds, and when the newest was stored."""
+    failure_reasons: Mapping[str, str | None] = field(default_factory=dict)
+    """Failed sandbox -> the reason that its provider reported, if the stream holds it."""
+
+    def agent_names(self) -> list[str]:
+        """Every agent with a record, a heartbeat, a phase or a vote."""
+        voters = self.config.voters if self.config else ()
+        return sorted({*self.records, *self.heartbeats.agents, *self.heartbeats.phases, *voters})
 
 
-async def failure_reason(bus: NatsBus, sandbox: str) -> str | None:
-    """What the provider said when it gave up `sandbox`; None if the stream does not hold that."""
+# -- reading
+
+
+async def collect(bus: NatsBus, listen_s: float = LISTEN_S) -> Facts:
+    """Listen for `listen_s` seconds, and read the rest.
+
+    Raises:
+        Refused: there is no such swarm on this server.
+    """
+    subjects = bus.subjects
+    async with HeartbeatListener(bus) as listener:
+        records = await read_records(bus)
+        await asyncio.sleep(listen_s)
+        claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
+        config = await read_config(bus)
+        decisions = await bus.subject_counts(subjects.all_of("decision"))
+        newest_decision = await _newest_decision(bus, of_deciders(decisions, config))
+        external = [name for name, phase in listener.phases.items() if phase == "external"]
+        external_outputs = {name: await _stored_outputs(bus, name) for name in external}
+        failure_reasons = await read_failure_reasons(bus, listener)
+    facts = Facts(
+        swarm=subjects.ns,
+        nats=bus.url,
+        at=monotonic(),
+        heartbeats=listener,
+        records=records,
+        claims={subject.rpartition(".")[2]: count for subject, count in claims.items()},
+        config=config,
+        decisions=decisions,
+        newest_decision=newest_decision,
+        external_outputs=external_outputs,
+        failure_reasons=failure_reasons,
+    )
+    silent = [name for name in facts.agent_names() if current_heartbeat(name, listener) is None]
+    newest = {name: stored.sequence for name in silent if (stored := await last_claim(bus, name)) is not None}
+    return replace(facts, newest_claims=newest)
+
+
+async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
+    """Listen for `listen_s` seconds, read the rest, and make the status of it.
+
+    Raises:
+        Refused: there is no such swarm on this server.
+    """
+    return status_of(await collect(bus, listen_s))
+
+
+async def read_failure_reasons(bus: NatsBus, heartbeats: HeartbeatTable) -> dict[str, str | None]:
+    """Why its provider failed to create each failed sandbox; None where the stream does not hold the reason."""
+    phases = (heartbeats.provider.heartbeat.phases if heartbeats.provider else None) or {}
+    return {name: await _failure_reason(bus, name) for name, phase in phases.items() if phase == FAILED}
+
+
+async def _failure_reason(bus: NatsBus, sandbox: str) -> str | None:
     subject = bus.subjects.lifecycle(sandbox, PROVIDER)
     stored = await bus.last(subject)
     if stored is not None:
@@ -53,139 +134,177 @@ async def failure_reason(bus: NatsBus, sandbox: str) -> str | None:
     return None
 
 
-async def without_host(bus: NatsBus, listener: HeartbeatListener) -> list[SandboxStatus]:
-    """The sandboxes of which no host is heard, as their provider says."""
-    said = None if listener.provider is None else listener.provider.heartbeat
-    served = {heartbeat.group for _, heartbeat in listener.hosts.values()}
+async def _newest_decision(bus: NatsBus, decisions: Mapping[str, int]) -> Decision | None:
+    newest: Decision | None = None
+    newest_sequence = 0
+    for subject in decisions:
+        stored = await bus.last(subject)
+        if stored is not None and stored.sequence > newest_sequence:
+            with contextlib.suppress(MessageError):
+                message = decode(bus.subjects.parse(subject), subject, stored.data)
+                if isinstance(message, Decision):
+                    newest, newest_sequence = message, stored.sequence
+    return newest
+
+
+async def _stored_outputs(bus: NatsBus, name: str) -> tuple[int, datetime | None]:
+    """How many messages of `name` the stream holds, and when the newest was stored."""
+    counts = await bus.subject_counts(f"{bus.subjects.ns}.*.*.{name}")
+    stored = [message for subject in counts if (message := await bus.last(subject)) is not None]
+    newest = max(stored, key=lambda message: message.sequence, default=None)
+    return sum(counts.values()), None if newest is None else datetime.fromisoformat(newest.headers[STORED_AT])
+
+
+# -- what follows from the facts
+
+
+def status_of(facts: Facts) -> Status:
+    """All of `status --json`."""
+    heartbeats = facts.heartbeats
+    agents = [agent_status(name, facts) for name in facts.agent_names()]
+    sandboxes = [sandbox_status(name, facts, agents) for name in sorted(heartbeats.hosts)]
+    sandboxes += sandboxes_without_host(heartbeats, facts.failure_reasons)
+    leaders = [heartbeats.leader] if heartbeats.leader else []
+    return Status(
+        swarm=facts.swarm,
+        nats=facts.nats,
+        active_agents=sum(agent.status == "active" for agent in agents),
+        processes=sum(agent.pid is not None for agent in agents),
+        watchdog_term=heartbeats.leader.heartbeat.epoch if heartbeats.leader else None,
+        watchdogs=[_watchdog_status(received, facts.at) for received in (*leaders, *heartbeats.standbys.values())],
+        sandboxes=sandboxes,
+        agents=agents,
+        decisions=decision_count(facts),
+        mirror=None if heartbeats.mirror is None else _mirror_status(heartbeats.mirror.heartbeat),
+        provider=None if heartbeats.provider is None else _provider_status(heartbeats.provider.heartbeat),
+    )
+
+
+def current_heartbeat(name: str, heartbeats: HeartbeatTable) -> ReceivedHeartbeat | None:
+    """The heartbeat of agent `name`; None too if it was the last one of a process that has ended."""
+    received = heartbeats.agents.get(name)
+    phase, leader = heartbeats.phases.get(name), heartbeats.leader
+    if received is None or phase is None or leader is None:
+        return received
+    return None if leader.at - received.at > OLDER_BY_S.get(phase, 0.0) else received
+
+
+def agent_status(name: str, facts: Facts) -> AgentStatus:
+    """The status of one agent; its process, if it has a current heartbeat, else what its record says."""
+    record = facts.records.get(name)
+    received = current_heartbeat(name, facts.heartbeats)
+    heartbeat = None if received is None else received.heartbeat
+    outputs, last_output_at = facts.external_outputs.get(name, (None, None))
+    if heartbeat is not None and name not in facts.external_outputs:
+        outputs = heartbeat.outputs
+    if heartbeat is not None:
+        epoch = heartbeat.epoch
+    else:
+        # The record may be older than the newest claim: an agent that dies before it is ready writes none.
+        epoch = facts.newest_claims.get(name) or (record.epoch if record else 0)
+    known = heartbeat or record
+    return AgentStatus(
+        name=name,
+        kind=record.kind if record else "",
+        agent_id=known.agent_id if known else "",
+        status=_status_word(name, facts, heartbeat),
+        epoch=epoch,
+        pid=heartbeat.pid if heartbeat else None,
+        sandbox=known.sandbox if known else "",
+        capabilities=list(record.capabilities) if record else [],
+        restarts=max(0, facts.claims.get(name, 0) - 1),
+        heartbeat_age_ms=None if received is None else _age_ms(received, facts.at),
+        cursor=heartbeat.cursor if heartbeat else None,
+        lag=heartbeat.lag if heartbeat else None,
+        outputs=outputs,
+        poison=heartbeat.poison if heartbeat else None,
+        skipped=heartbeat.skipped if heartbeat else None,
+        last_output_at=last_output_at,
+    )
+
+
+def _status_word(name: str, facts: Facts, heartbeat: Heartbeat | None) -> str:
+    """The first of these that is known: external, its heartbeat, the watchdog's phase, its record."""
+    phase, record = facts.heartbeats.phases.get(name), facts.records.get(name)
+    if phase == "external":
+        return phase
+    if heartbeat is not None:
+        return {"live": "active", "finished": "active"}.get(heartbeat.status, heartbeat.status)
+    if phase is not None:
+        return phase
+    if record is None:
+        return "unknown"
+    return "silent" if record.status == "active" else record.status
+
+
+def sandbox_status(name: str, facts: Facts, agents: Sequence[AgentStatus]) -> SandboxStatus:
+    """The status of the sandbox whose host is `name`, with the processes of `agents` that run in it."""
+    hosts, leader = facts.heartbeats.hosts, facts.heartbeats.leader
+    heartbeat = hosts[name].heartbeat
+    accounts = (leader.heartbeat.accounts if leader else None) or {}
+    usages = {host: received.heartbeat.usage for host, received in hosts.items()}
+    return SandboxStatus(
+        name=name,
+        provider=heartbeat.provider,
+        endpoint=heartbeat.endpoint,
+        status="active" if heartbeat.status == "live" else heartbeat.status,
+        agents=[agent.name for agent in agents if agent.sandbox == name and agent.pid is not None],
+        uptime_s=heartbeat.uptime_s,
+        pid=heartbeat.pid,
+        health=health_of(heartbeat, accounts.get(name), usages),
+    )
+
+
+def sandboxes_without_host(heartbeats: HeartbeatTable, reasons: Mapping[str, str | None]) -> list[SandboxStatus]:
+    """The sandboxes that their provider reports, and of which no host has sent a heartbeat."""
+    if heartbeats.provider is None:
+        return []
+    provider = heartbeats.provider.heartbeat
+    served = {received.heartbeat.group for received in heartbeats.hosts.values()}
     return [
         SandboxStatus(
             name=name,
-            provider=said.provider,
-            endpoint=said.endpoint,
+            provider=provider.provider,
+            endpoint=provider.endpoint,
             status=phase,
             agents=[],
             uptime_s=None,
             pid=None,
             health=SandboxHealth(),
-            reason=await failure_reason(bus, name) if phase == FAILED else None,
+            reason=reasons.get(name),
         )
-        for name, phase in sorted((said.phases or {}).items() if said else ())
-        if said is not None and name not in served
+        for name, phase in sorted((provider.phases or {}).items())
+        if name not in served
     ]
 
 
-async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
-    """Listen for `listen_s` seconds, then read the rest.
+def of_deciders(decisions: Mapping[str, int], config: Config | None) -> dict[str, int]:
+    """Those of `decisions` (by subject) that the agents have made which `config` names as deciders; all, if none."""
+    deciders = config.deciders if config else ()
+    return {s: count for s, count in decisions.items() if not deciders or s.rpartition(".")[2] in deciders}
 
-    Raises:
-        Refused: there is no such swarm on this server.
-    """
-    listener = HeartbeatListener(bus)
-    await listener.start()
-    records = await read_records(bus)
-    await asyncio.sleep(listen_s)
-    subjects = bus.subjects
-    claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
-    config = await read_config(bus)
-    decisions = await bus.subject_counts(subjects.all_of("decision"))
-    deciders = config.deciders if config else ()  # none named: anybody's decisions are the swarm's
-    counts = {s: n for s, n in decisions.items() if not deciders or s.rpartition(".")[2] in deciders}
-    newest: Decision | None = None
-    newest_sequence = 0
-    for subject in counts:
-        stored = await bus.last(subject)
-        if stored is not None and stored.sequence > newest_sequence:
-            with contextlib.suppress(MessageError):
-                message = decode(subjects.parse(subject), subject, stored.data)
-                if isinstance(message, Decision):
-                    newest, newest_sequence = message, stored.sequence
-    time = monotonic()
-    agents = []
-    led_at, leader = listener.leader or (0.0, None)
-    phases = listener.phases
-    externals = {name: await said_by(bus, name) for name, phase in phases.items() if phase == "external"}
-    for name in sorted({*records, *listener.agents, *phases, *(config.voters if config else ())}):
-        record = records.get(name)
-        heartbeat_at, heartbeat = listener.agents.get(name, (None, None))
-        outputs, last_output_at = externals.get(name, (None, None))
-        if heartbeat_at is not None and name in phases and led_at - heartbeat_at > TIMEOUT_S.get(phases[name], 0.0):
-            heartbeat_at, heartbeat = None, None  # that was the last heartbeat of a process that has ended
-        if name in externals:
-            status = "external"
-        elif heartbeat is not None:
-            outputs = heartbeat.outputs
-            status = {"live": "active", "finished": "active"}.get(heartbeat.status, heartbeat.status)
-        elif name in phases:
-            status = phases[name]
-        elif record is None:
-            status = "unknown"
-        else:
-            status = "silent" if record.status == "active" else record.status
-        # Its record may be of an earlier incarnation: who has died before it was ready has written none.
-        claimed = None if heartbeat is not None else await last_claim(bus, name)
-        agents.append(
-            AgentStatus(
-                name=name,
-                kind=record.kind if record else "",
-                agent_id=heartbeat.agent_id if heartbeat else record.agent_id if record else "",
-                status=status,
-                epoch=heartbeat.epoch if heartbeat else claimed.sequence if claimed else record.epoch if record else 0,
-                pid=heartbeat.pid if heartbeat else None,
-                sandbox=heartbeat.sandbox if heartbeat else record.sandbox if record else "",
-                capabilities=list(record.capabilities) if record else [],
-                restarts=max(0, claims.get(subjects.epoch(name), 0) - 1),
-                heartbeat_age_ms=None if heartbeat_at is None else round((time - heartbeat_at) * 1000),
-                cursor=heartbeat.cursor if heartbeat else None,
-                lag=heartbeat.lag if heartbeat else None,
-                outputs=outputs,
-                poison=heartbeat.poison if heartbeat else None,
-                skipped=heartbeat.skipped if heartbeat else None,
-                last_output_at=last_output_at,
-            )
-        )
-    usages = {name: heartbeat.usage for name, (_, heartbeat) in listener.hosts.items()}
-    accounts = (leader.accounts if leader else None) or {}
-    sandboxes = [
-        SandboxStatus(
-            name=name,
-            provider=heartbeat.provider,
-            endpoint=heartbeat.endpoint,
-            status="active" if heartbeat.status == "live" else heartbeat.status,
-            agents=[agent.name for agent in agents if agent.sandbox == name and agent.pid is not None],
-            uptime_s=heartbeat.uptime_s,
-            pid=heartbeat.pid,
-            health=health_of(heartbeat, accounts.get(name), usages),
-        )
-        for name, (_, heartbeat) in sorted(listener.hosts.items())
-    ]
-    sandboxes += await without_host(bus, listener)
-    return Status(
-        swarm=subjects.ns,
-        nats=bus.url,
-        active_agents=sum(agent.status == "active" for agent in agents),
-        processes=sum(agent.pid is not None for agent in agents),
-        watchdog_term=leader.epoch if leader else None,
-        watchdogs=[
-            WatchdogStatus(
-                pid=heartbeat.pid,
-                machine=heartbeat.machine,
-                term=None if heartbeat.status == "standby" else heartbeat.epoch,
-                heartbeat_age_ms=round((time - heartbeat_at) * 1000),
-            )
-            for heartbeat_at, heartbeat in (
-                *([listener.leader] if listener.leader else []),
-                *listener.standbys.values(),
-            )
-        ],
-        sandboxes=sandboxes,
-        agents=agents,
-        decisions=DecisionCount(
-            count=sum(counts.values()),
-            last_at=newest.timestamp if newest else None,
-            from_other_writers=sum(decisions.values()) - sum(counts.values()),
-        ),
-        mirror=None if listener.mirror is None else _mirror_status(listener.mirror.heartbeat),
-        provider=None if listener.provider is None else _provider_status(listener.provider.heartbeat),
+
+def decision_count(facts: Facts) -> DecisionCount:
+    """How many decisions of the deciders the stream holds, and how many of other writers."""
+    count = sum(of_deciders(facts.decisions, facts.config).values())
+    return DecisionCount(
+        count=count,
+        last_at=facts.newest_decision.timestamp if facts.newest_decision else None,
+        from_other_writers=sum(facts.decisions.values()) - count,
+    )
+
+
+def _age_ms(received: ReceivedHeartbeat, at: float) -> int:
+    return round((at - received.at) * 1000)
+
+
+def _watchdog_status(received: ReceivedHeartbeat, at: float) -> WatchdogStatus:
+    heartbeat = received.heartbeat
+    return WatchdogStatus(
+        pid=heartbeat.pid,
+        machine=heartbeat.machine,
+        term=None if heartbeat.status == "standby" else heartbeat.epoch,
+        heartbeat_age_ms=_age_ms(received, at),
     )
 
 

@@ -1,0 +1,126 @@
+"""`status`, made of facts: what is shown of agents, sandboxes and decisions."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from bus.durable.registry import Record
+from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
+from bus.messages import FAILED, MAKING, Config, Decision, Heartbeat
+from coordinator.monitor.models import AgentStatus
+from coordinator.monitor.status import (
+    Facts,
+    agent_status,
+    decision_count,
+    sandbox_status,
+    sandboxes_without_host,
+    status_of,
+)
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def heartbeat(agent: str, *, status: str = "live", pid: int = 7, epoch: int = 5, **fields: Any) -> Heartbeat:
+    values = {"sequence": 1, "progress": 1, "interval_ms": 100, "sandbox": "base", "agent_id": f"{agent}_1", **fields}
+    return Heartbeat(agent=agent, status=status, pid=pid, epoch=epoch, **values)
+
+
+def table(*heartbeats: tuple[float, Heartbeat]) -> HeartbeatTable:
+    found = HeartbeatTable()
+    for at, one in heartbeats:
+        found.take(ReceivedHeartbeat(at, one))
+    return found
+
+
+def leader(**phases: str) -> Heartbeat:
+    return heartbeat("watchdog", role="watchdog", epoch=3, phases=phases)
+
+
+def record(name: str, status: str = "active", epoch: int = 2) -> Record:
+    return Record(
+        agent_id=f"{name}_0", name=name, kind="momentum", capabilities=("signal",), status=status, epoch=epoch,
+        sandbox="python", pid=1, spawned_at=NOON,
+    )  # fmt: skip
+
+
+def facts(heartbeats: HeartbeatTable, **fields: Any) -> Facts:
+    return Facts(swarm="swarm", nats="nats://x", at=10.0, heartbeats=heartbeats, **fields)
+
+
+def agent(heartbeats: HeartbeatTable, **fields: Any) -> AgentStatus:
+    return agent_status("one", facts(heartbeats, **fields))
+
+
+def test_an_agent_with_a_heartbeat_is_shown_as_that_reports_it():
+    shown = agent(table((9.9, heartbeat("one", outputs=4, lag=2))), records={"one": record("one")}, claims={"one": 3})
+    assert (shown.status, shown.epoch, shown.pid, shown.sandbox, shown.agent_id) == ("active", 5, 7, "base", "one_1")
+    assert (shown.outputs, shown.lag, shown.restarts, shown.heartbeat_age_ms) == (4, 2, 2, 100)
+    assert (shown.kind, shown.capabilities) == ("momentum", ["signal"])
+
+
+def test_without_a_heartbeat_the_phase_counts_before_the_record():
+    records = {"one": record("one", "stopped")}
+    assert agent(table((9.9, leader(one="backoff"))), records=records).status == "backoff"
+    assert agent(table(), records=records).status == "stopped"
+    assert agent(table(), records={"one": record("one")}).status == "silent"
+    assert agent(table()).status == "unknown"
+
+
+def test_the_last_heartbeat_of_an_ended_process_does_not_count():
+    gone = agent(table((9.0, heartbeat("one")), (9.1, leader(one="restarting"))))
+    assert (gone.status, gone.pid, gone.heartbeat_age_ms) == ("restarting", None, None)
+    manually_started = agent(table((9.0, heartbeat("one")), (9.1, leader(one="drained"))))
+    assert (manually_started.status, manually_started.pid) == ("active", 7)
+
+
+def test_the_epoch_of_a_silent_agent_is_its_newest_claim():
+    records = {"one": record("one", epoch=2)}
+    assert agent(table(), records=records, newest_claims={"one": 9}).epoch == 9
+    assert agent(table(), records=records).epoch == 2
+
+
+def test_the_outputs_of_an_external_agent_are_its_messages_in_the_stream():
+    shown = agent(table((9.9, leader(one="external"))), external_outputs={"one": (12, NOON)})
+    assert (shown.status, shown.outputs, shown.last_output_at) == ("external", 12, NOON)
+
+
+def test_a_sandbox_lists_the_processes_that_run_in_it():
+    heartbeats = table(
+        (9.9, heartbeat("base", role="sandbox", provider="local", uptime_s=2.0)),
+        (9.9, heartbeat("one")),
+        (9.9, heartbeat("two", sandbox="other")),
+    )
+    found = facts(heartbeats)
+    agents = [agent_status(name, found) for name in found.agent_names()]
+    shown = sandbox_status("base", found, agents)
+    assert (shown.status, shown.provider, shown.agents, shown.uptime_s) == ("active", "local", ["one"], 2.0)
+
+
+def test_a_sandbox_without_a_host_is_shown_as_its_provider_reports_it():
+    provider = heartbeat("provider", role="provider", provider="e2b", phases={"far": FAILED, "near": MAKING})
+    host = heartbeat("near-i1", role="sandbox", group="near")
+    [shown] = sandboxes_without_host(table((9.0, provider), (9.0, host)), {"far": "no such template"})
+    assert (shown.name, shown.status, shown.reason, shown.pid) == ("far", FAILED, "no such template", None)
+    assert sandboxes_without_host(table((9.0, host)), {}) == []
+
+
+def test_decisions_of_other_writers_are_counted_apart():
+    config = Config(voters={"one": 1.0}, timestamp=NOON, source="w", deciders=("coordinator",))
+    decisions = {"swarm.decision.A.coordinator": 5, "swarm.decision.B.coordinator": 2, "swarm.decision.A.other": 3}
+    newest = Decision(
+        final_decision="hold", position_size=0.0, risk_score=0.0, consensus_level=0.0, agents_consulted=(),
+        timestamp=NOON, source="coordinator",
+    )  # fmt: skip
+    shown = decision_count(facts(table(), config=config, decisions=decisions, newest_decision=newest))
+    assert (shown.count, shown.from_other_writers, shown.last_at) == (7, 3, NOON)
+    unnamed = decision_count(facts(table(), decisions=decisions))
+    assert (unnamed.count, unnamed.from_other_writers, unnamed.last_at) == (10, 0, None)
+
+
+def test_the_leader_is_listed_before_the_watchdogs_that_stand_by():
+    standby = heartbeat("standby", role="watchdog", status="standby", pid=8)
+    status = status_of(facts(table((9.5, standby), (9.9, leader()), (9.9, heartbeat("one")))))
+    assert status.watchdog_term == 3
+    assert [(watchdog.pid, watchdog.term) for watchdog in status.watchdogs] == [(7, 3), (8, None)]
+    assert (status.active_agents, status.processes, status.mirror, status.provider) == (1, 1, None, None)
