@@ -44,6 +44,8 @@ UNLISTED_LOOKS, LIST_EVERY_S = 8, 0.5
 HEARTBEAT_S = 0.2
 END_ALL_S = 18.0
 """For draining and ending all sandboxes; `up` waits a little longer."""
+CRITICAL_ALERTS = frozenset({"sandbox_failed"})
+"""Alert codes of this role that need a person; all others are warnings."""
 
 log = structlog.get_logger("signalmesh.provider")
 
@@ -139,7 +141,7 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     pool = read_pool(state_dir) or Pool(id=secrets.token_hex(8))
 
     def told(code: str, text: str) -> None:
-        reports.alert("critical" if code == "sandbox_failed" else "warning", code, text)
+        reports.alert("critical" if code in CRITICAL_ALERTS else "warning", code, text)
 
     def lost(host: str, reason: str) -> None:
         reports.lifecycle("exited", host, sandbox=host, reason=reason[:200])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docs.generate import cli, configuration
+from docs.generate import cli, configuration, events, metrics
 from docs.generate.source import ROOT
 
 DIRECTORY = ROOT / "docs" / "reference"
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli.text,
     "configuration.md": configuration.text,
+    "events.md": events.text,
+    "metrics.md": metrics.text,
 }
 
 
