@@ -17,7 +17,7 @@ from bus.interface import StoredMessage
 from bus.nats.bus import NatsBus
 from bus.observability.logging import set_up_logs
 from bus.testing.memory_bus import MemoryBus, MemoryServer
-from coordinator.config.loader import load
+from coordinator.config.loader import load_swarm
 from coordinator.config.settings import SwarmConfig
 from coordinator.replay.runner import Recording, Replayer, Span, skips_of
 
@@ -82,7 +82,7 @@ async def _by_recovery(messages: list[StoredMessage], config: SwarmConfig) -> tu
 async def replaying(*, quick: bool) -> Result:
     rounds, turns = (1000, 1) if quick else (8000, 3)
     set_up_logs("error")
-    config = load(None, Path("/nonexistent"))
+    config = load_swarm(directory=Path("/nonexistent"))
     messages = await record(rounds)
     ways = {"signalmesh replay": _in_one_pass, "recovery of each agent, memory bus": _by_recovery}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

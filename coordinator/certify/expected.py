@@ -14,7 +14,7 @@ from agents.builtin.command import command_class
 from agents.builtin.market_data import MarketDataAgent
 from agents.runtime.process import memory_key_of
 from bus.errors import UsageError
-from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, load, parse, resolve
+from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, load_swarm, parse_swarm
 from coordinator.config.settings import SwarmConfig
 
 __all__ = ["ExpectedSwarm", "configuration", "expected"]
@@ -66,13 +66,13 @@ def expected(path: Path | None, provider: str | None) -> tuple[ExpectedSwarm, st
         UsageError: a mistake in the file; nobody there makes market data, or decides.
     """
     if path is not None:
-        return _of(load(path, path.parent)), ""
+        return _of(load_swarm(path, directory=path.parent)), ""
     toml = configuration(provider or "local")
-    return _of(parse(tomllib.loads(toml), GENERATED, "")), toml
+    return _of(parse_swarm(tomllib.loads(toml), GENERATED, "")), toml
 
 
 def _of(config: SwarmConfig) -> ExpectedSwarm:
-    resolved, classes = resolve(config)
+    resolved = config.resolve()
     own = [item for item in resolved.agents if not item.external]
     feeders = [item.spec for item in own if item.spec.kind == FEEDER]
     if not feeders or not resolved.deciders:
@@ -86,7 +86,7 @@ def _of(config: SwarmConfig) -> ExpectedSwarm:
         sandboxes={sandbox.name: sandbox.provider for sandbox in resolved.sandboxes},
         agents={item.spec.name: item.spec.kind for item in own},
         keys={
-            item.spec.name: memory_key_of(item.spec, classes.get(item.spec.name) or command_class(item.spec))
+            item.spec.name: memory_key_of(item.spec, resolved.classes.get(item.spec.name) or command_class(item.spec))
             for item in own
         },
         target=FAVOURITE if FAVOURITE in names else names[0],

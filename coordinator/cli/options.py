@@ -54,7 +54,7 @@ class Target:
 
 def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
     """What --nats, --swarm and the state directory say."""
-    from coordinator.config.loader import load
+    from coordinator.config.loader import load_swarm
     from coordinator.config.settings import DEFAULT_URL
     from coordinator.runner.run_record import read_run
 
@@ -65,7 +65,7 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
         raise NoSwarmThere(str(state_dir))
     url = nats or (run.url if run else DEFAULT_URL)
     if swarm is None:
-        swarm = run.swarm if run is not None and nats in (None, run.url) else load(None, Path.cwd()).swarm
+        swarm = run.swarm if run is not None and nats in (None, run.url) else load_swarm().swarm
     return Target(url, swarm)
 
 

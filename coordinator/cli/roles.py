@@ -142,12 +142,12 @@ def provider(
     """Role: makes the sandboxes that are configured with provider = "e2b", keeps them, and ends them."""
     from dataclasses import replace
 
-    from coordinator.config.loader import load
+    from coordinator.config.loader import load_swarm
     from coordinator.sandboxes.provider import end_for_good, run_check, run_provider
 
     if check or end:
         end_for_good(run_check(state_dir, end=end))
-    settings = load(config, Path.cwd())
+    settings = load_swarm(config)
     if swarm is not None:
         settings = replace(settings, swarm=swarm)
     url = role_url(nats, state_dir)
@@ -180,15 +180,13 @@ def metrics(
     log_level: LogLevel = "info",
 ) -> None:
     """Role: counts and measures what is heard on the bus, and serves it to Prometheus at http://HOST:PORT/metrics."""
-    from pathlib import Path
-
-    from coordinator.config.loader import load
-    from coordinator.config.scaling import with_agents
+    from coordinator.config.loader import load_swarm
+    from coordinator.config.overrides import Overrides
     from coordinator.telemetry.metrics_role import observe_once, run_metrics
 
     target = find_target(nats, state_dir, swarm)
     if once:
-        loaded = with_agents(load(config, Path.cwd()), agents)
+        loaded = load_swarm(config, Overrides(agents=agents))
         typer.echo(on_bus(target, lambda bus: observe_once(bus, loaded)), nl=False)
         raise typer.Exit(EXIT_DONE)
     raise typer.Exit(run_metrics(role_url(nats, state_dir), config, target.swarm, listen, log_level, agents))

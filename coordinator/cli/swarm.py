@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,8 +78,8 @@ def up(
     """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` goes on with its state."""
     from bus.nats.urls import check_url
     from bus.observability.logging import set_up_logs
-    from coordinator.config.loader import load, warnings_about, with_speed
-    from coordinator.config.scaling import with_agents
+    from coordinator.config.loader import load_swarm, warnings_about
+    from coordinator.config.overrides import Overrides
     from coordinator.runner.preflight import check_agents
     from coordinator.runner.up import UpOptions, run_up
 
@@ -91,7 +90,7 @@ def up(
         raise UsageError(f"--speed {speed}: expected 0 or more candles a second")
     if for_s is not None and not for_s > 0:
         raise UsageError(f"--for {for_s}: expected more than 0 seconds")
-    loaded = with_speed(with_agents(load(config, Path.cwd()), agents), speed)
+    loaded = load_swarm(config, Overrides(agents=agents, speed=speed))
     options = UpOptions(
         config_file=config,
         state_dir=state_dir,

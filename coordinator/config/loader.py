@@ -1,8 +1,7 @@
-"""swarm.toml: read, checked, and turned into frozen dataclasses; the built-in default swarm; who votes.
+"""Reads swarm.toml into a `SwarmConfig`: the file's schema, its checks, and the built-in default swarm.
 
-Owns the file's schema. It spawns nothing and, in `load`, imports no agent: that is done by `resolve`, which also checks
-each agent's options and finds out whether it votes. An `[agents]` table replaces the five default agents, a
-`[sandboxes]` table the three default sandboxes.
+It imports no agent: `SwarmConfig.resolve` does. An `[agents]` table replaces the five default agents, a `[sandboxes]`
+table the three default sandboxes.
 """
 
 from __future__ import annotations
@@ -17,19 +16,18 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from agents.agent import Agent, published_kinds
-from agents.builtin.command import CommandAgent
-from agents.spec import load_class
 from bus.errors import ConfigError, UsageError
 from bus.messages import Config, now
 from bus.messages.subjects import WATCHDOG, check_name
 from coordinator.config.convert import convert
+from coordinator.config.overrides import NO_OVERRIDES, Overrides, apply_overrides
 from coordinator.config.settings import (
     AgentSettings,
     AlertSettings,
     CoordinatorSettings,
     MetricsSettings,
     MirrorSettings,
+    ResolvedSwarm,
     SandboxSpec,
     StreamSettings,
     SwarmConfig,
@@ -57,19 +55,15 @@ __all__ = [
     "SwarmConfig",
     "TopLevel",
     "WatchdogSettings",
-    "load",
-    "parse",
-    "resolve",
+    "load_swarm",
+    "parse_swarm",
     "to_config_message",
     "warnings_about",
-    "with_speed",
 ]
 
 DEFAULT_FILE = "swarm.toml"
 BUILT_IN = "built-in defaults"
-"""What stands in the place of the file's name when there is no file."""
-VOTING_KINDS = frozenset({"signal", "sentiment"})
-"""Who publishes one of these votes, unless its table says otherwise."""
+"""Used as the file's name when there is no file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,17 +99,24 @@ DEFAULT_AGENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def load(path: Path | None, cwd: Path) -> SwarmConfig:
-    """The configuration in `path` (--config), else in `cwd`/swarm.toml, else the default swarm. Imports no agent.
+def load_swarm(
+    file: Path | None = None, overrides: Overrides = NO_OVERRIDES, *, directory: Path | None = None
+) -> SwarmConfig:
+    """The swarm in `file` (--config), else in swarm.toml, else the default swarm, with `overrides` applied.
+
+    Relative paths begin in `directory`, the working directory unless given. Imports no agent.
 
     Raises:
-        ConfigError: `path` does not exist, or whatever is wrong in the file, by its key.
+        ConfigError: `file` does not exist, or a key in it is wrong; UsageError: an override does not fit the file.
     """
-    if path is None:
-        path = cwd / DEFAULT_FILE
-        if not path.exists():
-            return parse({}, BUILT_IN, "")
-    path = cwd / path
+    directory = directory or Path.cwd()
+    if file is None and not (directory / DEFAULT_FILE).exists():
+        return apply_overrides(parse_swarm({}, BUILT_IN, ""), overrides)
+    path = directory / (file or DEFAULT_FILE)
+    return apply_overrides(parse_swarm(_read_toml(path), str(path), str(path.resolve().parent)), overrides)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
         raise ConfigError(str(path), "", "expected a file; this is a directory, a pipe or a device")
     if path.exists() and path.stat().st_size > MAX_FILE_BYTES:
@@ -127,7 +128,7 @@ def load(path: Path | None, cwd: Path) -> SwarmConfig:
     except OSError as error:
         raise ConfigError(str(path), "", f"cannot be read: {error.strerror}") from None
     try:
-        raw = tomllib.loads(data.decode("utf-8-sig"))
+        return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(str(path), "", f"line {line}: expected UTF-8 text") from None
@@ -135,10 +136,9 @@ def load(path: Path | None, cwd: Path) -> SwarmConfig:
         raise ConfigError(str(path), "", f"not valid TOML: {error}") from None
     except RecursionError:
         raise ConfigError(str(path), "", "tables or lists inside each other too deep to be read") from None
-    return parse(raw, str(path), str(path.resolve().parent))
 
 
-def parse(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
+def parse_swarm(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
     """Check a whole swarm.toml, already parsed as TOML; `search_path` is where its classes and commands are found.
 
     Raises:
@@ -189,48 +189,8 @@ def parse(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
     return config
 
 
-def resolve(config: SwarmConfig) -> tuple[SwarmConfig, dict[str, type[Agent]]]:
-    """Import every agent's class, check its options, settle its kind and whether it votes; returns the classes too.
-
-    Raises:
-        ConfigError: a class cannot be imported or is no agent, an option is wrong, or nobody has a vote with weight.
-    """
-    classes: dict[str, type[Agent]] = {}
-    agents = []
-    for settings in config.agents:
-        spec = settings.spec
-        publishes = spec.publishes
-        if spec.command:
-            convert(spec.options, CommandAgent.Options, config.file, f"agents.{spec.name}.options")
-        if spec.class_path:
-            key = f"agents.{spec.name}"
-            try:
-                cls = classes[spec.name] = load_class(spec)
-            except UsageError as error:
-                raise ConfigError(config.file, f"{key}.{'kind' if spec.kind else 'class'}", str(error)) from None
-            convert(spec.options, cls.Options, config.file, f"{key}.options")
-            publishes = published_kinds(cls)
-            spec = replace(spec, kind=cls.kind)
-        votes = settings.votes
-        decides_or_votes = settings.external or not VOTING_KINDS.isdisjoint(publishes)
-        if votes and not decides_or_votes:
-            raise ConfigError(
-                config.file,
-                f"agents.{spec.name}.votes",
-                f"it publishes no {' and no '.join(sorted(VOTING_KINDS))}, so every round would wait for it in vain; "
-                "remove it",
-            )
-        if votes is None:
-            votes = decides_or_votes
-        agents.append(replace(settings, spec=spec, votes=votes, decides="decision" in publishes))
-    resolved = replace(config, agents=tuple(agents))
-    if resolved.voters and not any(resolved.voters.values()):
-        raise ConfigError(config.file, "agents", "all voters have weight 0; give at least one of them more")
-    return resolved, classes
-
-
-def warnings_about(config: SwarmConfig) -> tuple[str, ...]:
-    """What is allowed in a resolved `config` but hardly meant, each as a sentence that says what will happen."""
+def warnings_about(config: ResolvedSwarm) -> tuple[str, ...]:
+    """What is allowed in `config` but hardly meant, each as a sentence that says what will happen."""
     deciders = config.deciders
     if not deciders:
         externals = ", ".join(item.spec.name for item in config.agents if item.external)
@@ -252,21 +212,8 @@ def warnings_about(config: SwarmConfig) -> tuple[str, ...]:
     return (f"{config.file}: agents: {warning}",)
 
 
-def with_speed(config: SwarmConfig, speed: float | None) -> SwarmConfig:
-    """`config` with the recorded feeds' pace set to `speed` candles a second; None leaves it as it is."""
-    if speed is None:
-        return config
-    agents = tuple(
-        replace(item, spec=replace(item.spec, options={**item.spec.options, "speed": speed}))
-        if item.spec.kind == "market-data"
-        else item
-        for item in config.agents
-    )
-    return replace(config, agents=agents)
-
-
 def to_config_message(
-    config: SwarmConfig, voters: Mapping[str, float], *, source: str = WATCHDOG, timestamp: datetime | None = None
+    config: ResolvedSwarm, voters: Mapping[str, float], *, source: str = WATCHDOG, timestamp: datetime | None = None
 ) -> Config:
     """The Config event for these voters (agent -> weight) and the settings of `config`."""
     settings = config.coordinator

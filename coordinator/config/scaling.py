@@ -46,8 +46,8 @@ FAMILIES: tuple[tuple[str, Callable[[int], dict[str, Any]]], ...] = (
 )
 
 
-def with_agents(config: SwarmConfig, count: int | None) -> SwarmConfig:
-    """`config` with strategies added until there are `count` agents; None leaves it as it is.
+def with_agents(config: SwarmConfig, count: int) -> SwarmConfig:
+    """`config` with strategies added until there are `count` agents.
 
     They are placed where the fewest agents are. Beyond 50 agents heartbeats become rarer, and the watchdog's patience
     with silence grows with them (a process that ends is reported at once, however many there are). A source that has
@@ -56,8 +56,6 @@ def with_agents(config: SwarmConfig, count: int | None) -> SwarmConfig:
     Raises:
         UsageError: fewer than are configured, too many, or one of the configured has the name of one to be added.
     """
-    if count is None:
-        return config
     present = len(config.agents)
     if not present <= count <= MOST_AGENTS:
         raise UsageError(

@@ -1,16 +1,23 @@
-"""A swarm's settings as frozen dataclasses, with their defaults and limits. coordinator/config/loader.py fills them."""
+"""A swarm's settings as frozen dataclasses, with their defaults and limits.
+
+`SwarmConfig` is what swarm.toml contains (coordinator/config/loader.py fills it). `ResolvedSwarm` is the same after its
+agents' classes were imported: it also knows which agents vote and which decide.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from agents.spec import AgentSpec
-from bus.errors import UsageError
+from agents.agent import Agent, published_kinds
+from agents.builtin.command import CommandAgent
+from agents.spec import AgentSpec, load_class
+from bus.errors import ConfigError, UsageError
 from bus.server.config import Durability
-from coordinator.config.convert import similar
+from coordinator.config.convert import convert, similar
 from coordinator.config.e2b import E2bSettings
 
 if TYPE_CHECKING:
@@ -23,6 +30,8 @@ __all__ = [
     "CoordinatorSettings",
     "MetricsSettings",
     "MirrorSettings",
+    "ResolvedAgent",
+    "ResolvedSwarm",
     "SandboxSpec",
     "StreamSettings",
     "SwarmConfig",
@@ -35,6 +44,9 @@ CONNECT_S = 2.0
 """How long a command tries to connect."""
 SHORTEST_MAX_AGE_S = 120.0
 """The stream's window for recognising duplicates; it may not be longer than max_age."""
+
+VOTING_KINDS = frozenset({"signal", "sentiment"})
+"""An agent that publishes one of these votes, unless its table sets `votes`."""
 
 Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -64,16 +76,23 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """One agent: what its host must know, and what its voice counts.
+    """One [agents.NAME] table: what its host must know, and the weight of its vote.
 
-    `votes` is None until `resolve` has found out; so is what `decides` says: whether it publishes decisions.
+    `votes` is None where the table does not set it: the kinds that its class publishes then decide.
     """
 
     spec: AgentSpec
     external: bool = False
     votes: bool | None = None
     weight: float = 1.0
-    decides: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedAgent(AgentSettings):
+    """An agent whose class was imported: whether it votes, and whether it publishes decisions."""
+
+    votes: bool
+    decides: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +200,7 @@ class AlertSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmConfig:
-    """A whole swarm. `file` is swarm.toml's path, or BUILT_IN."""
+    """A whole swarm as configured, its agents' classes not imported. `file` is swarm.toml's path, or BUILT_IN."""
 
     file: str
     swarm: str
@@ -207,12 +226,70 @@ class SwarmConfig:
         names = [settings.spec.name for settings in self.agents]
         raise UsageError(f"no agent {name!r} in {self.file}{similar(name, names)}; it has: {', '.join(names)}")
 
+    def resolve(self) -> ResolvedSwarm:
+        """Import the class of every agent, check its options, and find out its kind and whether it votes.
+
+        Raises:
+            ConfigError: a class cannot be imported or is no agent, an option is wrong, or no vote has weight.
+        """
+        classes: dict[str, type[Agent]] = {}
+        agents = tuple(self._resolve_agent(settings, classes) for settings in self.agents)
+        given = {item.name: getattr(self, item.name) for item in fields(SwarmConfig)}
+        resolved = ResolvedSwarm(**{**given, "agents": agents}, classes=classes)
+        if resolved.voters and not any(resolved.voters.values()):
+            raise ConfigError(self.file, "agents", "all voters have weight 0; give at least one of them more")
+        return resolved
+
+    def _resolve_agent(self, settings: AgentSettings, classes: dict[str, type[Agent]]) -> ResolvedAgent:
+        """Resolve one agent, and add its class to `classes` if it has one."""
+        spec, publishes = settings.spec, settings.spec.publishes
+        if spec.command:
+            convert(spec.options, CommandAgent.Options, self.file, f"agents.{spec.name}.options")
+        if spec.class_path:
+            key = f"agents.{spec.name}"
+            try:
+                cls = classes[spec.name] = load_class(spec)
+            except UsageError as error:
+                raise ConfigError(self.file, f"{key}.{'kind' if spec.kind else 'class'}", str(error)) from None
+            convert(spec.options, cls.Options, self.file, f"{key}.options")
+            publishes = published_kinds(cls)
+            spec = replace(spec, kind=cls.kind)
+        can_vote = settings.external or not VOTING_KINDS.isdisjoint(publishes)
+        if settings.votes and not can_vote:
+            raise ConfigError(
+                self.file,
+                f"agents.{spec.name}.votes",
+                f"it publishes no {' and no '.join(sorted(VOTING_KINDS))}, so every round would wait for it in vain; "
+                "remove it",
+            )
+        return ResolvedAgent(
+            spec=spec,
+            external=settings.external,
+            votes=can_vote if settings.votes is None else settings.votes,
+            weight=settings.weight,
+            decides="decision" in publishes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedSwarm(SwarmConfig):
+    """A swarm whose agents' classes were imported and checked."""
+
+    agents: tuple[ResolvedAgent, ...]
+    classes: Mapping[str, type[Agent]]
+    """Agent -> class, of the agents that are neither commands nor external."""
+
     @property
     def voters(self) -> dict[str, float]:
-        """Agent -> weight of all who vote. Empty of those whose class was not looked at (see `resolve`)."""
+        """Agent -> weight of all agents that vote."""
         return {settings.spec.name: settings.weight for settings in self.agents if settings.votes}
 
     @property
     def deciders(self) -> tuple[str, ...]:
-        """All who publish decisions, sorted. Empty of those whose class was not looked at (see `resolve`)."""
+        """The names of all agents that publish decisions, sorted."""
         return tuple(sorted(settings.spec.name for settings in self.agents if settings.decides))
+
+    @property
+    def sources(self) -> set[str]:
+        """The names of the agents that produce data by themselves."""
+        return {name for name, cls in self.classes.items() if cls.produce is not None}

@@ -18,7 +18,7 @@ import psutil
 from bus.errors import ConfigError, UsageError
 from bus.server.binary import find_binary, server_version
 from bus.server.monitoring import read_info
-from coordinator.config.loader import load
+from coordinator.config.loader import load_swarm
 from coordinator.config.settings import SwarmConfig
 from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import Run
@@ -78,7 +78,7 @@ def _at_least(check: str, name: str, version: str, oldest: tuple[int, ...], reme
 def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Finding]:
     """The configuration, if it can be read, and what is to be said of it."""
     try:
-        config = load(path, cwd)
+        config = load_swarm(path, directory=cwd)
     except ConfigError as problem:
         return None, error("configuration", str(problem), "correct the file by the key that is named")
     return config, ok(

@@ -17,7 +17,7 @@ from bus.nats.bus import NatsBus
 from bus.nats.urls import check_url, redacted_url, urls_of
 from bus.utils.terminal import escape_control
 from coordinator.certify.leftovers import check_earlier_runs
-from coordinator.config.loader import BUILT_IN, parse
+from coordinator.config.loader import BUILT_IN, parse_swarm
 from coordinator.config.settings import CONNECT_S, DEFAULT_URL, SwarmConfig
 from coordinator.doctor.bus_checks import check_bus
 from coordinator.doctor.machine_checks import (
@@ -53,7 +53,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     run, record = await asyncio.to_thread(check_record, state_dir)
     running = run is not None and run.alive()
     config, about_config = await asyncio.to_thread(check_config, config_file or _recorded_config(run), cwd)
-    used = config or parse({}, BUILT_IN, "")
+    used = config or parse_swarm({}, BUILT_IN, "")
     if running and run is not None and nats in (None, run.url):
         used = replace(used, swarm=run.swarm)
     url = nats or (run.url if running and run is not None else DEFAULT_URL)

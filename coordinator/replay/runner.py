@@ -24,8 +24,8 @@ from bus.messages.subjects import Subjects
 from bus.mirror.reader import MirrorFile
 from coordinator.audit.mirror_checks import stored_of
 from coordinator.audit.runner import Progress, tell
-from coordinator.config.loader import BUILT_IN, load, resolve, to_config_message, with_speed
-from coordinator.config.scaling import with_agents
+from coordinator.config.loader import BUILT_IN, load_swarm, to_config_message
+from coordinator.config.overrides import Overrides, apply_overrides
 from coordinator.config.settings import SwarmConfig
 from coordinator.replay.models import Difference, Replay, ReplayedAgent, explain
 from coordinator.runner.run_record import read_run
@@ -66,7 +66,7 @@ def config_of(config: Path | None, state_dir: Path) -> SwarmConfig:
     run = read_run(state_dir)
     if config is None and run is not None and run.config != BUILT_IN:
         config = Path(run.config)
-    return with_agents(load(config, Path.cwd()), None if run is None else run.agents)
+    return load_swarm(config, Overrides(agents=None if run is None else run.agents))
 
 
 async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:
@@ -144,7 +144,7 @@ class Replayer:
 
     def __init__(self, recording: Recording, config: SwarmConfig, span: ReplayRange) -> None:
         self._recording, self._span = recording, span
-        self._config, _ = resolve(with_speed(config, 0))
+        self._config = apply_overrides(config, Overrides(speed=0)).resolve()
         self._subjects = recording.subjects
         self._agents: dict[str, Replayed] = {}
         self._reports: dict[str, ReplayedAgent] = {}

@@ -20,8 +20,8 @@ from bus.observability.logging import set_up_logs
 from bus.observability.tracer import modules_to_preload
 from bus.utils.aio import run_to_end
 from bus.utils.processes import MACHINE, on_signals
-from coordinator.config.loader import load, resolve, with_speed
-from coordinator.config.scaling import with_agents
+from coordinator.config.loader import load_swarm
+from coordinator.config.overrides import Overrides
 from coordinator.sandboxes.environment import drop_key
 from coordinator.telemetry.otel_env_check import log_wrong_variables
 
@@ -96,7 +96,7 @@ def run_agent(name: str, url: str, config_file: Path | None, swarm: str | None, 
     """Run one configured agent by hand, in this process; it claims its epoch itself."""
     set_up_logs(log_level)
     log_wrong_variables()
-    config = load(config_file, Path.cwd())
+    config = load_swarm(config_file)
     settings = config.agent(name)
     if settings.external:
         raise UsageError(f"agent {name!r} is external in {config.file}: its own program runs it")
@@ -124,8 +124,7 @@ def run_watchdog(
 
     set_up_logs(log_level)
     log_wrong_variables()
-    config, classes = resolve(with_speed(with_agents(load(config_file, Path.cwd()), agents), speed))
-    sources = {name for name, cls in classes.items() if cls.produce is not None}
+    config = load_swarm(config_file, Overrides(agents=agents, speed=speed)).resolve()
 
     async def watch() -> int:
         bus = await NatsBus.connect(url, swarm or config.swarm, "watchdog", wait_s=None)
@@ -136,7 +135,7 @@ def run_watchdog(
                     await ensure_streams(bus, config.stream.limits())
                     break
                 await asyncio.sleep(0.2)
-            watchdog = Watchdog(bus, config, sources, clear_quarantine=clear_quarantine, standby=standby)
+            watchdog = Watchdog(bus, config, clear_quarantine=clear_quarantine, standby=standby)
             on_signals(watchdog.stop)
             await watchdog.run()
         except Fenced as error:

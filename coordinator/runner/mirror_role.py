@@ -21,7 +21,7 @@ from bus.nats.streams import StreamLimits
 from bus.observability.logging import set_up_logs
 from bus.utils.aio import run_to_end
 from bus.utils.processes import on_signals
-from coordinator.config.loader import load
+from coordinator.config.loader import load_swarm
 from coordinator.config.settings import SwarmConfig
 
 RETRY_S = 1.0
@@ -96,7 +96,7 @@ def run_mirror(
         MirrorUnusable: another mirror writes it, or it is no mirror of this swarm.
     """
     set_up_logs(log_level)
-    config = load(config_file, Path.cwd())
+    config = load_swarm(config_file)
     retention = config.mirror.retention()
 
     async def follow() -> int:
@@ -133,7 +133,7 @@ def run_rebuild(url: str, config_file: Path | None, swarm: str, file: Path, log_
         MirrorFailing, MirrorUnusable, UsageError, BusError: as put_back.
     """
     set_up_logs(log_level)
-    config = load(config_file, Path.cwd())
+    config = load_swarm(config_file)
 
     async def once() -> int:
         bus = await NatsBus.connect(url, swarm, "mirror", wait_s=None)

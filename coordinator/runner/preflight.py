@@ -19,8 +19,7 @@ from agents.runtime.process import make_agent
 from agents.spec import AgentSpec, load_class
 from bus.errors import ConfigError, UsageError
 from bus.utils.processes import die_with_parent
-from coordinator.config.loader import resolve
-from coordinator.config.settings import SwarmConfig
+from coordinator.config.settings import ResolvedSwarm, SwarmConfig
 
 STEP_S = 10.0
 """How long importing a class, or making its agent, may take. A running agent may be silent for less than that."""
@@ -29,7 +28,7 @@ START_S = 60.0
 _DONE = "done"
 
 
-def check_agents(config: SwarmConfig) -> SwarmConfig:
+def check_agents(config: SwarmConfig) -> ResolvedSwarm:
     """Import every agent and make it once, so that a mistake in it is said here rather than by a dying process.
 
     What users wrote is tried in a process of its own first, since an import may hang, or end its process.
@@ -41,7 +40,7 @@ def check_agents(config: SwarmConfig) -> SwarmConfig:
         if settings.spec.command:
             _check_command(config.file, settings.spec)
     _preflight(config.file, [settings.spec for settings in config.agents if _is_users(settings.spec)])
-    resolved, _ = resolve(config)
+    resolved = config.resolve()
     for settings in resolved.agents:
         if settings.external:
             continue

@@ -32,7 +32,7 @@ from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from bus.utils.aio import end_tasks
 from bus.utils.processes import on_signals
 from bus.utils.terminal import escape_control
-from coordinator.config.settings import SwarmConfig
+from coordinator.config.settings import ResolvedSwarm, SwarmConfig
 from coordinator.config.telemetry import metrics_arguments
 from coordinator.runner.child_process import ChildProcess, ChildSpec
 from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
@@ -123,7 +123,7 @@ def plan_children(config: SwarmConfig, options: UpOptions, found: FoundOut) -> l
 class Up:
     """A running swarm: started, kept running, and stopped in reverse order."""
 
-    def __init__(self, config: SwarmConfig, options: UpOptions) -> None:
+    def __init__(self, config: ResolvedSwarm, options: UpOptions) -> None:
         self.config, self._options = config, options
         self._logs = options.state_dir / "logs"
         self._found = FoundOut()
@@ -293,7 +293,7 @@ def _warn(text: str) -> None:
     print(f"warning: {escape_control(text)}", file=sys.stderr)
 
 
-async def run_up(config: SwarmConfig, options: UpOptions, show: Callable[[Up, asyncio.Event], Any]) -> int:
+async def run_up(config: ResolvedSwarm, options: UpOptions, show: Callable[[Up, asyncio.Event], Any]) -> int:
     """Run the swarm until a signal, `down` or the end of --for; `show` displays it meanwhile."""
     stop = asyncio.Event()
     signals = 0

@@ -21,7 +21,7 @@ from bus.messages import Config, decode, encode
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from coordinator.config.loader import to_config_message
-from coordinator.config.settings import SwarmConfig
+from coordinator.config.settings import ResolvedSwarm
 
 CHECK_S = 1.0
 """Somebody who floods the bus with Configs is answered at most so often."""
@@ -35,7 +35,7 @@ class ConfigPublisher:
     def __init__(
         self,
         bus: NatsBus,
-        config: SwarmConfig,
+        config: ResolvedSwarm,
         outbox: Outbox,
         reports: EventPublisher,
         voters: Callable[[], Mapping[str, float]],

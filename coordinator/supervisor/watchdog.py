@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -26,7 +26,7 @@ from bus.messages import Lifecycle, SandboxAccount, failed_sandboxes_of
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
-from coordinator.config.settings import SwarmConfig
+from coordinator.config.settings import ResolvedSwarm
 from coordinator.supervisor.availability import AvailabilityTracker
 from coordinator.supervisor.config_publisher import ConfigPublisher
 from coordinator.supervisor.control_api import ControlApi
@@ -94,18 +94,15 @@ class Watchdog:
     def __init__(
         self,
         bus: NatsBus,
-        config: SwarmConfig,
-        sources: set[str],
+        config: ResolvedSwarm,
         *,
         clear_quarantine: bool = False,
         standby: bool = False,
     ) -> None:
-        """`sources` are the agents that produce.
-
-        With `clear_quarantine` it starts quarantined and drained agents again; with `standby` it lets another watchdog
-        lead first.
+        """With `clear_quarantine` it starts quarantined and drained agents again; with `standby` it lets another
+        watchdog lead first.
         """
-        self._bus, self._config, self._sources = bus, config, sources
+        self._bus, self._config = bus, config
         self._clear_quarantine, self._standby = clear_quarantine, standby
         self._signals = TermSignals()
 
@@ -126,7 +123,6 @@ class Watchdog:
             self._bus,
             self._config,
             term,
-            sources=self._sources,
             signals=self._signals,
             clear_quarantine=self._clear_quarantine,
         ) as leader:
@@ -137,10 +133,9 @@ class Watchdog:
 @contextlib.asynccontextmanager
 async def build_leadership(
     bus: NatsBus,
-    config: SwarmConfig,
+    config: ResolvedSwarm,
     term: int,
     *,
-    sources: Collection[str],
     signals: TermSignals,
     clear_quarantine: bool = False,
 ) -> AsyncIterator[Leadership]:
@@ -155,7 +150,7 @@ async def build_leadership(
     outbox.stored_through = term
     reports = EventPublisher(bus, outbox, NAME, fence(bus, NAME, term))
     hosts = HostClient(bus, term, config.watchdog.heartbeat_ms / 1000)
-    policy = make_policy(config, sources)
+    policy = make_policy(config)
     publisher = ConfigPublisher(bus, config, outbox, reports, lambda: current_voters(config, policy))
     specs = {item.spec.name: item.spec for item in config.agents if not item.external}
     recoveries = RecoveryTraces(watchdog_tracer(bus.subjects.ns, term))
@@ -204,7 +199,7 @@ class Leadership:
     def __init__(
         self,
         bus: NatsBus,
-        config: SwarmConfig,
+        config: ResolvedSwarm,
         term: int,
         *,
         signals: TermSignals,
@@ -443,9 +438,9 @@ class Leadership:
         return self._policy.decide(time_s)
 
 
-def make_policy(config: SwarmConfig, sources: Collection[str]) -> Policy:
-    """The policy for the agents and sandboxes of `config`, of which `sources` produce; no agent runs yet."""
-    timeouts = config.watchdog
+def make_policy(config: ResolvedSwarm) -> Policy:
+    """The policy for the agents and sandboxes of `config`; no agent runs yet."""
+    timeouts, sources = config.watchdog, config.sources
     return Policy(
         [
             AgentState(
@@ -470,7 +465,7 @@ def make_policy(config: SwarmConfig, sources: Collection[str]) -> Policy:
     )
 
 
-def current_voters(config: SwarmConfig, policy: Policy) -> dict[str, float]:
+def current_voters(config: ResolvedSwarm, policy: Policy) -> dict[str, float]:
     """Agent -> weight of the voters of `config` that are neither quarantined nor drained."""
     out = {name for name, state in policy.agents.items() if state.phase in ("quarantined", "drained")}
     return {name: weight for name, weight in config.voters.items() if name not in out}

@@ -29,8 +29,8 @@ from bus.observability.logging import set_up_logs
 from bus.observability.otel_env import describe_process, read_exporting
 from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
-from coordinator.config.loader import load
-from coordinator.config.scaling import with_agents
+from coordinator.config.loader import load_swarm
+from coordinator.config.overrides import Overrides
 from coordinator.config.settings import SwarmConfig
 from coordinator.config.telemetry import DEFAULT_LISTEN, NOWHERE, ListenAddress, webhook_of
 from coordinator.supervisor.config_publisher import read_config
@@ -255,7 +255,7 @@ def run_metrics(
     """
     set_up_logs(log_level)
     log_wrong_variables()
-    config = with_agents(load(config_file, Path.cwd()), agents)
+    config = load_swarm(config_file, Overrides(agents=agents))
     webhook, exporting = webhook_of(config), read_exporting(os.environ, "metrics")
     address = None
     if listen != NOWHERE:

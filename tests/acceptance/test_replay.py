@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from bus.messages import headers as h
-from coordinator.config.loader import parse
+from coordinator.config.loader import parse_swarm
 from coordinator.config.settings import SwarmConfig
 from coordinator.replay.models import Difference, Replay
 from coordinator.replay.runner import ReplayRange, replay_bus
@@ -24,7 +24,7 @@ MOMENTUM, COORDINATOR = "strategy-momentum", "coordinator"
 
 
 def config(toml: str = "") -> SwarmConfig:
-    return parse(tomllib.loads(toml or exact_toml(rounds=LENGTH)), "swarm.toml", "")
+    return parse_swarm(tomllib.loads(toml or exact_toml(rounds=LENGTH)), "swarm.toml", "")
 
 
 def outputs(run: Recorded, agent: str = "") -> list[int]:

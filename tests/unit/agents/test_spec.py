@@ -8,9 +8,7 @@ import pytest
 
 from agents.spec import AgentSpec, check_class_path
 from bus.errors import UsageError
-from coordinator.config.loader import (
-    load,
-)
+from coordinator.config.loader import load_swarm
 
 
 def test_a_spec_travels_as_json(tmp_path):
@@ -26,7 +24,7 @@ def test_a_spec_travels_as_json(tmp_path):
         sandbox="base",
         swarm="alpha",
     )
-    for spec in (full, *(settings.spec for settings in load(None, tmp_path).agents)):
+    for spec in (full, *(settings.spec for settings in load_swarm(directory=tmp_path).agents)):
         assert AgentSpec.from_json(spec.to_json()) == spec
     with pytest.raises(UsageError, match="agent spec"):
         AgentSpec.from_json(b'{"kind": "momentum"}')

@@ -88,7 +88,7 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize(("name", "text"), blocks("toml"))
 def test_a_configuration_loads(name, text):
-    loader.parse(tomllib.loads(text), name, "")
+    loader.parse_swarm(tomllib.loads(text), name, "")
 
 
 @pytest.mark.parametrize(("name", "text"), blocks("json"))
@@ -118,13 +118,13 @@ def test_the_agents_are_proper_ones(name, modules, agents, tmp_path, monkeypatch
         (tmp_path / module).write_text(text)
     [whole] = [text for page_name, text in (item.values for item in blocks("toml")) if page_name == name]
     (tmp_path / "swarm.toml").write_text(whole)
-    resolved, classes = loader.resolve(loader.load(None, tmp_path))
+    resolved = loader.load_swarm(directory=tmp_path).resolve()
     own = {item.spec.name for item in resolved.agents if item.spec.class_path.startswith("my_")}
     assert own == agents
     for item in resolved.agents:
         if item.spec.name in own:
-            assert load_class(item.spec) is classes[item.spec.name]
-            classes[item.spec.name](item.spec.name, item.spec.options)
+            assert load_class(item.spec) is resolved.classes[item.spec.name]
+            resolved.classes[item.spec.name](item.spec.name, item.spec.options)
     for module in modules:
         del sys.modules[module.removesuffix(".py")]  # not by monkeypatch, which would put them back
 

@@ -10,7 +10,7 @@ import pytest
 from agents.builtin.command import CommandAgent, command_class
 from agents.spec import load_class
 from bus.messages import MarketData, encode
-from coordinator.config.loader import load, resolve
+from coordinator.config.loader import load_swarm
 from tests.support.repository import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -41,8 +41,8 @@ def ticks(*prices):
     [("my_agent", "strategy-breakout", "breakout"), ("node-agent", "strategy-crossover", "command")],
 )
 def test_it_is_the_default_swarm_and_one_voter(example, added, kind):
-    config, _ = resolve(load(None, EXAMPLES / example))
-    built_in, _ = resolve(load(None, EXAMPLES))
+    config = load_swarm(directory=EXAMPLES / example).resolve()
+    built_in = load_swarm(directory=EXAMPLES).resolve()
     assert [a for a in config.agents if a.spec.name != added] == list(built_in.agents)
     assert config.agent(added).spec.kind == kind
     assert config.voters == {**DEFAULT_VOTERS, added: 1.0}
@@ -52,7 +52,7 @@ def test_it_is_the_default_swarm_and_one_voter(example, added, kind):
 def test_a_strangers_agent_is_one_small_class():
     lines = [line for line in (EXAMPLES / "my_agent" / "my_agents.py").read_text().splitlines() if line.strip()]
     assert len(lines) <= LONGEST_AGENT_LINES
-    spec = load(None, EXAMPLES / "my_agent").agent("strategy-breakout").spec
+    spec = load_swarm(directory=EXAMPLES / "my_agent").agent("strategy-breakout").spec
     agent = load_class(spec)(spec.name, spec.options)
     votes = [agent.on_market(tick) for tick in ticks(*range(100, 120), 119, 121)]  # type: ignore[attr-defined]
     assert [vote.signal for vote in votes] == ["hold"] * 21 + ["buy"]
@@ -66,7 +66,7 @@ def test_the_script_needs_a_page_only_and_no_packages():
     assert [line for line in text.splitlines() if line.startswith("import")] == [
         'import { createInterface } from "node:readline";'
     ]
-    spec = load(None, EXAMPLES / "node-agent").agent("strategy-crossover").spec
+    spec = load_swarm(directory=EXAMPLES / "node-agent").agent("strategy-crossover").spec
     agent = command_class(spec)(spec.name, spec.options)
     assert isinstance(agent, CommandAgent)
     assert (agent.listens, agent.publishes, agent.options.timeout_s) == (("market",), ("signal",), 5.0)

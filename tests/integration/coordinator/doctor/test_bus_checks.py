@@ -9,7 +9,7 @@ from bus.durable.snapshots import Snapshot
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
-from coordinator.config.loader import parse
+from coordinator.config.loader import parse_swarm
 from coordinator.doctor.bus_checks import check_bus
 from coordinator.doctor.runner import diagnose
 from coordinator.reporting.findings import Finding
@@ -17,7 +17,7 @@ from coordinator.runner.run_record import Recorded
 from tests.support.nats import Connections, plain_server
 from tests.unit.coordinator.doctor.test_runner import living_run
 
-CONFIG = parse({}, "swarm.toml", "")
+CONFIG = parse_swarm({}, "swarm.toml", "")
 SMALL = replace(CONFIG, stream=replace(CONFIG.stream, max_bytes=2 << 20))
 
 

@@ -16,7 +16,7 @@ from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
 from bus.utils.aio import end_tasks
-from coordinator.config.loader import load, resolve
+from coordinator.config.loader import load_swarm
 from coordinator.supervisor import watchdog as module
 from coordinator.supervisor.watchdog import Watchdog
 from tests.support.collecting import GUARD_S, Collector
@@ -32,7 +32,7 @@ async def test_nothing_starts_before_the_last_sandbox_is_there_or_given_up(tmp_p
     monkeypatch.setattr(module, "REMOTE_DISCOVERY_S", FOR_EVER_S)
     monkeypatch.setattr(module, "FIRST_DISCOVERY_S", FOR_EVER_S)
     (tmp_path / "swarm.toml").write_text(FAR)
-    config, classes = resolve(load(Path("swarm.toml"), tmp_path))
+    config = load_swarm(Path("swarm.toml"), directory=tmp_path).resolve()
     claims: Collector[str] = Collector()
     accounts: Collector[str] = Collector()
 
@@ -52,7 +52,7 @@ async def test_nothing_starts_before_the_last_sandbox_is_there_or_given_up(tmp_p
         await subscriber.listen("swarm.epoch.*", on_claim)
         await subscriber.listen("swarm.heartbeat.watchdog", on_heartbeat)
         await subscriber.bounds()  # a round trip: the subscription is in force
-        watchdog = Watchdog(bus, config, set(classes), clear_quarantine=True)
+        watchdog = Watchdog(bus, config, clear_quarantine=True)
         tasks = [asyncio.create_task(watchdog.run())]
 
         def heartbeats(name: str, role: Any, **says: Any) -> None:
@@ -93,8 +93,8 @@ async def test_the_watchdog_puts_its_settings_in_place_of_garbage(tmp_path: Path
 
         await subscriber.listen(subject, on_message)
         await subscriber.bounds()  # a round trip: the subscription is in force
-        config, _ = resolve(load(None, tmp_path))
-        watchdog = Watchdog(bus, config, set())
+        config = load_swarm(directory=tmp_path).resolve()
+        watchdog = Watchdog(bus, config)
         running = asyncio.create_task(watchdog.run())
         try:
             async with asyncio.timeout(20):

@@ -20,7 +20,7 @@ from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
 from bus.utils.aio import end_tasks
-from coordinator.config.loader import parse
+from coordinator.config.loader import parse_swarm
 from coordinator.config.telemetry import webhook_of
 from coordinator.telemetry import alert_webhook
 from coordinator.telemetry.alert_webhook import Webhook
@@ -243,13 +243,13 @@ async def test_a_lost_consumer_is_recreated_at_its_position(bus):
 def test_the_url_is_shown_by_no_error_and_no_settings(monkeypatch):
     for wrong in ("s3cret.example", "ftp://s3cret.example", "http://", "http://[s3cret", "https://s3cret:99999/", 5):
         with pytest.raises(ConfigError) as found:
-            parse({"alerts": {"webhook": wrong}}, "swarm.toml", "")
+            parse_swarm({"alerts": {"webhook": wrong}}, "swarm.toml", "")
         assert "alerts.webhook" in str(found.value)
         assert "s3cret" not in str(found.value)
     with pytest.raises(ConfigError) as found:
-        parse({"alerts": {"webhook": ["https://s3cret.example"]}}, "swarm.toml", "")
+        parse_swarm({"alerts": {"webhook": ["https://s3cret.example"]}}, "swarm.toml", "")
     assert "s3cret" not in str(found.value)
-    config = parse({"alerts": {"webhook": "https://s3cret.example/x"}}, "swarm.toml", "")
+    config = parse_swarm({"alerts": {"webhook": "https://s3cret.example/x"}}, "swarm.toml", "")
     assert "s3cret" not in repr(config)
     assert webhook_of(config) == "https://s3cret.example/x"
     monkeypatch.setenv("SIGNALMESH_WEBHOOK", "https://other.example/")

@@ -14,7 +14,7 @@ import pytest
 from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.supervisor import NatsServer
-from coordinator.config.loader import parse
+from coordinator.config.loader import parse_swarm
 from coordinator.runner.mirror_role import restore
 from coordinator.telemetry.metrics_role import MetricsObserver
 from tests.support.collecting import GUARD_S
@@ -70,7 +70,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         bus = await connections.bus(server.url, streams=True)
         await put(bus, 3)  # before it looks
         own = await connections.bus(server.url)
-        observer = MetricsObserver(own, parse({}, "swarm.toml", ""))
+        observer = MetricsObserver(own, parse_swarm({}, "swarm.toml", ""))
         await observer.start()
         try:
             yield World(server, tmp_path, bus, observer, connections)

@@ -35,7 +35,7 @@ from coordinator.certify.models import (
     judged,
 )
 from coordinator.certify.temporary_swarm import TemporarySwarm
-from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse
+from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse_swarm
 from coordinator.control.kill import KillReport
 from coordinator.reporting.percentiles import Percentiles, percentiles_of
 from coordinator.runner.run_record import Recorded, Run
@@ -214,7 +214,7 @@ def test_an_empty_report_has_a_reason_in_every_part():
 
 
 def test_the_configuration_is_the_default_swarm_with_the_given_provider():
-    config = parse(tomllib.loads(configuration("local")), "x.toml", "")
+    config = parse_swarm(tomllib.loads(configuration("local")), "x.toml", "")
     assert [item.name for item in config.sandboxes] == list(DEFAULT_SANDBOXES)
     assert {item.spec.name: item.spec.sandbox for item in config.agents} == {
         name: table["sandbox"] for name, table in DEFAULT_AGENTS.items()

@@ -17,8 +17,7 @@ from coordinator.config.loader import (
     BUILT_IN,
     MAX_FILE_BYTES,
     SwarmConfig,
-    load,
-    resolve,
+    load_swarm,
     to_config_message,
     warnings_about,
 )
@@ -54,7 +53,7 @@ def _own_modules():
 
 def written(directory: Path, text: str) -> SwarmConfig:
     (directory / "swarm.toml").write_text(textwrap.dedent(text))
-    return load(None, directory)
+    return load_swarm(directory=directory)
 
 
 def own_agent(directory: Path, source: str = OWN_AGENT, name: str = "my_agents.py") -> None:
@@ -63,7 +62,7 @@ def own_agent(directory: Path, source: str = OWN_AGENT, name: str = "my_agents.p
 
 
 def test_without_a_file_it_is_the_default_swarm(tmp_path):
-    config = load(None, tmp_path)
+    config = load_swarm(directory=tmp_path)
     assert (config.file, config.swarm, config.max_agents) == (BUILT_IN, "swarm", 5)
     assert [(a.spec.name, a.spec.kind, a.spec.sandbox, a.spec.memory_key) for a in config.agents] == [
         ("research-1", "market-data", "base", "market_data"),
@@ -82,38 +81,38 @@ def test_without_a_file_it_is_the_default_swarm(tmp_path):
 
 
 def test_who_decides_is_named_to_everybody(tmp_path):
-    config, _ = resolve(load(None, tmp_path))
+    config = load_swarm(directory=tmp_path).resolve()
     assert config.deciders == ("coordinator",)
     assert to_config_message(config, config.voters).deciders == ("coordinator",)
     assert warnings_about(config) == ()
 
 
 def test_a_swarm_that_decides_nothing_is_doubted(tmp_path):
-    config, _ = resolve(written(tmp_path, '[agents.feed]\nkind = "market-data"\n'))
+    config = written(tmp_path, '[agents.feed]\nkind = "market-data"\n').resolve()
     (warning,) = warnings_about(config)
     assert warning.startswith(str(tmp_path / "swarm.toml"))
     assert 'there will be no decisions; for decisions add an agent with kind = "coordinator"' in warning
     text = '[agents.feed]\nkind = "market-data"\n[agents.mine]\nexternal = true\n'
-    (warning,) = warnings_about(resolve(written(tmp_path, text))[0])
+    (warning,) = warnings_about(written(tmp_path, text).resolve())
     assert "no decisions, unless one of the external ones (mine) makes them" in warning
 
 
 def test_two_that_decide_are_doubted(tmp_path):
-    config, _ = resolve(written(tmp_path, '[agents.b]\nkind = "coordinator"\n[agents.a]\nkind = "coordinator"\n'))
+    config = written(tmp_path, '[agents.b]\nkind = "coordinator"\n[agents.a]\nkind = "coordinator"\n').resolve()
     (warning,) = warnings_about(config)
     assert "2 of them decide (a, b)" in warning
     assert to_config_message(config, {}).deciders == ("a", "b")
 
 
 def test_the_default_swarm_resolves_to_three_voters(tmp_path):
-    config, classes = resolve(load(None, tmp_path))
+    config = load_swarm(directory=tmp_path).resolve()
     assert config.voters == {"research-2": 1.0, "strategy-momentum": 1.0, "strategy-mean-reversion": 1.0}
-    assert {name: cls.kind for name, cls in classes.items()} == {a.spec.name: a.spec.kind for a in config.agents}
+    assert {name: cls.kind for name, cls in config.classes.items()} == {a.spec.name: a.spec.kind for a in config.agents}
 
 
 def test_the_default_settings_are_the_defaults_of_the_config_message(tmp_path):
-    message = to_config_message(load(None, tmp_path), {"a": 2.0})
-    plain = Config(voters={"a": 2.0}, timestamp=message.timestamp, source="watchdog")
+    message = to_config_message(load_swarm(directory=tmp_path).resolve(), {"a": 2.0})
+    plain = Config(voters={"a": 2.0}, timestamp=message.timestamp, source="watchdog", deciders=("coordinator",))
     assert message == plain
     subjects = Subjects("swarm")
     subject = subjects.config("watchdog")
@@ -122,10 +121,9 @@ def test_the_default_settings_are_the_defaults_of_the_config_message(tmp_path):
 
 def test_a_whole_file(tmp_path):
     own_agent(tmp_path)
-    config, classes = resolve(
-        written(
-            tmp_path,
-            """
+    config = written(
+        tmp_path,
+        """
             swarm = "alpha"
             max_agents = 6
             [sandboxes.one]
@@ -163,14 +161,13 @@ def test_a_whole_file(tmp_path):
             [watchdog]
             dead_ms = 900
             """,
-        )
-    )
+    ).resolve()
     assert (config.swarm, config.max_agents) == ("alpha", 6)
     assert config.voters == {"breakout": 2.0, "script": 1.0, "stranger": 0.5}
     breakout = config.agent("breakout").spec
     assert (breakout.kind, breakout.memory_key, breakout.options) == ("breakout", "high", {"window": 5})
     assert breakout.search_path == str(tmp_path.resolve())
-    assert classes["breakout"].__name__ == "Breakout"
+    assert config.classes["breakout"].__name__ == "Breakout"
     script = config.agent("script").spec
     assert (script.kind, script.command, script.listens) == ("command", ("node", "agent.mjs"), ("market",))
     assert script.options == {"timeout_s": 2}
@@ -217,10 +214,10 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
     (tmp_path / "sub").mkdir()
     own_agent(tmp_path / "sub")
     (tmp_path / "sub" / "other.toml").write_text('swarm = "there"\n[agents.x]\nclass = "my_agents:Breakout"\n')
-    config = load(Path("sub/other.toml"), tmp_path)
+    config = load_swarm(Path("sub/other.toml"), directory=tmp_path)
     assert config.swarm == "there"
     assert config.agents[0].spec.search_path == str((tmp_path / "sub").resolve())
-    resolve(config)
+    config.resolve()
 
 
 @pytest.mark.parametrize(
@@ -367,19 +364,19 @@ def test_a_syntax_error_or_a_key_given_twice_is_reported_by_line_and_column(tmp_
 
 def test_a_file_that_is_missing_not_a_file_or_not_text(tmp_path):
     with pytest.raises(ConfigError, match="there is no such file; --config") as caught:
-        load(Path("nowhere.toml"), tmp_path)
+        load_swarm(Path("nowhere.toml"), directory=tmp_path)
     assert caught.value.file == str(tmp_path / "nowhere.toml")
     with pytest.raises(ConfigError, match="expected a file; this is a directory"):
-        load(tmp_path, tmp_path)
+        load_swarm(tmp_path, directory=tmp_path)
     os.mkfifo(tmp_path / "pipe.toml")
     with pytest.raises(ConfigError, match="expected a file; this is"):
-        load(tmp_path / "pipe.toml", tmp_path)
+        load_swarm(tmp_path / "pipe.toml", directory=tmp_path)
     (tmp_path / "large.toml").write_bytes(b"#" * (MAX_FILE_BYTES + 1))
     with pytest.raises(ConfigError, match="expected at most"):
-        load(tmp_path / "large.toml", tmp_path)
+        load_swarm(tmp_path / "large.toml", directory=tmp_path)
     (tmp_path / "latin.toml").write_bytes(b"swarm = 'a'\n# \xe4\n")
     with pytest.raises(ConfigError, match="line 2: expected UTF-8"):
-        load(Path("latin.toml"), tmp_path)
+        load_swarm(Path("latin.toml"), directory=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -394,16 +391,16 @@ def test_an_option_that_the_class_does_not_have(tmp_path, options, problem):
     own_agent(tmp_path)
     config = written(tmp_path, f"[agents.x]\nclass = 'my_agents:Breakout'\noptions = {options}\n")
     with pytest.raises(ConfigError, match=problem) as caught:
-        resolve(config)
+        config.resolve()
     assert caught.value.key.startswith("agents.x.options.wind")
 
 
 def test_options_of_a_command_and_of_a_class_without_any(tmp_path):
     text = 'command = ["cat"]\nlistens = ["market"]\npublishes = ["signal"]\noptions = { timeout_s = 0 }'
     with pytest.raises(ConfigError, match=r"agents\.x\.options\.timeout_s: expected a number > 0"):
-        resolve(written(tmp_path, f"[agents.x]\n{text}\n"))
+        written(tmp_path, f"[agents.x]\n{text}\n").resolve()
     with pytest.raises(ConfigError, match=r"agents\.x\.options\.speed: unknown key; there are none here"):
-        resolve(written(tmp_path, '[agents.x]\nkind = "coordinator"\noptions = { speed = 1 }\n'))
+        written(tmp_path, '[agents.x]\nkind = "coordinator"\noptions = { speed = 1 }\n').resolve()
 
 
 def test_options_are_what_json_can_carry(tmp_path):
@@ -416,15 +413,15 @@ def test_options_are_what_json_can_carry(tmp_path):
 
 def test_a_byte_order_mark_is_passed_over_and_a_bottomless_file_refused(tmp_path):
     (tmp_path / "swarm.toml").write_bytes(b"\xef\xbb\xbfswarm = 'a'\r\n")
-    assert load(None, tmp_path).swarm == "a"
+    assert load_swarm(directory=tmp_path).swarm == "a"
     with pytest.raises(ConfigError, match="too deep"):
         written(tmp_path, f"x = {'[' * 5000}{']' * 5000}")
 
 
 def test_a_vote_that_nobody_would_hear(tmp_path):
     with pytest.raises(ConfigError, match=r"agents\.feed\.votes: it publishes no sentiment and no signal"):
-        resolve(written(tmp_path, '[agents.feed]\nkind = "market-data"\nvotes = true\n'))
-    (warning,) = warnings_about(resolve(written(tmp_path, '[agents.c]\nkind = "coordinator"\n'))[0])
+        written(tmp_path, '[agents.feed]\nkind = "market-data"\nvotes = true\n').resolve()
+    (warning,) = warnings_about(written(tmp_path, '[agents.c]\nkind = "coordinator"\n').resolve())
     assert "nobody votes, so every decision will be hold" in warning
 
 
@@ -455,7 +452,7 @@ def test_a_class_that_cannot_be_had(tmp_path, class_path, source, problem):
     own_agent(tmp_path, source)
     config = written(tmp_path, f"[agents.good]\nkind = 'momentum'\n[agents.x]\nclass = '{class_path}'\n")
     with pytest.raises(ConfigError, match=problem) as caught:
-        resolve(config)
+        config.resolve()
     assert caught.value.key == "agents.x.class"
     assert "agent 'x'" in caught.value.problem
     assert "Traceback" not in str(caught.value)
@@ -482,9 +479,9 @@ def test_a_module_whose_name_is_taken_is_refused(tmp_path):
 def test_no_vote_with_any_weight(tmp_path):
     config = written(tmp_path, "[agents.x]\nkind = 'momentum'\nweight = 0\n")
     with pytest.raises(ConfigError, match="all voters have weight 0"):
-        resolve(config)
+        config.resolve()
 
 
 def test_an_agent_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match=r"no agent 'research-3' .*did you mean 'research-2'"):
-        load(None, tmp_path).agent("research-3")
+        load_swarm(directory=tmp_path).agent("research-3")

@@ -10,16 +10,17 @@ import pytest
 
 from agents.runtime.process import make_agent
 from bus.errors import UsageError
-from coordinator.config.loader import load, parse, resolve
+from coordinator.config.loader import load_swarm, parse_swarm
+from coordinator.config.overrides import Overrides, apply_overrides
 from coordinator.config.scaling import MOST_AGENTS, with_agents
 from coordinator.replay.runner import config_of
 from coordinator.runner.run_record import write_run
 
-DEFAULT = load(None, Path("/nowhere"))
+DEFAULT = load_swarm(directory=Path("/nowhere"))
 
 
 def test_the_configured_stay_and_the_others_are_strategies_with_a_vote():
-    resolved, _ = resolve(with_agents(DEFAULT, 200))
+    resolved = with_agents(DEFAULT, 200).resolve()
     assert len(resolved.agents) == resolved.max_agents == 200
     names = [item.spec.name for item in resolved.agents]
     assert names[:5] == [item.spec.name for item in DEFAULT.agents]
@@ -48,7 +49,7 @@ def test_they_are_spread_over_the_sandboxes():
 
 
 def test_as_many_as_there_are_changes_nothing_but_what_is_said():
-    assert with_agents(DEFAULT, None) is DEFAULT
+    assert apply_overrides(DEFAULT, Overrides()) is DEFAULT
     assert [item.spec for item in with_agents(DEFAULT, 5).agents][1:] == [item.spec for item in DEFAULT.agents][1:]
 
 
@@ -67,7 +68,7 @@ def test_a_source_opens_fewer_rounds_unless_it_was_told_how_many():
     assert bound(with_agents(DEFAULT, 200)) == 6
     assert bound(with_agents(DEFAULT, MOST_AGENTS)) == 1
     toml = '[agents.feed]\nkind = "market-data"\noptions = { max_open_rounds = 99 }'
-    assert bound(with_agents(parse(tomllib.loads(toml), "x.toml", ""), 200)) == 99
+    assert bound(with_agents(parse_swarm(tomllib.loads(toml), "x.toml", ""), 200)) == 99
 
 
 @pytest.mark.parametrize("count", [-1, 0, 4, MOST_AGENTS + 1])
@@ -77,7 +78,7 @@ def test_a_wrong_number_is_refused_with_the_right_ones(count):
 
 
 def test_a_name_that_is_taken_is_told():
-    config = parse(tomllib.loads('[agents.Momentum-2]\nkind = "sentiment"'), "x.toml", "")
+    config = parse_swarm(tomllib.loads('[agents.Momentum-2]\nkind = "sentiment"'), "x.toml", "")
     assert len(with_agents(config, 3).agents) == 3
     with pytest.raises(UsageError, match=r"x\.toml: the name 'momentum-2' is for one to be added"):
         with_agents(config, 4)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from bus.interface import Bounds
-from coordinator.config.loader import parse
+from coordinator.config.loader import parse_swarm
 from coordinator.doctor import machine_checks
 from coordinator.doctor.bus_checks import _rate, _server_clock, judge_cursor
 from coordinator.doctor.machine_checks import _at_least, _descriptors, check_disk, check_port, check_versions
@@ -28,7 +28,7 @@ from coordinator.doctor.state_dir_checks import check_leftovers, check_locks, ch
 from coordinator.reporting.findings import Finding
 from coordinator.runner.run_record import Recorded, Run, lock, write_run
 
-CONFIG = parse({}, "swarm.toml", "")
+CONFIG = parse_swarm({}, "swarm.toml", "")
 BIG = replace(CONFIG, stream=replace(CONFIG.stream, max_bytes=1 << 60))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bus.errors import ConfigError
-from coordinator.config.loader import load
+from coordinator.config.loader import load_swarm
 from coordinator.runner import preflight
 
 GOOD = """
@@ -28,7 +28,7 @@ def check(directory: Path, table: str, code: str = "") -> str:
     (directory / "mine.py").write_text(code)
     (directory / "swarm.toml").write_text(f'[agents.one]\n{table}\n[agents.two]\nkind = "momentum"\n')
     try:
-        preflight.check_agents(load(None, directory))
+        preflight.check_agents(load_swarm(directory=directory))
     except ConfigError as error:
         return str(error)
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coordinator.config.loader import load
+from coordinator.config.loader import load_swarm
 from coordinator.config.settings import SwarmConfig
 from coordinator.runner.child_process import ChildSpec
 from coordinator.runner.up import FoundOut, UpOptions, plan_children
@@ -30,7 +30,7 @@ def options(
 
 def config_of(directory: Path, text: str = "") -> SwarmConfig:
     (directory / "swarm.toml").write_text(text)
-    return load(None, directory)
+    return load_swarm(directory=directory)
 
 
 def by_name(children: list[ChildSpec]) -> dict[str, ChildSpec]:
