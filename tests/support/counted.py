@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import generate_latest
 
 from bus.interface import StoredMessage
-from bus.messages import Decision, Lifecycle, MarketData, Message, encode
+from bus.messages import Decision, Heartbeat, Lifecycle, MarketData, Message, encode
 from bus.messages.subjects import Subjects
 from coordinator.telemetry.labels import Names
 from coordinator.telemetry.stream_metrics import StreamMetrics
@@ -69,3 +69,11 @@ class Stream:
     def shown(self) -> Shown:
         """As a scrape reads them."""
         return parsed(generate_latest(self.metrics.registry).decode())
+
+
+def heartbeat(name: str = "momentum", **options: Any) -> Heartbeat:
+    fields: dict[str, Any] = {
+        "agent": name, "agent_id": "a", "epoch": 5, "sequence": 1, "progress": 1, "status": "live", "interval_ms": 100,
+        "sandbox": "base", "pid": 1,
+    }  # fmt: skip
+    return Heartbeat(**fields | options)

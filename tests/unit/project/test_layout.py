@@ -20,6 +20,12 @@ from tests.support.repository import ROOT
 
 PACKAGES = ("bus", "agents", "coordinator")
 LONGEST_MODULE_LINES = 600
+TESTS_OF_SEVERAL_MODULES = {
+    "tests/integration/bus/nats/test_tls.py": "connection, credentials and addresses, against servers with TLS",
+    "tests/unit/agents/runtime/test_divergence.py": "the runtime and its output log, where a replay differs",
+    "tests/unit/coordinator/decisions/test_agent_order.py": "properties of the coordinator over any order of messages",
+}
+"""File -> what it tests. Every other test file has the name of a module."""
 LONGER_MODULES: dict[str, int] = {}
 """Module -> its own limit. A concept that would be torn apart is better in one file; name it here."""
 MOST_MODULES_IN_A_FOLDER = 15
@@ -146,6 +152,22 @@ def test_only_what_needs_a_websocket_installs_aiohttp():
         for name in ("", "-dev", "-install", "-wss")
     }
     assert locked == {"": False, "-dev": True, "-install": False, "-wss": True}
+
+
+def test_the_test_of_a_module_is_found_by_its_name():
+    """tests/unit and tests/integration mirror the packages: test_X.py tests the module or folder X of the same path."""
+    wrong = []
+    for path in sorted(
+        file for level in ("unit", "integration") for file in (ROOT / "tests" / level).rglob("test_*.py")
+    ):
+        inside = path.relative_to(ROOT / "tests").parts[1:]
+        tested = ROOT.joinpath(*inside[:-1], path.stem.removeprefix("test_"))
+        if inside[0] == "project" or named(path) in TESTS_OF_SEVERAL_MODULES:
+            continue
+        if not (tested.is_dir() or tested.with_suffix(".py").exists()):
+            wrong.append(named(path))
+    assert wrong == []
+    assert all((ROOT / name).exists() for name in TESTS_OF_SEVERAL_MODULES), "an exception that is not needed"
 
 
 def tracked_files() -> list[Path]:
