@@ -49,7 +49,7 @@ class Ours:
 
     async def publish(self, count: int) -> None:
         """Have `count` messages stored; returns when all are acknowledged."""
-        box = Outbox(self._bus, ("swarm.*.*.bench",), lambda _: None)
+        box = Outbox(self._bus, ("swarm.*.*.bench",), lambda _: None, pipelined=True)
         for _ in range(count):
             number, headers = self.headers()
             box.put(Entry(SUBJECT, PAYLOAD, headers, number))

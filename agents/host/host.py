@@ -28,7 +28,6 @@ from agents.host.protocol import DRAIN_GRACE_S, HEARTBEAT_S, KillOrder, SignalRe
 from agents.runtime.process import Incarnation
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import last_claim, new_agent_id
-from bus.durable.outbox import Outbox
 from bus.errors import BusError, MeshError
 from bus.interface import Bus, ReceivedMessage
 from bus.messages import Child, Heartbeat, SandboxUsage, encode, now
@@ -77,6 +76,7 @@ class Host:
         bus: Bus,
         name: str,
         url: str,
+        reports: EventPublisher,
         *,
         provider: str = "local",
         endpoint: str | None = None,
@@ -90,7 +90,7 @@ class Host:
         """`endpoint` is where `provider` created this sandbox, `age_s` how many seconds ago. `credentials` are those of
         its agents (None: the environment's); `files` is the directory of their files here, if not that of swarm.toml.
         """
-        self._bus, self.name, self._url, self._provider = bus, name, url, provider
+        self._bus, self.name, self._url, self._reports, self._provider = bus, name, url, reports, provider
         self._endpoint, self._age_s = endpoint, age_s
         self._group, self._credentials, self._files = group, credentials, files
         self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
@@ -105,8 +105,6 @@ class Host:
         self._stop = asyncio.Event()
         self._orders = asyncio.Lock()
         self._waits: set[asyncio.Task[None]] = set()
-        self._outbox = Outbox(bus, (f"{bus.subjects.ns}.lifecycle.*.{name}",), lambda _: None)
-        self._reports = EventPublisher(bus, self._outbox, name)
 
     def stop(self) -> None:
         """End the agents (draining) and then the host; safe to call from a signal handler of the loop."""
@@ -135,12 +133,12 @@ class Host:
         ]
         log.info("host_ready", sandbox=self.name, provider=self._provider, pid=os.getpid())
         try:
-            await self._stop.wait()
-            await self._drain_all()
+            async with self._reports:
+                await self._stop.wait()
+                await self._drain_all()
         finally:
             await end_tasks(tasks)
             await self._fork_server.stop()
-            self._outbox.close()
 
     def _served(
         self, command: str, handler: Callable[[bytes], Awaitable[dict[str, Any]]]
@@ -270,7 +268,7 @@ class Host:
         due = loop.time()
         while True:
             await self._heartbeat_once()
-            self._outbox.check()
+            self._reports.check()
             due = max(due + HEARTBEAT_S, loop.time())
             await asyncio.sleep(due - loop.time())
 
@@ -326,6 +324,3 @@ class Host:
                 slot.child.send_signal(signal.SIGKILL)
                 await slot.child.wait()
         await asyncio.gather(*self._waits, return_exceptions=True)
-        with contextlib.suppress(TimeoutError, BusError):
-            async with asyncio.timeout(1.0):
-                await self._outbox.flush()

@@ -56,12 +56,14 @@ class OutputLog:
         on_fenced: Callable[[MeshError], None],
         on_output_stored: Callable[[str, bytes], None] | None = None,
         tracing: AgentTracing | None = None,
+        *,
+        pipelined: bool,
     ) -> None:
         self._bus, self._agent, self._epoch = bus, agent, epoch
         self._subjects = bus.subjects
         self._fence = fence(bus, agent, epoch)
         self._written_by = (f"{bus.subjects.ns}.*.*.{agent}",)
-        self._outbox = Outbox(bus, self._written_by, on_fenced, self._on_acked)
+        self._outbox = Outbox(bus, self._written_by, on_fenced, self._on_acked, pipelined=pipelined)
         self._outbox.stored_through = epoch
         self.outputs = 0
         self.stored_sequence = 0

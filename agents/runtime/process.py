@@ -23,7 +23,8 @@ from agents.spec import AgentSpec, load_class
 from bus import __version__
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim, new_agent_id
-from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, BusTimeout, Disconnected, Fenced, MeshError, UsageError
+from bus.durable.outbox import can_pipeline
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.interface import ReceivedMessage
 from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
@@ -122,6 +123,7 @@ async def _live(incarnation: Incarnation) -> int:
             bus,
             epoch,
             agent_id=agent_id,
+            pipelined=await can_pipeline(bus),
             sandbox=incarnation.sandbox,
             hooks=RuntimeHooks(on_output_stored=memory.take, tracing=tracing),
         )
@@ -201,15 +203,9 @@ def _open_tracing(
 
 async def _alert_unusable(bus: NatsBus, incarnation: Incarnation, error: UsageError) -> None:
     """Alert about a mistake that no restart fixes: the user may not see this process's log."""
-    from bus.durable.outbox import Outbox
-
-    outbox = Outbox(bus, (), lambda _: None)
-    reporter = EventPublisher(bus, outbox, incarnation.spec.name)
-    reporter.alert("critical", "agent_unusable", str(error), agent=incarnation.spec.name)
-    with contextlib.suppress(TimeoutError, BusError):
-        async with asyncio.timeout(2.0):
-            await outbox.flush()
-    outbox.close()
+    name = incarnation.spec.name
+    async with await EventPublisher.open(bus, name) as reports:
+        reports.alert("critical", "agent_unusable", str(error), agent=name)
 
 
 async def _introduce(runtime: Runtime, bus: NatsBus) -> None:

@@ -67,6 +67,7 @@ class Runtime:
         bus: a connection of its own.
         epoch: the epoch that was claimed for this incarnation.
         agent_id: the id that the claim names.
+        pipelined: whether the stream takes an output before the one before it is acknowledged (`can_pipeline`).
         sandbox: where it runs; for reports only.
         snapshot_inputs: a snapshot is taken after so many inputs at the latest.
         hooks: what follows it.
@@ -79,6 +80,7 @@ class Runtime:
         epoch: int,
         *,
         agent_id: str,
+        pipelined: bool,
         sandbox: str = "",
         snapshot_inputs: int = SNAPSHOT_INPUTS,
         hooks: RuntimeHooks = NO_HOOKS,
@@ -101,7 +103,9 @@ class Runtime:
         self._draining = False
         self._reader: Closable | None = None
         self.tracing = hooks.tracing
-        self.output_log = OutputLog(bus, agent.name, epoch, self.fail, hooks.on_output_stored, hooks.tracing)
+        self.output_log = OutputLog(
+            bus, agent.name, epoch, self.fail, hooks.on_output_stored, hooks.tracing, pipelined=pipelined
+        )
         self.fault_reporter = FaultReporter(agent.name, self.output_log.reports)
         self.output_validator = OutputValidator(agent, bus.subjects)
         self.timers = Timers(bus.subjects, agent.name, self.output_log)

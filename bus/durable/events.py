@@ -1,14 +1,14 @@
-"""Lifecycle events and alerts of one writer, through an outbox: kept in order over a disconnect, each stored once."""
+"""Lifecycle events, alerts and settings of one writer: stored in order, each once, over any disconnect."""
 
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, Self
 
 import structlog
 
-from bus.durable.outbox import Entry, Outbox
-from bus.errors import Fenced
+from bus.durable.outbox import Entry, Outbox, can_pipeline
+from bus.errors import Fenced, MeshError
 from bus.interface import Bus, Headers
 from bus.messages import Alert, Config, Lifecycle, LifecycleEvent, Severity, encode, now
 from bus.messages import headers as h
@@ -17,16 +17,48 @@ log = structlog.get_logger("signalmesh.bus")
 
 
 class EventPublisher:
-    """Reports as `writer`; `fence` are headers that every report carries."""
+    """Publishes as `writer`, through an outbox; `fence` are headers that every message carries.
+
+    Leaving `async with` finishes it.
+    """
 
     def __init__(self, bus: Bus, outbox: Outbox, writer: str, fence: Headers | None = None) -> None:
         self._subjects = bus.subjects
         self._outbox = outbox
         self.writer = writer
-        """Whose name stands in the subjects."""
+        """The name that the subjects contain."""
         self._fence = dict(fence or {})
         self._boot = secrets.token_hex(4)
         self._count = 0
+
+    @classmethod
+    async def open(cls, bus: Bus, writer: str) -> EventPublisher:
+        """Make a publisher for a process that is not fenced, with an outbox of its own."""
+        written_by = (f"{bus.subjects.ns}.*.*.{writer}",)
+        outbox = Outbox(bus, written_by, _ignore_fencing, pipelined=await can_pipeline(bus))
+        return cls(bus, outbox, writer)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.finish()
+
+    def check(self) -> None:
+        """Resend what stays unacknowledged. Call it about twice a second."""
+        self._outbox.check()
+
+    async def flush(self) -> None:
+        """Wait until everything published before this call is stored.
+
+        Raises:
+            Fenced: it is closed before that.
+        """
+        await self._outbox.flush()
+
+    async def finish(self) -> None:
+        """Flush for at most a second, then publish nothing more."""
+        await self._outbox.finish()
 
     def lifecycle(
         self,
@@ -40,7 +72,7 @@ class EventPublisher:
         traceparent: str = "",
         **detail: Any,
     ) -> None:
-        """Tell what happened to `agent`; `traceparent` is the trace of what is done about it."""
+        """Publish what happened to `agent`; `traceparent` is the trace of the reaction to it."""
         message = Lifecycle(
             event=event,
             agent=agent,
@@ -52,8 +84,8 @@ class EventPublisher:
             reason=reason,
             detail=detail,
         )
-        tell = log.debug if event == "skipped" else log.info  # the alerts about these are bounded, they are not
-        tell(event, of=agent, epoch=epoch, sandbox=sandbox, pid=pid, reason=reason, **detail)
+        write = log.debug if event == "skipped" else log.info  # an agent may skip every message that it reads
+        write(event, of=agent, epoch=epoch, sandbox=sandbox, pid=pid, reason=reason, **detail)
         headers = {h.TRACEPARENT: traceparent} if traceparent else None
         self._put(self._subjects.lifecycle(agent, self.writer), encode(message), None, headers)
 
@@ -67,7 +99,7 @@ class EventPublisher:
         once: str | None = None,
         **detail: Any,
     ) -> None:
-        """Tell people; `once` is an id by which the stream recognises a repetition of the same alert."""
+        """Publish an alert and log it; the stream stores alerts of the same `once` a single time."""
         alert = Alert(
             severity=severity,
             code=code,
@@ -81,7 +113,7 @@ class EventPublisher:
         self._put(self._subjects.alert(severity, self.writer), encode(alert), once)
 
     def config(self, config: Config) -> None:
-        """Put a Config in force; it outlives the stream's maximal age."""
+        """Publish the active settings, without a maximum age."""
         self._put(self._subjects.config(self.writer), encode(config), None, {h.TTL: "never"})
 
     def _put(self, subject: str, data: bytes, msg_id: str | None, headers: Headers | None = None) -> None:
@@ -93,3 +125,7 @@ class EventPublisher:
             log.debug("report_dropped", subject=subject)
             return
         self._outbox.push()
+
+
+def _ignore_fencing(_: MeshError) -> None:
+    """No epoch is claimed for this writer, so no successor fences it."""

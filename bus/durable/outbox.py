@@ -1,17 +1,23 @@
-"""What an incarnation has published but not yet seen acknowledged: in order, pipelined, resent after a break.
+"""The messages of one writer that are not acknowledged yet: stored in order, each once, over any disconnect.
 
-Order is the point: nothing new is sent before everything older is stored or sent again; where a cluster keeps the
-stream, before everything older is stored. After a break, or when the server refuses or forgets a message inside an
-unbroken connection, it stops, reads back which of its messages are stored, and resends the rest in order. It owns no
-numbering: the runtime does.
+States of an outbox:
+
+    SENDING ----- connection lost, message refused, acknowledgement overdue ----> RESYNCING
+    RESYNCING --- stored messages read back, the others resent in order --------> SENDING
+    SENDING, RESYNCING --- `close`, or a successor has fenced this writer ------> CLOSED
+
+Nothing new is sent before everything older is stored or resent. The outbox assigns no numbers: the runtime does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import enum
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Self
 
 import structlog
 
@@ -20,17 +26,19 @@ from bus.interface import Ack, Bus, Headers
 from bus.messages import headers as h
 
 WINDOW = 512
-"""Messages that may be unacknowledged before `send` has its caller wait."""
+"""Unacknowledged messages from which on `send` makes its caller wait."""
 ACK_TIMEOUT_S = 2.0
-"""An unacknowledged message older than this on a live connection is read back and resent."""
+"""An unacknowledged message older than this on a live connection starts a resync."""
 RETRY_S = 0.1
+FLUSH_TIMEOUT_S = 1.0
+"""Seconds that `finish` waits for acknowledgements."""
 
 log = structlog.get_logger("signalmesh.bus")
 
 
 @dataclass(slots=True)
 class Entry:
-    """One message on its way. `number` is its Mesh-Output, None for what is not counted (timers, reports)."""
+    """One message to store. `number` is its Mesh-Output, None for messages without one (timers, reports)."""
 
     subject: str
     data: bytes
@@ -40,11 +48,27 @@ class Entry:
     refused: int = 0
 
 
-class Outbox:
-    """Messages of one writer on their way into the stream. `put` takes one, `push` or `send` puts it on the wire.
+class State(enum.Enum):
+    """Of an outbox; the module's docstring draws the transitions."""
 
-    `written_by` filters what this writer may have stored (for reading back); `on_fenced` is called when a successor
-    has claimed this writer's epoch; `on_acked` after every acknowledged message.
+    SENDING = enum.auto()
+    RESYNCING = enum.auto()
+    CLOSED = enum.auto()
+
+
+async def can_pipeline(bus: Bus) -> bool:
+    """`bus.pipelines()`, False while the stream cannot be asked: one message at a time is right for every stream."""
+    try:
+        return await bus.pipelines()
+    except BusError as error:
+        log.debug("stream_unavailable", error=str(error))
+        return False
+
+
+class Outbox:
+    """Messages of one writer on their way into the stream. `put` takes one, `push` or `send` sends it.
+
+    Leaving `async with` finishes it.
     """
 
     def __init__(
@@ -53,31 +77,54 @@ class Outbox:
         written_by: tuple[str, ...],
         on_fenced: Callable[[MeshError], None],
         on_acked: Callable[[Entry], None] | None = None,
+        *,
+        pipelined: bool,
         window: int = WINDOW,
     ) -> None:
+        """Make an outbox in state SENDING.
+
+        Args:
+            bus: Where to publish.
+            written_by: Subject filters of everything that this writer may have stored, for reading back.
+            on_fenced: Called once when a successor has claimed this writer's epoch.
+            on_acked: Called after every acknowledged message, in order.
+            pipelined: Whether a message may be sent before the one before it is acknowledged (`can_pipeline`); every
+                resync asks the bus again.
+            window: Unacknowledged messages from which on `send` makes its caller wait.
+        """
         self._bus = bus
         self._written_by = written_by
         self._on_fenced = on_fenced
         self._on_acked = on_acked
+        self._pipelined = pipelined
         self._window = window
+        self._state = State.SENDING
         self._entries: deque[Entry] = deque()
         self._unsent: deque[Entry] = deque()
-        self._one_by_one: bool | None = None
-        self._learning: asyncio.Task[None] | None = None
-        self._out_of_sync = False
-        self._recovering: asyncio.Task[None] | None = None
+        self._resync_task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._accepted = 0
         """Messages that `put` has taken so far."""
-        self._epoch = 0
+        self._connection_generation = 0
+        """Counts what makes earlier answers void: lost connections, resyncs and the end."""
         self._oldest_at = 0.0
         self.stored_through = 0
         """Stream sequence up to which everything of this writer is known to be stored."""
-        self.closed = False
         bus.watch_connection(self._on_down, self._on_up)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.finish()
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it sends nothing more."""
+        return self._state is State.CLOSED
 
     @property
     def oldest_number(self) -> int | None:
@@ -99,7 +146,7 @@ class Outbox:
         self._unsent.append(entry)
 
     def send(self) -> Awaitable[None] | None:
-        """Send what `put` took; what comes back, while the window is full, is awaited by who can wait for room."""
+        """Send what `put` took. Returns None, or while the window is full an awaitable that waits for room."""
         self.push()
         return self._room() if len(self._entries) >= self._window and not self.closed else None
 
@@ -110,52 +157,39 @@ class Outbox:
 
     def push(self) -> None:
         """Send what `put` took."""
-        if self._one_by_one is None:
-            self._learning = self._learning or asyncio.create_task(self._learn(), name="outbox-learn")
-            return
         try:
-            while self._unsent and not self._out_of_sync and not self.closed and not self._must_wait():
+            while self._unsent and self._state is State.SENDING and not self._must_wait():
                 self._send(self._unsent[0])
                 self._unsent.popleft()
         except BusError as error:  # it is sent when the connection is up again, or at the next check
             log.debug("publish_deferred", error=str(error))
 
-    async def _learn(self) -> None:
-        try:
-            self._one_by_one = not await self._bus.pipelines()
-        except BusError as error:
-            log.debug("publish_deferred", error=str(error))
-            return
-        finally:
-            self._learning = None
-        self.push()
-
     def _must_wait(self) -> bool:
-        """Whether the stream takes one message of ours at a time only, and has one that it has not answered."""
-        return bool(self._one_by_one) and len(self._entries) > len(self._unsent)
+        """Whether the stream takes one message at a time, and has not answered the last one."""
+        return not self._pipelined and len(self._entries) > len(self._unsent)
 
     def _send(self, entry: Entry) -> None:
-        epoch = self._epoch
+        generation = self._connection_generation
 
         def done(result: Ack | BusError) -> None:
-            self._on_done(entry, result, epoch)
+            self._on_done(entry, result, generation)
 
         self._bus.send("in." + entry.subject, entry.data, entry.headers, done)
 
-    def _on_done(self, entry: Entry, result: Ack | BusError, epoch: int) -> None:
+    def _on_done(self, entry: Entry, result: Ack | BusError, generation: int) -> None:
         if self.closed:
             return
         if isinstance(result, Ack):
             entry.sequence = result.sequence
-            self._settle()
+            self._remove_acknowledged()
         elif isinstance(result, WrongSequence):
             self._fence(Fenced(result.subject, result.description))
-        elif epoch == self._epoch and self._bus.live:
+        elif generation == self._connection_generation and self._bus.live:
             entry.refused += 1
             log.warning("publish_refused", subject=entry.subject, error=str(result), times=entry.refused)
-            self._doubt()
+            self._start_resync()
 
-    def _settle(self) -> None:
+    def _remove_acknowledged(self) -> None:
         if not self._entries or not self._entries[0].sequence:
             return  # the oldest one still waits, however many younger ones are acknowledged
         while self._entries and self._entries[0].sequence:
@@ -165,70 +199,72 @@ class Outbox:
                 self._on_acked(entry)
         self._oldest_at = asyncio.get_running_loop().time()
         self._changed.set()
-        if self._one_by_one:
+        if not self._pipelined:
             self.push()
 
     def _fence(self, error: Fenced) -> None:
-        self.closed = True
+        self._state = State.CLOSED
+        self._connection_generation += 1
         self._changed.set()
         self._on_fenced(error)
 
     def _on_down(self) -> None:
-        self._epoch += 1
-        self._out_of_sync = True
+        self._connection_generation += 1
+        if not self.closed:
+            self._state = State.RESYNCING
 
     async def _on_up(self) -> None:
-        await self._recover()
+        await self._resync()
 
     def check(self) -> None:
-        """To be called now and then: a message that stays unacknowledged on a live connection starts a recovery."""
-        if not self._entries or self._out_of_sync or not self._bus.live:
+        """Start a resync if a message stays unacknowledged on a live connection. Call it about twice a second."""
+        if not self._entries or self._state is not State.SENDING or not self._bus.live:
             return
         if self._unsent and not self._must_wait():
             self.push()
         elif asyncio.get_running_loop().time() - self._oldest_at > ACK_TIMEOUT_S:
             log.warning("acknowledgement_overdue", subject=self._entries[0].subject, waiting=len(self._entries))
-            self._doubt()
+            self._start_resync()
 
-    def _doubt(self) -> None:
-        if self._out_of_sync:
+    def _start_resync(self) -> None:
+        if self._state is not State.SENDING:
             return
-        self._out_of_sync = True
-        self._epoch += 1
-        self._recovering = asyncio.create_task(self._recover_later(), name="outbox-recover")
+        self._state = State.RESYNCING
+        self._connection_generation += 1
+        self._resync_task = asyncio.create_task(self._resync_until_done(), name="outbox-resync")
 
-    async def _recover_later(self) -> None:
-        while self._out_of_sync and not self.closed and self._bus.live:
+    async def _resync_until_done(self) -> None:
+        while self._state is State.RESYNCING and self._bus.live:
             await asyncio.sleep(RETRY_S)
             try:
-                await self._recover()
+                await self._resync()
             except BusError as error:
-                log.debug("outbox_recovery_retried", error=str(error))
+                log.debug("outbox_resync_retried", error=str(error))
 
-    async def _recover(self) -> None:
-        """Read back what is stored, resend the rest in order, and only then let new messages out."""
+    async def _resync(self) -> None:
+        """Read back which messages are stored, resend the rest in order, and only then let new ones out."""
         if self.closed:
             return
-        epoch = self._epoch
-        self._one_by_one = not await self._bus.pipelines()
+        generation = self._connection_generation
+        self._pipelined = await self._bus.pipelines()
         if self._entries:
             stored = await self._bus.read_back(self._written_by, self.stored_through + 1)
             known = {m.headers[h.MSG_ID]: m.sequence for m in stored if h.MSG_ID in m.headers}
             for entry in self._entries:
                 entry.sequence = entry.sequence or known.get(entry.headers.get(h.MSG_ID, ""), 0)
-            self._settle()
-            if epoch != self._epoch:
-                return  # the connection broke meanwhile: what was sent again since is the next recovery's business
+            self._remove_acknowledged()
+        if generation != self._connection_generation:
+            return  # closed, or the connection broke: the next resync may have resent everything already
         self._unsent = deque(entry for entry in self._entries if not entry.sequence)
-        self._out_of_sync = False
+        self._state = State.SENDING
         self._oldest_at = asyncio.get_running_loop().time()
         self.push()
 
-    async def settled(self) -> None:
-        """Wait until something more is acknowledged.
+    async def wait_acknowledged(self) -> None:
+        """Wait until at least one more message is acknowledged.
 
         Raises:
-            Fenced: nothing ever will be.
+            Fenced: it is closed.
         """
         if not self.closed:
             self._changed.clear()
@@ -237,20 +273,27 @@ class Outbox:
             raise Fenced("outbox", "this process has been superseded")
 
     async def flush(self) -> None:
-        """Wait until every message taken before this call is stored; later ones are not waited for.
+        """Wait until every message taken before this call is stored.
 
         Raises:
-            Fenced: it never will be.
+            Fenced: it is closed before that.
         """
         self.push()
         accepted = self._accepted
         while self._accepted - len(self._entries) < accepted:
-            await self.settled()
+            await self.wait_acknowledged()
+
+    async def finish(self) -> None:
+        """Flush for at most FLUSH_TIMEOUT_S, then close."""
+        with contextlib.suppress(TimeoutError, BusError):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self.flush()
+        self.close()
 
     def close(self) -> None:
         """Send nothing more."""
-        self.closed = True
+        self._state = State.CLOSED
+        self._connection_generation += 1
         self._changed.set()
-        for task in (self._recovering, self._learning):
-            if task is not None:
-                task.cancel()
+        if self._resync_task is not None:
+            self._resync_task.cancel()

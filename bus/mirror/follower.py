@@ -19,7 +19,6 @@ import orjson
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.durable.outbox import Outbox
 from bus.errors import BusError, MirrorFailing, OtherHistory, Refused
 from bus.heartbeats import send_heartbeats
 from bus.mirror.batching import BATCH_ROWS, Followed, followed_streams, next_batch
@@ -59,14 +58,20 @@ class Retention:
 class Mirror:
     """Follows the swarm of `bus` into `store` until stopped."""
 
-    def __init__(self, bus: NatsBus, store: MirrorStore, retention: Retention, notices: tuple[str, ...] = ()) -> None:
-        """`notices` are told as alerts once the bus is there: what became of an earlier file."""
-        self._bus, self._store, self._retention, self._notices = bus, store, retention, notices
+    def __init__(
+        self,
+        bus: NatsBus,
+        store: MirrorStore,
+        reports: EventPublisher,
+        retention: Retention,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        """`reports` is closed at the end; `notices` are published as alerts: what became of an earlier file."""
+        self._bus, self._store, self._reports = bus, store, reports
+        self._retention, self._notices = retention, notices
         self._followed = followed_streams(bus.subjects)
         self._events = self._followed[0]
         self._stop = asyncio.Event()
-        self._outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), lambda _: None)
-        self._reports = EventPublisher(bus, self._outbox, NAME)
         self._bad_file = False
         self._missing: set[str] = set()
         self.status = "waiting"
@@ -89,14 +94,13 @@ class Mirror:
         for notice in self._notices:
             self._reports.alert("critical", "mirror_file_replaced", notice)
         try:
-            await self._follow()
+            async with self._reports:
+                try:
+                    await self._follow()
+                finally:
+                    for followed in self._followed:
+                        await followed.close()
         finally:
-            for followed in self._followed:
-                await followed.close()
-            with contextlib.suppress(TimeoutError, BusError):
-                async with asyncio.timeout(1.0):
-                    await self._outbox.flush()
-            self._outbox.close()
             await end_tasks([heartbeat_task])
 
     async def _pause(self, seconds: float) -> None:
@@ -139,7 +143,7 @@ class Mirror:
                     self._healthy()
                     await self._until_arrival()
                     await self._pause(BATCH_S)
-                self._outbox.check()
+                self._reports.check()
             await self._finish()
         except OtherHistory as error:
             self.status = "diverged"
@@ -268,7 +272,7 @@ class Mirror:
         self.status = "draining"
         try:
             async with asyncio.timeout(FINISH_S):
-                await self._outbox.flush()
+                await self._reports.flush()
                 for followed in self._followed:
                     await followed.close()
                 while await self._rest():

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from agents.runtime.process import Incarnation, run_incarnation
+from bus.durable.events import EventPublisher
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
 from bus.messages.subjects import check_name
 from bus.nats.bus import NatsBus
@@ -74,6 +75,7 @@ def run_sandbox(
                 bus,
                 name,
                 agents_url or url,
+                await EventPublisher.open(bus, name),
                 group=group,
                 provider=provider,
                 endpoint=None if made is None else made.endpoint,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from bus.durable.events import EventPublisher
 from bus.errors import EXIT_DONE, MirrorDamaged, MirrorFailing, MirrorUnusable, OtherHistory
 from bus.mirror.follower import Mirror, Retention
 from bus.mirror.loss_check import events_lost
@@ -158,7 +159,7 @@ async def _one_file(
     if store is None:
         return
     try:
-        mirror = Mirror(bus, store, retention, notices)
+        mirror = Mirror(bus, store, await EventPublisher.open(bus, "mirror"), retention, notices)
         stopping = asyncio.create_task(_when(stop, mirror.stop), name="mirror-stop")
         try:
             await mirror.run()

@@ -21,7 +21,6 @@ from typing import IO, Any
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.durable.outbox import Outbox
 from bus.errors import EXIT_DONE, BusError, BusTimeout, Disconnected
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.mirror.reader import MIRROR_FILE
@@ -135,7 +134,6 @@ class Up:
         self.url = ""
         self.bus: NatsBus
         self._events: EventPublisher
-        self._outbox: Outbox
 
     async def start(self) -> None:
         """Start everything, server first.
@@ -188,8 +186,7 @@ class Up:
                 log.warning("stream_restored", text=restored)
                 print(f"signalmesh: {escape_control(restored)}", file=sys.stderr)
         await ensure_streams(self.bus, self.config.stream.limits())
-        self._outbox = Outbox(self.bus, (f"{self.config.swarm}.*.*.{NAME}",), lambda _: None)
-        self._events = EventPublisher(self.bus, self._outbox, NAME)
+        self._events = await EventPublisher.open(self.bus, NAME)
         if restored:
             self._events.alert("warning", "stream_restored", restored)
         if self._server is None and self.config.stream.durability != "process":
@@ -231,7 +228,7 @@ class Up:
         gone = False
         for count in itertools.count():
             await asyncio.sleep(CHECK_INTERVAL_S)
-            self._outbox.check()
+            self._events.check()
             if count % CHECKS_PER_STREAM_CHECK == 0:
                 with contextlib.suppress(BusTimeout, Disconnected):
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)
@@ -269,10 +266,8 @@ class Up:
         Hosts have time to drain their agents, the mirror to read what is left in the stream; the server ends last.
         """
         for kinds in (("watchdog",), ("sandbox", "provider"), ("proxy",), ("metrics",), ("mirror",)):
-            if "mirror" in kinds and hasattr(self, "_outbox"):  # the mirror stores the last events as well
-                with contextlib.suppress(TimeoutError, BusError):
-                    async with asyncio.timeout(1.0):
-                        await self._outbox.flush()
+            if "mirror" in kinds and hasattr(self, "_events"):  # the mirror stores the last events as well
+                await self._events.finish()
             await asyncio.gather(*(child.stop() for child in self._children if child.kind in kinds))
         for task in self._tasks:
             if task.get_name() != "nats-server":

@@ -17,8 +17,7 @@ import orjson
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.durable.outbox import Outbox
-from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, BusError
+from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 from bus.heartbeats import send_heartbeats
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
@@ -134,8 +133,7 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     stop = asyncio.Event()
     bus = await NatsBus.connect(url, config.swarm, PROVIDER, wait_s=None)
     on_signals(stop.set)  # until here there is nothing to end in order
-    outbox = Outbox(bus, (f"{config.swarm}.*.*.{PROVIDER}",), lambda _: None)
-    reports = EventPublisher(bus, outbox, PROVIDER)
+    reports = await EventPublisher.open(bus, PROVIDER)
     hosts = HeartbeatListener(bus)
     await hosts.start()
     pool = read_pool(state_dir) or Pool(id=secrets.token_hex(8))
@@ -174,7 +172,7 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     )
     tasks = [asyncio.create_task(reconciler.run(), name=f"keeper-{index}") for index, reconciler in enumerate(keepers)]
     waiting = asyncio.create_task(stop.wait(), name="stop")
-    checking = asyncio.create_task(_check(outbox), name="outbox")
+    checking = asyncio.create_task(_check(reports), name="outbox")
     heartbeat_task = asyncio.create_task(
         send_heartbeats(bus, PROVIDER, "provider", HEARTBEAT_S, says), name="provider-beat"
     )
@@ -189,9 +187,7 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
         orphans += [name for reconciler in keepers for name, _ in reconciler.orphans]
         if orphans:
             log.error("sandboxes_not_deleted", ids=orphans, at=service.endpoint.shown)
-        with contextlib.suppress(TimeoutError, BusError):
-            async with asyncio.timeout(1.0):
-                await outbox.flush()
+        await reports.finish()
         return EXIT_FAILED if orphans else EXIT_DONE
     finally:
         await end_tasks([waiting, checking, heartbeat_task, *tasks])
@@ -209,10 +205,10 @@ async def _until_stopped(waiting: asyncio.Task[Any], tasks: list[asyncio.Task[No
     await waiting
 
 
-async def _check(outbox: Outbox) -> None:
+async def _check(reports: EventPublisher) -> None:
     while True:
         await asyncio.sleep(0.5)
-        outbox.check()
+        reports.check()
 
 
 def _wanted(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_level: str) -> Any:

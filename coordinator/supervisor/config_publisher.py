@@ -14,7 +14,6 @@ from dataclasses import replace
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.durable.outbox import Outbox
 from bus.errors import BusError, MessageError
 from bus.interface import ReceivedMessage
 from bus.messages import Config, decode, encode
@@ -36,11 +35,10 @@ class ConfigPublisher:
         self,
         bus: NatsBus,
         config: ResolvedSwarm,
-        outbox: Outbox,
         reports: EventPublisher,
         voters: Callable[[], Mapping[str, float]],
     ) -> None:
-        self._bus, self._config, self._outbox, self._reports, self._voters = bus, config, outbox, reports, voters
+        self._bus, self._config, self._reports, self._voters = bus, config, reports, voters
         self._subject = bus.subjects.config(WATCHDOG)
         self._writing = asyncio.Lock()
         self._received = asyncio.Event()
@@ -51,7 +49,7 @@ class ConfigPublisher:
         """Put what should be in force there, unless it is already, and the newest Config of all."""
         async with self._writing:
             wanted = to_config_message(self._config, self._voters(), source=WATCHDOG)
-            await self._outbox.flush()
+            await self._reports.flush()
             last = await self._bus.last(self._subject)
             if last is not None:
                 # Garbage there is replaced, and nothing to tell: whoever reads the stream has reported it.
@@ -65,7 +63,7 @@ class ConfigPublisher:
                     self._ours = last.data
                     return
             self._reports.config(wanted)
-            await self._outbox.flush()
+            await self._reports.flush()
             self._ours = encode(wanted)
             log.info("read_config", voters=dict(wanted.voters))
 

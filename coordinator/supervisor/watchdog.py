@@ -17,7 +17,7 @@ import structlog
 
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import fence
-from bus.durable.outbox import Outbox
+from bus.durable.outbox import Outbox, can_pipeline
 from bus.durable.registry import Record, read_records
 from bus.errors import BusError, Fenced, MeshError, MessageError
 from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
@@ -52,8 +52,6 @@ FIRST_DISCOVERY_S = 10.0
 longer when no agent runs at all: the hosts are then starting too, and an agent started on another host stays there."""
 REMOTE_DISCOVERY_S = 180.0
 """The same at a first start with remote sandboxes, which are created and installed first."""
-FLUSH_S = 1.0
-"""How long the end of a term waits for its last reports to be stored."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
@@ -146,12 +144,13 @@ async def build_leadership(
     """
     structlog.contextvars.bind_contextvars(term=term)
     log.info("became_leader", term=term)
-    outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), signals.fail)
+    written_by = (f"{bus.subjects.ns}.*.*.{NAME}",)
+    outbox = Outbox(bus, written_by, signals.fail, pipelined=await can_pipeline(bus))
     outbox.stored_through = term
     reports = EventPublisher(bus, outbox, NAME, fence(bus, NAME, term))
     hosts = HostClient(bus, term, config.watchdog.heartbeat_ms / 1000)
     policy = make_policy(config)
-    publisher = ConfigPublisher(bus, config, outbox, reports, lambda: current_voters(config, policy))
+    publisher = ConfigPublisher(bus, config, reports, lambda: current_voters(config, policy))
     specs = {item.spec.name: item.spec for item in config.agents if not item.external}
     recoveries = RecoveryTraces(watchdog_tracer(bus.subjects.ns, term))
     leader = Leadership(
@@ -161,7 +160,7 @@ async def build_leadership(
         signals=signals,
         clear_quarantine=clear_quarantine,
         policy=policy,
-        outbox=outbox,
+        reports=reports,
         config_publisher=publisher,
         executor=ActionExecutor(
             bus,
@@ -205,7 +204,7 @@ class Leadership:
         signals: TermSignals,
         clear_quarantine: bool,
         policy: Policy,
-        outbox: Outbox,
+        reports: EventPublisher,
         config_publisher: ConfigPublisher,
         executor: ActionExecutor,
         control_api: ControlApi,
@@ -216,7 +215,7 @@ class Leadership:
         self._subjects = bus.subjects
         self._signals = signals
         self._clear_quarantine = clear_quarantine
-        self._policy, self._outbox, self._config_publisher = policy, outbox, config_publisher
+        self._policy, self._reports, self._config_publisher = policy, reports, config_publisher
         self._executor, self._control_api = executor, control_api
         self._recoveries, self._unknown_messages = recoveries, unknown_messages
         self._availability = AvailabilityTracker(ECHO_LOST_S)
@@ -280,19 +279,16 @@ class Leadership:
                     self._executor.do(action)
                 self._control_api.look()
             await self._signals.wait(TICK_S)
-            self._outbox.check()
+            self._reports.check()
         if self._signals.error is not None:
             raise self._signals.error
 
     async def close(self) -> None:
-        """End the background tasks and store the last reports, within FLUSH_S seconds."""
+        """End the background tasks and store the last reports."""
         await end_tasks(self._tasks)
         await self._control_api.end()
         await self._executor.end()
-        with contextlib.suppress(TimeoutError, BusError):
-            async with asyncio.timeout(FLUSH_S):
-                await self._outbox.flush()
-        self._outbox.close()
+        await self._reports.finish()
         await asyncio.to_thread(self._recoveries.close)
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:

@@ -17,7 +17,6 @@ import structlog
 from prometheus_client import generate_latest, start_http_server
 
 from bus.durable.events import EventPublisher
-from bus.durable.outbox import Outbox
 from bus.errors import EXIT_DONE, BusError, MessageError
 from bus.heartbeats import LISTEN_S, HeartbeatListener, send_heartbeats
 from bus.interface import Closable, StoredMessage
@@ -216,26 +215,22 @@ async def _follow(
 class _WebhookTask:
     """The webhook's task, and the count of alerts that wait for it."""
 
-    def __init__(self, bus: NatsBus, url: str, metrics: StreamMetrics) -> None:
-        self._metrics = metrics
-        self._outbox = Outbox(bus, (f"{bus.subjects.ns}.*.*.{NAME}",), lambda _: None)
-        self._webhook = Webhook(bus, url, metrics, EventPublisher(bus, self._outbox, NAME))
+    def __init__(self, bus: NatsBus, url: str, metrics: StreamMetrics, reports: EventPublisher) -> None:
+        self._metrics, self._reports = metrics, reports
+        self._webhook = Webhook(bus, url, metrics, reports)
         self._task = asyncio.create_task(self._webhook.run(), name="webhook")
 
     async def poll(self) -> None:
-        self._outbox.check()
+        self._reports.check()
         with contextlib.suppress(BusError):
             self._metrics.webhook_waiting.set(await self._webhook.waiting())
 
     async def end(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FINISH_S):
-                await self._webhook.finish()
-        await end_tasks([self._task])
-        with contextlib.suppress(TimeoutError, BusError):
-            async with asyncio.timeout(1.0):
-                await self._outbox.flush()
-        self._outbox.close()
+        async with self._reports:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FINISH_S):
+                    await self._webhook.finish()
+            await end_tasks([self._task])
 
 
 def run_metrics(
@@ -277,7 +272,9 @@ def run_metrics(
         if exporting is not None:
             describe = partial(describe_process, bus.subjects.ns)
             export = MetricsExport(exporting, os.environ, observer.metrics.registry, describe)
-        webhook_task = _WebhookTask(bus, webhook, observer.metrics) if webhook else None
+        webhook_task = None
+        if webhook:
+            webhook_task = _WebhookTask(bus, webhook, observer.metrics, await EventPublisher.open(bus, NAME))
         heartbeat_task = asyncio.create_task(
             send_heartbeats(bus, NAME, "metrics", HEARTBEAT_S, observer.heartbeat_fields), name="metrics-heartbeats"
         )

@@ -15,4 +15,12 @@ async def claim_runtime(
     """A runtime of `agent`, not yet run."""
     agent_id = new_agent_id()
     epoch = await claim(bus, agent.name, agent_id=agent_id, claimed_by=agent.name, sandbox="")
-    return Runtime(agent, bus, epoch, agent_id=agent_id, snapshot_inputs=snapshot_inputs, hooks=hooks)
+    return Runtime(
+        agent,
+        bus,
+        epoch,
+        agent_id=agent_id,
+        pipelined=await bus.pipelines(),
+        snapshot_inputs=snapshot_inputs,
+        hooks=hooks,
+    )

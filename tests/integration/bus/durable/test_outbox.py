@@ -68,7 +68,7 @@ async def test_thousands_of_messages_through_killed_servers(tmp_path, connection
         bus = await connections.bus(server.url, streams=True)
         await forget_ids_soon(bus)
         kills = Kills(server.kill, (700, 2500, 4100))
-        outbox = Outbox(bus, WRITTEN_BY, fail, kills)
+        outbox = Outbox(bus, WRITTEN_BY, fail, kills, pipelined=True)
         async with asyncio.timeout(2 * GUARD_S):
             await publish(outbox, 1, MANY)
             await outbox.flush()
@@ -88,7 +88,7 @@ async def test_readers_through_killed_servers(tmp_path, connections):
         await reader.follow(("swarm.market.>",), 1, followed)
         await reader.listen("swarm.>", received)
         await reader.bounds()
-        outbox = Outbox(writer, WRITTEN_BY, fail, Kills(server.kill, (1500, 3500)))
+        outbox = Outbox(writer, WRITTEN_BY, fail, Kills(server.kill, (1500, 3500)), pipelined=True)
         async with asyncio.timeout(2 * GUARD_S):
             await publish(outbox, 1, MANY)
             await outbox.flush()
@@ -149,7 +149,7 @@ async def test_resets_lose_and_reorder_nothing(proxied):
     proxy, through, direct = proxied
     followed: Collector[StoredMessage] = Collector()
     await through.follow(("swarm.>",), 1, followed)
-    outbox = Outbox(through, WRITTEN_BY, fail, Kills(proxy.cut, (100, 101, 400, 800, 1200, 1600)))
+    outbox = Outbox(through, WRITTEN_BY, fail, Kills(proxy.cut, (100, 101, 400, 800, 1200, 1600)), pipelined=True)
     await publish(outbox, 1, 2000)
     await flushed(outbox)
     assert numbers(await direct.read_back(("swarm.>",), 1)) == list(range(1, 2001))
@@ -167,7 +167,7 @@ async def test_a_black_hole_loses_and_reorders_nothing(proxied, lost):
         """Nothing to do."""
 
     through.watch_connection(down.set, up)
-    outbox = Outbox(through, WRITTEN_BY, fail)
+    outbox = Outbox(through, WRITTEN_BY, fail, pipelined=True)
     await publish(outbox, 1, 100)
     await flushed(outbox)
     proxy.swallow(*lost)
@@ -190,7 +190,7 @@ async def test_nothing_new_overtakes_the_resend(proxied):
         await publish(outbox, 21, 30)  # connected already, but what came before is not sent again yet
 
     through.watch_connection(lambda: None, up_before)
-    outbox = Outbox(through, WRITTEN_BY, fail)
+    outbox = Outbox(through, WRITTEN_BY, fail, pipelined=True)
     await publish(outbox, 1, 10)
     await flushed(outbox)
     proxy.swallow(UP)
@@ -199,7 +199,7 @@ async def test_nothing_new_overtakes_the_resend(proxied):
     proxy.cut()
     async with asyncio.timeout(GUARD_S):
         while len(outbox) != 0 or not through.live:
-            await outbox.settled()
+            await outbox.wait_acknowledged()
             await through.until_live()
     assert numbers(await direct.read_back(("swarm.>",), 1)) == list(range(1, 31))
     outbox.close()
@@ -221,7 +221,7 @@ async def test_a_successor_fences(kind, tmp_path):
         epoch = await claim(bus, WRITER, agent_id="old", claimed_by="test", sandbox="")
         held = fence(bus, WRITER, epoch)
         told: Collector[MeshError] = Collector()
-        outbox = Outbox(bus, WRITTEN_BY, told.put)
+        outbox = Outbox(bus, WRITTEN_BY, told.put, pipelined=True)
         for number in range(1, 21):
             outbox.put(entry(number, held))
             outbox.push()
@@ -237,7 +237,7 @@ async def test_a_successor_fences(kind, tmp_path):
         with pytest.raises(Fenced):
             outbox.put(entry(41, held))
         with pytest.raises(Fenced):
-            await outbox.settled()
+            await outbox.wait_acknowledged()
         stored = await bus.read_back((MARKET,), 1)
         assert numbers(stored) == list(range(1, 21))
         assert stored[-1].sequence < successor

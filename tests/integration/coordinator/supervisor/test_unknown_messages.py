@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from bus.durable.events import EventPublisher
-from bus.durable.outbox import Outbox
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
@@ -19,12 +18,12 @@ async def test_each_unknown_kind_is_told_once(tmp_path: Path) -> None:
     async with NatsServer(tmp_path, port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "watchdog")
         await ensure_streams(bus)
-        outbox = Outbox(bus, ("swarm.*.*.watchdog",), lambda _: None)
-        strays = UnknownMessageMonitor(bus, EventPublisher(bus, outbox, "watchdog"))
+        reports = await EventPublisher.open(bus, "watchdog")
+        strays = UnknownMessageMonitor(bus, reports)
 
         async def told() -> list[dict[str, Any]]:
             await strays.look()
-            await outbox.flush()
+            await reports.flush()
             return [orjson.loads(stored.data) for stored in await bus.read_back(("swarm.alert.>",), 1)]
 
         await bus.publish("in.swarm.market.BTC-USD.feed", b"{")  # a kind of ours, however bad
@@ -40,5 +39,5 @@ async def test_each_unknown_kind_is_told_once(tmp_path: Path) -> None:
         assert any("in.swarm.foo.bar.baz" in alert["message"] for alert in alerts)
         await bus.publish("in.swarm.foo.bar.baz", b"{}")
         assert len(await told()) == 2
-        outbox.close()
+        await reports.finish()
         await bus.close()

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bus.durable.events import EventPublisher
-from bus.durable.outbox import Outbox
 from bus.errors import BusError, ConfigError, UsageError
 from bus.messages import Alert, encode
 from bus.messages.headers import MSG_ID
@@ -48,12 +47,12 @@ async def bus(tmp_path: Path) -> AsyncIterator[NatsBus]:
 class Posting:
     """A webhook that runs, on a connection of its own."""
 
-    def __init__(self, bus: NatsBus, port: int) -> None:
+    def __init__(self, bus: NatsBus, port: int, reports: EventPublisher) -> None:
         self.bus = bus
         self.metrics = StreamMetrics(Subjects("swarm"), Names(()))
-        self.outbox = Outbox(bus, ("swarm.*.*.metrics",), lambda _: None)
+        self.reports = reports
         url = f"http://127.0.0.1:{port}/hook/s3cret"
-        self.webhook = Webhook(bus, url, self.metrics, EventPublisher(bus, self.outbox, "metrics"))
+        self.webhook = Webhook(bus, url, self.metrics, reports)
         self.task = asyncio.create_task(self.webhook.run())
 
     async def ready(self) -> None:
@@ -75,13 +74,14 @@ class Posting:
     async def end(self) -> None:
         await self.webhook.finish()
         await end_tasks([self.task])
-        self.outbox.close()
+        await self.reports.finish()
         await self.bus.close()
 
 
 @asynccontextmanager
 async def posting(bus: NatsBus, port: int) -> AsyncIterator[Posting]:
-    made = Posting(await NatsBus.connect(bus.connection.url, "swarm", "metrics"), port)
+    own = await NatsBus.connect(bus.connection.url, "swarm", "metrics")
+    made = Posting(own, port, await EventPublisher.open(own, "metrics"))
     await made.ready()
     try:
         yield made

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus.durable import outbox as outbox_module
-from bus.durable.outbox import Outbox
+from bus.durable.outbox import Outbox, State
 from bus.errors import BusError, Disconnected, Refused
 from bus.interface import Ack, Done, Headers
 from bus.messages import headers as h
@@ -45,7 +45,7 @@ class Held(MemoryBus):
 
 async def test_the_window_holds_senders_back():
     bus = Held(MemoryServer())
-    outbox = Outbox(bus, WRITTEN_BY, fail, window=3)
+    outbox = Outbox(bus, WRITTEN_BY, fail, window=3, pipelined=True)
     sender = asyncio.create_task(publish(outbox, 1, 10))
     await bus.answers.reach(3)
     for _ in range(20):
@@ -67,7 +67,7 @@ async def test_the_window_holds_senders_back():
 async def test_a_younger_acknowledgement_waits_for_the_older():
     bus = Held(MemoryServer())
     acked: Collector[int | None] = Collector()
-    outbox = Outbox(bus, WRITTEN_BY, fail, lambda done: acked.put(done.number))
+    outbox = Outbox(bus, WRITTEN_BY, fail, lambda done: acked.put(done.number), pipelined=True)
     await publish(outbox, 1, 3)
     await bus.answers.reach(3)
     bus.let("2", "3")
@@ -96,14 +96,14 @@ async def test_a_refusal_inside_an_unbroken_connection_is_made_up_for(monkeypatc
     monkeypatch.setattr(outbox_module, "RETRY_S", 0)
     server = RefusingOnce(f"{WRITER}:3")
     bus = MemoryBus(server)
-    outbox = Outbox(bus, WRITTEN_BY, fail)
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
     for number in range(1, 7):  # all in flight before the first answer
         outbox.put(entry(number))
     outbox.push()
     async with asyncio.timeout(GUARD_S):
-        while not outbox._out_of_sync:
+        while outbox._state is not State.RESYNCING:
             await asyncio.sleep(0)
-    await publish(outbox, 7, 12)  # taken while it is in doubt
+    await publish(outbox, 7, 12)  # taken during the resync
     await flushed(outbox)
     assert numbers(server.messages) == [1, 2, 4, 5, 6, 3, *range(7, 13)]
     outbox.close()
@@ -114,7 +114,7 @@ async def test_a_refusal_of_what_nothing_follows_keeps_the_order(monkeypatch):
     monkeypatch.setattr(outbox_module, "RETRY_S", 0)
     server = RefusingOnce(f"{WRITER}:3")
     bus = MemoryBus(server)
-    outbox = Outbox(bus, WRITTEN_BY, fail)
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
     for number in range(1, 11):
         await publish(outbox, number, number)
         await flushed(outbox)
@@ -126,7 +126,7 @@ async def test_a_refusal_of_what_nothing_follows_keeps_the_order(monkeypatch):
 async def test_a_lost_acknowledgement_is_overdue_however_many_follow(monkeypatch):
     monkeypatch.setattr(outbox_module, "RETRY_S", 0)
     bus = Held(MemoryServer())
-    outbox = Outbox(bus, WRITTEN_BY, fail)
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
     await publish(outbox, 1, 1)
     await bus.answers.reach(1)
     bus.answers.items.clear()  # the answer to the first is never heard
@@ -146,7 +146,7 @@ async def test_a_lost_acknowledgement_is_overdue_however_many_follow(monkeypatch
 async def test_a_message_that_was_lost_silently_is_sent_again(monkeypatch):
     monkeypatch.setattr(outbox_module, "RETRY_S", 0)
     bus = Held(MemoryServer())
-    outbox = Outbox(bus, WRITTEN_BY, fail)
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
     store = bus.server.store
     bus.server.store = lambda *_: Ack(99)  # type: ignore[method-assign]
     await publish(outbox, 1, 2)
@@ -189,7 +189,7 @@ async def test_a_recovery_that_a_break_overtook_sends_nothing(monkeypatch):
         send(subject, data, headers, done)
 
     bus.send = counted  # type: ignore[method-assign]
-    outbox = Outbox(bus, WRITTEN_BY, fail)
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
     await publish(outbox, 1, 3)
     async with asyncio.timeout(GUARD_S):
         await reading.wait()
@@ -240,7 +240,7 @@ def test_any_cuts_lose_double_and_reorder_nothing(cuts, window):
     async def run() -> None:
         server, gate = MemoryServer(), CutAt(dict(cuts))
         bus = gate.bus = MemoryBus(server, gate)
-        outbox = Outbox(bus, WRITTEN_BY, fail, window=window)
+        outbox = Outbox(bus, WRITTEN_BY, fail, window=window, pipelined=True)
         async with asyncio.timeout(GUARD_S):
             await publish(outbox, 1, 40)
             await outbox.flush()
