@@ -1,60 +1,66 @@
-"""What to conclude from what a host knows of a silent agent's process. Pure."""
+"""Whether a process or host without heartbeats is dead. Pure: stores nothing, and time is passed in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from coordinator.supervisor.model import AgentState, Timeouts
+from coordinator.supervisor.model import CpuTimes, ProbeHistory, Timeouts
 
 HOST_LOST_S = 1.0
-"""A host silent for so long is lost, and its agents are started elsewhere, unless one of them is heard."""
+"""A host silent for so long is lost, and its agents are moved, unless one of them publishes heartbeats."""
 ENOUGH_CPU_S = 0.1
-"""Who got so much of a CPU and did not beat is not starved: a heartbeat takes a hundredth of it."""
+"""A process that used so much CPU without a heartbeat is not starved: a heartbeat takes a hundredth of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """It is dead, and why; `hung` if it ran, but a handler did not give it back in time."""
+    """The process is dead, and why; `unresponsive` if it ran, but a handler did not return in time."""
 
     reason: str
     unresponsive: bool = False
 
 
 def judge(
-    agent: AgentState, timeouts: Timeouts, silent_s: float, state: str, cpu_s: float, waited_s: float
-) -> Verdict | None:
-    """The verdict on `agent`, silent for `silent_s` seconds; None: it may still come back, and was noted in `agent`.
+    earlier: ProbeHistory | None, timeouts: Timeouts, silent_s: float, state: str, now: CpuTimes
+) -> tuple[Verdict | None, ProbeHistory]:
+    """The verdict on a process without heartbeats for `silent_s` seconds, and what to pass as `earlier` next time.
 
-    `state` is the process's letter in the kernel's table, or "gone"; `cpu_s` and `waited_s` are the seconds that it
-    has used a CPU and waited for one so far.
+    The verdict is None while the process may still recover. `earlier` are the earlier probes during this silence.
+    `state` is the process's letter in the kernel's table, or "gone".
     """
-    said = f"silent for {silent_s * 1000:.0f} ms"
-    first = agent.first_probe = agent.first_probe or (cpu_s, waited_s)
+    history = ProbeHistory(now, now) if earlier is None else ProbeHistory(earlier.first, now)
+    last = None if earlier is None else earlier.last
+    return _verdict(history, last, timeouts, silent_s, state), history
+
+
+def _verdict(
+    history: ProbeHistory, last: CpuTimes | None, timeouts: Timeouts, silent_s: float, state: str
+) -> Verdict | None:
+    silence = f"silent for {silent_s * 1000:.0f} ms"
     if state in ("gone", "Z", "X"):
         return Verdict("its process is gone")
     if state in ("T", "t"):
-        return Verdict(f"stopped, and {said}")
+        return Verdict(f"stopped, and {silence}")
     if silent_s >= timeouts.starved_s:
         limit = f"[watchdog] starved_ms = {timeouts.starved_s * 1000:.0f}"
-        if cpu_s - first[0] < ENOUGH_CPU_S:
-            return Verdict(f"{said} for want of a CPU ({limit}): this machine has too much to do")
-        why = f"{said}: it computed for longer than {limit} allows"
+        if history.last.used_s - history.first.used_s < ENOUGH_CPU_S:
+            return Verdict(f"{silence} for want of a CPU ({limit}): this machine has too much to do")
+        why = f"{silence}: it computed for longer than {limit} allows"
         return Verdict(f"{why}; have its handlers do less at a time, or raise the limit", unresponsive=True)
-    # Linux counts a wait for a CPU when it is over: of one that still waits only the letter says so.
-    if (cpu_s, waited_s) == agent.last_probe and state != "R":
+    # Linux adds a wait for a CPU when the wait is over: until then only the letter R shows it.
+    if history.last == last and state != "R":
         limit = f"[watchdog] dead_ms = {timeouts.dead_s * 1000:.0f}"
-        why = f"{said} without using or awaiting a CPU, longer than {limit} allows"
+        why = f"{silence} without using or awaiting a CPU, longer than {limit} allows"
         return Verdict(f"{why}: a handler must not block; make it `async def` and await", unresponsive=True)
-    agent.last_probe = (cpu_s, waited_s)
     return None
 
 
 def is_lost(silent_s: float, of_agents: Iterable[float], timeouts: Timeouts) -> bool:
-    """Whether a host, silent for `silent_s` seconds, is to be given up; `of_agents` are the silences of its agents.
+    """Whether a host without heartbeats for `silent_s` seconds is lost; `of_agents` are the silences of its agents.
 
-    While one of these is heard the sandbox is there, and its host may merely wait for a CPU: for as long as an agent
-    might. Whoever moves its agents without need makes a busy machine busier.
+    While an agent publishes heartbeats the sandbox exists, and its host may merely wait for a CPU, for as long as an
+    agent may. Moving its agents without need would make a busy machine busier.
     """
     if silent_s <= HOST_LOST_S:
         return False

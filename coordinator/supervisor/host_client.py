@@ -10,6 +10,7 @@ from agents.host.protocol import KillOrder, SignalRequest, SpawnOrder
 from agents.spec import AgentSpec
 from bus.errors import BusError
 from bus.interface import Bus
+from coordinator.supervisor.model import CpuTimes
 
 TIMEOUT_S = 2.0
 
@@ -47,10 +48,10 @@ class HostClient:
         """SIGKILL the agent's process if its epoch is at most `epoch`."""
         await self._ask(sandbox, "kill", KillOrder(term=self._term, agent=agent, epoch=epoch))
 
-    async def look(self, sandbox: str, agent: str, epoch: int) -> tuple[str, float, float]:
-        """The process's state (a letter, or "gone"), CPU seconds used, and seconds waited for a CPU."""
+    async def probe(self, sandbox: str, agent: str, epoch: int) -> tuple[str, CpuTimes]:
+        """The state of the agent's process (a letter, or "gone"), and its CPU times."""
         answer = await self._ask(sandbox, "look", KillOrder(term=self._term, agent=agent, epoch=epoch))
-        return answer["state"], answer["cpu_s"], answer["waited_s"]
+        return answer["state"], CpuTimes(answer["cpu_s"], answer["waited_s"])
 
     async def terminate(self, sandbox: str, agent: str, pid: int) -> None:
         """Ask the agent's process to drain."""

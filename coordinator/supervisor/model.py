@@ -113,6 +113,22 @@ class UnreportedExit:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """Seconds for which a process has used a CPU, and waited for one, since its start."""
+
+    used_s: float
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeHistory:
+    """The first and the newest probe of a process during one silence."""
+
+    first: CpuTimes
+    last: CpuTimes
+
+
 @dataclass(slots=True)
 class AgentState:
     """What is known of one agent."""
@@ -139,10 +155,8 @@ class AgentState:
     has_heartbeat: bool = False
     suspected: bool = False
     checked_at: float = -1e9
-    last_probe: tuple[float, float] | None = None
-    """CPU used and waited for, seconds, at the newest look during this silence."""
-    first_probe: tuple[float, float] | None = None
-    """The same at the first look."""
+    probes: ProbeHistory | None = None
+    """The probes of its process during the present silence."""
     ended_at: float | None = None
     """When its end with exit code 0 was heard, as long as nothing says that it has drained."""
     drained_epoch: int = 0

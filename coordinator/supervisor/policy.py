@@ -17,6 +17,7 @@ from coordinator.supervisor.failure_detector import HOST_LOST_S, is_lost, judge
 from coordinator.supervisor.model import (
     Action,
     AgentState,
+    CpuTimes,
     Dead,
     Drained,
     HostState,
@@ -92,7 +93,7 @@ class Policy:
         agent.heartbeat_at = now
         agent.has_heartbeat = True
         agent.suspected = False
-        agent.last_probe = agent.first_probe = None
+        agent.probes = None
         agent.lag, agent.cursor, agent.outputs = heartbeat.lag, heartbeat.cursor, heartbeat.outputs
         if heartbeat.progress != agent.progress or heartbeat.status != agent.status:
             agent.progress, agent.progress_at = heartbeat.progress, now
@@ -162,7 +163,7 @@ class Policy:
         agent.known_epoch = epoch
         agent.started_at = agent.heartbeat_at = agent.progress_at = now
         agent.has_heartbeat = agent.suspected = False
-        agent.status, agent.progress, agent.last_probe, agent.first_probe = "", 0, None, None
+        agent.status, agent.progress, agent.probes = "", 0, None
         agent.lag = agent.cursor = agent.outputs = 0
         agent.healthy_since = agent.ended_at = None
 
@@ -202,15 +203,15 @@ class Policy:
         else:
             self._die(now, agent, f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
 
-    def last_probe(self, now: float, name: str, epoch: int, state: str, cpu_s: float, waited_s: float) -> None:
-        """A host answered what it knows of a silent agent's process."""
+    def probed(self, now: float, name: str, epoch: int, state: str, cpu: CpuTimes) -> None:
+        """A host answered a probe of a silent agent's process (see failure_detector.judge)."""
         agent = self.agents[name]
         if agent.epoch != epoch or agent.phase not in ("starting", "running"):
             return
         silent_s = now - agent.heartbeat_at
         if silent_s < self._timeouts.dead_s or agent.ended_at is not None:
             return
-        verdict = judge(agent, self._timeouts, silent_s, state, cpu_s, waited_s)
+        verdict, agent.probes = judge(agent.probes, self._timeouts, silent_s, state, cpu)
         if verdict is not None:
             self._die(now, agent, verdict.reason, unresponsive=verdict.unresponsive)
 
@@ -260,7 +261,7 @@ class Policy:
         for agent in self.agents.values():
             agent.heartbeat_at = max(agent.heartbeat_at, now)
             agent.progress_at = max(agent.progress_at, now)
-            agent.last_probe = agent.first_probe = None
+            agent.probes = None
             agent.suspected = False
         for host in self.hosts.values():
             if host.alive:

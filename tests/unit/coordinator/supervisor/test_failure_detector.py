@@ -6,6 +6,7 @@ from coordinator.supervisor.crash_loop import MAX_STALLS
 from coordinator.supervisor.failure_detector import HOST_LOST_S
 from coordinator.supervisor.model import (
     Action,
+    CpuTimes,
     Dead,
     Quarantine,
     SandboxLost,
@@ -28,7 +29,7 @@ def test_silence_is_suspected_then_looked_at():
 
 
 def look(world: World, state: str, cpu_s: float = 0.0, waited_s: float = 0.0) -> list[Action]:
-    world.policy.last_probe(world.now, "a", world.policy.agents["a"].epoch, state, cpu_s, waited_s)
+    world.policy.probed(world.now, "a", world.policy.agents["a"].epoch, state, CpuTimes(cpu_s, waited_s))
     return world.policy.decide(world.now)
 
 
@@ -202,9 +203,9 @@ def test_a_process_that_waits_for_a_cpu_all_the_time_is_not_taken_for_one_that_s
     actions = []
     for _ in range(20):
         actions += world.run(0.2)
-        world.policy.last_probe(world.now, "a", epoch, "R", 1.0, 1.0)
+        world.policy.probed(world.now, "a", epoch, "R", CpuTimes(1.0, 1.0))
     assert kinds(actions) == ["Suspect", *["ProbeProcess"] * (len(actions) - 1)]
-    world.policy.last_probe(world.now, "a", epoch, "S", 1.0, 1.0)
+    world.policy.probed(world.now, "a", epoch, "S", CpuTimes(1.0, 1.0))
     [dead, *_] = world.policy.decide(world.now)
     assert isinstance(dead, Dead)
     assert dead.unresponsive

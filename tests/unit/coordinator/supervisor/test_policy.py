@@ -10,6 +10,7 @@ from bus.messages import Child, Heartbeat, now
 from coordinator.supervisor.failure_detector import HOST_LOST_S
 from coordinator.supervisor.model import (
     AgentState,
+    CpuTimes,
     Dead,
     Drained,
     Phase,
@@ -366,7 +367,7 @@ def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]
         elif event == "silent":
             world.sending.discard("a")
         elif event == "look":
-            world.policy.last_probe(world.now, "a", state.epoch, "T", 0, 0)
+            world.policy.probed(world.now, "a", state.epoch, "T", CpuTimes(0, 0))
         elif event == "host":
             world.host("base", pid=world.sandboxes["base"] + 1)
         elif event in ("ill", "well"):
