@@ -1,6 +1,6 @@
 """The command line: its global options and the list of its commands.
 
-The work of a command is elsewhere; it is imported when the command runs, so that the command line starts fast.
+The modules that do the work of a command are imported when it runs, so that the command line starts fast.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(value: bool) -> None:
+    if value:
         from importlib.metadata import version
 
         typer.echo(f"signalmesh {version('signalmesh')}")
@@ -39,8 +39,10 @@ def main(
     ] = False,
     nats_creds: Annotated[Path | None, typer.Option(help="File of a NATS user's JWT and seed (.creds).")] = None,
     nats_nkey: Annotated[Path | None, typer.Option(help="File of a NATS user's nkey seed.")] = None,
-    nats_ca: Annotated[Path | None, typer.Option(help="File of certificates that sign the NATS server's.")] = None,
-    nats_tls_first: Annotated[bool, typer.Option(help="TLS before anything else (handshake_first).")] = False,
+    nats_ca: Annotated[
+        Path | None, typer.Option(help="File of the CA certificates for the NATS server's certificate.")
+    ] = None,
+    nats_tls_first: Annotated[bool, typer.Option(help="Start TLS before the NATS protocol (handshake_first).")] = False,
 ) -> None:
     """Agents as independent processes on a NATS bus: decisions that survive kill -9."""
     files = {CREDS_VARIABLE: nats_creds, SEED_VARIABLE: nats_nkey, CA_VARIABLE: nats_ca}

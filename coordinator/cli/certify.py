@@ -1,4 +1,4 @@
-"""The command `certify`: its options, and what it prints in the end."""
+"""The command `certify`: its options, and its final output."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ REPORT = Path("certify.md")
 
 def certify(
     provider: Annotated[
-        str | None, typer.Option("--provider", help="Who makes the sandboxes of the default swarm; default: local.")
+        str | None, typer.Option("--provider", help="Provider of the sandboxes of the default swarm; default: local.")
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config", envvar="SIGNALMESH_CONFIG", help="The swarm.toml of another swarm than the default one."
-        ),
+        typer.Option("--config", envvar="SIGNALMESH_CONFIG", help="Configuration file; default: the built-in swarm."),
     ] = None,
-    port: Annotated[int, typer.Option("--nats-port", help="Of its nats-server; 0: any free one.")] = 0,
+    port: Annotated[int, typer.Option("--nats-port", help="Port of the temporary NATS server; 0: any free one.")] = 0,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The report, in Markdown; its JSON is put beside it.")
+        Path, typer.Option("--out", metavar="FILE", help="Markdown report; the JSON report is written next to it.")
     ] = REPORT,
-    max_detection_s: Annotated[float, typer.Option("--max-detection", metavar="SECONDS", help="Target.")] = 1.0,
-    max_recovery_s: Annotated[float, typer.Option("--max-recovery", metavar="SECONDS", help="Target.")] = 5.0,
+    max_detection_s: Annotated[
+        float, typer.Option("--max-detection", metavar="SECONDS", help="Maximum detection time.")
+    ] = 1.0,
+    max_recovery_s: Annotated[
+        float, typer.Option("--max-recovery", metavar="SECONDS", help="Maximum recovery time.")
+    ] = 5.0,
     max_downtime_s: Annotated[
-        float, typer.Option("--max-downtime", metavar="SECONDS", help="Target, of the rejoin as well.")
+        float, typer.Option("--max-downtime", metavar="SECONDS", help="Maximum downtime, and time to rejoin.")
     ] = 10.0,
     json: Json = False,
 ) -> None:
-    """Acceptance run: a swarm of its own is deployed, measured, killed at, audited and cleaned away; with a report."""
+    """Start a temporary swarm, kill an agent, audit the result and write a report."""
     from bus.observability.logging import set_up_logs
     from coordinator.certify.report_files import ReportFiles
     from coordinator.certify.runner import CertifyOptions, run_certify
@@ -52,11 +54,11 @@ def certify(
         ("--max-detection", max_detection_s), ("--max-recovery", max_recovery_s), ("--max-downtime", max_downtime_s),
     ):  # fmt: skip
         if not (value > 0 and math.isfinite(value)):
-            raise UsageError(f"{name} {value}: expected more than 0 seconds, and a finite number of them")
+            raise UsageError(f"{name} {value}: expected a finite number of seconds above 0")
     if not 0 <= port <= 65535:
         raise UsageError(f"--nats-port {port}: expected 0 (any free port) to 65535")
     if config is not None and provider is not None:
-        raise UsageError("--provider: goes without --config only; in that file each sandbox names its own")
+        raise UsageError("--provider: cannot be combined with --config; in that file each sandbox names its provider")
     if provider is not None and provider not in PROVIDERS:
         raise UsageError(f"--provider {provider}: expected one of {', '.join(PROVIDERS)}")
     files = ReportFiles.of(out, config)
@@ -73,13 +75,13 @@ def certify(
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         found = run_to_end(run_certify(options, _print_progress))
     if found is None:
-        raise typer.Exit(130)  # what is left was said
+        raise typer.Exit(130)  # what is left was printed
     try:
         if json:
             print_json(found)
         else:
             _print_certificate(found)
-    finally:  # nobody may read what is printed any more: the report is written all the same
+    finally:  # printing fails when the terminal is closed: the report is written all the same
         files.write(found)
     if not json:
         typer.echo(escape_control(f"the report: {files.markdown} and {files.json}"))
@@ -87,13 +89,13 @@ def certify(
 
 
 def _print_progress(text: str) -> None:
-    """To whoever follows the run, if somebody does: the terminal may be closed, and the clean-up must go on."""
+    """Print to stderr; the terminal may be closed, and the clean-up must continue."""
     with contextlib.suppress(OSError):
         typer.echo(text, err=True)
 
 
 def _print_certificate(found: Certificate) -> None:
-    """The targets, and what went wrong, as wide as there is room for; the report has the rest."""
+    """Print the targets and the problems, in the width of the terminal; the report has the rest."""
     from rich.text import Text
 
     from coordinator.certify.markdown import target_text, verdict

@@ -1,6 +1,4 @@
-"""Verbs that look a swarm over and try it out. What they do is in coordinator/doctor/runner.py and
-coordinator/chaos/runner.py.
-"""
+"""The commands that test a swarm: `doctor`, `chaos`."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from coordinator.cli.options import STATE_DIR, ConfigFile, Json, Nats, StateDir,
 
 
 def doctor(nats: Nats = None, state_dir: StateDir = STATE_DIR, config: ConfigFile = None, json: Json = False) -> None:
-    """Look at all that a swarm needs, running or not: what is wrong, and what to do. Changes nothing."""
+    """Check everything that a swarm needs, running or not, and print remedies. Changes nothing."""
     from bus.observability.logging import set_up_logs
     from coordinator.doctor.runner import diagnose, print_diagnosis
 
@@ -29,16 +27,16 @@ def doctor(nats: Nats = None, state_dir: StateDir = STATE_DIR, config: ConfigFil
 
 
 def chaos(
-    for_s: Annotated[float, typer.Option("--for", metavar="SECONDS", help="How long faults are made.")],
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the order of faults; default: a new one.")] = None,
+    for_s: Annotated[float, typer.Option("--for", metavar="SECONDS", help="Duration of the fault injection.")],
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the order of faults; default: random.")] = None,
     timeout_s: Annotated[
         float,
-        typer.Option("--recovery-timeout", metavar="SECONDS", help="A swarm that takes longer to recover has failed."),
+        typer.Option("--recovery-timeout", metavar="SECONDS", help="Seconds to wait for recovery before failing."),
     ] = 30.0,
     state_dir: StateDir = STATE_DIR,
     json: Json = False,
 ) -> None:
-    """Do random faults to the running swarm, measure each recovery, then prove that nothing was lost or doubled."""
+    """Inject random faults into the running swarm, measure each recovery, then check for lost or duplicated outputs."""
     from coordinator.chaos.report import FaultSeen, line_of, print_chaos
     from coordinator.chaos.runner import ChaosOptions, run_chaos, running
 
@@ -48,13 +46,15 @@ def chaos(
     options = ChaosOptions(for_s=for_s, seed=seed, timeout_s=timeout_s)
     run = running(state_dir)
 
-    def tell(fault: FaultSeen) -> None:
+    def print_fault(fault: FaultSeen) -> None:
         typer.echo(line_of(fault), err=json)
 
-    def say(text: str) -> None:
+    def print_progress(text: str) -> None:
         typer.echo(text, err=True)
 
-    found = on_bus(Target(run.url, run.swarm), lambda bus: run_chaos(bus, state_dir, options, tell, say))
+    found = on_bus(
+        Target(run.url, run.swarm), lambda bus: run_chaos(bus, state_dir, options, print_fault, print_progress)
+    )
     if json:
         print_json(found)
     else:

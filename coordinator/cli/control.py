@@ -22,14 +22,17 @@ from coordinator.cli.options import (
 
 def kill(
     agent: Annotated[str, typer.Argument(help="The agent's name.")],
-    signal: Annotated[str, typer.Option("--signal", "-s", help="KILL, STOP, TERM, … or a number; 0: none.")] = "KILL",
-    wait_s: Annotated[float, typer.Option("--wait", help="Longest time to watch it come back, seconds.")] = 15.0,
+    signal: Annotated[
+        str,
+        typer.Option("--signal", "-s", help="KILL, STOP, TERM, … or a number; 0: send none."),
+    ] = "KILL",
+    wait_s: Annotated[float, typer.Option("--wait", help="Seconds to wait for the recovery.")] = 15.0,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     json: Json = False,
 ) -> None:
-    """Send a signal to an agent's process and print how it came back, with what was lost and doubled (measured)."""
+    """Send a signal to an agent's process and print its recovery, with the outputs lost and duplicated."""
     from coordinator.control.kill import kill as kill_agent
     from coordinator.control.kill import print_kill_report, signal_number
 
@@ -50,7 +53,7 @@ def restart(
     swarm: Swarm = None,
     json: Json = False,
 ) -> None:
-    """Drain an agent (it saves its state), start it anew, and wait until it is ready."""
+    """Drain an agent (it saves its state), start it again, and wait until it is ready."""
     from coordinator.control.watchdog_client import Restarted, request_watchdog
 
     target = find_target(nats, state_dir, swarm)
@@ -69,7 +72,7 @@ def revive(
     swarm: Swarm = None,
     json: Json = False,
 ) -> None:
-    """Bring a quarantined or drained agent back, with its deaths forgotten."""
+    """Start a quarantined or drained agent again and reset its crash counter."""
     from coordinator.control.watchdog_client import Revived, request_watchdog
 
     done = on_bus(find_target(nats, state_dir, swarm), lambda bus: request_watchdog(bus, "revive", agent, Revived))

@@ -1,8 +1,8 @@
-"""JSON Schemas of all payloads and of every `--json`, made from the types: `make schema` writes docs/schema/.
+"""JSON Schemas of all payloads and of every `--json`, generated from the types: `make schema` writes docs/schema/.
 
-`message.<kind>.json` is a payload as published (bus/messages/payloads.py); ranges that the types do not say are in
-docs/concepts/architecture.md. `output.<verb>.json` is what a verb prints with --json. Unknown fields are allowed
-everywhere.
+`message.<kind>.json` is a payload as published (bus/messages/payloads.py); ranges that the types do not express are in
+docs/concepts/architecture.md. `output.<command>.json` is the output of a command with --json. Unknown fields are
+allowed everywhere.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OUTPUTS: dict[str, type] = {
     "status": Status,
     "watch": WatchLine,
 }
-"""Verb -> what its --json prints; `up --json` prints lines like those of watch."""
+"""Command -> the type of its --json; `up --json` prints lines like those of watch."""
 
 
 def documents() -> dict[str, bytes]:
@@ -60,12 +60,12 @@ def documents() -> dict[str, bytes]:
 
 
 def write(directory: Path = SCHEMA_DIR) -> None:
-    """Write all schemas into `directory`, and remove those of what there is no more."""
+    """Write all schemas into `directory`, and delete those of types that no longer exist."""
     directory.mkdir(parents=True, exist_ok=True)
-    made = documents()
-    for stale in {path.name for path in directory.glob("*.json")} - set(made):
+    schemas = documents()
+    for stale in {path.name for path in directory.glob("*.json")} - set(schemas):
         (directory / stale).unlink()
-    for name, data in made.items():
+    for name, data in schemas.items():
         (directory / name).write_bytes(data)
 
 
@@ -81,7 +81,7 @@ def _document(cls: type) -> bytes:
 
 
 def _mark_time(schema: dict[str, Any]) -> None:
-    """msgspec says only `string` of a datetime that may come without a zone; ours are always published with one."""
+    """Add the format: msgspec gives `string` for a datetime that may lack a zone; ours are published with one."""
     for variant in schema.get("anyOf", [schema]):
         if variant.get("type") == "string":
             variant["format"] = "date-time"

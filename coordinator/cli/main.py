@@ -22,13 +22,13 @@ def main() -> None:
     except MeshError as error:
         print(f"signalmesh: {escape_control(str(error), keep=chr(10))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:  # Ctrl-C while all of that is imported; a verb that runs has its own way
+    except KeyboardInterrupt:  # Ctrl-C during the imports; a running command handles it itself
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+    except BrokenPipeError:  # the reader of the output has ended, as `| head` does
         sys.stderr.close()
         raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"signalmesh: what was to be written does not fit: {error.strerror}; make room", file=sys.stderr)
+        print(f"signalmesh: cannot write: {error.strerror}; free space on the disk", file=sys.stderr)
         raise SystemExit(EXIT_FAILED) from None

@@ -1,4 +1,4 @@
-"""The commands that only look: `status`, `watch`, `health`, `history`."""
+"""The read-only commands: `status`, `watch`, `health`, `history`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from coordinator.cli.options import (
 
 
 def status(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, json: Json = False) -> None:
-    """What runs, as heard on the bus within half a second."""
+    """Show what runs, from half a second of heartbeats and the contents of the stream."""
     from coordinator.monitor.status import collect_status
     from coordinator.monitor.status_table import print_status
 
@@ -37,13 +37,15 @@ def status(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = No
 
 
 def watch(
-    kind: Annotated[str | None, typer.Argument(help="market, headline, sentiment, signal, decision …")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="Only this kind: market, headline, sentiment, signal, decision …")
+    ] = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     json: Json = False,
 ) -> None:
-    """Follow messages as they are stored: all kinds, or one. Ctrl-C ends it."""
+    """Print messages as they are stored, of all kinds or of one. Ctrl-C ends it."""
     from bus.messages import KINDS
     from coordinator.config.convert import similar
     from coordinator.monitor.message_lines import watch_bus
@@ -54,14 +56,14 @@ def watch(
 
 
 def health(
-    role: Annotated[HeartbeatRole, typer.Argument(help="The role that must be heard.")] = "any",
-    within_s: Annotated[float, typer.Option("--timeout", help="Longest time to listen, seconds.")] = 3.0,
+    role: Annotated[HeartbeatRole, typer.Argument(help="The role that must send heartbeats.")] = "any",
+    within_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for a heartbeat.")] = 3.0,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     json: Json = False,
 ) -> None:
-    """Whether a role that runs on this machine (in this container) is heard beating on the bus; else exit code 1."""
+    """Check that a role on this machine (or in this container) sends heartbeats; exit code 1 if not."""
     from coordinator.monitor.health_check import check_health
 
     check_seconds("--timeout", within_s)
@@ -76,14 +78,14 @@ def health(
 def history(
     kind: Annotated[str, typer.Argument(help="A kind of message, or snapshot.")],
     since: Annotated[
-        str | None, typer.Option(help="Only what was stored since: a duration (10m, 2h) or an ISO time.")
+        str | None, typer.Option(help="Only messages stored since: a duration (10m, 2h) or an ISO time.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="Maximum number of messages, the newest.")] = 20,
     file: MirrorPath = None,
     state_dir: StateDir = STATE_DIR,
     json: Json = False,
 ) -> None:
-    """What the mirror has kept, oldest first; works with the bus down."""
+    """Print the messages in the mirror, oldest first; works while the bus is down."""
     from coordinator.monitor.history import print_history, read_history
 
     found = read_history(mirror_file(file, state_dir), kind, since, limit)

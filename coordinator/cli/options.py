@@ -1,4 +1,4 @@
-"""Options that many verbs share, which swarm they mean, and how a verb gets on its bus."""
+"""Options that many commands share, which swarm they mean, and the connection to its bus."""
 
 from __future__ import annotations
 
@@ -20,48 +20,66 @@ LONGEST_WAIT_S = 86_400.0
 
 Nats = Annotated[
     str | None,
-    typer.Option("--nats", envvar="SIGNALMESH_NATS", help="NATS URL; default: that of the state directory's swarm."),
+    typer.Option(
+        "--nats", envvar="SIGNALMESH_NATS", help="NATS URL; default: that of the swarm in the state directory."
+    ),
 ]
 StateDir = Annotated[
-    Path, typer.Option("--state-dir", envvar="SIGNALMESH_STATE_DIR", help="Where `up` keeps its store and record.")
+    Path,
+    typer.Option(
+        "--state-dir",
+        envvar="SIGNALMESH_STATE_DIR",
+        help="Directory in which `up` keeps its store and the record of its run.",
+    ),
 ]
 Swarm = Annotated[
     str | None,
-    typer.Option("--swarm", envvar="SIGNALMESH_SWARM", help="The swarm's name; default: the record's."),
+    typer.Option(
+        "--swarm", envvar="SIGNALMESH_SWARM", help="Name of the swarm; default: from the record, else from swarm.toml."
+    ),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", envvar="SIGNALMESH_CONFIG", help="swarm.toml; default: ./swarm.toml, else built in."),
+    typer.Option(
+        "--config",
+        envvar="SIGNALMESH_CONFIG",
+        help="Configuration file; default: ./swarm.toml, else built-in settings.",
+    ),
 ]
 AgentCount = Annotated[
     int | None,
-    typer.Option("--agents", envvar="SIGNALMESH_AGENTS", help="So many in all: further strategies beside those set."),
+    typer.Option("--agents", envvar="SIGNALMESH_AGENTS", help="Total number of agents; adds generated strategies."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Level = Literal["debug", "info", "warning", "error"]
-LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Least level to log.")]
+LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Lowest level to log.")]
 STATE_DIR = Path(".signalmesh")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which swarm on which bus a verb is about."""
+    """Which swarm on which bus a command is about."""
 
     url: str
     swarm: str
 
 
 def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
-    """What --nats, --swarm and the state directory say."""
+    """The swarm that --nats, --swarm and the state directory mean.
+
+    Raises:
+        UsageError: --state-dir names a directory without a swarm, or a file cannot be read.
+    """
     from coordinator.config.loader import load_swarm
     from coordinator.config.settings import DEFAULT_URL
     from coordinator.runner.run_record import read_run
 
     run = read_run(state_dir)
-    if nats is None and run is None and state_dir != STATE_DIR:  # who names a directory does not mean any other swarm
+    if nats is None and run is None and state_dir != STATE_DIR:
+        # A directory was named on the command line: falling back to the default server could act on another swarm.
         if not state_dir.exists():
-            raise UsageError(f"--state-dir {state_dir}: there is no such directory; expected one that `up` has made")
+            raise UsageError(f"--state-dir {state_dir}: there is no such directory; expected one that `up` has created")
         raise NoSwarmThere(str(state_dir))
     url = nats or (run.url if run else DEFAULT_URL)
     if swarm is None:
@@ -70,7 +88,11 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
 
 
 def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
-    """Connect, do `work`, leave."""
+    """Connect, do `work`, close the connection.
+
+    Raises:
+        NoSuchSwarm: the server has no stream of that swarm.
+    """
     from bus.nats.bus import NatsBus
     from coordinator.config.settings import CONNECT_S
 
@@ -94,10 +116,10 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
 
 
 def check_seconds(option: str, value: float) -> None:
-    """Refuse what nobody can wait for.
+    """Refuse a duration that is out of range.
 
     Raises:
-        UsageError: negative, more than a day, or no number.
+        UsageError: `value` is negative, more than a day, or not a number.
     """
     if not 0 <= value <= LONGEST_WAIT_S:
         raise UsageError(f"{option} {value:g}: expected 0 to {LONGEST_WAIT_S:g} seconds")
@@ -116,7 +138,7 @@ def role_url(nats: str | None, state_dir: Path) -> str:
 
 
 MirrorPath = Annotated[
-    Path | None, typer.Option("--file", help="The mirror's file; default: mirror.sqlite in the state directory.")
+    Path | None, typer.Option("--file", help="File of the mirror; default: mirror.sqlite in the state directory.")
 ]
 
 

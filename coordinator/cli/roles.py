@@ -32,23 +32,27 @@ def sandbox(
         typer.Option(
             "--replica",
             envvar="SIGNALMESH_REPLICA",
-            help="One of several hosts of this sandbox, each on a machine (or in a container) of its own.",
+            help="Run one of several hosts of this sandbox, each on its own machine or in its own container.",
         ),
     ] = False,
     agents_nats_url: Annotated[
         str | None,
         typer.Option(
-            "--agents-nats-url", envvar="SIGNALMESH_AGENTS_NATS", help="Where its agents connect, if elsewhere."
+            "--agents-nats-url",
+            envvar="SIGNALMESH_AGENTS_NATS",
+            help="NATS URL for the agents, if different from --nats.",
         ),
     ] = None,
-    provider_name: Annotated[str, typer.Option(help="Who made this place; with --host.")] = "joined",
-    host: Annotated[str | None, typer.Option(help="The host's own name, where a launcher gives it one.")] = None,
-    files: Annotated[Path | None, typer.Option(help="Where the agents' own files are, if not as configured.")] = None,
+    provider_name: Annotated[str, typer.Option(help="Provider name (used with --host).")] = "joined",
+    host: Annotated[str | None, typer.Option(help="Name of the host, given by its launcher.")] = None,
+    files: Annotated[
+        Path | None, typer.Option(help="Directory of the agents' own files, if different from the configuration.")
+    ] = None,
     credentials_stdin: Annotated[
         bool,
         typer.Option(
             "--credentials-stdin",
-            help="Address and credentials of the bus, and where this is, come as a line on standard input.",
+            help="Read the URL and credentials of the bus, and the endpoint, as one line from standard input.",
         ),
     ] = False,
     nats: Nats = None,
@@ -56,7 +60,7 @@ def sandbox(
     swarm: Swarm = None,
     log_level: LogLevel = "info",
 ) -> None:
-    """Role: the host of a sandbox; starts and ends agent processes where it runs."""
+    """Role: sandbox host; starts and ends agent processes on its machine."""
     from bus.messages.subjects import check_name
     from bus.nats.urls import check_url
     from coordinator.runner.entrypoints import ProviderInfo, run_sandbox
@@ -92,7 +96,7 @@ def agent(
     sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = BY_HAND,
     log_level: LogLevel = "info",
 ) -> None:
-    """Role: one agent in this process, by hand; it takes over from a running incarnation."""
+    """Role: one agent, started manually; it takes over from a running process of that agent."""
     from coordinator.runner.entrypoints import run_agent
 
     raise typer.Exit(run_agent(name, role_url(nats, state_dir), config, swarm, sandbox, log_level))
@@ -104,14 +108,16 @@ def watchdog(
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     clear_quarantine: Annotated[
-        bool, typer.Option("--clear-quarantine", help="Give quarantined and drained agents another chance.")
+        bool, typer.Option("--clear-quarantine", help="Start quarantined and drained agents again.")
     ] = False,
-    standby: Annotated[bool, typer.Option("--standby", help="Let others lead first.")] = False,
-    speed: Annotated[float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="As for `up`.")] = None,
+    standby: Annotated[bool, typer.Option("--standby", help="Let another watchdog lead first.")] = False,
+    speed: Annotated[
+        float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="Candles per second, as for `up`.")
+    ] = None,
     agents: AgentCount = None,
     log_level: LogLevel = "info",
 ) -> None:
-    """Role: notices death and silence and has agents started again; a second one stands by."""
+    """Role: detects failed agents and restarts them; a second watchdog is the standby."""
     from coordinator.runner.entrypoints import run_watchdog
 
     raise typer.Exit(
@@ -130,16 +136,16 @@ def watchdog(
 
 def provider(
     check: Annotated[
-        bool, typer.Option("--check", help="Only ask whether E2B_API_KEY is accepted, and what is there.")
+        bool, typer.Option("--check", help="Only check that E2B_API_KEY is accepted, and list the sandboxes.")
     ] = False,
-    end: Annotated[bool, typer.Option("--end", help="Only end what an earlier run has left there.")] = False,
+    end: Annotated[bool, typer.Option("--end", help="Only delete the sandboxes that an earlier run has left.")] = False,
     config: ConfigFile = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     log_level: LogLevel = "info",
 ) -> None:
-    """Role: makes the sandboxes that are configured with provider = "e2b", keeps them, and ends them."""
+    """Role: creates, keeps and deletes the sandboxes that are configured with provider = "e2b"."""
     from dataclasses import replace
 
     from coordinator.config.loader import load_swarm
@@ -157,7 +163,7 @@ def provider(
 def proxy(
     nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, log_level: LogLevel = "info"
 ) -> None:
-    """Role: a bad network on demand between agents and the bus (`up --fault-proxy`); else it only forwards."""
+    """Role: TCP proxy between agents and the bus that can inject network faults (`up --fault-proxy`)."""
     from coordinator.runner.proxy_role import run_proxy
 
     target = find_target(nats, state_dir, swarm)
@@ -167,10 +173,12 @@ def proxy(
 def metrics(
     listen: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of the page, :PORT, or off; default: `[metrics] listen`, else 127.0.0.1:9464."),
+        typer.Option(
+            help="HOST:PORT of the metrics page, :PORT, or off; default: `[metrics] listen`, else 127.0.0.1:9464."
+        ),
     ] = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Print the figures of all that the stream holds, and end.")
+        bool, typer.Option("--once", help="Print the metrics of everything in the stream, and end.")
     ] = False,
     config: ConfigFile = None,
     agents: AgentCount = None,
@@ -179,7 +187,7 @@ def metrics(
     swarm: Swarm = None,
     log_level: LogLevel = "info",
 ) -> None:
-    """Role: counts and measures what is heard on the bus, and serves it to Prometheus at http://HOST:PORT/metrics."""
+    """Role: measures what is published on the bus, and serves Prometheus metrics at http://HOST:PORT/metrics."""
     from coordinator.config.loader import load_swarm
     from coordinator.config.overrides import Overrides
     from coordinator.telemetry.metrics_role import observe_once, run_metrics
@@ -197,22 +205,22 @@ def mirror(
     rebuild: Annotated[
         bool,
         typer.Option(
-            "--rebuild", help="First put back what the bus has lost, as `up` does; run nothing else meanwhile."
+            "--rebuild", help="First restore what the bus has lost, as `up` does; run nothing else meanwhile."
         ),
     ] = False,
-    once: Annotated[bool, typer.Option("--once", help="With --rebuild: end when that is done.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="With --rebuild: end after the restore.")] = False,
     config: ConfigFile = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
     log_level: LogLevel = "info",
 ) -> None:
-    """Role: follows the bus into an SQLite file, of which it is the only writer."""
+    """Role: copies the stream into an SQLite file, of which it is the only writer."""
     from bus.errors import UsageError
     from coordinator.runner.mirror_role import run_mirror, run_rebuild
 
     if once and not rebuild:
-        raise UsageError("--once: expected together with --rebuild; without it, a mirror runs until it is told to end")
+        raise UsageError("--once: expected together with --rebuild; a mirror without it runs until it is stopped")
     target = find_target(nats, state_dir, swarm)
     path = mirror_file(file, state_dir)
     url = role_url(nats, state_dir)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def viewer(as_json: bool) -> Callable[[Up, asyncio.Event], Any]:
-    """How `up` shows what happens: live on a terminal, else line by line."""
+    """How `up` shows its messages: a live view on a terminal, else line by line."""
     if as_json:
         from coordinator.monitor.message_lines import watch_bus
 
@@ -53,29 +53,34 @@ def up(
     speed: Annotated[
         float | None,
         typer.Option(
-            envvar="SIGNALMESH_SPEED", help="Candles a second of the recorded feeds; 0: as fast as decisions come."
+            envvar="SIGNALMESH_SPEED",
+            help="Candles per second of the recorded feeds; 0: as fast as decisions are made.",
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port of the embedded nats-server; 0: any free one.")] = 4222,
     state_dir: StateDir = STATE_DIR,
     nats: Nats = None,
-    for_s: Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="End after so many seconds.")] = None,
+    for_s: Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="End after this time.")] = None,
     agents: AgentCount = None,
     standby: Annotated[
         bool,
-        typer.Option("--standby", help="Run a second watchdog, which takes over when the first one dies or hangs."),
+        typer.Option(
+            "--standby", help="Run a second watchdog, which takes over when the first one dies or stops responding."
+        ),
     ] = False,
     fault_proxy: Annotated[
-        bool, typer.Option("--fault-proxy", help="Agents connect through a proxy, for the network faults of `chaos`.")
+        bool, typer.Option("--fault-proxy", help="Connect agents through a proxy, for the network faults of `chaos`.")
     ] = False,
     public_nats: Annotated[
         str | None,
-        typer.Option("--public-nats", envvar="SIGNALMESH_PUBLIC_NATS", help="Where sandboxes of E2B reach the bus."),
+        typer.Option(
+            "--public-nats", envvar="SIGNALMESH_PUBLIC_NATS", help="NATS URL at which E2B sandboxes reach the bus."
+        ),
     ] = None,
     json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
-    """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` goes on with its state."""
+    """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` restores its state."""
     from bus.nats.urls import check_url
     from bus.observability.logging import set_up_logs
     from coordinator.config.loader import load_swarm, warnings_about
@@ -87,7 +92,7 @@ def up(
     if nats is not None:
         check_url(nats)
     if speed is not None and not speed >= 0:
-        raise UsageError(f"--speed {speed}: expected 0 or more candles a second")
+        raise UsageError(f"--speed {speed}: expected 0 or more candles per second")
     if for_s is not None and not for_s > 0:
         raise UsageError(f"--for {for_s}: expected more than 0 seconds")
     loaded = load_swarm(config, Overrides(agents=agents, speed=speed))
@@ -112,9 +117,9 @@ def up(
 
 
 def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
-    """End the swarm whose state directory is here, in order: agents drain and save their state.
+    """End the swarm of the state directory in order: agents drain and save their state.
 
-    Where none runs, the sandboxes elsewhere that a killed one has left are ended.
+    If none runs, delete the remote sandboxes that a killed `up` has left.
     """
     from coordinator.runner.down import end_left, stop_run
     from coordinator.runner.run_record import read_run
@@ -125,7 +130,10 @@ def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
         if json:
             print_json(freed)
         else:
-            for text, names in (("ended, left by an earlier run", freed.ended), ("could not be ended", freed.orphans)):
+            for text, names in (
+                ("deleted, left by an earlier run", freed.ended),
+                ("could not be deleted", freed.orphans),
+            ):
                 if names:
                     typer.echo(f"sandboxes at {freed.endpoint}: {text}: {', '.join(names)}")
         raise typer.Exit(EXIT_FAILED if freed.orphans else EXIT_DONE)
@@ -136,7 +144,7 @@ def down(state_dir: StateDir = STATE_DIR, json: Json = False) -> None:
         typer.echo(f"swarm {run.swarm} ended in {ended.duration_s:.1f} s; its state is in {state_dir}")
         if ended.orphans:
             typer.echo(
-                f"sandboxes that could not be ended may still run at {ended.endpoint}, until their lifetime ends: "
-                f"{', '.join(ended.orphans)}; `signalmesh doctor` looks again"
+                f"sandboxes that could not be deleted may still run at {ended.endpoint}, until their lifetime ends: "
+                f"{', '.join(ended.orphans)}; `signalmesh doctor` checks again"
             )
     raise typer.Exit(EXIT_FAILED if ended.orphans else EXIT_DONE)

@@ -1,4 +1,4 @@
-"""The verbs that prove something about what was recorded. Their work is elsewhere, and imported when they run."""
+"""The commands that verify what was recorded: `audit`, `replay`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bus.utils.aio import run_to_end
 from coordinator.cli.options import STATE_DIR, ConfigFile, Json, Nats, StateDir, Swarm, find_target, on_bus, print_json
 
 MirrorPath = Annotated[
-    Path | None, typer.Option("--file", metavar="FILE", help="Read a mirror's file instead of the bus.")
+    Path | None, typer.Option("--file", metavar="FILE", help="Read the file of a mirror instead of the bus.")
 ]
 
 
@@ -23,7 +23,7 @@ def audit(
     swarm: Swarm = None,
     json: Json = False,
 ) -> None:
-    """Check the whole stream: nothing lost, doubled or out of order; snapshots, registry, rounds and mirror fit it."""
+    """Check the whole stream: nothing lost, duplicated or out of order; snapshots, registry, rounds, mirror match."""
     from bus.mirror.reader import MIRROR_FILE
     from coordinator.audit.runner import audit_bus, audit_file
     from coordinator.audit.table import print_audit
@@ -52,7 +52,7 @@ def replay(
     swarm: Swarm = None,
     json: Json = False,
 ) -> None:
-    """Run the recorded stream through the same agents once more, and compare every output with the recorded one."""
+    """Run the recorded inputs through the same agents again, and compare every output with the recorded one."""
     from bus.observability.logging import set_up_logs
     from coordinator.replay.runner import ReplayRange, config_of, replay_bus, replay_file
     from coordinator.replay.table import print_replay
@@ -60,7 +60,7 @@ def replay(
 
     if first < 1 or (last is not None and last < first):
         given = f"--from {first}" if last is None else f"--from {first} --to {last}"
-        raise UsageError(f"{given}: expected 1 or more, and --to no less than --from")
+        raise UsageError(f"{given}: expected 1 or more, and --to not less than --from")
     set_up_logs("error")
     settings, span = config_of(config, state_dir), ReplayRange(first=first, last=last)
     with progress_bar("replaying") as progress:

@@ -98,7 +98,7 @@ async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp
         await e2b_standin.fail("/sandboxes/*", method="DELETE", status=404)  # "not there": but it is
         unheeded = await run_command(tmp_path, "down", environment=e2b_standin.environment)
         assert unheeded.code == 1
-        assert f"could not be ended: {there.sandbox_id}: it is still listed" in unheeded.out
+        assert f"could not be deleted: {there.sandbox_id}: it is still listed" in unheeded.out
         down = await run_command(tmp_path, "down", "--json", environment=e2b_standin.environment)
         assert down.code == 0, down.err
         said = down.json

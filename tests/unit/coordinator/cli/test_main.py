@@ -1,4 +1,4 @@
-"""The console script, before a verb has anything to say."""
+"""The console script, interrupted before a command runs."""
 
 from __future__ import annotations
 
