@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 MSG_ID = "Nats-Msg-Id"
-"""`{agent}:{output}`: the server recognises a repetition by it."""
+"""`{agent}:{output}`. The server stores a repetition within two minutes once."""
 OUTPUT = "Mesh-Output"
 """Number of this output of its agent, contiguous from 1."""
 EPOCH = "Mesh-Epoch"
 """Stream sequence of the claim under which it was published."""
 CAUSE = "Mesh-Cause"
-"""Stream sequence of the input that it answers."""
+"""Stream sequence of the input that it answers. Events of a source have none."""
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+"""The fence: the stream sequence of the agent's claim. The server refuses the message if there is a newer claim."""
 EXPECTED_LAST_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+"""The subject of that claim."""
 SEQUENCE = "Nats-Sequence"
 """On the read side: the message's stream sequence."""
 LAST_SEQUENCE = "Nats-Last-Sequence"
@@ -21,7 +23,10 @@ LAST_SEQUENCE = "Nats-Last-Sequence"
 STORED_AT = "Nats-Time-Stamp"
 """On what is read back by itself: when the server stored it (RFC 3339)."""
 TTL = "Nats-TTL"
+"""How long the server keeps the message, beside the age of its stream. Claims and Configs have `never`."""
 TRACEPARENT = "traceparent"
+"""With tracing: the span of this message, as W3C Trace Context defines it. For a declared death: the root of its
+recovery."""
 
 _DIGITS = 18
 """Of the longest number that is read: more than any stream's sequence, less than what overflows somewhere."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docs.generate import cli, configuration, events, metrics
+from docs.generate import api, cli, configuration, environment, events, messages, metrics, protocol
 from docs.generate.source import ROOT
 
 DIRECTORY = ROOT / "docs" / "reference"
 PAGES: dict[str, Callable[[], str]] = {
+    "api.md": api.text,
     "cli.md": cli.text,
     "configuration.md": configuration.text,
+    "environment.md": environment.text,
     "events.md": events.text,
+    "messages.md": messages.text,
     "metrics.md": metrics.text,
+    "protocol.md": protocol.text,
 }
 
 
