@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.subscriber import Said
+from tests.acceptance.subscriber import SwarmMessage
 from tests.acceptance.swarm import AGENTS, agents_toml
 
 ROUNDS = 600
@@ -21,7 +21,7 @@ def exact_toml(speed: float = PACE, rounds: int = ROUNDS, *, top: str = "", watc
     )
 
 
-def content_of(messages: list[Said]) -> Content:
+def content_of(messages: list[SwarmMessage]) -> Content:
     """Subject -> payloads of what agents have published."""
     content: Content = {}
     for message in messages:
@@ -52,7 +52,7 @@ def assert_list(subject: str, stored: list[bytes], expected: list[bytes]) -> Non
     assert len(stored) == len(expected), subject
 
 
-def assert_numbered(messages: list[Said]) -> None:
+def assert_numbered(messages: list[SwarmMessage]) -> None:
     """Every agent's outputs are numbered without gap or repetition, each under a claim that was in force."""
     claims: dict[str, int] = {}
     numbers = dict.fromkeys(AGENTS, 0)

@@ -27,7 +27,7 @@ API_S = 5.0
 
 
 @dataclass(frozen=True)
-class Said:
+class SwarmMessage:
     """One message of the swarm."""
 
     subject: str
@@ -55,7 +55,7 @@ class Subscriber:
     def __init__(self, name: str) -> None:
         self.client = Client()
         self.name = name
-        self.said: list[Said] = []
+        self.messages: list[SwarmMessage] = []
         self.decisions: list[dict[str, Any]] = []
         self.lifecycle: list[dict[str, Any]] = []
         self.alerts: list[dict[str, Any]] = []
@@ -101,20 +101,20 @@ class Subscriber:
                 self.heartbeats[heartbeat["agent"]] = heartbeat
         elif kind != "control":
             headers = msg.headers or {}
-            said = Said(msg.subject, msg.data, headers, int(headers.get("Nats-Sequence", 0)))
-            self.said.append(said)
+            message = SwarmMessage(msg.subject, msg.data, headers, int(headers.get("Nats-Sequence", 0)))
+            self.messages.append(message)
             if kind == "epoch":
-                self.claims[said.writer] = said.sequence
-            elif said.sequence:
-                self._keep(kind, said)
+                self.claims[message.writer] = message.sequence
+            elif message.sequence:
+                self._keep(kind, message)
         self._more.set()
 
-    def _keep(self, kind: str, said: Said) -> None:
+    def _keep(self, kind: str, message: SwarmMessage) -> None:
         kept = {
             "decision": self.decisions, "lifecycle": self.lifecycle, "alert": self.alerts, "config": self.configs,
         }.get(kind)  # fmt: skip
         with contextlib.suppress(ValueError):  # a test's poison
-            if kept is not None and isinstance(payload := json.loads(said.data), dict):
+            if kept is not None and isinstance(payload := json.loads(message.data), dict):
                 kept.append(payload)
 
     async def until(self, what: str, found: Callable[[], T | None]) -> T:
@@ -126,7 +126,7 @@ class Subscriber:
                     await self._more.wait()
                 return result
         except TimeoutError:
-            last = [(said.subject, said.data[:300]) for said in self.said[-12:]]
+            last = [(message.subject, message.data[:300]) for message in self.messages[-12:]]
             raise AssertionError(f"waited in vain: {what}; last heard: {last}; beats: {self.heartbeats}") from None
 
     # -- what tests wait for
@@ -213,7 +213,7 @@ class Subscriber:
         return answer
 
 
-async def read_stream(url: str, name: str) -> list[Said]:
+async def read_stream(url: str, name: str) -> list[SwarmMessage]:
     """Everything that the swarm's stream holds, in order."""
     client = await nats.connect(url.split(","))
     try:
@@ -221,11 +221,11 @@ async def read_stream(url: str, name: str) -> list[Said]:
         config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE)
         reading = await stream.pull_subscribe(f"{name}.>", stream=f"{name}_events", config=config)
         left = (await reading.consumer_info()).num_pending or 0
-        found: list[Said] = []
+        found: list[SwarmMessage] = []
         while left:
             for msg in await reading.fetch(min(left, 500), timeout=GUARD_S):
                 left = msg.metadata.num_pending
-                found.append(Said(msg.subject, msg.data, msg.headers or {}, msg.metadata.sequence.stream))
+                found.append(SwarmMessage(msg.subject, msg.data, msg.headers or {}, msg.metadata.sequence.stream))
         await reading.unsubscribe()
         return found
     finally:

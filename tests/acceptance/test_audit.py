@@ -78,12 +78,12 @@ async def test_a_missing_decision(tmp_path: Path, good: Recorded):
 
 async def test_a_duplicated_output(tmp_path: Path, good: Recorded):
     first = good.find("swarm.decision.", Mesh_Output=20)
-    place = spare(good, after=good.find("swarm.decision.", Mesh_Output=30).sequence)
-    audit = await audit_of(tmp_path, good.replaced(place, first))
+    position = spare(good, after=good.find("swarm.decision.", Mesh_Output=30).sequence)
+    audit = await audit_of(tmp_path, good.replaced(position, first))
     duplicated = only(audit, "outputs")
-    assert (duplicated.agent, duplicated.sequences, duplicated.found) == (COORDINATOR, [place], "20")
+    assert (duplicated.agent, duplicated.sequences, duplicated.found) == (COORDINATOR, [position], "20")
     assert audit.agents[COORDINATOR].duplicated == 1
-    assert only(audit, "rounds").sequences == [place]
+    assert only(audit, "rounds").sequences == [position]
     assert audit.rounds.duplicated == 1
 
 
@@ -98,16 +98,16 @@ async def test_a_superseded_epoch(tmp_path: Path, good: Recorded):
 
 async def test_an_output_that_no_fence_held_back(tmp_path: Path, good: Recorded):
     """A claim where the agent went on publishing under the one before it, as on a server that lets everything pass."""
-    place = spare(good, after=good.find(f"swarm.signal.BTC-USD.{REVERSION}", Mesh_Output=1).sequence)
+    position = spare(good, after=good.find(f"swarm.signal.BTC-USD.{REVERSION}", Mesh_Output=1).sequence)
     claim = good.find(f"swarm.epoch.{REVERSION}")
     without_fence = {name: value for name, value in claim.headers.items() if name not in FENCE}
-    run = good.replaced(place, replace(claim, headers=without_fence))
-    of_agent = [m for m in good.messages if m.sequence > place and m.subject.endswith(f".{REVERSION}")]
+    run = good.replaced(position, replace(claim, headers=without_fence))
+    of_agent = [m for m in good.messages if m.sequence > position and m.subject.endswith(f".{REVERSION}")]
     for message in of_agent:
         run = run.with_headers(message.sequence, **dict.fromkeys(FENCE))
     audit = await audit_of(tmp_path, run)
     outrun = [problem for problem in audit.problems if "the fence did not hold" in problem.text]
-    second = next(m.sequence for m in good.messages if m.subject == claim.subject and m.sequence > place)
+    second = next(m.sequence for m in good.messages if m.subject == claim.subject and m.sequence > position)
     late = [m.sequence for m in of_agent if h.EPOCH in m.headers and m.sequence < second]
     assert late
     assert [problem.sequences for problem in outrun] == [[sequence] for sequence in late]
@@ -133,11 +133,11 @@ async def test_a_wrong_header(tmp_path: Path, good: Recorded, check: str, change
 
 
 async def test_another_writer_in_an_agents_name(tmp_path: Path, good: Recorded):
-    place = spare(good, after=100)
+    position = spare(good, after=100)
     decision = good.find("swarm.decision.")
-    audit = await audit_of(tmp_path, good.replaced(place, replace(decision, headers={})))
+    audit = await audit_of(tmp_path, good.replaced(position, replace(decision, headers={})))
     problem = only(audit, "outputs")
-    assert (problem.agent, problem.sequences) == (COORDINATOR, [place])
+    assert (problem.agent, problem.sequences) == (COORDINATOR, [position])
     assert audit.stream.unnumbered == {COORDINATOR: 1}
 
 
@@ -206,11 +206,11 @@ async def test_a_gap_after_what_retention_has_removed(tmp_path: Path, good: Reco
 async def test_the_command_ends_with_1_and_prints_what_is_wrong(tmp_path: Path, good: Recorded):
     lost = good.find("swarm.decision.", Mesh_Output=10).sequence
     async with copied(tmp_path, good, without=(lost,)) as bus:
-        told = await run_command(tmp_path, "audit", "--nats", bus.url)
+        result = await run_command(tmp_path, "audit", "--nats", bus.url)
         as_json = await run_command(tmp_path, "audit", "--nats", bus.url, "--json")
-    assert told.code == as_json.code == 1
-    assert f"message {lost} is not there" in told.out
-    assert "output 10 is missing before output 11" in told.out
+    assert result.code == as_json.code == 1
+    assert f"message {lost} is not there" in result.out
+    assert "output 10 is missing before output 11" in result.out
     assert as_json.json["ok"] is False
     assert as_json.json["agents"][COORDINATOR]["gaps"] == 1
     assert as_json.json["mirror"]["missing"] == 0

@@ -55,10 +55,10 @@ async def created(bus: NatsBus) -> str:
 
 async def test_a_file_is_audited_without_a_bus(tmp_path: Path, good: Recorded):
     path = await mirrored(tmp_path / "mirror.sqlite", good)
-    told = await run_command(tmp_path, "audit", "--file", str(path))
+    result = await run_command(tmp_path, "audit", "--file", str(path))
     as_json = await run_command(tmp_path, "audit", "--file", str(path), "--json")
-    assert told.code == as_json.code == 0, told.out + told.err
-    assert "all that could be checked holds" in told.out
+    assert result.code == as_json.code == 0, result.out + result.err
+    assert "all that could be checked holds" in result.out
     found = as_json.json
     assert found["stream"]["messages"] == found["mirror"]["compared"] == len(good.messages)
     assert set(found["agents"]) == set(found["snapshots"]) == set(AGENTS)

@@ -17,7 +17,7 @@ OUTAGE_S = 4.0
 
 @pytest.mark.slow
 @pytest.mark.serial
-async def test_while_the_bus_is_away_nobody_is_absent(tmp_path: Path):
+async def test_no_sandbox_is_absent_while_the_bus_is_away(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "20")
         await subscriber.live(*AGENTS)

@@ -55,10 +55,10 @@ async def started_until(
 async def rest_of(process: asyncio.subprocess.Process, stderr: asyncio.StreamReader) -> str:
     """What a run says to its end."""
     async with asyncio.timeout(GUARD):
-        said = (await stderr.read()).decode()
+        output = (await stderr.read()).decode()
         await process.wait()
-    assert "Traceback" not in said
-    return said
+    assert "Traceback" not in output
+    return output
 
 
 @pytest.mark.slow
@@ -142,12 +142,12 @@ async def test_an_interrupted_run_leaves_nothing_running(tmp_path: Path, tempora
     ends = await Ends.of(*(child.pid for child in all_agents))
     process.send_signal(number)
     await ends.all()
-    said = (await stderr.read()).decode()
+    output = (await stderr.read()).decode()
     code = await process.wait()
-    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), output
     if number != signal.SIGKILL:
-        assert "signalmesh: certify was interrupted; nothing of it is left: processes (" in said
-        assert f"directory ({temporary}/signalmesh-certify-" in said
+        assert "signalmesh: certify was interrupted; nothing of it is left: processes (" in output
+        assert f"directory ({temporary}/signalmesh-certify-" in output
         assert leftovers(temporary) == []
         return
     [left] = temporary.glob("signalmesh-certify-*")
@@ -175,9 +175,9 @@ async def test_a_host_that_is_killed_in_the_run_serves_again_at_its_end(tmp_path
     }
     assert set(hosts) == set(SANDBOXES)
     os.kill(hosts["base"], signal.SIGKILL)
-    said = await rest_of(process, stderr)
-    assert process.returncode == 0, said
-    assert f"warning: sandbox_died: sandbox base (pid {hosts['base']}) ended with signal 9" in said
+    output = await rest_of(process, stderr)
+    assert process.returncode == 0, output
+    assert f"warning: sandbox_died: sandbox base (pid {hosts['base']}) ended with signal 9" in output
     found = json.loads((tmp_path / "certify.json").read_text())
     assert {row["name"]: (row["state"], row["why"]) for row in found["sandboxes"]} == dict.fromkeys(
         SANDBOXES, ("active", "")
@@ -205,15 +205,15 @@ async def test_alerts_are_printed_as_they_come_and_do_no_harm(tmp_path: Path, te
         alert = Alert(severity="warning", code=code, message=text, timestamp=now(), source="somebody")
         await bus.publish(f"in.{bus.subjects.alert('warning', 'somebody')}", encode(alert))
     await bus.close()
-    said = await rest_of(process, stderr)
-    assert process.returncode == 0, said
-    assert said.count("warning: ill: base is ill") == 1
-    assert said.count("warning: ill: python is ill") == 1
-    assert "\x1b" not in said
-    assert "warning: ill: \\u001b[2Jcleared\\u000aforged line" in said
-    assert max(map(len, said.splitlines())) < 1500
-    assert said.count("warning: many: trouble ") == 20
-    assert said.count("trouble 19; further ones of this code are counted in the report") == 1
+    output = await rest_of(process, stderr)
+    assert process.returncode == 0, output
+    assert output.count("warning: ill: base is ill") == 1
+    assert output.count("warning: ill: python is ill") == 1
+    assert "\x1b" not in output
+    assert "warning: ill: \\u001b[2Jcleared\\u000aforged line" in output
+    assert max(map(len, output.splitlines())) < 1500
+    assert output.count("warning: many: trouble ") == 20
+    assert output.count("trouble 19; further ones of this code are counted in the report") == 1
     found = json.loads((tmp_path / "certify.json").read_text())
     assert (found["alerts"]["ill"], found["alerts"]["many"]) == (5, 30)
     assert found["alert_texts"]["many"] == "trouble 29"
@@ -306,10 +306,10 @@ async def test_a_closed_terminal_ends_it_in_order(tmp_path: Path, temporary: Pat
         str(SIGNALMESH), "certify", cwd=tmp_path, env=ENVIRONMENT, preexec_fn=functools.partial(os.login_tty, its)
     )
     os.close(its)
-    said = b""
+    output = b""
     async with asyncio.timeout(GUARD_S):
-        while b"until 5 agents are live" not in said:
-            said += await asyncio.to_thread(os.read, ours, 4096)
+        while b"until 5 agents are live" not in output:
+            output += await asyncio.to_thread(os.read, ours, 4096)
     all_agents = psutil.Process(process.pid).children(recursive=True)
     ends = await Ends.of(*(child.pid for child in all_agents))
     os.close(ours)

@@ -11,7 +11,7 @@ import pytest
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm
 
 
-async def looked_over(swarm: Swarm, code: int) -> dict[str, Any]:
+async def diagnose(swarm: Swarm, code: int) -> dict[str, Any]:
     done = await swarm.command("doctor", "--json")
     assert done.code == code, done
     found: dict[str, Any] = done.json
@@ -25,12 +25,12 @@ def not_ok(found: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
+async def test_a_swarm_that_runs_stalls_is_killed_and_ends(tmp_path: Path):
     async with Swarm(tmp_path, '[stream]\ndurability = "power"\n') as swarm:
         subscriber = await swarm.up("--speed", "50")
         await subscriber.decided(260)
         await subscriber.live(*AGENTS)
-        found = await looked_over(swarm, 0)
+        found = await diagnose(swarm, 0)
         assert not_ok(found) == {}
         assert found["running"]
         assert "in force: power" in found["by"]["durability"]["text"]
@@ -41,7 +41,7 @@ async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
 
         server = children["nats-server"]["pid"]
         swarm.send(server, signal.SIGSTOP)
-        found = await looked_over(swarm, 1)
+        found = await diagnose(swarm, 1)
         assert not_ok(found) == {"processes": "error", "port": "error", "bus": "error"}
         assert found["by"]["processes"]["remedy"] == f"kill -CONT {server}"
         swarm.send(server, signal.SIGCONT)
@@ -51,12 +51,12 @@ async def test_a_swarm_that_runs_hangs_is_killed_and_ends(tmp_path: Path):
         swarm.send(server, signal.SIGKILL)  # the record names the processes that are there now
         await ends.all()
         await subscriber.more_heartbeats(2, *AGENTS, *SANDBOXES)
-        found = await looked_over(swarm, 0)
+        found = await diagnose(swarm, 0)
         assert f"{len(swarm.record['children'])} recorded children" in found["by"]["processes"]["text"]
         assert not {host, server} & {child["pid"] for child in swarm.record["children"]}
 
         await swarm.end(signal.SIGKILL)
-        found = await looked_over(swarm, 0)
+        found = await diagnose(swarm, 0)
         assert not_ok(found) == {"run record": "warning"}
         assert not found["running"]
         assert not found["by"]["bus"]["made"]

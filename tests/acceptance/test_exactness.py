@@ -79,10 +79,16 @@ async def test_stopped_agents_and_zombies(tmp_path: Path, undisturbed: Content, 
         await finish(swarm, subscriber, undisturbed)
         for name, epoch in zombies.items():
             claimed = next(
-                said for said in subscriber.said if said.subject == f"swarm.epoch.{name}" and said.sequence > epoch
+                message
+                for message in subscriber.messages
+                if message.subject == f"swarm.epoch.{name}" and message.sequence > epoch
             )
-            after = [said for said in subscriber.said if said.writer == name and said.sequence > claimed.sequence]
-            assert str(epoch) not in {said.headers.get("Mesh-Epoch") for said in after}, "the zombie was heard"
+            after = [
+                message
+                for message in subscriber.messages
+                if message.writer == name and message.sequence > claimed.sequence
+            ]
+            assert str(epoch) not in {message.headers.get("Mesh-Epoch") for message in after}, "the zombie was heard"
             exited = await subscriber.happened("exited", name, epoch)
             assert exited["detail"]["exit_code"] == 1, "the zombie did not end by itself"
 

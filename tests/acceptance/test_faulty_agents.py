@@ -11,7 +11,7 @@ import pytest
 from agents.runtime.inputs import MAX_CONSECUTIVE_SKIPS
 from tests.acceptance.swarm import Swarm, agents_toml
 
-HOPELESS = """\
+FAILING = """\
 from pathlib import Path
 from agents.agent import Agent
 from bus.messages import MarketData, Signal
@@ -27,9 +27,9 @@ class Hopeless(Agent):
 """
 
 
-async def test_a_hopeless_agent_is_quarantined_told_of_and_revived(tmp_path: Path):
+async def test_a_permanently_failing_agent_is_quarantined_reported_and_revived(tmp_path: Path):
     toml = f'max_agents = 6\n{agents_toml(speed=20, history=10)}\n[agents.hopeless]\nclass = "hopeless:Hopeless"\n'
-    (tmp_path / "hopeless.py").write_text(HOPELESS)
+    (tmp_path / "hopeless.py").write_text(FAILING)
     async with Swarm(tmp_path, toml) as swarm:
         subscriber = await swarm.up()
 
@@ -98,10 +98,10 @@ async def test_one_that_dies_before_it_is_ready_is_known_by_its_newest_epoch(tmp
             [row] = [row for row in rows if row["name"] == "cursed"]
             return row["status"], row["epoch"], row["agent_id"]
 
-        said = [item for item in subscriber.said if item.subject == "swarm.epoch.cursed"]
-        assert len(said) == 3
-        expected = ("quarantined", quarantined["epoch"], said[-1].json["claim"])
-        assert expected[1] == said[-1].sequence > ready["epoch"]
+        messages = [item for item in subscriber.messages if item.subject == "swarm.epoch.cursed"]
+        assert len(messages) == 3
+        expected = ("quarantined", quarantined["epoch"], messages[-1].json["claim"])
+        assert expected[1] == messages[-1].sequence > ready["epoch"]
         assert await shown() == expected
         watchdog = subscriber.heartbeats["watchdog"]
         swarm.send(watchdog["pid"], signal.SIGKILL)

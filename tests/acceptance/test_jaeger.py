@@ -38,7 +38,7 @@ def missing() -> str | None:
     return None
 
 
-async def asked(path: str, **query: str) -> Any:
+async def requested(path: str, **query: str) -> Any:
     """`data` of the answer to GET /api/…; None while Jaeger is not there."""
 
     def get() -> Any:
@@ -62,7 +62,7 @@ async def jaeger(tmp_path: Path) -> AsyncIterator[None]:
         )
     try:
         async with asyncio.timeout(GUARD_S):
-            while await asked("services") is None:
+            while await requested("services") is None:
                 assert process.returncode is None, (tmp_path / "jaeger.log").read_text()[-2000:]
                 await asyncio.sleep(0.1)
         yield
@@ -81,7 +81,7 @@ async def trace_of(number: int) -> dict[str, Any]:
     async with asyncio.timeout(GUARD_S):
         while True:
             tags = json.dumps({"mesh.round": str(number)})
-            for trace in await asked("traces", service="coordinator", tags=tags, limit="20", lookback="1h") or ():
+            for trace in await requested("traces", service="coordinator", tags=tags, limit="20", lookback="1h") or ():
                 if {service_of(trace, span) for span in trace["spans"]} >= set(AGENTS):
                     return dict(trace)
             await asyncio.sleep(0.1)

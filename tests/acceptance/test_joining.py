@@ -84,7 +84,7 @@ async def test_the_recorded_example_published_by_a_plain_client(tmp_path: Path):
         assert decision["absent"] == []
 
 
-async def test_a_strangers_agent_votes_and_one_that_raises_is_skipped(tmp_path: Path):
+async def test_a_third_party_agent_votes_and_one_that_raises_is_skipped(tmp_path: Path):
     assert len([line for line in BREAKOUT.splitlines() if line]) <= 15
     toml = f"""
 max_agents = 7

@@ -32,21 +32,21 @@ async def test_kill_prints_a_timeline_with_nothing_lost_or_duplicated(
             heartbeat = (await subscriber.live(agent))[agent]
             killed = await swarm.command("kill", agent, "--json")
             assert killed.code == 0, killed
-            told = killed.json
-            assert {key: told[key] for key in ("agent", "sandbox", "pid", "signal", "epoch_before")} == {
+            report = killed.json
+            assert {key: report[key] for key in ("agent", "sandbox", "pid", "signal", "epoch_before")} == {
                 "agent": agent, "sandbox": heartbeat["sandbox"], "pid": heartbeat["pid"], "signal": "SIGKILL",
                 "epoch_before": heartbeat["epoch"],
             }  # fmt: skip
-            assert told["epoch_after"] > told["epoch_before"]
-            assert (told["outputs_lost"], told["outputs_duplicated"]) == (0, 0)
-            assert told["events_replayed"] >= 0
-            assert [time for time in TIMES if told[time] is None] == [], told
-            assert 0 < told["restored_ms"] <= told["ready_ms"], told
+            assert report["epoch_after"] > report["epoch_before"]
+            assert (report["outputs_lost"], report["outputs_duplicated"]) == (0, 0)
+            assert report["events_replayed"] >= 0
+            assert [time for time in TIMES if report[time] is None] == [], report
+            assert 0 < report["restored_ms"] <= report["ready_ms"], report
         await subscriber.more_decisions(20)
         assert_each_round_once(subscriber.decisions)
         again = await subscriber.live(*AGENTS)
         for agent in AGENTS:
-            claims = [said.sequence for said in subscriber.said if said.subject == f"swarm.epoch.{agent}"]
+            claims = [message.sequence for message in subscriber.messages if message.subject == f"swarm.epoch.{agent}"]
             assert len(claims) == 1 + killed_in_turn.count(agent), agent
             assert claims == sorted(claims)
             assert claims[0] == first[agent]
@@ -136,7 +136,7 @@ async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
         assert (await subscriber.happened("drained", "coordinator"))["epoch"] == before["epoch"]
 
         heartbeats = await subscriber.live(*AGENTS)
-        said = len(subscriber.said)
+        message = len(subscriber.messages)
         watchdog = subscriber.heartbeats["watchdog"]
         swarm.send(watchdog["pid"], signal.SIGKILL)
         await subscriber.until(
@@ -152,7 +152,7 @@ async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
                 heartbeats[agent]["pid"],
                 heartbeats[agent]["epoch"],
             )
-        assert {item.writer for item in subscriber.said[said:] if item.kind == "epoch"} == {"watchdog"}
+        assert {item.writer for item in subscriber.messages[message:] if item.kind == "epoch"} == {"watchdog"}
         assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_died"]
 
         await kill_agents(swarm, subscriber, "strategy-mean-reversion")  # it supervises what it has adopted
@@ -161,7 +161,7 @@ async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
 
 
 @pytest.mark.slow
-async def test_signals_that_end_nothing_and_agents_that_stay_away_are_told_as_such(tmp_path: Path):
+async def test_signals_that_end_nothing_and_agents_that_stay_away_are_reported_as_such(tmp_path: Path):
     toml = f"max_agents = 6\n{agents_toml()}[agents.oracle]\nexternal = true\n"
     async with Swarm(tmp_path, toml) as swarm:
         subscriber = await swarm.up("--speed", "20")
@@ -200,7 +200,7 @@ async def test_signals_that_end_nothing_and_agents_that_stay_away_are_told_as_su
 
 
 @pytest.mark.slow
-async def test_externals_and_strangers_are_told_from_the_swarms_own(tmp_path: Path):
+async def test_external_agents_and_unknown_writers_are_told_apart(tmp_path: Path):
     externals = "[agents.oracle]\nexternal = true\n[agents.reader]\nexternal = true\nvotes = false\n"
     toml = f"max_agents = 7\n{agents_toml()}{externals}"
     async with Swarm(tmp_path, toml) as swarm:
@@ -245,10 +245,10 @@ async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path, san
         )  # fmt: skip
         try:
             await subscriber.back({"strategy-momentum": heartbeats["strategy-momentum"]["epoch"]})
-            told = await swarm.command("kill", "strategy-momentum")
-            assert told.code == 2, told
-            assert f"pid {by_hand.pid}" in told.err
-            assert "not run by a sandbox host" in told.err
+            report = await swarm.command("kill", "strategy-momentum")
+            assert report.code == 2, report
+            assert f"pid {by_hand.pid}" in report.err
+            assert "not run by a sandbox host" in report.err
         finally:
             by_hand.kill()
             await by_hand.wait()

@@ -38,13 +38,13 @@ async def both(subscriber: Subscriber) -> tuple[Heartbeat, Heartbeat]:
     return subscriber.heartbeats["watchdog"], subscriber.heartbeats["standby"]
 
 
-async def succeeded(subscriber: Subscriber, term: int) -> Heartbeat:
+async def new_leader(subscriber: Subscriber, term: int) -> Heartbeat:
     """The heartbeat of the leader of a later term."""
     await subscriber.until("a successor", lambda: subscriber.heartbeats["watchdog"]["epoch"] > term)
     return subscriber.heartbeats["watchdog"]
 
 
-async def another_stands_by(subscriber: Subscriber, *pids: int) -> Heartbeat:
+async def new_standby(subscriber: Subscriber, *pids: int) -> Heartbeat:
     await subscriber.until("another one stands by", lambda: subscriber.heartbeats["standby"]["pid"] not in pids)
     return subscriber.heartbeats["standby"]
 
@@ -57,7 +57,7 @@ def same(heartbeats: dict[str, Heartbeat], later: dict[str, Heartbeat]) -> bool:
     )
 
 
-async def told(swarm: Swarm, leader: int, standby: int) -> None:
+async def assert_status(swarm: Swarm, leader: int, standby: int) -> None:
     """`status` says who leads and who stands by."""
     status = (await swarm.command("status", "--json")).json
     pids = {dog["pid"]: dog["term"] for dog in status["watchdogs"]}
@@ -66,22 +66,22 @@ async def told(swarm: Swarm, leader: int, standby: int) -> None:
     assert f"watchdog {leader} leads with term {status['watchdog_term']}, {standby} stands by" in plain
 
 
-async def test_the_standby_succeeds_a_killed_leader_and_restarts_nobody(tmp_path: Path):
+async def test_the_standby_takes_over_from_a_killed_leader_and_restarts_no_agent(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--standby", "--speed", "50")
         await subscriber.decided(251)
         heartbeats = await subscriber.live(*AGENTS)
         leader, standby = await both(subscriber)
-        await told(swarm, leader["pid"], standby["pid"])
+        await assert_status(swarm, leader["pid"], standby["pid"])
         swarm.send(leader["pid"], signal.SIGKILL)
-        assert (await succeeded(subscriber, leader["epoch"]))["pid"] == standby["pid"]
-        third = await another_stands_by(subscriber, standby["pid"])
+        assert (await new_leader(subscriber, leader["epoch"]))["pid"] == standby["pid"]
+        third = await new_standby(subscriber, standby["pid"])
         await subscriber.more_heartbeats(
             20, "watchdog"
         )  # long enough to hear every host, and to start what nobody reports
         assert same(heartbeats, await subscriber.live(*AGENTS))
         assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_died"]
-        await told(swarm, standby["pid"], third["pid"])
+        await assert_status(swarm, standby["pid"], third["pid"])
         await kill_agents(swarm, subscriber, "strategy-momentum")  # it supervises what it has adopted
         await subscriber.more_decisions(5)
         assert_each_round_once(subscriber.decisions)
@@ -89,7 +89,7 @@ async def test_the_standby_succeeds_a_killed_leader_and_restarts_nobody(tmp_path
 
 
 @pytest.mark.slow
-async def test_a_leader_that_was_stopped_finds_itself_succeeded(tmp_path: Path):
+async def test_a_leader_that_was_stopped_finds_itself_superseded(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--standby", "--speed", "50")
         await subscriber.decided(251)
@@ -99,7 +99,7 @@ async def test_a_leader_that_was_stopped_finds_itself_succeeded(tmp_path: Path):
         swarm.send(leader["pid"], signal.SIGSTOP)
         killed = heartbeats.pop("coordinator")
         swarm.send(killed["pid"], signal.SIGKILL)  # what the stopped one hears first when it goes on
-        new = await succeeded(subscriber, leader["epoch"])
+        new = await new_leader(subscriber, leader["epoch"])
         assert new["pid"] == standby["pid"]
         back = (await subscriber.back({"coordinator": killed["epoch"]}))["coordinator"]
 
@@ -113,17 +113,17 @@ async def test_a_leader_that_was_stopped_finds_itself_succeeded(tmp_path: Path):
 
         swarm.send(leader["pid"], signal.SIGCONT)
         await ends.all()
-        third = await another_stands_by(subscriber, standby["pid"], leader["pid"])
+        third = await new_standby(subscriber, standby["pid"], leader["pid"])
         await subscriber.more_heartbeats(20, "watchdog")
         assert same({**heartbeats, "coordinator": back}, await subscriber.live(*AGENTS))
         assert subscriber.heartbeats["watchdog"]["epoch"] == new["epoch"]
-        claims = [said.json for said in subscriber.said if said.subject == "swarm.epoch.coordinator"]
+        claims = [message.json for message in subscriber.messages if message.subject == "swarm.epoch.coordinator"]
         assert len(claims) == 2
         spawned = [
             event for event in subscriber.lifecycle if event["event"] == "spawned" and event["agent"] == "coordinator"
         ]
         assert [event["epoch"] for event in spawned] == [killed["epoch"], back["epoch"]]
-        await told(swarm, standby["pid"], third["pid"])
+        await assert_status(swarm, standby["pid"], third["pid"])
         await subscriber.more_decisions(5)
         assert_each_round_once(subscriber.decisions)
         assert_numbered(await read_stream(swarm.url, swarm.name))
@@ -156,9 +156,9 @@ async def test_a_leader_that_never_goes_on_is_ended_and_replaced(tmp_path: Path)
         ends = await Ends.of(leader["pid"])
         swarm.send(leader["pid"], signal.SIGSTOP)
         await ends.all()
-        third = await another_stands_by(subscriber, standby["pid"])
+        third = await new_standby(subscriber, standby["pid"])
         assert subscriber.heartbeats["watchdog"]["pid"] == standby["pid"]
-        await told(swarm, standby["pid"], third["pid"])
+        await assert_status(swarm, standby["pid"], third["pid"])
         assert same(heartbeats, await subscriber.live(*AGENTS))
         assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_unresponsive", "watchdog_died"]
 
@@ -173,8 +173,8 @@ async def test_both_killed_at_once_come_back(tmp_path: Path):
         term = subscriber.heartbeats["watchdog"]["epoch"]
         for pid in killed:
             swarm.send(pid, signal.SIGKILL)
-        leader = await succeeded(subscriber, term)
-        await another_stands_by(subscriber, *killed, leader["pid"])
+        leader = await new_leader(subscriber, term)
+        await new_standby(subscriber, *killed, leader["pid"])
         await subscriber.more_heartbeats(20, "watchdog")
         assert same(heartbeats, await subscriber.live(*AGENTS))
         await kill_agents(swarm, subscriber, "strategy-momentum")
@@ -259,7 +259,7 @@ async def test_a_leader_that_dies_while_it_restarts_an_agent(tmp_path: Path, mom
             await subscriber.until("a third one", lambda: subscriber.heartbeats["standby"]["pid"] == pid)
             for stopped in (leader, standby):
                 swarm.send(stopped["pid"], signal.SIGSTOP)
-            leading = await succeeded(subscriber, leader["epoch"])
+            leading = await new_leader(subscriber, leader["epoch"])
             assert leading["pid"] == pid
             swarm.send(standby["pid"], signal.SIGCONT)
             await subscriber.until(
@@ -268,14 +268,14 @@ async def test_a_leader_that_dies_while_it_restarts_an_agent(tmp_path: Path, mom
             heartbeats = await subscriber.live(*AGENTS)
             claimed = dict(subscriber.claims)
             swarm.send(heartbeats[agent]["pid"], signal.SIGKILL)
-        new = await succeeded(subscriber, leading["epoch"])
+        new = await new_leader(subscriber, leading["epoch"])
         assert new["pid"] == standby["pid"]
         await subscriber.back({agent: heartbeats[agent]["epoch"]})
         swarm.send(leader["pid"], signal.SIGCONT)
         await subscriber.all_decided(ROUNDS)
         await subscriber.more_heartbeats(5, "watchdog", *SANDBOXES)
 
-        claims = [said.sequence for said in subscriber.said if said.subject == f"swarm.epoch.{agent}"]
+        claims = [message.sequence for message in subscriber.messages if message.subject == f"swarm.epoch.{agent}"]
         assert len([sequence for sequence in claims if sequence > claimed[agent]]) == CLAIMS[moment]
         children = [child for sandbox in SANDBOXES for child in subscriber.heartbeats[sandbox]["inventory"]]
         running = [(child["agent"], child["epoch"]) for child in children if child.get("exit_code") is None]

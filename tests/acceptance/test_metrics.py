@@ -64,8 +64,8 @@ async def test_the_page_shows_the_stream_and_the_heartbeats(tmp_path):
         once = await swarm.command("metrics", "--once")
         assert once.code == 0, once.err
         stream = await read_stream(swarm.url, swarm.name)
-        kinds = Counter(said.kind for said in stream)
-        sides = Counter(said.json["final_decision"] for said in stream if said.kind == "decision")
+        kinds = Counter(message.kind for message in stream)
+        sides = Counter(message.json["final_decision"] for message in stream if message.kind == "decision")
         live = await scraped_until(url, "signalmesh_observer_lag_messages", (), 0)
         for shown in (live, parsed(once.out)):
             assert {side: shown["signalmesh_decisions_total", (side,)] for side in sides} == sides
@@ -108,10 +108,10 @@ async def the_bus_dies(swarm: Swarm, subscriber: Subscriber, url: str) -> None:
 async def test_a_collector_is_given_what_the_page_shows(tmp_path):
     toml = exact_toml(speed=0, rounds=ROUNDS) + '\n[metrics]\nlisten = "127.0.0.1:0"\n'
     async with collecting() as collector:
-        asked = {
+        requested = {
             "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{collector.url}/v1/metrics", "OTEL_METRIC_EXPORT_INTERVAL": "100",
         }  # fmt: skip
-        async with Swarm(tmp_path / "swarm", toml, environment=asked) as swarm:
+        async with Swarm(tmp_path / "swarm", toml, environment=requested) as swarm:
             subscriber = await swarm.up()
             url = await page(swarm)
             await kill_agents(swarm, subscriber, "strategy-momentum")
@@ -154,7 +154,7 @@ async def test_a_taken_address_is_reported_before_anything_starts(tmp_path):
 
 
 @pytest.mark.slow
-async def test_alerts_reach_the_webhook_though_the_poster_is_killed_and_its_url_is_not_shown(tmp_path, monkeypatch):
+async def test_alerts_reach_the_webhook_though_the_poster_is_killed_and_its_url_is_not_printed(tmp_path, monkeypatch):
     async with receiver() as there:
         monkeypatch.setitem(ENVIRONMENT, "SIGNALMESH_WEBHOOK", f"http://127.0.0.1:{there.port}/hook/s3cret")
         async with Swarm(tmp_path / "swarm", exact_toml(speed=40, rounds=ROUNDS)) as swarm:

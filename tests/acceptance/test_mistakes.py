@@ -17,7 +17,7 @@ from tests.acceptance.subscriber import read_stream
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SIGNALMESH, Finished, Swarm, agents_toml, run_command
 from tests.support.nats import plain_server
 
-NOBODY = "nats://127.0.0.1:1"
+NO_SERVER = "nats://127.0.0.1:1"
 AT = "2024-01-15T10:30:00Z"
 TICK = {"symbol": "BTC/USD", "price": 45000.0, "volume": 1250.5, "timestamp": AT, "source": "stranger"}
 SIGNAL = {"signal": "buy", "strength": 0.85, "indicators": {}, "timestamp": AT, "source": "stranger"}
@@ -48,7 +48,7 @@ READERS = {"market": 4, "signal": 1, "sentiment": 1, "decision": 1, "config": 2}
 """How many agents read each kind."""
 
 
-async def test_poison_stops_nobody_and_is_told_once(tmp_path: Path):
+async def test_poison_stops_no_agent_and_is_reported_once(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "50")
         await subscriber.decided(251)
@@ -165,11 +165,11 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
             (empty, [*up, "--for", "nan"], 2, ["--for"]),
             (empty, ["up", "--port", "70000"], 2, ["--port"]),
             (empty, ["up", "--nats", "http://example.org"], 2, ["--nats"]),
-            (empty, ["up", "--nats", NOBODY], 3, [NOBODY]),
-            (empty, ["status", "--nats", NOBODY], 3, [NOBODY]),
-            (empty, ["kill", "coordinator", "--nats", NOBODY], 3, [NOBODY]),
-            (empty, ["revive", "coordinator", "--nats", NOBODY], 3, [NOBODY]),
-            (empty, ["watch", "--nats", NOBODY], 3, [NOBODY]),
+            (empty, ["up", "--nats", NO_SERVER], 3, [NO_SERVER]),
+            (empty, ["status", "--nats", NO_SERVER], 3, [NO_SERVER]),
+            (empty, ["kill", "coordinator", "--nats", NO_SERVER], 3, [NO_SERVER]),
+            (empty, ["revive", "coordinator", "--nats", NO_SERVER], 3, [NO_SERVER]),
+            (empty, ["watch", "--nats", NO_SERVER], 3, [NO_SERVER]),
             (empty, ["watch", "gossip"], 2, ["gossip", "decision"]),
             (empty, ["watch", "decisions"], 2, ["did you mean 'decision'?"]),
             (empty, ["kill", "coordinator", "--wait", "nan"], 2, ["--wait nan"]),
@@ -190,7 +190,7 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
         ]
 
 
-async def test_durability_on_a_server_that_is_not_ours_is_said_to_be_its_own(tmp_path: Path):
+async def test_durability_of_an_external_server_is_reported_as_its_own(tmp_path: Path):
     toml = f'[stream]\ndurability = "power"\n{agents_toml(speed=5)}'
     async with (
         plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as url,
@@ -199,26 +199,26 @@ async def test_durability_on_a_server_that_is_not_ours_is_said_to_be_its_own(tmp
         subscriber = await swarm.up("--nats", url)
         await subscriber.live(*AGENTS)
         assert "stream.durability: 'power'" in swarm.errors
-        alerts = [said.json for said in await read_stream(url, swarm.name) if said.kind == "alert"]
+        alerts = [message.json for message in await read_stream(url, swarm.name) if message.kind == "alert"]
         assert [alert["code"] for alert in alerts] == ["durability_not_set"]
 
 
 @pytest.mark.slow
-async def test_a_server_that_refuses_is_not_said_to_be_away(tmp_path: Path):
+async def test_a_server_that_refuses_is_not_reported_as_unreachable(tmp_path: Path):
     async with plain_server(tmp_path, "--user", "user", "--pass", "right") as url:
         for command in ("status", "up", "doctor"):
-            told = await run_command(tmp_path, command, "--nats", url)
-            assert told.code == (1 if command == "doctor" else 3), told
-            text = told.out + told.err
+            done = await run_command(tmp_path, command, "--nats", url)
+            assert done.code == (1 if command == "doctor" else 3), done
+            text = done.out + done.err
             assert f"the NATS server at {url} answers, but does not take these credentials" in text
             assert "--nats-nkey (SIGNALMESH_NATS_NKEY)" in text
             assert "no NATS server answers" not in text
 
 
 @pytest.mark.slow
-async def test_a_role_that_waits_for_the_bus_says_where_and_why(tmp_path: Path):
+async def test_a_role_that_waits_for_the_bus_reports_where_and_why(tmp_path: Path):
     async with plain_server(tmp_path, "--user", "user", "--pass", "right") as refusing:
-        for url, why in ((refusing, "Authorization Violation"), (NOBODY, "Connect")):
+        for url, why in ((refusing, "Authorization Violation"), (NO_SERVER, "Connect")):
             process = await asyncio.create_subprocess_exec(
                 str(SIGNALMESH), "mirror", "--rebuild", "--once", "--file", "m.sqlite", "--nats", url,
                 cwd=tmp_path, env=ENVIRONMENT, stderr=asyncio.subprocess.PIPE,

@@ -144,9 +144,9 @@ async def test_a_stream_without_its_beginning_is_not_compared(tmp_path: Path, go
 async def test_a_mirrors_file_without_a_bus(tmp_path: Path, good: Recorded):
     path = await mirrored(tmp_path / "mirror.sqlite", good)
     (tmp_path / "swarm.toml").write_text(exact_toml(rounds=LENGTH))
-    told = await run_command(tmp_path, "replay", "--file", str(path))
-    assert told.code == 0, told.out + told.err
-    assert f"the same to the byte: {len(outputs(good)):,} outputs" in told.out
+    result = await run_command(tmp_path, "replay", "--file", str(path))
+    assert result.code == 0, result.out + result.err
+    assert f"the same to the byte: {len(outputs(good)):,} outputs" in result.out
     sequence = good.find("swarm.decision.", Mesh_Output=200).sequence
     payload = good.at(sequence).data.replace(b'"absent":[]', b'"absent":["nobody"]')
     damage(path, "UPDATE messages SET payload = ? WHERE sequence = ?", payload, sequence)
@@ -158,7 +158,7 @@ async def test_a_mirrors_file_without_a_bus(tmp_path: Path, good: Recorded):
 
 
 async def test_a_span_that_is_none(tmp_path: Path):
-    told = await run_command(tmp_path, "replay", "--from", "9", "--to", "3")
-    assert told.code == 2
-    assert "--from 9 --to 3" in told.err
+    result = await run_command(tmp_path, "replay", "--from", "9", "--to", "3")
+    assert result.code == 2
+    assert "--from 9 --to 3" in result.err
     assert (await run_command(tmp_path, "replay", "--file", "nowhere.sqlite")).code == 2

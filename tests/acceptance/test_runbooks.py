@@ -55,25 +55,25 @@ async def run_a_while(directory: Path, words: list[str], until: str, environment
         preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
     assert process.stdout is not None
-    said = ""
+    output = ""
     try:
         async with asyncio.timeout(GUARD_S):
             while line := (await process.stdout.readline()).decode():
-                said += line
+                output += line
                 if until in line:
                     break
             else:
-                raise AssertionError(f"{words} ended by itself: {said}")
+                raise AssertionError(f"{words} ended by itself: {output}")
             process.send_signal(signal.SIGINT)
-            said += (await process.stdout.read()).decode()
+            output += (await process.stdout.read()).decode()
             code = await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert code in (0, 130), (words, said)
-    assert "Traceback" not in said
-    return said
+    assert code in (0, 130), (words, output)
+    assert "Traceback" not in output
+    return output
 
 
 @pytest.mark.slow
@@ -129,8 +129,10 @@ async def test_every_command_of_the_runbooks_works(tmp_path):
             done.add(command)
     for command in sorted(command for command in wanted if command[0] == "mirror"):
         async with NatsServer(tmp_path / "empty", port=0) as server:
-            said = await run_a_while(swarm.directory, list(command), ENDLESS["mirror"], {"SIGNALMESH_NATS": server.url})
-            assert "put back from the mirror" in said
+            output = await run_a_while(
+                swarm.directory, list(command), ENDLESS["mirror"], {"SIGNALMESH_NATS": server.url}
+            )
+            assert "put back from the mirror" in output
         done.add(command)
     assert done == wanted
 

@@ -43,12 +43,12 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         for role in ("sandbox", "watchdog", "agent"):
             received = await one.command("health", role, "--json")
             assert (received.code, received.json["ok"], received.json["role"]) == (0, True, role)
-        unheard = await one.command("health", "sandbox", "--timeout", "0.3", "--swarm", "three")
-        assert unheard.code == 1, unheard
+        without_heartbeat = await one.command("health", "sandbox", "--timeout", "0.3", "--swarm", "three")
+        assert without_heartbeat.code == 1, without_heartbeat
 
-        asked = await one.command("status", "--json")
-        assert asked.code == 0, asked
-        status = asked.json
+        requested = await one.command("status", "--json")
+        assert requested.code == 0, requested
+        status = requested.json
         assert (status["swarm"], status["nats"]) == ("swarm", one.url)
         assert (status["active_agents"], status["processes"]) == (5, 5)
         sandboxes = {row["name"]: row for row in status["sandboxes"]}
@@ -90,7 +90,7 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         assert theirs["decisions"]["count"] == few
         again = await other.live(*AGENTS)
         assert {n: b["epoch"] for n, b in again.items()} == {n: b["epoch"] for n, b in others.items()}
-        assert {said.subject.split(".")[0] for said in other.said} == {"two"}
+        assert {message.subject.split(".")[0] for message in other.messages} == {"two"}
         stored = content_of(await read_stream(one.url, "two"))
         renamed = {f"swarm{subject[3:]}": payloads for subject, payloads in stored.items()}
         assert_beginning(renamed, undisturbed, few)
@@ -165,7 +165,11 @@ async def test_ctrl_c_and_down_end_cleanly_and_the_next_up_goes_on(
         messages = await read_stream(swarm.url, swarm.name)
         assert_numbered(messages)
         assert_same(content_of(messages), undisturbed)
-        drained = {said.writer for said in messages if said.kind == "lifecycle" and said.json["event"] == "drained"}
+        drained = {
+            message.writer for message in messages if message.kind == "lifecycle" and message.json["event"] == "drained"
+        }
         assert drained == {*AGENTS}
-        assert not [said.json for said in messages if said.kind == "alert" and said.json["severity"] == "critical"]
+        assert not [
+            message.json for message in messages if message.kind == "alert" and message.json["severity"] == "critical"
+        ]
         assert swarm.errors == ""

@@ -37,7 +37,7 @@ async def test_many_agents_vote_and_recover(tmp_path: Path):
         assert set(audit.json["agents"]) == set(replay.json["agents"]) == {*AGENTS, *ADDED}
 
 
-async def test_too_few_agents_are_told_before_anything_is_started(tmp_path: Path):
+async def test_too_few_agents_are_refused_before_anything_is_started(tmp_path: Path):
     done = await Swarm(tmp_path).command("up", "--agents", "3")
     assert done.code == 2
     assert "--agents 3: expected 5" in done.err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.faults import kill_server
-from tests.acceptance.subscriber import Said, read_stream
+from tests.acceptance.subscriber import SwarmMessage, read_stream
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm, agents_toml
 from tests.support.nats import plain_server
 
@@ -47,8 +47,8 @@ def recorded_server(swarm: Swarm) -> int:
     return pid
 
 
-def restarted(said: Said) -> bool:
-    return said.kind == "alert" and said.json["code"] == "nats_server_restarted"
+def restarted(message: SwarmMessage) -> bool:
+    return message.kind == "alert" and message.json["code"] == "nats_server_restarted"
 
 
 async def test_the_record_names_the_server_that_runs(tmp_path: Path):
@@ -57,7 +57,7 @@ async def test_the_record_names_the_server_that_runs(tmp_path: Path):
         await subscriber.live(*AGENTS)
         [before] = [child["pid"] for child in swarm.record["children"] if child["kind"] == "nats-server"]
         await kill_server(swarm, subscriber)
-        while not any(restarted(said) for said in await read_stream(swarm.url, swarm.name)):
+        while not any(restarted(message) for message in await read_stream(swarm.url, swarm.name)):
             await subscriber.more_decisions(1)  # the ear itself may have come back after the alert
         [pid] = [process.pid for process in swarm.all_agents() if process.name().startswith("nats-server")]
         assert pid != before

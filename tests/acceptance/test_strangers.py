@@ -33,8 +33,8 @@ async def test_forged_ticks_settings_and_decisions_stop_nothing(tmp_path: Path):
         await kill_agents(swarm, subscriber, "coordinator")  # it may read all that again, but not tell it again
         await subscriber.more_decisions(50)
 
-        told = [alert["code"] for alert in subscriber.alerts if alert["source"] == "coordinator"]
-        assert sorted(told) == ["feed_renumbered", "config_from_unknown_writer", "tick_out_of_order"]
+        reported = [alert["code"] for alert in subscriber.alerts if alert["source"] == "coordinator"]
+        assert sorted(reported) == ["feed_renumbered", "config_from_unknown_writer", "tick_out_of_order"]
         names = [decision["decision_id"] for decision in subscriber.decisions]
         assert len(set(names)) == len(names)
         odd = {"BTC/USD:research-1:1000000", "BTC/USD:research-1:2000000", "BTC/USD:research-1=2:5"}
@@ -58,7 +58,7 @@ async def publish_raw(url: str, *subjects: bytes) -> None:
 
 
 @pytest.mark.slow
-async def test_garbage_in_every_place_stops_nobody_for_good(tmp_path: Path):
+async def test_garbage_on_every_subject_stops_no_process_for_good(tmp_path: Path):
     """In subjects, headers, snapshots and the registry; then everybody who could trip over it is started again."""
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "50")

@@ -25,8 +25,8 @@ PHASES = ("detected_ms", "claimed_ms", "spawned_ms", "restored_ms", "ready_ms")
 @pytest.mark.slow
 async def test_an_agent_that_dies_after_its_watchdog_is_recovered_as_any_other(tmp_path: Path):
     async with collecting() as collector:
-        told = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"}
-        async with Swarm(tmp_path, environment=told) as swarm:
+        exporting = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"}
+        async with Swarm(tmp_path, environment=exporting) as swarm:
             subscriber = await swarm.up("--speed", "20")
             await subscriber.decided(1)
             before = await subscriber.live(*AGENTS)

@@ -23,7 +23,7 @@ from tests.acceptance.exact import (
     content_of,
     exact_toml,
 )
-from tests.acceptance.subscriber import Said, read_stream
+from tests.acceptance.subscriber import SwarmMessage, read_stream
 from tests.acceptance.swarm import AGENTS, Ends, Swarm
 
 
@@ -36,11 +36,11 @@ def forget(swarm: Swarm) -> None:
     shutil.rmtree(swarm.directory / ".signalmesh" / "nats" / "store")
 
 
-def rebuilt(messages: list[Said]) -> list[dict[str, Any]]:
+def rebuilt(messages: list[SwarmMessage]) -> list[dict[str, Any]]:
     return [m.json for m in messages if m.kind == "lifecycle" and m.json["event"] == "rebuilt"]
 
 
-def epochs_of(messages: list[Said]) -> dict[str, list[int]]:
+def epochs_of(messages: list[SwarmMessage]) -> dict[str, list[int]]:
     claims: dict[str, list[int]] = {}
     for message in messages:
         if message.kind == "epoch":
@@ -49,7 +49,7 @@ def epochs_of(messages: list[Said]) -> dict[str, list[int]]:
 
 
 @pytest.mark.slow
-async def test_after_down_the_lost_store_is_put_back_exactly(tmp_path: Path, undisturbed: Content):
+async def test_after_down_the_lost_store_is_restored_exactly(tmp_path: Path, undisturbed: Content):
     async with Swarm(tmp_path, exact_toml(speed=60)) as swarm:  # `down` itself takes a second to start
         subscriber = await swarm.up()
         await subscriber.decided(260)
@@ -68,7 +68,7 @@ async def test_after_down_the_lost_store_is_put_back_exactly(tmp_path: Path, und
         await subscriber.all_decided(ROUNDS)
         stored = await read_stream(swarm.url, swarm.name)
         assert [(m.sequence, m.subject, m.data, m.headers) for m in stored[: len(before)]] == before
-        assert all(said.sequence > before[-1][0] for said in subscriber.said)  # nothing put back was heard as new
+        assert all(item.sequence > before[-1][0] for item in subscriber.messages)  # nothing put back was heard as new
         assert_same(content_of(stored), undisturbed)
         assert_numbered(stored)
         assert_each_round_once([m.json for m in stored if m.kind == "decision"])
@@ -85,7 +85,7 @@ async def test_after_down_the_lost_store_is_put_back_exactly(tmp_path: Path, und
 
 
 @pytest.mark.slow
-async def test_after_kill_9_of_everything_it_goes_on_and_says_what_may_be_missing(
+async def test_after_kill_9_of_everything_it_goes_on_and_reports_what_may_be_missing(
     tmp_path: Path, undisturbed: Content, chance: random.Random
 ):
     async with Swarm(tmp_path, exact_toml()) as swarm:
@@ -165,4 +165,4 @@ async def test_a_killed_mirror_is_started_again_and_misses_nothing(tmp_path: Pat
         assert await swarm.end(signal.SIGINT) == 0
         with MirrorFile(mirror_of(swarm)) as mirror:
             rows = [(m.row.sequence, m.row.payload) for m in mirror.messages(last=stored[-1].sequence)]
-            assert rows == [(said.sequence, said.data) for said in stored]
+            assert rows == [(item.sequence, item.data) for item in stored]

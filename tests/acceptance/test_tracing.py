@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.exact import ROUNDS, Content, assert_numbered, assert_same, content_of, exact_toml
-from tests.acceptance.subscriber import Said, Subscriber, read_stream
+from tests.acceptance.subscriber import Subscriber, SwarmMessage, read_stream
 from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm, agents_toml, run_command
 from tests.acceptance.traces import PHASES, assert_tree, decision_of, is_whole, recoveries
 from tests.support.collector import OtlpCollector, Received, collecting, orphans, roots
@@ -51,12 +51,12 @@ async def test_a_decision_is_one_trace(tmp_path: Path):
             decision = assert_tree(trace, set(VOTERS))
             assert decision.attributes["mesh.round"] == number
             assert [event for event in decision.events if event[0] == "absent"] == []
-        said = {
+        stored = {
             m.headers["Nats-Msg-Id"]: m for m in await read_stream(swarm.url, swarm.name) if "Mesh-Output" in m.headers
         }
-        assert len(collector.spans) == len(said), "each output has its span, once"
+        assert len(collector.spans) == len(stored), "each output has its span, once"
         for span in collector.spans:
-            message = said[span.attributes["messaging.message.id"]]
+            message = stored[span.attributes["messaging.message.id"]]
             assert message.headers["traceparent"] == f"00-{span.trace}-{span.id}-01"
             assert span.kind == PRODUCER
             assert span.attributes["messaging.system"] == "nats"
@@ -91,7 +91,7 @@ class Looker(Agent):
 """
 
 
-async def last_probe(directory: Path, environment: dict[str, str]) -> tuple[dict[str, float], list[Said]]:
+async def last_probe(directory: Path, environment: dict[str, str]) -> tuple[dict[str, float], list[SwarmMessage]]:
     """What an agent finds in its own process after some rounds, and all that was stored."""
     directory.mkdir()
     (directory / "looker.py").write_text(LOOKER)
@@ -100,21 +100,21 @@ async def last_probe(directory: Path, environment: dict[str, str]) -> tuple[dict
     async with Swarm(directory, toml, environment=environment) as swarm:
         subscriber = await swarm.up()
         await subscriber.decided(20)
-        said = await read_stream(swarm.url, swarm.name)
-        last = [message for message in said if message.subject.endswith(".looker") and message.kind == "signal"][-1]
-        return last.json["indicators"], [message for message in said if "Mesh-Output" in message.headers]
+        stored = await read_stream(swarm.url, swarm.name)
+        last = [message for message in stored if message.subject.endswith(".looker") and message.kind == "signal"][-1]
+        return last.json["indicators"], [message for message in stored if "Mesh-Output" in message.headers]
 
 
 @pytest.mark.slow
 async def test_without_an_endpoint_nothing_is_imported_and_nothing_travels(tmp_path: Path):
-    found, said = await last_probe(tmp_path / "off", {})
+    found, stored = await last_probe(tmp_path / "off", {})
     assert found == {"opentelemetry": 0, "spans": 0}
-    assert [message for message in said if "traceparent" in message.headers] == []
+    assert [message for message in stored if "traceparent" in message.headers] == []
     async with collecting() as collector:
-        found, said = await last_probe(tmp_path / "on", environment(collector))
+        found, stored = await last_probe(tmp_path / "on", environment(collector))
         assert found["opentelemetry"] > 0
         assert found["spans"] == 1
-        assert [message for message in said if "traceparent" not in message.headers] == []
+        assert [message for message in stored if "traceparent" not in message.headers] == []
 
 
 @pytest.mark.slow
@@ -167,12 +167,12 @@ async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path,
             assert abs(spans["detect"].start_ns - reported_ns) < MICROSECOND_NS, "known from its host's report on"
             assert (root.start_ns, root.end_ns >= spans["spawn"].end_ns) == (spans["detect"].start_ns, True)
             linked.add((root.trace, root.id))
-        told = [span for span in collector.spans if any(link[:2] in linked for link in span.links)]
-        assert {span.service for span in told} == {killed}
+        linking = [span for span in collector.spans if any(link[:2] in linked for link in span.links)]
+        assert {span.service for span in linking} == {killed}
         if killed == "research-1":
-            assert len({link[:2] for span in told for link in span.links} & linked) == KILLS
+            assert len({link[:2] for span in linking for link in span.links} & linked) == KILLS
         else:
-            assert {span.attributes.get("mesh.round") for span in told} >= late
+            assert {span.attributes.get("mesh.round") for span in linking} >= late
 
 
 @pytest.mark.slow
@@ -208,18 +208,20 @@ def phases_of(killed: str) -> dict[str, str]:
 
 
 def ticks(subscriber: Subscriber) -> list[int]:
-    return [said.json["sequence"] for said in subscriber.said if said.kind == "market"]
+    return [stored.json["sequence"] for stored in subscriber.messages if stored.kind == "market"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unhealthy", ["hanging", "unavailable", "dead"])
-async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, undisturbed: Content, unhealthy: str):
+async def test_an_unhealthy_collector_costs_spans_and_nothing_else(
+    tmp_path: Path, undisturbed: Content, unhealthy: str
+):
     async with collecting("hanging" if unhealthy == "hanging" else "unavailable") as collector:
         if unhealthy == "dead":
             await collector.stop()
         few = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
-        told = environment(collector, **few)
-        async with Swarm(tmp_path, exact_toml(speed=0), environment=told) as swarm:
+        variables = environment(collector, **few)
+        async with Swarm(tmp_path, exact_toml(speed=0), environment=variables) as swarm:
             subscriber = await swarm.up()
             await subscriber.decided(ROUNDS)
             if unhealthy != "dead":
@@ -242,7 +244,9 @@ async def test_an_ill_collector_costs_spans_and_nothing_else(tmp_path: Path, und
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unhealthy", ["hanging", "dead"])
-async def test_who_ends_beside_an_ill_collector_heartbeats_until_it_has_ended(tmp_path: Path, unhealthy: str):
+async def test_a_process_that_ends_beside_an_unhealthy_collector_sends_heartbeats_until_its_end(
+    tmp_path: Path, unhealthy: str
+):
     async with collecting("hanging") as collector:
         if unhealthy == "dead":
             await collector.stop()
@@ -267,11 +271,11 @@ def ends_of(subscriber: Subscriber, agent: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path: Path, undisturbed: Content):
     async with collector_process() as collector:
-        told = {
+        variables = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces", "OTEL_TRACES_SAMPLER": "always_on",
             "OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
         }  # fmt: skip
-        async with Swarm(tmp_path, exact_toml(), environment=told) as swarm:
+        async with Swarm(tmp_path, exact_toml(), environment=variables) as swarm:
             subscriber = await swarm.up()
             await subscriber.decided(260)
             await collector.until(spans=500)
@@ -285,7 +289,7 @@ async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path:
             outputs = Counter(message.writer for message in messages if "Mesh-Output" in message.headers)
             exported = 0
             for agent in AGENTS:
-                counts = await settled(subscriber, agent, outputs[agent])
+                counts = await exported_spans(subscriber, agent, outputs[agent])
                 assert counts["spans_dropped"] > 0
                 exported += counts["spans_exported"]
             # It may be killed after it has taken a request and before it has answered, at worst once for each agent.
@@ -297,7 +301,7 @@ async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path:
             assert await swarm.end(signal.SIGTERM) == 0
 
 
-async def settled(subscriber: Subscriber, agent: str, spans: int) -> dict[str, int]:
+async def exported_spans(subscriber: Subscriber, agent: str, spans: int) -> dict[str, int]:
     """What an agent says of itself once each of its spans is exported or dropped."""
     async with asyncio.timeout(GUARD_S):
         while True:
@@ -346,8 +350,8 @@ async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: 
         failed = await collector.until("the failure", lambda: [s for s in collector.spans if s.status])
         assert {(each.name, each.service, each.kind) for each in failed} == {("process swarm.market", "stumbler", 5)}
         assert "three is too much" in failed[0].problem
-        [(event, told)] = failed[0].events
-        assert (event, told["exception.type"]) == ("exception", "ValueError")
+        [(event, attributes)] = failed[0].events
+        assert (event, attributes["exception.type"]) == ("exception", "ValueError")
         assert failed[0].parent == roots(await whole(collector, 3))[0].id
 
         tick = {"price": 1.5, "volume": 1, "timestamp": "2026-01-01T00:00:00Z", "source": "me", "symbol": "ETH/USD"}
@@ -365,12 +369,12 @@ async def test_absent_voters_failing_handlers_and_traces_from_outside(tmp_path: 
         trace = await collector.until("the trace from outside", decided)
         assert {each.parent for each in trace.values()} == {span}
         assert {each.attributes["mesh.round"] for each in trace.values()} == {2}, "the first one was not to be sampled"
-        unsampled = [s for s in subscriber.said if s.headers.get("traceparent") == f"00-{outside}-{span}-00"]
+        unsampled = [s for s in subscriber.messages if s.headers.get("traceparent") == f"00-{outside}-{span}-00"]
         assert {s.kind for s in unsampled} == {"market", "sentiment", "signal", "decision"}, "handed on as it was"
 
 
 @pytest.mark.slow
-async def test_wrong_variables_stop_nobody_and_are_told_once_by_up_and_by_each_role(tmp_path: Path):
+async def test_wrong_variables_stop_no_process_and_are_reported_once_by_up_and_by_each_role(tmp_path: Path):
     token = "s3cr3t-t0ken"
     wrong = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4318", "OTEL_EXPORTER_OTLP_HEADERS": token,
@@ -379,20 +383,20 @@ async def test_wrong_variables_stop_nobody_and_are_told_once_by_up_and_by_each_r
     async with Swarm(tmp_path, exact_toml(speed=0, rounds=40), environment=wrong) as swarm:
         subscriber = await swarm.up()
         await subscriber.decided(40)
-        told = [line for line in swarm.errors.splitlines() if line.startswith("warning: ")]
+        warnings = [line for line in swarm.errors.splitlines() if line.startswith("warning: ")]
         for signal_name in ("traces", "metrics"):
             expected = f"expected http://HOST:PORT or https://HOST:PORT; no {signal_name} are exported"
-            assert f"warning: OTEL_EXPORTER_OTLP_ENDPOINT=localhost:4318: {expected}" in told
-        assert [line.partition(":")[2].partition(":")[0] for line in told] == [
+            assert f"warning: OTEL_EXPORTER_OTLP_ENDPOINT=localhost:4318: {expected}" in warnings
+        assert [line.partition(":")[2].partition(":")[0] for line in warnings] == [
             " OTEL_EXPORTER_OTLP_ENDPOINT=localhost", " OTEL_EXPORTER_OTLP_HEADERS", " OTEL_TRACES_SAMPLER=banana",
             " OTEL_EXPORTER_OTLP_ENDPOINT=localhost",
         ]  # fmt: skip
         found = await run_command(tmp_path, "doctor", "--json", environment=wrong)
         about = [finding["text"] for finding in found.json["findings"] if finding["check"] == "exporting"]
-        assert [f"warning: {text}" for text in about] == told
+        assert [f"warning: {text}" for text in about] == warnings
         logs = tmp_path / ".signalmesh" / "logs"
         for name in ("python", "watchdog", "metrics"):
             lines = [json.loads(line) for line in (logs / f"{name}.log").read_text().splitlines() if line[:1] == "{"]
-            said = [line["problem"] for line in lines if line["event"] == "otel_variable_invalid"]
-            assert [f"warning: {problem}" for problem in said] == told, name
+            stored = [line["problem"] for line in lines if line["event"] == "otel_variable_invalid"]
+            assert [f"warning: {problem}" for problem in stored] == warnings, name
         assert not [path for path in (tmp_path / "up.err", *logs.iterdir()) if token in path.read_text()]

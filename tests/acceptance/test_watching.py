@@ -71,7 +71,7 @@ async def test_an_exit_with_code_0_that_is_no_drain_is_a_death(tmp_path: Path):
         assert again.json["epoch_after"] == (await subscriber.live("ending"))["ending"]["epoch"]
         assert_each_round_once(subscriber.decisions)
         stored = await read_stream(swarm.url, swarm.name)
-        votes = [said.json["round"] for said in stored if (said.kind, said.writer) == ("signal", "ending")]
+        votes = [message.json["round"] for message in stored if (message.kind, message.writer) == ("signal", "ending")]
         assert votes == list(range(1, len(votes) + 1))
 
 
@@ -103,14 +103,14 @@ async def ours_again(subscriber: Subscriber, since: int) -> None:
     """Wait until the newest Config is the watchdog's own, and newer than message `since`."""
 
     def found() -> bool:
-        last = [said for said in subscriber.said if said.kind == "config"][-1]
+        last = [message for message in subscriber.messages if message.kind == "config"][-1]
         return last.sequence > since and last.writer == "watchdog" and set(last.json["voters"]) == {*VOTERS}
 
     await subscriber.until("our Config in force again", found)
 
 
 @pytest.mark.slow
-async def test_a_config_of_somebody_else_does_not_stay_in_force(tmp_path: Path):
+async def test_a_config_of_another_writer_does_not_stay_active(tmp_path: Path):
     async with (
         plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as url,
         Swarm(tmp_path, agents_toml(speed=50)) as swarm,

@@ -119,10 +119,10 @@ async def run(*arguments: str, environment: dict[str, str], within_s: float = CO
 
 def engine_missing() -> str | None:
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        for asked in (["docker", "info"], ["docker", "compose", "version"]):
-            answer = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+        for probe in (["docker", "info"], ["docker", "compose", "version"]):
+            answer = subprocess.run(probe, capture_output=True, text=True, timeout=30, check=False)
             if answer.returncode != 0:
-                return f"{' '.join(asked)}: {answer.stderr.strip()[:200]}"
+                return f"{' '.join(probe)}: {answer.stderr.strip()[:200]}"
         return None
     return "there is no docker command"
 
@@ -132,8 +132,8 @@ def host_address() -> str:
 
     An engine that has just been set up does not name it as the gateway yet.
     """
-    asked = ["docker", "network", "inspect", "bridge", "--format", "{{json (index .IPAM.Config 0)}}"]
-    network = json.loads(subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout)
+    probe = ["docker", "network", "inspect", "bridge", "--format", "{{json (index .IPAM.Config 0)}}"]
+    network = json.loads(subprocess.run(probe, capture_output=True, text=True, timeout=30, check=True).stdout)
     return network.get("Gateway") or str(next(ipaddress.ip_network(network["Subnet"]).hosts()))
 
 
@@ -205,7 +205,7 @@ def contiguous(subscriber: Subscriber) -> bool:
     return rounds == list(range(rounds[0], rounds[0] + len(rounds)))
 
 
-async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_healthy(
+async def test_a_client_on_the_host_receives_every_decision_and_each_role_is_healthy(
     project: Project, subscriber: Subscriber
 ):
     await subscriber.more_decisions(40)
@@ -231,7 +231,7 @@ async def test_a_client_on_the_host_hears_every_decision_and_each_role_is_health
             assert container["Config"]["User"] not in ("", "root", "0"), service
 
 
-async def test_the_image_is_as_large_as_its_page_says_and_has_no_build_tools(project: Project):
+async def test_the_image_is_as_large_as_documented_and_has_no_build_tools(project: Project):
     dockerfile, page = (ROOT / "Dockerfile").read_text(), (ROOT / "docs/deploy/compose.md").read_text()
     [base] = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", dockerfile, re.MULTILINE)
     [said_mb] = re.findall(r"adds to its base is\s(\d+) MB", page)
@@ -318,7 +318,7 @@ async def test_a_containers_main_process_killed_with_9_comes_back(
     await audited(project)
 
 
-async def test_the_agents_of_a_stopped_sandbox_go_on_elsewhere(project: Project, subscriber: Subscriber):
+async def test_the_agents_of_a_stopped_sandbox_move_to_another(project: Project, subscriber: Subscriber):
     status = await project.command("watchdog", "status")
     container = (await project.containers())["sandbox-python"]
     host = next(row for row in status["sandboxes"] if row["name"].endswith(container["Config"]["Hostname"]))
@@ -335,7 +335,7 @@ async def test_the_agents_of_a_stopped_sandbox_go_on_elsewhere(project: Project,
     await audited(project)
 
 
-async def test_a_sandbox_is_served_by_as_many_containers_as_asked_for(project: Project, subscriber: Subscriber):
+async def test_a_sandbox_is_served_by_as_many_containers_as_requested(project: Project, subscriber: Subscriber):
     await project.compose("up", "-d", "--no-recreate", "--scale", "sandbox-base=3", within_s=UP_S)
     await subscriber.until(
         "three hosts of sandbox base",
@@ -363,13 +363,17 @@ async def test_down_leaves_nothing_and_the_next_up_goes_on(project: Project, sub
     await audited(project)
 
 
-async def test_a_bus_that_has_lost_its_volume_is_put_back_from_the_mirror(project: Project, subscriber: Subscriber):
+async def test_a_bus_that_has_lost_its_volume_is_restored_from_the_mirror(project: Project, subscriber: Subscriber):
     await subscriber.more_decisions(20)
     await project.compose("down", within_s=DOWN_S)
     code, _, err = await run("docker", "volume", "rm", f"{project.name}_nats", environment=dict(os.environ))
     assert code == 0, err
     last = subscriber.decisions[-1]["round"]  # now: this ear will hear the next swarm as well
-    received = [(said.subject, said.data, said.sequence) for said in subscriber.said if said.kind == "decision"]
+    received = [
+        (message.subject, message.data, message.sequence)
+        for message in subscriber.messages
+        if message.kind == "decision"
+    ]
     await project.compose("up", "-d", "--wait", within_s=UP_S)
     again = await Subscriber.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
     try:
@@ -377,10 +381,12 @@ async def test_a_bus_that_has_lost_its_volume_is_put_back_from_the_mirror(projec
         assert again.decisions[0]["round"] > last, "it goes on"
         assert contiguous(again)
         stored = await read_stream(f"nats://127.0.0.1:{project.port}", "swarm")
-        assert set(received) <= {(said.subject, said.data, said.sequence) for said in stored}
-        rounds = [said.json["round"] for said in stored if said.kind == "decision"]
+        assert set(received) <= {(message.subject, message.data, message.sequence) for message in stored}
+        rounds = [message.json["round"] for message in stored if message.kind == "decision"]
         assert rounds == list(range(1, rounds[-1] + 1)), "from the first one on, each once"
-        [rebuilt] = [said.json for said in stored if said.kind == "lifecycle" and said.json["event"] == "rebuilt"]
+        [rebuilt] = [
+            message.json for message in stored if message.kind == "lifecycle" and message.json["event"] == "rebuilt"
+        ]
         assert rebuilt["detail"]["clean"], "the swarm had ended in order"
     finally:
         await again.close()

@@ -28,7 +28,7 @@ from tests.acceptance.swarm import (
     agents_toml,
     run_command,
 )
-from tests.e2b.far import FAR_AGENTS, env_toml, far_toml
+from tests.e2b.remote import REMOTE_AGENTS, env_toml, remote_toml
 from tests.e2b.standin.launch import StandIn
 from tests.support.cluster import free_ports
 
@@ -41,8 +41,8 @@ INDEX = {name: value for name, value in os.environ.items() if name.startswith("P
 async def certify(directory: Path, standin: StandIn, *arguments: str) -> Finished:
     [port] = free_ports(1)
     environment = {**standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
-    asked = ("--json", "--nats-port", str(port), *arguments)
-    return await run_command(directory, "certify", *asked, guard_s=280, environment=environment)
+    requested = ("--json", "--nats-port", str(port), *arguments)
+    return await run_command(directory, "certify", *requested, guard_s=280, environment=environment)
 
 
 def last_probe(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -58,9 +58,9 @@ def sandboxes_toml(**settings: Any) -> str:
 
 @pytest.mark.slow
 @pytest.mark.serial
-async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_standin: StandIn):
+async def test_a_swarm_with_a_remote_sandbox_is_certified(tmp_path: Path, e2b_standin: StandIn):
     file = tmp_path / "swarm.toml"
-    file.write_text(far_toml(price_per_hour=0.4, price_source='"a bill"'))
+    file.write_text(remote_toml(price_per_hour=0.4, price_source='"a bill"'))
     done = await certify(tmp_path, e2b_standin, "--config", str(file))
     assert done.code == 0, done.out + done.err
     found = json.loads((tmp_path / "certify.json").read_text())
@@ -70,16 +70,16 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
     assert f"e2b: {found['endpoint']}" in text
     assert "| e2b |" not in text, "it was not"
     assert "(e2b)" not in text
-    [far] = [row for row in found["sandboxes"] if row["provider"] == "e2b"]
-    assert far["sandbox"] == "python"
-    assert far["name"] != "python", "its host has the name of the sandbox that was made"
-    assert far["agents"] == sorted(FAR_AGENTS)
-    assert (far["health"]["price_per_hour"], far["health"]["price_source"]) == (0.4, "a bill")
-    assert far["health"]["cost"] == pytest.approx(0.4 * far["health"]["age_s"] / 3600)
-    assert far["health"]["age_s"] > far["uptime_s"]
+    [remote] = [row for row in found["sandboxes"] if row["provider"] == "e2b"]
+    assert remote["sandbox"] == "python"
+    assert remote["name"] != "python", "its host has the name of the sandbox that was made"
+    assert remote["agents"] == sorted(REMOTE_AGENTS)
+    assert (remote["health"]["price_per_hour"], remote["health"]["price_source"]) == (0.4, "a bill")
+    assert remote["health"]["cost"] == pytest.approx(0.4 * remote["health"]["age_s"] / 3600)
+    assert remote["health"]["age_s"] > remote["uptime_s"]
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
     assert last_probe(found)["sandboxes elsewhere"]["orphans"] == []
-    made = far["name"].removeprefix("python-")
+    made = remote["name"].removeprefix("python-")
     how = last_probe(found)["sandboxes elsewhere"]["how"]
     assert f"over the whole run the provider's log has 1 ({made}) made; listed " in how
     assert f" s after `up` began: 1 ({made} (python, running))" in how
@@ -87,10 +87,10 @@ async def test_a_swarm_with_a_far_sandbox_is_certified(tmp_path: Path, e2b_stand
 
 
 @pytest.mark.slow
-async def test_sandboxes_that_came_and_went_are_told_of(tmp_path: Path, e2b_standin: StandIn):
+async def test_sandboxes_that_came_and_went_are_reported(tmp_path: Path, e2b_standin: StandIn):
     """Of no use, so that none is there when they are listed."""
     file = tmp_path / "swarm.toml"
-    file.write_text(far_toml(python='"/nope/python"'))
+    file.write_text(remote_toml(python='"/nope/python"'))
     before = len(e2b_standin.requests("/v2/sandboxes"))
     done = await certify(tmp_path, e2b_standin, "--config", str(file))
     assert done.code == 1, done.out + done.err
@@ -107,7 +107,7 @@ async def test_sandboxes_that_came_and_went_are_told_of(tmp_path: Path, e2b_stan
 @pytest.mark.slow
 @pytest.mark.serial
 @pytest.mark.timeout(300)
-async def test_empty_templates_get_the_program_and_the_report_says_how(tmp_path: Path, e2b_standin: StandIn):
+async def test_empty_templates_get_the_program_and_the_report_has_how(tmp_path: Path, e2b_standin: StandIn):
     """The real thing, in all three sandboxes at once, from a package index."""
     env = "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in INDEX.items()) + " }"
     file = tmp_path / "swarm.toml"
@@ -166,14 +166,14 @@ async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
     monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(temporary))
     await e2b_standin.fail("/sandboxes/*", method="DELETE", status=500, times=None)
     file = tmp_path / "swarm.toml"
-    file.write_text(far_toml())
+    file.write_text(remote_toml())
     done = await certify(tmp_path, e2b_standin, "--config", str(file))
     assert done.code == 1, done.out + done.err
     found = json.loads((tmp_path / "certify.json").read_text())
     [left_there] = await e2b_standin.sandboxes()
-    [said] = last_probe(found)["sandboxes elsewhere"]["orphans"]
-    assert said.startswith(f"sandbox {left_there} (python, running) at another endpoint than E2B's")
-    assert any(said in problem for problem in found["problems"])
+    [output] = last_probe(found)["sandboxes elsewhere"]["orphans"]
+    assert output.startswith(f"sandbox {left_there} (python, running) at another endpoint than E2B's")
+    assert any(output in problem for problem in found["problems"])
     [directory] = temporary.glob("signalmesh-certify-*")
     assert str(directory) in last_probe(found)["directory"]["orphans"][0]
     doctor = await run_command(tmp_path, "doctor", "--json", environment=e2b_standin.environment)
@@ -195,7 +195,7 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
     await e2b_standin.vanish(gone)
     _, err = await process.communicate()
     await e2b_standin.clear()
-    said, found = err.decode(), json.loads((tmp_path / "certify.json").read_text())
+    output, found = err.decode(), json.loads((tmp_path / "certify.json").read_text())
     text = (tmp_path / "certify.md").read_text()
     rows = {row["name"]: row for row in found["sandboxes"] if row["sandbox"] == "python"}
     lost = rows.pop(f"python-{gone}")
@@ -208,10 +208,10 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
         assert (process.returncode, deployed["measured"], rows) == (1, 2.0, {})
         assert any("sandbox python cannot be had" in problem for problem in found["problems"])
         assert "- 2 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
-        assert "critical: sandbox_failed: sandbox python cannot be had" in said
+        assert "critical: sandbox_failed: sandbox python cannot be had" in output
         assert "sandbox python cannot be had" in found["alert_texts"]["sandbox_failed"]
     else:
-        assert (process.returncode, deployed["measured"]) == (0, 3.0), said
+        assert (process.returncode, deployed["measured"]) == (0, 3.0), output
         [another] = rows.values()
         assert (another["state"], another["why"]) == ("active", "it came after the probing")
         assert "- 3 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
@@ -221,7 +221,7 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
 @pytest.mark.serial
 async def test_a_sandbox_that_vanishes_in_the_last_moment_is_not_called_active(tmp_path: Path, e2b_standin: StandIn):
     """Certify itself is held meanwhile, so that it has no time to notice by chance."""
-    process = await certify_until(tmp_path, e2b_standin, b"reading back what is stored", far_toml())
+    process = await certify_until(tmp_path, e2b_standin, b"reading back what is stored", remote_toml())
     process.send_signal(signal.SIGSTOP)
     [gone] = await e2b_standin.sandboxes()
     await e2b_standin.vanish(gone)
@@ -238,7 +238,7 @@ async def test_a_sandbox_that_vanishes_in_the_last_moment_is_not_called_active(t
 
 async def certify_until_rounds(directory: Path, standin: StandIn) -> asyncio.subprocess.Process:
     """Started, and far enough to have made its sandbox."""
-    return await certify_until(directory, standin, b"until rounds are decided", far_toml())
+    return await certify_until(directory, standin, b"until rounds are decided", remote_toml())
 
 
 async def certify_until(
@@ -264,22 +264,22 @@ async def certify_until(
 
 
 @pytest.mark.slow
-async def test_each_sandbox_that_is_not_heard_is_told_of_while_it_is_waited_for(tmp_path: Path, e2b_standin: StandIn):
+async def test_each_sandbox_without_heartbeat_is_reported_while_it_is_waited_for(tmp_path: Path, e2b_standin: StandIn):
     """Nothing listens where they are told that the bus is."""
     toml = sandboxes_toml(python=json.dumps(sys.executable), env=env_toml())
     step, nowhere = b"waiting for the hosts", "nats://somebody:secret-word@127.0.0.1:9"
     process = await certify_until(tmp_path, e2b_standin, step, toml, nowhere)
     assert process.stderr is not None
-    unheard: dict[str, str] = {}
+    without_heartbeat: dict[str, str] = {}
     async with asyncio.timeout(2 * GUARD_S):
-        while len(unheard) < len(SANDBOXES):
+        while len(without_heartbeat) < len(SANDBOXES):
             line = (await process.stderr.readline()).decode()
             _, alert, text = line.partition("warning: sandbox_no_heartbeat: sandbox ")
             assert alert, f"not what the user needs to know: {line}"
             assert "can it reach nats://127.0.0.1:9 from there (--public-nats" in text
-            unheard[text.partition("-")[0]] = text
-    assert set(unheard) == set(SANDBOXES)
-    assert "secret-word" not in "".join(unheard.values())
+            without_heartbeat[text.partition("-")[0]] = text
+    assert set(without_heartbeat) == set(SANDBOXES)
+    assert "secret-word" not in "".join(without_heartbeat.values())
     process.send_signal(signal.SIGINT)
     await process.communicate()
     assert process.returncode == 130
@@ -299,9 +299,9 @@ async def test_breaking_it_off_names_the_sandbox_that_could_not_be_ended(
     assert process.returncode == 130
     [left_there] = await e2b_standin.sandboxes()
     [directory] = temporary.glob("signalmesh-certify-*")
-    said = err.decode()
-    assert f"left behind: sandbox {left_there} (python, running) at another endpoint than E2B's" in said
-    assert f"the directory {directory}: `signalmesh doctor` says what to do" in said
+    output = err.decode()
+    assert f"left behind: sandbox {left_there} (python, running) at another endpoint than E2B's" in output
+    assert f"the directory {directory}: `signalmesh doctor` says what to do" in output
     await e2b_standin.clear()
 
 

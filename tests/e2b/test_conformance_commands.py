@@ -33,7 +33,7 @@ async def test_a_command_runs_in_the_home_directory_with_the_environment_it_was_
     assert not [line for line in environment if line.startswith(("E2B_API_KEY=", "OF_THE_LAUNCHER="))]
 
 
-async def test_a_command_runs_where_it_is_told_to(sandbox):
+async def test_a_command_runs_in_the_given_directory(sandbox):
     await sandbox.files.make_dir("below/here")
     ran = await sandbox.commands.run("pwd", cwd="below/here")
     assert ran.stdout.endswith("/below/here\n")
@@ -48,7 +48,7 @@ async def test_a_failure_has_the_exit_code_and_what_was_printed(sandbox):
     assert caught.value.error == "exit status 3"
 
 
-async def test_a_death_by_signal_is_told_as_one(sandbox):
+async def test_a_death_by_signal_is_reported_as_one(sandbox):
     with pytest.raises(CommandExitException) as caught:
         await sandbox.commands.run("kill -9 $$")
     assert (caught.value.exit_code, caught.value.error) == (-1, "signal: killed")
@@ -66,7 +66,7 @@ async def test_output_comes_whole_and_in_order_while_the_command_runs(sandbox):
     assert "".join(received.items) == result.stdout
 
 
-async def test_output_is_not_kept_where_nobody_wants_it(sandbox):
+async def test_output_is_not_kept_without_a_listener(sandbox):
     result = await sandbox.commands.run("echo out", retain_output=False)
     assert result.stdout is None
 
@@ -166,7 +166,7 @@ async def test_a_process_outlives_its_launcher(sandbox):
     assert (await ended(attached)).exit_code == -1
 
 
-async def test_everyone_attached_hears_the_same(sandbox):
+async def test_every_listener_receives_the_same(sandbox):
     running = await sandbox.commands.run("read go; echo said; exit 2", background=True, stdin=True, timeout=0)
     attached = [await sandbox.commands.connect(running.pid, timeout=0) for _ in range(2)]
     await running.send_stdin("go\n")
@@ -227,7 +227,7 @@ async def test_a_kill_ends_the_stream_though_a_child_still_has_the_output(sandbo
     assert (await ended(running)).error == "signal: killed"
 
 
-async def test_the_exit_code_is_known_to_one_who_comes_late(sandbox):
+async def test_the_exit_code_is_known_to_a_late_listener(sandbox):
     running = await sandbox.commands.run("read go; exit 5", background=True, stdin=True, timeout=0)
     await running.disconnect()
     await sandbox.commands.send_stdin(running.pid, "go\n")
@@ -257,20 +257,20 @@ async def test_input_of_a_command_that_takes_none_is_refused(sandbox):
         await sandbox.commands.send_stdin(running.pid, "x")
 
 
-async def test_a_terminal_has_a_size_and_hears_what_is_typed(sandbox):
+async def test_a_terminal_has_a_size_and_receives_what_is_typed(sandbox):
     received: Collector[bytes] = Collector()
     terminal = await sandbox.pty.create(PtySize(rows=31, cols=97), on_data=received.put, timeout=0)
     await sandbox.pty.send_stdin(terminal.pid, b"stty size; exec cat\n")
 
-    async def said(text: bytes) -> None:
+    async def output(text: bytes) -> None:
         count = 0
         while text not in b"".join(received.items):
             count = len(await received.reach(count + 1))
 
-    await said(b"31 97\r\n")
+    await output(b"31 97\r\n")
     await sandbox.pty.resize(terminal.pid, PtySize(rows=10, cols=20))
     await sandbox.pty.send_stdin(terminal.pid, b"typed\n")
-    await said(b"typed\r\ntyped\r\n")
+    await output(b"typed\r\ntyped\r\n")
     assert (await sandbox.commands.run(f"stty size </proc/{terminal.pid}/fd/0")).stdout == "10 20\n"
     assert await sandbox.pty.kill(terminal.pid)
     await ended(terminal)

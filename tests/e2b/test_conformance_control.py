@@ -21,7 +21,7 @@ from e2b import (
 from tests.e2b.conforming import LIFETIME_S, ended, until
 
 
-async def test_a_sandbox_is_made_with_what_it_was_asked_for(service):
+async def test_a_sandbox_is_created_as_requested(service):
     before = datetime.now(UTC)
     made = await service.create(metadata={"role": "a b/c"}, allow_internet_access=False)
     info = await made.get_info()

@@ -11,14 +11,14 @@ import sys
 import pytest
 
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, run_command
-from tests.e2b.far import FarSwarm
+from tests.e2b.remote import RemoteSwarm
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT], ids=["killed", "aborted"])
 async def test_a_launcher_that_dies_finds_its_sandbox_again_and_makes_no_second_one(tmp_path, e2b_standin, number):
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.started()
         swarm.send(there.launcher, number)
         [attached] = await swarm.until_logged("host_attached")
         assert attached["pid"] == there.pid
@@ -29,9 +29,9 @@ async def test_a_launcher_that_dies_finds_its_sandbox_again_and_makes_no_second_
 
 
 @pytest.mark.slow
-async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_path, e2b_standin):
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
-        there = await swarm.settled()
+async def test_an_unresponsive_launcher_is_replaced_and_its_successor_ends_nothing(tmp_path, e2b_standin):
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.started()
         unresponsive = there.launcher
         status = await swarm.command("status", "--json")
         at = f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}"
@@ -42,9 +42,9 @@ async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_pa
         )
         assert (await swarm.command("health", "provider")).code == 0
         swarm.send(unresponsive, signal.SIGSTOP)
-        unheard = (await swarm.command("status")).out
-        assert f"no provider heard: nobody renews the lifetimes of the sandboxes at {at}" in unheard
-        [row] = [line for line in unheard.splitlines() if line.startswith(f"{there.host} ")]
+        without_heartbeat = (await swarm.command("status")).out
+        assert f"no provider heard: nobody renews the lifetimes of the sandboxes at {at}" in without_heartbeat
+        [row] = [line for line in without_heartbeat.splitlines() if line.startswith(f"{there.host} ")]
         assert row.split("  ")[1] == "e2b, another endpoint"
         [found] = [
             row for row in (await swarm.command("status", "--json")).json["sandboxes"] if row["name"] == there.host
@@ -69,15 +69,15 @@ async def test_a_hung_launcher_is_replaced_and_its_successor_ends_nothing(tmp_pa
 
 @pytest.mark.slow
 async def test_the_next_run_takes_over_what_a_killed_one_has_left(tmp_path, e2b_standin):
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.started()
         await swarm.end(signal.SIGKILL)
         assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
         doctor = await run_command(tmp_path, "doctor", environment=e2b_standin.environment)
         assert "has these of an earlier run, which cost until their lifetime ends" in doctor.out
         assert f"{there.sandbox_id} (python, running)" in doctor.out
         assert f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}" in doctor.out
-        again = await swarm.settled()
+        again = await swarm.started()
         assert again.host == there.host
         [adopted] = await swarm.until_logged("sandbox_adopted")
         assert adopted["sandbox_id"] == there.sandbox_id
@@ -88,8 +88,8 @@ async def test_the_next_run_takes_over_what_a_killed_one_has_left(tmp_path, e2b_
 
 @pytest.mark.slow
 async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp_path, e2b_standin):
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.started()
         await swarm.end(signal.SIGKILL)
         without = await run_command(tmp_path, "down")
         assert without.code == 2
@@ -101,9 +101,9 @@ async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp
         assert f"could not be deleted: {there.sandbox_id}: it is still listed" in unheeded.out
         down = await run_command(tmp_path, "down", "--json", environment=e2b_standin.environment)
         assert down.code == 0, down.err
-        said = down.json
-        assert said.pop("duration_s") > 0
-        assert said == {
+        reported = down.json
+        assert reported.pop("duration_s") > 0
+        assert reported == {
             "swarm": None,
             "pid": None,
             "endpoint": f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}",
@@ -118,15 +118,15 @@ async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp
 
 @pytest.mark.slow
 async def test_the_next_run_ends_what_does_not_fit_it(tmp_path, e2b_standin):
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.started()
         await swarm.end(signal.SIGKILL)
         file = tmp_path / "swarm.toml"
         file.write_text(file.read_text().replace('provider = "e2b"', 'provider = "e2b"\nmetadata = { team = "desk" }'))
-        subscriber = await swarm.far_up()
+        subscriber = await swarm.up_with_remote()
         [ended] = await swarm.until_logged("orphan_sandbox_deleted")
         assert ended["sandbox_id"] == there.sandbox_id
-        another = await swarm.far_host(subscriber, other_than=there.host)
+        another = await swarm.remote_host(subscriber, other_than=there.host)
         await subscriber.live(*AGENTS)
         assert [f"python-{name}" for name in await e2b_standin.sandboxes()] == [another]
         await swarm.assert_exact()
@@ -152,9 +152,9 @@ async def test_an_sdk_that_aborts_at_exit_spoils_no_exit_code(tmp_path, e2b_stan
         check=False,
     )
     assert ordinary.returncode == -signal.SIGABRT, "the hook does nothing"
-    async with FarSwarm(tmp_path / "swarm", e2b_standin) as swarm:
+    async with RemoteSwarm(tmp_path / "swarm", e2b_standin) as swarm:
         swarm.environment["PYTHONPATH"] = paths
-        there = await swarm.settled()
+        there = await swarm.started()
         assert "warning" not in swarm.errors, "the process that tries the key has failed"
         doctor = await run_command(
             tmp_path / "swarm", "doctor", environment={**e2b_standin.environment, "PYTHONPATH": paths}
@@ -168,8 +168,8 @@ async def test_an_sdk_that_aborts_at_exit_spoils_no_exit_code(tmp_path, e2b_stan
 
 @pytest.mark.slow
 async def test_down_ends_in_spite_of_sandboxes_that_it_cannot_reach_and_names_them(tmp_path, e2b_standin):
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.started()
         await e2b_standin.ports(api=False, envd=False)
         down = await swarm.command("down")
         assert down.code == 1, down.err

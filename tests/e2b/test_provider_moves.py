@@ -10,7 +10,7 @@ import pytest
 
 from tests.acceptance.subscriber import read_stream
 from tests.acceptance.swarm import AGENTS, agents_toml
-from tests.e2b.far import FAR_AGENTS, FarSwarm, far_sandbox
+from tests.e2b.remote import REMOTE_AGENTS, RemoteSwarm, remote_sandbox
 
 CHAIN = """
 import hashlib
@@ -42,16 +42,16 @@ EVERY_AGENT = (*AGENTS, "chain")
 @pytest.mark.slow
 async def test_agents_move_from_here_to_there_and_back_with_their_state(tmp_path, e2b_standin):
     (tmp_path / "chain.py").write_text(CHAIN)
-    far = far_sandbox(files='["chain.py"]')
+    remote = remote_sandbox(files='["chain.py"]')
     toml = (
-        f"max_agents = 6\n[sandboxes.base]\n{far}\n"
+        f"max_agents = 6\n[sandboxes.base]\n{remote}\n"
         f"{agents_toml(speed=20).replace('nodejs', 'base')}"
         '[agents.chain]\nclass = "chain.py:Chain"\nsandbox = "base"\n'
     )
-    async with FarSwarm(tmp_path, e2b_standin, toml) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(tmp_path, e2b_standin, toml) as swarm:
+        there = await swarm.started()
         subscriber = there.subscriber
-        at_home = [name for name in EVERY_AGENT if name not in FAR_AGENTS]
+        at_home = [name for name in EVERY_AGENT if name not in REMOTE_AGENTS]
         heartbeats = await subscriber.live(*EVERY_AGENT)
         assert {name: heartbeats[name]["sandbox"] for name in at_home} == dict.fromkeys(at_home, "base")
         await subscriber.decided(260)
@@ -70,17 +70,17 @@ async def test_agents_move_from_here_to_there_and_back_with_their_state(tmp_path
 
         stored = await read_stream(swarm.url, swarm.name)
         seen, link, expected = 0, "", {}
-        for said in stored:
-            if said.kind == "market":
-                tick = said.json
+        for message in stored:
+            if message.kind == "market":
+                tick = message.json
                 seen += 1
                 link = hashlib.sha256(f"{link} {tick['sequence']} {tick['price']}".encode()).hexdigest()
                 expected[tick["sequence"]] = {"seen": seen, "link": link}
-        votes = [said.json for said in stored if said.kind == "signal" and said.writer == "chain"]
+        votes = [message.json for message in stored if message.kind == "signal" and message.writer == "chain"]
         assert len(votes) > 300
         assert [vote["round"] for vote in votes] == list(range(1, len(votes) + 1)), "one for each tick, in order"
         assert [vote["indicators"] for vote in votes] == [expected[vote["round"]] for vote in votes]
-        moves = [said.json for said in stored if said.kind == "lifecycle" and said.json["event"] == "moved"]
+        moves = [message.json for message in stored if message.kind == "lifecycle" and message.json["event"] == "moved"]
         assert sum(move["agent"] == "chain" for move in moves) == 2, "there, and back"
         assert sorted(move["agent"] for move in moves) == sorted([*at_home, *EVERY_AGENT])
         audit = await swarm.command("audit", "--json")

@@ -19,7 +19,7 @@ import pytest
 from e2b import AsyncSandbox
 
 from tests.acceptance.swarm import AGENTS, agents_toml
-from tests.e2b.far import FAR_AGENTS, FarSwarm, env_toml, far_sandbox, far_toml
+from tests.e2b.remote import REMOTE_AGENTS, RemoteSwarm, env_toml, remote_sandbox, remote_toml
 
 MINE = """
 from agents.agent import Agent
@@ -78,7 +78,7 @@ async def test_files_and_packages_are_there_before_the_agents_are(tmp_path, e2b_
     write_npm_package(swarm_directory / "far-words.tgz")
     (swarm_directory / "mine.py").write_text(MINE)
     python = await asyncio.to_thread(environment_of_its_own, tmp_path / "venv")
-    sandbox = far_sandbox(
+    sandbox = remote_sandbox(
         python=json.dumps(str(python)),
         env=env_toml(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path / "wheels")),
         files='["mine.py", "far-words.tgz"]',
@@ -88,25 +88,26 @@ async def test_files_and_packages_are_there_before_the_agents_are(tmp_path, e2b_
         f"max_agents = 6\n[sandboxes.base]\n[sandboxes.nodejs]\n{sandbox}\n{agents_toml(speed=20)}"
         '[agents.mine]\nclass = "mine.py:Mine"\nsandbox = "python"\n'
     )
-    async with FarSwarm(swarm_directory, e2b_standin, toml) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(swarm_directory, e2b_standin, toml) as swarm:
+        there = await swarm.started()
         heartbeats = await there.subscriber.live(*AGENTS, "mine")
         assert heartbeats["mine"]["sandbox"] == there.host
         subscriber = there.subscriber
         votes = await subscriber.until(
-            "its votes", lambda: [one.json for one in subscriber.said if one.kind == "signal" and one.writer == "mine"]
+            "its votes",
+            lambda: [one.json for one in subscriber.messages if one.kind == "signal" and one.writer == "mine"],
         )
         assert {vote["strength"] for vote in votes} == {0.625}, "not what its package says"
-        far = await AsyncSandbox.connect(there.sandbox_id)
-        said = await far.commands.run("cd .signalmesh/files && node -p 'require(\"far-words\")'")
-        assert said.stdout == "far away\n"
+        remote = await AsyncSandbox.connect(there.sandbox_id)
+        output = await remote.commands.run("cd .signalmesh/files && node -p 'require(\"far-words\")'")
+        assert output.stdout == "far away\n"
         assert swarm.logged("signalmesh_installed") == [], "it was there already"
         await swarm.assert_exact()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("packages", "said"),
+    ("packages", "output"),
     [
         ('{ pip = ["no-such-package-of-mine"] }', "No matching distribution found for no-such-package-of-mine"),
         pytest.param(
@@ -117,18 +118,18 @@ async def test_files_and_packages_are_there_before_the_agents_are(tmp_path, e2b_
     ],
     ids=["pip", "npm"],
 )
-async def test_a_package_that_cannot_be_installed_is_named_with_what_its_installer_said(
-    tmp_path, e2b_standin, packages, said
+async def test_a_package_that_cannot_be_installed_is_named_with_its_installers_output(
+    tmp_path, e2b_standin, packages, output
 ):
-    toml = far_toml(packages=packages, env=env_toml(PIP_NO_INDEX="1"))
-    async with FarSwarm(tmp_path, e2b_standin, toml) as swarm:
-        subscriber = await swarm.far_up()
+    toml = remote_toml(packages=packages, env=env_toml(PIP_NO_INDEX="1"))
+    async with RemoteSwarm(tmp_path, e2b_standin, toml) as swarm:
+        subscriber = await swarm.up_with_remote()
         alert = (await subscriber.alerted("sandbox_not_installed"))[0]
         assert "installing packages." in alert["message"]
         assert "(no-such-package-of-mine" in alert["message"]
-        assert said in alert["message"]
+        assert output in alert["message"]
         await subscriber.alerted("sandbox_failed")
-        heartbeats = await subscriber.live(*FAR_AGENTS)
+        heartbeats = await subscriber.live(*REMOTE_AGENTS)
         assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in heartbeats.values())
         assert await e2b_standin.sandboxes() == {}
 
@@ -140,13 +141,13 @@ async def test_an_empty_template_gets_our_wheel_and_what_it_needs(tmp_path, e2b_
     plain = Path(sys.base_prefix) / "bin" / "python3"
     index = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_CERT_"))}
     env = "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in index.items()) + " }"
-    async with FarSwarm(tmp_path, e2b_standin, far_toml(python=json.dumps(str(plain)), env=env)) as swarm:
-        subscriber = await swarm.far_up()
+    async with RemoteSwarm(tmp_path, e2b_standin, remote_toml(python=json.dumps(str(plain)), env=env)) as swarm:
+        subscriber = await swarm.up_with_remote()
         async with asyncio.timeout(800):
             while not swarm.logged("signalmesh_installed"):
                 assert not subscriber.alerts, subscriber.alerts
                 await asyncio.sleep(1)
-        host = await swarm.far_host(subscriber)
+        host = await swarm.remote_host(subscriber)
         await swarm.agents_in(subscriber, host)
         [shown] = (await e2b_standin.sandboxes()).values()
         assert psutil.Process(subscriber.heartbeats[host]["pid"]).cmdline()[0].startswith(shown["home"])

@@ -20,7 +20,7 @@ import pytest
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
 from tests.acceptance.swarm import GUARD_S
-from tests.e2b.far import FarSwarm, Settled
+from tests.e2b.remote import RemoteSwarm, StartedSwarm
 from tests.support.cluster import free_ports
 
 PASSWORD = "keep" + "-this-to-yourself"
@@ -39,16 +39,16 @@ def texts(value: Any) -> Iterator[str]:
             yield base64.b64decode(value, validate=True).decode()
 
 
-async def assert_hidden(there: Settled, credential: str) -> None:
+async def assert_hidden(there: StartedSwarm, credential: str) -> None:
     """Neither E2B's key nor `credential` stands where others can read it, and the sandbox got it in one way."""
     swarm, standin = there.swarm, there.swarm.standin
     key, state = standin.api_key, swarm.directory / ".signalmesh"
-    shown = (await standin.sandboxes())[there.sandbox_id]
+    displayed = (await standin.sandboxes())[there.sandbox_id]
     ours = [process for process in swarm.all_agents() if process.pid != swarm.process.pid]
     assert there.launcher in {process.pid for process in ours}
     inside = {there.pid, *(heartbeat["pid"] for heartbeat in there.heartbeats.values())}
-    assert inside <= set(shown["pids"])
-    for process in [*ours, *map(psutil.Process, shown["pids"])]:
+    assert inside <= set(displayed["pids"])
+    for process in [*ours, *map(psutil.Process, displayed["pids"])]:
         argv, environment = " ".join(process.cmdline()), process.environ()
         assert key not in argv
         assert credential not in argv
@@ -65,21 +65,23 @@ async def assert_hidden(there: Settled, credential: str) -> None:
             ways.add(line["kind"])
     assert ways == {"stream_input"}
     written = [*state.rglob("*.log"), state / "e2b.json", state / "run.json", swarm.directory / "up.err"]
-    written += Path(shown["home"]).rglob("*.log")
+    written += Path(displayed["home"]).rglob("*.log")
     assert {"provider.log", "host.log"} <= {path.name for path in written}
     for path in written:
         text = path.read_text()
         assert key not in text, path
         assert credential not in text, path
-    received = b"".join(said.data for said in there.subscriber.said).decode() + json.dumps(there.subscriber.heartbeats)
+    received = b"".join(said.data for said in there.subscriber.messages).decode() + json.dumps(
+        there.subscriber.heartbeats
+    )
     assert key not in received
     assert credential not in received
 
 
 @pytest.mark.slow
 async def test_neither_key_nor_password_stand_where_others_can_read(tmp_path, e2b_standin):
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
-        there = await swarm.settled(f"nats://far:{PASSWORD}@127.0.0.1:{swarm.port}")
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.started(f"nats://far:{PASSWORD}@127.0.0.1:{swarm.port}")
         await assert_hidden(there, PASSWORD)
 
 
@@ -117,9 +119,9 @@ async def test_neither_key_nor_nkey_seed_stand_where_others_can_read(tmp_path, e
                 await asyncio.sleep(0.05)
         file = tmp_path / "far.nk"
         file.write_text(seed)
-        async with FarSwarm(tmp_path / "swarm", e2b_standin) as swarm:
+        async with RemoteSwarm(tmp_path / "swarm", e2b_standin) as swarm:
             swarm.environment["SIGNALMESH_NATS_NKEY"] = str(file)
-            there = await swarm.settled(url, "--nats", url)
+            there = await swarm.started(url, "--nats", url)
             await there.subscriber.more_decisions(3)
             await assert_hidden(there, seed)
             await swarm.down()

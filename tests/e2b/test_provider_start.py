@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.swarm import run_command
-from tests.e2b.far import FAR_AGENTS, FarSwarm, far_toml, until
+from tests.e2b.remote import REMOTE_AGENTS, RemoteSwarm, remote_toml, until
 from tests.support.cluster import free_ports
 
 PASSWORD = "keep" + "-this-to-yourself"
@@ -25,45 +25,45 @@ CREATE = "/v2/sandboxes"
 async def refused(directory: Path, environment: dict[str, str], *arguments: str) -> str:
     """What `up` says when it does not start; nothing is left of it."""
     directory.mkdir(exist_ok=True)
-    (directory / "swarm.toml").write_text(far_toml())
+    (directory / "swarm.toml").write_text(remote_toml())
     done = await run_command(directory, "up", "--port", "0", *arguments, environment=environment)
     assert done.code == 2, done.out + done.err
     assert not (directory / ".signalmesh").exists()
     return done.err
 
 
-async def test_up_without_a_key_says_where_to_get_one(tmp_path, e2b_standin):
-    said = await refused(
+async def test_up_without_a_key_prints_where_to_get_one(tmp_path, e2b_standin):
+    output = await refused(
         tmp_path, {**e2b_standin.environment, "E2B_API_KEY": ""}, "--public-nats", "nats://127.0.0.1:1"
     )
-    assert "E2B_API_KEY is not set" in said
-    assert "https://e2b.dev/dashboard?tab=keys" in said
+    assert "E2B_API_KEY is not set" in output
+    assert "https://e2b.dev/dashboard?tab=keys" in output
 
 
 async def test_up_with_a_wrong_key_does_not_show_it(tmp_path, e2b_standin):
     wrong = "e2b_" + "0" * 20
-    said = await refused(
+    output = await refused(
         tmp_path, {**e2b_standin.environment, "E2B_API_KEY": wrong}, "--public-nats", "nats://127.0.0.1:1"
     )
-    assert "does not accept this key" in said
-    assert f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}" in said
-    assert wrong not in said
+    assert "does not accept this key" in output
+    assert f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}" in output
+    assert wrong not in output
 
 
 @pytest.mark.slow
 async def test_up_with_a_key_of_two_lines_does_not_show_it(tmp_path, e2b_standin):
     environment = {**e2b_standin.environment, "E2B_API_KEY": f"{e2b_standin.api_key}\n# of the desk"}
-    said = await refused(tmp_path, environment, "--public-nats", "nats://127.0.0.1:1")
-    assert "E2B_API_KEY: expected the key alone" in said
-    assert e2b_standin.api_key not in said
+    output = await refused(tmp_path, environment, "--public-nats", "nats://127.0.0.1:1")
+    assert "E2B_API_KEY: expected the key alone" in output
+    assert e2b_standin.api_key not in output
     doctor = await run_command(tmp_path, "doctor", environment=environment)
     assert "E2B_API_KEY: expected the key alone" in doctor.out
     assert "mend what it says" in doctor.out
     assert e2b_standin.api_key not in doctor.out + doctor.err
 
 
-async def test_doctor_asks_nobody_where_the_sdk_would_ask_somebody_else(tmp_path, e2b_standin):
-    (tmp_path / "swarm.toml").write_text(far_toml(files='["mine.py"]'))
+async def test_doctor_sends_no_request_where_the_sdk_would_use_another_server(tmp_path, e2b_standin):
+    (tmp_path / "swarm.toml").write_text(remote_toml(files='["mine.py"]'))
     doctor = await run_command(tmp_path, "doctor", environment={**e2b_standin.environment, "E2B_DEBUG": "true"})
     assert doctor.code == 1
     assert "E2B_DEBUG=true: with it E2B's SDK asks another server" in doctor.out
@@ -73,20 +73,20 @@ async def test_doctor_asks_nobody_where_the_sdk_would_ask_somebody_else(tmp_path
 @pytest.mark.slow
 async def test_an_address_for_sandboxes_that_is_none_is_named_by_its_flag(tmp_path, e2b_standin):
     for address in ("http://bus.example.org", "bus example.org"):
-        said = await refused(tmp_path, e2b_standin.environment, "--public-nats", address)
-        assert f"--public-nats {address}: expected nats://HOST:PORT" in said
+        output = await refused(tmp_path, e2b_standin.environment, "--public-nats", address)
+        assert f"--public-nats {address}: expected nats://HOST:PORT" in output
 
 
 async def test_up_needs_an_address_that_a_sandbox_can_reach(tmp_path, e2b_standin):
     assert "--public-nats" in await refused(tmp_path, e2b_standin.environment)
     at_e2b = {"E2B_API_KEY": "of_no_use", "E2B_API_URL": "", "E2B_SANDBOX_URL": "", "E2B_DOMAIN": ""}
-    said = await refused(tmp_path, at_e2b, "--public-nats", "nats://127.0.0.1:4222")
-    assert "a sandbox at E2B cannot reach nats://127.0.0.1:4222" in said
+    output = await refused(tmp_path, at_e2b, "--public-nats", "nats://127.0.0.1:4222")
+    assert "a sandbox at E2B cannot reach nats://127.0.0.1:4222" in output
 
 
 @pytest.mark.slow
 async def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path, e2b_standin):
-    (tmp_path / "swarm.toml").write_text(far_toml(files='["mine.py"]'))
+    (tmp_path / "swarm.toml").write_text(remote_toml(files='["mine.py"]'))
     done = await run_command(tmp_path, "up", "--public-nats", "nats://127.0.0.1:1", environment=e2b_standin.environment)
     assert done.code == 2
     assert "sandboxes.python.files[0]: expected a file or directory" in done.err
@@ -96,7 +96,7 @@ async def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path, e2b_standi
 
 
 @pytest.mark.slow
-async def test_a_sandbox_is_asked_for_as_it_is_configured(tmp_path, e2b_standin):
+async def test_a_sandbox_is_requested_as_it_is_configured(tmp_path, e2b_standin):
     settings: dict[str, Any] = {
         "template": '"base"',
         "timeout_s": 120,
@@ -104,19 +104,19 @@ async def test_a_sandbox_is_asked_for_as_it_is_configured(tmp_path, e2b_standin)
         "deny": '["0.0.0.0/0"]',
         "metadata": '{ team = "desk" }',
     }
-    async with FarSwarm(tmp_path, e2b_standin, far_toml(**settings)) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(tmp_path, e2b_standin, remote_toml(**settings)) as swarm:
+        there = await swarm.started()
         [made] = [line for line in e2b_standin.requests(CREATE) if line["status"] == 201][-1:]
-        asked = made["body"]
-        assert (asked["templateID"], asked["timeout"]) == ("base", 120)
-        assert asked["network"] == {
+        requested = made["body"]
+        assert (requested["templateID"], requested["timeout"]) == ("base", 120)
+        assert requested["network"] == {
             "allowOut": ["203.0.113.7/32"],
             "denyOut": ["0.0.0.0/0"],
             "allowPublicTraffic": False,
         }
-        assert not asked.get("autoPause")
-        assert set(asked["envVars"]) == {"PYTHONPATH"}
-        metadata = asked["metadata"]
+        assert not requested.get("autoPause")
+        assert set(requested["envVars"]) == {"PYTHONPATH"}
+        metadata = requested["metadata"]
         assert metadata.keys() == {"team", "pool", "sandbox", "swarm", "version", "settings"}
         assert (metadata["team"], metadata["sandbox"], metadata["swarm"]) == ("desk", "python", "swarm")
         await there.untouched()
@@ -133,10 +133,10 @@ async def test_a_sandbox_is_asked_for_as_it_is_configured(tmp_path, e2b_standin)
     ],
     ids=["busy", "broken", "too fast", "answer lost"],
 )
-async def test_a_service_that_is_ill_is_asked_again_and_makes_one_sandbox(tmp_path, e2b_standin, fault):
+async def test_an_unhealthy_service_is_retried_and_creates_one_sandbox(tmp_path, e2b_standin, fault):
     await e2b_standin.fail(CREATE, method="POST", **fault)
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
-        there = await swarm.settled()
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
+        there = await swarm.started()
         assert [one["used"] for one in await e2b_standin.faults()] == [fault["times"]]
         [alert] = await there.subscriber.alerted("provider_unavailable")
         assert alert["message"].startswith(
@@ -146,19 +146,19 @@ async def test_a_service_that_is_ill_is_asked_again_and_makes_one_sandbox(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "output"),
     [
         ({"template": '"no-such-template"'}, "template 'no-such-template' not found"),
         ({"cpu": 4096}, "sandboxes.python.cpu is 4096, but template 'base' gives"),
     ],
     ids=["template", "size"],
 )
-async def test_what_no_repetition_mends_is_told_and_the_agents_run_elsewhere(tmp_path, e2b_standin, settings, said):
-    async with FarSwarm(tmp_path, e2b_standin, far_toml(**settings)) as swarm:
-        subscriber = await swarm.far_up()
+async def test_what_no_retry_fixes_is_reported_and_the_agents_run_locally(tmp_path, e2b_standin, settings, output):
+    async with RemoteSwarm(tmp_path, e2b_standin, remote_toml(**settings)) as swarm:
+        subscriber = await swarm.up_with_remote()
         [alert] = await subscriber.alerted("sandbox_failed")
-        assert said in alert["message"]
-        heartbeats = await subscriber.live(*FAR_AGENTS)
+        assert output in alert["message"]
+        heartbeats = await subscriber.live(*REMOTE_AGENTS)
         assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in heartbeats.values())
         await subscriber.more_decisions(3)
         assert await e2b_standin.sandboxes() == {}
@@ -169,16 +169,16 @@ async def test_what_no_repetition_mends_is_told_and_the_agents_run_elsewhere(tmp
         assert [(row["name"], row["status"], row["pid"], row["agents"]) for row in status.json["sandboxes"]][-1] == (
             "python", "given up", None, [],
         )  # fmt: skip
-        assert said in status.json["sandboxes"][-1]["reason"]
+        assert output in status.json["sandboxes"][-1]["reason"]
         [line] = [line for line in (await swarm.command("status")).out.splitlines() if "has given it up" in line]
         assert line.startswith("python: its provider has given it up: ")
-        assert said in line
+        assert output in line
         history = await swarm.command("history", "alert")
-        assert said in history.out
+        assert output in history.out
         doctor = await run_command(tmp_path, "doctor", environment=e2b_standin.environment)
         assert doctor.code == 1
         [line] = [line for line in doctor.out.splitlines() if "has given it up" in line]
-        assert said in line
+        assert output in line
         assert line.endswith("; its agents run elsewhere")
         unhealthy = await swarm.command("health", "provider", "--timeout", "1", "--json")
         assert (unhealthy.code, unhealthy.json["failed"], unhealthy.json["status"]) == (1, ["python"], "live")
@@ -187,25 +187,25 @@ async def test_what_no_repetition_mends_is_told_and_the_agents_run_elsewhere(tmp
 
 
 @pytest.mark.slow
-async def test_an_interpreter_that_is_not_there_is_told_and_given_up_at_once(tmp_path, e2b_standin):
-    async with FarSwarm(tmp_path, e2b_standin, far_toml(python='"/nowhere/python"')) as swarm:
+async def test_a_missing_interpreter_is_reported_and_fails_at_once(tmp_path, e2b_standin):
+    async with RemoteSwarm(tmp_path, e2b_standin, remote_toml(python='"/nowhere/python"')) as swarm:
         made = swarm.created()
-        subscriber = await swarm.far_up()
+        subscriber = await swarm.up_with_remote()
         [failed] = await subscriber.alerted("sandbox_failed")
         assert "making an environment: exit code 127" in failed["message"]
         assert "/nowhere/python" in failed["message"]
         assert len(subscriber.alerts) == 1
-        heartbeats = await subscriber.live(*FAR_AGENTS)
+        heartbeats = await subscriber.live(*REMOTE_AGENTS)
         assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in heartbeats.values())
         assert swarm.created() - made == 1
         assert await e2b_standin.sandboxes() == {}
 
 
 @pytest.mark.slow
-async def test_a_bus_that_cannot_be_reached_from_there_is_told_with_its_address(tmp_path, e2b_standin):
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+async def test_a_bus_that_a_sandbox_cannot_reach_is_reported_with_its_address(tmp_path, e2b_standin):
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
         [closed] = free_ports(1)
-        subscriber = await swarm.far_up(f"nats://far:{PASSWORD}@127.0.0.1:{closed}")
+        subscriber = await swarm.up_with_remote(f"nats://far:{PASSWORD}@127.0.0.1:{closed}")
         [alert] = await subscriber.alerted("sandbox_no_heartbeat")
         status = await swarm.command("status", "--json")
         assert status.json["sandboxes"][-1]["status"] == "being made"
@@ -218,16 +218,16 @@ async def test_a_bus_that_cannot_be_reached_from_there_is_told_with_its_address(
 
 
 @pytest.mark.slow
-async def test_down_waits_for_the_sandbox_that_was_just_asked_for_and_ends_it(tmp_path, e2b_standin):
+async def test_down_waits_for_the_sandbox_that_was_just_requested_and_ends_it(tmp_path, e2b_standin):
     await e2b_standin.fail(CREATE, method="POST", delay_s=3)
-    async with FarSwarm(tmp_path, e2b_standin) as swarm:
+    async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
         made = swarm.created()
-        await swarm.far_up()
+        await swarm.up_with_remote()
 
-        async def asked():
+        async def requested():
             return [one["used"] for one in await e2b_standin.faults()] == [1]
 
-        await until(asked)
+        await until(requested)
         await swarm.down()
         assert swarm.created() - made == 1
         assert await e2b_standin.sandboxes() == {}
@@ -239,8 +239,8 @@ async def test_down_in_the_middle_of_an_installation_ends_the_sandbox_and_invent
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exit 1\ntouch {begun}\nexec sleep 600\n')
     python.chmod(0o755)
-    async with FarSwarm(tmp_path / "swarm", e2b_standin, far_toml(python=f'"{python}"', env="{}")) as swarm:
-        subscriber = await swarm.far_up()
+    async with RemoteSwarm(tmp_path / "swarm", e2b_standin, remote_toml(python=f'"{python}"', env="{}")) as swarm:
+        subscriber = await swarm.up_with_remote()
 
         async def installing():
             return begun.exists()

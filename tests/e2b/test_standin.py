@@ -213,12 +213,12 @@ async def test_all_streams_of_a_sandbox_can_be_broken_at_once(sandbox, e2b_stand
     assert {found.pid for found in await sandbox.commands.list()} == {handle.pid for handle in handles}
 
 
-async def test_a_sandbox_vanishes_with_its_processes_and_nobody_is_told(sandbox, e2b_standin):
+async def test_a_sandbox_vanishes_with_its_processes_without_a_notice(sandbox, e2b_standin):
     running = await sandbox.commands.run("sleep 60 & exec sleep 60", background=True, timeout=0)
-    shown = (await e2b_standin.sandboxes())[sandbox.sandbox_id]
-    assert running.pid in shown["pids"]
+    displayed = (await e2b_standin.sandboxes())[sandbox.sandbox_id]
+    assert running.pid in displayed["pids"]
     await e2b_standin.vanish(sandbox.sandbox_id)
-    await gone([shown["init"], *shown["pids"]])
+    await gone([displayed["init"], *displayed["pids"]])
     with pytest.raises(SandboxNotRunningException):
         await running.wait()
     with pytest.raises(NotFoundException):
@@ -261,9 +261,9 @@ async def test_a_pause_stops_every_process(sandbox, e2b_standin):
     await received.reach(1)
 
     async def states() -> set[str]:
-        shown = (await e2b_standin.sandboxes())[sandbox.sandbox_id]
-        assert len(shown["pids"]) == 2
-        return {psutil.Process(pid).status() for pid in shown["pids"]}
+        displayed = (await e2b_standin.sandboxes())[sandbox.sandbox_id]
+        assert len(displayed["pids"]) == 2
+        return {psutil.Process(pid).status() for pid in displayed["pids"]}
 
     await sandbox.pause()
     assert await states() == {psutil.STATUS_STOPPED}
@@ -383,8 +383,8 @@ async def test_nothing_outlives_the_stand_in_however_it_ends(tmp_path, monkeypat
         paused = await AsyncSandbox.create(timeout=60)
         await paused.commands.run("exec sleep 60", background=True, timeout=0)
         await paused.pause()
-        shown = await started.sandboxes()
-        pids = [pid for one in shown.values() for pid in (one["init"], *one["pids"])]
+        displayed = await started.sandboxes()
+        pids = [pid for one in displayed.values() for pid in (one["init"], *one["pids"])]
         assert {daemon, running.pid} <= set(pids)
         assert len(pids) >= 6
         started.kill(number)
@@ -393,7 +393,7 @@ async def test_nothing_outlives_the_stand_in_however_it_ends(tmp_path, monkeypat
             await running.wait()
 
 
-async def test_the_stand_in_ends_with_who_started_it(tmp_path):
+async def test_the_stand_in_ends_with_its_parent(tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\nfrom tests.e2b.standin.launch import standin\n"
         f"with standin(Path({str(tmp_path)!r})) as started:\n    print(started.pid, flush=True)\n    sys.stdin.read()\n"

@@ -17,7 +17,7 @@ from tests.acceptance.exact import Content
 from tests.acceptance.faults import kill_agents
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, Swarm
-from tests.matrix.proof import Before, matrix_toml, prove
+from tests.matrix.verification import Before, matrix_toml, verify
 
 HOUR_S = 3600
 SOURCE = Path(__file__).parents[1] / "support" / "wall_clock.c"
@@ -61,6 +61,6 @@ async def test_the_wall_clock_jumps(tmp_path: Path, undisturbed_long: Content):
             )  # events are dated by the clock as it is now, and it comes back all the same
             risen.add(agent)
             assert abs(ahead_s(subscriber) - hours * HOUR_S) < HOUR_S / 4, "the clock was not faked"
-        await prove(swarm, subscriber, undisturbed_long, before, risen)
+        await verify(swarm, subscriber, undisturbed_long, before, risen)
         assert [alert["code"] for alert in subscriber.alerts] == []
         assert await swarm.end(signal.SIGINT) == 0

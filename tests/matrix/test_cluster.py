@@ -12,7 +12,7 @@ from tests.acceptance.exact import Content
 from tests.acceptance.faults import kill_agents
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, Swarm, run_command
-from tests.matrix.proof import MORE, Before, matrix_toml, prove
+from tests.matrix.verification import MORE, Before, matrix_toml, verify
 from tests.support.cluster import Cluster, cluster
 
 REPLICAS = "[stream]\nreplicas = 3\n"
@@ -60,13 +60,13 @@ async def test_a_member_of_a_cluster_is_killed(tmp_path: Path, undisturbed_long:
             assert await leader_of(subscriber) != dies
         await servers.start(dies)
         await in_sync(subscriber, servers)
-        await prove(swarm, subscriber, undisturbed_long, before, risen, received=False)
+        await verify(swarm, subscriber, undisturbed_long, before, risen, received=False)
         assert await swarm.end(2) == 0
 
 
 async def test_more_replicas_than_servers_are_refused(tmp_path: Path):
     (tmp_path / "swarm.toml").write_text(REPLICAS)
-    told = await run_command(tmp_path, "up", "--port", "0")
-    assert told.code == 2
-    assert "stream.replicas = 3" in told.err
-    assert "--nats" in told.err
+    result = await run_command(tmp_path, "up", "--port", "0")
+    assert result.code == 2
+    assert "stream.replicas = 3" in result.err
+    assert "--nats" in result.err

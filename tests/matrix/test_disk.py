@@ -19,28 +19,28 @@ from bus.mirror.reader import MirrorFile
 from tests.acceptance.exact import Content
 from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, Swarm
-from tests.matrix.proof import Before, matrix_toml, prove
+from tests.matrix.verification import Before, matrix_toml, verify
 
 SMALL = "[stream]\nmax_bytes = 16_000_000\n"
 """The server promises no more than its disk has."""
 
 
 @contextlib.contextmanager
-def small_disk(place: Path, size_mb: int) -> Iterator[Path]:
+def small_disk(mount_point: Path, size_mb: int) -> Iterator[Path]:
     """A tmpfs of this size at `place`."""
     if os.geteuid() != 0:
         pytest.skip("to mount a small disk one must be root")
-    place.mkdir(parents=True)
+    mount_point.mkdir(parents=True)
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(mount_point)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
-        yield place
+        yield mount_point
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(mount_point)], check=True)
 
 
 def fill(disk: Path) -> Path:
@@ -91,7 +91,7 @@ async def stored(swarm: Swarm, subscriber: Subscriber, subject: str) -> Any:
             await subscriber.more_heartbeats(1, "watchdog")
 
 
-async def said_by(swarm: Swarm, subscriber: Subscriber, text: str) -> None:
+async def printed_by(swarm: Swarm, subscriber: Subscriber, text: str) -> None:
     """Wait until `up` says this on its terminal."""
     async with asyncio.timeout(60):
         while text not in swarm.errors:
@@ -108,7 +108,7 @@ async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content)
             before = await Before.of(subscriber)
             async with counting_acknowledgements(subscriber) as acknowledged:
                 hog = fill(state)
-                await said_by(swarm, subscriber, "stores nothing")
+                await printed_by(swarm, subscriber, "stores nothing")
                 await subscriber.more_heartbeats(20, *AGENTS)
                 doctor = await swarm.command("doctor", "--json")
                 hog.unlink()
@@ -119,9 +119,9 @@ async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content)
             assert "no space left on device" in alert["message"]
             findings = {finding["check"]: finding["level"] for finding in doctor.json["findings"]}
             assert (doctor.code, findings["store's disk"], findings["disk space"]) == (1, "error", "error")
-            kept = [said.json for said in await read_stream(swarm.url, swarm.name) if said.writer == "client"]
+            kept = [item.json for item in await read_stream(swarm.url, swarm.name) if item.writer == "client"]
             assert {int(alert["message"]) for alert in kept} >= set(acknowledged)
-            await prove(swarm, subscriber, undisturbed_long, before, (), received=False)
+            await verify(swarm, subscriber, undisturbed_long, before, (), received=False)
             assert await swarm.end(signal.SIGINT) == 0
 
 
@@ -141,11 +141,11 @@ async def test_full_disk_of_the_mirror(tmp_path: Path, undisturbed_long: Content
             await subscriber.more_decisions(20)
             hog.unlink()
             await subscriber.alerted("mirror_recovered")
-            last = subscriber.said[-1].sequence
+            last = subscriber.messages[-1].sequence
             await subscriber.until(
                 "a mirror up to here", lambda: (subscriber.heartbeats["mirror"]["cursor"] or 0) >= last
             )
-            await prove(swarm, subscriber, undisturbed_long, before, ())
+            await verify(swarm, subscriber, undisturbed_long, before, ())
             assert await swarm.end(signal.SIGINT) == 0
             with MirrorFile(path) as mirror:
                 assert mirror.problems() == []

@@ -16,7 +16,7 @@ from bus.mirror.reader import MirrorFile
 from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import Content
 from tests.acceptance.swarm import ENVIRONMENT, Swarm
-from tests.matrix.proof import Before, matrix_toml, prove
+from tests.matrix.verification import Before, matrix_toml, verify
 
 LIBRARIES = tuple(Path("/usr/lib/fiu") / name for name in ("fiu_run_preload.so", "fiu_posix_preload.so"))
 POINTS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync")
@@ -61,12 +61,12 @@ async def test_fsync_of_the_mirror_fails(tmp_path: Path, undisturbed_long: Conte
             await subscriber.more_decisions(50)
             await control(tmp_path, mirror.pid, "disable")
             await subscriber.alerted("mirror_recovered")
-            last = subscriber.said[-1].sequence
+            last = subscriber.messages[-1].sequence
             await subscriber.until(
                 "a mirror up to here", lambda: (subscriber.heartbeats["mirror"]["cursor"] or 0) >= last
             )
             assert subscriber.heartbeats["mirror"]["pid"] == mirror.pid
-            await prove(swarm, subscriber, undisturbed_long, before, ())
+            await verify(swarm, subscriber, undisturbed_long, before, ())
             assert (await swarm.command("down")).code == 0
             await swarm.wait()
         finally:

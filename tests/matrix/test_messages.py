@@ -18,7 +18,7 @@ from bus.server.monitoring import listed, read_monitoring
 from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, exact_toml
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, SIGNALMESH, VOTERS, Ends, Swarm
-from tests.matrix.proof import Before, matrix_toml, prove
+from tests.matrix.verification import Before, matrix_toml, verify
 from tests.support.collecting import GUARD_S
 
 POISON = (b"{", b'{"symbol":"BTC/USD","price":"NaN"}', b"\xff\xfe")
@@ -42,18 +42,20 @@ async def test_poison_is_met_again_in_a_replay(tmp_path: Path, undisturbed_long:
             swarm.send(heartbeats[name]["pid"], signal.SIGKILL)
         sequences.append(await subscriber.publish("market.BTC-USD.stranger", POISON[0]))
         await subscriber.back({name: heartbeats[name]["epoch"] for name in killed})
-        stored = await prove(swarm, subscriber, undisturbed_long, before, killed, foreign=set(sequences))
+        stored = await verify(swarm, subscriber, undisturbed_long, before, killed, foreign=set(sequences))
         audit = await swarm.command("audit", "--json")
         assert [item["sequence"] for item in audit.json["poison"]] == sequences
         for name in (*killed, "research-1"):
             expected = 0 if name == "research-1" else len(sequences)
             assert subscriber.heartbeats[name]["poison"] == expected, name
-        told = [said.json for said in stored if said.kind == "alert" and said.json["code"] == "poison_message"]
-        assert len(told) == len(sequences), [alert["message"] for alert in told]
+        reports = [
+            message.json for message in stored if message.kind == "alert" and message.json["code"] == "poison_message"
+        ]
+        assert len(reports) == len(sequences), [alert["message"] for alert in reports]
         assert await swarm.end(signal.SIGINT) == 0
 
 
-class DeafReaders:
+class IdleReaders:
     """Core subscribers to everything that never read a byte of it."""
 
     def __init__(self, url: str, subject: str) -> None:
@@ -72,7 +74,7 @@ class DeafReaders:
             one.close()
 
 
-async def server_says(swarm: Swarm, number: str) -> int:
+async def server_value(swarm: Swarm, number: str) -> int:
     """One of the numbers that nats-server knows of itself."""
     [pid] = [process.pid for process in swarm.all_agents() if process.name().startswith("nats-server")]
     url = listed(swarm.directory / ".signalmesh" / "nats", pid, "monitoring")
@@ -84,21 +86,21 @@ async def server_says(swarm: Swarm, number: str) -> int:
 
 
 @pytest.mark.serial
-async def test_core_subscribers_that_never_read_harm_nobody(tmp_path: Path, undisturbed_long: Content):
+async def test_core_subscribers_that_never_read_harm_no_process(tmp_path: Path, undisturbed_long: Content):
     async with Swarm(tmp_path, exact_toml(600, MANY_ROUNDS)) as swarm:
         subscriber = await swarm.up()
         before = await Before.of(subscriber)
-        deaf = DeafReaders(swarm.url, f"{swarm.name}.>")
+        idle = IdleReaders(swarm.url, f"{swarm.name}.>")
         try:
-            while await server_says(swarm, "slow_consumers") < READERS:
+            while await server_value(swarm, "slow_consumers") < READERS:
                 await subscriber.client.publish(NOISE, bytes(100_000))
                 await subscriber.more_decisions(10, last=MANY_ROUNDS)
             await subscriber.decided(MANY_ROUNDS)
-            await prove(swarm, subscriber, undisturbed_long, before, (), more=0)
+            await verify(swarm, subscriber, undisturbed_long, before, (), more=0)
             assert_each_round_once(subscriber.decisions, MANY_ROUNDS)
             assert subscriber.alerts == []
         finally:
-            deaf.close()
+            idle.close()
         assert await swarm.end(signal.SIGINT) == 0
 
 
@@ -131,9 +133,9 @@ async def test_a_client_that_stops_reading_is_cut_off_and_comes_back(tmp_path: P
         before = await Before.of(subscriber)
         async with watching(swarm) as watcher:
             assert await _line(watcher)
-            connections = await server_says(swarm, "connections")
+            connections = await server_value(swarm, "connections")
             os.kill(watcher.pid, signal.SIGSTOP)
-            while await server_says(swarm, "connections") >= connections:
+            while await server_value(swarm, "connections") >= connections:
                 await subscriber.more_heartbeats(1, "watchdog")
             missed = subscriber.decisions[-1]["round"]
             os.kill(watcher.pid, signal.SIGCONT)
@@ -142,6 +144,6 @@ async def test_a_client_that_stops_reading_is_cut_off_and_comes_back(tmp_path: P
             ends = await Ends.of(watcher.pid)
             os.kill(watcher.pid, signal.SIGINT)
             await ends.all()
-        await prove(swarm, subscriber, undisturbed_long, before, ())
+        await verify(swarm, subscriber, undisturbed_long, before, ())
         assert subscriber.alerts == []
         assert await swarm.end(signal.SIGINT) == 0

@@ -15,7 +15,7 @@ from tests.acceptance.exact import Content
 from tests.acceptance.faults import kill_agents, kill_host, kill_server, pause_and_resume, stop_agent
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, VOTERS, Ends, Swarm
-from tests.matrix.proof import Before, matrix_toml, prove
+from tests.matrix.verification import Before, matrix_toml, verify
 
 SANDBOX = "nodejs"
 Fault = Callable[[Swarm, Subscriber], Awaitable[Collection[str]]]
@@ -131,7 +131,7 @@ async def kill_mirror(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
     pid = subscriber.heartbeats["mirror"]["pid"]
     swarm.send(pid, signal.SIGKILL)
     await subscriber.until("another mirror", lambda: subscriber.heartbeats["mirror"]["pid"] != pid)
-    await _mirror_has(subscriber, subscriber.said[-1].sequence)
+    await _mirror_has(subscriber, subscriber.messages[-1].sequence)
     return ()
 
 
@@ -140,7 +140,7 @@ async def stop_mirror(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
     swarm.send(pid, signal.SIGSTOP)
     await subscriber.more_heartbeats(30, *AGENTS)  # three seconds
     swarm.send(pid, signal.SIGCONT)
-    await _mirror_has(subscriber, subscriber.said[-1].sequence)
+    await _mirror_has(subscriber, subscriber.messages[-1].sequence)
     assert subscriber.heartbeats["mirror"]["pid"] == pid
     return ()
 
@@ -207,5 +207,5 @@ async def test_processes(tmp_path: Path, undisturbed_long: Content, fault: str, 
         before = await Before.of(subscriber, load)
         await subscriber.until("a mirror", lambda: "mirror" in subscriber.heartbeats)
         risen = await FAULTS[fault](swarm, subscriber)
-        await prove(swarm, subscriber, undisturbed_long, before, risen, load=load, received="nats-server" not in fault)
+        await verify(swarm, subscriber, undisturbed_long, before, risen, load=load, received="nats-server" not in fault)
         assert await swarm.end(signal.SIGINT) == 0

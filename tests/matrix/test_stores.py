@@ -12,7 +12,7 @@ from bus.mirror.reader import MirrorFile
 from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, assert_numbered, content_of
 from tests.acceptance.subscriber import read_stream
 from tests.acceptance.swarm import AGENTS, Swarm, agents_toml
-from tests.matrix.proof import Before, assert_so_far, matrix_toml, prove
+from tests.matrix.verification import Before, assert_prefix, matrix_toml, verify
 
 STATE = "KV_swarm_state"
 
@@ -29,9 +29,9 @@ async def test_the_mirrors_file_is_gone_while_it_runs(tmp_path: Path, undisturbe
             path.write_bytes(b"something else")
         [alert] = await subscriber.alerted("mirror_file_replaced")
         assert ("it was deleted" if how == "deleted" else "another file is in its place") in alert["message"]
-        last = subscriber.said[-1].sequence
+        last = subscriber.messages[-1].sequence
         await subscriber.until("a mirror up to here", lambda: (subscriber.heartbeats["mirror"]["cursor"] or 0) >= last)
-        await prove(swarm, subscriber, undisturbed_long, before, ())
+        await verify(swarm, subscriber, undisturbed_long, before, ())
         assert await swarm.end(signal.SIGINT) == 0
         with MirrorFile(path) as mirror:
             assert [m.row.sequence for m in mirror.messages()] == list(range(1, mirror.cursor() + 1))
@@ -55,8 +55,8 @@ async def test_the_bucket_of_snapshots_is_deleted_while_it_runs(tmp_path: Path, 
         assert "put back from the mirror" in swarm.errors
         stored = await read_stream(swarm.url, swarm.name)
         assert_numbered(stored)
-        assert_so_far(content_of(stored), undisturbed_long)
-        assert_each_round_once([said.json for said in stored if said.kind == "decision"])
+        assert_prefix(content_of(stored), undisturbed_long)
+        assert_each_round_once([message.json for message in stored if message.kind == "decision"])
         audit = await swarm.command("audit", "--json")
         assert (audit.code, audit.json["problems"]) == (0, []), audit.out
         assert await swarm.end(signal.SIGINT) == 0
@@ -72,17 +72,17 @@ async def test_the_stream_is_deleted_while_it_runs(tmp_path: Path, undisturbed_l
         while "the stream swarm_events is gone" not in swarm.errors:
             heartbeats += 1
             await subscriber.more_heartbeats(heartbeats, "watchdog")
-        told = await swarm.command("audit")
-        assert told.code == 3
-        assert "no stream for" in told.err
-        assert "no NATS server answers" not in told.err
+        result = await swarm.command("audit")
+        assert result.code == 3
+        assert "no stream for" in result.err
+        assert "no NATS server answers" not in result.err
         assert await swarm.end(signal.SIGINT) == 0
         subscriber = await swarm.up()
         await subscriber.more_decisions(20)
         await subscriber.live(*AGENTS)
         stored = await read_stream(swarm.url, swarm.name)
         assert_numbered(stored)
-        assert_so_far(content_of(stored), undisturbed_long)
+        assert_prefix(content_of(stored), undisturbed_long)
         audit = await swarm.command("audit", "--json")
         assert (audit.code, audit.json["problems"]) == (0, []), audit.out
         assert await swarm.end(signal.SIGINT) == 0
@@ -100,7 +100,7 @@ async def test_retention_goes_beyond_what_a_drained_agent_had_read(tmp_path: Pat
         [cursor] = [event["detail"]["cursor"] for event in subscriber.lifecycle if event["event"] == "drained"]
         await subscriber.all_decided(MANY_ROUNDS)
         state = (await subscriber.api("STREAM.INFO.swarm_events"))["state"]
-        kept = min(said.sequence for said in await read_stream(swarm.url, swarm.name) if said.kind == "market")
+        kept = min(message.sequence for message in await read_stream(swarm.url, swarm.name) if message.kind == "market")
         assert kept > cursor + 1, state
         assert (await swarm.command("revive", "strategy-momentum")).code == 0
         [alert] = await subscriber.alerted("retention_gap")

@@ -38,7 +38,7 @@ from tests.e2b.standin.envd import envd
 from tests.e2b.standin.faults import Faults, Passage, text
 from tests.e2b.standin.listening import Port
 from tests.e2b.standin.log import Log
-from tests.e2b.standin.processes import Hear, Process
+from tests.e2b.standin.processes import OnOutput, Process
 from tests.e2b.standin.sandboxes import Limits, Refused, Sandboxes
 
 
@@ -56,29 +56,31 @@ def arguments() -> argparse.Namespace:
 
 
 class Standin:
-    def __init__(self, asked: argparse.Namespace, api_key: str) -> None:
-        self.log = Log(asked.log)
-        self._asked = asked
-        self.sandboxes = Sandboxes(asked.directory.resolve(), self._limits(), self._hear)
+    def __init__(self, requested: argparse.Namespace, api_key: str) -> None:
+        self.log = Log(requested.log)
+        self._requested = requested
+        self.sandboxes = Sandboxes(requested.directory.resolve(), self._limits(), self._on_output)
         self.faults = Faults()
-        self.ports = {"api": Port(asked.port), "envd": Port(asked.envd_port)}
-        self.admin = Port(asked.faults_port)
+        self.ports = {"api": Port(requested.port), "envd": Port(requested.envd_port)}
+        self.admin = Port(requested.faults_port)
         self.apps = {
             name: Passage(app, self.faults, self.log, self.ports[name].break_off)
             for name, app in {"api": control_api(self.sandboxes, api_key), "envd": envd(self.sandboxes)}.items()
         }
 
     def _limits(self) -> Limits:
-        asked = self._asked
+        requested = self._requested
         return Limits(
-            concurrent=asked.concurrent, creates_per_s=asked.creates_per_s, templates={"base", *asked.template}
+            concurrent=requested.concurrent,
+            creates_per_s=requested.creates_per_s,
+            templates={"base", *requested.template},
         )
 
-    def _hear(self, sandbox: str) -> Hear:
-        def hear(process: Process, name: str, data: bytes) -> None:
+    def _on_output(self, sandbox: str) -> OnOutput:
+        def on_output(process: Process, name: str, data: bytes) -> None:
             self.log.write("output", sandbox=sandbox, pid=process.pid, stream=name, body=text(data))
 
-        return hear
+        return on_output
 
     async def open(self) -> None:
         for name, port in self.ports.items():
@@ -112,10 +114,10 @@ class Standin:
             return Response(status_code=204)
 
         async def limits(request: Request) -> Response:
-            asked = await request.json()
-            if "templates" in asked:
-                asked["templates"] = set(asked["templates"])
-            self.sandboxes.limit(replace(self.sandboxes.limits, **asked))
+            requested = await request.json()
+            if "templates" in requested:
+                requested["templates"] = set(requested["templates"])
+            self.sandboxes.limit(replace(self.sandboxes.limits, **requested))
             return Response(status_code=204)
 
         async def sandboxes(request: Request) -> Response:
@@ -172,16 +174,16 @@ class Standin:
         }
 
 
-async def main(asked: argparse.Namespace, api_key: str) -> None:
-    told = asyncio.Event()
+async def main(requested: argparse.Namespace, api_key: str) -> None:
+    terminated = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    standin = Standin(asked, api_key)
+        asyncio.get_running_loop().add_signal_handler(number, terminated.set)
+    standin = Standin(requested, api_key)
     await standin.open()
     try:
         addresses = {name: port.url for name, port in standin.ports.items()} | {"faults": standin.admin.url}
         print(json.dumps(addresses | {"pid": os.getpid()}), flush=True)  # noqa: T201
-        await told.wait()
+        await terminated.wait()
     finally:
         await standin.close()
 

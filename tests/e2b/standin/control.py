@@ -21,8 +21,8 @@ PAGE = 100
 
 
 def control_api(sandboxes: Sandboxes, api_key: str) -> Starlette:
-    async def create(request: Request, asked: dict[str, Any]) -> Response:
-        made = await sandboxes.create(asked, request.headers.get("idempotency-key"))
+    async def create(request: Request, requested: dict[str, Any]) -> Response:
+        made = await sandboxes.create(requested, request.headers.get("idempotency-key"))
         return JSONResponse(made.created(), 201)
 
     async def listed(request: Request, _: dict[str, Any]) -> Response:
@@ -37,24 +37,24 @@ def control_api(sandboxes: Sandboxes, api_key: str) -> Starlette:
         await sandboxes.end(found(request))
         return Response(status_code=204)
 
-    async def connect(request: Request, asked: dict[str, Any]) -> Response:
+    async def connect(request: Request, requested: dict[str, Any]) -> Response:
         sandbox = found(request)
-        resumed = sandboxes.connect(sandbox, checked_lifetime(asked))
+        resumed = sandboxes.connect(sandbox, checked_lifetime(requested))
         return JSONResponse(sandbox.created(), 201 if resumed else 200)
 
-    async def set_timeout(request: Request, asked: dict[str, Any]) -> Response:
+    async def set_timeout(request: Request, requested: dict[str, Any]) -> Response:
         sandbox = found(request)
         if sandbox.state == "paused":
             raise Refused(404, f"sandbox {sandbox.id!r} is not running")
-        sandboxes.prolong(sandbox, checked_lifetime(asked))
+        sandboxes.prolong(sandbox, checked_lifetime(requested))
         return Response(status_code=204)
 
     async def pause(request: Request, _: dict[str, Any]) -> Response:
         sandboxes.pause(found(request))
         return Response(status_code=204)
 
-    async def network(request: Request, asked: dict[str, Any]) -> Response:
-        found(request).asked["network"] = asked
+    async def network(request: Request, requested: dict[str, Any]) -> Response:
+        found(request).requested["network"] = requested
         return Response(status_code=204)
 
     async def metrics(request: Request, _: dict[str, Any]) -> Response:
@@ -111,32 +111,32 @@ async def body_of(request: Request) -> dict[str, Any]:
     return body
 
 
-def page(everything: list[Sandbox], asked: dict[str, str]) -> tuple[list[Sandbox], str | None]:
+def page(everything: list[Sandbox], requested: dict[str, str]) -> tuple[list[Sandbox], str | None]:
     """The sandboxes that a query asks for, the newest first unless it says otherwise, and the token of the next page.
 
     Metadata are a query of their own in which names and values are quoted once more.
     """
-    wanted = {unquote(name): unquote(value) for name, value in parse_qsl(asked.get("metadata", ""))}
-    states = asked["state"].split(",") if asked.get("state") else ["running", "paused"]
-    after = datetime.fromisoformat(asked["startedAfter"]) if "startedAfter" in asked else None
+    wanted = {unquote(name): unquote(value) for name, value in parse_qsl(requested.get("metadata", ""))}
+    states = requested["state"].split(",") if requested.get("state") else ["running", "paused"]
+    after = datetime.fromisoformat(requested["startedAfter"]) if "startedAfter" in requested else None
     chosen = [
         sandbox
         for sandbox in everything
         if sandbox.state in states
         and wanted.items() <= sandbox.metadata.items()
         and (after is None or sandbox.started_at > after)
-        and asked.get("template") in (None, sandbox.template)
+        and requested.get("template") in (None, sandbox.template)
     ]
-    ascending = asked.get("order") == "asc"
+    ascending = requested.get("order") == "asc"
 
     def key(sandbox: Sandbox) -> tuple[str, str]:
         return sandbox.started_at.isoformat(), sandbox.id
 
     chosen.sort(key=key, reverse=not ascending)
-    if "nextToken" in asked:
-        last = tuple(json.loads(base64.urlsafe_b64decode(asked["nextToken"])))
+    if "nextToken" in requested:
+        last = tuple(json.loads(base64.urlsafe_b64decode(requested["nextToken"])))
         chosen = [sandbox for sandbox in chosen if (key(sandbox) > last if ascending else key(sandbox) < last)]
-    limit = min(int(asked.get("limit", PAGE)), PAGE)
+    limit = min(int(requested.get("limit", PAGE)), PAGE)
     if len(chosen) <= limit:
         return chosen, None
     token = base64.urlsafe_b64encode(json.dumps(key(chosen[limit - 1])).encode()).decode()

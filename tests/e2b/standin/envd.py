@@ -60,8 +60,8 @@ def envd(sandboxes: Sandboxes) -> Starlette:
         async def call(request: Request, sandbox: Sandbox) -> Response:
             try:
                 checked_user(request)
-                said = method(sandbox, json.loads(await request.body() or b"{}"))
-                return answer(said if isinstance(said, dict) else await said)
+                reply = method(sandbox, json.loads(await request.body() or b"{}"))
+                return answer(reply if isinstance(reply, dict) else await reply)
             except RpcError as error:
                 return refusal(error, stream=False)
 
@@ -141,17 +141,17 @@ def listed(sandbox: Sandbox, _: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def send_signal(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    process = sandbox.processes.find(asked.get("process", {}))
-    number = SIGNALS.get(asked.get("signal", 0))
+def send_signal(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    process = sandbox.processes.find(requested.get("process", {}))
+    number = SIGNALS.get(requested.get("signal", 0))
     if number is None:
-        raise RpcError("unimplemented", f"invalid signal: {asked.get('signal')}")
+        raise RpcError("unimplemented", f"invalid signal: {requested.get('signal')}")
     sandbox.processes.signal(process, number)
     return {}
 
 
-async def send_input(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    await put_in(sandbox.processes.find(asked.get("process", {})), asked.get("input", {}))
+async def send_input(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    await put_in(sandbox.processes.find(requested.get("process", {})), requested.get("input", {}))
     return {}
 
 
@@ -160,17 +160,17 @@ async def put_in(process: Process, given: dict[str, str]) -> None:
         await process.write(base64.b64decode(data), pty=kind == "pty")
 
 
-def close_stdin(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    sandbox.processes.find(asked.get("process", {})).close_stdin()
+def close_stdin(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    sandbox.processes.find(requested.get("process", {})).close_stdin()
     return {}
 
 
-def update(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    process = sandbox.processes.find(asked.get("process", {}))
-    if "pty" in asked:
+def update(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    process = sandbox.processes.find(requested.get("process", {}))
+    if "pty" in requested:
         if "pty" not in process.outputs:
             raise RpcError("internal", "error resizing tty: tty not assigned to process")
-        resize(process.outputs["pty"], asked["pty"].get("size", {}))
+        resize(process.outputs["pty"], requested["pty"].get("size", {}))
     return {}
 
 
@@ -193,8 +193,8 @@ async def stream_input(request: Request, sandbox: Sandbox) -> Response:
 async def start(request: Request, sandbox: Sandbox) -> Response:
     try:
         user, seconds = checked_user(request), deadline_s(request)
-        [asked] = frames(await request.body())
-        config = asked.get("process", {})
+        [requested] = frames(await request.body())
+        config = requested.get("process", {})
         home = sandbox.home
         cwd = files.resolved(home, config.get("cwd", ""))
         if not cwd.is_dir():
@@ -212,9 +212,9 @@ async def start(request: Request, sandbox: Sandbox) -> Response:
             config,
             environment | sandbox.environment | config.get("envs", {}),
             cwd,
-            stdin=asked.get("stdin", True),
-            tag=asked.get("tag"),
-            size=asked["pty"].get("size", {}) if "pty" in asked else None,
+            stdin=requested.get("stdin", True),
+            tag=requested.get("tag"),
+            size=requested["pty"].get("size", {}) if "pty" in requested else None,
         )
     except RpcError as error:
         return refusal(error, stream=True)
@@ -233,8 +233,8 @@ def overdue(sandbox: Sandbox, process: Process) -> None:
 async def connect(request: Request, sandbox: Sandbox) -> Response:
     try:
         seconds = deadline_s(request)
-        [asked] = frames(await request.body())
-        process = sandbox.processes.find(asked.get("process", {}), ended=True)
+        [requested] = frames(await request.body())
+        process = sandbox.processes.find(requested.get("process", {}), ended=True)
     except RpcError as error:
         return refusal(error, stream=True)
     return streamed(request, process, seconds, own=False)

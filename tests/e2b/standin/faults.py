@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.e2b.standin.connect import RpcError, frames
-from tests.e2b.standin.log import Log, shown
+from tests.e2b.standin.log import Log, formatted
 
 STREAM_INPUT = "/process.Process/StreamInput"
 
@@ -50,9 +50,9 @@ class Faults:
     def __init__(self) -> None:
         self._waiting: list[Fault] = []
 
-    def add(self, asked: dict[str, Any]) -> None:
+    def add(self, requested: dict[str, Any]) -> None:
         """Raises TypeError or ValueError where it is none."""
-        self._waiting.append(Fault(**asked))
+        self._waiting.append(Fault(**requested))
 
     def clear(self) -> None:
         self._waiting.clear()
@@ -144,13 +144,13 @@ async def whole(receive: Receive) -> bytes:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    told = False
+    reported = False
 
     async def again() -> Message:
-        nonlocal told
-        if told:
+        nonlocal reported
+        if reported:
             return await receive()
-        told = True
+        reported = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
@@ -163,7 +163,7 @@ def refused(fault: Fault) -> JSONResponse:
 
 
 def described(scope: MutableMapping[str, Any], body: bytes) -> dict[str, Any]:
-    headers = shown(scope["headers"])
+    headers = formatted(scope["headers"])
     line = {
         "method": scope["method"],
         "path": scope["path"],

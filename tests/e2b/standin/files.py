@@ -47,15 +47,15 @@ def described(path: Path) -> dict[str, Any]:
     return entry | ({"symlinkTarget": str(path.readlink())} if kind == "SYMLINK" else {})
 
 
-def info(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    path = resolved(sandbox.home, asked.get("path", ""))
+def info(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    path = resolved(sandbox.home, requested.get("path", ""))
     if not os.path.lexists(path):
         raise RpcError("not_found", f"file not found: {path}")
     return {"entry": described(path)}
 
 
-def make_dir(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    path = resolved(sandbox.home, asked.get("path", ""))
+def make_dir(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    path = resolved(sandbox.home, requested.get("path", ""))
     if path.is_dir():
         raise RpcError("already_exists", f"directory already exists: {path}")
     try:
@@ -65,8 +65,8 @@ def make_dir(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
     return {"entry": described(path)}
 
 
-def move(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    source, destination = (resolved(sandbox.home, asked.get(name, "")) for name in ("source", "destination"))
+def move(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    source, destination = (resolved(sandbox.home, requested.get(name, "")) for name in ("source", "destination"))
     if not os.path.lexists(source):
         raise RpcError("not_found", f"source file not found: {source}")
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -77,19 +77,19 @@ def move(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
     return {"entry": described(destination)}
 
 
-def list_dir(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    path = resolved(sandbox.home, asked.get("path", ""))
+def list_dir(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    path = resolved(sandbox.home, requested.get("path", ""))
     if not path.exists():
         raise RpcError("not_found", f"directory not found: {path}")
     if not path.is_dir():
         raise RpcError("invalid_argument", f"path is not a directory: {path}")
-    depth = asked.get("depth") or 1
+    depth = requested.get("depth") or 1
     below = (entry for entry in sorted(path.rglob("*")) if len(entry.relative_to(path).parts) <= depth)
     return {"entries": [described(entry) for entry in below]}
 
 
-def remove(sandbox: Sandbox, asked: dict[str, Any]) -> dict[str, Any]:
-    path = resolved(sandbox.home, asked.get("path", ""))
+def remove(sandbox: Sandbox, requested: dict[str, Any]) -> dict[str, Any]:
+    path = resolved(sandbox.home, requested.get("path", ""))
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -65,7 +65,7 @@ def serve(
         if message["pid"] in running:  # not yet reaped, so the number is still that process's
             os.kill(message["pid"], message["signal"])
         return
-    said: dict[str, Any] = {"started": message["start"]}
+    reply: dict[str, Any] = {"started": message["start"]}
     try:
         process = subprocess.Popen(
             message["argv"],
@@ -78,14 +78,14 @@ def serve(
             preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if message["tty"] else None,  # noqa: PLW1509
         )
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        said["error"] = str(error)
+        reply["error"] = str(error)
     else:
         running[process.pid] = process
-        said["pid"] = process.pid
+        reply["pid"] = process.pid
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    channel.send(json.dumps(said).encode())
+    channel.send(json.dumps(reply).encode())
 
 
 def reap(channel: socket.socket, running: dict[int, subprocess.Popen[bytes]]) -> None:

@@ -25,49 +25,49 @@ GUARD_S = 20.0
 class StandIn:
     """A running stand-in. `environment` is what a process needs to talk to it by the SDK."""
 
-    def __init__(self, process: subprocess.Popen[str], said: dict[str, Any], api_key: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], reply: dict[str, Any], api_key: str, log: Path) -> None:
         self.process = process
-        self.pid: int = said["pid"]
+        self.pid: int = reply["pid"]
         self.api_key = api_key
-        self.environment = {"E2B_API_KEY": api_key, "E2B_API_URL": said["api"], "E2B_SANDBOX_URL": said["envd"]}
-        self._faults: str = said["faults"]
+        self.environment = {"E2B_API_KEY": api_key, "E2B_API_URL": reply["api"], "E2B_SANDBOX_URL": reply["envd"]}
+        self._faults: str = reply["faults"]
         self._log = log
 
     async def fail(self, path: str, **fault: Any) -> None:
         """A fault for requests to `path`: see `faults.py` for what there is."""
-        await self._ask("POST", "/_faults", {"path": path, **fault})
+        await self._request("POST", "/_faults", {"path": path, **fault})
 
     async def faults(self) -> list[dict[str, Any]]:
         """All faults since they were last cleared, and how often each was `used`."""
-        answer: list[dict[str, Any]] = await self._ask("GET", "/_faults")
+        answer: list[dict[str, Any]] = await self._request("GET", "/_faults")
         return answer
 
     async def clear(self) -> None:
-        await self._ask("DELETE", "/_faults")
+        await self._request("DELETE", "/_faults")
 
     async def ports(self, **opened: bool) -> None:
         """`api=False`: the API's port is closed and its connections broken; `True` opens it again. So with `envd`."""
-        await self._ask("POST", "/_ports", opened)
+        await self._request("POST", "/_ports", opened)
 
     async def limits(self, **limits: Any) -> None:
         """`concurrent`, `creates_per_s` (None: no limit), `templates` (a list)."""
-        await self._ask("POST", "/_limits", limits)
+        await self._request("POST", "/_limits", limits)
 
     async def vanish(self, sandbox_id: str) -> None:
         """It is gone with all its processes, and nobody was told."""
-        await self._ask("POST", f"/_sandboxes/{sandbox_id}/vanish")
+        await self._request("POST", f"/_sandboxes/{sandbox_id}/vanish")
 
     async def reset(self, sandbox_id: str) -> None:
         """Every connection on which its envd is answering now is broken."""
-        await self._ask("POST", f"/_sandboxes/{sandbox_id}/reset")
+        await self._request("POST", f"/_sandboxes/{sandbox_id}/reset")
 
     async def port_open(self, sandbox_id: str, opened: bool) -> None:
         """Whether its envd can be reached: "port is not open" otherwise."""
-        await self._ask("POST", f"/_sandboxes/{sandbox_id}/port", {"open": opened})
+        await self._request("POST", f"/_sandboxes/{sandbox_id}/port", {"open": opened})
 
     async def sandboxes(self) -> dict[str, dict[str, Any]]:
         """All by id: `state`, `metadata`, `home`, `init` and `pids` of the processes in it, whoever started them."""
-        return {sandbox["id"]: sandbox for sandbox in await self._ask("GET", "/_sandboxes")}
+        return {sandbox["id"]: sandbox for sandbox in await self._request("GET", "/_sandboxes")}
 
     def tidy(self) -> None:
         """As it was at its start: no sandbox, no fault, no limit but those of its options, all ports open."""
@@ -86,7 +86,7 @@ class StandIn:
         self.process.send_signal(number)
         self.process.wait(GUARD_S)
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         async with httpx.AsyncClient(base_url=self._faults, timeout=GUARD_S) as client:
             answer = await client.request(method, path, json=body)
         if answer.is_error:

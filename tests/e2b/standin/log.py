@@ -27,7 +27,7 @@ class Log:
         self._file.close()
 
 
-def shown(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+def formatted(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """Headers by their lower-case names, secrets blanked out."""
     pairs = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers]
     return {name: "present" if name in SECRET_HEADERS else value for name, value in pairs}

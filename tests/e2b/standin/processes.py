@@ -43,7 +43,7 @@ WAITING_CHUNKS = 64
 """So many pieces may wait for one listener (`outputBufferSize`); then the process is held up."""
 
 Event = dict[str, Any]
-Hear = Callable[["Process", str, bytes], None]
+OnOutput = Callable[["Process", str, bytes], None]
 """Told of each piece of output before it goes to who listens: envd logs it."""
 
 
@@ -109,8 +109,8 @@ def end_event(status: int) -> Event:
     """As Go's ProcessState prints it: -1 and `signal: killed`, or the code and `exit status 3`."""
     if status < 0:
         names = {signal.SIGKILL: "killed", signal.SIGTERM: "terminated", signal.SIGINT: "interrupt"}
-        said = f"signal: {names.get(signal.Signals(-status), signal.strsignal(-status))}"
-        return {"end": {"exitCode": -1, "status": said, "error": said}}
+        text = f"signal: {names.get(signal.Signals(-status), signal.strsignal(-status))}"
+        return {"end": {"exitCode": -1, "status": text, "error": text}}
     end: dict[str, Any] = {"exited": True, "status": f"exit status {status}"}
     if status:
         end |= {"exitCode": status, "error": f"exit status {status}"}
@@ -120,12 +120,12 @@ def end_event(status: int) -> Event:
 class Processes:
     """All processes of one sandbox; `start` and the rest only between `open` and `kill`."""
 
-    def __init__(self, hear: Hear) -> None:
+    def __init__(self, on_output: OnOutput) -> None:
         self.path = os.environ["PATH"]
         """All that a sandbox's processes get of the environment of the stand-in."""
         self.running: dict[int, Process] = {}
         self.remembered: dict[int, Process] = {}
-        self._hear = hear
+        self._on_output = on_output
         self._started: dict[int, asyncio.Future[int]] = {}
         self._count = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,7 +170,7 @@ class Processes:
             theirs = [read, stdout, stderr]
         self._count += 1
         started = self._started[self._count] = asyncio.get_running_loop().create_future()
-        asked = {
+        requested = {
             "start": self._count,
             "argv": [config["cmd"], *config.get("args", [])],
             "env": env,
@@ -179,7 +179,7 @@ class Processes:
         }
         given = ours.pop("stdin")
         try:
-            socket.send_fds(self._channel, [json.dumps(asked).encode()], theirs)
+            socket.send_fds(self._channel, [json.dumps(requested).encode()], theirs)
             pid = await started
         except BaseException as error:
             for descriptor in (*ours.values(), *([given] if given >= 0 else [])):
@@ -314,7 +314,7 @@ class Processes:
                 if not data:
                     return
                 loop.remove_reader(descriptor)  # level-triggered: it would spin while a listener is waited for
-                self._hear(process, name, data)
+                self._on_output(process, name, data)
                 telling = asyncio.create_task(process.tell({"data": {name: base64.b64encode(data).decode()}}))
                 await asyncio.wait({telling, failed}, return_when=asyncio.FIRST_COMPLETED)
                 await end_tasks([telling] if not telling.done() else [])

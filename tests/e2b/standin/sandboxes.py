@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from tests.e2b.standin.processes import Hear, Processes
+from tests.e2b.standin.processes import OnOutput, Processes
 from tests.e2b.standin.sockets import drop_connections
 
 ENVD_VERSION = "0.6.1"
@@ -63,7 +63,7 @@ class Sandbox:
     template: str
     metadata: dict[str, str]
     environment: dict[str, str]
-    asked: dict[str, Any]
+    requested: dict[str, Any]
     """The body of the call that made it."""
     home: Path
     processes: Processes
@@ -112,9 +112,9 @@ class Sandbox:
     def detail(self) -> dict[str, Any]:
         return self.listed() | {
             "envdAccessToken": self.access_token,
-            "allowInternetAccess": self.asked.get("allow_internet_access"),
-            "network": self.asked.get("network", {}),
-            "lifecycle": {"onTimeout": "pause" if self.asked.get("autoPause") else "kill", "autoResume": False},
+            "allowInternetAccess": self.requested.get("allow_internet_access"),
+            "network": self.requested.get("network", {}),
+            "lifecycle": {"onTimeout": "pause" if self.requested.get("autoPause") else "kill", "autoResume": False},
         }
 
     def measure(self) -> dict[str, Any]:
@@ -145,11 +145,11 @@ class Sandbox:
 
 
 class Sandboxes:
-    def __init__(self, directory: Path, limits: Limits, hear: Callable[[str], Hear]) -> None:
+    def __init__(self, directory: Path, limits: Limits, on_output: Callable[[str], OnOutput]) -> None:
         self.limits = limits
         self.all: dict[str, Sandbox] = {}
         self._directory = directory
-        self._hear = hear
+        self._on_output = on_output
         self._by_key: dict[str, tuple[dict[str, Any], asyncio.Future[Sandbox]]] = {}
         self._creates: deque[float] = deque()
         self._ending: set[asyncio.Task[None]] = set()
@@ -165,7 +165,7 @@ class Sandboxes:
             raise Refused(404, f"sandbox {name!r} doesn't exist or you don't have access to it")
         return found
 
-    async def create(self, asked: dict[str, Any], key: str | None) -> Sandbox:
+    async def create(self, requested: dict[str, Any], key: str | None) -> Sandbox:
         """Make one, or return the one that this idempotency key made.
 
         That the same key with another body is refused with 422, and that a sandbox that is gone is still the answer to
@@ -173,18 +173,18 @@ class Sandboxes:
         """
         if key is not None and key in self._by_key:
             first, made = self._by_key[key]
-            if first != asked:
+            if first != requested:
                 raise Refused(422, "this Idempotency-Key was used with another body")
             return await asyncio.shield(made)
-        lifetime = checked_lifetime(asked)
-        template = str(asked.get("templateID"))
+        lifetime = checked_lifetime(requested)
+        template = str(requested.get("templateID"))
         if template not in self.limits.templates:
             raise Refused(404, f"template '{template}' not found")
         self._admit()
         future: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
         if key is not None:
-            self._by_key[key] = asked, future
-        sandbox = self._make(asked, template, lifetime)
+            self._by_key[key] = requested, future
+        sandbox = self._make(requested, template, lifetime)
         future.set_result(sandbox)
         return sandbox
 
@@ -203,7 +203,7 @@ class Sandboxes:
             raise Refused(429, f"you have reached the maximum number of concurrent E2B sandboxes ({limit})")
         self._creates.append(now)
 
-    def _make(self, asked: dict[str, Any], template: str, lifetime_s: float) -> Sandbox:
+    def _make(self, requested: dict[str, Any], template: str, lifetime_s: float) -> Sandbox:
         name = "i" + secrets.token_hex(10)
         home = self._directory / name
         home.mkdir(parents=True)
@@ -211,11 +211,11 @@ class Sandboxes:
         sandbox = Sandbox(
             id=name,
             template=template,
-            metadata=dict(asked.get("metadata") or {}),
-            environment=dict(asked.get("envVars") or {}),
-            asked=asked,
+            metadata=dict(requested.get("metadata") or {}),
+            environment=dict(requested.get("envVars") or {}),
+            requested=requested,
             home=home,
-            processes=Processes(self._hear(name)),
+            processes=Processes(self._on_output(name)),
             access_token=secrets.token_hex(32),
             traffic_token=secrets.token_hex(32),
             started_at=now,
@@ -238,7 +238,7 @@ class Sandboxes:
         sandbox.expiry = asyncio.get_running_loop().call_later(lifetime_s, self._expire, sandbox)
 
     def _expire(self, sandbox: Sandbox) -> None:
-        if sandbox.asked.get("autoPause"):
+        if sandbox.requested.get("autoPause"):
             self.pause(sandbox)
         else:
             task = asyncio.create_task(self.end(sandbox), name=f"end of {sandbox.id}")
@@ -285,8 +285,8 @@ class Sandboxes:
         await asyncio.gather(*(self.end(sandbox) for sandbox in tuple(self.all.values())), *self._ending)
 
 
-def checked_lifetime(asked: dict[str, Any]) -> float:
-    lifetime = asked.get("timeout", LIFETIME_S)
+def checked_lifetime(requested: dict[str, Any]) -> float:
+    lifetime = requested.get("timeout", LIFETIME_S)
     if not isinstance(lifetime, int) or lifetime < 0:
         raise Refused(400, f"timeout: expected a number of seconds, not {lifetime!r}")
     if lifetime > LONGEST_S:

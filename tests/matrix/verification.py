@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.acceptance.exact import MANY_ROUNDS as ROUNDS
 from tests.acceptance.exact import Content, assert_each_round_once, assert_list, assert_numbered, content_of, exact_toml
-from tests.acceptance.subscriber import Said, Subscriber, read_stream
+from tests.acceptance.subscriber import Subscriber, SwarmMessage, read_stream
 from tests.acceptance.swarm import AGENTS, Swarm
 
 HISTORY = 250
@@ -39,13 +39,13 @@ class Before:
         await subscriber.live(*AGENTS)
         return cls(dict(subscriber.claims))
 
-    def risen(self, messages: list[Said]) -> set[str]:
+    def risen(self, messages: list[SwarmMessage]) -> set[str]:
         """Who was claimed again since."""
-        newest = {said.writer: said.sequence for said in messages if said.kind == "epoch"}
+        newest = {message.writer: message.sequence for message in messages if message.kind == "epoch"}
         return {name for name, epoch in newest.items() if epoch > self.epochs.get(name, 0)}
 
 
-async def prove(
+async def verify(
     swarm: Swarm,
     subscriber: Subscriber,
     undisturbed: Content,
@@ -57,7 +57,7 @@ async def prove(
     replay: bool | None = None,
     more: int | None = None,
     foreign: Collection[int] = (),
-) -> list[Said]:
+) -> list[SwarmMessage]:
     """The swarm goes on and nothing of the fault can be seen in what it stores; returns that.
 
     `risen` are those whose epochs must have risen, and nobody else's. Without `heard` the core subscriber may have
@@ -76,8 +76,8 @@ async def prove(
         assert (replayed.code, replayed.json["differences"]) == (0, []), replayed.out + replayed.err
     stored = await read_stream(swarm.url, swarm.name)
     assert_numbered(stored)
-    assert_so_far(content_of([said for said in stored if said.sequence not in foreign]), undisturbed)
-    decisions = [said.json for said in stored if said.kind == "decision"]
+    assert_prefix(content_of([message for message in stored if message.sequence not in foreign]), undisturbed)
+    decisions = [message.json for message in stored if message.kind == "decision"]
     assert_each_round_once(decisions)
     assert_received(subscriber, stored, everything=received)
     found = before.risen(stored)
@@ -85,30 +85,30 @@ async def prove(
     return stored
 
 
-def assert_so_far(stored: Content, undisturbed: Content) -> None:
+def assert_prefix(stored: Content, undisturbed: Content) -> None:
     """Byte for byte what an undisturbed run stores, as far as this one has come."""
     assert set(stored) <= set(undisturbed), "subjects that an undisturbed run does not have"
     for subject, ours in stored.items():
         assert_list(subject, ours, undisturbed[subject][: len(ours)])
 
 
-def assert_received(subscriber: Subscriber, stored: list[Said], *, everything: bool) -> None:
+def assert_received(subscriber: Subscriber, stored: list[SwarmMessage], *, everything: bool) -> None:
     """A core subscriber heard what is stored, in order, each once; what it missed shows in Nats-Last-Sequence."""
-    received = [said for said in subscriber.said if said.sequence]
-    sequences = [said.sequence for said in received]
+    received = [message for message in subscriber.messages if message.sequence]
+    sequences = [message.sequence for message in received]
     assert all(ours < later for ours, later in itertools.pairwise(sequences)), "heard out of order"
-    known = {said.sequence: said for said in stored}
+    known = {message.sequence: message for message in stored}
     previous: dict[int, int] = {}
     last: dict[str, int] = {}
-    for said in stored:
-        previous[said.sequence] = last.get(said.subject, 0)
-        last[said.subject] = said.sequence
-    for said in received:
-        if said.sequence in known:  # else it was stored after the stream was read
-            assert (said.subject, said.data) == (known[said.sequence].subject, known[said.sequence].data)
-            assert int(said.headers["Nats-Last-Sequence"]) == previous[said.sequence], said
+    for message in stored:
+        previous[message.sequence] = last.get(message.subject, 0)
+        last[message.subject] = message.sequence
+    for message in received:
+        if message.sequence in known:  # else it was stored after the stream was read
+            assert (message.subject, message.data) == (known[message.sequence].subject, known[message.sequence].data)
+            assert int(message.headers["Nats-Last-Sequence"]) == previous[message.sequence], message
     if everything:
         assert_each_round_once(subscriber.decisions)
         first = sequences[0]
-        missed = {said.sequence for said in stored if first <= said.sequence <= sequences[-1]} - set(sequences)
+        missed = {message.sequence for message in stored if first <= message.sequence <= sequences[-1]} - set(sequences)
         assert not missed, [known[sequence] for sequence in sorted(missed)][:5]

@@ -20,20 +20,20 @@ from tests.e2b.standin.launch import StandIn
 from tests.support.cluster import free_ports
 from tests.support.repository import ROOT
 
-FAR_AGENTS = ("strategy-mean-reversion", "coordinator")
+REMOTE_AGENTS = ("strategy-mean-reversion", "coordinator")
 
 
-def far_toml(speed: float = 20, **settings: Any) -> str:
+def remote_toml(speed: float = 20, **settings: Any) -> str:
     """A swarm.toml; `settings` are of the sandbox, as TOML."""
     return f"""
 [sandboxes.base]
 [sandboxes.nodejs]
-{far_sandbox(**settings)}
+{remote_sandbox(**settings)}
 {agents_toml(speed=speed)}
 """
 
 
-def far_sandbox(**settings: Any) -> str:
+def remote_sandbox(**settings: Any) -> str:
     """The table of the sandbox `python`."""
     settings = {"python": json.dumps(sys.executable), "env": env_toml()} | settings
     lines = "\n".join(f"{key} = {value}" for key, value in settings.items())
@@ -55,10 +55,10 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
 
 
 @dataclass(frozen=True)
-class Settled:
+class StartedSwarm:
     """A swarm whose two far agents run in its one sandbox, and what was so then."""
 
-    swarm: FarSwarm
+    swarm: RemoteSwarm
     subscriber: Subscriber
     host: str
     sandbox_id: str
@@ -81,15 +81,15 @@ class Settled:
     async def untouched(self) -> None:
         """The same processes beat on in the same epochs, and no sandbox was made or ended."""
         subscriber = self.subscriber
-        await subscriber.more_heartbeats(3, self.host, *FAR_AGENTS)
+        await subscriber.more_heartbeats(3, self.host, *REMOTE_AGENTS)
         assert subscriber.heartbeats[self.host]["pid"] == self.pid
         assert {
-            name: (subscriber.heartbeats[name]["epoch"], subscriber.heartbeats[name]["pid"]) for name in FAR_AGENTS
+            name: (subscriber.heartbeats[name]["epoch"], subscriber.heartbeats[name]["pid"]) for name in REMOTE_AGENTS
         } == {name: (heartbeat["epoch"], heartbeat["pid"]) for name, heartbeat in self.heartbeats.items()}
         assert self.swarm.created() == self.made
         assert list(await self.swarm.standin.sandboxes()) == [self.sandbox_id]
 
-    async def elsewhere(self) -> None:
+    async def moved_to_local(self) -> None:
         """The agents are live in newer epochs, in sandboxes of this machine."""
         after = await self.subscriber.back(self.epochs)
         assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in after.values())
@@ -99,31 +99,31 @@ class Settled:
         return [alert for alert in self.subscriber.alerts if alert["code"] == code]
 
 
-class FarSwarm(Swarm):
+class RemoteSwarm(Swarm):
     """`up` has the stand-in's key and addresses in its environment."""
 
     def __init__(self, directory: Path, standin: StandIn, toml: str = "") -> None:
-        super().__init__(directory, toml or far_toml(), environment=standin.environment)
+        super().__init__(directory, toml or remote_toml(), environment=standin.environment)
         self.standin = standin
         self.port = str(free_ports(1)[0])
 
-    async def far_up(self, public: str = "", *arguments: str) -> Subscriber:
+    async def up_with_remote(self, public: str = "", *arguments: str) -> Subscriber:
         """Start it; `public` is the address that sandboxes are given, `arguments` are further ones of `up`."""
         self.environment["SIGNALMESH_PUBLIC_NATS"] = public or f"nats://127.0.0.1:{self.port}"
         return await self.up(*arguments, port=self.port)
 
-    async def settled(self, public: str = "", *arguments: str) -> Settled:
+    async def started(self, public: str = "", *arguments: str) -> StartedSwarm:
         """Start it, and wait until its far agents run in the sandbox."""
-        subscriber = await self.far_up(public, *arguments)
-        host = await self.far_host(subscriber)
+        subscriber = await self.up_with_remote(public, *arguments)
+        host = await self.remote_host(subscriber)
         heartbeats = await self.agents_in(subscriber, host)
         sandbox_id = host.removeprefix("python-")
         assert list(await self.standin.sandboxes()) == [sandbox_id]
-        return Settled(
+        return StartedSwarm(
             self, subscriber, host, sandbox_id, heartbeats, subscriber.heartbeats[host]["pid"], self.created()
         )
 
-    async def far_host(self, subscriber: Subscriber, other_than: str = "") -> str:
+    async def remote_host(self, subscriber: Subscriber, other_than: str = "") -> str:
         """The name of the host in the sandbox, when it is heard; `other_than` that one."""
 
         def found() -> str | None:
@@ -138,9 +138,9 @@ class FarSwarm(Swarm):
         """The heartbeats of the two agents that belong there, when they come from there."""
         await subscriber.until(
             f"agents in {host}",
-            lambda: all(subscriber.heartbeats.get(name, {}).get("sandbox") == host for name in FAR_AGENTS),
+            lambda: all(subscriber.heartbeats.get(name, {}).get("sandbox") == host for name in REMOTE_AGENTS),
         )
-        return await subscriber.live(*FAR_AGENTS)
+        return await subscriber.live(*REMOTE_AGENTS)
 
     def pid_of(self, kind: str) -> int:
         """Of a child of `up`, by the record."""
