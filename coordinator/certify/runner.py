@@ -52,7 +52,7 @@ from coordinator.certify.temporary_swarm import TemporarySwarm
 from coordinator.control.kill import KillReport
 from coordinator.control.kill import kill as kill_agent
 from coordinator.monitor.observer import Observer
-from coordinator.reporting.formatting import shown
+from coordinator.reporting.formatting import format_value
 from coordinator.reporting.percentiles import Percentiles
 from coordinator.sandboxes.environment import Endpoint
 
@@ -234,12 +234,12 @@ class _Progress:
 
     def on_alert(self, alert: Alert) -> None:
         """Print each text once: several sandboxes may have the same alert code, each with a text of its own."""
-        text, printed = shown(alert.message, LONGEST_ALERT), self._printed.setdefault(alert.code, set())
+        text, printed = format_value(alert.message, LONGEST_ALERT), self._printed.setdefault(alert.code, set())
         if alert.severity == "info" or text in printed or len(printed) == MAX_PRINTED:
             return
         printed.add(text)
         after = "; further ones of this code are counted in the report" if len(printed) == MAX_PRINTED else ""
-        self._report(f"{self._at}  {alert.severity}: {shown(alert.code)}: {text}{after}")
+        self._report(f"{self._at}  {alert.severity}: {format_value(alert.code)}: {text}{after}")
 
 
 async def _find_earlier_runs(report: Callable[[str], None]) -> list[str]:
@@ -454,7 +454,7 @@ def conclude(
         restored={name: restored.get(name) for name in ("cursor", "outputs")},
         audit=measured.audit,
         alerts=dict(Counter(alert.code for _, alert in observer.alerts)),
-        alert_texts={alert.code: shown(alert.message, LONGEST_ALERT) for alert in alerts},
+        alert_texts={alert.code: format_value(alert.message, LONGEST_ALERT) for alert in alerts},
         cleanup=cleanup,
         problems=problems,
     )

@@ -70,7 +70,7 @@ def sandbox(
     if credentials_stdin:
         payload = read_payload()
         where = None if files is None else str(files.resolve())
-        made = (
+        provided = (
             None
             if host is None
             else ProviderInfo(
@@ -78,7 +78,9 @@ def sandbox(
             )
         )
         raise typer.Exit(
-            run_sandbox(name, payload.url, swarm or "swarm", log_level, made=made, credentials=payload.credentials)
+            run_sandbox(
+                name, payload.url, swarm or "swarm", log_level, provided=provided, credentials=payload.credentials
+            )
         )
     target = find_target(nats, state_dir, swarm)
     if agents_nats_url is not None:

@@ -1,7 +1,7 @@
-"""`signalmesh kill`: end an agent's process on purpose and watch, from outside, how it comes back.
+"""`signalmesh kill`: send a signal to an agent's process, and measure its recovery from outside.
 
-All times are on this observer's clock, from just before the signal was asked for; each is when the message that says
-so was heard here. Whether anything was lost or doubled is read from the stream afterwards.
+All times are on the clock of this process: from just before the request for the signal to the arrival of the message
+that reports the step. Lost and duplicated outputs are counted in the stream afterwards.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from coordinator.reporting.tables import Column, console, print_table
 FIND_S = 1.0
 """How long to listen for a heartbeat."""
 PROBE = 0
-"""No signal at all: only whether the process is there."""
+"""No signal: only whether the process exists."""
 ENDS_NOTHING = frozenset(
     {PROBE, signal.SIGCONT, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ}
 )
-"""Signals that a Python process lives through, by their nature or because the interpreter ignores them."""
+"""Signals that do not end a Python process, by their nature or because the interpreter ignores them."""
 CONFIRMING_HEARTBEATS = 2
-"""So many heartbeats of the same incarnation after such a signal prove that it lives on."""
+"""After so many heartbeats of the same incarnation since such a signal, the process is known to live on."""
 LIVES_ON_HEARTBEATS = 15
-"""After any other signal so many, none of which says that it drains."""
+"""The same for any other signal; a heartbeat with the status draining does not count."""
 FIRST_OUTPUT_S = 5.0
-"""After it is ready: how long to wait for an output of the new incarnation (it may have nothing to say)."""
+"""After it is ready: how long to wait for an output of the new incarnation (it may have none)."""
 
 
 @dataclass(slots=True, kw_only=True)
 class KillReport:
     """`kill --json`. Milliseconds since the signal; None where it was not observed.
 
-    `outcome`: recovered (a new process goes on where it was), drained (it ended as asked, and stays away until it is
-    revived), quarantined, lives on (the signal has not ended it), not back in time.
+    `outcome`: recovered (a new process continues from its state), drained (it ended on request, and is not
+    restarted until it is revived), quarantined, lives on (the signal has not ended it), not back in time.
     """
 
     agent: str
@@ -72,7 +72,7 @@ class KillReport:
 
     @property
     def ok(self) -> bool:
-        """Whether it went as it should: back (or drained, or untouched by a signal that ends nothing) without loss."""
+        """Whether the agent recovered (or drained, or survived a signal that ends nothing) without loss."""
         if self.outputs_lost or self.outputs_duplicated:
             return False
         if self.outcome == "lives on":
@@ -81,7 +81,7 @@ class KillReport:
 
 
 def signal_number(name: str) -> int:
-    """The number of KILL, SIGKILL, kill or 9; 0 is allowed as well.
+    """The number of KILL, SIGKILL, kill or 9; 0 is allowed too.
 
     Raises:
         UsageError: no such signal.
@@ -94,7 +94,7 @@ def signal_number(name: str) -> int:
     except KeyError:
         raise UsageError(
             f"--signal {name}: there is no such signal; expected a name such as KILL, STOP or TERM, or a number such "
-            "as 9 (0: see whether it is there)"
+            "as 9 (0: check that the process exists)"
         ) from None
 
 
@@ -107,22 +107,22 @@ async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
     """The newest heartbeat of `name`.
 
     Raises:
-        UsageError: the swarm has no such agent, or somebody else runs it; MeshError: it does not beat.
+        UsageError: the swarm has no such agent, or it is external; MeshError: it sends no heartbeats.
     """
     listener = await _listen(bus, lambda received: name in received.agents and received.leader is not None)
     phase = listener.phases.get(name)
     if phase == "external":
         raise UsageError(
-            f"agent {name!r} is external: a program of somebody else's runs it, and only its messages are heard here; "
-            "end or start it where it runs"
+            f"agent {name!r} is external: the swarm receives its messages, but does not run its process; "
+            "stop or start it where it runs"
         )
     if name in listener.agents:
         return listener.agents[name].heartbeat
     records = await read_records(bus)
     if phase is not None or name in records:
-        says = f"the watchdog says {phase}" if phase else f"its registry record says {records[name].status}"
+        state = f"{phase}, by the watchdog" if phase else f"{records[name].status}, by its registry record"
         raise MeshError(
-            f"agent {name!r} does not run: {says}; `signalmesh revive {name}` brings a quarantined or drained one back"
+            f"agent {name!r} does not run ({state}); `signalmesh revive {name}` starts a quarantined or drained agent"
         )
     known = ", ".join(sorted({*records, *listener.phases, *listener.agents})) or "none yet"
     raise UsageError(f"no agent {name!r} in swarm {bus.subjects.ns!r}; it has: {known}")
@@ -152,7 +152,7 @@ class _Observer:
         try:
             message = received.decode(self._bus.subjects)
         except MessageError:
-            return  # whoever reads the stream reports it
+            return  # the readers of the stream report it
         if isinstance(message, Heartbeat):
             self._on_heartbeat(message)
         elif isinstance(message, Epoch):
@@ -166,7 +166,7 @@ class _Observer:
             self.output.set()
 
     def sent(self, number: int) -> None:
-        """The signal has reached the process: what it says from now on counts."""
+        """The signal has reached the process: its heartbeats count from now on."""
         self._heartbeats_left = CONFIRMING_HEARTBEATS if number in ENDS_NOTHING else LIVES_ON_HEARTBEATS
 
     def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
@@ -178,7 +178,7 @@ class _Observer:
             self.ready.set()
 
     def _fresh(self, epoch: int) -> bool:
-        """Whether it is the epoch of the newest incarnation, even if its claim is handed to us a little later."""
+        """Whether it is the epoch of the newest incarnation, even if its claim arrives a little later."""
         return epoch >= (self._result.epoch_after or self._result.epoch_before + 1)
 
     def _note(self, event: Lifecycle, at_ms: float) -> None:
@@ -236,7 +236,9 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillRepor
             reply: dict[str, Any] = orjson.loads(
                 await bus.request(subjects.control(heartbeat.sandbox, "signal"), request)
             )
-        except BusTimeout:  # not just NobodyServes: whoever listens to everything keeps the server from saying so
+        except (
+            BusTimeout
+        ):  # NobodyServes is not enough: a subscriber to all subjects hides that no host serves this one
             if heartbeat.sandbox in (await _listen(bus, lambda received: heartbeat.sandbox in received.hosts)).hosts:
                 raise
             raise UsageError(_by_hand(heartbeat)) from None
@@ -266,14 +268,14 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillRepor
 
 def _by_hand(heartbeat: Heartbeat) -> str:
     return (
-        f"agent {heartbeat.agent!r} is not run by a sandbox host: it beats as sandbox {heartbeat.sandbox!r}, as "
-        f"pid {heartbeat.pid} "
-        f"on machine {heartbeat.machine or 'unknown'}; signal that process there"
+        f"agent {heartbeat.agent!r} is not run by a sandbox host: its heartbeats come from sandbox "
+        f"{heartbeat.sandbox!r}, pid {heartbeat.pid} on machine {heartbeat.machine or 'unknown'}; signal that process "
+        "there"
     )
 
 
 async def _count(bus: NatsBus, result: KillReport) -> None:
-    """Read the agent's outputs back from the stream and look for gaps and repetitions in their numbers."""
+    """Read the agent's outputs back from the stream and find gaps and repetitions in their numbers."""
     try:
         stored = await bus.read_back(bus.subjects.outputs_of(result.agent), result.epoch_before)
     except BusError:
@@ -288,14 +290,14 @@ KILL_STEPS = {
     "detected": "the watchdog declared it dead",
     "claimed": "the next epoch is claimed: the old process is fenced",
     "spawned": "its host has started a new process",
-    "restored": "snapshot taken over, own stored outputs read back",
+    "restored": "snapshot loaded, own stored outputs read back",
     "ready": "replay done, live again",
-    "first_output": "first output of the new process heard",
+    "first_output": "first output of the new process received",
 }
 
 
 def print_kill_report(result: KillReport) -> None:
-    """The timeline of `kill`, and what reading the stream back has found."""
+    """Print the timeline of `kill`, and the outputs lost and duplicated."""
     out = console()
     sent = f"signal {result.signal}" if result.signal.isdigit() else result.signal
     head = f"{sent} to {result.agent} (pid {result.pid}, sandbox {result.sandbox}): {result.outcome}"
@@ -303,19 +305,19 @@ def print_kill_report(result: KillReport) -> None:
     revive = escape_control(f"`signalmesh revive {result.agent}`")
     if result.outcome == "lives on":
         what = "nothing was sent" if result.signal == "0" else "it was sent"
-        out.print(f"{what}, and the same process beats on as epoch {result.epoch_before}", soft_wrap=True)
+        out.print(f"{what}, and the same process sends heartbeats as epoch {result.epoch_before}", soft_wrap=True)
         return
     if result.outcome == "drained":
-        out.print(f"after {result.drained_ms:.1f} ms, as asked: it stays away until {revive}", soft_wrap=True)
+        out.print(f"after {result.drained_ms:.1f} ms, as requested: it is not restarted until {revive}", soft_wrap=True)
         out.print(_verdict(result), soft_wrap=True)
         return
     if result.outcome == "quarantined":
-        out.print(f"it has died too often and stays away until {revive}; its alert says more", soft_wrap=True)
+        out.print(f"it has died too often and is not restarted until {revive}; see its alert", soft_wrap=True)
     rows = []
     for step, meaning in KILL_STEPS.items():
         value = getattr(result, f"{step}_ms")
-        rows.append(["not heard" if value is None else f"{value:.1f} ms", step.replace("_", " "), meaning])
-    columns = (Column("after", right=True), Column("step"), Column("what was heard on the bus", 1))
+        rows.append(["not received" if value is None else f"{value:.1f} ms", step.replace("_", " "), meaning])
+    columns = (Column("after", right=True), Column("step"), Column("what the bus reported", 1))
     print_table(out, columns, rows)
     epochs = f"epoch {result.epoch_before} -> {result.epoch_after or 'none yet'}"
     replayed = "" if result.events_replayed is None else f", {result.events_replayed} inputs replayed"
@@ -324,8 +326,8 @@ def print_kill_report(result: KillReport) -> None:
 
 def _verdict(result: KillReport) -> str:
     if result.outputs_checked is None:
-        return "the stream could not be read back: whether anything was lost or doubled is not known"
+        return "the stream could not be read back: lost and duplicated outputs are not known"
     return (
-        f"{result.outputs_lost} lost, {result.outputs_duplicated} doubled, of {result.outputs_checked} outputs in "
+        f"{result.outputs_lost} lost, {result.outputs_duplicated} duplicated, of {result.outputs_checked} outputs in "
         f"the stream since epoch {result.epoch_before}"
     )

@@ -14,15 +14,15 @@ from bus.messages.subjects import WATCHDOG
 from coordinator.supervisor.control_api import DRAIN_S, READY_S
 
 ANSWER_S = DRAIN_S + READY_S + 2.0
-"""A little longer than the watchdog takes to say that it was in vain."""
+"""A little longer than the watchdog waits before it reports a failure."""
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restarted:
     """`restart --json`. `epoch_before` is the epoch that has drained, None for an agent that was quarantined or
-    drained (then `was` says so); `epoch_after` is that of the incarnation that is ready now, `ready_ms` milliseconds
-    after the watchdog was asked.
+    drained (then `was` is that word); `epoch_after` is that of the incarnation that is ready now, `ready_ms`
+    milliseconds after the request.
     """
 
     agent: str
@@ -41,18 +41,18 @@ class Revived:
 
 
 async def request_watchdog(bus: Bus, command: str, agent: str, answer: type[Answer]) -> Answer:
-    """Ask the leading watchdog to `verb` the `agent`.
+    """Send `command` about `agent` to the leading watchdog.
 
     Raises:
-        UsageError: there is no such agent, or somebody else runs it; MeshError: it cannot be done now; BusTimeout: no
+        UsageError: there is no such agent, or it is external; MeshError: it cannot be done now; BusTimeout: no
             watchdog answers.
     """
     try:
         data = await bus.request(bus.subjects.control(WATCHDOG, command), orjson.dumps({"agent": agent}), ANSWER_S)
     except BusTimeout as error:
         raise BusTimeout(
-            f"no watchdog of swarm {bus.subjects.ns!r} has answered ({error}); `signalmesh status` says whether one "
-            "is heard, `signalmesh up` or `signalmesh watchdog` starts one"
+            f"no watchdog of swarm {bus.subjects.ns!r} has answered ({error}); `signalmesh status` shows whether one "
+            "runs, `signalmesh up` or `signalmesh watchdog` starts one"
         ) from None
     reply = orjson.loads(data)
     if "error" in reply:

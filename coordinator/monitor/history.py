@@ -16,7 +16,7 @@ from bus.errors import UsageError
 from bus.messages.subjects import KEPT_KINDS
 from bus.mirror.reader import MirrorFile
 from bus.utils.terminal import escape_control
-from coordinator.reporting.formatting import LONGEST_CELL, shown
+from coordinator.reporting.formatting import LONGEST_CELL, format_value
 from coordinator.reporting.tables import Column, console, print_table
 
 SNAPSHOT = "snapshot"
@@ -176,10 +176,12 @@ def print_history(history: History) -> None:
         payload = entry.payload if isinstance(entry.payload, dict) else {}
         if history.kind == SNAPSHOT:
             payload = {**payload, "bytes": len(orjson.dumps(entry.payload))}
-        cells = [shown(payload.get(name), LONGEST_TEXT if name == "message" else LONGEST_CELL) for name, _ in fields]
+        cells = [
+            format_value(payload.get(name), LONGEST_TEXT if name == "message" else LONGEST_CELL) for name, _ in fields
+        ]
         if not payload:
-            cells[0] = shown(entry.malformed if entry.malformed is not None else entry.payload)
+            cells[0] = format_value(entry.malformed if entry.malformed is not None else entry.payload)
         at = f"{entry.stored_at:%Y-%m-%d %H:%M:%S.%f}"[:-3]
         number = f"{entry.sequence}" if entry.intact else f"{entry.sequence} DAMAGED"
-        rows.append([at, number, shown(entry.agent), *cells])
+        rows.append([at, number, format_value(entry.agent), *cells])
     print_table(out, columns, rows)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SANDBOX_COLUMNS = (
     Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
     Column("up", 4, right=True), Column("available", 6, right=True), Column("processes", 8, right=True),
-    Column("CPU", 7, right=True), Column("PSS MiB", 7, right=True), Column("network in, out", 10), Column("cost", 9),
+    Column("CPU", 7, right=True), Column("PSS MiB", 7, right=True), Column("network in/out", 10), Column("cost", 9),
     Column("agents", 1),
 )  # fmt: skip
 STATUS_COLUMNS = (

@@ -12,9 +12,9 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at. `remedy` says what to do, and is empty where nothing is to be done.
+    """The result of one check. `remedy` is the action to take, empty if none is needed.
 
-    `made` is false for a check that could not be made; `text` then says why, and `level` says nothing of its subject.
+    `made` is false if the check was not possible; `text` is then the reason, and `level` has no meaning.
     """
 
     check: str
@@ -49,5 +49,5 @@ def error(check: str, text: str, remedy: str) -> Finding:
 
 
 def skipped(check: str, why: str) -> Finding:
-    """The check could not be made, and why."""
+    """The finding of a check that was not possible, with the reason."""
     return Finding(check=check, level="ok", text=f"not checked: {why}", made=False)

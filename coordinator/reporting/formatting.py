@@ -17,7 +17,7 @@ from coordinator.reporting.percentiles import Percentiles
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error while something is read; nothing where that is no terminal."""
+    """A bar on standard error while something is read; nothing if that is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -37,17 +37,17 @@ MIB = 1 << 20
 
 
 def figure(value: float | None, unit: str = "", places: int = 1) -> str:
-    """A number with its unit; NONE where there is none."""
+    """A number with its unit; NONE for None."""
     return NONE if value is None else f"{value:,.{places}f}{unit and ' ' + unit}"
 
 
 def cell(value: Any) -> str:
-    """`value` on one line, and harmless inside a table."""
+    """`value` on one line, with what a Markdown table would interpret escaped."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], none: str = "") -> Iterator[str]:
-    """The lines of a table; `none` where it has no rows."""
+    """The lines of a Markdown table; `none` if it has no rows."""
     if not rows:
         yield none
         return
@@ -65,8 +65,8 @@ def percentile_cells(found: Percentiles, unit: str = "") -> list[str]:
 LONGEST_CELL = 72
 
 
-def shown(value: Any, longest: int = LONGEST_CELL) -> str:
-    """A value in one line of `longest` characters at most, without what could control a terminal."""
+def format_value(value: Any, longest: int = LONGEST_CELL) -> str:
+    """A value in one line of at most `longest` characters, with control characters escaped."""
     if value is None or value == []:
         return ""
     text = value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,7 +1,6 @@
-"""Tables that fit: where a terminal is too narrow, lists of names are shortened, then the less important columns go.
+"""Tables that fit the terminal: lists of names are shortened first, then the less important columns are hidden.
 
-A name is never cut off, what is left out is said, and nothing is left out of a pipe. Owns widths and looks only;
-what stands in a table is coordinator/monitor/status_table.py's business.
+A name is never cut off, a line below the table names the hidden columns, and a pipe gets every column.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bus.utils.terminal import escape_control
 __all__ = ["Cell", "Column", "console", "fitted", "print_table", "state_text"]
 
 PIPED_WIDTH, PIPED_HEIGHT = 1_000_000, 25
-"""Of what goes into a pipe or a file, which is as wide as it needs to be. Both are given, or rich asks a terminal."""
+"""The size for a pipe or a file: as wide as needed. Both are given, as rich would otherwise ask a terminal."""
 GAP = 2
 """Blanks between two columns."""
 STATE_COLOURS = {
@@ -32,12 +31,12 @@ STATE_COLOURS = {
 
 
 Cell = str | Text | tuple[str, ...]
-"""What stands in a table; a tuple is a list of names, of which as many are shown as there is room for."""
+"""The contents of a cell; a tuple is a list of names, shortened to the room there is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading; of all columns, the one with the highest `rank` is the first to go. Rank 0 always stays."""
+    """A column's heading; of all columns, the one with the highest `rank` is hidden first. Rank 0 always stays."""
 
     title: str
     rank: int = 0
@@ -45,7 +44,7 @@ class Column:
 
 
 def console() -> Console:
-    """Standard output: the terminal as wide as it is, anything else as wide as needed. Texts are no markup."""
+    """Standard output: the terminal as wide as it is, anything else as wide as needed. Markup is not interpreted."""
     width, height = (None, None) if sys.stdout.isatty() else (PIPED_WIDTH, PIPED_HEIGHT)
     return Console(width=width, height=height, highlight=False, markup=False, emoji=False)
 
@@ -57,17 +56,18 @@ def state_text(state: str) -> Text:
 
 
 def print_table(out: Console, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
-    """The table as `out` has room for it, and below it which columns are left out, if any is."""
+    """Print the table in the width of `out`, and below it the names of the hidden columns, if any."""
     kept, _ = _layout(columns, rows, out.width)
     out.print(fitted(columns, rows, out.width))
-    if left := [column.title for at, column in enumerate(columns) if at not in kept]:
-        out.print(f"too narrow ({out.width} columns) for: {'; '.join(left)}", soft_wrap=True, style="dim")
+    if hidden := [column.title for at, column in enumerate(columns) if at not in kept]:
+        why = f"(terminal is {out.width} columns wide; use --json for all)"
+        out.print(f"hidden columns: {', '.join(hidden)} {why}", soft_wrap=True, style="dim")
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> Table:
-    """The table of as many of `columns` as `width` has room for; where not even rank 0 fits, cells are folded.
+    """The table with as many of `columns` as fit into `width`; if not even rank 0 fits, cells are folded.
 
-    Cells are shown as they are: markup in them has no effect, and what a terminal would obey is written out.
+    Markup in cells has no effect, and control characters are escaped.
     """
     kept, room = _layout(columns, rows, width)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
@@ -80,7 +80,7 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int
 
 
 def _layout(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> tuple[list[int], dict[int, int]]:
-    """Which columns are kept, and how wide each of these may be."""
+    """The columns that are shown, and the width of each."""
     titles = [cell_len(column.title) for column in columns]
     least = [max(titles[at], *(cell_len(str(_text(row[at], 0))) for row in rows), 0) for at in range(len(columns))]
     most = [max(titles[at], *(cell_len(str(_text(row[at]))) for row in rows), 0) for at in range(len(columns))]
@@ -100,7 +100,7 @@ def _layout(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: in
 
 
 def _text(cell: Cell, room: int | None = None) -> Text:
-    """A cell as it is shown; of names as many as there is `room` for, or their number."""
+    """The text of a cell; of names as many as there is `room` for, or their number."""
     if isinstance(cell, Text):
         return cell
     if isinstance(cell, str):

@@ -1,4 +1,4 @@
-"""`signalmesh down`: ask a running `up` to end, and wait until it has; end the sandboxes that a killed one has left."""
+"""`signalmesh down`: end a running `up` and wait for it, or delete the sandboxes that a killed `up` has left."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ STOP_S = 50.0
 class Ended:
     """`down --json`: which swarm ended, the process id of its `up`, and how many seconds that took.
 
-    Where none ran, `swarm` and `pid` are null, and `ended` are the sandboxes at `endpoint` that an earlier one left.
-    `left` are sandboxes that could not be ended; they end by themselves at the end of their lifetime.
+    If none ran, `swarm` and `pid` are null, and `ended` lists the deleted sandboxes at `endpoint` that an earlier run
+    had left. `orphans` lists sandboxes that could not be deleted; they end when their lifetime is over.
     """
 
     swarm: str | None
@@ -37,7 +37,7 @@ class Ended:
 
 
 def stop_run(run: Run, state_dir: Path) -> Ended:
-    """End the swarm of `run`, and wait for it; `state_dir` knows of sandboxes elsewhere.
+    """End the swarm of `run` and wait for it; remote sandboxes are on record in `state_dir`.
 
     Raises:
         MeshError: it has not ended in time.
@@ -53,8 +53,8 @@ def stop_run(run: Run, state_dir: Path) -> Ended:
         asyncio.run(stop())
     except TimeoutError:
         raise MeshError(
-            f"the swarm {run.swarm} (pid {run.pid}) has not ended within {STOP_S:.0f} s; `kill -9 {run.pid}` ends it "
-            "at once, and the next `up` recovers its state"
+            f"the swarm {run.swarm} (pid {run.pid}) did not end within {STOP_S:.0f} s; `kill -9 {run.pid}` ends it "
+            "at once, and the next `up` restores its state"
         ) from None
     pool = read_pool(state_dir)
     orphans = [] if pool is None else [sandbox.id for sandbox in pool.sandboxes]
@@ -68,10 +68,10 @@ def stop_run(run: Run, state_dir: Path) -> Ended:
 
 
 def end_left(state_dir: Path) -> Ended:
-    """End the sandboxes elsewhere that an `up` which was killed has left, with the key of the environment.
+    """Delete the remote sandboxes that a killed `up` has left, with the key from the environment.
 
     Raises:
-        UsageError: there is no swarm and no such sandbox, or none that can be asked for; MeshError: no answer.
+        UsageError: there is no swarm and no such sandbox, or no key for its endpoint; MeshError: no answer.
     """
     nothing = f"no swarm runs in {state_dir}"
     pool = read_pool(state_dir)
@@ -79,7 +79,9 @@ def end_left(state_dir: Path) -> Ended:
         raise UsageError(f"{nothing}; name its directory with --state-dir")
     here = Endpoint.of().shown
     if not os.environ.get(KEY_VARIABLE):
-        raise UsageError(f"{nothing}{_by_record(pool)}; set {KEY_VARIABLE}, and `signalmesh down` asks and ends them")
+        raise UsageError(
+            f"{nothing}{_by_record(pool)}; set {KEY_VARIABLE}, and `signalmesh down` finds and deletes them"
+        )
     if pool.endpoint not in ("", here):
         raise UsageError(
             f"{nothing}{_by_record(pool)}; its sandboxes are at {pool.endpoint}, and {KEY_VARIABLE} is for {here} here"

@@ -1,4 +1,4 @@
-"""The processes of a swarm as verbs of the command line: sandbox, agent, watchdog."""
+"""The main functions of three roles: sandbox host, agent, watchdog."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ log = structlog.get_logger("signalmesh")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderInfo:
-    """What a launcher says of a place that it made: its provider, where and how many seconds ago that made it, the
-    host's name there, and where files are.
+    """What a launcher reports of a sandbox that it created: its provider and endpoint, its age in seconds, the name of
+    its host, and the directory of the agents' files.
     """
 
     provider: str
@@ -50,12 +50,13 @@ def run_sandbox(
     *,
     replica: bool = False,
     agents_url: str | None = None,
-    made: ProviderInfo | None = None,
+    provided: ProviderInfo | None = None,
     credentials: Credentials | None = None,
 ) -> int:
-    """Serve sandbox `name` until told to end; as a `replica`, together with others, under a name of its own.
+    """Run the host of sandbox `name` until a signal ends it; a `replica` is one of several, under a name of its own.
 
-    Its agents connect to `agents_url`, by default to the same server. `made` is told by a launcher that made the place.
+    Its agents connect to `agents_url`, by default to the same server. `provided` is set if a provider has created the
+    sandbox.
     """
     from agents.host.host import Host
 
@@ -65,8 +66,8 @@ def run_sandbox(
     group, provider = (name, "joined") if replica else (None, "local")
     if replica:
         name = check_name(f"{name}-{MACHINE}", "sandbox")
-    if made is not None:
-        group, provider, name = name, made.provider, check_name(made.host, "sandbox")
+    if provided is not None:
+        group, provider, name = name, provided.provider, check_name(provided.host, "sandbox")
 
     async def serve() -> None:
         bus = await NatsBus.connect(url, swarm, f"sandbox {name}", None, credentials)
@@ -78,12 +79,12 @@ def run_sandbox(
                 await EventPublisher.open(bus, name),
                 group=group,
                 provider=provider,
-                endpoint=None if made is None else made.endpoint,
-                age_s=None if made is None else made.age_s,
+                endpoint=None if provided is None else provided.endpoint,
+                age_s=None if provided is None else provided.age_s,
                 log_level=log_level,
                 preload=("coordinator.decisions.agent", *modules_to_preload(os.environ)),
                 credentials=credentials,
-                files=None if made is None else made.files,
+                files=None if provided is None else provided.files,
             )
             on_signals(host.stop)
             await host.run()
@@ -95,7 +96,7 @@ def run_sandbox(
 
 
 def run_agent(name: str, url: str, config_file: Path | None, swarm: str | None, sandbox: str, log_level: str) -> int:
-    """Run one configured agent by hand, in this process; it claims its epoch itself."""
+    """Run one configured agent in this process, outside any host; it claims its epoch itself."""
     set_up_logs(log_level)
     log_wrong_variables()
     config = load_swarm(config_file)
@@ -121,7 +122,7 @@ def run_watchdog(
     clear_quarantine: bool = False,
     standby: bool = False,
 ) -> int:
-    """Supervise the swarm, or stand by while another watchdog does."""
+    """Supervise the swarm, or be the standby while another watchdog does."""
     from coordinator.supervisor.watchdog import Watchdog
 
     set_up_logs(log_level)

@@ -1,7 +1,7 @@
-"""A watchdog or provider that runs but says nothing: nobody but `up`, whose children they are, can end it.
+"""Finds watchdogs and providers that run but send no heartbeats. Only `up`, their parent, can end them.
 
-A stopped or hung process has no exit that could be noticed, and who watches over everybody, or keeps the sandboxes
-elsewhere alive, is watched by nobody else. To end one too many does no harm: its successor adopts what runs.
+A paused or stuck process does not exit, and no other process supervises these two. Killing a healthy one does no harm:
+its successor adopts what runs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from bus.nats.bus import NatsBus
 from bus.utils.processes import MACHINE
 
 SILENT_S = 10.0
-"""Far longer than it takes to start, or to be starved for a moment."""
+"""Much longer than a start takes, or a short lack of CPU."""
 POLL_INTERVAL_S = 0.5
 WATCHED_KINDS = ("watchdog", "provider")
-"""Kinds of children that are to be heard."""
+"""Kinds of children that send heartbeats."""
 
 
 class WatchedProcess(Protocol):
@@ -51,7 +51,7 @@ async def find_unresponsive(
         await asyncio.sleep(POLL_INTERVAL_S)
         now = time.monotonic()
         if not bus.live or now - checked_at > 2 * POLL_INTERVAL_S:
-            since = now  # we could not hear them
+            since = now  # heartbeats could not arrive in between
         checked_at = now
         for child in children:
             if child.pid is None:

@@ -1,4 +1,4 @@
-"""The role `mirror`: follows the swarm into its SQLite file until told to end, whatever becomes of the file."""
+"""The role `mirror`: copies the stream into its SQLite file until a signal ends it; replaces a damaged file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = structlog.get_logger("signalmesh.mirror")
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename a damaged file (and what SQLite keeps beside it), so that a new one can be filled; nothing is deleted.
+    """Rename a damaged file (and the files of SQLite next to it), so that a new one can be filled; deletes nothing.
 
     Returns its new name; None when it was not there.
     """
@@ -49,9 +49,9 @@ def set_aside(path: Path) -> Path | None:
 
 
 async def restore(bus: NatsBus, file: Path, limits: StreamLimits, writer: str) -> tuple[str, bool]:
-    """Put back what the bus has lost of what `file` holds: what there is to tell, and whether the file can be used.
+    """Restore what the bus has lost from `file`; return a report (empty: none) and whether the file can be used.
 
-    A file that cannot be read ends it only where going on would lose something for good: where the bus has nothing.
+    A file that cannot be read is an error only if the bus is empty: continuing would then lose its contents for good.
 
     Raises:
         MirrorFailing, MirrorUnusable: it cannot be read now, and the bus has nothing.
@@ -62,7 +62,7 @@ async def restore(bus: NatsBus, file: Path, limits: StreamLimits, writer: str) -
     try:
         store = await MirrorStore.open(file, bus.subjects.ns)
     except MirrorDamaged as error:
-        return (f"{error}; the bus has nothing, so the swarm starts anew" if await events_lost(bus) else ""), True
+        return (f"{error}; the bus is empty, so the swarm starts from scratch" if await events_lost(bus) else ""), True
     except MirrorUnusable as error:
         if await events_lost(bus) and await asyncio.to_thread(_is_ours, file, bus.subjects.ns):
             raise
@@ -91,10 +91,10 @@ def _is_ours(file: Path, swarm: str) -> bool:
 def run_mirror(
     url: str, config_file: Path | None, swarm: str, file: Path, log_level: str, *, rebuild_first: bool = False
 ) -> int:
-    """Mirror the swarm into `file`; with `rebuild_first`, put back what the bus has lost before.
+    """Mirror the swarm into `file`; with `rebuild_first`, first restore what the bus has lost.
 
     Raises:
-        MirrorUnusable: another mirror writes it, or it is no mirror of this swarm.
+        MirrorUnusable: another mirror writes it, or it is not a mirror of this swarm.
     """
     set_up_logs(log_level)
     config = load_swarm(config_file)
@@ -103,7 +103,7 @@ def run_mirror(
     async def follow() -> int:
         stop = asyncio.Event()
         bus = await NatsBus.connect(url, swarm, "mirror", wait_s=None)
-        on_signals(stop.set)  # until here there is nothing to end in order
+        on_signals(stop.set)  # until here there is nothing to close
         notices: tuple[str, ...] = ()
         try:
             if rebuild_first:
@@ -128,10 +128,10 @@ def run_mirror(
 
 
 def run_rebuild(url: str, config_file: Path | None, swarm: str, file: Path, log_level: str) -> int:
-    """Put back what the bus has lost of what `file` holds, as `up` does before anybody starts, and end.
+    """Restore what the bus has lost from `file`, as `up` does before it starts its children, and end.
 
     Raises:
-        MirrorFailing, MirrorUnusable, UsageError, BusError: as put_back.
+        MirrorFailing, MirrorUnusable, UsageError, BusError: as restore.
     """
     set_up_logs(log_level)
     config = load_swarm(config_file)
@@ -148,8 +148,8 @@ def run_rebuild(url: str, config_file: Path | None, swarm: str, file: Path, log_
 
 
 async def _restore_and_report(bus: NatsBus, file: Path, config: SwarmConfig) -> None:
-    told, _ = await restore(bus, file, config.stream.limits(), "mirror")
-    log.warning("restore", text=told or "the bus has lost nothing that the mirror holds")
+    report, _ = await restore(bus, file, config.stream.limits(), "mirror")
+    log.warning("restore", text=report or "the bus has lost nothing that the mirror contains")
 
 
 async def _one_file(
@@ -170,7 +170,7 @@ async def _one_file(
 
 
 async def _open(file: Path, swarm: str, stop: asyncio.Event) -> MirrorStore | None:
-    """The file, once it can be written; None when told to end before."""
+    """The file, once it can be written; None if `stop` is set before."""
     while not stop.is_set():
         try:
             return await MirrorStore.open(file, swarm)

@@ -1,4 +1,4 @@
-"""Whether a swarm of this name runs on the server already: two of one name would fight over sandboxes and agents."""
+"""Refuses a second swarm of the same name on one server: the two would fight over sandboxes and agents."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from bus.messages import Heartbeat
 from bus.nats.bus import NatsBus
 
 SILENCE_S = 0.6
-"""Three heartbeats of a sandbox host: who is not heard for so long is not there."""
+"""Three heartbeats of a sandbox host: a host that is silent for so long does not run."""
 TIMEOUT_S = 3.0
-"""What a killed `up` leaves behind is gone within a second; whoever is still heard after so long stays."""
+"""The children of a killed `up` end within a second; a host that still sends heartbeats after this time stays."""
 
 
 async def refuse_name_conflict(bus: NatsBus, sandboxes: tuple[str, ...]) -> str | None:
-    """Listen until no other host of these `sandboxes` is heard.
+    """Listen until no other host of these `sandboxes` sends heartbeats.
 
-    Returns a remark for the person if a watchdog leads the swarm already.
+    Returns a warning for the user if a watchdog already leads the swarm.
 
     Raises:
-        UsageError: there are others, and they do not end.
+        UsageError: there are such hosts, and they do not end.
     """
     async with HeartbeatListener(bus) as listener:
         started_at = time.monotonic()
@@ -36,11 +36,11 @@ async def refuse_name_conflict(bus: NatsBus, sandboxes: tuple[str, ...]) -> str 
                 raise UsageError(_refusal(bus, [host.heartbeat for host in hosts]))
             await asyncio.sleep(SILENCE_S - quiet_s)
     leader = listener.leader.heartbeat if listener.leader is not None else None
-    if leader is None or hosts:  # with hosts gone its watchdog was going, too
+    if leader is None or hosts:  # hosts that ended meanwhile: their watchdog ends as well
         return None
     return (
-        f"a watchdog (pid {leader.pid}{_where(leader)}) leads swarm {bus.subjects.ns!r} on {bus.url} already: "
-        "it decides by its own settings as long as it lives, and ours stands by"
+        f"a watchdog (pid {leader.pid}{_where(leader)}) already leads swarm {bus.subjects.ns!r} on {bus.url}: "
+        "its settings apply while it runs, and the watchdog of this `up` is a standby"
     )
 
 
@@ -49,9 +49,8 @@ def _where(heartbeat: Heartbeat) -> str:
 
 
 def _refusal(bus: NatsBus, heartbeats: list[Heartbeat]) -> str:
-    received = ", ".join(f"{heartbeat.agent} (pid {heartbeat.pid}{_where(heartbeat)})" for heartbeat in heartbeats)
+    hosts = ", ".join(f"{heartbeat.agent} (pid {heartbeat.pid}{_where(heartbeat)})" for heartbeat in heartbeats)
     return (
-        f"a swarm named {bus.subjects.ns!r} runs on {bus.url} already, for its sandbox hosts are heard: "
-        f"{received}. End it "
-        'with `signalmesh down` in its directory, or give this one another name: swarm = "…" at the top of swarm.toml'
+        f"another swarm named {bus.subjects.ns!r} is already running on {bus.url} (hosts: {hosts}). End it with "
+        '`signalmesh down` in its directory, or give this one another name: swarm = "…" at the top of swarm.toml'
     )

@@ -1,4 +1,4 @@
-"""Whether every agent of a configuration can be made on this machine, found out before anything is started."""
+"""Checks before anything is started that every agent of a configuration can be created on this machine."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from bus.utils.processes import die_with_parent
 from coordinator.config.settings import ResolvedSwarm, SwarmConfig
 
 STEP_S = 10.0
-"""How long importing a class, or making its agent, may take. A running agent may be silent for less than that."""
+"""Limit for importing a class, and for creating its agent. A running agent may be silent for less than that."""
 START_S = 60.0
-"""How long the process in which that is tried may take to start, however busy the machine is."""
+"""Limit for the start of the process that tries it, even on a busy machine."""
 _DONE = "done"
 
 
 def check_agents(config: SwarmConfig) -> ResolvedSwarm:
-    """Import every agent and make it once, so that a mistake in it is said here rather than by a dying process.
+    """Import every agent and create it once, so that a mistake is reported here and not by a dying process.
 
-    What users wrote is tried in a process of its own first, since an import may hang, or end its process.
+    Code of users is first tried in a separate process: an import may hang, or end its process.
 
     Raises:
         ConfigError: naming the agent's key and what is wrong.
@@ -65,18 +65,20 @@ def _check_command(file: str, spec: AgentSpec) -> None:
     if "/" in program:
         path = Path(spec.search_path, program)
         if not path.is_file():
-            raise ConfigError(file, key, f"there is no program {path}; relative paths begin where the file stands")
+            raise ConfigError(
+                file, key, f"there is no program {path}; relative paths start at the directory of the file"
+            )
         if not os.access(path, os.X_OK):
             raise ConfigError(file, key, f"{path} cannot be executed; `chmod +x {path}`, or name its interpreter first")
     elif shutil.which(program) is None:
         raise ConfigError(file, key, f"there is no program {program!r} on the PATH; install it, or write its path")
 
 
-# -- trying out what users wrote
+# -- trying the code of users
 
 
 def _preflight(file: str, specs: list[AgentSpec]) -> None:
-    """Make them in another process. It is only seen that each step comes to an end: our own try says what is wrong."""
+    """Create them in another process, only to see that each step ends: the attempt in this process finds the error."""
     if not specs:
         return
     ours, theirs = os.pipe()
@@ -131,20 +133,20 @@ def _lines(reading: object) -> Iterator[str]:
 
 
 def _run_preflight(fd: int) -> None:
-    """The other process: make each agent, and say before each step what it is."""
+    """The other process: create each agent, and write the name of each step before it."""
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         os.write(fd, f"{line}\n".encode())
 
     for spec in msgspec.convert(orjson.loads(sys.stdin.buffer.read()), list[AgentSpec]):
         with contextlib.suppress(BaseException):
-            say(f"{spec.name} importing {spec.class_path.rpartition(':')[0]}")
+            report(f"{spec.name} importing {spec.class_path.rpartition(':')[0]}")
             load_class(spec)
-            say(f"{spec.name} making it (its setup())")
+            report(f"{spec.name} making it (its setup())")
             make_agent(spec)
-    say(_DONE)
+    report(_DONE)
 
 
 if __name__ == "__main__":
     _run_preflight(int(sys.argv[1]))
-    os._exit(0)  # whatever threads were started meanwhile
+    os._exit(0)  # even if threads were started meanwhile

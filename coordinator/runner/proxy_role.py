@@ -1,7 +1,7 @@
-"""The role `proxy`: agents reach the bus through it, and it makes a bad network of itself when asked over the bus.
+"""The role `proxy`: forwards the connections of agents to the bus, and injects network faults on request.
 
-Requests on `{ns}.control.proxy.{verb}`, each about the agents named in it (none: everybody): `reset`, `delay`,
-`blackhole`. What it was asked for it ends by itself, so that nobody who asked and died leaves a fault behind.
+Requests on `{ns}.control.proxy.{command}` name the agents concerned (none: all): `reset`, `delay`, `blackhole`.
+The proxy ends a fault by itself, so that a client that dies leaves no fault behind.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["LISTENER_VARIABLE", "NAME", "Affected", "BadNetwork", "open_proxy_po
 
 NAME = "proxy"
 LISTENER_VARIABLE = "SIGNALMESH_LISTENER"
-"""Number of the inherited descriptor of a listening socket: `up` keeps the port while the proxy is started again."""
+"""Number of the inherited descriptor of a listening socket: `up` keeps the port while the proxy is restarted."""
 AGENTS_URL_VARIABLE = "SIGNALMESH_AGENTS_NATS"
 LONGEST_S = 60.0
 
@@ -41,19 +41,19 @@ def open_proxy_port(url: str) -> tuple[socket.socket, dict[str, str]]:
     """A listening socket for the proxy in front of `url`, and the environment by which hosts send their agents there.
 
     Raises:
-        UsageError: what is encrypted cannot be passed on under another address, and only one server can be.
+        UsageError: `url` has several servers, or is not nats://: TLS cannot be forwarded under another address.
     """
     parts = urlsplit(url if "://" in url else f"nats://{url}")
     if parts.scheme != "nats" or len(urls_of(url)) > 1:
         raise UsageError(f"--fault-proxy: expected one server at nats://…, not {redacted_url(url)}")
     listener = socket.create_server(("127.0.0.1", 0))
-    who = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return listener, {AGENTS_URL_VARIABLE: f"nats://{who}127.0.0.1:{listener.getsockname()[1]}"}
+    userinfo = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return listener, {AGENTS_URL_VARIABLE: f"nats://{userinfo}127.0.0.1:{listener.getsockname()[1]}"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadNetwork:
-    """What is asked of it: whose connections, and for `delay` by how much and for how long, in seconds."""
+    """A request: the agents concerned, and for `delay` by how much and for how long, in seconds."""
 
     agents: tuple[str, ...] = ()
     delay_s: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.0
@@ -62,51 +62,51 @@ class BadNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affected:
-    """Its answer: how many connections are affected, and the names of all that are open."""
+    """The answer: how many connections are affected, and the names of all that are open."""
 
     connections: int
     names: list[str]
 
 
 class FaultService:
-    """Answers for `proxy` over `bus`."""
+    """Handles the requests to `proxy` on `bus`."""
 
     def __init__(self, bus: NatsBus, proxy: Proxy) -> None:
         self._bus, self._proxy = bus, proxy
         self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        for command, deed in (("reset", self._reset), ("delay", self._delay), ("blackhole", self._blackhole)):
-            await self._bus.answer(self._bus.subjects.control(NAME, command), self._served(command, deed))
+        for command, action in (("reset", self._reset), ("delay", self._delay), ("blackhole", self._blackhole)):
+            await self._bus.answer(self._bus.subjects.control(NAME, command), self._served(command, action))
 
     async def stop(self) -> None:
         await end_tasks(self._ending)
 
-    def _served(self, command: str, deed: Any) -> Any:
+    def _served(self, command: str, action: Any) -> Any:
         async def serve(received: ReceivedMessage) -> bytes:
             try:
-                asked = msgspec.convert(orjson.loads(received.data), BadNetwork)
+                wanted = msgspec.convert(orjson.loads(received.data), BadNetwork)
             except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
                 return orjson.dumps({"error": f"proxy, {command}: {error}"})
             names = self._proxy.names
-            answer = Affected(connections=deed(asked), names=names)
-            log.info(command, agents=asked.agents, connections=answer.connections, for_s=asked.for_s)
+            answer = Affected(connections=action(wanted), names=names)
+            log.info(command, agents=wanted.agents, connections=answer.connections, for_s=wanted.for_s)
             return orjson.dumps(answer)
 
         return serve
 
-    def _reset(self, asked: BadNetwork) -> int:
-        return self._proxy.cut(asked.agents)
+    def _reset(self, wanted: BadNetwork) -> int:
+        return self._proxy.cut(wanted.agents)
 
-    def _blackhole(self, asked: BadNetwork) -> int:
-        return self._proxy.swallow(UP, DOWN, names=asked.agents)
+    def _blackhole(self, wanted: BadNetwork) -> int:
+        return self._proxy.swallow(UP, DOWN, names=wanted.agents)
 
-    def _delay(self, asked: BadNetwork) -> int:
-        count = self._proxy.delay(asked.delay_s, asked.agents)
+    def _delay(self, wanted: BadNetwork) -> int:
+        count = self._proxy.delay(wanted.delay_s, wanted.agents)
 
         async def end() -> None:
-            await asyncio.sleep(asked.for_s)
-            self._proxy.delay(0.0, asked.agents)
+            await asyncio.sleep(wanted.for_s)
+            self._proxy.delay(0.0, wanted.agents)
 
         task = asyncio.create_task(end(), name="proxy-end-of-delay")
         self._ending.add(task)
@@ -115,7 +115,7 @@ class FaultService:
 
 
 def run_proxy(url: str, swarm: str, log_level: str) -> int:
-    """Forward to the server at `url` until told to end; on the inherited socket, else on any free port."""
+    """Forward to the server at `url` until a signal ends it; on the inherited socket, else on any free port."""
     set_up_logs(log_level)
     number = os.environ.get(LISTENER_VARIABLE)
     listener = socket.socket(fileno=int(number)) if number else None

@@ -1,4 +1,4 @@
-"""The state directory of a swarm that runs on this machine: who runs it, where its bus is, and its lock."""
+"""The state directory of a swarm on this machine: the record of its processes and its bus, and the lock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECORD = "run.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A process of a run. `created`, its start time (seconds since 1970), tells it from a later one of the same pid."""
+    """A process of a run. `created`, its start time (seconds since 1970), tells it from a later one of that pid."""
 
     kind: str
     name: str
@@ -43,7 +43,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The record of a running `up`: its own process, and in `children` those that it has started and keeps."""
+    """The record of a running `up`: its own process, and in `children` those that it has started."""
 
     pid: int
     created: float
@@ -52,7 +52,7 @@ class Run:
     config: str
     children: tuple[Recorded, ...] = ()
     agents: int | None = None
-    """What `up --agents` was given."""
+    """The value of `up --agents`."""
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
@@ -64,7 +64,7 @@ class Run:
 
 
 def is_same(pid: int, created: float) -> bool:
-    """Whether the process `pid` that began at `created` still runs, and is not another of the same pid."""
+    """Whether the process `pid` that was started at `created` still runs, and is not another one with that pid."""
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - created) < 0.01 and process.status() != psutil.STATUS_ZOMBIE
@@ -119,8 +119,9 @@ def lock(state_dir: Path) -> IO[str]:
         raise UsageError(f"--state-dir {state_dir}: cannot be used: {error.strerror}") from None
     if file is None:
         run = read_run(state_dir)
-        who = f" (pid {run.pid})" if run is not None else ""
+        holder = f" (pid {run.pid})" if run is not None else ""
         raise UsageError(
-            f"a swarm runs in {state_dir} already{who}: end it with `signalmesh down`, or use another --state-dir"
+            f"a swarm is already running in {state_dir}{holder}: end it with `signalmesh down`, or use another "
+            "--state-dir"
         )
     return file

@@ -180,7 +180,7 @@ async def test_signals_that_end_nothing_and_agents_that_stay_away_are_reported_a
         drained = await swarm.command("kill", "strategy-momentum", "--signal", "TERM")
         assert drained.code == 0
         assert "drained" in drained.out
-        assert "stays away until `signalmesh revive strategy-momentum`" in drained.out
+        assert "is not restarted until `signalmesh revive strategy-momentum`" in drained.out
         status = (await swarm.command("status", "--json")).json
         states = {agent["name"]: agent["status"] for agent in status["agents"]}
         assert (states["strategy-momentum"], states["oracle"]) == ("drained", "external")
