@@ -21,7 +21,6 @@ from bus.errors import UsageError
 from bus.messages import (
     KIND_OF,
     Alert,
-    Config,
     Decision,
     Event,
     Headline,
@@ -31,6 +30,7 @@ from bus.messages import (
     Side,
     Signal,
     Timer,
+    VotingConfig,
 )
 from bus.messages.subjects import AGENT_KINDS
 
@@ -271,7 +271,7 @@ def topic_of(output: Event | Alert, default: str | None) -> str:
         topic = output.symbols[0] if output.symbols else None
     elif isinstance(output, Alert):
         topic = output.severity
-    elif isinstance(output, (Timer, Config)):
+    elif isinstance(output, (Timer, VotingConfig)):
         raise ValueError(f"a handler cannot publish a {type(output).__name__}")
     topic = topic or default
     if not topic:

@@ -17,7 +17,7 @@ from typing import NoReturn
 from agents.agent import Agent
 from agents.feeds.candles import Candle, Candles, load_candles
 from bus.errors import UsageError
-from bus.messages import Config, Decision, MarketData
+from bus.messages import Decision, MarketData, VotingConfig
 from bus.messages.subjects import WATCHDOG
 
 DEFAULT_SYMBOLS = {"BTC/USD": ""}
@@ -43,7 +43,7 @@ class MarketDataAgent(Agent):
         """What was received.
 
         `decided` maps a symbol to the highest of this agent's own rounds that a decision was heard on; `deciders` are
-        the agents that the Config in force lets decide (empty: anybody).
+        the agents that the VotingConfig in force lets decide (empty: anybody).
         """
 
         decided: dict[str, int] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class MarketDataAgent(Agent):
             self.state.decided[symbol] = number
         self._decided.set()  # only wakes produce(), which checks the state again
 
-    def on_config(self, config: Config) -> None:
+    def on_config(self, config: VotingConfig) -> None:
         """The agents whose decisions count from here on."""
         if config.source == WATCHDOG:
             self.state.deciders = config.deciders

@@ -10,7 +10,7 @@ import structlog
 from bus.durable.outbox import Entry, Outbox, can_pipeline
 from bus.errors import Fenced, MeshError
 from bus.interface import Bus, Headers
-from bus.messages import Alert, Config, Lifecycle, LifecycleEvent, Severity, encode, now
+from bus.messages import Alert, Lifecycle, LifecycleEvent, Severity, VotingConfig, encode, now
 from bus.messages import headers as h
 
 log = structlog.get_logger("signalmesh.bus")
@@ -112,7 +112,7 @@ class EventPublisher:
         log.warning(code, message=message, severity=severity, of=agent)
         self._put(self._subjects.alert(severity, self.writer), encode(alert), once)
 
-    def config(self, config: Config) -> None:
+    def config(self, config: VotingConfig) -> None:
         """Publish the active settings, without a maximum age."""
         self._put(self._subjects.config(self.writer), encode(config), None, {h.TTL: "never"})
 

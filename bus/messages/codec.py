@@ -24,7 +24,6 @@ from bus.messages.payloads import (
     LARGEST_PRICE,
     LARGEST_VOLUME,
     Child,
-    Config,
     Decision,
     MarketData,
     Message,
@@ -32,6 +31,7 @@ from bus.messages.payloads import (
     SandboxUsage,
     Sentiment,
     Signal,
+    VotingConfig,
 )
 from bus.messages.subjects import Address, escape_topic
 
@@ -74,7 +74,7 @@ def _check(value: Any) -> None:
             raise ValueError(f"{name}: expected a number from 0 to 1, not {number}")
     if isinstance(value, MarketData):
         _check_market(value)
-    if isinstance(value, Config):
+    if isinstance(value, VotingConfig):
         if any(weight < 0 for weight in value.voters.values()) or (value.voters and not sum(value.voters.values())):
             raise ValueError("voters: expected weights of 0 or more, not all 0")
         if not 0 <= value.sell_at <= value.buy_at <= 1 or not 0 <= value.quorum < 1:

@@ -118,7 +118,7 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class VotingConfig:
     """What the coordinator goes by from this point of the stream on.
 
     `voters` maps an agent to its weight (normalised when used); `quorum` is the fraction of the voting weight that
@@ -274,8 +274,8 @@ class Heartbeat:
     accounts: dict[str, SandboxAccount] | None = None
 
 
-Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | Config
-"""What a handler can be given, and (but for Timer and Config) what it can return; it can return an Alert as well."""
+Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | VotingConfig
+"""What a handler can receive. It can return these but for Timer and VotingConfig, and an Alert."""
 Message = Event | Epoch | Lifecycle | Alert | Heartbeat
 
 KINDS: dict[str, type[Message]] = {
@@ -286,7 +286,7 @@ KINDS: dict[str, type[Message]] = {
     "decision": Decision,
     "timer": Timer,
     "epoch": Epoch,
-    "config": Config,
+    "config": VotingConfig,
     "lifecycle": Lifecycle,
     "alert": Alert,
     "heartbeat": Heartbeat,

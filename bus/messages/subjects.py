@@ -18,7 +18,7 @@ AGENT_KINDS = ("market", "headline", "sentiment", "signal", "decision")
 """Kinds that an agent's handlers may publish."""
 
 WATCHDOG = "watchdog"
-"""The one writer whose Config is obeyed."""
+"""The one writer whose VotingConfig is obeyed."""
 PROVIDER = "provider"
 """Who reports of sandboxes that are made elsewhere."""
 STANDBY = "standby"

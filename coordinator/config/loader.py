@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from bus.errors import ConfigError, UsageError
-from bus.messages import Config, now
+from bus.messages import VotingConfig, now
 from bus.messages.subjects import WATCHDOG, check_name
 from coordinator.config.convert import convert
 from coordinator.config.overrides import NO_OVERRIDES, Overrides, apply_overrides
@@ -214,10 +214,10 @@ def warnings_about(config: ResolvedSwarm) -> tuple[str, ...]:
 
 def to_config_message(
     config: ResolvedSwarm, voters: Mapping[str, float], *, source: str = WATCHDOG, timestamp: datetime | None = None
-) -> Config:
-    """The Config event for these voters (agent -> weight) and the settings of `config`."""
+) -> VotingConfig:
+    """The VotingConfig event for these voters (agent -> weight) and the settings of `config`."""
     settings = config.coordinator
-    return Config(
+    return VotingConfig(
         voters=dict(voters),
         timestamp=timestamp or now(),
         source=source,

@@ -97,7 +97,7 @@ class ResolvedAgent(AgentSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSettings:
-    """How votes become decisions: what goes into the Config event."""
+    """How votes become decisions: what goes into the VotingConfig event."""
 
     quorum: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     """Share of the voting weight that must be exceeded. Otherwise the decision is hold."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import ClassVar
 
 from agents.agent import Agent
-from bus.messages import Alert, Config, Decision, MarketData, Sentiment, Severity, Signal, Timer
+from bus.messages import Alert, Decision, MarketData, Sentiment, Severity, Signal, Timer, VotingConfig
 from bus.messages.subjects import WATCHDOG
 from coordinator.decisions.pooling import Electorate, electorate, synthesise, vote_probability
 from coordinator.decisions.risk import WINDOW, Market, assess, measure
@@ -34,12 +34,12 @@ WINDOW_BUDGET = 32 * WINDOW
 """Closes kept over all feeds, some 160 KiB encoded, which fits a snapshot. With more than 32 feeds each one's window is
 shorter; with MAX_FEEDS it is 31 closes, still enough for risk.MIN_RETURNS."""
 MAX_EARLY_VOTES = 64
-"""Votes kept on one round while no Config has said yet who the voters are; further ones are refused."""
+"""Votes kept on one round while no VotingConfig has said yet who the voters are; further ones are refused."""
 DEFAULT_TIMEOUT_MS = 400
-"""Timer of rounds that open before any Config (the default of Config.round_timeout_ms as well)."""
+"""Timer of rounds that open before any VotingConfig (the default of VotingConfig.round_timeout_ms as well)."""
 
-NO_CONFIG = Config(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), source="")
-"""What closes a round when no Config ever came: no voters, so no quorum, so hold."""
+NO_CONFIG = VotingConfig(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), source="")
+"""What closes a round when no VotingConfig ever came: no voters, so no quorum, so hold."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class Counts:
     repeated_ticks: int = 0  # see Feed.place
     odd_ticks: int = 0  # taken although the feed's numbers went back
     refused_ticks: int = 0  # beyond MAX_OPEN_ROUNDS, MAX_FEEDS or MAX_SEQUENCE
-    unknown_writers: int = 0  # votes of agents that are not in Config.voters
+    unknown_writers: int = 0  # votes of agents that are not in VotingConfig.voters
     repeated_votes: int = 0  # the voter has already voted on that open round; its first vote counts
     late_votes: int = 0  # no such round is open
     refused_votes: int = 0  # beyond MAX_EARLY_VOTES
@@ -99,7 +99,7 @@ class CoordinatorAgent(Agent):
     class State:
         """`rounds`: the open ones by symbol, in the order of their ticks. `feeds`: by symbol, then by source."""
 
-        config: Config | None = None
+        config: VotingConfig | None = None
         rounds: dict[str, list[OpenRound]] = field(default_factory=dict)
         feeds: dict[str, dict[str, Feed]] = field(default_factory=dict)
         open_rounds: int = 0
@@ -110,12 +110,12 @@ class CoordinatorAgent(Agent):
 
     def setup(self) -> None:
         # Derived from state.config and checked by identity at each use: not state, for it can always be derived anew.
-        self._voters_of: Config = NO_CONFIG
+        self._voters_of: VotingConfig = NO_CONFIG
         self._voters: Electorate = electorate(NO_CONFIG.voters)
         self._ahead: tuple[OpenRound, Market] | None = None  # measured while the round waited for its votes
 
     def on_market(self, tick: MarketData) -> list[Decision | Alert]:
-        """Open the round of this tick. It closes at once only when a Config says that nobody votes."""
+        """Open the round of this tick. It closes at once only when a VotingConfig says that nobody votes."""
         state = self.state
         feed = state.feeds.get(tick.symbol, {}).get(tick.source)
         sequence = tick.sequence
@@ -213,8 +213,8 @@ class CoordinatorAgent(Agent):
         """A vote by a strategy."""
         return self._count(vote)
 
-    def on_config(self, config: Config) -> list[Decision | Alert]:
-        """From here on this Config is in force, for the open rounds as well: they may wait for fewer voters now."""
+    def on_config(self, config: VotingConfig) -> list[Decision | Alert]:
+        """Use this VotingConfig from here on, for the open rounds as well: they may wait for fewer voters now."""
         if config.source != WATCHDOG:
             return self._foreign(config)
         self.state.config = config
@@ -223,14 +223,14 @@ class CoordinatorAgent(Agent):
             decisions += self._close(symbol)
         return decisions
 
-    def _foreign(self, config: Config) -> list[Decision | Alert]:
-        """Count a Config that somebody else than the watchdog has published."""
+    def _foreign(self, config: VotingConfig) -> list[Decision | Alert]:
+        """Count a VotingConfig that somebody else than the watchdog has published."""
         counts = self.state.counts
         counts.foreign_configs += 1
         if not is_reported(counts.foreign_configs):
             return []
         problem = (
-            f"{config.source} has published a Config, which is not obeyed: that is the {WATCHDOG}'s alone, from "
+            f"{config.source} has published a VotingConfig, which is not obeyed: that is the {WATCHDOG}'s alone, from "
             "swarm.toml; look who writes to this bus"
         )
         return [
@@ -281,7 +281,7 @@ class CoordinatorAgent(Agent):
         return self._close(symbol) if waiting is rounds[0] else []
 
     def _close(self, symbol: str) -> list[Decision]:
-        """Decide the rounds at the head of `symbol` that wait for nobody, in order, by the Config in force."""
+        """Decide the rounds at the head of `symbol` that wait for nobody, in order, by the VotingConfig in force."""
         rounds = self.state.rounds[symbol]
         decisions: list[Decision] = []
         for waiting in rounds:
@@ -294,7 +294,7 @@ class CoordinatorAgent(Agent):
         return decisions
 
     def _complete(self, waiting: OpenRound) -> bool:
-        """Whether every expected voter has spoken; never before a Config has said who they are."""
+        """Whether every expected voter has spoken; never before a VotingConfig has said who they are."""
         config = self.state.config
         return config is not None and all(voter in waiting.votes for voter in config.voters)
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bus.messages import FLOAT_PLACES, Config, Sentiment, Side, Signal
+from bus.messages import FLOAT_PLACES, Sentiment, Side, Signal, VotingConfig
 
 P_MIN = 1e-6
 """Probabilities enter the log pool no closer than this to 0 or 1: there the logit is infinite, and one certain voter
@@ -66,7 +66,7 @@ def vote_probability(vote: Sentiment | Signal) -> float:
 
 
 def electorate(voters: Mapping[str, float]) -> Electorate:
-    """Normalise `voters` (name -> weight of 0 or more, not all 0; see Config) to weights that sum to 1."""
+    """Normalise `voters` (name -> weight of 0 or more, not all 0; see VotingConfig) to weights that sum to 1."""
     names = tuple(sorted(voters))
     largest = max(voters.values(), default=0.0)
     if not largest > 0:
@@ -113,14 +113,14 @@ def has_quorum(present: float, quorum: float) -> bool:
     return present - quorum > QUORUM_SLACK
 
 
-def action_of(pooled: float, config: Config) -> Side:
+def action_of(pooled: float, config: VotingConfig) -> Side:
     """buy at or above `buy_at`, sell at or below `sell_at`, hold between; buy where the two thresholds coincide."""
     if pooled >= config.buy_at:
         return "buy"
     return "sell" if pooled <= config.sell_at else "hold"
 
 
-def synthesise(votes: Mapping[str, float], voters: Electorate, config: Config) -> Synthesis:
+def synthesise(votes: Mapping[str, float], voters: Electorate, config: VotingConfig) -> Synthesis:
     """Judge the `votes` (voter -> probability of a rise) that are in; the weight of the absent goes to P_ABSENT.
 
     Votes of others than `voters` count for nothing. Without a quorum the action is hold; the scores still say what the

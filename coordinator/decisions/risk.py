@@ -1,8 +1,8 @@
 """How risky a decision is and how large a position it may take: pure functions over raw windows of closes.
 
 Owns volatility, CVaR, paper drawdown, risk_score and position_size. Knows nothing of votes, rounds or messages but
-the limits in Config. A window is at most WINDOW closes, oldest first, of one feed: a return is only meaningful within
-one source's series. All returns are per candle; nothing is annualised.
+the limits in VotingConfig. A window is at most WINDOW closes, oldest first, of one feed: a return is only meaningful
+within one source's series. All returns are per candle; nothing is annualised.
 
 Nothing here claims a profit. On the recorded example (synthesis.py; no volatility, no drawdown) the risk is 0.3488
 and the size 0.2518.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bus.messages import FLOAT_PLACES, Config, Side
+from bus.messages import FLOAT_PLACES, Side, VotingConfig
 from coordinator.decisions.pooling import Synthesis
 
 WINDOW = 250
@@ -122,7 +122,7 @@ def paper_drawdown(returns: Floats, held: Sequence[float]) -> float:
     return drawdown if math.isfinite(drawdown) else 1.0
 
 
-def risk_score(disagreement: float, volatility: float | None, drawdown: float, config: Config) -> float:
+def risk_score(disagreement: float, volatility: float | None, drawdown: float, config: VotingConfig) -> float:
     """1 - (1 - disagreement) min(1, vol_target / volatility) (1 - drawdown / drawdown_max), in [0, 1].
 
     A noisy-or of three risks: that the model is wrong, that the market moves more than the target, and that losses
@@ -135,7 +135,7 @@ def risk_score(disagreement: float, volatility: float | None, drawdown: float, c
     return min(max(round(1.0 - safety, FLOAT_PLACES), 0.0), 1.0)
 
 
-def position_size(action: Side, mean: float, risk: float, cvar: float | None, config: Config) -> float:
+def position_size(action: Side, mean: float, risk: float, cvar: float | None, config: VotingConfig) -> float:
     """min(position_cap, cvar_max / cvar, |2 mean - 1| (1 - risk)): a fraction of capital in [0, position_cap].
 
     |2m - 1| is Kelly's stake for an even bet that is won with probability m, shrunk by the risk. 0 for hold, and where
@@ -164,7 +164,7 @@ def measure(closes: Sequence[float], held: Sequence[float]) -> Market:
         return Market(returns, volatility(returns), paper_drawdown(returns, held))
 
 
-def assess(synthesis: Synthesis, market: Market, config: Config) -> Assessment:
+def assess(synthesis: Synthesis, market: Market, config: VotingConfig) -> Assessment:
     """Risk and size of a decision in this market."""
     with np.errstate(all="ignore"):
         tail_loss = cvar(market.returns, synthesis.action)

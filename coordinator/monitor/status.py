@@ -17,7 +17,7 @@ from bus.durable.fencing import last_claim
 from bus.durable.registry import Record, read_records
 from bus.errors import MessageError
 from bus.heartbeats import LISTEN_S, HeartbeatListener, HeartbeatTable, ReceivedHeartbeat
-from bus.messages import FAILED, Config, Decision, Heartbeat, Lifecycle, decode
+from bus.messages import FAILED, Decision, Heartbeat, Lifecycle, VotingConfig, decode
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
@@ -55,7 +55,7 @@ class Facts:
     """Agent -> how many of its claims the stream holds."""
     newest_claims: Mapping[str, int] = field(default_factory=dict)
     """Agent without a current heartbeat -> the epoch of its newest claim."""
-    config: Config | None = None
+    config: VotingConfig | None = None
     decisions: Mapping[str, int] = field(default_factory=dict)
     """Subject of decisions -> how many messages the stream holds of it."""
     newest_decision: Decision | None = None
@@ -278,7 +278,7 @@ def sandboxes_without_host(heartbeats: HeartbeatTable, reasons: Mapping[str, str
     ]
 
 
-def of_deciders(decisions: Mapping[str, int], config: Config | None) -> dict[str, int]:
+def of_deciders(decisions: Mapping[str, int], config: VotingConfig | None) -> dict[str, int]:
     """Those of `decisions` (by subject) that the agents have made which `config` names as deciders; all, if none."""
     deciders = config.deciders if config else ()
     return {s: count for s, count in decisions.items() if not deciders or s.rpartition(".")[2] in deciders}

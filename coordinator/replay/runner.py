@@ -18,7 +18,7 @@ from agents.runtime.replay import Mismatch, Replayed
 from bus.durable.stream_scan import scan
 from bus.errors import MessageError
 from bus.interface import Bus, StoredMessage
-from bus.messages import Config, Lifecycle, decode
+from bus.messages import Lifecycle, VotingConfig, decode
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.mirror.reader import MirrorFile
@@ -220,13 +220,13 @@ class Replayer:
             message = stored.decode(self._subjects)
         except MessageError:
             return
-        if isinstance(message, Config) and not self._settings_differ:
+        if isinstance(message, VotingConfig) and not self._settings_differ:
             ours = to_config_message(self._config, {})
             if unlike := [name for name in SETTINGS if getattr(message, name) != getattr(ours, name)]:
                 self._settings_differ = True
                 told = ", ".join(f"{name} {getattr(message, name)} instead of {getattr(ours, name)}" for name in unlike)
                 self._notes.append(
-                    f"the Config at message {stored.sequence} has {told} of {self._config.file}: "
+                    f"the VotingConfig at message {stored.sequence} has {told} of {self._config.file}: "
                     "the recorded one was followed"
                 )
 

@@ -1,7 +1,7 @@
-"""The Config in force: what swarm.toml says, with the voters of the moment, kept so whoever else writes one.
+"""The active VotingConfig: the settings of swarm.toml with the present voters.
 
-The stream takes a Config from anybody who reaches it. Only the watchdog's counts, and the watchdog sees to it that
-the newest one under its subject is its own.
+Every process that reaches the stream can publish a VotingConfig. Only the watchdog's counts, and the watchdog keeps its
+own the newest one under its subject.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 from bus.durable.events import EventPublisher
 from bus.errors import BusError, MessageError
 from bus.interface import ReceivedMessage
-from bus.messages import Config, decode, encode
+from bus.messages import VotingConfig, decode, encode
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from coordinator.config.loader import to_config_message
@@ -46,7 +46,7 @@ class ConfigPublisher:
         """What we have put in force last."""
 
     async def put(self) -> None:
-        """Put what should be in force there, unless it is already, and the newest Config of all."""
+        """Put what should be in force there, unless it is already, and the newest VotingConfig of all."""
         async with self._writing:
             wanted = to_config_message(self._config, self._voters(), source=WATCHDOG)
             await self._reports.flush()
@@ -68,7 +68,7 @@ class ConfigPublisher:
             log.info("read_config", voters=dict(wanted.voters))
 
     async def _newer_than(self, sequence: int) -> list[str]:
-        """Subjects of other writers whose last Config is newer than ours."""
+        """Subjects of other writers whose last VotingConfig is newer than ours."""
         found = []
         for subject in await self._bus.subject_counts(self._bus.subjects.all_of("config")):
             if subject == self._subject:
@@ -78,10 +78,10 @@ class ConfigPublisher:
                 found.append(subject)
         return found
 
-    def _decode(self, subject: str, data: bytes) -> Config | None:
+    def _decode(self, subject: str, data: bytes) -> VotingConfig | None:
         with contextlib.suppress(MessageError):
             message = decode(self._bus.subjects.parse(subject), subject, data)
-            if isinstance(message, Config):
+            if isinstance(message, VotingConfig):
                 return message
         return None
 
@@ -89,13 +89,13 @@ class ConfigPublisher:
         self._reports.alert(
             "warning",
             "config_overridden",
-            f"somebody else has published a Config ({', '.join(subjects)}); what {self._config.file} says is put in "
-            "force again. Whoever reaches the bus can do that: find out who, and change settings in swarm.toml only",
+            f"another process has published a VotingConfig ({', '.join(subjects)}); the watchdog publishes that of "
+            f"{self._config.file} again. Find out which process it was, and change settings in swarm.toml only",
             subjects=subjects,
         )
 
     async def keep(self) -> None:
-        """Look after every Config that is heard whether ours is still in force, for ever."""
+        """Look after every VotingConfig that is heard whether ours is still in force, for ever."""
 
         async def on_message(received: ReceivedMessage) -> None:
             if received.data != self._ours:
@@ -113,12 +113,12 @@ class ConfigPublisher:
             await asyncio.sleep(CHECK_S)
 
 
-async def read_config(bus: NatsBus) -> Config | None:
-    """The watchdog's newest Config; None when it has published none, or something else stands in its place."""
+async def read_config(bus: NatsBus) -> VotingConfig | None:
+    """The watchdog's newest VotingConfig; None when it has published none, or something else stands in its place."""
     subject = bus.subjects.config(WATCHDOG)
     stored = await bus.last(subject)
     if stored is not None:
         with contextlib.suppress(MessageError):
             message = decode(bus.subjects.parse(subject), subject, stored.data)
-            return message if isinstance(message, Config) else None
+            return message if isinstance(message, VotingConfig) else None
     return None

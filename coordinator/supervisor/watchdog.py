@@ -246,7 +246,7 @@ class Leadership:
         await self._control_api.serve(NAME)
 
     async def adopt(self) -> None:
-        """Find out what runs and what ended before this term, and publish the active Config.
+        """Find out what runs and what ended before this term, and publish the active VotingConfig.
 
         Raises:
             BusError: the bus does not answer.

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from bus.errors import MessageError
 from bus.interface import StoredMessage
-from bus.messages import KINDS, Alert, Config, Decision, Epoch, Lifecycle, MarketData, Message, Side, decode
+from bus.messages import KINDS, Alert, Decision, Epoch, Lifecycle, MarketData, Message, Side, VotingConfig, decode
 from bus.messages.headers import CAUSE, number
 from bus.messages.subjects import KEPT_KINDS, WATCHDOG, Subjects
 from coordinator.telemetry.labels import OTHER, Names
@@ -79,7 +79,7 @@ class StreamMetrics(Instruments):
         self.registry = CollectorRegistry()
         super().__init__(self.registry)
         self._subjects, self.names, self._codes = subjects, names, Names(())
-        self._config: Config | None = None
+        self._config: VotingConfig | None = None
         self._stored: OrderedDict[int, int] = OrderedDict()
         self._ticks: OrderedDict[tuple[str, str, int], int] = OrderedDict()
         self.restored_through = 0
@@ -102,7 +102,7 @@ class StreamMetrics(Instruments):
         for agent in agents:
             self.claims.labels(agent)
 
-    def use(self, config: Config) -> None:
+    def use(self, config: VotingConfig) -> None:
         """Use `config` from now on: it lists the deciders of the swarm."""
         self._config = config
 
@@ -167,7 +167,7 @@ class StreamMetrics(Instruments):
             case Alert():
                 known = writer in self.names.known
                 self.alerts.labels(message.severity, self._codes.label(message.code) if known else OTHER).inc()
-            case Config() if writer == WATCHDOG:
+            case VotingConfig() if writer == WATCHDOG:
                 self._config = message
             case Lifecycle():
                 self.recoveries.take(message, stored.stored_ns if stored.sequence > self.restored_through else 0)

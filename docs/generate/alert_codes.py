@@ -5,8 +5,8 @@ from __future__ import annotations
 MEANINGS = {
     "agent_unresponsive": "The watchdog replaces an agent that runs but makes no progress.",
     "agent_unusable": "An agent cannot run: its class, its options or its saved state are wrong. No restart helps.",
-    "config_from_unknown_writer": "A process other than the watchdog published a Config. The coordinator ignores it.",
-    "config_overridden": "Another process has published a Config. The watchdog publishes that of `swarm.toml` again.",
+    "config_from_unknown_writer": "Another process than the watchdog published a VotingConfig. It is ignored.",
+    "config_overridden": "Another process published a VotingConfig. The watchdog publishes that of `swarm.toml` again.",
     "durability_not_set": "The server of `--nats` has its own durability, which `[stream] durability` cannot change.",
     "feed_renumbered": "A feed has started to number its ticks from another number on.",
     "handler_failed": "A handler failed over an event, which is skipped. Further failures are summed up.",

@@ -78,7 +78,7 @@ async def quarantine(swarm: Swarm, subscriber: Subscriber, agent: str, deaths: i
     assert (alert["severity"], alert["agent"]) == ("critical", agent)
     assert f"signalmesh revive {agent}" in alert["message"]
     await subscriber.until(
-        "a Config without it", lambda: subscriber.configs and agent not in subscriber.configs[-1]["voters"]
+        "a VotingConfig without it", lambda: subscriber.configs and agent not in subscriber.configs[-1]["voters"]
     )
     assert len(subscriber.configs[-1]["voters"]) == len(VOTERS) - 1
 
@@ -95,7 +95,7 @@ async def quarantine(swarm: Swarm, subscriber: Subscriber, agent: str, deaths: i
     revived = await swarm.command("revive", agent, "--json")
     assert revived.code == 0, revived
     assert revived.json == {"agent": agent, "was": "quarantined"}
-    await subscriber.until("a Config with it", lambda: agent in subscriber.configs[-1]["voters"])
+    await subscriber.until("a VotingConfig with it", lambda: agent in subscriber.configs[-1]["voters"])
     assert set(subscriber.configs[-1]["voters"]) == {*VOTERS}
     await subscriber.live(agent)
     await subscriber.until("its vote", lambda: agent in subscriber.decisions[-1]["agents_consulted"])

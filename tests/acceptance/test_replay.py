@@ -124,7 +124,7 @@ async def test_settings_and_agents_that_differ_from_the_recorded_ones_are_noted(
     lines, _, rest = toml.partition("[agents.strategy-mean-reversion]")
     toml = lines + "[agents.coordinator]" + rest.partition("[agents.coordinator]")[2]
     replay = await replay_of(tmp_path, good, toml=toml)
-    assert replay.ok, "the coordinator goes by the Config in the stream"
+    assert replay.ok, "the coordinator goes by the VotingConfig in the stream"
     [settings, absent] = replay.notes
     assert "buy_at 0.55 instead of 0.9" in settings
     assert "strategy-mean-reversion" in absent

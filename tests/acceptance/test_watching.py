@@ -63,7 +63,7 @@ async def test_an_exit_with_code_0_that_is_no_drain_is_a_death(tmp_path: Path):
         # One that drains stays away, though by the same exit code.
         drained = await swarm.command("kill", "ending", "--signal", "TERM", "--json")
         assert (drained.code, drained.json["outcome"]) == (0, "drained"), drained
-        await subscriber.until("a Config without it", lambda: "ending" not in subscriber.configs[-1]["voters"])
+        await subscriber.until("a VotingConfig without it", lambda: "ending" not in subscriber.configs[-1]["voters"])
         await subscriber.more_decisions(20)
         assert len([event for event in subscriber.lifecycle if event["event"] == "declared_dead"]) == 1
         again = await swarm.command("restart", "ending", "--json")
@@ -89,7 +89,7 @@ async def test_a_handler_that_never_returns_is_quarantined(tmp_path: Path):
         assert 3 <= len(unresponsive) <= len(dead) <= 10
         assert all("starved_ms = 1200" in event["reason"] for event in dead)
         assert {alert["agent"] for alert in unresponsive} == {"looping"}
-        await subscriber.until("a Config without it", lambda: "looping" not in subscriber.configs[-1]["voters"])
+        await subscriber.until("a VotingConfig without it", lambda: "looping" not in subscriber.configs[-1]["voters"])
         await subscriber.more_decisions(20)
         assert subscriber.decisions[-1]["absent"] == []
         assert_each_round_once(subscriber.decisions)
@@ -100,13 +100,13 @@ def forged(**voters: float) -> dict[str, Any]:
 
 
 async def ours_again(subscriber: Subscriber, since: int) -> None:
-    """Wait until the newest Config is the watchdog's own, and newer than message `since`."""
+    """Wait until the newest VotingConfig is the watchdog's own, and newer than message `since`."""
 
     def found() -> bool:
         last = [message for message in subscriber.messages if message.kind == "config"][-1]
         return last.sequence > since and last.writer == "watchdog" and set(last.json["voters"]) == {*VOTERS}
 
-    await subscriber.until("our Config in force again", found)
+    await subscriber.until("our VotingConfig in force again", found)
 
 
 @pytest.mark.slow

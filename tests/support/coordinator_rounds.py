@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import orjson
 
-from bus.messages import Alert, Config, Decision, Event, MarketData, Sentiment, Signal, Timer
+from bus.messages import Alert, Decision, Event, MarketData, Sentiment, Signal, Timer, VotingConfig
 from coordinator.decisions.agent import (
     CoordinatorAgent,
     round_id,
@@ -18,7 +18,7 @@ from coordinator.decisions.risk import WINDOW
 NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
 NEWS, MOMENTUM, REVERSION = "research-2", "strategy-momentum", "strategy-mean-reversion"
 VOTERS = (NEWS, REVERSION, MOMENTUM)  # sorted by name
-CONFIG = Config(voters={NEWS: 1.0, MOMENTUM: 1.0, REVERSION: 1.0}, timestamp=NOON, source="watchdog")
+CONFIG = VotingConfig(voters={NEWS: 1.0, MOMENTUM: 1.0, REVERSION: 1.0}, timestamp=NOON, source="watchdog")
 SYMBOL = "BTC/USD"
 
 
@@ -52,7 +52,7 @@ def outputs(agent: CoordinatorAgent, event: Event) -> Sequence[Decision | Alert]
             return agent.on_sentiment(event)
         case Signal():
             return agent.on_signal(event)
-        case Config():
+        case VotingConfig():
             return agent.on_config(event)
         case Timer():
             agent.timers.pop(event.name, None)

@@ -11,7 +11,7 @@ import pytest
 
 from bus.heartbeats import send_heartbeats
 from bus.interface import ReceivedMessage
-from bus.messages import FAILED, Config, decode
+from bus.messages import FAILED, VotingConfig, decode
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
@@ -99,7 +99,7 @@ async def test_the_watchdog_puts_its_settings_in_place_of_garbage(tmp_path: Path
         try:
             async with asyncio.timeout(20):
                 data = (await received.get()).data
-            assert isinstance(decode(subscriber.subjects.parse(subject), subject, data), Config)
+            assert isinstance(decode(subscriber.subjects.parse(subject), subject, data), VotingConfig)
             assert not running.done()
         finally:
             watchdog.stop()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agents.agent import check_class
 from agents.builtin.market_data import MarketDataAgent
 from bus.errors import DataError, UsageError
-from bus.messages import Config, Decision, MarketData, encode
+from bus.messages import Decision, MarketData, VotingConfig, encode
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -187,7 +187,7 @@ def test_which_decisions_count(tmp_path, event, decided):
 
 
 def config(source, *deciders):
-    return Config(voters={}, timestamp=START, source=source, deciders=deciders)
+    return VotingConfig(voters={}, timestamp=START, source=source, deciders=deciders)
 
 
 async def test_only_those_whom_the_watchdogs_config_lets_decide_open_the_window():

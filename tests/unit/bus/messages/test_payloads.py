@@ -20,7 +20,6 @@ from bus.messages import (
     MAX_PAYLOAD_BYTES,
     Alert,
     Child,
-    Config,
     Decision,
     Epoch,
     Headline,
@@ -35,6 +34,7 @@ from bus.messages import (
     Side,
     Signal,
     Timer,
+    VotingConfig,
     decode,
     encode,
 )
@@ -118,7 +118,7 @@ GOLDEN: list[tuple[Message, bytes]] = [
         b'{"agent":"a","claim":"agent_1_abcdef","claimed_by":"host","sandbox":"base",' + T + b',"source":"host"}',
     ),
     (
-        Config(voters={"a": 1.0, "b": 0.5}, timestamp=NOON, source="up"),
+        VotingConfig(voters={"a": 1.0, "b": 0.5}, timestamp=NOON, source="up"),
         b'{"voters":{"a":1.0,"b":0.5},' + T + b',"source":"up","quorum":0.5,"buy_at":0.55,"sell_at":0.45,'
         b'"round_timeout_ms":400,"position_cap":0.5,"vol_target":0.01,"drawdown_max":0.25,"cvar_max":0.02,"deciders":[]}',
     ),
@@ -415,8 +415,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     ),
     Timer: st.builds(Timer, name=texts, number=whole, **stamped),
     Epoch: st.builds(Epoch, agent=names, claim=texts, claimed_by=texts, sandbox=texts, **stamped),
-    Config: st.builds(
-        Config, voters=st.dictionaries(texts, positive, max_size=3), quorum=st.sampled_from([0.0, 0.5, 0.9]),
+    VotingConfig: st.builds(
+        VotingConfig, voters=st.dictionaries(texts, positive, max_size=3), quorum=st.sampled_from([0.0, 0.5, 0.9]),
         buy_at=st.sampled_from([0.5, 1.0]), sell_at=st.sampled_from([0.0, 0.45]), round_timeout_ms=st.integers(1, 9999),
         position_cap=unit, vol_target=positive, drawdown_max=positive, cvar_max=positive,
         deciders=tuples, **stamped,

@@ -17,7 +17,6 @@ from bus.messages import (
     KINDS,
     Alert,
     Child,
-    Config,
     Decision,
     Epoch,
     Headline,
@@ -28,6 +27,7 @@ from bus.messages import (
     Sentiment,
     Signal,
     Timer,
+    VotingConfig,
     encode,
 )
 from bus.messages.subjects import KEPT_KINDS
@@ -158,7 +158,7 @@ MESSAGES: tuple[Message, ...] = (
     ),
     Timer(name="BTC/USD:research-1:3", number=3, timestamp=AT, source="coordinator"),
     Epoch(agent="a", claim="agent_1_abcdef", claimed_by="watchdog", sandbox="base", timestamp=AT, source="watchdog"),
-    Config(voters={"a": 1.0}, timestamp=AT, source="watchdog"),
+    VotingConfig(voters={"a": 1.0}, timestamp=AT, source="watchdog"),
     Lifecycle(event="ready", agent="a", timestamp=AT, source="a", epoch=4, pid=1, detail={"replayed": 0}),
     Alert(severity="warning", code="poison_message", message="m", timestamp=AT, source="a"),
     Heartbeat(

@@ -11,7 +11,7 @@ import pytest
 
 from agents.spec import load_class
 from bus.errors import EXIT_USAGE, ConfigError, UsageError
-from bus.messages import Config, decode, encode
+from bus.messages import VotingConfig, decode, encode
 from bus.messages.subjects import Subjects
 from coordinator.config.loader import (
     BUILT_IN,
@@ -112,7 +112,7 @@ def test_the_default_swarm_resolves_to_three_voters(tmp_path):
 
 def test_the_default_settings_are_the_defaults_of_the_config_message(tmp_path):
     message = to_config_message(load_swarm(directory=tmp_path).resolve(), {"a": 2.0})
-    plain = Config(voters={"a": 2.0}, timestamp=message.timestamp, source="watchdog", deciders=("coordinator",))
+    plain = VotingConfig(voters={"a": 2.0}, timestamp=message.timestamp, source="watchdog", deciders=("coordinator",))
     assert message == plain
     subjects = Subjects("swarm")
     subject = subjects.config("watchdog")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import Config, Sentiment, SentimentLabel, Side, Signal
+from bus.messages import Sentiment, SentimentLabel, Side, Signal, VotingConfig
 from coordinator.decisions.pooling import (
     P_MIN,
     action_of,
@@ -24,7 +24,7 @@ from coordinator.decisions.pooling import (
 )
 
 NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
-CONFIG = Config(voters={"a": 1.0, "b": 1.0, "c": 1.0}, timestamp=NOON, source="watchdog")
+CONFIG = VotingConfig(voters={"a": 1.0, "b": 1.0, "c": 1.0}, timestamp=NOON, source="watchdog")
 RECORDED = {"a": 0.78, "b": 0.85, "c": 0.45}
 
 probability = st.floats(0.0, 1.0)
@@ -34,8 +34,8 @@ voters_of = st.dictionaries(
 
 
 @st.composite
-def rounds(draw: st.DrawFn) -> tuple[Config, dict[str, float]]:
-    """A Config and the votes of some of its voters (and of strangers)."""
+def rounds(draw: st.DrawFn) -> tuple[VotingConfig, dict[str, float]]:
+    """A VotingConfig and the votes of some of its voters (and of strangers)."""
     voters = draw(voters_of)
     low, high = sorted((draw(probability), draw(probability)))
     config = replace(CONFIG, voters=voters, quorum=draw(st.floats(0.0, 0.99)), sell_at=low, buy_at=high)
@@ -171,7 +171,7 @@ def test_unanimity_at_a_threshold_reaches_it(percent: int) -> None:
 
 
 @given(rounds())
-def test_scores_stay_in_range(case: tuple[Config, dict[str, float]]) -> None:
+def test_scores_stay_in_range(case: tuple[VotingConfig, dict[str, float]]) -> None:
     config, votes = case
     result = synthesise(votes, electorate(config.voters), config)
     assert 0.5 <= result.consensus <= 1.0
@@ -184,7 +184,7 @@ def test_scores_stay_in_range(case: tuple[Config, dict[str, float]]) -> None:
 
 
 @given(rounds(), st.randoms())
-def test_order_of_votes_and_voters_does_not_show(case: tuple[Config, dict[str, float]], random: object) -> None:
+def test_order_of_votes_and_voters_does_not_show(case: tuple[VotingConfig, dict[str, float]], random: object) -> None:
     config, votes = case
     shuffled_votes, shuffled_voters = list(votes.items()), list(config.voters.items())
     random.shuffle(shuffled_votes)  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ def test_order_of_votes_and_voters_does_not_show(case: tuple[Config, dict[str, f
 
 
 @given(rounds())
-def test_mirrored_votes_mirror_the_judgement(case: tuple[Config, dict[str, float]]) -> None:
+def test_mirrored_votes_mirror_the_judgement(case: tuple[VotingConfig, dict[str, float]]) -> None:
     config, votes = case
     voters = electorate(config.voters)
     result = synthesise(votes, voters, config)
@@ -205,7 +205,7 @@ def test_mirrored_votes_mirror_the_judgement(case: tuple[Config, dict[str, float
 
 
 @given(rounds(), st.data())
-def test_a_higher_vote_never_lowers_the_pools(case: tuple[Config, dict[str, float]], data: st.DataObject) -> None:
+def test_a_higher_vote_never_lowers_the_pools(case: tuple[VotingConfig, dict[str, float]], data: st.DataObject) -> None:
     config, votes = case
     names = sorted(set(votes) & set(config.voters))
     if not names:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.messages import Config, Side
+from bus.messages import Side, VotingConfig
 from coordinator.decisions.pooling import electorate, synthesise
 from coordinator.decisions.risk import (
     CVAR_LEVEL,
@@ -30,7 +30,7 @@ from coordinator.decisions.risk import (
 )
 
 NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
-CONFIG = Config(voters={"a": 1.0, "b": 1.0, "c": 1.0}, timestamp=NOON, source="watchdog")
+CONFIG = VotingConfig(voters={"a": 1.0, "b": 1.0, "c": 1.0}, timestamp=NOON, source="watchdog")
 VOTERS = electorate(CONFIG.voters)
 RECORDED = {"a": 0.78, "b": 0.85, "c": 0.45}
 
@@ -203,7 +203,7 @@ def test_positions_must_match_the_closes() -> None:
 
 @given(prices, st.dictionaries(st.sampled_from("abc"), fraction), limits, st.data())
 def test_risk_and_size_stay_in_range(
-    closes: list[float], votes: dict[str, float], config: Config, data: st.DataObject
+    closes: list[float], votes: dict[str, float], config: VotingConfig, data: st.DataObject
 ) -> None:
     synthesis = synthesise(votes, VOTERS, config)
     result = assess(synthesis, measure(closes, with_positions(closes, data)), config)
@@ -217,7 +217,7 @@ def test_risk_and_size_stay_in_range(
 
 @given(fraction, fraction, st.none() | st.floats(0.0, 1.0), fraction, limits)
 def test_more_disagreement_never_lowers_risk(
-    one: float, two: float, vol: float | None, drawdown: float, config: Config
+    one: float, two: float, vol: float | None, drawdown: float, config: VotingConfig
 ) -> None:
     low, high = sorted((one, two))
     assert risk_score(low, vol, drawdown, config) <= risk_score(high, vol, drawdown, config)
@@ -225,7 +225,7 @@ def test_more_disagreement_never_lowers_risk(
 
 @given(fraction, st.floats(0.0, 1.0), st.floats(0.0, 1.0), fraction, fraction, limits)
 def test_more_volatility_or_drawdown_never_lowers_risk(
-    apart: float, vol_one: float, vol_two: float, fall_one: float, fall_two: float, config: Config
+    apart: float, vol_one: float, vol_two: float, fall_one: float, fall_two: float, config: VotingConfig
 ) -> None:
     (calm, wild), (little, much) = sorted((vol_one, vol_two)), sorted((fall_one, fall_two))
     assert risk_score(apart, calm, little, config) <= risk_score(apart, wild, much, config)
@@ -234,7 +234,7 @@ def test_more_volatility_or_drawdown_never_lowers_risk(
 
 @given(st.sampled_from(["buy", "sell"]), fraction, fraction, fraction, st.none() | st.floats(-0.1, 1.0), limits)
 def test_more_risk_never_grows_the_position(
-    action: Side, mean: float, one: float, two: float, tail: float | None, config: Config
+    action: Side, mean: float, one: float, two: float, tail: float | None, config: VotingConfig
 ) -> None:
     low, high = sorted((one, two))
     size = position_size(action, mean, low, tail, config)

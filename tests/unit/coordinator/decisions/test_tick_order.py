@@ -1,4 +1,4 @@
-"""Ticks out of number, of any time, of absurd prices; a Config of a stranger: decisions go on, and it is told."""
+"""Ticks out of number, of any time, of absurd prices; a VotingConfig of a stranger: decisions go on, and it is told."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.messages import LARGEST_PRICE, Alert, Config, Decision, MarketData, Signal, decode, encode
+from bus.messages import LARGEST_PRICE, Alert, Decision, MarketData, Signal, VotingConfig, decode, encode
 from bus.messages.subjects import Subjects
 from coordinator.decisions.agent import CoordinatorAgent, is_reported
 from coordinator.decisions.tick_order import FAR, MAX_SEQUENCE
@@ -21,7 +21,7 @@ from coordinator.decisions.tick_order import FAR, MAX_SEQUENCE
 NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
 NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 SYMBOL, SOURCE, VOTER = "BTC/USD", "feed", "voter"
-CONFIG = Config(voters={VOTER: 1.0}, timestamp=NOON, source="watchdog")
+CONFIG = VotingConfig(voters={VOTER: 1.0}, timestamp=NOON, source="watchdog")
 SUBJECTS = Subjects("swarm")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bus.durable.registry import Record
 from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
-from bus.messages import FAILED, MAKING, Config, Decision, Heartbeat
+from bus.messages import FAILED, MAKING, Decision, Heartbeat, VotingConfig
 from coordinator.monitor.models import AgentStatus
 from coordinator.monitor.status import (
     Facts,
@@ -106,7 +106,7 @@ def test_a_sandbox_without_a_host_is_shown_as_its_provider_reports_it():
 
 
 def test_decisions_of_other_writers_are_counted_apart():
-    config = Config(voters={"one": 1.0}, timestamp=NOON, source="w", deciders=("coordinator",))
+    config = VotingConfig(voters={"one": 1.0}, timestamp=NOON, source="w", deciders=("coordinator",))
     decisions = {"swarm.decision.A.coordinator": 5, "swarm.decision.B.coordinator": 2, "swarm.decision.A.other": 3}
     newest = Decision(
         final_decision="hold", position_size=0.0, risk_score=0.0, consensus_level=0.0, agents_consulted=(),

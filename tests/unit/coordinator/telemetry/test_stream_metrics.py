@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.messages import Alert, Config, Epoch, Signal
+from bus.messages import Alert, Epoch, Signal, VotingConfig
 from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
 from coordinator.telemetry.labels import MAX_UNKNOWN_WRITERS, OTHER
 from tests.support.counted import AT, heartbeat
@@ -77,9 +77,9 @@ def test_a_clock_that_was_set_back_measures_nothing(stream):
 
 
 def test_decisions_of_others_are_not_the_swarms(stream):
-    config = Config(voters={"momentum": 1.0}, timestamp=AT, source="watchdog", deciders=("coordinator",))
+    config = VotingConfig(voters={"momentum": 1.0}, timestamp=AT, source="watchdog", deciders=("coordinator",))
     stream.put("swarm.config.swarm.watchdog", config)
-    stream.put("swarm.config.swarm.stranger", Config(voters={}, timestamp=AT, source="stranger", deciders=("x",)))
+    stream.put("swarm.config.swarm.stranger", VotingConfig(voters={}, timestamp=AT, source="stranger", deciders=("x",)))
     stream.decision(1, absent=("momentum",))
     stream.decision(2, by="stranger")
     shown = stream.shown()
