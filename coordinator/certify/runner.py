@@ -120,7 +120,7 @@ class Plan:
             options=options,
             expected=wanted,
             toml=toml,
-            endpoint=Endpoint.of().shown if remote else None,
+            endpoint=Endpoint.of().label if remote else None,
             timeout_s=REMOTE_TIMEOUT_S if remote else TIMEOUT_S,
             machine=probe_sandbox(),
             started_at=now(),

@@ -56,7 +56,7 @@ def _made(log: Path) -> list[str]:
         for line in log.read_bytes().splitlines():
             with contextlib.suppress(orjson.JSONDecodeError):  # a traceback, or what other programs have written
                 entry = orjson.loads(line)
-                if isinstance(entry, dict) and entry.get("event") == "sandbox_made":
+                if isinstance(entry, dict) and entry.get("event") == "sandbox_created":
                     made.append(str(entry.get("sandbox_id")))
     return made
 

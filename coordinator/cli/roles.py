@@ -151,15 +151,15 @@ def provider(
     from dataclasses import replace
 
     from coordinator.config.loader import load_swarm
-    from coordinator.sandboxes.provider import end_for_good, run_check, run_provider
+    from coordinator.sandboxes.provider import exit_at_once, run_check, run_provider
 
     if check or end:
-        end_for_good(run_check(state_dir, end=end))
+        exit_at_once(run_check(state_dir, end=end))
     settings = load_swarm(config)
     if swarm is not None:
         settings = replace(settings, swarm=swarm)
     url = role_url(nats, state_dir)
-    end_for_good(run_provider(url, settings, state_dir, log_level))
+    exit_at_once(run_provider(url, settings, state_dir, log_level))
 
 
 def proxy(

@@ -184,7 +184,7 @@ async def _sandboxes(facts: _Facts) -> list[Finding]:
     found = []
     for sandbox in sandboxes_without_host(listener, await read_failure_reasons(facts.bus, listener)):
         if sandbox.status == FAILED:
-            found.append(error(check, f"{failed_text(sandbox)}; its agents run elsewhere", FAILED_REMEDY))
+            found.append(error(check, f"{failed_text(sandbox)}; its agents run in other sandboxes", FAILED_REMEDY))
         else:
             found.append(warning(check, f"{sandbox.name}: {sandbox.status}", "look again in a minute"))
     return found or [ok(check, "every sandbox that a provider makes has its host")]

@@ -77,7 +77,7 @@ def end_left(state_dir: Path) -> Ended:
     pool = read_pool(state_dir)
     if pool is None:
         raise UsageError(f"{nothing}; name its directory with --state-dir")
-    here = Endpoint.of().shown
+    here = Endpoint.of().label
     if not os.environ.get(KEY_VARIABLE):
         raise UsageError(
             f"{nothing}{_by_record(pool)}; set {KEY_VARIABLE}, and `signalmesh down` finds and deletes them"

@@ -1,11 +1,10 @@
-"""Installs signalmesh in a sandbox, for who knows nothing of it yet: run there by the new environment's interpreter.
+"""Installs signalmesh in a sandbox; runs there, with the interpreter of the new environment. Standard library only.
 
     python bootstrap.py ANOTHER_PYTHON REQUIREMENTS TOOLS WHEEL
 
-Standard library only. uv does it in a tenth of pip's time on a processor; pip brings it, and does it all where uv
-cannot be had or fails, or where pip was told something that uv would not know. Every file is checked against its hash,
-also what builds the one wheel that is not shipped as one. What was done is printed as JSON: {"by", "why", "steps"}, of
-which `why` tells why it was not uv, and `steps` how many seconds each took; what failed goes to standard error, with 1.
+Installs with uv, which pip installs first. Falls back to pip if uv is unavailable, fails, or does not support a setting
+of pip. Checks every file against its hash. Prints JSON: {"by", "why", "steps"}: the installer, why it was not uv, and
+the seconds of each step. Prints an error to standard error and exits with 1.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["for_uv", "main", "requirement", "shown"]
+__all__ = ["excerpt", "for_uv", "main", "requirement"]
 
 HASHED = ("--require-hashes", "--no-deps")
-"""A lock file names everything."""
+"""A lock file lists every package, so no dependency has to be resolved."""
 OLDEST_PYTHON = (3, 11)
 OLDEST_FOR_ANOTHER = (22, 3)
 """The first pip that installs into the environment of another interpreter (--python)."""
 STEP_S = 600.0
-SHOWN = 600
-"""Characters from the beginning of a failed command's output, where the error is named, and as many from its end."""
+EXCERPT_CHARACTERS = 600
+"""Characters kept from the beginning of a failed command's output, and as many from its end."""
 VARIABLES = {
     "cert": "SSL_CERT_FILE",
     "client-cert": "SSL_CLIENT_CERT",
@@ -41,10 +40,10 @@ VARIABLES = {
     "proxy": "ALL_PROXY",
     "trusted-host": "UV_INSECURE_HOST",
 }
-"""pip's settings of where packages come from, as uv is told them."""
+"""pip setting for package sources -> the variable of uv with the same meaning."""
 SEPARATORS = {"UV_FIND_LINKS": ","}
-"""Of a list; else a space."""
-OF_NO_CONCERN = frozenset(
+"""Separator of a list value; a space for all other variables."""
+IGNORED_SETTINGS = frozenset(
     {
         *(
             "break-system-packages",
@@ -58,18 +57,18 @@ OF_NO_CONCERN = frozenset(
         *("progress-bar", "quiet", "require-virtualenv", "retries", "root-user-action", "timeout", "user", "verbose"),
     }
 )
-"""pip's settings that say nothing of what is installed, or from where."""
+"""Settings of pip that affect neither what is installed nor from where."""
 SETTING = re.compile(r"(?P<section>:env:|[\w-]+)\.(?P<name>[\w-]+)=(?P<value>.*)")
 SECTIONS = ("global", "install", ":env:")
-"""Of pip's configuration, the later the stronger. Others are for other commands."""
+"""Sections of pip's configuration that apply to `install`; a later one overrides an earlier one."""
 
 
 class Failed(Exception):
-    """A command ended with an error, of which this is the end."""
+    """A command failed; the message contains an excerpt of its output."""
 
 
 def main(another_python: str, requirements: str, tools: str, wheel: str) -> int:
-    """The whole installation into this interpreter's environment; its exit code."""
+    """Run the whole installation into this interpreter's environment; returns the exit code."""
     locked, steps, why = Path(tools).read_text("utf-8"), Steps(), ""
     if sys.version_info[:2] < OLDEST_PYTHON:
         print(
@@ -78,7 +77,7 @@ def main(another_python: str, requirements: str, tools: str, wheel: str) -> int:
         )
         return 1
     try:
-        with steps.timed("looking for pip"):
+        with steps.timed("finding pip"):
             pip, options = find_pip(another_python)
         by_pip = [*pip, *options, "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-compile"]
         try:
@@ -103,7 +102,7 @@ def main(another_python: str, requirements: str, tools: str, wheel: str) -> int:
 
 
 class Steps:
-    """What was done, the `last` of it, and how long each took: seconds, all attempts of a step together."""
+    """The name of the `last` step, and the seconds of each step, summed over its attempts."""
 
     def __init__(self) -> None:
         self.last = ""
@@ -121,7 +120,7 @@ class Steps:
 def install(
     command: list[str], locked: str, requirements: str, wheel: str, environment: Mapping[str, str], steps: Steps
 ) -> None:
-    """All that is to be installed, by this installer.
+    """Install everything with the installer `command`.
 
     Raises:
         Failed: a step ended with an error.
@@ -135,11 +134,12 @@ def install(
 
 
 def find_pip(another_python: str) -> tuple[list[str], list[str]]:
-    """The command of a pip, and the options with which it installs here: this environment's own, another interpreter's,
-    or one that is made.
+    """The command of a pip, and the options with which it installs here.
+
+    Tries this environment's pip, then another interpreter's, then installs one with ensurepip.
 
     Raises:
-        Failed: there is none to be had.
+        Failed: no pip is available.
     """
     own, another = [sys.executable, "-m", "pip"], [another_python, "-m", "pip"]
     for pip, options, oldest in ((own, [], (0,)), (another, ["--python", sys.executable], OLDEST_FOR_ANOTHER)):
@@ -154,7 +154,7 @@ def requirement(locked: str, name: str) -> str:
     """One requirement of a lock file, with its hashes.
 
     Raises:
-        ValueError: it has none of that name.
+        ValueError: the lock file does not contain that name.
     """
     found = re.search(rf"^{re.escape(name)}==.*(?:\n[ \t]+.*)*", locked, re.MULTILINE)
     if found is None:
@@ -163,10 +163,10 @@ def requirement(locked: str, name: str) -> str:
 
 
 def for_uv(listed: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables that tell uv what pip was told: `listed` is what `pip config list` prints.
+    """pip's configuration as variables for uv; `listed` is the output of `pip config list`.
 
     Raises:
-        ValueError: pip was told something that this does not know.
+        ValueError: a setting of pip has no counterpart in uv, or cannot be parsed.
     """
     found: dict[str, str] = {}
     lines = [line for line in listed.splitlines() if line]
@@ -174,9 +174,9 @@ def for_uv(listed: str, environ: Mapping[str, str]) -> dict[str, str]:
     for section in SECTIONS:
         for match in matches:
             if match is None:
-                raise ValueError("the configuration of pip is not understood")
+                raise ValueError("the configuration of pip cannot be parsed")
             name = match["name"].replace("_", "-").lower()
-            if match["section"] != section or name in OF_NO_CONCERN:
+            if match["section"] != section or name in IGNORED_SETTINGS:
                 continue
             if name not in VARIABLES:
                 raise ValueError(f"pip is configured with {name}")
@@ -184,7 +184,7 @@ def for_uv(listed: str, environ: Mapping[str, str]) -> dict[str, str]:
             words = str(ast.literal_eval(match["value"])).split()
             found[variable] = SEPARATORS.get(variable, " ").join(words)
     if "UV_EXTRA_INDEX_URL" in found:
-        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # as pip looks at them; the hashes say which file it is
+        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # as pip does; the hashes select the file
     bundle = environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE")
     if bundle and "SSL_CERT_FILE" not in {*found, *environ}:
         found["SSL_CERT_FILE"] = bundle
@@ -192,10 +192,10 @@ def for_uv(listed: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_locked(command: list[str], locked: str, environment: Mapping[str, str] = {}) -> None:
-    """Install what `locked` says, with its hashes.
+    """Install the requirements `locked`, checking their hashes.
 
     Raises:
-        Failed: as run.
+        Failed: the installer failed.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(locked)
@@ -204,10 +204,10 @@ def run_locked(command: list[str], locked: str, environment: Mapping[str, str] =
 
 
 def run(command: list[str], environment: Mapping[str, str] = {}) -> str:
-    """What it prints.
+    """Run `command` and return its standard output.
 
     Raises:
-        Failed: it ended with an error, or did not end.
+        Failed: it exited with an error, or ran longer than STEP_S.
     """
     try:
         done = subprocess.run(
@@ -223,14 +223,16 @@ def run(command: list[str], environment: Mapping[str, str] = {}) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Failed(str(error)) from None
     if done.returncode != 0:
-        raise Failed(f"exit code {done.returncode}: {shown(done.stdout, done.stderr)}")
+        raise Failed(f"exit code {done.returncode}: {excerpt(done.stdout, done.stderr)}")
     return done.stdout
 
 
-def shown(stdout: str, stderr: str) -> str:
-    """What a failed command said, in one line: of much only both ends."""
+def excerpt(stdout: str, stderr: str) -> str:
+    """The output of a failed command in one line; only its two ends if it is long."""
     text = " ".join(f"{stdout} {stderr}".split())
-    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return (
+        text if len(text) <= 2 * EXCERPT_CHARACTERS else f"{text[:EXCERPT_CHARACTERS]} ... {text[-EXCERPT_CHARACTERS:]}"
+    )
 
 
 if __name__ == "__main__":

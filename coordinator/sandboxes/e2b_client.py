@@ -1,7 +1,4 @@
-"""The SDK as the launcher uses it: each call retried with backoff behind one circuit breaker, creates paced.
-
-Owns the calls and no decision. Imports the SDK.
-"""
+"""Calls to the E2B SDK: retried with backoff behind one circuit breaker; creates are rate-limited. Imports the SDK."""
 
 from __future__ import annotations
 
@@ -18,36 +15,36 @@ from e2b import AsyncSandbox, SandboxInfo, SandboxQuery, SandboxState
 from e2b.sandbox.sandbox_api import SandboxNetworkOpts
 
 from coordinator.config.e2b import E2bSettings
-from coordinator.sandboxes.e2b_errors import GivenUp, Gone, is_illness, shown, verdict_on
+from coordinator.sandboxes.e2b_errors import PermanentError, SandboxGone, error_text, is_outage, verdict_on
 from coordinator.sandboxes.environment import Endpoint
 
 __all__ = ["Service"]
 
 T = TypeVar("T")
 CREATE_EVERY_S = 1.0
-"""E2B lets the smallest plan create one sandbox a second."""
+"""E2B's smallest plan allows one create per second."""
 FIRST_WAIT_S, LONGEST_WAIT_S, JITTER_S = 0.2, 20.0, 0.5
-"""Between attempts, doubling."""
+"""Pauses between attempts; the pause doubles each time."""
 FAILURES_TO_OPEN, OPEN_S = 6, 5
-"""So many failures in a row stop all calls for so many seconds; then one more failure stops them again."""
+"""Consecutive failures that open the circuit breaker, and seconds until it lets one call through."""
 REQUEST_S = 30.0
 
 log = structlog.get_logger("signalmesh.provider")
 
 
 class Service:
-    """E2B, or what stands at its place, as the account of `key` sees it. `told(code, text)` alerts."""
+    """The E2B API, or a custom endpoint, with the account of `key`. `on_alert(code, text)` publishes an alert."""
 
-    def __init__(self, key: str, told: Callable[[str, str], None]) -> None:
+    def __init__(self, key: str, on_alert: Callable[[str, str], None]) -> None:
         self.endpoint = Endpoint.of()
         self._key = key
-        self._told = told
+        self._on_alert = on_alert
         self._failing_since: dict[str, float] = {}
-        """What fails at the moment, and was told of: each once, however often it is asked again."""
+        """Operation -> start of its current failure (monotonic, s). Each failure is alerted once, not per attempt."""
         self._refused = False
         self._next_create = 0.0
         self._creating = asyncio.Lock()
-        breaker = CircuitBreaker(FAILURES_TO_OPEN, OPEN_S, is_illness, "e2b")
+        breaker = CircuitBreaker(FAILURES_TO_OPEN, OPEN_S, is_outage, "e2b")
         self._guarded = breaker.decorate(self._once)
 
     @staticmethod
@@ -55,16 +52,16 @@ class Service:
         return await call()
 
     async def ask(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        """The answer to `call`, tried again as long as that can help.
+        """The result of `call`, retried while its errors are temporary.
 
         Raises:
-            Gone: the sandbox that it is about is no more.
-            GivenUp: a repetition would fail as well.
+            SandboxGone: the sandbox no longer exists.
+            PermanentError: a retry would fail as well.
         """
 
         def again(error: BaseException) -> bool:
             if not isinstance(error, Exception) or verdict_on(error) != "retry":
-                return False  # stamina asks of a CancelledError too: that is somebody's wish, and no fault
+                return False  # stamina also passes CancelledError, which is no fault
             self._unhealthy(what, error)
             return True
 
@@ -82,40 +79,40 @@ class Service:
                     self._healthy(what)
                     self._refused = False
                     return answer
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises: judged by the one table
+        except Exception as error:  # noqa: BLE001 - whatever the SDK raises is judged by verdict_on
             self._healthy(what)
-            kind = GivenUp if verdict_on(error) == "give up" else Gone
-            raise kind(f"{what}: {shown(error, self._key)}") from None
+            kind = PermanentError if verdict_on(error) == "give up" else SandboxGone
+            raise kind(f"{what}: {error_text(error, self._key)}") from None
         raise AssertionError("attempts have no end")
 
     def _unhealthy(self, what: str, error: Exception) -> None:
-        problem = shown(error, self._key)
+        problem = error_text(error, self._key)
         log.warning("provider_retried", what=what, problem=problem, kind=type(error).__name__)
         if what not in self._failing_since:
             self._failing_since[what] = time.monotonic()
-            text = f"{what} failed at {self.endpoint.shown}, and is tried again: {problem}"
-            self._told("provider_unavailable", text)
+            text = f"{what} failed at {self.endpoint.label}; retrying: {problem}"
+            self._on_alert("provider_unavailable", text)
 
     def _healthy(self, what: str) -> None:
         since = self._failing_since.pop(what, None)
         if since is not None:
             log.info("provider_recovered", what=what, after_s=round(time.monotonic() - since, 1))
 
-    def refuse(self, error: GivenUp) -> None:
-        """A sandbox that runs was refused something: told once, until something is granted again."""
+    def refuse(self, error: PermanentError) -> None:
+        """Alert that a request for a running sandbox was refused; once, until a request succeeds again."""
         log.warning("provider_refused", problem=str(error))
         if not self._refused:
             self._refused = True
-            text = f"{error}; what runs goes on until its lifetime ends. See that the key is valid at "
-            self._told("provider_refused", f"{text}{self.endpoint.shown}, and start `signalmesh up` again with it")
+            text = f"{error}; running sandboxes continue until their lifetime ends. Check that the key is valid at "
+            self._on_alert("provider_refused", f"{text}{self.endpoint.label}, then restart `signalmesh up` with it")
 
     @property
     def status(self) -> str:
-        """What heartbeats say of it: live, retrying, refused."""
+        """The status in the provider's heartbeat: live, retrying or refused."""
         return "refused" if self._refused else "retrying" if self._failing_since else "live"
 
     async def create(self, settings: E2bSettings, metadata: Mapping[str, str], key: str) -> AsyncSandbox:
-        """A new sandbox; the same `key` (lowercase letters, digits, hyphens) makes no second one."""
+        """Create a sandbox; `key` (lowercase letters, digits, hyphens) makes a retry idempotent."""
         network: SandboxNetworkOpts = {"allow_public_traffic": False}
         if settings.allow:
             network["allow_out"] = list(settings.allow)
@@ -144,7 +141,7 @@ class Service:
             self._next_create = time.monotonic() + CREATE_EVERY_S
 
     async def list(self, metadata: Mapping[str, str]) -> list[SandboxInfo]:
-        """All that run or are paused and have this metadata."""
+        """All running or paused sandboxes with this metadata."""
 
         async def listed() -> list[SandboxInfo]:
             query = SandboxQuery(metadata=dict(metadata), state=[SandboxState.RUNNING, SandboxState.PAUSED])
@@ -157,17 +154,17 @@ class Service:
         return await self.ask("listing sandboxes", listed)
 
     async def connect(self, sandbox_id: str, lifetime_s: int) -> AsyncSandbox:
-        """That sandbox, which is resumed if it is paused, and lives so long at least."""
+        """Connect to a sandbox; resumes it if paused, and extends its lifetime to at least `lifetime_s`."""
         return await self.ask(
             f"connecting to sandbox {sandbox_id}",
             lambda: AsyncSandbox.connect(sandbox_id, timeout=lifetime_s, api_key=self._key, request_timeout=REQUEST_S),
         )
 
     async def info(self, sandbox: AsyncSandbox) -> SandboxInfo:
-        return await self.ask(f"asking for sandbox {sandbox.sandbox_id}", sandbox.get_info)
+        return await self.ask(f"reading the state of sandbox {sandbox.sandbox_id}", sandbox.get_info)
 
     async def kill(self, sandbox_id: str, within_s: float) -> str:
-        """End it; why it could not be, or nothing."""
+        """Delete it; returns the reason if that failed, else an empty string."""
         problem = "no answer"
         try:
             async with asyncio.timeout(within_s):
@@ -175,8 +172,8 @@ class Service:
                     try:
                         await AsyncSandbox.kill(sandbox_id, api_key=self._key, request_timeout=REQUEST_S)
                         return ""
-                    except Exception as error:  # noqa: BLE001 - whatever the SDK raises: judged by the one table
-                        problem = shown(error, self._key)
+                    except Exception as error:  # noqa: BLE001 - whatever the SDK raises is judged by verdict_on
+                        problem = error_text(error, self._key)
                         if verdict_on(error) != "retry":
                             return problem
                     await asyncio.sleep(FIRST_WAIT_S)
@@ -184,7 +181,7 @@ class Service:
             return problem
 
     async def check(self) -> None:
-        """One request, whatever comes of it raised as it is: whether the key is accepted."""
+        """Send one request to check the key; raises the SDK's error unchanged."""
         pages = AsyncSandbox.list(limit=1, api_key=self._key, request_timeout=REQUEST_S, retries=1)
         with contextlib.suppress(StopAsyncIteration):
             await pages.next_items()

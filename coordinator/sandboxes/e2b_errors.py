@@ -1,4 +1,4 @@
-"""What the SDK raises, and what is to be done about it: one table. Imports the SDK."""
+"""Maps each error of the E2B SDK to a verdict: retry, replace the sandbox, or give up. Imports the SDK."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from e2b.exceptions import (
 
 from bus.errors import MeshError
 
-__all__ = ["GivenUp", "Gone", "Verdict", "is_illness", "shown", "verdict_on"]
+__all__ = ["PermanentError", "SandboxGone", "Verdict", "error_text", "is_outage", "verdict_on"]
 
 Verdict = Literal["retry", "replace", "give up"]
 VERDICTS: tuple[tuple[type[BaseException], Verdict], ...] = (
@@ -46,36 +46,36 @@ VERDICTS: tuple[tuple[type[BaseException], Verdict], ...] = (
     (CircuitBreakerError, "retry"),
     (OSError, "retry"),
 )
-"""The first that fits; subclasses stand before their bases."""
-LASTING = frozenset({400, 402, 403, 404, 405, 409, 413, 415, 422})
-"""Statuses of the API that the same request would get again."""
+"""The first match counts; subclasses come before their bases."""
+PERMANENT_STATUSES = frozenset({400, 402, 403, 404, 405, 409, 413, 415, 422})
+"""Statuses that the API would return again for the same request."""
 
 
-class Gone(MeshError):
-    """A sandbox is no more, or no use: another one is to be made."""
+class SandboxGone(MeshError):
+    """A sandbox no longer exists or is unusable; it has to be replaced."""
 
 
-class GivenUp(MeshError):
-    """What no repetition mends: a person must act."""
+class PermanentError(MeshError):
+    """A retry cannot succeed: an operator must act."""
 
 
 def verdict_on(error: BaseException) -> Verdict:
-    """`replace`: that sandbox is lost. `give up`: the same again would fail again. All else is worth a repetition."""
+    """`replace`: the sandbox is lost. `give up`: a retry would fail as well. All other errors are retried."""
     for kind, verdict in VERDICTS:
         if isinstance(error, kind):
             return verdict
-    if isinstance(error, SandboxException) and error.status_code in LASTING:
+    if isinstance(error, SandboxException) and error.status_code in PERMANENT_STATUSES:
         return "give up"
     return "retry"
 
 
-def is_illness(kind: type[BaseException], error: BaseException) -> bool:
-    """Whether it says that the service itself is not well; a full quota does not."""
+def is_outage(kind: type[BaseException], error: BaseException) -> bool:
+    """Whether the error means that the service itself is unhealthy; a full quota does not."""
     return verdict_on(error) == "retry" and not issubclass(kind, (RateLimitException, SandboxUnreachableException))
 
 
-def shown(error: BaseException, secret: str = "") -> str:
-    """In one line, and without the `secret` that it was asked with."""
+def error_text(error: BaseException, secret: str = "") -> str:
+    """The message in one line, with `secret` redacted."""
     text = " ".join(str(error).split())
     if secret:
         text = text.replace(secret, "[secret]")

@@ -1,7 +1,4 @@
-"""What a run with sandboxes of E2B takes from the environment: key, endpoint, the address of the bus.
-
-Reads the environment for E2B, in one place. Imports no SDK: that costs a second, and is the provider role's alone.
-"""
+"""Environment variables for E2B: API key, endpoint, and the bus URL for sandboxes. Does not import the SDK."""
 
 from __future__ import annotations
 
@@ -20,15 +17,15 @@ KEY_VARIABLE = "E2B_API_KEY"
 DEBUG_VARIABLE = "E2B_DEBUG"
 SECRET_VARIABLES = (KEY_VARIABLE, "E2B_ACCESS_TOKEN")
 PUBLIC_URL_VARIABLE = "SIGNALMESH_PUBLIC_NATS"
-"""How the provider role gets the address: it may hold credentials, and arguments are public."""
+"""Passes the bus URL to the provider role: it may contain credentials, and command lines are public."""
 AT_E2B = "E2B at "
-"""What the text of E2B's own endpoint begins with, and no other's."""
+"""Prefix of the label of E2B's own service, and of no other endpoint."""
 _KEY = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Which service the SDK talks to, by the variables that it reads."""
+    """The service that the SDK connects to, from the variables that the SDK reads."""
 
     api_url: str
     sandbox_url: str | None = None
@@ -41,39 +38,39 @@ class Endpoint:
 
     @property
     def is_e2b(self) -> bool:
-        """Whether it is E2B's own service, for the sandboxes as well."""
+        """Whether both API and sandboxes are at E2B's own service."""
         host = urlsplit(self.api_url).hostname or ""
         return (host == "e2b.app" or host.endswith(".e2b.app")) and self.sandbox_url is None
 
     @property
-    def shown(self) -> str:
-        """In words, without a user and password that its address may hold."""
+    def label(self) -> str:
+        """Text for logs and tables, without the user and password of the URL."""
         url = redacted_url(self.api_url) if "://" in self.api_url else self.api_url.rpartition("@")[2]
-        return f"{AT_E2B}{url}" if self.is_e2b else f"another endpoint than E2B's, {url}"
+        return f"{AT_E2B}{url}" if self.is_e2b else f"custom endpoint {url}"
 
 
 def provider_text(provider: str | None, endpoint: str | None) -> str:
-    """A sandbox's provider for a table, by what its host says: nothing is called E2B that is not known to be."""
+    """A sandbox's provider for a table, from its host's heartbeat; a custom endpoint is never labelled plain `e2b`."""
     if provider != "e2b":
         return provider or ""
     if endpoint is None:
         return "e2b, endpoint not known"
-    return "e2b" if endpoint.startswith(AT_E2B) else "e2b, another endpoint"
+    return "e2b" if endpoint.startswith(AT_E2B) else "e2b, custom endpoint"
 
 
 def drop_key(environ: MutableMapping[str, str] | None = None) -> None:
-    """Forget E2B's secrets, so that no process started from here inherits them."""
+    """Remove E2B's secrets from the environment, so that child processes do not inherit them."""
     environ = os.environ if environ is None else environ
     for name in SECRET_VARIABLES:
         environ.pop(name, None)
 
 
 def take_key(environ: MutableMapping[str, str] | None = None) -> str:
-    """The API key; the environment has it no more.
+    """Return the API key and remove it from the environment.
 
     Raises:
-        UsageError: there is none, it cannot be one (the message does not show it), or the SDK is told to go elsewhere
-            than we would say.
+        UsageError: the key is missing or malformed (the message does not contain it), or E2B_DEBUG or an endpoint
+            variable is invalid.
     """
     environ = os.environ if environ is None else environ
     key = environ.get(KEY_VARIABLE, "").strip()
@@ -83,10 +80,10 @@ def take_key(environ: MutableMapping[str, str] | None = None) -> str:
             f'{KEY_VARIABLE} is not set, and a sandbox has provider = "e2b": set it to a key from '
             'https://e2b.dev/dashboard?tab=keys, or write provider = "local" in swarm.toml'
         )
-    if not _KEY.fullmatch(key):  # a header cannot carry it, and who tries says in the error what it was
+    if not _KEY.fullmatch(key):  # not a valid header value; the SDK's error would contain the key
         raise UsageError(
-            f"{KEY_VARIABLE}: expected the key alone, in signs of ASCII without a space or a line break; what is set "
-            f"has {len(key)} characters in {len(key.splitlines())} lines. Copy it anew from "
+            f"{KEY_VARIABLE}: expected only the key, in printable ASCII without spaces or line breaks; the value "
+            f"has {len(key)} characters in {len(key.splitlines())} lines. Copy it again from "
             "https://e2b.dev/dashboard?tab=keys"
         )
     _check_endpoint(environ)
@@ -96,15 +93,14 @@ def take_key(environ: MutableMapping[str, str] | None = None) -> str:
 def _check_endpoint(environ: Mapping[str, str]) -> None:
     if environ.get(DEBUG_VARIABLE, "").lower() == "true":
         raise UsageError(
-            f"{DEBUG_VARIABLE}=true: with it E2B's SDK asks another server than E2B's and says of sandboxes that they "
-            "were ended without asking; unset it. Another endpoint is named by E2B_API_URL and E2B_SANDBOX_URL"
+            f"{DEBUG_VARIABLE}=true is not supported: the SDK would use a debug server and report sandboxes as deleted "
+            "without checking. Unset it. E2B_API_URL and E2B_SANDBOX_URL set a custom endpoint"
         )
     for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
         url = environ.get(name)
         if url and not _is_http(url):
             raise UsageError(
-                f"{name}={url.rpartition('@')[2]}: expected an address such as https://api.example.org; without one "
-                "it is E2B's own"
+                f"{name}={url.rpartition('@')[2]}: expected a URL such as https://api.example.org; unset it to use E2B"
             )
 
 
@@ -119,10 +115,10 @@ def _is_http(url: str) -> bool:
 
 
 def public_url(asked: str | None, nats: str | None, endpoint: Endpoint) -> str:
-    """The address of the bus that sandboxes are given: `--public-nats`, else `--nats` where the world can reach it.
+    """The bus URL for sandboxes: `--public-nats`, else `--nats` if it is reachable from the internet.
 
     Raises:
-        UsageError: there is none, or E2B cannot reach it.
+        UsageError: neither is set, or E2B cannot reach it.
     """
     for option, url in (("--public-nats", asked), ("--nats", nats)):
         if url is None:
@@ -135,12 +131,12 @@ def public_url(asked: str | None, nats: str | None, endpoint: Endpoint) -> str:
                 raise UsageError(
                     f"--public-nats {redacted_url(url)}: a sandbox at E2B cannot reach "
                     f"{redacted_url(private[0])}; expected "
-                    "an address that is reachable from the internet, such as wss://broker.example.org:443"
+                    "a URL that is reachable from the internet, such as wss://broker.example.org:443"
                 )
             return url
     raise UsageError(
-        '--public-nats: a sandbox with provider = "e2b" needs an address at which it can reach the bus from where it '
-        "runs, such as --public-nats wss://broker.example.org:443"
+        '--public-nats: a sandbox with provider = "e2b" needs a URL at which it can reach the bus, '
+        "such as --public-nats wss://broker.example.org:443"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a launcher hands to the host that it has started: one line of JSON on standard input, and nothing elsewhere."""
+"""The bootstrap payload: one line of JSON that the provider writes to the standard input of a host it starts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["BootstrapPayload", "read_payload"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootstrapPayload:
-    """The bus's address, which may hold credentials, and what else its server asks for; `endpoint` says where it is.
+    """Bus URL (may contain credentials), bus credentials, and the label of the provider's `endpoint`.
 
-    `age_s` is how many seconds ago the place was made.
+    `age_s` is the age of the sandbox in seconds.
     """
 
     url: str = field(repr=False)
@@ -28,16 +28,16 @@ class BootstrapPayload:
 
 
 def read_payload() -> BootstrapPayload:
-    """Read and check it.
+    """Read the payload from standard input and check it.
 
     Raises:
-        UsageError: it is something else; the message does not show it.
+        UsageError: it is invalid; the message does not contain it.
     """
     try:
         payload = msgspec.json.decode(sys.stdin.buffer.readline(), type=BootstrapPayload)
     except msgspec.DecodeError:
         raise UsageError(
-            "--credentials-stdin: expected a line of JSON on standard input, with url, credentials, endpoint and age_s"
+            "--credentials-stdin: expected one line of JSON on standard input with url, credentials, endpoint and age_s"
         ) from None
     check_url(payload.url)
     return payload

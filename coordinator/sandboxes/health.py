@@ -1,4 +1,4 @@
-"""Health and cost of a sandbox, from what its host and the watchdog say in their heartbeats. Nothing is estimated."""
+"""Resource use, availability and cost of a sandbox, from the heartbeats of its host and of the watchdog."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bus.messages import Heartbeat, SandboxAccount, SandboxUsage
 
 __all__ = ["HERE", "SandboxHealth", "availability_of", "health_of", "shared_with"]
 
-NOT_TOLD = "not measured: no heartbeat told it"
+NOT_REPORTED = "not measured: not in any heartbeat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class SandboxHealth:
     cpu_percent: float | None = None
     rss_mb: float | None = None
     pss_mb: float | None = None
-    network: str = NOT_TOLD
+    network: str = NOT_REPORTED
     rx_bytes: int | None = None
     tx_bytes: int | None = None
     age_s: float | None = None
@@ -44,7 +44,7 @@ class SandboxHealth:
 def health_of(
     heartbeat: Heartbeat, account: SandboxAccount | None, usages: Mapping[str, SandboxUsage | None]
 ) -> SandboxHealth:
-    """Of the sandbox whose host said `beat`. `usages` are those of all hosts heard, to see who shares a network."""
+    """Health of the sandbox whose host sent `heartbeat`. `usages` are those of all hosts, to find shared networks."""
     usage, uptime_s = heartbeat.usage, heartbeat.uptime_s or 0.0
     network, rx_bytes, tx_bytes = _network(heartbeat.agent, usages)
     price = None if account is None else account.price_per_hour
@@ -68,13 +68,13 @@ def health_of(
 
 
 def availability_of(account: SandboxAccount | None) -> float | None:
-    """The share of the time in which the sandbox was alive, 0 to 1; None where no time has passed, or none is known."""
+    """The share of the time in which the sandbox was alive, 0 to 1; None if not measured or no time has passed."""
     return None if account is None or not account.seen_s else account.alive_s / account.seen_s
 
 
 def _price_source(account: SandboxAccount | None) -> str:
     if account is None:
-        return "not known: no leading watchdog told it"
+        return "not known: no leading watchdog reports it"
     if account.price_per_hour is None:
         return "no price is set"
     return account.price_source or "the configuration"
@@ -84,11 +84,11 @@ def _network(name: str, usages: Mapping[str, SandboxUsage | None]) -> tuple[str,
     usage = usages.get(name)
     others = shared_with(name, usages)
     if usage is None:
-        return NOT_TOLD, None, None
+        return NOT_REPORTED, None, None
     if others is None:
-        return "not measured: this system does not tell whose network it is", None, None
+        return "not measured: this system does not report network namespaces", None, None
     if others:
-        return f"not measured: it has none of its own, but shares that of {', '.join(others)}", None, None
+        return f"not measured: it shares the network of {', '.join(others)}", None, None
     return "its own", usage.rx_bytes, usage.tx_bytes
 
 
@@ -96,7 +96,7 @@ HERE = "this machine"
 
 
 def shared_with(name: str, usages: Mapping[str, SandboxUsage | None]) -> list[str] | None:
-    """Who else has the network of `name`: HERE, other sandboxes; None where that is not told."""
+    """Others that use the network of `name`: HERE, or sandboxes; None if its network was not reported."""
     usage = usages.get(name)
     if usage is None or usage.network is None:
         return None

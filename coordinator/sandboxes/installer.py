@@ -1,4 +1,4 @@
-"""Our own program in a sandbox: found where its template has it, else installed from our wheel and lock files."""
+"""Finds signalmesh in a sandbox's template, or installs it there from a wheel and the lock files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from e2b.sandbox.filesystem.filesystem import WriteEntry
 from agents.host.probe import INSTALLATION, Installation
 from bus.errors import MeshError
 from coordinator.config.e2b import E2bSettings
-from coordinator.sandboxes.bootstrap import shown
+from coordinator.sandboxes.bootstrap import excerpt
 from coordinator.sandboxes.e2b_client import Service
 from coordinator.sandboxes.wheel import LOCK, TOOLS_LOCK, WSS_LOCK, digest, lock_file, wheel
 
 __all__ = ["FILES", "LOG", "InstallFailed", "install", "upload"]
 
 HOME = ".signalmesh"
-"""Of all that is ours, below the home of the sandbox's user."""
+"""Directory of signalmesh's files, below the home of the sandbox's user."""
 LOG = f"{HOME}/host.log"
 FILES = f"{HOME}/files"
 VENV = f"{HOME}/venv"
@@ -35,49 +35,49 @@ FIND_S = 60.0
 log = structlog.get_logger("signalmesh.provider")
 
 
-NO_COMMAND = (126, 127)
-"""Exit codes of a shell that cannot run what it is told."""
+COMMAND_NOT_FOUND = (126, 127)
+"""Exit codes of a shell that cannot execute a command."""
 
 
 class InstallFailed(MeshError):
-    """A step failed; its message has what it said. `hopeless`: the program itself is missing there."""
+    """A step failed; the message contains its output. `permanent`: the program itself is missing in the sandbox."""
 
-    def __init__(self, text: str, *, hopeless: bool = False) -> None:
+    def __init__(self, text: str, *, permanent: bool = False) -> None:
         super().__init__(text)
-        self.hopeless = hopeless
+        self.permanent = permanent
 
 
 async def install(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> str:
-    """The interpreter in `sandbox` that has exactly our code, after installing it where there was none.
+    """Path of an interpreter in `sandbox` that has exactly this build; installs it if none is found.
 
     `websocket`: the bus is reached by WebSocket, which needs aiohttp as well.
 
     Raises:
-        InstallFailed: a step ended with an error.
-        Gone, GivenUp: as Service.ask.
+        InstallFailed: a step failed.
+        SandboxGone, PermanentError: as Service.ask.
     """
     found = await find(service, sandbox, settings, websocket=websocket)
     if not found:
-        await _install_own(service, sandbox, settings, websocket=websocket)
+        await _install_build(service, sandbox, settings, websocket=websocket)
         found = await find(service, sandbox, settings, websocket=websocket)
         if not found:
-            raise InstallFailed("installing signalmesh: it is installed, but not the code that was sent")
+            raise InstallFailed("installing signalmesh: the installed build is not the uploaded one")
     await _install_packages(service, sandbox, settings, found)
     return found
 
 
 async def find(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> str:
-    """The interpreter that has our very code, and what it needs besides for a WebSocket; or nothing."""
+    """Path of an interpreter that has exactly this build (and aiohttp for a WebSocket), or an empty string."""
     needed = "import aiohttp; " if websocket else ""
     question = shlex.quote(f"{needed}from coordinator.sandboxes.wheel import digest; print(digest())")
     script = (
         f'for py in "$HOME/{VENV}/bin/python" {shlex.quote(settings.python)}; do '
         f'if [ "$("$py" -c {question} 2>/dev/null)" = {digest()} ]; then command -v "$py"; exit 0; fi; done; exit 0'
     )
-    return (await _run(service, sandbox, "looking for signalmesh", script, FIND_S)).strip()
+    return (await _run(service, sandbox, "finding signalmesh", script, FIND_S)).strip()
 
 
-async def _install_own(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> None:
+async def _install_build(service: Service, sandbox: AsyncSandbox, settings: E2bSettings, *, websocket: bool) -> None:
     started_at = time.monotonic()
     steps: dict[str, float] = {}
     name, content = wheel()
@@ -87,19 +87,19 @@ async def _install_own(service: Service, sandbox: AsyncSandbox, settings: E2bSet
     files: list[WriteEntry] = [{"path": f"{HOME}/{file}", "data": data} for file, data in sent.items()]
     with _timed(steps, what := "uploading signalmesh"):
         await service.ask(what, lambda: sandbox.files.write_files(files))
-    with _timed(steps, what := "making an environment"):
+    with _timed(steps, what := "creating an environment"):
         await _run(service, sandbox, what, f"{shlex.quote(settings.python)} -m venv --without-pip {VENV}", INSTALL_S)
     script = [f"{VENV}/bin/python", f"{HOME}/{SCRIPT.name}", settings.python, *(f"{HOME}/{file}" for file in needed)]
-    said = orjson.loads(await _run(service, sandbox, "installing signalmesh", shlex.join(script), INSTALL_S))
+    report = orjson.loads(await _run(service, sandbox, "installing signalmesh", shlex.join(script), INSTALL_S))
     found = Installation(
         sandbox_id=sandbox.sandbox_id,
-        by=said["by"],
-        why=said["why"],
+        by=report["by"],
+        why=report["why"],
         duration_s=round(time.monotonic() - started_at, 2),
-        steps=steps | said["steps"],
+        steps=steps | report["steps"],
     )
     await service.ask(
-        "noting the installation", lambda: sandbox.files.write(f"{VENV}/{INSTALLATION}", orjson.dumps(found))
+        "recording the installation", lambda: sandbox.files.write(f"{VENV}/{INSTALLATION}", orjson.dumps(found))
     )
     log.info(
         "signalmesh_installed", sandbox_id=found.sandbox_id, by=found.by, why=found.why, duration_s=found.duration_s
@@ -120,38 +120,40 @@ async def _install_packages(service: Service, sandbox: AsyncSandbox, settings: E
     ):
         packages = settings.packages.get(kind, ())
         if packages:
-            script = f"mkdir -p {FILES} && cd {FILES} && {command} {shlex.join(packages)}"  # may name files of `files`
+            script = (
+                f"mkdir -p {FILES} && cd {FILES} && {command} {shlex.join(packages)}"  # may refer to uploaded files
+            )
             await _run(service, sandbox, f"installing packages.{kind} ({', '.join(packages)})", script, INSTALL_S)
 
 
 def _with_pip(python: str) -> str:
-    """The command of its pip, after making one where there is none: our own environment has none."""
+    """Shell command of its pip; installs pip first if missing, as it is in our own environment."""
     pip = f"{shlex.quote(python)} -m pip"
     return f"{{ {pip} --version >/dev/null 2>&1 || {shlex.quote(python)} -m ensurepip; }} && {pip}"
 
 
 async def _run(service: Service, sandbox: AsyncSandbox, what: str, script: str, within_s: float) -> str:
-    """What a command prints."""
+    """Run a command in the sandbox and return its standard output."""
 
     async def run() -> str:
         try:
             return (await sandbox.commands.run(script, timeout=within_s)).stdout
         except CommandExitException as error:
-            said = shown(error.stdout, error.stderr)
-            text = f"{what}: exit code {error.exit_code}: {said}"
-            raise InstallFailed(text, hopeless=error.exit_code in NO_COMMAND) from None
+            output = excerpt(error.stdout, error.stderr)
+            text = f"{what}: exit code {error.exit_code}: {output}"
+            raise InstallFailed(text, permanent=error.exit_code in COMMAND_NOT_FOUND) from None
 
-    return await _asked(service, what, run)
+    return await _request(service, what, run)
 
 
-async def _asked(service: Service, what: str, run: Callable[[], Awaitable[str]]) -> str:
+async def _request(service: Service, what: str, run: Callable[[], Awaitable[str]]) -> str:
     failed: InstallFailed | None = None
 
     async def guarded() -> str:
         nonlocal failed
         try:
             return await run()
-        except InstallFailed as error:  # the service is well: it has answered
+        except InstallFailed as error:  # the service has answered: not to be retried
             failed = error
             return ""
 

@@ -1,7 +1,7 @@
-"""One sandbox of E2B with our host in it: found or started, watched, its lifetime renewed, drained and ended.
+"""One E2B sandbox and the host process in it: attach or start, watch, renew the lifetime, drain and delete.
 
-The proof of life is the host's own heartbeat on the bus. A broken stream proves nothing: the sandbox is asked which
-processes it has, and the running host is attached to again. Imports the SDK.
+The host's heartbeat on the bus decides whether it is alive. A broken output stream does not mean that the host ended:
+the sandbox's processes are listed, and a running host is attached to again. Imports the SDK.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ from bus.nats.urls import is_websocket, redacted_url
 from bus.utils.aio import both, end_tasks
 from coordinator.config.e2b import E2bSettings
 from coordinator.sandboxes.e2b_client import Service
-from coordinator.sandboxes.e2b_errors import GivenUp, Gone, shown, verdict_on
+from coordinator.sandboxes.e2b_errors import PermanentError, SandboxGone, error_text, verdict_on
 from coordinator.sandboxes.installer import FILES, LOG, InstallFailed, install, upload
 
 __all__ = ["SandboxInstance", "SandboxTarget"]
 
-UNHEARD_S = 20.0
-"""A host that runs, but was not heard for so long, is told of; after three times as long it is started anew."""
+NO_HEARTBEAT_S = 20.0
+"""Silence of a running host after which an alert is published; after three times as long it is restarted."""
 RECENT_HEARTBEAT_S = 1.0
-"""A host is there that was heard so lately."""
+"""Maximum age of the last heartbeat of a healthy host."""
 ADOPTED_S = 5.0
-"""How long one that was found running may take to be heard: it may have been sent to an address of an earlier run."""
+"""Time for the first heartbeat of a host that was found running: it may use the bus URL of an earlier run."""
 STABLE_S = 60.0
-"""A host that has run for so long is forgiven its earlier ends."""
-ENDS = 3
-"""So many ends of the host in a row, and the sandbox is taken to be of no use."""
-INSTALLS = 3
-"""So many failed installations in a row, and no more are tried: another sandbox of this template is no better."""
+"""A host that has run for so long resets the count of consecutive ends."""
+MAX_ENDS = 3
+"""Consecutive ends of the host after which the sandbox is unusable."""
+MAX_INSTALLS = 3
+"""Consecutive failed installations after which none is tried: another sandbox of this template would fail too."""
 INSTALL_PAUSE_S = 5.0
-"""After the first of them; an index can be ill for a while."""
+"""After the first failure: a package index can be unavailable for a while."""
 DRAIN_S = DRAIN_GRACE_S + 3.0
-"""From SIGTERM for the host to the end of its sandbox."""
+"""From SIGTERM for the host to the deletion of its sandbox."""
 END_S = 5.0
 POLL_INTERVAL_S = HEARTBEAT_S
 GONE_S = 3.5 * HEARTBEAT_S
-"""A host beats while it drains; one silent for so long has ended."""
+"""A host sends heartbeats while it drains; one silent for so long has ended."""
 REFUSED_S = 2.0
-"""Before a host is looked after again that runs, though what was asked of its sandbox is refused."""
+"""Pause after E2B refused a request for a sandbox with a running host."""
 
 log = structlog.get_logger("signalmesh.provider")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxTarget:
-    """What is to run: sandbox `name` of `swarm`, at `url` on the bus, in sandboxes of this `pool`."""
+    """What is to run: sandbox `name` of `swarm`, with the bus at `url`, in sandboxes of `pool`."""
 
     name: str
     swarm: str
@@ -72,27 +72,28 @@ class SandboxTarget:
     files: tuple[tuple[str, Path], ...] = ()
 
     def host_name(self, sandbox_id: str) -> str:
-        """What our host in that sandbox is called on the bus."""
+        """Name on the bus of the host in that sandbox."""
         return f"{self.name}-{sandbox_id}"
 
     def command(self, python: str, sandbox_id: str) -> str:
-        """What starts the host; a host is known by all but its interpreter (`marks`)."""
-        return f"exec {shlex.quote(python)} {self.marks(sandbox_id)} >>{LOG} 2>&1"
+        """Shell command that starts the host."""
+        return f"exec {shlex.quote(python)} {self.arguments(sandbox_id)} >>{LOG} 2>&1"
 
-    def marks(self, sandbox_id: str) -> str:
+    def arguments(self, sandbox_id: str) -> str:
+        """Arguments of the interpreter; they identify a running host, whichever interpreter it uses."""
         return (
             f"-m coordinator sandbox {self.name} --host {self.host_name(sandbox_id)} --provider-name e2b "
             f"--swarm {self.swarm} --log-level {self.log_level} --files {FILES} --credentials-stdin"
         )
 
-    def told(self, endpoint: str, age_s: float) -> bytes:
-        """The line that the host reads from its standard input: whatever is secret goes this way, and no other."""
-        told = {"url": self.url, "credentials": self.credentials, "endpoint": endpoint, "age_s": round(age_s, 3)}
-        return orjson.dumps(told) + b"\n"
+    def bootstrap_line(self, endpoint: str, age_s: float) -> bytes:
+        """The bootstrap payload for the host's standard input; all secrets are passed this way only."""
+        payload = {"url": self.url, "credentials": self.credentials, "endpoint": endpoint, "age_s": round(age_s, 3)}
+        return orjson.dumps(payload) + b"\n"
 
 
 class SandboxInstance:
-    """`sandbox`, `age_s` seconds old, as one that serves `wanted`; `told(code, text)` alerts."""
+    """`sandbox`, `age_s` seconds old, running `target`; `on_alert(code, text)` publishes an alert."""
 
     def __init__(
         self,
@@ -101,17 +102,17 @@ class SandboxInstance:
         target: SandboxTarget,
         sandbox: AsyncSandbox,
         age_s: float,
-        told: Callable[[str, str], None],
+        on_alert: Callable[[str, str], None],
     ) -> None:
-        self._service, self._hosts, self._wanted, self.sandbox = service, hosts, target, sandbox
-        self._told = told
+        self._service, self._hosts, self._target, self.sandbox = service, hosts, target, sandbox
+        self._on_alert = on_alert
         self.since = time.monotonic() - age_s
         self.host_name = target.host_name(sandbox.sandbox_id)
         self._pid: int | None = None
-        self._unheard_told = False
+        self._silence_alerted = False
         self.had_heartbeat = False
         self.task = asyncio.create_task(self._serve(), name=f"serve-{self.id}")
-        """Serves it; ends only by an error: Gone or GivenUp."""
+        """Runs until an error: SandboxGone or PermanentError."""
 
     @property
     def id(self) -> str:
@@ -123,7 +124,7 @@ class SandboxInstance:
     # -- its lifetime
 
     async def _renew(self) -> None:
-        lifetime_s = self._wanted.settings.timeout_s
+        lifetime_s = self._target.settings.timeout_s
         pause_s = lifetime_s / 3
         while True:
             await asyncio.sleep(pause_s)
@@ -131,23 +132,25 @@ class SandboxInstance:
             try:
                 try:
                     await self._service.ask("renewing a lifetime", lambda: self.sandbox.set_timeout(lifetime_s))
-                except Gone:
+                except SandboxGone:
                     await self.resume()
-            except GivenUp as error:  # such as a revoked key: no reason to end what runs, which its lifetime will do
+            except (
+                PermanentError
+            ) as error:  # such as a revoked key: the running sandbox continues until its lifetime ends
                 self._service.refuse(error)
                 pause_s = lifetime_s / 12
 
     async def resume(self) -> None:
-        """Wake it if it was only paused.
+        """Resume it if it was only paused.
 
         Raises:
-            Gone: it is no more.
+            SandboxGone: it no longer exists.
         """
         info = await self._service.info(self.sandbox)
         if info.state == SandboxState.PAUSED:
             log.warning("sandbox_resumed", sandbox_id=self.id)
-            self._told("sandbox_paused", f"sandbox {self.host_name} was paused, and is resumed")
-            await self._service.connect(self.id, self._wanted.settings.timeout_s)
+            self._on_alert("sandbox_paused", f"sandbox {self.host_name} was paused and is being resumed")
+            await self._service.connect(self.id, self._target.settings.timeout_s)
 
     # -- the host in it
 
@@ -159,15 +162,15 @@ class SandboxInstance:
                 reason = await self._one_host(adopted=adopted)
             except InstallFailed as error:
                 failed += 1
-                if error.hopeless or failed >= INSTALLS:
-                    raise GivenUp(str(error)) from None
-                self._told("sandbox_not_installed", f"sandbox {self.host_name}: {error}; it is tried again")
+                if error.permanent or failed >= MAX_INSTALLS:
+                    raise PermanentError(str(error)) from None
+                self._on_alert("sandbox_not_installed", f"sandbox {self.host_name}: {error}; retrying")
                 await asyncio.sleep(INSTALL_PAUSE_S * failed)
                 continue
-            except GivenUp as error:
+            except PermanentError as error:
                 if self._hosts.silent_s(self.host_name) > GONE_S:
                     raise
-                self._service.refuse(error)  # it runs, whatever is said of it
+                self._service.refuse(error)  # the host runs: no reason to replace it
                 await asyncio.sleep(REFUSED_S)
                 continue
             adopted, failed = False, 0
@@ -175,12 +178,14 @@ class SandboxInstance:
                 continue
             ends = 1 if time.monotonic() - started_at > STABLE_S else ends + 1
             log.warning("host_ended", sandbox_id=self.id, reason=reason, ends=ends)
-            if ends >= ENDS:
-                raise Gone(f"its host ended {ends} times in a row, at last: {reason}{await self._end_of_log()}")
+            if ends >= MAX_ENDS:
+                raise SandboxGone(
+                    f"its host ended {ends} times in a row, most recently: {reason}{await self._end_of_log()}"
+                )
             await asyncio.sleep(min(2.0**ends, 10.0) / 4)
 
     async def _one_host(self, *, adopted: bool) -> str | None:
-        """Attach to the host, or start one, and wait for its end; why it ended, None where only the stream did."""
+        """Attach to the host, or start one, and wait for its end; why it ended, None if only the stream did."""
         try:
             self._pid = await self._find()
             if self._pid is None:
@@ -190,19 +195,19 @@ class SandboxInstance:
                 log.info("host_attached", sandbox_id=self.id, pid=self._pid)
                 handle = await self._attach(self._pid)
         except NotFoundException:
-            return None  # it ended just now: look again
-        except Gone:
+            return None  # it ended just now: list the processes again
+        except SandboxGone:
             await self.resume()
             return None
         return await self._watch(handle, adopted=adopted)
 
     async def _find(self) -> int | None:
-        marks = self._wanted.marks(self.id)
+        arguments = self._target.arguments(self.id)
         running = await self._service.ask("listing processes", self.sandbox.commands.list)
-        return next((one.pid for one in running if any(marks in argument for argument in one.args)), None)
+        return next((one.pid for one in running if any(arguments in argument for argument in one.args)), None)
 
     async def _start_host(self) -> AsyncCommandHandle[Any]:
-        target, sandbox = self._wanted, self.sandbox
+        target, sandbox = self._target, self.sandbox
         await upload(self._service, sandbox, target.files)
         python = await install(self._service, sandbox, target.settings, websocket=is_websocket(target.url))
         command = target.command(python, self.id)
@@ -212,11 +217,11 @@ class SandboxInstance:
                 f"mkdir -p {FILES}; {command}", background=True, stdin=True, timeout=0, retain_output=False
             )
             try:
-                async with sandbox.commands.stream_input(handle.pid) as given:
-                    await given.send(target.told(self._service.endpoint.shown, time.monotonic() - self.since))
+                async with sandbox.commands.stream_input(handle.pid) as stdin:
+                    await stdin.send(target.bootstrap_line(self._service.endpoint.label, time.monotonic() - self.since))
                 await sandbox.commands.close_stdin(handle.pid)
             except BaseException:
-                with contextlib.suppress(Exception):  # without what it waits for it is of no use
+                with contextlib.suppress(Exception):  # without its payload it cannot start
                     await handle.kill()
                 raise
             return handle
@@ -253,12 +258,12 @@ class SandboxInstance:
             if not tasks["end"].done():
                 with contextlib.suppress(Exception):
                     await self.sandbox.commands.kill(handle.pid)
-                return "it ran, but was not heard on the bus"
+                return "it ran, but sent no heartbeat on the bus"
             await tasks["end"]
         except CommandExitException as error:
-            return f"exit code {error.exit_code} ({error.error or 'no more is known'})"
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises: judged by the one table
-            log.info("stream_broken", sandbox_id=self.id, problem=shown(error))
+            return f"exit code {error.exit_code} ({error.error or 'no details'})"
+        except Exception as error:  # noqa: BLE001 - whatever the SDK raises is judged by verdict_on
+            log.info("stream_broken", sandbox_id=self.id, problem=error_text(error))
             if verdict_on(error) == "replace":
                 await self.resume()
             else:
@@ -266,54 +271,54 @@ class SandboxInstance:
             return None
         finally:
             await end_tasks(list(tasks.values()))
-        return "exit code 0, though nobody had asked it to end"
+        return "exit code 0 without a request to stop"
 
     async def _silence(self, *, adopted: bool) -> None:
-        """Back when the host has been silent for too long."""
+        """Returns when the host has sent no heartbeat for too long."""
         started_at = time.monotonic()
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
             if not self._hosts.connected:
-                started_at = time.monotonic()  # it is us who do not hear
+                started_at = time.monotonic()  # this process is disconnected; the host may be fine
             silent_s = min(time.monotonic() - started_at, self._hosts.silent_s(self.host_name))
             if self._hosts.silent_s(self.host_name) < RECENT_HEARTBEAT_S:
-                adopted = self._unheard_told = False
+                adopted = self._silence_alerted = False
                 self.had_heartbeat = True
             if adopted and silent_s > ADOPTED_S:
                 return
-            if silent_s > UNHEARD_S and not self._unheard_told:
-                self._unheard_told = True
-                self._told(
+            if silent_s > NO_HEARTBEAT_S and not self._silence_alerted:
+                self._silence_alerted = True
+                self._on_alert(
                     "sandbox_no_heartbeat",
-                    f"sandbox {self.host_name}: its host runs, but was not heard for {silent_s:.0f} s: can it reach "
-                    f"{redacted_url(self._wanted.url)} from there (--public-nats, and `allow` and `deny` of the "
-                    f"sandbox)?"
+                    f"sandbox {self.host_name}: its host runs, but sent no heartbeat for {silent_s:.0f} s: "
+                    f"check that it can reach {redacted_url(self._target.url)} (--public-nats; "
+                    "`allow` and `deny` of the sandbox)"
                     f"{await self._end_of_log()}",
                 )
-            if silent_s > 3 * UNHEARD_S:
+            if silent_s > 3 * NO_HEARTBEAT_S:
                 return
 
     async def _end_of_log(self) -> str:
-        """The last lines of the host's log, as the end of a sentence; nothing where it has said nothing."""
+        """The last lines of the host's log, as the end of a sentence; empty if there are none."""
         try:
             async with asyncio.timeout(END_S):
-                said = (await self.sandbox.commands.run(f"tail -n 3 {LOG}", timeout=END_S)).stdout
-        except Exception as error:  # noqa: BLE001 - it only adds to what is told
-            return f"; its log could not be read: {shown(error)}"
-        text = " | ".join(said.split("\n")).strip(" |")[-600:]
+                output = (await self.sandbox.commands.run(f"tail -n 3 {LOG}", timeout=END_S)).stdout
+        except Exception as error:  # noqa: BLE001 - it only adds to another message
+            return f"; its log could not be read: {error_text(error)}"
+        text = " | ".join(output.split("\n")).strip(" |")[-600:]
         return f"; its log ends with: {text}" * bool(text)
 
-    # -- its end
+    # -- its deletion
 
-    async def received(self) -> None:
-        """Back when its host is heard, or raises what its task ended with."""
+    async def wait_healthy(self) -> None:
+        """Wait for a recent heartbeat of the host; raises the error of `task` if that ends first."""
         while self._hosts.silent_s(self.host_name) > 1.0:
             if self.task.done():
                 await self.task
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def close(self) -> str:
-        """Have the host drain its agents, then end the sandbox; why it could not be ended, or nothing."""
+        """Drain the host, then delete the sandbox; returns the reason if that failed, else an empty string."""
         await end_tasks([self.task])
         if self._pid is not None:
             with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""What a sandbox's isolation really is: its probe beside one taken here, namespace by namespace. Nothing is assumed."""
+"""Measures the isolation of a sandbox: compares its probe with a local one, namespace by namespace."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bus.nats.bus import NatsBus
 __all__ = ["Isolation", "compare", "probe_sandbox"]
 
 PROBE_S = 10.0
-"""A probe asks programs for their versions, and may have to wait for a processor."""
+"""Generous: a probe runs programs to get their versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Isolation:
-    """How a sandbox differs from where it was looked at: what it has of its `own`, and what is `shared`.
+    """How a sandbox differs from the machine of the comparison: what is its `own`, and what is `shared`.
 
-    They list kernel, user, cgroup and the kinds of namespaces; what one of the two does not tell is in `unknown`.
+    They list kernel, user, cgroup and the kinds of namespaces; `unknown` lists what one of the two does not report.
     """
 
     own: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Isolation:
 
 
 def compare(there: Probe, here: Probe) -> Isolation:
-    """`there` as seen from `here`."""
+    """Compare the probe of a sandbox with a local one."""
     theirs, ours = _identities(there), _identities(here)
     own: list[str] = []
     shared: list[str] = []
@@ -43,8 +43,8 @@ def compare(there: Probe, here: Probe) -> Isolation:
 
 
 def _identities(probe: Probe) -> dict[str, str | None]:
-    """What tells each of its surroundings from all others. What a namespace holds means something within it only, and
-    a namespace's own identifier under one kernel only.
+    """Unique identifiers per kind. An id inside a namespace is unique only together with the namespace's id, and that
+    only together with the kernel's boot id.
     """
     boot = probe.boot_id
 
@@ -70,15 +70,16 @@ def _text(own: list[str], shared: list[str]) -> str:
         return f"the same kernel, with namespaces of its own: {', '.join(spaces)}{beside}"
     if "kernel" in shared and same:
         users = "the same user" if "user" in shared else "another user"
-        return f"the same kernel and namespaces, {users}: processes of its own, nothing more is isolated"
-    return "not known: this system tells neither kernel nor namespaces"
+        return f"the same kernel and namespaces, {users}: only its processes are its own"
+    return "not known: this system reports neither kernel nor namespaces"
 
 
 async def probe_sandbox(bus: NatsBus, sandbox: str) -> Probe:
-    """Ask the host of `sandbox` what it sees.
+    """Request a probe from the host of `sandbox`.
 
     Raises:
-        BusError: it does not answer; MeshError: it refuses, or answers what is no probe.
+        BusError: the host does not reply.
+        MeshError: the reply is an error or not a probe.
     """
     reply = orjson.loads(await bus.request(bus.subjects.control(sandbox, "probe"), b"", PROBE_S))
     if "error" in reply:

@@ -1,7 +1,4 @@
-"""What the state directory knows of sandboxes elsewhere, so that none is forgotten: e2b.json, written by the provider.
-
-It holds no secret. Without it a sandbox still ends by itself, at the end of its lifetime.
-"""
+"""The record of remote sandboxes in the state directory: e2b.json, written by the provider. Contains no secret."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ RECORD = "e2b.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orphan:
-    """A sandbox that exists as far as is known: its host's name, E2B's id, and why it could not be ended."""
+    """A sandbox that may still exist: its host's name, E2B's id, and why it could not be deleted."""
 
     sandbox: str
     id: str
@@ -28,7 +25,7 @@ class Orphan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """The sandboxes of one state directory; each carries `id` in its metadata. `endpoint` says where they are."""
+    """The sandboxes of one state directory; each has `id` in its metadata. `endpoint` labels their provider."""
 
     id: str
     endpoint: str = ""
@@ -36,7 +33,7 @@ class Pool:
 
 
 def read_pool(state_dir: Path) -> Pool | None:
-    """None where there is none, or none that can be read."""
+    """The record of `state_dir`; None if it is missing or unreadable."""
     try:
         return msgspec.convert(orjson.loads((state_dir / RECORD).read_bytes()), Pool)
     except (OSError, orjson.JSONDecodeError, msgspec.ValidationError):

@@ -1,6 +1,6 @@
-"""The provider role: the one process that has E2B's key. It makes the configured sandboxes, keeps them and ends them.
+"""The provider role: creates the configured E2B sandboxes, maintains them and deletes them.
 
-Decides nothing about agents: that is the watchdog's, which only hears hosts. Imports the SDK when it runs.
+The only process that has E2B's key. Imports the SDK inside functions, because that takes a second.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ if TYPE_CHECKING:
     from coordinator.sandboxes.e2b_client import Service
     from coordinator.sandboxes.reconciler import SandboxReconciler
 
-__all__ = ["end_for_good", "run_check", "run_provider"]
+__all__ = ["exit_at_once", "run_check", "run_provider"]
 
 CHECK_S = 15.0
-UNLISTED_LOOKS, LIST_EVERY_S = 8, 0.5
-"""So often, and so many seconds apart, a sandbox may be listed after its end was confirmed."""
+UNLISTED_POLLS, LIST_EVERY_S = 8, 0.5
+"""How often, and at which interval, a deleted sandbox is looked up until the list omits it."""
 HEARTBEAT_S = 0.2
 END_ALL_S = 18.0
-"""For draining and ending all sandboxes; `up` waits a little longer."""
+"""For draining and deleting all sandboxes; `up` waits a little longer."""
 CRITICAL_ALERTS = frozenset({"sandbox_failed"})
-"""Alert codes of this role that need a person; all others are warnings."""
+"""Alert codes of this role that require an operator; all others are warnings."""
 
 log = structlog.get_logger("signalmesh.provider")
 
 
-def end_for_good(code: int) -> NoReturn:
-    """End this process at once: the SDK's native parts can abort an interpreter that winds up in the ordinary way."""
+def exit_at_once(code: int) -> NoReturn:
+    """Exit without interpreter shutdown, during which the SDK's native parts can abort the process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def run_check(state_dir: Path, *, end: bool = False) -> int:
-    """Whether the key is accepted: 0, 2 with the remedy where it is not, 3 where nobody answers.
+    """Check the key and list the sandboxes of `state_dir`; with `end` also delete them. Returns the exit code.
 
-    Prints where it asked, which sandboxes of this state directory are there, and `left`, as JSON: those that could not
-    be ended, where it is to `end` them, and why; 1 if there are any.
+    0: the key is accepted; 1: a sandbox could not be deleted; 2: the key is refused; 3: the endpoint is unreachable.
+    Prints JSON: `endpoint`, `sandboxes`, and `orphans`, the sandboxes that could not be deleted, with the reason.
     """
     endpoint = Endpoint.of()
     key = take_key()
@@ -68,7 +68,7 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
     from e2b import AuthenticationException
 
     from coordinator.sandboxes.e2b_client import Service
-    from coordinator.sandboxes.e2b_errors import shown
+    from coordinator.sandboxes.e2b_errors import error_text
     from coordinator.sandboxes.reconciler import END_S
 
     pool = read_pool(state_dir)
@@ -87,29 +87,29 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
                 orphans += [
                     Orphan(sandbox="", id=name, problem=problem) for name, problem in problems.items() if problem
                 ]
-                write_pool(state_dir, Pool(id=pool.id, endpoint=endpoint.shown, sandboxes=tuple(orphans)))
+                write_pool(state_dir, Pool(id=pool.id, endpoint=endpoint.label, sandboxes=tuple(orphans)))
         except AuthenticationException:
             print(
-                f"signalmesh: E2B_API_KEY: {endpoint.shown} does not accept this key; get one from "
+                f"signalmesh: E2B_API_KEY: {endpoint.label} does not accept this key; get one from "
                 "https://e2b.dev/dashboard?tab=keys",
                 file=sys.stderr,
             )
             return EXIT_USAGE
-        except Exception as error:  # noqa: BLE001 - whatever it is, there was no answer that says yes or no
-            print(f"signalmesh: {endpoint.shown} did not answer: {shown(error, key)}", file=sys.stderr)
+        except Exception as error:  # noqa: BLE001 - any other error means no answer
+            print(f"signalmesh: {endpoint.label} did not answer: {error_text(error, key)}", file=sys.stderr)
             return EXIT_UNREACHABLE
         sandboxes = [f"{info.sandbox_id} ({info.metadata.get('sandbox')}, {info.state.value})" for info in found]
         why = [f"{one.id}: {one.problem}" for one in orphans]
-        print(orjson.dumps({"endpoint": endpoint.shown, "sandboxes": sandboxes, "left": why}).decode())
+        print(orjson.dumps({"endpoint": endpoint.label, "sandboxes": sandboxes, "orphans": why}).decode())
         return EXIT_FAILED if orphans else EXIT_DONE
 
     return run_to_end(check())
 
 
 async def _still_there(service: Service, pool: str, ended: set[str]) -> set[str]:
-    """Which of those that were `ended` the service lists nevertheless, also some seconds later."""
+    """Those of `ended` that the service still lists after some seconds."""
     there: set[str] = set()
-    for attempt in range(UNLISTED_LOOKS if ended else 0):
+    for attempt in range(UNLISTED_POLLS if ended else 0):
         await asyncio.sleep(LIST_EVERY_S if attempt else 0)
         there = ended & {info.sandbox_id for info in await service.list({"pool": pool})}
         if not there:
@@ -118,7 +118,7 @@ async def _still_there(service: Service, pool: str, ended: set[str]) -> set[str]
 
 
 def run_provider(url: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
-    """Keep all sandboxes of provider "e2b" until told to end, and end them then; 1 if one of them is left."""
+    """Maintain all sandboxes of provider "e2b" until a signal, then delete them; 1 if one could not be deleted."""
     set_up_logs(log_level)
     key = take_key()
     public = os.environ.pop(PUBLIC_URL_VARIABLE, "") or url
@@ -132,61 +132,66 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
 
     stop = asyncio.Event()
     bus = await NatsBus.connect(url, config.swarm, PROVIDER, wait_s=None)
-    on_signals(stop.set)  # until here there is nothing to end in order
+    on_signals(stop.set)  # before this there is nothing to clean up
     reports = await EventPublisher.open(bus, PROVIDER)
     hosts = HeartbeatListener(bus)
     await hosts.start()
     pool = read_pool(state_dir) or Pool(id=secrets.token_hex(8))
 
-    def told(code: str, text: str) -> None:
+    def on_alert(code: str, text: str) -> None:
         reports.alert("critical" if code in CRITICAL_ALERTS else "warning", code, text)
 
-    def lost(host: str, reason: str) -> None:
+    def on_lost(host: str, reason: str) -> None:
         reports.lifecycle("exited", host, sandbox=host, reason=reason[:200])
 
-    service = Service(key, told)
+    service = Service(key, on_alert)
 
-    keepers: list[SandboxReconciler] = []
+    reconcilers: list[SandboxReconciler] = []
 
-    def says() -> dict[str, Any]:
+    def status_fields() -> dict[str, Any]:
         status = service.status if bus.live else "waiting"
-        phases = {reconciler.name: phase for reconciler in keepers if (phase := reconciler.phase)}
-        return {"status": status, "provider": "e2b", "endpoint": service.endpoint.shown, "phases": phases}
+        phases = {reconciler.name: phase for reconciler in reconcilers if (phase := reconciler.phase)}
+        return {"status": status, "provider": "e2b", "endpoint": service.endpoint.label, "phases": phases}
 
-    def changed() -> None:
+    def on_change() -> None:
         held = [
             Orphan(sandbox=instance.host_name, id=instance.id)
-            for reconciler in keepers
+            for reconciler in reconcilers
             for instance in reconciler.instances
         ]
-        held += [Orphan(sandbox="", id=name, problem=why) for reconciler in keepers for name, why in reconciler.orphans]
-        write_pool(state_dir, Pool(id=pool.id, endpoint=service.endpoint.shown, sandboxes=tuple(held)))
+        held += [
+            Orphan(sandbox="", id=name, problem=why) for reconciler in reconcilers for name, why in reconciler.orphans
+        ]
+        write_pool(state_dir, Pool(id=pool.id, endpoint=service.endpoint.label, sandboxes=tuple(held)))
 
-    changed()
+    on_change()
     for spec in config.sandboxes:
         if spec.e2b is not None:
-            target = _wanted(spec, config, pool.id, public, log_level)
-            keepers.append(SandboxReconciler(service, hosts, target, told, lost, changed))
+            target = _target(spec, config, pool.id, public, log_level)
+            reconcilers.append(SandboxReconciler(service, hosts, target, on_alert, on_lost, on_change))
     log.info(
-        "provider_ready", at=service.endpoint.shown, sandboxes=[spec.name for spec in config.sandboxes if spec.e2b]
+        "provider_ready", at=service.endpoint.label, sandboxes=[spec.name for spec in config.sandboxes if spec.e2b]
     )
-    tasks = [asyncio.create_task(reconciler.run(), name=f"keeper-{index}") for index, reconciler in enumerate(keepers)]
+    tasks = [
+        asyncio.create_task(reconciler.run(), name=f"reconciler-{index}")
+        for index, reconciler in enumerate(reconcilers)
+    ]
     waiting = asyncio.create_task(stop.wait(), name="stop")
     checking = asyncio.create_task(_check(reports), name="outbox")
     heartbeat_task = asyncio.create_task(
-        send_heartbeats(bus, PROVIDER, "provider", HEARTBEAT_S, says), name="provider-beat"
+        send_heartbeats(bus, PROVIDER, "provider", HEARTBEAT_S, status_fields), name="provider-heartbeat"
     )
     try:
         await _until_stopped(waiting, tasks)
         await end_tasks(tasks)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_ALL_S):
-                await asyncio.gather(*(reconciler.close() for reconciler in keepers))
-        changed()
-        orphans = [instance.id for reconciler in keepers for instance in reconciler.instances]
-        orphans += [name for reconciler in keepers for name, _ in reconciler.orphans]
+                await asyncio.gather(*(reconciler.close() for reconciler in reconcilers))
+        on_change()
+        orphans = [instance.id for reconciler in reconcilers for instance in reconciler.instances]
+        orphans += [name for reconciler in reconcilers for name, _ in reconciler.orphans]
         if orphans:
-            log.error("sandboxes_not_deleted", ids=orphans, at=service.endpoint.shown)
+            log.error("sandboxes_not_deleted", ids=orphans, at=service.endpoint.label)
         await reports.finish()
         return EXIT_FAILED if orphans else EXIT_DONE
     finally:
@@ -195,13 +200,13 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
 
 
 async def _until_stopped(waiting: asyncio.Task[Any], tasks: list[asyncio.Task[None]]) -> None:
-    """Back when told to stop; a keeper that fails in a way that nobody foresaw ends the role, which is started anew."""
-    orphans = set(tasks)
-    while orphans and not waiting.done():
-        done, orphans = await asyncio.wait({waiting, *orphans}, return_when=asyncio.FIRST_COMPLETED)
+    """Wait for the stop signal. An unexpected error of a reconciler ends the role, which `up` then restarts."""
+    running = set(tasks)
+    while running and not waiting.done():
+        done, running = await asyncio.wait({waiting, *running}, return_when=asyncio.FIRST_COMPLETED)
         for task in done - {waiting}:
             task.result()
-        orphans.discard(waiting)
+        running.discard(waiting)
     await waiting
 
 
@@ -211,7 +216,7 @@ async def _check(reports: EventPublisher) -> None:
         reports.check()
 
 
-def _wanted(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_level: str) -> Any:
+def _target(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_level: str) -> Any:
     from coordinator.sandboxes.instance import SandboxTarget
 
     assert spec.e2b is not None

@@ -1,7 +1,7 @@
-"""The client of the `provider` role: runs `provider --check` and `provider --end` in a process of its own.
+"""The client of the provider role: runs `provider --check` and `provider --end` in a subprocess.
 
-The SDK takes a second to import, and 40 MB. `up` takes the key away and tries it, and settles the address of the bus,
-before anything starts.
+A subprocess, because importing the SDK takes a second and 40 MB. `up` checks the key and the bus URL for sandboxes
+here, before it starts any process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ANSWER_S = 30.0
 class Listing:
     """The sandboxes of a state directory, as `endpoint` lists them by their metadata; None: see `problem`.
 
-    `left` are those that were to be ended and could not be, each with the reason.
+    `orphans` are those that could not be deleted, each with the reason.
     """
 
     endpoint: str
@@ -49,11 +49,8 @@ class Listing:
 
 
 def list_sandboxes(state_dir: Path, *, end: bool = False) -> Listing:
-    """Ask, with the key of the environment, and `end` them if wanted.
-
-    Takes some seconds: the SDK is a process of its own, and 40 MB.
-    """
-    endpoint, what = Endpoint.of().shown, "--end" if end else "--check"
+    """List the sandboxes with the key of the environment; with `end` also delete them. Takes some seconds."""
+    endpoint, what = Endpoint.of().label, "--end" if end else "--check"
     try:
         done = subprocess.run(
             [sys.executable, "-m", "coordinator", "provider", what, "--state-dir", str(state_dir)],
@@ -66,15 +63,17 @@ def list_sandboxes(state_dir: Path, *, end: bool = False) -> Listing:
         return Listing(endpoint=endpoint, problem=f"no answer within {ANSWER_S:.0f} s", remedy="try again")
     if not done.stdout:
         problem = done.stderr.decode(errors="replace").strip().removeprefix("signalmesh: ")
-        remedy = "mend what it says" if done.returncode == EXIT_USAGE else f"try again when {endpoint} answers"
+        remedy = (
+            "fix the reported problem" if done.returncode == EXIT_USAGE else f"try again when {endpoint} is reachable"
+        )
         return Listing(endpoint=endpoint, problem=problem, remedy=remedy)
-    said = orjson.loads(done.stdout)
-    return Listing(endpoint=endpoint, sandboxes=said["sandboxes"], orphans=said["left"])
+    report = orjson.loads(done.stdout)
+    return Listing(endpoint=endpoint, sandboxes=report["sandboxes"], orphans=report["orphans"])
 
 
 def check_pool(check: str, state_dir: Path, pool: Pool | None, remedy: str, *, running: bool = False) -> Finding:
-    """Whether sandboxes of `pool` are left: by its provider where we have a key for it, else by its record."""
-    here = Endpoint.of().shown
+    """Whether sandboxes of `pool` are left: from its provider if its key is set here, else from the record."""
+    here = Endpoint.of().label
     if not os.environ.get(KEY_VARIABLE):
         return _by_record(check, pool, f"{KEY_VARIABLE} is not set here", remedy, running=running)
     if pool is not None and pool.endpoint not in ("", here):
@@ -84,30 +83,34 @@ def check_pool(check: str, state_dir: Path, pool: Pool | None, remedy: str, *, r
         return error(check, found.problem, found.remedy)
     there = ", ".join(found.sandboxes)
     if not there:
-        return ok(check, f"{here} has none of {state_dir}")
+        return ok(check, f"{here} has no sandboxes of {state_dir}")
     if running:
-        return ok(check, f"{here} has these of the running swarm: {there}")
-    return warning(check, f"{here} has these of an earlier run, which cost until their lifetime ends: {there}", remedy)
+        return ok(check, f"{here} has these sandboxes of the running swarm: {there}")
+    return warning(
+        check,
+        f"{here} has these sandboxes of an earlier run, which cost money until their lifetime ends: {there}",
+        remedy,
+    )
 
 
 def _by_record(check: str, pool: Pool | None, why: str, remedy: str, *, running: bool) -> Finding:
     if running or pool is None or not pool.sandboxes:
-        return skipped(check, f"{why}; the record in the state directory names none that is left")
-    names = ", ".join(orphans.id for orphans in pool.sandboxes)
+        return skipped(check, f"{why}; the record in the state directory lists no remaining sandbox")
+    names = ", ".join(orphan.id for orphan in pool.sandboxes)
     return warning(
         check,
-        f"the last run has not ended these at {pool.endpoint}, as far as its record goes: {names} ({why})",
-        f"their lifetime ends them; sooner, with {KEY_VARIABLE} of that endpoint set: {remedy}",
+        f"the last run has not deleted these at {pool.endpoint}, according to its record: {names} ({why})",
+        f"they end with their lifetime; to delete them sooner, set {KEY_VARIABLE} of that endpoint: {remedy}",
     )
 
 
 async def plan_provider(config: SwarmConfig, public_nats: str | None, nats: str | None) -> dict[str, str] | None:
-    """What the provider role needs in its environment, and nobody else may have; None where nothing is configured.
+    """Environment variables for the provider role only; None if no E2B sandbox is configured.
 
-    From here on this process and what it starts has no key.
+    Removes the key from the environment of this process and so of its children.
 
     Raises:
-        UsageError: there is no key, or it is not accepted; no address for sandboxes; a file that is not there.
+        UsageError: the key is missing or refused, sandboxes have no bus URL, or a file does not exist.
     """
     specs = [spec for spec in config.sandboxes if spec.e2b is not None]
     if not specs:
@@ -119,14 +122,14 @@ async def plan_provider(config: SwarmConfig, public_nats: str | None, nats: str 
         files_of(config.file, f"sandboxes.{spec.name}", spec.e2b.files)
     if public_nats is not None:
         check_url(public_nats, "--public-nats")
-    os.environ.pop(PUBLIC_URL_VARIABLE, None)  # it may hold a password: not for everybody
+    os.environ.pop(PUBLIC_URL_VARIABLE, None)  # it may contain a password: only for the provider
     own = {KEY_VARIABLE: key, PUBLIC_URL_VARIABLE: public_url(public_nats, nats, Endpoint.of())}
-    await _try_key(own)
+    await _check_key(own)
     return own
 
 
-async def _try_key(own: dict[str, str]) -> None:
-    """By a process of its own: the SDK takes a second to import, and 40 MB."""
+async def _check_key(own: dict[str, str]) -> None:
+    """Run `provider --check`; prints a warning if the endpoint is unreachable."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -138,10 +141,10 @@ async def _try_key(own: dict[str, str]) -> None:
         stderr=subprocess.PIPE,
         env={**os.environ, **own},
     )
-    _, said = await process.communicate()
+    _, stderr = await process.communicate()
     if process.returncode == EXIT_DONE:
         return
-    text = escape_control(said.decode(errors="replace").strip().removeprefix("signalmesh: "))
+    text = escape_control(stderr.decode(errors="replace").strip().removeprefix("signalmesh: "))
     if process.returncode == EXIT_USAGE:
         raise UsageError(text)
-    print(f"warning: {text}; the sandboxes come when it does", file=sys.stderr)
+    print(f"warning: {text}; sandboxes are created when it does", file=sys.stderr)

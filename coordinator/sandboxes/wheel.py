@@ -1,7 +1,6 @@
-"""Our own code as others need it: one number that says which it is, a wheel of it, and the lock files of what it needs.
+"""The running build of signalmesh: its digest, a wheel of it, and its lock files.
 
-An installed project and an editable one give the same: the wheel is put together from the packages as they are
-imported here, and from the metadata of the installed distribution.
+The wheel is built from the imported packages, so that an editable installation gives the same wheel.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ __all__ = ["LOCK", "TOOLS_LOCK", "WSS_LOCK", "digest", "lock_file", "wheel"]
 DISTRIBUTION = "signalmesh"
 PACKAGES = ("agents", "bus", "coordinator")
 LOCK, TOOLS_LOCK, WSS_LOCK = "requirements.lock", "requirements-install.lock", "requirements-wss.lock"
-"""What the project needs, what installs it, and what it needs besides to reach the bus by WebSocket."""
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The oldest time a zip archive knows: the same code gives the same wheel, to the byte."""
+"""Requirements of the project, of its installation, and the additional ones for a WebSocket."""
+OLDEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+"""The oldest time of the zip format, fixed so that equal code gives a byte-identical wheel."""
 
 
 def _files() -> Iterator[tuple[str, Path]]:
@@ -42,7 +41,7 @@ def _files() -> Iterator[tuple[str, Path]]:
 
 @functools.cache
 def digest() -> str:
-    """SHA-256 over names and contents of all our files: two that say the same run the same code."""
+    """SHA-256 over names and contents of all our files: equal digests mean equal code."""
     whole = hashlib.sha256()
     for name, path in _files():
         whole.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -50,29 +49,29 @@ def digest() -> str:
 
 
 def lock_file(name: str = LOCK) -> bytes:
-    """The versions and hashes of everything that the project needs, or of what the file `name` says instead.
+    """Content of the lock file `name`, with versions and hashes.
 
     Raises:
-        MeshError: neither an installed wheel nor a checkout has it here.
+        MeshError: it is neither in the installed wheel nor in the checkout.
     """
     file = importlib.import_module("coordinator").__file__
     assert file is not None
-    for instance in (Path(file).parent / name, Path(file).parent.parent / name):
-        if instance.exists():
-            return instance.read_bytes()
-    raise MeshError(f"{name} is not there: expected in the package coordinator (of a wheel), or beside it")
+    for path in (Path(file).parent / name, Path(file).parent.parent / name):
+        if path.exists():
+            return path.read_bytes()
+    raise MeshError(f"{name} not found: expected in the package coordinator (of a wheel) or next to it")
 
 
 def wheel() -> tuple[str, bytes]:
-    """Name and content of a wheel of the code that runs here, as PEP 427 says.
+    """Name and content of a wheel of the running code (PEP 427).
 
     Raises:
-        MeshError: the project is not installed, so that nothing is known of its name and its commands.
+        MeshError: the project is not installed, so its metadata is missing.
     """
     try:
         installed = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        raise MeshError(f"{DISTRIBUTION} is not installed here: `make setup`, or pip install") from None
+        raise MeshError(f"{DISTRIBUTION} is not installed: run `make setup` or pip install") from None
     about = f"{DISTRIBUTION}-{installed.version}.dist-info"
     contents = {name: path.read_bytes() for name, path in _files()}
     contents[f"{about}/METADATA"] = (installed.read_text("METADATA") or "").encode()
@@ -91,7 +90,7 @@ def wheel() -> tuple[str, bytes]:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in contents.items():
-            entry = zipfile.ZipInfo(name, EPOCH)
+            entry = zipfile.ZipInfo(name, OLDEST_ZIP_TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data)

@@ -65,7 +65,7 @@ async def test_a_swarm_with_a_remote_sandbox_is_certified(tmp_path: Path, e2b_st
     assert done.code == 0, done.out + done.err
     found = json.loads((tmp_path / "certify.json").read_text())
     assert found["provider"] == "e2b, local"
-    assert found["endpoint"] == f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}"
+    assert found["endpoint"] == f"custom endpoint {e2b_standin.environment['E2B_API_URL']}"
     text = (tmp_path / "certify.md").read_text()
     assert f"e2b: {found['endpoint']}" in text
     assert "| e2b |" not in text, "it was not"
@@ -172,7 +172,7 @@ async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
     found = json.loads((tmp_path / "certify.json").read_text())
     [left_there] = await e2b_standin.sandboxes()
     [output] = last_probe(found)["sandboxes elsewhere"]["orphans"]
-    assert output.startswith(f"sandbox {left_there} (python, running) at another endpoint than E2B's")
+    assert output.startswith(f"sandbox {left_there} (python, running) at custom endpoint")
     assert any(output in problem for problem in found["problems"])
     [directory] = temporary.glob("signalmesh-certify-*")
     assert str(directory) in last_probe(found)["directory"]["orphans"][0]
@@ -206,10 +206,10 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
     assert f"**Sandbox python-{gone} was lost**" in text
     if for_good:
         assert (process.returncode, deployed["measured"], rows) == (1, 2.0, {})
-        assert any("sandbox python cannot be had" in problem for problem in found["problems"])
+        assert any("sandbox python failed permanently" in problem for problem in found["problems"])
         assert "- 2 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
-        assert "critical: sandbox_failed: sandbox python cannot be had" in output
-        assert "sandbox python cannot be had" in found["alert_texts"]["sandbox_failed"]
+        assert "critical: sandbox_failed: sandbox python failed permanently" in output
+        assert "sandbox python failed permanently" in found["alert_texts"]["sandbox_failed"]
     else:
         assert (process.returncode, deployed["measured"]) == (0, 3.0), output
         [another] = rows.values()
@@ -265,7 +265,7 @@ async def certify_until(
 
 @pytest.mark.slow
 async def test_each_sandbox_without_heartbeat_is_reported_while_it_is_waited_for(tmp_path: Path, e2b_standin: StandIn):
-    """Nothing listens where they are told that the bus is."""
+    """Nothing listens at the bus URL of the sandboxes."""
     toml = sandboxes_toml(python=json.dumps(sys.executable), env=env_toml())
     step, nowhere = b"waiting for the hosts", "nats://somebody:secret-word@127.0.0.1:9"
     process = await certify_until(tmp_path, e2b_standin, step, toml, nowhere)
@@ -276,7 +276,7 @@ async def test_each_sandbox_without_heartbeat_is_reported_while_it_is_waited_for
             line = (await process.stderr.readline()).decode()
             _, alert, text = line.partition("warning: sandbox_no_heartbeat: sandbox ")
             assert alert, f"not what the user needs to know: {line}"
-            assert "can it reach nats://127.0.0.1:9 from there (--public-nats" in text
+            assert "check that it can reach nats://127.0.0.1:9 (--public-nats" in text
             without_heartbeat[text.partition("-")[0]] = text
     assert set(without_heartbeat) == set(SANDBOXES)
     assert "secret-word" not in "".join(without_heartbeat.values())
@@ -300,7 +300,7 @@ async def test_breaking_it_off_names_the_sandbox_that_could_not_be_ended(
     [left_there] = await e2b_standin.sandboxes()
     [directory] = temporary.glob("signalmesh-certify-*")
     output = err.decode()
-    assert f"left behind: sandbox {left_there} (python, running) at another endpoint than E2B's" in output
+    assert f"left behind: sandbox {left_there} (python, running) at custom endpoint" in output
     assert f"the directory {directory}: `signalmesh doctor` says what to do" in output
     await e2b_standin.clear()
 

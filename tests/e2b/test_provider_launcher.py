@@ -34,7 +34,7 @@ async def test_an_unresponsive_launcher_is_replaced_and_its_successor_ends_nothi
         there = await swarm.started()
         unresponsive = there.launcher
         status = await swarm.command("status", "--json")
-        at = f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}"
+        at = f"custom endpoint {e2b_standin.environment['E2B_API_URL']}"
         assert status.json["provider"] == {"pid": unresponsive, "status": "live", "endpoint": at}
         assert (
             f"sandboxes elsewhere are made at {at}, by provider {unresponsive}: live"
@@ -45,7 +45,7 @@ async def test_an_unresponsive_launcher_is_replaced_and_its_successor_ends_nothi
         without_heartbeat = (await swarm.command("status")).out
         assert f"no provider heard: nobody renews the lifetimes of the sandboxes at {at}" in without_heartbeat
         [row] = [line for line in without_heartbeat.splitlines() if line.startswith(f"{there.host} ")]
-        assert row.split("  ")[1] == "e2b, another endpoint"
+        assert row.split("  ")[1] == "e2b, custom endpoint"
         [found] = [
             row for row in (await swarm.command("status", "--json")).json["sandboxes"] if row["name"] == there.host
         ]
@@ -74,9 +74,9 @@ async def test_the_next_run_takes_over_what_a_killed_one_has_left(tmp_path, e2b_
         await swarm.end(signal.SIGKILL)
         assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
         doctor = await run_command(tmp_path, "doctor", environment=e2b_standin.environment)
-        assert "has these of an earlier run, which cost until their lifetime ends" in doctor.out
+        assert "has these sandboxes of an earlier run, which cost money until their lifetime ends" in doctor.out
         assert f"{there.sandbox_id} (python, running)" in doctor.out
-        assert f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}" in doctor.out
+        assert f"custom endpoint {e2b_standin.environment['E2B_API_URL']}" in doctor.out
         again = await swarm.started()
         assert again.host == there.host
         [adopted] = await swarm.until_logged("sandbox_adopted")
@@ -106,9 +106,9 @@ async def test_down_ends_what_a_killed_run_has_left_without_starting_a_swarm(tmp
         assert reported == {
             "swarm": None,
             "pid": None,
-            "endpoint": f"another endpoint than E2B's, {e2b_standin.environment['E2B_API_URL']}",
+            "endpoint": f"custom endpoint {e2b_standin.environment['E2B_API_URL']}",
             "ended": [f"{there.sandbox_id} (python, running)"],
-            "left": [],
+            "orphans": [],
         }
         assert await e2b_standin.sandboxes() == {}
         again = await run_command(tmp_path, "down", environment=e2b_standin.environment)
@@ -175,7 +175,7 @@ async def test_down_ends_in_spite_of_sandboxes_that_it_cannot_reach_and_names_th
         assert down.code == 1, down.err
         await swarm.wait()
         assert there.sandbox_id in down.out, down.out
-        assert "may still run at another endpoint than E2B's" in down.out
+        assert "may still run at custom endpoint" in down.out
         record = json.loads((tmp_path / ".signalmesh" / "e2b.json").read_text())
         assert [left["id"] for left in record["sandboxes"]] == [there.sandbox_id]
         doctor = await run_command(tmp_path, "doctor", environment=ENVIRONMENT)

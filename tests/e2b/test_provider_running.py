@@ -48,7 +48,7 @@ async def test_agents_of_a_killed_sandbox_move_and_nothing_is_lost(tmp_path, e2b
         await there.moved_to_local()
         another = await swarm.remote_host(subscriber, other_than=host)
         [gone] = await subscriber.alerted("sandbox_gone")
-        assert f"sandbox {host} is lost and replaced" in gone["message"]
+        assert f"sandbox {host} is lost and will be replaced" in gone["message"]
         [lost] = await subscriber.alerted("sandbox_lost")
         assert all(name in lost["message"] for name in REMOTE_AGENTS)
         await subscriber.more_decisions(5)
@@ -65,7 +65,7 @@ async def test_agents_of_a_killed_sandbox_move_and_nothing_is_lost(tmp_path, e2b
         assert sum(agent["gaps"] + agent["doubled"] for agent in counts.values()) == 0
         assert swarm.created() - there.made == 1
         assert [f"python-{name}" for name in await e2b_standin.sandboxes()] == [another]
-        assert swarm.logged("sandbox_made")[-1]["at"].startswith("another endpoint than E2B's, http://127.0.0.1:")
+        assert swarm.logged("sandbox_created")[-1]["at"].startswith("custom endpoint http://127.0.0.1:")
         await swarm.down()
 
 
@@ -94,7 +94,7 @@ async def test_a_sandbox_that_is_paused_from_outside_is_resumed(tmp_path, e2b_st
         there = await swarm.started()
         assert await AsyncSandbox.pause(there.sandbox_id)
         [alert] = await there.subscriber.alerted("sandbox_paused")
-        assert f"sandbox {there.host} was paused, and is resumed" in alert["message"]
+        assert f"sandbox {there.host} was paused and is being resumed" in alert["message"]
         await there.subscriber.more_heartbeats(3, there.host)
         assert there.subscriber.heartbeats[there.host]["pid"] == there.pid, "the same host goes on"
         await there.subscriber.live(*AGENTS)
@@ -163,7 +163,7 @@ async def test_a_sandbox_whose_successor_cannot_be_made_goes_on(tmp_path, e2b_st
         await e2b_standin.limits(templates=["another"])
         [alert] = await there.subscriber.alerted("sandbox_not_replaced")
         assert (
-            "grows old, but its successor failed: creating a sandbox: 404: template 'base' not found"
+            "is due for replacement, but its successor failed: creating a sandbox: 404: template 'base' not found"
             in alert["message"]
         )
         await there.untouched()
@@ -305,7 +305,7 @@ async def test_a_key_that_is_revoked_ends_nothing_that_runs(tmp_path, e2b_standi
         await revoke()
         [alert] = await there.subscriber.alerted("provider_refused")
         assert "renewing a lifetime: " in alert["message"]
-        assert "this key was revoked; what runs goes on until its lifetime ends" in alert["message"]
+        assert "this key was revoked; running sandboxes continue until their lifetime ends" in alert["message"]
         await until(renewal_refused)
         await there.untouched()
         assert (await swarm.command("status", "--json")).json["provider"]["status"] == "refused"

@@ -317,7 +317,7 @@ def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pyt
     monkeypatch.setenv("E2B_API_URL", "http://127.0.0.1:1")
     elsewhere = check_earlier_runs()[0]
     assert "at E2B at https://x" in elsewhere.text, "another endpoint would only say that it has none"
-    assert "is for another endpoint than E2B's, http://127.0.0.1:1 here" in elsewhere.text
+    assert "is for custom endpoint http://127.0.0.1:1 here" in elsewhere.text
 
 
 def test_a_network_is_own_only_if_it_is_not_shared():

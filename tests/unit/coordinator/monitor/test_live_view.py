@@ -14,7 +14,7 @@ from bus.messages import Heartbeat
 from coordinator.config.settings import SandboxSpec
 from coordinator.monitor.live_view import LiveView
 
-OTHER = "another endpoint than E2B's, http://127.0.0.1:1"
+OTHER = "custom endpoint http://127.0.0.1:1"
 
 
 def host(name: str, group: str | None, status: str, pid: int, endpoint: str | None = None) -> Heartbeat:
@@ -58,7 +58,7 @@ def test_what_is_not_known_to_be_e2b_is_not_called_so():
         "base-i1": ReceivedHeartbeat(2.0, host("base-i1", "base", "live", 11, OTHER)),
         "nodejs-i2": ReceivedHeartbeat(2.0, host("nodejs-i2", "nodejs", "live", 22)),
     }
-    unknown, other = "e2b, endpoint not known", "e2b, another endpoint"
+    unknown, other = "e2b, endpoint not known", "e2b, custom endpoint"
     assert [line[1] for line in shown_sandboxes(sandboxes, listener)] == [other, unknown, unknown]
     listener.provider = ReceivedHeartbeat(2.0, host("provider", None, "live", 33, OTHER))
     assert [line[1] for line in shown_sandboxes(sandboxes, listener)] == [other, unknown, other]

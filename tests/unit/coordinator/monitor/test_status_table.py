@@ -127,7 +127,7 @@ def test_agents_that_are_not_configured_any_more_are_counted_apart(capsys):
     ("endpoint", "provider", "at"),
     [
         ("E2B at https://api.e2b.app", "e2b", "E2B at https://api.e2b.app"),
-        ("another endpoint than E2B's, http://h:1", "e2b, another endpoint", "another endpoint than E2B's, http://h:1"),
+        ("custom endpoint http://h:1", "e2b, custom endpoint", "custom endpoint http://h:1"),
         (None, "e2b, endpoint not known", "an endpoint that their hosts do not name"),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.sandboxes import bootstrap, wheel
-from coordinator.sandboxes.bootstrap import for_uv, requirement, shown
+from coordinator.sandboxes.bootstrap import excerpt, for_uv, requirement
 
 PLAIN = str(Path(sys.base_prefix) / "bin" / "python3")
 """An interpreter as a template has it: with nothing of ours."""
@@ -43,7 +43,7 @@ freeze.whatever='1'
 
 @pytest.mark.parametrize(
     ("listed", "said"),
-    [("global.no-binary=':all:'", "pip is configured with no-binary"), ("what is this", "is not understood")],
+    [("global.no-binary=':all:'", "pip is configured with no-binary"), ("what is this", "cannot be parsed")],
 )
 def test_what_uv_would_not_know_is_left_to_pip(listed, said):
     with pytest.raises(ValueError, match=said):
@@ -62,8 +62,8 @@ def test_the_tools_have_their_hashes():
 
 
 def test_of_much_that_was_said_both_ends_are_shown():
-    assert shown("", "ERROR: first\n  and  last\n") == "ERROR: first and last"
-    text = shown("ERROR: first", "between " * 1000 + "last")
+    assert excerpt("", "ERROR: first\n  and  last\n") == "ERROR: first and last"
+    text = excerpt("ERROR: first", "between " * 1000 + "last")
     assert text.startswith("ERROR: first between")
     assert " ... " in text
     assert text.endswith("between last")

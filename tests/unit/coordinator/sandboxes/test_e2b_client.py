@@ -9,12 +9,15 @@ import httpx
 import pytest
 
 from coordinator.sandboxes.e2b_client import Service
-from coordinator.sandboxes.e2b_errors import GivenUp, Gone
+from coordinator.sandboxes.e2b_errors import PermanentError, SandboxGone
 
 
 @pytest.mark.parametrize(
     ("error", "raised"),
-    [(e2b.exceptions.AuthenticationException("x"), GivenUp), (e2b.exceptions.SandboxNotFoundException("x"), Gone)],
+    [
+        (e2b.exceptions.AuthenticationException("x"), PermanentError),
+        (e2b.exceptions.SandboxNotFoundException("x"), SandboxGone),
+    ],
 )
 async def test_what_is_no_use_to_repeat_is_asked_once(error, raised):
     asked = 0
@@ -60,5 +63,5 @@ async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failur
     assert len(told) == 1
     assert told[0] == (
         "provider_unavailable",
-        "looking failed at E2B at https://api.e2b.app, and is tried again: nobody there",
+        "looking failed at E2B at https://api.e2b.app; retrying: nobody there",
     )

@@ -8,7 +8,7 @@ import e2b.exceptions
 import httpx
 import pytest
 
-from coordinator.sandboxes.e2b_errors import is_illness, shown, verdict_on
+from coordinator.sandboxes.e2b_errors import error_text, is_outage, verdict_on
 
 RAISED = {
     "AuthenticationException": "give up",
@@ -64,8 +64,8 @@ def test_a_full_quota_is_no_illness_of_the_service():
         (e2b.exceptions.RateLimitException("x"), False),
         (e2b.exceptions.SandboxNotFoundException("x"), False),
     ):
-        assert is_illness(type(error), error) is unhealthy
+        assert is_outage(type(error), error) is unhealthy
 
 
 def test_what_the_sdk_raises_is_shown_without_the_key():
-    assert shown(ValueError("Invalid header\nvalue 'a_key'"), "a_key") == "Invalid header value '[secret]'"
+    assert error_text(ValueError("Invalid header\nvalue 'a_key'"), "a_key") == "Invalid header value '[secret]'"

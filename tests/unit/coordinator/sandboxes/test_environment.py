@@ -9,14 +9,14 @@ from coordinator.sandboxes.environment import Endpoint, public_url, take_key
 
 
 def test_only_e2b_is_called_so():
-    assert Endpoint.of({}).shown == "E2B at https://api.e2b.app"
+    assert Endpoint.of({}).label == "E2B at https://api.e2b.app"
     for environ in (
         {"E2B_API_URL": "http://127.0.0.1:1"},
         {"E2B_SANDBOX_URL": "http://127.0.0.1:1"},
         {"E2B_DOMAIN": "e2b.app.example.org"},
         {"E2B_DOMAIN": "note2b.app"},
     ):
-        assert Endpoint.of(environ).shown.startswith("another endpoint than E2B's"), environ
+        assert Endpoint.of(environ).label.startswith("custom endpoint"), environ
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_sandboxes_get_an_address_that_they_can_reach(asked, nats, expected):
 def test_an_address_that_is_not_public_is_refused_for_e2b_and_none_elsewhere(url):
     with pytest.raises(UsageError, match="cannot reach"):
         public_url(url, None, Endpoint.of({}))
-    with pytest.raises(UsageError, match="needs an address"):
+    with pytest.raises(UsageError, match="needs a URL"):
         public_url(None, url, Endpoint.of({}))
     assert public_url(url, None, Endpoint("http://127.0.0.1:1")) == url
 
@@ -51,7 +51,7 @@ def test_who_takes_the_key_leaves_none_behind():
 @pytest.mark.parametrize("key", ["first_line\n# a remark", "two words", "ключ", "nul\0"])
 def test_what_cannot_be_a_key_is_refused_and_not_shown(key):
     environ = {"E2B_API_KEY": key}
-    with pytest.raises(UsageError, match="E2B_API_KEY: expected the key alone") as refused:
+    with pytest.raises(UsageError, match="E2B_API_KEY: expected only the key") as refused:
         take_key(environ)
     assert key.split()[0] not in str(refused.value)
     assert environ == {}
@@ -60,10 +60,10 @@ def test_what_cannot_be_a_key_is_refused_and_not_shown(key):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("E2B_DEBUG", "True", "E2B_DEBUG=true: with it E2B's SDK asks another server"),
-        ("E2B_API_URL", "foo", "E2B_API_URL=foo: expected an address"),
-        ("E2B_API_URL", "https://somebody:hidden@", "E2B_API_URL=: expected an address"),
-        ("E2B_SANDBOX_URL", "ftp://a.example.org", "E2B_SANDBOX_URL=ftp://a.example.org: expected an address"),
+        ("E2B_DEBUG", "True", "E2B_DEBUG=true is not supported"),
+        ("E2B_API_URL", "foo", "E2B_API_URL=foo: expected a URL"),
+        ("E2B_API_URL", "https://somebody:hidden@", "E2B_API_URL=: expected a URL"),
+        ("E2B_SANDBOX_URL", "ftp://a.example.org", "E2B_SANDBOX_URL=ftp://a.example.org: expected a URL"),
     ],
 )
 def test_who_would_make_the_sdk_ask_elsewhere_than_we_say_is_refused(name, value, said):

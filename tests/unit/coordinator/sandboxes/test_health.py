@@ -45,7 +45,7 @@ def test_memory_of_which_only_the_sum_of_processes_is_known_is_called_so():
 def test_nothing_is_made_up():
     found = health_of(host(uptime_s=None), None, {"base": None})
     assert found.network.startswith("not measured")
-    assert found.price_source == "not known: no leading watchdog told it"
+    assert found.price_source == "not known: no leading watchdog reports it"
     assert [getattr(found, name) for name in ("cpu_percent", "availability", "cost", "rx_bytes")] == [None] * 4
     unpriced = health_of(host(), SandboxAccount(seen_s=0.0, alive_s=0.0), {})
     assert (unpriced.availability, unpriced.cost, unpriced.price_source) == (None, None, "no price is set")

@@ -20,7 +20,7 @@ EVERYTHING = ["kernel", *(f"{kind} namespace" for kind in HERE.namespaces), "use
 def test_a_process_beside_us_shares_everything_and_that_is_said():
     found = compare(HERE, HERE)
     assert (found.shared, found.own, found.unknown) == (EVERYTHING, [], [])
-    assert "nothing more is isolated" in found.text
+    assert "only its processes are its own" in found.text
     assert "the same user" in found.text
 
 
