@@ -144,13 +144,13 @@ async def whole(receive: Receive) -> bytes:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    reported = False
+    delivered = False
 
     async def again() -> Message:
-        nonlocal reported
-        if reported:
+        nonlocal delivered
+        if delivered:
             return await receive()
-        reported = True
+        delivered = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
