@@ -22,7 +22,7 @@ LENGTH = 600
 
 @pytest.fixture
 def chance() -> random.Random:
-    """Seeded by ACCEPTANCE_SEED, or anew; pytest shows the seed with a failure."""
+    """Seeded by ACCEPTANCE_SEED, or at random; pytest prints the seed with a failure."""
     seed = int(os.environ.get("ACCEPTANCE_SEED") or int.from_bytes(os.urandom(4)))
     print(f"ACCEPTANCE_SEED={seed}")  # noqa: T201
     return random.Random(seed)

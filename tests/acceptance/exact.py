@@ -1,4 +1,4 @@
-"""Runs whose every byte is known: a bounded recording, and rounds that wait for their voters as long as it takes."""
+"""Runs whose every byte is known: a bounded recording, and rounds that wait for their voters without limit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def content_of(messages: list[SwarmMessage]) -> Content:
 
 
 def assert_same(stored: Content, undisturbed: Content) -> None:
-    """Byte for byte, subject by subject; says where the first difference is."""
+    """Byte for byte, subject by subject; the error names the first difference."""
     assert sorted(stored) == sorted(undisturbed)
     for subject, expected in undisturbed.items():
         assert_list(subject, stored[subject], expected)

@@ -19,7 +19,7 @@ async def kill_agents(swarm: Swarm, subscriber: Subscriber, *agents: str) -> Non
 
 
 async def stop_agent(swarm: Swarm, subscriber: Subscriber, agent: str) -> None:
-    """SIGSTOP: it is replaced and then gone, though nobody ever let it go on."""
+    """SIGSTOP: it is replaced and then gone, though it is never resumed."""
     heartbeat = (await subscriber.live(agent))[agent]
     ends = await Ends.of(heartbeat["pid"])
     swarm.send(heartbeat["pid"], signal.SIGSTOP)
@@ -29,7 +29,7 @@ async def stop_agent(swarm: Swarm, subscriber: Subscriber, agent: str) -> None:
 
 
 async def kill_host(swarm: Swarm, subscriber: Subscriber, sandbox: str) -> None:
-    """SIGKILL a sandbox host: its agents end with it and are started elsewhere, and it comes back itself."""
+    """SIGKILL a sandbox host: its agents end with it and are started on another host, and it comes back itself."""
     heartbeats = {
         name: heartbeat
         for name, heartbeat in (await subscriber.live(*AGENTS)).items()
@@ -44,7 +44,7 @@ async def kill_host(swarm: Swarm, subscriber: Subscriber, sandbox: str) -> None:
 
 
 async def kill_server(swarm: Swarm, subscriber: Subscriber) -> None:
-    """SIGKILL nats-server; back when all agents are heard through the next one."""
+    """SIGKILL nats-server; back when heartbeats of all agents come through the next one."""
     [pid] = [process.pid for process in swarm.all_agents() if process.name().startswith("nats-server")]
     ends = await Ends.of(pid)
     swarm.send(pid, signal.SIGKILL)
@@ -69,7 +69,7 @@ async def refuse_and_kill(swarm: Swarm, subscriber: Subscriber) -> None:
 
 
 async def pause_and_resume(swarm: Swarm, subscriber: Subscriber, sandbox: str) -> dict[str, int]:
-    """SIGSTOP a sandbox whole, host and agents, until the agents are claimed for elsewhere; then let it go on.
+    """SIGSTOP a sandbox whole, host and agents, until the agents are claimed for other hosts; then resume it.
 
     So each agent has a zombie that wakes with unanswered inputs at the very moment when its successor starts. Returns
     the zombies' epochs, once all of them have ended and their successors are live.

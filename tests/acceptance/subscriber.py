@@ -1,4 +1,4 @@
-"""What a stranger's program hears: a plain nats-py client on the read side, and the stream read by it afterwards."""
+"""What a third-party program receives: a plain nats-py client on the read side, and the stored stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bus.utils.aio import is_cancelled
 
 GUARD_S = 60.0
 RECONNECT_WAIT_S = 0.05
-"""A stranger who misses little while the server is restarted."""
+"""A client that misses little while the server is restarted."""
 T = TypeVar("T")
 API_S = 5.0
 """A busy server takes its time; a cluster without a leader does not answer at all."""
@@ -50,7 +50,7 @@ class SwarmMessage:
 
 
 class Subscriber:
-    """Keeps what it hears. `beats` has each one's newest heartbeat, `claims` the newest epoch of each agent."""
+    """Keeps what it receives: `heartbeats` has the newest of each process, `claims` the newest epoch of each agent."""
 
     def __init__(self, name: str) -> None:
         self.client = Client()
@@ -118,7 +118,7 @@ class Subscriber:
                 kept.append(payload)
 
     async def until(self, what: str, found: Callable[[], T | None]) -> T:
-        """Wait until `found` returns something true, looking after everything heard; `what` says what was awaited."""
+        """Wait until `found` returns something true, called after each message; `what` names it in the error."""
         try:
             async with asyncio.timeout(GUARD_S):
                 while not (result := found()):
@@ -136,7 +136,7 @@ class Subscriber:
         await self.until(f"decision {number}", lambda: self.decisions and self.decisions[-1]["round"] >= number)
 
     async def all_decided(self, rounds: int) -> None:
-        """As `decided`, even if the last decision was stored before this ear was there."""
+        """As `decided`, even if the last decision was stored before this subscriber was there."""
         request = {"last_by_subj": f"{self.name}.decision.BTC-USD.coordinator"}
         stored = (await self.api(f"STREAM.MSG.GET.{self.name}_events", request))["message"]["data"]
         if json.loads(base64.b64decode(stored))["round"] < rounds:
@@ -155,7 +155,7 @@ class Subscriber:
         return self.decisions[since:]
 
     async def live(self, *agents: str) -> dict[str, dict[str, Any]]:
-        """Wait until each of them beats as live (or finished) in its newest epoch; their heartbeats."""
+        """Wait until each of them reports live (or finished) in its newest epoch; their heartbeats."""
 
         def alive(agent: str) -> bool:
             heartbeat = self.heartbeats.get(agent, {})
@@ -173,7 +173,7 @@ class Subscriber:
         return await self.live(*epochs)
 
     async def more_heartbeats(self, count: int, *names: str) -> None:
-        """The next `count` heartbeats of each of them: time, by the clock of those whom it is about."""
+        """The next `count` heartbeats of each of them: time, by the clock of these processes."""
         wanted = {name: self.has_heartbeat[name] + count for name in names}
         await self.until(f"beats {wanted}", lambda: all(self.has_heartbeat[name] >= wanted[name] for name in names))
 

@@ -1,7 +1,7 @@
 """A whole swarm as its user has it: the console script in a directory of its own, its processes, its state.
 
 Whatever is started here ends with its context, by pid. Nothing waits by sleeping: an end is waited for by pidfd, all
-else by what is heard on the bus (tests/acceptance/subscriber.py).
+else by messages on the bus (tests/acceptance/subscriber.py).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ sandbox = "python"
 
 @dataclass(frozen=True)
 class Finished:
-    """A verb that has ended."""
+    """A command that has ended."""
 
     code: int
     out: str
@@ -92,7 +92,7 @@ async def run_command(
     communicating = asyncio.create_task(process.communicate())
     await asyncio.wait({communicating}, timeout=guard_s)
     if not communicating.done():
-        process.send_signal(signal.SIGABRT)  # faulthandler has it say where it stands
+        process.send_signal(signal.SIGABRT)  # faulthandler prints its stack
     out, err = await communicating
     assert process.returncode is not None
     assert process.returncode != -signal.SIGABRT, f"{arguments} did not end: {err.decode()}"
@@ -180,7 +180,7 @@ class Swarm:
     # -- running
 
     async def up(self, *arguments: str, port: str = "0") -> Subscriber:
-        """Start it; returns an ear that was there before the first agent."""
+        """Start it; returns a subscriber that was there before the first agent."""
         with (self.directory / "up.err").open("ab") as errors:
             self.process = await asyncio.create_subprocess_exec(
                 str(SIGNALMESH),
@@ -219,7 +219,7 @@ class Swarm:
         return (self.directory / "up.err").read_text()
 
     async def listen(self, subject: str = "", url: str = "") -> Subscriber:
-        """A plain NATS client that hears everything of this swarm (or `subject`) from now on."""
+        """A plain NATS client that receives everything of this swarm (or `subject`) from now on."""
         subscriber = await Subscriber.open(url or self.url, subject or f"{self.name}.>", self.name)
         self._subscribers.append(subscriber)
         return subscriber
@@ -246,7 +246,7 @@ class Swarm:
                 raise
 
     async def wait(self) -> int:
-        """Exit code of `up`; ears keep what they have heard, and hear no more."""
+        """Exit code of `up`; subscribers keep what they have received, and receive no more."""
         async with asyncio.timeout(GUARD_S):
             code = await self.process.wait()
             await asyncio.gather(*self._drains)

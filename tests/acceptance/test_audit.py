@@ -36,7 +36,7 @@ def only(audit: Audit, check: str) -> Problem:
 
 
 def spare(run: Recorded, after: int = 0) -> int:
-    """A message that nothing depends on, in whose place damage may stand: its sequence."""
+    """The sequence of a message that nothing depends on, so that a damaged one can replace it."""
     return next(m.sequence for m in run.messages if m.subject.startswith("swarm.lifecycle.") and m.sequence > after)
 
 
@@ -66,7 +66,7 @@ async def test_a_missing_output(tmp_path: Path, good: Recorded):
 
 
 async def test_a_missing_decision(tmp_path: Path, good: Recorded):
-    """Another message stands in its place: no hole, but a round without a decision."""
+    """Another message has its sequence: no hole, but a round without a decision."""
     decision = good.find("swarm.decision.", Mesh_Output=50)
     audit = await audit_of(tmp_path, good.replaced(decision.sequence, good.at(spare(good))))
     problem = only(audit, "rounds")

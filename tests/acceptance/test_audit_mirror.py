@@ -108,7 +108,7 @@ async def test_a_removed_row(tmp_path: Path, good: Recorded):
 
 @pytest.mark.parametrize("last", [500, 0])
 async def test_removed_newest_rows(tmp_path: Path, good: Recorded, last: int):
-    """The file's own cursor says that they were there."""
+    """The file's own cursor shows that they were there."""
     path = await mirrored(tmp_path / "mirror.sqlite", good)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("DELETE FROM messages WHERE sequence > ?", (last,))
@@ -159,7 +159,7 @@ async def test_the_mirror_beside_the_stream(tmp_path: Path, good: Recorded):
 
 
 async def test_a_mirror_that_is_ahead_of_the_stream(tmp_path: Path, good: Recorded):
-    """As after a server was put back to an older state: what the mirror has beyond it is lost on the bus."""
+    """As after a server was reset to an older state: what the mirror has beyond it is lost on the bus."""
     older = replace(good, messages=good.messages[:1000], buckets={bucket: {} for bucket in good.buckets})
     async with copied(tmp_path, older) as bus:
         path = await mirrored(tmp_path / "mirror.sqlite", good, created=await created(bus))

@@ -23,7 +23,7 @@ async def test_no_sandbox_is_absent_while_the_bus_is_away(tmp_path: Path):
         await subscriber.live(*AGENTS)
         [server] = [process.pid for process in swarm.all_agents() if process.name().startswith("nats-server")]
         ends = await Ends.of(server)
-        swarm.process.send_signal(signal.SIGSTOP)  # nobody starts another one meanwhile
+        swarm.process.send_signal(signal.SIGSTOP)  # no process starts another one meanwhile
         since = time.monotonic()
         swarm.send(server, signal.SIGKILL)
         await ends.all()
@@ -44,7 +44,7 @@ async def test_the_time_between_a_host_that_was_killed_and_the_next_one_counts_a
         subscriber = await swarm.up("--speed", "20")
         await subscriber.live(*AGENTS)
         pid = subscriber.heartbeats["python"]["pid"]
-        # Replaced after about HOST_LOST_S: silence alone tells only sometimes; tests/unit has the clock in hand.
+        # Replaced after about HOST_LOST_S: silence alone is seen only sometimes; tests/unit controls the clock.
         swarm.send(pid, signal.SIGKILL)
         await subscriber.until("another host", lambda: subscriber.heartbeats["python"]["pid"] != pid)
         await subscriber.more_heartbeats(3, "python", "watchdog")

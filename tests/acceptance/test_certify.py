@@ -38,7 +38,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def started_until(
     directory: Path, step: bytes, *arguments: str
 ) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader]:
-    """A run of certify that has begun that step; and what it says from then on."""
+    """A run of certify that has started that step; and its output from then on."""
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH), "certify", *arguments, cwd=directory, env=ENVIRONMENT, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
@@ -53,7 +53,7 @@ async def started_until(
 
 
 async def rest_of(process: asyncio.subprocess.Process, stderr: asyncio.StreamReader) -> str:
-    """What a run says to its end."""
+    """The output of a run to its end."""
     async with asyncio.timeout(GUARD):
         output = (await stderr.read()).decode()
         await process.wait()
@@ -300,7 +300,7 @@ async def test_a_report_that_cannot_be_written_after_all_does_not_cost_the_resul
 
 @pytest.mark.slow
 async def test_a_closed_terminal_ends_it_in_order(tmp_path: Path, temporary: Path):
-    """Nobody can be told any more, and the kernel sends SIGHUP."""
+    """There is no terminal to print to any more, and the kernel sends SIGHUP."""
     ours, its = os.openpty()
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH), "certify", cwd=tmp_path, env=ENVIRONMENT, preexec_fn=functools.partial(os.login_tty, its)

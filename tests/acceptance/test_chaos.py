@@ -1,4 +1,4 @@
-"""`signalmesh chaos` on a whole swarm: it recovers from each fault, and chaos says so only when it did."""
+"""`signalmesh chaos` on a whole swarm: it recovers from each fault, and chaos reports so only when it did."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_a_swarm_that_does_not_recover_is_a_failure(tmp_path: Path):
         there = candidates(swarm)
         assert "proxy" not in there.has
         seed = next(seed for seed in itertools.count() if next(plan(seed, there)).kind == "kill-watchdog")
-        swarm.send(swarm.process.pid, signal.SIGSTOP)  # nobody is there to start the watchdog again
+        swarm.send(swarm.process.pid, signal.SIGSTOP)  # no process is there to start the watchdog again
         done = await swarm.command("chaos", "--for", "5", "--seed", str(seed), "--recovery-timeout", "3", "--json")
         swarm.send(swarm.process.pid, signal.SIGCONT)
         assert done.code == 1, done

@@ -37,7 +37,7 @@ KILLS = 11
 async def finish(
     swarm: Swarm, subscriber: Subscriber, undisturbed: Content, rounds: int = ROUNDS, *, received: bool = True
 ) -> None:
-    """Let the recording run out; then all must be stored, and (if the server lived) heard, as if nothing had been."""
+    """Let the recording end; all must be stored, and (if the server lived) received, as in an undisturbed run."""
     await subscriber.decided(rounds)
     if received:
         assert_each_round_once(subscriber.decisions, rounds)

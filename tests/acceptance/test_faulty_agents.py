@@ -1,4 +1,4 @@
-"""A user's agent whose handler fails on everything: given up with its exception named, and given another chance."""
+"""A user's agent whose handler fails on every input: quarantined with its exception named, and revived."""
 
 from __future__ import annotations
 

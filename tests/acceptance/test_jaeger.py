@@ -1,4 +1,4 @@
-"""A decision as Jaeger shows it: what `up` exports, asked for at Jaeger's own API. Needs its binary on PATH."""
+"""A decision as Jaeger shows it: what `up` exports, read by Jaeger's own API. Needs its binary on PATH."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def service_of(trace: dict[str, Any], span: dict[str, Any]) -> str:
 
 
 async def trace_of(number: int) -> dict[str, Any]:
-    """The trace of a round, found as docs/ops/traces.md says, once all five services have told of it."""
+    """The trace of a round, found as docs/ops/traces.md describes, once all five services have exported their spans."""
     async with asyncio.timeout(GUARD_S):
         while True:
             tags = json.dumps({"mesh.round": str(number)})

@@ -102,7 +102,9 @@ async def quarantine(swarm: Swarm, subscriber: Subscriber, agent: str, deaths: i
     again = await swarm.command("revive", agent)
     assert again.code == 1, again
     assert_each_round_once(subscriber.decisions)
-    for decision in subscriber.decisions:  # at any time it is either heard or, while it is expected, named
+    for (
+        decision
+    ) in subscriber.decisions:  # at any time its vote is either there or, while it is expected, named as absent
         missing = {*VOTERS} - {*decision["agents_consulted"]} - {*decision["absent"]}
         assert missing <= {agent}
 
@@ -145,7 +147,7 @@ async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
         assert subscriber.heartbeats["watchdog"]["pid"] != watchdog["pid"]
         await subscriber.more_heartbeats(
             20, "watchdog"
-        )  # long enough to hear every host, and to start what nobody reports
+        )  # long enough for a heartbeat of every host, and to start what no host reports
         again = await subscriber.live(*AGENTS)
         for agent in AGENTS:
             assert (again[agent]["pid"], again[agent]["epoch"]) == (

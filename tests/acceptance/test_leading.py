@@ -1,4 +1,4 @@
-"""Two watchdogs: whatever happens to the one that leads, the other one goes on where it stopped, and nobody notices."""
+"""Two watchdogs: whatever happens to the leader, the standby goes on where it stopped, and no agent is restarted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Heartbeat = dict[str, Any]
 
 
 async def both(subscriber: Subscriber) -> tuple[Heartbeat, Heartbeat]:
-    """Heartbeats of who leads and who stands by."""
+    """Heartbeats of the leader and the standby."""
     await subscriber.until("two watchdogs", lambda: {"watchdog", "standby"} <= subscriber.heartbeats.keys())
     return subscriber.heartbeats["watchdog"], subscriber.heartbeats["standby"]
 
@@ -58,7 +58,7 @@ def same(heartbeats: dict[str, Heartbeat], later: dict[str, Heartbeat]) -> bool:
 
 
 async def assert_status(swarm: Swarm, leader: int, standby: int) -> None:
-    """`status` says who leads and who stands by."""
+    """`status` reports the leader and the standby."""
     status = (await swarm.command("status", "--json")).json
     pids = {dog["pid"]: dog["term"] for dog in status["watchdogs"]}
     assert pids == {leader: status["watchdog_term"], standby: None}
@@ -78,7 +78,7 @@ async def test_the_standby_takes_over_from_a_killed_leader_and_restarts_no_agent
         third = await new_standby(subscriber, standby["pid"])
         await subscriber.more_heartbeats(
             20, "watchdog"
-        )  # long enough to hear every host, and to start what nobody reports
+        )  # long enough for a heartbeat of every host, and to start what no host reports
         assert same(heartbeats, await subscriber.live(*AGENTS))
         assert [alert["code"] for alert in subscriber.alerts] == ["watchdog_died"]
         await assert_status(swarm, standby["pid"], third["pid"])
@@ -98,7 +98,7 @@ async def test_a_leader_that_was_stopped_finds_itself_superseded(tmp_path: Path)
         ends = await Ends.of(leader["pid"])
         swarm.send(leader["pid"], signal.SIGSTOP)
         killed = heartbeats.pop("coordinator")
-        swarm.send(killed["pid"], signal.SIGKILL)  # what the stopped one hears first when it goes on
+        swarm.send(killed["pid"], signal.SIGKILL)  # what the stopped one receives first when it goes on
         new = await new_leader(subscriber, leader["epoch"])
         assert new["pid"] == standby["pid"]
         back = (await subscriber.back({"coordinator": killed["epoch"]}))["coordinator"]

@@ -1,4 +1,4 @@
-"""`signalmesh metrics` beside a real swarm: what it shows is what the stream holds and what was heard."""
+"""`signalmesh metrics` beside a real swarm: its page has what the stream holds and what was received."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDS = 60
 
 
 async def page(swarm: Swarm) -> str:
-    """The address that the role says in its log."""
+    """The address that the role logs."""
     log = swarm.directory / ".signalmesh" / "logs" / "metrics.log"
     async with asyncio.timeout(GUARD_S):
         while True:
@@ -188,7 +188,7 @@ async def test_alerts_reach_the_webhook_though_the_poster_is_killed_and_its_url_
 
 
 async def killed_while_it_fails(swarm: Swarm, subscriber: Subscriber, there: Receiver) -> None:
-    """Who told of the failure is dead; its successor tells of the end of it."""
+    """The process that reported the failure is dead; its successor reports the recovery."""
     there.answers = [500] * 1000
     await subscriber.publish("alert.warning.test", {**alert(0), "code": "first"})
     await subscriber.alerted("webhook_failing")

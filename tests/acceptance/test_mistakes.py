@@ -1,4 +1,4 @@
-"""What people get wrong, on the bus and on the command line: told in one line, and stopping nobody."""
+"""Mistakes of users, on the bus and on the command line: reported in one line, and stopping no process."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_poison_stops_no_agent_and_is_reported_once(tmp_path: Path):
 
         alerts = await subscriber.alerted("poison_message", len(POISON))
         await subscriber.more_decisions(20)
-        await kill_agents(swarm, subscriber, "coordinator")  # it may read them again, but not tell them again
+        await kill_agents(swarm, subscriber, "coordinator")  # it may read them again, but not report them again
         await subscriber.more_decisions(20)
         alerts = await subscriber.alerted("poison_message", len(POISON))
         assert sorted(alert["detail"]["sequence"] for alert in alerts) == sequences

@@ -20,7 +20,7 @@ from tests.support.repository import ROOT
 RUNBOOKS = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
 COMMAND = re.compile(r"^ *signalmesh ([^#\n]+)|`signalmesh ([^`]+)`", re.MULTILINE)
 ENDLESS = {"agent": "ready", "mirror": "restore", "sandbox": "", "watch": "", "metrics": "metrics_served"}
-"""Verbs that run until they are told to end: a word that they say first, or the one who is then heard."""
+"""Commands that run until they are ended: a word that they print first, or the process whose heartbeat then comes."""
 STEPS = ("replay", "revive", "down", "up", "mirror")
 """What comes last, in this order: what ends the swarm or begins it."""
 
@@ -43,7 +43,7 @@ def filled(command: tuple[str, ...]) -> list[str]:
 
 
 async def run_a_while(directory: Path, words: list[str], until: str, environment: dict[str, str]) -> str:
-    """Run what does not end by itself until it has said `until` (or anything), and end it as Ctrl-C does."""
+    """Run an endless command until it has printed `until` (or anything), and end it as Ctrl-C does."""
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH),
         *words,
@@ -95,7 +95,7 @@ async def test_every_command_of_the_runbooks_works(tmp_path):
                 continue
             if words[0] == "watch":
                 watching = asyncio.create_task(run_a_while(swarm.directory, words, "heard you", {}))
-                while not watching.done():  # it hears what is stored from when it listens
+                while not watching.done():  # it receives only what is stored after it has subscribed
                     await subscriber.publish("alert.warning.test", alert())
                     await asyncio.sleep(0.2)
                 await watching

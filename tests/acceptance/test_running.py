@@ -61,7 +61,7 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         for row in sandboxes.values():
             assert (row["provider"], row["status"]) == ("local", "active")
             assert row["uptime_s"] > 0
-            if Path("/proc/self/smaps_rollup").exists():  # else this system does not tell it
+            if Path("/proc/self/smaps_rollup").exists():  # else this system does not measure it
                 assert 0 < row["health"]["pss_mb"] <= row["health"]["rss_mb"]
         agents = {row["name"]: row for row in status["agents"]}
         assert sorted(agents) == sorted(AGENTS)

@@ -1,4 +1,4 @@
-"""`up --agents N` as its user has it: everybody lives and votes, one that is killed is back, and all of it is exact."""
+"""`up --agents N` as its user has it: every agent lives and votes, a killed one is back, and all of it is exact."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ async def test_the_record_names_the_server_that_runs(tmp_path: Path):
         [before] = [child["pid"] for child in swarm.record["children"] if child["kind"] == "nats-server"]
         await kill_server(swarm, subscriber)
         while not any(restarted(message) for message in await read_stream(swarm.url, swarm.name)):
-            await subscriber.more_decisions(1)  # the ear itself may have come back after the alert
+            await subscriber.more_decisions(1)  # the subscriber itself may have come back after the alert
         [pid] = [process.pid for process in swarm.all_agents() if process.name().startswith("nats-server")]
         assert pid != before
         assert [child["pid"] for child in swarm.record["children"] if child["kind"] == "nats-server"] == [pid]

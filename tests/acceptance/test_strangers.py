@@ -1,4 +1,4 @@
-"""What strangers publish in the names of others: decisions go on, each round once, and it is told once."""
+"""What unknown writers publish in the names of agents: decisions go on, each round once, with one report each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.acceptance.swarm import AGENTS, Swarm
 
 TICK = {"symbol": "BTC/USD", "price": 7000.0, "volume": 1.0, "source": "research-1"}
 FORGED = ({"sequence": 1_000_000}, {"sequence": 2_000_000}, {"sequence": 5})
-"""Far ahead; far ahead and of a far time; behind."""
+"""Far ahead; far ahead and of a distant time; behind."""
 TIMES = ("2019-01-01T00:00:00Z", "9999-12-31T00:00:00Z", "2019-01-01T00:00:00Z")
 
 
@@ -30,7 +30,7 @@ async def test_forged_ticks_settings_and_decisions_stop_nothing(tmp_path: Path):
         forged = {"voters": {"evil": 1.0}, "timestamp": TIMES[0], "source": "watchdog"}
         await subscriber.publish("config.swarm.evil", forged)
         await subscriber.more_decisions(10)
-        await kill_agents(swarm, subscriber, "coordinator")  # it may read all that again, but not tell it again
+        await kill_agents(swarm, subscriber, "coordinator")  # it may read all that again, but not report it again
         await subscriber.more_decisions(50)
 
         reported = [alert["code"] for alert in subscriber.alerts if alert["source"] == "coordinator"]
@@ -59,11 +59,13 @@ async def publish_raw(url: str, *subjects: bytes) -> None:
 
 @pytest.mark.slow
 async def test_garbage_on_every_subject_stops_no_process_for_good(tmp_path: Path):
-    """In subjects, headers, snapshots and the registry; then everybody who could trip over it is started again."""
+    """In subjects, headers, snapshots and the registry; then every process that reads it is started again."""
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "50")
         await subscriber.decided(251)
-        await subscriber.close()  # nats-py itself, as the ear uses it, falls silent at the first of these subjects
+        await (
+            subscriber.close()
+        )  # nats-py itself, as the subscriber uses it, stops delivering at the first of these subjects
         await publish_raw(
             swarm.url,
             b"in.swarm.market.\xff\xfe.evil",
@@ -107,7 +109,7 @@ async def test_garbage_on_every_subject_stops_no_process_for_good(tmp_path: Path
         assert status.code == 0, status.err
         assert {agent["name"]: agent["status"] for agent in status.json["agents"]} == dict.fromkeys(AGENTS, "active")
         audit = await swarm.command("audit", "--json")
-        assert audit.code == 1  # somebody has written in the agents' names
+        assert audit.code == 1  # another writer has used the agents' names
         assert audit.json["rounds"]["missing"] == audit.json["rounds"]["doubled"] == 0
         broken = {name for name, agent in audit.json["agents"].items() if agent["gaps"] or agent["doubled"]}
         assert broken <= {"research-1"}  # one of its forged outputs has a number

@@ -1,4 +1,4 @@
-"""Deaths while nobody leads: the next watchdog declares them, and recovers them as any other."""
+"""Deaths while no watchdog leads: the next one declares them, and recovers them as any other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_an_agent_that_dies_after_its_watchdog_is_recovered_as_any_other(t
             before = await subscriber.live(*AGENTS)
             watchdog = subscriber.heartbeats["watchdog"]
             ends = await Ends.of(watchdog["pid"])
-            swarm.process.send_signal(signal.SIGSTOP)  # nobody starts another one meanwhile
+            swarm.process.send_signal(signal.SIGSTOP)  # no process starts another one meanwhile
             swarm.send(watchdog["pid"], signal.SIGKILL)
             kill_report = asyncio.create_task(swarm.command("kill", KILLED, "--json"))
             await subscriber.happened("exited", KILLED, before[KILLED]["epoch"])

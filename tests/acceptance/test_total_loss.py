@@ -68,7 +68,9 @@ async def test_after_down_the_lost_store_is_restored_exactly(tmp_path: Path, und
         await subscriber.all_decided(ROUNDS)
         stored = await read_stream(swarm.url, swarm.name)
         assert [(m.sequence, m.subject, m.data, m.headers) for m in stored[: len(before)]] == before
-        assert all(item.sequence > before[-1][0] for item in subscriber.messages)  # nothing put back was heard as new
+        assert all(
+            item.sequence > before[-1][0] for item in subscriber.messages
+        )  # nothing restored was received as new
         assert_same(content_of(stored), undisturbed)
         assert_numbered(stored)
         assert_each_round_once([m.json for m in stored if m.kind == "decision"])

@@ -1,4 +1,4 @@
-"""Traces as a collector receives them over the wire: one tree a decision, and no harm by an ill one."""
+"""Traces as a collector receives them: one tree a decision; an unhealthy collector does no harm."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def environment(collector: OtlpCollector, **more: str) -> dict[str, str]:
 
 
 async def whole(collector: OtlpCollector, number: int) -> dict[str, Received]:
-    """The trace of the round `number`, once all five agents have told of it."""
+    """The trace of the round `number`, once all five agents have exported their spans."""
 
     def found() -> dict[str, Received] | None:
         trace = collector.of_round(number)
@@ -95,7 +95,7 @@ async def last_probe(directory: Path, environment: dict[str, str]) -> tuple[dict
     """What an agent finds in its own process after some rounds, and all that was stored."""
     directory.mkdir()
     (directory / "looker.py").write_text(LOOKER)
-    # Paced, so that its first span is acknowledged before its last look.
+    # Paced, so that its first span is acknowledged before its last tick.
     toml = f'max_agents = 6\n{agents_toml(speed=20, limit=20, history=5)}[agents.looker]\nclass = "looker:Looker"\n'
     async with Swarm(directory, toml, environment=environment) as swarm:
         subscriber = await swarm.up()
@@ -182,7 +182,7 @@ async def test_a_watchdog_that_dies_in_a_recovery_leaves_no_parent_missing(tmp_p
         subscriber = await swarm.up()
         heartbeat = (await subscriber.live(*AGENTS))["strategy-momentum"]
         leader = (await subscriber.live("watchdog"))["watchdog"]
-        collector.mode = "unavailable"  # whoever lives on tries again
+        collector.mode = "unavailable"  # the processes that live on try again
         swarm.send(heartbeat["pid"], signal.SIGKILL)
         await subscriber.back({"strategy-momentum": heartbeat["epoch"]})
         swarm.send(leader["pid"], signal.SIGKILL)
@@ -302,7 +302,7 @@ async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path:
 
 
 async def exported_spans(subscriber: Subscriber, agent: str, spans: int) -> dict[str, int]:
-    """What an agent says of itself once each of its spans is exported or dropped."""
+    """What an agent reports in its heartbeat once each of its spans is exported or dropped."""
     async with asyncio.timeout(GUARD_S):
         while True:
             counts = await status(subscriber, agent)

@@ -1,4 +1,4 @@
-"""What the watchdog must not be taken in by: ends that look orderly, handlers that never return, others' settings."""
+"""What must not mislead the watchdog: ends that look orderly, handlers that never return, foreign settings."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_a_handler_that_never_returns_is_quarantined(tmp_path: Path):
         dead = [event for event in subscriber.lifecycle if event["event"] == "declared_dead"]
         assert {event["agent"] for event in dead} == {"looping"}
         unresponsive = [alert for alert in subscriber.alerts if alert["code"] == "agent_unresponsive"]
-        # What heartbeats tell of its progress may lag behind, and want of a CPU on a busy machine is no hang.
+        # The progress in heartbeats may lag behind, and want of a CPU on a busy machine is no stall.
         assert 3 <= len(unresponsive) <= len(dead) <= 10
         assert all("starved_ms = 1200" in event["reason"] for event in dead)
         assert {alert["agent"] for alert in unresponsive} == {"looping"}

@@ -1,4 +1,4 @@
-"""What the traces of a swarm must be, whoever received them."""
+"""What the traces of a swarm must be, in any collector."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assert_tree(trace: dict[str, Received], voters: set[str]) -> Received:
 
 
 def is_whole(trace: dict[str, Received] | None) -> bool:
-    """Whether all five agents have told of this round."""
+    """Whether all five agents have exported spans of this round."""
     services = {span.service for span in (trace or {}).values()}
     return decision_of(trace) is not None and services >= set(AGENTS)
 

@@ -85,7 +85,7 @@ class Project:
         return await run("docker", *arguments, environment=self._environment)
 
     async def containers(self) -> dict[str, dict[str, Any]]:
-        """Service -> what `docker inspect` says of its first container."""
+        """Service -> the output of `docker inspect` for its first container."""
         ids = (await self.compose("ps", "-q", "-a")).split()
         _, out, _ = await self.docker("inspect", *ids)
         found: dict[str, dict[str, Any]] = {}
@@ -94,7 +94,7 @@ class Project:
         return found
 
     async def command(self, service: str, *arguments: str) -> Any:
-        """The JSON of a verb of signalmesh, run inside a container."""
+        """The JSON of a command of signalmesh, run inside a container."""
         return json.loads(await self.compose("exec", "-T", service, "signalmesh", *arguments, "--json"))
 
 
@@ -191,7 +191,7 @@ async def project(collector: OtlpCollector, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 async def subscriber(project: Project) -> AsyncIterator[Subscriber]:
-    """A stranger's client on the host, who has heard every agent live."""
+    """A third-party client on the host, which has a live heartbeat of every agent."""
     subscriber = await Subscriber.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
     try:
         await subscriber.live(*AGENTS)
@@ -221,7 +221,7 @@ async def test_a_client_on_the_host_receives_every_decision_and_each_role_is_hea
     for service, container in (await project.containers()).items():
         if service == "rebuild":
             assert (container["State"]["Status"], container["State"]["ExitCode"]) == ("exited", 0)
-        elif service != "nats":  # its image has nothing to ask with
+        elif service != "nats":  # its image has no client
             assert container["State"]["Health"]["Status"] == "healthy", service
         host = container["HostConfig"]
         assert host["ReadonlyRootfs"], service
@@ -313,7 +313,7 @@ async def test_a_containers_main_process_killed_with_9_comes_back(
     since = subscriber.decisions[-1]["round"]
     await subscriber.decided(since + 40)
     await subscriber.live(*AGENTS)
-    if service != "nats":  # what passes while it is down is heard by nobody; the stream has it, as the audit says
+    if service != "nats":  # no client receives what passes while it is down; the stream has it, as the audit shows
         assert contiguous(subscriber)
     await audited(project)
 
@@ -368,7 +368,7 @@ async def test_a_bus_that_has_lost_its_volume_is_restored_from_the_mirror(projec
     await project.compose("down", within_s=DOWN_S)
     code, _, err = await run("docker", "volume", "rm", f"{project.name}_nats", environment=dict(os.environ))
     assert code == 0, err
-    last = subscriber.decisions[-1]["round"]  # now: this ear will hear the next swarm as well
+    last = subscriber.decisions[-1]["round"]  # now: this subscriber will receive the next swarm as well
     received = [
         (message.subject, message.data, message.sequence)
         for message in subscriber.messages

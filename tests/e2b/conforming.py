@@ -1,4 +1,4 @@
-"""What a launcher of sandboxes relies on, asked by the unmodified SDK: of the stand-in, and of E2B where a key is set.
+"""What a launcher of sandboxes relies on, by the unmodified SDK: at the stand-in, and at E2B where a key is set.
 
 The same tests (`test_conformance_*.py`) run against both, so that a difference shows as one. Of the service a test
 takes one sandbox of a minute, and kills it whatever happens. The tests run against it only where they are asked for:
@@ -25,7 +25,7 @@ REAL_KEY = os.environ.get("E2B_API_KEY")
 
 @dataclass
 class Service:
-    """Where the sandboxes come from. `pool` tells those of this test from all others."""
+    """Where the sandboxes come from. `pool` distinguishes those of this test from all others."""
 
     pool: str
     standin: StandIn | None
@@ -46,7 +46,7 @@ class Service:
 
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
-    """Its first true value. For what tells nobody when it happens."""
+    """Its first true value. For what sends no notice when it happens."""
     async with asyncio.timeout(GUARD_S):
         while not (value := await condition()):
             await asyncio.sleep(0.02)

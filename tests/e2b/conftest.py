@@ -1,4 +1,4 @@
-"""What tests of E2B share: a stand-in a session, and no key or address of the service but those a test asks for."""
+"""What tests of E2B share: a stand-in a session, and no key or address of the service but those a test requests."""
 
 from __future__ import annotations
 

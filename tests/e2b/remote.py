@@ -47,7 +47,7 @@ def env_toml(**variables: str) -> str:
 
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
-    """Its first true value. For what tells nobody when it happens."""
+    """Its first true value. For what sends no notice when it happens."""
     async with asyncio.timeout(GUARD_S):
         while not (value := await condition()):
             await asyncio.sleep(0.1)
@@ -56,7 +56,7 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
 
 @dataclass(frozen=True)
 class StartedSwarm:
-    """A swarm whose two far agents run in its one sandbox, and what was so then."""
+    """A swarm whose two remote agents run in its one sandbox, and its state at that time."""
 
     swarm: RemoteSwarm
     subscriber: Subscriber
@@ -67,7 +67,7 @@ class StartedSwarm:
     pid: int
     """Of the host in the sandbox."""
     made: int
-    """Sandboxes that were made so far."""
+    """Sandboxes that were created so far."""
 
     @property
     def epochs(self) -> dict[str, int]:
@@ -79,7 +79,7 @@ class StartedSwarm:
         return self.swarm.pid_of("provider")
 
     async def untouched(self) -> None:
-        """The same processes beat on in the same epochs, and no sandbox was made or ended."""
+        """The same processes send heartbeats in the same epochs, and no sandbox was created or ended."""
         subscriber = self.subscriber
         await subscriber.more_heartbeats(3, self.host, *REMOTE_AGENTS)
         assert subscriber.heartbeats[self.host]["pid"] == self.pid
@@ -95,7 +95,7 @@ class StartedSwarm:
         assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in after.values())
 
     def alerts(self, code: str) -> list[dict[str, Any]]:
-        """Those heard so far."""
+        """Those received so far."""
         return [alert for alert in self.subscriber.alerts if alert["code"] == code]
 
 
@@ -113,7 +113,7 @@ class RemoteSwarm(Swarm):
         return await self.up(*arguments, port=self.port)
 
     async def started(self, public: str = "", *arguments: str) -> StartedSwarm:
-        """Start it, and wait until its far agents run in the sandbox."""
+        """Start it, and wait until its remote agents run in the sandbox."""
         subscriber = await self.up_with_remote(public, *arguments)
         host = await self.remote_host(subscriber)
         heartbeats = await self.agents_in(subscriber, host)
@@ -124,7 +124,7 @@ class RemoteSwarm(Swarm):
         )
 
     async def remote_host(self, subscriber: Subscriber, other_than: str = "") -> str:
-        """The name of the host in the sandbox, when it is heard; `other_than` that one."""
+        """The name of the host in the sandbox, once it has sent a heartbeat; `other_than` that one."""
 
         def found() -> str | None:
             for name, heartbeat in subscriber.heartbeats.items():
@@ -154,14 +154,14 @@ class RemoteSwarm(Swarm):
         return [line for line in lines if line.get("event") == event]
 
     async def until_logged(self, event: str, count: int = 1) -> list[dict[str, Any]]:
-        """A log tells nobody that it grew: it is looked at."""
+        """A log sends no notice that it grew: it is polled."""
         async with asyncio.timeout(GUARD_S):
             while len(found := self.logged(event)) < count:
                 await asyncio.sleep(0.1)
         return found
 
     def created(self) -> int:
-        """How many sandboxes were asked for and made since the stand-in began."""
+        """How many sandboxes were requested and created since the stand-in started."""
         requests = self.standin.requests("/v2/sandboxes")
         return sum(
             line["method"] == "POST" and line["status"] == 201 and not line["path"].endswith("/connect")
@@ -176,7 +176,7 @@ class RemoteSwarm(Swarm):
         assert await self.standin.sandboxes() == {}
 
     async def assert_exact(self) -> None:
-        """Nothing is lost, doubled or out of order, says `audit`."""
+        """Nothing is lost, duplicated or out of order by `audit`."""
         audit = await self.command("audit")
         assert audit.code == 0, audit.out + audit.err
         assert "all of it holds" in audit.out

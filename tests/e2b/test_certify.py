@@ -1,4 +1,4 @@
-"""`certify` of a swarm whose sandboxes are made elsewhere: the stand-in of E2B's, by the provider."""
+"""`certify` of a swarm with remote sandboxes: those of the stand-in of E2B, by the provider."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.cluster import free_ports
 PLAIN = Path(sys.base_prefix) / "bin" / "python3"
 """An interpreter as a template has it: with nothing of ours."""
 INDEX = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-"""What pip is told on this machine; in a sandbox, its template or its configuration tells it."""
+"""pip's settings on this machine; in a sandbox they come from its template or its configuration."""
 
 
 async def certify(directory: Path, standin: StandIn, *arguments: str) -> Finished:
@@ -50,7 +50,7 @@ def last_probe(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def sandboxes_toml(**settings: Any) -> str:
-    """The default swarm with all of its sandboxes elsewhere."""
+    """The default swarm with all of its sandboxes remote."""
     lines = "\n".join(f"{key} = {value}" for key, value in settings.items())
     tables = (f'[sandboxes.{name}]\nprovider = "e2b"\n{lines}\n' for name in SANDBOXES)
     return "".join(tables) + agents_toml(speed=20)
@@ -237,7 +237,7 @@ async def test_a_sandbox_that_vanishes_in_the_last_moment_is_not_called_active(t
 
 
 async def certify_until_rounds(directory: Path, standin: StandIn) -> asyncio.subprocess.Process:
-    """Started, and far enough to have made its sandbox."""
+    """Started, and at a step at which its sandbox exists."""
     return await certify_until(directory, standin, b"until rounds are decided", remote_toml())
 
 

@@ -1,4 +1,4 @@
-"""Commands: how they start, are heard, fed, attached to again, and end (see conforming.py)."""
+"""Commands: how they start, are read, fed, attached to again, and end (see conforming.py)."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_process_outlives_the_stream_it_was_started_by_and_is_attached_t
     await running.disconnect()
     again = await AsyncSandbox.connect(sandbox.sandbox_id)
     await again.commands.send_stdin(running.pid, "go\n")
-    await until(lambda: again.files.exists("said"))  # so it said "second" while nobody listened: that is lost
+    await until(lambda: again.files.exists("said"))  # so it printed "second" without a listener: that is lost
     await until(lambda: was_read(service, running.pid, "second\n"))
     attached = await again.commands.connect(running.pid, timeout=0)
     await attached.send_stdin("go\n")
@@ -128,7 +128,7 @@ async def test_a_process_outlives_the_stream_it_was_started_by_and_is_attached_t
 
 
 async def was_read(service: Service, pid: int, text: str) -> bool:
-    """Whether envd has taken this output from the process. The service does not say: there a call takes longer."""
+    """Whether envd has taken this output from the process. The service does not report it: a call there is slower."""
     if service.standin is None:
         return True
     lines = [line for line in service.standin.log() if line["kind"] == "output" and line["pid"] == pid]
@@ -215,7 +215,7 @@ async def test_a_kill_is_of_one_process_and_its_children_live_on(sandbox):
 
 
 async def test_a_command_ends_when_all_have_closed_its_output(sandbox):
-    """So one that leaves a child behind must point the child's output elsewhere."""
+    """So one that leaves a child behind must redirect the child's output."""
     ran = await sandbox.commands.run("(sleep 0.5; echo late; touch late) & echo early")
     assert ran.stdout == "early\nlate\n"
     assert await sandbox.files.exists("late")

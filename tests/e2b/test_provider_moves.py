@@ -35,7 +35,7 @@ class Chain(Agent):
         state.link = hashlib.sha256(f"{state.link} {tick.sequence} {tick.price}".encode()).hexdigest()
         return self.signal(tick, "hold", 0.5, indicators={"seen": state.seen, "link": state.link})
 """
-"""Its whole state stands in each vote, and depends on every tick before: one lost or doubled shows in all later."""
+"""Its whole state is in each vote, and depends on every tick before: one lost or duplicated shows in later votes."""
 EVERY_AGENT = (*AGENTS, "chain")
 
 

@@ -1,4 +1,4 @@
-"""What a sandbox at E2B is given besides: files of one's own, packages of pip and npm, our own wheel."""
+"""What a sandbox at E2B gets besides: the user's files, packages of pip and npm, our own wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What befalls a sandbox at E2B, or the service, while agents run in it: they go on, there or elsewhere.
+"""Faults of a sandbox at E2B, or of the service, while agents run in it: they go on, there or in another sandbox.
 
 The SDK is the real one, as are `up`, the hosts, the agents and the bus.
 """
@@ -109,7 +109,7 @@ async def test_what_ran_in_a_sandbox_that_was_paused_for_long_is_fenced(tmp_path
     async with RemoteSwarm(tmp_path, e2b_standin, remote_toml(timeout_s=6)) as swarm:
         there = await swarm.started()
         ends = await Ends.of(*(heartbeat["pid"] for heartbeat in there.heartbeats.values()))
-        swarm.send(there.launcher, signal.SIGSTOP)  # else it is resumed before anybody is missed
+        swarm.send(there.launcher, signal.SIGSTOP)  # else it is resumed before any agent is missed
         assert await AsyncSandbox.pause(there.sandbox_id)
         await there.moved_to_local()
         swarm.send(there.launcher, signal.SIGCONT)
@@ -316,7 +316,7 @@ async def test_a_key_that_is_revoked_ends_nothing_that_runs(tmp_path, e2b_standi
         await there.untouched()
 
         await revoke()
-        await there.moved_to_local()  # nobody renewed it
+        await there.moved_to_local()  # it was not renewed
         [failed] = await there.subscriber.alerted("sandbox_failed")
         assert "this key was revoked" in failed["message"]
         assert await e2b_standin.sandboxes() == {}

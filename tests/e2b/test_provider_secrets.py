@@ -1,4 +1,4 @@
-"""The key is the launcher's alone, and the bus's credentials pass through StreamInput, which nobody logs."""
+"""The key is the launcher's alone, and the bus's credentials pass through StreamInput, which is not logged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PASSWORD = "keep" + "-this-to-yourself"
 
 
 def texts(value: Any) -> Iterator[str]:
-    """All texts in a JSON value, and what they say where they are base64."""
+    """All texts in a JSON value, decoded where they are base64."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, list):
@@ -40,7 +40,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 async def assert_hidden(there: StartedSwarm, credential: str) -> None:
-    """Neither E2B's key nor `credential` stands where others can read it, and the sandbox got it in one way."""
+    """Neither E2B's key nor `credential` is where others can read it, and the sandbox got it in one way."""
     swarm, standin = there.swarm, there.swarm.standin
     key, state = standin.api_key, swarm.directory / ".signalmesh"
     displayed = (await standin.sandboxes())[there.sandbox_id]
@@ -55,7 +55,7 @@ async def assert_hidden(there: StartedSwarm, credential: str) -> None:
         if process.pid != there.launcher:
             values = " ".join(environment.values())
             known = [name for name, secret in (("key", key), ("credential", credential)) if secret in values]
-            assert known == [], argv  # a failure must not print anybody's environment
+            assert known == [], argv  # a failure must not print an environment
     ways = set()
     for line in standin.log():
         unlogged = " ".join(texts(line.pop("unlogged", None)))

@@ -23,7 +23,7 @@ CREATE = "/v2/sandboxes"
 
 
 async def refused(directory: Path, environment: dict[str, str], *arguments: str) -> str:
-    """What `up` says when it does not start; nothing is left of it."""
+    """The output of `up` when it does not start; nothing is left of it."""
     directory.mkdir(exist_ok=True)
     (directory / "swarm.toml").write_text(remote_toml())
     done = await run_command(directory, "up", "--port", "0", *arguments, environment=environment)
@@ -92,7 +92,7 @@ async def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path, e2b_standi
     assert "sandboxes.python.files[0]: expected a file or directory" in done.err
 
 
-# What a create asks for, and what becomes of it
+# What a create requests, and what becomes of it
 
 
 @pytest.mark.slow

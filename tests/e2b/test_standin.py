@@ -1,4 +1,4 @@
-"""What only the stand-in can be asked for: faults, limits, its log, and that nothing outlives it."""
+"""What only the stand-in has: faults, limits, its log, and that nothing outlives it."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ async def test_all_streams_of_a_sandbox_can_be_broken_at_once(sandbox, e2b_stand
     handles = [await sandbox.commands.run("exec sleep 60", background=True, timeout=0) for _ in range(2)]
     await e2b_standin.reset(sandbox.sandbox_id)
     for handle in handles:
-        with pytest.raises(SandboxUnreachableException):  # which says that its health was asked, and is fine
+        with pytest.raises(SandboxUnreachableException):  # so its health was requested, and is fine
             await handle.wait()
     assert {found.pid for found in await sandbox.commands.list()} == {handle.pid for handle in handles}
 

@@ -1,4 +1,4 @@
-"""The wall clock of the whole swarm jumps by an hour, to and fro: nobody dies of it, and no decision changes."""
+"""The wall clock of the whole swarm jumps by an hour, to and fro: no process dies of it, and no decision changes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_the_wall_clock_jumps(tmp_path: Path, undisturbed_long: Content):
         for hours, agent in ((1, "research-1"), (-1, "coordinator"), (0, "strategy-momentum")):
             move(hours * HOUR_S)
             deaths = [event for event in subscriber.lifecycle if event["event"] == "declared_dead"]
-            await subscriber.more_heartbeats(30, *AGENTS)  # three seconds: many times the patience with anybody
+            await subscriber.more_heartbeats(30, *AGENTS)  # three seconds: many times the timeout of any process
             assert [event for event in subscriber.lifecycle if event["event"] == "declared_dead"] == deaths
             await kill_agents(
                 swarm, subscriber, agent

@@ -25,9 +25,9 @@ async def leader_of(subscriber: Subscriber, stream: str = "swarm_events") -> str
 
 
 async def in_sync(subscriber: Subscriber, servers: Cluster) -> None:
-    """Wait until every member has all of every stream; the beats of the swarm are the clock."""
+    """Wait until every member has all of every stream; the heartbeats of the swarm are the clock."""
     while True:
-        with contextlib.suppress(nats.errors.TimeoutError):  # who should answer may be electing a leader
+        with contextlib.suppress(nats.errors.TimeoutError):  # the servers may be electing a leader
             streams = [(await subscriber.api(f"STREAM.INFO.{name}"))["cluster"] for name in ("swarm_events", *BUCKETS)]
             followers = [peer for stream in streams for peer in stream.get("replicas") or ()]
             if sum(peer["current"] for peer in followers) == len(streams) * (len(servers.names) - 1):
@@ -47,7 +47,7 @@ async def test_a_member_of_a_cluster_is_killed(tmp_path: Path, undisturbed_long:
         dies = leader if victim != "follower" else next(name for name in servers.names if name != leader)
         stays = next(name for name in servers.names if name != dies)
         await subscriber.close()
-        # Heard from a server that lives: what a subscriber misses of one that dies is another case's business.
+        # Subscribed at a server that lives: what a subscriber misses of one that dies is another case.
         subscriber = await swarm.listen(url=servers.url_of(stays))
         await subscriber.live(*AGENTS)
         await servers.kill(dies)

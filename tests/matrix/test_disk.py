@@ -1,4 +1,4 @@
-"""A full disk under the store or under the mirror: it is said, nothing is lost, and there is room again."""
+"""A full disk under the store or under the mirror: it is reported, nothing is lost, and there is room again."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fill(disk: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def counting_acknowledgements(subscriber: Subscriber) -> AsyncIterator[list[int]]:
-    """A program publishes numbered alerts, each when the last is acknowledged or given up; the acknowledged numbers."""
+    """A program publishes numbered alerts, each after the end of the last; the acknowledged numbers."""
     acknowledged: list[int] = []
 
     async def publish() -> None:
@@ -81,7 +81,7 @@ async def counting_acknowledgements(subscriber: Subscriber) -> AsyncIterator[lis
 
 
 async def stored(swarm: Swarm, subscriber: Subscriber, subject: str) -> Any:
-    """The newest message of this subject, when there is one. The ear itself may have come back after it was sent."""
+    """The newest message of this subject, when there is one. The subscriber may have reconnected after it."""
     stream = subscriber.client.jetstream()
     async with asyncio.timeout(60):
         while True:
@@ -92,7 +92,7 @@ async def stored(swarm: Swarm, subscriber: Subscriber, subject: str) -> Any:
 
 
 async def printed_by(swarm: Swarm, subscriber: Subscriber, text: str) -> None:
-    """Wait until `up` says this on its terminal."""
+    """Wait until `up` prints this."""
     async with asyncio.timeout(60):
         while text not in swarm.errors:
             await subscriber.more_heartbeats(1, "watchdog")

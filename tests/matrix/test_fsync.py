@@ -23,7 +23,7 @@ POINTS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync")
 
 
 async def control(directory: Path, pid: int, command: str) -> None:
-    """Tell libfiu in the process `pid` to have the sync functions fail, or no longer."""
+    """Have libfiu in the process `pid` make the sync functions fail, or no longer."""
     for point in POINTS:
         done = await asyncio.create_subprocess_exec(
             "fiu-ctrl", "-f", str(directory / "fiu"), "-c", f"{command} name={point}", str(pid),

@@ -24,11 +24,11 @@ from tests.support.collecting import GUARD_S
 POISON = (b"{", b'{"symbol":"BTC/USD","price":"NaN"}', b"\xff\xfe")
 READERS = 8
 NOISE = "noise"
-"""A subject that only the deaf are subscribed to: what fills the buffers between the server and them, however large."""
+"""A subject of the idle readers alone: it fills the buffers between the server and them, however large."""
 
 
 async def test_poison_is_met_again_in_a_replay(tmp_path: Path, undisturbed_long: Content):
-    """Stored between inputs, and read twice: by those who are killed right after, and by their successors."""
+    """Stored between inputs, and read twice: by agents that are killed right after, and by their successors."""
     async with Swarm(tmp_path, matrix_toml()) as swarm:
         subscriber = await swarm.up()
         before = await Before.of(subscriber)
@@ -106,7 +106,7 @@ async def test_core_subscribers_that_never_read_harm_no_process(tmp_path: Path, 
 
 @contextlib.asynccontextmanager
 async def watching(swarm: Swarm) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`signalmesh watch decision --json`, which has heard something."""
+    """`signalmesh watch decision --json`, which has received something."""
     process = await asyncio.create_subprocess_exec(
         str(SIGNALMESH), "watch", "decision", "--json", cwd=swarm.directory, env=ENVIRONMENT,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Each kind of process, killed or stopped for a while, in a quiet swarm and a busy one: nobody can tell afterwards."""
+"""Each kind of process, killed or stopped for a while, in a quiet swarm and a busy one: no stored byte differs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.matrix.verification import Before, matrix_toml, verify
 
 SANDBOX = "nodejs"
 Fault = Callable[[Swarm, Subscriber], Awaitable[Collection[str]]]
-"""Does it, and waits until it is overcome; returns whose epochs must have risen."""
+"""Injects it, and waits for the recovery; returns the agents whose epochs must have risen."""
 
 
 def pid_of(swarm: Swarm, name: str) -> int:
@@ -67,7 +67,9 @@ async def kill_watchdog(swarm: Swarm, subscriber: Subscriber) -> Collection[str]
     swarm.send(leader, signal.SIGKILL)
     await subscriber.until("the standby leads", lambda: subscriber.heartbeats["watchdog"]["pid"] == standby)
     await subscriber.until("another stands by", lambda: subscriber.heartbeats["standby"]["pid"] != standby)
-    await subscriber.more_heartbeats(20, "watchdog")  # long enough to hear every host, and to start what nobody reports
+    await subscriber.more_heartbeats(
+        20, "watchdog"
+    )  # long enough for a heartbeat of every host, and to start what no host reports
     return {"watchdog"}
 
 
@@ -87,7 +89,7 @@ async def stop_watchdog(swarm: Swarm, subscriber: Subscriber) -> Collection[str]
 
 
 async def _in_sandbox(subscriber: Subscriber) -> dict[str, int]:
-    """Agent -> epoch of those that run in SANDBOX; they may have started elsewhere."""
+    """Agent -> epoch of those that run in SANDBOX; they may have started in another."""
     return {
         name: heartbeat["epoch"]
         for name, heartbeat in (await subscriber.live(*AGENTS)).items()
@@ -103,7 +105,7 @@ async def kill_sandbox_host(swarm: Swarm, subscriber: Subscriber) -> Collection[
 
 
 async def stop_sandbox_host(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
-    """The host alone: its agents go on, are started elsewhere nevertheless, and end as soon as they learn of it."""
+    """The host alone: its agents go on, are started on another host nevertheless, and then end."""
     there = await _in_sandbox(subscriber)
     assert there
     ends = await Ends.of(*(subscriber.heartbeats[name]["pid"] for name in there))

@@ -1,4 +1,4 @@
-"""What the swarm keeps is taken away from it: the mirror's file, a bucket, messages that somebody had not read yet."""
+"""Stored data is taken away from the swarm: the mirror's file, a bucket, messages that an agent had not read yet."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_the_bucket_of_snapshots_is_deleted_while_it_runs(tmp_path: Path, 
 
 
 async def test_the_stream_is_deleted_while_it_runs(tmp_path: Path, undisturbed_long: Content):
-    """No alert can be stored: the terminal says it, and verbs do not say that no server answers."""
+    """No alert can be stored: `up` prints it, and commands do not report that no server answers."""
     async with Swarm(tmp_path, matrix_toml()) as swarm:
         subscriber = await swarm.up()
         await Before.of(subscriber)
@@ -89,7 +89,7 @@ async def test_the_stream_is_deleted_while_it_runs(tmp_path: Path, undisturbed_l
 
 
 async def test_retention_goes_beyond_what_a_drained_agent_had_read(tmp_path: Path):
-    """Of what goes by size the claims are the first, so that everybody is superseded once and starts anew."""
+    """Retention by size removes the claims first, so that every agent is superseded once and starts again."""
     toml = f"[stream]\nmax_bytes = 4_000_000\n{agents_toml(speed=150, limit=MANY_ROUNDS)}"
     async with Swarm(tmp_path, toml) as swarm:
         subscriber = await swarm.up()

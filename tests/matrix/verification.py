@@ -1,4 +1,4 @@
-"""What must hold after any fault, and how a case sees it: on the bus, in the stream, and by the swarm's own verbs."""
+"""What must hold after any fault, and how a case checks it: on the bus, in the stream, by the swarm's commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HISTORY = 250
 SPEEDS = {"idle": 2, "load": 50}
 """Candles a second after these, by the name of the load."""
 COMPUTING_S = 180.0
-"""Guard of a verb that computes the whole run anew."""
+"""Guard of a command that computes the whole run again."""
 MORE = {"idle": 3, "load": 100}
 """Decisions that must follow a fault until it counts as overcome."""
 
@@ -34,13 +34,13 @@ class Before:
 
     @classmethod
     async def of(cls, subscriber: Subscriber, load: str = "load") -> Before:
-        """Once everybody is live, and the source has begun to pace itself."""
+        """Once every agent is live, and the source has started to pace itself."""
         await subscriber.decided(HISTORY + MORE[load])
         await subscriber.live(*AGENTS)
         return cls(dict(subscriber.claims))
 
     def risen(self, messages: list[SwarmMessage]) -> set[str]:
-        """Who was claimed again since."""
+        """The agents that were claimed again since."""
         newest = {message.writer: message.sequence for message in messages if message.kind == "epoch"}
         return {name for name, epoch in newest.items() if epoch > self.epochs.get(name, 0)}
 
@@ -60,8 +60,8 @@ async def verify(
 ) -> list[SwarmMessage]:
     """The swarm goes on and nothing of the fault can be seen in what it stores; returns that.
 
-    `risen` are those whose epochs must have risen, and nobody else's. Without `heard` the core subscriber may have
-    missed something, where the headers show it. `replay`: whether the stored run is also computed anew (by default
+    `risen` are the agents whose epochs must have risen, and no others. Without `received` the core subscriber may have
+    missed something, where the headers show it. `replay`: whether the stored run is also computed again (by default
     under load only, as it takes some seconds). `more` decisions are waited for before. Messages `foreign` are not the
     swarm's own.
     """
@@ -93,7 +93,7 @@ def assert_prefix(stored: Content, undisturbed: Content) -> None:
 
 
 def assert_received(subscriber: Subscriber, stored: list[SwarmMessage], *, everything: bool) -> None:
-    """A core subscriber heard what is stored, in order, each once; what it missed shows in Nats-Last-Sequence."""
+    """A core subscriber received what is stored, in order, each once; what it missed shows in Nats-Last-Sequence."""
     received = [message for message in subscriber.messages if message.sequence]
     sequences = [message.sequence for message in received]
     assert all(ours < later for ours, later in itertools.pairwise(sequences)), "heard out of order"

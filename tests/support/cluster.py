@@ -19,7 +19,7 @@ from tests.support.collecting import GUARD_S
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on just now: a cluster has to name its members' before they run."""
+    """Ports that no process listens on just now: a cluster has to name its members' before they run."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -28,7 +28,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """`nodes` by name. Servers stay as they are until they are told otherwise: nobody restarts them."""
+    """`nodes` by name. Servers stay as they are: no process restarts them."""
 
     def __init__(self, directory: Path, size: int) -> None:
         ports = free_ports(2 * size)

@@ -1,4 +1,4 @@
-"""Waiting for what callbacks are told, without sleeping."""
+"""Collects what callbacks receive, and waits for it without sleeping."""
 
 from __future__ import annotations
 

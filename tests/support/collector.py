@@ -1,4 +1,4 @@
-"""A collector as its exporters see it: OTLP over HTTP, or one that is ill; and what can be said of what it got."""
+"""A collector of OTLP over HTTP, healthy or not, and questions about what it received."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class OtlpCollector:
     # -- what came
 
     def traces(self) -> dict[str, dict[str, Received]]:
-        """Spans by trace and id. One that came twice is one span, whoever sent it last."""
+        """Spans by trace and id. A span that came twice is one span."""
         traces: dict[str, dict[str, Received]] = {}
         for span in self.spans:
             traces.setdefault(span.trace, {})[span.id] = span

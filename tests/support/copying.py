@@ -32,7 +32,7 @@ class Recorded:
         return found
 
     def find(self, subject: str, **headers: int) -> StoredMessage:
-        """The first message whose subject begins so and which has these headers, such as Mesh_Output=7."""
+        """The first message of this subject prefix with these headers, such as Mesh_Output=7."""
         wanted = {name.replace("_", "-"): str(value) for name, value in headers.items()}
         return next(m for m in self.messages if m.subject.startswith(subject) and wanted.items() <= m.headers.items())
 

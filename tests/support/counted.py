@@ -1,4 +1,4 @@
-"""A stream that nobody stores: messages handed to the metrics that count it."""
+"""A stream that is not stored: messages handed to the metrics that count it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KNOWN = (*AGENTS, "base")
 
 
 class Stream:
-    """Messages handed to metrics, each stored one millisecond after the one before unless told otherwise."""
+    """Messages handed to metrics, each stored one millisecond after the one before by default."""
 
     def __init__(self) -> None:
         self.subjects = Subjects("swarm")

@@ -45,7 +45,7 @@ class MirrorProcess:
         await self.process.communicate()
 
     async def end(self) -> str:
-        """SIGTERM; what it said, once it has ended well."""
+        """SIGTERM; its output, once it has ended with exit code 0."""
         self.process.send_signal(signal.SIGTERM)
         return await self.ended(0)
 
@@ -59,7 +59,7 @@ class MirrorProcess:
 
 
 class Heartbeats:
-    """What mirrors say of themselves."""
+    """The heartbeats of mirrors."""
 
     def __init__(self) -> None:
         self.last: dict[str, object] = {}

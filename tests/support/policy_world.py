@@ -17,7 +17,7 @@ from coordinator.supervisor.policy import Policy
 
 
 class World:
-    """A policy, a clock, and what hosts and agents would say."""
+    """A policy, a clock, and the reports of hosts and agents."""
 
     def __init__(self, *agents: AgentState, sandboxes: tuple[str, ...] = ("base", "python")) -> None:
         self.now = 100.0
@@ -58,7 +58,7 @@ class World:
         )  # fmt: skip
 
     def run(self, seconds: float, *, bus: bool = True, hosts: bool = True, spawn: bool = True) -> list[Action]:
-        """Let time pass in steps of 50 ms in which everybody beats who should."""
+        """Let time pass in steps of 50 ms, with a heartbeat of each process that is alive."""
         done: list[Action] = []
         for step in range(round(seconds / 0.05)):
             self.now += 0.05

@@ -1,4 +1,4 @@
-"""A receiver of webhooks: a real HTTP server that keeps what it is given, and answers as it is told to."""
+"""A receiver of webhooks: a real HTTP server that keeps what it is sent, and answers as the test decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stand-in of E2B for tests: the control API, envd, and a third port by which a test asks for faults.
+"""A stand-in of E2B for tests: the control API, envd, and a third port by which a test orders faults.
 
     E2B_API_KEY=... python -m tests.e2b.standin --directory sandboxes --log requests.jsonl
 

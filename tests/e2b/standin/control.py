@@ -112,7 +112,7 @@ async def body_of(request: Request) -> dict[str, Any]:
 
 
 def page(everything: list[Sandbox], requested: dict[str, str]) -> tuple[list[Sandbox], str | None]:
-    """The sandboxes that a query asks for, the newest first unless it says otherwise, and the token of the next page.
+    """The sandboxes of a query, the newest first by default, and the token of the next page.
 
     Metadata are a query of their own in which names and values are quoted once more.
     """

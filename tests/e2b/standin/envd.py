@@ -224,7 +224,7 @@ async def start(request: Request, sandbox: Sandbox) -> Response:
 
 
 def overdue(sandbox: Sandbox, process: Process) -> None:
-    """The deadline of the call that started it kills a process, whoever listens."""
+    """The deadline of the call that started it kills a process, with or without listeners."""
     if sandbox.processes.running.get(process.pid) is process:
         process.overdue = True
         sandbox.processes.signal(process, signal.SIGKILL)
@@ -241,7 +241,7 @@ async def connect(request: Request, sandbox: Sandbox) -> Response:
 
 
 def streamed(request: Request, process: Process, seconds: float | None, *, own: bool) -> Response:
-    """`own` is the stream of the call that started it, and had its deadline: it hears of that alone."""
+    """`own` is the stream of the call that started it, and had its deadline: it alone is notified."""
     queue = process.listen()  # before anything else runs, so that nothing of a new process is missed
     interval = float(request.headers.get("keepalive-ping-interval") or 90)
     return StreamingResponse(events(process, queue, seconds, interval, own=own), media_type=STREAM_TYPE)

@@ -55,7 +55,7 @@ def main(descriptor: int) -> None:
                     break
                 serve(channel, json.loads(data), descriptors, running)
     kill_all()
-    os._exit(0)  # nothing of ours is left to tidy up, and whoever killed the sandbox waits
+    os._exit(0)  # nothing of ours is left to tidy up, and the killer of the sandbox waits
 
 
 def serve(
@@ -101,7 +101,7 @@ def reap(channel: socket.socket, running: dict[int, subprocess.Popen[bytes]]) ->
 
 
 def kill_all() -> None:
-    """SIGKILL to every descendant, until there is none: whoever forks meanwhile only adds to the next round."""
+    """SIGKILL to every descendant, until there is none: a fork meanwhile only adds to the next round."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -112,7 +112,7 @@ def kill_all() -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """All below a process. (psutil would say it too; importing it costs more than all else that this program does.)"""
+    """All below a process. (psutil has it too; importing it costs more than all else that this program does.)"""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():

@@ -1,4 +1,4 @@
-"""Starting the stand-in from a test, and telling it what should go wrong."""
+"""Starts the stand-in from a test, and orders its faults."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class StandIn:
         await self._request("POST", "/_limits", limits)
 
     async def vanish(self, sandbox_id: str) -> None:
-        """It is gone with all its processes, and nobody was told."""
+        """It is gone with all its processes, without a notice."""
         await self._request("POST", f"/_sandboxes/{sandbox_id}/vanish")
 
     async def reset(self, sandbox_id: str) -> None:
@@ -66,7 +66,7 @@ class StandIn:
         await self._request("POST", f"/_sandboxes/{sandbox_id}/port", {"open": opened})
 
     async def sandboxes(self) -> dict[str, dict[str, Any]]:
-        """All by id: `state`, `metadata`, `home`, `init` and `pids` of the processes in it, whoever started them."""
+        """All by id: `state`, `metadata`, `home`, `init` and `pids` of all processes in it."""
         return {sandbox["id"]: sandbox for sandbox in await self._request("GET", "/_sandboxes")}
 
     def tidy(self) -> None:
@@ -78,7 +78,7 @@ class StandIn:
         return [json.loads(line) for line in self._log.read_text().splitlines() if line.endswith("}")]
 
     def requests(self, path: str = "") -> list[dict[str, Any]]:
-        """The requests so far whose path begins so."""
+        """The requests so far of this path prefix."""
         return [line for line in self.log() if line["kind"] == "request" and line["path"].startswith(path)]
 
     def kill(self, number: int = signal.SIGKILL) -> None:

@@ -1,4 +1,4 @@
-"""The processes of one sandbox, as envd keeps them: started, heard by who listens, signalled, remembered a while.
+"""The processes of one sandbox, as envd keeps them: started, read by listeners, signalled, remembered a while.
 
 What it copies of envd's handler, because callers trip over it:
 
@@ -44,7 +44,7 @@ WAITING_CHUNKS = 64
 
 Event = dict[str, Any]
 OnOutput = Callable[["Process", str, bytes], None]
-"""Told of each piece of output before it goes to who listens: envd logs it."""
+"""Called with each piece of output before the listeners get it: envd logs it."""
 
 
 @dataclass(eq=False)
@@ -214,13 +214,13 @@ class Processes:
         self._channel.send(json.dumps({"signal": number, "pid": process.pid}).encode())
 
     def alive(self) -> list[psutil.Process]:
-        """Every process in the sandbox, whoever its parent is; without the first, which is ours."""
+        """Every process in the sandbox, of any parent; without the first, which is ours."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self.init.pid).children(recursive=True)
         return []
 
     def stop(self) -> None:
-        """SIGSTOP to all, until a look finds none that is not stopped."""
+        """SIGSTOP to all, until a check finds none that is not stopped."""
         stopped: set[int] = set()
         while fresh := [process for process in self.alive() if process.pid not in stopped]:
             for process in fresh:
@@ -234,7 +234,7 @@ class Processes:
                 process.resume()
 
     async def kill(self) -> None:
-        """SIGKILL to all; back when there is none left. No listener is told: the machine is gone."""
+        """SIGKILL to all; back when there is none left. No listener is notified: the machine is gone."""
         asyncio.get_running_loop().remove_reader(self._channel)
         self._channel.close()
         await asyncio.to_thread(self.init.wait)
@@ -255,7 +255,7 @@ class Processes:
                 return
             except OSError:
                 data = b""
-            if not data:  # somebody killed the first process: there is nobody to ask any more
+            if not data:  # the first process was killed: no request can be answered any more
                 asyncio.get_running_loop().remove_reader(self._channel)
                 return
             message = json.loads(data)

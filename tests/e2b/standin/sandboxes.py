@@ -29,7 +29,7 @@ from tests.e2b.standin.sockets import drop_connections
 ENVD_VERSION = "0.6.1"
 """Old enough that the SDK itself refuses what the stand-in has not: metadata of files, entries in watch events."""
 LIFETIME_S = 300
-"""Of a sandbox whose creator names none, as the service's default is."""
+"""Of a sandbox created without one, as the service's default is."""
 LONGEST_S = 3600
 """The service's limit for the smallest plan."""
 MIB = 1 << 20
@@ -274,7 +274,7 @@ class Sandboxes:
     async def end(self, sandbox: Sandbox) -> None:
         """Kill it: none of its processes is left, nor its directory."""
         if self.all.pop(sandbox.id, None) is None:
-            return  # somebody else is at it
+            return  # another call does it already
         if sandbox.expiry is not None:
             sandbox.expiry.cancel()
         await sandbox.processes.kill()
