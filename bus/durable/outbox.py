@@ -48,7 +48,7 @@ class Entry:
     refused: int = 0
 
 
-class State(enum.Enum):
+class OutboxState(enum.Enum):
     """Of an outbox; the module's docstring draws the transitions."""
 
     SENDING = enum.auto()
@@ -98,7 +98,7 @@ class Outbox:
         self._on_acked = on_acked
         self._pipelined = pipelined
         self._window = window
-        self._state = State.SENDING
+        self._state = OutboxState.SENDING
         self._entries: deque[Entry] = deque()
         self._unsent: deque[Entry] = deque()
         self._resync_task: asyncio.Task[None] | None = None
@@ -124,7 +124,7 @@ class Outbox:
     @property
     def closed(self) -> bool:
         """Whether it sends nothing more."""
-        return self._state is State.CLOSED
+        return self._state is OutboxState.CLOSED
 
     @property
     def oldest_number(self) -> int | None:
@@ -158,7 +158,7 @@ class Outbox:
     def push(self) -> None:
         """Send what `put` took."""
         try:
-            while self._unsent and self._state is State.SENDING and not self._must_wait():
+            while self._unsent and self._state is OutboxState.SENDING and not self._must_wait():
                 self._send(self._unsent[0])
                 self._unsent.popleft()
         except BusError as error:  # it is sent when the connection is up again, or at the next check
@@ -203,7 +203,7 @@ class Outbox:
             self.push()
 
     def _fence(self, error: Fenced) -> None:
-        self._state = State.CLOSED
+        self._state = OutboxState.CLOSED
         self._connection_generation += 1
         self._changed.set()
         self._on_fenced(error)
@@ -211,14 +211,14 @@ class Outbox:
     def _on_down(self) -> None:
         self._connection_generation += 1
         if not self.closed:
-            self._state = State.RESYNCING
+            self._state = OutboxState.RESYNCING
 
     async def _on_up(self) -> None:
         await self._resync()
 
     def check(self) -> None:
         """Start a resync if a message stays unacknowledged on a live connection. Call it about twice a second."""
-        if not self._entries or self._state is not State.SENDING or not self._bus.live:
+        if not self._entries or self._state is not OutboxState.SENDING or not self._bus.live:
             return
         if self._unsent and not self._must_wait():
             self.push()
@@ -227,14 +227,14 @@ class Outbox:
             self._start_resync()
 
     def _start_resync(self) -> None:
-        if self._state is not State.SENDING:
+        if self._state is not OutboxState.SENDING:
             return
-        self._state = State.RESYNCING
+        self._state = OutboxState.RESYNCING
         self._connection_generation += 1
         self._resync_task = asyncio.create_task(self._resync_until_done(), name="outbox-resync")
 
     async def _resync_until_done(self) -> None:
-        while self._state is State.RESYNCING and self._bus.live:
+        while self._state is OutboxState.RESYNCING and self._bus.live:
             await asyncio.sleep(RETRY_S)
             try:
                 await self._resync()
@@ -256,7 +256,7 @@ class Outbox:
         if generation != self._connection_generation:
             return  # closed, or the connection broke: the next resync may have resent everything already
         self._unsent = deque(entry for entry in self._entries if not entry.sequence)
-        self._state = State.SENDING
+        self._state = OutboxState.SENDING
         self._oldest_at = asyncio.get_running_loop().time()
         self.push()
 
@@ -292,7 +292,7 @@ class Outbox:
 
     def close(self) -> None:
         """Send nothing more."""
-        self._state = State.CLOSED
+        self._state = OutboxState.CLOSED
         self._connection_generation += 1
         self._changed.set()
         if self._resync_task is not None:

@@ -1,32 +1,26 @@
-"""What of the mirrored swarm a server has lost: found out before anything is put back, and without touching anything.
-
-A stream is lost when it is missing, empty, half put back, or ends before the mirror does and is the same up to there.
-One that goes on from what the mirror has, though it was made at another time (somebody's backup), is adopted.
-"""
+"""Which of the mirrored streams a server has lost. Reads only: `bus/mirror/restore.py` acts on the result."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from bus.errors import OtherHistory, Refused
+from bus.errors import Refused
 from bus.mirror.reader import MirrorFile
-from bus.mirror.schema import StreamIncarnation
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
 
 
 def restore_prefix(bus: NatsBus) -> str:
-    """In the place of `in.{ns}.` while the stream is being put back."""
+    """The write prefix of a stream that is being restored, in place of `in.{ns}.`."""
     return f"restore.{bus.subjects.ns}."
 
 
 async def stream_info(bus: NatsBus, stream: str) -> dict[str, Any] | None:
-    """What the server says of a stream, None if there is none."""
+    """The server's STREAM.INFO, None if there is no such stream."""
     try:
         return await bus.api(f"STREAM.INFO.{stream}")
     except Refused as error:
@@ -36,60 +30,81 @@ async def stream_info(bus: NatsBus, stream: str) -> dict[str, Any] | None:
 
 
 async def events_lost(bus: NatsBus) -> bool:
-    """Whether the server has nothing of the swarm's messages: no stream, an empty one, or one half put back."""
+    """Whether the server has nothing of the swarm's messages: no stream, an empty one, or a half restored one."""
     info = await stream_info(bus, bus.subjects.stream)
     return info is None or half_done(bus, info) or not info["state"]["messages"]
 
 
 def half_done(bus: NatsBus, info: dict[str, Any]) -> bool:
+    """Whether a restore of this stream was interrupted."""
     return bool(info["config"]["subjects"] == [restore_prefix(bus) + ">"])
 
 
-class Losses:
-    """Compares the streams of a server with a mirror's file."""
+@dataclass(frozen=True, slots=True)
+class Intact:
+    """The stream that the mirror follows, or one that the mirror has nothing of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Missing, empty, half restored, or a shorter copy of what the mirror holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adoptable:
+    """Created again, for example from a backup, but a continuation of what the mirror holds up to `cursor`."""
+
+    created: str
+    config: dict[str, Any]
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """Neither a continuation nor a shorter copy of what the mirror holds; `problem` tells the user what to do."""
+
+    problem: str
+
+
+class LossCheck:
+    """Compares the streams of a server with a mirror's file; changes neither."""
 
     def __init__(self, bus: NatsBus, store: MirrorStore, file: MirrorFile) -> None:
         self._bus, self._store, self._file = bus, store, file
         self._events = bus.subjects.stream
 
-    async def is_lost(self, stream: str, info: dict[str, Any] | None) -> bool:
+    async def classify(self, stream: str, info: dict[str, Any] | None) -> Intact | Lost | Adoptable | Diverged:
+        """Compare a stream with the mirror; `info` is the server's STREAM.INFO, None if there is no such stream."""
         known, cursor = self._store.incarnations.get(stream), self._store.cursors.get(stream, 0)
         if known is None or cursor == 0:
-            return False
+            return Intact()
         if info is None or half_done(self._bus, info):
-            return True
+            return Lost()
         state = info["state"]
         if known.created == info["created"] and state["last_seq"] >= cursor:
-            return False
+            return Intact()
         if not state["messages"]:
-            return True
+            return Lost()
         if stream != self._events:
-            return await self._bucket_lost(stream, info)
+            return self._classify_bucket(stream, info, cursor)
         at = min(cursor, state["last_seq"])
         if not await self._same_message(at):
-            raise OtherHistory(self._diverged(stream, info, f"its message {at} is another one than the mirror's"))
-        if state["last_seq"] >= cursor:  # a backup of the same history was put back by somebody
-            await self._adopt(stream, info, cursor)
-            return False
+            return self._diverged(stream, info, f"its message {at} differs from the mirror's")
+        if state["last_seq"] >= cursor:
+            return Adoptable(info["created"], info["config"], cursor)
         first, _ = self._file.bounds()
         if first > state["first_seq"]:
             text = f"it ends at {state['last_seq']}, the mirror at {cursor}, but has nothing before {first}"
-            raise OtherHistory(self._diverged(stream, info, text))
-        return True
+            return self._diverged(stream, info, text)
+        return Lost()
 
-    async def _bucket_lost(self, stream: str, info: dict[str, Any]) -> bool:
-        """A bucket that is there, made anew or shortened: adopted if it goes on from what the mirror has."""
-        bucket = stream.removeprefix("KV_")
-        if info["state"]["last_seq"] < self._store.cursors[stream]:
-            if bucket == self._bus.subjects.memory_bucket:
-                return True  # of use to readers only, and written again within a moment
-            raise OtherHistory(self._diverged(stream, info, "its revisions are lower than the mirror's"))
-        await self._adopt(stream, info, self._store.cursors[stream])
-        return False
-
-    async def _adopt(self, stream: str, info: dict[str, Any], cursor: int) -> None:
-        incarnation = StreamIncarnation(stream, info["created"], orjson.dumps(info["config"]), cursor, "restored")
-        await self._store.begin([incarnation])
+    def _classify_bucket(self, stream: str, info: dict[str, Any], cursor: int) -> Lost | Adoptable | Diverged:
+        """Of a bucket that exists, and was created again or is shorter than the mirror."""
+        if info["state"]["last_seq"] >= cursor:
+            return Adoptable(info["created"], info["config"], cursor)
+        if stream.removeprefix("KV_") == self._bus.subjects.memory_bucket:
+            return Lost()  # only readers use it, and the agents write it again within a moment
+        return self._diverged(stream, info, "its revisions are lower than the mirror's")
 
     async def _same_message(self, sequence: int) -> bool:
         try:
@@ -102,8 +117,8 @@ class Losses:
         data = base64.b64decode(found.get("data") or "")
         return bool((found["subject"], data) == (mirrored.row.subject, mirrored.row.payload))
 
-    def _diverged(self, stream: str, info: dict[str, Any], what: str) -> str:
-        return (
+    def _diverged(self, stream: str, info: dict[str, Any], what: str) -> Diverged:
+        return Diverged(
             f"stream {stream} at {self._bus.url}, made {info['created']}, does not go on from the mirror "
             f"{self._store.path}: {what}. To go on with the server's, move the mirror's file away; to go on with the "
             f"mirror's, remove the streams ({self._events}, and KV_{self._bus.subjects.ns}_…); see "

@@ -21,11 +21,11 @@ import orjson
 import structlog
 
 from bus.durable.fencing import claim_parts, new_agent_id
-from bus.errors import Refused, UsageError
+from bus.errors import OtherHistory, Refused, UsageError
 from bus.messages import Lifecycle, encode, now
 from bus.messages import headers as h
 from bus.mirror.batching import references
-from bus.mirror.loss_check import Losses, restore_prefix, stream_info
+from bus.mirror.loss_check import Adoptable, Diverged, LossCheck, Lost, restore_prefix, stream_info
 from bus.mirror.reader import PAGE, Mirrored, MirrorFile
 from bus.mirror.schema import MirrorGap, StreamIncarnation
 from bus.mirror.sequenced_publisher import Pipeline
@@ -114,8 +114,7 @@ class _Rebuild:
         if self._store.cursors.get(events, 0) == 0:
             return None
         infos = {stream: await stream_info(self._bus, stream) for stream in self._wanted}
-        losses = Losses(self._bus, self._store, self._file)
-        lost = {stream for stream, info in infos.items() if await losses.is_lost(stream, info)}
+        lost = await self._find_lost(infos)
         if not lost:
             return None
         if events in lost:
@@ -137,6 +136,25 @@ class _Rebuild:
             await self._bus.api(f"STREAM.UPDATE.{events}", {**config, **self._wanted[events]})
         log.warning("rebuilt", text=str(self._result))
         return self._result
+
+    async def _find_lost(self, infos: dict[str, dict[str, Any] | None]) -> set[str]:
+        """The streams to restore; those that continue the mirror are recorded in its file as its own.
+
+        Raises:
+            OtherHistory: a stream has diverged; nothing is recorded then.
+        """
+        check = LossCheck(self._bus, self._store, self._file)
+        results = {stream: await check.classify(stream, info) for stream, info in infos.items()}
+        adopted = []
+        for stream, result in results.items():
+            if isinstance(result, Diverged):
+                raise OtherHistory(result.problem)
+            if isinstance(result, Adoptable):
+                config = orjson.dumps(result.config)
+                adopted.append(StreamIncarnation(stream, result.created, config, result.cursor, "restored"))
+        if adopted:
+            await self._store.begin(adopted)
+        return {stream for stream, result in results.items() if isinstance(result, Lost)}
 
     def _held_up_to(self) -> int:
         """Up to which sequence the file had the stream: its cursor, but for what an earlier rebuilding left free."""

@@ -100,7 +100,7 @@ class MemoryServer:
         self._last[read_side] = sequence
         if msg_id is not None:
             self._ids[msg_id] = sequence
-        self.percentiles(
+        self.deliver(
             ReceivedMessage(
                 read_side,
                 data,
@@ -122,10 +122,10 @@ class MemoryServer:
             raise WrongSequence(subject, f"wrong last sequence: {revision}")
         self._revisions[bucket] = self._revisions.get(bucket, 0) + 1
         keys[key] = KvEntry(data, self._revisions[bucket])
-        self.percentiles(ReceivedMessage(subject, data, {}))
+        self.deliver(ReceivedMessage(subject, data, {}))
         return Ack(self._revisions[bucket])
 
-    def percentiles(self, received: ReceivedMessage) -> None:
+    def deliver(self, received: ReceivedMessage) -> None:
         """Core delivery to whoever listens now."""
         for pattern, listener in list(self._listeners.values()):
             if matches(pattern, received.subject):
@@ -366,7 +366,7 @@ class MemoryBus:
 
     async def tell(self, subject: str, data: bytes) -> None:
         self._check()
-        self.server.percentiles(ReceivedMessage(subject, data))
+        self.server.deliver(ReceivedMessage(subject, data))
 
     async def listen(self, subject: str, on_message: OnMessage) -> _Subscription:
         self._check()
@@ -395,7 +395,7 @@ class MemoryBus:
             raise BusTimeout(f"{subject}: nobody serves it")
         key = self.server.add_listener(inbox, take)
         try:
-            self.server.percentiles(ReceivedMessage(subject, data, {}, inbox))
+            self.server.deliver(ReceivedMessage(subject, data, {}, inbox))
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:

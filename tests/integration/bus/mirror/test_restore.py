@@ -324,7 +324,7 @@ async def test_another_history_is_not_touched(tmp_path):
         await ensure_streams(it.bus)
         await it.bus.publish("in.swarm.signal.X.other", b"{}")
         there = await it.stored()
-        with pytest.raises(OtherHistory, match="is another one than the mirror's"):
+        with pytest.raises(OtherHistory, match="differs from the mirror's"):
             await it.restore()
         told, usable = await restore(it.bus, it.mirror.file, StreamLimits(), "up")
         assert usable

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus.durable import outbox as outbox_module
-from bus.durable.outbox import Outbox, State
+from bus.durable.outbox import Outbox, OutboxState
 from bus.errors import BusError, Disconnected, Refused
 from bus.interface import Ack, Done, Headers
 from bus.messages import headers as h
@@ -101,7 +101,7 @@ async def test_a_refusal_inside_an_unbroken_connection_is_made_up_for(monkeypatc
         outbox.put(entry(number))
     outbox.push()
     async with asyncio.timeout(GUARD_S):
-        while outbox._state is not State.RESYNCING:
+        while outbox._state is not OutboxState.RESYNCING:
             await asyncio.sleep(0)
     await publish(outbox, 7, 12)  # taken during the resync
     await flushed(outbox)
