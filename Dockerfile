@@ -1,16 +1,16 @@
 # One image for every role: docker build -t signalmesh .
-# The nodejs target is the same with Node.js in it, for `command` agents: docker build --target nodejs -t signalmesh-nodejs .
+# The nodejs target adds Node.js, for `command` agents: docker build --target nodejs -t signalmesh-nodejs .
 ARG PYTHON_IMAGE=python:3.12-slim
 # With `--build-arg WEBSOCKET=1` the image reaches a NATS server by ws:// and wss:// as well.
 ARG WEBSOCKET=
 
-# -- everything that is needed to install, and nothing of it in the image that runs
+# -- the tools for the installation; none of them is in the final image
 FROM ${PYTHON_IMAGE} AS build
 ARG WEBSOCKET
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY requirements.lock requirements-build.lock requirements-install.lock requirements-wss.lock ./
-# What builds the one dependency without a wheel comes first, as pip checks no hash of what an isolated build fetches.
+# The build tools of the one dependency without a wheel are installed first: pip checks no hashes in isolated builds.
 # The embedded nats-server is left out: in Compose the server is a container of its own.
 RUN python3 -m venv /opt/signalmesh \
     && /opt/signalmesh/bin/pip install --quiet --require-hashes -r requirements-install.lock \
@@ -29,7 +29,7 @@ RUN /build/tools/bin/python -m hatchling build -t wheel -d /build/dist \
     && /opt/signalmesh/bin/python -m compileall -q /opt/signalmesh/lib \
     && find /opt/signalmesh -type d -name tests -prune -exec rm -rf {} +
 
-# -- what runs
+# -- the final image
 FROM ${PYTHON_IMAGE} AS signalmesh
 RUN useradd --system --uid 10001 --home-dir /swarm --shell /usr/sbin/nologin signalmesh \
     && install -d -o signalmesh -g signalmesh /swarm /var/lib/signalmesh

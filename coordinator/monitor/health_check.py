@@ -1,7 +1,6 @@
-"""Whether a process of the swarm on this machine is heard on the bus: what a container's health check asks.
+"""`signalmesh health`: whether a process of this machine sends heartbeats, for the health check of a container.
 
-A process that runs but that nobody hears is of no use to the swarm, so its own word is not asked for: the answer is a
-heartbeat that went over the bus.
+The check goes over the bus: a process that runs but is disconnected is of no use to the swarm.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from bus.nats.bus import NatsBus
 from bus.utils.processes import MACHINE
 
 HEALTHY = frozenset({"live", "finished", "standby"})
-"""States of a heartbeat in which its process does what it is for."""
+"""The statuses of a working process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`health --json`. `status` is that of the heartbeat, None when none was heard; `failed` are the sandboxes that
-    the provider, if it is what was heard, cannot make until a person has mended something.
+    """`health --json`. `status` is that of the heartbeat, None if none was received; `failed` are the sandboxes that
+    the provider, if the heartbeat is its own, cannot create until a person has fixed something.
     """
 
     ok: bool
@@ -33,10 +32,10 @@ class Health:
 
 
 async def check_health(bus: NatsBus, role: HeartbeatRole, within_s: float) -> Health:
-    """Listen until a healthy `role` of this machine was heard, at most `within_s` seconds.
+    """Listen until a healthy `role` of this machine sends a heartbeat, at most `within_s` seconds.
 
-    Who asks for the provider asks for its sandboxes: one that has given up any is not healthy. For "any" it is, as a
-    container would be ended for what no other process there could do better.
+    For the role "provider", one with failed sandboxes is unhealthy. For "any" it is healthy: restarting the container
+    would not create them.
     """
     found: Heartbeat | None = None
     healthy = False
@@ -54,11 +53,11 @@ async def check_health(bus: NatsBus, role: HeartbeatRole, within_s: float) -> He
         await listener.wait(lambda _: healthy, within_s)
     what = "no role" if role == "any" else f"no {role}"
     if found is None:
-        text = f"{what} of this machine ({MACHINE}) was heard within {within_s:g} s"
+        text = f"{what} of this machine ({MACHINE}) sent a heartbeat within {within_s:g} s"
     else:
         text = f"{found.role} {found.agent} of this machine ({MACHINE}): {found.status}"
     if failed := [] if found is None else failed_sandboxes_of(found):
-        text += f", but it has given up {', '.join(failed)}: `signalmesh status` says why"
+        text += f", but these sandboxes have failed: {', '.join(failed)}; see `signalmesh status`"
     return Health(
         ok=healthy,
         machine=MACHINE,

@@ -1,4 +1,4 @@
-"""`history KIND`: what the mirror's file has kept, read with the bus up or down."""
+"""`history KIND`: messages in the file of the mirror; the bus may be up or down."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ FIELDS: dict[str, tuple[tuple[str, int], ...]] = {
 }  # fmt: skip
 """Columns of each kind, and their rank (see coordinator.reporting.tables.Column)."""
 LONGEST_TEXT = 2000
-"""Of what an alert says: its end is what to do."""
+"""Limit for the text of an alert: it ends with the action to take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
     """A message, or a snapshot (then `sequence` is its revision, `subject` its key in the bucket).
 
-    One of `payload` and `malformed` (what is no JSON, as text) is there. `intact` is False where the file's row has
+    Either `payload` or `malformed` (the text of what is not JSON) is set. `intact` is False where the file's row has
     changed since it was written.
     """
 
@@ -72,7 +72,7 @@ class History:
 
 
 LARGEST_INTEGER = (1 << 63) - 1
-"""That SQLite knows."""
+"""Of SQLite."""
 
 
 def since_ns(text: str, now_ns: int | None = None) -> int:
@@ -96,7 +96,7 @@ def since_ns(text: str, now_ns: int | None = None) -> int:
 
 
 def kind_of(word: str) -> str:
-    """The kind that `word` names; the plural will do.
+    """The kind that `word` names, in the singular or the plural.
 
     Raises:
         UsageError: there is no such kind.
@@ -120,17 +120,17 @@ def read_history(path: Path, word: str, since: str | None, limit: int) -> Histor
         entries: list[HistoryEntry] = []
         if kind == SNAPSHOT:
             for value in file.value_history(file.subjects.state_bucket, since_ns=begin, limit=limit):
-                kept = value.row
+                row = value.row
                 entries.append(
-                    _entry(kept.revision, kept.stored_ns, kept.key, kept.key, {}, kept.value, intact=value.intact)
+                    _entry(row.revision, row.stored_ns, row.key, row.key, {}, row.value, intact=value.intact)
                 )
         else:
             for message in file.newest(limit, kind=kind, since_ns=begin):
-                row = message.row
-                agent = row.subject.rpartition(".")[2]
+                stored = message.row
+                agent = stored.subject.rpartition(".")[2]
                 entries.append(
                     _entry(
-                        row.sequence, row.stored_ns, row.subject, agent, dict(row.headers), row.payload,
+                        stored.sequence, stored.stored_ns, stored.subject, agent, dict(stored.headers), stored.payload,
                         intact=message.intact,
                     )
                 )  # fmt: skip

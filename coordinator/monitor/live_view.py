@@ -1,4 +1,4 @@
-"""The live view of `up` on a terminal: agents, sandboxes, decisions and what happened, all of it heard on the bus."""
+"""The live view of `up` on a terminal: agents, sandboxes, decisions and events, all of it received from the bus."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ REFRESH_S = 0.25
 MAX_DECISIONS = 12
 MAX_EVENTS = 6
 MIN_ROWS = 3
-"""So many decisions and events are shown however low the terminal is, if it can hold them at all."""
+"""The least number of decisions and events shown, in a terminal that can hold them at all."""
 RATE_S = 5.0
-"""Decisions a second are counted over this long."""
+"""Decisions per second are counted over this time."""
 STALE_S = 1.0
 """A heartbeat older than this is shown as silence."""
 COLOURS = {"buy": "green", "sell": "red", "hold": "yellow"}
@@ -50,7 +50,7 @@ DECISION_COLUMNS = (
 
 
 def event_line(message: Lifecycle | Alert) -> str:
-    """A short line for the live view: when, who, what, and why or how much."""
+    """A short line for the live view: time, agent, event, and its reason or amount."""
     if isinstance(message, Alert):
         return f"{message.timestamp:%H:%M:%S}  {message.severity.upper()} {message.message}"
     known = {"replayed": "inputs replayed", "cursor": "inputs up to message", "silent_ms": "silent, ms"}
@@ -80,7 +80,7 @@ class LiveView:
         if isinstance(message, Decision):
             deciders = self._up.config.deciders
             if deciders and message.source not in deciders:
-                return  # a stranger's: not of this swarm's doing
+                return  # of another writer: not a decision of this swarm
             self.count += 1
             self.decisions.append(message)
         elif isinstance(message, (Lifecycle, Alert)):
@@ -89,17 +89,17 @@ class LiveView:
             self.events.append(event_line(message))
 
     def render(self, width: int, height: int) -> Group:
-        """All of it in at most `height` lines, where that can be done."""
+        """The whole view, in at most `height` lines if possible."""
         time = asyncio.get_running_loop().time()
         self.counted.append((time, self.count))
         since, before = self.counted[0]
-        rate = f", {(self.count - before) / (time - since):.1f} a second" if time > since else ""
+        rate = f", {(self.count - before) / (time - since):.1f} per second" if time > since else ""
         up = self._up
         head = Text(f"signalmesh · swarm {up.config.swarm} · {up.bus.url} · Ctrl-C ends it, its state stays", "bold")
-        told = Text(f"{self.count} decisions heard{rate}")
+        total = Text(f"{self.count} decisions received{rate}")
         foot = Text(how_to_follow(up), "dim")
-        parts: list[Text | Table] = [head, told, Text(), self._agents(time, width)]
-        # Our own lines above and below, blanks, the heads of two tables, and one line for the cursor.
+        parts: list[Text | Table] = [head, total, Text(), self._agents(time, width)]
+        # The lines above and below, blanks, the heads of two tables, and one line for the cursor.
         room = height - len(up.config.agents) - 12
         sandboxes = len(up.config.sandboxes) + 3
         if room >= sandboxes + 2 * MIN_ROWS + 2:
@@ -109,7 +109,7 @@ class LiveView:
         shown = max(MIN_ROWS, min(MAX_DECISIONS, room - events))
         parts += [Text(), self._decided(shown, width), Text()]
         parts += [Text(escape_control(line), no_wrap=True, overflow="ellipsis") for line in [*self.events][-events:]]
-        for text in (head, told, foot):
+        for text in (head, total, foot):
             text.no_wrap, text.overflow = True, "ellipsis"
         return Group(*parts, Text(), foot)
 
@@ -119,8 +119,8 @@ class LiveView:
             name, kind = settings.spec.name, settings.spec.kind
             received_at, heartbeat = self._listener.agents.get(name, (None, None))
             if heartbeat is None or received_at is None:
-                unheard = "external" if settings.external else "not heard yet"
-                rows.append([name, kind, unheard, *[""] * (len(AGENT_COLUMNS) - 3)])
+                state = "external" if settings.external else "no heartbeat yet"
+                rows.append([name, kind, state, *[""] * (len(AGENT_COLUMNS) - 3)])
                 continue
             rows.append([
                 name, kind, _state(heartbeat.status, time - received_at), heartbeat.sandbox, str(heartbeat.pid),
@@ -140,13 +140,13 @@ class LiveView:
             )  # the one that serves it now
             if heartbeat is None or received_at is None:
                 provider = self._listener.provider
-                made = provider_text(sandbox.provider, provider.heartbeat.endpoint if provider else None)
-                rows.append([sandbox.name, made, "not heard yet", "", "", ""])
+                provider_cell = provider_text(sandbox.provider, provider.heartbeat.endpoint if provider else None)
+                rows.append([sandbox.name, provider_cell, "no heartbeat yet", "", "", ""])
                 continue
             running = tuple(child.agent for child in heartbeat.inventory or () if child.exit_code is None)
-            made = provider_text(heartbeat.provider, heartbeat.endpoint)
+            provider_cell = provider_text(heartbeat.provider, heartbeat.endpoint)
             rows.append([
-                heartbeat.agent, made, _state(heartbeat.status, time - received_at), str(heartbeat.pid),
+                heartbeat.agent, provider_cell, _state(heartbeat.status, time - received_at), str(heartbeat.pid),
                 f"{heartbeat.uptime_s or 0:.0f} s", running,
             ])  # fmt: skip
         return fitted(SANDBOX_COLUMNS, rows, width)
@@ -174,15 +174,15 @@ def _state(status: str, silent_s: float) -> Text:
 
 
 async def live_view(up: Up, stop: asyncio.Event) -> None:
-    shown = LiveView(up)
+    view = LiveView(up)
     out = console()
-    await shown.start()
+    await view.start()
     try:
-        with Live(shown.render(*out.size), console=out, auto_refresh=False, screen=False) as live:
+        with Live(view.render(*out.size), console=out, auto_refresh=False, screen=False) as live:
             while not stop.is_set():
-                live.update(shown.render(*out.size), refresh=True)
+                live.update(view.render(*out.size), refresh=True)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(REFRESH_S):
                         await stop.wait()
     finally:
-        print("ending: the agents drain and save their state; the next `up` goes on from it", flush=True)
+        print("ending: the agents drain and save their state; the next `up` continues from it", flush=True)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchLine:
-    """One line of `watch --json` and `up --json`. `sequence` is None for what is not kept, such as heartbeats.
+    """One line of `watch --json` and `up --json`. `sequence` is None for what is not stored, such as heartbeats.
 
-    One of `payload` and `malformed` (what is no JSON, as text) is there.
+    Either `payload` or `malformed` (the text of what is not JSON) is set.
     """
 
     subject: str
@@ -62,7 +62,7 @@ def parse(bus: NatsBus, received: ReceivedMessage) -> Message | None:
 
 
 class Lines:
-    """Prints lines until whoever reads them has gone (`| head`): then `unread` is set, and nothing more is printed."""
+    """Prints lines until the reader of the pipe has ended (`| head`): then `unread` is set, and nothing is printed."""
 
     def __init__(self) -> None:
         self.unread = asyncio.Event()
@@ -74,12 +74,12 @@ class Lines:
             print(escape_control(line), flush=True)
         except BrokenPipeError:
             self.unread.set()
-            # What is still buffered must go somewhere, or the interpreter complains at its end.
+            # The buffered rest must go somewhere, or the interpreter prints an error when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
-    """Print what is stored (and, for `heartbeat`, what is merely said) until interrupted, or unread."""
+    """Print stored messages (of the kind `heartbeat`: published ones) until an interrupt, or the end of the reader."""
     lines = Lines()
 
     async def on_message(received: ReceivedMessage) -> None:

@@ -1,4 +1,4 @@
-"""What `status --json` prints, and the words for a sandbox that was given up."""
+"""The types of `status --json`, and the text about a failed sandbox."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from datetime import datetime
 
 from coordinator.sandboxes.health import SandboxHealth
 
-FAILED_REMEDY = "`signalmesh history alert` says more; mend it, and start `signalmesh up` again"
+FAILED_REMEDY = "fix the cause (see `signalmesh history alert`), and start `signalmesh up` again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStatus:
-    """A sandbox whose host was heard, or (`status` "being made" or "given up", without a pid) of which its provider
-    says why none is. `provider` is that of swarm.toml; `endpoint` says where that made it: E2B, or else that it is
-    another one. None: its host does not say, as on this machine. `reason` is the beginning of why it was given up;
-    None for all others, and where the stream does not hold it any more.
+    """A sandbox with a host, or one that its provider reports (`status` "being made" or "given up", without a pid).
+
+    `provider` is that of swarm.toml; `endpoint` is where it was created: E2B, or another endpoint. None: its host does
+    not report it, as on this machine. `reason` is the beginning of the reason for a failure; None for all others, and
+    if the stream does not hold it any more.
     """
 
     name: str
@@ -31,13 +32,13 @@ class SandboxStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStatus:
-    """One agent. `status`: active, starting, restoring, draining, silent, stopped; of one that does not run what the
-    watchdog says: waiting, restarting, backoff, drained, quarantined; external: somebody else runs it; unknown: it has
-    a vote, and nothing else is known of it.
+    """One agent. `status`: active, starting, restoring, draining, silent, stopped; of one that does not run the
+    phase that the watchdog reports: waiting, restarting, backoff, drained, quarantined; external: the swarm does not
+    run it; unknown: it has a vote, and nothing else is known of it.
 
     `epoch` is that of its heartbeat, else of its newest claim. `restarts` counts claims beyond the first one that the
     stream still holds; `lag` are inputs not yet read, `poison` and `skipped` messages set aside and events that its
-    handler raised on. Of an external one `outputs` are its messages in the stream, and `last_output_at` is when the
+    handler failed on. Of an external one `outputs` are its messages in the stream, and `last_output_at` is when the
     newest of them was stored (None for all others).
     """
 
@@ -61,7 +62,7 @@ class AgentStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchdogStatus:
-    """A watchdog that was heard; `term` is None for one that stands by."""
+    """A watchdog that sends heartbeats; `term` is None for a standby."""
 
     pid: int
     machine: str | None
@@ -71,7 +72,7 @@ class WatchdogStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionCount:
-    """Decisions of the swarm's own deciders that the stream holds, and the time of the newest one's event.
+    """Decisions of the swarm's own deciders in the stream, and the time of the newest one's event.
 
     `from_other_writers` are decisions of other writers, which are not the swarm's.
     """
@@ -83,9 +84,9 @@ class DecisionCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorStatus:
-    """A mirror that was heard. `status`: waiting, catching-up, live, failing, diverged, draining.
+    """A mirror that sends heartbeats. `status`: waiting, catching-up, live, failing, diverged, draining.
 
-    `behind` rows are not in `file` yet; the oldest of those that it has read was stored `behind_ms` ago.
+    `lag` rows are not in `file` yet; the oldest of those that it has read was stored `behind_ms` ago.
     """
 
     file: str
@@ -98,9 +99,8 @@ class MirrorStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderStatus:
-    """The provider of sandboxes elsewhere, where it was heard. `status`: live; retrying: what it asks for fails, and
-    is asked again; refused: running sandboxes cannot be renewed; waiting: the bus is away. `endpoint`: E2B, or else
-    that it is another one; None where it did not say.
+    """The provider of remote sandboxes. `status`: live; retrying: its requests fail and are repeated; refused: running
+    sandboxes cannot be renewed; waiting: the bus is away. `endpoint`: E2B, or another one; None: it does not report it.
     """
 
     pid: int
@@ -110,8 +110,8 @@ class ProviderStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """`status --json`. `watchdog_term` is None when nobody was heard that leads; `watchdogs` are the leader and those
-    that stand by. `provider` is None when none was heard.
+    """`status --json`. `watchdog_term` is None if no watchdog leads; `watchdogs` are the leader and the standbys.
+    `mirror` and `provider` are None if they send no heartbeats.
     """
 
     swarm: str
@@ -128,6 +128,6 @@ class Status:
 
 
 def failed_text(sandbox: SandboxStatus) -> str:
-    """That `sandbox` was given up, and why."""
+    """That `sandbox` has failed, and why."""
     why = f": {sandbox.reason}" if sandbox.reason else ""
-    return f"{sandbox.name}: its provider has given it up{why}"
+    return f"{sandbox.name}: failed permanently{why}"

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from bus.messages import FAILED
 from bus.utils.terminal import escape_control
 from coordinator.monitor.models import FAILED_REMEDY, AgentStatus, SandboxStatus, Status, failed_text
 from coordinator.reporting.tables import Cell, Column, console, print_table, state_text
 from coordinator.sandboxes.environment import provider_text
 from coordinator.sandboxes.health import SandboxHealth
-
-if TYPE_CHECKING:
-    pass
 
 SANDBOX_COLUMNS = (
     Column("sandbox"), Column("provider", 3), Column("state"), Column("pid", 2, right=True),
@@ -22,52 +17,54 @@ SANDBOX_COLUMNS = (
 )  # fmt: skip
 STATUS_COLUMNS = (
     Column("agent"), Column("state"), Column("kind", 7), Column("sandbox", 1), Column("pid", 2, right=True),
-    Column("epoch", 5, right=True), Column("restarts", 3, right=True), Column("beat, ms ago", 6, right=True),
+    Column("epoch", 5, right=True), Column("restarts", 3, right=True), Column("heartbeat, ms ago", 6, right=True),
     Column("cursor", 8, right=True), Column("unread", 4, right=True), Column("outputs", 9, right=True),
 )  # fmt: skip
 MIB = 1 << 20
 
 
 def watchdogs_text(status: Status) -> str:
-    """Who leads, and who stands by."""
+    """The leading watchdog and the standbys."""
     leading = [f"watchdog {dog.pid} leads with term {dog.term}" for dog in status.watchdogs if dog.term is not None]
-    waiting = [str(dog.pid) for dog in status.watchdogs if dog.term is None]
-    return f"{', '.join(leading) or 'no watchdog leads'}, {' and '.join(waiting) or 'none'} stands by"
+    standbys = [str(dog.pid) for dog in status.watchdogs if dog.term is None]
+    waiting = f"standby: {', '.join(standbys)}" if standbys else "no standby"
+    return f"{', '.join(leading) or 'no watchdog leads'}, {waiting}"
 
 
 def agents_text(status: Status) -> str:
-    """How many agents there are, and how many of them work."""
+    """The number of agents, and how many of them are active."""
     external = sum(agent.status == "external" for agent in status.agents)
-    # Who leads brings back, or tells of, every agent that it knows.
+    # A leading watchdog restarts or reports every agent of its configuration: an agent that is still stopped is not
+    # configured any more.
     led = status.watchdog_term is not None
     former = sum(agent.status == "stopped" for agent in status.agents) if led else 0
     own = len(status.agents) - external - former
-    text = f"{status.active_agents} of {own} agents active" if own else "no agent was heard of yet"
+    text = f"{status.active_agents} of {own} agents active" if own else "no agent is known yet"
     text += f", {external} external" if external else ""
     return text + (f", {former} stopped and not configured any more" if former else "")
 
 
 def provider_lines(status: Status) -> list[str]:
-    """Of the provider, where there is one or should be: a sandbox that it made is heard."""
+    """The state of the provider, if there is one, or should be since a sandbox of it sends heartbeats."""
     if (received := status.provider) is not None:
-        at = received.endpoint or "an endpoint that it does not name"
-        return [f"sandboxes elsewhere are made at {at}, by provider {received.pid}: {received.status}"]
-    elsewhere = [sandbox.endpoint for sandbox in status.sandboxes if sandbox.provider == "e2b"]
-    if not elsewhere:
+        at = received.endpoint or "an endpoint that it does not report"
+        return [f"remote sandboxes are created at {at}, by provider {received.pid}: {received.status}"]
+    remote = [sandbox.endpoint for sandbox in status.sandboxes if sandbox.provider == "e2b"]
+    if not remote:
         return []
-    known = sorted({endpoint or "an endpoint that their hosts do not name" for endpoint in elsewhere})
-    return [f"no provider heard: nobody renews the lifetimes of the sandboxes at {' and '.join(known)}"]
+    known = sorted({endpoint or "an endpoint that their hosts do not report" for endpoint in remote})
+    return [f"no provider runs: the lifetimes of the sandboxes are not renewed at {' and '.join(known)}"]
 
 
 def print_status(status: Status) -> None:
-    """What `status` has gathered, as wide as there is room for."""
+    """Print the status in the width of the terminal."""
     out = console()
     watchdog = watchdogs_text(status)
     others = (
         f" (and {status.decisions.from_other_writers} of other writers)" if status.decisions.from_other_writers else ""
     )
     last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""
-    mirror = "no mirror heard"
+    mirror = "no mirror runs"
     if (received := status.mirror) is not None:
         mirror = f"mirror {received.status}: {received.file}, {received.lag} rows and {received.behind_ms} ms behind"
     for line in (
@@ -108,7 +105,7 @@ def print_status(status: Status) -> None:
 
 
 def _sandbox_cells(sandbox: SandboxStatus) -> list[str]:
-    """Pid, uptime and health; nothing of one that has no host."""
+    """Pid, uptime and health; empty for a sandbox without a host."""
     if sandbox.pid is None:
         return [""] * 8
     return [str(sandbox.pid), f"{sandbox.uptime_s or 0:.0f} s", *health_cells(sandbox.health)]
@@ -128,16 +125,15 @@ def health_cells(health: SandboxHealth) -> list[str]:
 
 
 def _memory(health: SandboxHealth) -> str:
-    """PSS, in MiB; where the system of the sandbox does not tell it, RSS, and that it is."""
+    """PSS in MiB; if the system of the sandbox does not report it, RSS, marked as such."""
     if health.pss_mb is not None:
         return f"{health.pss_mb:.0f}"
     return "" if health.rss_mb is None else f"RSS {health.rss_mb:.0f}"
 
 
 def _last_output_text(agent: AgentStatus) -> str:
-    received = "not heard: nothing of it is in the stream"
+    received = "none of its messages are in the stream"
     if agent.outputs and agent.last_output_at:
-        received = (
-            f"{agent.outputs} messages of it in the stream, the newest of {agent.last_output_at:%Y-%m-%d %H:%M:%S} UTC"
-        )
-    return escape_control(f"{agent.name}: run by somebody else; {received}")
+        newest = f"{agent.last_output_at:%Y-%m-%d %H:%M:%S} UTC"
+        received = f"{agent.outputs} of its messages are in the stream, the newest of {newest}"
+    return escape_control(f"{agent.name}: external; {received}")

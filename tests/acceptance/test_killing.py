@@ -230,8 +230,8 @@ async def test_external_agents_and_unknown_writers_are_told_apart(tmp_path: Path
         assert status["decisions"]["last_at"] < "2031"
         plain = (await swarm.command("status")).out
         assert "5 of 5 agents active, 2 external" in plain
-        assert "oracle: run by somebody else; 1 messages of it in the stream, the newest of 20" in plain
-        assert "reader: run by somebody else; not heard" in plain
+        assert "oracle: external; 1 of its messages are in the stream, the newest of 20" in plain
+        assert "reader: external; none of its messages are in the stream" in plain
         assert "(and 2 of other writers)" in plain
 
 

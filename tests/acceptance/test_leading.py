@@ -63,7 +63,7 @@ async def assert_status(swarm: Swarm, leader: int, standby: int) -> None:
     pids = {dog["pid"]: dog["term"] for dog in status["watchdogs"]}
     assert pids == {leader: status["watchdog_term"], standby: None}
     plain = (await swarm.command("status")).out
-    assert f"watchdog {leader} leads with term {status['watchdog_term']}, {standby} stands by" in plain
+    assert f"watchdog {leader} leads with term {status['watchdog_term']}, standby: {standby}" in plain
 
 
 async def test_the_standby_takes_over_from_a_killed_leader_and_restarts_no_agent(tmp_path: Path):

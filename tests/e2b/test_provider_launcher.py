@@ -37,13 +37,13 @@ async def test_an_unresponsive_launcher_is_replaced_and_its_successor_ends_nothi
         at = f"custom endpoint {e2b_standin.environment['E2B_API_URL']}"
         assert status.json["provider"] == {"pid": unresponsive, "status": "live", "endpoint": at}
         assert (
-            f"sandboxes elsewhere are made at {at}, by provider {unresponsive}: live"
+            f"remote sandboxes are created at {at}, by provider {unresponsive}: live"
             in (await swarm.command("status")).out
         )
         assert (await swarm.command("health", "provider")).code == 0
         swarm.send(unresponsive, signal.SIGSTOP)
         without_heartbeat = (await swarm.command("status")).out
-        assert f"no provider heard: nobody renews the lifetimes of the sandboxes at {at}" in without_heartbeat
+        assert f"no provider runs: the lifetimes of the sandboxes are not renewed at {at}" in without_heartbeat
         [row] = [line for line in without_heartbeat.splitlines() if line.startswith(f"{there.host} ")]
         assert row.split("  ")[1] == "e2b, custom endpoint"
         [found] = [

@@ -168,19 +168,19 @@ async def test_what_no_retry_fixes_is_reported_and_the_agents_run_locally(tmp_pa
             "python", "given up", None, [],
         )  # fmt: skip
         assert output in status.json["sandboxes"][-1]["reason"]
-        [line] = [line for line in (await swarm.command("status")).out.splitlines() if "has given it up" in line]
-        assert line.startswith("python: its provider has given it up: ")
+        [line] = [line for line in (await swarm.command("status")).out.splitlines() if "failed permanently" in line]
+        assert line.startswith("python: failed permanently: ")
         assert output in line
         history = await swarm.command("history", "alert")
         assert output in history.out
         doctor = await run_command(tmp_path, "doctor", environment=e2b_standin.environment)
         assert doctor.code == 1
-        [line] = [line for line in doctor.out.splitlines() if "has given it up" in line]
+        [line] = [line for line in doctor.out.splitlines() if "failed permanently" in line]
         assert output in line
         assert line.endswith("; its agents run in other sandboxes")
         unhealthy = await swarm.command("health", "provider", "--timeout", "1", "--json")
         assert (unhealthy.code, unhealthy.json["failed"], unhealthy.json["status"]) == (1, ["python"], "live")
-        assert "it has given up python" in unhealthy.json["text"]
+        assert "these sandboxes have failed: python" in unhealthy.json["text"]
         assert (await swarm.command("health")).code == 0
 
 

@@ -47,7 +47,7 @@ def test_each_sandbox_is_shown_with_the_host_that_serves_it_now():
     assert [line[:4] for line in lines] == [
         ["python-i2", "e2b", "live", "33"],
         ["base", "local", "live", "11"],
-        ["nodejs", "local", "not heard yet"],
+        ["nodejs", "local", "no heartbeat yet"],
     ]
 
 

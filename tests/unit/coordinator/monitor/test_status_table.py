@@ -137,4 +137,4 @@ def test_what_is_not_known_to_be_e2b_is_not_called_so(endpoint, provider, at, ca
     print_status(replace(status, sandboxes=far))
     shown = capsys.readouterr().out
     assert [re.split("  +", row)[1] for row in sandbox_table(shown)[2:]] == [provider] * 3
-    assert f"no provider heard: nobody renews the lifetimes of the sandboxes at {at}\n" in shown
+    assert f"no provider runs: the lifetimes of the sandboxes are not renewed at {at}\n" in shown
