@@ -1,4 +1,4 @@
-# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | bench | schema | reference | docs | lock | clean
+# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | bench | schema | reference | pictures | docs | lock | clean
 #   make up ARGS="--port 0"        arguments for the verb
 #   make test ARGS="-k outbox"     arguments for pytest
 #   make setup VENV=dir            another environment than .venv (a directory; it is made)
@@ -16,7 +16,7 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 	--no-header --no-annotate --no-config --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test test-slow test-matrix test-docker lint types check bench schema reference docs lock clean
+.PHONY: help setup up test test-slow test-matrix test-docker lint types check bench schema reference pictures docs lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
@@ -104,6 +104,10 @@ schema: setup
 # docs/reference, from the code.
 reference: setup
 	$(BIN)/python -m docs.generate
+
+# The pictures of docs/assets, of a swarm that this runs for a minute.
+pictures: setup
+	$(BIN)/python -m docs.generate.pictures
 
 # The documentation site, into build/docs; a broken link ends it with an error.
 docs: setup reference
