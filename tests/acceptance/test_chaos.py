@@ -28,7 +28,7 @@ def candidates(swarm: Swarm) -> FaultTargets:
 @pytest.mark.slow
 @pytest.mark.serial
 @pytest.mark.timeout(500)
-async def test_a_seeded_run_of_faults_with_its_proof(tmp_path: Path):
+async def test_a_seeded_run_of_faults_with_its_verification(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "20", "--standby", "--fault-proxy")
         await subscriber.decided(260)

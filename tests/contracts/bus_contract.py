@@ -79,7 +79,7 @@ class BusContract:
         assert (stored.subject, stored.sequence, stored.data, stored.pending) == (MARKET, 1, data, 0)
         assert {h.MSG_ID: "feed:1", h.OUTPUT: "1", "traceparent": "00-ab-cd-01"}.items() <= stored.headers.items()
 
-    async def test_a_repetition_is_acknowledged_and_not_heard(self, bus, mesh):
+    async def test_a_repetition_is_acknowledged_and_not_delivered(self, bus, mesh):
         found = await received_by(await mesh.connect(), "swarm.>")
         first = await bus.publish("in." + MARKET, b"1", {h.MSG_ID: "feed:1"})
         again = await bus.publish("in." + MARKET, b"1", {h.MSG_ID: "feed:1"})
@@ -88,7 +88,7 @@ class BusContract:
         assert [received.data for received in await found.reach(2)] == [b"1", b"2"]
         assert [stored.data for stored in await bus.read_back(("swarm.>",), 1)] == [b"1", b"2"]
 
-    async def test_subscribers_hear_what_is_stored_in_order_and_once(self, bus, mesh):
+    async def test_subscribers_receive_what_is_stored_in_order_and_once(self, bus, mesh):
         found = await received_by(await mesh.connect(), "swarm.>")
         published = [(MARKET, b"1"), (SIGNAL, b"2"), (MARKET, b"3"), (MARKET, b"4"), (SIGNAL, b"5")]
         for subject, data in published:
@@ -205,13 +205,13 @@ class BusContract:
             expect = won[0]
         assert len(await bus.read_back(("swarm.epoch.voter",), 1)) == 5
 
-    async def test_a_claim_whose_answer_was_lost_is_recognised(self, bus):
+    async def test_a_claim_whose_answer_was_lost_is_found_again(self, bus):
         losing = LosingBus(bus, lands=True)
         epoch = await claim(losing, "voter", agent_id="mine", claimed_by="test", sandbox="")
         assert losing.lost == 1
         assert [claimed.sequence for claimed in await bus.read_back(("swarm.epoch.voter",), 1)] == [epoch]
 
-    async def test_a_claim_that_landed_is_recognised_when_it_is_repeated(self, bus):
+    async def test_a_claim_that_landed_is_found_again_when_it_is_repeated(self, bus):
         epoch = await claim(bus, "voter", agent_id="mine", claimed_by="test", sandbox="", expect=0)
         assert await claim(bus, "voter", agent_id="mine", claimed_by="test", sandbox="", expect=0) == epoch
         with pytest.raises(WrongSequence):
@@ -322,7 +322,7 @@ class BusContract:
             await bus.publish("in." + MARKET, b"")
         assert [stored.sequence for stored in await found.reach(3)] == [1, 2, 3]
 
-    async def test_a_closed_follower_hears_nothing_more(self, bus):
+    async def test_a_closed_follower_receives_nothing_more(self, bus):
         closed: Collector[StoredMessage] = Collector()
         other: Collector[StoredMessage] = Collector()
         follower = await bus.follow(("swarm.>",), 1, closed)
@@ -399,7 +399,7 @@ class BusContract:
 
     # -- core messages
 
-    async def test_tell_is_heard_and_not_kept(self, bus, mesh):
+    async def test_tell_is_delivered_and_not_stored(self, bus, mesh):
         found = await received_by(await mesh.connect(), "swarm.heartbeat.*")
         await bus.tell("swarm.heartbeat.feed", b"beat")
         await bus.tell("swarm.control.feed.probe", b"not for them")
@@ -410,7 +410,7 @@ class BusContract:
         ]
         assert await bus.bounds() == Bounds(first=1, last=0)
 
-    async def test_a_closed_listener_hears_nothing_more(self, bus):
+    async def test_a_closed_listener_receives_nothing_more(self, bus):
         closed: Collector[ReceivedMessage] = Collector()
         listener = await bus.listen("swarm.heartbeat.>", closed)
         other = await received_by(bus, "swarm.heartbeat.>")
@@ -422,7 +422,7 @@ class BusContract:
         await other.reach(2)
         assert len(closed.items) == 1
 
-    async def test_a_listener_that_raises_hears_the_next(self, bus):
+    async def test_a_listener_that_raises_receives_the_next(self, bus):
         found: Collector[ReceivedMessage] = Collector()
 
         async def on_message(received: ReceivedMessage) -> None:
@@ -449,7 +449,7 @@ class BusContract:
             )
         assert answers == [f"swarm.control.feed.probe {str(n)[::-1]}".encode() for n in range(10, 20)]
 
-    async def test_a_request_that_nobody_serves_fails_at_once(self, bus):
+    async def test_a_request_without_a_responder_fails_at_once(self, bus):
         async with asyncio.timeout(5):
             with pytest.raises(BusTimeout, match=r"swarm\.control\.nobody\.probe: nobody serves it"):
                 await bus.request("swarm.control.nobody.probe", b"", timeout_s=60)

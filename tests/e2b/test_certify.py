@@ -157,7 +157,7 @@ async def test_a_template_with_the_program_is_used_as_it_is(tmp_path: Path, e2b_
 
 
 @pytest.mark.slow
-async def test_a_sandbox_that_cannot_be_ended_is_left_and_its_record_kept(
+async def test_a_sandbox_that_cannot_be_deleted_is_left_and_its_record_stays(
     tmp_path: Path, e2b_standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ):
     """As the provider lists it: deletions fail, and nothing else does."""

@@ -140,7 +140,7 @@ async def test_so_many_run_at_a_time(e2b_standin):
     await AsyncSandbox.create(timeout=60, retries=0)
 
 
-async def test_so_many_are_made_a_second(e2b_standin):
+async def test_creates_a_second_are_limited(e2b_standin):
     await e2b_standin.limits(creates_per_s=0.05)
     await AsyncSandbox.create(timeout=60)
     async with httpx.AsyncClient() as client:
