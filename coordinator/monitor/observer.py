@@ -1,4 +1,4 @@
-"""What an outside subscriber hears while faults happen, with the time of hearing on one monotonic clock.
+"""What an outside subscriber receives while faults happen, with the time of arrival on one monotonic clock.
 
 It is a plain core subscriber, so it checks what such a one is promised: every decision once and in order, except for
 what passed while its own connection was broken, where `Nats-Last-Sequence` shows the gap; nothing of a superseded
@@ -31,7 +31,7 @@ KEPT_EVENTS = 5000
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Between two heard messages of a subject, those after `after` up to `through` were not heard."""
+    """Between two received messages of a subject, those after `after` up to `through` were not received."""
 
     subject: str
     after: int
@@ -78,7 +78,7 @@ class Observer(HeartbeatTable):
         await self._listen()
 
     async def stop(self) -> None:
-        """Hear no more: what was heard stays."""
+        """Receive nothing more; what was received stays."""
         if self._listening is not None:
             await self._listening.close()
             self._listening = None
@@ -145,7 +145,7 @@ class Observer(HeartbeatTable):
         self._on_alert(alert)
 
     async def read_alerts(self) -> None:
-        """Note the stored alerts that were not heard: from before it listened, or while its connection was broken.
+        """Add the stored alerts that were not received: from before it listened, or while its connection was broken.
 
         Raises:
             BusError: the bus does not answer, or has no such stream.
@@ -196,7 +196,7 @@ class Observer(HeartbeatTable):
     # -- looking
 
     def inventory(self, agent: str) -> Child | None:
-        """The running process of `agent`, as the newest beat of its host lists it."""
+        """The running process of `agent`, as the newest heartbeat of its host lists it."""
         heartbeat = self.agents.get(agent)
         host = self.hosts.get(heartbeat.heartbeat.sandbox) if heartbeat is not None else None
         for child in (host.heartbeat.inventory or ()) if host is not None else ():
@@ -210,7 +210,7 @@ class Observer(HeartbeatTable):
         return None
 
     def lives(self, agent: str, since: float = 0.0) -> bool:
-        """Whether the newest incarnation of `agent` was heard at work after `since`."""
+        """Whether the newest incarnation of `agent` was seen working after `since`."""
         heartbeat = self.agents.get(agent)
         if heartbeat is None or heartbeat.at <= since or heartbeat.heartbeat.status not in ("live", "finished"):
             return False
@@ -219,7 +219,7 @@ class Observer(HeartbeatTable):
     def event_at(
         self, name: str, agent: str, since: float, *, epoch: int | None = None, above: int = 0
     ) -> float | None:
-        """When the first lifecycle event of this name about `agent` was heard after `since`."""
+        """When the first lifecycle event of this name about `agent` was received after `since`."""
         for at, event in self.events:
             of = event.epoch or 0
             if at >= since and (event.event, event.agent) == (name, agent) and epoch in (None, of) and of >= above:
@@ -227,11 +227,11 @@ class Observer(HeartbeatTable):
         return None
 
     def alert_at(self, code: str, since: float) -> float | None:
-        """When the first alert of this code was heard after `since`."""
+        """When the first alert of this code was received after `since`."""
         return next((at for at, alert in self.alerts if at >= since and alert.code == code), None)
 
     async def until(self, found: Callable[[], T | None], timeout_s: float) -> T:
-        """Wait until `found` returns something that is true, looked at after all that is heard.
+        """Wait until `found` returns something that is true, called after each received message.
 
         Raises:
             TimeoutError: it did not.

@@ -128,7 +128,7 @@ def test_agents_that_are_not_configured_any_more_are_counted_apart(capsys):
     [
         ("E2B at https://api.e2b.app", "e2b", "E2B at https://api.e2b.app"),
         ("custom endpoint http://h:1", "e2b, custom endpoint", "custom endpoint http://h:1"),
-        (None, "e2b, endpoint not known", "an endpoint that their hosts do not name"),
+        (None, "e2b, endpoint not known", "an endpoint that their hosts do not report"),
     ],
 )
 def test_what_is_not_known_to_be_e2b_is_not_called_so(endpoint, provider, at, capsys):
