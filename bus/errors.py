@@ -62,7 +62,7 @@ class DataError(UsageError):
 
 
 class MirrorUnusable(UsageError):
-    """A mirror's file that cannot be used as it is; the message says what to do."""
+    """A mirror's file that cannot be used as it is; the message contains the remedy."""
 
     def __init__(self, file: str, problem: str) -> None:
         self.file, self.problem = file, problem
@@ -166,11 +166,11 @@ class BusTimeout(BusError):
 
 
 class NoResponders(BusTimeout):
-    """A request reached nobody: the server says that no one listens there."""
+    """A request to a subject without subscribers."""
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
-        super().__init__(f"{subject}: nobody serves it")
+        super().__init__(f"{subject}: no process serves it")
 
 
 class Refused(BusError):
@@ -186,7 +186,7 @@ class WrongSequence(BusError):
 
     def __init__(self, subject: str, description: str) -> None:
         self.subject, self.description = subject, description
-        super().__init__(f"{subject}: somebody else wrote first: {description}")
+        super().__init__(f"{subject}: another process wrote first: {description}")
 
 
 class Fenced(WrongSequence):

@@ -25,7 +25,7 @@ def new_agent_id() -> str:
 
 
 async def last_claim(bus: Bus, agent: str) -> StoredMessage | None:
-    """The newest claim of `agent`, or None if nobody has claimed it yet."""
+    """The newest claim of `agent`, or None if it was never claimed."""
     return await bus.last(bus.subjects.epoch(agent))
 
 
@@ -48,7 +48,7 @@ async def claim(
     try:
         return (await bus.publish("in." + subject, data, headers)).sequence
     except (BusTimeout, WrongSequence, Disconnected):
-        # An earlier write of ours may have landed although its answer was lost: only the stored claim can tell.
+        # An earlier write of ours may have landed although its answer was lost: only the stored claim decides.
         last = await last_claim(bus, agent)
         if last is not None:
             stored: object = None

@@ -52,7 +52,7 @@ def read_record(data: bytes) -> Record:
     """Decode a stored record.
 
     Raises:
-        ValueError: it is none, whoever has written that.
+        ValueError: it is not a valid record.
     """
     return msgspec.convert(orjson.loads(data), Record)
 

@@ -72,7 +72,7 @@ def read_snapshot(agent: str, data: bytes) -> Snapshot:
 
 
 class SnapshotUnreadable(MeshError):
-    """What stands in a snapshot's place is none, whoever has written that."""
+    """A stored value that is not a valid snapshot."""
 
 
 class SnapshotStore:

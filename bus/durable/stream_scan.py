@@ -11,7 +11,7 @@ from bus.interface import Bus, StoredMessage
 SILENCE_S = 10.0
 """After so long without a message the stream's bounds are looked at again: the rest may have expired."""
 ROOM = 2000
-"""Messages that are read ahead of whoever takes them."""
+"""Messages that are read ahead of the consumer."""
 
 
 async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int) -> AsyncGenerator[StoredMessage, None]:

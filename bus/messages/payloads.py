@@ -149,7 +149,7 @@ LifecycleEvent = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifecycle:
-    """Something that happened to `agent`, told by `source`. `detail` holds the figures of that event."""
+    """Something that happened to `agent`, reported by `source`. `detail` holds the values of that event."""
 
     event: LifecycleEvent
     agent: str
@@ -164,7 +164,7 @@ class Lifecycle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """What a person should know. `code` is stable; `message` says what to do."""
+    """A problem for the operator. `code` is stable; `message` contains the remedy."""
 
     severity: Severity
     code: str

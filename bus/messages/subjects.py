@@ -18,7 +18,7 @@ AGENT_KINDS = ("market", "headline", "sentiment", "signal", "decision")
 """Kinds that an agent's handlers may publish."""
 
 WATCHDOG = "watchdog"
-"""The one writer whose VotingConfig is obeyed."""
+"""The only writer of a VotingConfig that agents use."""
 PROVIDER = "provider"
 """Who reports of sandboxes that are made elsewhere."""
 STANDBY = "standby"
@@ -121,7 +121,7 @@ class Subjects:
         return f"{self.ns}.{kind}.{escape_topic(topic)}.{agent}"
 
     def write(self, read_side: str) -> str:
-        """The write-side subject under which to publish what is heard on `read_side`."""
+        """The write-side subject under which to publish what is received on `read_side`."""
         return "in." + read_side
 
     def epoch(self, agent: str) -> str:

@@ -109,7 +109,7 @@ class Mirror:
                 await self._stop.wait()
 
     async def _until_arrival(self) -> None:
-        """Sleep while nothing arrives and nothing waits; but not for long: streams are made anew, rows grow old."""
+        """Sleep while nothing arrives and nothing waits; but not for long: streams are created again, rows grow old."""
         if any(followed.waiting for followed in self._followed) or self._stop.is_set():
             return
         self._events.arrived.clear()
@@ -164,7 +164,7 @@ class Mirror:
         self._missing.add(stream)
         problem = (
             f"stream {stream} is gone from the bus: what needs it cannot go on. End the swarm (`signalmesh down`) and "
-            f"start it anew: `signalmesh up` puts back what the mirror {self._store.path} holds"
+            f"restart it: `signalmesh up` restores what the mirror {self._store.path} holds"
         )
         log.error("stream_lost", stream=stream)
         self._reports.alert("critical", "stream_lost", problem)
@@ -188,7 +188,7 @@ class Mirror:
                 except BaseException:
                     followed.reader = None
                     raise
-            elif followed.unverified:  # its consumer is made anew: the stream may have been, too
+            elif followed.unverified:  # its consumer is created again: the stream may have been, too
                 await self._verify(followed)
 
     async def _verify(self, followed: Followed) -> None:
@@ -211,7 +211,7 @@ class Mirror:
                 await self._store.set_meta(STARTED_AT, str(last))
             await self._store.begin([StreamIncarnation(stream, created, orjson.dumps(info["config"]), 0, "first")])
         elif known.created != created:
-            made = f"stream {stream} was made anew at {created}, the mirrored one at {known.created}"
+            made = f"stream {stream} was created again at {created}, the mirrored one at {known.created}"
             raise OtherHistory(self._advice(made))
         elif last < cursor:
             raise OtherHistory(self._advice(f"stream {stream} ends at {last}, the mirror holds it up to {cursor}"))

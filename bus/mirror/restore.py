@@ -1,11 +1,11 @@
-"""Putting back what the bus has lost from the mirror's file: messages at their sequences, buckets at new revisions.
+"""Restores what the bus has lost from the mirror's file: messages at their sequences, buckets at new revisions.
 
-It runs while nothing else of the swarm does. The stream is made under a write side that nobody knows, without
-republishing: what is put back is neither heard as new nor mixed with what somebody publishes meanwhile. Sequences that
-the file does not have are filled with placeholders and purged. Only when everything is there and the file has noted
-the new incarnation does the stream get its real configuration; broken off before that, it is begun anew.
+It runs while nothing else of the swarm does. The stream is created under a private write prefix and without
+republishing: restored messages are not delivered as new ones, and no other process can publish in between. Sequences
+that the file does not have are filled with placeholders and purged. The stream gets its real configuration only after
+everything is restored and the file has recorded the new incarnation. An interrupted restore starts from scratch.
 
-docs/adr/0010-mirror-and-rebuild.md tells why it is done so.
+docs/adr/0010-mirror-and-rebuild.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Rebuilt:
         if self.messages:
             parts.append(f"{self.messages} messages ({self.first} to {self.last})")
         parts += [f"{count} values of {bucket}" for bucket, count in self.buckets.items()]
-        text = f"put back from the mirror: {', '.join(parts)}"
+        text = f"restored from the mirror: {', '.join(parts)}"
         if self.left_out:
             text += f"; {self.left_out} older messages are in the mirror's file only"
         if self.damaged:
@@ -167,7 +167,7 @@ class _Rebuild:
         return bool(complete.get(self._events) == self._store.cursors[self._events])
 
     async def _make(self, config: dict[str, Any], present: dict[str, Any] | None) -> str:
-        """Make a stream (in the place of what is present of it); when it was made, as the server says."""
+        """Create a stream in place of the present one; returns the creation time that the server reports."""
         name = config["name"]
         if present is not None:
             await self._bus.api(f"STREAM.DELETE.{name}")
@@ -321,7 +321,7 @@ class _Rebuild:
     # -- afterwards
 
     async def _raise_epochs(self, prefix: str) -> None:
-        """Claim everybody's next epoch: whoever survived with an older one is refused from the first moment on."""
+        """Claim the next epoch of every agent: a surviving process with an older one is refused at once."""
         agents = [row[0] for row in self._file.rows("SELECT DISTINCT agent FROM messages WHERE kind = 'epoch'")]
         for agent in agents:
             subject = self._bus.subjects.epoch(agent)

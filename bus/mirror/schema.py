@@ -200,12 +200,12 @@ def _checksum(numbers: str, *parts: bytes) -> bytes:
 
 
 def message_checksum(sequence: int, stored_ns: int, subject: str, headers: bytes, payload: bytes) -> bytes:
-    """BLAKE2b of 8 bytes over all that a row of `messages` says."""
+    """BLAKE2b of 8 bytes over all columns of a row of `messages`."""
     return _checksum(f"{sequence}:{stored_ns}:", subject.encode(), headers, payload)
 
 
 def kept_checksum(bucket: str, revision: int, key: str, operation: str, value: bytes, stored_ns: int) -> bytes:
-    """BLAKE2b of 8 bytes over all that a row of `kept` says."""
+    """BLAKE2b of 8 bytes over all columns of a row of `kept`."""
     return _checksum(f"{revision}:{stored_ns}:", bucket.encode(), key.encode(), operation.encode(), value)
 
 

@@ -164,7 +164,7 @@ class NatsBus:
     async def bounds(self) -> Bounds:
         info = await self.api(f"STREAM.INFO.{self.subjects.stream}")
         self._replicas, state = info["config"]["num_replicas"], info["state"]
-        return Bounds(max(1, state["first_seq"]), state["last_seq"])  # a stream that never held any says 0 and 0
+        return Bounds(max(1, state["first_seq"]), state["last_seq"])  # a stream that never held any reports 0 and 0
 
     async def subject_counts(self, filter_subject: str) -> dict[str, int]:
         """How many messages the stream holds of each subject that matches `filter_subject`."""

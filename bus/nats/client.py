@@ -60,7 +60,7 @@ def parse_header_lines(raw: bytes) -> dict[str, str]:
 
 
 class LazyHeaders(Mapping[str, str]):
-    """The headers of a header block, parsed when somebody looks; a single one is cut out of it."""
+    """The headers of a header block, parsed on first access; a single one is cut out of it."""
 
     __slots__ = ("_block", "_parsed")
 

@@ -37,9 +37,9 @@ MESSAGE_TOO_LARGE = 10054
 BAD_REQUEST = 400
 PERMISSIONS_ERR = "permissions violation"
 NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
-"""What a server says to whom it does not know, or no longer."""
+"""The server's errors for unknown or expired credentials."""
 TELL_S = 5.0
-"""Who waits for the bus without an end says so after this."""
+"""A process that waits for the bus without a limit logs that after this time."""
 
 
 log = structlog.get_logger("signalmesh.bus")
@@ -52,7 +52,7 @@ def too_large(subject: str, size: int, limit: int) -> Refused:
 
 class _Client(FastClient):
     async def _process_pong(self) -> None:
-        if self._pongs and self._pongs[0].done():  # its waiter gave up: this is its answer, and nobody else's
+        if self._pongs and self._pongs[0].done():  # its waiter gave up: this answer belongs to no other request
             self._pongs.pop(0)
             self._pongs_received += 1
             self._pings_outstanding = 0
@@ -63,7 +63,7 @@ class _Client(FastClient):
         if PERMISSIONS_ERR in err_msg.lower():
             await super()._process_err(err_msg)
             return
-        # nats-py would close for good and tell nobody; whatever it was, a new connection is worth trying
+        # nats-py would close for good without a callback; a new connection is worth trying in any case
         error = nats.errors.Error(f"nats: {err_msg}")
         self._err = error
         await self._error_cb(error)

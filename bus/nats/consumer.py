@@ -134,7 +134,7 @@ class Reader:
 
     async def _end_worker(self) -> None:
         if self._worker is not None:
-            await asyncio.sleep(0)  # a task that is cancelled before it began would never tell what it was to handle
+            await asyncio.sleep(0)  # a task that is cancelled before it began would never report what it was to handle
         if self._worker is not None:
             await end_tasks([self._worker])
 

@@ -34,7 +34,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 
 def is_secret(name: str) -> bool:
-    """Whether a field, key or setting of this name holds what nobody should read."""
+    """Whether a field, key or setting of this name holds a secret."""
     return SECRET_KEY.search(name) is not None
 
 

@@ -62,7 +62,7 @@ class Exporting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Exporting):
-    """What the environment says about tracing."""
+    """The tracing settings of the environment."""
 
     sampler: str = ""
     sampler_argument: str = ""

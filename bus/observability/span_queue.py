@@ -20,7 +20,7 @@ from bus.observability.spans import Span
 CLOSE_S = 1.0
 """How long the end of a process waits for the rest to be exported."""
 TELL_S = 60.0
-"""Dropped spans are told of at most this often."""
+"""Shortest interval between two log lines about dropped spans."""
 
 log = structlog.get_logger("signalmesh.tracing")
 

@@ -33,7 +33,7 @@ class Context(NamedTuple):
 
 
 def read_context(header: str | None) -> Context | None:
-    """What a `traceparent` header says; None where there is none, or none that the standard allows."""
+    """The context in a `traceparent` header; None if it is missing or malformed."""
     found = _TRACEPARENT.fullmatch(header) if header else None
     if found is None or (found[1] == "00" and found[5]):
         return None
@@ -54,7 +54,7 @@ def read_sampled(header: str) -> tuple[Context | None, str]:
 
 
 def derived_id(trace_id: str, what: str) -> str:
-    """The id of the span that tells of `what` in this trace: the same for whoever computes it."""
+    """The id of the span that tells of `what` in this trace: the same in every process that computes it."""
     return hashlib.blake2b(f"{trace_id} {what}".encode(), digest_size=8).hexdigest()
 
 

@@ -117,7 +117,7 @@ def make_export(settings: Settings, resource: dict[str, Any]) -> Export:
 
 
 class Tracer:
-    """Begins traces and takes finished spans. `resource` says who we are, when the first span is exported."""
+    """Begins traces and takes finished spans. `resource` describes this process when the first span is exported."""
 
     def __init__(self, settings: Settings, resource: Callable[[], dict[str, Value]]) -> None:
         try:
@@ -125,7 +125,7 @@ class Tracer:
         except ValueError:
             self._sample = RateLimiter(TRACES_PER_S)
         self.telling = not settings.sampler.strip().lower().endswith("always_off")
-        """Whether rare events that begin a trace of their own are told: all of them, unless nothing is sampled."""
+        """Whether rare events that begin a trace of their own are recorded: all of them, unless nothing is sampled."""
         self._random = random.Random()  # noqa: S311 - ids; of this process, not of the one that it was forked from
         self.queue = SpanQueue(settings, resource, make_export)
 
@@ -140,7 +140,7 @@ class Tracer:
         return context, context.header
 
     def new_event(self, what: str) -> Context | None:
-        """The context of the trace of a rare event; None: it is not to be told."""
+        """The context of the trace of a rare event; None: it is not recorded."""
         if not self.telling:
             return None
         text = f"{self._random.getrandbits(128) or 1:032x}"

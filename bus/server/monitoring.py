@@ -32,7 +32,7 @@ def listed(directory: Path, pid: int, service: str) -> str | None:
 
 
 async def read_info(host: str, port: int) -> dict[str, Any] | None:
-    """What a NATS server introduces itself with; None when nobody, or something else, answers within half a second."""
+    """The INFO of a NATS server; None when nothing, or another program, answers within half a second."""
     writer = None
     try:
         async with asyncio.timeout(0.5):

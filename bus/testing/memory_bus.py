@@ -126,7 +126,7 @@ class MemoryServer:
         return Ack(self._revisions[bucket])
 
     def deliver(self, received: ReceivedMessage) -> None:
-        """Core delivery to whoever listens now."""
+        """Deliver to the present core subscribers."""
         for pattern, listener in list(self._listeners.values()):
             if matches(pattern, received.subject):
                 listener(received)
@@ -392,7 +392,7 @@ class MemoryBus:
                 answer.set_result(received.data)
 
         if not self.server.has_listener(subject):
-            raise BusTimeout(f"{subject}: nobody serves it")
+            raise BusTimeout(f"{subject}: no process serves it")
         key = self.server.add_listener(inbox, take)
         try:
             self.server.deliver(ReceivedMessage(subject, data, {}, inbox))

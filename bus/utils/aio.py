@@ -13,7 +13,7 @@ TIMEOUT_S = 0.1
 
 
 def is_cancelled() -> bool:
-    """Whether somebody cancels the current task; a CancelledError can also come out of what it awaits."""
+    """Whether the current task is being cancelled; a CancelledError can also come out of what it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -32,7 +32,7 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=TIMEOUT_S)
     for task in tasks:
         if task.done() and not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not complain that nobody did
+            task.exception()  # retrieved, so that asyncio does not warn about it
 
 
 async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:

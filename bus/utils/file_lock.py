@@ -1,4 +1,4 @@
-"""Locks on files: who has one is alone, until it lets go or ends, however it ends."""
+"""Locks on files: one process holds a lock until it releases it or ends, however it ends."""
 
 from __future__ import annotations
 

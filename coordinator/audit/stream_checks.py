@@ -150,7 +150,7 @@ class Checks:
                 continue
             hole.explained = True
             self._open.remove(hole)
-            self.findings.note(f"the stream was put back from the mirror: messages {what}")
+            self.findings.note(f"the stream was restored from the mirror: messages {what}")
 
     def _tell_holes(self) -> None:
         for at, hole in enumerate(self._open):  # in front: other problems follow from them

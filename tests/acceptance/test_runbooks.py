@@ -132,7 +132,7 @@ async def test_every_command_of_the_runbooks_works(tmp_path):
             output = await run_a_while(
                 swarm.directory, list(command), ENDLESS["mirror"], {"SIGNALMESH_NATS": server.url}
             )
-            assert "put back from the mirror" in output
+            assert "restored from the mirror" in output
         done.add(command)
     assert done == wanted
 

@@ -80,7 +80,7 @@ async def test_after_down_the_lost_store_is_restored_exactly(tmp_path: Path, und
         assert set(claims) == {*AGENTS, "watchdog"}
         for sequences in claims.values():
             assert max(sequences) > before[-1][0]
-        assert "put back from the mirror" in swarm.errors
+        assert "restored from the mirror" in swarm.errors
         audit = await swarm.command("audit", "--json")
         assert (audit.code, audit.json["problems"]) == (0, []), audit
         assert await swarm.end(signal.SIGINT) == 0

@@ -52,7 +52,7 @@ async def test_the_bucket_of_snapshots_is_deleted_while_it_runs(tmp_path: Path, 
         subscriber = await swarm.up()
         await subscriber.more_decisions(20)
         await subscriber.live(*AGENTS)
-        assert "put back from the mirror" in swarm.errors
+        assert "restored from the mirror" in swarm.errors
         stored = await read_stream(swarm.url, swarm.name)
         assert_numbered(stored)
         assert_prefix(content_of(stored), undisturbed_long)

@@ -1,4 +1,4 @@
-"""What a server has lost is put back from the mirror: at its sequences, unheard, fenced, above the old revisions."""
+"""What a server has lost is restored from the mirror: at its sequences, unheard, fenced, above the old revisions."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ async def test_what_the_mirror_did_not_have_is_named_and_its_numbers_are_not_use
         of_stream, of_file = (await audit_bus(bus)).notes, audit_file(it.mirror.file).notes
         free = f"messages {known + 1} to {known + MARGIN} were left free: what was stored from {known + 1} on"
         assert [note for note in of_stream if "message" in note] == [
-            f"the stream was put back from the mirror: {free} may be lost"
+            f"the stream was restored from the mirror: {free} may be lost"
         ]
         gone = f"{MARGIN} messages are not kept (left free after the bus was lost), the last of them {known + MARGIN}"
         assert [note for note in of_file if f"{known + MARGIN}:" in note] == [f"{gone}: they are unchecked"]
@@ -342,4 +342,4 @@ async def test_the_role_puts_back_when_asked_to(tmp_path):
         await it.mirror.start("--rebuild")
         await it.heartbeats.reached(it.mirror.process.pid, len(before) + 1)
         assert contents((await it.stored())[: len(before)]) == contents(before)
-        assert "put back from the mirror" in await it.mirror.end()
+        assert "restored from the mirror" in await it.mirror.end()
