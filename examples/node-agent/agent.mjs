@@ -1,11 +1,11 @@
-// A moving-average crossover in Node.js, without packages. One JSON line in, an event and our state; one line out.
-// The answer depends on these two only: no clock, no randomness, no variables that live from line to line.
-// `state` is ours: the swarm keeps it, and gives it back after a crash as if nothing had happened.
+// A moving-average crossover in Node.js, without packages. Each input line holds an event and the state of this agent.
+// The answer, one line, depends on these two only: no clock, no randomness, no variables that outlive a line.
+// The swarm stores `state` and passes it again after a crash.
 import { createInterface } from "node:readline";
 
 const FAST = 12; // closes
 const SLOW = 48; // closes
-const STEEPNESS = 60; // how much certainty one per cent between the averages is worth
+const STEEPNESS = 60; // certainty for one per cent between the averages
 
 const mean = (numbers) => numbers.reduce((sum, number) => sum + number, 0) / numbers.length;
 
@@ -16,7 +16,7 @@ function onMarket(tick, state) {
   const p_up = 1 / (1 + Math.exp(-STEEPNESS * spread));
   const side = p_up >= 0.55 ? "buy" : p_up <= 0.45 ? "sell" : "hold";
   const strength = side === "sell" ? 1 - p_up : p_up;
-  // The symbol, the round, the time and our name follow from the tick where they are left out.
+  // Omitted fields (symbol, round, time, source) are taken from the tick.
   return { outputs: [{ kind: "signal", signal: side, strength, p_up, indicators: { spread } }], state: next };
 }
 
