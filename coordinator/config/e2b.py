@@ -80,10 +80,10 @@ class E2bSettings:
 
 
 def check_settings(file: str, key: str, name: str, settings: E2bSettings) -> None:
-    """What the types do not say.
+    """Check what the types cannot express.
 
     Raises:
-        ConfigError: by its key.
+        ConfigError: a setting is invalid; names its key.
     """
     if len(name) > LONGEST_NAME:
         raise ConfigError(file, key, f"expected a name of {LONGEST_NAME} characters at most: E2B's id is added to it")
@@ -106,7 +106,7 @@ def check_settings(file: str, key: str, name: str, settings: E2bSettings) -> Non
             raise ConfigError(file, f"{key}.env.{variable}", "expected text without a null character")
     for own in ("swarm", "sandbox", "pool", "version", "settings"):
         if own in settings.metadata:
-            raise ConfigError(file, f"{key}.metadata.{own}", "this one is ours; choose another name")
+            raise ConfigError(file, f"{key}.metadata.{own}", "this name is reserved; choose another one")
     if any(not name.strip() for name in settings.metadata):
         raise ConfigError(file, f"{key}.metadata", "expected names that are not empty")
     _check_ages(file, key, settings)
@@ -128,7 +128,7 @@ def _check_ages(file: str, key: str, settings: E2bSettings) -> None:
 
 
 def _check_addresses(file: str, key: str, settings: E2bSettings) -> None:
-    """As the API takes them: names of domains are for what is allowed, and only where all the rest is denied."""
+    """Check the rules of the API: domains only in `allow`, and only if all other addresses are denied."""
     for index, address in enumerate(settings.deny):
         if not _is_network(address):
             raise ConfigError(
@@ -150,7 +150,7 @@ def _check_addresses(file: str, key: str, settings: E2bSettings) -> None:
             raise ConfigError(
                 file,
                 f"{key}.allow[{index}]",
-                f"the domain {address!r} is taken only where all else is denied: add deny = [{ALL_ADDRESSES!r}]",
+                f"the domain {address!r} is accepted only if all else is denied: add deny = [{ALL_ADDRESSES!r}]",
             )
 
 
@@ -179,7 +179,7 @@ def files_of(file: str, key: str, names: tuple[str, ...]) -> tuple[tuple[str, Pa
     """The files that a sandbox gets: name there -> path here. `names` are relative to the directory of `file`.
 
     Raises:
-        ConfigError: one is not there, or lies outside of that directory.
+        ConfigError: a file does not exist, or is outside that directory.
     """
     root = Path(file).resolve().parent
     found: list[tuple[str, Path]] = []

@@ -124,7 +124,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(str(path), "", "there is no such file; --config expects a swarm.toml") from None
+        raise ConfigError(str(path), "", "file not found; --config expects a swarm.toml") from None
     except OSError as error:
         raise ConfigError(str(path), "", f"cannot be read: {error.strerror}") from None
     try:
@@ -135,7 +135,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:  # its message ends with the line and the column
         raise ConfigError(str(path), "", f"not valid TOML: {error}") from None
     except RecursionError:
-        raise ConfigError(str(path), "", "tables or lists inside each other too deep to be read") from None
+        raise ConfigError(str(path), "", "tables or lists are nested too deeply") from None
 
 
 def parse_swarm(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmConfig:
@@ -194,19 +194,19 @@ def warnings_about(config: ResolvedSwarm) -> tuple[str, ...]:
     deciders = config.deciders
     if not deciders:
         externals = ", ".join(item.spec.name for item in config.agents if item.external)
-        unless = f", unless one of the external ones ({externals}) makes them" if externals else ""
+        unless = f", unless an external agent ({externals}) makes them" if externals else ""
         warning = (
-            f"none of them decides, so there will be no decisions{unless}; "
+            f"no agent decides, so there will be no decisions{unless}; "
             f'for decisions add an agent with kind = "{COORDINATOR_KIND}"'
         )
     elif len(deciders) > 1:
         warning = (
-            f"{len(deciders)} of them decide ({', '.join(deciders)}): each decides every round for itself, so whoever "
-            f"follows {config.swarm}.decision.> hears every round {len(deciders)} times; the last token of the "
-            "subject tells whose a decision is"
+            f"{len(deciders)} agents decide ({', '.join(deciders)}): each decides every round, so a subscriber of "
+            f"{config.swarm}.decision.> receives {len(deciders)} decisions a round; the last token of the "
+            "subject is the agent"
         )
     elif not config.voters:
-        warning = "nobody votes, so every decision will be hold, of size 0"
+        warning = "no agent votes, so every decision will be hold, of size 0"
     else:
         return ()
     return (f"{config.file}: agents: {warning}",)
@@ -234,7 +234,7 @@ def to_config_message(
 
 
 def _check_relations(config: SwarmConfig) -> None:
-    """What must hold between two settings, and what a type does not say."""
+    """Check what the types cannot express, such as relations between two settings."""
     checks: tuple[tuple[str, str, Callable[[str, str], object]], ...] = (
         ("metrics.listen", config.metrics.listen, ListenAddress.parse),
         ("alerts.webhook", config.alerts.webhook, check_webhook),
@@ -250,7 +250,7 @@ def _check_relations(config: SwarmConfig) -> None:
         raise ConfigError(
             config.file,
             "coordinator.sell_at",
-            f"expected at most buy_at ({decides.buy_at}), not {decides.sell_at}; between them it holds",
+            f"expected at most buy_at ({decides.buy_at}), not {decides.sell_at}; between them the decision is hold",
         )
     ladder = ("heartbeat_ms", "suspect_ms", "dead_ms", "starved_ms")
     for lower, higher in pairwise(ladder):

@@ -49,8 +49,8 @@ FAMILIES: tuple[tuple[str, Callable[[int], dict[str, Any]]], ...] = (
 def with_agents(config: SwarmConfig, count: int) -> SwarmConfig:
     """`config` with strategies added until there are `count` agents.
 
-    They are placed where the fewest agents are. Beyond 50 agents heartbeats become rarer, and the watchdog's patience
-    with silence grows with them (a process that ends is reported at once, however many there are). A source that has
+    They are placed where the fewest agents are. Beyond 50 agents heartbeats become rarer, and the watchdog's timeouts
+    for silence grow with them (a process that ends is reported at once, however many there are). A source that has
     no `max_open_rounds` of its own gets one that keeps the number of votes on open rounds where it is with five agents.
 
     Raises:
@@ -82,13 +82,13 @@ def _tables(config: SwarmConfig, count: int) -> dict[str, AgentTable]:
         number = at // len(FAMILIES) + 1
         name = f"{kind}-{number}"
         if name in taken:
-            raise UsageError(f"--agents: {config.file}: the name {name!r} is for one to be added; rename yours")
+            raise UsageError(f"--agents: {config.file}: the name {name!r} is needed for an added agent; rename yours")
         tables[name] = AgentTable(kind=kind, weight=round(1 / size, 6), options=options(number))
     return tables
 
 
 def _calmed(watchdog: WatchdogSettings, count: int) -> WatchdogSettings:
-    """Heartbeats rare enough that all of them together stay within BEATS_PER_S, and patience in their proportion."""
+    """Heartbeats rare enough that all of them together stay within HEARTBEATS_PER_S, and timeouts in proportion."""
     heartbeat_ms = count * 1000 // HEARTBEATS_PER_S
     if heartbeat_ms <= watchdog.heartbeat_ms:
         return watchdog

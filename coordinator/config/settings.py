@@ -39,11 +39,11 @@ __all__ = [
 ]
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
-"""Where a server is looked for that nothing names: the port of the one that `up` starts."""
+"""NATS URL if none is given: the default port of the server that `up` starts."""
 CONNECT_S = 2.0
 """How long a command tries to connect."""
 SHORTEST_MAX_AGE_S = 120.0
-"""The stream's window for recognising duplicates; it may not be longer than max_age."""
+"""The stream's deduplication window; max_age may not be shorter."""
 
 VOTING_KINDS = frozenset({"signal", "sentiment"})
 """An agent that publishes one of these votes, unless its table sets `votes`."""
@@ -61,7 +61,7 @@ Count = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
-    """A place where agents run. `packages` are what its provider should install, `e2b` is how E2B keeps it.
+    """A sandbox for agents. `packages` are to be installed by its provider; `e2b` are its settings at E2B.
 
     `price_per_hour` is in USD, and `price_source` says where that figure is from; None: no price is set.
     """
@@ -133,7 +133,7 @@ class StreamSettings:
     that cluster."""
 
     def limits(self) -> StreamLimits:
-        """As the stream is made with them."""
+        """The limits with which the stream is created."""
         from bus.nats.streams import StreamLimits
 
         return StreamLimits(max_age_s=self.max_age_s, max_bytes=self.max_bytes, replicas=self.replicas)
@@ -175,7 +175,7 @@ class MirrorSettings:
     """Newest writes that are kept of each key of the buckets, snapshots included."""
 
     def retention(self) -> Retention:
-        """As the mirror keeps to it."""
+        """The retention of the mirror's file."""
         from bus.mirror.follower import Retention
 
         return Retention(max_age_s=self.max_age_s, max_rows=self.max_rows, revisions=self.revisions)
@@ -218,7 +218,7 @@ class SwarmConfig:
         """The agent of this name.
 
         Raises:
-            UsageError: there is none; the message names those that there are.
+            UsageError: there is none; the message lists the configured ones.
         """
         for settings in self.agents:
             if settings.spec.name == name:

@@ -118,7 +118,9 @@ def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
         return SandboxSpec(name=name, provider="e2b", e2b=settings, price_per_hour=price, price_source=source)
     for field_name in E2bSettings.__dataclass_fields__.keys() - SandboxTable.__dataclass_fields__.keys():
         if field_name in raw:
-            raise ConfigError(file, f"{key}.{field_name}", 'goes with provider = "e2b" only; remove it, or add that')
+            raise ConfigError(
+                file, f"{key}.{field_name}", 'is valid only with provider = "e2b"; remove it, or add that'
+            )
     table = convert(raw, SandboxTable, file, key)
     if table.provider not in PROVIDERS:
         raise ConfigError(
@@ -139,11 +141,11 @@ def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
 
 def _check_price(file: str, key: str, table: SandboxTable | E2bSettings) -> None:
     if table.price_per_hour is not None and not table.price_source.strip():
-        raise ConfigError(file, f"{key}.price_source", "expected where price_per_hour is from, such as a price list")
+        raise ConfigError(file, f"{key}.price_source", "expected the source of price_per_hour, such as a price list")
 
 
 def agent_table(file: str, name: str, raw: Any) -> AgentTable:
-    """The table of one agent, with what belongs together checked."""
+    """The checked table of one agent."""
     key = f"agents.{name}"
     table = convert(table_of(raw, file, key), AgentTable, file, key)
     ways = {
@@ -156,7 +158,7 @@ def agent_table(file: str, name: str, raw: Any) -> AgentTable:
     if len(given) != 1:
         forms = 'kind = "…", class = "module:Class", command = […] or external = true'
         problem = (
-            f"only one of {' and '.join(given)} can be there" if given else f"it does not say what runs: add {forms}"
+            f"only one of {' and '.join(given)} is allowed" if given else f"nothing to run is configured: add {forms}"
         )
         raise ConfigError(file, key, problem)
     if table.kind is not None and table.kind not in ALL_KINDS:
@@ -186,14 +188,16 @@ def agent_table(file: str, name: str, raw: Any) -> AgentTable:
 
 
 def _check_kind_lists(file: str, key: str, table: AgentTable) -> None:
-    """`listens` and `publishes`: required with a command, said by the class otherwise."""
+    """`listens` and `publishes`: required with a command, otherwise defined by the class."""
     for name, value, known in (
         ("listens", table.listens, LISTENABLE),
         ("publishes", table.publishes, AGENT_KINDS),
     ):
         if table.command is None:
             if value:
-                raise ConfigError(file, f"{key}.{name}", "goes with command only; a class says this itself; remove it")
+                raise ConfigError(
+                    file, f"{key}.{name}", "is valid only with command, because a class defines it; remove it"
+                )
         elif not value:
             raise ConfigError(file, f"{key}.{name}", f"is required with command: a list of {', '.join(known)}")
         for kind in value:
@@ -202,11 +206,11 @@ def _check_kind_lists(file: str, key: str, table: AgentTable) -> None:
                     file, f"{key}.{name}", f"unknown kind {kind!r}{similar(kind, known)}; expected {', '.join(known)}"
                 )
             if value.count(kind) > 1:
-                raise ConfigError(file, f"{key}.{name}", f"{kind!r} is there {value.count(kind)} times; once will do")
+                raise ConfigError(file, f"{key}.{name}", f"{kind!r} is listed {value.count(kind)} times; list it once")
 
 
 def placement(file: str, tables: Mapping[str, AgentTable], sandboxes: tuple[SandboxSpec, ...]) -> dict[str, str]:
-    """Agent -> sandbox: where its table says, else where the fewest agents are, the first such one in order."""
+    """Agent -> sandbox: the one of its table, else the first one with the fewest agents."""
     names = [sandbox.name for sandbox in sandboxes]
     for name, table in tables.items():
         if table.sandbox is not None and table.sandbox not in names:

@@ -1,4 +1,4 @@
-"""What [metrics], [alerts] and the environment ask of the `metrics` role; checked before it starts, without HTTP."""
+"""Settings of the `metrics` role from [metrics], [alerts] and the environment; checked before it starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coordinator.config.settings import SwarmConfig
 
 DEFAULT_LISTEN = "127.0.0.1:9464"
 """The port that OpenTelemetry's Prometheus exporters use."""
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - only where it was asked for
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - only if configured
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ListenAddress:
 
     @classmethod
     def parse(cls, text: str, where: str) -> ListenAddress:
-        """`HOST:PORT`, `[::1]:PORT`, or `:PORT` for every interface; `where` is the option or the key that says so.
+        """`HOST:PORT`, `[::1]:PORT`, or `:PORT` for every interface; `where` is the option or key that contains it.
 
         Raises:
             UsageError: it is none of these.
@@ -37,8 +37,8 @@ class ListenAddress:
         return cls(host.removeprefix("[").removesuffix("]") or EVERYWHERE, int(port))
 
     @property
-    def shown_host(self) -> str:
-        """The host as it stands in a URL."""
+    def url_host(self) -> str:
+        """The host as written in a URL."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
     def check_free(self, where: str) -> None:
@@ -56,14 +56,14 @@ class ListenAddress:
                 probe.listen(1)
         except OSError as error:
             raise UsageError(
-                f"{where} {self.shown_host}:{self.port}: cannot listen there ({error.strerror or error}); name another "
-                "address, with port 0 for any free one"
+                f"{where} {self.url_host}:{self.port}: cannot listen there ({error.strerror or error}); use another "
+                "address, or port 0 for any free one"
             ) from None
 
 
 WEBHOOK_VARIABLE = "SIGNALMESH_WEBHOOK"
 NOWHERE = "off"
-"""In the place of an address: no page."""
+"""Instead of an address: no page."""
 
 
 def check_webhook(url: str, where: str) -> str:
@@ -78,7 +78,9 @@ def check_webhook(url: str, where: str) -> str:
             return url
     except ValueError:
         pass
-    raise UsageError(f"{where}: expected an http:// or https:// URL; it is not shown, for it may hold a secret")
+    raise UsageError(
+        f"{where}: expected an http:// or https:// URL; the value is not shown, because it may contain a secret"
+    )
 
 
 def webhook_of(config: SwarmConfig) -> str:
@@ -92,14 +94,14 @@ def webhook_of(config: SwarmConfig) -> str:
 
 
 def metrics_arguments(config: SwarmConfig) -> list[str]:
-    """The command line of the role that `up` is to run, without the options of all roles; empty where none is wanted.
+    """The command line of the role that `up` is to run, without the options of all roles; empty if it is not needed.
 
     Raises:
-        UsageError: nobody can listen at its address, or the webhook is no URL.
+        UsageError: the address cannot be listened on, or the webhook is not a URL.
     """
     listen = config.metrics.listen
     if listen:
         where = f"{config.file}: metrics.listen:"
         ListenAddress.parse(listen, where).check_free(where)
-    wanted = listen or webhook_of(config) or read_exporting(os.environ, "metrics")
-    return ["metrics", "--listen", listen or NOWHERE] if wanted else []
+    needed = listen or webhook_of(config) or read_exporting(os.environ, "metrics")
+    return ["metrics", "--listen", listen or NOWHERE] if needed else []

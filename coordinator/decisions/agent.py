@@ -1,12 +1,10 @@
-"""The coordinator: gathers the votes on each market tick into a round, and closes it with one Decision.
+"""The coordinator agent: collects the votes on each market tick in a round, and closes it with one Decision.
 
-Owns the life of rounds: opening, matching votes, waiting, closing in order. The judgement itself is
-coordinator/decisions/pooling.py, risk and size are coordinator/decisions/risk.py, which tick opens a round is
-coordinator/decisions/tick_order.py. A round is (symbol, source, sequence); why it is so, and how a vote finds its round
-by the integer `round` alone, is told in docs/adr/0003-rounds-and-synthesis.md.
+Owns opening rounds, matching votes to them, waiting, and closing in order. pooling.py combines votes, risk.py computes
+risk and size, tick_order.py decides which tick opens a round. A round is (symbol, source, sequence); see
+docs/adr/0003-rounds-and-synthesis.md.
 
-Everything is decided by the order of the stream: handlers are functions of (state, event), and the content of a
-decision does not depend on the order in which its votes came.
+Handlers are functions of (state, event) in stream order. The order of votes does not affect a decision's content.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ NO_CONFIG = VotingConfig(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), 
 
 @dataclass(slots=True)
 class OpenRound:
-    """A tick that awaits its decision, of its feed's `run`. `votes` maps a voter to its probability of a rise."""
+    """A tick without a decision yet, of its feed's `run`. `votes` maps a voter to its probability of a rise."""
 
     source: str
     sequence: int
@@ -57,20 +55,20 @@ class OpenRound:
 
 @dataclass(slots=True)
 class Counts:
-    """What was ignored or odd, by reason. Little else about it is remembered."""
+    """Number of ignored or unexpected messages, by reason."""
 
-    repeated_ticks: int = 0  # see Feed.place
-    odd_ticks: int = 0  # taken although the feed's numbers went back
+    repeated_ticks: int = 0  # see Feed.position
+    odd_ticks: int = 0  # accepted although the feed's numbers went back
     refused_ticks: int = 0  # beyond MAX_OPEN_ROUNDS, MAX_FEEDS or MAX_SEQUENCE
     unknown_writers: int = 0  # votes of agents that are not in VotingConfig.voters
     repeated_votes: int = 0  # the voter has already voted on that open round; its first vote counts
     late_votes: int = 0  # no such round is open
     refused_votes: int = 0  # beyond MAX_EARLY_VOTES
-    foreign_configs: int = 0  # of others than the watchdog
+    foreign_configs: int = 0  # of writers other than the watchdog
 
 
 def is_reported(count: int) -> bool:
-    """Whether the `count`-th of something is alerted: the 1st, 10th, 100th and so on, so that a flood stays few."""
+    """Whether the `count`-th occurrence is alerted: the 1st, 10th, 100th and so on, to limit the alerts."""
     return str(count).rstrip("0") == "1"
 
 
@@ -87,7 +85,7 @@ def round_id(symbol: str, source: str, sequence: int, run: int = 1) -> str:
 
 
 class CoordinatorAgent(Agent):
-    """Decides each round when every expected voter has spoken, or when its timer has fired; in order per symbol."""
+    """Decides each round when every expected voter has voted, or when its timer has fired; in order per symbol."""
 
     kind = "coordinator"
     listens = ("market", "sentiment", "signal", "config")
@@ -109,13 +107,13 @@ class CoordinatorAgent(Agent):
     state: State
 
     def setup(self) -> None:
-        # Derived from state.config and checked by identity at each use: not state, for it can always be derived anew.
+        # Derived from state.config and checked by identity at each use: not state, for it can always be derived again.
         self._voters_of: VotingConfig = NO_CONFIG
         self._voters: Electorate = electorate(NO_CONFIG.voters)
         self._ahead: tuple[OpenRound, Market] | None = None  # measured while the round waited for its votes
 
     def on_market(self, tick: MarketData) -> list[Decision | Alert]:
-        """Open the round of this tick. It closes at once only when a VotingConfig says that nobody votes."""
+        """Open the round of this tick. It closes at once only if the VotingConfig has no voters."""
         state = self.state
         feed = state.feeds.get(tick.symbol, {}).get(tick.source)
         sequence = tick.sequence
@@ -130,13 +128,13 @@ class CoordinatorAgent(Agent):
             or not -MAX_SEQUENCE <= sequence <= MAX_SEQUENCE
         ):
             return self._refused(tick)
-        told: list[Alert] = []
+        alerts: list[Alert] = []
         if feed is None:
             feed = state.feeds.setdefault(tick.symbol, {})[tick.source] = Feed(sequence, tick.timestamp)
             state.feed_count += 1
             self._trim_feeds()
         else:
-            told = self._odd(tick, feed, position)
+            alerts = self._odd(tick, feed, position)
             feed.take(position, sequence, tick.timestamp)
         opened = OpenRound(tick.source, sequence, tick.price, tick.timestamp, feed.run)
         state.rounds.setdefault(tick.symbol, []).append(opened)
@@ -148,37 +146,41 @@ class CoordinatorAgent(Agent):
         )
         if state.rounds[tick.symbol][0] is opened:  # nothing can enter its feed's windows before it does
             self._ahead = opened, self._measure(opened, feed)
-        return [*told, *self._close(tick.symbol)]
+        return [*alerts, *self._close(tick.symbol)]
 
     def _repeated(self, tick: MarketData, feed: Feed) -> list[Decision | Alert]:
-        """Count a tick that opens no round, because its feed has been there."""
+        """Count a tick that opens no round, because its feed already published that number."""
         self.state.counts.repeated_ticks += 1
         feed.repeated += 1
         if not is_reported(feed.repeated):
             return []
         problem = (
-            f"tick {tick.sequence} of {tick.symbol} by {tick.source} is not counted: the last one was {feed.last}, "
-            f"of {feed.at.isoformat()}; number ticks upwards, or leave `sequence` out"
+            f"tick {tick.sequence} of {tick.symbol} by {tick.source} is ignored: the last one was {feed.last}, "
+            f"of {feed.at.isoformat()}; number ticks in ascending order, or omit `sequence`"
         )
-        return [self._tell("info", "tick_repeated", problem, tick, last=feed.last, repeated=feed.repeated)]
+        return [self._tick_alert("info", "tick_repeated", problem, tick, last=feed.last, repeated=feed.repeated)]
 
     def _odd(self, tick: MarketData, feed: Feed, position: TickPosition) -> list[Alert]:
-        """Count a tick that is taken, though its number is none to expect after the last one; not yet a leap.
+        """Count a tick that is accepted although its number does not follow the last one; a leap is not counted yet.
 
-        Whether a leap is one of the feed or a stray is known when the next tick comes.
+        The next tick shows whether a leap was an outlier or belongs to the feed.
         """
         if position not in ("renumbered", "resumed"):
             return []
         self.state.counts.odd_ticks += 1
-        who = f"{tick.symbol} by {tick.source}"
+        feed_name = f"{tick.symbol} by {tick.source}"
         if position == "resumed":
             feed.strays += 1
             count, code = feed.strays, "tick_out_of_order"
-            problem = f"{who}: tick {feed.last} was a stray; {tick.sequence} goes on before it"
+            problem = f"{feed_name}: tick {feed.last} was an outlier; {tick.sequence} continues the series before it"
         else:
             count, code = feed.runs, "feed_renumbered"
-            problem = f"{who} numbers its ticks anew: {tick.sequence} came after {feed.last}"
-        return [self._tell("warning", code, problem, tick, last=feed.last, times=count)] if is_reported(count) else []
+            problem = f"{feed_name} has restarted its tick numbers: {tick.sequence} came after {feed.last}"
+        return (
+            [self._tick_alert("warning", code, problem, tick, last=feed.last, times=count)]
+            if is_reported(count)
+            else []
+        )
 
     def _refused(self, tick: MarketData) -> list[Decision | Alert]:
         """Count a tick beyond the bounds; no decision will be made on it."""
@@ -191,9 +193,9 @@ class CoordinatorAgent(Agent):
             f"open rounds ({self.state.open_rounds}), {MAX_FEEDS} feeds ({self.state.feed_count}), and a sequence "
             f"within ±{MAX_SEQUENCE}"
         )
-        return [self._tell("warning", "tick_refused", problem, tick, refused=counts.refused_ticks)]
+        return [self._tick_alert("warning", "tick_refused", problem, tick, refused=counts.refused_ticks)]
 
-    def _tell(self, severity: Severity, code: str, problem: str, tick: MarketData, **figures: int) -> Alert:
+    def _tick_alert(self, severity: Severity, code: str, problem: str, tick: MarketData, **values: int) -> Alert:
         return self.alert(
             severity,
             code,
@@ -202,7 +204,7 @@ class CoordinatorAgent(Agent):
             symbol=tick.symbol,
             of=tick.source,
             sequence=tick.sequence,
-            **figures,
+            **values,
         )
 
     def on_sentiment(self, vote: Sentiment) -> list[Decision]:
@@ -230,8 +232,8 @@ class CoordinatorAgent(Agent):
         if not is_reported(counts.foreign_configs):
             return []
         problem = (
-            f"{config.source} has published a VotingConfig, which is not obeyed: that is the {WATCHDOG}'s alone, from "
-            "swarm.toml; look who writes to this bus"
+            f"{config.source} has published a VotingConfig, which is ignored: only the {WATCHDOG} may publish it, from "
+            "swarm.toml; check which processes write to this bus"
         )
         return [
             self.alert(
@@ -261,7 +263,7 @@ class CoordinatorAgent(Agent):
             return []
         symbol = vote.symbol or ""
         rounds = state.rounds.get(symbol, [])
-        # The integer says which tick, not whose: of two sources' rounds of one sequence the older is served first.
+        # The integer identifies the tick, not its source: of two rounds with one sequence the older is served first.
         known = False
         for waiting in rounds if vote.round is not None else rounds[-1:]:
             if vote.round is None or waiting.sequence == vote.round:
@@ -281,7 +283,7 @@ class CoordinatorAgent(Agent):
         return self._close(symbol) if waiting is rounds[0] else []
 
     def _close(self, symbol: str) -> list[Decision]:
-        """Decide the rounds at the head of `symbol` that wait for nobody, in order, by the VotingConfig in force."""
+        """Decide the rounds at the head of `symbol` that are complete or timed out, in order, by the active Config."""
         rounds = self.state.rounds[symbol]
         decisions: list[Decision] = []
         for waiting in rounds:
@@ -294,7 +296,7 @@ class CoordinatorAgent(Agent):
         return decisions
 
     def _complete(self, waiting: OpenRound) -> bool:
-        """Whether every expected voter has spoken; never before a VotingConfig has said who they are."""
+        """Whether every expected voter has voted; never before a VotingConfig names them."""
         config = self.state.config
         return config is not None and all(voter in waiting.votes for voter in config.voters)
 

@@ -33,7 +33,7 @@ _NO_RETURNS: Floats = np.empty(0)
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """What is known of a feed's risk before anybody votes: `returns` (per candle, oldest first) and their figures.
+    """What is known of a feed's risk before any vote: `returns` (per candle, oldest first) and derived values.
 
     `volatility` is None while it is unknown; `drawdown` is in [0, 1].
     """
@@ -116,7 +116,7 @@ def paper_drawdown(returns: Floats, held: Sequence[float]) -> float:
     growth: Floats = np.array(held, dtype=np.float64)
     growth *= returns
     growth += 1.0
-    np.maximum(growth, 0.0, out=growth)  # ruin is final: two losses of more than everything make no gain
+    np.maximum(growth, 0.0, out=growth)  # ruin is final: the product of two negative factors would be a gain
     equity = np.multiply.accumulate(growth)
     drawdown = 1.0 - float(equity[-1]) / max(1.0, float(np.maximum.reduce(equity)))
     return drawdown if math.isfinite(drawdown) else 1.0

@@ -1,7 +1,7 @@
-"""Where a tick stands in its feed's series: the next one, a repetition, or the sign that the feed numbers anew.
+"""The position of a tick in its feed's series: the next one, a repetition, or a restart of the numbering.
 
-Owns what is remembered of a feed, one source's series of one symbol. Judging is a pure function of that and of the
-tick. Why these rules: docs/adr/0007-ticks-out-of-number.md.
+Owns the state of a feed, one source's series of one symbol. The position is a pure function of that state and of the
+tick. Reasons for the rules: docs/adr/0007-ticks-out-of-number.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 FAR = 256
 """Numbers by which a tick must be away from the last one to be no repetition and no gap of the same series.
 
-As many as our own sources have undecided at most: who resends after a break goes back no further.
+The maximum of undecided ticks of our sources: a source that resends after a break goes back no further.
 """
 MAX_SEQUENCE = 2**53 - 1
 """Largest tick sequence: every JSON reader keeps it exactly."""
@@ -23,7 +23,7 @@ TickPosition = Literal["next", "leapt", "resumed", "renumbered", "repeated"]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where a series stood: number and time of its last tick, and its run. Each new numbering of a feed is a run."""
+    """A position in a series: number and time of its last tick, and its run. Each new numbering of a feed is a run."""
 
     last: int
     at: datetime
@@ -32,12 +32,12 @@ class Mark:
 
 @dataclass(slots=True)
 class Feed:
-    """One source's series of one symbol: where its numbers stand, and the raw windows that risk is computed from.
+    """One source's series of one symbol: its last number, and the raw windows that risk is computed from.
 
-    `at` is the time of the tick `last`; `runs` counts the runs so far; `left` is where the series stood before its
-    numbers last leapt or began anew; `strays` counts the ticks that were told to be strays, `repeated` the repeated
-    ones. `closes` are the prices of the closed rounds, oldest first; `held[i]` is the signed position (fraction of
-    capital) decided at `closes[i]`.
+    `at` is the time of the tick `last`; `runs` counts the runs so far; `left` is the position before the
+    numbers last leapt or restarted; `strays` counts the outlier ticks, `repeated` the repeated ones. `closes` are the
+    prices of the closed rounds, oldest first; `held[i]` is the signed position (fraction of capital) decided at
+    `closes[i]`.
     """
 
     last: int
@@ -51,15 +51,15 @@ class Feed:
     held: list[float] = field(default_factory=list)
 
     def next_sequence(self) -> int:
-        """The number of a tick that brings none."""
+        """The number for a tick without one."""
         return self.last + 1 if self.last < MAX_SEQUENCE else 1
 
     def position(self, sequence: int, at: datetime) -> TickPosition:
         """What the tick `sequence` of time `at` is in this series.
 
         next: it follows, perhaps after a gap. leapt: it follows after a gap of more than FAR. resumed: it follows
-        what there was before the last leap or new numbering, which was therefore a stray. renumbered: its number is
-        lower, but its time later or its number FAR away, so the feed numbers anew. repeated: any other.
+        the series before the last leap or restart, which was therefore an outlier. renumbered: its number is
+        lower, but its time later or its number FAR away, so the feed has restarted its numbers. repeated: any other.
         """
         ahead = sequence - self.last
         if self.left is not None:
@@ -73,7 +73,7 @@ class Feed:
         return "repeated"
 
     def take(self, position: TickPosition, sequence: int, at: datetime) -> None:
-        """Move on to the tick `sequence`, which `place` said is not repeated."""
+        """Move on to the tick `sequence`, whose `position` is not repeated."""
         if position != "next":
             before = Mark(self.last, self.at, self.run)
             if position == "resumed" and self.left is not None:

@@ -267,7 +267,7 @@ def run_metrics(
         if address is not None:
             registry = observer.metrics.registry
             server, _ = await asyncio.to_thread(start_http_server, address.port, address.host, registry=registry)
-            log.info("metrics_served", url=f"http://{address.shown_host}:{server.server_port}/metrics")
+            log.info("metrics_served", url=f"http://{address.url_host}:{server.server_port}/metrics")
         export = None
         if exporting is not None:
             describe = partial(describe_process, bus.subjects.ns)

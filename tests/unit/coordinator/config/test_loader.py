@@ -94,13 +94,13 @@ def test_a_swarm_that_decides_nothing_is_doubted(tmp_path):
     assert 'there will be no decisions; for decisions add an agent with kind = "coordinator"' in warning
     text = '[agents.feed]\nkind = "market-data"\n[agents.mine]\nexternal = true\n'
     (warning,) = warnings_about(written(tmp_path, text).resolve())
-    assert "no decisions, unless one of the external ones (mine) makes them" in warning
+    assert "no decisions, unless an external agent (mine) makes them" in warning
 
 
 def test_two_that_decide_are_doubted(tmp_path):
     config = written(tmp_path, '[agents.b]\nkind = "coordinator"\n[agents.a]\nkind = "coordinator"\n').resolve()
     (warning,) = warnings_about(config)
-    assert "2 of them decide (a, b)" in warning
+    assert "2 agents decide (a, b)" in warning
     assert to_config_message(config, {}).deciders == ("a", "b")
 
 
@@ -235,7 +235,7 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
         (
             "[agents.x]\ncommand=['a']\nlistens=['market','market']\npublishes=['signal']",
             "agents.x.listens",
-            "'market' is there 2 times",
+            "'market' is listed 2 times",
         ),
         ("[coordinator]\nround_timeout_ms=99999999999999", "coordinator.round_timeout_ms", "<= "),
         ("[stream]\nmax_age_s=1e300", "stream.max_age_s", "<= "),
@@ -252,9 +252,9 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
         ("[sandboxes]", "sandboxes", "expected at least one"),
         ("[agents]\nx = 1", "agents.x", r"expected a table \[agents.x\], not 1"),
         ("[[agents.x]]\nkind = 'momentum'", "agents.x", "expected a table"),
-        ("[agents.x]", "agents.x", "does not say what runs: add kind = .* or external = true"),
-        ("[agents.x]\nkind='momentum'\nclass='a:B'", "agents.x", "only one of kind and class can be there"),
-        ("[agents.x]\nkind='momentum'\nexternal=true", "agents.x", "only one of kind and external can be there"),
+        ("[agents.x]", "agents.x", "nothing to run is configured: add kind = .* or external = true"),
+        ("[agents.x]\nkind='momentum'\nclass='a:B'", "agents.x", "only one of kind and class is allowed"),
+        ("[agents.x]\nkind='momentum'\nexternal=true", "agents.x", "only one of kind and external is allowed"),
         ("[agents.x]\nknd='momentum'", "agents.x.knd", "unknown key.*did you mean 'kind'"),
         ("[agents.x]\nkind='momentun'", "agents.x.kind", "did you mean 'momentum'.*market-data.*module:Class"),
         ("[agents.x]\nkind=3", "agents.x.kind", "expected a text in quotes, not 3"),
@@ -275,7 +275,7 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
             "agents.x.publishes",
             "unknown kind 'timer'",
         ),
-        ("[agents.x]\nkind='momentum'\nlistens=['market']", "agents.x.listens", "command only"),
+        ("[agents.x]\nkind='momentum'\nlistens=['market']", "agents.x.listens", "only with command"),
         ("[agents.x]\nexternal=true\nsandbox='base'", "agents.x.sandbox", "no effect on an external agent"),
         (
             "[agents.x]\nkind='momentum'\nsandbox='pyton'",
@@ -292,15 +292,15 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
         ("[agents.base]\nkind='momentum'", "agents.base", "collides with sandbox 'base'"),
         ("[agents.x]\nkind='momentum'\n[agents.X]\nkind='momentum'", "agents.X", "collides with agent 'x'"),
         ("[sandboxes.a]\n[sandboxes.A]", "sandboxes.A", "collides with sandbox 'a'"),
-        ("[sandboxes.a]\nprice_per_hour = 0.1", "sandboxes.a.price_source", "expected where price_per_hour is from"),
+        ("[sandboxes.a]\nprice_per_hour = 0.1", "sandboxes.a.price_source", "expected the source of price_per_hour"),
         ("[sandboxes.a]\nprice_per_hour = -1", "sandboxes.a.price_per_hour", ">= 0"),
         ("[sandboxes.a]\nprovider='k8s'", "sandboxes.a.provider", "'k8s' is not available; available: local, e2b"),
-        ("[sandboxes.a]\ncpu=2", "sandboxes.a.cpu", 'goes with provider = "e2b" only'),
+        ("[sandboxes.a]\ncpu=2", "sandboxes.a.cpu", 'is valid only with provider = "e2b"'),
         ("[sandboxes.a]\nprovider='e2b'\npackages=['x']", "sandboxes.a.packages", "expected a table"),
         ("[sandboxes.a]\nprovider='e2b'\npackages.gem=['x']", "sandboxes.a.packages.gem", "expected pip and npm"),
         ("[sandboxes.a]\nprovider='e2b'\npackages.pip=['-x']", "sandboxes.a.packages.pip[0]", "the name of a package"),
         ("[sandboxes.a]\nprovider='e2b'\nenv.E2B_API_KEY='x'", "sandboxes.a.env.E2B_API_KEY", "neither with E2B_"),
-        ("[sandboxes.a]\nprovider='e2b'\nmetadata.pool='x'", "sandboxes.a.metadata.pool", "this one is ours"),
+        ("[sandboxes.a]\nprovider='e2b'\nmetadata.pool='x'", "sandboxes.a.metadata.pool", "this name is reserved"),
         ("[sandboxes.a]\nprovider='e2b'\nmax_age_s=600", "sandboxes.a.max_age_s", "expected more than timeout_s"),
         ("[sandboxes.a]\nprovider='e2b'\ntimeout_s=1", "sandboxes.a.timeout_s", ">= 3"),
         ("[sandboxes.a]\nprovider='e2b'\ntemplate=''", "sandboxes.a.template", "expected a name.*'base', not ''"),
@@ -363,7 +363,7 @@ def test_a_syntax_error_or_a_key_given_twice_is_reported_by_line_and_column(tmp_
 
 
 def test_a_file_that_is_missing_not_a_file_or_not_text(tmp_path):
-    with pytest.raises(ConfigError, match="there is no such file; --config") as caught:
+    with pytest.raises(ConfigError, match="file not found; --config") as caught:
         load_swarm(Path("nowhere.toml"), directory=tmp_path)
     assert caught.value.file == str(tmp_path / "nowhere.toml")
     with pytest.raises(ConfigError, match="expected a file; this is a directory"):
@@ -414,7 +414,7 @@ def test_options_are_what_json_can_carry(tmp_path):
 def test_a_byte_order_mark_is_passed_over_and_a_bottomless_file_refused(tmp_path):
     (tmp_path / "swarm.toml").write_bytes(b"\xef\xbb\xbfswarm = 'a'\r\n")
     assert load_swarm(directory=tmp_path).swarm == "a"
-    with pytest.raises(ConfigError, match="too deep"):
+    with pytest.raises(ConfigError, match="too deeply"):
         written(tmp_path, f"x = {'[' * 5000}{']' * 5000}")
 
 
@@ -422,7 +422,7 @@ def test_a_vote_that_nobody_would_hear(tmp_path):
     with pytest.raises(ConfigError, match=r"agents\.feed\.votes: it publishes no sentiment and no signal"):
         written(tmp_path, '[agents.feed]\nkind = "market-data"\nvotes = true\n').resolve()
     (warning,) = warnings_about(written(tmp_path, '[agents.c]\nkind = "coordinator"\n').resolve())
-    assert "nobody votes, so every decision will be hold" in warning
+    assert "no agent votes, so every decision will be hold" in warning
 
 
 @pytest.mark.parametrize(

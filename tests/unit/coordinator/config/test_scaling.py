@@ -80,7 +80,7 @@ def test_a_wrong_number_is_refused_with_the_right_ones(count):
 def test_a_name_that_is_taken_is_told():
     config = parse_swarm(tomllib.loads('[agents.Momentum-2]\nkind = "sentiment"'), "x.toml", "")
     assert len(with_agents(config, 3).agents) == 3
-    with pytest.raises(UsageError, match=r"x\.toml: the name 'momentum-2' is for one to be added"):
+    with pytest.raises(UsageError, match=r"x\.toml: the name 'momentum-2' is needed for an added agent"):
         with_agents(config, 4)
 
 
