@@ -61,7 +61,7 @@ class TestNatsBus(BusContract):
         return nats_mesh
 
 
-async def test_two_swarms_on_one_server_do_not_hear_each_other(nats_mesh):
+async def test_two_swarms_on_one_server_do_not_receive_each_other(nats_mesh):
     one, other = await nats_mesh.connect("swarm"), await nats_mesh.connect("swarm2")
     await ensure_streams(other)
     found = await received_by(one, "swarm.>")
@@ -104,7 +104,7 @@ async def test_headers_count_against_the_servers_limit(nats_mesh):
     assert (await bus.publish("in." + MARKET, b"x" * 256 * 1024, {"traceparent": "y" * 8 * 1000})).sequence == 1
 
 
-async def test_a_publish_that_gave_up_is_forgotten(nats_mesh):
+async def test_a_publish_that_timed_out_is_forgotten(nats_mesh):
     bus = await nats_mesh.connect()
     found: Collector[ReceivedMessage] = Collector()
     await bus.listen("unanswered", found)

@@ -49,7 +49,7 @@ def test_it_is_the_default_swarm_and_one_voter(example, added, kind):
     assert config.max_agents == 6
 
 
-def test_a_strangers_agent_is_one_small_class():
+def test_a_users_agent_is_one_small_class():
     lines = [line for line in (EXAMPLES / "my_agent" / "my_agents.py").read_text().splitlines() if line.strip()]
     assert len(lines) <= LONGEST_AGENT_LINES
     spec = load_swarm(directory=EXAMPLES / "my_agent").agent("strategy-breakout").spec

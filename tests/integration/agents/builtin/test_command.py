@@ -314,7 +314,7 @@ async def test_a_malformed_answer_is_skipped_with_an_alert(tmp_path, fault):
     assert orjson.loads(mesh.stored[-1][1])["indicators"] == {"total": sum(prices)}
 
 
-async def test_a_program_that_greets_is_told_that_stdout_is_for_answers(tmp_path):
+async def test_a_program_that_greets_gets_the_reason_that_stdout_is_for_answers(tmp_path):
     mesh = Mesh(2)
     async with mesh.life(spec_of(tmp_path, banner=True)):
         await mesh.alerts.reach(2)
@@ -324,7 +324,7 @@ async def test_a_program_that_greets_is_told_that_stdout_is_for_answers(tmp_path
 
 
 @pytest.mark.parametrize("how", ["killed", "silent"])
-async def test_a_program_that_fails_over_an_event_is_asked_again_by_the_next_incarnation(tmp_path, how):
+async def test_a_program_that_fails_over_an_event_gets_it_again_in_the_next_incarnation(tmp_path, how):
     calm = await undisturbed(spec_of(tmp_path), 12, 22)
     async with Asked() as test:
         test.replies = [b"hang"]
@@ -494,7 +494,7 @@ def test_what_no_program_can_be(listens, publishes, options, problem):
         command_class(spec)("script", spec.options)
 
 
-async def test_over_nats_a_reconnect_in_the_middle_of_an_event_loses_and_doubles_nothing(tmp_path):
+async def test_over_nats_a_reconnect_in_the_middle_of_an_event_loses_and_duplicates_nothing(tmp_path):
     calm = await undisturbed(spec_of(tmp_path), 12, 22)
     async with NatsServer(tmp_path / "nats", port=0) as server, Connections() as stack, Asked() as test:
         test.replies = [b"hang"]

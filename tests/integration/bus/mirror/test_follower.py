@@ -82,7 +82,7 @@ async def test_killed_at_any_moment_under_load_it_holds_every_message_once(tmp_p
                 assert [one.reason for one in file.incarnations()] == ["first"]
 
 
-async def test_the_servers_death_loses_nothing_and_doubles_nothing(tmp_path):
+async def test_the_servers_death_loses_and_duplicates_nothing(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
         heartbeats = await Heartbeats.of(bus)
@@ -117,7 +117,7 @@ async def alerts_of(bus: NatsBus) -> Collector[ReceivedMessage]:
     return received
 
 
-async def test_a_damaged_file_is_set_aside_and_filled_anew(tmp_path):
+async def test_a_damaged_file_is_set_aside_and_filled_again(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
         heartbeats, alerts = await Heartbeats.of(bus), await alerts_of(bus)
@@ -194,7 +194,7 @@ async def test_two_histories_are_never_mixed(tmp_path, how):
                 assert json.loads(file.messages().__next__().row.payload)["round"] == 1
 
 
-async def test_what_was_gone_before_it_was_mirrored_is_told_and_recorded(tmp_path):
+async def test_what_was_gone_before_it_was_mirrored_is_reported_and_recorded(tmp_path):
     async with supervised_server(tmp_path / "server") as server, AsyncExitStack() as stack:
         connections = await stack.enter_async_context(Connections())
         bus = await connections.bus(server.url)

@@ -183,7 +183,7 @@ async def test_what_the_mirror_did_not_have_is_named_and_its_numbers_are_not_use
 
 
 @pytest.mark.slow
-async def test_broken_off_it_is_begun_anew(tmp_path, monkeypatch):
+async def test_an_interrupted_restore_starts_again(tmp_path, monkeypatch):
     async with scene(tmp_path) as it:
         await it.live("a", 40)
         before = await it.stored()
@@ -281,7 +281,7 @@ async def test_too_many_holes_leave_the_older_messages_in_the_file(tmp_path, mon
         assert [m.sequence for m in (await it.stored())[:3]] == [90, 100, 120]
 
 
-async def test_a_lost_bucket_is_put_back_alone(tmp_path):
+async def test_a_lost_bucket_is_restored_alone(tmp_path):
     async with scene(tmp_path) as it:
         await it.live("a", 5)
         state = await it.bus.kv_all("swarm_state")
@@ -333,7 +333,7 @@ async def test_another_history_is_not_touched(tmp_path):
 
 
 @pytest.mark.slow
-async def test_the_role_puts_back_when_asked_to(tmp_path):
+async def test_the_role_restores_when_requested(tmp_path):
     async with scene(tmp_path) as it:
         await it.live("a", 12)
         before = await it.stored()

@@ -124,7 +124,7 @@ async def test_a_refused_protocol_line_does_not_close_it_for_good(server, connec
         await found.reach(1)
 
 
-async def test_it_closes_although_somebody_else_gave_up_waiting_for_its_end(server):
+async def test_it_closes_although_another_task_stopped_waiting_for_its_end(server):
     bus = await NatsBus.connect(server.url, "swarm", "test")
     transport = bus.connection.client._transport
     assert transport is not None
@@ -199,7 +199,7 @@ async def test_live_waits_for_what_a_reconnect_owes(server, connections):
         assert bus.live
 
 
-async def test_a_break_during_the_catching_up_begins_it_anew(server, connections):
+async def test_a_break_during_the_catching_up_restarts_it(server, connections):
     async with Proxy(server.url) as proxy, connections:
         bus = await connections.bus(proxy.url, streams=True)
         started_at: Collector[int] = Collector()
@@ -243,7 +243,7 @@ async def test_an_unreachable_server_is_named_without_credentials():
     assert unreachable.value.exit_code == 3
 
 
-async def test_wrong_credentials_are_said_and_not_shown(tmp_path):
+async def test_wrong_credentials_are_reported_and_not_printed(tmp_path):
     async with plain_server(tmp_path, "--user", "user", "--pass", "right") as url:
         wrong = url.replace("://", f"://user:{SECRET}@")
         with pytest.raises(NotAdmitted, match="Authorization Violation") as unreachable:
@@ -301,7 +301,7 @@ async def test_a_malformed_address_is_a_persons_mistake(url):
         (f"nats://u:{SECRET}@one:1, nats://u:{SECRET}@two:2,three", "nats://one:1,nats://two:2,nats://three"),
     ],
 )
-def test_shown_addresses_have_no_credentials(url, shown):
+def test_printed_addresses_have_no_credentials(url, shown):
     assert check_url(url) == url
     assert redacted_url(url) == shown
 

@@ -165,14 +165,14 @@ async def test_a_bus_behind_tls_works_and_comes_back_after_its_server_died(serve
             await bus.close()
 
 
-async def test_a_certificate_of_a_stranger_is_refused_by_name(server):
+async def test_a_certificate_of_another_authority_is_refused_by_name(server):
     stranger = trustme.CA().cert_pem.bytes().decode()
     credentials = Credentials(nkey_seed=server.seed, ca=stranger, tls_first=server.first)
     with pytest.raises(BusUnreachable, match="certificate verify failed"):
         await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, credentials)
 
 
-async def test_who_is_not_known_is_refused_and_no_seed_is_shown(server):
+async def test_an_unknown_user_is_refused_and_no_seed_is_printed(server):
     seed, _ = new_seed()
     wrong = Credentials(nkey_seed=seed, ca=server.credentials.ca, tls_first=server.first)
     with pytest.raises(BusUnreachable, match=r"(?i)authorization violation") as caught:
@@ -180,7 +180,7 @@ async def test_who_is_not_known_is_refused_and_no_seed_is_shown(server):
     assert seed not in str(caught.value) + repr(wrong)
 
 
-async def test_a_handshake_that_is_given_up_is_not_waited_for():
+async def test_a_handshake_that_is_abandoned_is_not_waited_for():
     """Whoever cuts it off must not wait for the end of a stream that nobody tells of it."""
     begun = asyncio.Event()
 

@@ -76,7 +76,7 @@ async def test_a_service_named_by_the_environment(monkeypatch: pytest.MonkeyPatc
         assert collector.spans[0].service == "desk"
 
 
-async def test_long_values_are_cut_as_the_environment_says(monkeypatch: pytest.MonkeyPatch):
+async def test_long_values_are_cut_as_the_environment_requests(monkeypatch: pytest.MonkeyPatch):
     async with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3")

@@ -32,7 +32,7 @@ def test_the_binary_on_path_is_the_second_choice(tmp_path, monkeypatch):
     assert server_version(on_path) == (2, 13, 1)
 
 
-def test_without_any_binary_it_says_what_to_install(tmp_path, monkeypatch):
+def test_without_any_binary_the_error_names_what_to_install(tmp_path, monkeypatch):
     def not_installed(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 

@@ -98,7 +98,7 @@ async def jetstream_of(nats_server: NatsServer, directory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("durability", "always", "interval_s"), [("process", False, 1), ("power", True, None)])
-async def test_the_durability_asked_for_is_in_force_also_after_a_restart(tmp_path, durability, always, interval_s):
+async def test_the_requested_durability_is_active_also_after_a_restart(tmp_path, durability, always, interval_s):
     asked: Durability = durability
     async with NatsServer(tmp_path, port=0, durability=asked) as nats_server, supervised(nats_server) as events:
         for _ in range(2):
@@ -256,13 +256,13 @@ async def test_two_servers_do_not_share_a_store(tmp_path, monkeypatch):
             await NatsServer(tmp_path, port=0).start()
 
 
-async def test_a_port_in_use_by_another_nats_server_is_said_so(tmp_path):
+async def test_a_port_in_use_by_another_nats_server_is_reported(tmp_path):
     async with NatsServer(tmp_path / "a", port=0) as first:
         with pytest.raises(UsageError, match=rf"--port {first.port}: another NATS server .*--port 0 picks a free one"):
             await NatsServer(tmp_path / "b", port=first.port).start()
 
 
-async def test_a_port_in_use_by_another_program_is_said_so(tmp_path):
+async def test_a_port_in_use_by_another_program_is_reported(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(UsageError, match=rf"--port {port}: another program .*--port 0 picks a free one"):

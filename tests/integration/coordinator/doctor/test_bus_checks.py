@@ -25,7 +25,7 @@ async def checked(bus: NatsBus, directory: Path, config=CONFIG, run=None) -> dic
     return {finding.check: finding for finding in await check_bus(bus, config, run, directory)}
 
 
-async def test_a_bus_in_order_with_the_durability_that_is_in_force(tmp_path):
+async def test_a_bus_in_order_with_the_durability_that_is_active(tmp_path):
     async with NatsServer(tmp_path, port=0, durability="power") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
         assert server.pid is not None

@@ -67,7 +67,7 @@ async def test_the_named_connection_is_reset_and_no_other(tmp_path):
         await reconnected(net.other, 1)
 
 
-async def test_a_black_hole_is_noticed_by_who_is_in_it(tmp_path):
+async def test_a_black_hole_is_noticed_by_the_connection_in_it(tmp_path):
     async with network(tmp_path) as net:
         assert (await net.ask("blackhole", agents=["other"]))["connections"] == 1
         await reconnected(net.other, 1)
@@ -86,7 +86,7 @@ async def test_a_delay_is_of_the_named_and_ends_by_itself(tmp_path):
                 await asyncio.sleep(0.01)
 
 
-async def test_what_it_does_not_understand_it_says(tmp_path):
+async def test_what_it_does_not_understand_it_reports(tmp_path):
     async with network(tmp_path) as net:
         for asked in ({"delay_s": "long"}, {"delay_s": -1}, {"for_s": 1e9}):
             assert "error" in await net.ask("delay", **asked)

@@ -78,7 +78,7 @@ async def unreported_exit(tmp_path) -> AsyncIterator[UnreportedExit]:
         await bus.close()
 
 
-async def test_a_death_that_nobody_has_declared_is_declared(unreported_exit):
+async def test_an_undeclared_death_is_declared(unreported_exit):
     old = await unreported_exit.claim()
     await unreported_exit.told("declared_dead", old)
     epoch = await unreported_exit.claim()
@@ -92,7 +92,7 @@ async def test_a_death_that_nobody_has_declared_is_declared(unreported_exit):
 
 
 @pytest.mark.parametrize("event", ["declared_dead", "quarantined", "revived"])
-async def test_what_the_leader_before_has_concluded_is_not_told_again(unreported_exit, event):
+async def test_what_the_leader_before_has_declared_is_not_reported_again(unreported_exit, event):
     epoch = await unreported_exit.claim()
     await unreported_exit.record(epoch)
     await unreported_exit.told(event, None if event == "revived" else epoch)
@@ -126,7 +126,7 @@ async def test_an_end_with_exit_code_0_is_no_death(unreported_exit):
     assert await unreported_exit.concluded() == []
 
 
-async def test_one_that_nobody_reports_while_others_run_has_gone_with_its_host(unreported_exit):
+async def test_an_agent_that_no_host_reports_while_others_run_has_gone_with_its_host(unreported_exit):
     epoch = await unreported_exit.claim()
     await unreported_exit.record(epoch)
     [(dead, reason)] = await unreported_exit.concluded()
@@ -136,7 +136,7 @@ async def test_one_that_nobody_reports_while_others_run_has_gone_with_its_host(u
     assert await unreported_exit.concluded() == [(epoch, "exit code 1")]
 
 
-async def test_a_swarm_in_which_nobody_runs_is_one_that_starts(unreported_exit):
+async def test_a_swarm_in_which_no_agent_runs_is_one_that_starts(unreported_exit):
     epoch = await unreported_exit.claim()
     await unreported_exit.record(epoch)
     assert await unreported_exit.concluded(others=False) == []
@@ -148,7 +148,7 @@ async def test_one_that_had_ended_is_not_missed(unreported_exit, status):
     assert await unreported_exit.concluded() == []
 
 
-async def test_one_that_ran_by_hand_is_not_missed(unreported_exit):
+async def test_one_that_ran_manually_is_not_missed(unreported_exit):
     await unreported_exit.record(await unreported_exit.claim(by="a"))
     assert await unreported_exit.concluded() == []
 
@@ -159,7 +159,7 @@ async def test_one_that_was_never_ready_is_not_missed(unreported_exit):
     assert await unreported_exit.concluded() == []
 
 
-async def test_garbage_in_the_place_of_a_report_tells_nothing(unreported_exit):
+async def test_garbage_in_the_place_of_a_report_is_ignored(unreported_exit):
     epoch = await unreported_exit.claim()
     await unreported_exit.bus.publish("in." + unreported_exit.bus.subjects.lifecycle("a", WATCHDOG), b"{")
     await unreported_exit.bus.publish("in." + unreported_exit.bus.subjects.lifecycle("a", "base"), b"{")

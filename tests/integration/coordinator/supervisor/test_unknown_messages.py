@@ -14,7 +14,7 @@ from bus.server.supervisor import NatsServer
 from coordinator.supervisor.unknown_messages import UnknownMessageMonitor
 
 
-async def test_each_unknown_kind_is_told_once(tmp_path: Path) -> None:
+async def test_each_unknown_kind_is_reported_once(tmp_path: Path) -> None:
     async with NatsServer(tmp_path, port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "watchdog")
         await ensure_streams(bus)

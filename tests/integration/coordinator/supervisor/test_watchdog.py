@@ -27,7 +27,7 @@ HEARTBEAT_S = 0.05
 
 
 @pytest.mark.parametrize("phases", [{"python": FAILED}, None], ids=["given up", "live"])
-async def test_nothing_starts_before_the_last_sandbox_is_there_or_given_up(tmp_path, monkeypatch, phases):
+async def test_nothing_starts_before_the_last_sandbox_is_there_or_has_failed(tmp_path, monkeypatch, phases):
     """Not even for a provider that gave it up before the watchdog listened: it says so as long as it is so."""
     monkeypatch.setattr(module, "REMOTE_DISCOVERY_S", FOR_EVER_S)
     monkeypatch.setattr(module, "FIRST_DISCOVERY_S", FOR_EVER_S)

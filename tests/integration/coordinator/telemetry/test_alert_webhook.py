@@ -240,7 +240,7 @@ async def test_a_lost_consumer_is_recreated_at_its_position(bus):
         assert codes(there) == ["code_1", "code_2"]
 
 
-def test_the_url_is_shown_by_no_error_and_no_settings(monkeypatch):
+def test_the_url_is_printed_by_no_error_and_no_settings(monkeypatch):
     for wrong in ("s3cret.example", "ftp://s3cret.example", "http://", "http://[s3cret", "https://s3cret:99999/", 5):
         with pytest.raises(ConfigError) as found:
             parse_swarm({"alerts": {"webhook": wrong}}, "swarm.toml", "")

@@ -190,7 +190,7 @@ def config(source, *deciders):
     return VotingConfig(voters={}, timestamp=START, source=source, deciders=deciders)
 
 
-async def test_only_those_whom_the_watchdogs_config_lets_decide_open_the_window():
+async def test_only_deciders_of_the_watchdogs_config_open_the_window():
     agent = make(max_open_rounds=2)
     sent: list[MarketData] = []
     task = asyncio.create_task(follow(agent, sent))

@@ -51,7 +51,7 @@ def test_mood_is_a_weighted_mean_that_fades():
 
 
 @pytest.mark.parametrize("mood", [-1.0, -0.4, -0.1, -0.05, 0.0, 0.05, 0.1, 0.6, 1.0])
-def test_confidence_says_p_up_by_the_voters_rule(mood):
+def test_confidence_is_p_up_by_the_voters_rule(mood):
     reading, confidence, p_up = read_mood(mood)
     assert p_up == pytest.approx(0.5 + mood / 4)
     assert p_up == (1 - confidence if reading == "bearish" else confidence)
@@ -140,7 +140,7 @@ def test_news_of_others_fades_and_is_forgotten(tmp_path):
 
 
 @pytest.mark.parametrize("far", [datetime(9999, 12, 31, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC)])
-def test_one_candle_of_a_far_time_changes_no_later_vote(tmp_path, far):
+def test_one_candle_of_a_distant_time_changes_no_later_vote(tmp_path, far):
     rows = [f"2020-01-{day:02}|BTC/USD|Bitcoin {'surges' if day % 3 else 'crashes'}" for day in range(5, 20)]
 
     def votes(*strays):

@@ -36,7 +36,7 @@ def test_better_news_scores_higher(scorer, better, worse):
 @pytest.mark.parametrize(
     "text", ["", "Share of interest in the security", "Moved to 2018 from 2017", "Still to 5 from 5"]
 )
-def test_nothing_said_scores_zero(scorer, text):
+def test_an_empty_text_scores_zero(scorer, text):
     assert scorer.score(text) == 0
 
 
@@ -63,7 +63,7 @@ def test_figures_that_moved(text, move):
     assert ("rise" in marked, "fall" in marked.replace("fell", "")) == (move == "rise", move == "fall")
 
 
-def test_lexicon_is_ours_and_in_force(scorer):
+def test_lexicon_is_ours_and_active(scorer):
     lexicon = load_lexicon()
     assert len(lexicon) >= 110
     assert not set(lexicon) & set(MISLEADING)

@@ -26,7 +26,7 @@ def recorded(count):
 
 
 @pytest.mark.parametrize("price", [1e-8, 0.1 + 0.2, 7.0, 64321.12345, 1e12])
-def test_flat_series_say_nothing(price):
+def test_flat_series_give_no_signal(price):
     signal = run(MomentumAgent("s"), ticks([price] * 300))[-1]
     assert (signal.signal, signal.p_up, signal.indicators) == ("hold", 0.5, {"rsi": 50.0, "macd": 0.0, "trend": 0.0})
     signal = run(MeanReversionAgent("s"), ticks([price] * 300))[-1]

@@ -28,7 +28,7 @@ def test_packaged_headlines():
     assert max(headline.timestamp for headline in headlines) <= datetime(2019, 10, 18, tzinfo=UTC)
 
 
-def test_packaged_file_says_what_it_is():
+def test_packaged_file_documents_itself():
     text = resources.files("agents.feeds").joinpath("data/headlines.csv").read_text()
     comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     for promise in (

@@ -15,7 +15,7 @@ from bus.messages import SandboxUsage
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/ns/pid"), reason="namespaces are Linux's")  # noqa: PTH110
-def test_a_look_is_what_the_system_says():
+def test_a_probe_is_what_the_system_reports():
     seen = probe_sandbox()
     assert seen.pid == os.getpid()
     assert seen.uid == os.getuid()
@@ -70,7 +70,7 @@ print(measure_memory())
     ("every_s", "expected"),
     [pytest.param(3600.0, [0, 0, 1, 1, 2], id="long"), pytest.param(0.0, [0, 1, 2, 3, 4], id="over")],
 )
-async def test_memory_is_measured_anew_when_processes_come_or_go_and_after_a_while(every_s, expected, monkeypatch):
+async def test_memory_is_measured_again_when_processes_come_or_go_and_after_a_while(every_s, expected, monkeypatch):
     host = Host.__new__(Host)
     running, measured = [1, 1, 3, 3, 2], itertools.count()
     said: list[float | None] = []

@@ -136,7 +136,9 @@ def raising(error: BaseException) -> Any:
     ],
 )
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["def", "async def"])
-async def test_what_nobody_could_read_is_a_fault_of_the_handler(what: Any, told: list[str], asynchronous: bool):
+async def test_an_output_that_cannot_be_decoded_is_a_fault_of_the_handler(
+    what: Any, told: list[str], asynchronous: bool
+):
     feed, cls = Feed(3), returning(what)
     if asynchronous:
         plain = cls.on_market
@@ -184,7 +186,7 @@ class Fine(Hopeless):
     mended = tuple(range(100))
 
 
-async def test_who_only_raises_is_ended_and_gets_another_chance_by_a_new_life():
+async def test_an_agent_that_only_raises_is_ended_and_gets_another_chance_in_a_new_process():
     feed = Feed(3 * MAX_CONSECUTIVE_SKIPS)
     for life in (1, 2):
         with pytest.raises(
@@ -202,7 +204,7 @@ async def test_who_only_raises_is_ended_and_gets_another_chance_by_a_new_life():
     assert feed.numbers() == [str(n) for n in range(1, MAX_CONSECUTIVE_SKIPS + 1)]
 
 
-async def test_one_success_among_faults_keeps_it_going_and_the_telling_is_bounded():
+async def test_one_success_among_faults_keeps_it_going_and_reports_are_bounded():
     class Sometimes(Hopeless):
         mended = tuple(range(0, 1000, 5))
 
@@ -250,7 +252,7 @@ async def test_a_source_that_skips_an_input_numbers_its_events_without_a_gap():
     assert not feed.alerts("output_gap")
 
 
-async def test_a_source_drops_what_nobody_could_read():
+async def test_a_source_drops_what_cannot_be_decoded():
     class Broken(Source):
         async def produce(self, last: MarketData | None) -> AsyncIterator[Any]:
             for n in range((last.sequence or 0) + 1 if last else 1, 6):
@@ -307,7 +309,7 @@ async def test_a_state_that_cannot_be_saved_is_named(value: Any, told: str):
         await Feed(100).live(Unsaved)
 
 
-async def test_a_saved_state_that_does_not_fit_is_a_mistake_that_no_restart_mends():
+async def test_a_saved_state_that_does_not_fit_is_a_mistake_that_no_restart_fixes():
     class Before(Fine):
         @dataclass
         class State:
@@ -341,13 +343,13 @@ async def test_a_handler_that_holds_up_the_heartbeats_is_named(logs: list[Any], 
     assert all("on_market took" in entry["problem"] and " ms over message " in entry["problem"] for entry in logs)
 
 
-async def test_a_handler_that_is_fast_is_not_told_of(logs: list[Any], monkeypatch: pytest.MonkeyPatch):
+async def test_a_handler_that_is_fast_is_not_reported(logs: list[Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("agents.runtime.inputs.SLOW_HANDLER_S", 60.0)
     await Feed(50).live(Fine)
     assert logs == []
 
 
-async def test_a_hopeless_handler_writes_few_lines(logs: list[Any]):
+async def test_a_permanently_failing_handler_writes_few_lines(logs: list[Any]):
     with pytest.raises(UsageError):
         await Feed(50).live(Hopeless)
     assert [entry["event"] for entry in logs] == ["handler_failed"] * 3 + ["handler_failed_again"]

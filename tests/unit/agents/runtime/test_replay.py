@@ -134,7 +134,7 @@ async def test_skips_and_timers_are_as_recorded():
     assert life.input_processor.skips == 1
 
 
-async def test_a_handler_that_raised_although_nobody_recorded_it():
+async def test_a_handler_that_raised_although_it_was_not_recorded():
     server = await recorded(Summing("one"), TICKS - 1, TICKS)
     life, [unlike] = await replayed(Summing("one"), server, skips={})
     assert unlike.sequence == 5
@@ -142,7 +142,7 @@ async def test_a_handler_that_raised_although_nobody_recorded_it():
     assert life.left_out.startswith("from message 5 on")
 
 
-async def test_what_the_recorded_run_has_not_stored_is_told():
+async def test_what_the_recorded_run_has_not_stored_is_reported():
     server = await recorded(Summing("one"), TICKS - 1, TICKS)
     missing = outputs_of(server, "one")[-2]
     server.messages.remove(missing)
@@ -153,7 +153,7 @@ async def test_what_the_recorded_run_has_not_stored_is_told():
     assert found[0].replayed.data == missing.data
 
 
-async def test_what_the_replay_does_not_say_is_told():
+async def test_what_the_replay_does_not_publish_is_reported():
     server = await recorded(Summing("one"), TICKS - 1, TICKS)
     stored = outputs_of(server, "one")[-1]
     extra = StoredMessage(stored.subject, stored.sequence + 100, stored.data, {**stored.headers, h.OUTPUT: str(TICKS)})
@@ -199,7 +199,7 @@ async def test_short_waits_for_a_source_are_not_counted(monkeypatch: pytest.Monk
     assert life.source_left_out
 
 
-async def test_a_program_is_asked_again():
+async def test_a_program_gets_the_inputs_again():
     spec = AgentSpec(
         name="program", kind="command", command=(sys.executable, "-c", PROGRAM), listens=("market",),
         publishes=("signal",),

@@ -267,7 +267,7 @@ def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]], seed: int
 
 @settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
-def test_who_fails_on_everything_is_given_up_by_the_stream_alone(lives: list[dict[int, str]], seed: int) -> None:
+def test_an_agent_that_fails_on_everything_is_ended_by_the_stream_alone(lives: list[dict[int, str]], seed: int) -> None:
     async def run(lives: list[dict[int, str]]) -> tuple[MemoryServer, list[str]]:
         server = MemoryServer()
         for n in range(1, 41):

@@ -102,7 +102,7 @@ async def test_a_key_that_has_gone_fences(bus):
         await store.save(snapshot(5, 3))
 
 
-async def test_whoever_wrote_what_we_cannot_read_has_taken_over(bus):
+async def test_an_unreadable_snapshot_of_another_writer_has_taken_over(bus):
     store = SnapshotStore(bus, AGENT, 5)
     await store.take_over()
     await put(bus, b'{"version": 2, "epoch": 8}')
@@ -157,7 +157,7 @@ async def test_a_write_of_the_older_incarnation_in_between_is_taken_over_as_well
     assert (await new.take_over()).cursor == 7
 
 
-async def test_a_broken_connection_is_told(bus):
+async def test_a_broken_connection_is_reported(bus):
     store = SnapshotStore(bus, AGENT, 5)
     await store.take_over()
     bus.disconnect()
@@ -168,7 +168,7 @@ async def test_a_broken_connection_is_told(bus):
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"cursor": "three"}', b'{"cursor": null}'])
-async def test_what_is_no_snapshot_is_said_and_begun_anew(bus, data):
+async def test_what_is_no_snapshot_is_reported_and_replaced(bus, data):
     await put(bus, data)
     store = SnapshotStore(bus, AGENT, 5)
     assert await store.take_over() == Snapshot(epoch=5)

@@ -62,7 +62,7 @@ def read(kind: str, data: bytes | dict[str, Any], subject: str | None = None) ->
 
 
 @pytest.mark.parametrize("kind", ["sentiment", "signal", "decision", "config"])
-def test_a_vote_or_config_is_its_subjects_writers_whoever_the_payload_names(kind):
+def test_a_vote_or_config_is_its_subjects_writers_whatever_the_payload_names(kind):
     [data] = [data for message, data in GOLDEN if KIND_OF[type(message)] == kind][:1]
     assert read(kind, data, f"swarm.{kind}.BTC-USD.somebody").source == "somebody"
 
@@ -208,7 +208,7 @@ def test_timestamps_become_utc(stamp):
     assert T in encode(message)
 
 
-def test_encode_says_utc_as_well():
+def test_encode_writes_utc_as_well():
     local = NOON.astimezone(timezone(timedelta(hours=2)))
     assert T in encode(Timer(name="n", number=1, timestamp=local, source="a"))
 

@@ -203,7 +203,7 @@ async def test_a_changed_byte_of_the_file_is_found(tmp_path):
         assert [found.intact for found in file.messages()] == [False, True]
 
 
-async def test_retention_removes_the_oldest_in_batches_and_says_so(tmp_path):
+async def test_retention_removes_the_oldest_in_batches_and_records_it(tmp_path):
     path, old = tmp_path / "m.sqlite", time.time_ns() - 3600 * 10**9
     count = 2 * PRUNE_ROWS + 300
     store = await MirrorStore.open(path, "swarm")

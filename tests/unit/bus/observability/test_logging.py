@@ -48,7 +48,7 @@ def logged(stream: io.StringIO, event: str = "it_happened", **fields: Any) -> st
     return stream.getvalue()
 
 
-def test_a_line_is_json_elsewhere_and_pretty_on_a_terminal():
+def test_a_line_is_json_and_pretty_on_a_terminal():
     line = json.loads(logged(io.StringIO(), of="momentum", epoch=5))
     assert (line["event"], line["level"], line["of"], line["epoch"]) == ("it_happened", "warning", "momentum", 5)
     assert line["timestamp"].endswith("Z")
@@ -144,7 +144,7 @@ def test_a_traceback_hides_them_too(stream):
 
 
 @pytest.mark.parametrize("name", ["seed", "symbol", "agent", "epoch", "tokens_read", "url", "key", "keys", "author"])
-def test_what_is_no_secret_by_its_name_is_shown(name):
+def test_what_is_no_secret_by_its_name_is_printed(name):
     shown = is_secret(name)
     assert shown == (name == "seed")
     if name != "seed":

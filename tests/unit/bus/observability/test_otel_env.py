@@ -21,13 +21,13 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
         {"OTEL_TRACES_EXPORTER": "otlp"},
     ],
 )
-def test_no_traces_are_asked_for(environment):
+def test_no_traces_are_requested(environment):
     assert read_settings(environment) is None
     assert open_tracer(environment, "a", dict) is None
     assert modules_to_preload(environment) == ()
 
 
-def test_traces_are_asked_for():
+def test_traces_are_requested():
     assert read_settings(ENDPOINT) == Settings()
     assert read_settings({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/v1/traces"}) == Settings()
     assert read_settings(
@@ -73,7 +73,7 @@ def test_traces_are_asked_for():
         ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, Exporting()),
     ],
 )
-def test_metrics_are_asked_for_by_variables_of_their_own(more, asked):
+def test_metrics_are_requested_by_variables_of_their_own(more, asked):
     assert read_exporting({**ENDPOINT, **more}, "metrics") == asked
     assert read_exporting({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c/v1/metrics", **more}, "metrics") == asked
     assert read_exporting({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c/v1/metrics", **more}, "traces") is None

@@ -57,7 +57,7 @@ def test_what_is_put_is_exported_in_order():
     queue.close()
 
 
-def test_a_full_queue_drops_and_tells_once(monkeypatch):
+def test_a_full_queue_drops_and_reports_once(monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(
         "bus.observability.span_queue.log.warning", lambda event, **_: told.append(event), raising=False
@@ -98,7 +98,7 @@ def test_an_exporter_that_cannot_be_made_costs_the_spans_only():
     queue.close()
 
 
-def test_closing_waits_for_no_collector_that_hangs():
+def test_closing_waits_for_no_stuck_collector():
     sender = Sender()
     queue = SpanQueue(Settings(batch_spans=1), dict, sender)
     queue.put(span())

@@ -63,7 +63,7 @@ def test_samplers_of_the_standard(name, argument, share):
     assert taken == pytest.approx(4000 * share, abs=120 if 0 < share < 1 else 0)
 
 
-def test_a_rate_of_ones_own():
+def test_a_configured_rate():
     sample = make_sampler("rate_limiting", "0")
     assert not any(sample(0) for _ in range(100))
 
@@ -72,7 +72,7 @@ def test_a_rate_of_ones_own():
     ("name", "argument"),
     [("jaeger_remote", ""), ("traceidratio", "2"), ("traceidratio", "x"), ("rate_limiting", "-1")],
 )
-def test_a_wrong_sampler_is_told_and_harms_nobody(name, argument):
+def test_a_wrong_sampler_is_reported_and_does_no_harm(name, argument):
     with pytest.raises(ValueError, match=r"."):
         make_sampler(name, argument)
     tracer = Tracer(Settings(sampler=name, sampler_argument=argument), dict)

@@ -20,7 +20,7 @@ def test_controls_are_written_out():
 
 
 @given(st.text())
-def test_nothing_else_changes_and_json_says_the_same(text):
+def test_nothing_else_changes_and_json_is_the_same(text):
     line = json.dumps(text, ensure_ascii=False)
     assert json.loads(escape_control(line)) == text
     shown = escape_control(text)
@@ -35,7 +35,7 @@ def test_no_character_at_all_commands_a_terminal_or_cannot_be_printed():
         assert not any(byte < 0x20 or byte == 0x7F for byte in shown), hex(number)
 
 
-def test_logs_on_a_terminal_are_shown():
+def test_logs_on_a_terminal_are_escaped():
     terminal = io.StringIO()
     try:
         set_up_logs("info", terminal, json=False)

@@ -69,6 +69,6 @@ def test_what_does_not_come_back_is_named(tmp_path, monkeypatch, code, named):
     assert all(word in said for word in named), said
 
 
-def test_what_raises_is_told_in_its_own_words(tmp_path):
+def test_an_exception_is_reported_in_its_own_words(tmp_path):
     assert "ZeroDivisionError" in check(tmp_path, 'class = "mine.py:Mine"', "1 / 0")
     assert "SystemExit" in check(tmp_path, 'class = "mine.py:Mine"', "raise SystemExit(3)")

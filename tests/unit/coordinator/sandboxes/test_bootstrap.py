@@ -61,7 +61,7 @@ def test_the_tools_have_their_hashes():
         requirement(locked, "wheel")
 
 
-def test_of_much_that_was_said_both_ends_are_shown():
+def test_of_long_output_both_ends_are_reported():
     assert excerpt("", "ERROR: first\n  and  last\n") == "ERROR: first and last"
     text = excerpt("ERROR: first", "between " * 1000 + "last")
     assert text.startswith("ERROR: first between")

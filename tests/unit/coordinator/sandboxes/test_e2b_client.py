@@ -19,7 +19,7 @@ from coordinator.sandboxes.e2b_errors import PermanentError, SandboxGone
         (e2b.exceptions.SandboxNotFoundException("x"), SandboxGone),
     ],
 )
-async def test_what_is_no_use_to_repeat_is_asked_once(error, raised):
+async def test_what_is_no_use_to_repeat_is_requested_once(error, raised):
     asked = 0
 
     async def call():
@@ -32,7 +32,7 @@ async def test_what_is_no_use_to_repeat_is_asked_once(error, raised):
     assert asked == 1
 
 
-async def test_an_ill_service_is_told_of_once_and_left_in_peace_after_six_failures(monkeypatch):
+async def test_an_unhealthy_service_is_reported_once_and_left_alone_after_six_failures(monkeypatch):
     monkeypatch.setattr("coordinator.sandboxes.e2b_client.FIRST_WAIT_S", 0.001)
     monkeypatch.setattr("coordinator.sandboxes.e2b_client.LONGEST_WAIT_S", 0.001)
     monkeypatch.setattr("coordinator.sandboxes.e2b_client.JITTER_S", 0.0)

@@ -45,7 +45,7 @@ def test_no_exception_that_a_sandbox_can_raise_is_forgotten():
 @pytest.mark.parametrize(
     ("status", "verdict"), [(400, "give up"), (403, "give up"), (404, "give up"), (500, "retry"), (None, "retry")]
 )
-def test_a_status_that_stays_is_not_asked_for_again(status, verdict):
+def test_a_permanent_status_is_not_retried(status, verdict):
     assert verdict_on(e2b.exceptions.SandboxException("x", status_code=status)) == verdict
 
 
@@ -67,5 +67,5 @@ def test_a_full_quota_is_no_illness_of_the_service():
         assert is_outage(type(error), error) is unhealthy
 
 
-def test_what_the_sdk_raises_is_shown_without_the_key():
+def test_what_the_sdk_raises_is_printed_without_the_key():
     assert error_text(ValueError("Invalid header\nvalue 'a_key'"), "a_key") == "Invalid header value '[secret]'"

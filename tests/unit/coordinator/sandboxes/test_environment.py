@@ -34,7 +34,7 @@ def test_sandboxes_get_an_address_that_they_can_reach(asked, nats, expected):
 @pytest.mark.parametrize(
     "url", ["nats://10.0.0.1", "nats://localhost", "nats://bus", "nats://bus.local", "nats://[::1]:1"]
 )
-def test_an_address_that_is_not_public_is_refused_for_e2b_and_none_elsewhere(url):
+def test_an_address_that_is_not_public_is_refused_for_e2b_alone(url):
     with pytest.raises(UsageError, match="cannot reach"):
         public_url(url, None, Endpoint.of({}))
     with pytest.raises(UsageError, match="needs a URL"):
@@ -42,14 +42,14 @@ def test_an_address_that_is_not_public_is_refused_for_e2b_and_none_elsewhere(url
     assert public_url(url, None, Endpoint("http://127.0.0.1:1")) == url
 
 
-def test_who_takes_the_key_leaves_none_behind():
+def test_taking_the_key_removes_it_from_the_environment():
     environ = {"E2B_API_KEY": " a_key\n", "E2B_ACCESS_TOKEN": "x", "PATH": "y"}
     assert take_key(environ) == "a_key"
     assert environ == {"PATH": "y"}
 
 
 @pytest.mark.parametrize("key", ["first_line\n# a remark", "two words", "ключ", "nul\0"])
-def test_what_cannot_be_a_key_is_refused_and_not_shown(key):
+def test_what_cannot_be_a_key_is_refused_and_not_printed(key):
     environ = {"E2B_API_KEY": key}
     with pytest.raises(UsageError, match="E2B_API_KEY: expected only the key") as refused:
         take_key(environ)
@@ -66,7 +66,7 @@ def test_what_cannot_be_a_key_is_refused_and_not_shown(key):
         ("E2B_SANDBOX_URL", "ftp://a.example.org", "E2B_SANDBOX_URL=ftp://a.example.org: expected a URL"),
     ],
 )
-def test_who_would_make_the_sdk_ask_elsewhere_than_we_say_is_refused(name, value, said):
+def test_a_variable_that_would_redirect_the_sdk_is_refused(name, value, said):
     with pytest.raises(UsageError) as refused:
         take_key({"E2B_API_KEY": "a_key", name: value})
     assert said in str(refused.value)

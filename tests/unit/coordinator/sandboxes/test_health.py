@@ -20,7 +20,7 @@ def host(**more: object) -> Heartbeat:
     return Heartbeat(**fields | more)  # type: ignore[arg-type]
 
 
-def test_all_of_it_is_told():
+def test_all_of_it_is_reported():
     account = SandboxAccount(seen_s=100.0, alive_s=90.0, price_per_hour=0.4, price_source="a bill of May")
     found = health_of(host(usage=USAGE), account, {"base": USAGE})
     assert found == SandboxHealth(
@@ -58,7 +58,7 @@ def test_a_price_of_nothing_is_a_price():
 
 
 @pytest.mark.parametrize("network", [network_of_here(), "n"])
-def test_bytes_of_a_shared_network_are_nobodys(network):
+def test_bytes_of_a_shared_network_are_attributed_to_no_sandbox(network):
     mine = SandboxUsage(processes=1, cpu_s=0.0, rss_mb=1.0, network=network, rx_bytes=7, tx_bytes=8)
     found = health_of(host(usage=mine), None, {"base": mine, "python": mine})
     assert (found.rx_bytes, found.tx_bytes) == (None, None)

@@ -17,7 +17,7 @@ HERE = replace(
 EVERYTHING = ["kernel", *(f"{kind} namespace" for kind in HERE.namespaces), "user", "cgroup"]
 
 
-def test_a_process_beside_us_shares_everything_and_that_is_said():
+def test_a_local_process_shares_everything_and_that_is_reported():
     found = compare(HERE, HERE)
     assert (found.shared, found.own, found.unknown) == (EVERYTHING, [], [])
     assert "only its processes are its own" in found.text
@@ -37,7 +37,7 @@ def test_under_another_kernel_the_same_identifiers_mean_nothing():
     assert found.text.startswith("another kernel")
 
 
-def test_what_one_side_does_not_tell_is_unknown_and_nothing_is_concluded_from_it():
+def test_what_one_side_does_not_report_is_unknown_and_nothing_follows_from_it():
     silent = replace(HERE, boot_id=None, namespaces={}, cgroup=None)
     found = compare(silent, HERE)
     assert (found.own, found.shared) == ([], [])

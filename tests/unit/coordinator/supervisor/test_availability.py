@@ -11,7 +11,7 @@ DEAF_S = 0.4
 OUTAGE_S = 30.0
 
 
-def test_availability_is_the_time_known_alive_of_the_time_since_first_heard():
+def test_availability_is_the_time_known_alive_of_the_time_since_the_first_heartbeat():
     kept = AvailabilityTracker(DEAF_S)
     assert kept.of("base", 5.0) is None
     for at in (10.0, 10.2, 10.4, 14.4, 14.6):
@@ -39,7 +39,7 @@ def told(kept: AvailabilityTracker, name: str, now: float) -> tuple[float, float
     return found.seen_s, found.alive_s
 
 
-def test_a_host_that_died_was_absent_however_soon_another_was_heard():
+def test_a_host_that_died_was_absent_however_soon_another_started():
     kept = AvailabilityTracker(DEAF_S)
     for at in (10.0, 10.2, 10.4):
         kept.received("base", at, "host_a", 60.0 + at)
@@ -50,7 +50,7 @@ def test_a_host_that_died_was_absent_however_soon_another_was_heard():
     assert told(kept, "base", 11.5) == pytest.approx((1.5, 1.0))
 
 
-def test_while_the_bus_is_ill_nobody_is_absent():
+def test_while_the_bus_is_unhealthy_no_host_is_absent():
     kept = AvailabilityTracker(DEAF_S)
     now = receive(kept, 10.0, 5.0, "base")
     during = told(kept, "base", now + OUTAGE_S / 2)
@@ -75,7 +75,7 @@ def test_after_an_outage_a_host_may_take_as_long_to_connect_as_before_it_is_lost
     assert alive_s == pytest.approx(5.0 - 0.1 + DEAF_S), "it did not come back"
 
 
-def test_an_outage_makes_nobody_present_who_was_lost_before():
+def test_an_outage_makes_no_host_present_that_was_lost_before():
     kept = AvailabilityTracker(DEAF_S)
     now = receive(kept, 10.0, 5.0, "base", "lost")
     now = receive(kept, now, 2 * HOST_LOST_S, "base") + OUTAGE_S

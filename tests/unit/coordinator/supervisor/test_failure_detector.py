@@ -18,7 +18,7 @@ from coordinator.supervisor.policy import NEVER_READY_S, RESET_AFTER_S, STALLED_
 from tests.support.policy_world import World, a, kinds, ready
 
 
-def test_silence_is_suspected_then_looked_at():
+def test_silence_is_suspected_then_probed():
     world = ready()
     world.sending.clear()
     actions = world.run(0.5)
@@ -74,7 +74,7 @@ def test_an_answer_that_comes_after_a_heartbeat_is_ignored():
     assert look(world, "T") == []
 
 
-def test_nobody_is_declared_dead_while_the_bus_is_ill():
+def test_no_process_is_declared_dead_while_the_bus_is_unhealthy():
     world = ready(a("a"), a("b", "python"))
     world.policy.bus_trouble(world.now, True)
     assert world.run(10, bus=False) == []
@@ -82,7 +82,7 @@ def test_nobody_is_declared_dead_while_the_bus_is_ill():
     assert world.run(3) == []
 
 
-def test_ones_own_sleep_is_not_held_against_anybody():
+def test_the_watchdogs_own_sleep_is_not_held_against_any_process():
     world = ready(a("a"), a("b", "python"))
     world.now += 20.0
     assert world.policy.decide(world.now) == []
@@ -111,7 +111,7 @@ def come_back(world: World, cursor: int) -> None:
     assert agents["a"].phase == "running"
 
 
-def test_hanging_at_the_same_place_again_and_again_is_quarantined_and_told():
+def test_stalling_at_one_input_again_and_again_is_quarantined_and_reported():
     world = ready()
     world.lag = 5
     for turn in range(MAX_STALLS):
@@ -131,7 +131,7 @@ def test_hanging_at_the_same_place_again_and_again_is_quarantined_and_told():
     assert world.run(20) == []
 
 
-def test_hanging_at_ever_later_places_is_not_quarantined():
+def test_stalling_at_ever_later_inputs_is_not_quarantined():
     world = ready()
     world.lag = 5
     for turn in range(3 * MAX_STALLS):
@@ -154,7 +154,7 @@ def test_slow_deaths_in_a_row_at_one_place_quarantine_though_no_window_holds_the
     assert len(state.deaths) < Timeouts().deaths
 
 
-def test_want_of_a_cpu_is_nobodys_hang():
+def test_want_of_a_cpu_is_no_stall():
     world = silent(0.8)
     for waited in range(100):
         world.run(0.2, spawn=False)
@@ -169,7 +169,7 @@ def test_want_of_a_cpu_is_nobodys_hang():
     assert "too much to do" in dead.reason
 
 
-def test_a_blocked_process_is_a_hang_whose_limit_is_named():
+def test_a_blocked_process_is_a_stall_with_its_limit_named():
     world = silent(0.8)
     look(world, "S", 1.0, 1.0)
     world.run(0.2)
@@ -211,7 +211,7 @@ def test_a_process_that_waits_for_a_cpu_all_the_time_is_not_taken_for_one_that_s
     assert dead.unresponsive
 
 
-def test_a_silent_host_whose_agents_are_heard_is_given_the_time_of_a_starved_one():
+def test_a_silent_host_with_live_agents_is_given_the_time_of_a_starved_one():
     world = ready(sandboxes=("base",))
     assert kinds(world.run(Timeouts().starved_s - 0.5, hosts=False)) == []
     assert kinds(world.run(1.0, hosts=False)) == ["SandboxLost", "Dead"]

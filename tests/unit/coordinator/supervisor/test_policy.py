@@ -136,7 +136,7 @@ def test_the_agents_of_a_sandbox_are_spread_over_the_hosts_that_serve_it():
     assert sorted(placed) == ["base-1", "base-1", "base-2", "base-2", "python"]
 
 
-def test_a_host_that_drains_sends_its_agents_elsewhere():
+def test_a_host_that_drains_sends_its_agents_to_others():
     world = ready()
     world.host("base", status="draining")
     world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
@@ -195,7 +195,7 @@ def test_what_the_stream_recalls_is_a_drain():
     assert world.policy.decide(world.now) == [Drained("a")]
 
 
-def test_whom_we_have_asked_to_drain_need_not_say_so_and_is_started_anew():
+def test_an_agent_that_was_requested_to_drain_need_not_report_it_and_is_started_again():
     world = ready()
     world.policy.restart("a")
     world.policy.exited(world.now, "a", world.policy.agents["a"].epoch, 0)
@@ -240,7 +240,7 @@ def succeeding(*hosts: tuple[str, Child], phase: Phase = "waiting") -> tuple[Wor
     return world, world.policy.agents["a"]
 
 
-def test_who_died_while_nobody_led_is_declared_dead_by_the_next_leader():
+def test_an_agent_that_died_without_a_leader_is_declared_dead_by_the_next_one():
     world, state = succeeding(("base", ended(60, 1)), ("base", ended(70)), ("python", ended(65, 1)))
     assert state.unreported_exit == UnreportedExit(70, "base", 7, "x", -9, world.now)
     world.policy.unreported_exit_found(world.now, "a", state.unreported_exit)
@@ -275,7 +275,7 @@ def test_an_end_that_a_host_reports_later_is_nothing_to_inherit():
 
 
 @pytest.mark.parametrize("phase", ["quarantined", "drained", "external"])
-def test_who_was_to_stay_away_stays_so_under_the_next_leader(phase):
+def test_an_agent_that_was_to_stay_stopped_stays_so_under_the_next_leader(phase):
     world, state = succeeding(("base", ended(70)), phase=phase)
     assert state.unreported_exit is not None
     world.policy.unreported_exit_found(world.now, "a", state.unreported_exit)
@@ -283,14 +283,14 @@ def test_who_was_to_stay_away_stays_so_under_the_next_leader(phase):
     assert state.phase == phase
 
 
-def test_a_mistake_that_no_restart_mends_is_quarantined_by_the_next_leader():
+def test_a_mistake_that_no_restart_fixes_is_quarantined_by_the_next_leader():
     world, state = succeeding(("base", ended(70, 2)))
     assert state.unreported_exit is not None
     world.policy.unreported_exit_found(world.now, "a", state.unreported_exit)
     assert kinds(world.policy.decide(world.now)) == ["Dead", "Quarantine"]
 
 
-def test_who_went_with_its_host_while_nobody_led_is_moved_and_not_blamed():
+def test_an_agent_lost_with_its_host_without_a_leader_is_moved_and_not_blamed():
     world = World(a())
     world.host("python")
     world.policy.unreported_exit_found(world.now, "a", UnreportedExit(70, "base", 7, "x", None, world.now))
@@ -301,7 +301,7 @@ def test_who_went_with_its_host_while_nobody_led_is_moved_and_not_blamed():
     assert not world.policy.agents["a"].deaths
 
 
-def test_an_incarnation_started_by_hand_takes_over():
+def test_an_incarnation_started_manually_takes_over():
     world = ready()
     state = world.policy.agents["a"]
     old = state.epoch
@@ -403,7 +403,7 @@ def test_a_swarm_starts_a_few_at_a_time_in_each_sandbox():
     assert all(state.phase == "running" for state in world.policy.agents.values())
 
 
-def test_one_that_never_heartbeats_holds_up_nobody():
+def test_an_agent_without_heartbeats_holds_up_no_other():
     names = [f"a{number}" for number in range(STARTS_AT_ONCE + 1)]
     world = World(*(a(name) for name in names), sandboxes=("base",))
     world.host("base")

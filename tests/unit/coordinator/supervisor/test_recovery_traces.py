@@ -57,7 +57,7 @@ def test_silence_is_known_from_the_last_heartbeat_on(started_at):
     assert started_at() == pytest.approx(SILENT_S)
 
 
-def test_the_exit_of_another_incarnation_says_nothing(started_at):
+def test_the_exit_of_another_incarnation_is_ignored(started_at):
     assert started_at((6, 0.02)) == pytest.approx(SILENT_S)
 
 

@@ -125,7 +125,7 @@ def test_a_missing_file_is_reported_for_each_signal():
     assert problem == [f"{wrong}; over TLS no {signal} are exported" for signal in ("traces", "metrics")]
 
 
-def test_headers_are_counted_and_not_shown(monkeypatch: pytest.MonkeyPatch):
+def test_headers_are_counted_and_not_printed(monkeypatch: pytest.MonkeyPatch):
     headers = f"a=b,Bearer {TOKEN}"
     problem = check_variables({**ENDPOINT, "OTEL_EXPORTER_OTLP_HEADERS": headers})
     where = "entry 2 of 2 (not shown: it may be a secret)"
