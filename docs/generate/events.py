@@ -17,7 +17,7 @@ from docs.generate.markdown import code, page, table
 from docs.generate.source import ROOT, called, calls, literal, product, shown, tree
 
 SEVERITIES = typing.get_args(Severity)
-PUBLISHERS = re.compile(r"_?(alert|tell|told|on_alert)")
+PUBLISHERS = re.compile(r"_?(alert|tell|told|on_alert|tick_alert)")
 """Functions that publish an alert: of `severity, code, ...`, or of `code, text` in coordinator/sandboxes."""
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 CODE = re.compile(r"[a-z]+(_[a-z]+)*")
