@@ -1,8 +1,8 @@
-"""What must hold of one agent's messages, looked at one after another: numbers, ids, causes, claims and fence; and of
-its snapshot and registry record. Constant memory: nothing but counters and the last value of each is kept.
+"""The checks of one agent's messages, one after another (numbers, ids, causes, claims, fence), and of its snapshot and
+registry record. Constant memory: only counters and the last values are kept.
 
-`cut` is always the end of the last stretch of the stream that is gone for a known reason (0: nothing is): what was in
-it proves nothing.
+`cut` is the end of the last range of the stream that is missing for a known reason (0: none is): messages up to it
+cannot be checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bus.messages import headers as h
 from coordinator.audit.models import AgentAudit, Findings, SnapshotAudit
 
 MAX_SKIPPED = 4096
-"""Recorded skips of an agent that its causes are held against."""
+"""Recorded skips of an agent that are remembered, to compare its causes with them."""
 
 
 class AgentChecks:
@@ -54,10 +54,10 @@ class AgentChecks:
     # -- message by message
 
     def on_claim(self, stored: StoredMessage, message: Message | None, cut: int) -> None:
-        """A message on the agent's epoch subject: its claim, whatever it says (the server looks at nothing else)."""
+        """A message on the agent's epoch subject is a claim whatever its content: the server checks only subjects."""
         expected = h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE)
         if expected is not None and expected != self._claim and not self._claim < expected <= cut:
-            text = f"it follows claim {self._claim or 'none'}, but was made to follow {expected or 'none'}"
+            text = f"it follows claim {self._claim or 'none'}, but was published to follow {expected or 'none'}"
             self._problem("claims", stored, self._claim, expected, text)
         self._claim = stored.sequence
         self.audit.claims += 1
@@ -65,7 +65,7 @@ class AgentChecks:
             self._record_claim = message.claim
 
     def check_epoch(self, stored: StoredMessage, cut: int) -> None:
-        """The epoch that a message carries is that of the newest claim where it stands in the stream."""
+        """A message must carry the epoch of the newest claim before it in the stream."""
         epoch = h.number(stored.headers, h.EPOCH)
         if epoch is None:
             self._problem("fence", stored, self._claim, "none", f"it carries no epoch ({h.EPOCH})")
@@ -73,7 +73,7 @@ class AgentChecks:
             if epoch < self._claim:
                 text = f"stored under epoch {epoch} although {self._claim} was claimed before: the fence did not hold"
             else:
-                text = f"stored under epoch {epoch}, which nobody had claimed (the last claim is {self._claim})"
+                text = f"stored under epoch {epoch}, which was never claimed (the last claim is {self._claim})"
             self._problem("fence", stored, self._claim, epoch, text)
         elif h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE) != epoch:
             found = stored.headers.get(h.EXPECTED_LAST_SUBJECT_SEQUENCE, "none")
@@ -100,7 +100,7 @@ class AgentChecks:
             expected = max(expected, number)
         if number < expected:
             audit.duplicated += 1
-            text = f"output {number} once more, or out of order: {expected} was next"
+            text = f"output {number} is repeated or out of order: {expected} was next"
             self._problem("outputs", stored, expected, number, text)
             return
         if number > expected:
@@ -121,11 +121,11 @@ class AgentChecks:
         cause = h.number(stored.headers, h.CAUSE)
         if cause is None or cause >= stored.sequence:
             found = stored.headers[h.CAUSE]
-            text = f"output {number} answers message {found}, expected one before it"
+            text = f"output {number} answers message {found}, expected an earlier one"
             self._problem("causes", stored, f"below {stored.sequence}", found, text)
             return
         if cause < self._cause:
-            text = f"output {number} answers message {cause}, though one before it has answered {self._cause}"
+            text = f"output {number} answers message {cause}, but an earlier one has answered {self._cause}"
             self._problem("causes", stored, f"at least {self._cause}", cause, text)
         if cause in self._skipped:
             text = f"output {number} answers message {cause}, which is recorded as skipped"
@@ -137,7 +137,7 @@ class AgentChecks:
             self._implied, self._implied_at = number, stored.sequence
 
     def on_skipped(self, sequence: int) -> None:
-        """Its own report that it skips the input at `sequence`."""
+        """The agent has reported that it skips the input at `sequence`."""
         self.audit.skipped += 1
         if len(self._skipped) < MAX_SKIPPED:
             self._skipped.add(sequence)
@@ -145,7 +145,7 @@ class AgentChecks:
     # -- at the end
 
     def finish(self, last: int, cut: int) -> SnapshotAudit | None:
-        """Hold the snapshot and the registry record, which were read before the stream, against what it holds."""
+        """Compare the snapshot and the registry record, which were read before the stream, with the stream."""
         if self._record is not None:
             self._check_record(self._record, cut)
         snapshot = self._snapshot
@@ -190,7 +190,7 @@ class AgentChecks:
         elif self._counted is not None and self._counted > snapshot.outputs:
             text = f"counts {snapshot.outputs} outputs up to message {snapshot.output_sequence}, the stream has more"
             wrong(self._counted, snapshot.outputs, text, snapshot.output_sequence)
-        # A source's own events have no cause: they are counted in as well, so its count may only be higher.
+        # A source's own events have no cause but are counted: its count may be higher.
         elif implied is not None and (
             implied > snapshot.outputs or (implied < snapshot.outputs and not self._produces)
         ):
@@ -211,7 +211,7 @@ class AgentChecks:
         elif self._record_claim is not None and self._record_claim != record.agent_id:
             self._findings.problem(
                 "registry",
-                f"{self.name}: its registry record says {record.agent_id}, but claim {record.epoch} was made by "
+                f"{self.name}: its registry record has {record.agent_id}, but claim {record.epoch} is of "
                 f"{self._record_claim}",
                 agent=self.name,
                 sequences=[record.epoch],

@@ -1,4 +1,4 @@
-"""The mirror's part in an audit: its rows beside the stream's messages, and its file in the stream's place."""
+"""The mirror in an audit: its rows compared with the stream's messages, or its file instead of the stream."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from bus.mirror.reader import Mirrored, MirroredValue, MirrorFile
 from coordinator.audit.models import Findings, MirrorAudit
 
 OWN_REASONS = frozenset({"before", "pruned"})
-"""Reasons of a gap in the file that are no fault: it began later, or its own settings removed the rows."""
+"""Reasons of a gap in the file that are no fault: it started later, or its settings removed the rows."""
 
 REASONS = {
-    "before": "stored before the mirror began",
+    "before": "stored before the mirror started",
     "retention": "retention",
     "pruned": "the mirror's own settings",
-    "lost": "left free after the bus was lost",
+    "lost": "left unused after the bus was lost",
 }
-"""What a reason of a gap means."""
+"""Reason of a gap -> its text."""
 
 
 def why_gone(file: MirrorFile) -> str:
-    """All reasons for which messages are not in the file, as it states them itself."""
+    """All reasons for which messages are not in the file, as recorded there."""
     return ", ".join(sorted({REASONS.get(gap.reason, gap.reason) for gap in file.gaps()}))
 
 
@@ -33,7 +33,7 @@ def stored_of(mirrored: Mirrored) -> StoredMessage:
 
 
 class MirrorComparison:
-    """Compares the stream with a mirror, message by message, up to where the mirror was when the audit began."""
+    """Compares the stream with a mirror, message by message, up to the mirror's cursor at the start of the audit."""
 
     def __init__(self, file: MirrorFile, findings: Findings) -> None:
         self.audit = MirrorAudit(file=str(file.path), cursor=file.cursor())
@@ -73,7 +73,7 @@ class MirrorComparison:
     def _check_intact(self, found: Mirrored) -> bool:
         if not found.intact:
             self.audit.damaged += 1
-            text = f"the row of message {found.row.sequence} does not fit its own checksum: the file was changed"
+            text = f"the row of message {found.row.sequence} does not match its checksum: the file was changed"
             self._problem(stored_of(found), "an intact row", "a changed one", text)
         return found.intact
 
@@ -102,9 +102,9 @@ class MirrorComparison:
 
 
 def values_at(file: MirrorFile, bucket: str, before_ns: int) -> dict[str, bytes]:
-    """What a bucket held when the last message of the file was stored (`before_ns`): key -> value.
+    """The values of a bucket when the last message of the file was stored (`before_ns`): key -> value.
 
-    A snapshot is written only after the outputs that it counts are stored, so those are all in the file.
+    A snapshot is written after the outputs that it counts are stored, so all of them are in the file.
     """
     found: dict[str, bytes] = {}
     for key, newest in file.values(bucket).items():
@@ -118,26 +118,26 @@ def values_at(file: MirrorFile, bucket: str, before_ns: int) -> dict[str, bytes]
 
 
 def check_file(file: MirrorFile, findings: Findings) -> None:
-    """What SQLite itself says of the file, and values of buckets that do not fit their checksum."""
+    """SQLite's own check of the file, and values of buckets that do not match their checksum."""
     for problem in file.problems():
         text = f"the file's structure is broken: {problem}"
         findings.problem("mirror", text, sequences=[], expected="ok", found=problem)
     for bucket in (file.subjects.state_bucket, file.subjects.registry_bucket, file.subjects.memory_bucket):
         for key, value in file.values(bucket).items():
             if not value.intact:
-                text = f"revision {value.row.revision} of {key} in {bucket} does not fit its own checksum"
+                text = f"revision {value.row.revision} of {key} in {bucket} does not match its checksum"
                 findings.problem(
                     "mirror", text, sequences=[value.row.revision], expected="an intact row", found="a changed one"
                 )
 
 
 def open_comparison(path: Path, swarm: str, created: str, findings: Findings) -> MirrorComparison | None:
-    """The mirror in `path`, if it is one of this swarm's stream, made at `created`; else a note says why not."""
+    """The mirror in `path`, if it is of this swarm's stream (created at `created`); else None, and a note."""
     if not path.is_file():
         return None
     file = MirrorFile(path)
-    made = file.incarnations()
-    if file.swarm != swarm or not made or made[-1].created != created:
+    incarnations = file.incarnations()
+    if file.swarm != swarm or not incarnations or incarnations[-1].created != created:
         file.close()
         findings.note(f"{path} mirrors another stream (swarm {file.swarm!r}): it is not compared")
         return None

@@ -1,4 +1,4 @@
-"""What an audit finds: the types of `audit --json`, and the collector that keeps a flood of findings bounded."""
+"""The types of `audit --json`, and the collector that bounds the number of findings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ MAX_EXAMPLES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that does not hold. `check` is one of: agents, causes, claims, fence, holes, ids, outputs, mirror,
-    registry, rounds, skips, snapshots. `sequences` are the stream sequences that it is about; of a hole its first and
-    last.
+    """A failed check. `check` is one of: agents, causes, claims, fence, holes, ids, outputs, mirror,
+    registry, rounds, skips, snapshots. `sequences` are the stream sequences concerned; of a hole its first and last.
     """
 
     check: str
@@ -28,7 +27,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Poison:
-    """A stored message that no reader can read: set aside by all of them, so no failure of the swarm's."""
+    """A stored message that no reader can decode; all skip it, so it is no failure of the swarm."""
 
     sequence: int
     subject: str
@@ -37,9 +36,9 @@ class Poison:
 
 @dataclass(slots=True, kw_only=True)
 class AgentAudit:
-    """One agent's outputs. `gaps` and `doubled` count missing and repeated numbers; `first` and `last` are numbers.
+    """One agent's outputs. `gaps` and `duplicated` count missing and repeated numbers; `first` and `last` are numbers.
 
-    `claims` are the incarnations whose claim is stored; `skipped` the inputs that its handlers raised on, as recorded.
+    `claims` are the stored epoch claims; `skipped` the inputs that it has recorded as skipped after a handler failed.
     """
 
     outputs: int = 0
@@ -53,8 +52,8 @@ class AgentAudit:
 
 @dataclass(slots=True, kw_only=True)
 class SnapshotAudit:
-    """An agent's snapshot, beside what the stream says of it. `implied` are the outputs that answer inputs up to its
-    cursor; None where the stream cannot say.
+    """An agent's snapshot, compared with the stream. `implied` counts the outputs that answer inputs up to its cursor;
+    None if the stream does not show it.
     """
 
     epoch: int
@@ -66,11 +65,11 @@ class SnapshotAudit:
 
 @dataclass(slots=True, kw_only=True)
 class MirrorAudit:
-    """The mirror beside the stream, up to the mirror's `cursor`. `file` is None where there was none to look at.
+    """The mirror compared with the stream, up to the mirror's `cursor`. `file` is None if there was none.
 
-    `missing` and `differing` count the stream's messages; `damaged` rows do not fit their own checksum; `older` rows
-    are of messages that the stream does not hold (any more); `unmirrored` ones were stored before the mirror began, or
-    its own settings have removed them.
+    `missing` and `differing` count the stream's messages; `damaged` rows do not match their checksum; `older` rows
+    are of messages that the stream no longer holds; `unmirrored` ones were stored before the mirror started, or its
+    settings have removed them.
     """
 
     file: str | None = None
@@ -85,8 +84,8 @@ class MirrorAudit:
 
 @dataclass(slots=True, kw_only=True)
 class Hole:
-    """Sequences `first` to `last` that are not stored. `explained`: all that is older and expires is gone as well
-    (retention), the mirror's file says why it does not have them, or the report of a rebuild does.
+    """Sequences `first` to `last` that are not stored. `explained`: retention has removed all older messages as
+    well, or the mirror's file or the event of a restore states the reason.
     """
 
     first: int
@@ -96,7 +95,7 @@ class Hole:
 
 @dataclass(slots=True, kw_only=True)
 class StreamAudit:
-    """What was read. `kept_from`: from here on nothing may be missing (below it only what never expires is kept)."""
+    """What was read. `kept_from`: no message may be missing from here on (retention has removed older ones)."""
 
     source: str
     first: int
@@ -136,7 +135,7 @@ class Audit:
     problems: list[Problem]
     problems_total: int
     notes: list[str]
-    """What could not be checked, and why; nothing of it makes an audit fail."""
+    """What could not be checked, and why; notes do not fail an audit."""
     duration_s: float
 
 
@@ -162,7 +161,7 @@ class Findings:
         subject: str | None = None,
         at: int | None = None,
     ) -> None:
-        """Count a problem and keep it, if there is room; in place `at` of those that are kept, by default the last."""
+        """Count a problem and keep it among the first MAX_PROBLEMS; inserted at `at`, by default at the end."""
         self.problems_total += 1
         problem = Problem(
             check=check,
@@ -176,7 +175,7 @@ class Findings:
         self.problems.insert(len(self.problems) if at is None else at, problem)
         del self.problems[MAX_PROBLEMS:]
 
-    def set_aside(self, sequence: int, subject: str, problem: str) -> None:
+    def poison_message(self, sequence: int, subject: str, problem: str) -> None:
         self.poison_total += 1
         if len(self.poison) < MAX_EXAMPLES:
             self.poison.append(Poison(sequence=sequence, subject=subject, problem=problem))

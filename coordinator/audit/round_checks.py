@@ -1,6 +1,6 @@
-"""One decision a round: every tick that a coordinator may take is decided once, in the order of its symbol's ticks.
+"""One decision per round: every tick that a coordinator accepts is decided once, in the order of its symbol's ticks.
 
-Memory is bounded as the coordinator's own is: no more ticks wait than it lets rounds be open.
+Memory is bounded as in the coordinator: at most MAX_OPEN_ROUNDS ticks wait.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class _Decider:
     def __init__(self) -> None:
         self.waiting: Waiting = {}
         self.overflown = False
-        """More ticks waited than rounds may be open: some of them may have been refused."""
+        """More ticks waited than rounds may be open, so the coordinator may have refused some."""
         self.unknown = False
-        """Whether there may have been ticks that were not seen."""
+        """Whether there may have been ticks that are not stored."""
         self.decided: dict[str, None] = {}
         """The newest rounds decided, at most MAX_OPEN_ROUNDS."""
 
@@ -46,7 +46,7 @@ class RoundChecker:
         self._skipped: dict[str, set[int]] = {}
 
     def tick(self, stored: StoredMessage, tick: MarketData) -> None:
-        """A tick: it opens a round where it would at the coordinator."""
+        """A tick opens a round if it does in the coordinator."""
         feed = self._feeds.get((tick.symbol, tick.source))
         number = tick.sequence
         if number is None:
@@ -63,12 +63,12 @@ class RoundChecker:
         entry = (stored.sequence, round_id(tick.symbol, tick.source, number, feed.run))
         for decider in (self._all, *self._deciders.values()):
             if decider.open() >= MAX_OPEN_ROUNDS:
-                decider.overflown = decider.unknown = True  # it may refuse it as well
+                decider.overflown = decider.unknown = True  # the coordinator may refuse it as well
                 continue
             decider.waiting.setdefault(tick.symbol, deque()).append(entry)
 
     def skipped(self, agent: str, sequence: int) -> None:
-        """`agent` has recorded that it skips the message at `sequence`: if that is a tick, it opens no round on it."""
+        """`agent` skips the message at `sequence`: if that is a tick, it opens no round."""
         if agent in self._deciders:
             self._drop(self._deciders[agent], {sequence})
         elif len(skipped := self._skipped.setdefault(agent, set())) < MAX_OPEN_ROUNDS:
@@ -86,7 +86,7 @@ class RoundChecker:
         return self._deciders[agent]
 
     def decision(self, agent: str, stored: StoredMessage, decision: Decision) -> None:
-        """A numbered decision. One whose id names no round (a user's own coordinator) is none of our rounds."""
+        """A numbered decision. One with an id that names no round (of a user's own coordinator) is not checked."""
         symbol, name = decision.symbol or "", decision.decision_id or ""
         feed, _, number = name.rpartition(":")
         if not feed.startswith(f"{symbol}:") or not number.removeprefix("-").isdecimal():
@@ -102,7 +102,7 @@ class RoundChecker:
         if at is None:
             if repeated:
                 self.audit.duplicated += 1
-                self._problem(agent, stored, "one decision a round", name, f"round {name} is decided once more")
+                self._problem(agent, stored, "one decision per round", name, f"round {name} is decided again")
             elif not decider.unknown:
                 self._problem(agent, stored, "a tick before it", "none", f"round {name} is decided without a tick")
             return
@@ -113,7 +113,7 @@ class RoundChecker:
         self.audit.missing += len(missing)
         named = ", ".join(entry[1] for entry in missing[:MAX_NAMED])
         more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
-        text = f"round {name} is decided, but not those before it: {named}{more}"
+        text = f"round {name} is decided, but not the rounds before it: {named}{more}"
         self._problem(agent, stored, missing[0][1], name, text, [entry[0] for entry in missing[:MAX_NAMED]])
 
     def _problem(
@@ -130,7 +130,7 @@ class RoundChecker:
         )
 
     def forget(self) -> None:
-        """A stretch of the stream is gone for a known reason, ticks and decisions among it."""
+        """A range of the stream is missing for a known reason, with its ticks and decisions."""
         for decider in (self._all, *self._deciders.values()):
             decider.waiting.clear()
             decider.unknown = True

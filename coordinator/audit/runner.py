@@ -1,7 +1,7 @@
-"""`signalmesh audit`: is what the stream (or a mirror's file) holds whole, and do snapshots, registry, mirror fit it?
+"""`signalmesh audit`: is the stream (or a mirror's file) complete, and do snapshots, registry and mirror agree with it?
 
-The order of looking makes it sound while the swarm lives: first the snapshots, the registry and the mirror's cursor,
-then the stream's end, then the stream up to there. So whatever those count must be among what is read.
+The order of reading makes it correct while the swarm runs: first the snapshots, the registry and the mirror's cursor,
+then the stream's end, then the stream up to there. So everything that the former count must be in what is read.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from coordinator.audit.models import Audit, Findings, MirrorAudit
 from coordinator.audit.stream_checks import Checks
 
 ATTEMPTS = 3
-"""Passes over a stream whose retention overtakes the reading, before that is given up."""
+"""Passes over a stream whose retention overtakes the reading."""
 Progress = Callable[[int, int], None]
-"""Called now and then with (sequence reached, last sequence)."""
+"""Called at intervals with (sequence reached, last sequence)."""
 PROGRESS_EVERY = 1000
 T = TypeVar("T")
 
 
 async def audit_bus(bus: NatsBus, mirror: Path | None = None, progress: Progress | None = None) -> Audit:
-    """Audit the swarm of `bus`, live or at rest; and the mirror's file, if it is there.
+    """Audit the swarm of `bus`, running or not, and the mirror's file, if there is one.
 
     Raises:
         BusError: the bus does not answer.
-        MirrorUnusable, MirrorDamaged: the file is there, but cannot be read.
+        MirrorUnusable, MirrorDamaged: the file exists, but cannot be read.
     """
     started_at = time.monotonic()
     attempt = 0
@@ -56,8 +56,8 @@ async def audit_bus(bus: NatsBus, mirror: Path | None = None, progress: Progress
 
 async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) -> tuple[Checks, MirrorComparison | None]:
     subjects, findings = bus.subjects, Findings()
-    snapshots = await _kept(bus, subjects.state_bucket)
-    records = await _kept(bus, subjects.registry_bucket)
+    snapshots = await _bucket_values(bus, subjects.state_bucket)
+    records = await _bucket_values(bus, subjects.registry_bucket)
     created = (await bus.api(f"STREAM.INFO.{subjects.stream}"))["created"]
     comparison = open_comparison(mirror, subjects.ns, created, findings) if mirror is not None else None
     try:
@@ -76,7 +76,7 @@ async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) ->
                 checks.take(stored)
                 if comparison is not None:
                     comparison.take(stored)
-                tell(progress, stored.sequence, bounds.last)
+                report_progress(progress, stored.sequence, bounds.last)
         if comparison is not None and comparison.audit.cursor > bounds.last:
             text = f"the mirror is at message {comparison.audit.cursor}, but the stream ends at {bounds.last}"
             findings.problem(
@@ -93,7 +93,7 @@ async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) ->
 
 
 def audit_file(path: Path, progress: Progress | None = None) -> Audit:
-    """Audit a mirror's file in the stream's place, with the bus up or down.
+    """Audit a mirror's file instead of the stream, with the bus up or down.
 
     Raises:
         MirrorUnusable, MirrorDamaged: it cannot be read.
@@ -124,23 +124,23 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
         mirror = MirrorAudit(file=str(path), cursor=cursor)
         for mirrored in file.messages(last=last):
             mirror.compared += 1
-            tell(progress, mirrored.row.sequence, last)
+            report_progress(progress, mirrored.row.sequence, last)
             if mirrored.intact:
                 checks.take(stored_of(mirrored))
                 continue
             mirror.damaged += 1
             checks.damaged(mirrored.row.sequence, mirrored.row.subject)
         if newest_kept > cursor:
-            text = f"the file holds message {newest_kept}, but says that it is at {cursor} only: it was changed"
+            text = f"the file holds message {newest_kept}, but its cursor is {cursor}: it was changed"
             findings.problem("mirror", text, sequences=[newest_kept], expected=f"at most {cursor}", found=newest_kept)
-        findings.note(f"read from a mirror at message {cursor}: what came after it is unchecked")
+        findings.note(f"read from a mirror at message {cursor}: later messages are unchecked")
         return _finish(checks, mirror, file.swarm, started_at)
 
 
-def _joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Stretches (first, last) in order, those that touch or overlap made into one."""
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (first, last) in order; those that touch or overlap are joined."""
     joined: list[tuple[int, int]] = []
-    for first, last in sorted(stretches):
+    for first, last in sorted(ranges):
         if joined and first <= joined[-1][1] + 1:
             joined[-1] = joined[-1][0], max(joined[-1][1], last)
         else:
@@ -148,8 +148,8 @@ def _joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def tell(progress: Progress | None, at: int, last: int) -> None:
-    """Tell `progress` now and then where the reading is."""
+def report_progress(progress: Progress | None, at: int, last: int) -> None:
+    """Call `progress` after every PROGRESS_EVERY messages, and after the last."""
     if progress is not None and (at % PROGRESS_EVERY == 0 or at >= last):
         progress(at, last)
 
@@ -174,14 +174,14 @@ def _finish(checks: Checks, mirror: MirrorAudit, swarm: str, started_at: float) 
     )
 
 
-async def _kept(bus: NatsBus, bucket: str) -> dict[str, bytes]:
-    return {key: kept.value for key, kept in (await bus.kv_all(bucket)).items()}
+async def _bucket_values(bus: NatsBus, bucket: str) -> dict[str, bytes]:
+    return {key: entry.value for key, entry in (await bus.kv_all(bucket)).items()}
 
 
 def _readable(
     values: Mapping[str, bytes], check: str, read: Callable[[str, bytes], T], findings: Findings
 ) -> dict[str, T]:
-    """What a bucket holds, decoded; what cannot be is a problem."""
+    """The values of a bucket, decoded; a value that cannot be decoded is a problem."""
     found: dict[str, T] = {}
     for key, data in values.items():
         try:
@@ -189,7 +189,7 @@ def _readable(
         except (MeshError, ValueError) as error:
             findings.problem(
                 check,
-                f"{key}: what its bucket holds for it cannot be read: {error}",
+                f"{key}: its value in the bucket cannot be read: {error}",
                 agent=key,
                 sequences=[],
                 expected="readable",
@@ -199,7 +199,7 @@ def _readable(
 
 
 async def _overtaken(bus: NatsBus, checks: Checks) -> bool:
-    """Whether retention has meanwhile come as far as a hole that looked unexplained."""
+    """Whether retention has meanwhile reached a hole that seemed unexplained."""
     holes = [hole for hole in checks.stream.holes if not hole.explained]
     if not holes:
         return False

@@ -1,8 +1,8 @@
-"""The checks of an audit over the stored messages in stream order: pure, and of constant memory an agent.
+"""The checks of an audit over the stored messages in stream order: pure, and constant memory per agent.
 
-`Checks.take` is fed one message after another, by the live stream or by a mirror's file; `finish` holds the snapshots
-and registry records, which were read before the stream, against what came. What is on its way while the swarm lives
-is no problem: everything is judged up to the end that the stream had when the audit began.
+`Checks.take` gets one message after another, from the live stream or a mirror's file; `finish` compares the snapshots
+and registry records, which were read before the stream, with them. Everything is checked up to the end that the stream
+had at the start of the audit, so later messages of a running swarm are no problem.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_HOLES = 1000
 
 
 class Checks:
-    """One pass over a stream. `first` and `last` bound what is to come, as read before."""
+    """One pass over a stream, from `first` to `last`."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class Checks:
         gone: Sequence[tuple[int, int]] | None = None,
         gone_by: str = "retention",
     ) -> None:
-        """`gone` are the stretches of a file that are known to be missing, `gone_by` says why they are; of a stream
-        (None) the oldest may be, by retention.
+        """`gone` are the ranges of a file that are known to be missing, for the reason `gone_by`; None for a stream,
+        where retention may have removed the oldest.
         """
         self.findings = findings or Findings()
         self._gone, self._gone_by = gone, gone_by
@@ -51,9 +51,9 @@ class Checks:
         self._agents: dict[str, AgentChecks] = {}
         self._next = first
         self._open: list[Hole] = []
-        """Those that nothing has explained yet."""
+        """Those without an explanation yet."""
         self._gone_count = self._gone_last = 0
-        """Messages of holes that `gone` or retention explains, and the last of them."""
+        """Count of messages in holes that `gone` or retention explains, and the last of them."""
         self._cut = 0
         if first > 1:
             self._lost_until(first - 1)
@@ -78,13 +78,13 @@ class Checks:
         try:
             address = self._subjects.parse(stored.subject)
         except MessageError as error:
-            self.findings.set_aside(stored.sequence, stored.subject, error.problem)
+            self.findings.poison_message(stored.sequence, stored.subject, error.problem)
             return
         message: Message | None = None
         try:
             message = decode(address, stored.subject, stored.data)
         except MessageError as error:
-            self.findings.set_aside(stored.sequence, stored.subject, error.problem)
+            self.findings.poison_message(stored.sequence, stored.subject, error.problem)
         self._check_writer(address, stored, message)
         if isinstance(message, MarketData):
             self.rounds.tick(stored, message)
@@ -97,10 +97,10 @@ class Checks:
             self.stream.alerts[message.code] = self.stream.alerts.get(message.code, 0) + 1
 
     def damaged(self, sequence: int, subject: str) -> None:
-        """In the place of the next message stands a row that does not fit its checksum."""
+        """The row of the next message does not match its checksum."""
         self.findings.problem(
             "mirror",
-            f"the row of message {sequence} under {subject} does not fit its own checksum: the file was changed",
+            f"the row of message {sequence} under {subject} does not match its checksum: the file was changed",
             subject=subject,
             sequences=[sequence],
             expected="an intact row",
@@ -135,30 +135,30 @@ class Checks:
             self._open.append(hole)
 
     def _on_rebuilt(self, detail: Mapping[str, Any]) -> None:
-        """Holes of which the report of a rebuild says why they are there: numbers left free, and damaged rows."""
+        """Holes that the event of a restore explains: unused sequences, and damaged rows."""
         damaged, free_from = detail.get("damaged"), detail.get("missing_from")
         for hole in list(self._open):
             if hole.first == free_from:
-                what = f"{hole.first} to {hole.last} were left free: what was stored from {hole.first} on may be lost"
+                what = f"{hole.first} to {hole.last} were left unused: messages from {hole.first} on may be lost"
             elif (
                 isinstance(damaged, list)
                 and hole.last - hole.first < len(damaged)
                 and set(range(hole.first, hole.last + 1)) <= set(damaged)
             ):
-                what = f"{hole.first} to {hole.last} were damaged in the mirror's file, and left out"
+                what = f"{hole.first} to {hole.last} were damaged in the mirror's file and not restored"
             else:
                 continue
             hole.explained = True
             self._open.remove(hole)
             self.findings.note(f"the stream was restored from the mirror: messages {what}")
 
-    def _tell_holes(self) -> None:
-        for at, hole in enumerate(self._open):  # in front: other problems follow from them
+    def _report_holes(self) -> None:
+        for at, hole in enumerate(self._open):  # first: other problems follow from them
             one = hole.first == hole.last
             what = f"message {hole.first} is" if one else f"messages {hole.first} to {hole.last} are"
             self.findings.problem(
                 "holes",
-                f"{what} not there, though older ones are kept",
+                f"{what} missing, though older ones are stored",
                 sequences=[hole.first, hole.last],
                 expected=f"{hole.last - hole.first + 1} messages",
                 found="none",
@@ -178,8 +178,8 @@ class Checks:
             if address.agent in self._agents and self._agents[address.agent].claimed:
                 self.findings.problem(
                     "outputs",
-                    f"{address.agent}: message {stored.sequence} under {stored.subject} has no output number: somebody "
-                    "else has published in its name",
+                    f"{address.agent}: message {stored.sequence} under {stored.subject} has no output number: another "
+                    "writer has published in its name",
                     agent=address.agent,
                     subject=stored.subject,
                     sequences=[stored.sequence],
@@ -198,11 +198,11 @@ class Checks:
     # -- at the end
 
     def finish(self) -> tuple[dict[str, AgentAudit], dict[str, SnapshotAudit]]:
-        """What was found of each agent, and of each snapshot."""
+        """The results for each agent and each snapshot."""
         stream = self.stream
         if self._next <= stream.last:
             self._hole(self._next, stream.last)
-        self._tell_holes()
+        self._report_holes()
         self.rounds.finish()
         agents, snapshots = {}, {}
         for name, checks in sorted(self._agents.items()):
@@ -216,12 +216,12 @@ class Checks:
     def _note(self) -> None:
         stream, note = self.stream, self.findings.note
         if stream.first > 1:
-            note(f"it begins at message {stream.first}: what was before is no longer kept, and unchecked")
+            note(f"it starts at message {stream.first}: earlier messages are no longer stored, and unchecked")
         if self._gone_count:
-            what = f"{self._gone_count} messages are not kept ({self._gone_by}), the last of them {self._gone_last}"
+            what = f"{self._gone_count} messages are missing ({self._gone_by}), the last of them {self._gone_last}"
             note(f"{what}: they are unchecked")
         for name, count in sorted(stream.unnumbered.items()):
-            note(f"{name}: {count} events without a number, so a missing one could not be seen")
+            note(f"{name}: {count} events without a number, so a missing one cannot be detected")
         for code in ("replay_diverged", "output_gap", "retention_gap"):
             if code in stream.alerts:
-                note(f"{stream.alerts[code]} alerts {code} are among the messages")
+                note(f"{stream.alerts[code]} alerts {code} are stored")

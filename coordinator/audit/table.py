@@ -1,4 +1,4 @@
-"""What a person sees of an audit: a table of the agents, and the problems in plain words."""
+"""Prints an audit: a table of the agents, and the problems."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coordinator.reporting.formatting import counted
 from coordinator.reporting.tables import Column, console, print_table
 
 COLUMNS = (
-    Column("agent"), Column("outputs", right=True), Column("gaps", right=True), Column("doubled", right=True),
+    Column("agent"), Column("outputs", right=True), Column("gaps", right=True), Column("duplicated", right=True),
     Column("claims", 2, right=True), Column("skipped", 4, right=True), Column("snapshot", 1),
     Column("cursor", 3, right=True),
 )  # fmt: skip
@@ -19,7 +19,7 @@ SHOWN = 20
 
 
 def print_audit(audit: Audit) -> None:
-    """The whole audit, as wide as there is room for."""
+    """Print the whole audit."""
     out, stream = console(), audit.stream
     out.print(
         f"swarm {audit.swarm}, {stream.source}: {counted(stream.messages, 'message')}, sequences {stream.first:,} to "
@@ -30,13 +30,13 @@ def print_audit(audit: Audit) -> None:
         snapshot = audit.snapshots.get(name)
         rows.append([
             name, f"{agent.outputs:,}", _count(agent.gaps), _count(agent.duplicated), str(agent.claims),
-            str(agent.skipped), "" if snapshot is None else Text("fits", "green") if snapshot.ok else Text("no", "red"),
+            str(agent.skipped), "" if snapshot is None else _verdict(snapshot.ok),
             "" if snapshot is None else f"{snapshot.cursor:,}",
         ])  # fmt: skip
     print_table(out, COLUMNS, rows)
     rounds, mirror = audit.rounds, audit.mirror
     out.print(
-        f"\nrounds: {rounds.decided:,} decided, {rounds.missing} left out, {rounds.duplicated} decided twice, "
+        f"\nrounds: {rounds.decided:,} decided, {rounds.missing} missing, {rounds.duplicated} duplicated, "
         f"{rounds.waiting} waiting"
     )
     if mirror.file is not None:
@@ -45,14 +45,14 @@ def print_audit(audit: Audit) -> None:
             f"{mirror.missing} missing, {mirror.differing} differing, {mirror.damaged} damaged"
         )
     if audit.poison_total:
-        out.print(f"poison: {counted(audit.poison_total, 'message')} that no agent can read, set aside by all of them")
+        out.print(f"poison: {counted(audit.poison_total, 'message')} that no agent can decode; all skip them")
         for poison in audit.poison[:SHOWN]:
             out.print(escape_control(f"  {poison.sequence} {poison.subject}: {poison.problem}"))
     for note in audit.notes:
         out.print(escape_control(f"note: {note}"))
     if audit.ok:
-        what = "all that could be checked holds" if audit.notes else "all of it holds"
-        out.print(Text(f"\n{what}: nothing lost, nothing doubled, nothing out of order", "green"))
+        what = "all checks that could be made passed" if audit.notes else "all checks passed"
+        out.print(Text(f"\n{what}: nothing lost, nothing duplicated, nothing out of order", "green"))
         return
     out.print(Text(f"\n{counted(audit.problems_total, 'problem')}:", "red"))
     for problem in audit.problems[:SHOWN]:
@@ -63,3 +63,7 @@ def print_audit(audit: Audit) -> None:
 
 def _count(count: int) -> Text:
     return Text(f"{count:,}", "red" if count else "")
+
+
+def _verdict(ok: bool) -> Text:
+    return Text("ok", "green") if ok else Text("WRONG", "red")

@@ -1,4 +1,4 @@
-"""The rows of certify's report: what was heard of hosts and agents, and the targets beside what was measured."""
+"""The rows of certify's report: hosts and agents by their heartbeats, and the targets with the measured values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from agents.host.probe import Probe
 from bus.errors import MeshError
 from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
-from bus.interface import Closable
 from bus.messages import Heartbeat
 from bus.nats.bus import NatsBus
 from coordinator.audit.models import Audit
@@ -33,22 +32,21 @@ from coordinator.sandboxes.isolation import compare, probe_sandbox
 __all__ = ["LOST_S", "HostReports", "agent_rows", "audited", "sandbox_rows", "served", "targets"]
 
 LOST_S = 2.0
-"""Who is silent for so long is lost: ten beats of a host, twenty of an agent."""
+"""A process without heartbeats for this time is lost: ten heartbeats of a host, twenty of an agent."""
 
 
 class HostReports:
-    """What is heard of the sandboxes' hosts, and what they say of themselves. `since`: when the swarm was started."""
+    """First heartbeats and probes of the sandboxes' hosts. `since`: when the swarm was started, monotonic seconds."""
 
     def __init__(self, bus: NatsBus, since: float) -> None:
         self._bus, self.since = bus, since
         self.first: dict[str, float] = {}
         self.ended_at = 0.0
         self.listened_from = 0.0
-        """When the last listening began in which everybody alive had the time to be heard."""
+        """Start of the last period in which all live processes had the time to send a heartbeat."""
         self.probes: dict[str, tuple[float, float, Probe]] = {}
-        """Name -> how long the probe's round trip took, ms, when it ended, ms since the start, and what it told."""
+        """Name -> round trip of the probe (ms), when it ended (ms since the start), and its result."""
         self.failures: dict[str, str] = {}
-        self._listening: Closable
 
     async def start(self) -> None:
         await HeartbeatListener(self._bus, on_heartbeat=self._on_heartbeat).start()
@@ -58,16 +56,16 @@ class HostReports:
             self.first.setdefault(received.heartbeat.agent, received.at)
 
     def stop(self) -> None:
-        """Hear no more: what is silent from now on was told to end."""
+        """Record no more heartbeats: the processes are ended from now on."""
         self.ended_at = time.monotonic()
 
     @property
     def lost_before(self) -> float:
-        """Who was last heard before this moment was lost at the run's end, monotonic seconds."""
+        """A process with no heartbeat after this time was lost at the run's end; monotonic seconds."""
         return max(self.listened_from, self.ended_at - LOST_S)
 
     async def probe(self, name: str) -> None:
-        """Ask a host what it sees; a refusal or silence is noted as well."""
+        """Probe a host; a failure is recorded as well."""
         started_at = time.monotonic()
         try:
             probe = await probe_sandbox(self._bus, name)
@@ -79,7 +77,7 @@ class HostReports:
 
 
 def served(observer: Observer, since: float | None = None) -> set[str]:
-    """The sandboxes of which a live host was heard after `since` (monotonic seconds), or lately."""
+    """The sandboxes with a heartbeat of a live host after `since` (monotonic seconds; default: LOST_S ago)."""
     if since is None:
         since = time.monotonic() - LOST_S
     return {
@@ -89,12 +87,12 @@ def served(observer: Observer, since: float | None = None) -> set[str]:
     }
 
 
-def _sandbox_of(said: Heartbeat) -> str:
-    return said.group or said.agent
+def _sandbox_of(heartbeat: Heartbeat) -> str:
+    return heartbeat.group or heartbeat.agent
 
 
 def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, here: Probe) -> list[SandboxRow]:
-    """A row for each host that was heard, and for each sandbox that should be there and is not, at the run's end."""
+    """A row for each host with a heartbeat, and for each configured sandbox without one, at the run's end."""
     rows: list[SandboxRow] = []
     ended = hosts.ended_at
     lost = {name for name, heartbeat in observer.hosts.items() if heartbeat.at < hosts.lost_before}
@@ -102,24 +100,26 @@ def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, 
     accounts = (observer.leader.heartbeat.accounts if observer.leader else None) or {}
     received = {_sandbox_of(heartbeat.heartbeat) for heartbeat in observer.hosts.values()}
     rows += [
-        SandboxRow(name=name, sandbox=name, why="no heartbeat of its host was heard")
+        SandboxRow(name=name, sandbox=name, why="no heartbeat of its host was received")
         for name in wanted.sandboxes
         if name not in received
     ]
     for name, heartbeat in sorted(observer.hosts.items()):
-        said = heartbeat.heartbeat
+        newest = heartbeat.heartbeat
         took_ms, probed_ms, probe = hosts.probes.get(name, (None, None, None))
         why = hosts.failures.get(name, "")
         if name in lost:
-            why = f"its host was last heard {ended - heartbeat.at:.1f} s before the end of the run; figures are of then"
+            why = (
+                f"last heartbeat of its host {ended - heartbeat.at:.1f} s before the end of the run; values are of then"
+            )
         elif probe is None and not why:
-            why = "it came after the probing"
+            why = "it started after the probing"
         rows.append(
             SandboxRow(
                 name=name,
-                sandbox=_sandbox_of(said),
-                provider=said.provider,
-                state=LOST if name in lost else "active" if said.status == "live" else said.status,
+                sandbox=_sandbox_of(newest),
+                provider=newest.provider,
+                state=LOST if name in lost else "active" if newest.status == "live" else newest.status,
                 received_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
                 probe_ms=took_ms,
                 probed_ms=probed_ms,
@@ -130,8 +130,8 @@ def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, 
                     for agent, known in observer.agents.items()
                     if known.heartbeat.sandbox == name and known.at >= hosts.lost_before
                 ),
-                uptime_s=said.uptime_s,
-                health=health_of(said, accounts.get(name), {**usages, name: said.usage}),
+                uptime_s=newest.uptime_s,
+                health=health_of(newest, accounts.get(name), {**usages, name: newest.usage}),
                 why=why,
             )
         )
@@ -140,7 +140,7 @@ def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, 
 
 def _status(heartbeat: ReceivedHeartbeat | None, lost_before: float) -> str:
     if heartbeat is None:
-        return "not heard"
+        return "no heartbeat"
     if heartbeat.at < lost_before:
         return LOST
     return {"live": "active", "finished": "active"}.get(heartbeat.heartbeat.status, heartbeat.heartbeat.status)
@@ -153,37 +153,35 @@ def agent_rows(
     capabilities: Mapping[str, list[str]],
     hosts: HostReports,
 ) -> list[AgentRow]:
-    """A row for each agent that should be there, as it was at the run's end; its times of starting are those of its
-    first incarnation.
-    """
+    """A row for each configured agent, as of the run's end; its start times are those of its first incarnation."""
     rows = []
     for name, kind in wanted.agents.items():
         heartbeat = observer.agents.get(name)
-        said = None if heartbeat is None else heartbeat.heartbeat
+        newest = None if heartbeat is None else heartbeat.heartbeat
         first = min(recording.claims.get(name, ()), default=0)
         rows.append(
             AgentRow(
                 name=name,
                 kind=kind,
-                agent_id=said.agent_id if said else "",
-                sandbox=said.sandbox if said else "",
-                pid=said.pid if said else None,
-                epoch=said.epoch if said else 0,
+                agent_id=newest.agent_id if newest else "",
+                sandbox=newest.sandbox if newest else "",
+                pid=newest.pid if newest else None,
+                epoch=newest.epoch if newest else 0,
                 capabilities=capabilities.get(name, []),
                 status=_status(heartbeat, hosts.lost_before),
                 spawn_ms=recording.since_claim_ms("spawned", name, first),
                 ready_ms=recording.since_claim_ms("ready", name, first),
-                outputs=said.outputs if said else None,
-                rss_mb=said.rss_mb if said else None,
-                cpu_s=said.cpu_s if said else None,
-                why="" if said else "no heartbeat of it was heard",
+                outputs=newest.outputs if newest else None,
+                rss_mb=newest.rss_mb if newest else None,
+                cpu_s=newest.cpu_s if newest else None,
+                why="" if newest else "no heartbeat was received",
             )
         )
     return rows
 
 
 def audited(audit: Audit) -> Audited:
-    """The audit in short."""
+    """A summary of the audit."""
     agents = audit.agents.values()
     return Audited(
         ok=audit.ok,
@@ -215,7 +213,7 @@ def targets(
     recovery_s: float,
     downtime_s: float,
 ) -> list[CertifyTarget]:
-    """All that must hold, beside what was measured."""
+    """All targets with their verdicts."""
     no_fault = "no agent was killed" if fault is None else f"the kill's outcome: {fault.outcome}"
     detected = None if fault is None or fault.detected_ms is None else fault.detected_ms / 1000
     ready = None if fault is None or fault.ready_ms is None else fault.ready_ms / 1000
@@ -225,22 +223,22 @@ def targets(
         judged(
             "sandboxes deployed", float(len(active_sandboxes(sandboxes) & probed)), "sandboxes",
             float(len(wanted.sandboxes)),
-            "their hosts beat at the end of the run, and answered a probe (or those did that they replaced)", "",
+            "with heartbeats at the end of the run and an answer to a probe (or one of a predecessor)", "",
             exactly=True,
         ),
         judged(
             "agents active", float(sum(row.status == "active" for row in agents)), "agents",
-            float(len(wanted.agents)), "their newest heartbeats say so at the end of the run", "", exactly=True,
+            float(len(wanted.agents)), "by their newest heartbeats at the end of the run", "", exactly=True,
         ),
         judged(
             "memory intact", _whole(sum(row.mirrored is True for row in memory), len(wanted.agents)), "%", 100.0,
-            "memory keys whose digest is that of a message in the stream and in the mirror", "", exactly=True,
+            "memory keys with the digest of a message in the stream and in the mirror", "", exactly=True,
         ),
         judged(
             "snapshots intact", _whole(sum(row.mirrored is True for row in snapshots), len(wanted.agents)), "%", 100.0,
-            "snapshots whose digest by the bus is that by the mirror", "", exactly=True,
+            "snapshots with the same digest in the bus and in the mirror", "", exactly=True,
         ),
-        judged("detection", detected, "s", detection_s, "from the signal until the death was declared", no_fault),
+        judged("detection", detected, "s", detection_s, "from the signal until the agent was declared dead", no_fault),
         judged("recovery", ready, "s", recovery_s, "from the signal until it was live again with its state", no_fault),
         judged(
             "downtime", away_s, "s", downtime_s,
@@ -257,7 +255,7 @@ def targets(
         ),
         judged(
             "restoration", _restored(fault, before, after), "%", 100.0,
-            "outputs of before the kill that are stored after it with the same digest", no_fault, exactly=True,
+            "outputs from before the kill that are still stored with the same digest", no_fault, exactly=True,
         ),
     ]  # fmt: skip
 
@@ -279,7 +277,7 @@ def _restored(fault: KillReport | None, before: RunRecording, after: RunRecordin
     if fault is None or not known or not after.messages:
         return None
     found = after.outputs(fault.agent)
-    same = sum(at in found and found[at].sha256 == told.sha256 for at, told in known.items())
+    same = sum(at in found and found[at].sha256 == output.sha256 for at, output in known.items())
     return _whole(same, len(known))
 
 
@@ -288,8 +286,8 @@ def _gap_s(fault: KillReport | None, after: RunRecording) -> tuple[float | None,
     if fault is None or fault.epoch_after is None:
         return None, None
     outputs = after.outputs(fault.agent)
-    old = [told.stored_ns for told in outputs.values() if told.epoch == fault.epoch_before]
-    new = [told.stored_ns for told in outputs.values() if told.epoch == fault.epoch_after]
+    old = [output.stored_ns for output in outputs.values() if output.epoch == fault.epoch_before]
+    new = [output.stored_ns for output in outputs.values() if output.epoch == fault.epoch_after]
     ticks = {tick for tick, at in after.ticks.items() if at in outputs and outputs[at].epoch == fault.epoch_after}
     decided = [after.messages[at].stored_ns for at, (*tick, _) in after.decisions.items() if tuple(tick) in ticks]
     if not old:

@@ -1,4 +1,4 @@
-"""What a run of `certify` should find: sandboxes, agents and their memory keys, by the configuration that it starts."""
+"""What a run of `certify` must find: sandboxes, agents and their memory keys, from the configuration."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from coordinator.config.settings import SwarmConfig
 __all__ = ["ExpectedSwarm", "configuration", "expected"]
 
 FEEDER = MarketDataAgent.kind
-FAVOURITE = "research-1"
-"""Killed where there is one of this name; else the first source of market data: without it nothing is decided."""
+PREFERRED_TARGET = "research-1"
+"""Killed if the swarm has it, else the first source of market data, which all decisions need."""
 GENERATED = "certify's own configuration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedSwarm:
-    """`sandboxes` maps a name to its provider, `agents` one to its kind, `keys` an agent to the last part of its memory
-    key. `target` is to be killed; `history` rounds of each symbol come without a pause.
+    """`sandboxes` maps a name to its provider, `agents` a name to its kind, `keys` an agent to the last part of its
+    memory key. `target` is the agent to kill; the first `history` rounds of each symbol come without a pause.
     """
 
     sandboxes: dict[str, str]
@@ -39,16 +39,16 @@ class ExpectedSwarm:
 
     @property
     def providers(self) -> str:
-        """Who makes the sandboxes."""
+        """The providers of the sandboxes."""
         return ", ".join(sorted(set(self.sandboxes.values())))
 
 
 def configuration(provider: str) -> str:
-    """swarm.toml of the default swarm, its sandboxes of `provider`."""
+    """swarm.toml of the default swarm, with sandboxes of `provider`."""
     # TOML's strings, numbers and arrays of them are written as JSON's are.
     lines: list[str] = []
     for name, table in DEFAULT_SANDBOXES.items():
-        wanted = table if provider == "local" else {}  # its packages are of its own form, and its template's to have
+        wanted = table if provider == "local" else {}  # a remote sandbox has its packages from its template
         lines += [f"[sandboxes.{name}]", *_assignments({"provider": provider, **wanted})]
     for name, table in DEFAULT_AGENTS.items():
         lines += [f"[agents.{name}]", *_assignments(table)]
@@ -60,10 +60,10 @@ def _assignments(table: Mapping[str, Any]) -> list[str]:
 
 
 def expected(path: Path | None, provider: str | None) -> tuple[ExpectedSwarm, str]:
-    """What to find of the swarm in `path`, or of the default one with this provider; and the latter as TOML.
+    """What to find in the swarm of `path`, or in the default one with this provider; and the latter as TOML.
 
     Raises:
-        UsageError: a mistake in the file; nobody there makes market data, or decides.
+        UsageError: a mistake in the file, or a swarm without market data or without a decider.
     """
     if path is not None:
         return _of(load_swarm(path, directory=path.parent)), ""
@@ -76,7 +76,7 @@ def _of(config: SwarmConfig) -> ExpectedSwarm:
     own = [item for item in resolved.agents if not item.external]
     feeders = [item.spec for item in own if item.spec.kind == FEEDER]
     if not feeders or not resolved.deciders:
-        lacking = f'no agent of kind = "{FEEDER}"' if not feeders else "nobody who decides"
+        lacking = f'no agent of kind = "{FEEDER}"' if not feeders else "no agent that decides"
         raise UsageError(
             f"{config.file}: agents: certify measures rounds from a tick to its decision, and finds {lacking}"
         )
@@ -89,6 +89,6 @@ def _of(config: SwarmConfig) -> ExpectedSwarm:
             item.spec.name: memory_key_of(item.spec, resolved.classes.get(item.spec.name) or command_class(item.spec))
             for item in own
         },
-        target=FAVOURITE if FAVOURITE in names else names[0],
+        target=PREFERRED_TARGET if PREFERRED_TARGET in names else names[0],
         history=history,
     )

@@ -1,5 +1,5 @@
-"""The temporary directories of `certify`, and what runs have left in them that nobody ended: one killed by SIGKILL
-leaves its directory and its sandboxes elsewhere. Finds; removes nothing.
+"""The temporary directories of `certify`, and leftovers of earlier runs: one killed by SIGKILL leaves its directory and
+its remote sandboxes. This finds them and removes nothing.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ PREFIX = "signalmesh-certify-"
 OWNER = "certify.json"
 STATE = "state"
 CHECK = "earlier certify"
-MAKING_S = 10.0
-"""An older directory without an owner is nobody's."""
+CREATE_S = 10.0
+"""An older directory without an owner file is a leftover."""
 
 
 def make_directory() -> Path:
-    """A temporary directory that says whose it is, so that another process can tell whether its run is over."""
+    """A temporary directory with an owner file, so that another process can check whether its run is over."""
     directory = Path(tempfile.mkdtemp(prefix=PREFIX))
     (directory / OWNER).write_bytes(orjson.dumps(Recorded.of("certify", "certify", os.getpid())))
     return directory
 
 
 def earlier_runs() -> list[Path]:
-    """Directories of ours whose `certify` has ended."""
+    """Directories of this user whose `certify` has ended."""
     return sorted(path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if _is_left(path))
 
 
@@ -48,8 +48,8 @@ def _is_left(directory: Path) -> bool:
             return False
         owner = msgspec.json.decode((directory / OWNER).read_bytes(), type=Recorded)
     except FileNotFoundError:
-        with contextlib.suppress(FileNotFoundError):  # unless it was removed just now, or is being made
-            return time.time() - directory.stat().st_mtime > MAKING_S
+        with contextlib.suppress(FileNotFoundError):  # unless it was removed just now, or is being created
+            return time.time() - directory.stat().st_mtime > CREATE_S
         return False
     except (OSError, msgspec.MsgspecError):
         return False
@@ -57,18 +57,18 @@ def _is_left(directory: Path) -> bool:
 
 
 def check_earlier_runs() -> list[Finding]:
-    """What each has left, and what to do; one finding of good news where there is none."""
+    """The leftovers of each run, with remedies; one finding `ok` if there are none."""
     found = [finding for directory in earlier_runs() for finding in _findings(directory)]
-    return found or [ok(CHECK, f"no run of certify has left anything in {tempfile.gettempdir()}")]
+    return found or [ok(CHECK, f"no leftovers of certify in {tempfile.gettempdir()}")]
 
 
 def _findings(directory: Path) -> Iterator[Finding]:
     state_dir = directory / STATE
     pool = read_pool(state_dir)
-    kept = ""
+    condition = ""
     if pool is not None:
         yield check_pool(f"{CHECK}: sandboxes", state_dir, pool, f"signalmesh down --state-dir {state_dir}")
-        kept = ", once none of its sandboxes is left: it has the record of them"
+        condition = ", once none of its sandboxes is left: it has the record of them"
     try:
         run = read_run(state_dir)
     except UsageError:
@@ -78,5 +78,5 @@ def _findings(directory: Path) -> Iterator[Finding]:
         if alive := [one for one in recorded if one.alive()]:
             names = ", ".join(f"{one.kind} {one.name} (pid {one.pid})" for one in alive)
             pids = " ".join(str(one.pid) for one in alive)
-            yield error(f"{CHECK}: processes", f"still running of {directory}: {names}", f"kill -9 {pids}")
-    yield warning(CHECK, f"a run that did not end in order has left {directory}", f"rm -r {directory}{kept}")
+            yield error(f"{CHECK}: processes", f"still running from {directory}: {names}", f"kill -9 {pids}")
+    yield warning(CHECK, f"an interrupted run has left {directory}", f"rm -r {directory}{condition}")

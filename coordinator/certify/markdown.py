@@ -1,4 +1,4 @@
-"""The report of `certify` as Markdown: made from the same object as its JSON, so that the two cannot differ."""
+"""The report of `certify` as Markdown, from the same object as its JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from coordinator.certify.models import LOST, Certificate, CertifyTarget, Flow, SandboxRow, active_sandboxes
 from coordinator.control.kill import KILL_STEPS
-from coordinator.reporting.formatting import MIB, NONE, cell, counted, figure, percentile_cells, table
+from coordinator.reporting.formatting import MIB, NONE, cell, counted, percentile_cells, table, with_unit
 
 __all__ = ["cleanup", "health", "markdown", "target_text", "verdict"]
 
@@ -24,16 +24,16 @@ def verdict(found: Certificate) -> str:
 
 
 def target_text(target: CertifyTarget) -> tuple[str, str]:
-    """What was wanted, and what was measured."""
+    """The limit and the measured value, as text."""
     places = 0 if target.exactly else 3
-    wanted = f"{'exactly' if target.exactly else '<'} {figure(target.limit, target.unit, 0 if target.exactly else 1)}"
+    limit = f"{'exactly' if target.exactly else '<'} {with_unit(target.limit, target.unit, 0 if target.exactly else 1)}"
     if not target.exactly and target.limit < 0.1:
-        wanted = f"< {target.limit:g} {target.unit}"
+        limit = f"< {target.limit:g} {target.unit}"
     if target.measured is None:
-        return wanted, f"{NONE}: {target.why}"
+        return limit, f"{NONE}: {target.why}"
     if target.exactly and target.measured != int(target.measured):
         places = 1
-    return wanted, figure(target.measured, target.unit, places)
+    return limit, with_unit(target.measured, target.unit, places)
 
 
 def markdown(found: Certificate) -> str:
@@ -49,13 +49,13 @@ def _lines(found: Certificate) -> Iterator[str]:
     yield ""
     at = f" ({found.endpoint})" if found.endpoint else ""
     yield (
-        f"signalmesh {found.version}, provider `{found.provider}`{at}, nats-server {found.nats_server or NONE}, begun "
-        f"{found.started_at:%Y-%m-%d %H:%M:%S} UTC, {found.duration_s:.1f} s in all. Measured from {machine.hostname}: "
-        f"{machine.kernel} {machine.machine}, {counted(machine.cpus, 'processor')}, "
+        f"signalmesh {found.version}, provider `{found.provider}`{at}, nats-server {found.nats_server or NONE}. "
+        f"Started {found.started_at:%Y-%m-%d %H:%M:%S} UTC; it took {found.duration_s:.1f} s. Measured on "
+        f"{machine.hostname}: {machine.kernel} {machine.machine}, {counted(machine.cpus, 'processor')}, "
         f"{machine.memory_bytes / (1 << 30):.1f} GiB of memory, Python {machine.versions.get('python', '?')}."
     )
     yield ""
-    yield "Every figure below was measured in this run. What could not be measured says so, and why."
+    yield "Every value below was measured in this run. If one could not be measured, the reason is given."
     for part in (
         _summary, _targets, _sandboxes, _topology, _agents, _flow, _memory, _fault, _audit, _alerts, health, cleanup,
     ):  # fmt: skip
@@ -68,29 +68,29 @@ def _summary(found: Certificate) -> Iterator[str]:
     yield ""
     by_name = {target.name: target for target in found.targets}
     flow, rate = found.flow.tick_to_decision_ms, found.throughput.decisions_per_s
-    there, known = active_sandboxes(found.sandboxes), {row.sandbox for row in found.sandboxes}
+    active_names, known = active_sandboxes(found.sandboxes), {row.sandbox for row in found.sandboxes}
     active = sum(row.status == "active" for row in found.agents)
     yield (
-        f"- {len(there)} of {len(known)} sandboxes and {active} of {len(found.agents)} agents were active at the end "
-        "of the run."
+        f"- {len(active_names)} of {len(known)} sandboxes and {active} of {len(found.agents)} agents were active at "
+        "the end of the run."
     )
     for row in found.sandboxes:
         if row.state == LOST:
-            became = "another one serves in its place" if row.sandbox in there else "nothing serves in its place"
+            became = "another one replaced it" if row.sandbox in active_names else "nothing replaced it"
             yield f"- **Sandbox {row.name} was lost**: {row.why}; {became}."
-    yield f"- A paced round took {figure(flow.p50, 'ms')} from tick to decision (median of {flow.n})."
+    yield f"- A paced round took {with_unit(flow.p50, 'ms')} from tick to decision (median of {flow.n})."
     yield (
-        f"- Unpaced, the coordinator made {figure(rate, 'decisions a second', 0)} from what had piled up"
+        f"- Without pauses, the coordinator made {with_unit(rate, 'decisions per second', 0)} from queued messages"
         + (f" ({found.throughput.why})." if found.throughput.why else ".")
     )
     if found.fault is not None:
         yield (
             f"- {found.fault.agent} was killed ({found.fault.signal}): {found.fault.outcome}; live again after "
-            f"{target_text(by_name['recovery'])[1]}, {target_text(by_name['data loss'])[1]} lost or doubled, "
+            f"{target_text(by_name['recovery'])[1]}, {target_text(by_name['data loss'])[1]} lost or duplicated, "
             f"{target_text(by_name['restoration'])[1]} restored."
         )
     else:
-        yield "- No agent was killed, so nothing is known of recovery."
+        yield "- No agent was killed, so recovery was not measured."
     for problem in found.problems:
         yield f"- PROBLEM: {cell(problem)}"
 
@@ -100,9 +100,9 @@ def _targets(found: Certificate) -> Iterator[str]:
     yield ""
     rows = []
     for target in found.targets:
-        wanted, measured = target_text(target)
-        rows.append([target.name, wanted, measured, "met" if target.ok else "**MISSED**", target.how])
-    yield from table(("target", "wanted", "measured", "", "what was measured"), rows)
+        limit, measured = target_text(target)
+        rows.append([target.name, limit, measured, "met" if target.ok else "**MISSED**", target.how])
+    yield from table(("target", "limit", "measured", "", "what was measured"), rows)
 
 
 def _sandboxes(found: Certificate) -> Iterator[str]:
@@ -119,7 +119,7 @@ def _sandboxes(found: Certificate) -> Iterator[str]:
                 f"{probe.user} ({probe.uid})",
                 f"{probe.own_processes} of {probe.processes}",
                 f"{probe.cpus}, {probe.memory_bytes / (1 << 30):.1f} GiB",
-                NONE if probe.own_memory_bytes is None else figure(probe.own_memory_bytes / MIB, "MiB"),
+                NONE if probe.own_memory_bytes is None else with_unit(probe.own_memory_bytes / MIB, "MiB"),
                 ", ".join(f"{name} {version}" for name, version in probe.versions.items()),
             ]
         )
@@ -128,32 +128,32 @@ def _sandboxes(found: Certificate) -> Iterator[str]:
                 row.name,
                 _provider(found, row),
                 row.state,
-                figure(row.received_ms, "ms", 0),
-                figure(row.probe_ms, "ms"),
-                figure(row.probed_ms, "ms", 0),
+                with_unit(row.received_ms, "ms", 0),
+                with_unit(row.probe_ms, "ms"),
+                with_unit(row.probed_ms, "ms", 0),
                 *seen,
             ]
         )
     heads = (
-        "sandbox", "provider", "state", "heard after `up` began", "probe took", "answered after `up` began",
-        "kernel, host", "user", "processes, own of seen", "processors, memory", "memory of its own then, PSS",
+        "sandbox", "provider", "state", "first heartbeat after `up`", "probe took", "answered after `up`",
+        "kernel, host", "user", "own processes of visible ones", "processors, memory", "own memory then, PSS",
         "versions",
     )  # fmt: skip
     yield from table(heads, rows)
     yield ""
-    yield "What isolates them, by comparing each probe with one taken by this program, outside:"
+    yield "Isolation, by comparing each probe with one of this process, outside:"
     yield ""
     for row in found.sandboxes:
         yield f"- {row.name}: {cell(row.isolation.text if row.isolation else f'{NONE}: {row.why}')}"
     yield ""
-    yield "How signalmesh came there:"
+    yield "How signalmesh was installed:"
     yield ""
     for row in found.sandboxes:
         yield f"- {row.name}: {cell(_installed(row))}"
 
 
 def _provider(found: Certificate, row: SandboxRow) -> str:
-    """Whoever is called e2b need not be E2B."""
+    """A provider called e2b may use a custom endpoint."""
     if row.provider is None:
         return NONE
     return row.provider if row.provider == "local" or not found.endpoint else f"{row.provider}: {found.endpoint}"
@@ -163,17 +163,19 @@ def _installed(row: SandboxRow) -> str:
     if row.probe is None:
         return f"{NONE}: {row.why}"
     found = row.probe.installed
-    if found is None or not row.name.endswith(found.sandbox_id):  # of the sandbox that the template was made of
-        return "it was there"
+    if found is None or not row.name.endswith(
+        found.sandbox_id
+    ):  # it is of the sandbox that the template was created from
+        return "it was installed before"
     steps = ", ".join(f"{step} {duration_s:.2f}" for step, duration_s in found.steps.items())
-    why = f"; not by uv, since {found.why}" if found.why else ""
+    why = f"; not by uv: {found.why}" if found.why else ""
     return f"installed by {found.by} in {found.duration_s:.2f} s ({steps}), each file checked against its hash{why}"
 
 
 def _topology(found: Certificate) -> Iterator[str]:
     yield "## Topology"
     yield ""
-    yield "As observed: an arrow where one agent answered another's messages, or a decision had its vote."
+    yield "As observed: an arrow where an agent answered messages of another one, or a decision had its vote."
     yield ""
     names = {agent.name: f"a{at}" for at, agent in enumerate(found.agents)}
     yield "```mermaid"
@@ -203,8 +205,8 @@ def _agents(found: Certificate) -> Iterator[str]:
     rows = [
         [
             row.name, row.kind, row.sandbox, row.status + (f" ({row.why})" if row.why else ""), row.agent_id,
-            row.pid or NONE, row.epoch or NONE, figure(row.spawn_ms, "ms"), figure(row.ready_ms, "ms"),
-            NONE if row.outputs is None else row.outputs, figure(row.rss_mb, "MiB"), figure(row.cpu_s, "s", 2),
+            row.pid or NONE, row.epoch or NONE, with_unit(row.spawn_ms, "ms"), with_unit(row.ready_ms, "ms"),
+            NONE if row.outputs is None else row.outputs, with_unit(row.rss_mb, "MiB"), with_unit(row.cpu_s, "s", 2),
             ", ".join(row.capabilities),
         ]
         for row in found.agents
@@ -219,31 +221,31 @@ def _agents(found: Certificate) -> Iterator[str]:
 def _flow(found: Certificate) -> Iterator[str]:
     yield "## Communication"
     yield ""
-    yield "Paced rounds only, by the server's times of storing: from the message that is answered to the answer."
-    yield f"Of fewer than 100 the p99 is the longest. {_counted(found.flow)}"
+    yield "Paced rounds only, by the server's times of storing: from a message to its answer."
+    yield f"With fewer than 100 values the p99 is the maximum. {_counted(found.flow)}"
     yield ""
     rows = [[hop.source, hop.to, hop.kind, *percentile_cells(hop.ms)] for hop in found.flow.hops]
     rows.append(["tick", "decision", "whole round", *percentile_cells(found.flow.tick_to_decision_ms)])
-    yield from table(("of", "answered by", "with", "n", "p50, ms", "p99, ms", "max, ms"), rows)
+    yield from table(("message of", "answered by", "with", "n", "p50, ms", "p99, ms", "max, ms"), rows)
     yield ""
     rate = found.throughput
-    why = rate.why or f"in {figure(rate.seconds, 's', 2)} from the first to the last decision"
+    why = rate.why or f"in {with_unit(rate.seconds, 's', 2)} from the first to the last decision"
     yield (
-        f"Throughput of {rate.rounds} rounds without a pause: {figure(rate.decisions_per_s, 'decisions a second')}, "
-        f"{figure(rate.messages_per_s, 'messages a second', 0)} ({why}). From the first tick to the last decision, the "
-        f"start of the agents included: {figure(rate.whole_s, 's', 2)}."
+        f"Throughput of {rate.rounds} unpaced rounds: {with_unit(rate.decisions_per_s, 'decisions per second')}, "
+        f"{with_unit(rate.messages_per_s, 'messages per second', 0)} ({why}). From the first tick to the last "
+        f"decision, with the start of the agents: {with_unit(rate.whole_s, 's', 2)}."
     )
 
 
 def _counted(flow: Flow) -> str:
-    """Which rounds the figures are of; the numbers add up to all that are stored."""
+    """Which rounds are measured; the numbers add up to all that are stored."""
     measured = flow.tick_to_decision_ms.n
     total = flow.rounds_at_once + flow.rounds_settling + measured
     others = total - flow.rounds_awaited
     more = f"; the other {others} were decided during its other steps" if others > 0 else ""
     return (
         f"The stream had {counted(total, 'decided round')} when it was read after the fault: {flow.rounds_at_once} "
-        f"that came at once and {flow.rounds_settling} paced ones right after them, which may have waited for those, "
+        f"that came at once and {flow.rounds_settling} paced ones directly after them, which may have waited, "
         f"are left out; {measured} are measured. certify waited for {flow.rounds_awaited} of all{more}."
     )
 
@@ -255,7 +257,7 @@ def _memory(found: Certificate) -> Iterator[str]:
         [
             row.key, row.bytes or NONE, *percentile_cells(row.read_ms)[1:], (row.sha256 or NONE)[:16],
             f"message {row.sequence}" if row.sequence else f"no: {row.why}",
-            {True: "the same", False: "**OTHER**", None: f"{NONE}: {row.why}"}[row.mirrored],
+            {True: "same", False: "**DIFFERENT**", None: f"{NONE}: {row.why}"}[row.mirrored],
         ]
         for row in found.memory
     ]  # fmt: skip
@@ -265,7 +267,7 @@ def _memory(found: Certificate) -> Iterator[str]:
     rows = [
         [
             row.agent, row.bytes, row.revision, row.sha256[:16],
-            {True: "the same", False: "**OTHER**", None: f"{NONE}: {row.why}"}[row.mirrored],
+            {True: "same", False: "**DIFFERENT**", None: f"{NONE}: {row.why}"}[row.mirrored],
         ]
         for row in found.snapshots
     ]  # fmt: skip
@@ -274,7 +276,7 @@ def _memory(found: Certificate) -> Iterator[str]:
     last = found.last_values
     yield (
         f"Last values: the newest message of each of {last.subjects} subjects, {last.bytes:,} bytes in all, read in "
-        f"{figure(last.read_ms.p50, 'ms', 2)} (p50; p99 {figure(last.read_ms.p99, 'ms', 2)})."
+        f"{with_unit(last.read_ms.p50, 'ms', 2)} (p50; p99 {with_unit(last.read_ms.p99, 'ms', 2)})."
     )
 
 
@@ -283,27 +285,27 @@ def _fault(found: Certificate) -> Iterator[str]:
     yield ""
     fault = found.fault
     if fault is None:
-        yield "No agent was killed; the problems say why."
+        yield "No agent was killed; see the problems."
         return
     yield (
         f"{fault.signal} to {fault.agent} (pid {fault.pid}, sandbox {fault.sandbox}): {fault.outcome}, epoch "
-        f"{fault.epoch_before} to {fault.epoch_after or 'none'}. Times since the signal, as heard on the bus:"
+        f"{fault.epoch_before} to {fault.epoch_after or 'none'}. Times since the signal, when the message was received:"
     )
     yield ""
     rows = [
-        [figure(getattr(fault, f"{step}_ms"), "ms"), step.replace("_", " "), meaning]
+        [with_unit(getattr(fault, f"{step}_ms"), "ms"), step.replace("_", " "), meaning]
         for step, meaning in KILL_STEPS.items()
     ]
-    yield from table(("after", "step", "what was heard"), rows)
+    yield from table(("after", "step", "message"), rows)
     yield ""
     cursor, outputs = found.restored.get("cursor"), found.restored.get("outputs")
     yield (
-        f"Its snapshot was taken over at message {NONE if cursor is None else cursor}, "
-        f"{NONE if outputs is None else outputs} outputs were known, "
+        f"Its snapshot was restored at message {NONE if cursor is None else cursor}, "
+        f"{NONE if outputs is None else outputs} outputs were counted in it, "
         f"{NONE if fault.events_replayed is None else fault.events_replayed} inputs replayed. Of "
         f"{NONE if fault.outputs_checked is None else fault.outputs_checked} outputs "
         f"{NONE if fault.outputs_lost is None else fault.outputs_lost} were lost and "
-        f"{NONE if fault.outputs_duplicated is None else fault.outputs_duplicated} doubled."
+        f"{NONE if fault.outputs_duplicated is None else fault.outputs_duplicated} duplicated."
     )
 
 
@@ -312,12 +314,12 @@ def _audit(found: Certificate) -> Iterator[str]:
     yield ""
     audit = found.audit
     if audit is None:
-        yield "Not made; the problems say why."
+        yield "There was no audit; see the problems."
         return
     yield (
         f"{'Passed' if audit.ok else '**FAILED**'}: {counted(audit.messages, 'message')}, {audit.gaps} gaps, "
-        f"{audit.duplicated} doubled, {audit.rounds_decided} rounds decided, {audit.rounds_missing} left out; mirror: "
-        f"{audit.mirror_compared} compared, {audit.mirror_missing} missing, {audit.mirror_differing} differing."
+        f"{audit.duplicated} duplicated, {audit.rounds_decided} rounds decided, {audit.rounds_missing} missing; "
+        f"mirror: {audit.mirror_compared} compared, {audit.mirror_missing} missing, {audit.mirror_differing} differing."
     )
     for text in (*audit.problems, *audit.notes):
         yield f"- {cell(text)}"
@@ -327,7 +329,7 @@ def _alerts(found: Certificate) -> Iterator[str]:
     yield "## Alerts"
     yield ""
     alerts = ", ".join(f"{code} ({count})" for code, count in sorted(found.alerts.items()))
-    yield f"Alerts heard: {alerts or 'none'}{', the newest of each:' if alerts else '.'}"
+    yield f"Alerts received: {alerts or 'none'}{', the newest of each:' if alerts else '.'}"
     if found.alert_texts:
         yield ""
     for code, text in sorted(found.alert_texts.items()):
@@ -335,7 +337,7 @@ def _alerts(found: Certificate) -> Iterator[str]:
 
 
 def health(found: Certificate) -> Iterator[str]:
-    """By the newest heartbeats before the clean-up."""
+    """The health section, from the newest heartbeats before the clean-up."""
     yield "## Health and cost"
     yield ""
     yield from table(
@@ -349,18 +351,17 @@ def health(found: Certificate) -> Iterator[str]:
             "memory, PSS",
             "memory, RSS",
             "network",
-            "cost an hour",
+            "cost per hour",
             "so far",
         ),
         [_health_row(row) for row in found.sandboxes],
     )
     yield ""
     yield (
-        "All of it by the newest heartbeats before the clean-up. Availability: the share of the time since a host's "
-        "first heartbeat in which it was known to be alive. CPU: of one processor, since the host's start. PSS, which "
-        "a host measures more rarely than the rest, shares pages out among the processes that have them; RSS counts "
-        "them for each. Cost so far: the price times the time since the sandbox was made, or since the host's start "
-        "where nobody made it."
+        "From the newest heartbeats before the clean-up. Availability: the share of the time since the first heartbeat "
+        "of the host in which it was alive. CPU: of one processor, since the start of the host. PSS divides shared "
+        "pages among the processes that have them (the host measures it less often than the rest); RSS counts them for "
+        "each. Cost so far: the price times the time since the sandbox was created, or since the start of a local host."
     )
 
 
@@ -374,11 +375,11 @@ def _health_row(row: SandboxRow) -> list[str]:
         row.name,
         row.state,
         NONE if health.availability is None else f"{100 * health.availability:.2f} % of {health.seen_s:.1f} s",
-        figure(row.uptime_s, "s"),
+        with_unit(row.uptime_s, "s"),
         NONE if health.processes is None else str(health.processes),
-        figure(health.cpu_percent, "%"),
-        figure(health.pss_mb, "MiB"),
-        figure(health.rss_mb, "MiB"),
+        with_unit(health.cpu_percent, "%"),
+        with_unit(health.pss_mb, "MiB"),
+        with_unit(health.rss_mb, "MiB"),
         network,
         price or health.price_source,
         health.price_source if health.cost is None else f"${health.cost:.6f}",
@@ -386,28 +387,28 @@ def _health_row(row: SandboxRow) -> list[str]:
 
 
 def cleanup(found: Certificate) -> Iterator[str]:
-    """What was looked for, and what certify waited for all along."""
+    """The clean-up section: the checks after the run, and the steps of certify."""
     yield "## Clean-up status"
     yield ""
     done = found.cleanup
     yield (
         f"`signalmesh up` ended with exit code {NONE if done.exit_code is None else done.exit_code}; "
-        f"the clean-up took {figure(done.duration_s, 's')}. What was looked for afterwards:"
+        f"the clean-up took {with_unit(done.duration_s, 's')}. Checks afterwards:"
     )
     yield ""
     rows = [
         [one.what, one.how, f"{NONE}: {one.why}" if one.orphans is None else "; ".join(one.orphans) or "none"]
         for one in done.checks
     ]
-    yield from table(("what", "how", "left"), rows, "Nothing was looked for.")
+    yield from table(("what", "how", "left"), rows, "No check was made.")
     for text in done.earlier:
         yield ""
-        yield f"Of an earlier run: {cell(text)}"
+        yield f"Earlier run: {cell(text)}"
     yield ""
     yield (
-        "What certify did and waited for, one after the other. The swarm runs meanwhile: what had come before certify "
-        "asked for it took no waiting, however long it took itself. How long agents took to start stands under Agents, "
-        "and rounds under Communication, both by the server's clock."
+        "The steps of certify, one after the other. The swarm runs meanwhile, so an event that happened before its "
+        "step took no waiting. The start times of agents are under Agents, those of rounds under Communication, both "
+        "by the server's clock."
     )
     yield ""
     yield from table(

@@ -34,9 +34,9 @@ __all__ = [
 ]
 
 READS = 20
-"""Of each value, to know how long that takes."""
+"""Reads of each value, to measure their duration."""
 MIRROR_S = 5.0
-"""How long the mirror may take to have what was just stored."""
+"""How long the mirror may take to write what was just stored."""
 POLL_INTERVAL_S = 0.05
 MS = 1e-6
 """Milliseconds in a nanosecond."""
@@ -49,7 +49,7 @@ def digest(data: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RecordedMessage:
     """A message of the stream, without its content."""
 
     subject: str
@@ -63,29 +63,29 @@ class Told:
 
 @dataclass(slots=True)
 class RunRecording:
-    """All that the stream holds, message by message, as read in one pass."""
+    """All messages of the stream, read in one pass."""
 
-    messages: dict[int, Told] = field(default_factory=dict)
+    messages: dict[int, RecordedMessage] = field(default_factory=dict)
     ticks: dict[tuple[str, int], int] = field(default_factory=dict)
     """(symbol and source, round) -> sequence of the tick."""
     decisions: dict[int, tuple[str, int, tuple[str, ...]]] = field(default_factory=dict)
-    """Sequence -> (symbol and source of the tick, round, those whose votes it has)."""
+    """Sequence -> (symbol and source of the tick, round, voters)."""
     claims: dict[str, list[int]] = field(default_factory=dict)
     """Agent -> its epochs, which are the sequences of its claims."""
     events: dict[tuple[str, str, int], tuple[int, dict[str, Any]]] = field(default_factory=dict)
     """(event, agent, epoch) -> when the lifecycle event was stored, and its detail."""
 
-    def outputs(self, writer: str) -> dict[int, Told]:
-        """Sequence -> each of the outputs of `writer`."""
-        return {at: told for at, told in self.messages.items() if told.writer == writer and told.kind in KNOWN_KINDS}
+    def outputs(self, writer: str) -> dict[int, RecordedMessage]:
+        """Sequence -> output, of all outputs of `writer`."""
+        return {at: one for at, one in self.messages.items() if one.writer == writer and one.kind in KNOWN_KINDS}
 
     def since_claim_ms(self, event: str, agent: str, epoch: int) -> float | None:
-        """From the storing of a claim to that of the event; None where one of the two is not stored."""
+        """From storing a claim to storing the event; None if one of the two is not stored."""
         claim, found = self.messages.get(epoch), self.events.get((event, agent, epoch))
         return None if claim is None or found is None else (found[0] - claim.stored_ns) * MS
 
     def flow(self, at_once: int, settling: int, awaited: int) -> Flow:
-        """Hops and rounds, but those of the first `at_once` and the next `settling` rounds of each source."""
+        """Hops and rounds, without the first `at_once` and the next `settling` rounds of each source."""
         after_round = at_once + settling
         numbers = [number for _, number, _ in self.decisions.values()]
         early = sum(number <= at_once for number in numbers)
@@ -95,11 +95,16 @@ class RunRecording:
         if started_at is None:
             return settled
         hops: dict[tuple[str, str, str], list[float]] = {}
-        for at, told in self.messages.items():
-            cause = self.messages.get(told.cause or 0)
-            if at >= started_at and cause is not None and (told.cause or 0) >= started_at and told.kind in KNOWN_KINDS:
-                hops.setdefault((cause.writer, told.writer, told.kind), []).append(
-                    (told.stored_ns - cause.stored_ns) * MS
+        for at, output in self.messages.items():
+            cause = self.messages.get(output.cause or 0)
+            if (
+                at >= started_at
+                and cause is not None
+                and (output.cause or 0) >= started_at
+                and output.kind in KNOWN_KINDS
+            ):
+                hops.setdefault((cause.writer, output.writer, output.kind), []).append(
+                    (output.stored_ns - cause.stored_ns) * MS
                 )
         rounds, votes = [], dict[str, int]()
         for at, (source, number, voters) in self.decisions.items():
@@ -128,7 +133,7 @@ class RunRecording:
         if seconds <= 0:
             return Throughput(
                 rounds=len(found), seconds=seconds, decisions_per_s=None, messages_per_s=None,
-                why="the server's clock has not moved between the first and the last of them",
+                why="the server's clock did not advance between the first and the last of them",
             )  # fmt: skip
         between = sum(first < at <= last for at in self.messages)
         ticks = [at for (_, number), at in self.ticks.items() if number <= rounds]
@@ -143,7 +148,7 @@ class RunRecording:
 
 
 async def record(bus: NatsBus) -> RunRecording:
-    """Read the stream up to its present end.
+    """Read the stream up to its current end.
 
     Raises:
         BusError: the bus does not answer.
@@ -156,8 +161,8 @@ async def record(bus: NatsBus) -> RunRecording:
                 address = subjects.parse(stored.subject)
                 message = decode(address, stored.subject, stored.data)
             except MessageError:
-                continue  # the audit tells of it
-            found.messages[stored.sequence] = Told(
+                continue  # the audit reports it
+            found.messages[stored.sequence] = RecordedMessage(
                 stored.subject,
                 address.kind,
                 address.agent,
@@ -187,41 +192,41 @@ async def record(bus: NatsBus) -> RunRecording:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What was read of an agent's memory key, and how long each reading took, ms."""
+    """An agent's memory key with the value read, and the duration of each read, ms."""
 
     agent: str
     key: str
-    kept: KvEntry | None
+    entry: KvEntry | None
     took_ms: tuple[float, ...]
 
 
 async def read_memory(bus: NatsBus, keys: Mapping[str, str]) -> list[Value]:
-    """Each agent's memory key, read READS times; the value is that of the last reading. `keys`: agent -> key.
+    """Each agent's memory key, read READS times; the value is that of the last read. `keys`: agent -> key.
 
     Raises:
         BusError: the bus does not answer.
     """
     found = []
     for agent, key in keys.items():
-        took, kept = [], None
+        took, entry = [], None
         for _ in range(READS):
             started_at = time.perf_counter()
-            kept = await bus.kv_get(bus.subjects.memory_bucket, key)
+            entry = await bus.kv_get(bus.subjects.memory_bucket, key)
             took.append((time.perf_counter() - started_at) * 1000)
-        found.append(Value(agent, key, kept, tuple(took)))
+        found.append(Value(agent, key, entry, tuple(took)))
     return found
 
 
 def match_by_digest(values: list[Value], recording: RunRecording, mirror: Path) -> list[MemoryKey]:
-    """Look for each value, by its digest, among the agent's messages in the stream and in the mirror's file."""
+    """Find each value, by its digest, among the agent's messages in the stream and in the mirror's file."""
     rows = []
     for value in values:
-        if value.kept is None:
+        if value.entry is None:
             rows.append(MemoryKey(agent=value.agent, key=value.key, why="the bucket has no such key"))
             continue
-        sha256 = digest(value.kept.value)
+        sha256 = digest(value.entry.value)
         outputs = recording.outputs(value.agent)
-        sequence = max((at for at, told in outputs.items() if told.sha256 == sha256), default=None)
+        sequence = max((at for at, output in outputs.items() if output.sha256 == sha256), default=None)
         mirrored, why = None, ""
         if sequence is None:
             why = f"none of its {len(outputs)} messages in the stream has this digest"
@@ -236,8 +241,8 @@ def match_by_digest(values: list[Value], recording: RunRecording, mirror: Path) 
             MemoryKey(
                 agent=value.agent,
                 key=value.key,
-                bytes=len(value.kept.value),
-                revision=value.kept.revision,
+                bytes=len(value.entry.value),
+                revision=value.entry.revision,
                 sha256=sha256,
                 read_ms=percentiles_of(value.took_ms),
                 sequence=sequence,
@@ -249,19 +254,19 @@ def match_by_digest(values: list[Value], recording: RunRecording, mirror: Path) 
 
 
 async def check_snapshots(bus: NatsBus, mirror: Path) -> list[SnapshotRow]:
-    """Every agent's snapshot by the bus, and the same revision by the mirror, which may need a moment to have it.
+    """Every agent's snapshot in the bus, and the same revision in the mirror, which may lag by MIRROR_S.
 
     Raises:
         BusError: the bus does not answer.
     """
     bucket = bus.subjects.state_bucket
     rows = []
-    for agent, kept in sorted((await bus.kv_all(bucket)).items()):
-        sha256, same, why = digest(kept.value), None, f"the mirror has no row of revision {kept.revision}"
+    for agent, entry in sorted((await bus.kv_all(bucket)).items()):
+        sha256, same, why = digest(entry.value), None, f"the mirror has no row of revision {entry.revision}"
         until = time.monotonic() + MIRROR_S
         while same is None and time.monotonic() < until:
             try:
-                same = await asyncio.to_thread(_is_mirrored, mirror, bucket, agent, kept.revision, sha256)
+                same = await asyncio.to_thread(_is_mirrored, mirror, bucket, agent, entry.revision, sha256)
             except MeshError as error:
                 why = f"the mirror cannot be read: {error}"
             if same is None:
@@ -269,8 +274,8 @@ async def check_snapshots(bus: NatsBus, mirror: Path) -> list[SnapshotRow]:
         rows.append(
             SnapshotRow(
                 agent=agent,
-                bytes=len(kept.value),
-                revision=kept.revision,
+                bytes=len(entry.value),
+                revision=entry.revision,
                 sha256=sha256,
                 mirrored=same,
                 why="" if same is not None else why,
@@ -286,7 +291,7 @@ def _is_mirrored(mirror: Path, bucket: str, key: str, revision: int, sha256: str
 
 
 async def read_last_values(bus: NatsBus) -> LastValues:
-    """The newest message of every subject, as somebody who comes late would ask for them.
+    """Read the newest message of every subject, as a late subscriber does.
 
     Raises:
         BusError: the bus does not answer.

@@ -1,4 +1,4 @@
-"""What `certify` finds: the types of `certify --json`. All of it was measured in that run; where not, it says why."""
+"""The types of `certify --json`. Every value was measured in that run, or a `why` has the reason why not."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = [
 ]
 
 LOST = "lost"
-"""State of who was heard in the run and no longer at its end."""
+"""State of a process with heartbeats during the run and without any at its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifyTarget:
-    """One thing that must hold. `measured` is in `unit`, and must be below `limit`, or `exactly` that.
+    """One target. `measured` is in `unit`, and must be below `limit`, or `exactly` that.
 
-    What could not be measured is not met; `why` then says what was missing. `how` tells what was measured.
+    A target that could not be measured is not met; `why` then has the reason. `how` describes what was measured.
     """
 
     name: str
@@ -72,8 +72,8 @@ def judged(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Something that certify did or waited for, and how long that kept it, s. The swarm runs meanwhile, so that this is
-    not how long the thing itself took.
+    """A step of certify and its duration, s. The swarm runs meanwhile, so this is not the duration of what the step
+    waited for.
     """
 
     name: str
@@ -87,14 +87,14 @@ class SandboxRow:
     `received_ms` counts from the start of `up` to its first heartbeat, `probe_ms` is the probe's round trip,
     `probed_ms` counts from the start of `up` to its answer.
 
-    Its `state` is that at the end of the run: `lost` is one whose host was no longer heard. Its `health` is by the
-    newest heartbeats of its host and of the leading watchdog.
+    Its `state` is that at the end of the run; `lost`: its host sent no more heartbeats. Its `health` is from the newest
+    heartbeats of its host and of the leading watchdog.
     """
 
     name: str
     sandbox: str = ""
     provider: str | None = None
-    state: str = "not heard"
+    state: str = "no heartbeat"
     received_ms: float | None = None
     probe_ms: float | None = None
     probed_ms: float | None = None
@@ -107,14 +107,14 @@ class SandboxRow:
 
 
 def active_sandboxes(rows: Iterable[SandboxRow]) -> set[str]:
-    """The sandboxes, by their names in the configuration, that a host served at the end of the run."""
+    """The sandboxes, by their names in the configuration, with an active host at the end of the run."""
     return {row.sandbox for row in rows if row.state == "active"}
 
 
 @dataclass(slots=True, kw_only=True)
 class AgentRow:
-    """An agent. `spawn_ms` and `ready_ms` count from the storing of its claim to that of what says so, by the server's
-    clock: its host had a process, and it was live with its state.
+    """An agent. `spawn_ms` and `ready_ms` count from storing its claim to storing its `spawned` and `ready` events, by
+    the server's clock.
     """
 
     name: str
@@ -135,7 +135,7 @@ class AgentRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """Messages of `kind` by `to` that answer one of `source`'s: ms from the storing of the one to that of the other."""
+    """Messages of `kind` by `to` that answer one of `source`: ms from storing the one to storing the other."""
 
     source: str
     to: str
@@ -147,9 +147,9 @@ class Hop:
 class Flow:
     """The paced rounds of the run: each hop by Mesh-Cause, and whole rounds from tick to decision, in ms.
 
-    `votes` maps each voter to the number of decisions that had its vote. Of all rounds that were decided,
-    `rounds_at_once` came without a pause and `rounds_settling` right after them: both are left out of the figures.
-    `rounds_awaited` is how many of all certify waited for.
+    `votes` maps each voter to the number of decisions with its vote. Of all decided rounds, `rounds_at_once` came
+    without a pause and `rounds_settling` directly after them: neither is measured. `rounds_awaited` is the number of
+    rounds that certify waited for.
     """
 
     hops: list[Hop] = field(default_factory=list)
@@ -164,9 +164,9 @@ class Flow:
 class Throughput:
     """The unpaced rounds at the beginning, by the server's clock; all messages of the stream in that time.
 
-    `seconds` and the rates go from the first decision to the last: by then ticks and votes may have piled up while the
-    coordinator started, so that they tell what it decides at most. `whole_s` goes from the first tick to the last
-    decision: the start of the agents is in it.
+    `seconds` and the rates count from the first decision to the last. Ticks and votes may have queued up while the
+    coordinator started, so they show its maximum. `whole_s` counts from the first tick to the last decision, with the
+    start of the agents.
     """
 
     rounds: int
@@ -179,8 +179,8 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryKey:
-    """A value of the memory bucket, read over the bus again and again. `sequence` is the stream message with the same
-    digest; None: there is none. `mirrored`: whether the mirror's row of it has that digest too; None: see `why`.
+    """A value of the memory bucket, read repeatedly over the bus. `sequence` is the stream message with the same
+    digest; None: there is none. `mirrored`: whether its row in the mirror has that digest, too; None: see `why`.
     """
 
     agent: str
@@ -196,7 +196,7 @@ class MemoryKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRow:
-    """A snapshot as the bus holds it; `mirrored`: whether the mirror has that revision with the same digest."""
+    """A snapshot in the bus; `mirrored`: whether the mirror has that revision with the same digest."""
 
     agent: str
     bytes: int
@@ -208,7 +208,7 @@ class SnapshotRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastValues:
-    """The newest message of every subject that the stream holds, each asked for by itself."""
+    """The newest message of every subject of the stream, each read with a request of its own."""
 
     subjects: int
     bytes: int
@@ -217,7 +217,7 @@ class LastValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited:
-    """The audit's result over the whole run, in short; `signalmesh audit --json` has the same in full."""
+    """Summary of the audit after the run; `signalmesh audit --json` has all of it."""
 
     ok: bool
     messages: int
@@ -234,8 +234,8 @@ class Audited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanupCheck:
-    """What was looked for after the run, and `how`; `left` is what was found of it, None where it could not be seen:
-    then `why`. Each one left is a sentence that says what to do.
+    """What was checked after the run, and `how`. `orphans` are what was left, each with its remedy; None: the check
+    could not be made, and `why` has the reason.
     """
 
     what: str
@@ -246,7 +246,7 @@ class CleanupCheck:
 
 @dataclass(slots=True, kw_only=True)
 class Cleanup:
-    """`exit_code` is that of `signalmesh up`. `earlier` tells of runs before this one that did not end in order."""
+    """`exit_code` is that of `signalmesh up`. `earlier` lists the leftovers of earlier runs."""
 
     duration_s: float | None = None
     exit_code: int | None = None
@@ -256,7 +256,7 @@ class Cleanup:
 
     @property
     def orphans(self) -> list[str]:
-        """Whatever is left of this run, or could not be looked for."""
+        """Everything that is left of this run, or could not be checked."""
         return [
             text
             for one in self.checks
@@ -267,12 +267,12 @@ class Cleanup:
 
     @property
     def summary(self) -> str:
-        """What was found, in a sentence."""
+        """The result in one sentence."""
         ended = "" if self.exit_code in (0, None) else f"`signalmesh up` ended with exit code {self.exit_code}; "
         if self.orphans:
             return f"{ended}left behind: {'; '.join(self.orphans)}"
         checks = ", ".join(f"{one.what} ({one.how})" for one in self.checks)
-        return f"{ended}nothing of it is left: {checks}"
+        return f"{ended}nothing is left: {checks}"
 
     @property
     def ok(self) -> bool:
@@ -282,10 +282,10 @@ class Cleanup:
 
 @dataclass(slots=True, kw_only=True)
 class Certificate:
-    """`certify --json`. `problems` are those beyond the targets: what was not found, not whole, or left behind.
+    """`certify --json`. `problems` are those beyond the targets: steps that failed, failed checks, leftovers.
 
-    `endpoint` says which service was asked for sandboxes, E2B or another one; None: none was. `alerts` counts those
-    heard by their codes; `alert_texts` has the newest text of each, in one line and cut at 1000 characters.
+    `endpoint` is the service that created the sandboxes, E2B or another one; None: all are local. `alerts` counts the
+    received ones by code; `alert_texts` has the newest text of each, in one line of at most 1000 characters.
     """
 
     ok: bool

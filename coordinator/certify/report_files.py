@@ -1,4 +1,4 @@
-"""Where `certify` puts its report: checked before the run, since nobody wants to repeat it for the sake of a name."""
+"""The files of certify's report: checked before the run, so that a wrong name does not cost the results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ReportFiles:
 
     @classmethod
     def of(cls, out: Path, config: Path | None = None) -> Self:
-        """Those of `--out`; nothing is left there by the check. `config` is the file that must not be written over.
+        """The files of `--out`; the check leaves no file. `config` is the file that must not be overwritten.
 
         Raises:
             UsageError: one of the two cannot be written, or both are the same file, or one is the configuration.
@@ -47,20 +47,20 @@ class ReportFiles:
         if files.json == out:
             raise UsageError(f"--out {out}: expected the name of the Markdown report; its JSON goes to {out} by itself")
         for path in (files.markdown, files.json):
-            _check(path, files.said_of(path))
+            _check(path, files.option_of(path))
             if config is not None and path.resolve() == config.resolve():
-                raise UsageError(f"{files.said_of(path)} is the --config: expected another name")
+                raise UsageError(f"{files.option_of(path)} is the --config: expected another name")
         if files.markdown.resolve() == files.json.resolve():
             raise UsageError(f"--out {out}: the report and its JSON are one file, {out.resolve()}: expected two")
         return files
 
-    def said_of(self, path: Path) -> str:
-        """The option that is the reason for `path`, and the latter."""
+    def option_of(self, path: Path) -> str:
+        """The option that names `path`, and the path, for an error message."""
         beside = f" its JSON goes to {path}, which" if path == self.json else " it"
         return f"--out {self.markdown}:{beside}"
 
     def write(self, found: Certificate) -> None:
-        """Write both; one that cannot be written does not keep the other from it.
+        """Write both, the second one also if the first one fails.
 
         Raises:
             UsageError: one could not be written, or neither.
@@ -76,21 +76,21 @@ class ReportFiles:
             except OSError as error:
                 problems.append(f"{path} could not be written: {error.strerror}")
         if problems:
-            raise UsageError(f"--out {self.markdown}: {'; '.join(problems)}; the results are those that were printed")
+            raise UsageError(f"--out {self.markdown}: {'; '.join(problems)}; the results were printed")
 
 
-def _check(path: Path, said: str) -> None:
+def _check(path: Path, option: str) -> None:
     try:
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
-            target = path.resolve()  # a link may point to a file that is not there yet
+            target = path.resolve()  # a link may point to a file that does not exist yet
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             target.unlink()  # a run that fails leaves no empty report
             return
         if not stat.S_ISREG(mode):
-            raise UsageError(f"{said} is {KINDS.get(stat.S_IFMT(mode), 'no file')}: {EXPECTED}")
+            raise UsageError(f"{option} is {KINDS.get(stat.S_IFMT(mode), 'no file')}: {EXPECTED}")
         with path.open("ab"):
             pass
     except OSError as error:
-        raise UsageError(f"{said} cannot be written: {error.strerror}; {EXPECTED}") from None
+        raise UsageError(f"{option} cannot be written: {error.strerror}; {EXPECTED}") from None

@@ -1,7 +1,7 @@
-"""A swarm for one run of `certify`: the command `signalmesh up` in a temporary directory, and what is left of it.
+"""A swarm for one run of `certify`: the command `signalmesh up` in a temporary directory, and the checks after its end.
 
-It is started as a user would start it, with a configuration whose sandboxes have the provider asked for. It ends with
-this process, however that ends: the kernel sees to it (bus.utils.processes.die_with_parent), down to the agents.
+It ends with this process, however that ends: the kernel ends the children (bus.utils.processes.die_with_parent), down
+to the agents.
 """
 
 from __future__ import annotations
@@ -38,38 +38,41 @@ START_S = 30.0
 STOP_S = 25.0
 POLL_INTERVAL_S = 0.02
 GONE_S = 2.0
-"""How long what `up` has ended may still be seen."""
-SPOKEN_LINES = 5
-KEPT = frozenset({"SIGNALMESH_PUBLIC_NATS", "SIGNALMESH_WEBHOOK"})
-"""Variables of ours that `up` is given: no option of certify says what they do."""
+"""How long processes that `up` has ended may still exist."""
+LOG_LINES = 5
+"""Lines of up's log in an error message."""
+PASSED_VARIABLES = frozenset({"SIGNALMESH_PUBLIC_NATS", "SIGNALMESH_WEBHOOK"})
+"""SIGNALMESH_ variables that `up` gets: certify has no options for them."""
 
 
 def _environment() -> dict[str, str]:
-    """Ours, but for what would make it another swarm than the one asked for."""
-    return {key: value for key, value in os.environ.items() if key in KEPT or not key.startswith("SIGNALMESH_")}
+    """This process's environment without the variables that would configure another swarm."""
+    return {
+        key: value for key, value in os.environ.items() if key in PASSED_VARIABLES or not key.startswith("SIGNALMESH_")
+    }
 
 
-def _made(log: Path) -> list[str]:
-    """The sandboxes that the provider has made, by its log."""
-    made = []
+def _created(log: Path) -> list[str]:
+    """The sandboxes that the provider has created, by its log."""
+    created = []
     with contextlib.suppress(OSError):
         for line in log.read_bytes().splitlines():
-            with contextlib.suppress(orjson.JSONDecodeError):  # a traceback, or what other programs have written
+            with contextlib.suppress(orjson.JSONDecodeError):  # a traceback, or output of other programs
                 entry = orjson.loads(line)
                 if isinstance(entry, dict) and entry.get("event") == "sandbox_created":
-                    made.append(str(entry.get("sandbox_id")))
-    return made
+                    created.append(str(entry.get("sandbox_id")))
+    return created
 
 
-def _shown(sandboxes: list[str]) -> str:
+def _ids(sandboxes: list[str]) -> str:
     return f"{len(sandboxes)} ({', '.join(sandboxes)})" if sandboxes else "none"
 
 
 class TemporarySwarm:
-    """`up` in a directory of its own. Use `start`, and then `stop` whatever happened."""
+    """`up` in a directory of its own. Call `start`, and then `stop` in any case."""
 
     def __init__(self, toml: str, config: Path | None = None, *, speed: float = 20.0, port: int = 0) -> None:
-        """`toml` is its configuration, unless there is a file of it, `config`; `port` 0: any free one."""
+        """`toml` is its configuration, unless `config` names a file; `port` 0: any free one."""
         self.directory = make_directory()
         self._toml, self._config = toml, config
         self._arguments = ["--speed", str(speed), "--port", str(port)]
@@ -79,7 +82,7 @@ class TemporarySwarm:
         """When `up` was started, monotonic seconds."""
         self.url = ""
         self._listed: tuple[float, Listing] | None = None
-        """The last listing while it ran, and when it was asked for, seconds since `began`."""
+        """The last listing while it ran, and when it was requested, seconds since `started_at`."""
 
     @property
     def state_dir(self) -> Path:
@@ -89,7 +92,7 @@ class TemporarySwarm:
         """Start it; returns its record.
 
         Raises:
-            UsageError, BusUnreachable, MeshError: it did not start; with what it said, and its exit code.
+            UsageError, BusUnreachable, MeshError: it did not start; with the end of its log and its exit code.
         """
         config = self._config
         if config is None:
@@ -117,26 +120,26 @@ class TemporarySwarm:
                         raise await asyncio.to_thread(self._failure, self._process.returncode)
                     await asyncio.sleep(POLL_INTERVAL_S)
         except TimeoutError:
-            raise MeshError(f"`signalmesh up` did not start within {START_S:.0f} s; {self._said()}") from None
+            raise MeshError(f"`signalmesh up` did not start within {START_S:.0f} s; {self._log_end()}") from None
         self.url = run.url
         return run
 
-    def _said(self) -> str:
+    def _log_end(self) -> str:
         with contextlib.suppress(OSError):
             lines = (self.directory / "up.log").read_text(errors="replace").splitlines()
             if lines:
-                return " ".join(["it said:", *lines[-SPOKEN_LINES:]])
-        return "it said nothing"
+                return " ".join(["its log ends with:", *lines[-LOG_LINES:]])
+        return "its log is empty"
 
     def _failure(self, code: int) -> MeshError:
-        said = self._said().replace("--port", "--nats-port")  # as it is called here
-        text = f"`signalmesh up` ended with exit code {code}; {said}"
+        log_end = self._log_end().replace("--port", "--nats-port")  # the option of certify
+        text = f"`signalmesh up` ended with exit code {code}; {log_end}"
         if code == UsageError.exit_code:
             return UsageError(text)
         return BusUnreachable("the embedded server", text) if code == BusUnreachable.exit_code else MeshError(text)
 
     def remember(self) -> int:
-        """Note all processes of the swarm, for the look at what is left; returns how many are known by now."""
+        """Record all processes of the swarm, for the check after its end; returns how many are known by now."""
         if self._process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 top = psutil.Process(self._process.pid)
@@ -148,21 +151,21 @@ class TemporarySwarm:
         return len(self._all_agents)
 
     async def list_sandboxes(self) -> None:
-        """Note which sandboxes of this swarm run elsewhere now, as their provider lists them."""
-        asked_s = time.monotonic() - self.started_at
+        """Record which remote sandboxes of this swarm run now, as their provider lists them."""
+        requested_s = time.monotonic() - self.started_at
         if (found := await self._list()) is not None:
-            self._listed = asked_s, found
+            self._listed = requested_s, found
 
     async def _list(self) -> Listing | None:
-        """None where no provider has made a record of them."""
+        """None if no provider has recorded sandboxes."""
         if await asyncio.to_thread(read_pool, self.state_dir) is None:
             return None
         return await asyncio.to_thread(list_sandboxes, self.state_dir)
 
     async def stop(self) -> Cleanup:
-        """End it in order, remove its directory, and look what is left.
+        """End it in order, remove its directory, and check what is left.
 
-        Where sandboxes elsewhere are left, or may be, the directory stays: it has the record of them.
+        The directory stays while remote sandboxes are left, or may be: it has the record of them.
         """
         cleanup = Cleanup()
         started_at = time.monotonic()
@@ -180,18 +183,18 @@ class TemporarySwarm:
                     killed = [f"`signalmesh up` (pid {process.pid}) had to be killed after {STOP_S:.0f} s"]
                     process.kill()
             cleanup.exit_code = await process.wait()
-        known = f"{cleanup.processes} seen in the run, by pid and time of start"
+        known = f"{cleanup.processes} seen in the run, by pid and start time"
         cleanup.checks.append(CleanupCheck(what="processes", how=known, orphans=[*killed, *await self._left()]))
         if self.url:
             cleanup.checks.append(
-                CleanupCheck(what="NATS server", how=f"asked at {self.url}", orphans=await self._server())
+                CleanupCheck(what="NATS server", how=f"request to {self.url}", orphans=await self._server())
             )
         sandboxes = await self._sandboxes()
         if sandboxes is not None:
             cleanup.checks.append(sandboxes)
         if sandboxes is None or sandboxes.orphans == []:
             await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
-        orphans = [f"the directory {self.directory}: `signalmesh doctor` says what to do"]
+        orphans = [f"the directory {self.directory}: `signalmesh doctor` prints the remedy"]
         there = self.directory.exists()
         cleanup.checks.append(CleanupCheck(what="directory", how=str(self.directory), orphans=orphans if there else []))
         cleanup.duration_s = round(time.monotonic() - started_at, 3)
@@ -201,22 +204,22 @@ class TemporarySwarm:
         found = await self._list()
         if found is None:
             return None
-        made = await asyncio.to_thread(_made, self.state_dir / "logs" / f"{PROVIDER}.log")
+        created = await asyncio.to_thread(_created, self.state_dir / "logs" / f"{PROVIDER}.log")
         how = (
             f"listed by {found.endpoint}, by the metadata `pool`, after the end; over the whole run the provider's log "
-            f"has {_shown(made)} made; {self._seen()}"
+            f"has {_ids(created)} created; {self._listed_text()}"
         )
         orphans = found.sandboxes
         if orphans is not None:
             orphans = [f"sandbox {one} at {found.endpoint}: its lifetime ends it" for one in orphans]
-        return CleanupCheck(what="sandboxes elsewhere", how=how, orphans=orphans, why=found.problem)
+        return CleanupCheck(what="remote sandboxes", how=how, orphans=orphans, why=found.problem)
 
-    def _seen(self) -> str:
+    def _listed_text(self) -> str:
         if self._listed is None:
             return "not listed while it ran"
-        asked_s, listed = self._listed
-        when = f"{asked_s:.1f} s after `up` began"
-        return f"listed {when}: {listed.problem if listed.sandboxes is None else _shown(listed.sandboxes)}"
+        requested_s, listed = self._listed
+        when = f"{requested_s:.1f} s after `up` was started"
+        return f"listed {when}: {listed.problem if listed.sandboxes is None else _ids(listed.sandboxes)}"
 
     async def _left(self) -> list[str]:
         until = time.monotonic() + GONE_S
@@ -229,5 +232,5 @@ class TemporarySwarm:
     async def _server(self) -> list[str]:
         parts = urlsplit(self.url)
         if parts.port is not None and await read_info(parts.hostname or "127.0.0.1", parts.port) is not None:
-            return [f"a NATS server answers at {self.url}: `signalmesh doctor --nats {self.url}` says whose it is"]
+            return [f"a NATS server answers at {self.url}: `signalmesh doctor --nats {self.url}` describes it"]
         return []

@@ -1,4 +1,4 @@
-"""Each kind of fault: how it is done to a running swarm, and what must be heard until it counts as recovered."""
+"""Each kind of fault: how it is injected, and which messages must be received until it counts as recovered."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ from coordinator.runner.run_record import Recorded
 __all__ = ["FaultInjector"]
 
 DELAY_S = 0.1
-"""By how much a slow connection is slowed down, each way."""
-TOLD_S = 1.0
-"""A report of a death that has not come by so long after the recovery was lost."""
+"""The delay of a slow connection, each way."""
+REPORT_S = 1.0
+"""How long after the recovery the report of a death is waited for."""
 HEARTBEATS_IN_FLIGHT = 2
-"""Heartbeats sent before a connection was cut that may be heard after it."""
+"""Heartbeats sent before a connection was cut that may be received after it."""
 WATCHDOG = "watchdog"
 
 
 class FaultInjector:
-    """Does faults to the swarm on `bus`. Every method of a kind raises NotOurs where there is nobody to be hit, and
-    TimeoutError where the swarm has not recovered in time.
+    """Injects faults into the swarm on `bus`.
+
+    Every method of a kind raises TargetUnavailable if there is no process to hit, and TimeoutError if the swarm has not
+    recovered in time.
     """
 
     def __init__(
@@ -70,8 +72,8 @@ class FaultInjector:
             "delay": self._delay_links,
         }
 
-    async def do(self, fault_run: FaultRun) -> None:
-        """Do it and wait for the recovery."""
+    async def inject(self, fault_run: FaultRun) -> None:
+        """Inject the fault and wait for the recovery."""
         await self._kinds[fault_run.fault.kind](fault_run)
 
     # -- agents
@@ -88,7 +90,7 @@ class FaultInjector:
         return found
 
     async def _back(self, fault_run: FaultRun, epochs: dict[str, int]) -> None:
-        """Wait until all are live in newer epochs; the time is when the last of them was heard to be ready."""
+        """Wait until all are live in newer epochs; the time is that of the last `ready` event."""
         observer, started_at = self._observer, fault_run.started_at
 
         def back() -> bool:
@@ -107,7 +109,7 @@ class FaultInjector:
             fault_run.noticed(max(at for at in dead if at is not None))
 
     async def _wait_alive(self, fault_run: FaultRun, names: Iterable[str], since: float) -> None:
-        """Wait until all are heard at work after `since`, by beats that cannot have been under way by then."""
+        """Wait for a live heartbeat of each that was sent after `since`."""
         observer = self._observer
         before = {name: observer.agents[name].heartbeat.sequence for name in names if name in observer.agents}
         epochs = {name: observer.agents[name].heartbeat.epoch for name in before}
@@ -142,7 +144,7 @@ class FaultInjector:
         member.send(signal.SIGSTOP)
         fault_run.injected.set()
         await self._back(fault_run, {name: epoch})
-        self._processes.release(member)  # if it is still there, it goes on and finds itself fenced
+        self._processes.release(member)  # if it still exists, it continues and is fenced
 
     async def _pause_agent(self, fault_run: FaultRun) -> None:
         [(name, (member, _))] = self._take(fault_run.fault.targets).items()
@@ -184,7 +186,7 @@ class FaultInjector:
         fault_run.recovered = max(fault_run.recovered or 0.0, await self._observer.until(back, self._timeout_s))
 
     async def _freeze_sandbox(self, fault_run: FaultRun) -> None:
-        """The zombies wake with unanswered inputs when their successors are at work already; they must end."""
+        """The resumed processes have unanswered inputs and live successors: they must end."""
         [sandbox] = fault_run.fault.targets
         host = self._processes.hold_child(self._processes.child("sandbox", name=sandbox))
         agents = self._living_in(sandbox)
@@ -213,7 +215,7 @@ class FaultInjector:
     def _leader(self) -> tuple[int, int]:
         leader = self._observer.leader
         if leader is None:
-            raise TargetUnavailable("no leading watchdog was heard")
+            raise TargetUnavailable("there is no heartbeat of a leading watchdog")
         return leader.heartbeat.pid, leader.heartbeat.epoch
 
     async def _newer_term(self, fault_run: FaultRun, term: int) -> None:
@@ -260,7 +262,7 @@ class FaultInjector:
         pid, _ = self._leader()
         others = [child for child in self._processes.children if child.kind == WATCHDOG and child.pid != pid]
         if not others:
-            raise TargetUnavailable("no watchdog stands by")
+            raise TargetUnavailable("there is no standby watchdog")
         await self._kill_recorded(fault_run, WATCHDOG, others[0].name)
 
     # -- other children of `up`
@@ -269,7 +271,7 @@ class FaultInjector:
         await self._kill_recorded(fault_run, fault_run.fault.targets[0], None)
 
     async def _kill_recorded(self, fault_run: FaultRun, kind: str, name: str | None) -> None:
-        """SIGKILL; back when the record names another process, and it beats if the one before did."""
+        """SIGKILL; recovered when the record names another process, with a heartbeat if the former one had any."""
         child = self._processes.child(kind, name=name)
         member = self._processes.hold_child(child)
         heartbeats = child.pid in self._observer.by_pid
@@ -291,8 +293,8 @@ class FaultInjector:
         elif kind == PROXY:
             await self._wait_alive(fault_run, self._agents, fault_run.recovered)
         with contextlib.suppress(TimeoutError):  # `up` may have started it before its report of the death was stored
-            told = lambda: self._observer.alert_at(f"{kind}_died", fault_run.started_at)  # noqa: E731
-            fault_run.noticed(await self._observer.until(told, TOLD_S))
+            died = lambda: self._observer.alert_at(f"{kind}_died", fault_run.started_at)  # noqa: E731
+            fault_run.noticed(await self._observer.until(died, REPORT_S))
 
     def _successor(self, before: Recorded) -> int | None:
         for child in self._processes.children:
@@ -314,7 +316,7 @@ class FaultInjector:
 
         async def mirrored() -> bool:
             found = await check_mirror_position(self._bus, self._state_dir)
-            return found.made and found.level == "ok"
+            return not found.skipped and found.level == "ok"
 
         async with asyncio.timeout(self._timeout_s):
             while not await mirrored():  # noqa: ASYNC110 - it has no event of its own
@@ -352,20 +354,20 @@ class FaultInjector:
     def _linked(self, fault_run: FaultRun) -> tuple[str, ...]:
         return self._agents if fault_run.fault.targets == (EVERY_AGENT,) else fault_run.fault.targets
 
-    async def _request_proxy(self, command: str, asked: BadNetwork) -> None:
+    async def _request_proxy(self, command: str, network: BadNetwork) -> None:
         self._processes.child(PROXY)
-        reply = orjson.loads(await self._bus.request(self._bus.subjects.control(PROXY, command), orjson.dumps(asked)))
+        reply = orjson.loads(await self._bus.request(self._bus.subjects.control(PROXY, command), orjson.dumps(network)))
         if "error" in reply:
             raise MeshError(reply["error"])
         if not msgspec.convert(reply, Affected).connections:
-            raise TargetUnavailable(f"no connection of {', '.join(asked.agents)} goes through the proxy now")
+            raise TargetUnavailable(f"no connection of {', '.join(network.agents)} goes through the proxy now")
 
     async def _break_links(self, fault_run: FaultRun) -> None:
         agents = self._linked(fault_run)
         fault_run.begin()
         try:
             await self._request_proxy(fault_run.fault.kind, BadNetwork(agents=agents))
-        except BusError as error:  # of an overlapping fault that ails the bus itself
+        except BusError as error:  # an overlapping fault may have hit the bus
             raise TargetUnavailable(f"the proxy did not answer: {error}") from None
         fault_run.injected.set()
         await self._wait_alive(fault_run, agents, fault_run.started_at)

@@ -1,4 +1,4 @@
-"""Which faults happen in which order: drawn from a seed, before anything has happened, so that it can be repeated."""
+"""Which faults are injected in which order: drawn from a seed in advance, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ __all__ = [
 KINDS = {
     "kill-agent": "SIGKILL to an agent",
     "kill-agents": "SIGKILL to several agents at the same moment",
-    "stop-agent": "SIGSTOP to an agent until another one has taken over, then SIGCONT",
-    "pause-agent": "SIGSTOP to an agent and SIGCONT before it counts as dead",
+    "stop-agent": "SIGSTOP to an agent until its successor is live, then SIGCONT",
+    "pause-agent": "SIGSTOP to an agent, and SIGCONT before it is declared dead",
     "kill-host": "SIGKILL to a sandbox host; its agents end with it",
-    "freeze-sandbox": "SIGSTOP to a host and its agents until these run elsewhere, then SIGCONT: zombies",
+    "freeze-sandbox": "SIGSTOP to a host and its agents until their successors are live, then SIGCONT",
     "kill-watchdog": "SIGKILL to the leading watchdog",
     "stop-watchdog": "SIGSTOP to the leading watchdog, then SIGCONT",
-    "kill-standby": "SIGKILL to the watchdog that stands by",
+    "kill-standby": "SIGKILL to the standby watchdog",
     "kill-mirror": "SIGKILL to the mirror",
     "stop-mirror": "SIGSTOP to the mirror, then SIGCONT",
     "kill-nats": "SIGKILL to the embedded nats-server",
     "stop-nats": "SIGSTOP to the embedded nats-server, then SIGCONT",
     "kill-proxy": "SIGKILL to the proxy between agents and bus",
-    "reset": "agents' connections reset",
-    "delay": "agents' connections slow",
-    "blackhole": "what passes on agents' connections is lost, without a word",
+    "reset": "reset the agents' connections",
+    "delay": "delay the agents' connections",
+    "blackhole": "drop all data on the agents' connections, silently",
 }
 NEEDS = {
     "freeze-sandbox": "two sandboxes",
@@ -62,16 +62,17 @@ HOLDS_S = {
     "stop-nats": (0.2, 2.5),
     "delay": (0.5, 2.0),
 }
-"""Shortest and longest time that a fault of this kind lasts, where it is not ended by the swarm's own recovery."""
+"""Shortest and longest duration of a fault of this kind, unless the swarm's recovery ends it."""
 REST_S = (0.1, 1.0)
 OVERLAP = 0.15
-"""Share of faults during whose recovery the next one comes already."""
-EVERY_AGENT = "everybody"
+"""Share of faults during the recovery of which the next one is injected."""
+EVERY_AGENT = "all agents"
+"""Target of a fault that hits the connections of all agents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFault:
-    """One fault of the plan. `rest_s` of quiet come before it; `overlaps`: the next one does not wait for it."""
+    """One fault of the plan, `rest_s` seconds after the one before; `overlaps`: the next one does not wait for it."""
 
     number: int
     kind: str
@@ -83,7 +84,7 @@ class PlannedFault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultTargets:
-    """What a swarm has to be hit. `has`: standby, mirror, nats-server, proxy."""
+    """What faults can hit in a swarm. `has`: standby, mirror, nats-server, proxy."""
 
     agents: tuple[str, ...]
     sandboxes: tuple[str, ...]
@@ -97,7 +98,7 @@ def kinds_of(candidates: FaultTargets) -> list[str]:
 
 
 def plan(seed: int, candidates: FaultTargets) -> Iterator[PlannedFault]:
-    """Faults without end: the same seed and places give the same ones. Every kind comes once before any comes again."""
+    """Endless faults: the same seed and targets give the same ones. Every kind comes once before any is repeated."""
     chance = random.Random(seed)  # noqa: S311 - it must be repeatable
     kinds = kinds_of(candidates)
     number = 0
@@ -134,7 +135,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class FaultRun:
-    """A fault as it happens; times are of time.monotonic()."""
+    """A fault under way; times are of time.monotonic()."""
 
     fault: PlannedFault
     started_at: float = 0.0
@@ -143,17 +144,17 @@ class FaultRun:
     injected: asyncio.Event = field(default_factory=asyncio.Event)
 
     def begin(self) -> None:
-        """Now it is done: call this just before the first signal or request."""
+        """Record the start: call this just before the first signal or request."""
         self.started_at = time.monotonic()
 
     def noticed(self, *times: float | None) -> None:
-        """Take the earliest time that was observed at all."""
+        """Record the earliest observed time of detection."""
         known = [at for at in (self.detected, *times) if at is not None]
         self.detected = min(known, default=None)
 
 
 async def eventually(found: Callable[[], T | None], timeout_s: float) -> T:
-    """Look again and again, for what nobody tells us.
+    """Poll for a result that no event signals.
 
     Raises:
         TimeoutError: it did not come.

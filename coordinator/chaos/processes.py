@@ -1,8 +1,8 @@
-"""The processes of one run, and signals to them and to nothing else.
+"""The processes of one run, and signals to them and to no others.
 
-A pid comes from the run's record, a host's inventory or a heartbeat. Before the first signal its process must have
-begun when it should have and descend from the run's `up`; from then on it is held by a pidfd, so that a later process
-of the same pid is never hit.
+A pid comes from the run's record, a host's inventory or a heartbeat. Before the first signal the start time of its
+process is checked, and that it descends from the run's `up`. A pidfd holds it from then on, so that a later process
+with the same pid is never hit.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from coordinator.runner.run_record import Recorded, Run, is_same, read_run
 __all__ = ["Member", "Processes", "TargetUnavailable"]
 
 START_SLACK_S = 3.0
-"""Between a process's start by the kernel and the time at which its host noted it."""
+"""Between a process's start time in the kernel and the time that its host recorded."""
 
 
 class TargetUnavailable(MeshError):
-    """The process has ended, or is none of this run's: it is left alone."""
+    """The process has ended or does not belong to this run: no signal is sent."""
 
 
 class Member:
@@ -46,7 +46,7 @@ class Member:
         return True
 
     def close(self) -> None:
-        """Let go of it; a stopped one goes on."""
+        """Release it; a stopped process is resumed."""
         if self._pidfd >= 0:
             if self.stopped:
                 self.send(signal.SIGCONT)
@@ -55,7 +55,7 @@ class Member:
 
 
 class Processes:
-    """Finds processes of the run in `state_dir`. Close it: whatever it has stopped goes on then."""
+    """Finds processes of the run in `state_dir`. `close` resumes all that it has stopped."""
 
     def __init__(self, state_dir: Path, run: Run) -> None:
         self._state_dir, self._run = state_dir, run
@@ -68,7 +68,7 @@ class Processes:
 
     @property
     def children(self) -> tuple[Recorded, ...]:
-        """What the record says now.
+        """The children in the current record.
 
         Raises:
             MeshError: the run has ended.
@@ -82,26 +82,26 @@ class Processes:
         """The recorded child of this kind (and name, and pid).
 
         Raises:
-            NotOurs: there is none that lives.
+            TargetUnavailable: there is none alive.
         """
         for child in self.children:
             if child.kind == kind and name in (None, child.name) and pid in (None, child.pid) and child.alive():
                 return child
-        raise TargetUnavailable(f"no {kind} {name or pid or ''} in the run's record lives now")
+        raise TargetUnavailable(f"no {kind} {name or pid or ''} in the run's record is alive")
 
     def hold_child(self, child: Recorded) -> Member:
-        """Take hold of a recorded child.
+        """Hold a recorded child.
 
         Raises:
-            NotOurs: it has ended.
+            TargetUnavailable: it has ended.
         """
         return self._hold(f"{child.kind} {child.name}", child.pid, child.created, 0.01)
 
     def hold_agent(self, child: Child) -> Member:
-        """Take hold of an agent's process, as its host's inventory has it.
+        """Hold an agent's process from its host's inventory.
 
         Raises:
-            NotOurs: it has ended, or is not this run's.
+            TargetUnavailable: it has ended, or does not belong to this run.
         """
         return self._hold(f"agent {child.agent}", child.pid, child.spawned_at.timestamp(), START_SLACK_S)
 
@@ -131,7 +131,7 @@ class Processes:
         return member
 
     def release(self, *members: Member) -> None:
-        """Let go of them."""
+        """Release them; stopped ones are resumed."""
         for member in members:
             member.close()
             with contextlib.suppress(ValueError):

@@ -24,10 +24,10 @@ NOT_OBSERVED = "not observed"
 
 @dataclass(slots=True, kw_only=True)
 class FaultSeen:
-    """One fault. Times are from the fault (its first signal or request) to when we heard of it; None: not observed.
+    """One fault. Times count from its first signal or request until the message about it was received; None: none was.
 
-    `outcome`: recovered, not recovered, or not applicable (nobody was there to be hit; `note` says why). `overlapping`:
-    another fault was under way. What lasts `hold_s` seconds can recover only afterwards.
+    `outcome`: recovered, not recovered, or not applicable (there was no target; `note` says why). `overlapping`:
+    another fault was under way. A fault that lasts `hold_s` seconds can recover only afterwards.
     """
 
     number: int
@@ -44,7 +44,7 @@ class FaultSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultKind:
-    """All faults of a kind; those that overlapped with another one apart from those that did not."""
+    """All faults of a kind; overlapping ones are separate."""
 
     kind: str
     overlapping: bool
@@ -57,10 +57,10 @@ class FaultKind:
 
 @dataclass(slots=True, kw_only=True)
 class ReceivedDecisions:
-    """Decisions as an outside core subscriber heard them, beside those that are stored over the same stretch.
+    """Decisions that an outside core subscriber received, compared with those stored over the same range.
 
-    `gaps` are holes between two heard ones that `Nats-Last-Sequence` shows; `missed` were stored in them. All were
-    while the subscriber's own connection was broken (`gaps_in_one_connection` is 0), or something is wrong.
+    `gaps` are holes between two received ones, by `Nats-Last-Sequence`; `missed` decisions were stored in them. Gaps
+    are expected only while the subscriber's own connection is broken: `gaps_in_one_connection` must be 0.
     """
 
     received: int = 0
@@ -73,7 +73,7 @@ class ReceivedDecisions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was run afterwards (audit, replay) and what it found. `ok` is None where nothing could be compared."""
+    """The result of the audit or replay after the faults. `ok` is None if nothing could be compared."""
 
     name: str
     ok: bool | None
@@ -82,7 +82,7 @@ class Verification:
 
 @dataclass(slots=True, kw_only=True)
 class Chaos:
-    """`chaos --json`. `problems` is empty if all went well; the same `seed` gives the same order of faults."""
+    """`chaos --json`. `problems` is empty if the swarm passed; the same `seed` gives the same order of faults."""
 
     ok: bool
     swarm: str
@@ -116,53 +116,54 @@ def summarised(faults: Iterable[FaultSeen]) -> list[FaultKind]:
 
 
 def line_of(fault: FaultSeen) -> str:
-    """One fault on one line, as it is over."""
+    """One fault on one line, printed when it is over."""
     times = (
         f"{name} {NOT_OBSERVED if value is None else f'{value:.0f} ms'}"
         for name, value in (("detected", fault.detected_ms), ("recovered", fault.recovered_ms))
     )
     held = f" for {fault.hold_s:.1f} s" if fault.hold_s else ""
-    said = ", ".join(times) if fault.outcome == "recovered" else f"{fault.outcome}: {fault.note}"
+    result = ", ".join(times) if fault.outcome == "recovered" else f"{fault.outcome}: {fault.note}"
     overlapping = ", overlapping" if fault.overlapping else ""
-    return f"{fault.at_s:7.1f} s  #{fault.number} {fault.kind} {','.join(fault.targets)}{held}: {said}{overlapping}"
+    return f"{fault.at_s:7.1f} s  #{fault.number} {fault.kind} {','.join(fault.targets)}{held}: {result}{overlapping}"
 
 
 def print_chaos(found: Chaos) -> None:
-    """The summary; each fault was printed as it was over."""
+    """The summary; each fault was printed when it was over."""
     out = console()
     columns = (
-        Column("fault"), Column("n", right=True), Column("back", 1, right=True), Column("detected p50", right=True),
-        Column("p99", 3, right=True), Column("max, ms", 2, right=True), Column("recovered p50", right=True),
+        Column("fault"), Column("n", right=True), Column("recovered", 1, right=True),
+        Column("detection p50", right=True),
+        Column("p99", 3, right=True), Column("max, ms", 2, right=True), Column("recovery p50", right=True),
         Column("p99", 3, right=True), Column("max, ms", 2, right=True),
     )  # fmt: skip
     rows = []
     for kind in found.kinds:
         name = f"{kind.kind} (overlapping)" if kind.overlapping else kind.kind
-        back = f"{kind.recovered} of {kind.count - kind.not_applicable}"
-        times = [*_shown(kind.detected_ms), *_shown(kind.recovered_ms)]
-        rows.append([name, str(kind.count), back, *times])
+        recovered = f"{kind.recovered} of {kind.count - kind.not_applicable}"
+        times = [*_percentile_cells(kind.detected_ms), *_percentile_cells(kind.recovered_ms)]
+        rows.append([name, str(kind.count), recovered, *times])
     print_table(out, columns, rows)
     received = found.decisions
     stored = "the stream could not be read back" if received.stored is None else f"{received.stored} stored"
     out.print(
-        f"\ndecisions: {received.received} heard, {stored}, {received.missed} missed in {received.gaps} gaps "
+        f"\ndecisions: {received.received} received, {stored}, {received.missed} missed in {received.gaps} gaps "
         f"while the connection "
         f"was broken, {received.gaps_in_one_connection} gaps otherwise, {received.rounds_duplicated} rounds "
-        f"heard twice",
+        f"received twice",
         soft_wrap=True,
     )
     for verification in found.verifications:
-        verdict = {True: "ok", False: "FAILED", None: "nothing to say"}[verification.ok]
+        verdict = {True: "ok", False: "FAILED", None: "nothing to compare"}[verification.ok]
         out.print(f"{verification.name}: {verdict}: {verification.text}", soft_wrap=True)
     for problem in found.problems:
         out.print(f"PROBLEM: {problem}", soft_wrap=True)
     verdict = "the swarm recovered from every fault" if found.ok else "the swarm FAILED"
     if found.ok and not found.faults:
-        verdict = "no fault was made, so nothing is shown"
+        verdict = "no fault was injected, so nothing was tested"
     out.print(f"{verdict}; {len(found.faults)} faults in {found.lasted_s:.0f} s; --seed {found.seed}", soft_wrap=True)
 
 
-def _shown(percentiles: Percentiles) -> list[str]:
+def _percentile_cells(percentiles: Percentiles) -> list[str]:
     if percentiles.n == 0:
         return [NOT_OBSERVED, "", ""]
     return ["" if value is None else f"{value:.0f}" for value in (percentiles.p50, percentiles.p99, percentiles.max)]

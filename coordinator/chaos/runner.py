@@ -1,7 +1,7 @@
-"""`signalmesh chaos`: random faults on the swarm of this state directory, each with its measured recovery, and a proof.
+"""`signalmesh chaos`: injects random faults into a running swarm, measures each recovery, then verifies the stream.
 
-It listens from outside, on a connection of its own that goes through no proxy. Order and targets of the faults come
-from the seed alone; when each comes depends on how long the swarm takes to recover from the one before.
+It observes through a connection of its own, not through the proxy. The seed determines order and targets of the faults;
+their times depend on how long each recovery takes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ __all__ = ["ChaosOptions", "candidates_of", "run_chaos", "running"]
 DECIDING_S = 5.0
 """A swarm that has decided within this time before a fault must decide again after it."""
 SPARE_DEATHS = 3
-"""So many deaths fewer than would put an agent into quarantine: the plan waits rather than have that happen."""
+"""Margin below the deaths that quarantine an agent: the plan waits instead."""
 POLL_INTERVAL_S = 0.05
 ATTEMPTS = 3
-"""At work during which our own connection breaks."""
+"""For reads that fail because this process's own connection breaks."""
 T = TypeVar("T")
-Tell = Callable[[FaultSeen], None]
-Say = Callable[[str], None]
+OnFault = Callable[[FaultSeen], None]
+Report = Callable[[str], None]
 
 
 def running(state_dir: Path) -> Run:
@@ -61,7 +61,7 @@ def running(state_dir: Path) -> Run:
 
 
 def candidates_of(config: SwarmConfig, run: Run) -> FaultTargets:
-    """What of the run can be hit."""
+    """What faults can hit in the run."""
     kinds = [child.kind for child in run.children]
     has: set[str] = {"mirror", "nats-server", "proxy"}.intersection(kinds)
     if kinds.count("watchdog") > 1:
@@ -82,30 +82,31 @@ class ChaosOptions:
     timeout_s: float
 
 
-async def run_chaos(bus: NatsBus, state_dir: Path, options: ChaosOptions, tell: Tell, say: Say) -> Chaos:
-    """Faults for so many seconds or until a signal, then the proofs. `tell` gets each fault when it is over,
-    `say` what goes on else.
+async def run_chaos(bus: NatsBus, state_dir: Path, options: ChaosOptions, on_fault: OnFault, report: Report) -> Chaos:
+    """Inject faults for `options.for_s` seconds or until a signal, then verify the stream.
+
+    `on_fault` is called with each fault when it is over, `report` with lines about the progress.
 
     Raises:
-        UsageError: no swarm runs there; MeshError: it is not well to begin with; BusError: the bus does not answer.
+        UsageError: no swarm runs there; MeshError: it is unhealthy at the start; BusError: the bus does not answer.
     """
-    run, asked = running(state_dir), 0
+    run, signals = running(state_dir), 0
     stop = asyncio.Event()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     observer, processes = Observer(bus), Processes(state_dir, run)
 
     def on_signal() -> None:
-        nonlocal asked
-        asked += 1
+        nonlocal signals
+        signals += 1
         stop.set()
-        if asked > 1:
-            processes.close()  # nobody may stay stopped
+        if signals > 1:
+            processes.close()  # no process may stay stopped
             os._exit(130)
 
     on_signals(on_signal)
     try:
         await observer.start()
-        chaos = _Chaos(bus, observer, processes, run, state_dir, options, tell, say, stop)
+        chaos = _Chaos(bus, observer, processes, run, state_dir, options, on_fault, report, stop)
         return await chaos.run(options.for_s, seed)
     finally:
         processes.close()
@@ -120,12 +121,12 @@ class _Chaos:
         run: Run,
         state_dir: Path,
         options: ChaosOptions,
-        tell: Tell,
-        say: Say,
+        on_fault: OnFault,
+        report: Report,
         stop: asyncio.Event,
     ) -> None:
         self._bus, self._observer, self._processes = bus, observer, processes
-        self._state_dir, self._tell, self._say, self._stop = state_dir, tell, say, stop
+        self._state_dir, self._on_fault, self._report, self._stop = state_dir, on_fault, report, stop
         self._config = config_of(None, state_dir)
         self._candidates = candidates_of(self._config, run)
         self._injector = FaultInjector(bus, observer, processes, self._candidates.agents, state_dir, options.timeout_s)
@@ -137,8 +138,8 @@ class _Chaos:
         self._problems: list[str] = []
 
     async def run(self, for_s: float, seed: int) -> Chaos:
-        if (unhealthy := await self._settled(0.0, deciding=False)) is not None:
-            raise MeshError(f"chaos: the swarm is not well to begin with: {unhealthy}; see signalmesh doctor")
+        if (unhealthy := await self._wait_healthy(0.0, deciding=False)) is not None:
+            raise MeshError(f"chaos: the swarm is unhealthy before the first fault: {unhealthy}; see signalmesh doctor")
         self._started_at = time.monotonic()
         try:
             for fault in plan(seed, self._candidates):
@@ -147,12 +148,12 @@ class _Chaos:
                         await self._stop.wait()
                 if self._stop.is_set() or self._problems or time.monotonic() - self._started_at >= for_s:
                     break
-                await self._happen(fault)
-            await self._all_over()
+                await self._start_fault(fault)
+            await self._finish_faults()
         finally:
             await end_tasks(self._under_way)
         lasted_s = time.monotonic() - self._started_at
-        await self._observer.stop()  # what follows takes all of our time, and a server drops who does not read
+        await self._observer.stop()  # while the stream is read below, the server would drop this slow subscriber
         decisions = await self._compare_decisions()
         verifications = await self._verify()
         problems = [*self._problems, *self._observer.problems]
@@ -174,10 +175,10 @@ class _Chaos:
 
     # -- one fault after the other
 
-    async def _happen(self, fault: PlannedFault) -> None:
-        await self._spare()
+    async def _start_fault(self, fault: PlannedFault) -> None:
+        await self._wait_out_quarantine()
         if all(task.done() for task in self._under_way):
-            await self._all_over()
+            await self._finish_faults()
         fault_run = FaultRun(fault, started_at=time.monotonic())
         task = asyncio.create_task(self._watch(fault_run), name=f"fault-{fault.number}")
         if self._under_way:
@@ -187,13 +188,13 @@ class _Chaos:
         await asyncio.wait({task, injected}, return_when=asyncio.FIRST_COMPLETED)
         injected.cancel()
         if not (fault.overlaps and len(self._under_way) == 1):
-            await self._all_over()
+            await self._finish_faults()
 
     def _faults_under_way(self) -> list[PlannedFault]:
         return [fault_run.fault for fault_run in self._under_way.values()]
 
-    async def _all_over(self) -> None:
-        """Wait for the recovery from all that is under way, and until the swarm is whole."""
+    async def _finish_faults(self) -> None:
+        """Wait for the recovery from all faults under way, and until the swarm is healthy."""
         if not self._under_way:
             return
         since = min(fault_run.started_at for fault_run in self._under_way.values())
@@ -203,13 +204,16 @@ class _Chaos:
             for task in done:
                 task.result()
             self._under_way = {task: fault_run for task, fault_run in self._under_way.items() if not task.done()}
-        if not self._problems and (unhealthy := await self._settled(time.monotonic(), deciding=deciding)) is not None:
+        if (
+            not self._problems
+            and (unhealthy := await self._wait_healthy(time.monotonic(), deciding=deciding)) is not None
+        ):
             self._problems.append(f"after fault #{self._faults[-1].number} {self._faults[-1].kind}: {unhealthy}")
 
     async def _watch(self, fault_run: FaultRun) -> None:
         outcome, note, fault = "recovered", "", fault_run.fault
         try:
-            await self._injector.do(fault_run)
+            await self._injector.inject(fault_run)
         except TargetUnavailable as reason:
             outcome, note = "not applicable", str(reason)
         except TimeoutError:
@@ -235,10 +239,10 @@ class _Chaos:
             note=note,
         )
         self._faults.append(seen)
-        self._tell(seen)
+        self._on_fault(seen)
 
-    async def _spare(self) -> None:
-        """Wait while one more death could put an agent into quarantine: that would be right, and end the run."""
+    async def _wait_out_quarantine(self) -> None:
+        """Wait while one more death could quarantine an agent: the swarm could then not recover."""
         watchdog = self._config.watchdog
         while True:
             oldest = time.monotonic() - watchdog.quarantine_window_s
@@ -247,8 +251,8 @@ class _Chaos:
                 return
             await asyncio.sleep(POLL_INTERVAL_S)
 
-    async def _settled(self, since: float, *, deciding: bool) -> str | None:
-        """Wait until everybody was heard well after `since`; what is missing if that does not come."""
+    async def _wait_healthy(self, since: float, *, deciding: bool) -> str | None:
+        """Wait for heartbeats after `since` of all processes; returns what is missing after the timeout."""
         until = time.monotonic() + self._timeout_s
         while (unhealthy := self._unhealthy(since, deciding)) is not None and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(POLL_INTERVAL_S)
@@ -266,12 +270,12 @@ class _Chaos:
         missing += [f"{child.kind} {child.name}" for child in self._processes.children if not child.alive()]
         if deciding and (observer.decided_at or 0.0) <= since:
             missing.append("a decision")
-        return f"not heard or not running: {', '.join(missing)}" if missing else None
+        return f"no heartbeat, or not running: {', '.join(missing)}" if missing else None
 
     # -- afterwards
 
     async def _compare_decisions(self) -> ReceivedDecisions:
-        """What was heard, beside what is stored between the first and the last heard one of each subject."""
+        """Compare the received decisions with the stored ones, from the first to the last received of each subject."""
         observer = self._observer
         within = sum(not gap.broken for gap in observer.gaps)
         found = ReceivedDecisions(
@@ -281,20 +285,19 @@ class _Chaos:
             rounds_duplicated=observer.duplicated,
         )
         try:
-            stored, found.missed = await self._steadily(self._count_decisions)
+            stored, found.missed = await self._retried(self._count_decisions)
         except BusError as error:
             observer.problems.append(f"the decisions could not be read back: {error}")
             return found
         found.stored = stored
         if stored != found.received + found.missed:
             observer.problems.append(
-                f"decisions: {stored} are stored, {found.received} were heard and {found.missed} fell into gaps "
-                f"that show"
+                f"decisions: {stored} are stored, but {found.received} were received and {found.missed} fell into gaps"
             )
         return found
 
     async def _count_decisions(self) -> tuple[int, int]:
-        """Stored ones between the first and the last heard of each subject, and those of them in the gaps."""
+        """Stored ones from the first to the last received of each subject, and how many of them are in gaps."""
         stored = missed = 0
         for subject, first in self._observer.first_decision.items():
             last = self._observer.last_decision[subject]
@@ -305,7 +308,7 @@ class _Chaos:
         return stored, missed
 
     async def _verify(self) -> list[Verification]:
-        self._say("all faults are over; audit and replay of all that is stored …")
+        self._report("all faults are over; auditing and replaying the stream …")
         return [await self._verification("audit", self._audit), await self._verification("replay", self._replay)]
 
     async def _audit(self) -> Verification:
@@ -317,7 +320,7 @@ class _Chaos:
         replay = await replay_bus(self._bus, self._config, ReplayRange())
         if replay.differences:
             return Verification(name="replay", ok=False, text=replay.differences[0].text)
-        if not replay.compared:  # retention has removed the beginning: no fault of the swarm's
+        if not replay.compared:  # retention has removed the beginning, which is no failure
             return Verification(name="replay", ok=None, text="; ".join(replay.notes) or "nothing could be compared")
         return Verification(
             name="replay", ok=replay.ok, text=f"{replay.compared} outputs, {replay.differing} of them differ"
@@ -325,15 +328,15 @@ class _Chaos:
 
     async def _verification(self, name: str, verify: Callable[[], Awaitable[Verification]]) -> Verification:
         try:
-            return await self._steadily(verify)
+            return await self._retried(verify)
         except MeshError as error:
             return Verification(name=name, ok=False, text=str(error))
 
-    async def _steadily(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Begin anew where our own connection breaks under the work: that says nothing of the swarm.
+    async def _retried(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `work` if this process's own connection breaks: that is no failure of the swarm.
 
         Raises:
-            BusError: it broke each time, or is not there.
+            BusError: it broke each time, or there is none.
         """
         problem = BusError(f"not connected to {self._bus.url} within {self._timeout_s:g} s")
         for _ in range(ATTEMPTS):

@@ -1,4 +1,4 @@
-"""What `doctor` asks the bus: is it fit, are its streams as this version makes them, do clocks and cursors hold."""
+"""The checks of `doctor` that need the bus: server, streams, store, sandboxes, clocks, cursors, mirror."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ __all__ = ["check_bus"]
 
 CLOCK_PROBES = 7
 CLOCK_WARNING_S, CLOCK_ERROR_S = 0.1, 5.0
-"""Rounds are closed and events are dated by the clocks of the machines; within a round's 400 ms nobody is hurt."""
+"""Rounds close and events are dated by the machines' clocks; a round lasts 400 ms, so less than 0.1 s is harmless."""
 LISTEN_S = 1.2
-"""Five beats of every host."""
+"""Five heartbeats of every host."""
 DRIFT_WARNING = 0.01
-"""One part in a hundred: far beyond any clock's own error, so that the clock was set or the machine stood still."""
+"""One percent is far beyond a clock's own error: the clock was set or the machine was suspended."""
 NEARLY_FULL = 0.9
 NEARLY_GONE = 0.1
-"""A cursor within this share of the oldest messages may lose what it has not read before long."""
+"""A cursor within this share of the oldest messages may soon lose unread ones to retention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Facts:
 
 
 async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_dir: Path) -> list[Finding]:
-    """All checks for which the bus is needed. What the bus does not answer is said in the finding."""
+    """All checks that need the bus. A check that the bus does not answer is skipped, with the reason."""
     facts = _Facts(bus, config, run, state_dir)
     checks: dict[str, Callable[[_Facts], Awaitable[list[Finding]]]] = {
         "nats-server": _server,
@@ -102,26 +102,26 @@ def _embedded(facts: _Facts) -> Recorded | None:
 async def _writes(facts: _Facts) -> list[Finding]:
     check, server = "store's disk", _embedded(facts)
     if server is None:
-        return [skipped(check, "only an embedded server tells whether it can write")]
+        return [skipped(check, "only an embedded server reports write errors")]
     problem = await write_error(facts.state_dir / "nats", server.pid)
     if problem is not None:
-        return [error(check, f"nats-server stores nothing any more: {problem}", "make room: `up` then starts it again")]
-    return [ok(check, "nats-server has met no error in writing")]
+        return [error(check, f"nats-server cannot write any more: {problem}", "free space: `up` then restarts it")]
+    return [ok(check, "nats-server has reported no write error")]
 
 
 async def _durability(facts: _Facts) -> list[Finding]:
     check, wanted = "durability", facts.config.stream.durability
     server = _embedded(facts)
     if server is None:
-        return [skipped(check, "it is a setting of the server's own, which only an embedded one tells")]
+        return [skipped(check, "it is a setting of the server, which only an embedded one reports")]
     url = await asyncio.to_thread(listed, facts.state_dir / "nats", server.pid, "monitoring")
-    told = None if url is None else await read_monitoring(url, "varz")
-    if told is None:
-        return [skipped(check, f"nats-server (pid {server.pid}) does not tell about itself over HTTP")]
-    always = bool(told["jetstream"]["config"].get("sync_always"))
-    text = f"in force: {'power' if always else 'process'}; configured: {wanted}"
+    varz = None if url is None else await read_monitoring(url, "varz")
+    if varz is None:
+        return [skipped(check, f"nats-server (pid {server.pid}) does not answer over HTTP")]
+    always = bool(varz["jetstream"]["config"].get("sync_always"))
+    text = f"active: {'power' if always else 'process'}; configured: {wanted}"
     if always != (wanted == "power"):
-        return [warning(check, text, "the setting changed since `up`: signalmesh down, then signalmesh up")]
+        return [warning(check, text, "the setting was changed after `up`: signalmesh down, then signalmesh up")]
     return [ok(check, text)]
 
 
@@ -135,17 +135,17 @@ async def _streams(facts: _Facts) -> list[Finding]:
             if refused.code != STREAM_NOT_FOUND:
                 raise
             found.append(
-                error(check, f"is not there, on {facts.bus.url}", "signalmesh up makes it (or name the swarm)")
+                error(check, f"does not exist on {facts.bus.url}", "signalmesh up creates it (or name the swarm)")
             )
             continue
         differing = [key for key, value in wanted.items() if not _same(there.get(key), value)]
         shown = "; ".join(f"{key} is {there.get(key)!r}, expected {wanted[key]!r}" for key in differing)
         if any(key in FIXED for key in differing):
-            found.append(error(check, shown, "another program's stream, or changed by hand: choose another swarm name"))
+            found.append(error(check, shown, "of another program, or changed manually: choose another swarm name"))
         elif differing:
-            found.append(warning(check, shown, "signalmesh down, then signalmesh up brings limits up to date"))
+            found.append(warning(check, shown, "signalmesh down, then signalmesh up updates the limits"))
         else:
-            found.append(ok(check, "as this version makes it"))
+            found.append(ok(check, "as this version creates it"))
     return found
 
 
@@ -173,21 +173,21 @@ async def _store(facts: _Facts) -> list[Finding]:
 
 
 async def _sandboxes(facts: _Facts) -> list[Finding]:
-    """Those that a provider makes elsewhere: whether each has a host, as the provider says."""
+    """Remote sandboxes: whether each has a host, by the provider's heartbeats."""
     check = "sandboxes"
     if not facts.running or not any(spec.e2b for spec in facts.config.sandboxes):
         return []
     async with HeartbeatListener(facts.bus) as listener:
         await asyncio.sleep(LISTEN_S)
     if listener.provider is None:
-        return [error(check, f"no provider was heard within {LISTEN_S} s", "see provider.log; `up` starts it again")]
+        return [error(check, f"no heartbeat of a provider within {LISTEN_S} s", "see provider.log; `up` restarts it")]
     found = []
     for sandbox in sandboxes_without_host(listener, await read_failure_reasons(facts.bus, listener)):
         if sandbox.status == FAILED:
             found.append(error(check, f"{failed_text(sandbox)}; its agents run in other sandboxes", FAILED_REMEDY))
         else:
-            found.append(warning(check, f"{sandbox.name}: {sandbox.status}", "look again in a minute"))
-    return found or [ok(check, "every sandbox that a provider makes has its host")]
+            found.append(warning(check, f"{sandbox.name}: {sandbox.status}", "run doctor again in a minute"))
+    return found or [ok(check, "every remote sandbox has its host")]
 
 
 # -- clocks
@@ -198,20 +198,20 @@ async def _clocks(facts: _Facts) -> list[Finding]:
 
 
 async def _server_clock(bus: NatsBus) -> Finding:
-    """The server's time in its answers, beside ours in the middle of the quickest request."""
+    """The server's time in its answers, compared with ours in the middle of the quickest request."""
     best: tuple[float, float] | None = None
     for _ in range(CLOCK_PROBES):
         before, started_at = time.time(), time.monotonic()
-        told = await bus.api(f"STREAM.INFO.{bus.subjects.stream}")
+        answer = await bus.api(f"STREAM.INFO.{bus.subjects.stream}")
         took = time.monotonic() - started_at
-        if "ts" not in told:
+        if "ts" not in answer:
             return skipped("server's clock", "its answers have no time")
-        offset = _seconds(told["ts"]) - (before + took / 2)
+        offset = _seconds(answer["ts"]) - (before + took / 2)
         if best is None or took < best[0]:
             best = (took, offset)
     assert best is not None
     took, offset = best
-    text = f"{offset * 1000:+.1f} ms from ours, give or take {took / 2 * 1000:.1f} ms"
+    text = f"{offset * 1000:+.1f} ms from ours, ±{took / 2 * 1000:.1f} ms"
     certain = abs(offset) - took / 2
     remedy = "set both machines' clocks by NTP: timedatectl set-ntp true"
     if certain > CLOCK_ERROR_S:
@@ -243,18 +243,20 @@ async def _drift(bus: NatsBus) -> list[Finding]:
     found = [_rate("wall clock", "our wall clock", wall, mono)]
     received = {name: times for name, times in heartbeats.items() if len(times) > 2}
     if not received:
-        found.append(skipped("hosts' clocks", f"no sandbox host was heard twice within {LISTEN_S} s"))
+        found.append(skipped("hosts' clocks", f"fewer than three heartbeats of each sandbox host within {LISTEN_S} s"))
     for name, times in received.items():
         first, last = times[0], times[-1]
-        found.append(_rate("hosts' clocks", f"host {name} says", last[2] - first[2], last[0] - first[0], slack_s=0.1))
+        found.append(
+            _rate("hosts' clocks", f"uptime of host {name}", last[2] - first[2], last[0] - first[0], slack_s=0.1)
+        )
     return found
 
 
-def _rate(check: str, whose: str, theirs_s: float, ours_s: float, slack_s: float = 0.005) -> Finding:
-    """`slack_s` is what the way of a message over the bus may add."""
-    text = f"{whose}: {theirs_s:.3f} s passed in {ours_s:.3f} s of our monotonic clock"
+def _rate(check: str, clock: str, theirs_s: float, ours_s: float, slack_s: float = 0.005) -> Finding:
+    """`slack_s` is what the delay of a message may add."""
+    text = f"{clock}: {theirs_s:.3f} s passed in {ours_s:.3f} s of our monotonic clock"
     if abs(theirs_s - ours_s) > DRIFT_WARNING * ours_s + slack_s:
-        return warning(check, text, "a clock was set, or a machine stood still meanwhile: look again")
+        return warning(check, text, "a clock was set, or a machine was suspended: run doctor again")
     return ok(check, text)
 
 
@@ -266,7 +268,7 @@ async def _mirror(facts: _Facts) -> list[Finding]:
 
 
 async def _cursors(facts: _Facts) -> list[Finding]:
-    """Each agent's snapshot beside what the stream still holds."""
+    """Each agent's snapshot, compared with what the stream still holds."""
     bus = facts.bus
     bounds = await bus.bounds()
     found = []
@@ -287,13 +289,15 @@ async def _cursors(facts: _Facts) -> list[Finding]:
 
 
 def judge_cursor(check: str, cursor: int, bounds: Bounds) -> Finding:
-    """`cursor` is the last input in the snapshot; what comes after it must still be there."""
+    """`cursor` is the last input in the snapshot; the messages after it must still be stored."""
     text = f"has read up to {cursor}; the stream holds {bounds.first} to {bounds.last}"
     keep = "keep more: [stream] max_age_s, max_bytes"
     if cursor > 0 and cursor + 1 < bounds.first:
         gone = bounds.first - cursor - 1
-        return error(check, f"{text}: {gone} messages after its cursor are gone", f"it will go on without them; {keep}")
+        return error(
+            check, f"{text}: {gone} messages after its cursor are gone", f"it will continue without them; {keep}"
+        )
     reach = bounds.last - bounds.first
     if bounds.first > 1 and cursor < bounds.last and cursor - bounds.first < NEARLY_GONE * reach:
-        return warning(check, f"{text}: what it has not read goes soon", f"start the swarm, or {keep}")
+        return warning(check, f"{text}: unread messages expire soon", f"start the swarm, or {keep}")
     return ok(check, text)

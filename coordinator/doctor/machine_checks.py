@@ -1,4 +1,4 @@
-"""What `doctor` can find out without the bus: versions, limits of processes, room on the disk, the port."""
+"""The checks of `doctor` without the bus: versions, configuration, process limits, disk space, the port."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ OLDEST_NATS_PY = (2, 16)
 OLDEST_SQLITE = (3, 35)
 """What the mirror's statements need (upserts, RETURNING)."""
 LEAST_FREE_BYTES = 64 << 20
-"""With less room than this the store can fail at any moment."""
+"""With less free space than this the store can fail at any moment."""
 LEAST_DESCRIPTORS = 1024
 MOST_DESCRIPTORS_USED = 0.8
 LISTED_PROCESSES = 3
 
 
 def check_versions(*, embedded: bool) -> list[Finding]:
-    """Python, this package, nats-py, SQLite, and the nats-server program that an embedded server would be."""
+    """Python, this package, nats-py, SQLite, and the program of the embedded nats-server."""
     found = [
         _at_least("python", "Python", platform.python_version(), OLDEST_PYTHON, "install a newer Python"),
         _package("signalmesh", "signalmesh", None),
@@ -45,7 +45,7 @@ def check_versions(*, embedded: bool) -> list[Finding]:
         _at_least("sqlite", "SQLite", sqlite3.sqlite_version, OLDEST_SQLITE, "use a Python built with a newer SQLite"),
     ]
     if not embedded:
-        found.append(skipped("nats-server program", "the server is another one's (--nats): none is started here"))
+        found.append(skipped("nats-server program", "--nats names a server: none is started here"))
         return found
     try:
         binary = find_binary()
@@ -76,7 +76,7 @@ def _at_least(check: str, name: str, version: str, oldest: tuple[int, ...], reme
 
 
 def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Finding]:
-    """The configuration, if it can be read, and what is to be said of it."""
+    """The configuration, if it can be read, and the finding about it."""
     try:
         config = load_swarm(path, directory=cwd)
     except ConfigError as problem:
@@ -88,7 +88,7 @@ def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Find
 
 
 def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:
-    """Room where the store is, beside what the stream may still grow to."""
+    """Free space of the store's disk, compared with how far the stream may still grow."""
     place = state_dir.absolute() / "nats"
     try:
         while not place.exists() and place != place.parent:
@@ -100,19 +100,19 @@ def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:
     may_grow = max(0, config.stream.max_bytes - used)
     text = f"{mib(free)} free at {place}; the store has {mib(used)}, [stream] max_bytes allows {mib(may_grow)} more"
     if free < LEAST_FREE_BYTES:
-        return error("disk space", text, "make room, or move the state: --state-dir on another disk")
+        return error("disk space", text, "free space, or move the state: --state-dir on another disk")
     if free < may_grow:
-        return warning("disk space", text, "make room, or lower [stream] max_bytes in swarm.toml")
+        return warning("disk space", text, "free space, or lower [stream] max_bytes in swarm.toml")
     return ok("disk space", text)
 
 
 def mib(size: float) -> str:
-    """A size in bytes for people."""
+    """A size in bytes as MiB."""
     return f"{size / 2**20:,.1f} MiB"
 
 
 def check_descriptors(run: Run | None) -> list[Finding]:
-    """The limit of open files: this process's, which `up` would start with, and that of each running process."""
+    """The limit of open files: of this process, which `up` would inherit, or of each process of the running swarm."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if run is None or not run.alive():
         return [_descriptors("file descriptors", "this shell", soft, None)]
@@ -129,49 +129,57 @@ def check_descriptors(run: Run | None) -> list[Finding]:
     return found
 
 
-def _descriptors(check: str, whose: str, limit: int, used: int | None) -> Finding:
+def _descriptors(check: str, owner: str, limit: int, used: int | None) -> Finding:
     shown = "no limit" if limit < 0 else f"at most {limit}"
-    text = f"{whose}: {shown}" + ("" if used is None else f", {used} open")
+    text = f"{owner}: {shown}" + ("" if used is None else f", {used} open")
     if limit >= 0 and used is not None and used > MOST_DESCRIPTORS_USED * limit:
-        return error(check, text, "raise the limit (`ulimit -n`) and start the swarm anew")
+        return error(check, text, "raise the limit (`ulimit -n`) and restart the swarm")
     if 0 <= limit < LEAST_DESCRIPTORS:
         return warning(check, text, f"raise it before `up`: ulimit -n {LEAST_DESCRIPTORS} or more")
     return ok(check, text)
 
 
 async def check_port(url: str, run: Run | None, *, named: bool) -> Finding:
-    """Who listens where the swarm's server is or would be; `named`: by --nats, so it should be there."""
+    """What listens at the address of the swarm's server; `named`: by --nats, so a server is expected there."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 4222
     info = await read_info(host, port)
     listens = await asyncio.to_thread(_listeners, port) if host in ("127.0.0.1", "localhost", "::1") else []
-    who = ", ".join(f"{name} (pid {pid})" for pid, name in listens[:LISTED_PROCESSES])
+    listener = ", ".join(f"{name} (pid {pid})" for pid, name in listens[:LISTED_PROCESSES])
     if info is not None:
-        who = f"nats-server {info.get('version', '?')} named {info.get('server_name', '?')}" + (
-            f", {who}" if who else ""
+        listener = f"nats-server {info.get('version', '?')} named {info.get('server_name', '?')}" + (
+            f", {listener}" if listener else ""
         )
-    elif not who and await _answers(host, port):
-        who = "a program that is no NATS server, of another user (its process cannot be seen)"
+    elif not listener and await _answers(host, port):
+        listener = "a program of another user that is no NATS server (its process is not visible)"
     where = f"{host}:{port}"
     server = run.child("nats-server") if run is not None and run.alive() else None
     if server is not None:
         if info is None:
             return error(
-                "port", f"{where}: the swarm's nats-server does not answer{who and f'; there is {who}'}", BUS_DOWN
+                "port",
+                f"{where}: the swarm's nats-server does not answer{listener and f'; there is {listener}'}",
+                BUS_DOWN,
             )
         if listens and server.pid not in [pid for pid, _ in listens]:
-            return error("port", f"{where}: {who}, not this swarm's nats-server (pid {server.pid})", BUS_DOWN)
-        return ok("port", f"{where}: {who}, this swarm's")
-    if named or (run is not None and run.alive()):  # another's server
-        if info is None and not who:
-            return skipped("port", f"nobody listens at {where}; what that means for the bus stands there")
-        return ok("port", f"{where}: {who}") if info else error("port", f"{where}: {who}, no NATS server", BUS_DOWN)
-    if who:
-        return warning("port", f"{where} is taken: {who}", "signalmesh up --port 0, or use that server with --nats")
+            return error("port", f"{where}: {listener}, not this swarm's nats-server (pid {server.pid})", BUS_DOWN)
+        return ok("port", f"{where}: {listener}, this swarm's")
+    if named or (run is not None and run.alive()):  # a server that is not embedded
+        if info is None and not listener:
+            return skipped("port", f"nothing listens at {where}; see the bus check")
+        return (
+            ok("port", f"{where}: {listener}")
+            if info
+            else error("port", f"{where}: {listener}, no NATS server", BUS_DOWN)
+        )
+    if listener:
+        return warning(
+            "port", f"{where} is taken: {listener}", "signalmesh up --port 0, or use that server with --nats"
+        )
     return ok("port", f"{where} is free")
 
 
-BUS_DOWN = "docs/runbooks/bus-down.md says what to do"
+BUS_DOWN = "see docs/runbooks/bus-down.md"
 
 
 async def _answers(host: str, port: int) -> bool:
@@ -185,7 +193,7 @@ async def _answers(host: str, port: int) -> bool:
 
 
 def _listeners(port: int) -> list[tuple[int, str]]:
-    """Processes that listen on a port, as far as we may see them: pid and name."""
+    """Processes that listen on a port, of those visible to this user: pid and name."""
     found: dict[int, str] = {}
     for process in psutil.process_iter(["name"]):
         try:

@@ -1,7 +1,7 @@
-"""`signalmesh doctor`: looks at everything that a swarm needs, says what is wrong and what to do.
+"""`signalmesh doctor`: checks everything that a swarm needs, and prints remedies.
 
-It changes nothing and locks nothing; whatever it says was measured just now. Each check stands alone, so that it works
-with a swarm that runs, has ended, was never started, or whose state directory is damaged.
+It changes nothing and locks nothing. The checks are independent of each other, so that they work with a swarm that
+runs, has ended, was never started, or has a damaged state directory.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
 
 
 def _recorded_config(run: Run | None) -> Path | None:
-    """The file that the running swarm was started with."""
+    """The configuration file of the running swarm."""
     return Path(run.config) if run is not None and run.alive() and run.config != BUILT_IN else None
 
 
@@ -90,12 +90,12 @@ async def _over_the_bus(
     url: str, config: SwarmConfig, run: Run | None, state_dir: Path, *, wanted: bool
 ) -> list[Finding]:
     if not wanted:
-        why = "no swarm runs here; with it go its stream, clocks and cursors"
+        why = "no swarm runs here, so its stream, clocks and cursors are not checked"
         return [skipped("bus", f"{why}. Start it, or name a server with --nats")]
     try:
         bus = await NatsBus.connect(url, config.swarm, "doctor", wait_s=CONNECT_S)
     except NotAdmitted as problem:
-        return [error("bus", str(problem), "")]  # it says what to do
+        return [error("bus", str(problem), "")]  # its text has the remedy
     except BusError as problem:
         return [error("bus", str(problem), BUS_DOWN)]
     try:
@@ -105,16 +105,16 @@ async def _over_the_bus(
 
 
 def print_diagnosis(found: Diagnosis) -> None:
-    """One line a finding, with what to do below it."""
+    """One line for each finding, with its remedy below it."""
     out = console()
     width = max(len(finding.check) for finding in found.findings)
     for finding in found.findings:
-        mark, style = MARKS[finding.level] if finding.made else SKIPPED
+        mark, style = MARKS[finding.level] if not finding.skipped else SKIPPED
         line = Text.assemble((f"{mark:8}", style), (f"{finding.check:{width}}  ", "bold"), escape_control(finding.text))
         out.print(line, soft_wrap=True)
         if finding.remedy:
             out.print(escape_control(f"{'':8}{'':{width}}  → {finding.remedy}"), soft_wrap=True)
-    counts = {level: sum(f.level == level and f.made for f in found.findings) for level in MARKS}
-    left = sum(not finding.made for finding in found.findings)
-    summary = f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} in order"
-    out.print(f"\n{summary}, {left} could not be checked", soft_wrap=True)
+    counts = {level: sum(f.level == level and not f.skipped for f in found.findings) for level in MARKS}
+    unchecked = sum(finding.skipped for finding in found.findings)
+    summary = f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} ok"
+    out.print(f"\n{summary}, {unchecked} could not be checked", soft_wrap=True)

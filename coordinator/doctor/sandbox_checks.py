@@ -1,4 +1,4 @@
-"""What `doctor` finds of sandboxes elsewhere: those that an earlier run has left, and where it asked for them."""
+"""The checks of `doctor` of remote sandboxes: those that an earlier run has left, and the files to be sent."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from coordinator.sandboxes.provider_client import check_pool
 
 __all__ = ["check_e2b"]
 
-CHECK = "sandboxes elsewhere"
+CHECK = "remote sandboxes"
 
 
 def check_e2b(config: SwarmConfig, state_dir: Path, *, running: bool) -> list[Finding]:
-    """Nothing where no such sandbox is configured or remembered."""
+    """No finding if no such sandbox is configured or recorded."""
     pool = read_pool(state_dir)
     if pool is None and not any(spec.e2b for spec in config.sandboxes):
         return []
-    remedy = "`signalmesh down` ends them; the next `signalmesh up` takes them over, and ends what it cannot use"
+    remedy = "`signalmesh down` ends them; the next `signalmesh up` reuses them, and ends those that it cannot use"
     return [*_check_files(config), check_pool(CHECK, state_dir, pool, remedy, running=running)]
 
 
 def _check_files(config: SwarmConfig) -> Iterator[Finding]:
-    """Of the files that sandboxes are to get, those that `up` would refuse."""
+    """The files to be sent to sandboxes that `up` would refuse."""
     for spec in config.sandboxes:
         if spec.e2b is not None:
             try:
                 files_of(config.file, f"sandboxes.{spec.name}", spec.e2b.files)
             except ConfigError as problem:
-                yield error("files of sandboxes", str(problem), "put it there, or name another")
+                yield error("files of sandboxes", str(problem), "create the file, or name another one")

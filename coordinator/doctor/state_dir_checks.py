@@ -1,4 +1,4 @@
-"""What `doctor` finds in the state directory: who may change it, and what earlier runs have left."""
+"""The checks of `doctor` of the state directory: permissions, locks, and leftovers of earlier runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from coordinator.runner.run_record import RECORD, Run, read_run
 __all__ = ["check_leftovers", "check_locks", "check_permissions", "check_record"]
 
 MOST_FILES = 20_000
-SHOWN = 3
-"""So many files are named in one finding."""
+MAX_NAMED_FILES = 3
+"""In one finding."""
 
 
 def check_record(state_dir: Path) -> tuple[Run | None, Finding]:
-    """The record of the run, if there is one, and what is to be said of it."""
+    """The record of the run, if there is one, and the finding about it."""
     try:
         run = read_run(state_dir)
     except UsageError as problem:
@@ -35,24 +35,24 @@ def check_record(state_dir: Path) -> tuple[Run | None, Finding]:
         return run, ok("run record", f"swarm {run.swarm} on {run.url}, `up` has pid {run.pid}")
     return run, warning(
         "run record",
-        f"stale: `up` (pid {run.pid}, swarm {run.swarm}) ended without removing it, as a killed one does",
+        f"stale: `up` (pid {run.pid}, swarm {run.swarm}) ended without removing it, so it was killed",
         f"nothing is lost: the next `signalmesh up` recovers the state; or rm {state_dir / RECORD}",
     )
 
 
 def check_leftovers(run: Run | None) -> Finding:
-    """By the record: processes that outlived their `up`, and those of a running one that ended or were stopped."""
+    """By the record: processes that outlived their `up`, and those of a running `up` that ended or are stopped."""
     if run is None:
-        return skipped("processes", "there is no run record that would name them")
+        return skipped("processes", "there is no run record that lists them")
     if run.alive():
         gone = [child for child in run.children if not child.alive()]
         if gone:
             names = ", ".join(f"{child.name} (pid {child.pid})" for child in gone)
-            return warning("processes", f"ended and not yet started again: {names}", "look again in a second")
+            return warning("processes", f"ended and not restarted yet: {names}", "run doctor again in a second")
         if stopped := [child for child in run.children if _is_stopped(child.pid)]:
             names = ", ".join(f"{child.name} (pid {child.pid})" for child in stopped)
             pids = " ".join(str(child.pid) for child in stopped)
-            return error("processes", f"stopped by a signal, so that nothing moves: {names}", f"kill -CONT {pids}")
+            return error("processes", f"stopped by a signal: {names}", f"kill -CONT {pids}")
         return ok("processes", f"all {len(run.children)} recorded children belong to the running `up`")
     orphans = [child for child in run.children if child.alive()]
     if not orphans:
@@ -73,7 +73,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:
-    """Who holds the directory's lock and the store's, beside who should."""
+    """Which processes hold the locks of the directory and of the store, and whether they should."""
     alive = run is not None and run.alive()
     found = []
     for check, path, wanted in (
@@ -86,7 +86,7 @@ def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:
             found.append(skipped(check, f"{problem.filename}: {problem.strerror}"))
             continue
         if holders is None:
-            found.append(skipped(check, "this system does not tell who holds locks (/proc/locks)"))
+            found.append(skipped(check, "this system does not list locks (/proc/locks)"))
         elif bool(holders) == bool(wanted):
             found.append(ok(check, f"held by pid {', '.join(map(str, holders))}" if holders else "free"))
         elif holders:
@@ -94,7 +94,7 @@ def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:
             remedy = f"end it if it is a leftover: kill -9 {' '.join(map(str, holders))}"
             found.append(error(check, f"{path} is held by {pids}, though no recorded `up` runs here", remedy))
         else:
-            remedy = "somebody removed or replaced the file; end the swarm with `signalmesh down` and start it anew"
+            remedy = "the file was removed or replaced; end the swarm with `signalmesh down` and start it again"
             found.append(
                 error(check, f"{path} is not held, though a swarm runs here: a second one could start", remedy)
             )
@@ -105,11 +105,11 @@ def _described(pid: int) -> str:
     try:
         return f"pid {pid} ({psutil.Process(pid).name()})"
     except psutil.Error:
-        return f"pid {pid} (ended; who inherited the lock from it still has it)"
+        return f"pid {pid} (ended; a process that inherited the lock holds it)"
 
 
 def _holders(path: Path) -> list[int] | None:
-    """Pids that took a lock on the file; nothing is locked to find out, so that no start can collide with it."""
+    """Pids that hold a lock on the file. Reads /proc/locks: taking the lock could collide with a start."""
     try:
         about = path.stat()
     except FileNotFoundError:
@@ -123,18 +123,18 @@ def _holders(path: Path) -> list[int] | None:
 
 
 def check_permissions(state_dir: Path) -> Finding:
-    """Whether we can use every file there, and nobody else can change one; not made where nothing can be kept."""
+    """Whether every file is usable for this user and for no other user writable; skipped if nothing can be stored."""
     check = "permissions"
     try:
         about = state_dir.stat()
     except FileNotFoundError:
-        return ok(check, f"{state_dir} does not exist yet; `up` makes it")
+        return ok(check, f"{state_dir} does not exist yet; `up` creates it")
     except OSError as problem:
         return error(check, f"{state_dir}: {problem.strerror}", "chown or chmod it, or choose another --state-dir")
     if not stat.S_ISDIR(about.st_mode):
         return error(check, f"{state_dir} is no directory", "remove or rename it, or choose another --state-dir")
     if _is_never_written(state_dir):
-        return skipped(check, f"{state_dir} is empty, on a read-only file system: nothing is kept here")
+        return skipped(check, f"{state_dir} is empty, on a read-only file system: nothing is stored here")
     unusable: list[str] = []
     open_to_all: list[str] = []
     seen = 0
@@ -146,16 +146,18 @@ def check_permissions(state_dir: Path) -> Finding:
         elif not closed:
             open_to_all.append(f"{path} ({mode})")
     if unusable:
-        return error(check, f"not readable and writable for us: {_some(unusable)}", f"chown or chmod {state_dir}")
+        return error(
+            check, f"not readable and writable for this user: {_some(unusable)}", f"chown or chmod {state_dir}"
+        )
     if open_to_all:
-        text = f"others may change: {_some(open_to_all)}"
+        text = f"writable for other users: {_some(open_to_all)}"
         return warning(check, text, f"chmod -R go-w {state_dir}, and umask 022 before `up`")
-    more = "" if seen < MOST_FILES else f"; only the first {MOST_FILES} were looked at"
-    return ok(check, f"{seen} files and directories are ours to use, and nobody else's to change{more}")
+    more = "" if seen < MOST_FILES else f"; only the first {MOST_FILES} were checked"
+    return ok(check, f"{seen} files and directories are usable, and not writable for other users{more}")
 
 
 def _is_never_written(directory: Path) -> bool:
-    """As in a container whose root is read-only, if its role keeps nothing."""
+    """As in a container with a read-only root, if its role stores nothing."""
     try:
         return bool(os.statvfs(directory).f_flag & os.ST_RDONLY) and not any(directory.iterdir())
     except OSError:
@@ -163,7 +165,7 @@ def _is_never_written(directory: Path) -> bool:
 
 
 def _judge(path: Path) -> tuple[bool, bool, str]:
-    """Whether we can use it, whether nobody else can change it, and its mode as `ls` writes it."""
+    """Whether it is usable for this user, whether no other user may write it, and its mode as `ls` prints it."""
     try:
         about = path.lstat()
     except FileNotFoundError:
@@ -193,5 +195,5 @@ def _walk(top: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_NAMED_FILES
+    return ", ".join(names[:MAX_NAMED_FILES]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""What a replay finds: the types of `replay --json`, and a difference taken apart field by field."""
+"""The types of `replay --json`, and the comparison of two outputs field by field."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bus.messages import headers as h
 
 @dataclass(slots=True, kw_only=True)
 class ReplayedAgent:
-    """One agent. `inputs` its handlers were given, `compared` recorded outputs of which `differing` differ.
+    """One agent: `inputs` handled, `compared` recorded outputs, of which `differing` differ.
 
-    `waiting` are outputs of the replay whose recorded counterparts had not been stored. `left_out` says why it was not
-    compared, or from where on.
+    `waiting` outputs of the replay have no stored counterpart yet. `left_out` is the reason why the agent was not
+    compared, or from which message on.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class ReplayedAgent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldDifference:
-    """A field of an output, by its path (`indicators.rsi`), or one of its headers. None: it is not there."""
+    """A field of an output, by its path (`indicators.rsi`), or one of its headers. None: it is missing."""
 
     field: str
     recorded: Any
@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(slots=True, kw_only=True)
 class Replay:
-    """`replay --json`. `ok`: something was compared, and all of it is the same."""
+    """`replay --json`. `ok`: at least one output was compared, and none differs."""
 
     ok: bool
     swarm: str
@@ -72,39 +72,39 @@ class Replay:
     inputs_per_s: float
 
 
-def explain(agent: str, unlike: Mismatch) -> Difference:
-    """A difference in words and fields."""
-    recorded, replayed = unlike.recorded, unlike.replayed
+def explain(agent: str, mismatch: Mismatch) -> Difference:
+    """A difference as text and fields."""
+    recorded, replayed = mismatch.recorded, mismatch.replayed
     fields: list[FieldDifference] = []
     cause = replayed.cause if replayed is not None else None
-    if recorded is not None and (said := h.number(recorded.headers, h.CAUSE)) is not None:
-        cause = said
+    if recorded is not None and (recorded_cause := h.number(recorded.headers, h.CAUSE)) is not None:
+        cause = recorded_cause
     answers = f", which answers message {cause}," if cause is not None else ""
-    where = f"{agent}: output {unlike.number} at message {unlike.sequence}{answers}"
-    if unlike.why:
-        text = f"{agent}: it fails at message {unlike.sequence} ({unlike.why}), and did not then"
+    where = f"{agent}: output {mismatch.number} at message {mismatch.sequence}{answers}"
+    if mismatch.why:
+        text = f"{agent}: the replay fails at message {mismatch.sequence} ({mismatch.why}); the recorded run did not"
     elif recorded is None:
-        text = f"{where} was not published then, but is in the replay"
+        text = f"{where} is in the replay, but was not recorded"
     elif replayed is None:
-        text = f"{where} was published then, but is not in the replay"
+        text = f"{where} was recorded, but is not in the replay"
     else:
-        headers = output_headers(agent, unlike.number, replayed.cause)
+        headers = output_headers(agent, mismatch.number, replayed.cause)
         pairs: dict[str, tuple[str | None, str | None]] = {"subject": (recorded.subject, replayed.subject)}
         pairs |= {
             name: (recorded.headers.get(name), headers.get(name)) for name in (h.OUTPUT, h.CAUSE, h.MSG_ID)
         }  # fmt: skip
         fields += [FieldDifference(field=n, recorded=a, replayed=b) for n, (a, b) in pairs.items() if a != b]
         fields += payload_differences(recorded.data, replayed.data)
-        text = f"{where} is another one in the replay"
+        text = f"{where} differs in the replay"
     subject = recorded.subject if recorded is not None else replayed.subject if replayed is not None else None
     return Difference(
-        agent=agent, sequence=unlike.sequence, output=unlike.number, cause=cause, subject=subject, fields=fields,
+        agent=agent, sequence=mismatch.sequence, output=mismatch.number, cause=cause, subject=subject, fields=fields,
         text=text,
     )  # fmt: skip
 
 
 def payload_differences(recorded: bytes, replayed: bytes) -> list[FieldDifference]:
-    """Where two payloads differ; as a whole where one is no JSON, or where only their bytes do."""
+    """The fields in which two payloads differ; the whole payload if one is no JSON, or if only the bytes differ."""
     if recorded == replayed:
         return []
     try:

@@ -1,8 +1,8 @@
-"""`signalmesh replay`: the recorded stream once more through the same agent classes, and every output compared.
+"""`signalmesh replay`: runs the recorded stream through the same agent classes and compares every output.
 
-One pass in stream order: each message goes to the agents that listen to it, and each recorded output is held against
-what its agent has said in the replay. So memory does not grow with the stream, and a million messages are no more than
-the outputs that wait for their counterparts.
+One pass in stream order: each message goes to the agents that listen to it, and each recorded output is compared with
+the output of its agent in the replay. So memory does not grow with the stream: only outputs without their counterpart
+are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.mirror.reader import MirrorFile
 from coordinator.audit.mirror_checks import stored_of
-from coordinator.audit.runner import Progress, tell
+from coordinator.audit.runner import Progress, report_progress
 from coordinator.config.loader import BUILT_IN, load_swarm, to_config_message
 from coordinator.config.overrides import Overrides, apply_overrides
 from coordinator.config.settings import SwarmConfig
@@ -39,7 +39,7 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRange:
-    """Which recorded outputs are compared, by stream sequence; the state is built from the beginning all the same."""
+    """Which recorded outputs are compared, by stream sequence; the state is always built from the beginning."""
 
     first: int = 1
     last: int | None = None
@@ -47,7 +47,7 @@ class ReplayRange:
 
 @dataclass(slots=True)
 class Recording:
-    """A stream that was recorded, however it is read."""
+    """A recorded stream, read from the bus or from a file."""
 
     source: str
     subjects: Subjects
@@ -58,7 +58,7 @@ class Recording:
 
 
 def config_of(config: Path | None, state_dir: Path) -> SwarmConfig:
-    """The configuration that was in force: `config`, else that of the run recorded in `state_dir`, else as `up` does.
+    """The active configuration: `config`, else that of the run recorded in `state_dir`, else as in `up`.
 
     Raises:
         ConfigError: the file is missing or wrong.
@@ -70,10 +70,10 @@ def config_of(config: Path | None, state_dir: Path) -> SwarmConfig:
 
 
 async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:
-    """Replay what the stream of `bus` holds now.
+    """Replay the stream of `bus` up to its current end.
 
     Raises:
-        ConfigError, UsageError: an agent of the configuration cannot be made.
+        ConfigError, UsageError: an agent of the configuration cannot be created.
         BusError: the bus does not answer.
     """
     subjects = bus.subjects
@@ -85,10 +85,10 @@ async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress:
 
 
 async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:
-    """Replay what a mirror's file holds, with the bus up or down.
+    """Replay a mirror's file, with the bus up or down.
 
     Raises:
-        ConfigError, UsageError: an agent of the configuration cannot be made.
+        ConfigError, UsageError: an agent of the configuration cannot be created.
         MirrorUnusable, MirrorDamaged: the file cannot be read.
     """
     with MirrorFile(path) as file:
@@ -108,12 +108,12 @@ async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progre
         replay = await _replay(recording, config, span, progress)
         if damaged:
             rows_of = "1 row" if damaged == 1 else f"{damaged:,} rows"
-            replay.notes.append(f"{rows_of} of the file were changed: `signalmesh audit --file {path}` names them")
+            replay.notes.append(f"{rows_of} of the file were changed: `signalmesh audit --file {path}` lists them")
         return replay
 
 
 def skips_of(subjects: Subjects, messages: Iterable[StoredMessage]) -> Skips:
-    """What the agents have reported as skipped."""
+    """The inputs that the agents have reported as skipped."""
     found: Skips = {}
     for stored in messages:
         try:
@@ -167,14 +167,14 @@ class Replayer:
         self._notes: list[str] = []
 
     async def run(self, messages: AsyncIterator[StoredMessage], progress: Progress | None) -> None:
-        """Take everything, in its order."""
+        """Replay all messages, in their order."""
         last = self._recording.last
         async for stored in messages:
             self._messages += 1
             if stored.sequence != self._next:
-                self._lose(self._next, stored.sequence - 1)
+                self._on_gap(self._next, stored.sequence - 1)
             self._next = stored.sequence + 1
-            tell(progress, stored.sequence, last)
+            report_progress(progress, stored.sequence, last)
             _, _, tail = stored.subject.partition(".")
             kind, _, rest = tail.partition(".")
             if h.OUTPUT in stored.headers:
@@ -183,15 +183,15 @@ class Replayer:
                 self._on_config(stored)
             for replayed in self._listening.get(kind, ()):
                 if not replayed.left_out and (kind != "timer" or rest.endswith(f".{replayed.name}")):
-                    unlike = await replayed.take(stored)
-                    if unlike is not None:
-                        self._tell(replayed.name, [unlike])
+                    mismatch = await replayed.take(stored)
+                    if mismatch is not None:
+                        self._record(replayed.name, [mismatch])
 
-    def _lose(self, first: int, last: int) -> None:
-        """A stretch is not there. Whoever may have had inputs in it has a state that cannot be built again."""
+    def _on_gap(self, first: int, last: int) -> None:
+        """A range of messages is missing: the state of agents that may have had inputs in it cannot be rebuilt."""
         for replayed in self._agents.values():
             replayed.left_out = replayed.left_out or (
-                f"from message {first} on: messages {first} to {last} are not there, and its state needs all of them; "
+                f"from message {first} on: messages {first} to {last} are missing, and its state needs all of them; "
                 "a mirror may have them (--file)"
             )
 
@@ -202,18 +202,18 @@ class Replayer:
             return
         if replayed.left_out:
             return
-        unlike = await replayed.compare(stored)
+        mismatches = await replayed.compare(stored)
         if replayed.source_left_out and h.CAUSE not in stored.headers:
             return
         if stored.sequence >= self._span.first:
             self._reports[name].compared += 1
-            if unlike:
-                self._tell(name, unlike)
+            if mismatches:
+                self._record(name, mismatches)
 
-    def _tell(self, name: str, unlike: list[Mismatch]) -> None:
-        self._reports[name].differing += len(unlike)
+    def _record(self, name: str, mismatches: list[Mismatch]) -> None:
+        self._reports[name].differing += len(mismatches)
         if name not in self._differences:
-            self._differences[name] = explain(name, unlike[0])
+            self._differences[name] = explain(name, mismatches[0])
 
     def _on_config(self, stored: StoredMessage) -> None:
         try:
@@ -222,21 +222,23 @@ class Replayer:
             return
         if isinstance(message, VotingConfig) and not self._settings_differ:
             ours = to_config_message(self._config, {})
-            if unlike := [name for name in SETTINGS if getattr(message, name) != getattr(ours, name)]:
+            if differing := [name for name in SETTINGS if getattr(message, name) != getattr(ours, name)]:
                 self._settings_differ = True
-                told = ", ".join(f"{name} {getattr(message, name)} instead of {getattr(ours, name)}" for name in unlike)
+                values = ", ".join(
+                    f"{name} {getattr(message, name)} instead of {getattr(ours, name)}" for name in differing
+                )
                 self._notes.append(
-                    f"the VotingConfig at message {stored.sequence} has {told} of {self._config.file}: "
-                    "the recorded one was followed"
+                    f"the VotingConfig at message {stored.sequence} has {values} of {self._config.file}: "
+                    "the recorded one was used"
                 )
 
     async def close(self) -> None:
-        """End what the agents have started."""
+        """Close the agents."""
         for replayed in self._agents.values():
             await replayed.close()
 
     def conclude(self, duration_s: float) -> Replay:
-        """What was found."""
+        """The report of the replay."""
         recording, reports = self._recording, self._reports
         for name, replayed in self._agents.items():
             report = reports[name]

@@ -1,4 +1,4 @@
-"""What a person sees of a replay: a table of the agents, and the first difference of each, field by field."""
+"""Prints a replay: a table of the agents, and the first difference of each, field by field."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FIELD_COLUMNS = (Column("field"), Column("recorded"), Column("replayed"))
 
 
 def print_replay(replay: Replay) -> None:
-    """The whole replay, as wide as there is room for."""
+    """Print the whole replay."""
     out = console()
     out.print(
         f"swarm {replay.swarm}, {replay.source}, sequences {replay.first:,} to {replay.last:,}, with {replay.config}\n"
         f"{counted(replay.messages, 'message')}, {counted(replay.inputs, 'input')} handled in "
         f"{replay.duration_s:.1f} s: "
-        f"{replay.inputs_per_s:,.0f} a second\n",
+        f"{replay.inputs_per_s:,.0f} per second\n",
         markup=False,
     )
     rows: list[list[str | Text]] = [
@@ -46,10 +46,10 @@ def print_replay(replay: Replay) -> None:
     for difference in replay.differences:
         _print_difference(difference)
     if replay.ok:
-        out.print(Text(f"the same to the byte: {counted(replay.compared, 'output')}", "green"))
+        out.print(Text(f"identical bytes: {counted(replay.compared, 'output')}", "green"))
     elif replay.differences:
-        told = counted(replay.differing, "difference")
-        out.print(Text(f"{told} in {counted(replay.compared, 'output')}; shown is the first of each agent", "red"))
+        count = counted(replay.differing, "difference")
+        out.print(Text(f"{count} in {counted(replay.compared, 'output')}; the first of each agent is shown", "red"))
 
 
 def _print_difference(difference: Difference) -> None:

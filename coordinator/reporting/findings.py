@@ -1,4 +1,4 @@
-"""What a check has found: the form in which `doctor` reports."""
+"""The result of a check, as `doctor` reports it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Level = Literal["ok", "warning", "error"]
 class Finding:
     """The result of one check. `remedy` is the action to take, empty if none is needed.
 
-    `made` is false if the check was not possible; `text` is then the reason, and `level` has no meaning.
+    `skipped` if the check was not possible; `text` is then the reason, and `level` has no meaning.
     """
 
     check: str
     level: Level
     text: str
     remedy: str = ""
-    made: bool = True
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """`doctor --json`. `ok`: no error was found. `running`: an `up` of this state directory runs."""
+    """`doctor --json`. `ok`: no check found an error. `running`: an `up` of this state directory runs."""
 
     ok: bool
     swarm: str
@@ -50,4 +50,4 @@ def error(check: str, text: str, remedy: str) -> Finding:
 
 def skipped(check: str, why: str) -> Finding:
     """The finding of a check that was not possible, with the reason."""
-    return Finding(check=check, level="ok", text=f"not checked: {why}", made=False)
+    return Finding(check=check, level="ok", text=f"not checked: {why}", skipped=True)

@@ -36,7 +36,7 @@ NONE = "not measured"
 MIB = 1 << 20
 
 
-def figure(value: float | None, unit: str = "", places: int = 1) -> str:
+def with_unit(value: float | None, unit: str = "", places: int = 1) -> str:
     """A number with its unit; NONE for None."""
     return NONE if value is None else f"{value:,.{places}f}{unit and ' ' + unit}"
 
@@ -59,7 +59,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], none: str = "") -
 
 def percentile_cells(found: Percentiles, unit: str = "") -> list[str]:
     """The cells n, p50, p99 and max."""
-    return [str(found.n), *(figure(value, unit, 2) for value in (found.p50, found.p99, found.max))]
+    return [str(found.n), *(with_unit(value, unit, 2) for value in (found.p50, found.p99, found.max))]
 
 
 LONGEST_CELL = 72

@@ -209,7 +209,7 @@ async def test_the_command_ends_with_1_and_prints_what_is_wrong(tmp_path: Path, 
         result = await run_command(tmp_path, "audit", "--nats", bus.url)
         as_json = await run_command(tmp_path, "audit", "--nats", bus.url, "--json")
     assert result.code == as_json.code == 1
-    assert f"message {lost} is not there" in result.out
+    assert f"message {lost} is missing" in result.out
     assert "output 10 is missing before output 11" in result.out
     assert as_json.json["ok"] is False
     assert as_json.json["agents"][COORDINATOR]["gaps"] == 1

@@ -38,7 +38,7 @@ async def test_a_seeded_run_of_faults_with_its_verification(tmp_path: Path):
         done = await swarm.command(
             "chaos", "--for", "20", "--seed", str(SEED), "--recovery-timeout", "120", "--json", guard_s=GUARD_S
         )
-        assert done.code == 0, (done.json["problems"], done.json["proofs"], done.err)
+        assert done.code == 0, (done.json["problems"], done.json["verifications"], done.err)
         found = done.json
         assert (found["ok"], found["problems"], found["seed"]) == (True, [], SEED)
 
@@ -53,9 +53,9 @@ async def test_a_seeded_run_of_faults_with_its_verification(tmp_path: Path):
         assert sum(kind["recovered"] for kind in found["kinds"]) == len(recovered)
 
         received = found["decisions"]
-        assert received["heard"] + received["missed"] == received["stored"] > 0
+        assert received["received"] + received["missed"] == received["stored"] > 0
         assert (received["gaps_in_one_connection"], received["rounds_duplicated"]) == (0, 0)
-        assert {verification["name"]: verification["ok"] for verification in found["proofs"]} == {
+        assert {verification["name"]: verification["ok"] for verification in found["verifications"]} == {
             "audit": True,
             "replay": True,
         }

@@ -116,7 +116,7 @@ async def test_an_output_replaced_by_another_message(tmp_path: Path, good: Recor
     spare = next(m for m in good.messages if m.subject.startswith("swarm.lifecycle."))
     difference = only(await replay_of(tmp_path, good.replaced(sequence, spare)))
     assert (difference.agent, difference.subject) == (COORDINATOR, "swarm.decision.BTC-USD.coordinator")
-    assert "was not published then" in difference.text
+    assert "but was not recorded" in difference.text
 
 
 async def test_settings_and_agents_that_differ_from_the_recorded_ones_are_noted(tmp_path: Path, good: Recorded):
@@ -146,7 +146,7 @@ async def test_a_mirrors_file_without_a_bus(tmp_path: Path, good: Recorded):
     (tmp_path / "swarm.toml").write_text(exact_toml(rounds=LENGTH))
     result = await run_command(tmp_path, "replay", "--file", str(path))
     assert result.code == 0, result.out + result.err
-    assert f"the same to the byte: {len(outputs(good)):,} outputs" in result.out
+    assert f"identical bytes: {len(outputs(good)):,} outputs" in result.out
     sequence = good.find("swarm.decision.", Mesh_Output=200).sequence
     payload = good.at(sequence).data.replace(b'"absent":[]', b'"absent":["nobody"]')
     damage(path, "UPDATE messages SET payload = ? WHERE sequence = ?", payload, sequence)

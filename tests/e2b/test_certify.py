@@ -78,11 +78,11 @@ async def test_a_swarm_with_a_remote_sandbox_is_certified(tmp_path: Path, e2b_st
     assert remote["health"]["cost"] == pytest.approx(0.4 * remote["health"]["age_s"] / 3600)
     assert remote["health"]["age_s"] > remote["uptime_s"]
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
-    assert last_probe(found)["sandboxes elsewhere"]["orphans"] == []
+    assert last_probe(found)["remote sandboxes"]["orphans"] == []
     made = remote["name"].removeprefix("python-")
-    how = last_probe(found)["sandboxes elsewhere"]["how"]
-    assert f"over the whole run the provider's log has 1 ({made}) made; listed " in how
-    assert f" s after `up` began: 1 ({made} (python, running))" in how
+    how = last_probe(found)["remote sandboxes"]["how"]
+    assert f"over the whole run the provider's log has 1 ({made}) created; listed " in how
+    assert f" s after `up` was started: 1 ({made} (python, running))" in how
     assert e2b_standin.api_key not in done.out + done.err + (tmp_path / "certify.md").read_text()
 
 
@@ -99,9 +99,9 @@ async def test_sandboxes_that_came_and_went_are_reported(tmp_path: Path, e2b_sta
         for line in e2b_standin.requests("/v2/sandboxes")[before:]
     )
     assert made >= 1
-    how = last_probe(json.loads((tmp_path / "certify.json").read_text()))["sandboxes elsewhere"]["how"]
+    how = last_probe(json.loads((tmp_path / "certify.json").read_text()))["remote sandboxes"]["how"]
     assert f"over the whole run the provider's log has {made} (" in how
-    assert "after `up` began: none" in how
+    assert "after `up` was started: none" in how
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ async def test_a_template_with_the_program_is_used_as_it_is(tmp_path: Path, e2b_
     assert len(found["sandboxes"]) == len(SANDBOXES)
     for row in found["sandboxes"]:
         assert row["probe"]["installed"] is None
-        assert f"- {row['name']}: it was there\n" in text
+        assert f"- {row['name']}: it was installed before\n" in text
     assert not any(".whl" in json.dumps(line) for line in e2b_standin.log()[before:]), "something was installed"
 
 
@@ -171,7 +171,7 @@ async def test_a_sandbox_that_cannot_be_deleted_is_left_and_its_record_stays(
     assert done.code == 1, done.out + done.err
     found = json.loads((tmp_path / "certify.json").read_text())
     [left_there] = await e2b_standin.sandboxes()
-    [output] = last_probe(found)["sandboxes elsewhere"]["orphans"]
+    [output] = last_probe(found)["remote sandboxes"]["orphans"]
     assert output.startswith(f"sandbox {left_there} (python, running) at custom endpoint")
     assert any(output in problem for problem in found["problems"])
     [directory] = temporary.glob("signalmesh-certify-*")
@@ -200,7 +200,7 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
     rows = {row["name"]: row for row in found["sandboxes"] if row["sandbox"] == "python"}
     lost = rows.pop(f"python-{gone}")
     assert (lost["state"], lost["agents"]) == ("lost", [])
-    assert "its host was last heard" in lost["why"]
+    assert "last heartbeat of its host" in lost["why"]
     assert f'["python-{gone} (' not in text, "it is in no drawing"
     deployed = next(target for target in found["targets"] if target["name"] == "sandboxes deployed")
     assert f"**Sandbox python-{gone} was lost**" in text
@@ -213,7 +213,7 @@ async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
     else:
         assert (process.returncode, deployed["measured"]) == (0, 3.0), output
         [another] = rows.values()
-        assert (another["state"], another["why"]) == ("active", "it came after the probing")
+        assert (another["state"], another["why"]) == ("active", "it started after the probing")
         assert "- 3 of 3 sandboxes and 5 of 5 agents were active at the end of the run." in text
 
 
@@ -301,7 +301,7 @@ async def test_breaking_it_off_names_the_sandbox_that_could_not_be_ended(
     [directory] = temporary.glob("signalmesh-certify-*")
     output = err.decode()
     assert f"left behind: sandbox {left_there} (python, running) at custom endpoint" in output
-    assert f"the directory {directory}: `signalmesh doctor` says what to do" in output
+    assert f"the directory {directory}: `signalmesh doctor` prints the remedy" in output
     await e2b_standin.clear()
 
 

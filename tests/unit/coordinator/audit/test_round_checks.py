@@ -86,7 +86,7 @@ def test_rounds_out_of_order_duplicated_or_without_a_tick():
     stream.decide("A:feed:1")
     stream.decide("A:feed:1")
     stream.decide("A:feed:5")
-    assert ["once more" in text for text in stream.texts] == [True, False]
+    assert ["decided again" in text for text in stream.texts] == [True, False]
     assert "without a tick" in stream.texts[1]
     assert stream.rounds.audit.duplicated == 1
 

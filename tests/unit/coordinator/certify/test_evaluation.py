@@ -22,7 +22,7 @@ from coordinator.certify.evaluation import targets
 from coordinator.certify.expected import configuration, expected
 from coordinator.certify.leftovers import check_earlier_runs, earlier_runs, make_directory
 from coordinator.certify.markdown import markdown, target_text, verdict
-from coordinator.certify.measurements import RunRecording, Told, Value, digest, match_by_digest
+from coordinator.certify.measurements import RecordedMessage, RunRecording, Value, digest, match_by_digest
 from coordinator.certify.models import (
     Audited,
     Certificate,
@@ -54,21 +54,23 @@ AUDITED = Audited(
 )  # fmt: skip
 
 
-def told(kind: str, writer: str, at_ms: int, cause: int | None = None, epoch: int = 1, data: bytes = b"x") -> Told:
-    return Told(f"swarm.{kind}.BTC-USD.{writer}", kind, writer, at_ms * MS, cause, epoch, digest(data))
+def message(
+    kind: str, writer: str, at_ms: int, cause: int | None = None, epoch: int = 1, data: bytes = b"x"
+) -> RecordedMessage:
+    return RecordedMessage(f"swarm.{kind}.BTC-USD.{writer}", kind, writer, at_ms * MS, cause, epoch, digest(data))
 
 
 def recording() -> RunRecording:
     """Two rounds: a tick before the kill, a tick after it, each with a vote and a decision."""
     found = RunRecording()
     found.messages = {
-        1: told("epoch", "research-1", 0),
-        2: told("market", "research-1", 100, data=b"tick 1"),
-        3: told("signal", "momentum", 103, cause=2),
-        4: told("epoch", "research-1", 150),
-        5: told("market", "research-1", 300, epoch=4, data=b"tick 2"),
-        6: told("signal", "momentum", 305, cause=5),
-        7: told("decision", "coordinator", 306, cause=6),
+        1: message("epoch", "research-1", 0),
+        2: message("market", "research-1", 100, data=b"tick 1"),
+        3: message("signal", "momentum", 103, cause=2),
+        4: message("epoch", "research-1", 150),
+        5: message("market", "research-1", 300, epoch=4, data=b"tick 2"),
+        6: message("signal", "momentum", 305, cause=5),
+        7: message("decision", "coordinator", 306, cause=6),
     }
     found.ticks = {("BTC/USD research-1", 1): 2, ("BTC/USD research-1", 2): 5}
     found.decisions = {7: ("BTC/USD research-1", 2, ("momentum",))}
@@ -101,7 +103,7 @@ def test_an_output_that_is_gone_or_another_one_is_not_restored():
         if change == "gone":
             del after.messages[2]
         else:
-            after.messages[2] = told("market", "research-1", 100, data=b"forged")
+            after.messages[2] = message("market", "research-1", 100, data=b"forged")
         target = judge(KILLING, recording(), after, AUDITED)["restoration"]
         assert target.measured == 50  # type: ignore[attr-defined]
         assert not target.ok  # type: ignore[attr-defined]
@@ -189,11 +191,11 @@ def nothing_measured() -> Certificate:
             WANTED, [], [], [], [], None, RunRecording(), RunRecording(), None,
             detection_s=1.0, recovery_s=5.0, downtime_s=10.0,
         ),
-        sandboxes=[SandboxRow(name="base", why="no heartbeat of its host was heard")], agents=[], flow=Flow(),
+        sandboxes=[SandboxRow(name="base", why="no heartbeat of its host was received")], agents=[], flow=Flow(),
         throughput=Throughput(rounds=0, seconds=None, decisions_per_s=None, messages_per_s=None, why="no rounds"),
         memory=[], snapshots=[], last_values=LastValues(subjects=0, bytes=0, read_ms=Percentiles(n=0)), fault=None,
         restored={}, audit=None, alerts={"sandbox_no_heartbeat": 2},
-        alert_texts={"sandbox_no_heartbeat": "it | is\nnot heard"},
+        alert_texts={"sandbox_no_heartbeat": "it | is\nnot there"},
         cleanup=Cleanup(), problems=["it went | wrong\nbadly"],
     )  # fmt: skip
 
@@ -202,13 +204,14 @@ def test_an_empty_report_has_a_reason_in_every_part():
     found = nothing_measured()
     text = markdown(found)
     assert verdict(found).startswith("FAILED: 0 of 10 targets met; missed: sandboxes deployed, agents active")
-    for said in (
-        "not measured: no agent was killed", "no heartbeat of its host was heard", "No memory key was read.",
-        "No snapshot was read.", "No agent was killed; the problems say", "(no rounds)", "Not made; the problems say",
-        "- PROBLEM: it went \\| wrong badly", "Alerts heard: sandbox_no_heartbeat (2), the newest of each:",
-        "- sandbox_no_heartbeat: it \\| is not heard",
+    for text_part in (
+        "not measured: no agent was killed", "no heartbeat of its host was received", "No memory key was read.",
+        "No snapshot was read.", "No agent was killed; see the problems", "(no rounds)",
+        "There was no audit; see the problems",
+        "- PROBLEM: it went \\| wrong badly", "Alerts received: sandbox_no_heartbeat (2), the newest of each:",
+        "- sandbox_no_heartbeat: it \\| is not there",
     ):  # fmt: skip
-        assert said in text
+        assert text_part in text
     widths = {len(line.replace("\\|", "").split("|")) for line in text.splitlines() if line.startswith("| detection")}
     assert widths == {7}
 
@@ -245,7 +248,7 @@ external = true
 
 
 @pytest.mark.parametrize(
-    ("kind", "lacking"), [("market-data", "nobody who decides"), ("coordinator", "no agent of kind")]
+    ("kind", "lacking"), [("market-data", "no agent that decides"), ("coordinator", "no agent of kind")]
 )
 def test_a_swarm_without_rounds_cannot_be_certified(tmp_path: Path, kind, lacking):
     (tmp_path / "swarm.toml").write_text(f'[agents.a]\nkind = "{kind}"\n[agents.b]\nkind = "momentum"')
@@ -266,15 +269,15 @@ async def test_a_process_that_outlives_its_swarm_is_listed():
 
 
 def test_what_could_not_be_checked_may_be_left():
-    unknown = CleanupCheck(what="sandboxes elsewhere", how="listed", orphans=None, why="nobody answered")
+    unknown = CleanupCheck(what="remote sandboxes", how="listed", orphans=None, why="no answer")
     cleanup = Cleanup(exit_code=0, checks=[CleanupCheck(what="processes", how="3 seen", orphans=[]), unknown])
-    assert cleanup.orphans == ["sandboxes elsewhere: not known whether any is left: nobody answered"]
+    assert cleanup.orphans == ["remote sandboxes: not known whether any is left: no answer"]
     assert not cleanup.ok
-    assert cleanup.summary == "left behind: sandboxes elsewhere: not known whether any is left: nobody answered"
-    assert Cleanup(exit_code=0, checks=cleanup.checks[:1]).summary == "nothing of it is left: processes (3 seen)"
+    assert cleanup.summary == "left behind: remote sandboxes: not known whether any is left: no answer"
+    assert Cleanup(exit_code=0, checks=cleanup.checks[:1]).summary == "nothing is left: processes (3 seen)"
     text = markdown(replace(nothing_measured(), cleanup=cleanup))
     assert "| processes | 3 seen | none |" in text
-    assert "| sandboxes elsewhere | listed | not measured: nobody answered |" in text
+    assert "| remote sandboxes | listed | not measured: no answer |" in text
 
 
 @pytest.fixture
