@@ -67,9 +67,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             at_rest, replayed = await swarm.command("audit"), await swarm.command("replay")
             for found in (while_live, at_rest, replayed):
                 assert found.code == 0, found.out + found.err
-            assert "all of it holds" in at_rest.out
+            assert "all checks passed" in at_rest.out
             assert ", 0 missing, 0 differing, 0 damaged" in at_rest.out, "the mirror was not compared"
-            assert "the same to the byte" in replayed.out
+            assert "identical bytes" in replayed.out
             agents = while_live.json["agents"]
             assert set(agents) == set(AGENTS)
             assert agents["coordinator"]["claims"] >= 2

@@ -1,4 +1,4 @@
-"""`signalmesh replay`: a real run with kills is the same to the byte (see `good`), and what is not is shown."""
+"""`signalmesh replay`: a real run with kills gives identical bytes (see `good`), and differences are printed."""
 
 from __future__ import annotations
 

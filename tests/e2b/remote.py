@@ -179,4 +179,4 @@ class RemoteSwarm(Swarm):
         """Nothing is lost, duplicated or out of order by `audit`."""
         audit = await self.command("audit")
         assert audit.code == 0, audit.out + audit.err
-        assert "all of it holds" in audit.out
+        assert "all checks passed" in audit.out
