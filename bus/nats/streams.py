@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ from bus.errors import Refused, UsageError
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import NANOSECOND, STREAM_NOT_FOUND
 
-OLDEST_SERVER = (2, 12)
-"""Per-message TTLs and the transform-and-republish pair are relied on from here."""
+MINIMUM_VERSION = (2, 12)
+"""First nats-server with all that the swarm uses: message TTLs, and transforms together with republish."""
 MEMORY_TTL_S = 3600
 DUPLICATE_WINDOW_S = 120
 """How long a repetition is recognised by its id; never more than the maximal age, which the server would refuse."""
@@ -83,14 +84,25 @@ async def check_server(bus: NatsBus) -> None:
     """
     client = bus.connection.client
     version = client.connected_server_version
-    if (version.major, version.minor) < OLDEST_SERVER:
+    if (version.major, version.minor) < MINIMUM_VERSION:
         raise UsageError(
             f"the nats-server at {bus.url} is {version.major}.{version.minor}.{version.patch}; "
-            f"expected {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer: upgrade it, or leave out --nats to use the "
+            f"expected {MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]} or newer: upgrade it, or leave out --nats to use the "
             "embedded one"
         )
     if not client._server_info.get("jetstream"):  # noqa: SLF001 - the client has no public name for it
         raise UsageError(f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream")
+
+
+def differing_settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Keys of `wanted` that a stream's configuration on the server does not have as expected."""
+    return [key for key, value in wanted.items() if not _is_same(found.get(key), value)]
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and not differing_settings(found, wanted)
+    return bool((found or False) == (wanted or False))  # the server leaves out what is false or 0
 
 
 async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> None:
@@ -114,15 +126,16 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
                     "is another swarm or program using its subjects or all of its storage?"
                 ) from None
         found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+        differing = differing_settings(found, wanted)
         for key in FIXED:
-            if key in wanted and (found.get(key) or False) != wanted[key]:  # what is false is left out by the server
+            if key in differing:
                 raise UsageError(
                     f"stream {name} at {bus.url} has another {key} ({found.get(key)!r}) than expected "
                     f"({wanted[key]!r}): choose another swarm name, or remove that stream"
                 )
         try:
             limits = {key: wanted[key] for key in LIMITS if key in wanted}
-            if any(found.get(key) != value for key, value in limits.items()):
+            if any(key in differing for key in limits):
                 await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
         except Refused as error:
             if error.code in NO_ROOM_FOR_REPLICAS:

@@ -11,11 +11,9 @@ import subprocess
 from pathlib import Path
 
 from bus.errors import UsageError
+from bus.nats.streams import MINIMUM_VERSION
 
-__all__ = ["MINIMUM_VERSION", "find_binary", "server_version"]
-
-MINIMUM_VERSION = (2, 12)
-"""First nats-server with all that the swarm uses (transforms with republish, message TTLs)."""
+__all__ = ["find_binary", "server_version"]
 
 
 def find_binary() -> Path:

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import orjson
@@ -21,7 +20,7 @@ from bus.interface import Bounds
 from bus.messages import FAILED
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
-from bus.nats.streams import FIXED, check_server, expected_streams
+from bus.nats.streams import FIXED, check_server, differing_settings, expected_streams
 from bus.server.monitoring import listed, read_monitoring, write_error
 from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.machine_checks import mib
@@ -138,7 +137,7 @@ async def _streams(facts: _Facts) -> list[Finding]:
                 error(check, f"does not exist on {facts.bus.url}", "signalmesh up creates it (or name the swarm)")
             )
             continue
-        differing = [key for key, value in wanted.items() if not _same(there.get(key), value)]
+        differing = differing_settings(there, wanted)
         shown = "; ".join(f"{key} is {there.get(key)!r}, expected {wanted[key]!r}" for key in differing)
         if any(key in FIXED for key in differing):
             found.append(error(check, shown, "of another program, or changed manually: choose another swarm name"))
@@ -147,12 +146,6 @@ async def _streams(facts: _Facts) -> list[Finding]:
         else:
             found.append(ok(check, "as this version creates it"))
     return found
-
-
-def _same(there: Any, wanted: Any) -> bool:
-    if isinstance(wanted, dict):
-        return isinstance(there, dict) and all(_same(there.get(key), value) for key, value in wanted.items())
-    return bool((there or False) == (wanted or False))  # the server leaves out what is false or 0
 
 
 async def _store(facts: _Facts) -> list[Finding]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bus.errors import UsageError
-from bus.server.binary import MINIMUM_VERSION, find_binary, server_version
+from bus.nats.streams import MINIMUM_VERSION
+from bus.server.binary import find_binary, server_version
 from tests.support.fake_binary import fake_binary
 
 

@@ -19,8 +19,9 @@ from nats.js.api import StreamConfig
 
 from bus.errors import BusError, UsageError
 from bus.messages import MAX_PAYLOAD_BYTES
+from bus.nats.streams import MINIMUM_VERSION
 from bus.server import supervisor
-from bus.server.binary import MINIMUM_VERSION, server_version
+from bus.server.binary import server_version
 from bus.server.config import MAX_MESSAGE_BYTES, Durability
 from bus.server.monitoring import listed, read_monitoring
 from bus.server.supervisor import (
