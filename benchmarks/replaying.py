@@ -19,7 +19,7 @@ from bus.observability.logging import set_up_logs
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 from coordinator.config.loader import load_swarm
 from coordinator.config.settings import SwarmConfig
-from coordinator.replay.runner import Recording, Replayer, Span, skips_of
+from coordinator.replay.runner import Recording, Replayer, ReplayRange, skips_of
 
 GOAL = 20_000
 WAIT_S = 120.0
@@ -46,7 +46,7 @@ async def _in_one_pass(messages: list[StoredMessage], config: SwarmConfig) -> tu
 
     subjects = MemoryServer().subjects
     recording = Recording("memory", subjects, 1, len(messages), skips_of(subjects, messages), rows())
-    replayer = Replayer(recording, config, Span())
+    replayer = Replayer(recording, config, ReplayRange())
     wall, cpu = time.perf_counter(), time.process_time()
     await replayer.run(recording.messages, None)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -8,7 +8,7 @@ from typing import Any, cast
 from bus.messages import MAX_PAYLOAD_BYTES, headers
 from bus.messages.subjects import KEPT_KINDS, NAME_RULE, RESERVED_NAMES, Subjects
 from bus.nats.jetstream import NANOSECOND
-from bus.nats.streams import OLDEST_SERVER, StreamLimits, expected_streams
+from bus.nats.streams import MINIMUM_VERSION, StreamLimits, expected_streams
 from docs.generate.markdown import code, number, page, sentence, table
 from docs.generate.source import constants_of
 
@@ -77,7 +77,7 @@ def text() -> str:
         "## Headers",
         table(("header", "meaning"), [(code(name), sentence(meaning)) for name, meaning in named.items()]),
         "## Stream",
-        f"The server is NATS {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer with JetStream. `up` creates stream and "
+        f"The server is NATS {MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]} or newer with JetStream. `up` creates stream and "
         "buckets, and updates their limits. `max_age`, `max_bytes` and `num_replicas` are those of "
         "[`[stream]`](configuration.md#stream); the table has the defaults.",
         table(("setting", code(events["name"])), settings),
