@@ -77,8 +77,8 @@ def text() -> str:
         "## Headers",
         table(("header", "meaning"), [(code(name), sentence(meaning)) for name, meaning in named.items()]),
         "## Stream",
-        f"The server is NATS {MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]} or newer with JetStream. `up` creates stream and "
-        "buckets, and updates their limits. `max_age`, `max_bytes` and `num_replicas` are those of "
+        f"The server is NATS {MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]} or newer with JetStream. `up` creates stream "
+        "and buckets, and updates their limits. `max_age`, `max_bytes` and `num_replicas` are those of "
         "[`[stream]`](configuration.md#stream); the table has the defaults.",
         table(("setting", code(events["name"])), settings),
         "## Buckets",
