@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import stamina
@@ -32,6 +33,13 @@ REQUEST_S = 30.0
 log = structlog.get_logger("signalmesh.provider")
 
 
+@dataclass(frozen=True, slots=True)
+class _PassedThrough:
+    """An exception that `ask` raises as it is."""
+
+    error: Exception
+
+
 class Service:
     """The E2B API, or a custom endpoint, with the account of `key`. `on_alert(code, text)` publishes an alert."""
 
@@ -51,8 +59,12 @@ class Service:
     async def _once(call: Callable[[], Awaitable[T]]) -> T:
         return await call()
 
-    async def ask(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def ask(
+        self, what: str, call: Callable[[], Awaitable[T]], *, pass_through: tuple[type[Exception], ...] = ()
+    ) -> T:
         """The result of `call`, retried while its errors are temporary.
+
+        Exceptions of the types in `pass_through` are results: they are raised as they are, at once.
 
         Raises:
             SandboxGone: the sandbox no longer exists.
@@ -65,6 +77,18 @@ class Service:
             self._unhealthy(what, error)
             return True
 
+        async def result_of_call() -> T | _PassedThrough:
+            try:
+                return await call()
+            except pass_through as error:  # the service has answered: no failure for the circuit breaker
+                return _PassedThrough(error)
+
+        result = await self._retry(what, result_of_call, again)
+        if isinstance(result, _PassedThrough):
+            raise result.error
+        return result
+
+    async def _retry(self, what: str, call: Callable[[], Awaitable[T]], again: Callable[[BaseException], bool]) -> T:
         try:
             async for attempt in stamina.retry_context(
                 on=again,

@@ -6,7 +6,7 @@ import contextlib
 import posixpath
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -143,24 +143,7 @@ async def _run(service: Service, sandbox: AsyncSandbox, what: str, script: str, 
             text = f"{what}: exit code {error.exit_code}: {output}"
             raise InstallFailed(text, permanent=error.exit_code in COMMAND_NOT_FOUND) from None
 
-    return await _request(service, what, run)
-
-
-async def _request(service: Service, what: str, run: Callable[[], Awaitable[str]]) -> str:
-    failed: InstallFailed | None = None
-
-    async def guarded() -> str:
-        nonlocal failed
-        try:
-            return await run()
-        except InstallFailed as error:  # the service has answered: not to be retried
-            failed = error
-            return ""
-
-    printed = await service.ask(what, guarded)
-    if failed is not None:
-        raise failed
-    return printed
+    return await service.ask(what, run, pass_through=(InstallFailed,))
 
 
 async def upload(service: Service, sandbox: AsyncSandbox, files: tuple[tuple[str, Path], ...]) -> None:

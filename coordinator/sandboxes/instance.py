@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from bus.utils.aio import both, end_tasks
 from coordinator.config.e2b import E2bSettings
 from coordinator.sandboxes.e2b_client import Service
 from coordinator.sandboxes.e2b_errors import PermanentError, SandboxGone, error_text, verdict_on
+from coordinator.sandboxes.events import SandboxEvents
 from coordinator.sandboxes.installer import FILES, LOG, InstallFailed, install, upload
 
 __all__ = ["SandboxInstance", "SandboxTarget"]
@@ -93,7 +93,7 @@ class SandboxTarget:
 
 
 class SandboxInstance:
-    """`sandbox`, `age_s` seconds old, running `target`; `on_alert(code, text)` publishes an alert."""
+    """`sandbox`, `age_s` seconds old, running `target`; reports to `events`."""
 
     def __init__(
         self,
@@ -102,10 +102,10 @@ class SandboxInstance:
         target: SandboxTarget,
         sandbox: AsyncSandbox,
         age_s: float,
-        on_alert: Callable[[str, str], None],
+        events: SandboxEvents,
     ) -> None:
         self._service, self._hosts, self._target, self.sandbox = service, hosts, target, sandbox
-        self._on_alert = on_alert
+        self._events = events
         self.since = time.monotonic() - age_s
         self.host_name = target.host_name(sandbox.sandbox_id)
         self._pid: int | None = None
@@ -149,7 +149,7 @@ class SandboxInstance:
         info = await self._service.info(self.sandbox)
         if info.state == SandboxState.PAUSED:
             log.warning("sandbox_resumed", sandbox_id=self.id)
-            self._on_alert("sandbox_paused", f"sandbox {self.host_name} was paused and is being resumed")
+            self._events.alert("sandbox_paused", f"sandbox {self.host_name} was paused and is being resumed")
             await self._service.connect(self.id, self._target.settings.timeout_s)
 
     # -- the host in it
@@ -164,7 +164,7 @@ class SandboxInstance:
                 failed += 1
                 if error.permanent or failed >= MAX_INSTALLS:
                     raise PermanentError(str(error)) from None
-                self._on_alert("sandbox_not_installed", f"sandbox {self.host_name}: {error}; retrying")
+                self._events.alert("sandbox_not_installed", f"sandbox {self.host_name}: {error}; retrying")
                 await asyncio.sleep(INSTALL_PAUSE_S * failed)
                 continue
             except PermanentError as error:
@@ -232,21 +232,10 @@ class SandboxInstance:
         return handle
 
     async def _attach(self, pid: int) -> AsyncCommandHandle[Any]:
-        gone: NotFoundException | None = None
+        async def attach() -> AsyncCommandHandle[Any]:
+            return await self.sandbox.commands.connect(pid, timeout=0, retain_output=False)
 
-        async def attach() -> AsyncCommandHandle[Any] | None:
-            nonlocal gone
-            try:
-                return await self.sandbox.commands.connect(pid, timeout=0, retain_output=False)
-            except NotFoundException as error:
-                gone = error
-                return None
-
-        handle = await self._service.ask("attaching to the host", attach)
-        if handle is None:
-            assert gone is not None
-            raise gone
-        return handle
+        return await self._service.ask("attaching to the host", attach, pass_through=(NotFoundException,))
 
     async def _watch(self, handle: AsyncCommandHandle[Any], *, adopted: bool) -> str | None:
         tasks: dict[str, asyncio.Task[Any]] = {
@@ -288,7 +277,7 @@ class SandboxInstance:
                 return
             if silent_s > NO_HEARTBEAT_S and not self._silence_alerted:
                 self._silence_alerted = True
-                self._on_alert(
+                self._events.alert(
                     "sandbox_no_heartbeat",
                     f"sandbox {self.host_name}: its host runs, but sent no heartbeat for {silent_s:.0f} s: "
                     f"check that it can reach {redacted_url(self._target.url)} (--public-nats; "

@@ -18,7 +18,7 @@ import structlog
 
 from bus.durable.events import EventPublisher
 from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
-from bus.heartbeats import send_heartbeats
+from bus.heartbeats import HeartbeatListener, send_heartbeats
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import credentials_from
@@ -33,6 +33,7 @@ from coordinator.sandboxes.wheel import digest
 
 if TYPE_CHECKING:
     from coordinator.sandboxes.e2b_client import Service
+    from coordinator.sandboxes.instance import SandboxTarget
     from coordinator.sandboxes.reconciler import SandboxReconciler
 
 __all__ = ["exit_at_once", "run_check", "run_provider"]
@@ -126,77 +127,104 @@ def run_provider(url: str, config: SwarmConfig, state_dir: Path, log_level: str)
 
 
 async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
-    from bus.heartbeats import HeartbeatListener
-    from coordinator.sandboxes.e2b_client import Service
-    from coordinator.sandboxes.reconciler import SandboxReconciler
-
     stop = asyncio.Event()
     bus = await NatsBus.connect(url, config.swarm, PROVIDER, wait_s=None)
     on_signals(stop.set)  # before this there is nothing to clean up
     reports = await EventPublisher.open(bus, PROVIDER)
     hosts = HeartbeatListener(bus)
     await hosts.start()
-    pool = read_pool(state_dir) or Pool(id=secrets.token_hex(8))
+    provider = Provider(bus, reports, key, state_dir)
+    for spec in config.sandboxes:
+        if spec.e2b is not None:
+            provider.add(hosts, _target(spec, config, provider.pool, public, log_level))
+    try:
+        return await provider.run(stop)
+    finally:
+        await bus.close()
 
-    def on_alert(code: str, text: str) -> None:
-        reports.alert("critical" if code in CRITICAL_ALERTS else "warning", code, text)
 
-    def on_lost(host: str, reason: str) -> None:
-        reports.lifecycle("exited", host, sandbox=host, reason=reason[:200])
+class Provider:
+    """Runs one reconciler for each configured sandbox, publishes their events and keeps the pool record up to date."""
 
-    service = Service(key, on_alert)
+    def __init__(self, bus: NatsBus, reports: EventPublisher, key: str, state_dir: Path) -> None:
+        from coordinator.sandboxes.e2b_client import Service
 
-    reconcilers: list[SandboxReconciler] = []
+        self._bus, self._reports, self._state_dir = bus, reports, state_dir
+        self._service = Service(key, self.alert)
+        self._reconcilers: list[SandboxReconciler] = []
+        self.pool = (read_pool(state_dir) or Pool(id=secrets.token_hex(8))).id
+        self.instances_changed()
 
-    def status_fields() -> dict[str, Any]:
-        status = service.status if bus.live else "waiting"
-        phases = {reconciler.name: phase for reconciler in reconcilers if (phase := reconciler.phase)}
-        return {"status": status, "provider": "e2b", "endpoint": service.endpoint.label, "phases": phases}
+    def add(self, hosts: HeartbeatListener, target: SandboxTarget) -> None:
+        """Keep a sandbox of `target`, once `run` is called."""
+        from coordinator.sandboxes.reconciler import SandboxReconciler
 
-    def on_change() -> None:
+        self._reconcilers.append(SandboxReconciler(self._service, hosts, target, self))
+
+    # -- SandboxEvents
+
+    def alert(self, code: str, text: str) -> None:
+        """Publish an alert."""
+        self._reports.alert("critical" if code in CRITICAL_ALERTS else "warning", code, text)
+
+    def host_ended(self, host: str, reason: str) -> None:
+        """Publish the end of a host, which cannot do it itself."""
+        self._reports.lifecycle("exited", host, sandbox=host, reason=reason[:200])
+
+    def instances_changed(self) -> None:
+        """Write the pool record: the sandboxes that exist, for the next run to adopt or delete."""
         held = [
             Orphan(sandbox=instance.host_name, id=instance.id)
-            for reconciler in reconcilers
+            for reconciler in self._reconcilers
             for instance in reconciler.instances
         ]
         held += [
-            Orphan(sandbox="", id=name, problem=why) for reconciler in reconcilers for name, why in reconciler.orphans
+            Orphan(sandbox="", id=name, problem=why)
+            for reconciler in self._reconcilers
+            for name, why in reconciler.orphans
         ]
-        write_pool(state_dir, Pool(id=pool.id, endpoint=service.endpoint.label, sandboxes=tuple(held)))
+        write_pool(self._state_dir, Pool(id=self.pool, endpoint=self._service.endpoint.label, sandboxes=tuple(held)))
 
-    on_change()
-    for spec in config.sandboxes:
-        if spec.e2b is not None:
-            target = _target(spec, config, pool.id, public, log_level)
-            reconcilers.append(SandboxReconciler(service, hosts, target, on_alert, on_lost, on_change))
-    log.info(
-        "provider_ready", at=service.endpoint.label, sandboxes=[spec.name for spec in config.sandboxes if spec.e2b]
-    )
-    tasks = [
-        asyncio.create_task(reconciler.run(), name=f"reconciler-{index}")
-        for index, reconciler in enumerate(reconcilers)
-    ]
-    waiting = asyncio.create_task(stop.wait(), name="stop")
-    checking = asyncio.create_task(_check(reports), name="outbox")
-    heartbeat_task = asyncio.create_task(
-        send_heartbeats(bus, PROVIDER, "provider", HEARTBEAT_S, status_fields), name="provider-heartbeat"
-    )
-    try:
-        await _until_stopped(waiting, tasks)
-        await end_tasks(tasks)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_ALL_S):
-                await asyncio.gather(*(reconciler.close() for reconciler in reconcilers))
-        on_change()
-        orphans = [instance.id for reconciler in reconcilers for instance in reconciler.instances]
-        orphans += [name for reconciler in reconcilers for name, _ in reconciler.orphans]
-        if orphans:
-            log.error("sandboxes_not_deleted", ids=orphans, at=service.endpoint.label)
-        await reports.finish()
-        return EXIT_FAILED if orphans else EXIT_DONE
-    finally:
-        await end_tasks([waiting, checking, heartbeat_task, *tasks])
-        await bus.close()
+    # -- running
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Keep the sandboxes until `stop`, then delete them; the exit code, 1 if one could not be deleted."""
+        at = self._service.endpoint.label
+        log.info("provider_ready", at=at, sandboxes=[reconciler.name for reconciler in self._reconcilers])
+        reconciling = [
+            asyncio.create_task(reconciler.run(), name=f"reconciler-{reconciler.name}")
+            for reconciler in self._reconcilers
+        ]
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        checking = asyncio.create_task(self._check_reports(), name="outbox")
+        heartbeats = asyncio.create_task(
+            send_heartbeats(self._bus, PROVIDER, "provider", HEARTBEAT_S, self._status_fields), name="heartbeats"
+        )
+        try:
+            await _until_stopped(stopped, reconciling)
+            await end_tasks(reconciling)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_ALL_S):
+                    await asyncio.gather(*(reconciler.close() for reconciler in self._reconcilers))
+            self.instances_changed()
+            orphans = [instance.id for reconciler in self._reconcilers for instance in reconciler.instances]
+            orphans += [name for reconciler in self._reconcilers for name, _ in reconciler.orphans]
+            if orphans:
+                log.error("sandboxes_not_deleted", ids=orphans, at=at)
+            await self._reports.finish()
+            return EXIT_FAILED if orphans else EXIT_DONE
+        finally:
+            await end_tasks([stopped, checking, heartbeats, *reconciling])
+
+    def _status_fields(self) -> dict[str, Any]:
+        status = self._service.status if self._bus.live else "waiting"
+        phases = {reconciler.name: phase for reconciler in self._reconcilers if (phase := reconciler.phase)}
+        return {"status": status, "provider": "e2b", "endpoint": self._service.endpoint.label, "phases": phases}
+
+    async def _check_reports(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._reports.check()
 
 
 async def _until_stopped(waiting: asyncio.Task[Any], tasks: list[asyncio.Task[None]]) -> None:
@@ -210,13 +238,7 @@ async def _until_stopped(waiting: asyncio.Task[Any], tasks: list[asyncio.Task[No
     await waiting
 
 
-async def _check(reports: EventPublisher) -> None:
-    while True:
-        await asyncio.sleep(0.5)
-        reports.check()
-
-
-def _target(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_level: str) -> Any:
+def _target(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_level: str) -> SandboxTarget:
     from coordinator.sandboxes.instance import SandboxTarget
 
     assert spec.e2b is not None

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import orjson
@@ -20,6 +19,7 @@ from bus.nats.urls import redacted_url
 from bus.utils.aio import end_tasks
 from coordinator.sandboxes.e2b_client import Service
 from coordinator.sandboxes.e2b_errors import PermanentError, SandboxGone
+from coordinator.sandboxes.events import SandboxEvents
 from coordinator.sandboxes.instance import SandboxInstance, SandboxTarget
 
 __all__ = ["SandboxReconciler"]
@@ -40,23 +40,16 @@ log = structlog.get_logger("signalmesh.provider")
 
 
 class SandboxReconciler:
-    """Maintains the sandbox `target`.
-
-    `on_alert(code, text)` publishes an alert, `on_lost(host, reason)` the end of a host; `on_change` is called when
-    `instances` or `orphans` has changed.
-    """
+    """Maintains the sandbox `target`, and reports to `events`."""
 
     def __init__(
         self,
         service: Service,
         hosts: HeartbeatListener,
         target: SandboxTarget,
-        on_alert: Callable[[str, str], None],
-        on_lost: Callable[[str, str], None],
-        on_change: Callable[[], None],
+        events: SandboxEvents,
     ) -> None:
-        self._service, self._hosts, self._target = service, hosts, target
-        self._on_alert, self._on_lost, self._on_change = on_alert, on_lost, on_change
+        self._service, self._hosts, self._target, self._events = service, hosts, target, events
         self.instances: list[SandboxInstance] = []
         self.orphans: list[tuple[str, str]] = []
         """Sandboxes that could not be deleted, with the reason."""
@@ -99,12 +92,12 @@ class SandboxReconciler:
             await self._keep()
         except PermanentError as error:
             self.failed = True
-            self._on_alert(
+            self._events.alert(
                 "sandbox_failed",
                 f"sandbox {self._target.name} failed permanently: {error}; its agents run in other sandboxes. "
                 "Fix it, then restart `signalmesh up`",
             )
-            self._on_lost(self._target.name, str(error))
+            self._events.host_ended(self._target.name, str(error))
             await self.close()
 
     async def _keep(self) -> None:
@@ -134,8 +127,8 @@ class SandboxReconciler:
             instance = await self._make()
 
     def _report_gone(self, instance: SandboxInstance, error: SandboxGone) -> None:
-        self._on_lost(instance.host_name, str(error))
-        self._on_alert("sandbox_gone", f"sandbox {instance.host_name} is lost and will be replaced: {error}")
+        self._events.host_ended(instance.host_name, str(error))
+        self._events.alert("sandbox_gone", f"sandbox {instance.host_name} is lost and will be replaced: {error}")
 
     # -- creation
 
@@ -153,7 +146,7 @@ class SandboxReconciler:
                     continue
             log.info("orphan_sandbox_deleted", sandbox_id=info.sandbox_id, sandbox=self._target.name)
             if problem := await self._service.kill(info.sandbox_id, END_S):
-                self._on_alert(
+                self._events.alert(
                     "sandbox_not_deleted",
                     f"sandbox {info.sandbox_id} of an earlier run could not be deleted: {problem}",
                 )
@@ -186,9 +179,9 @@ class SandboxReconciler:
             return self._begin(sandbox, 0.0)
 
     def _begin(self, sandbox: AsyncSandbox, age_s: float) -> SandboxInstance:
-        instance = SandboxInstance(self._service, self._hosts, self._target, sandbox, age_s, self._on_alert)
+        instance = SandboxInstance(self._service, self._hosts, self._target, sandbox, age_s, self._events)
         self.instances.append(instance)
-        self._on_change()
+        self._events.instances_changed()
         return instance
 
     def _check_size(self, info: SandboxInfo) -> None:
@@ -237,7 +230,7 @@ class SandboxReconciler:
         """Keep the old one for RETRY_S; each reason is alerted once."""
         if why != self._not_replaced:
             self._not_replaced = why
-            self._on_alert(
+            self._events.alert(
                 "sandbox_not_replaced",
                 f"sandbox {old.host_name} is due for replacement, but its successor failed: {why}",
             )
@@ -247,9 +240,9 @@ class SandboxReconciler:
     async def _end(self, instance: SandboxInstance) -> None:
         if problem := await instance.close():
             self.orphans.append((instance.id, problem))
-            self._on_alert("sandbox_not_deleted", f"sandbox {instance.host_name} could not be deleted: {problem}")
+            self._events.alert("sandbox_not_deleted", f"sandbox {instance.host_name} could not be deleted: {problem}")
         self.instances.remove(instance)
-        self._on_change()
+        self._events.instances_changed()
 
     async def close(self) -> None:
         """Drain and delete all instances."""
@@ -265,7 +258,7 @@ class SandboxReconciler:
             made = creating.result().sandbox_id
             if problem := await self._service.kill(made, END_S):
                 self.orphans.append((made, problem))
-                self._on_change()
+                self._events.instances_changed()
         await end_tasks([creating])
 
 
