@@ -110,6 +110,6 @@ async def test_garbage_on_every_subject_stops_no_process_for_good(tmp_path: Path
         assert {agent["name"]: agent["status"] for agent in status.json["agents"]} == dict.fromkeys(AGENTS, "active")
         audit = await swarm.command("audit", "--json")
         assert audit.code == 1  # another writer has used the agents' names
-        assert audit.json["rounds"]["missing"] == audit.json["rounds"]["doubled"] == 0
-        broken = {name for name, agent in audit.json["agents"].items() if agent["gaps"] or agent["doubled"]}
+        assert audit.json["rounds"]["missing"] == audit.json["rounds"]["duplicated"] == 0
+        broken = {name for name, agent in audit.json["agents"].items() if agent["gaps"] or agent["duplicated"]}
         assert broken <= {"research-1"}  # one of its forged outputs has a number

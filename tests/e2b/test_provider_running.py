@@ -62,7 +62,7 @@ async def test_agents_of_a_killed_sandbox_move_and_nothing_is_lost(tmp_path, e2b
         assert {name: counts[name]["claims"] for name in AGENTS} == {
             name: 2 if name in REMOTE_AGENTS else 1 for name in AGENTS
         }
-        assert sum(agent["gaps"] + agent["doubled"] for agent in counts.values()) == 0
+        assert sum(agent["gaps"] + agent["duplicated"] for agent in counts.values()) == 0
         assert swarm.created() - there.made == 1
         assert [f"python-{name}" for name in await e2b_standin.sandboxes()] == [another]
         assert swarm.logged("sandbox_created")[-1]["at"].startswith("custom endpoint http://127.0.0.1:")
