@@ -15,7 +15,7 @@ from coordinator.doctor.runner import diagnose
 from coordinator.reporting.findings import Finding
 from coordinator.runner.run_record import Recorded
 from tests.support.nats import Connections, plain_server
-from tests.unit.coordinator.doctor.test_runner import living_run
+from tests.support.run_records import living_run
 
 CONFIG = parse_swarm({}, "swarm.toml", "")
 SMALL = replace(CONFIG, stream=replace(CONFIG.stream, max_bytes=2 << 20))

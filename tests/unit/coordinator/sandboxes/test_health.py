@@ -1,4 +1,4 @@
-"""Health and cost of a sandbox follow from heartbeats; what they do not say is not shown as a figure."""
+"""Health and cost of a sandbox follow from heartbeats; what they do not contain is not reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from agents.host.probe import network_of_here
 from bus.messages import Heartbeat, SandboxAccount, SandboxUsage
 from coordinator.monitor.status_table import health_cells
-from coordinator.sandboxes.health import HERE, SandboxHealth, health_of
+from coordinator.sandboxes.health import HERE, SandboxHealth, health_of, shared_with
 
 USAGE = SandboxUsage(processes=5, cpu_s=9.0, rss_mb=120.0, pss_mb=40.4, network="n", rx_bytes=1 << 20, tx_bytes=2 << 20)
 
@@ -63,3 +63,14 @@ def test_bytes_of_a_shared_network_are_attributed_to_no_sandbox(network):
     found = health_of(host(usage=mine), None, {"base": mine, "python": mine})
     assert (found.rx_bytes, found.tx_bytes) == (None, None)
     assert found.network.endswith(", ".join([*([HERE] if network != "n" else []), "python"]))
+
+
+def test_a_network_is_own_only_if_it_is_not_shared():
+    def usage(network: str | None) -> SandboxUsage:
+        return SandboxUsage(processes=1, cpu_s=0.0, rss_mb=1.0, network=network, rx_bytes=1, tx_bytes=1)
+
+    usages = {"a": usage("n1"), "b": usage("n1"), "c": usage("n2"), "d": usage(network_of_here()), "e": usage(None)}
+    assert shared_with("a", usages) == ["b"]
+    assert shared_with("c", usages) == []
+    assert shared_with("d", usages) == [HERE]
+    assert shared_with("e", usages) is None
