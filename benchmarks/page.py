@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.report import shown
+from benchmarks.report import format_number
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 TABLE = re.compile(r"(<!-- figures: (?P<name>\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
@@ -49,7 +49,7 @@ def scale(run: dict[str, Any]) -> str:
     counts = [row["agents"] for row in result["rows"]]
     return _table(
         ("", *(f"{count} agents" for count in counts)),
-        [(name, *(shown(row[name]) for row in result["rows"])) for name in SCALE],
+        [(name, *(format_number(row[name]) for row in result["rows"])) for name in SCALE],
     )
 
 

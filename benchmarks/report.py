@@ -21,7 +21,7 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
     return {name: value for name in Percentiles.__slots__ if (value := getattr(found, name)) is not None}
 
 
-def shown(value: Any) -> str:
+def format_number(value: Any) -> str:
     """A figure with three significant digits, at least all of its whole ones."""
     if value is None:
         return MISSING
@@ -50,7 +50,7 @@ class Result:
     def table(self) -> str:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(shown(row.get(name)) for name in columns) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(format_number(row.get(name)) for name in columns) + " |" for row in self.rows]
         return "\n".join(lines)
 
     def markdown(self) -> str:

@@ -147,10 +147,10 @@ class NotAdmitted(BusUnreachable):
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(url, reason)
         others = "--nats-creds (SIGNALMESH_NATS_CREDS), --nats-nkey (SIGNALMESH_NATS_NKEY)"
-        told = (
+        text = (
             f"the NATS server at {url} answers, but does not take these credentials ({reason}); name others: {others}"
         )
-        self.args = (f"{told}, or a user and password in the URL, better in SIGNALMESH_NATS than in --nats",)
+        self.args = (f"{text}, or a user and password in the URL, better in SIGNALMESH_NATS than in --nats",)
 
 
 class Disconnected(BusError):

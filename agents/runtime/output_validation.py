@@ -13,7 +13,7 @@ from typing import Any
 
 from agents.agent import Agent, Outputs, published_kinds, topic_of
 from bus.errors import MessageError
-from bus.messages import KIND_OF, KINDS, MAX_PAYLOAD_BYTES, Alert, Event, decode, encode, explain, shown
+from bus.messages import KIND_OF, KINDS, MAX_PAYLOAD_BYTES, Alert, Event, decode, encode, explain, format_value
 from bus.messages.subjects import Subjects
 
 
@@ -80,6 +80,6 @@ class OutputValidator:
 
     def _unknown(self, output: Any, handler: str) -> BadOutput:
         return BadOutput(
-            f"{handler} {shown(output)} ({type(output).__name__}), expected None or messages of the kinds "
+            f"{handler} {format_value(output)} ({type(output).__name__}), expected None or messages of the kinds "
             f"that agent {self._name} publishes: {self._expected}"
         )

@@ -336,7 +336,7 @@ class AgentTracing:
         return bool(self._pending)
 
     def _drop_exported(self) -> None:
-        while self._pending and self._pending[0][1].settled:
+        while self._pending and self._pending[0][1].resolved:
             self._pending.popleft()
 
     def save(self) -> dict[str, Any]:

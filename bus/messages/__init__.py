@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.messages.codec import FLOAT_PLACES, MAX_PAYLOAD_BYTES, decode, encode, explain, shown
+from bus.messages.codec import FLOAT_PLACES, MAX_PAYLOAD_BYTES, decode, encode, explain, format_value
 from bus.messages.payloads import (
     FAILED,
     KIND_OF,
@@ -69,6 +69,6 @@ __all__ = [
     "encode",
     "explain",
     "failed_sandboxes_of",
+    "format_value",
     "now",
-    "shown",
 ]

@@ -39,7 +39,7 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 """Largest payload that is read or written; the embedded server's max_payload as well."""
 FLOAT_PLACES = 10
 """Published floats are rounded to this many decimal places."""
-MAX_SHOWN = 100
+MAX_VALUE_CHARS = 100
 """Characters of a wrong value that an error shows."""
 
 _AT_FIELD = re.compile(r" - at `\$\.(\w+)")
@@ -171,12 +171,12 @@ def explain(cls: type, fields: dict[str, Any], error: Exception) -> str:
         if isinstance(value, float) and not math.isfinite(value):
             return f"{path}: expected a finite number, not {value}"
         if not isinstance(value, (*_JSON, datetime)):
-            return f"{path}: expected what JSON has a form for, not {shown(value)} ({type(value).__name__})"
+            return f"{path}: expected what JSON has a form for, not {format_value(value)} ({type(value).__name__})"
     if found := _MISSING.search(problem):
         return f"{found[1]}: missing, expected {_expected(cls, found[1])}"
     if found := _AT_FIELD.search(problem):
         name = found[1]
-        return f"{name}: expected {_expected(cls, name)}, not {shown(fields.get(name))}"
+        return f"{name}: expected {_expected(cls, name)}, not {format_value(fields.get(name))}"
     return problem
 
 
@@ -200,7 +200,7 @@ def _expected(cls: type, name: str) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value for an error message."""
     text = repr(value)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+    return text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + "…"

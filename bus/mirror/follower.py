@@ -41,7 +41,7 @@ POLL_INTERVAL_S = 0.3
 FINISH_S = 8.0
 """Longest time to read the rest when asked to end."""
 STARTED_AT = "began"
-"""Word about the file: the stream's last sequence when the mirror was made."""
+"""Word about the file: the stream's last sequence when the mirror was text."""
 
 log = structlog.get_logger("signalmesh.mirror")
 
@@ -89,7 +89,7 @@ class Mirror:
             MirrorDamaged: the file's content is broken.
         """
         heartbeat_task = asyncio.create_task(
-            send_heartbeats(self._bus, NAME, "mirror", HEARTBEAT_S, self._told), name="mirror-beat"
+            send_heartbeats(self._bus, NAME, "mirror", HEARTBEAT_S, self._heartbeat_fields), name="mirror-beat"
         )
         for notice in self._notices:
             self._reports.alert("critical", "mirror_file_replaced", notice)
@@ -159,7 +159,7 @@ class Mirror:
             self._reports.alert("critical", "mirror_failing", problem)
 
     def _lost(self, stream: str) -> None:
-        if stream in self._missing or stream not in self._store.incarnations:  # else it is not made yet
+        if stream in self._missing or stream not in self._store.incarnations:  # else it is not text yet
             return
         self._missing.add(stream)
         problem = (
@@ -211,15 +211,15 @@ class Mirror:
                 await self._store.set_meta(STARTED_AT, str(last))
             await self._store.begin([StreamIncarnation(stream, created, orjson.dumps(info["config"]), 0, "first")])
         elif known.created != created:
-            made = f"stream {stream} was created again at {created}, the mirrored one at {known.created}"
-            raise OtherHistory(self._advice(made))
+            text = f"stream {stream} was created again at {created}, the mirrored one at {known.created}"
+            raise OtherHistory(self._advice(text))
         elif last < cursor:
             raise OtherHistory(self._advice(f"stream {stream} ends at {last}, the mirror holds it up to {cursor}"))
         followed.verified = generation
         if followed is self._events and first > cursor + 1 and not followed.waiting:
             gap = MirrorGap(stream, cursor + 1, first - 1, "before" if first - 1 <= self._started_at else "retention")
             await self._store.write([], [], {stream: gap.last}, [gap])
-            self._tell(gap)
+            self._report_gap(gap)
 
     @property
     def _started_at(self) -> int:
@@ -232,7 +232,7 @@ class Mirror:
             "docs/runbooks/restore-after-total-loss.md"
         )
 
-    def _tell(self, gap: MirrorGap) -> None:
+    def _report_gap(self, gap: MirrorGap) -> None:
         if gap.reason == "before":
             log.info("mirror_starts_after", first=gap.first, last=gap.last)
             return
@@ -260,7 +260,7 @@ class Mirror:
             for followed in self._followed:
                 followed.written(batch.taken.get(followed.stream, 0))
             for gap in batch.gaps:
-                self._tell(gap)
+                self._report_gap(gap)
             self.written += len(batch.messages) + len(batch.kept)
 
     async def _prune(self) -> int:
@@ -314,7 +314,7 @@ class Mirror:
         oldest = min((one.waiting[0][1].stored_ns for one in self._followed if one.waiting), default=None)
         return 0 if oldest is None else max(0, (time.time_ns() - oldest) // 1_000_000)
 
-    def _told(self) -> dict[str, Any]:
+    def _heartbeat_fields(self) -> dict[str, Any]:
         """What its heartbeats say."""
         return {
             "progress": self.written,

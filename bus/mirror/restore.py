@@ -28,12 +28,12 @@ from bus.mirror.batching import references
 from bus.mirror.loss_check import Adoptable, Diverged, LossCheck, Lost, restore_prefix, stream_info
 from bus.mirror.reader import PAGE, Mirrored, MirrorFile
 from bus.mirror.schema import MirrorGap, StreamIncarnation
-from bus.mirror.sequenced_publisher import Pipeline
+from bus.mirror.sequenced_publisher import SequencedPublisher
 from bus.mirror.writer import COMPLETE, MirrorStore
 from bus.nats.bus import NatsBus
 from bus.nats.streams import MEMORY_TTL_S, StreamLimits, expected_streams
 
-MOST_HOLES = 1_000_000
+MAX_PLACEHOLDERS = 1_000_000
 """Sequences filled and purged at most, some 25 s of work; what lies before more of them is left out."""
 MARGIN = 10_000
 """Sequences and revisions left free after what the file has, where it may not have had everything: a message or a
@@ -41,13 +41,13 @@ claim that is lost must never be taken for a new one of the same number."""
 SHORTEST_WINDOW_NS = 100_000_000
 """The least that the server takes for recognising duplicates; a number may stand twice in a stream, minutes apart."""
 RECENT_IDS = 100_000
-HOLE = "hole"
+PLACEHOLDER = "hole"
 
-log = structlog.get_logger("signalmesh.rebuild")
+log = structlog.get_logger("signalmesh.restore")
 
 
 @dataclass(slots=True, kw_only=True)
-class Rebuilt:
+class RestoreResult:
     """What was put back. `clean`: the file is known to have had everything; else at least what follows `last` may be
     missing. `damaged` rows, and rows before `first`, were left out; `unfenced` were stored without their fence.
     """
@@ -85,7 +85,7 @@ class Rebuilt:
         return text
 
 
-async def rebuild(bus: NatsBus, store: MirrorStore, limits: StreamLimits, writer: str) -> Rebuilt | None:
+async def restore_lost(bus: NatsBus, store: MirrorStore, limits: StreamLimits, writer: str) -> RestoreResult | None:
     """Put back what the server has lost of what `store` holds; None if nothing is lost. `writer` reports it.
 
     Raises:
@@ -94,33 +94,33 @@ async def rebuild(bus: NatsBus, store: MirrorStore, limits: StreamLimits, writer
         BusError: the server does not do it, or went away; the next call begins anew.
     """
     with MirrorFile(store.path) as file:
-        return await _Rebuild(bus, store, file, limits, writer).run()
+        return await _Restore(bus, store, file, limits, writer).run()
 
 
-class _Rebuild:
+class _Restore:
     def __init__(self, bus: NatsBus, store: MirrorStore, file: MirrorFile, limits: StreamLimits, writer: str) -> None:
         self._bus, self._store, self._file, self._limits, self._writer = bus, store, file, limits, writer
         self._prefix = restore_prefix(bus)
-        self._wanted = {config["name"]: config for config in expected_streams(bus, limits)}
+        self._configs = {config["name"]: config for config in expected_streams(bus, limits)}
         self._events = bus.subjects.stream
-        self._result = Rebuilt(stream=self._events)
+        self._result = RestoreResult(stream=self._events)
         self._last_of: dict[str, int] = {}
         self._ids: OrderedDict[str, None] = OrderedDict()
-        self._pipe = Pipeline(bus)
+        self._pipe = SequencedPublisher(bus)
         self._held = self._held_up_to()
 
-    async def run(self) -> Rebuilt | None:
-        events, *buckets = self._wanted
+    async def run(self) -> RestoreResult | None:
+        events, *buckets = self._configs
         if self._store.cursors.get(events, 0) == 0:
             return None
-        infos = {stream: await stream_info(self._bus, stream) for stream in self._wanted}
+        infos = {stream: await stream_info(self._bus, stream) for stream in self._configs}
         lost = await self._find_lost(infos)
         if not lost:
             return None
         if events in lost:
             lost.update(buckets)  # state must fit the messages
         self._result.clean = self._is_clean()
-        log.warning("rebuilding", lost=sorted(lost), clean=self._result.clean)
+        log.warning("restore_started", lost=sorted(lost), clean=self._result.clean)
         incarnations: list[StreamIncarnation] = []
         cursors: dict[str, int] = {}
         gaps: list[MirrorGap] = []
@@ -133,8 +133,8 @@ class _Rebuild:
         await self._store.begin(incarnations, cursors, gaps)
         if events in lost:
             config = (await self._bus.api(f"STREAM.INFO.{events}"))["config"]
-            await self._bus.api(f"STREAM.UPDATE.{events}", {**config, **self._wanted[events]})
-        log.warning("rebuilt", text=str(self._result))
+            await self._bus.api(f"STREAM.UPDATE.{events}", {**config, **self._configs[events]})
+        log.warning("restore_finished", text=str(self._result))
         return self._result
 
     async def _find_lost(self, infos: dict[str, dict[str, Any] | None]) -> set[str]:
@@ -188,8 +188,8 @@ class _Rebuild:
         cursor = self._store.cursors[self._events]
         oldest_ns = time.time_ns() - int(self._limits.max_age_s * 1e9)
         first = await asyncio.to_thread(self._first_to_put, oldest_ns, cursor)
-        wanted = self._wanted[self._events]
-        config = {key: wanted[key] for key in wanted if key not in ("republish", "deny_delete", "deny_purge")}
+        expected = self._configs[self._events]
+        config = {key: expected[key] for key in expected if key not in ("republish", "deny_delete", "deny_purge")}
         config |= {
             "subjects": [self._prefix + ">"],
             "subject_transform": {"src": self._prefix + ">", "dest": f"{self._bus.subjects.ns}.>"},
@@ -214,25 +214,25 @@ class _Rebuild:
         await self._fill(reached + 1, end)
         await self._pipe.flush()
         if self._result.holes:
-            await self._bus.api(f"STREAM.PURGE.{self._events}", {"filter": f"{self._bus.subjects.ns}.{HOLE}"})
+            await self._bus.api(f"STREAM.PURGE.{self._events}", {"filter": f"{self._bus.subjects.ns}.{PLACEHOLDER}"})
         self._result.last = self._held
-        incarnations.append(StreamIncarnation(self._events, created, orjson.dumps(wanted), end, "rebuilt"))
+        incarnations.append(StreamIncarnation(self._events, created, orjson.dumps(expected), end, "rebuilt"))
         cursors[self._events] = end
         if end > cursor:
             gaps.append(MirrorGap(self._events, cursor + 1, end, "lost"))
 
     def _first_to_put(self, oldest_ns: int, cursor: int) -> int:
-        """The first sequence that still belongs into the stream, and has not too many holes behind it."""
+        """The first sequence that still belongs into the stream, and has not too many placeholders behind it."""
         kept = '(stored_ns >= ? OR instr(CAST(headers AS TEXT), \'"Nats-TTL":"never"\') > 0)'
         pairs = f"SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE {kept}"  # noqa: S608
         beginnings = "before IS NULL OR sequence - before > 1"
         sql = f"SELECT sequence, before FROM ({pairs}) WHERE {beginnings} ORDER BY sequence DESC"  # noqa: S608
         runs = self._file.rows(sql, oldest_ns)
-        holes, first = 0, cursor + 1
+        placeholders, first = 0, cursor + 1
         for sequence, before in runs:
             first = sequence
-            holes += 0 if before is None else sequence - before - 1
-            if holes > MOST_HOLES:
+            placeholders += 0 if before is None else sequence - before - 1
+            if placeholders > MAX_PLACEHOLDERS:
                 break
         [(older,)] = self._file.rows("SELECT count(*) FROM messages WHERE sequence < ?", first)
         self._result.left_out = older
@@ -240,7 +240,7 @@ class _Rebuild:
 
     async def _fill(self, first: int, last: int) -> None:
         for sequence in range(first, last + 1):
-            await self._pipe.send(self._prefix + HOLE, b"", {}, sequence)
+            await self._pipe.send(self._prefix + PLACEHOLDER, b"", {}, sequence)
             self._result.holes += 1
 
     async def _put(self, found: Mirrored) -> None:
@@ -290,7 +290,7 @@ class _Rebuild:
         bucket = stream.removeprefix("KV_")
         highest = max(self._store.cursors.get(stream, 0), present["state"]["last_seq"] if present else 0)
         base = highest + (0 if self._result.clean else MARGIN)
-        config = {**self._wanted[stream], "first_seq": base + 1}
+        config = {**self._configs[stream], "first_seq": base + 1}
         created = await self._make(config, present)
         count = 0
         for key, value in (await asyncio.to_thread(self._fitting_values, bucket)).items():
@@ -334,7 +334,7 @@ class _Rebuild:
 
     async def _report(self, prefix: str) -> None:
         result = self._result
-        detail = {name: getattr(result, name) for name in Rebuilt.__slots__ if name != "damaged"}
+        detail = {name: getattr(result, name) for name in RestoreResult.__slots__ if name != "damaged"}
         event = Lifecycle(
             event="rebuilt",
             agent="swarm",

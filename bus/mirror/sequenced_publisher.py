@@ -14,7 +14,7 @@ ACK_TIMEOUT_S = 10.0
 RETRY_S = 0.03
 
 
-class Pipeline:
+class SequencedPublisher:
     """Not for messages that anybody else writes beside: their sequences would be taken."""
 
     def __init__(self, bus: NatsBus) -> None:
@@ -27,7 +27,7 @@ class Pipeline:
         """Send one, waiting while too many are on their way.
 
         Raises:
-            BusError: this or an earlier one was refused, recognised as a repetition, or got another sequence.
+            BusError: this or an earlier one was refused, treated as a duplicate, or got another sequence.
         """
         while self._open >= WINDOW:
             await self._wait()
@@ -38,8 +38,8 @@ class Pipeline:
             if isinstance(result, BusError):
                 self._failed = self._failed or result
             elif result.duplicate or result.sequence != sequence:
-                told = "taken for a repetition" if result.duplicate else f"stored as {result.sequence}"
-                self._failed = self._failed or BusError(f"{subject}: message {sequence} was {told}")
+                outcome = "treated as a duplicate" if result.duplicate else f"stored as {result.sequence}"
+                self._failed = self._failed or BusError(f"{subject}: message {sequence} was {outcome}")
             self._moved.set()
 
         self._open += 1

@@ -78,12 +78,12 @@ class LazyHeaders(Mapping[str, str]):
 
     def get(self, name: str, default: Any = None) -> Any:
         if self._parsed is None:
-            wanted = b"\r\n%b: " % name.encode()
-            at = self._block.rfind(wanted)  # the last one is the one that counts
+            prefix = b"\r\n%b: " % name.encode()
+            at = self._block.rfind(prefix)  # the last one is the one that counts
             if at >= 0 and name not in (STATUS, DESCRIPTION):
-                value = self._block[at + len(wanted) :].partition(b"\r\n")[0]
+                value = self._block[at + len(prefix) :].partition(b"\r\n")[0]
                 return value.decode("utf-8", "replace").strip(ASCII_BLANKS)
-            if wanted[2:-2] not in self._block and name not in (STATUS, DESCRIPTION):
+            if prefix[2:-2] not in self._block and name not in (STATUS, DESCRIPTION):
                 return default
         return self._all().get(name, default)
 
@@ -179,7 +179,7 @@ class FastClient(Client):
         sid = b"%d" % (self._sid + 1)  # nats-py counts them; it must be known before the first message can come
         self._direct[sid] = on_direct
         try:
-            return await self.subscribe(subject, cb=_never)
+            return await self.subscribe(subject, cb=_unused_callback)
         except BaseException:
             self._direct.pop(sid, None)
             raise
@@ -189,5 +189,5 @@ class FastClient(Client):
         super()._remove_sub(sid, max_msgs)
 
 
-async def _never(_: Msg) -> None:
+async def _unused_callback(_: Msg) -> None:
     """A direct subscription's messages do not go through nats-py."""

@@ -38,7 +38,7 @@ BAD_REQUEST = 400
 PERMISSIONS_ERR = "permissions violation"
 NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
 """The server's errors for unknown or expired credentials."""
-TELL_S = 5.0
+LOG_AFTER_S = 5.0
 """A process that waits for the bus without a limit logs that after this time."""
 
 
@@ -128,7 +128,7 @@ class Connection:
         """
         connecting = asyncio.create_task(self._connect(), name="nats-connect")
         try:
-            await asyncio.wait({connecting}, timeout=TELL_S if wait_s is None else wait_s)
+            await asyncio.wait({connecting}, timeout=LOG_AFTER_S if wait_s is None else wait_s)
             if not connecting.done() and wait_s is None:
                 log.warning("waiting_for_nats", nats=redacted_url(self.url), problem=self._last_error or "no answer")
                 await asyncio.wait({connecting})
@@ -170,10 +170,10 @@ class Connection:
         )
 
     async def _on_error(self, error: Exception) -> None:
-        told = str(error) or type(error).__name__
+        text = str(error) or type(error).__name__
         if not NOT_ADMITTED.search(self._last_error):  # a later attempt may only see that it was cut off
-            self._last_error = told
-        log.debug("nats_error", error=told, connection=self.name)
+            self._last_error = text
+        log.debug("nats_error", error=text, connection=self.name)
 
     async def _on_disconnected(self) -> None:
         self._live.clear()

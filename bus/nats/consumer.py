@@ -62,7 +62,7 @@ class Reader:
         self._waiting: deque[_Arrived] = deque()
         self._worker: asyncio.Task[None] | None = None
         """Handles what takes time, and the queue behind it; None while there is nothing of the kind."""
-        self._wanted = asyncio.Event()
+        self._restart_due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -79,7 +79,7 @@ class Reader:
         self._end_generation()  # whatever still sits in the queue is delivered again by the next consumer
 
     async def _on_up(self) -> None:
-        self._wanted.set()
+        self._restart_due.set()
 
     def _end_generation(self) -> None:
         self.generation += 1
@@ -152,7 +152,7 @@ class Reader:
                 tokens = tokens[:-1]
             sequence, delivered, stored_ns, pending = map(int, tokens[-4:])
             if delivered != self._expected:
-                self._doubt(f"expected message {self._expected} of this consumer, got {delivered}")
+                self._schedule_restart(f"expected message {self._expected} of this consumer, got {delivered}")
                 return None
             self._expected += 1
             self.pending = pending
@@ -172,33 +172,33 @@ class Reader:
                         reply, b""
                     )  # reached in the queue: so all before it has been handled
             if int(headers.get("Nats-Last-Consumer", self._expected - 1)) >= self._expected:
-                self._doubt("gap before a heartbeat")
+                self._schedule_restart("gap before a heartbeat")
         elif status:
-            self._doubt(f"status {status}")
+            self._schedule_restart(f"status {status}")
 
-    def _doubt(self, why: str) -> None:
-        log.debug("reader_restarts", stream=self._stream, why=why, next=self._next)
+    def _schedule_restart(self, reason: str) -> None:
+        log.debug("reader_restarted", stream=self._stream, reason=reason, next=self._next)
         self._end_generation()
-        self._wanted.set()
+        self._restart_due.set()
 
     async def _supervise(self) -> None:
         while not self._closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_HEARTBEAT_S):
-                    await self._wanted.wait()
+                    await self._restart_due.wait()
             silent_s = asyncio.get_running_loop().time() - self._received_at
             working = self._worker is not None  # heartbeats wait in the queue behind what is being handled
-            if not self._wanted.is_set() and (working or silent_s < 3 * IDLE_HEARTBEAT_S):
+            if not self._restart_due.is_set() and (working or silent_s < 3 * IDLE_HEARTBEAT_S):
                 continue
             if not self._jetstream.connection.client.is_connected:
-                self._wanted.clear()  # the reconnect sets it again
+                self._restart_due.clear()  # the reconnect sets it again
                 continue
-            self._wanted.clear()
+            self._restart_due.clear()
             try:
                 await self._begin()
             except BusError as error:
-                log.debug("reader_retries", stream=self._stream, error=str(error))
-                self._wanted.set()
+                log.debug("reader_restart_failed", stream=self._stream, error=str(error))
+                self._restart_due.set()
                 await asyncio.sleep(0.1)
 
     async def close(self) -> None:

@@ -71,7 +71,7 @@ def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
     """
     environ = os.environ if environ is None else environ
 
-    def content(variable: str, wanted: str) -> str:
+    def content(variable: str, marker: str) -> str:
         name = environ.get(variable)
         if not name:
             return ""
@@ -79,8 +79,8 @@ def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
             text = Path(name).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{OPTIONS[variable]} {name} ({variable}): cannot be read: {error}") from None
-        if wanted not in text:
-            raise UsageError(f"{OPTIONS[variable]} {name} ({variable}): expected a file with {wanted!r} in it")
+        if marker not in text:
+            raise UsageError(f"{OPTIONS[variable]} {name} ({variable}): expected a file with {marker!r} in it")
         return text.strip() if variable == SEED_VARIABLE else text
 
     creds, seed = content(CREDS_VARIABLE, "BEGIN NATS USER JWT"), content(SEED_VARIABLE, "SU")

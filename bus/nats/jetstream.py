@@ -47,7 +47,7 @@ class JetStream:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._acks: dict[str, tuple[str, Done]] = {}
-        self._asked: dict[str, asyncio.Future[tuple[bytes, Headers]]] = {}
+        self._requests: dict[str, asyncio.Future[tuple[bytes, Headers]]] = {}
         self._tokens = 0
         self._inbox = connection.client.new_inbox() + "."
         """The prefix of reply subjects; a token behind it tells the answers apart."""
@@ -95,7 +95,7 @@ class JetStream:
             if (waiting := self._acks.pop(token, None)) is not None:
                 subject, done = waiting
                 done(_read_ack(data, subject))
-            elif (answer := self._asked.get(token)) is not None and not answer.done():
+            elif (answer := self._requests.get(token)) is not None and not answer.done():
                 answer.set_result((data, parse_headers(headers)))
         except Exception:  # whatever is raised here would end the connection
             log.exception("ack_callback_failed")
@@ -104,12 +104,12 @@ class JetStream:
         pending, self._acks = self._acks, {}
         for _, done in pending.values():
             done(BusTimeout("the connection broke before the answer came"))
-        for answer in self._asked.values():
+        for answer in self._requests.values():
             if not answer.done():
                 answer.set_exception(BusTimeout("the connection broke before the answer came"))
 
     async def api(self, command: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
-        """One request to JetStream's API, `$JS.API.{verb}`.
+        """One request to JetStream's API, `$JS.API.{command}`.
 
         Raises:
             Refused: with JetStream's error code.
@@ -132,11 +132,11 @@ class JetStream:
             BusTimeout: no answer within `timeout_s` seconds.
             NobodyServes: nothing is subscribed to `subject`.
         """
-        return (await self._ask(subject, data, timeout_s))[0]
+        return (await self._send_request(subject, data, timeout_s))[0]
 
-    async def _ask(self, subject: str, data: bytes, timeout_s: float) -> tuple[bytes, Headers]:
+    async def _send_request(self, subject: str, data: bytes, timeout_s: float) -> tuple[bytes, Headers]:
         token = self._token()
-        answer = self._asked[token] = asyncio.get_running_loop().create_future()
+        answer = self._requests[token] = asyncio.get_running_loop().create_future()
         try:
             self.connection.write(subject, data, self._inbox + token)
             async with asyncio.timeout(timeout_s):
@@ -144,7 +144,7 @@ class JetStream:
         except TimeoutError:
             raise BusTimeout(f"{subject}: no answer within {timeout_s} s") from None
         finally:
-            del self._asked[token]
+            del self._requests[token]
         if not data and headers.get(STATUS) == str(NO_RESPONDERS):
             raise NoResponders(subject)
         return data, headers

@@ -94,15 +94,15 @@ async def check_server(bus: NatsBus) -> None:
         raise UsageError(f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream")
 
 
-def differing_settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Keys of `wanted` that a stream's configuration on the server does not have as expected."""
-    return [key for key, value in wanted.items() if not _is_same(found.get(key), value)]
+def differing_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Keys of `expected` that a stream's configuration on the server does not have as expected."""
+    return [key for key, value in expected.items() if not _is_same(found.get(key), value)]
 
 
-def _is_same(found: Any, wanted: Any) -> bool:
-    if isinstance(wanted, dict):
-        return isinstance(found, dict) and not differing_settings(found, wanted)
-    return bool((found or False) == (wanted or False))  # the server leaves out what is false or 0
+def _is_same(found: Any, expected: Any) -> bool:
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and not differing_settings(found, expected)
+    return bool((found or False) == (expected or False))  # the server leaves out what is false or 0
 
 
 async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> None:
@@ -112,34 +112,34 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
         UsageError: a stream of that name exists with another purpose, or the server is unfit.
     """
     await check_server(bus)
-    for wanted in expected_streams(bus, settings or StreamLimits()):
-        name = wanted["name"]
+    for expected in expected_streams(bus, settings or StreamLimits()):
+        name = expected["name"]
         try:
-            await bus.api(f"STREAM.CREATE.{name}", wanted)
+            await bus.api(f"STREAM.CREATE.{name}", expected)
             continue
         except Refused as error:
             if error.code in NO_ROOM_FOR_REPLICAS:
-                raise _too_few_servers(bus, name, wanted["num_replicas"], error) from None
+                raise _too_few_servers(bus, name, expected["num_replicas"], error) from None
             if error.code != STREAM_NAME_IN_USE:
                 raise UsageError(
                     f"the server at {bus.url} would not create the stream {name}: {error.description}; "
                     "is another swarm or program using its subjects or all of its storage?"
                 ) from None
         found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
-        differing = differing_settings(found, wanted)
+        differing = differing_settings(found, expected)
         for key in FIXED:
             if key in differing:
                 raise UsageError(
                     f"stream {name} at {bus.url} has another {key} ({found.get(key)!r}) than expected "
-                    f"({wanted[key]!r}): choose another swarm name, or remove that stream"
+                    f"({expected[key]!r}): choose another swarm name, or remove that stream"
                 )
         try:
-            limits = {key: wanted[key] for key in LIMITS if key in wanted}
+            limits = {key: expected[key] for key in LIMITS if key in expected}
             if any(key in differing for key in limits):
                 await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
         except Refused as error:
             if error.code in NO_ROOM_FOR_REPLICAS:
-                raise _too_few_servers(bus, name, wanted["num_replicas"], error) from None
+                raise _too_few_servers(bus, name, expected["num_replicas"], error) from None
             raise UsageError(f"stream {name} at {bus.url}: {error.description}") from None
 
 

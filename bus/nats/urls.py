@@ -23,10 +23,10 @@ def is_websocket(url: str) -> bool:
 
 def redacted_url(url: str) -> str:
     """`url` without user, password or token, for logs and errors."""
-    return ",".join(map(_shown, urls_of(url)))
+    return ",".join(map(_redacted, urls_of(url)))
 
 
-def _shown(url: str) -> str:
+def _redacted(url: str) -> str:
     scheme, there, rest = url.partition("://")
     if not there:
         scheme, rest = "nats", url

@@ -35,7 +35,7 @@ class ExporterErrors(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._kept: deque[str] = deque(maxlen=2)
+        self._messages: deque[str] = deque(maxlen=2)
         logger = logging.getLogger("opentelemetry")
         logger.propagate = False
         logger.setLevel(logging.WARNING)  # whatever is to be logged of all else
@@ -45,15 +45,15 @@ class ExporterErrors(logging.Handler):
     @property
     def newest(self) -> str:
         """Empty where nothing was said."""
-        return " ".join(self._kept)
+        return " ".join(self._messages)
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == HEADERS_LOGGER:
             return
         arguments = tuple(map(_escape_control, record.args)) if isinstance(record.args, tuple) else ()
         text = record.msg % arguments if arguments else str(record.msg)
-        if text not in self._kept:
-            self._kept.append(text)
+        if text not in self._messages:
+            self._messages.append(text)
 
     def close(self) -> None:
         logging.getLogger("opentelemetry").removeHandler(self)

@@ -46,7 +46,7 @@ class OtlpExport:
         self._longest = longest_value(os.environ)
 
     @property
-    def why(self) -> str:
+    def reason(self) -> str:
         """What the exporter has said of its newest failure; empty where it said nothing."""
         return self._errors.newest
 

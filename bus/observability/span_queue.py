@@ -19,7 +19,7 @@ from bus.observability.spans import Span
 
 CLOSE_S = 1.0
 """How long the end of a process waits for the rest to be exported."""
-TELL_S = 60.0
+LOG_INTERVAL_S = 60.0
 """Shortest interval between two log lines about dropped spans."""
 
 log = structlog.get_logger("signalmesh.tracing")
@@ -29,7 +29,7 @@ class Export(Protocol):
     """What sends spans out, from one thread."""
 
     @property
-    def why(self) -> str:
+    def reason(self) -> str:
         """Why the newest ones were lost, as far as it knows; else empty."""
 
     def send(self, spans: list[Span]) -> bool:
@@ -50,7 +50,7 @@ class SpanQueue:
     ) -> None:
         self._settings, self._resource, self._make_export = settings, resource, make_export
         self._queue: deque[Span] = deque()
-        self._there = threading.Event()
+        self._pending = threading.Event()
         self._urgent = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
@@ -59,8 +59,8 @@ class SpanQueue:
         self._export: Export | None = None
         self._overflowed = 0
         self._lost = 0
-        self._told = 0
-        self._told_at = -TELL_S
+        self._logged = 0
+        self._logged_at = -LOG_INTERVAL_S
         self.exported = 0
 
     @property
@@ -71,9 +71,9 @@ class SpanQueue:
     def put(self, span: Span) -> None:
         """Take a span, or drop it where there is no room."""
         if self._stopping or len(self._queue) >= self._settings.queue_spans:
-            span.settled = True
+            span.resolved = True
             self._overflowed += 1
-            self._tell("the queue is full" if not self._stopping else "this process is ending")
+            self._log_dropped("the queue is full" if not self._stopping else "this process is ending")
             return
         self._queue.append(span)
         self._idle.clear()  # after it: the thread may just have found the queue empty
@@ -81,8 +81,8 @@ class SpanQueue:
             context = contextvars.copy_context()  # whose log lines they are
             self._thread = threading.Thread(target=context.run, args=(self._run,), name="spans", daemon=True)
             self._thread.start()
-        if not self._there.is_set():
-            self._there.set()
+        if not self._pending.is_set():
+            self._pending.set()
         elif len(self._queue) >= self._settings.batch_spans and not self._urgent.is_set():
             self._urgent.set()
 
@@ -92,40 +92,40 @@ class SpanQueue:
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost more than the spans
             log.error("tracing_failed", problem=f"{type(error).__name__}: {error}", lost="all spans of this process")  # noqa: TRY400
         while True:
-            self._there.wait()
+            self._pending.wait()
             if not self._stopping:
                 self._urgent.wait(self._settings.delay_s)
             self._urgent.clear()
-            self._there.clear()  # before the queue is emptied: what comes later sets it again
+            self._pending.clear()  # before the queue is emptied: what comes later sets it again
             while self._queue:
                 count = min(len(self._queue), self._settings.batch_spans)
                 self._send([self._queue.popleft() for _ in range(count)])
-            if not self._there.is_set():
+            if not self._pending.is_set():
                 self._idle.set()
             if self._stopping:
                 return
 
     def _send(self, spans: list[Span]) -> None:
-        done, why = False, "there is nothing to export them with"
+        done, reason = False, "there is nothing to export them with"
         try:
             if self._export is not None:
                 done = self._export.send(spans)
-                why = self._export.why or "the collector did not take them"
+                reason = self._export.reason or "the collector did not take them"
         except Exception as error:  # noqa: BLE001 - as above
-            why = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
         for span in spans:
-            span.settled = True
+            span.resolved = True
         if done:
             self.exported += len(spans)
         else:
             self._lost += len(spans)
-            self._tell(why)
+            self._log_dropped(reason)
 
-    def _tell(self, why: str) -> None:
+    def _log_dropped(self, reason: str) -> None:
         at = time.monotonic()
-        if at - self._told_at >= TELL_S:
-            more, self._told, self._told_at = self.dropped - self._told, self.dropped, at
-            log.warning("spans_dropped", dropped=more, in_all=self.dropped, why=why)
+        if at - self._logged_at >= LOG_INTERVAL_S:
+            more, self._logged, self._logged_at = self.dropped - self._logged, self.dropped, at
+            log.warning("spans_dropped", dropped=more, total=self.dropped, reason=reason)
 
     def flush_soon(self) -> None:
         """Have what there is exported without waiting for more."""
@@ -142,7 +142,7 @@ class SpanQueue:
         self._stopping = True
         if self._thread is None:
             return
-        self._there.set()
+        self._pending.set()
         self._urgent.set()
         self._thread.join(timeout_s)
         left = len(self._queue)
@@ -150,5 +150,7 @@ class SpanQueue:
             if self._export is not None:
                 self._export.shutdown()
             self._overflowed += left
-        if self.dropped > self._told:
-            log.warning("spans_dropped", dropped=self.dropped - self._told, in_all=self.dropped, why="the end")
+        if self.dropped > self._logged:
+            log.warning(
+                "spans_dropped", dropped=self.dropped - self._logged, total=self.dropped, reason="the process ended"
+            )

@@ -62,7 +62,7 @@ def derived_id(trace_id: str, what: str) -> str:
 class Span:
     """One finished step. `parent` is a span of the same trace, empty for the first one. Times in ns since 1970.
 
-    `links` and `events` carry attributes; `error` is why it failed. `settled` is set, by the exporting thread, once it
+    `links` and `events` carry attributes; `error` is why it failed. `resolved` is set, by the exporting thread, once it
     is exported or given up.
     """
 
@@ -76,4 +76,4 @@ class Span:
     links: list[tuple[Context, dict[str, Value]]] = field(default_factory=list)
     events: list[tuple[str, int, dict[str, Value]]] = field(default_factory=list)
     error: str = ""
-    settled: bool = False
+    resolved: bool = False

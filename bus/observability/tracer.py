@@ -124,7 +124,7 @@ class Tracer:
             self._sample = make_sampler(settings.sampler, settings.sampler_argument)
         except ValueError:
             self._sample = RateLimiter(TRACES_PER_S)
-        self.telling = not settings.sampler.strip().lower().endswith("always_off")
+        self.records_rare_events = not settings.sampler.strip().lower().endswith("always_off")
         """Whether rare events that begin a trace of their own are recorded: all of them, unless nothing is sampled."""
         self._random = random.Random()  # noqa: S311 - ids; of this process, not of the one that it was forked from
         self.queue = SpanQueue(settings, resource, make_export)
@@ -141,7 +141,7 @@ class Tracer:
 
     def new_event(self, what: str) -> Context | None:
         """The context of the trace of a rare event; None: it is not recorded."""
-        if not self.telling:
+        if not self.records_rare_events:
             return None
         text = f"{self._random.getrandbits(128) or 1:032x}"
         return Context(text, derived_id(text, what))

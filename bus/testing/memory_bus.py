@@ -41,13 +41,13 @@ log = structlog.get_logger("signalmesh.bus")
 
 def matches(pattern: str, subject: str) -> bool:
     """Whether a NATS subject pattern (`*` one token, `>` the rest) covers `subject`."""
-    wanted, got = pattern.split("."), subject.split(".")
-    for at, token in enumerate(wanted):
+    expected, actual = pattern.split("."), subject.split(".")
+    for at, token in enumerate(expected):
         if token == ">":
-            return len(got) > at
-        if at >= len(got) or token not in ("*", got[at]):
+            return len(actual) > at
+        if at >= len(actual) or token not in ("*", actual[at]):
             return False
-    return len(wanted) == len(got)
+    return len(expected) == len(actual)
 
 
 class MemoryServer:

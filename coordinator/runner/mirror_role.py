@@ -15,7 +15,7 @@ from bus.errors import EXIT_DONE, MirrorDamaged, MirrorFailing, MirrorUnusable, 
 from bus.mirror.follower import Mirror, Retention
 from bus.mirror.loss_check import events_lost
 from bus.mirror.reader import MirrorFile
-from bus.mirror.restore import rebuild
+from bus.mirror.restore import restore_lost
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits
@@ -55,7 +55,7 @@ async def restore(bus: NatsBus, file: Path, limits: StreamLimits, writer: str) -
 
     Raises:
         MirrorFailing, MirrorUnusable: it cannot be read now, and the bus has nothing.
-        UsageError, BusError: as bus.mirror.restore.rebuild.
+        UsageError, BusError: as bus.mirror.restore.restore_lost.
     """
     if not await asyncio.to_thread(file.exists):
         return "", True
@@ -72,8 +72,8 @@ async def restore(bus: NatsBus, file: Path, limits: StreamLimits, writer: str) -
             raise
         return "", True
     try:
-        rebuilt = await rebuild(bus, store, limits, writer)
-        return ("" if rebuilt is None else str(rebuilt)), True
+        result = await restore_lost(bus, store, limits, writer)
+        return ("" if result is None else str(result)), True
     except OtherHistory as error:
         return str(error), True
     finally:

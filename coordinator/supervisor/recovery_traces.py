@@ -131,7 +131,7 @@ class RecoveryTraces:
         Raises:
             BusError: the bus does not answer.
         """
-        if self._tracer is None or not self._tracer.telling:
+        if self._tracer is None or not self._tracer.records_rare_events:
             return
         events: list[tuple[StoredMessage, Lifecycle]] = []
         for stored in await bus.read_back((bus.subjects.lifecycle("*", "*"),), max(1, term - LOOKBACK)):

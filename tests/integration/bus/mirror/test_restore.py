@@ -15,9 +15,9 @@ import pytest
 from bus.durable.fencing import claim, fence
 from bus.errors import BusError, OtherHistory, WrongSequence
 from bus.interface import ReceivedMessage, StoredMessage
-from bus.mirror import restore as rebuilding
+from bus.mirror import restore as restore_module
 from bus.mirror.reader import MirrorFile
-from bus.mirror.restore import MARGIN, Rebuilt, rebuild
+from bus.mirror.restore import MARGIN, RestoreResult, restore_lost
 from bus.mirror.schema import KeptRow, MessageRow
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
@@ -69,10 +69,10 @@ class Scene:
         for stream in streams or STREAMS:
             await self.bus.api(f"STREAM.DELETE.{stream}")
 
-    async def restore(self, limits: StreamLimits | None = None) -> Rebuilt | None:
+    async def restore(self, limits: StreamLimits | None = None) -> RestoreResult | None:
         store = await MirrorStore.open(self.mirror.file, "swarm")
         try:
-            return await rebuild(self.bus, store, limits or StreamLimits(), "up")
+            return await restore_lost(self.bus, store, limits or StreamLimits(), "up")
         finally:
             await store.close()
 
@@ -195,7 +195,7 @@ async def test_an_interrupted_restore_starts_again(tmp_path, monkeypatch):
 
         for step in ("_raise_epochs", "_report"):
             with monkeypatch.context() as patch:
-                patch.setattr(rebuilding._Rebuild, step, dies)
+                patch.setattr(restore_module._Restore, step, dies)
                 with pytest.raises(BusError, match="dies here"):
                     await it.restore()
             config = (await it.bus.api("STREAM.INFO.swarm_events"))["config"]
@@ -262,7 +262,7 @@ async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
 
 
 async def test_too_many_holes_leave_the_older_messages_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(rebuilding, "MOST_HOLES", 50)
+    monkeypatch.setattr(restore_module, "MAX_PLACEHOLDERS", 50)
     async with scene(tmp_path) as it:
         await it.mirrored()
         await it.lose()

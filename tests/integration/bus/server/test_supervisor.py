@@ -299,7 +299,7 @@ async def test_a_server_that_is_too_old_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("script", ["echo hello", "exit 1"])
 def test_a_program_that_is_no_nats_server(tmp_path, script):
-    with pytest.raises(UsageError, match="is no nats-server"):
+    with pytest.raises(UsageError, match="is not nats-server"):
         server_version(fake_binary(tmp_path / "fake", script))
 
 

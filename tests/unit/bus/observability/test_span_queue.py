@@ -25,7 +25,7 @@ class Sender:
         self.begun = threading.Event()
         self.batches: list[list[str]] = []
         self.shut = False
-        self.why = ""
+        self.reason = ""
 
     def __call__(self, _: Settings, resource: dict[str, object]) -> Sender:
         self.resource = resource
@@ -52,7 +52,7 @@ def test_what_is_put_is_exported_in_order():
     assert [name for batch in sender.batches for name in batch] == [each.name for each in spans]
     assert max(map(len, sender.batches)) <= 10
     assert (queue.exported, queue.dropped) == (25, 0)
-    assert all(each.settled for each in spans)
+    assert all(each.resolved for each in spans)
     assert sender.resource == {"service.name": "a"}
     queue.close()
 
@@ -83,7 +83,7 @@ def test_what_the_collector_refuses_is_counted():
     refused = span()
     queue.put(refused)
     assert queue.flush(GUARD_S)
-    assert (queue.exported, queue.dropped, refused.settled) == (0, 1, True)
+    assert (queue.exported, queue.dropped, refused.resolved) == (0, 1, True)
     queue.close()
 
 
