@@ -1,6 +1,6 @@
-"""How available a sandbox was: in how much of the time since its host was first heard it was known to be alive.
+"""Availability of a sandbox: the share of the time since its host's first heartbeat in which a host was alive.
 
-Time in which nobody could be heard, as the bus was ill or we were stopped, is nobody's absence: it does not count.
+Time in which the watchdog could receive no heartbeats does not count: the bus was unhealthy, or it was paused itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Availability", "AvailabilityTracker"]
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Seconds since the first heartbeat in which it could be heard, and those in which it was known to be alive."""
+    """Counted seconds since the first heartbeat, and those of them in which a host was alive."""
 
     seen_s: float
     alive_s: float
@@ -26,68 +26,71 @@ class Availability:
 
 
 @dataclass(slots=True)
-class _Kept:
+class _HostPresence:
     first: float
     newest: float
     host: str
-    """Which process was heard last."""
+    """The process that sent the newest heartbeat."""
     alive_s: float = 0.0
 
     def alive_until(self, time: float) -> float:
-        """Seconds known alive, if it is heard at `time`."""
+        """Seconds alive, if a heartbeat arrives at `time`."""
         silent_s = time - self.newest
         return self.alive_s + (silent_s if silent_s <= HOST_LOST_S else 0.0)
 
 
 class AvailabilityTracker:
-    """Counts from heartbeats. Between two of one process that are HOST_LOST_S apart at most a host was alive; a longer
-    silence counts as absence from its beginning, as the watchdog takes it for a loss then. Where another process is
-    heard, the first was gone from its last heartbeat on, and the other is there since its start. Times are of one
-    monotonic clock.
+    """Counts availability from heartbeats. Times are of one monotonic clock.
 
-    Our own heartbeats come back over the bus (`echo`): it is ill, and time stands still here, from `deaf_s` after the
-    last one of them until the next one. Everybody's silence counts anew then, for who is there must connect first.
+    A host was alive between two heartbeats of one process that are at most HOST_LOST_S apart. A longer silence counts
+    as absence from its beginning, as the watchdog then declares the host lost. If another process sends heartbeats,
+    the earlier one was absent from its last heartbeat on, and the new one is present since its start.
+
+    The bus is unhealthy from `disconnected_s` after the watchdog's last own heartbeat until the next one. This time is
+    not counted. All silences start again after it, because the hosts have to connect first.
     """
 
-    def __init__(self, deaf_s: float) -> None:
-        self._deaf_s = deaf_s
-        self._kept: dict[str, _Kept] = {}
-        self._echo_at: float | None = None
-        self._lost_s = 0.0
-        """How long time has stood still so far."""
+    def __init__(self, disconnected_s: float) -> None:
+        self._disconnected_s = disconnected_s
+        self._presences: dict[str, _HostPresence] = {}
+        self._own_heartbeat_at: float | None = None
+        self._uncounted_s = 0.0
+        """Seconds that were not counted so far."""
 
     def _time(self, now: float) -> float:
-        return (now if self._echo_at is None else min(now, self._echo_at + self._deaf_s)) - self._lost_s
+        return (
+            now if self._own_heartbeat_at is None else min(now, self._own_heartbeat_at + self._disconnected_s)
+        ) - self._uncounted_s
 
-    def echo(self, now: float) -> None:
-        """Our own heartbeat was heard."""
-        if self._echo_at is not None and now - self._echo_at > self._deaf_s:
+    def own_heartbeat(self, now: float) -> None:
+        """The watchdog has received its own heartbeat."""
+        if self._own_heartbeat_at is not None and now - self._own_heartbeat_at > self._disconnected_s:
             time = self._time(now)
-            for kept in self._kept.values():
-                if time - kept.newest <= HOST_LOST_S:  # who was absent before stays so
-                    kept.alive_s, kept.newest = kept.alive_until(time), time
-            self._lost_s += now - self._echo_at - self._deaf_s
-        self._echo_at = now
+            for presence in self._presences.values():
+                if time - presence.newest <= HOST_LOST_S:  # one that was absent before stays absent
+                    presence.alive_s, presence.newest = presence.alive_until(time), time
+            self._uncounted_s += now - self._own_heartbeat_at - self._disconnected_s
+        self._own_heartbeat_at = now
 
     def received(self, name: str, now: float, host: str, uptime_s: float = 0.0) -> None:
-        """A heartbeat of `name` came, from the process `host` that has run for `uptime_s`."""
+        """A heartbeat of `name` arrived from the process `host`, which has run for `uptime_s`."""
         time = self._time(now)
-        kept = self._kept.setdefault(name, _Kept(time, time, host))
-        if kept.host == host:
-            kept.alive_s = kept.alive_until(time)
+        presence = self._presences.setdefault(name, _HostPresence(time, time, host))
+        if presence.host == host:
+            presence.alive_s = presence.alive_until(time)
         else:
-            kept.alive_s += min(uptime_s, time - kept.newest)
-        kept.newest, kept.host = time, host
+            presence.alive_s += min(uptime_s, time - presence.newest)
+        presence.newest, presence.host = time, host
 
     def of(self, name: str, now: float) -> Availability | None:
-        """Up to `now`; None for one that was never heard."""
-        kept = self._kept.get(name)
-        if kept is None:
+        """The availability of `name` up to `now`; None without any heartbeat of it."""
+        presence = self._presences.get(name)
+        if presence is None:
             return None
         time = self._time(now)
-        return Availability(time - kept.first, kept.alive_until(time))
+        return Availability(time - presence.first, presence.alive_until(time))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that were heard, in the order of their first heartbeats."""
-        return tuple(self._kept)
+        """The names with heartbeats, in the order of their first ones."""
+        return tuple(self._presences)

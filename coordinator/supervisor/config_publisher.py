@@ -1,7 +1,7 @@
-"""The active VotingConfig: the settings of swarm.toml with the present voters.
+"""The active VotingConfig: the settings of swarm.toml with the current voters.
 
-Every process that reaches the stream can publish a VotingConfig. Only the watchdog's counts, and the watchdog keeps its
-own the newest one under its subject.
+Any process with access to the stream can publish a VotingConfig. Only the watchdog's is used, and the watchdog
+publishes it again after another one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from coordinator.config.loader import to_config_message
 from coordinator.config.settings import ResolvedSwarm
 
 CHECK_S = 1.0
-"""Somebody who floods the bus with Configs is answered at most so often."""
+"""Shortest time between two checks, so that a flood of configs does not cause one of publications."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
 
 class ConfigPublisher:
-    """Puts Configs of `config` in force and keeps them there. `voters` says who votes at the moment."""
+    """Publishes the VotingConfig of `config` and keeps it active. `voters` returns the current voters."""
 
     def __init__(
         self,
@@ -42,33 +42,33 @@ class ConfigPublisher:
         self._subject = bus.subjects.config(WATCHDOG)
         self._writing = asyncio.Lock()
         self._received = asyncio.Event()
-        self._ours: bytes | None = None
-        """What we have put in force last."""
+        self._published: bytes | None = None
+        """The VotingConfig that this process published last, encoded."""
 
-    async def put(self) -> None:
-        """Put what should be in force there, unless it is already, and the newest VotingConfig of all."""
+    async def publish(self) -> None:
+        """Publish the current VotingConfig, unless it is already the newest one of all writers."""
         async with self._writing:
             wanted = to_config_message(self._config, self._voters(), source=WATCHDOG)
             await self._reports.flush()
             last = await self._bus.last(self._subject)
             if last is not None:
-                # Garbage there is replaced, and nothing to tell: whoever reads the stream has reported it.
+                # A malformed message is replaced without an alert: the agents that read the stream report it.
                 present = self._decode(self._subject, last.data)
                 foreign = await self._newer_than(last.sequence)
-                if present is not None and self._ours is not None and last.data != self._ours:
+                if present is not None and self._published is not None and last.data != self._published:
                     foreign = [self._subject, *foreign]
                 if foreign:
-                    self._complain(foreign)
+                    self._alert_overridden(foreign)
                 elif present is not None and replace(present, timestamp=wanted.timestamp) == wanted:
-                    self._ours = last.data
+                    self._published = last.data
                     return
             self._reports.config(wanted)
             await self._reports.flush()
-            self._ours = encode(wanted)
-            log.info("read_config", voters=dict(wanted.voters))
+            self._published = encode(wanted)
+            log.info("config_published", voters=dict(wanted.voters))
 
     async def _newer_than(self, sequence: int) -> list[str]:
-        """Subjects of other writers whose last VotingConfig is newer than ours."""
+        """Subjects of other writers with a VotingConfig newer than `sequence`."""
         found = []
         for subject in await self._bus.subject_counts(self._bus.subjects.all_of("config")):
             if subject == self._subject:
@@ -85,20 +85,20 @@ class ConfigPublisher:
                 return message
         return None
 
-    def _complain(self, subjects: list[str]) -> None:
+    def _alert_overridden(self, subjects: list[str]) -> None:
         self._reports.alert(
             "warning",
             "config_overridden",
-            f"another process has published a VotingConfig ({', '.join(subjects)}); the watchdog publishes that of "
-            f"{self._config.file} again. Find out which process it was, and change settings in swarm.toml only",
+            f"another process published a VotingConfig ({', '.join(subjects)}); the watchdog republishes its own from "
+            f"{self._config.file}. Find that process, and change settings only in swarm.toml",
             subjects=subjects,
         )
 
-    async def keep(self) -> None:
-        """Look after every VotingConfig that is heard whether ours is still in force, for ever."""
+    async def run(self) -> None:
+        """After each received VotingConfig check that the watchdog's is still active, until cancelled."""
 
         async def on_message(received: ReceivedMessage) -> None:
-            if received.data != self._ours:
+            if received.data != self._published:
                 self._received.set()
 
         await self._bus.listen(self._bus.subjects.all_of("config"), on_message)
@@ -106,7 +106,7 @@ class ConfigPublisher:
             await self._received.wait()
             self._received.clear()
             try:
-                await self.put()
+                await self.publish()
             except BusError as error:
                 log.debug("config_check_retried", error=str(error))
                 self._received.set()
@@ -114,7 +114,7 @@ class ConfigPublisher:
 
 
 async def read_config(bus: NatsBus) -> VotingConfig | None:
-    """The watchdog's newest VotingConfig; None when it has published none, or something else stands in its place."""
+    """The watchdog's newest VotingConfig; None if it has published none, or if the message is malformed."""
     subject = bus.subjects.config(WATCHDOG)
     stored = await bus.last(subject)
     if stored is not None:

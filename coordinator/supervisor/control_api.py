@@ -1,4 +1,4 @@
-"""The watchdog's side of `restart` and `revive`: the watchdog alone decides when an agent runs."""
+"""The watchdog's side of the commands `restart` and `revive`: only the watchdog decides when an agent runs."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ __all__ = ["ControlApi"]
 
 DRAIN_S = 10.0
 READY_S = 10.0
-"""How long an agent may take to drain, and its successor to be ready."""
+"""Seconds in which an agent must drain, and its successor become ready."""
 
 
 @dataclass(slots=True)
 class _Restart:
-    """One that is under way: from which epoch, and what `look` has seen since."""
+    """A running restart of the incarnation `epoch`; `check_restarts` sets `done`."""
 
     epoch: int
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class ControlApi:
-    """Grants wishes on behalf of the leading watchdog. `look` is to be called whenever the policy may have changed."""
+    """Handles requests to the leading watchdog. Call `check_restarts` whenever the policy may have changed."""
 
     def __init__(
         self,
@@ -58,64 +58,64 @@ class ControlApi:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, name: str) -> None:
-        """Take requests to the watchdog `name` from now on."""
+        """Handle requests to the watchdog `name` from now on."""
         await self._listen(name, "restart", self._restart)
         await self._listen(name, "revive", self._revive)
 
-    async def _listen(self, name: str, command: str, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+    async def _listen(self, name: str, command: str, handle: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         async def on_message(received: ReceivedMessage) -> None:
             if not received.reply:
                 return
-            # A restart takes a while, and nobody should wait for another's.
-            task = asyncio.create_task(self._answer(received, grant))
+            # A task each: a restart takes a while, and other requests must not wait for it.
+            task = asyncio.create_task(self._answer(received, handle))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
         await self._bus.listen(self._bus.subjects.control(name, command), on_message)
 
     async def end(self) -> None:
-        """Break off what is under way."""
+        """Cancel the running requests."""
         await end_tasks(self._tasks)
 
-    async def _answer(self, received: ReceivedMessage, grant: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+    async def _answer(self, received: ReceivedMessage, handle: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         try:
             name = msgspec.json.decode(received.data, type=dict[str, str]).get("agent", "")
             if name not in self._policy.agents:
                 raise UsageError(f"no agent {name!r} in this swarm; it has: {', '.join(self._policy.agents)}")
             if name not in self._specs:
                 raise UsageError(
-                    f"agent {name!r} is external: a program of its own runs it; start it anew where it runs"
+                    f"agent {name!r} is external: it runs outside the supervisor; restart it where it runs"
                 )
-            reply = await grant(name)
+            reply = await handle(name)
         except (MeshError, msgspec.DecodeError) as error:
             reply = {"error": str(error), "usage": isinstance(error, UsageError)}
-        with contextlib.suppress(BusError):  # who asked hears nothing, and is told so by its own patience
+        with contextlib.suppress(BusError):  # without a reply the client reports a timeout
             await self._bus.tell(received.reply, orjson.dumps(reply))
 
-    # -- what the watchdog's loop has to do with it
+    # -- called by the loop of the leader
 
-    def look(self) -> None:
-        """See whether a restart has come to its end."""
+    def check_restarts(self) -> None:
+        """Complete the restarts whose agent is running again or quarantined."""
         for name, restart in self._restarts.items():
             state = self._policy.agents[name]
             if state.phase == "quarantined" or (state.phase == "running" and state.epoch > restart.epoch):
-                restart.over.set()
+                restart.done.set()
 
-    # -- granting
+    # -- requests
 
     async def _revive(self, name: str) -> dict[str, Any]:
         before = self._policy.agents[name].phase
         if not self._policy.revive(time.monotonic(), name):
-            raise MeshError(f"agent {name} is {before}, expected a quarantined or drained one")
+            raise MeshError(f"agent {name} is {before}; only a quarantined or drained agent can be revived")
         self._reports.lifecycle("revived", name, reason=f"was {before}")
-        await self._config_publisher.put()
+        await self._config_publisher.publish()
         self._on_change()
         return {"agent": name, "was": before}
 
     async def _restart(self, name: str) -> dict[str, Any]:
         state = self._policy.agents[name]
         if name in self._restarts or state.phase not in ("quarantined", "drained", "starting", "running"):
-            raise MeshError(f"agent {name} is being restarted already")
+            raise MeshError(f"agent {name} is already being restarted")
         since = time.monotonic()
         restart = self._restarts[name] = _Restart(state.epoch)
         answer: dict[str, Any] = {"agent": name}
@@ -128,26 +128,26 @@ class ControlApi:
                 try:
                     await self._hosts.terminate(state.sandbox, name, state.pid)
                 except BusError as error:
-                    raise MeshError(f"agent {name} was not asked to drain: {error}") from None
+                    raise MeshError(f"agent {name} could not be requested to drain: {error}") from None
             try:
                 async with asyncio.timeout(DRAIN_S + READY_S):
-                    await restart.over.wait()
+                    await restart.done.wait()
             except TimeoutError:
-                raise MeshError(self._in_vain(name, restart.epoch)) from None
+                raise MeshError(self._timeout_problem(name, restart.epoch)) from None
         finally:
             del self._restarts[name]
         if state.phase != "running":
             raise MeshError(f"agent {name} is {state.phase}: {state.reason}")
         return {**answer, "epoch_after": state.epoch, "ready_ms": round((time.monotonic() - since) * 1000, 1)}
 
-    def _in_vain(self, name: str, epoch: int) -> str:
+    def _timeout_problem(self, name: str, epoch: int) -> str:
         state = self._policy.agents[name]
         if state.epoch == epoch and state.phase in ("starting", "running"):
             return (
-                f"agent {name} was asked to drain, but has not ended within {DRAIN_S + READY_S:.0f} s (it is started "
-                f"anew when it does); `signalmesh kill {name}` replaces it at once"
+                f"agent {name} was requested to drain, but has not ended within {DRAIN_S + READY_S:.0f} s. It will be "
+                f"started again when it ends; `signalmesh kill {name}` replaces it at once"
             )
         return (
             f"agent {name} has drained, but is {state.phase} and not ready after {DRAIN_S + READY_S:.0f} s; "
-            "`signalmesh status` and its sandbox's log say more"
+            "check `signalmesh status` and the log of its sandbox"
         )

@@ -1,6 +1,6 @@
-"""What the watchdog does about the policy's conclusions: orders to the hosts, reports, records.
+"""Executes the policy's actions: requests to the hosts, reports, registry records.
 
-It decides nothing. What it learns by an order goes back to the policy as an observation.
+It decides nothing. The result of a request goes back to the policy as an observation.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ log = structlog.get_logger("signalmesh.watchdog")
 
 
 class ActionExecutor:
-    """Carries out the actions of the leading watchdog.
+    """Executes the actions of the leading watchdog.
 
-    `on_change` is called when the policy has got a new observation, `on_failure` on an error that ends the term.
+    `on_change` is called after each new observation of the policy, `on_failure` on an error that ends the term.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class ActionExecutor:
         self._on_change, self._on_failure = on_change, on_failure
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def do(self, action: Action) -> None:
-        """Do it, or begin to."""
+    def execute(self, action: Action) -> None:
+        """Execute `action`; requests to hosts run as background tasks."""
         match action:
             case Spawn():
                 self._run(self._spawn(action))
@@ -86,27 +86,27 @@ class ActionExecutor:
                 )
             case Dead():
                 self._recoveries.died(action, time.monotonic() - self._policy.agents[action.agent].heartbeat_at)
-                self._tell_death(action)
+                self._report_death(action)
             case Quarantine():
-                self._recoveries.over(action.agent, f"quarantined: {action.reason}")
-                self._tell_quarantine(action)
+                self._recoveries.finish(action.agent, f"quarantined: {action.reason}")
+                self._report_quarantine(action)
                 self._run(self._record_quarantine(replace(self._policy.agents[action.agent])))
                 self._run(self._kill(action.agent, action.sandbox, action.epoch))
-                self._run(self._config_publisher.put())
+                self._run(self._config_publisher.publish())
             case Drained(agent):
                 self._run(self._record_drain(agent))
-                self._run(self._config_publisher.put())
+                self._run(self._config_publisher.publish())
             case SandboxLost(sandbox, agents):
                 self._reports.alert(
                     "warning",
                     "sandbox_lost",
-                    f"sandbox {sandbox} is lost; to start elsewhere: {', '.join(agents) or 'nobody, it had no agent'}",
+                    f"sandbox {sandbox} is lost; agents that move to other sandboxes: {', '.join(agents) or 'none'}",
                     sandbox=sandbox,
                     agents=list(agents),
                 )
 
     async def end(self) -> None:
-        """Break off what is under way."""
+        """Cancel the running tasks."""
         await end_tasks(self._tasks)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -118,14 +118,14 @@ class ActionExecutor:
         try:
             await work
         except BusError as error:
-            log.warning("order_failed", problem=str(error))
+            log.warning("action_failed", problem=str(error))
         except Exception as error:
             log.exception("watchdog_failed")
-            self._on_failure(MeshError(f"the watchdog failed: {error!r}"))  # a fresh one adopts what runs
+            self._on_failure(MeshError(f"the watchdog failed: {error!r}"))  # the next leader adopts the running agents
 
     # -- reports
 
-    def _tell_death(self, dead: Dead) -> None:
+    def _report_death(self, dead: Dead) -> None:
         self._reports.lifecycle(
             "declared_dead",
             dead.agent,
@@ -140,24 +140,24 @@ class ActionExecutor:
                 "warning", "agent_unresponsive", f"agent {dead.agent} is replaced: {dead.reason}", agent=dead.agent
             )
 
-    def _tell_quarantine(self, action: Quarantine) -> None:
+    def _report_quarantine(self, action: Quarantine) -> None:
         agent, sandbox, reason = action.agent, action.sandbox, action.reason
         self._reports.lifecycle("quarantined", agent, epoch=action.epoch, sandbox=sandbox, reason=reason)
         self._reports.alert(
             "critical",
             "quarantined",
-            f"agent {agent} is quarantined: {reason}; its log is that of sandbox {sandbox} "
-            f"(logs/{sandbox}.log of the state directory); mend it, then `signalmesh revive {agent}`",
+            f"agent {agent} is quarantined: {reason}; its log is logs/{sandbox}.log in the state directory; fix the "
+            f"cause, then run `signalmesh revive {agent}`",
             agent=agent,
         )
 
     async def _record_drain(self, agent: str) -> None:
         record = (await read_records(self._bus)).get(agent)
-        if record is not None:  # its own, written as it ended
+        if record is not None:  # the agent wrote it when it ended
             await write_record(self._bus, replace(record, status="drained"))
 
     async def _record_quarantine(self, dead: AgentState) -> None:
-        """An agent writes its record itself when it is ready: this incarnation of it may never have been."""
+        # An agent writes its record when it is ready. This incarnation may have died before that.
         known = (await read_records(self._bus)).get(dead.name)
         record = Record(
             agent_id=dead.agent_id,
@@ -172,7 +172,7 @@ class ActionExecutor:
         )
         await write_record(self._bus, record)
 
-    # -- orders
+    # -- requests to hosts
 
     async def _spawn(self, action: Spawn) -> None:
         name, sandbox = action.agent, action.sandbox
@@ -186,14 +186,14 @@ class ActionExecutor:
                 traceparent = self._recoveries.traceparent(name)
                 pid = await self._hosts.spawn(sandbox, self._specs[name], epoch, agent_id, traceparent)
         except WrongSequence:
-            self._recoveries.over(name, "claimed by another")
+            self._recoveries.finish(name, "claimed by another process")
             log.info("claimed_by_another", of=name)
             self._policy.superseded(time.monotonic(), name)
         except BusError as error:
             log.warning("spawn_failed", of=name, sandbox=sandbox, problem=str(error))
             self._policy.spawn_failed(time.monotonic(), name, str(error))
         else:
-            self._recoveries.over(name, details={"mesh.epoch": epoch, "process.pid": pid})
+            self._recoveries.finish(name, details={"mesh.epoch": epoch, "process.pid": pid})
             self._policy.spawned(time.monotonic(), name, sandbox, pid, epoch, agent_id)
             if action.moved_from is not None:
                 detail = {"moved_from": action.moved_from}
@@ -212,12 +212,12 @@ class ActionExecutor:
         self._on_change()
 
     async def _verify_drain(self, action: VerifyDrain) -> None:
-        """An agent that drains has its report stored before it ends: what the stream holds decides."""
+        # An agent that drains has its report stored before it ends, so the stream decides.
         subject = self._bus.subjects.lifecycle(action.agent, action.agent)
         last = await self._bus.last(subject)
         report: object = None
         if last is not None:
-            with contextlib.suppress(MessageError):  # garbage is no report
+            with contextlib.suppress(MessageError):  # a malformed message is no report
                 report = decode(self._bus.subjects.parse(subject), subject, last.data)
         if isinstance(report, Lifecycle) and report.event == "drained" and report.epoch == action.epoch:
             self._policy.drained(time.monotonic(), action.agent, action.epoch)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from coordinator.supervisor.model import CpuTimes, ProbeHistory, Timeouts
 
 HOST_LOST_S = 1.0
-"""A host silent for so long is lost, and its agents are moved, unless one of them publishes heartbeats."""
+"""A host silent for so long is lost and its agents are moved, unless one of them still publishes heartbeats."""
 ENOUGH_CPU_S = 0.1
-"""A process that used so much CPU without a heartbeat is not starved: a heartbeat takes a hundredth of it."""
+"""A silent process that used so much CPU is not starved: a heartbeat needs a hundredth of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The process is dead, and why; `unresponsive` if it ran, but a handler did not return in time."""
+    """The process is dead. `unresponsive`: it ran, but a handler did not return in time."""
 
     reason: str
     unresponsive: bool = False
@@ -45,13 +45,13 @@ def _verdict(
     if silent_s >= timeouts.starved_s:
         limit = f"[watchdog] starved_ms = {timeouts.starved_s * 1000:.0f}"
         if history.last.used_s - history.first.used_s < ENOUGH_CPU_S:
-            return Verdict(f"{silence} for want of a CPU ({limit}): this machine has too much to do")
-        why = f"{silence}: it computed for longer than {limit} allows"
-        return Verdict(f"{why}; have its handlers do less at a time, or raise the limit", unresponsive=True)
+            return Verdict(f"{silence} because it got no CPU ({limit}): this machine is overloaded")
+        why = f"{silence}: it computed for longer than {limit}"
+        return Verdict(f"{why}; split the work of its handlers, or raise the limit", unresponsive=True)
     # Linux adds a wait for a CPU when the wait is over: until then only the letter R shows it.
     if history.last == last and state != "R":
         limit = f"[watchdog] dead_ms = {timeouts.dead_s * 1000:.0f}"
-        why = f"{silence} without using or awaiting a CPU, longer than {limit} allows"
+        why = f"{silence} without using or waiting for a CPU, longer than {limit}"
         return Verdict(f"{why}: a handler must not block; make it `async def` and await", unresponsive=True)
     return None
 
@@ -59,8 +59,8 @@ def _verdict(
 def is_lost(silent_s: float, of_agents: Iterable[float], timeouts: Timeouts) -> bool:
     """Whether a host without heartbeats for `silent_s` seconds is lost; `of_agents` are the silences of its agents.
 
-    While an agent publishes heartbeats the sandbox exists, and its host may merely wait for a CPU, for as long as an
-    agent may. Moving its agents without need would make a busy machine busier.
+    While an agent publishes heartbeats the sandbox exists, and its host may only be waiting for a CPU. It may do so as
+    long as an agent may: moving the agents would add load to a busy machine.
     """
     if silent_s <= HOST_LOST_S:
         return False

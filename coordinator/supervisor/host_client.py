@@ -1,4 +1,4 @@
-"""What the watchdog asks of the sandbox hosts: requests over the bus, each with the watchdog's term."""
+"""Requests of the watchdog to the sandbox hosts, each with the watchdog's term."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ TIMEOUT_S = 2.0
 
 
 class HostClient:
-    """Orders of the watchdog whose term is `term`.
+    """Sends requests as the watchdog of `term`.
 
-    All methods raise BusError when the host does not answer in time or refuses.
+    All methods raise BusError if the host refuses or does not answer in time.
     """
 
     def __init__(self, bus: Bus, term: int, heartbeat_s: float) -> None:
         self._bus, self._term, self._heartbeat_s = bus, term, heartbeat_s
 
-    async def _ask(self, sandbox: str, command: str, body: object) -> dict[str, Any]:
+    async def _request(self, sandbox: str, command: str, body: object) -> dict[str, Any]:
         data = await self._bus.request(self._bus.subjects.control(sandbox, command), orjson.dumps(body), TIMEOUT_S)
         reply: dict[str, Any] = orjson.loads(data)
         if "error" in reply:
@@ -32,7 +32,7 @@ class HostClient:
         return reply
 
     async def spawn(self, sandbox: str, spec: AgentSpec, epoch: int, agent_id: str, traceparent: str = "") -> int:
-        """Start an incarnation, after ending an older one that still runs there; returns its pid."""
+        """Start an incarnation and return its pid; the host first ends an older one that still runs there."""
         order = SpawnOrder(
             term=self._term,
             spec=spec,
@@ -41,18 +41,18 @@ class HostClient:
             heartbeat_s=self._heartbeat_s,
             traceparent=traceparent,
         )
-        pid: int = (await self._ask(sandbox, "spawn", order))["pid"]
+        pid: int = (await self._request(sandbox, "spawn", order))["pid"]
         return pid
 
     async def kill(self, sandbox: str, agent: str, epoch: int) -> None:
         """SIGKILL the agent's process if its epoch is at most `epoch`."""
-        await self._ask(sandbox, "kill", KillOrder(term=self._term, agent=agent, epoch=epoch))
+        await self._request(sandbox, "kill", KillOrder(term=self._term, agent=agent, epoch=epoch))
 
     async def probe(self, sandbox: str, agent: str, epoch: int) -> tuple[str, CpuTimes]:
         """The state of the agent's process (a letter, or "gone"), and its CPU times."""
-        answer = await self._ask(sandbox, "look", KillOrder(term=self._term, agent=agent, epoch=epoch))
+        answer = await self._request(sandbox, "look", KillOrder(term=self._term, agent=agent, epoch=epoch))
         return answer["state"], CpuTimes(answer["cpu_s"], answer["waited_s"])
 
     async def terminate(self, sandbox: str, agent: str, pid: int) -> None:
-        """Ask the agent's process to drain."""
-        await self._ask(sandbox, "signal", SignalRequest(agent=agent, signal=15, pid=pid))
+        """Request the agent's process to drain."""
+        await self._request(sandbox, "signal", SignalRequest(agent=agent, signal=15, pid=pid))

@@ -1,4 +1,4 @@
-"""The watchdog's vocabulary: what is known of an agent and of a host, and the actions that the policy can ask for.
+"""The watchdog's data: the state of agents and hosts, and the actions that the policy can request.
 
 All times are seconds of one monotonic clock.
 """
@@ -17,7 +17,7 @@ StoppedPhase = Literal["quarantined", "drained"]
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Claim the next epoch of `agent` and start it in `sandbox`. `reason` is why, None for the first start."""
+    """Claim the next epoch of `agent` and start it in `sandbox`. `reason` is None for the first start."""
 
     agent: str
     sandbox: str
@@ -27,7 +27,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class ProbeProcess:
-    """Ask the host of `agent` about its process."""
+    """Probe the process of `agent` through its host."""
 
     agent: str
     sandbox: str
@@ -36,7 +36,7 @@ class ProbeProcess:
 
 @dataclass(frozen=True, slots=True)
 class VerifyDrain:
-    """Read in the stream whether this incarnation, which has ended with exit code 0, has reported that it drained."""
+    """Look up in the stream whether this incarnation, which ended with exit code 0, reported that it drained."""
 
     agent: str
     epoch: int
@@ -50,9 +50,9 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """`agent`'s incarnation is dead; a Spawn follows, at once or later, unless it is quarantined.
+    """The incarnation of `agent` is dead; a Spawn follows, at once or later, unless the agent is quarantined.
 
-    `hung`: it ran, but a handler did not give it back in time.
+    `unresponsive`: the process ran, but a handler did not return in time.
     """
 
     agent: str
@@ -73,7 +73,7 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """`agent` has drained, and stays away."""
+    """`agent` has drained; it is not started again until it is revived."""
 
     agent: str
 
@@ -89,7 +89,7 @@ Action = Spawn | ProbeProcess | VerifyDrain | Suspect | Dead | Quarantine | Drai
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """How long the watchdog waits, in seconds; deaths counted within `window_s` up to `deaths` before quarantine."""
+    """Timeouts of the watchdog in seconds; `deaths` deaths within `window_s` quarantine an agent."""
 
     suspect_s: float = 0.3
     dead_s: float = 0.6
@@ -101,8 +101,9 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class UnreportedExit:
-    """An incarnation that a new leader finds ended. `since` is when that was first known; `exit_code` is None where its
-    host went with it.
+    """An incarnation that ended while there was no leader.
+
+    `since` is when the end was first known. `exit_code` is None if its host ended too.
     """
 
     epoch: int
@@ -131,7 +132,7 @@ class ProbeHistory:
 
 @dataclass(slots=True)
 class AgentState:
-    """What is known of one agent."""
+    """The observed state of one agent."""
 
     name: str
     preferred: str
@@ -141,7 +142,7 @@ class AgentState:
     pid: int = 0
     epoch: int = 0
     known_epoch: int | None = None
-    """The claim that we expect to be the newest; None: whichever it is."""
+    """The claim that is expected to be the newest; None: any."""
     agent_id: str = ""
     status: str = ""
     progress: int = 0
@@ -158,11 +159,11 @@ class AgentState:
     probes: ProbeHistory | None = None
     """The probes of its process during the present silence."""
     ended_at: float | None = None
-    """When its end with exit code 0 was heard, as long as nothing says that it has drained."""
+    """When its end with exit code 0 was reported; None once it is known whether it drained."""
     drained_epoch: int = 0
-    """The newest incarnation that has reported to have drained."""
+    """The newest incarnation that has reported that it drained."""
     requested_epoch: int = 0
-    """The newest incarnation that we have asked to drain, to be started anew."""
+    """The newest incarnation that was requested to drain in order to be started again."""
     unreported_exit: UnreportedExit | None = None
     """The newest incarnation that a host reported as ended before the first decision."""
     deaths: CrashHistory = field(default_factory=CrashHistory)
@@ -172,7 +173,7 @@ class AgentState:
 
 @dataclass(slots=True)
 class HostState:
-    """What is known of one sandbox host. `group` is the sandbox that it serves, by itself or as one of several."""
+    """The observed state of one sandbox host. `group` is the sandbox that it serves; several hosts may share it."""
 
     name: str
     group: str

@@ -1,8 +1,8 @@
-"""The watchdog's policy: what it observes, what it concludes, what is to be done. Pure: time is passed in.
+"""The watchdog's policy: observations in, actions out. Pure: time is passed in.
 
-Two senses: the host's exit report (act now) and heartbeats. Silence makes a process suspect; then its host is asked
-about it: gone or stopped is dead; using CPU or waiting for one is not, for a while. The policy distrusts itself first:
-its own delays are subtracted, and while the bus is ill nobody is declared dead.
+It observes the hosts' exit reports, which cause an action at once, and heartbeats. After a silence it suspects the
+process and probes it through its host: a process that is gone or stopped is dead, one that uses a CPU or waits for one
+may go on for a while. Its own delays do not count as silence, and while the bus is unhealthy it declares no agent dead.
 
 All times are seconds of one monotonic clock.
 """
@@ -33,26 +33,26 @@ from coordinator.supervisor.model import (
 )
 
 RESET_AFTER_S = 10.0
-"""An agent that was live for so long, and got beyond where it died, is forgiven its earlier deaths."""
+"""The crash history is reset after an agent was live for so long and progressed beyond its earlier deaths."""
 REPORT_S = 0.25
-"""How long the report of a drain may take longer than that of the process's end, before the stream is asked for it."""
+"""How much later than the exit report the drain report may arrive, before it is looked up in the stream."""
 PROBE_INTERVAL_S = 0.2
 STALLED_S = 60.0
-"""Beating, with inputs waiting, but without progress for so long: dead."""
+"""An agent with heartbeats and pending inputs, but without progress for so long, is dead."""
 NEVER_READY_S = 60.0
-"""Beating but not live after so long without any progress: dead."""
+"""An agent with heartbeats that is not live, without progress for so long, is dead."""
 SOURCES_WAIT_S = 5.0
-"""Sources start when all others are live, or when nobody has become live for so long."""
+"""Sources start when all other agents are live, or when no agent has become live for so long."""
 TAKEN_OVER_S = 1.5
-"""How long an incarnation that somebody else has claimed may take to beat."""
+"""How long an incarnation that another process claimed may take to send its first heartbeat."""
 STARTS_AT_ONCE = 4
-"""Processes of a host on the way to their first heartbeat: it starts one after another, and orders wait 2 s only."""
+"""Most processes of a host without a first heartbeat. It starts them one by one, and an order times out after 2 s."""
 OWN_LAG_S = 0.05
-"""A delay of our own beyond this is not held against anybody."""
+"""A longer delay of the watchdog itself does not count as silence of the agents."""
 
 
 class Policy:
-    """Everything the watchdog knows, and `decide`."""
+    """The state of all agents and hosts, changed by observations; `decide` returns the actions."""
 
     def __init__(
         self, agents: Iterable[AgentState], sandboxes: Iterable[str], timeouts: Timeouts, rng: random.Random, now: float
@@ -62,8 +62,8 @@ class Policy:
         self._timeouts = timeouts
         self._rng = rng
         self._started_at: float | None = None
-        self._came_at = now
-        """When an agent became live last."""
+        self._last_live_at = now
+        """When an agent last became live."""
         self._decided_at = now
         self._bus_unhealthy = False
         self._actions: list[Action] = []
@@ -88,7 +88,7 @@ class Policy:
             return
         if heartbeat.epoch > agent.epoch:
             if agent.phase in ("restarting", "drained", "quarantined"):
-                return  # our own new one, before we have heard of its start; or one that nobody wants back
+                return  # ours, started before its host has answered; or one that must stay stopped
             self.spawned(now, heartbeat.agent, heartbeat.sandbox, heartbeat.pid, heartbeat.epoch, heartbeat.agent_id)
         agent.heartbeat_at = now
         agent.has_heartbeat = True
@@ -100,21 +100,21 @@ class Policy:
         agent.status = heartbeat.status
         if agent.phase == "starting" and heartbeat.status in ("live", "finished"):
             agent.phase = "running"
-            agent.healthy_since = self._came_at = now
+            agent.healthy_since = self._last_live_at = now
 
     def host_heartbeat(self, now: float, heartbeat: Heartbeat) -> None:
         """A sandbox host's heartbeat arrived, with its inventory."""
         host = self.hosts.setdefault(heartbeat.agent, HostState(heartbeat.agent, heartbeat.group or heartbeat.agent))
         if host.alive and host.host_id != heartbeat.agent_id:
-            self._lose(now, host, "its sandbox host was replaced")
+            self._host_lost(now, host, "its sandbox host was replaced")
         if host.alive and heartbeat.status != "live":
-            self._actions.append(SandboxLost(host.name, self.living_in(host.name)))  # its agents drain, then move
+            self._actions.append(SandboxLost(host.name, self.running_in(host.name)))  # its agents drain, then move
         host.alive = heartbeat.status == "live"
         host.host_id, host.heartbeat_at = heartbeat.agent_id, now
         for child in heartbeat.inventory or ():
-            self._see(now, heartbeat.agent, child)
+            self._child_reported(now, heartbeat.agent, child)
 
-    def _see(self, now: float, sandbox: str, child: Child) -> None:
+    def _child_reported(self, now: float, sandbox: str, child: Child) -> None:
         agent = self.agents.get(child.agent)
         if agent is None:
             return
@@ -130,9 +130,9 @@ class Policy:
             self.spawned(now, child.agent, sandbox, child.pid, child.epoch, child.agent_id)
 
     def unreported_exit_found(self, now: float, name: str, unreported_exit: UnreportedExit) -> None:
-        """This incarnation, the newest that was claimed, died while nobody led: as if it died now, and undeclared.
+        """This incarnation, the newest claimed one, died while there was no leader: it is declared dead now.
 
-        To be called before the first decision. Nothing happens if a running one has been reported.
+        To be called before the first decision. No effect if a running incarnation has been reported.
         """
         agent = self.agents[name]
         if agent.phase != "waiting":
@@ -142,7 +142,7 @@ class Policy:
         )
         agent.heartbeat_at = unreported_exit.since
         if unreported_exit.exit_code is None:
-            self._die(now, agent, "its sandbox host is gone, and nobody led when that happened", counts=False)
+            self._declare_dead(now, agent, "its sandbox host is gone; it ended while there was no leader", counts=False)
         else:
             self.exited(now, name, unreported_exit.epoch, unreported_exit.exit_code)
 
@@ -156,7 +156,7 @@ class Policy:
             agent.phase, agent.epoch, agent.sandbox = phase, epoch, sandbox
 
     def spawned(self, now: float, name: str, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
-        """An incarnation was started (or found running)."""
+        """An incarnation was started, or was found running."""
         agent = self.agents[name]
         agent.phase = "starting"
         agent.sandbox, agent.pid, agent.epoch, agent.agent_id = sandbox, pid, epoch, agent_id
@@ -168,11 +168,14 @@ class Policy:
         agent.healthy_since = agent.ended_at = None
 
     def claimed(self, name: str, epoch: int) -> None:
-        """We have claimed the epoch of the incarnation that is about to be started."""
+        """The watchdog has claimed `epoch` for the incarnation that it is about to start."""
         self.agents[name].known_epoch = epoch
 
     def superseded(self, now: float, name: str) -> None:
-        """Somebody else has claimed: by hand, it seems. If its heartbeats do not come, we start our own after all."""
+        """Another process has claimed the agent, probably one started manually.
+
+        If no heartbeat of it arrives, the watchdog starts its own.
+        """
         agent = self.agents[name]
         agent.known_epoch = None
         agent.phase = "backoff"
@@ -192,16 +195,18 @@ class Policy:
             return
         host = self.hosts.get(agent.sandbox)
         if exit_code == 0 and host is not None and not host.alive:
-            self._die(now, agent, "its sandbox host is ending", counts=False)
+            self._declare_dead(now, agent, "its sandbox host is ending", counts=False)
         elif exit_code == 0:
             if epoch in (agent.drained_epoch, agent.requested_epoch):
                 self._drain(agent)
             elif agent.ended_at is None:
-                agent.ended_at = now  # who has drained says so before it ends, but we may hear that a little later
+                agent.ended_at = now  # its drain report, published before its end, may arrive a little later
         elif exit_code == 2:
-            self._die(now, agent, "it ended with exit code 2: a mistake that no restart mends", hopeless=True)
+            self._declare_dead(
+                now, agent, "it ended with exit code 2: an error that a restart does not fix", permanent=True
+            )
         else:
-            self._die(now, agent, f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
+            self._declare_dead(now, agent, f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
 
     def probed(self, now: float, name: str, epoch: int, state: str, cpu: CpuTimes) -> None:
         """A host answered a probe of a silent agent's process (see failure_detector.judge)."""
@@ -213,12 +218,12 @@ class Policy:
             return
         verdict, agent.probes = judge(agent.probes, self._timeouts, silent_s, state, cpu)
         if verdict is not None:
-            self._die(now, agent, verdict.reason, unresponsive=verdict.unresponsive)
+            self._declare_dead(now, agent, verdict.reason, unresponsive=verdict.unresponsive)
 
     def drained(self, now: float, name: str, epoch: int) -> None:
         """An agent has reported that it drained.
 
-        One that ran by hand has no host to report its end: we start ours in its place.
+        No host reports the end of an agent that ran outside the supervisor: the watchdog starts its own in its place.
         """
         agent = self.agents.get(name)
         if agent is None:
@@ -227,7 +232,7 @@ class Policy:
         if agent.epoch != epoch or agent.phase not in ("starting", "running"):
             return
         if agent.sandbox not in self.hosts:
-            self._die(now, agent, "it ran by hand and was ended", counts=False)
+            self._declare_dead(now, agent, "it ran outside the supervisor and was stopped", counts=False)
         elif agent.ended_at is not None:
             self._drain(agent)
 
@@ -235,7 +240,7 @@ class Policy:
         """The stream holds no report that this incarnation, which has ended, drained."""
         agent = self.agents[name]
         if agent.epoch == epoch and agent.ended_at is not None and agent.phase in ("starting", "running"):
-            self._die(now, agent, "it ended by itself, with exit code 0 but without having drained")
+            self._declare_dead(now, agent, "it ended with exit code 0 but has not drained")
 
     def _drain(self, agent: AgentState) -> None:
         agent.ended_at = None
@@ -249,10 +254,10 @@ class Policy:
     def host_gone(self, now: float, sandbox: str, reason: str) -> None:
         """A sandbox host was reported dead."""
         if (host := self.hosts.get(sandbox)) is not None and host.alive:
-            self._lose(now, host, reason)
+            self._host_lost(now, host, reason)
 
     def bus_trouble(self, now: float, unhealthy: bool) -> None:
-        """Our own connection or the bus is ill, or well again: then everybody's silence counts anew."""
+        """The watchdog's connection or the bus is unhealthy, or healthy again: then all timeouts start again."""
         if self._bus_unhealthy and not unhealthy:
             self._reset_timeouts(now)
         self._bus_unhealthy = unhealthy
@@ -267,10 +272,10 @@ class Policy:
             if host.alive:
                 host.heartbeat_at = max(host.heartbeat_at, now)
 
-    # -- wishes
+    # -- requests
 
     def revive(self, now: float, name: str) -> bool:
-        """Bring a quarantined or drained agent back; False if it is neither."""
+        """Have a quarantined or drained agent started again; False if it is neither."""
         agent = self.agents[name]
         if agent.phase not in ("quarantined", "drained"):
             return False
@@ -281,45 +286,45 @@ class Policy:
         return True
 
     def restart(self, name: str) -> None:
-        """Have the agent, which is about to be asked to drain, started anew when it has."""
+        """Have the agent, which is about to be requested to drain, started again after its end."""
         agent = self.agents[name]
         agent.requested_epoch = agent.epoch
 
     # -- conclusions
 
     def decide(self, now: float) -> list[Action]:
-        """What is to be done now. To be called after every observation and at short intervals."""
+        """The actions that follow now. To be called after every observation and at short intervals."""
         if self._started_at is None:
             self._started_at = self._decided_at = now
         lag_s = now - self._decided_at
         self._decided_at = now
         if lag_s > OWN_LAG_S + self._timeouts.suspect_s:
-            self._reset_timeouts(now)  # we slept: what we did not hear may well have been said
+            self._reset_timeouts(now)  # the watchdog slept: heartbeats may have been missed
         if not self._bus_unhealthy:
             for host in self.hosts.values():
-                of_agents = (now - self.agents[name].heartbeat_at for name in self.living_in(host.name))
+                of_agents = (now - self.agents[name].heartbeat_at for name in self.running_in(host.name))
                 if host.alive and is_lost(now - host.heartbeat_at, of_agents, self._timeouts):
-                    self._lose(now, host, f"its sandbox host has been silent for {now - host.heartbeat_at:.1f} s")
+                    self._host_lost(now, host, f"its sandbox host has been silent for {now - host.heartbeat_at:.1f} s")
             for agent in self.agents.values():
-                self._consider(now, agent)
+                self._check_agent(now, agent)
         actions, self._actions = self._actions, []
         return actions
 
-    def _consider(self, now: float, agent: AgentState) -> None:
+    def _check_agent(self, now: float, agent: AgentState) -> None:
         if agent.phase in ("starting", "running") and agent.ended_at is not None:
             if now - agent.ended_at >= REPORT_S and now - agent.checked_at >= PROBE_INTERVAL_S:
                 agent.checked_at = now
                 self._actions.append(VerifyDrain(agent.name, agent.epoch))
         elif agent.phase in ("starting", "running"):
-            self._consider_silence(now, agent)
-            self._consider_progress(now, agent)
+            self._check_silence(now, agent)
+            self._check_progress(now, agent)
         elif agent.phase == "backoff":
             if now >= agent.retry_at:
                 self._start(now, agent)
         elif agent.phase == "waiting" and (not agent.is_source or self._others_live(now)):
             self._start(now, agent)
 
-    def _consider_silence(self, now: float, agent: AgentState) -> None:
+    def _check_silence(self, now: float, agent: AgentState) -> None:
         timeouts = self._timeouts
         silent_s = now - agent.heartbeat_at
         if not agent.has_heartbeat and now - agent.started_at < timeouts.grace_s:
@@ -328,7 +333,7 @@ class Policy:
             host = self.hosts.get(agent.sandbox)
             if host is None or not host.alive:
                 if silent_s >= HOST_LOST_S:
-                    self._die(now, agent, f"silent for {silent_s * 1000:.0f} ms, and no host to ask")
+                    self._declare_dead(now, agent, f"silent for {silent_s * 1000:.0f} ms, no live host to probe it")
             elif now - agent.checked_at >= PROBE_INTERVAL_S:
                 agent.checked_at = now
                 self._actions.append(ProbeProcess(agent.name, agent.sandbox, agent.epoch))
@@ -336,20 +341,20 @@ class Policy:
             agent.suspected = True
             self._actions.append(Suspect(agent.name, int(silent_s * 1000)))
 
-    def _consider_progress(self, now: float, agent: AgentState) -> None:
+    def _check_progress(self, now: float, agent: AgentState) -> None:
         healthy_s = 0.0 if agent.healthy_since is None else agent.heartbeat_at - agent.healthy_since
-        if healthy_s > RESET_AFTER_S and (agent.lag == 0 or agent.deaths.further(agent.cursor, agent.outputs)):
+        if healthy_s > RESET_AFTER_S and (agent.lag == 0 or agent.deaths.is_beyond(agent.cursor, agent.outputs)):
             agent.deaths.reset()
         if agent.phase not in ("starting", "running") or now - agent.heartbeat_at >= self._timeouts.suspect_s:
             return
         idle_s = now - agent.progress_at
         if agent.phase == "starting" and idle_s > NEVER_READY_S:
-            self._die(now, agent, f"never became ready: no progress for {idle_s:.0f} s")
+            self._declare_dead(now, agent, f"never became ready: no progress for {idle_s:.0f} s")
         elif agent.phase == "running" and agent.lag > 0 and idle_s > STALLED_S:
-            self._die(now, agent, f"{agent.lag} inputs wait, but no progress for {idle_s:.0f} s")
+            self._declare_dead(now, agent, f"{agent.lag} inputs are pending, but no progress for {idle_s:.0f} s")
 
     def _others_live(self, now: float) -> bool:
-        if self._started_at is not None and now - max(self._started_at, self._came_at) > SOURCES_WAIT_S:
+        if self._started_at is not None and now - max(self._started_at, self._last_live_at) > SOURCES_WAIT_S:
             return True
         return all(
             other.is_source or other.phase in ("running", "quarantined", "drained", "external")
@@ -358,36 +363,36 @@ class Policy:
 
     def _start(self, now: float, agent: AgentState) -> None:
         agents = self.agents.values()
-        sandbox = place(agent, agents, self.hosts.values())
-        if sandbox is None or starting_in(now, sandbox, agents, self._timeouts.grace_s) >= STARTS_AT_ONCE:
+        sandbox = choose_sandbox(agent, agents, self.hosts.values())
+        if sandbox is None or starting_count(now, sandbox, agents, self._timeouts.grace_s) >= STARTS_AT_ONCE:
             return
         moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None
-        agent.phase, agent.sandbox = "restarting", sandbox  # so that those placed next count it
+        agent.phase, agent.sandbox = "restarting", sandbox  # so that the next placements count it
         self._actions.append(Spawn(agent.name, sandbox, agent.reason, moved_from))
 
-    def _lose(self, now: float, host: HostState, reason: str) -> None:
+    def _host_lost(self, now: float, host: HostState, reason: str) -> None:
         host.alive = False
-        affected = self.living_in(host.name)
+        affected = self.running_in(host.name)
         self._actions.append(SandboxLost(host.name, affected))
         for name in affected:
-            self._die(now, self.agents[name], reason, counts=False)
+            self._declare_dead(now, self.agents[name], reason, counts=False)
 
-    def living_in(self, sandbox: str) -> tuple[str, ...]:
-        """The agents that run there, as far as we know."""
+    def running_in(self, sandbox: str) -> tuple[str, ...]:
+        """The agents that are known to run there."""
         return tuple(
             agent.name
             for agent in self.agents.values()
             if agent.sandbox == sandbox and agent.phase in ("starting", "running")
         )
 
-    def _die(
+    def _declare_dead(
         self,
         now: float,
         agent: AgentState,
         reason: str,
         *,
         counts: bool = True,
-        hopeless: bool = False,
+        permanent: bool = False,
         unresponsive: bool = False,
     ) -> None:
         self._actions.append(Dead(agent.name, agent.epoch, agent.sandbox, agent.pid, reason, unresponsive))
@@ -403,18 +408,21 @@ class Policy:
                 outputs=agent.outputs,
                 unresponsive=unresponsive,
             )
-        why = reason if hopeless else too_many
-        if why is not None:
+        quarantine = reason if permanent else too_many
+        if quarantine is not None:
             agent.phase = "quarantined"
-            self._actions.append(Quarantine(agent.name, agent.epoch, agent.sandbox, why))
+            self._actions.append(Quarantine(agent.name, agent.epoch, agent.sandbox, quarantine))
             return
         agent.phase = "backoff"
         agent.retry_at = now + agent.deaths.next_pause_s(self._rng)
-        self._consider(now, agent)
+        self._check_agent(now, agent)
 
 
-def place(agent: AgentState, agents: Iterable[AgentState], hosts: Collection[HostState]) -> str | None:
-    """Where it was, else where it belongs, else anywhere: on the live host with the fewest agents; None: nowhere."""
+def choose_sandbox(agent: AgentState, agents: Iterable[AgentState], hosts: Collection[HostState]) -> str | None:
+    """The sandbox to start `agent` in: its last one, else the preferred one, else any; None if no host is live.
+
+    Among several live hosts it is the one with the fewest agents.
+    """
     alive = {host.name: host for host in hosts if host.alive}
     if agent.sandbox in alive:
         return agent.sandbox
@@ -426,8 +434,8 @@ def place(agent: AgentState, agents: Iterable[AgentState], hosts: Collection[Hos
     return min(names, key=lambda name: (load[name], names.index(name)), default=None)
 
 
-def starting_in(now: float, sandbox: str, agents: Iterable[AgentState], grace_s: float) -> int:
-    """How many were ordered to start there and have not beaten; not those that should have long ago."""
+def starting_count(now: float, sandbox: str, agents: Iterable[AgentState], grace_s: float) -> int:
+    """How many agents were ordered to start there and have sent no heartbeat, without those that are overdue."""
     there = [other for other in agents if other.sandbox == sandbox]
     young = [other for other in there if other.phase == "starting" and not other.has_heartbeat]
     late = sum(now - other.started_at >= grace_s for other in young)

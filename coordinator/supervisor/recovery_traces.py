@@ -1,10 +1,9 @@
-"""A trace for each recovery: what the watchdog did about a death (detect, claim, spawn); the new process adds its part.
+"""One trace for each recovery: the steps of the watchdog (detect, claim, spawn) and of the new process.
 
-The root is the watchdog's part, from the first sign of the death to the start of the new process, and is told of then.
-Its context goes to the new process with the order that starts it (agents/runtime/tracing.py: restore, replay), and the
-trace as a whole lasts as long as the recovery. It is stored with the declaration of the death as well: should the
-watchdog die before its spans are exported, its successor makes the root again from what the stream holds, so no parent
-is missing.
+The root span is the watchdog's part, from the first sign of the death to the start of the new process, and is exported
+then. The start order carries its context to the new process (agents/runtime/tracing.py), which adds restore and replay.
+The `declared_dead` event stores the context too: if the watchdog dies before it exports the spans, the next leader
+creates the root again from the stream, so that no parent span is missing.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from bus.observability.tracer import Tracer, open_tracer
 from coordinator.supervisor.model import Dead
 
 LOOKBACK = 20_000
-"""So many messages of the stream before its own term a watchdog reads for what its predecessor did last."""
+"""Messages before its own term that a new leader reads to find the last recoveries of its predecessor."""
 UNEXPORTED_S = 10.0
-"""Spans of an older recovery were exported, or given up, before its watchdog ended."""
+"""Spans of an older recovery were exported, or dropped, before its watchdog ended."""
 
 
 def watchdog_tracer(swarm: str, term: int) -> Tracer | None:
-    """The tracer of a leading watchdog, if the environment asks for traces."""
+    """The tracer of a leading watchdog, if the environment enables traces."""
     return open_tracer(os.environ, WATCHDOG, lambda: {**describe_process(swarm), "mesh.epoch": term})
 
 
 @dataclass(slots=True)
 class _Recovery:
-    """One that is under way; `whole` is its root, `steps` are its children so far."""
+    """A running recovery: the root span, and its child spans so far."""
 
-    whole: Span
+    root: Span
     steps: list[Span] = field(default_factory=list)
 
 
@@ -50,9 +49,9 @@ class RecoveryTraces:
 
     def __init__(self, tracer: Tracer | None = None) -> None:
         self._tracer = tracer
-        self._under_way: dict[str, _Recovery] = {}
+        self._running: dict[str, _Recovery] = {}
         self._exits: dict[str, tuple[int, int]] = {}
-        """Of each agent the newest incarnation whose end was reported, and when that was (ns since 1970)."""
+        """For each agent the newest incarnation with an exit report, and the time of the report (ns since 1970)."""
 
     def close(self) -> None:
         """Export what is queued and end; blocks."""
@@ -60,34 +59,34 @@ class RecoveryTraces:
             self._tracer.queue.close()
 
     def exited(self, agent: str, epoch: int, at: datetime) -> None:
-        """A host (`at`, by its clock) has reported the end of this incarnation."""
+        """A host has reported the end of this incarnation; `at` is of the host's clock."""
         if self._tracer is not None:
             self._exits[agent] = epoch, int(at.timestamp() * 1e9)
 
     def died(self, dead: Dead, silent_s: float) -> None:
-        """An agent was declared dead, `silent_s` after its last sign of life."""
+        """An agent was declared dead, `silent_s` after its last heartbeat."""
         context = None if self._tracer is None else self._tracer.new_event(f"recovery:{dead.agent}:{dead.epoch}")
         if context is None:
             return
         at_ns = time.time_ns()
         started_ns = at_ns - max(0, int(silent_s * 1e9))
         epoch, exited_ns = self._exits.pop(dead.agent, (0, 0))
-        if epoch == dead.epoch:  # another machine's clock may be wrong: it ended after its last heartbeat, and by now
+        if epoch == dead.epoch:  # the host's clock may be wrong: clip to after the last heartbeat and before now
             started_ns = min(max(started_ns, exited_ns), at_ns)
         attributes = _attributes(dead.agent, dead.epoch, dead.sandbox, dead.reason)
-        whole = Span(name=f"respawn {dead.agent}", context=context, start_ns=started_ns, attributes=attributes)
-        recovery = self._under_way[dead.agent] = _Recovery(whole)
+        root = Span(name=f"respawn {dead.agent}", context=context, start_ns=started_ns, attributes=attributes)
+        recovery = self._running[dead.agent] = _Recovery(root)
         self._step(recovery, "detect", started_ns, {"mesh.reason": dead.reason})
 
     def _step(self, recovery: _Recovery, name: str, start_ns: int, details: dict[str, Value], error: str = "") -> None:
-        whole = recovery.whole.context
-        context = Context(whole.trace_id, derived_id(whole.trace_id, f"{name}:{len(recovery.steps)}"))
-        attributes = {"mesh.agent": recovery.whole.attributes["mesh.agent"], **details}
+        parent = recovery.root.context
+        context = Context(parent.trace_id, derived_id(parent.trace_id, f"{name}:{len(recovery.steps)}"))
+        attributes = {"mesh.agent": recovery.root.attributes["mesh.agent"], **details}
         recovery.steps.append(
             Span(
                 name=name,
                 context=context,
-                parent=whole.span_id,
+                parent=parent.span_id,
                 start_ns=start_ns,
                 end_ns=time.time_ns(),
                 attributes=attributes,
@@ -97,8 +96,8 @@ class RecoveryTraces:
 
     @contextlib.contextmanager
     def step(self, agent: str, name: str) -> Iterator[None]:
-        """What is done within it is the step `name` of the agent's recovery, if one is under way."""
-        recovery = self._under_way.get(agent)
+        """Record the block as the step `name` of the agent's recovery, if one is running."""
+        recovery = self._running.get(agent)
         started_ns = time.time_ns()
         try:
             yield
@@ -110,23 +109,23 @@ class RecoveryTraces:
             self._step(recovery, name, started_ns, {})
 
     def traceparent(self, agent: str) -> str:
-        """What the new process is to be told; empty if no recovery is under way."""
-        recovery = self._under_way.get(agent)
-        return "" if recovery is None else recovery.whole.context.header
+        """The traceparent for the new process; empty if no recovery is running."""
+        recovery = self._running.get(agent)
+        return "" if recovery is None else recovery.root.context.header
 
-    def over(self, agent: str, error: str = "", details: Mapping[str, Value] | None = None) -> None:
-        """The agent was started, or (`error`) will not be."""
-        recovery = self._under_way.pop(agent, None)
+    def finish(self, agent: str, error: str = "", details: Mapping[str, Value] | None = None) -> None:
+        """Export the agent's recovery: it was started, or it will not be (`error`)."""
+        recovery = self._running.pop(agent, None)
         if recovery is None or self._tracer is None:
             return
-        recovery.whole.end_ns, recovery.whole.error = time.time_ns(), error
-        recovery.whole.attributes.update(details or {})
-        for span in (recovery.whole, *recovery.steps):
+        recovery.root.end_ns, recovery.root.error = time.time_ns(), error
+        recovery.root.attributes.update(details or {})
+        for span in (recovery.root, *recovery.steps):
             self._tracer.emit(span)
-        self._tracer.queue.flush_soon()  # the new process will tell of its part
+        self._tracer.queue.flush_soon()  # the new process exports its part soon
 
-    async def take_up(self, bus: Bus, term: int) -> None:
-        """Make the roots again of the recoveries that the watchdog before `term` led last, if it may have died since.
+    async def resume(self, bus: Bus, term: int) -> None:
+        """Export again the roots of the last recoveries before `term`: their watchdog may have died before it did.
 
         Raises:
             BusError: the bus does not answer.
@@ -135,7 +134,7 @@ class RecoveryTraces:
             return
         events: list[tuple[StoredMessage, Lifecycle]] = []
         for stored in await bus.read_back((bus.subjects.lifecycle("*", "*"),), max(1, term - LOOKBACK)):
-            with contextlib.suppress(MessageError):  # a stranger's garbage tells nothing
+            with contextlib.suppress(MessageError):  # a malformed message of an unknown writer is ignored
                 event = stored.decode(bus.subjects)
                 if isinstance(event, Lifecycle):
                     events.append((stored, event))
@@ -144,11 +143,11 @@ class RecoveryTraces:
             context = read_context(stored.headers.get(TRACEPARENT))
             declared = event.event == "declared_dead" and event.source == WATCHDOG and stored.sequence < term
             if declared and event.timestamp > since and context is not None:
-                self._tracer.emit(_again(context, event, [event for _, event in events]))
+                self._tracer.emit(_rebuilt_root(context, event, [event for _, event in events]))
 
 
-def _again(context: Context, dead: Lifecycle, events: list[Lifecycle]) -> Span:
-    """The root of the recovery from `dead`, as far as the stream tells of it."""
+def _rebuilt_root(context: Context, dead: Lifecycle, events: list[Lifecycle]) -> Span:
+    """The root span of the recovery from `dead`, from the events in the stream."""
     epoch = dead.epoch or 0
     of_agent = [event for event in events if event.agent == dead.agent and event.epoch is not None]
     ends = [event for event in of_agent if event.event == "exited" and event.epoch == epoch]
@@ -164,7 +163,7 @@ def _again(context: Context, dead: Lifecycle, events: list[Lifecycle]) -> Span:
         start_ns=int(started_at.timestamp() * 1e9),
         end_ns=int((started or dead).timestamp.timestamp() * 1e9),
         attributes=attributes,
-        error="" if started is not None else "the watchdog that declared the death ended before it was answered",
+        error="" if started is not None else "the watchdog ended before it started a new process",
     )
 
 

@@ -1,7 +1,7 @@
-"""What became of agents while nobody led: deaths that no watchdog has declared, since it had died itself.
+"""Exits that happened while there was no leader: a new leader finds them and passes them to the policy.
 
-A new leader hears only what the hosts report now. Who died before, and has been replaced since, or declared dead, or
-drained, is told apart by the stream: an epoch is the sequence of its claim there, so everything has its order.
+The hosts report only the present state. The stream shows whether an incarnation that ended has been declared dead,
+replaced or drained since: an epoch is the sequence of its claim there, so all of these events are ordered.
 """
 
 from __future__ import annotations
@@ -24,72 +24,71 @@ from bus.messages.subjects import WATCHDOG
 from coordinator.supervisor.model import AgentState, UnreportedExit
 from coordinator.supervisor.policy import Policy
 
-__all__ = ["settle"]
+__all__ = ["resolve_unreported_exits"]
 
 log = structlog.get_logger("signalmesh.watchdog")
 
 
-async def settle(bus: Bus, policy: Policy, records: Mapping[str, Record]) -> None:
-    """Tell `policy` of the incarnations that died undeclared, and of a quarantine that the registry was not told of any
-    more; to be called when it has heard the hosts.
+async def resolve_unreported_exits(bus: Bus, policy: Policy, records: Mapping[str, Record]) -> None:
+    """Pass unreported exits to `policy`, and quarantines that are reported in the stream but not yet in `records`.
 
-    Two kinds: a host reports that it has ended, or nobody reports it at all, as its host ended too. Of the latter only
-    while others run: where nobody does, the whole swarm was down, and starts.
+    To be called when `policy` has received the hosts' inventories. An exit is unreported if a host lists the process
+    as ended, or if no host lists it because its host ended too. The latter counts only while another agent runs:
+    otherwise the whole swarm was down and is starting.
 
     Raises:
-        BusError: the bus does not answer; nothing was concluded then.
+        BusError: the bus does not answer; `policy` is unchanged then.
     """
     waiting = [agent for agent in policy.agents.values() if agent.phase == "waiting"]
-    found = [(agent, await _find(bus, agent, records if policy.any_process_runs else {})) for agent in waiting]
+    found = [(agent, await _newest_end(bus, agent, records if policy.any_process_runs else {})) for agent in waiting]
     now = time.monotonic()
-    for agent, what in found:
-        if isinstance(what, UnreportedExit):
+    for agent, end in found:
+        if isinstance(end, UnreportedExit):
             log.info(
-                "unreported_exit_found", of=agent.name, epoch=what.epoch, sandbox=what.sandbox, exit_code=what.exit_code
+                "unreported_exit_found", of=agent.name, epoch=end.epoch, sandbox=end.sandbox, exit_code=end.exit_code
             )
-            policy.unreported_exit_found(now, agent.name, what)
-        elif what is not None:  # reported, but not yet recorded in the registry
-            policy.mark_stopped(agent.name, "quarantined", what.epoch or 0, what.sandbox or "")
+            policy.unreported_exit_found(now, agent.name, end)
+        elif end is not None:  # reported, but not yet recorded in the registry
+            policy.mark_stopped(agent.name, "quarantined", end.epoch or 0, end.sandbox or "")
 
 
-async def _find(bus: Bus, agent: AgentState, records: Mapping[str, Record]) -> UnreportedExit | Lifecycle | None:
-    """The newest incarnation of `agent`, if it died undeclared; or the report with which it was quarantined."""
+async def _newest_end(bus: Bus, agent: AgentState, records: Mapping[str, Record]) -> UnreportedExit | Lifecycle | None:
+    """The unreported exit of the newest incarnation of `agent`, or the report that it was quarantined."""
     record = records.get(agent.name)
     if agent.unreported_exit is None and record is None:
         return None
     claimed = await last_claim(bus, agent.name)
     if claimed is None:
         return None
-    concluded = await _concluded(bus, agent.name, claimed.sequence)
-    if concluded is not None:
-        return concluded if concluded.event == "quarantined" else None
-    unreported_exit: UnreportedExit | None = (
-        None  # so it stays if it was claimed since, and is not ready: its recovery had begun
-    )
+    earlier = await _earlier_report(bus, agent.name, claimed.sequence)
+    if earlier is not None:
+        return earlier if earlier.event == "quarantined" else None
+    # Stays None if the agent was claimed since and is not ready: its recovery has started already.
+    unreported_exit: UnreportedExit | None = None
     if agent.unreported_exit is not None and agent.unreported_exit.epoch == claimed.sequence:
-        unreported_exit = await _reported(bus, agent.name, agent.unreported_exit)
+        unreported_exit = await _with_exit_report(bus, agent.name, agent.unreported_exit)
     elif record is not None:
-        unreported_exit = await _vanished(bus, claimed, record)
-    return (
-        None if unreported_exit is None or unreported_exit.exit_code == 0 else unreported_exit
-    )  # 0: it drained, or a watchdog that died asked it to
+        unreported_exit = await _gone_with_host(bus, claimed, record)
+    if unreported_exit is None or unreported_exit.exit_code == 0:
+        return None  # 0: it drained, or an earlier leader requested that
+    return unreported_exit
 
 
-async def _vanished(bus: Bus, claimed: StoredMessage, record: Record) -> UnreportedExit | None:
-    """The incarnation that `claimed`, if it was ready and nobody reports it although a host should."""
-    claim = _read(bus, claimed)
+async def _gone_with_host(bus: Bus, claimed: StoredMessage, record: Record) -> UnreportedExit | None:
+    """The incarnation that `claimed`, if it was ready and no host reports it although one should."""
+    claim = _decode(bus, claimed)
     if not isinstance(claim, Epoch) or claim.claimed_by != WATCHDOG:
-        return None  # it runs by hand, or did: no host would report it
+        return None  # started manually, outside the supervisor: no host would report it
     if record.status != "active" or record.epoch != claimed.sequence:
         return None
     unreported_exit = UnreportedExit(record.epoch, record.sandbox, record.pid, record.agent_id, None, time.monotonic())
-    return await _reported(bus, record.name, unreported_exit)
+    return await _with_exit_report(bus, record.name, unreported_exit)
 
 
-async def _reported(bus: Bus, name: str, unreported_exit: UnreportedExit) -> UnreportedExit:
-    """`past` with what its host has told of its end: when, and how."""
+async def _with_exit_report(bus: Bus, name: str, unreported_exit: UnreportedExit) -> UnreportedExit:
+    """`unreported_exit` with the time and exit code from the host's exit report, if there is one."""
     stored = await bus.last(bus.subjects.lifecycle(name, unreported_exit.sandbox))
-    report = None if stored is None else _read(bus, stored)
+    report = None if stored is None else _decode(bus, stored)
     if (
         stored is None
         or not isinstance(report, Lifecycle)
@@ -102,10 +101,10 @@ async def _reported(bus: Bus, name: str, unreported_exit: UnreportedExit) -> Unr
     return replace(unreported_exit, exit_code=exit_code, since=time.monotonic() - max(0.0, age_s))
 
 
-async def _concluded(bus: Bus, name: str, epoch: int) -> Lifecycle | None:
-    """With which words a watchdog has already concluded that this incarnation is away, if one has."""
+async def _earlier_report(bus: Bus, name: str, epoch: int) -> Lifecycle | None:
+    """The report of an earlier leader that this incarnation is dead, quarantined or revived; None without one."""
     stored = await bus.last(bus.subjects.lifecycle(name, WATCHDOG))
-    report = None if stored is None else _read(bus, stored)
+    report = None if stored is None else _decode(bus, stored)
     if stored is None or stored.sequence < epoch or not isinstance(report, Lifecycle):
         return None
     if report.event == "revived" or (report.event in ("declared_dead", "quarantined") and (report.epoch or 0) >= epoch):
@@ -113,7 +112,7 @@ async def _concluded(bus: Bus, name: str, epoch: int) -> Lifecycle | None:
     return None
 
 
-def _read(bus: Bus, stored: StoredMessage) -> Message | None:
-    with contextlib.suppress(MessageError):  # a stranger's garbage tells nothing
+def _decode(bus: Bus, stored: StoredMessage) -> Message | None:
+    with contextlib.suppress(MessageError):  # a malformed message of an unknown writer is ignored
         return stored.decode(bus.subjects)
     return None

@@ -1,6 +1,6 @@
-"""Messages of kinds that nobody reads: the stream takes them from anybody, so somebody must say that they are there.
+"""Alerts about messages of unknown kinds: the stream accepts any subject, but no agent reads these.
 
-The stream's own counts by subject are asked for, now and then; hearing every message would cost each of them.
+It polls the stream's counts by subject: receiving every message would cost far more.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from bus.messages.subjects import KEPT_KINDS
 from bus.nats.bus import NatsBus
 
 POLL_INTERVAL_S = 5.0
-MAX_TOLD = 100
-"""Kinds that are told of; who invents more than so many means it."""
+MAX_REPORTED_KINDS = 100
+"""Further kinds are not reported: a writer that invents so many would flood the alerts."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
 
 class UnknownMessageMonitor:
-    """Alerts once about each kind of message in the stream that is none of ours, as long as this process lives."""
+    """Alerts once for each unknown kind of message in the stream, during the life of this process."""
 
     def __init__(self, bus: NatsBus, reports: EventPublisher) -> None:
         self._bus, self._reports = bus, reports
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
-    async def keep(self) -> None:
-        """Look now and then, for ever."""
+    async def run(self) -> None:
+        """Check at intervals until cancelled."""
         while True:
             try:
-                await self.look()
+                await self.check()
             except BusError as error:
                 log.debug("unknown_kind_check_retried", error=str(error))
             await asyncio.sleep(POLL_INTERVAL_S)
 
-    async def look(self) -> None:
-        """Count what is stored, and tell what is new of it.
+    async def check(self) -> None:
+        """Count the stored messages by kind, and alert about new unknown kinds.
 
         Raises:
             BusError: the bus does not answer.
@@ -47,17 +47,17 @@ class UnknownMessageMonitor:
         found: dict[str, dict[str, int]] = {}
         for subject, count in (await self._bus.subject_counts(f"{subjects.ns}.>")).items():
             kind = subject.split(".")[1]
-            if kind not in KEPT_KINDS:  # a subject of ours that is malformed is poison to those who read its kind
+            if kind not in KEPT_KINDS:  # the agents that read a known kind report its malformed subjects
                 found.setdefault(kind, {})[subject] = count
         for kind, counts in found.items():
-            if kind in self._told or len(self._told) >= MAX_TOLD:
+            if kind in self._reported or len(self._reported) >= MAX_REPORTED_KINDS:
                 continue
-            self._told.add(kind)
+            self._reported.add(kind)
             example = min(counts)
             self._reports.alert(
                 "warning",
                 "unknown_message_kind",
-                f"messages that nobody reads are stored: {sum(counts.values())} under {len(counts)} subjects like "
+                f"the stream has messages of an unknown kind: {sum(counts.values())} under {len(counts)} subjects like "
                 f"in.{example}; expected in.{subjects.ns}.KIND.TOPIC.WRITER with a kind of {', '.join(KEPT_KINDS)}",
                 kind=kind,
                 subject=example,

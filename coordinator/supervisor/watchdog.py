@@ -1,7 +1,7 @@
 """The watchdog process: stands by until it is elected, then leads for one term.
 
-`Leadership` is one term: it receives exits and heartbeats, asks the policy what follows, and has the executor do it.
-The processes belong to the sandbox hosts, the decisions to coordinator/supervisor/policy.py.
+`Leadership` is one term: it passes exits and heartbeats to the policy, and executes the policy's actions.
+The sandbox hosts own the processes, coordinator/supervisor/policy.py the decisions.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from coordinator.supervisor.leader_election import PAUSE_S, check_claim, send_he
 from coordinator.supervisor.model import Action, AgentState, StoppedPhase, Timeouts
 from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer
-from coordinator.supervisor.takeover import settle
+from coordinator.supervisor.takeover import resolve_unreported_exits
 from coordinator.supervisor.unknown_messages import UnknownMessageMonitor
 
 TICK_S = 0.05
-"""Between two decisions when nothing is observed."""
-ECHO_LOST_S = 0.4
-"""When its own heartbeats do not come back for this long, the bus is unhealthy, not the agents."""
-AWAY = ("waiting", "restarting", "backoff", "quarantined", "drained", "external")
+"""Seconds between two decisions when nothing is observed."""
+OWN_HEARTBEAT_LOST_S = 0.4
+"""If the watchdog has not received its own heartbeats for this long, the bus is unhealthy, not the agents."""
+NOT_SUPERVISED = ("waiting", "restarting", "backoff", "quarantined", "drained", "external")
 """Phases of agents that do not run, or run outside the supervisor."""
 DISCOVERY_S = 1.5
 AGENT_HEARTBEATS = 2.5
 FIRST_DISCOVERY_S = 10.0
 """How long a new leader waits for every host to report before it starts the agents that no host reported. It waits
-longer when no agent runs at all: the hosts are then starting too, and an agent started on another host stays there."""
+longer if no agent runs at all: the hosts are then starting too, and an agent started on another host stays there."""
 REMOTE_DISCOVERY_S = 180.0
 """The same at a first start with remote sandboxes, which are created and installed first."""
 
@@ -57,7 +57,7 @@ log = structlog.get_logger("signalmesh.watchdog")
 
 
 class TermSignals:
-    """Wakes or ends the loop of a leader, and keeps the error that ended it."""
+    """Wakes or ends the loop of a leader, and stores the error that ended it."""
 
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
@@ -79,7 +79,7 @@ class TermSignals:
         self.stop()
 
     async def wait(self, timeout_s: float) -> None:
-        """Until woken, but at most `timeout_s` seconds."""
+        """Wait until woken, at most `timeout_s` seconds."""
         self.woken.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -97,15 +97,15 @@ class Watchdog:
         clear_quarantine: bool = False,
         standby: bool = False,
     ) -> None:
-        """With `clear_quarantine` it starts quarantined and drained agents again; with `standby` it lets another
-        watchdog lead first.
+        """`clear_quarantine` starts quarantined and drained agents again. `standby` waits longer for another leader
+        before it claims the first term.
         """
         self._bus, self._config = bus, config
         self._clear_quarantine, self._standby = clear_quarantine, standby
         self._signals = TermSignals()
 
     def stop(self) -> None:
-        """End; the agents keep running. Safe to call from a signal handler of the loop."""
+        """Stop leading; the agents keep running. May be called from a signal handler of the loop."""
         self._signals.stop()
 
     async def run(self) -> None:
@@ -193,7 +193,7 @@ async def build_leadership(
 
 
 class Leadership:
-    """One term as the leader: adopts the agents that run, then acts on the policy's decisions until the term ends."""
+    """One term as the leader: adopts the running agents, then executes the policy's actions until the term ends."""
 
     def __init__(
         self,
@@ -218,8 +218,8 @@ class Leadership:
         self._policy, self._reports, self._config_publisher = policy, reports, config_publisher
         self._executor, self._control_api = executor, control_api
         self._recoveries, self._unknown_messages = recoveries, unknown_messages
-        self._availability = AvailabilityTracker(ECHO_LOST_S)
-        self._echo_at = 0.0
+        self._availability = AvailabilityTracker(OWN_HEARTBEAT_LOST_S)
+        self._own_heartbeat_at = 0.0
         self._verified_at = 0.0
         """When this process last knew that it leads (monotonic seconds)."""
         self._unverified = True
@@ -246,7 +246,7 @@ class Leadership:
         await self._control_api.serve(NAME)
 
     async def adopt(self) -> None:
-        """Find out what runs and what ended before this term, and publish the active VotingConfig.
+        """Discover what runs and what ended before this term, and publish the active VotingConfig.
 
         Raises:
             BusError: the bus does not answer.
@@ -256,28 +256,28 @@ class Leadership:
         await self._discover()
         while not self._clear_quarantine and not self._signals.stopped.is_set():
             try:
-                await settle(self._bus, self._policy, records)
+                await resolve_unreported_exits(self._bus, self._policy, records)
                 break
             except BusError as error:
                 log.debug("takeover_retried", error=str(error))
                 await self._discover()  # heartbeats may have been lost meanwhile
-        await self._config_publisher.put()
+        await self._config_publisher.publish()
 
     async def lead(self) -> None:
-        """Act on the policy's decisions until stopped.
+        """Execute the policy's actions until stopped.
 
         Raises:
             Fenced: another watchdog leads; MeshError: the executor failed.
         """
         if not self._clear_quarantine:
             self._start("recovery-traces", self._resume_traces())
-        self._start("config", self._config_publisher.keep())
-        self._start("unknown-messages", self._unknown_messages.keep())
+        self._start("config", self._config_publisher.run())
+        self._start("unknown-messages", self._unknown_messages.run())
         while not self._signals.stopped.is_set():
             if await self._still_leads():
                 for action in self._decide():
-                    self._executor.do(action)
-                self._control_api.look()
+                    self._executor.execute(action)
+                self._control_api.check_restarts()
             await self._signals.wait(TICK_S)
             self._reports.check()
         if self._signals.error is not None:
@@ -297,14 +297,14 @@ class Leadership:
     async def _resume_traces(self) -> None:
         # A task of its own: the traces describe the past, and leading does not wait for them.
         with contextlib.suppress(BusError):
-            await self._recoveries.take_up(self._bus, self.term)
+            await self._recoveries.resume(self._bus, self.term)
 
     # -- the content of its heartbeats
 
     def _status_fields(self) -> dict[str, Any]:
         # The phases of agents that do not run: these agents publish no heartbeats of their own.
-        away = {name: state.phase for name, state in self._policy.agents.items() if state.phase in AWAY}
-        return {"phases": away, "accounts": self._accounts()}
+        phases = {name: state.phase for name, state in self._policy.agents.items() if state.phase in NOT_SUPERVISED}
+        return {"phases": phases, "accounts": self._accounts()}
 
     def _accounts(self) -> dict[str, SandboxAccount]:
         """Availability and price of every sandbox from which a heartbeat was received."""
@@ -322,7 +322,7 @@ class Leadership:
             )
         return accounts
 
-    # -- whether the term lasts
+    # -- whether this process still leads
 
     def _on_disconnect(self) -> None:
         self._unverified = True
@@ -352,21 +352,21 @@ class Leadership:
 
     async def _on_epoch(self, received: ReceivedMessage) -> None:
         if (h.number(received.headers, h.SEQUENCE) or 0) > self.term:
-            self._signals.fail(Fenced(NAME, f"another watchdog leads, our term was {self.term}"))
+            self._signals.fail(Fenced(NAME, f"another watchdog leads; this process had term {self.term}"))
 
     # -- adopting
 
     def _restore_phases(self, records: Mapping[str, Record]) -> None:
-        """Keep agents quarantined or drained that were so in an earlier term."""
+        """Restore the quarantined and drained agents of an earlier term."""
         for name, record in records.items():
             if record.status in ("quarantined", "drained"):
                 phase: StoppedPhase = "quarantined" if record.status == "quarantined" else "drained"
                 self._policy.mark_stopped(name, phase, record.epoch, record.sandbox)
 
     async def _discover(self) -> None:
-        """Wait for the first inventory of every configured host, but not for ever.
+        """Wait, with a limit, for the first inventory of every configured host, and for some heartbeats of agents.
 
-        Also for some heartbeats of agents: no host reports the agents that were started manually.
+        Only heartbeats report agents that were started manually: no host lists them.
         """
         since = time.monotonic()
         if not self._clear_quarantine:
@@ -391,27 +391,28 @@ class Leadership:
         heartbeat, at = received.heartbeat, received.at
         if heartbeat.role == "watchdog":
             if heartbeat.epoch == self.term:
-                self._echo_at = at
-                self._availability.echo(at)
+                self._own_heartbeat_at = at
+                self._availability.own_heartbeat(at)
         elif heartbeat.role == "provider":
             self._failed = set(failed_sandboxes_of(heartbeat))
         elif heartbeat.role == "sandbox":
             self._availability.received(heartbeat.agent, at, heartbeat.agent_id, heartbeat.uptime_s or 0.0)
             self._policy.host_heartbeat(at, heartbeat)
-        else:  # what follows from it can wait for the next tick: with many agents one always has just sent another
+        else:
+            # No wake-up: the next tick is early enough, and with many agents every moment brings a heartbeat.
             self._policy.heartbeat(at, heartbeat)
             return
         self._signals.wake()
 
     @staticmethod
     def _on_malformed_heartbeat(subject: str, error: MessageError) -> None:
-        log.warning("poison_heartbeat", subject=subject, problem=error.problem)
+        log.warning("malformed_heartbeat", subject=subject, problem=error.problem)
 
     async def _on_lifecycle(self, received: ReceivedMessage) -> None:
         try:
             event = received.decode(self._subjects)
         except MessageError:
-            return  # whoever reads the stream reports it
+            return  # the agents that read the stream report it
         assert isinstance(event, Lifecycle)
         if event.event == "drained" and event.epoch is not None:
             self._policy.drained(time.monotonic(), event.agent, event.epoch)
@@ -419,7 +420,7 @@ class Leadership:
         elif event.event == "exited":
             code = event.detail.get("exit_code")
             if event.agent in self._policy.hosts:
-                for name in self._policy.living_in(event.agent):
+                for name in self._policy.running_in(event.agent):
                     self._recoveries.exited(name, self._policy.agents[name].epoch, event.timestamp)
                 self._policy.host_gone(time.monotonic(), event.agent, f"its sandbox host ended ({event.reason})")
             elif event.epoch is not None and isinstance(code, int) and event.agent in self._policy.agents:
@@ -429,7 +430,7 @@ class Leadership:
 
     def _decide(self) -> list[Action]:
         time_s = time.monotonic()
-        unhealthy = not self._bus.live or time_s - self._echo_at > ECHO_LOST_S
+        unhealthy = not self._bus.live or time_s - self._own_heartbeat_at > OWN_HEARTBEAT_LOST_S
         self._policy.bus_trouble(time_s, unhealthy)
         return self._policy.decide(time_s)
 

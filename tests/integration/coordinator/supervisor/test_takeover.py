@@ -17,7 +17,7 @@ from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
 from coordinator.supervisor.model import AgentState, Dead, Timeouts
 from coordinator.supervisor.policy import Policy
-from coordinator.supervisor.takeover import settle
+from coordinator.supervisor.takeover import resolve_unreported_exits
 
 NOW = 100.0
 
@@ -40,7 +40,7 @@ class UnreportedExit:
             ),
         )  # fmt: skip
 
-    async def told(self, event: LifecycleEvent, epoch: int | None, writer: str = WATCHDOG, **detail: int) -> None:
+    async def report(self, event: LifecycleEvent, epoch: int | None, writer: str = WATCHDOG, **detail: int) -> None:
         message = Lifecycle(event=event, agent="a", timestamp=now(), source=writer, epoch=epoch, detail=detail)
         await self.bus.publish("in." + self.bus.subjects.lifecycle("a", writer), encode(message))
 
@@ -61,7 +61,7 @@ class UnreportedExit:
                 sandbox="base", pid=1, role="sandbox", inventory=(*runs, *inventory),
             ),
         )  # fmt: skip
-        await settle(self.bus, policy, await read_records(self.bus))
+        await resolve_unreported_exits(self.bus, policy, await read_records(self.bus))
         return policy
 
 
@@ -80,14 +80,14 @@ async def unreported_exit(tmp_path) -> AsyncIterator[UnreportedExit]:
 
 async def test_an_undeclared_death_is_declared(unreported_exit):
     old = await unreported_exit.claim()
-    await unreported_exit.told("declared_dead", old)
+    await unreported_exit.report("declared_dead", old)
     epoch = await unreported_exit.claim()
     await unreported_exit.record(old)  # it died before it was ready
-    await unreported_exit.told("suspected", epoch)
-    await unreported_exit.told("exited", epoch, "base", exit_code=-9)
+    await unreported_exit.report("suspected", epoch)
+    await unreported_exit.report("exited", epoch, "base", exit_code=-9)
     assert await unreported_exit.concluded(child("a", old), child("a", epoch)) == [(epoch, "signal 9")]
     assert await unreported_exit.concluded(child("a", epoch), others=False) == [(epoch, "signal 9")]
-    await unreported_exit.told("declared_dead", epoch)
+    await unreported_exit.report("declared_dead", epoch)
     assert await unreported_exit.concluded(child("a", epoch)) == []
 
 
@@ -95,7 +95,7 @@ async def test_an_undeclared_death_is_declared(unreported_exit):
 async def test_what_the_leader_before_has_declared_is_not_reported_again(unreported_exit, event):
     epoch = await unreported_exit.claim()
     await unreported_exit.record(epoch)
-    await unreported_exit.told(event, None if event == "revived" else epoch)
+    await unreported_exit.report(event, None if event == "revived" else epoch)
     assert await unreported_exit.concluded(child("a", epoch)) == []
     assert await unreported_exit.concluded() == []
 
@@ -103,11 +103,11 @@ async def test_what_the_leader_before_has_declared_is_not_reported_again(unrepor
 async def test_a_quarantine_that_the_registry_does_not_know_yet_stays(unreported_exit):
     epoch = await unreported_exit.claim()
     await unreported_exit.record(epoch)
-    await unreported_exit.told("declared_dead", epoch)
-    await unreported_exit.told("quarantined", epoch)
+    await unreported_exit.report("declared_dead", epoch)
+    await unreported_exit.report("quarantined", epoch)
     agent = (await unreported_exit.leads(child("a", epoch))).agents["a"]
     assert (agent.phase, agent.epoch) == ("quarantined", epoch)
-    await unreported_exit.told("revived", None)
+    await unreported_exit.report("revived", None)
     assert (await unreported_exit.leads(child("a", epoch))).agents["a"].phase == "waiting"
 
 
@@ -121,7 +121,7 @@ async def test_one_that_was_claimed_since_was_being_replaced(unreported_exit):
 async def test_an_end_with_exit_code_0_is_no_death(unreported_exit):
     epoch = await unreported_exit.claim()
     await unreported_exit.record(epoch)
-    await unreported_exit.told("exited", epoch, "base", exit_code=0)
+    await unreported_exit.report("exited", epoch, "base", exit_code=0)
     assert await unreported_exit.concluded(child("a", epoch, 0)) == []
     assert await unreported_exit.concluded() == []
 
@@ -132,7 +132,7 @@ async def test_an_agent_that_no_host_reports_while_others_run_has_gone_with_its_
     [(dead, reason)] = await unreported_exit.concluded()
     assert dead == epoch
     assert "sandbox host is gone" in reason
-    await unreported_exit.told("exited", epoch, "base", exit_code=1)  # before its host went as well
+    await unreported_exit.report("exited", epoch, "base", exit_code=1)  # before its host went as well
     assert await unreported_exit.concluded() == [(epoch, "exit code 1")]
 
 

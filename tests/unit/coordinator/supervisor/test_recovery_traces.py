@@ -40,7 +40,7 @@ def started_at(monkeypatch):
         for epoch, before_s in exits:
             recoveries.exited("a", epoch, datetime.fromtimestamp(NOW_NS * 1e-9 - before_s, UTC))
         recoveries.died(Dead("a", 7, "base", 1, "signal 9"), SILENT_S)
-        recoveries.over("a")
+        recoveries.finish("a")
         assert tracer.spans["detect"].parent == tracer.spans["respawn a"].context.span_id
         starts = {(NOW_NS - span.start_ns) * 1e-9 for span in tracer.spans.values()}
         assert len(starts) == 1
