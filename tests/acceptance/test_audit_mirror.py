@@ -76,7 +76,7 @@ async def test_a_file_of_the_later_part(tmp_path: Path, good: Recorded):
     audit = audit_file(await mirrored(tmp_path / "mirror.sqlite", good, first=first))
     assert audit.problems == []
     assert audit.agents["coordinator"].first == 100
-    assert any(f"begins at message {first}" in note for note in audit.notes)
+    assert any(f"starts at message {first}" in note for note in audit.notes)
 
 
 async def test_snapshots_newer_than_the_files_last_message_are_left_out(tmp_path: Path, good: Recorded):

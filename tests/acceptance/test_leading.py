@@ -187,11 +187,11 @@ import asyncio, os, signal, sys
 from pathlib import Path
 
 from coordinator.supervisor import executor
-from coordinator.supervisor.host_client import HostOrders
+from coordinator.supervisor.host_client import HostClient
 from coordinator.runner.entrypoints import run_watchdog
 
 moment, url, config = sys.argv[1:]
-claim, spawn = executor.claim, HostOrders.spawn
+claim, spawn = executor.claim, HostClient.spawn
 
 def at(this):
     if moment == this:
@@ -210,7 +210,7 @@ async def spawns(self, *arguments):
     await asking
     at("after the spawn")
 
-executor.claim, HostOrders.spawn = claims, spawns
+executor.claim, HostClient.spawn = claims, spawns
 sys.exit(run_watchdog(url, Path(config), "swarm", None, "info", standby=True))
 """
 CLAIMS = {"before the claim": 1, "after the claim": 2, "during the spawn": 1, "after the spawn": 1}

@@ -118,7 +118,7 @@ async def test_after_kill_9_of_everything_it_goes_on_and_reports_what_may_be_mis
         await subscriber.live(*AGENTS)
         audit = await swarm.command("audit", "--json")
         assert audit.code == 0, audit.json["problems"]
-        assert sum("were left free: what was stored from" in note for note in audit.json["notes"]) == 2
+        assert sum("were left unused: messages from" in note for note in audit.json["notes"]) == 2
         assert not [note for note in audit.json["notes"] if "retention" in note]
         assert await swarm.end(signal.SIGINT) == 0
 

@@ -174,11 +174,11 @@ async def test_what_the_mirror_did_not_have_is_named_and_its_numbers_are_not_use
             assert [(g.first, g.last, g.reason) for g in file.gaps()] == [(known + 1, known + MARGIN, "lost")]
         await it.assert_goes_on()
         of_stream, of_file = (await audit_bus(bus)).notes, audit_file(it.mirror.file).notes
-        free = f"messages {known + 1} to {known + MARGIN} were left free: what was stored from {known + 1} on"
+        free = f"messages {known + 1} to {known + MARGIN} were left unused: messages from {known + 1} on"
         assert [note for note in of_stream if "message" in note] == [
             f"the stream was restored from the mirror: {free} may be lost"
         ]
-        gone = f"{MARGIN} messages are not kept (left free after the bus was lost), the last of them {known + MARGIN}"
+        gone = f"{MARGIN} messages are missing (left unused after the bus was lost), the last of them {known + MARGIN}"
         assert [note for note in of_file if f"{known + MARGIN}:" in note] == [f"{gone}: they are unchecked"]
 
 
