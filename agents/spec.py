@@ -154,9 +154,9 @@ def _check_origin(where: str, module: ModuleType, module_path: str, search_path:
 
 def _import_failure(where: str, spec: AgentSpec, error: BaseException) -> str:
     """What went wrong, and the line of the user's own code (else the deepest one) where it did."""
-    place, said = "", str(error)
+    place, problem = "", str(error)
     if isinstance(error, SyntaxError):
-        said = error.msg
+        problem = error.msg
         place = f" ({error.filename}, line {error.lineno})"
     else:
         frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
@@ -166,7 +166,7 @@ def _import_failure(where: str, spec: AgentSpec, error: BaseException) -> str:
         if frames:
             place = " ({}, line {})".format(*(own or frames)[-1])
     module = check_class_path(spec.class_path)[0]
-    return f"{where}: importing {module} failed: {type(error).__name__}: {said}{place}"
+    return f"{where}: importing {module} failed: {type(error).__name__}: {problem}{place}"
 
 
 def _similar_files(spec: AgentSpec) -> str:

@@ -113,16 +113,16 @@ class CommandAgent(Agent):
             await program.kill()
             if isinstance(error, TimeoutError):
                 why = f"no answer to a {kind} within {self.options.timeout_s} s (its option timeout_s)"
-                raise CommandFailed(self._said(why)) from None
+                raise CommandFailed(self._problem(why)) from None
             if isinstance(error, EOFError):
-                raise CommandFailed(self._said(f"it ended over a {kind} ({program.ending})")) from None
+                raise CommandFailed(self._problem(f"it ended over a {kind} ({program.ending})")) from None
             raise
         self.state.value = state  # nothing is awaited from here until the runtime has moved the cursor
         return outputs
 
     async def _running(self) -> _Program:
         if self._closed:
-            raise CommandFailed(self._said("this agent is ending"))
+            raise CommandFailed(self._problem("this agent is ending"))
         if self._program is not None:
             if self._program.usable:
                 return self._program
@@ -138,7 +138,7 @@ class CommandAgent(Agent):
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             if not isinstance(error, ValueError) and getattr(error, "errno", None) not in _NOT_RUNNABLE:
-                raise CommandFailed(self._said(f"cannot be started now: {error}")) from None
+                raise CommandFailed(self._problem(f"cannot be started now: {error}")) from None
             raise UsageError(
                 f"agent {self.name!r}: command {list(self.command)} cannot be started in "
                 f"{self.directory or os.curdir}: {error}; expected a program on PATH, or the path of an executable file"
@@ -146,7 +146,7 @@ class CommandAgent(Agent):
         self._program = program
         return program
 
-    def _said(self, why: str) -> str:
+    def _problem(self, why: str) -> str:
         last = self._program.last_words if self._program is not None else ""
         return f"agent {self.name}: its program {list(self.command)}: {why}" + (f"; it printed: {last}" if last else "")
 

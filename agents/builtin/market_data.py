@@ -42,8 +42,8 @@ class MarketDataAgent(Agent):
     class State:
         """What was received.
 
-        `decided` maps a symbol to the highest of this agent's own rounds that a decision was heard on; `deciders` are
-        the agents that the VotingConfig in force lets decide (empty: anybody).
+        `decided` maps a symbol to the highest of this agent's own rounds that a decision was received on;
+        `deciders` are the agents that may decide by the active VotingConfig (empty: all).
         """
 
         decided: dict[str, int] = field(default_factory=dict)

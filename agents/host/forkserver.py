@@ -91,18 +91,18 @@ class AgentProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def look(self) -> dict[str, Any]:
-        """The kernel's figures: `state` (one letter, or "gone"), CPU time used, and time spent waiting for a CPU."""
+    def probe(self) -> dict[str, Any]:
+        """The kernel's values: `state` (one letter, or "gone"), CPU time used, and time spent waiting for a CPU."""
         try:
             proc = Path(f"/proc/{self.pid}")
             fields = (proc / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
             waited_ns = int((proc / "schedstat").read_text("ascii").split()[1])
         except (FileNotFoundError, ProcessLookupError):
-            return self._look_portably()
+            return self._probe_portably()
         cpu_s = (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_S
         return {"state": fields[0], "cpu_s": cpu_s, "waited_s": waited_ns / 1e9}
 
-    def _look_portably(self) -> dict[str, Any]:
+    def _probe_portably(self) -> dict[str, Any]:
         try:
             process = psutil.Process(self.pid)
             times = process.cpu_times()

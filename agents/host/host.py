@@ -118,7 +118,7 @@ class Host:
             "spawn": self._spawn,
             "kill": self._kill,
             "signal": self._signal,
-            "look": self._look,
+            "look": self._probe_process,
             "probe": self._probe,
         }
         await self._bus.listen(subjects.epoch(WATCHDOG), self._on_term)
@@ -128,7 +128,7 @@ class Host:
         for command, handler in commands.items():
             await self._bus.answer(subjects.control(self.name, command), self._served(command, handler))
         tasks = [
-            asyncio.create_task(self._heartbeat(), name="beat"),
+            asyncio.create_task(self._heartbeat(), name="heartbeats"),
             asyncio.create_task(self._measure(), name="usage"),
         ]
         log.info("host_ready", sandbox=self.name, provider=self._provider, pid=os.getpid())
@@ -250,12 +250,12 @@ class Host:
         slot.child.send_signal(request.signal)
         return {"pid": slot.child.pid, "epoch": slot.order.epoch, "sent_at_ns": sent_at}
 
-    async def _look(self, data: bytes) -> dict[str, Any]:
+    async def _probe_process(self, data: bytes) -> dict[str, Any]:
         request = msgspec.convert(orjson.loads(data), KillOrder)
         slot = self._running.get(request.agent)
         if slot is None or slot.order.epoch != request.epoch:
             return {"state": "gone", "cpu_s": 0.0, "waited_s": 0.0}
-        return slot.child.look()
+        return slot.child.probe()
 
     async def _probe(self, _: bytes) -> dict[str, Any]:
         seen = await asyncio.to_thread(probe_sandbox)

@@ -197,6 +197,6 @@ def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "signalmesh": __version__}
     if (node := shutil.which("node")) is not None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            said = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=True)
-            found["node"] = said.stdout.strip().removeprefix("v")
+            output = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=True)
+            found["node"] = output.stdout.strip().removeprefix("v")
     return found

@@ -27,13 +27,13 @@ class Usage:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._looked_at = -USAGE_S
+        self._measured_at = -USAGE_S
         self.rss_mb = self.cpu_s = 0.0
 
     def measure(self) -> None:
         """Measure again, if the values are older than USAGE_S."""
-        if time.monotonic() - self._looked_at >= USAGE_S:
-            self._looked_at = time.monotonic()
+        if time.monotonic() - self._measured_at >= USAGE_S:
+            self._measured_at = time.monotonic()
             self.rss_mb = round(self._process.memory_info().rss / MEBIBYTE, 1)
             self.cpu_s = round(time.process_time(), 2)
 

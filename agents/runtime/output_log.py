@@ -115,15 +115,15 @@ class OutputLog:
         if h.OUTPUT not in stored.headers:
             return None
         number, cause = h.number(stored.headers, h.OUTPUT), h.number(stored.headers, h.CAUSE)
-        says = {name: stored.headers[name] for name in (h.MSG_ID, h.OUTPUT, h.CAUSE) if name in stored.headers}
+        given = {name: stored.headers[name] for name in (h.MSG_ID, h.OUTPUT, h.CAUSE) if name in stored.headers}
         try:
             stored.decode(self._subjects)
         except MessageError as error:
             problem = error.problem
         else:
-            if number is not None and says == output_headers(self._agent, number, cause):
+            if number is not None and given == output_headers(self._agent, number, cause):
                 return number
-            problem = f"its headers are {says}"
+            problem = f"its headers are {given}"
         self.reports.alert(
             "warning",
             "output_from_unknown_writer",

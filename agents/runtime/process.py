@@ -129,7 +129,7 @@ async def _live(incarnation: Incarnation) -> int:
         )
         _on_end(runtime.drain)
         tasks = [
-            asyncio.create_task(send_heartbeats(runtime, incarnation.heartbeat_s), name="beat"),
+            asyncio.create_task(send_heartbeats(runtime, incarnation.heartbeat_s), name="heartbeats"),
             asyncio.create_task(memory.run(), name="memory"),
             asyncio.create_task(_introduce(runtime, bus), name="introduce"),
         ]

@@ -301,7 +301,7 @@ class Runtime:
                 await self.bus.until_live()
                 snapshot, bounds = await both(self._store.take_over(), self.bus.bounds())
                 if self._store.unreadable:
-                    self._tell_unreadable(bounds)
+                    self._report_unreadable(bounds)
                 self._load(snapshot)
                 await self._begin(bounds, restored=True)
                 return
@@ -309,7 +309,7 @@ class Runtime:
                 log.debug("restore_retried", error=str(error))
                 await self._undo_begin()
 
-    def _tell_unreadable(self, bounds: Bounds) -> None:
+    def _report_unreadable(self, bounds: Bounds) -> None:
         self.output_log.reports.alert(
             "critical",
             "snapshot_unreadable",

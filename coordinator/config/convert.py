@@ -1,4 +1,4 @@
-"""TOML tables into dataclasses, with errors that name the file and the whole key. Knows no table in particular."""
+"""TOML tables into dataclasses, with errors that name the file and the whole key. Independent of the tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ITEM = re.compile(r"\[(\d+|\.\.\.)\]")
 
 
 def similar(name: str, known: Iterable[str]) -> str:
-    """A question after the known name that is nearest to `name`, or nothing where none is near."""
+    """A hint with the known name that is closest to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -49,7 +49,7 @@ def table_of(raw: Any, file: str, key: str) -> dict[str, Any]:
 
 
 def convert(raw: Mapping[str, Any], cls: type[T], file: str, key: str) -> T:
-    """The table `raw`, which stands under `key`, as the dataclass `cls`; a field `class_` is the key `class`.
+    """The table `raw` under `key` as the dataclass `cls`; a field `class_` is the key `class`.
 
     Raises:
         ConfigError: an unknown key, a value of another type or out of range, a number that is not finite.
@@ -77,7 +77,7 @@ def convert(raw: Mapping[str, Any], cls: type[T], file: str, key: str) -> T:
         if problem.startswith("Invalid enum value"):
             choices = typing.get_args(typing.get_type_hints(cls)[name])
             problem = f"expected one of {', '.join(map(repr, choices))}"
-        if name in raw and not rest:  # what was written says more than its type
+        if name in raw and not rest:  # the written value helps more than its type
             problem = re.sub(r", got `.*`$", f", got {_named(value)}", problem)
         text = _TYPE.sub(_type_in_words, problem[:1].lower() + problem[1:]).replace(", got ", ", not ")
         raise ConfigError(file, f"{prefix}{name}{_ITEM.sub(_item, rest)}".rstrip("."), f"{text}{given}") from None
@@ -115,6 +115,6 @@ def _item(match: re.Match[str]) -> str:
 
 
 def _named(value: Any) -> str:
-    """A value as a person wrote it, shortened."""
+    """A value as written in the file, shortened."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

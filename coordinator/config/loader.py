@@ -73,7 +73,7 @@ class TopLevel:
     swarm: str = "swarm"
     """Name of the swarm, and the first token of every subject."""
     max_agents: Annotated[int, Meta(ge=1)] = 5
-    """Largest number of agents. More are refused, so that a loop which generates files does no harm."""
+    """Largest number of agents. More are refused: a generated file may contain too many by mistake."""
     sandboxes: dict[str, Any] = field(default_factory=dict)
     agents: dict[str, Any] = field(default_factory=dict)
     coordinator: dict[str, Any] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def load_swarm(
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
+    if path.exists() and not path.is_file():  # reading a pipe could block, a device could have no end
         raise ConfigError(str(path), "", "expected a file; this is a directory, a pipe or a device")
     if path.exists() and path.stat().st_size > MAX_FILE_BYTES:
         raise ConfigError(str(path), "", f"expected at most {MAX_FILE_BYTES} bytes, it has {path.stat().st_size}")
@@ -168,9 +168,9 @@ def parse_swarm(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmCon
         tables = {name: agent_table(file, name, table) for name, table in DEFAULT_AGENTS.items()}
         names = {sandbox.name for sandbox in sandboxes}
         tables = {n: t if t.sandbox in names else replace(t, sandbox=None) for n, t in tables.items()}
-    places = placement(file, tables, sandboxes)
+    sandbox_of = placement(file, tables, sandboxes)
     agents = tuple(
-        agent_settings(file, name, table, places[name], top.swarm, search_path) for name, table in tables.items()
+        agent_settings(file, name, table, sandbox_of[name], top.swarm, search_path) for name, table in tables.items()
     )
     config = SwarmConfig(
         file=file,
@@ -190,7 +190,7 @@ def parse_swarm(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmCon
 
 
 def warnings_about(config: ResolvedSwarm) -> tuple[str, ...]:
-    """What is allowed in `config` but hardly meant, each as a sentence that says what will happen."""
+    """Warnings about valid settings that are probably unintended, each with the consequence."""
     deciders = config.deciders
     if not deciders:
         externals = ", ".join(item.spec.name for item in config.agents if item.external)
@@ -245,15 +245,15 @@ def _check_relations(config: SwarmConfig) -> None:
                 check(text, "")
         except UsageError as error:
             raise ConfigError(config.file, key, str(error).lstrip(": ")) from None
-    decides, watches = config.coordinator, config.watchdog
-    if decides.sell_at > decides.buy_at:
+    voting, watchdog_settings = config.coordinator, config.watchdog
+    if voting.sell_at > voting.buy_at:
         raise ConfigError(
             config.file,
             "coordinator.sell_at",
-            f"expected at most buy_at ({decides.buy_at}), not {decides.sell_at}; between them the decision is hold",
+            f"expected at most buy_at ({voting.buy_at}), not {voting.sell_at}; between them the decision is hold",
         )
     ladder = ("heartbeat_ms", "suspect_ms", "dead_ms", "starved_ms")
     for lower, higher in pairwise(ladder):
-        low, high = getattr(watches, lower), getattr(watches, higher)
+        low, high = getattr(watchdog_settings, lower), getattr(watchdog_settings, higher)
         if low >= high:
             raise ConfigError(config.file, f"watchdog.{higher}", f"expected more than {lower} ({low}), not {high}")

@@ -17,16 +17,16 @@ from coordinator.config.tables import AgentTable, agent_settings, placement
 __all__ = ["MOST_AGENTS", "SUSPECT_HEARTBEATS", "with_agents"]
 
 MOST_AGENTS = 1000
-"""More are taken for a slip of the hand: at 100 ms they would say 10,000 heartbeats a second."""
+"""A larger number is refused as a mistake: at 100 ms it would mean more than 10,000 heartbeats a second."""
 FEEDER = "market-data"
 HEARTBEATS_PER_S = 500
-"""Heartbeats a second of all agents together; more agents beat less often. Each costs its agent, the server and the
-watchdog about a millisecond of a processor in all (benchmarks, `idle`), so that this is half of one."""
+"""Heartbeats a second of all agents together: more agents send them less often. Each costs its agent, the server and
+the watchdog about a millisecond of a processor in all (benchmarks, `idle`), so that this is half of one."""
 SUSPECT_HEARTBEATS, DEAD_HEARTBEATS, STARVED_HEARTBEATS = 3, 6, 50
 """Silence in heartbeats, in the proportions of the defaults."""
 NICE = 10
-"""Of the strategies added: on a machine with too little time the hosts, the source and who decides come first, since
-all others wait for them."""
+"""Of the strategies added: on a busy machine the hosts, the source and the deciders come first, since all
+other agents wait for them."""
 OPEN_VOTES = 1280
 """Votes on undecided rounds that a source may have outstanding: 256 rounds of the default swarm's five agents. More
 agents mean fewer open rounds, else the coordinator's state would not fit a snapshot."""
@@ -66,9 +66,11 @@ def with_agents(config: SwarmConfig, count: int) -> SwarmConfig:
         item.spec.name: AgentTable(kind="external", external=item.external, sandbox=item.spec.sandbox or None)
         for item in config.agents
     }
-    places = placement(config.file, own | added, config.sandboxes)
-    made = (agent_settings(config.file, name, table, places[name], config.swarm, "") for name, table in added.items())
-    further = [replace(item, spec=replace(item.spec, nice=NICE)) for item in made]
+    sandbox_of = placement(config.file, own | added, config.sandboxes)
+    generated = (
+        agent_settings(config.file, name, table, sandbox_of[name], config.swarm, "") for name, table in added.items()
+    )
+    further = [replace(item, spec=replace(item.spec, nice=NICE)) for item in generated]
     agents = (*(_bounded(item, count) for item in config.agents), *further)
     return replace(config, max_agents=count, agents=agents, watchdog=_calmed(config.watchdog, count))
 

@@ -52,8 +52,8 @@ Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 PositiveFraction = Annotated[float, Meta(gt=0, le=1)]
 LONGEST_S = 366 * 24 * 3600
-"""A year: nothing is waited for longer. (Messages are kept for a hundred years at most: the server counts nanoseconds
-in 64 bits.)"""
+"""A year, the longest wait. (The stream keeps messages for a hundred years at most: the server counts nanoseconds in
+64 bits.)"""
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
 Milliseconds = Annotated[int, Meta(ge=1, le=LONGEST_S * 1000)]
 Count = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
@@ -63,7 +63,7 @@ Count = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 class SandboxSpec:
     """A sandbox for agents. `packages` are to be installed by its provider; `e2b` are its settings at E2B.
 
-    `price_per_hour` is in USD, and `price_source` says where that figure is from; None: no price is set.
+    `price_per_hour` is in USD, None if no price is set; `price_source` names the source of that value.
     """
 
     name: str
@@ -76,7 +76,7 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """One [agents.NAME] table: what its host must know, and the weight of its vote.
+    """One [agents.NAME] table: the spec for its host, and the weight of its vote.
 
     `votes` is None where the table does not set it: the kinds that its class publishes then decide.
     """
@@ -97,7 +97,7 @@ class ResolvedAgent(AgentSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSettings:
-    """How votes become decisions: what goes into the VotingConfig event."""
+    """How votes become decisions: the content of the VotingConfig event."""
 
     quorum: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     """Share of the voting weight that must be exceeded. Otherwise the decision is hold."""
@@ -148,7 +148,7 @@ class WatchdogSettings:
     suspect_ms: Milliseconds = 300
     """Milliseconds of silence after which an agent is suspected. More than `heartbeat_ms`."""
     dead_ms: Milliseconds = 600
-    """Milliseconds of silence after which the host is asked about the process. More than `suspect_ms`."""
+    """Milliseconds of silence after which the host probes the process. More than `suspect_ms`."""
     start_grace_ms: Milliseconds = 3000
     """Milliseconds that a new process has until its first heartbeat."""
     starved_ms: Milliseconds = 5000
@@ -186,7 +186,7 @@ class MetricsSettings:
     """Where metrics are served."""
 
     listen: str = ""
-    """`HOST:PORT` where `up` has the metrics served, such as `127.0.0.1:9464`; empty: no page."""
+    """`HOST:PORT` at which `up` serves the metrics, such as `127.0.0.1:9464`; empty: no page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,8 +259,7 @@ class SwarmConfig:
             raise ConfigError(
                 self.file,
                 f"agents.{spec.name}.votes",
-                f"it publishes no {' and no '.join(sorted(VOTING_KINDS))}, so every round would wait for it in vain; "
-                "remove it",
+                f"it publishes no {' and no '.join(sorted(VOTING_KINDS))}, so every round would time out; remove it",
             )
         return ResolvedAgent(
             spec=spec,

@@ -221,14 +221,14 @@ def placement(file: str, tables: Mapping[str, AgentTable], sandboxes: tuple[Sand
                 f"{', '.join(names)}, or a table [sandboxes.{table.sandbox}]",
             )
     load_of = Counter(table.sandbox for table in tables.values())
-    places = {}
+    sandbox_of = {}
     for name, table in tables.items():
-        place = "" if table.external else table.sandbox
-        if place is None:
-            place = min(names, key=lambda sandbox: load_of[sandbox])
-            load_of[place] += 1
-        places[name] = place
-    return places
+        sandbox = "" if table.external else table.sandbox
+        if sandbox is None:
+            sandbox = min(names, key=lambda name: load_of[name])
+            load_of[sandbox] += 1
+        sandbox_of[name] = sandbox
+    return sandbox_of
 
 
 def agent_settings(

@@ -32,12 +32,12 @@ WINDOW_BUDGET = 32 * WINDOW
 """Closes kept over all feeds, some 160 KiB encoded, which fits a snapshot. With more than 32 feeds each one's window is
 shorter; with MAX_FEEDS it is 31 closes, still enough for risk.MIN_RETURNS."""
 MAX_EARLY_VOTES = 64
-"""Votes kept on one round while no VotingConfig has said yet who the voters are; further ones are refused."""
+"""Votes stored for one round before the first VotingConfig names the voters; further ones are refused."""
 DEFAULT_TIMEOUT_MS = 400
 """Timer of rounds that open before any VotingConfig (the default of VotingConfig.round_timeout_ms as well)."""
 
 NO_CONFIG = VotingConfig(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), source="")
-"""What closes a round when no VotingConfig ever came: no voters, so no quorum, so hold."""
+"""Used to close a round before any VotingConfig: no voters, so no quorum, so hold."""
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class CoordinatorAgent(Agent):
     state: State
 
     def setup(self) -> None:
-        # Derived from state.config and checked by identity at each use: not state, for it can always be derived again.
+        # Not part of the state: derived from state.config, and checked by identity at each use.
         self._voters_of: VotingConfig = NO_CONFIG
         self._voters: Electorate = electorate(NO_CONFIG.voters)
         self._ahead: tuple[OpenRound, Market] | None = None  # measured while the round waited for its votes
@@ -170,8 +170,8 @@ class CoordinatorAgent(Agent):
         self.state.counts.odd_ticks += 1
         feed_name = f"{tick.symbol} by {tick.source}"
         if position == "resumed":
-            feed.strays += 1
-            count, code = feed.strays, "tick_out_of_order"
+            feed.outliers += 1
+            count, code = feed.outliers, "tick_out_of_order"
             problem = f"{feed_name}: tick {feed.last} was an outlier; {tick.sequence} continues the series before it"
         else:
             count, code = feed.runs, "feed_renumbered"
@@ -208,7 +208,7 @@ class CoordinatorAgent(Agent):
         )
 
     def on_sentiment(self, vote: Sentiment) -> list[Decision]:
-        """A vote by a reading of the news."""
+        """A vote by a sentiment agent."""
         return self._count(vote)
 
     def on_signal(self, vote: Signal) -> list[Decision]:
@@ -216,24 +216,24 @@ class CoordinatorAgent(Agent):
         return self._count(vote)
 
     def on_config(self, config: VotingConfig) -> list[Decision | Alert]:
-        """Use this VotingConfig from here on, for the open rounds as well: they may wait for fewer voters now."""
+        """Use this VotingConfig from now on, also for the open rounds: they may wait for fewer voters now."""
         if config.source != WATCHDOG:
-            return self._foreign(config)
+            return self._config_from_unknown_writer(config)
         self.state.config = config
         decisions: list[Decision | Alert] = []
         for symbol in self.state.rounds:  # in order of each symbol's first tick, which a restored state keeps
             decisions += self._close(symbol)
         return decisions
 
-    def _foreign(self, config: VotingConfig) -> list[Decision | Alert]:
-        """Count a VotingConfig that somebody else than the watchdog has published."""
+    def _config_from_unknown_writer(self, config: VotingConfig) -> list[Decision | Alert]:
+        """Count a VotingConfig that a process other than the watchdog has published."""
         counts = self.state.counts
         counts.foreign_configs += 1
         if not is_reported(counts.foreign_configs):
             return []
         problem = (
-            f"{config.source} has published a VotingConfig, which is ignored: only the {WATCHDOG} may publish it, from "
-            "swarm.toml; check which processes write to this bus"
+            f"{config.source} has published a VotingConfig, which is ignored: only the {WATCHDOG} may publish one; "
+            "check which processes write to this bus"
         )
         return [
             self.alert(
@@ -247,7 +247,7 @@ class CoordinatorAgent(Agent):
         ]
 
     def on_timer(self, timer: Timer) -> list[Decision]:
-        """The round of this name waits no longer. It closes now, or as soon as those before it have closed."""
+        """Mark the round of this name as timed out. It closes now, or after the rounds before it."""
         symbol = timer.name.rsplit(":", 2)[0]
         for waiting in self.state.rounds.get(symbol, ()):
             if round_id(symbol, waiting.source, waiting.sequence, waiting.run) == timer.name:
@@ -256,7 +256,7 @@ class CoordinatorAgent(Agent):
         return []  # its round has closed since the timer fired
 
     def _count(self, vote: Sentiment | Signal) -> list[Decision]:
-        """Enter a vote into its round, if that is open and lacks it; close what this completes."""
+        """Add a vote to its round, if that is open and lacks it; close the rounds that it completes."""
         state, voter = self.state, vote.source
         if state.config is not None and voter not in state.config.voters:
             state.counts.unknown_writers += 1
@@ -305,7 +305,7 @@ class CoordinatorAgent(Agent):
         return min(WINDOW, WINDOW_BUDGET // self.state.feed_count)
 
     def _trim_feeds(self) -> None:
-        """Shorten the windows of all feeds, idle ones too, to what they may keep now that there is one more."""
+        """Shorten the windows of all feeds, idle ones too, after a feed was added."""
         window = self._window()
         self._ahead = None
         if window < WINDOW:
@@ -319,9 +319,9 @@ class CoordinatorAgent(Agent):
         return measure([*feed.closes, waiting.price][-window:], feed.held[1 - window :])
 
     def _decide(self, symbol: str, closing: OpenRound) -> Decision:
-        """The decision on `closing`, whose price and position enter the windows only now.
+        """The decision on `closing`; its price and position enter the windows only now.
 
-        Later rounds may be open already; as their prices enter at their own closing, none of them can leak in here.
+        Later rounds may be open already, but their prices enter the windows only when they close.
         """
         config = self.state.config or NO_CONFIG
         if self._voters_of is not config:

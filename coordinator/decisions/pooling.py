@@ -1,8 +1,7 @@
-"""Votes become one judgement: pooling, disagreement, quorum, and the action that the thresholds give.
+"""Combines votes into one judgement: pooling, disagreement, quorum, and the action from the thresholds.
 
-Owns the arithmetic of combining probabilities; knows nothing of rounds, prices or sizes (coordinator/decisions/agent.py
-and coordinator/decisions/risk.py do). Every function is pure, and sums run in the order of the voters' names, so that
-the order in which votes arrived cannot show in the last bit of a result.
+Every function is pure. Sums run in the order of the voters' names, so that the order of arrival of the votes does not
+change the last bit of a result. Rounds are in agent.py, prices and sizes in risk.py.
 
 A vote is a probability that the price rises over the horizon. On the recorded example (bullish 0.78, buy 0.85, hold
 0.45, equal weights) the log pool is 0.7177 and the disagreement 0.3488.
@@ -17,19 +16,19 @@ from dataclasses import dataclass
 from bus.messages import FLOAT_PLACES, Sentiment, Side, Signal, VotingConfig
 
 P_MIN = 1e-6
-"""Probabilities enter the log pool no closer than this to 0 or 1: there the logit is infinite, and one certain voter
-would be a dictator whom no number of others could outvote."""
+"""Probabilities enter the log pool no closer than this to 0 or 1: there the logit is infinite, so that no number
+of voters could outvote one that is certain."""
 P_ABSENT = 0.5
-"""What an absent voter's weight counts as: no opinion. It draws the consensus towards 0.5."""
+"""The probability that an absent voter counts with: no opinion. It draws the consensus towards 0.5."""
 QUORUM_SLACK = 1e-9
 """Share of the weight by which a quorum must be exceeded, so that rounding does not make a majority of a half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Electorate:
-    """Who votes, sorted by name, and with what weight; `weights` sum to 1 (or there are no voters at all).
+    """The voters, sorted by name, and their weights, which sum to 1 (or there are no voters).
 
-    A voter of weight 0 is on probation: waited for and named like the others, without influence.
+    A voter of weight 0 is on probation: a round waits for it and lists it, but its vote has no influence.
     """
 
     names: tuple[str, ...]
@@ -38,7 +37,7 @@ class Electorate:
 
 @dataclass(frozen=True, slots=True)
 class Synthesis:
-    """The judgement on one round. Probabilities of a rise and the two scores lie in [0, 1].
+    """The judgement on one round. Probabilities of a rise and the two scores are in [0, 1].
 
     `pooled` (log pool) decides the action, `mean` (linear pool) the size; `consensus` is in [0.5, 1].
     """
@@ -54,9 +53,9 @@ class Synthesis:
 
 
 def vote_probability(vote: Sentiment | Signal) -> float:
-    """The voter's probability of a rise, in [0, 1]: its `p_up`, or else what follows from side and strength s.
+    """The voter's probability of a rise, in [0, 1]: its `p_up`, else from side and strength s.
 
-    buy or bullish: s; sell or bearish: 1 - s; hold or neutral: s itself, which is then read as the probability.
+    buy or bullish: s; sell or bearish: 1 - s; hold or neutral: s.
     """
     if vote.p_up is not None:
         return vote.p_up
@@ -92,7 +91,7 @@ def linear_pool(probabilities: Sequence[float], weights: Sequence[float]) -> flo
     """sum w_i p_i, in [0, 1]; 0.5 without any weight.
 
     Bettors who stake by Kelly's rule agree on this price, weighted by their wealth (Beygelzimer, Langford and Pennock
-    2012, arXiv 1201.6655): hence it, not the log pool, sizes the position.
+    2012, arXiv 1201.6655), so it sizes the position, not the log pool.
     """
     if not any(weights):
         return P_ABSENT
@@ -100,7 +99,7 @@ def linear_pool(probabilities: Sequence[float], weights: Sequence[float]) -> flo
 
 
 def disagreement(probabilities: Sequence[float], weights: Sequence[float], mean: float) -> float:
-    """2 sqrt(sum w_i (p_i - mean)^2): 0 when all agree, 1 when half the weight says 0 and half says 1.
+    """2 sqrt(sum w_i (p_i - mean)^2): 0 when all agree, 1 when half the weight is at 0 and half at 1.
 
     The factor makes it at most 1: a variance on [0, 1] is at most 1/4 (Popoviciu 1935).
     """
@@ -121,11 +120,10 @@ def action_of(pooled: float, config: VotingConfig) -> Side:
 
 
 def synthesise(votes: Mapping[str, float], voters: Electorate, config: VotingConfig) -> Synthesis:
-    """Judge the `votes` (voter -> probability of a rise) that are in; the weight of the absent goes to P_ABSENT.
+    """Judge the received `votes` (voter -> probability of a rise); absent voters count with P_ABSENT.
 
-    Votes of others than `voters` count for nothing. Without a quorum the action is hold; the scores still say what the
-    present voters and the absent weight come to. `pooled` is rounded to the published precision before it is compared,
-    so that a decision never contradicts its own figures and a last bit cannot tip one.
+    Votes of other writers than `voters` are ignored. Without a quorum the action is hold; the scores are computed as
+    with one.
     """
     probabilities: list[float] = []
     consulted: list[str] = []
@@ -140,6 +138,7 @@ def synthesise(votes: Mapping[str, float], voters: Electorate, config: VotingCon
             consulted.append(name)
             probabilities.append(vote)
             present += weight
+    # Rounded before the comparison, so that a decision agrees with its published values.
     pooled = round(log_pool(probabilities, voters.weights), FLOAT_PLACES)
     mean = linear_pool(probabilities, voters.weights)
     quorate = has_quorum(present, config.quorum)

@@ -35,7 +35,7 @@ class Feed:
     """One source's series of one symbol: its last number, and the raw windows that risk is computed from.
 
     `at` is the time of the tick `last`; `runs` counts the runs so far; `left` is the position before the
-    numbers last leapt or restarted; `strays` counts the outlier ticks, `repeated` the repeated ones. `closes` are the
+    numbers last leapt or restarted; `outliers` counts the outlier ticks, `repeated` the repeated ones. `closes` are the
     prices of the closed rounds, oldest first; `held[i]` is the signed position (fraction of capital) decided at
     `closes[i]`.
     """
@@ -45,7 +45,7 @@ class Feed:
     run: int = 1
     runs: int = 1
     left: Mark | None = None
-    strays: int = 0
+    outliers: int = 0
     repeated: int = 0
     closes: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)

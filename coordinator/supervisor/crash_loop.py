@@ -55,7 +55,7 @@ class CrashHistory:
         self.stalls += unresponsive
         if len(self) >= max_deaths:
             return f"{len(self)} deaths within {window_s:.0f} s"
-        last_handled = f"the last handled message is {self.cursor}"
+        last_handled = f"the last handled input is message {self.cursor}"
         if self.stalls >= min(MAX_STALLS, max_deaths):
             return (
                 f"unresponsive {self.stalls} times in a row; {last_handled}: check the handler of the message after it"

@@ -1,4 +1,4 @@
-"""What a new leader concludes about agents that nobody runs, from the stream, the registry and what hosts report."""
+"""What a new leader concludes about agents that no host runs, from the stream, the registry and what hosts report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOW = 100.0
 
 @dataclass
 class UnreportedExit:
-    """What has happened to the agents a (in question) and b (which runs, unless it says otherwise)."""
+    """What has happened to the agents a (in question) and b (which runs, unless stated otherwise)."""
 
     bus: NatsBus
 
@@ -45,12 +45,12 @@ class UnreportedExit:
         await self.bus.publish("in." + self.bus.subjects.lifecycle("a", writer), encode(message))
 
     async def concluded(self, *inventory: Child, others: bool = True) -> list[tuple[int, str]]:
-        """Epochs and reasons of the deaths that a new leader declares which has heard this inventory."""
+        """Epochs and reasons of the deaths that a new leader with this inventory declares."""
         policy = await self.leads(*inventory, others=others)
         return [(action.epoch, action.reason) for action in policy.decide(NOW) if isinstance(action, Dead)]
 
     async def leads(self, *inventory: Child, others: bool = True) -> Policy:
-        """The policy of a new leader that has heard this inventory, before its first decision."""
+        """The policy of a new leader with this inventory, before its first decision."""
         agents = [AgentState("a", "base"), AgentState("b", "base")]
         policy = Policy(agents, ["base"], Timeouts(), random.Random(1), NOW)
         runs = [child("b", await self.claim("b"), None)] if others else []

@@ -55,17 +55,17 @@ async def test_nothing_starts_before_the_last_sandbox_is_there_or_has_failed(tmp
         watchdog = Watchdog(bus, config, clear_quarantine=True)
         tasks = [asyncio.create_task(watchdog.run())]
 
-        def heartbeats(name: str, role: Any, **says: Any) -> None:
+        def heartbeats(name: str, role: Any, **fields: Any) -> None:
             tasks.append(
                 asyncio.create_task(
-                    send_heartbeats(said_by, name, role, HEARTBEAT_S, lambda: {"status": "live", **says})
+                    send_heartbeats(said_by, name, role, HEARTBEAT_S, lambda: {"status": "live", **fields})
                 )
             )
 
         try:
             for name in ("base", "nodejs"):
                 heartbeats(name, "sandbox")
-            await accounts.reach(5)  # it has heard these two for a while, by its own account
+            await accounts.reach(5)  # it has received these two for a while
             assert claims.items == []
             heartbeats(*(("provider", "provider") if phases else ("python", "sandbox")), phases=phases)
             assert await claims.reach(1)

@@ -1,4 +1,4 @@
-"""How available a sandbox was, from the heartbeats that a leading watchdog hears."""
+"""How available a sandbox was, from the heartbeats that a leading watchdog receives."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_host_that_died_was_absent_however_soon_another_started():
     tracker.received("base", 11.2, "host_b", 0.3)
     tracker.received("base", 11.4, "host_b", 0.5)
     assert counted(tracker, "base", 11.4) == pytest.approx((1.4, 0.4 + 0.3 + 0.2))
-    tracker.received("base", 11.5, "host_c", 7.0)  # it ran already, unheard: but not for longer than since the other
+    tracker.received("base", 11.5, "host_c", 7.0)  # it ran already, but counts only since the last one
     assert counted(tracker, "base", 11.5) == pytest.approx((1.5, 1.0))
 
 
@@ -57,7 +57,7 @@ def test_while_the_bus_is_unhealthy_no_host_is_absent():
     assert during == counted(tracker, "base", now + OUTAGE_S)
     assert during[0] == during[1] == pytest.approx(5.0 - 0.1 + DISCONNECTED_S)
     now += OUTAGE_S
-    tracker.received("base", now, "host_a")  # it may be heard before we hear ourselves
+    tracker.received("base", now, "host_a")  # it may arrive before the own heartbeat
     assert counted(tracker, "base", now) == during
     now = receive(tracker, now, 5.0, "base")
     seen_s, alive_s = counted(tracker, "base", now)

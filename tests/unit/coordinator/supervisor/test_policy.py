@@ -29,7 +29,7 @@ from tests.support.policy_world import World, a, kinds, ready
 
 def test_starts_everything_where_it_belongs_and_sources_last():
     world = World(a("feed", "base", is_source=True), a("one", "base"), a("two", "python"))
-    assert world.policy.decide(world.now) == []  # no host has been heard yet
+    assert world.policy.decide(world.now) == []  # no host has sent a heartbeat yet
     world.host("base")
     world.host("python")
     assert world.policy.decide(world.now) == [Spawn("one", "base"), Spawn("two", "python")]
@@ -150,7 +150,7 @@ def test_an_agent_that_drained_stays_away_until_revived():
     world = ready()
     epoch = world.policy.agents["a"].epoch
     world.policy.drained(world.now, "a", epoch)
-    assert world.policy.decide(world.now) == []  # it says so before it ends
+    assert world.policy.decide(world.now) == []  # it reports that before it ends
     world.policy.exited(world.now, "a", epoch, 0)
     assert world.policy.decide(world.now) == [Drained("a")]
     assert world.run(5) == []
@@ -233,7 +233,7 @@ def ended(epoch: int, exit_code: int | None = -9) -> Child:
 
 
 def succeeding(*hosts: tuple[str, Child], phase: Phase = "waiting") -> tuple[World, AgentState]:
-    """A new leader that has heard these hosts, before it decides anything."""
+    """A new leader that has received these inventories, before it decides anything."""
     world = World(a(phase=phase))
     for sandbox in world.policy.hosts:
         world.host(sandbox, *(child for name, child in hosts if name == sandbox))
@@ -248,7 +248,7 @@ def test_an_agent_that_died_without_a_leader_is_declared_dead_by_the_next_one():
     assert dead == Dead("a", 70, "base", 7, "signal 9")
     assert spawn == Spawn("a", "base", "signal 9")
     assert len(state.deaths) == 1
-    assert state.known_epoch == 70, "who has claimed since is not passed over"
+    assert state.known_epoch == 70, "a newer claim is not ignored"
     world.host("base", ended(70))
     world.policy.exited(world.now, "a", 70, -9)
     assert world.policy.decide(world.now) == [], "once"

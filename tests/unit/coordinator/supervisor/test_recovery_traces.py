@@ -1,4 +1,4 @@
-"""When a recovery's trace begins: at the first sign of the death, whatever another machine's clock says."""
+"""When a recovery's trace begins: at the first sign of the death, independent of another machine's clock."""
 
 from __future__ import annotations
 
