@@ -1,4 +1,4 @@
-"""Messages, NATS, exactly-once storage, the mirror. It knows no trading and no agents.
+"""Messages, NATS, exactly-once storage, the mirror. Contains no trading and no agents.
 
 messages/       Payload types, their encoding and checks: the public names of `payloads` and `codec`.
 nats/           One NATS connection and JetStream, behind the `Bus` interface.

@@ -1,23 +1,23 @@
 """Every error this project raises on purpose, as one tree.
 
-MeshError                 root; its message says what was expected and what to do
+MeshError                 root; the message names what was expected and what to do
 ├── UsageError            a person's mistake: a flag, a name, a file (exit 2)
 │   ├── ConfigError       swarm.toml: carries the file and the key
 │   ├── DataError         a data file: carries the file, the line and the column
 │   └── MirrorUnusable    the mirror's file is missing, in use, of another kind, version or swarm
 ├── MessageError          a poison message: carries the subject and the reason; never retried
 ├── OtherHistory          a stream is not the one that the mirror's file mirrors: never mixed
-├── MirrorDamaged         the mirror's file is broken: it is set aside and filled anew
+├── MirrorDamaged         the mirror's file is broken: it is renamed, and a new file is filled from the bus
 ├── MirrorFailing         the mirror's file cannot be written just now (full, locked): retried
 ├── CommandFailed         (agents/builtin/command.py) a program died over an event; its agent is started again
-└── BusError              the bus: whose fault and whether to retry is said by the class
-    ├── BusUnreachable    nobody answers at that address (exit 3); retry after it is up
-    │   └── NotAdmitted   a server answers, but refuses who we say we are
+└── BusError              the bus: the class determines the cause and whether to retry
+    ├── BusUnreachable    no server answers at that address (exit 3); retry after it is up
+    │   └── NotAdmitted   a server answers, but refuses our credentials
     ├── Disconnected      the connection is down right now; retried by the outbox
     ├── BusTimeout        no answer in time: the write may still have landed, so read back
-    ├── WrongSequence     compare-and-set lost: somebody else wrote; never retried blindly
+    ├── WrongSequence     compare-and-set lost: another process wrote; never retried blindly
     │   └── Fenced        a successor has claimed this agent: this process must end
-    └── Refused           the server said no for another reason; carries its code
+    └── Refused           the server refused for another reason; carries its code
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EXIT_UNREACHABLE = 3
 
 
 class MeshError(Exception):
-    """Root of all errors raised on purpose; `exit_code` is what a verb ends with."""
+    """Root of all errors raised on purpose; `exit_code` is the exit code of the command."""
 
     exit_code: int = EXIT_FAILED
 
@@ -79,7 +79,7 @@ class MirrorDamaged(MeshError):
     def __init__(self, file: str, problem: str) -> None:
         self.file, self.problem = file, problem
         super().__init__(
-            f"mirror {file}: it is damaged ({problem}); `signalmesh mirror` sets such a file aside under another name "
+            f"mirror {file}: it is damaged ({problem}); `signalmesh mirror` renames such a file "
             "and fills a new one from the bus"
         )
 
@@ -89,7 +89,9 @@ class MirrorFailing(MeshError):
 
     def __init__(self, file: str, problem: str) -> None:
         self.file, self.problem = file, problem
-        super().__init__(f"mirror {file}: cannot be written now ({problem}); make room, or end what locks it")
+        super().__init__(
+            f"mirror {file}: cannot be written now ({problem}); free disk space, or end the process that locks it"
+        )
 
 
 class MessageError(MeshError):
@@ -101,7 +103,7 @@ class MessageError(MeshError):
 
 
 class BusError(MeshError):
-    """Root of what the bus can answer with."""
+    """Root of the errors of the bus."""
 
 
 class NoSwarmThere(BusError):
@@ -123,13 +125,13 @@ class NoSuchSwarm(BusError):
 
     def __init__(self, url: str, swarm: str, missing: str) -> None:
         super().__init__(
-            f"the NATS server at {url} has no {missing}: no swarm named {swarm!r} was started there, or what it keeps "
-            "was deleted; `signalmesh doctor` says which, --swarm names another swarm, --nats another server"
+            f"the NATS server at {url} has no {missing}: no swarm named {swarm!r} was started there, or its "
+            "data was deleted; `signalmesh doctor` reports which; --swarm names another swarm, --nats another server"
         )
 
 
 class BusUnreachable(BusError):
-    """Nobody speaks NATS at that address."""
+    """No NATS server answers at that address."""
 
     exit_code = EXIT_UNREACHABLE
 
@@ -154,7 +156,7 @@ class NotAdmitted(BusUnreachable):
 
 
 class Disconnected(BusError):
-    """The connection is down at this moment; nothing was sent."""
+    """The connection is down; nothing was sent."""
 
     exit_code = EXIT_UNREACHABLE
 

@@ -1,6 +1,6 @@
 """Heartbeats: published by every process, received by one listener that keeps the newest of each.
 
-What follows from silence is decided elsewhere (coordinator/supervisor/failure_detector.py).
+coordinator/supervisor/failure_detector.py decides what missing heartbeats mean.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class HeartbeatTable:
         self.leader: ReceivedHeartbeat | None = None
         """The watchdog that leads."""
         self.standbys: dict[str, ReceivedHeartbeat] = {}
-        """Watchdogs that stand by, by machine and pid."""
+        """Standby watchdogs, by machine and pid."""
         self.mirror: ReceivedHeartbeat | None = None
         self.provider: ReceivedHeartbeat | None = None
         self.by_pid: dict[int, ReceivedHeartbeat] = {}
@@ -57,7 +57,7 @@ class HeartbeatTable:
         return (self.leader.heartbeat.phases if self.leader else None) or {}
 
     def take(self, received: ReceivedHeartbeat) -> None:
-        """Keep `received` if it is newer than what is known of its process."""
+        """Keep `received` if it is newer than the present heartbeat of its process."""
         heartbeat = received.heartbeat
         if heartbeat.role == "agent":
             known = self.agents.get(heartbeat.agent)
@@ -82,8 +82,8 @@ class HeartbeatTable:
 class HeartbeatListener(HeartbeatTable):
     """Subscribes to the heartbeats of `bus`: of all processes, or of those of the given `names`.
 
-    `on_heartbeat` is called with each heartbeat after it was taken into the table, `on_malformed` with each message on
-    a heartbeat's subject that is no heartbeat. Use it as `async with`, or `start` and `close` it.
+    `on_heartbeat` is called with each heartbeat after it was added to the table, `on_malformed` with each message on
+    a heartbeat's subject that is not a heartbeat. Use it as `async with`, or `start` and `close` it.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class HeartbeatListener(HeartbeatTable):
             self._subscriptions.append(await self._bus.listen(subject, self._on_message))
 
     async def close(self) -> None:
-        """Receive nothing more; the table stays."""
+        """Stop receiving; the table stays."""
         while self._subscriptions:
             await self._subscriptions.pop().close()
 
@@ -126,16 +126,16 @@ class HeartbeatListener(HeartbeatTable):
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is up: without it, silence means nothing."""
+        """Whether the connection is up: without it, missing heartbeats prove nothing."""
         return self._bus.live
 
     def silent_s(self, host: str) -> float:
-        """Seconds since the last heartbeat of a sandbox's host; infinite if there was none."""
+        """Seconds since the last heartbeat of a sandbox's host; infinite without one."""
         received = self.hosts.get(host)
         return float("inf") if received is None else time.monotonic() - received.at
 
     async def wait(self, enough: Callable[[Self], bool], timeout_s: float) -> bool:
-        """Wait until `enough` of the table is true, checked after each heartbeat; False if it was not in time."""
+        """Wait until `enough` returns true for the table, checked after each heartbeat; False after a timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not enough(self):
@@ -163,10 +163,10 @@ class HeartbeatListener(HeartbeatTable):
 async def send_heartbeats(
     bus: Bus, name: str, role: Role, interval_s: float, fields: Callable[[], dict[str, Any]]
 ) -> None:
-    """Publish a heartbeat of `name` every `interval_s` seconds, for ever; one that cannot be published is left out.
+    """Publish a heartbeat of `name` every `interval_s` seconds, without end; skip those that cannot be published.
 
-    For processes that are neither agents nor hosts. `fields` returns further fields of the Heartbeat: `status`, and
-    what else the process reports of itself at that moment.
+    For processes that are neither agents nor hosts. `fields` returns the process's other fields of the
+    Heartbeat, for example `status`.
     """
     subject, sequence = bus.subjects.heartbeat(name), 0
     while True:

@@ -1,4 +1,4 @@
-"""What a bus can do: the interface that the NATS bus and the in-memory bus share, held by one contract suite.
+"""The interface that the NATS bus and the in-memory bus implement; one contract suite tests both.
 
 It owns no policy: order, retries and recovery are the outbox's and the runtime's.
 """
@@ -18,7 +18,7 @@ Headers = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The stream's answer to a publish: where it stands; `duplicate` if it stood there already."""
+    """The stream's answer to a publish: the sequence of the message; `duplicate` if it was stored before."""
 
     sequence: int
     duplicate: bool = False
@@ -26,9 +26,9 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message as the stream holds it. `pending`: how many more of the same filter follow at that moment.
+    """A message as the stream holds it. `pending`: how many more messages of the same filter followed when it was read.
 
-    `stored_ns`: the server's clock when it was stored, nanoseconds since 1970; 0 where the bus does not tell.
+    `stored_ns`: the server's clock when it was stored, nanoseconds since 1970; 0 if the bus does not report it.
     """
 
     subject: str
@@ -83,7 +83,7 @@ class Bounds:
 
 Done = Callable[[Ack | BusError], None]
 OnStored = Callable[[StoredMessage], Awaitable[None] | None]
-"""Handles a message of the stream. What it returns is awaited before the next one; None: it is done."""
+"""Handles a message of the stream. Its return value is awaited before the next message; None: it is done."""
 OnMessage = Callable[[ReceivedMessage], Awaitable[None]]
 OnRequest = Callable[[ReceivedMessage], Awaitable[bytes]]
 
@@ -98,18 +98,18 @@ class Bus(Protocol):
     """A connection to the bus of one swarm.
 
     Methods raise Disconnected when the connection is down, BusTimeout when no answer came (a write may have landed),
-    Refused when the server said no, WrongSequence when a compare-and-set lost.
+    Refused when the server refused, WrongSequence when a compare-and-set lost.
     """
 
     subjects: Subjects
 
     @property
     def live(self) -> bool:
-        """Whether the connection is up and everything that `on_up` does after a reconnect is done."""
+        """Whether the connection is up and all `on_up` callbacks of a reconnect have ended."""
 
     @property
     def url(self) -> str:
-        """Where it is connected to, without credentials."""
+        """The URL of the server, without credentials."""
 
     def watch_connection(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
         """Call `down` when the connection breaks, `up` when it is back, before `live` is true again."""
@@ -123,7 +123,7 @@ class Bus(Protocol):
     async def pipelines(self) -> bool:
         """Whether a message with an expectation may be sent before the one before it is answered.
 
-        A stream that is kept by several servers refuses it: one that follows is stored then, and order is lost.
+        A replicated stream refuses such a message: a later one would be stored before it, and order would be lost.
         """
 
     def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> None:
@@ -136,7 +136,7 @@ class Bus(Protocol):
         """Everything of `filters` from sequence `first` to the present end."""
 
     async def follow(self, filters: tuple[str, ...], first: int, on_stored: OnStored) -> Closable:
-        """Call `on_stored` for everything of `filters` from sequence `first` on, in order, for ever, without gaps."""
+        """Call `on_stored` for everything of `filters` from sequence `first` on, in order and without gaps."""
 
     async def bounds(self) -> Bounds:
         """What the stream holds."""
@@ -145,13 +145,13 @@ class Bus(Protocol):
         """A key's value."""
 
     async def kv_put(self, bucket: str, key: str, value: bytes, expect: int) -> int:
-        """Write a key if its revision is still `expect` (0: not there); returns the new revision."""
+        """Write a key if its revision is still `expect` (0: the key does not exist); returns the new revision."""
 
     async def kv_all(self, bucket: str) -> dict[str, KvEntry]:
         """All keys of a bucket."""
 
     async def tell(self, subject: str, data: bytes) -> None:
-        """Core publish: heard by who listens now, kept by nobody."""
+        """Core publish: delivered to the present subscribers, not stored."""
 
     async def listen(self, subject: str, on_message: OnMessage) -> Closable:
         """Core subscription."""
@@ -160,7 +160,7 @@ class Bus(Protocol):
         """Serve requests on `subject`."""
 
     async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
-        """Core request; BusTimeout when nobody answers."""
+        """Core request; BusTimeout without an answer."""
 
     async def close(self) -> None:
-        """Leave the bus; nothing is sent after it."""
+        """Close the connection; nothing is sent afterwards."""

@@ -1,4 +1,4 @@
-"""Lifecycle events, alerts and settings of one writer: stored in order, each once, over any disconnect."""
+"""Lifecycle events, alerts and settings of one writer: stored in order, each once, across disconnects."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class EventPublisher:
         await self.finish()
 
     def check(self) -> None:
-        """Resend what stays unacknowledged. Call it about twice a second."""
+        """Resend overdue messages. Call it about twice a second."""
         self._outbox.check()
 
     async def flush(self) -> None:
         """Wait until everything published before this call is stored.
 
         Raises:
-            Fenced: it is closed before that.
+            Fenced: the outbox was closed before that.
         """
         await self._outbox.flush()
 
@@ -72,7 +72,7 @@ class EventPublisher:
         traceparent: str = "",
         **detail: Any,
     ) -> None:
-        """Publish what happened to `agent`; `traceparent` is the trace of the reaction to it."""
+        """Publish an event of `agent`; `traceparent` is the trace of its handling."""
         message = Lifecycle(
             event=event,
             agent=agent,

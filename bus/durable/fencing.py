@@ -1,8 +1,8 @@
-"""Claims: whoever starts an incarnation of an agent writes its epoch, and from then on the older one is refused.
+"""Claims: a new incarnation of an agent claims an epoch; from then on the stream refuses the older incarnation.
 
-The claim is a compare-and-set on `{ns}.epoch.{agent}`; its stream sequence is the incarnation's epoch and the token
-of every publish's fence. It never expires, whatever the stream's maximal age, for a fence without its claim would
-refuse everybody.
+A claim is a compare-and-set on `{ns}.epoch.{agent}`; its stream sequence is the incarnation's epoch and the fencing
+token of all its messages. It never expires, despite the stream's age limit: without the claim the fence would refuse
+every incarnation.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ async def claim(
 ) -> int:
     """Claim the next epoch of `agent` and return it.
 
-    `expect` is the epoch that the claimer knows to be the newest (None: whichever it is now).
+    `expect` is the newest epoch known to the caller (None: the present one).
 
     Raises:
-        WrongSequence: somebody else has claimed meanwhile.
+        WrongSequence: another process has claimed in the meantime.
         Disconnected: the bus is down; BusTimeout: it does not answer (the claim may have landed).
     """
     subject = bus.subjects.epoch(agent)
@@ -48,11 +48,11 @@ async def claim(
     try:
         return (await bus.publish("in." + subject, data, headers)).sequence
     except (BusTimeout, WrongSequence, Disconnected):
-        # An earlier write of ours may have landed although its answer was lost: only the stored claim decides.
+        # An earlier write may have landed although its answer was lost: only the stored claim decides.
         last = await last_claim(bus, agent)
         if last is not None:
             stored: object = None
-            with contextlib.suppress(MessageError):  # somebody's garbage: not our claim
+            with contextlib.suppress(MessageError):  # malformed: not this claim
                 stored = decode(bus.subjects.parse(subject), subject, last.data)
             if isinstance(stored, Epoch) and stored.claim == agent_id:
                 return last.sequence

@@ -1,4 +1,4 @@
-"""The messages of one writer that are not acknowledged yet: stored in order, each once, over any disconnect.
+"""The messages of one writer that are not acknowledged yet: stored in order, each once, across disconnects.
 
 States of an outbox:
 
@@ -49,7 +49,7 @@ class Entry:
 
 
 class OutboxState(enum.Enum):
-    """Of an outbox; the module's docstring draws the transitions."""
+    """State of an outbox; the module's docstring shows the transitions."""
 
     SENDING = enum.auto()
     RESYNCING = enum.auto()
@@ -66,7 +66,7 @@ async def can_pipeline(bus: Bus) -> bool:
 
 
 class Outbox:
-    """Messages of one writer on their way into the stream. `put` takes one, `push` or `send` sends it.
+    """Unacknowledged messages of one writer. `put` takes one, `push` or `send` sends it.
 
     Leaving `async with` finishes it.
     """
@@ -106,7 +106,7 @@ class Outbox:
         self._accepted = 0
         """Messages that `put` has taken so far."""
         self._connection_generation = 0
-        """Counts what makes earlier answers void: lost connections, resyncs and the end."""
+        """Counts events that invalidate earlier answers: lost connections, resyncs and `close`."""
         self._oldest_at = 0.0
         self.stored_through = 0
         """Stream sequence up to which everything of this writer is known to be stored."""
@@ -123,7 +123,7 @@ class Outbox:
 
     @property
     def closed(self) -> bool:
-        """Whether it sends nothing more."""
+        """Whether the outbox is closed."""
         return self._state is OutboxState.CLOSED
 
     @property
@@ -161,7 +161,7 @@ class Outbox:
             while self._unsent and self._state is OutboxState.SENDING and not self._must_wait():
                 self._send(self._unsent[0])
                 self._unsent.popleft()
-        except BusError as error:  # it is sent when the connection is up again, or at the next check
+        except BusError as error:  # sent when the connection is up again, or at the next check
             log.debug("publish_deferred", error=str(error))
 
     def _must_wait(self) -> bool:
@@ -242,7 +242,7 @@ class Outbox:
                 log.debug("outbox_resync_retried", error=str(error))
 
     async def _resync(self) -> None:
-        """Read back which messages are stored, resend the rest in order, and only then let new ones out."""
+        """Read back which messages are stored, resend the rest in order, and only then send new ones."""
         if self.closed:
             return
         generation = self._connection_generation
@@ -264,7 +264,7 @@ class Outbox:
         """Wait until at least one more message is acknowledged.
 
         Raises:
-            Fenced: it is closed.
+            Fenced: the outbox was closed.
         """
         if not self.closed:
             self._changed.clear()
@@ -276,7 +276,7 @@ class Outbox:
         """Wait until every message taken before this call is stored.
 
         Raises:
-            Fenced: it is closed before that.
+            Fenced: the outbox was closed before that.
         """
         self.push()
         accepted = self._accepted
@@ -291,7 +291,7 @@ class Outbox:
         self.close()
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Close the outbox: it sends nothing more."""
         self._state = OutboxState.CLOSED
         self._connection_generation += 1
         self._changed.set()

@@ -17,8 +17,8 @@ log = structlog.get_logger("signalmesh.bus")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is known of one agent. `status` is active, stopped (it ended as asked), drained (and is to stay
-    away) or quarantined.
+    """The record of one agent. `status` is active, stopped (ended on request), drained (not to be restarted)
+    or quarantined.
     """
 
     agent_id: str
@@ -65,7 +65,7 @@ def _found(data: bytes) -> Record | None:
 
 
 async def read_records(bus: Bus) -> dict[str, Record]:
-    """All records by agent's name; what is none of that agent's is left out, and logged."""
+    """All records by agent's name; invalid ones are logged and left out."""
     found = await bus.kv_all(bus.subjects.registry_bucket)
     records: dict[str, Record] = {}
     for name, kept in sorted(found.items()):

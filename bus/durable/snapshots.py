@@ -1,8 +1,8 @@
-"""Snapshots: an agent's state, and how far it had read and published when that was its state.
+"""Snapshots: an agent's state, with its position in the stream and its published outputs.
 
-One key an agent, written by compare-and-set only: a write that timed out can still land later, so a blind write could
-undo a newer one. A successor takes the key over by writing it with its own epoch, and the older incarnation's next
-write fails.
+Each agent has one key, written by compare-and-set only: a write that timed out can still land later, so a blind write
+could undo a newer one. A successor takes over the key by writing it with its own epoch; the next write of the older
+incarnation then fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bus.errors import BusTimeout, Fenced, MeshError, WrongSequence
 from bus.interface import Bus
 
 VERSION = 1
-"""Of the snapshot's form."""
+"""Version of the snapshot's format."""
 MAX_SNAPSHOT_BYTES = 256 * 1024
 """A snapshot is one message, and must fit into the server's largest payload."""
 
@@ -26,10 +26,10 @@ MAX_SNAPSHOT_BYTES = 256 * 1024
 class Snapshot:
     """State after the input `cursor` (a stream sequence).
 
-    `outputs` were published by then, the last one stored at `output_sequence`; `inputs` had been handled,
-    `skips` skipped, the last `skips_in_a_row` of them without an input handled in between. `timers` are pending;
+    `outputs` were published by then, the last one stored at `output_sequence`; `inputs` were handled, `skips`
+    skipped, the last `skips_in_a_row` of them consecutively. `timers` are pending;
     `skipped` are inputs beyond the cursor whose handler raised; `last_produced` is a source's position. `tracing` is
-    what the spans need (agents/runtime/tracing.py); nothing else depends on it.
+    for spans only (agents/runtime/tracing.py).
     """
 
     version: int = VERSION
@@ -49,7 +49,7 @@ class Snapshot:
     state: Any = None
 
     def encode(self) -> bytes:
-        """Bytes as they are stored; `state` may be a value, or an orjson.Fragment of its JSON."""
+        """The stored bytes; `state` may be a value, or an orjson.Fragment of its JSON."""
         return orjson.dumps({name: getattr(self, name) for name in self.__slots__})
 
 
@@ -76,23 +76,23 @@ class SnapshotUnreadable(MeshError):
 
 
 class SnapshotStore:
-    """The snapshot key of one agent, from the point of view of one incarnation."""
+    """The snapshot key of one agent, as one incarnation uses it."""
 
     def __init__(self, bus: Bus, agent: str, epoch: int) -> None:
         self._bus, self._agent, self._epoch = bus, agent, epoch
         self._bucket = bus.subjects.state_bucket
         self.revision = 0
         self.unreadable = ""
-        """What is wrong with that which `take_over` found; where it is anything, the agent begins with nothing."""
+        """Why the snapshot that `take_over` found is unreadable: the agent then starts without state. Else empty."""
         self.saved: bytes = b""
-        """What the key holds, as last written or taken over by this incarnation."""
+        """The snapshot as last written or taken over by this incarnation."""
 
     async def take_over(self) -> Snapshot:
         """Load the snapshot and write it back under this incarnation's epoch; empty if there was none.
 
         Raises:
             Fenced: a newer incarnation has taken it.
-            MeshError: it is of a version that this program does not know.
+            MeshError: it has an unknown version.
         """
         while True:
             found = await self._bus.kv_get(self._bucket, self._agent)
@@ -108,7 +108,7 @@ class SnapshotStore:
             try:
                 self.revision = await self._bus.kv_put(self._bucket, self._agent, data, self.revision)
             except (WrongSequence, BusTimeout):
-                continue  # the incarnation before us wrote in between, or our own write landed unheard: look again
+                continue  # the predecessor wrote in between, or the answer to this write was lost: read again
             self.saved = data
             return snapshot
 
@@ -120,7 +120,7 @@ class SnapshotStore:
         try:
             return self.read(data).epoch == self._epoch
         except MeshError:
-            return False  # what we cannot read we have not written
+            return False  # unreadable, so not written by this incarnation
 
     async def save(self, snapshot: Snapshot) -> None:
         """Write a newer snapshot of this incarnation.
@@ -137,7 +137,7 @@ class SnapshotStore:
                 found = await self._bus.kv_get(self._bucket, self._agent)
                 if found is None or not self._is_ours(found.value):
                     raise Fenced(self._agent, "its snapshot has been taken over") from None
-                self.revision = found.revision  # an earlier write of ours whose answer was lost
+                self.revision = found.revision  # an earlier write whose answer was lost
                 continue
             self.saved = data
             return

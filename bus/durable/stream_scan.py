@@ -1,4 +1,4 @@
-"""One pass over a stretch of the stream: message by message, so that a stream of any length needs no more memory."""
+"""Reads a range of the stream message by message, so memory use does not depend on its length."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from bus.errors import BusTimeout
 from bus.interface import Bus, StoredMessage
 
 SILENCE_S = 10.0
-"""After so long without a message the stream's bounds are looked at again: the rest may have expired."""
+"""After this long without a message the stream's bounds are checked again: the rest may have expired."""
 ROOM = 2000
-"""Messages that are read ahead of the consumer."""
+"""Messages read ahead of the consumer."""
 
 
 async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int) -> AsyncGenerator[StoredMessage, None]:
-    """Every message of `filters` with a sequence from `first` to `last`, in order. To be used within `aclosing`.
+    """Every message of `filters` with a sequence from `first` to `last`, in order. Use it with `aclosing`.
 
-    `filters` must cover the stream's last message, or a kind that still comes: else its end is noticed late.
+    `filters` must match the stream's last message, or a kind that is still published: else the end is detected late.
 
     Raises:
-        BusTimeout: the bus fell silent before the end.
+        BusTimeout: no more messages arrived before the end.
     """
     if first > last:
         return
@@ -30,7 +30,9 @@ async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int) -> Asy
         while True:
             if not await ahead.wait():
                 if (await bus.bounds()).first <= last:
-                    raise BusTimeout(f"{bus.subjects.stream}: reading stopped before message {last}; is the bus ill?")
+                    raise BusTimeout(
+                        f"{bus.subjects.stream}: reading stopped before message {last}; is the NATS server overloaded?"
+                    )
                 return
             batch = ahead.take()
             for stored in batch:
@@ -42,7 +44,7 @@ async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int) -> Asy
 
 
 class _Ahead:
-    """What has been read and not yet been taken."""
+    """Messages read and not yet taken."""
 
     def __init__(self, last: int) -> None:
         self._last = last
@@ -62,7 +64,7 @@ class _Ahead:
             await self._room.wait()
 
     async def wait(self) -> bool:
-        """Wait for more, or for the end; False if there was silence."""
+        """Wait for more, or for the end; False after a timeout."""
         try:
             async with asyncio.timeout(SILENCE_S):
                 await self._more.wait()
@@ -71,7 +73,7 @@ class _Ahead:
         return True
 
     def take(self) -> list[StoredMessage]:
-        """All that is there."""
+        """All messages read so far."""
         batch, self.batch = self.batch, []
         self._room.set()
         if not self.ended:

@@ -1,4 +1,4 @@
-"""The bytes of messages: decoding, range checks, encoding, and explanations of what is wrong with a message.
+"""Decodes, checks and encodes messages, and explains invalid ones.
 
 `decode` validates (required fields, types, finite numbers, size, the topic) and raises `MessageError` for a poison
 message; unknown fields are ignored. `encode` gives the one byte form that is published: fields in order of
@@ -36,11 +36,11 @@ from bus.messages.payloads import (
 from bus.messages.subjects import Address, escape_topic
 
 MAX_PAYLOAD_BYTES = 256 * 1024
-"""Largest payload that is read or written; the embedded server's max_payload as well."""
+"""Largest payload that is read or written; the embedded server's limit also."""
 FLOAT_PLACES = 10
 """Published floats are rounded to this many decimal places."""
 MAX_VALUE_CHARS = 100
-"""Characters of a wrong value that an error shows."""
+"""Characters of an invalid value in an error message."""
 
 _AT_FIELD = re.compile(r" - at `\$\.(\w+)")
 _MISSING = re.compile(r"missing required field `(\w+)`")
@@ -52,7 +52,7 @@ _UNIT_FIELDS: dict[type, tuple[str, ...]] = {
 }
 _HAS_SYMBOL = frozenset({"sentiment", "signal", "decision"})
 _SIGNED = _HAS_SYMBOL | {"config"}
-"""Kinds that are their subject's writer's, whoever their `source` says: who may write where can be restricted."""
+"""Kinds whose writer is the one in their subject, not `source`: a server can restrict write access to subjects."""
 
 
 def _check_market(tick: MarketData) -> None:
@@ -67,7 +67,7 @@ def _check_market(tick: MarketData) -> None:
 
 
 def _check(value: Any) -> None:
-    """Ranges that the types do not say; infinities and NaN are already refused by the JSON parser."""
+    """Check ranges that the types do not express; the JSON parser already refuses infinities and NaN."""
     for name in _UNIT_FIELDS.get(type(value), ()):
         number = getattr(value, name)
         if number is not None and not 0 <= number <= 1:
@@ -84,11 +84,11 @@ def _check(value: Any) -> None:
 
 
 def decode(address: Address, subject: str, data: bytes) -> Message:
-    """The message in `data`, which was read under `subject` (already parsed into `address`).
+    """Decode `data`, which was received on `subject` (already parsed into `address`).
 
     Raises:
-        MessageError: no message type of ours, malformed JSON, a missing or mistyped field, a number that is not
-            finite or out of range, a symbol that is not the subject's topic, or more than MAX_PAYLOAD_BYTES.
+        MessageError: an unknown kind, malformed JSON, a missing or mistyped field, a number that is not
+            finite or is out of range, a symbol that is not the subject's topic, or more than MAX_PAYLOAD_BYTES.
     """
     cls = KINDS.get(address.kind)
     if cls is None:
@@ -151,7 +151,7 @@ def encode(message: Message) -> bytes:
     """The published bytes of a message.
 
     Raises:
-        ValueError: it holds a number that is not finite, or what JSON has no form for.
+        ValueError: it contains a number that is not finite, or a value that JSON cannot represent.
     """
     fields = {}
     for name in _FIELDS[type(message)]:
@@ -165,13 +165,13 @@ def encode(message: Message) -> bytes:
 
 
 def explain(cls: type, fields: dict[str, Any], error: Exception) -> str:
-    """What is wrong with a message of `cls` that has these fields, where making or reading it gave `error`."""
+    """Why a message of `cls` with these fields is invalid; `error` is from creating or decoding it."""
     problem = error.problem if isinstance(error, MessageError) else str(error)
     for path, value in _leaves(fields):
         if isinstance(value, float) and not math.isfinite(value):
             return f"{path}: expected a finite number, not {value}"
         if not isinstance(value, (*_JSON, datetime)):
-            return f"{path}: expected what JSON has a form for, not {format_value(value)} ({type(value).__name__})"
+            return f"{path}: expected a JSON value, not {format_value(value)} ({type(value).__name__})"
     if found := _MISSING.search(problem):
         return f"{found[1]}: missing, expected {_expected(cls, found[1])}"
     if found := _AT_FIELD.search(problem):

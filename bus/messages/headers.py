@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 MSG_ID = "Nats-Msg-Id"
-"""`{agent}:{output}`. The server stores a repetition within two minutes once."""
+"""`{agent}:{output}`. The server drops a duplicate within two minutes."""
 OUTPUT = "Mesh-Output"
 """Number of this output of its agent, contiguous from 1."""
 EPOCH = "Mesh-Epoch"
-"""Stream sequence of the claim under which it was published."""
+"""Stream sequence of the claim under which the message was published."""
 CAUSE = "Mesh-Cause"
-"""Stream sequence of the input that it answers. Events of a source have none."""
+"""Stream sequence of the input that caused the message. Events of a source have none."""
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 """The fence: the stream sequence of the agent's claim. The server refuses the message if there is a newer claim."""
 EXPECTED_LAST_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -19,20 +19,20 @@ EXPECTED_LAST_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 SEQUENCE = "Nats-Sequence"
 """On the read side: the message's stream sequence."""
 LAST_SEQUENCE = "Nats-Last-Sequence"
-"""On the read side: sequence of the previous message of this subject; a gap is detectable by it."""
+"""On the read side: sequence of the previous message of this subject, to detect gaps."""
 STORED_AT = "Nats-Time-Stamp"
-"""On what is read back by itself: when the server stored it (RFC 3339)."""
+"""On single messages that are read back: when the server stored them (RFC 3339)."""
 TTL = "Nats-TTL"
-"""How long the server keeps the message, beside the age of its stream. Claims and Configs have `never`."""
+"""How long the server keeps the message, independent of its stream's age limit. Claims and Configs have `never`."""
 TRACEPARENT = "traceparent"
 """With tracing: the span of this message, as W3C Trace Context defines it. For a declared death: the root of its
 recovery."""
 
 _DIGITS = 18
-"""Of the longest number that is read: more than any stream's sequence, less than what overflows somewhere."""
+"""Digits of the longest accepted number: enough for any stream sequence, without overflow."""
 
 
 def number(headers: Mapping[str, str], name: str) -> int | None:
-    """A header's whole number; None where there is none, or where a stranger has written something else."""
+    """A header's whole number; None if it is missing or not a number."""
     value = headers.get(name)
     return int(value) if value and len(value) <= _DIGITS and value.isascii() and value.isdigit() else None

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 LARGEST_PRICE = 1e18
-"""In the quote currency. No market has quoted more; beyond lie overflows of whoever squares or multiplies prices."""
+"""In the quote currency. No market has quoted more; larger prices overflow when they are squared or multiplied."""
 LARGEST_VOLUME = 1e30
-"""In the base currency, some of which are counted in units of 1e-18."""
+"""In the base currency, some of which have units of 1e-18."""
 
 Side = Literal["buy", "sell", "hold"]
 SentimentLabel = Literal["bullish", "bearish", "neutral"]
@@ -17,7 +17,7 @@ Severity = Literal["info", "warning", "critical"]
 
 MAKING = "being made"
 FAILED = "given up"
-"""Phases that a provider reports: it makes the sandbox, or cannot make it until a person has mended something."""
+"""Phases that a provider reports: it creates the sandbox, or cannot create it until an operator fixes the cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class MarketData:
     """One candle or trade. Prices in the quote currency, volume in the base currency.
 
     Valid prices are more than 0 and at most LARGEST_PRICE, volumes 0 to LARGEST_VOLUME, and `low` is not above `high`.
-    `price` may lie outside of `low` and `high`: feeds mix sources, and round.
+    `price` may lie outside `low` and `high`: feeds mix sources and round.
     """
 
     symbol: str
@@ -41,7 +41,7 @@ class MarketData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """A piece of news, dated to when it could be known."""
+    """A news item with the time at which it became public."""
 
     text: str
     timestamp: datetime
@@ -52,7 +52,7 @@ class Headline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentiment:
-    """A voter's reading of the news. `confidence` and `p_up` (probability of a rise) in [0, 1]."""
+    """A voter's assessment of the news. `confidence` and `p_up` (probability of a rise) in [0, 1]."""
 
     sentiment: SentimentLabel
     confidence: float
@@ -97,7 +97,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timer:
-    """A timer of `source` has run out: time as an event. `number` counts that agent's timers."""
+    """A timer of `source` has expired: time as an event. `number` counts that agent's timers."""
 
     name: str
     number: int
@@ -107,7 +107,7 @@ class Timer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """The claim of an incarnation; the stream sequence of this message is its epoch. `claim` tells claims apart."""
+    """The claim of an incarnation; the stream sequence of this message is its epoch. `claim` is unique."""
 
     agent: str
     claim: str
@@ -119,12 +119,12 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VotingConfig:
-    """What the coordinator goes by from this point of the stream on.
+    """The coordinator's settings from this point of the stream on.
 
     `voters` maps an agent to its weight (normalised when used); `quorum` is the fraction of the voting weight that
     must be exceeded; `buy_at` and `sell_at` bound the pooled probability of a rise; `round_timeout_ms` counts from
-    the moment the tick was read; the limits are fractions (of capital, or of return a candle). `deciders` are the
-    agents whose decisions are the swarm's; where it names none, those of anybody are.
+    when the tick was read; the limits are fractions (of capital, or of return a candle). `deciders` are the
+    agents with valid decisions; if it is empty, all agents' decisions are valid.
     """
 
     voters: dict[str, float]
@@ -177,7 +177,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """A process that a sandbox host has started and that still runs (`exit_code` None) or has ended lately."""
+    """A process started by a sandbox host that still runs (`exit_code` None) or has ended recently."""
 
     agent: str
     agent_id: str
@@ -189,12 +189,12 @@ class Child:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxUsage:
-    """What a sandbox host and its descendants use: processor seconds since its start, those of ended ones included,
-    and MiB of physical memory. `rss_mb` counts pages that several have for each of them; `pss_mb` shares these out
-    among all that have them, so that it adds up: measured more rarely, and None where this system does not tell it.
+    """Resources of a sandbox host and its descendants: processor seconds since its start, including ended processes,
+    and MiB of physical memory. `rss_mb` counts a shared page once for each process; `pss_mb` divides it among them, so
+    that the values add up: it is measured less often.
 
-    `rx_bytes` and `tx_bytes` have passed through the interfaces that they see, loopback left out; `network` tells that
-    network from all others, so that two who say the same share it, and its figures. None: this system does not tell.
+    `rx_bytes` and `tx_bytes` are the traffic of the visible interfaces without loopback; `network` identifies the
+    network: two hosts with the same value share it and its traffic. None: this system does not report the value.
     """
 
     processes: int
@@ -208,10 +208,10 @@ class SandboxUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxAccount:
-    """A sandbox since the leading watchdog first heard its host: seconds in which it could be heard (the bus was not
-    ill), and those of them in which it was.
+    """Availability of a sandbox since the leading watchdog first received its host's heartbeat: seconds in which
+    heartbeats could arrive (the bus was healthy), and those in which they did.
 
-    `price_per_hour` (USD) and where that figure is from are the configuration's; None: no price is set.
+    `price_per_hour` (USD) and its source are from the configuration; None: no price is set.
     """
 
     seen_s: float
@@ -221,25 +221,24 @@ class SandboxAccount:
 
 
 HeartbeatRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "provider", "agent"]
-"""Whose heartbeats: those of one role, or any."""
+"""Selects heartbeats: of one role, or of any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """Sign of life of an agent, a sandbox host or the watchdog (core NATS, not kept).
+    """Heartbeat of an agent, a sandbox host or another process (core NATS, not stored).
 
-    `progress` counts handled inputs and published outputs, `lag` the inputs still unread, `poison` the inputs that
-    could not be read, `skipped` the events lost to a fault of a handler: all but `lag` since the agent's first start.
-    A host's beat carries its whole `inventory`, and in `group` the sandbox of which it is one of several; the
-    watchdog's `epoch` is its term, and its `phases` say of each agent that does not run why: waiting, restarting,
-    backoff, quarantined, drained, or external (somebody else runs it). `machine` is the name of the machine (or
-    container) that the process runs on. The mirror's `lag` are rows that its `file` does not hold yet, the oldest of
-    them read `behind_ms` ago at most. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's, `snapshot_ms`
-    is what its newest snapshot took from being taken to being stored. A host's `usage` is that of its whole sandbox,
-    the leading watchdog's `accounts` are of all sandboxes. The `endpoint` of a provider says where it makes them,
-    that of a host where its provider made it; a provider's `phases` say of a sandbox without a host that
-    it is being made, or was given up. A host's
-    `uptime_s` is its own, `age_s` the seconds since its provider made the sandbox, where one did.
+    `progress` counts handled inputs and published outputs, `lag` the unread inputs, `poison` the inputs that
+    could not be read, `skipped` the events whose handler failed: all but `lag` since the agent's first start.
+    A host's heartbeat contains its whole `inventory`, and in `group` the sandbox that several hosts share. The
+    watchdog's `epoch` is its term, and its `phases` give the reason for each agent that does not run: waiting,
+    restarting, backoff, quarantined, drained, or external (another process runs it). `machine` is the machine (or
+    container) on which the process runs. The mirror's `lag` are rows not yet in its `file`, the oldest of them stored
+    at most `behind_ms` ago. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's; `snapshot_ms` is the time
+    from taking to storing its newest snapshot. A host's `usage` is that of its whole sandbox; the leading watchdog's
+    `accounts` cover all sandboxes. The `endpoint` of a provider is where it creates sandboxes, that of a host where its
+    provider created it. A provider's `phases` give the state of each sandbox without a host: being created, or failed.
+    A host's `uptime_s` is its own, `age_s` the seconds since its provider created the sandbox.
     """
 
     agent: str
@@ -275,7 +274,7 @@ class Heartbeat:
 
 
 Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | VotingConfig
-"""What a handler can receive. It can return these but for Timer and VotingConfig, and an Alert."""
+"""What a handler can receive. It can return these except Timer and VotingConfig, and an Alert."""
 Message = Event | Epoch | Lifecycle | Alert | Heartbeat
 
 KINDS: dict[str, type[Message]] = {
@@ -295,7 +294,7 @@ KIND_OF: dict[type, str] = {cls: kind for kind, cls in KINDS.items()}
 
 
 def failed_sandboxes_of(heartbeat: Heartbeat) -> list[str]:
-    """The sandboxes that `beat`, if it is a provider's, reports as given up."""
+    """The sandboxes that `beat` reports as failed, if it is a provider's heartbeat."""
     if heartbeat.role != "provider":
         return []
     return sorted(name for name, phase in (heartbeat.phases or {}).items() if phase == FAILED)

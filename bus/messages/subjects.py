@@ -1,6 +1,6 @@
-"""The one grammar of subjects: `{ns}.{kind}.{topic}.{agent}`. Built and parsed here and nowhere else.
+"""The grammar of subjects: `{ns}.{kind}.{topic}.{agent}`. Only this module builds and parses them.
 
-Programs publish to the write side, `in.{ns}.…`, and listen on the read side, `{ns}.…`; the stream stands between.
+Programs publish to the write side, `in.{ns}.…`, and subscribe to the read side, `{ns}.…`; the stream is between them.
 A topic is any text; `/` becomes `-` (BTC/USD -> BTC-USD), other characters outside [A-Za-z0-9_] become `=XX` of their
 UTF-8 bytes, so that escaping is reversible and two topics never share a token.
 """
@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from bus.errors import MessageError, UsageError
 
 KEPT_KINDS = ("market", "headline", "sentiment", "signal", "decision", "timer", "epoch", "config", "lifecycle", "alert")
-"""Message kinds that the stream keeps."""
+"""Message kinds that the stream stores."""
 AGENT_KINDS = ("market", "headline", "sentiment", "signal", "decision")
 """Kinds that an agent's handlers may publish."""
 
 WATCHDOG = "watchdog"
 """The only writer of a VotingConfig that agents use."""
 PROVIDER = "provider"
-"""Who reports of sandboxes that are made elsewhere."""
+"""The agent name in the reports of a sandbox provider."""
 STANDBY = "standby"
-"""Whose heartbeats those of a watchdog are that does not lead."""
+"""The agent name in the heartbeats of a standby watchdog."""
 BY_HAND = "by-hand"
-"""The sandbox that an agent reports which no host runs."""
+"""The sandbox in the heartbeats of an agent that no host runs."""
 RESERVED_NAMES = frozenset(
     {"swarm", WATCHDOG, STANDBY, "mirror", "metrics", "dashboard", "up", "in", "all", "info", "warning", "critical"}
     | {BY_HAND, PROVIDER, *KEPT_KINDS}
 )
-"""Names that no agent and no sandbox may have: they stand in the agent's place of some subject."""
+"""Names that no agent and no sandbox may have: some subjects use them in place of an agent's name."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
@@ -40,7 +40,7 @@ def check_name(name: str, what: str) -> str:
     """Return `name` if it may name an agent, a sandbox or a swarm.
 
     Raises:
-        UsageError: it is reserved or has characters that a subject cannot carry.
+        UsageError: it is reserved or has characters that a subject cannot contain.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{what} {name!r}: expected {NAME_RULE}")
@@ -71,10 +71,10 @@ def escape_topic(topic: str) -> str:
 
 
 def unescape_topic(token: str) -> str:
-    """The topic that `escape_topic` made this token of.
+    """The topic from which `escape_topic` made this token.
 
     Raises:
-        ValueError: no topic escapes to this token (so nobody else's can collide with ours).
+        ValueError: no topic escapes to this token (so foreign tokens cannot collide with ours).
     """
     out = bytearray()
     at = 0
@@ -147,7 +147,7 @@ class Subjects:
         return f"{self.ns}.{kind}.>"
 
     def outputs_of(self, agent: str) -> tuple[str, ...]:
-        """Filters for everything that `agent`'s handlers and source publish: what is numbered, alerts among it."""
+        """Filters for everything that `agent`'s handlers and source publish: the numbered messages, also alerts."""
         return tuple(f"{self.ns}.{kind}.*.{agent}" for kind in (*AGENT_KINDS, "alert"))
 
     def memory_key(self, agent: str, key: str) -> str:
@@ -157,7 +157,7 @@ class Subjects:
         """Take a read-side subject apart.
 
         Raises:
-            MessageError: the subject is not one of this swarm's grammar.
+            MessageError: the subject does not match this swarm's grammar.
         """
         parts = subject.split(".")
         if len(parts) >= 3 and parts[0] == self.ns:

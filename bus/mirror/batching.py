@@ -1,4 +1,4 @@
-"""What the mirror has read and not yet written: bounded, in order, turned into rows with the cursor behind them."""
+"""The mirror's buffer of unwritten messages: bounded, in order, converted to rows and cursors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from bus.nats.consumer import Reader
 
 BATCH_ROWS = 1000
 BUFFER_ROWS = 5000
-"""Rows read and not yet written, of one stream; at more it reads no further."""
+"""Most unwritten rows of one stream; at more the mirror stops reading."""
 HOLD_S = 2.0
-"""Longest time that a snapshot waits for the messages that it speaks of, when none are on their way."""
+"""Longest time that a snapshot waits for the messages that it references, if none arrive."""
 OPERATION = "KV-Operation"
 MARKER_REASON = "Nats-Marker-Reason"
 POSITIONS = ("epoch", "cursor", "output_sequence")
@@ -30,13 +30,13 @@ POSITIONS = ("epoch", "cursor", "output_sequence")
 
 @dataclass(slots=True)
 class Followed:
-    """One stream on its way into the file. `bucket` is empty for the stream of the events."""
+    """One stream that is copied into the file. `bucket` is empty for the event stream."""
 
     stream: str
     filters: tuple[str, ...]
     bucket: str = ""
     holds: bool = False
-    """Whether its values speak of the stream of the events, and so are never ahead of it in the file."""
+    """Whether its values reference the event stream, and so must never be ahead of it in the file."""
     waiting: deque[tuple[float, StoredMessage]] = field(default_factory=deque)
     """Time of arrival (monotonic), message."""
     room: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,7 +63,7 @@ class Followed:
 
     @property
     def behind(self) -> int:
-        """Rows that the stream holds and the file does not."""
+        """Rows of the stream that are not in the file."""
         return len(self.waiting) + (0 if self.reader is None else self.reader.pending)
 
     @property
@@ -76,16 +76,16 @@ class Followed:
         self.room.set()
 
     async def close(self) -> None:
-        """Read no more; what waits stays."""
+        """Stop reading; the buffer stays."""
         if self.reader is not None:
             closing = asyncio.create_task(self.reader.close())
-            self.room.set()  # a delivery that waits for room would keep the reader
+            self.room.set()  # a delivery that waits for room would block the reader
             await closing
             self.reader = None
 
 
 def followed_streams(subjects: Subjects) -> tuple[Followed, ...]:
-    """The stream of the events, then the buckets; `arrived` is one for all."""
+    """The event stream, then the buckets; they share `arrived`."""
     arrived = asyncio.Event()
     buckets = ((subjects.state_bucket, True), (subjects.registry_bucket, True), (subjects.memory_bucket, False))
     return (
@@ -96,7 +96,7 @@ def followed_streams(subjects: Subjects) -> tuple[Followed, ...]:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows to write in one transaction, and the cursors behind them."""
+    """Rows to write in one transaction, and the new cursors."""
 
     messages: list[MessageRow] = field(default_factory=list)
     kept: list[KeptRow] = field(default_factory=list)
@@ -108,17 +108,17 @@ class Batch:
 def next_batch(
     followed: tuple[Followed, ...], cursors: Mapping[str, int], started_at: int, *, hold: bool = True
 ) -> Batch:
-    """At most BATCH_ROWS of each stream, from those that wait.
+    """At most BATCH_ROWS buffered rows of each stream.
 
-    `began` is the last sequence that the stream had when the mirror was made. A value that speaks of messages which
-    the file will not hold after this batch waits for them (unless `hold` is False), and those behind it with it: so a
-    file whose mirror was killed at any moment has state and messages that fit.
+    `began` is the last sequence of the stream when the mirror was created. A value that references messages which the
+    file will not have after this batch waits for them (unless `hold` is False), with all later values. So state and
+    messages in the file match, even if the mirror is killed.
     """
     batch = Batch()
     events, *buckets = followed
     cursor = cursors.get(events.stream, 0)
     for _, stored in itertools.islice(events.waiting, BATCH_ROWS):
-        if stored.sequence > cursor:  # else it has been read again after a reconnect of another reader
+        if stored.sequence > cursor:  # otherwise it was read again after a reconnect
             if stored.sequence > cursor + 1:
                 reason = "before" if stored.sequence <= started_at else "retention"
                 batch.gaps.append(MirrorGap(events.stream, cursor + 1, stored.sequence - 1, reason))
@@ -152,7 +152,7 @@ def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None
 
 
 def references(value: bytes) -> int:
-    """The highest sequence of the stream that a snapshot or a registry record mentions; 0 of anything else."""
+    """The highest sequence of the stream that a snapshot or a registry record references; else 0."""
     try:
         fields = orjson.loads(value)
         found = [fields[name] for name in POSITIONS if name in fields]

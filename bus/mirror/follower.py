@@ -1,10 +1,8 @@
-"""The mirror: follows the stream and the buckets of a swarm into one SQLite file, in order, each message once.
+"""The mirror: copies the stream and the buckets of a swarm into one SQLite file, in order, each message once.
 
-It reads with the repository's own readers from its file's cursors on, without acknowledgements: the file is the only
-record of how far it is. A batch is written only when the streams that it came from are known to be those that the
-file mirrors: two histories are never mixed. What it cannot write it keeps, and meanwhile reads no further.
-
-It owns following; the file is bus/mirror/writer.py's.
+It reads from the file's cursors on, without acknowledgements: the file is the only record of its progress. It writes a
+batch only after it has verified that the streams are those in the file, so two histories never mix. If a write fails,
+it keeps the batch and stops reading. bus/mirror/writer.py owns the file.
 """
 
 from __future__ import annotations
@@ -32,23 +30,23 @@ from bus.utils.aio import end_tasks
 NAME = "mirror"
 HEARTBEAT_S = 0.2
 BATCH_S = 0.02
-"""Pause between two writes: what arrives meanwhile shares one fsync."""
+"""Pause between two writes: messages that arrive in it share one fsync."""
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0
-"""Between two attempts at a write that fails."""
+"""Pause between two attempts at a failing write."""
 PRUNE_S = 1.0
 POLL_INTERVAL_S = 0.3
-"""Between two looks for a stream or a server that is not there, and at what else may have changed in silence."""
+"""Pause between two checks for a missing stream or server, and for changes without a message."""
 FINISH_S = 8.0
-"""Longest time to read the rest when asked to end."""
+"""Longest time to read the rest on a stop."""
 STARTED_AT = "began"
-"""Word about the file: the stream's last sequence when the mirror was text."""
+"""Key in `meta`: the stream's last sequence when the mirror was created."""
 
 log = structlog.get_logger("signalmesh.mirror")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """What the file keeps: messages by age in seconds and by number (0: all), and so many writes of each key."""
+    """What the file keeps: messages by age in seconds and by number (0: all), and the newest writes of each key."""
 
     max_age_s: float = 0.0
     max_rows: int = 0
@@ -66,7 +64,7 @@ class Mirror:
         retention: Retention,
         notices: tuple[str, ...] = (),
     ) -> None:
-        """`reports` is closed at the end; `notices` are published as alerts: what became of an earlier file."""
+        """`reports` is closed at the end; `notices` about an earlier file are published as alerts."""
         self._bus, self._store, self._reports = bus, store, reports
         self._retention, self._notices = retention, notices
         self._followed = followed_streams(bus.subjects)
@@ -109,7 +107,7 @@ class Mirror:
                 await self._stop.wait()
 
     async def _until_arrival(self) -> None:
-        """Sleep while nothing arrives and nothing waits; but not for long: streams are created again, rows grow old."""
+        """Wait for a message, at most POLL_INTERVAL_S: streams may be created again, rows expire."""
         if any(followed.waiting for followed in self._followed) or self._stop.is_set():
             return
         self._events.arrived.clear()
@@ -155,16 +153,16 @@ class Mirror:
         self.status = "failing"
         if not self._bad_file:
             self._bad_file = True
-            problem = f"{error}; what is stored on the bus meanwhile is mirrored later, if it is kept for so long"
+            problem = f"{error}; it mirrors messages from this time later, if the stream still has them"
             self._reports.alert("critical", "mirror_failing", problem)
 
     def _lost(self, stream: str) -> None:
-        if stream in self._missing or stream not in self._store.incarnations:  # else it is not text yet
+        if stream in self._missing or stream not in self._store.incarnations:  # otherwise it does not exist yet
             return
         self._missing.add(stream)
         problem = (
-            f"stream {stream} is gone from the bus: what needs it cannot go on. End the swarm (`signalmesh down`) and "
-            f"restart it: `signalmesh up` restores what the mirror {self._store.path} holds"
+            f"stream {stream} is gone from the bus: the swarm cannot continue without it. End the swarm "
+            f"(`signalmesh down`) and restart it: `signalmesh up` restores what the mirror {self._store.path} holds"
         )
         log.error("stream_lost", stream=stream)
         self._reports.alert("critical", "stream_lost", problem)
@@ -173,10 +171,10 @@ class Mirror:
         self._missing.clear()
         if self._bad_file:
             self._bad_file = False
-            self._reports.alert("info", "mirror_recovered", f"mirror {self._store.path}: it is written again")
+            self._reports.alert("info", "mirror_recovered", f"mirror {self._store.path}: writing works again")
         self.status = "live" if self._behind() < BATCH_ROWS else "catching-up"
 
-    # -- whose history
+    # -- verifying the streams
 
     async def _start_reading(self) -> None:
         for followed in self._followed:
@@ -188,18 +186,18 @@ class Mirror:
                 except BaseException:
                     followed.reader = None
                     raise
-            elif followed.unverified:  # its consumer is created again: the stream may have been, too
+            elif followed.unverified:  # the consumer was created again: perhaps the stream also
                 await self._verify(followed)
 
     async def _verify(self, followed: Followed) -> None:
-        """Make sure that `followed` is the stream that the file mirrors, and notice what was gone before it was read.
+        """Verify that `followed` is the stream in the file, and record messages that expired before they were read.
 
-        A consumer does not outlive its stream: what a generation of the reader has delivered is of the stream that
-        is found after it began.
+        A consumer does not outlive its stream: the messages of a reader's generation belong to the stream that is
+        found after its start.
 
         Raises:
-            OtherHistory: it is another one, or has lost what the file holds.
-            BusError: it cannot be looked at now.
+            OtherHistory: it is another stream, or has lost messages that the file has.
+            BusError: it cannot be checked now.
         """
         stream, cursor = followed.stream, self._store.cursors.get(followed.stream, 0)
         generation = -1 if followed.reader is None else followed.reader.generation
@@ -227,8 +225,8 @@ class Mirror:
 
     def _advice(self, what: str) -> str:
         return (
-            f"mirror {self._store.path}: {what}; it follows no further, for that would mix two histories. To follow "
-            "the new one, end the mirror, move its file away and start it again; to put the mirrored one back, see "
+            f"mirror {self._store.path}: {what}; it stops following, because that would mix two histories. To follow "
+            "the new stream, end the mirror, move its file away and start it again; to restore the mirrored one, see "
             "docs/runbooks/restore-after-total-loss.md"
         )
 
@@ -248,7 +246,7 @@ class Mirror:
     # -- writing
 
     async def _write(self, *, hold: bool = True) -> None:
-        """Write what has arrived."""
+        """Write all received messages."""
         while True:
             batch = next_batch(self._followed, self._store.cursors, self._started_at, hold=hold)
             if not batch.taken:
@@ -268,7 +266,7 @@ class Mirror:
         return await self._store.prune(max_age_s=keep.max_age_s, max_rows=keep.max_rows, revisions=keep.revisions)
 
     async def _finish(self) -> None:
-        """Read what is left, and note in the file whether it holds everything."""
+        """Read the rest, and record in the file if it is complete."""
         self.status = "draining"
         try:
             async with asyncio.timeout(FINISH_S):
@@ -282,12 +280,12 @@ class Mirror:
                     await self._store.set_meta(COMPLETE, orjson.dumps(ends).decode())
                     log.info("mirror_complete", **ends)
         except (TimeoutError, BusError, MirrorFailing) as error:
-            log.warning("mirror_incomplete", problem=str(error) or "not done in time", behind=self._behind())
+            log.warning("mirror_incomplete", problem=str(error) or "timed out", behind=self._behind())
 
     async def _rest(self) -> bool:
-        """Read and write what came after the readers were closed; whether there was any.
+        """Read and write messages from after the readers were closed; whether there were any.
 
-        Buckets first: what their values speak of is then among the messages.
+        Buckets first: the messages that their values reference are then read after them.
         """
         found = False
         for followed in reversed(self._followed):
@@ -305,7 +303,7 @@ class Mirror:
         last: int = (await self._bus.api(f"STREAM.INFO.{followed.stream}"))["state"]["last_seq"]
         return last
 
-    # -- telling how far it is
+    # -- progress
 
     def _behind(self) -> int:
         return sum(followed.behind for followed in self._followed)
@@ -315,7 +313,7 @@ class Mirror:
         return 0 if oldest is None else max(0, (time.time_ns() - oldest) // 1_000_000)
 
     def _heartbeat_fields(self) -> dict[str, Any]:
-        """What its heartbeats say."""
+        """Fields of its heartbeats."""
         return {
             "progress": self.written,
             "status": self.status,

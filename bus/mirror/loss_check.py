@@ -1,4 +1,4 @@
-"""Which of the mirrored streams a server has lost. Reads only: `bus/mirror/restore.py` acts on the result."""
+"""Finds the mirrored streams that a server has lost. Reads only: `bus/mirror/restore.py` acts on the result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def stream_info(bus: NatsBus, stream: str) -> dict[str, Any] | None:
 
 
 async def events_lost(bus: NatsBus) -> bool:
-    """Whether the server has nothing of the swarm's messages: no stream, an empty one, or a half restored one."""
+    """Whether the server has none of the swarm's messages: no stream, an empty one, or a partly restored one."""
     info = await stream_info(bus, bus.subjects.stream)
     return info is None or half_done(bus, info) or not info["state"]["messages"]
 
@@ -42,17 +42,17 @@ def half_done(bus: NatsBus, info: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Intact:
-    """The stream that the mirror follows, or one that the mirror has nothing of."""
+    """The stream that the mirror follows, or one without data in the mirror."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Missing, empty, half restored, or a shorter copy of what the mirror holds."""
+    """Missing, empty, partly restored, or a shorter copy of the mirror's data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adoptable:
-    """Created again, for example from a backup, but a continuation of what the mirror holds up to `cursor`."""
+    """Created again, for example from a backup, but it continues the mirror's data up to `cursor`."""
 
     created: str
     config: dict[str, Any]
@@ -61,7 +61,7 @@ class Adoptable:
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """Neither a continuation nor a shorter copy of what the mirror holds; `problem` tells the user what to do."""
+    """Neither a continuation nor a shorter copy of the mirror's data; `problem` contains the remedy."""
 
     problem: str
 
@@ -99,7 +99,7 @@ class LossCheck:
         return Lost()
 
     def _classify_bucket(self, stream: str, info: dict[str, Any], cursor: int) -> Lost | Adoptable | Diverged:
-        """Of a bucket that exists, and was created again or is shorter than the mirror."""
+        """Compare a bucket that exists, and was created again or is shorter than the mirror."""
         if info["state"]["last_seq"] >= cursor:
             return Adoptable(info["created"], info["config"], cursor)
         if stream.removeprefix("KV_") == self._bus.subjects.memory_bucket:
@@ -119,8 +119,8 @@ class LossCheck:
 
     def _diverged(self, stream: str, info: dict[str, Any], what: str) -> Diverged:
         return Diverged(
-            f"stream {stream} at {self._bus.url}, made {info['created']}, does not go on from the mirror "
-            f"{self._store.path}: {what}. To go on with the server's, move the mirror's file away; to go on with the "
-            f"mirror's, remove the streams ({self._events}, and KV_{self._bus.subjects.ns}_…); see "
+            f"stream {stream} at {self._bus.url}, created {info['created']}, does not continue the mirror "
+            f"{self._store.path}: {what}. To continue with the server's data, move the mirror's file away; to "
+            f"continue with the mirror's, remove the streams ({self._events}, and KV_{self._bus.subjects.ns}_…); see "
             "docs/runbooks/restore-after-total-loss.md"
         )

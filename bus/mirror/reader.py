@@ -1,6 +1,6 @@
-"""Reading a mirror's file, with the bus up or down: read-only, beside the mirror that writes it.
+"""Reads a mirror's file, with the bus up or down, also while the mirror writes it.
 
-Synchronous, for the verbs. Every row is given with whether its checksum still fits; nothing is repaired here.
+Synchronous, for the commands. Every row comes with the result of its checksum test; nothing is repaired here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from bus.mirror.schema import (
 )
 
 MIRROR_FILE = "mirror.sqlite"
-"""Of the state directory, unless another file is named."""
+"""Default file, relative to the state directory."""
 PAGE = 500
 """Rows fetched at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mirrored:
-    """A message as the file has it; `intact` is False where a byte of the row has changed since it was written."""
+    """A message in the file; `intact` is False if the row has changed since it was written."""
 
     row: MessageRow
     intact: bool
@@ -44,24 +44,24 @@ class Mirrored:
 
 @dataclass(frozen=True, slots=True)
 class MirroredValue:
-    """A write to a bucket as the file has it; `intact` as of Mirrored."""
+    """A write to a bucket in the file; `intact` as in Mirrored."""
 
     row: KeptRow
     intact: bool
 
 
 class MirrorFile:
-    """An open mirror. Use it as a context, or `close` it.
+    """An open mirror. Use it with `with`, or `close` it.
 
-    It may be used from several threads, one at a time. Every method raises MirrorDamaged where SQLite finds the file
-    broken, and MirrorFailing where it cannot be read just now.
+    Several threads may use it, one at a time. Every method raises MirrorDamaged if SQLite finds the file broken, and
+    MirrorFailing if the file cannot be read now.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the file.
 
         Raises:
-            MirrorUnusable: there is no such file, it is no mirror, or of a version that this program does not know.
+            MirrorUnusable: there is no such file, it is not a mirror, or has an unknown version.
         """
         self.path = path
         if not path.is_file():
@@ -80,7 +80,7 @@ class MirrorFile:
                 raise MirrorUnusable(str(path), "it is empty; is its mirror only just starting?")
             self.swarm: str = self.meta("swarm") or ""
             if not self.swarm:
-                raise MirrorDamaged(str(path), "it does not say of which swarm it is")
+                raise MirrorDamaged(str(path), "the name of its swarm is missing")
         except sqlite3.Error as error:
             self._db.close()
             raise explained(error, path) from None
@@ -103,7 +103,7 @@ class MirrorFile:
         try:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            if str(error).startswith("no such "):  # a table of its version, which it had
+            if str(error).startswith("no such "):  # a table that every file of this version has
                 raise MirrorDamaged(str(self.path), str(error)) from None
             raise explained(error, self.path) from None
 
@@ -114,17 +114,17 @@ class MirrorFile:
         return found[0][0] if found else None
 
     def cursor(self, stream: str | None = None) -> int:
-        """Up to which sequence `stream` (by default that of the events) is in the file; 0: nothing is."""
+        """Last sequence of `stream` (default: the event stream) in the file; 0: none."""
         found = self.rows("SELECT cursor FROM cursors WHERE stream = ?", stream or self.subjects.stream)
         return int(found[0][0]) if found else 0
 
     def incarnations(self, stream: str | None = None) -> list[StreamIncarnation]:
-        """The makings of `stream` (by default that of the events) that its rows are of, oldest first."""
+        """The incarnations of `stream` (default: the event stream) from which its rows are, oldest first."""
         sql = "SELECT stream, created, config, since, reason FROM incarnations WHERE stream = ? ORDER BY rowid"
         return [StreamIncarnation(*row) for row in self.rows(sql, stream or self.subjects.stream)]
 
     def gaps(self, stream: str | None = None) -> list[MirrorGap]:
-        """Sequences of `stream` (by default that of the events) that are known to be missing from the file."""
+        """Sequences of `stream` (default: the event stream) that are known to be missing from the file."""
         sql = "SELECT stream, first, last, reason, recorded_ns FROM gaps WHERE stream = ? ORDER BY first"
         return [MirrorGap(*row) for row in self.rows(sql, stream or self.subjects.stream)]
 
@@ -134,7 +134,7 @@ class MirrorFile:
         return (first or 0, last or 0)
 
     def problems(self) -> list[str]:
-        """What SQLite finds broken in the file's structure (not in the rows: see `intact`)."""
+        """Errors that SQLite finds in the file's structure (not in the rows: see `intact`)."""
         found = [str(row[0]) for row in self.rows("PRAGMA quick_check(10)")]
         return [] if found == ["ok"] else found
 
@@ -153,7 +153,7 @@ class MirrorFile:
         agent: str | None = None,
         since_ns: int | None = None,
     ) -> Iterator[Mirrored]:
-        """Messages in their order, a page at a time: the file may grow meanwhile."""
+        """Messages in order, read in pages: the file may grow in the meantime."""
         where, values = self._where(kind, agent, since_ns)
         if last is not None:
             where += " AND sequence <= ?"
@@ -190,7 +190,7 @@ class MirrorFile:
     def value_history(
         self, bucket: str, key: str | None = None, *, since_ns: int = 0, limit: int = -1
     ) -> list[MirroredValue]:
-        """The last `limit` (-1: all) writes to a bucket, or to one key of it, that are kept, oldest first."""
+        """The last `limit` (-1: all) writes to a bucket, or to one key of it, that the file has, oldest first."""
         found = self._kept(
             "SELECT revision FROM kept WHERE bucket = ? AND (? IS NULL OR key = ?) AND stored_ns >= ? "
             "ORDER BY revision DESC LIMIT ?",
@@ -203,7 +203,7 @@ class MirrorFile:
         return map(_mirrored_value, self.rows(sql, *values))
 
     def highest_revision(self, bucket: str) -> int:
-        """The highest revision ever seen in a bucket, whether or not its row is still kept."""
+        """The highest revision ever read from a bucket, even if its row was pruned."""
         return self.cursor(f"KV_{bucket}")
 
 
@@ -215,10 +215,10 @@ def _mirrored(found: tuple[Any, ...]) -> Mirrored:
     sequence, stored_ns, subject, headers, payload, checksum, *columns = found
     try:
         intact = message_checksum(sequence, stored_ns, subject, headers, payload) == checksum
-        intact = intact and subject_columns(subject) == tuple(columns)  # by which the views and `history` find it
+        intact = intact and subject_columns(subject) == tuple(columns)  # views and `history` search by them
         names = orjson.loads(headers)
         return Mirrored(MessageRow(sequence, stored_ns, subject, names, payload), intact)
-    except (ValueError, TypeError, AttributeError):  # a damaged byte may make anything of a row
+    except (ValueError, TypeError, AttributeError):  # a damaged byte can cause any of these
         return Mirrored(MessageRow(sequence, int(stored_ns or 0), str(subject), {}, _bytes(payload)), intact=False)
 
 

@@ -1,6 +1,6 @@
-"""Restores what the bus has lost from the mirror's file: messages at their sequences, buckets at new revisions.
+"""Restores lost streams from the mirror's file: messages at their sequences, buckets at new revisions.
 
-It runs while nothing else of the swarm does. The stream is created under a private write prefix and without
+It runs while no other process of the swarm runs. The stream is created under a private write prefix and without
 republishing: restored messages are not delivered as new ones, and no other process can publish in between. Sequences
 that the file does not have are filled with placeholders and purged. The stream gets its real configuration only after
 everything is restored and the file has recorded the new incarnation. An interrupted restore starts from scratch.
@@ -34,12 +34,12 @@ from bus.nats.bus import NatsBus
 from bus.nats.streams import MEMORY_TTL_S, StreamLimits, expected_streams
 
 MAX_PLACEHOLDERS = 1_000_000
-"""Sequences filled and purged at most, some 25 s of work; what lies before more of them is left out."""
+"""Most sequences that are filled and purged, some 25 s of work; messages before more of them are not restored."""
 MARGIN = 10_000
-"""Sequences and revisions left free after what the file has, where it may not have had everything: a message or a
-claim that is lost must never be taken for a new one of the same number."""
+"""Sequences and revisions left free after the file's last ones, if the file may be incomplete: a lost message or claim
+must never share its number with a new one."""
 SHORTEST_WINDOW_NS = 100_000_000
-"""The least that the server takes for recognising duplicates; a number may stand twice in a stream, minutes apart."""
+"""The server's smallest window for duplicates; the same id may occur twice in a stream, minutes apart."""
 RECENT_IDS = 100_000
 PLACEHOLDER = "hole"
 
@@ -48,8 +48,8 @@ log = structlog.get_logger("signalmesh.restore")
 
 @dataclass(slots=True, kw_only=True)
 class RestoreResult:
-    """What was put back. `clean`: the file is known to have had everything; else at least what follows `last` may be
-    missing. `damaged` rows, and rows before `first`, were left out; `unfenced` were stored without their fence.
+    """The result. `clean`: the file was complete; otherwise messages after `last` may be missing. `damaged` rows, and
+    rows before `first`, were not restored; `unfenced` were stored without their fence.
     """
 
     stream: str
@@ -81,17 +81,17 @@ class RestoreResult:
         if self.values_left_out:
             text += f"; no value that fits: {', '.join(self.values_left_out)}"
         if self.missing_from is not None:
-            text += f"; at least what was stored from {self.missing_from} on, if anything was, is lost"
+            text += f"; messages from {self.missing_from} on, if there were any, are lost"
         return text
 
 
 async def restore_lost(bus: NatsBus, store: MirrorStore, limits: StreamLimits, writer: str) -> RestoreResult | None:
-    """Put back what the server has lost of what `store` holds; None if nothing is lost. `writer` reports it.
+    """Restore the streams of `store` that the server has lost; None if none is lost. `writer` reports the result.
 
     Raises:
-        OtherHistory: the server has another one than the file; nothing was touched.
-        UsageError: the server would not make a stream.
-        BusError: the server does not do it, or went away; the next call begins anew.
+        OtherHistory: the server's streams diverge from the file; nothing was changed.
+        UsageError: the server refused to create a stream.
+        BusError: the server refused, or disconnected; the next call starts from scratch.
     """
     with MirrorFile(store.path) as file:
         return await _Restore(bus, store, file, limits, writer).run()
@@ -157,7 +157,7 @@ class _Restore:
         return {stream for stream, result in results.items() if isinstance(result, Lost)}
 
     def _held_up_to(self) -> int:
-        """Up to which sequence the file had the stream: its cursor, but for what an earlier rebuilding left free."""
+        """The last sequence of the stream in the file: its cursor, less what an earlier restore left free."""
         cursor = self._store.cursors.get(self._events, 0)
         free = [gap.first for gap in self._file.gaps() if gap.reason == "lost" and gap.last == cursor]
         return min(free, default=cursor + 1) - 1
@@ -174,7 +174,7 @@ class _Restore:
         try:
             return str((await self._bus.api(f"STREAM.CREATE.{name}", config))["created"])
         except Refused as error:
-            raise UsageError(f"the server at {self._bus.url} would not create {name}: {error.description}") from None
+            raise UsageError(f"the server at {self._bus.url} refused to create {name}: {error.description}") from None
 
     # -- messages
 
@@ -195,7 +195,7 @@ class _Restore:
             "subject_transform": {"src": self._prefix + ">", "dest": f"{self._bus.subjects.ns}.>"},
             "first_seq": first,
             "duplicate_window": SHORTEST_WINDOW_NS,
-            "max_age": 0,  # what is put back is as new for the server: nothing may go before all is there
+            "max_age": 0,  # restored messages are new for the server; none may expire before the restore ends
             "max_bytes": -1,
         }
         created = await self._make(config, present)
@@ -222,7 +222,7 @@ class _Restore:
             gaps.append(MirrorGap(self._events, cursor + 1, end, "lost"))
 
     def _first_to_put(self, oldest_ns: int, cursor: int) -> int:
-        """The first sequence that still belongs into the stream, and has not too many placeholders behind it."""
+        """The first sequence within the stream's limits with at most MAX_PLACEHOLDERS missing sequences after it."""
         kept = '(stored_ns >= ? OR instr(CAST(headers AS TEXT), \'"Nats-TTL":"never"\') > 0)'
         pairs = f"SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE {kept}"  # noqa: S608
         beginnings = "before IS NULL OR sequence - before > 1"
@@ -263,7 +263,7 @@ class _Restore:
         self._result.messages += 1
 
     def _checked(self, subject: str, sequence: int, headers: dict[str, str]) -> dict[str, str]:
-        """The headers, without those conditions that held then and do not hold now (a claim that is not kept)."""
+        """The headers, without conditions that no longer hold (the fence of a claim that was not restored)."""
         holds = True
         for name, value in headers.items():
             if name == h.EXPECTED_LAST_SUBJECT_SEQUENCE:
@@ -301,7 +301,7 @@ class _Restore:
         cursors[stream] = base
 
     def _fitting_values(self, bucket: str) -> dict[str, bytes]:
-        """Of each key the newest intact value that speaks of no message which the file does not have."""
+        """The newest intact value of each key that references only messages in the file."""
         memory = bucket == self._bus.subjects.memory_bucket
         found: dict[str, bytes] = {}
         for key, newest in self._file.values(bucket).items():
@@ -318,10 +318,10 @@ class _Restore:
                 self._result.values_left_out.append(f"{bucket} {key}")
         return found
 
-    # -- afterwards
+    # -- after the restore
 
     async def _raise_epochs(self, prefix: str) -> None:
-        """Claim the next epoch of every agent: a surviving process with an older one is refused at once."""
+        """Claim the next epoch of every agent: the stream then refuses surviving processes with an older one."""
         agents = [row[0] for row in self._file.rows("SELECT DISTINCT agent FROM messages WHERE kind = 'epoch'")]
         for agent in agents:
             subject = self._bus.subjects.epoch(agent)

@@ -1,7 +1,6 @@
-"""The mirror's SQLite file: its tables and readable views, how older files are brought up to date, its checksums.
+"""The mirror's SQLite file: its tables, readable views, upgrades and checksums.
 
-Owns the form of the file. Writing is bus/mirror/writer.py, reading bus/mirror/reader.py, following the bus
-bus/mirror/follower.py.
+bus/mirror/writer.py writes the file, bus/mirror/reader.py reads it, bus/mirror/follower.py follows the bus.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import orjson
 from bus.errors import MirrorDamaged, MirrorFailing, MirrorUnusable
 
 APPLICATION_ID = 0x6D657368
-"""In the file's header: tells a mirror from another SQLite file ("mesh")."""
+"""In the file's header: identifies a mirror among SQLite files ("mesh")."""
 BUSY_TIMEOUT_S = 5.0
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- What the stream has kept, byte for byte. `headers` is a JSON object, in the order of the message.
+-- The messages of the stream, byte for byte. `headers` is a JSON object, in the order of the message.
 CREATE TABLE messages (
     sequence INTEGER PRIMARY KEY,
     stored_ns INTEGER NOT NULL,     -- the server's clock, nanoseconds since 1970
@@ -37,7 +36,7 @@ CREATE TABLE messages (
 );
 CREATE INDEX messages_by_kind ON messages (kind, sequence);
 
--- Every write to a bucket that was seen; the newest revision of a key is its value. `operation`: PUT, DEL, PURGE, ...
+-- Every write to a bucket that was read; the newest revision of a key is its value. `operation`: PUT, DEL, PURGE, ...
 CREATE TABLE kept (
     bucket TEXT NOT NULL,
     revision INTEGER NOT NULL,
@@ -50,10 +49,10 @@ CREATE TABLE kept (
 );
 CREATE INDEX kept_by_key ON kept (bucket, key, revision);
 
--- Up to where each stream (that of the events, and KV_{bucket} of each bucket) is in this file: written with the rows.
+-- Last sequence of each stream (the events, and KV_{bucket} of each bucket) in this file: written with the rows.
 CREATE TABLE cursors (stream TEXT PRIMARY KEY, cursor INTEGER NOT NULL) WITHOUT ROWID;
 
--- Which making of a stream the rows after `since` are of; the newest of a stream is the one that is followed.
+-- The incarnation of a stream from which the rows after `since` are; the newest one is followed.
 CREATE TABLE incarnations (
     stream TEXT NOT NULL,
     created TEXT NOT NULL,
@@ -90,7 +89,7 @@ _VIEWS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """View -> the kind it shows and the payload's fields, as columns of the same name (but see _RENAMED)."""
 _RENAMED = {"sequence": "tick", "agent": "about"}
-"""Fields whose names are columns of the message already."""
+"""Fields with the name of a message's column."""
 
 
 def _view(name: str, kind: str, fields: tuple[str, ...]) -> str:
@@ -99,7 +98,7 @@ def _view(name: str, kind: str, fields: tuple[str, ...]) -> str:
 
 
 _READABLE = f"""
--- `json` is NULL where the payload is none: anybody may publish anything.
+-- `json` is NULL if the payload is not JSON: any client may publish any bytes.
 CREATE VIEW readable AS SELECT *,
     CASE WHEN json_valid(CAST(payload AS TEXT)) THEN CAST(payload AS TEXT) END AS json FROM messages;
 {"".join(_view(name, kind, fields) for name, (kind, fields) in _VIEWS.items())}
@@ -114,7 +113,7 @@ CREATE VIEW snapshots AS SELECT key AS agent, revision, {_AT},
 """  # noqa: S608 - constants
 
 STEPS: tuple[str, ...] = (_TABLES, _READABLE)
-"""Step n makes a file of version n of one of version n - 1. Never changed once released; new ones are added."""
+"""Step n upgrades a file from version n - 1 to n. Released steps never change; new ones are appended."""
 VERSION = len(STEPS)
 
 
@@ -126,7 +125,7 @@ def subject_columns(subject: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class MessageRow:
-    """A message of the stream as the mirror keeps it."""
+    """A message of the stream as the mirror stores it."""
 
     sequence: int
     stored_ns: int
@@ -145,7 +144,7 @@ class MessageRow:
 
 @dataclass(frozen=True, slots=True)
 class KeptRow:
-    """A write to a bucket. `operation` is PUT, or what the marker says (DEL, PURGE, or a reason of the server's)."""
+    """A write to a bucket. `operation` is PUT, or that of the marker (DEL, PURGE, or a reason of the server's)."""
 
     bucket: str
     key: str
@@ -164,9 +163,9 @@ class KeptRow:
 
 @dataclass(frozen=True, slots=True)
 class StreamIncarnation:
-    """One making of a stream: `created` is the server's time of it, `config` its configuration as JSON.
+    """One incarnation of a stream: `created` is the server's creation time, `config` its configuration as JSON.
 
-    `reason` says how the mirror came to it: `first`, or `rebuilt`.
+    `reason` is why the mirror follows it: `first`, or `rebuilt`.
     """
 
     stream: str
@@ -210,16 +209,16 @@ def kept_checksum(bucket: str, revision: int, key: str, operation: str, value: b
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether `error` means that the file's content is broken, rather than that it cannot be written just now.
+    """Whether `error` means that the file's content is broken, rather than that a write fails now.
 
-    A row beyond the cursor (a violated constraint) is damage as well: this program never leaves one.
+    A row beyond the cursor (a violated constraint) is damage: this program never leaves one.
     """
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 
 
 def explained(error: sqlite3.Error, path: Path) -> MirrorDamaged | MirrorFailing:
-    """SQLite's error as one of ours."""
+    """Convert SQLite's error into a MeshError."""
     return MirrorDamaged(str(path), str(error)) if is_damage(error) else MirrorFailing(str(path), str(error))
 
 
@@ -227,7 +226,7 @@ def check_version(db: sqlite3.Connection, path: Path) -> int:
     """The version of an open file, 0 of an empty one.
 
     Raises:
-        MirrorUnusable: it is no mirror, or one of a newer version.
+        MirrorUnusable: it is not a mirror, or has a newer version.
     """
     [version] = db.execute("PRAGMA user_version").fetchone()
     [application] = db.execute("PRAGMA application_id").fetchone()
@@ -244,10 +243,10 @@ def check_version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring an open file to VERSION, each step in a transaction of its own; an empty file gets everything.
+    """Upgrade an open file to VERSION, each step in its own transaction; an empty file gets all steps.
 
     Raises:
-        MirrorUnusable: it is no mirror, or one of a newer version.
+        MirrorUnusable: it is not a mirror, or has a newer version.
     """
     for number in range(check_version(db, path), VERSION):
         script = f"BEGIN IMMEDIATE;{STEPS[number]};PRAGMA user_version = {number + 1};"
@@ -262,18 +261,18 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def prepare(path: Path, swarm: str) -> None:
-    """Make the file, or bring it up to date, and leave it in WAL mode.
+    """Create or upgrade the file, in WAL mode.
 
     Raises:
-        MirrorUnusable: it cannot be opened, is no mirror, a newer one, or that of another swarm.
+        MirrorUnusable: it cannot be opened, is not a mirror, has a newer version, or belongs to another swarm.
         MirrorDamaged: its content is broken.
-        MirrorFailing: it cannot be written just now.
+        MirrorFailing: it cannot be written now.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
-        raise MirrorUnusable(str(path), f"cannot be opened: {error}; choose another place with --file") from None
+        raise MirrorUnusable(str(path), f"cannot be opened: {error}; choose another path with --file") from None
     try:
         check_version(db, path)
         db.execute("PRAGMA journal_mode = WAL")

@@ -1,4 +1,4 @@
-"""Publishing many messages in order, each to the sequence that it must get: anything else ends it."""
+"""Publishes many messages in order, each at a given sequence; any other sequence is an error."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from bus.interface import Ack, Headers
 from bus.nats.bus import NatsBus
 
 WINDOW = 2000
-"""Messages on their way at most."""
+"""Most unacknowledged messages."""
 ACK_TIMEOUT_S = 10.0
 RETRY_S = 0.03
 
 
 class SequencedPublisher:
-    """Not for messages that anybody else writes beside: their sequences would be taken."""
+    """Needs a stream without other writers: they would take the sequences."""
 
     def __init__(self, bus: NatsBus) -> None:
         self._bus = bus
@@ -24,7 +24,7 @@ class SequencedPublisher:
         self._moved = asyncio.Event()
 
     async def send(self, subject: str, data: bytes, headers: Headers, sequence: int) -> None:
-        """Send one, waiting while too many are on their way.
+        """Send one message, waiting while too many are unacknowledged.
 
         Raises:
             BusError: this or an earlier one was refused, treated as a duplicate, or got another sequence.
@@ -50,7 +50,7 @@ class SequencedPublisher:
             raise
 
     async def until_new(self, subject: str, data: bytes, headers: Headers, sequence: int) -> None:
-        """Send one whose id was used a moment ago, until the server has forgotten that."""
+        """Send a message with a recently used id, again until the server accepts it."""
         while True:
             ack = await self._bus.publish(subject, data, headers)
             if not ack.duplicate:

@@ -1,8 +1,8 @@
-"""Writing a mirror's file: rows and the cursor behind them in one transaction, by one process only.
+"""Writes a mirror's file: rows and their cursor in one transaction, from one process only.
 
-Every write runs to its end even if whoever asked for it is cancelled (aiosqlite would go on with it anyway, and leave
-the transaction open); a write that fails is rolled back whole. So at any moment, also after a SIGKILL, the file
-holds each message up to its cursor once, and nothing after it.
+A write completes even if its caller is cancelled (aiosqlite would continue anyway and leave the transaction open); a
+failing write is rolled back. So at any time, even after a SIGKILL, the file contains each message up to its cursor
+once, and nothing after it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from bus.mirror.schema import (
 from bus.utils.file_lock import take_lock
 
 LOCK_TIMEOUT_S = 2.0
-"""A mirror whose parent was killed needs a moment to end and to let go of its file."""
+"""A mirror needs a moment to end and to release its file after its parent was killed."""
 COMPLETE = "complete"
-"""Word about the file that is there while it is known to hold everything: from an orderly end to the next write."""
+"""Key in `meta` while the file is complete: from an orderly end to the next write."""
 PRUNE_ROWS = 500
 """Rows that one transaction of pruning removes: a few milliseconds."""
 
@@ -42,10 +42,10 @@ T = TypeVar("T")
 
 
 class MirrorStore:
-    """The one writer of a mirror's file. Make it with `await MirrorStore.open(...)`, end it with `close`.
+    """The only writer of a mirror's file. Create it with `await MirrorStore.open(...)`, end it with `close`.
 
-    Writing methods raise MirrorFailing when the file cannot be written just now (nothing of the call was kept), and
-    MirrorDamaged when its content is broken.
+    Writing methods raise MirrorFailing if the file cannot be written now (the call changed nothing), and MirrorDamaged
+    if its content is broken.
     """
 
     def __init__(self, path: Path, swarm: str, db: aiosqlite.Connection, lock: IO[str]) -> None:
@@ -59,10 +59,10 @@ class MirrorStore:
 
     @classmethod
     async def open(cls, path: Path, swarm: str) -> MirrorStore:
-        """Lock the file, make it or bring it up to date, and read where it stands.
+        """Lock the file, create or upgrade it, and read its cursors.
 
         Raises:
-            MirrorUnusable: it is in use, no mirror, a newer one, or another swarm's.
+            MirrorUnusable: it is in use, not a mirror, of a newer version, or of another swarm.
             MirrorDamaged, MirrorFailing: as bus.mirror.schema.prepare.
         """
         lock = await asyncio.to_thread(_take_lock, path)
@@ -83,10 +83,10 @@ class MirrorStore:
         return store
 
     async def check_place(self) -> None:
-        """Make sure that what is written is still the file of this name: into a deleted one one could write for ever.
+        """Verify that the open file still has its name: writes to a deleted file would succeed without an error.
 
         Raises:
-            MirrorDamaged: it is gone, or another file is in its place.
+            MirrorDamaged: it was deleted or replaced.
         """
         found = await asyncio.to_thread(_identity, self.path)
         if found != self._identity:
@@ -104,7 +104,7 @@ class MirrorStore:
         return list(await self._db.execute_fetchall(sql, values))
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work` as one transaction, to its end whatever happens to us."""
+        """Run `work` as one transaction, to its end even if the caller is cancelled."""
 
         async def transaction() -> T:
             async with self._turn:
@@ -129,7 +129,7 @@ class MirrorStore:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait({task})
             if not task.cancelled():
-                task.exception()  # looked at
+                task.exception()  # retrieved, so that asyncio does not warn about it
             raise
 
     # -- following
@@ -141,7 +141,7 @@ class MirrorStore:
         cursors: Mapping[str, int],
         gaps: Iterable[MirrorGap] = (),
     ) -> None:
-        """Add rows, and move the cursors of their streams, all or nothing."""
+        """Add rows and move the cursors of their streams in one transaction."""
 
         async def work() -> None:
             if messages:
@@ -171,7 +171,7 @@ class MirrorStore:
         cursors: Mapping[str, int] | None = None,
         gaps: Iterable[MirrorGap] = (),
     ) -> None:
-        """Record which makings of the streams are followed from now on, and where in them."""
+        """Record the incarnations of the streams that are followed from now on, and their cursors."""
 
         async def work() -> None:
             await self._db.executemany(
@@ -189,7 +189,7 @@ class MirrorStore:
         self.cursors.update(cursors or {})
 
     async def set_meta(self, key: str, value: str) -> None:
-        """Keep a word about the file; COMPLETE is forgotten at the next write of rows."""
+        """Store a value in `meta`; the next write of rows deletes COMPLETE."""
 
         async def work() -> None:
             sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
@@ -201,9 +201,10 @@ class MirrorStore:
     # -- retention
 
     async def prune(self, *, max_age_s: float, max_rows: int, revisions: int) -> int:
-        """Remove at most PRUNE_ROWS rows that the settings (0: no bound) keep no longer; how many there were.
+        """Remove at most PRUNE_ROWS rows beyond the limits (0: no limit); returns how many were removed.
 
-        `revisions`: newest writes kept of each key. Of messages the oldest go, and how far is recorded as a gap.
+        `revisions`: number of newest writes to keep of each key. The oldest messages are removed first, and recorded
+        as a gap.
         """
 
         async def work() -> int:
@@ -223,7 +224,7 @@ class MirrorStore:
         if first is None or not (max_age_s or max_rows):
             return 0
         upto = first - 1
-        if max_rows:  # sequences, of which some may be missing: so at most max_rows rows are left
+        if max_rows:  # by sequences, some of which may be missing: so at most max_rows rows are left
             upto = max(upto, last - max_rows)
         if max_age_s:
             sql = "SELECT max(sequence) FROM (SELECT * FROM messages ORDER BY sequence LIMIT ?) WHERE stored_ns < ?"
@@ -240,7 +241,7 @@ class MirrorStore:
         return removed
 
     async def close(self) -> None:
-        """Let go of the file. An aiosqlite connection left open would keep the interpreter from ending."""
+        """Close the file. An open aiosqlite connection would keep the interpreter from exiting."""
         try:
             async with self._turn:
                 with contextlib.suppress(sqlite3.Error, ValueError):
@@ -258,12 +259,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _take_lock(path: Path) -> IO[str]:
-    """Lock a file beside the mirror's: closing any descriptor of the file itself would drop SQLite's own locks."""
+    """Lock a separate file: closing any descriptor of the mirror's file would drop SQLite's own locks."""
     beside = path.with_name(path.name + ".lock")
     try:
         lock = take_lock(beside, LOCK_TIMEOUT_S)
     except OSError as error:
-        raise MirrorUnusable(str(path), f"{beside}: {error.strerror}; choose another place with --file") from None
+        raise MirrorUnusable(str(path), f"{beside}: {error.strerror}; choose another path with --file") from None
     if lock is None:
         raise MirrorUnusable(str(path), "another mirror writes it; end that one, or name another file with --file")
     return lock

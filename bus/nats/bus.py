@@ -1,7 +1,7 @@
 """The bus over NATS JetStream: publishing with acknowledgements, reading back, key-value, core messages.
 
-Requests to JetStream are in bus/nats/jetstream.py, following the stream in bus/nats/consumer.py, the streams' creation
-in bus/nats/streams.py.
+bus/nats/jetstream.py sends requests to JetStream, bus/nats/consumer.py follows the stream, bus/nats/streams.py creates
+the streams.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ log = structlog.get_logger("signalmesh.bus")
 
 
 class NatsBus:
-    """A `bus.interface.Bus` over one NATS connection. Make it with `await NatsBus.connect(...)`."""
+    """A `bus.interface.Bus` over one NATS connection. Create it with `await NatsBus.connect(...)`."""
 
     def __init__(self, subjects: Subjects, connection: Connection) -> None:
         self.subjects = subjects
@@ -56,10 +56,10 @@ class NatsBus:
     async def connect(
         cls, url: str, swarm: str, name: str, wait_s: float | None = 5.0, credentials: Credentials | None = None
     ) -> NatsBus:
-        """Connect to the server at `url`; `wait_s` None waits for ever, `credentials` None are the environment's.
+        """Connect to the server at `url`; `wait_s` None waits without limit, `credentials` None are the environment's.
 
         Raises:
-            BusUnreachable: nobody answers there.
+            BusUnreachable: no server answers there.
             UsageError: the URL or the swarm's name is malformed.
         """
         subjects = Subjects(swarm)
@@ -133,7 +133,7 @@ class NatsBus:
         return await self._newest(self.subjects.stream, subject)
 
     async def _newest(self, stream: str, subject: str) -> StoredMessage | None:
-        """Asked of the stream's leader: a direct get may be answered by a replica that lags behind."""
+        """The newest message, from the stream's leader: a direct get may be answered by a replica that lags behind."""
         try:
             found = (await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))["message"]
         except Refused as error:
@@ -148,7 +148,7 @@ class NatsBus:
         if await self.pipelines():
             return await collect(self.jetstream, self.subjects.stream, filters, first)
         while True:
-            # A consumer on a replica that lags behind would end too early: only the leader knows what is the newest.
+            # A consumer on a replica that lags behind would end too early: only the leader has the newest message.
             newest = [one.sequence for one in [await self.last(each) for each in filters] if one is not None]
             found = await collect(self.jetstream, self.subjects.stream, filters, first)
             reached = found[-1].sequence if found else first - 1
@@ -164,7 +164,7 @@ class NatsBus:
     async def bounds(self) -> Bounds:
         info = await self.api(f"STREAM.INFO.{self.subjects.stream}")
         self._replicas, state = info["config"]["num_replicas"], info["state"]
-        return Bounds(max(1, state["first_seq"]), state["last_seq"])  # a stream that never held any reports 0 and 0
+        return Bounds(max(1, state["first_seq"]), state["last_seq"])  # a stream that was always empty reports 0, 0
 
     async def subject_counts(self, filter_subject: str) -> dict[str, int]:
         """How many messages the stream holds of each subject that matches `filter_subject`."""

@@ -1,7 +1,7 @@
-"""nats-py's client with a quicker form of its hottest paths: publishing, and messages of chosen subscriptions.
+"""nats-py's client with a fast path for publishing and for messages of direct subscriptions.
 
-`write` puts a message on the wire without a turn of the event loop, `subscribe_directly` calls a function as soon as
-the bytes of a message arrive (bus/nats/wire_parser.py). Its traps are mended in bus/nats/connection.py.
+`write` sends a message without a turn of the event loop, `subscribe_directly` calls a function as soon as the bytes of
+a message arrive (bus/nats/wire_parser.py). bus/nats/connection.py works around nats-py's known traps.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from nats.protocol.command import hpub_cmd, pub_cmd
 from bus.nats.wire_parser import OnDirect, WireParser, WireTransport
 
 LARGE = 16 * 1024
-"""Bytes that are not held back until the end of what is just being read."""
+"""From this many bytes on, writes are not held back until the current read ends."""
 ASCII_BLANKS = " \t\n\r\v\f"
 STATUS = "Status"
 DESCRIPTION = "Description"
-"""Of the first line of a header block, under the names by which nats-py gives them."""
+"""Status of the first line of a header block, under nats-py's names."""
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NEW_LINES = str.maketrans({"\r": " ", "\n": " "})
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """The headers in a header block as it stands on the wire, and the status of its first line if that has one."""
+    """Parse a raw header block: the headers, and the status of its first line if it has one."""
     first, _, rest = block.partition(b"\r\n")
     headers = parse_header_lines(rest)
     code, _, description = first.removeprefix(b"NATS/1.0").strip().partition(b" ")
@@ -45,9 +45,9 @@ def parse_headers(block: bytes) -> dict[str, str]:
 
 
 def parse_header_lines(raw: bytes) -> dict[str, str]:
-    """Headers as NATS writes them, after the line with the version; what is none is left out.
+    """Headers as NATS writes them, after the line with the version; leaves out invalid ones.
 
-    nats-py looks at every single character of every name, a fifth of all CPU at full speed.
+    nats-py checks every single character of every name, a fifth of all CPU at full speed.
     """
     out = {}
     for line in raw.decode("utf-8", "replace").split("\r\n"):
@@ -60,7 +60,7 @@ def parse_header_lines(raw: bytes) -> dict[str, str]:
 
 
 class LazyHeaders(Mapping[str, str]):
-    """The headers of a header block, parsed on first access; a single one is cut out of it."""
+    """The headers of a header block, parsed on first access; a single header is cut out without parsing the others."""
 
     __slots__ = ("_block", "_parsed")
 
@@ -98,7 +98,7 @@ class LazyHeaders(Mapping[str, str]):
 
 
 class FastClient(Client):
-    """To be used like nats-py's own."""
+    """Same interface as nats-py's client."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class FastClient(Client):
     # -- publishing
 
     def write(self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Publish: at once where this answers what is just being read, else with the next turn of the event loop.
+        """Publish: at once while a received message is being handled, else with the next turn of the event loop.
 
         Raises:
             ConnectionClosedError, OutboundBufferLimitError (not connected), MaxPayloadError, BadSubjectError,
@@ -137,7 +137,7 @@ class FastClient(Client):
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(payload)
         command = hpub_cmd(subject, reply, block, payload) if headers else pub_cmd(subject, reply, payload)
-        self._pending.append(command)  # behind what nats-py has put there: a SUB that this message relies on
+        self._pending.append(command)  # after nats-py's own commands: this message may rely on a SUB among them
         self._pending_data_size += len(command)
         if self._pending_data_size > LARGE:
             self.flush_now()
@@ -157,11 +157,11 @@ class FastClient(Client):
         return b"NATS/1.0\r\n%b\r\n" % lines.encode()
 
     def flush_now(self) -> None:
-        """Hand what is written to the operating system."""
+        """Hand the written bytes to the operating system."""
         self._flushing = False
         if isinstance(self._transport, WebSocketTransport):  # it sends when it is awaited, by nats-py's flusher
             if self._pending and self.is_connected and self._flush_queue is not None:
-                with contextlib.suppress(asyncio.QueueFull):  # then a flush is due already
+                with contextlib.suppress(asyncio.QueueFull):  # a flush is already scheduled
                     self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
         elif self._pending and self.is_connected and self._transport:
             pending, self._pending = self._pending, []
@@ -171,12 +171,12 @@ class FastClient(Client):
     # -- subscribing
 
     async def subscribe_directly(self, subject: str, on_direct: OnDirect) -> Subscription:
-        """Subscribe with a function that is called while bytes are read: no queue, no task, no limit.
+        """Subscribe with a function that is called while bytes are read; without a queue, a task or a limit.
 
         Raises:
             ConnectionClosedError: this client has been closed.
         """
-        sid = b"%d" % (self._sid + 1)  # nats-py counts them; it must be known before the first message can come
+        sid = b"%d" % (self._sid + 1)  # nats-py counts them; needed before the first message arrives
         self._direct[sid] = on_direct
         try:
             return await self.subscribe(subject, cb=_unused_callback)
@@ -190,4 +190,4 @@ class FastClient(Client):
 
 
 async def _unused_callback(_: Msg) -> None:
-    """A direct subscription's messages do not go through nats-py."""
+    """Required by nats-py; the messages of a direct subscription bypass it."""

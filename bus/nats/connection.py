@@ -1,9 +1,9 @@
-"""One connection to a NATS server, hardened: nats-py with what it needs to never go deaf and never reorder.
+"""One NATS connection that never stops receiving and never reorders messages.
 
 Known traps of nats-py and their remedies here: a late PONG after a timed-out flush ends the read loop (tolerated);
-a callback that raises does the same (ours never raise); it reports CONNECTED before the resubscription callback has
-run (a `live` flag of our own); what was written but not flushed at a disconnect is sent after the reconnect, out of
-order (dropped: the outbox resends); a frozen server goes unnoticed for minutes (short pings).
+a callback that raises does the same (these never raise); it reports CONNECTED before the resubscription callback has
+run (a separate `live` flag); unflushed bytes of a disconnect are sent after the reconnect, out of order (dropped: the
+outbox resends); a frozen server goes unnoticed for minutes (short pings).
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ PING_INTERVAL_S = 0.5
 MAX_OUTSTANDING_PINGS = 2
 RECONNECT_WAIT_S = 0.05
 RETRY_UP_S = 0.2
-"""Pause before what must be done on a reconnect is tried again."""
+"""Pause before a failed reconnect callback is tried again."""
 MESSAGE_TOO_LARGE = 10054
-"""JetStream's error code for it, used for what is refused on our side already as well."""
+"""JetStream's error code, also used for messages refused on this side."""
 BAD_REQUEST = 400
 PERMISSIONS_ERR = "permissions violation"
 NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
 """The server's errors for unknown or expired credentials."""
 LOG_AFTER_S = 5.0
-"""A process that waits for the bus without a limit logs that after this time."""
+"""A process that waits for the bus without a limit logs it after this time."""
 
 
 log = structlog.get_logger("signalmesh.bus")
 
 
 def too_large(subject: str, size: int, limit: int) -> Refused:
-    """The error for a message of `size` bytes where at most `limit` are taken."""
+    """The error for a message of `size` bytes where at most `limit` are allowed."""
     return Refused(subject, MESSAGE_TOO_LARGE, f"message size exceeds maximum allowed: {size} bytes, {limit} at most")
 
 
 class _Client(FastClient):
     async def _process_pong(self) -> None:
-        if self._pongs and self._pongs[0].done():  # its waiter gave up: this answer belongs to no other request
+        if self._pongs and self._pongs[0].done():  # its request timed out: this answer belongs to no other request
             self._pongs.pop(0)
             self._pongs_received += 1
             self._pings_outstanding = 0
@@ -63,14 +63,14 @@ class _Client(FastClient):
         if PERMISSIONS_ERR in err_msg.lower():
             await super()._process_err(err_msg)
             return
-        # nats-py would close for good without a callback; a new connection is worth trying in any case
+        # nats-py would close permanently without a callback; a new connection is worth trying in any case
         error = nats.errors.Error(f"nats: {err_msg}")
         self._err = error
         await self._error_cb(error)
         await self._process_op_err(error)
 
     def forget_unsent(self) -> None:
-        """Drop what was not flushed when the connection broke: sent later, it would overtake the resend."""
+        """Drop unflushed messages when the connection breaks: sent later, they would overtake the resend."""
         self._pending = []
         self._pending_data_size = 0
 
@@ -79,10 +79,10 @@ class Connection:
     """A hardened client with callbacks for down and up. `live` is true between them."""
 
     def __init__(self, url: str, name: str, credentials: Credentials | None = None) -> None:
-        """`credentials` None: those that the environment names.
+        """`credentials` None: the environment's.
 
         Raises:
-            UsageError: `url` is no NATS address, or a WebSocket's while aiohttp is not installed.
+            UsageError: `url` is not a NATS address, or is a WebSocket address while aiohttp is not installed.
         """
         self.url = check_url(url)
         # nats-py's own ImportError would be retried without end: its connect loop takes it for an unreachable server.
@@ -104,7 +104,7 @@ class Connection:
 
     @property
     def live(self) -> bool:
-        """Whether it is up, and everything that had to be done after a reconnect is done."""
+        """Whether it is up, and all callbacks of a reconnect have ended."""
         return self._live.is_set()
 
     async def until_live(self) -> None:
@@ -120,11 +120,11 @@ class Connection:
             self._up.remove(up)
 
     async def open(self, wait_s: float | None) -> None:
-        """Connect, retrying for `wait_s` seconds (None: for ever).
+        """Connect, retrying for `wait_s` seconds (None: without limit).
 
         Raises:
-            BusUnreachable: nobody answered in that time.
-            NotAdmitted: a server did, and refused our credentials.
+            BusUnreachable: no server answered in that time.
+            NotAdmitted: a server answered and refused the credentials.
         """
         connecting = asyncio.create_task(self._connect(), name="nats-connect")
         try:
@@ -136,8 +136,8 @@ class Connection:
                 raise self._unreachable(self._last_error or "no answer")
             connecting.result()
         except BaseException as error:
-            # Not a mere cancellation: one that comes together with an answer would be lost inside, and connecting go on
-            # for ever where that answer is a refusal.
+            # `end_tasks` cancels repeatedly: a single cancellation that arrives together with an answer would be lost
+            # inside, and connecting would never end if that answer is a refusal.
             await end_tasks([connecting])
             self._closed = True
             with contextlib.suppress(Exception):
@@ -171,7 +171,7 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         text = str(error) or type(error).__name__
-        if not NOT_ADMITTED.search(self._last_error):  # a later attempt may only see that it was cut off
+        if not NOT_ADMITTED.search(self._last_error):  # a later attempt may only report a closed connection
             self._last_error = text
         log.debug("nats_error", error=text, connection=self.name)
 
@@ -207,11 +207,11 @@ class Connection:
             log.debug("bus_up", connection=self.name)
 
     def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Put one message on the wire; whatever is written in one turn of the event loop goes out together.
+        """Send one message; all messages of one turn of the event loop are sent together.
 
         Raises:
             Disconnected: the connection is down; nothing was sent.
-            Refused: the subject is malformed, or the message larger than the server takes; nothing was sent.
+            Refused: the subject is malformed, or the message larger than the server allows; nothing was sent.
         """
         try:
             self.client.write(subject, data, reply, headers)
@@ -223,7 +223,7 @@ class Connection:
             raise Refused(subject, BAD_REQUEST, str(error)) from None
 
     async def subscribe(self, subject: str, on_msg: Callable[[Msg], Awaitable[None]]) -> Any:
-        """Subscribe with a callback that is called serially; limits are large, for a dropped message is a gap.
+        """Subscribe with a callback that is called serially; limits are large, as a dropped message is a gap.
 
         Raises:
             Disconnected: this connection has been closed.
@@ -261,6 +261,6 @@ class Connection:
             try:
                 await self.client.close()
             except asyncio.CancelledError:
-                # It waits for the socket's end by a future that it shares with tasks which it has itself cancelled.
+                # nats-py awaits the socket's end by a future that it shares with tasks which it has itself cancelled.
                 if is_cancelled():
                     raise

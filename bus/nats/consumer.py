@@ -1,4 +1,4 @@
-"""Reading a stream in order over NATS: a push consumer of our own, created again whenever order is in doubt."""
+"""Reading a stream in order over NATS: an ephemeral push consumer, created again after every gap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bus.nats.jetstream import IDLE_HEARTBEAT_S, STREAM_NOT_FOUND, JetStream
 from bus.utils.aio import end_tasks
 
 READ_BACK_TIMEOUT_S = 10.0
-"""Longest silence while reading back before it is tried again from where it stopped."""
+"""Longest time without a message while reading back; then it continues with a new consumer."""
 
 log = structlog.get_logger("signalmesh.bus")
 
@@ -32,11 +32,11 @@ class _Arrived:
 
 
 class Reader:
-    """Calls `on_stored` for every message of `filters` from `first` on: each once, in order, for ever.
+    """Calls `on_stored` for every message of `filters` from `first` on: each once, in order, without end.
 
-    A message is handed on while its bytes are read; only behind one whose handling waits for something do the next
-    ones wait in a queue. A gap, a missed heartbeat or a reconnect ends the consumer's generation; the next begins after
-    the last message that was handed on. Late messages of an older generation go to an inbox that nobody hears any more.
+    A message is handled while its bytes are read; messages queue only behind one with an unfinished handler. A gap, a
+    missed heartbeat or a reconnect ends the consumer's generation; the next begins after the last handled message. Late
+    messages of an older generation go to an inbox without a subscriber.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Reader:
         self._closed = False
         self._waiting: deque[_Arrived] = deque()
         self._worker: asyncio.Task[None] | None = None
-        """Handles what takes time, and the queue behind it; None while there is nothing of the kind."""
+        """Awaits an unfinished handler and then works off the queue; None if there is none."""
         self._restart_due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Create the first consumer; later ones are made by a task of the reader's own."""
+        """Create the first consumer; a background task creates later ones."""
         self._jetstream.connection.watch(self._on_down, self._on_up)
         try:
             await self._begin()
@@ -76,7 +76,7 @@ class Reader:
         self._task = asyncio.create_task(self._supervise(), name=f"reader-{self._stream}")
 
     def _on_down(self) -> None:
-        self._end_generation()  # whatever still sits in the queue is delivered again by the next consumer
+        self._end_generation()  # the next consumer delivers the queued messages again
 
     async def _on_up(self) -> None:
         self._restart_due.set()
@@ -88,7 +88,7 @@ class Reader:
     async def _begin(self) -> None:
         self._end_generation()
         generation = self.generation
-        await self._end_worker()  # what takes so long may wait for something that the break has taken away
+        await self._end_worker()  # a long-running handler may wait for an answer that the broken connection has lost
         old_name, old = self._consumer, self._subscription
         if old is not None:
             with contextlib.suppress(Exception):
@@ -107,7 +107,7 @@ class Reader:
         pending = await self._jetstream.create_consumer(
             self._stream, self._consumer, self._filters, self._next, inbox, newest=self._newest
         )
-        if self._expected == 1:  # else the first messages have overtaken the answer, and know better
+        if self._expected == 1:  # else the first messages overtook the answer and set a newer value
             self.pending = pending
 
     def _take(self, arrived: _Arrived) -> None:
@@ -134,19 +134,19 @@ class Reader:
 
     async def _end_worker(self) -> None:
         if self._worker is not None:
-            await asyncio.sleep(0)  # a task that is cancelled before it began would never report what it was to handle
+            await asyncio.sleep(0)  # a task cancelled before its start would never report the message it was to handle
         if self._worker is not None:
             await end_tasks([self._worker])
 
     def _handle(self, arrived: _Arrived) -> Awaitable[None] | None:
-        """Hand one message on; what comes back must be awaited before the next one."""
+        """Handle one message; await the result before the next one."""
         reply = arrived.reply
         try:
             if not reply.startswith("$JS.ACK."):
                 self._on_control(reply, parse_headers(arrived.headers))
                 return None
-            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, with a domain and
-            # an account in front in some set-ups: so counted from the end
+            # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, in some
+            # set-ups with a domain and an account in front: so counted from the end
             tokens = reply.split(".")
             if len(tokens) >= 12:
                 tokens = tokens[:-1]
@@ -168,9 +168,7 @@ class Reader:
         if status == "100":
             if reply := reply or headers.get("Nats-Consumer-Stalled", ""):
                 with contextlib.suppress(BusError):
-                    self._jetstream.connection.write(
-                        reply, b""
-                    )  # reached in the queue: so all before it has been handled
+                    self._jetstream.connection.write(reply, b"")  # all messages before it have been handled
             if int(headers.get("Nats-Last-Consumer", self._expected - 1)) >= self._expected:
                 self._schedule_restart("gap before a heartbeat")
         elif status:
@@ -219,10 +217,10 @@ class Reader:
 async def collect(
     jetstream: JetStream, stream: str, filters: tuple[str, ...], first: int, *, newest: bool = False
 ) -> list[StoredMessage]:
-    """Everything of `filters` from `first` to the end as it was when asked; `newest`: only each subject's last message.
+    """All messages of `filters` from `first` to the present end; `newest`: only each subject's last message.
 
     Raises:
-        BusTimeout: the server fell silent.
+        BusTimeout: the server delivers nothing more.
         Refused: there is no such stream.
     """
     found: list[StoredMessage] = []
@@ -238,7 +236,7 @@ async def collect(
         await reader.start()
     except Refused as error:
         if error.code == STREAM_NOT_FOUND:
-            raise Refused(stream, error.code, "there is no such stream; `signalmesh up` makes it") from None
+            raise Refused(stream, error.code, "there is no such stream; `signalmesh up` creates it") from None
         raise
     try:
         while reader.pending or (found and found[-1].pending):

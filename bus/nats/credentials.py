@@ -1,7 +1,7 @@
-"""What a NATS server asks for besides an address: who we are, and whose certificate it may show.
+"""Credentials and trusted certificates for a NATS server.
 
-By default each process reads the files that its environment names; a file's name is no secret, so it may stand there
-and in arguments. The one place that reads these variables.
+By default each process reads the files named in its environment. File names are no secrets: they may appear in the
+environment and in arguments. Only this module reads these variables.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Credentials:
     """The contents of files, not their names; the secret ones are not in its `repr`.
 
     `creds` is a user's JWT and seed as `nsc` writes them, `nkey_seed` a seed alone, `ca` certificates (PEM) that are
-    trusted instead of the system's. `tls_first`: the client speaks TLS first, as a server with `handshake_first` and
-    what stands in front of a port 443 expect.
+    trusted instead of the system's. `tls_first`: the client starts TLS first, as a server with `handshake_first` and
+    proxies in front of port 443 expect.
     """
 
     creds: str = field(default="", repr=False)
@@ -39,10 +39,10 @@ class Credentials:
     tls_first: bool = False
 
     def options(self, url: str) -> dict[str, Any]:
-        """For nats-py's `connect` to `url`.
+        """Options for nats-py's `connect` to `url`.
 
         Raises:
-            UsageError: `ca` holds no certificate.
+            UsageError: `ca` contains no certificate.
         """
         options: dict[str, Any] = {}
         if self.creds:
@@ -64,10 +64,10 @@ class Credentials:
 
 
 def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
-    """What the files hold that the environment names.
+    """The contents of the files named in the environment.
 
     Raises:
-        UsageError: one cannot be read, or has no such content.
+        UsageError: a file cannot be read, or has other content.
     """
     environ = os.environ if environ is None else environ
 

@@ -1,7 +1,7 @@
 """JetStream over one connection: acknowledged publishing, requests to its API, its error codes, consumers.
 
-Requests to JetStream are written out as JSON here: it is the server's public API, and nats-py's wrappers wait where
-we must pipeline.
+Requests are written as JSON, the server's public API: nats-py's wrappers wait for each answer, and pipelining must
+not.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from bus.nats.connection import Connection, too_large
 WRONG_LAST_SEQUENCE = 10071
 """The error code for a lost compare-and-set."""
 IN_PROCESS = 10164
-"""The error code where a cluster cannot judge yet: an earlier message with the same expectation is not stored yet."""
+"""The error code while a cluster cannot decide: an earlier message with the same expectation is not stored yet."""
 NO_MESSAGE = 10037
-"""The error code for a subject of which nothing is stored."""
+"""The error code for a subject without stored messages."""
 STREAM_NOT_FOUND = 10059
 NO_LEADER = frozenset({10008, 10009})
-"""The error codes while a cluster has no leader: it will have one in some seconds."""
+"""The error codes while a cluster elects a leader, some seconds."""
 NO_RESPONDERS = 503
-"""The status of the empty answer that the server gives where nothing is subscribed."""
+"""The status of the server's empty answer for a subject without subscribers."""
 API_TIMEOUT_S = 5.0
 IDLE_HEARTBEAT_S = 0.5
-"""A consumer reports this often when there is nothing to deliver."""
+"""A consumer reports this often if there is nothing to deliver."""
 INACTIVE_THRESHOLD_S = 5.0
-"""The server removes a consumer to which nothing is subscribed after this long."""
+"""The server removes a consumer without subscriber after this long."""
 NANOSECOND = 1_000_000_000
 """Nanoseconds in a second: the unit of durations in the API."""
 
@@ -50,7 +50,7 @@ class JetStream:
         self._requests: dict[str, asyncio.Future[tuple[bytes, Headers]]] = {}
         self._tokens = 0
         self._inbox = connection.client.new_inbox() + "."
-        """The prefix of reply subjects; a token behind it tells the answers apart."""
+        """The prefix of reply subjects; the token after it identifies the request."""
         connection.watch(self._fail_pending, _nothing)
 
     async def open(self) -> None:
@@ -97,7 +97,7 @@ class JetStream:
                 done(_read_ack(data, subject))
             elif (answer := self._requests.get(token)) is not None and not answer.done():
                 answer.set_result((data, parse_headers(headers)))
-        except Exception:  # whatever is raised here would end the connection
+        except Exception:  # an exception here would end the connection
             log.exception("ack_callback_failed")
 
     def _fail_pending(self) -> None:
@@ -152,7 +152,7 @@ class JetStream:
     async def create_consumer(
         self, stream: str, name: str, filters: tuple[str, ...], first: int, deliver: str, *, newest: bool = False
     ) -> int:
-        """Make an ephemeral, unacknowledged, flow-controlled push consumer; returns how many messages await it.
+        """Create an ephemeral, unacknowledged, flow-controlled push consumer; returns its number of pending messages.
 
         `first` is the sequence to begin at; `newest` delivers only the last message of each subject. In a secured swarm
         only a trusted role calls this: a consumer's deliver subject bypasses subscribe permissions.
@@ -181,13 +181,13 @@ class JetStream:
         return pending
 
     def delete_consumer(self, stream: str, name: str) -> None:
-        """Remove a consumer; the server would do it itself after INACTIVE_THRESHOLD_S."""
+        """Remove a consumer; the server would remove it after INACTIVE_THRESHOLD_S."""
         with contextlib.suppress(BusError):
             self.connection.write(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
 
 
 async def _nothing() -> None:
-    """Subscriptions are renewed by the client itself."""
+    """The client renews subscriptions itself."""
 
 
 def _read_ack(data: bytes, subject: str) -> Ack | BusError:

@@ -1,4 +1,4 @@
-"""Creation and checking of the swarm's stream and buckets on a NATS server."""
+"""Creates and checks the swarm's stream and buckets on a NATS server."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from bus.nats.bus import NatsBus
 from bus.nats.jetstream import NANOSECOND, STREAM_NOT_FOUND
 
 MINIMUM_VERSION = (2, 12)
-"""First nats-server with all that the swarm uses: message TTLs, and transforms together with republish."""
+"""First nats-server with all used features: message TTLs, and transforms together with republish."""
 MEMORY_TTL_S = 3600
 DUPLICATE_WINDOW_S = 120
-"""How long a repetition is recognised by its id; never more than the maximal age, which the server would refuse."""
+"""How long a duplicate is detected by its id; at most the maximum age, as the server refuses more."""
 FIXED = ("subjects", "subject_transform", "republish", "storage", "deny_delete", "allow_rollup_hdrs")
-"""What a stream must have as this version makes it; all else can be brought up to date."""
+"""Settings that must be as this version creates them; all others can be updated."""
 LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas")
 STREAM_NAME_IN_USE = 10058
 NO_ROOM_FOR_REPLICAS = frozenset({10005, 10074})
-"""JetStream's error codes where there are fewer servers than replicas."""
+"""JetStream's error codes for fewer servers than replicas."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """How much the stream keeps: by age in seconds and by size in bytes, whichever comes first.
+    """How much the stream keeps: by age in seconds and by size in bytes; the smaller limit applies.
 
-    `replicas` servers of a cluster keep it, and the buckets.
+    `replicas`: servers of a cluster that store it and the buckets.
     """
 
     max_age_s: float = 7 * 24 * 3600.0
@@ -36,7 +36,7 @@ class StreamLimits:
 
 
 def expected_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
-    """Configurations, as JetStream's API takes them, of the streams and buckets that this version makes."""
+    """Configurations, in the form of JetStream's API, of the streams and buckets that this version creates."""
     subjects = bus.subjects
     write, read = f"in.{subjects.ns}.>", f"{subjects.ns}.>"
     common = {"storage": "file", "num_replicas": settings.replicas, "allow_direct": True, "allow_rollup_hdrs": False}
@@ -80,7 +80,7 @@ async def check_server(bus: NatsBus) -> None:
     """Refuse a server that is too old or has no JetStream.
 
     Raises:
-        UsageError: naming what is there and what is needed.
+        UsageError: it names the found and the required version.
     """
     client = bus.connection.client
     version = client.connected_server_version
@@ -122,7 +122,7 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
                 raise _too_few_servers(bus, name, expected["num_replicas"], error) from None
             if error.code != STREAM_NAME_IN_USE:
                 raise UsageError(
-                    f"the server at {bus.url} would not create the stream {name}: {error.description}; "
+                    f"the server at {bus.url} refused to create the stream {name}: {error.description}; "
                     "is another swarm or program using its subjects or all of its storage?"
                 ) from None
         found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
@@ -145,13 +145,13 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
 
 def _too_few_servers(bus: NatsBus, name: str, replicas: int, error: Refused) -> UsageError:
     return UsageError(
-        f"stream.replicas = {replicas}: the server at {bus.url} would not keep {name} so many times "
+        f"stream.replicas = {replicas}: the server at {bus.url} cannot store {name} on that many servers "
         f"({error.description}): name a cluster of {replicas} servers or more with --nats, or set fewer replicas"
     )
 
 
 async def streams_exist(bus: NatsBus) -> bool:
-    """Whether this swarm's stream is there."""
+    """Whether this swarm's stream exists."""
     try:
         await bus.bounds()
     except Refused as error:

@@ -1,4 +1,4 @@
-"""Addresses of NATS servers: one, or several of a cluster with commas between them; shown without secrets."""
+"""Addresses of NATS servers: one, or several of a cluster with commas between them; redacted for logs."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def _redacted(url: str) -> str:
     scheme, there, rest = url.partition("://")
     if not there:
         scheme, rest = "nats", url
-    return f"{scheme}://{rest.rpartition('@')[2]}"  # not parsed: a malformed one must not show its password either
+    return f"{scheme}://{rest.rpartition('@')[2]}"  # not parsed: a malformed URL must not show its password either
 
 
 def check_url(url: str, option: str = "--nats") -> str:
     """Return `url` if it can be a NATS address, or several of one cluster with commas between them.
 
-    `option` is where it is from, for the message.
+    `option` names its source in the message.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it is not.
     """
     schemes = {_check(one, option) for one in urls_of(url)}
     if len({scheme in WEBSOCKET for scheme in schemes}) > 1:
@@ -51,7 +51,7 @@ def _check(url: str, option: str) -> str:
     """The scheme of one address.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not an address.
     """
     parts = None
     try:

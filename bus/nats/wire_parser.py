@@ -1,8 +1,8 @@
-"""The incoming half of nats-py's client with a short cut: messages of chosen subscriptions go straight to a function.
+"""Receiving for nats-py's client: messages of direct subscriptions go straight to a function.
 
-nats-py hands a message on in four steps (stream reader, read loop, queue, the subscription's task), each a turn of the
+nats-py passes a message on in four steps (stream reader, read loop, queue, the subscription's task), each a turn of the
 event loop, and parses with regular expressions on a growing buffer. Here a message of a direct subscription is cut out
-and handed on as soon as its bytes arrive. Everything else (INFO, PING, errors, other subscriptions, TLS, WebSocket)
+and passed on as soon as its bytes arrive. Everything else (INFO, PING, errors, other subscriptions, TLS, WebSocket)
 goes to nats-py's own parser and read loop, in the order in which it came.
 """
 
@@ -21,21 +21,21 @@ END = b"\r\n"
 
 
 class WireParser(Parser):
-    """Cuts what arrives into messages; `direct` maps subscription ids (as they stand in the bytes) to functions."""
+    """Cuts what arrives into messages; `direct` maps subscription ids (as bytes) to functions."""
 
     def __init__(self, client: Any, direct: dict[bytes, OnDirect], after: Callable[[], None]) -> None:
         self._rest = b""
         super().__init__(client)
         self._direct = direct
         self._after = after
-        """Called when all that has arrived is handed on."""
+        """Called after all received messages are passed on."""
 
     def reset(self) -> None:
         super().reset()
         self._rest = b""
 
     def take(self, data: bytes) -> bytes:
-        """Hand on the direct messages at the head of what has arrived; what comes back is for `parse` to go on with.
+        """Pass on the direct messages at the start of the received bytes; returns the rest, which `parse` handles.
 
         A direct message whose end has not arrived yet is kept here.
         """
@@ -62,7 +62,7 @@ class WireParser(Parser):
         return data[at:]
 
     async def parse(self, data: bytes = b"") -> None:
-        """Hand everything on, in order."""
+        """Pass everything on, in order."""
         while left := self.take(data):
             size = _first(left)
             if size == 0 or size > len(left):
@@ -75,18 +75,18 @@ class WireParser(Parser):
 
 
 def text(raw: bytes) -> str:
-    """A subject as it stands on the wire. The server takes any bytes; what is no UTF-8 is no subject of anybody's."""
+    """Decode a subject. The server accepts any bytes; a subject that is not UTF-8 belongs to no subscription."""
     return raw.decode("utf-8", "replace")
 
 
 def _readable(operation: bytes) -> bytes:
-    """One operation with a first line that nats-py can decode: else it would end its connection, and that for ever."""
+    """One operation with a first line that nats-py can decode: else it would end its connection permanently."""
     line, end, rest = operation.partition(END)
     return operation if line.isascii() else text(line).encode() + end + rest
 
 
 def _first(data: bytes) -> int:
-    """Size of the first operation in `data`, which may go beyond it; 0 if its line is not complete."""
+    """Size of the first operation in `data`, which may be incomplete there; 0 if its line is not complete."""
     end = data.find(END)
     if end < 0:
         return 0
@@ -96,7 +96,7 @@ def _first(data: bytes) -> int:
 
 
 class _Reader(asyncio.StreamReader):
-    """Gives bytes to `take` at once while nats-py's read loop waits for some; what that leaves wakes the loop."""
+    """Gives bytes to `take` at once while nats-py's read loop waits for bytes; the rest wakes the loop."""
 
     def __init__(self, limit: int, take: Callable[[bytes], bytes], after: Callable[[], None]) -> None:
         super().__init__(limit)
@@ -116,7 +116,7 @@ class _Reader(asyncio.StreamReader):
             if not data:
                 self._after()
                 return
-            self._parked = False  # it runs a little later; what arrives until then must wait behind this
+            self._parked = False  # the loop runs a little later; bytes that arrive until then must queue after these
         super().feed_data(data)
 
 
@@ -127,7 +127,7 @@ class WireTransport(TcpTransport):
         super().__init__()  # type: ignore[no-untyped-call]
         self._parser, self._after = parser, after
         self._cut_off = False
-        """Whether an upgrade to TLS failed: the stream that was to be upgraded is then never told of its end."""
+        """Whether an upgrade to TLS failed: then nothing reports the end of the connection to the stream."""
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
         self._cut_off = False
@@ -153,11 +153,11 @@ class WireTransport(TcpTransport):
             await super().wait_closed()  # type: ignore[no-untyped-call]
 
     def write(self, payload: bytes) -> None:
-        """Write; into a connection that has just ended nothing is written, and its end is told by what reads it."""
+        """Write; drops the bytes if the connection has just ended, which the reader reports."""
         self.writelines([payload])
 
     def writelines(self, payload: list[bytes]) -> None:
-        """As `write`: uvloop raises where asyncio says nothing."""
+        """As `write`: uvloop raises where asyncio does not."""
         writer = self._io_writer
         if writer is not None and not writer.transport.is_closing():
             writer.writelines(payload)

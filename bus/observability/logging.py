@@ -1,6 +1,6 @@
-"""Logging by structlog: event names with fields; pretty on a terminal, one JSON object a line elsewhere.
+"""Logging by structlog: event names with fields; coloured on a terminal, otherwise one JSON object a line.
 
-The only place that configures it. Tracebacks never show local variables: they could hold credentials.
+Only this module configures logging. Tracebacks never show local variables: they could hold credentials.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SECRET_KEY = re.compile(
 )
 USERINFO = re.compile(r"(\w+://)[^/@\s]+@")
 SEED = re.compile(r"\bS[ACNOUX][A-Z2-7]{56}\b")
-"""A seed of an nkey: S, the kind of its owner, and base 32."""
+"""The seed of an nkey: S, the kind of key, and base 32."""
 HIDDEN = "***"
 TRACE_ID: ContextVar[str] = ContextVar("signalmesh_trace_id", default="")
-"""The trace that is being worked for; each line that is logged meanwhile names it."""
+"""The trace of the current work; every log line of that work contains it."""
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -54,21 +54,21 @@ def _redacted(name: str, value: Any) -> Any:
 
 
 def trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Name the active trace, if there is one."""
+    """Add the active trace, if there is one."""
     if trace_id := TRACE_ID.get():
         event.setdefault("trace_id", trace_id)
     return event
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Blank out fields named like secrets, users and passwords in URLs, and seeds of nkeys, however deep they are."""
+    """Redact fields named like secrets, users and passwords in URLs, and seeds of nkeys, at any depth."""
     for key, value in event.items():
         event[key] = _redacted(key, value)
     return event
 
 
 def sanitize(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Make every text harmless for a terminal; other values are shown by `repr`, which escapes already."""
+    """Escape control characters in every text; other values are printed by `repr`, which escapes them."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = escape_control(value)
@@ -78,15 +78,15 @@ def sanitize(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mut
 def _as_json(event: Any, **_: Any) -> str:
     try:
         return orjson.dumps(event, default=str).decode()
-    except TypeError:  # it takes no half of a character, as a file's name may hold one
+    except TypeError:  # orjson refuses surrogates, which the name of a file can contain
         return json.dumps(event, default=str)
 
 
 class _TolerantStream:
-    """A stream that bears a full disk: what cannot be written is left out, as no log is worth a process.
+    """A stream that ignores write errors: a full disk must not end a process.
 
-    Each text, a line with its end, is one write of the system's: agents share a file with their host, and nothing of
-    another process may come between a line and its end.
+    Each text, a line with its end, is one system call: agents share a file with their host, and the lines of two
+    processes must not mix.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -99,9 +99,9 @@ class _TolerantStream:
         with contextlib.suppress(OSError):
             if self._descriptor is None:
                 return self._stream.write(text)
-            self._stream.flush()  # what others have printed there comes before it
+            self._stream.flush()  # earlier prints come first
             data = text.encode(errors="backslashreplace")
-            while data:  # once, but for a disk or a pipe that takes a part only
+            while data:  # more than once only if a disk or a pipe takes a part
                 data = data[os.write(self._descriptor, data) :]
         return len(text)
 
@@ -142,6 +142,4 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.ERROR, stream=stream, force=True)
-    logging.getLogger("nats").setLevel(
-        logging.CRITICAL
-    )  # its read-loop noise is ours to report, in bus/nats/connection.py
+    logging.getLogger("nats").setLevel(logging.CRITICAL)  # bus/nats/connection.py logs the errors of its read loop

@@ -1,8 +1,7 @@
-"""What the standard OTEL_* variables say of exporting one signal, and how a process describes itself to a collector.
+"""Reads the standard OTEL_* variables for exporting one signal, and describes a process to a collector.
 
-Nothing of OpenTelemetry is imported here. Endpoint, headers, time-out, compression and certificates the exporters read
-themselves. A wrong value is as good as none, and whatever runs goes on; coordinator/telemetry/otel_env_check.py tells
-of it.
+Imports nothing of OpenTelemetry. The exporters read endpoint, headers, timeout, compression and certificates
+themselves. An invalid value counts as unset; coordinator/telemetry/otel_env_check.py reports it.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ __all__ = [
 
 Signal = Literal["traces", "metrics"]
 OTHERS = {"traces": ("none",), "metrics": ("none", "prometheus")}
-"""Exporters that are no OTLP, and no mistake: a page for Prometheus is served anyway."""
+"""Valid exporters other than OTLP; the Prometheus page is served in any case."""
 QUEUE_SPANS = 2048
 BATCH_SPANS = 512
 DELAY_S = 0.5
-"""How long a span may wait for others before it is exported; shorter than the SDK's 5 s, as a death costs less then."""
+"""How long a span may wait for others before its export; shorter than the SDK's 5 s, so a death loses fewer spans."""
 PACKAGES = {"http/protobuf": "http", "grpc": "grpc"}
 """Protocol -> OpenTelemetry's package of exporters for it."""
 
@@ -56,7 +55,7 @@ class Exporting:
     """Whether OTEL_SERVICE_NAME names the service."""
 
     def describe(self, service: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """The attributes of the resource that exports; what the environment says of it is not among them, and wins."""
+        """The attributes of the exporting resource; without those that the environment sets, which take precedence."""
         return {**({} if self.named_service else {"service.name": service}), **attributes}
 
 
@@ -72,20 +71,20 @@ class Settings(Exporting):
 
 
 def in_effect(environment: Mapping[str, str], signal: Signal, name: str) -> tuple[str, str]:
-    """The variable that says `name` of a signal, its own or else that of all signals, and its value, "" for none."""
+    """The variable for `name` of a signal, its own or else that of all signals, and its value ("" if unset)."""
     own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}"
     variable = own if environment.get(own) else f"OTEL_EXPORTER_OTLP_{name}"
     return variable, environment.get(variable, "")
 
 
 def exporters_of(environment: Mapping[str, str], signal: Signal) -> list[str]:
-    """Which exporters a signal is to have."""
+    """The exporters of a signal."""
     value = environment.get(f"OTEL_{signal.upper()}_EXPORTER") or "otlp"
     return [name.strip() for name in value.split(",")]
 
 
 def read_exporting(environment: Mapping[str, str], signal: Signal) -> Exporting | None:
-    """What is asked for; None: this signal is not exported."""
+    """The export settings; None: this signal is not exported."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     if not in_effect(environment, signal, "ENDPOINT")[1] or "otlp" not in exporters_of(environment, signal):
@@ -97,7 +96,7 @@ def read_exporting(environment: Mapping[str, str], signal: Signal) -> Exporting 
 
 
 def to_number(text: str, *, whole: bool = False) -> float | None:
-    """The number above 0 that `text` says; None where it says none."""
+    """The number above 0 in `text`; None if it is not one."""
     try:
         value = float(text)
     except ValueError:
@@ -106,12 +105,12 @@ def to_number(text: str, *, whole: bool = False) -> float | None:
 
 
 def read_number(environment: Mapping[str, str], name: str, default: float, *, whole: bool = False) -> float:
-    """The number above 0 that the variable `name` holds; `default` where it holds none."""
+    """The number above 0 in the variable `name`; else `default`."""
     return to_number(environment.get(name, ""), whole=whole) or default
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings | None:
-    """What the OTEL_* variables ask for; None: no traces."""
+    """The tracing settings of the OTEL_* variables; None: no traces."""
     exporting = read_exporting(environment, "traces")
     if exporting is None:
         return None
@@ -139,15 +138,15 @@ def longest_value(environment: Mapping[str, str]) -> int | None:
 
 
 def forget_count_limits(environment: MutableMapping[str, str]) -> None:
-    """Take what limits the attributes of a span out of `environment`: the SDK cannot be imported with a wrong one.
+    """Remove the limits of a span's attributes from `environment`: the SDK cannot be imported with an invalid one.
 
-    A right one has no effect here either: spans are made without a tracer.
+    A valid limit has no effect here either: spans are created without the SDK's tracer.
     """
     environment.pop("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", None)
 
 
 def describe_process(swarm: str) -> dict[str, str | int]:
-    """Attributes of a process that is no agent."""
+    """Attributes of a process other than an agent."""
     return {
         "service.version": __version__,
         "service.namespace": swarm,

@@ -1,6 +1,6 @@
-"""OpenTelemetry's OTLP exporters, by signal and protocol, and why they fail. Imported only where something is exported.
+"""OpenTelemetry's OTLP exporters, by signal and protocol, and their errors. Imported only by exporting processes.
 
-The exporters read the standard variables themselves: endpoint, headers, time-out, compression, certificates.
+The exporters read the standard variables themselves: endpoint, headers, timeout, compression, certificates.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ EXPORTERS = {
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
 }
 SILENT = logging.NullHandler()
-"""Stays when nobody listens any more: logging itself would print what a retry that is broken off still says."""
+"""Stays after `close`: without a handler, logging would print the messages of an interrupted retry."""
 HEADERS_LOGGER = "opentelemetry.util.re"
-"""It tells of headers that it cannot read, and shows them: they are secrets."""
+"""Logs the headers that it cannot parse, which are secrets."""
 
 
 class ExporterErrors(logging.Handler):
-    """Keeps what the exporters log about failures, in the place of printing each one; the newest two.
+    """Keeps the newest two failures that the exporters log, instead of printing each one.
 
-    Of an exception only the type is kept, and nothing in front of an @: either could show a secret of the endpoint.
+    Keeps only the type of an exception, and nothing before an @: either could contain a secret of the endpoint.
     """
 
     def __init__(self) -> None:
@@ -38,13 +38,13 @@ class ExporterErrors(logging.Handler):
         self._messages: deque[str] = deque(maxlen=2)
         logger = logging.getLogger("opentelemetry")
         logger.propagate = False
-        logger.setLevel(logging.WARNING)  # whatever is to be logged of all else
+        logger.setLevel(logging.WARNING)  # independent of the configured log level
         logger.addHandler(SILENT)
         logger.addHandler(self)
 
     @property
     def newest(self) -> str:
-        """Empty where nothing was said."""
+        """The kept messages; empty without failures."""
         return " ".join(self._messages)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -70,13 +70,13 @@ def make_exporter(protocol: str, signal: Signal) -> Any:
     """The SDK's exporter of `signal`: a SpanExporter or a MetricExporter.
 
     Raises:
-        ValueError: there is none for that protocol, or it is not installed.
+        ValueError: the protocol is unknown, or its exporter is not installed.
     """
     package = PACKAGES.get(protocol)
     if package is None:
         raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: expected {' or '.join(PACKAGES)}")
     module, name = EXPORTERS[signal]
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else its core prints lines of its own, between those of our log
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC's core prints lines between those of the log
     try:
         return getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), name)()
     except ModuleNotFoundError:
@@ -86,5 +86,5 @@ def make_exporter(protocol: str, signal: Signal) -> Any:
 
 
 def make_resource(attributes: dict[str, Any]) -> Resource:
-    """What exports; what the environment says of it wins over `attributes`."""
+    """The exporting resource; the environment's values take precedence over `attributes`."""
     return Resource.create({**attributes, **OTELResourceDetector().detect().attributes})

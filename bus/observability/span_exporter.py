@@ -1,4 +1,4 @@
-"""Spans to a collector by OTLP, with OpenTelemetry's SDK and exporters. Imported only where spans are exported."""
+"""Exports spans by OTLP, with OpenTelemetry's SDK and exporters. Imported only when there is a span to export."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _context(span_id: str, of: Context, *, is_remote: bool = True) -> SpanContex
 
 
 class OtlpExport:
-    """Exports spans of the process that `resource` describes; what the environment says of it wins."""
+    """Exports spans of the process that `resource` describes; the environment's values take precedence."""
 
     def __init__(self, settings: Settings, resource: dict[str, Any]) -> None:
-        """Make the exporter.
+        """Create the exporter.
 
         Raises:
             ValueError: the protocol is unknown or not installed.
@@ -47,15 +47,15 @@ class OtlpExport:
 
     @property
     def reason(self) -> str:
-        """What the exporter has said of its newest failure; empty where it said nothing."""
+        """The exporter's message about its newest failure; empty without one."""
         return self._errors.newest
 
     def send(self, spans: list[Span]) -> bool:
-        """Export them, with the exporter's own retries and time-out; False if they are lost."""
+        """Export them, with the exporter's own retries and timeout; False if they are lost."""
         return self._exporter.export([self._make(span) for span in spans]) is SpanExportResult.SUCCESS
 
     def _make(self, span: Span) -> ReadableSpan:
-        # Not by a tracer: who is sampled, ids and times are settled, and what it does besides costs 25 us a span.
+        # Without the SDK's tracer: sampling, ids and times are already decided, and its other work costs 25 us a span.
         return ReadableSpan(
             span.name,
             _context(span.context.span_id, span.context, is_remote=False),
@@ -77,6 +77,6 @@ class OtlpExport:
         return BoundedAttributes(attributes=attributes, max_value_len=self._longest)
 
     def shutdown(self) -> None:
-        """Break off a retry that is under way."""
+        """Interrupt a running retry."""
         self._exporter.shutdown()
         self._errors.close()

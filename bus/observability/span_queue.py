@@ -1,6 +1,6 @@
-"""Finished spans on their way out: a bounded queue, and a thread that exports them. It never holds anybody up.
+"""A bounded queue of finished spans, and a thread that exports them. It never blocks its caller.
 
-A collector that is dead, slow or refusing costs spans: they are counted, and told of now and then.
+Spans are dropped if a collector is down, slow or refuses them; they are counted and logged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bus.observability.otel_env import Settings
 from bus.observability.spans import Span
 
 CLOSE_S = 1.0
-"""How long the end of a process waits for the rest to be exported."""
+"""How long an ending process waits for the export of the remaining spans."""
 LOG_INTERVAL_S = 60.0
 """Shortest interval between two log lines about dropped spans."""
 
@@ -26,21 +26,21 @@ log = structlog.get_logger("signalmesh.tracing")
 
 
 class Export(Protocol):
-    """What sends spans out, from one thread."""
+    """Sends spans, from one thread."""
 
     @property
     def reason(self) -> str:
-        """Why the newest ones were lost, as far as it knows; else empty."""
+        """Why the newest spans were lost; empty if unknown."""
 
     def send(self, spans: list[Span]) -> bool:
         """Export them and wait for the answer; False if they are lost."""
 
     def shutdown(self) -> None:
-        """Give up what is under way; called from another thread."""
+        """Interrupt a running export; called from another thread."""
 
 
 class SpanQueue:
-    """Takes spans from the loop's thread and has a thread of its own export them; that starts with the first span."""
+    """Takes spans from the event loop's thread and exports them in its own thread, which starts with the first span."""
 
     def __init__(
         self,
@@ -65,20 +65,20 @@ class SpanQueue:
 
     @property
     def dropped(self) -> int:
-        """Spans given up so far: for lack of room, or because the collector did not take them."""
+        """Spans dropped so far: the queue was full, or the collector did not accept them."""
         return self._overflowed + self._lost
 
     def put(self, span: Span) -> None:
-        """Take a span, or drop it where there is no room."""
+        """Take a span; drop it if the queue is full."""
         if self._stopping or len(self._queue) >= self._settings.queue_spans:
             span.resolved = True
             self._overflowed += 1
             self._log_dropped("the queue is full" if not self._stopping else "this process is ending")
             return
         self._queue.append(span)
-        self._idle.clear()  # after it: the thread may just have found the queue empty
+        self._idle.clear()  # after the append: the thread may just have found the queue empty
         if self._thread is None:
-            context = contextvars.copy_context()  # whose log lines they are
+            context = contextvars.copy_context()  # for the context of its log lines
             self._thread = threading.Thread(target=context.run, args=(self._run,), name="spans", daemon=True)
             self._thread.start()
         if not self._pending.is_set():
@@ -89,14 +89,14 @@ class SpanQueue:
     def _run(self) -> None:
         try:
             self._export = self._make_export(self._settings, self._resource())
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost more than the spans
+        except Exception as error:  # noqa: BLE001 - no error may cost more than the spans
             log.error("tracing_failed", problem=f"{type(error).__name__}: {error}", lost="all spans of this process")  # noqa: TRY400
         while True:
             self._pending.wait()
             if not self._stopping:
                 self._urgent.wait(self._settings.delay_s)
             self._urgent.clear()
-            self._pending.clear()  # before the queue is emptied: what comes later sets it again
+            self._pending.clear()  # before the queue is emptied: a later span sets it again
             while self._queue:
                 count = min(len(self._queue), self._settings.batch_spans)
                 self._send([self._queue.popleft() for _ in range(count)])
@@ -106,11 +106,11 @@ class SpanQueue:
                 return
 
     def _send(self, spans: list[Span]) -> None:
-        done, reason = False, "there is nothing to export them with"
+        done, reason = False, "there is no exporter"
         try:
             if self._export is not None:
                 done = self._export.send(spans)
-                reason = self._export.reason or "the collector did not take them"
+                reason = self._export.reason or "the collector did not accept them"
         except Exception as error:  # noqa: BLE001 - as above
             reason = f"{type(error).__name__}: {error}"
         for span in spans:
@@ -128,17 +128,17 @@ class SpanQueue:
             log.warning("spans_dropped", dropped=more, total=self.dropped, reason=reason)
 
     def flush_soon(self) -> None:
-        """Have what there is exported without waiting for more."""
+        """Export the queued spans without waiting for more."""
         self._urgent.set()
 
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
-        """Wait, in a thread that may, until all that was taken is exported or lost; whether it is."""
+        """Block until all spans taken so far are exported or lost; False after a timeout. Not for the event loop."""
         if not self._idle.is_set():
             self.flush_soon()
         return self._idle.wait(timeout_s)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Export the rest, waiting no longer than this; then give up."""
+        """Export the rest for at most `timeout_s` seconds, then drop it."""
         self._stopping = True
         if self._thread is None:
             return

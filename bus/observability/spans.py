@@ -1,7 +1,7 @@
-"""Spans as plain data, and the context that travels with messages. Nothing of OpenTelemetry is imported here.
+"""Spans as plain data, and the trace context in message headers. Imports nothing of OpenTelemetry.
 
-Ids of spans are derived from the trace and from the message that they tell of, so that whatever has the message knows
-the span: an incarnation can export again what its predecessor may not have exported, and it is the same span.
+The id of a span is derived from the trace and the message that it describes: any process with the message can compute
+it. A successor can therefore export again what its predecessor may not have exported, as the same span.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Kind = Literal["internal", "producer", "consumer"]
 Value = str | int | float | bool
 
 _LENGTH = 55
-"""Of a `traceparent` of version 00."""
+"""Length of a `traceparent` of version 00."""
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
@@ -41,9 +41,9 @@ def read_context(header: str | None) -> Context | None:
 
 
 def read_sampled(header: str) -> tuple[Context | None, str]:
-    """The context of a sampled trace, and the header as far as it may be passed on: empty where it is none.
+    """The context if the trace is sampled, and the header to pass on: empty if it is invalid.
 
-    Of a header that says "not sampled", as nearly all do at full speed, nothing else is looked at.
+    A header with "not sampled" is not parsed further: at full speed nearly all are such headers.
     """
     if not header or (len(header) == _LENGTH and header.endswith("-00")):
         return None, header
@@ -54,7 +54,7 @@ def read_sampled(header: str) -> tuple[Context | None, str]:
 
 
 def derived_id(trace_id: str, what: str) -> str:
-    """The id of the span that tells of `what` in this trace: the same in every process that computes it."""
+    """The id of the span that describes `what` in this trace: the same in every process that computes it."""
     return hashlib.blake2b(f"{trace_id} {what}".encode(), digest_size=8).hexdigest()
 
 
@@ -62,8 +62,8 @@ def derived_id(trace_id: str, what: str) -> str:
 class Span:
     """One finished step. `parent` is a span of the same trace, empty for the first one. Times in ns since 1970.
 
-    `links` and `events` carry attributes; `error` is why it failed. `resolved` is set, by the exporting thread, once it
-    is exported or given up.
+    `links` and `events` carry attributes; `error` is why it failed. The exporting thread sets `resolved` when the span
+    is exported or dropped.
     """
 
     name: str

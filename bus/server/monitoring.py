@@ -1,7 +1,7 @@
-"""What a nats-server reports of itself: on its port, in the file of its ports, and over HTTP.
+"""What a nats-server reports about itself: on its port, in its ports file, and over HTTP.
 
-A server that met an error of its disk stores nothing more until it is restarted, room or not. It goes on answering
-meanwhile, and only its health shows it: publishers see time-outs. `keep_storing` ends such a server.
+After a write error a server stores nothing until it is restarted, even if the disk has space again. It still answers
+requests: only its health endpoint reports the error, and publishers see timeouts. `keep_storing` kills such a server.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["keep_storing", "listed", "read_info", "read_monitoring", "write_erro
 
 POLL_INTERVAL_S = 1.0
 ROOM_BYTES = 8 << 20
-"""Free bytes from which on a new start is worth trying."""
+"""Free bytes needed before the server is restarted."""
 
 
 def listed(directory: Path, pid: int, service: str) -> str | None:
-    """Where the server `pid` serves `service` (`nats`, `monitoring`), by the file in `directory` that it writes when
-    it listens; None before, and where it does not serve it.
+    """The URL at which the server `pid` serves `service` (`nats`, `monitoring`), from the file that it writes to
+    `directory` when it listens; None before that, and if it does not serve it.
     """
     for path in directory.glob(f"*_{pid}.ports"):
         with contextlib.suppress(ValueError, LookupError, OSError, TypeError):  # not wholly written yet
@@ -32,7 +32,7 @@ def listed(directory: Path, pid: int, service: str) -> str | None:
 
 
 async def read_info(host: str, port: int) -> dict[str, Any] | None:
-    """The INFO of a NATS server; None when nothing, or another program, answers within half a second."""
+    """The INFO of a NATS server; None if nothing, or another program, answers within half a second."""
     writer = None
     try:
         async with asyncio.timeout(0.5):
@@ -50,7 +50,7 @@ async def read_info(host: str, port: int) -> dict[str, Any] | None:
 
 
 async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
-    """What a server answers over HTTP (`path`: `varz`, `healthz` …); None when it does not within two seconds."""
+    """A server's answer over HTTP (`path`: `varz`, `healthz` …); None without an answer within two seconds."""
     import urllib.error
     import urllib.request
 
@@ -58,7 +58,7 @@ async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
         try:
             with urllib.request.urlopen(f"{url}/{path}", timeout=2) as answer:  # noqa: S310 - the server said this URL
                 found = json.loads(answer.read())
-        except urllib.error.HTTPError as error:  # an answer as well: that of one that is not well
+        except urllib.error.HTTPError as error:  # an unhealthy server answers with an error status
             with error, contextlib.suppress(OSError, ValueError):
                 found = json.loads(error.read())
                 return found if isinstance(found, dict) else None
@@ -83,7 +83,7 @@ class Restartable(Protocol):
 
 
 async def write_error(directory: Path, pid: int) -> str | None:
-    """What keeps the server `pid`, whose directory this is, from storing; None when nothing does, as far as it says."""
+    """Why the server `pid` of this directory cannot store; None if it reports no write error."""
     url = await asyncio.to_thread(listed, directory, pid, "monitoring")
     found = None if url is None else await read_monitoring(url, "healthz")
     problem = str((found or {}).get("error", ""))
@@ -91,7 +91,7 @@ async def write_error(directory: Path, pid: int) -> str | None:
 
 
 def has_room(directory: Path) -> bool:
-    """Whether something can be written there."""
+    """Whether the disk takes writes and has ROOM_BYTES free."""
     probe = directory / "write-probe"
     try:
         found = os.statvfs(directory)
@@ -105,8 +105,8 @@ def has_room(directory: Path) -> bool:
 
 
 async def keep_storing(server: Restartable, on_error: Callable[[int, str], None]) -> None:
-    """Call `on_error` (pid, problem) when the server stores nothing more, and kill it when there is room: whoever
-    supervises it starts it again. For ever.
+    """Call `on_error` (pid, problem) when the server cannot store, and kill it when there is space: its supervisor
+    starts it again. Runs until cancelled.
     """
     reported = None
     while True:

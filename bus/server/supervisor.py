@@ -1,8 +1,7 @@
-"""The embedded nats-server: configured, started, watched, restarted on the same port and store, stopped.
+"""Configures, starts, watches, restarts (same port, same store) and stops the embedded nats-server.
 
 It owns the server process and the directory `state_dir/nats` (configuration, store, logs, a lock against a second
-server on the same store). It does not own streams, clients, or the record of which swarm runs where; the program
-itself is found and checked by bus/server/binary.py.
+server on the same store). bus/server/binary.py finds and checks the program.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ __all__ = [
 
 DEFAULT_PORT = 4222
 START_TIMEOUT_S = 30.0
-"""A server that recovers a large store answers late; one that does not start at all usually exits at once."""
+"""A server with a large store needs time to recover it; one that cannot start usually exits at once."""
 STOP_GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
 LOCK_TIMEOUT_S = 2.0
-"""A server whose parent was killed needs a moment to end and to let go of its store."""
+"""A server needs a moment to end and to release its store after its parent was killed."""
 LOG_TAIL_LINES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerDied:
-    """The server ended unasked; `returncode` is negative for a signal. It is started again in `retry_s` seconds."""
+    """The server ended unexpectedly; `returncode` is negative for a signal. It is restarted in `retry_s` seconds."""
 
     pid: int
     returncode: int
@@ -77,7 +76,7 @@ class ServerRestartFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerNotStoring:
-    """The server lives, but has met an error of its disk; it is started again when there is room."""
+    """The server runs, but had a write error; it is restarted when the disk has space."""
 
     pid: int
     problem: str
@@ -100,7 +99,7 @@ class NatsServer:
         durability: Durability = "process",
         binary: Path | None = None,
     ) -> None:
-        """Prepare it; nothing is touched before `start`. Port 0 takes a free one, and keeps it over restarts."""
+        """Prepare the server; only `start` touches the disk. Port 0 takes a free port and keeps it over restarts."""
         if not 0 <= port <= 65535:
             raise UsageError(f"--port {port}: expected 0 (any free port) to 65535")
         self.port = port
@@ -109,7 +108,7 @@ class NatsServer:
         self._durability = durability
         self._directory = state_dir / "nats"  # made absolute in `start`: asking for the working directory blocks
         self._log_from = 0
-        self._name = f"signalmesh-{secrets.token_hex(4)}"  # tells it from another server on the same port
+        self._name = f"signalmesh-{secrets.token_hex(4)}"  # distinguishes it from another server on the same port
         self._lock: IO[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._up_since = 0.0
@@ -129,7 +128,7 @@ class NatsServer:
 
     @property
     def directory(self) -> Path:
-        """Its configuration, log and store; absolute once it is started."""
+        """Directory of its configuration, log and store; absolute after `start`."""
         return self._directory
 
     def kill(self) -> None:
@@ -152,8 +151,8 @@ class NatsServer:
         """Start the server and return when clients and JetStream requests are answered.
 
         Raises:
-            UsageError: no binary, too old a one, a port in use, a store in use by another server.
-            BusError: it did not come up; the message ends with its last words.
+            UsageError: no binary, or one that is too old; the port is in use, or the store by another server.
+            BusError: it did not start; the message contains the end of its log.
         """
         self._stopping = asyncio.Event()
         if self._binary is None:
@@ -192,7 +191,7 @@ class NatsServer:
             self._lock = None
 
     async def supervise(self, on_event: Callable[[ServerEvent], None] = lambda _: None) -> None:
-        """Restart the server, on the same port and store, each time it ends unasked. Returns after `stop`."""
+        """Restart the server, on the same port and store, each time it ends unexpectedly. Returns after `stop`."""
         storing = asyncio.create_task(
             keep_storing(self, lambda pid, problem: on_event(ServerNotStoring(pid=pid, problem=problem))),
             name="nats-server storing",
@@ -203,7 +202,7 @@ class NatsServer:
             await end_tasks([storing])
 
     async def _supervise(self, on_event: Callable[[ServerEvent], None]) -> None:
-        stopping = self._stopping  # of this start: a later one has another
+        stopping = self._stopping  # a later start has an event of its own
         backoff = RestartBackoff()
         while True:
             status = await self.wait()
@@ -237,7 +236,7 @@ class NatsServer:
             await process.wait()
 
     def _take_lock(self) -> IO[str]:
-        """Lock the store. The server inherits the lock, so that it is held as long as either of us lives."""
+        """Lock the store. The server inherits the lock, so it is held as long as either process lives."""
         self._directory = self._directory.absolute()
         try:
             lock = take_lock(self._directory / "lock", LOCK_TIMEOUT_S)
@@ -304,7 +303,7 @@ class NatsServer:
         raise BusError(f"nats-server {self._binary} {problem}; end of its log {self._log}:{log_tail}")
 
     async def _ready(self, pid: int) -> int:
-        """The port, once the server says where it listens and introduces itself there with JetStream."""
+        """The port, once the server has written its ports file and answers there with JetStream."""
         while True:
             port = await asyncio.to_thread(self._listening_port, pid)
             if port is not None:

@@ -1,7 +1,7 @@
 """The bus in memory, with the same behaviour as the stream on NATS: duplicates, fence, order, read side, revisions.
 
-`MemoryServer` is the store, `MemoryBus` a connection to it. A connection can be frozen, cut or crashed at any step by
-its `gate`, which is how tests put a fault at any await; a replay runs on it without a gate.
+`MemoryServer` is the store, `MemoryBus` a connection to it. The `gate` of a connection can block, disconnect or
+crash it at any step: tests inject a fault at any await.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class MemoryServer:
         return self.first_sequence + len(self.messages) - 1
 
     def store(self, subject: str, data: bytes, headers: Headers) -> Ack:
-        """What the stream does with a publish on the write side.
+        """Store a publish on the write side as the stream does.
 
         Raises:
             Refused: no stream takes this subject, or the payload is too large.
@@ -90,7 +90,7 @@ class MemoryServer:
             last = self._last.get(guard, 0)
             if int(expected) != last:
                 raise WrongSequence(subject, f"wrong last sequence: {last}")
-        msg_id = headers.get(h.MSG_ID)  # looked at after the fence, as on NATS: a zombie's repetition is refused
+        msg_id = headers.get(h.MSG_ID)  # after the fence, as on NATS: a superseded process's duplicate is refused
         if msg_id is not None and (known := self._ids.get(msg_id)) is not None:
             return Ack(known, duplicate=True)
         sequence = self.last_sequence + 1
@@ -259,7 +259,7 @@ class MemoryBus:
             await asyncio.sleep(0)
 
     def disconnect(self, *, lose: bool = True) -> None:
-        """Break the connection: what is on the wire is lost (or stored, but its answers are lost)."""
+        """Break the connection: messages in flight are lost (or stored, but their answers are lost)."""
         if not self.connected:
             return
         self.connected = self._live = False
@@ -275,7 +275,7 @@ class MemoryBus:
             done(BusTimeout("the connection broke before the answer came"))
 
     async def reconnect(self) -> None:
-        """Restore the connection, let the watchers catch up, and only then be live."""
+        """Restore the connection, await the watchers, and only then be live."""
         if self.connected:
             return
         self.connected = True

@@ -1,6 +1,4 @@
-"""A TCP proxy in front of a NATS server that cuts, holds, delays and swallows what passes: faults of a network between
-two live processes, on demand. Without a demand it only forwards.
-"""
+"""A TCP proxy in front of a NATS server. On demand it resets connections and pauses, delays or drops traffic."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ EVERY_AGENT: Collection[str] = ()
 
 
 class _Link:
-    """One client's connection and its counterpart to the server. `name` is what the client calls itself."""
+    """One client's connection and its counterpart to the server. `name` is the name in the client's CONNECT."""
 
     def __init__(self, writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
         self.writers = writers
@@ -33,20 +31,20 @@ class _Link:
         self.swallowed: set[str] = set()
 
     def hear(self, data: bytes) -> None:
-        """Look for the client's introduction in what it sends."""
+        """Look for CONNECT in the client's bytes."""
         if not self.name and (match := _CONNECT.search(data)):
             with contextlib.suppress(ValueError, AttributeError):
                 self.name = str(orjson.loads(match[1]).get("name") or "")
 
 
 class Proxy:
-    """Forwards `url` to the server at `target`. `hold` stops a direction, `swallow` loses it, `cut` resets.
+    """Forwards `url` to the server at `target`. `hold` pauses a direction, `swallow` drops its traffic, `cut` resets.
 
-    What takes `names` means the connections of clients that call themselves so, by default everybody's.
+    Methods with `names` affect the connections of clients with these names, by default all connections.
     """
 
     def __init__(self, target: str, listener: socket.socket | None = None) -> None:
-        """Prepare it; nothing is opened before it is entered. `listener` is a listening socket to accept from."""
+        """Prepare the proxy; `async with` opens it. `listener` is a listening socket to accept from."""
         parts = urlsplit(target)
         self._host, self._port = parts.hostname or "", parts.port or 4222
         self._listener = listener
@@ -68,7 +66,7 @@ class Proxy:
 
     @property
     def names(self) -> list[str]:
-        """Whose connections are open now."""
+        """Names of the clients with open connections."""
         return sorted(link.name for link in self._links)
 
     async def __aenter__(self) -> Self:
@@ -90,7 +88,7 @@ class Proxy:
         return [link for link in self._links if not names or link.name in names]
 
     def cut(self, names: Collection[str] = EVERY_AGENT) -> int:
-        """Reset the connections that are open now; how many."""
+        """Reset the open connections; returns how many."""
         links = self._of(names)
         for link in links:
             for writer in link.writers:
@@ -98,16 +96,16 @@ class Proxy:
         return len(links)
 
     def hold(self, direction: str) -> None:
-        """Let nothing pass in `direction` until `release`."""
+        """Pause the traffic in `direction` until `release`."""
         self._open[direction].clear()
 
     def release(self, direction: str) -> None:
         self._open[direction].set()
 
     def delay(self, seconds: float, names: Collection[str] = EVERY_AGENT) -> int:
-        """Let what passes wait, in both directions, on connections open now and later; 0 ends it. How many are open.
+        """Delay the traffic in both directions, on present and new connections; 0 ends it. Returns how many are open.
 
-        What arrives while an earlier piece waits goes on with the next one: it takes up to twice as long.
+        Bytes that arrive while an earlier piece is delayed go with the next piece: they take up to twice as long.
         """
         if names:
             self._delays.update(dict.fromkeys(names, seconds))
@@ -116,9 +114,9 @@ class Proxy:
         return len(self._of(names))
 
     def swallow(self, *directions: str, names: Collection[str] = EVERY_AGENT) -> int:
-        """Lose everything that passes on the connections that are open now: a black hole. New ones are not affected.
+        """Drop all traffic of the open connections (black hole). New connections are not affected.
 
-        Returns how many they are.
+        Returns how many connections are affected.
         """
         links = self._of(names)
         for link in links:

@@ -1,4 +1,4 @@
-"""Ending background tasks for sure."""
+"""Ending background tasks reliably."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIMEOUT_S = 0.1
 
 
 def is_cancelled() -> bool:
-    """Whether the current task is being cancelled; a CancelledError can also come out of what it awaits."""
+    """Whether the current task is being cancelled; a CancelledError can also come from an awaited task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -22,7 +22,7 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until all have ended, whatever their results.
 
     Once is not enough: before Python 3.12 `asyncio.wait_for` (which nats-py uses for every request) loses a
-    cancellation that arrives together with the answer, and the task would go on for ever.
+    cancellation that arrives together with the answer, and the task would never end.
     """
     tasks = [task for task in tasks if task is not asyncio.current_task()]
     pending = set(tasks)
@@ -36,7 +36,7 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:
-    """What two coroutines return that run at the same time; where one raises, the other is ended."""
+    """Run two coroutines concurrently and return both results; if one raises, the other is cancelled."""
     first, second = asyncio.create_task(one), asyncio.create_task(other)
     try:
         done, _ = await asyncio.wait({first, second}, return_when=asyncio.FIRST_EXCEPTION)
@@ -48,7 +48,7 @@ async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tu
 
 
 def run_to_end(main: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
-    """Like `asyncio.run`, but whatever `main` leaves behind is ended for sure: asyncio cancels only once.
+    """Like `asyncio.run`, but all tasks that `main` leaves behind end: asyncio cancels them only once.
 
     `loop_factory` makes the event loop, by default asyncio's own.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 __all__ = ["FIRST_BACKOFF_S", "LAST_BACKOFF_S", "RESET_AFTER_S", "RestartBackoff"]
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
-"""The pause is doubled at each death in a row, from the first value up to the second."""
+"""The pause doubles with each consecutive death, from the first value up to the second."""
 RESET_AFTER_S = 10.0
-"""A process that ran for so long starts the sequence of pauses from scratch when it dies."""
+"""A process that ran for this long restarts the sequence of pauses when it dies."""
 
 
 class RestartBackoff:

@@ -11,12 +11,12 @@ POLL_INTERVAL_S = 0.02
 
 
 def take_lock(path: Path, wait_s: float = 0.0) -> IO[str] | None:
-    """The locked file `path`, held until it is closed everywhere; None if another one has it after `wait_s` seconds.
+    """The locked file `path`, held until all copies are closed; None if it is still in use after `wait_s` seconds.
 
-    The wait blocks: call it in a thread. Directories are made as needed.
+    The wait blocks: call it in a thread. Creates missing directories.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")

@@ -1,6 +1,6 @@
-"""Processes: a child that dies with its parent, waiting for a process that is not our child, signals that end this one.
+"""Children that end with their parent, waiting for a process that is not a child, signals that end this process.
 
-Owns no policy: who is spawned and when is decided elsewhere. The guarantee of `die_with_parent` is Linux's
+The guarantee of `die_with_parent` is Linux's
 (PR_SET_PDEATHSIG); on other systems it does nothing, and a parent that is SIGKILLed leaves its children behind.
 """
 
@@ -20,9 +20,9 @@ import psutil
 __all__ = ["MACHINE", "die_with_parent", "on_signals", "wait_pid_exit"]
 
 MACHINE = platform.node()
-"""The name of this machine; in a container that of the container. With a pid it tells a process from all others."""
+"""The name of this machine; in a container that of the container. With a pid it identifies a process."""
 POLL_S = 0.02
-"""Pause between two looks at a process, in seconds, where the system has no pidfd."""
+"""Pause between two checks of a process, in seconds, where the system has no pidfd."""
 _PR_SET_PDEATHSIG = 1
 """From Linux's <sys/prctl.h>."""
 
@@ -34,11 +34,11 @@ def die_with_parent(parent: int | None = None, signal_number: int = signal.SIGKI
     """Have the kernel send this process `signal_number` when its parent ends, however the parent ends.
 
     Call it first thing in the child, or between fork and exec: `preexec_fn=partial(die_with_parent, os.getpid())`.
-    `parent` is the expected parent's pid: a parent that had died before the call is noticed by it, and ends this
-    process at once. The setting survives exec (but not that of a setuid program), and is not inherited by children.
+    `parent` is the expected parent's pid: if the parent had already ended before the call, this process
+    ends at once. The setting survives exec (but not that of a setuid program), and is not inherited by children.
 
     The kernel's "parent" is the thread that forked: spawn such children from a thread that lives as long as they
-    should, in practice the main thread. Outside of Linux this does nothing.
+    do, in practice the main thread. Outside of Linux this does nothing.
 
     Raises:
         OSError: the kernel refused.
@@ -61,10 +61,10 @@ def on_signals(stop: Callable[[], None]) -> None:
 
 
 async def wait_pid_exit(pid: int) -> None:
-    """Return when the process `pid`, a child of ours or not, has ended; at once when there is none.
+    """Return when the process `pid`, a child or not, has ended; at once if it does not exist.
 
-    A zombie (ended, not yet reaped by its parent) counts as ended. Where there is no pidfd, the process is looked
-    at every POLL_S seconds, and told from a later one of the same pid by its start time.
+    A zombie (ended, not yet reaped by its parent) counts as ended. Without a pidfd the process is
+    checked every POLL_S seconds, and its start time distinguishes it from a later one with the same pid.
     """
     try:
         descriptor = os.pidfd_open(pid)

@@ -328,7 +328,7 @@ async def test_another_history_is_not_touched(tmp_path):
             await it.restore()
         told, usable = await restore(it.bus, it.mirror.file, StreamLimits(), "up")
         assert usable
-        assert "does not go on from the mirror" in told
+        assert "does not continue the mirror" in told
         assert contents(await it.stored()) == contents(there)
 
 
