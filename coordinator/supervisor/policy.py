@@ -256,8 +256,8 @@ class Policy:
         if (host := self.hosts.get(sandbox)) is not None and host.alive:
             self._host_lost(now, host, reason)
 
-    def bus_trouble(self, now: float, unhealthy: bool) -> None:
-        """The watchdog's connection or the bus is unhealthy, or healthy again: then all timeouts start again."""
+    def bus_checked(self, now: float, unhealthy: bool) -> None:
+        """Whether the bus or the watchdog's connection is unhealthy; when it recovers, all timeouts start again."""
         if self._bus_unhealthy and not unhealthy:
             self._reset_timeouts(now)
         self._bus_unhealthy = unhealthy

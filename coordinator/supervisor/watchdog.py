@@ -431,7 +431,7 @@ class Leadership:
     def _decide(self) -> list[Action]:
         time_s = time.monotonic()
         unhealthy = not self._bus.live or time_s - self._own_heartbeat_at > OWN_HEARTBEAT_LOST_S
-        self._policy.bus_trouble(time_s, unhealthy)
+        self._policy.bus_checked(time_s, unhealthy)
         return self._policy.decide(time_s)
 
 

@@ -23,7 +23,7 @@ NOW = 100.0
 
 
 @dataclass
-class UnreportedExit:
+class SwarmHistory:
     """What has happened to the agents a (in question) and b (which runs, unless stated otherwise)."""
 
     bus: NatsBus
@@ -70,97 +70,97 @@ def child(name: str, epoch: int, exit_code: int | None = -9) -> Child:
 
 
 @pytest.fixture
-async def unreported_exit(tmp_path) -> AsyncIterator[UnreportedExit]:
+async def history(tmp_path) -> AsyncIterator[SwarmHistory]:
     async with NatsServer(tmp_path / "state", port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "test")
         await ensure_streams(bus)
-        yield UnreportedExit(bus)
+        yield SwarmHistory(bus)
         await bus.close()
 
 
-async def test_an_undeclared_death_is_declared(unreported_exit):
-    old = await unreported_exit.claim()
-    await unreported_exit.report("declared_dead", old)
-    epoch = await unreported_exit.claim()
-    await unreported_exit.record(old)  # it died before it was ready
-    await unreported_exit.report("suspected", epoch)
-    await unreported_exit.report("exited", epoch, "base", exit_code=-9)
-    assert await unreported_exit.concluded(child("a", old), child("a", epoch)) == [(epoch, "signal 9")]
-    assert await unreported_exit.concluded(child("a", epoch), others=False) == [(epoch, "signal 9")]
-    await unreported_exit.report("declared_dead", epoch)
-    assert await unreported_exit.concluded(child("a", epoch)) == []
+async def test_an_undeclared_death_is_declared(history):
+    old = await history.claim()
+    await history.report("declared_dead", old)
+    epoch = await history.claim()
+    await history.record(old)  # it died before it was ready
+    await history.report("suspected", epoch)
+    await history.report("exited", epoch, "base", exit_code=-9)
+    assert await history.concluded(child("a", old), child("a", epoch)) == [(epoch, "signal 9")]
+    assert await history.concluded(child("a", epoch), others=False) == [(epoch, "signal 9")]
+    await history.report("declared_dead", epoch)
+    assert await history.concluded(child("a", epoch)) == []
 
 
 @pytest.mark.parametrize("event", ["declared_dead", "quarantined", "revived"])
-async def test_what_the_leader_before_has_declared_is_not_reported_again(unreported_exit, event):
-    epoch = await unreported_exit.claim()
-    await unreported_exit.record(epoch)
-    await unreported_exit.report(event, None if event == "revived" else epoch)
-    assert await unreported_exit.concluded(child("a", epoch)) == []
-    assert await unreported_exit.concluded() == []
+async def test_what_the_leader_before_has_declared_is_not_reported_again(history, event):
+    epoch = await history.claim()
+    await history.record(epoch)
+    await history.report(event, None if event == "revived" else epoch)
+    assert await history.concluded(child("a", epoch)) == []
+    assert await history.concluded() == []
 
 
-async def test_a_quarantine_that_the_registry_does_not_know_yet_stays(unreported_exit):
-    epoch = await unreported_exit.claim()
-    await unreported_exit.record(epoch)
-    await unreported_exit.report("declared_dead", epoch)
-    await unreported_exit.report("quarantined", epoch)
-    agent = (await unreported_exit.leads(child("a", epoch))).agents["a"]
+async def test_a_quarantine_that_the_registry_does_not_know_yet_stays(history):
+    epoch = await history.claim()
+    await history.record(epoch)
+    await history.report("declared_dead", epoch)
+    await history.report("quarantined", epoch)
+    agent = (await history.leads(child("a", epoch))).agents["a"]
     assert (agent.phase, agent.epoch) == ("quarantined", epoch)
-    await unreported_exit.report("revived", None)
-    assert (await unreported_exit.leads(child("a", epoch))).agents["a"].phase == "waiting"
+    await history.report("revived", None)
+    assert (await history.leads(child("a", epoch))).agents["a"].phase == "waiting"
 
 
-async def test_one_that_was_claimed_since_was_being_replaced(unreported_exit):
-    epoch = await unreported_exit.claim()
-    await unreported_exit.record(epoch)
-    await unreported_exit.claim()
-    assert await unreported_exit.concluded(child("a", epoch)) == []
+async def test_one_that_was_claimed_since_was_being_replaced(history):
+    epoch = await history.claim()
+    await history.record(epoch)
+    await history.claim()
+    assert await history.concluded(child("a", epoch)) == []
 
 
-async def test_an_end_with_exit_code_0_is_no_death(unreported_exit):
-    epoch = await unreported_exit.claim()
-    await unreported_exit.record(epoch)
-    await unreported_exit.report("exited", epoch, "base", exit_code=0)
-    assert await unreported_exit.concluded(child("a", epoch, 0)) == []
-    assert await unreported_exit.concluded() == []
+async def test_an_end_with_exit_code_0_is_no_death(history):
+    epoch = await history.claim()
+    await history.record(epoch)
+    await history.report("exited", epoch, "base", exit_code=0)
+    assert await history.concluded(child("a", epoch, 0)) == []
+    assert await history.concluded() == []
 
 
-async def test_an_agent_that_no_host_reports_while_others_run_has_gone_with_its_host(unreported_exit):
-    epoch = await unreported_exit.claim()
-    await unreported_exit.record(epoch)
-    [(dead, reason)] = await unreported_exit.concluded()
+async def test_an_agent_that_no_host_reports_while_others_run_has_gone_with_its_host(history):
+    epoch = await history.claim()
+    await history.record(epoch)
+    [(dead, reason)] = await history.concluded()
     assert dead == epoch
     assert "sandbox host is gone" in reason
-    await unreported_exit.report("exited", epoch, "base", exit_code=1)  # before its host went as well
-    assert await unreported_exit.concluded() == [(epoch, "exit code 1")]
+    await history.report("exited", epoch, "base", exit_code=1)  # before its host went as well
+    assert await history.concluded() == [(epoch, "exit code 1")]
 
 
-async def test_a_swarm_in_which_no_agent_runs_is_one_that_starts(unreported_exit):
-    epoch = await unreported_exit.claim()
-    await unreported_exit.record(epoch)
-    assert await unreported_exit.concluded(others=False) == []
+async def test_a_swarm_in_which_no_agent_runs_is_one_that_starts(history):
+    epoch = await history.claim()
+    await history.record(epoch)
+    assert await history.concluded(others=False) == []
 
 
 @pytest.mark.parametrize("status", ["stopped", "drained", "quarantined"])
-async def test_one_that_had_ended_is_not_missed(unreported_exit, status):
-    await unreported_exit.record(await unreported_exit.claim(), status)
-    assert await unreported_exit.concluded() == []
+async def test_one_that_had_ended_is_not_missed(history, status):
+    await history.record(await history.claim(), status)
+    assert await history.concluded() == []
 
 
-async def test_one_that_ran_manually_is_not_missed(unreported_exit):
-    await unreported_exit.record(await unreported_exit.claim(by="a"))
-    assert await unreported_exit.concluded() == []
+async def test_one_that_ran_manually_is_not_missed(history):
+    await history.record(await history.claim(by="a"))
+    assert await history.concluded() == []
 
 
-async def test_one_that_was_never_ready_is_not_missed(unreported_exit):
-    await unreported_exit.record(await unreported_exit.claim())
-    await unreported_exit.claim()
-    assert await unreported_exit.concluded() == []
+async def test_one_that_was_never_ready_is_not_missed(history):
+    await history.record(await history.claim())
+    await history.claim()
+    assert await history.concluded() == []
 
 
-async def test_garbage_in_the_place_of_a_report_is_ignored(unreported_exit):
-    epoch = await unreported_exit.claim()
-    await unreported_exit.bus.publish("in." + unreported_exit.bus.subjects.lifecycle("a", WATCHDOG), b"{")
-    await unreported_exit.bus.publish("in." + unreported_exit.bus.subjects.lifecycle("a", "base"), b"{")
-    assert await unreported_exit.concluded(child("a", epoch)) == [(epoch, "signal 9")]
+async def test_garbage_in_the_place_of_a_report_is_ignored(history):
+    epoch = await history.claim()
+    await history.bus.publish("in." + history.bus.subjects.lifecycle("a", WATCHDOG), b"{")
+    await history.bus.publish("in." + history.bus.subjects.lifecycle("a", "base"), b"{")
+    assert await history.concluded(child("a", epoch)) == [(epoch, "signal 9")]

@@ -1,4 +1,4 @@
-"""Messages of unknown kinds in the stream are alerted of, once for each kind."""
+"""Messages of unknown kinds in the stream are reported, once for each kind."""
 
 from __future__ import annotations
 

@@ -21,17 +21,17 @@ from coordinator.supervisor import watchdog as module
 from coordinator.supervisor.watchdog import Watchdog
 from tests.support.collecting import GUARD_S, Collector
 
-FAR = '[sandboxes.base]\n[sandboxes.nodejs]\n[sandboxes.python]\nprovider = "e2b"\n'
-FOR_EVER_S = 1e6
+REMOTE = '[sandboxes.base]\n[sandboxes.nodejs]\n[sandboxes.python]\nprovider = "e2b"\n'
+UNLIMITED_S = 1e6
 HEARTBEAT_S = 0.05
 
 
-@pytest.mark.parametrize("phases", [{"python": FAILED}, None], ids=["given up", "live"])
+@pytest.mark.parametrize("phases", [{"python": FAILED}, None], ids=["failed", "live"])
 async def test_nothing_starts_before_the_last_sandbox_is_there_or_has_failed(tmp_path, monkeypatch, phases):
-    """Not even for a provider that gave it up before the watchdog listened: it says so as long as it is so."""
-    monkeypatch.setattr(module, "REMOTE_DISCOVERY_S", FOR_EVER_S)
-    monkeypatch.setattr(module, "FIRST_DISCOVERY_S", FOR_EVER_S)
-    (tmp_path / "swarm.toml").write_text(FAR)
+    """The provider reports a failed sandbox in every heartbeat, so also to a watchdog that starts later."""
+    monkeypatch.setattr(module, "REMOTE_DISCOVERY_S", UNLIMITED_S)
+    monkeypatch.setattr(module, "FIRST_DISCOVERY_S", UNLIMITED_S)
+    (tmp_path / "swarm.toml").write_text(REMOTE)
     config = load_swarm(Path("swarm.toml"), directory=tmp_path).resolve()
     claims: Collector[str] = Collector()
     accounts: Collector[str] = Collector()
@@ -46,19 +46,19 @@ async def test_nothing_starts_before_the_last_sandbox_is_there_or_has_failed(tmp
             accounts.put(received.subject)
 
     async with NatsServer(tmp_path / "state", port=0) as server:
-        buses = [await NatsBus.connect(server.url, "swarm", name) for name in ("watchdog", "ear", "fake")]
-        bus, subscriber, said_by = buses
+        buses = [await NatsBus.connect(server.url, "swarm", name) for name in ("watchdog", "subscriber", "fake")]
+        bus, subscriber, publisher = buses
         await ensure_streams(bus)
         await subscriber.listen("swarm.epoch.*", on_claim)
         await subscriber.listen("swarm.heartbeat.watchdog", on_heartbeat)
-        await subscriber.bounds()  # a round trip: the subscription is in force
+        await subscriber.bounds()  # a round trip: the subscription is active
         watchdog = Watchdog(bus, config, clear_quarantine=True)
         tasks = [asyncio.create_task(watchdog.run())]
 
         def heartbeats(name: str, role: Any, **fields: Any) -> None:
             tasks.append(
                 asyncio.create_task(
-                    send_heartbeats(said_by, name, role, HEARTBEAT_S, lambda: {"status": "live", **fields})
+                    send_heartbeats(publisher, name, role, HEARTBEAT_S, lambda: {"status": "live", **fields})
                 )
             )
 
@@ -82,7 +82,7 @@ async def test_nothing_starts_before_the_last_sandbox_is_there_or_has_failed(tmp
 async def test_the_watchdog_puts_its_settings_in_place_of_garbage(tmp_path: Path) -> None:
     async with NatsServer(tmp_path, port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "watchdog")
-        subscriber = await NatsBus.connect(server.url, "swarm", "ear")
+        subscriber = await NatsBus.connect(server.url, "swarm", "subscriber")
         await ensure_streams(bus)
         subject = bus.subjects.config("watchdog")
         await bus.publish("in." + subject, b"{")
@@ -92,7 +92,7 @@ async def test_the_watchdog_puts_its_settings_in_place_of_garbage(tmp_path: Path
             received.put_nowait(message)
 
         await subscriber.listen(subject, on_message)
-        await subscriber.bounds()  # a round trip: the subscription is in force
+        await subscriber.bounds()  # a round trip: the subscription is active
         config = load_swarm(directory=tmp_path).resolve()
         watchdog = Watchdog(bus, config)
         running = asyncio.create_task(watchdog.run())

@@ -86,8 +86,8 @@ def test_after_a_stray_tick_far_ahead_the_series_goes_on(at: datetime | int) -> 
 
 def test_after_many_stray_ticks_decisions_go_on_under_names_of_their_own() -> None:
     desk = Desk()
-    strays = [tick(10**n, NEVER) for n in range(6, 12)]
-    made = desk([*series(1, 3, 1), *strays, *series(4, 3, 5)])
+    outliers = [tick(10**n, NEVER) for n in range(6, 12)]
+    made = desk([*series(1, 3, 1), *outliers, *series(4, 3, 5)])
     assert made[-3:] == ["=2:4", "=2:5", "=2:6"]
     assert desk.told == ["feed_renumbered"]
 

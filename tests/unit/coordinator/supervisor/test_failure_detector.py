@@ -76,9 +76,9 @@ def test_an_answer_that_comes_after_a_heartbeat_is_ignored():
 
 def test_no_process_is_declared_dead_while_the_bus_is_unhealthy():
     world = ready(a("a"), a("b", "python"))
-    world.policy.bus_trouble(world.now, True)
+    world.policy.bus_checked(world.now, True)
     assert world.run(10, bus=False) == []
-    world.policy.bus_trouble(world.now, False)
+    world.policy.bus_checked(world.now, False)
     assert world.run(3) == []
 
 

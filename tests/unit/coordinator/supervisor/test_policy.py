@@ -345,7 +345,9 @@ def test_a_start_that_fails_is_tried_again_without_being_a_death():
 
 @given(
     st.lists(
-        st.sampled_from(["die", "silent", "look", "wait", "host", "ill", "well", "drain", "end", "not drained"]),
+        st.sampled_from(
+            ["die", "silent", "probe", "wait", "host", "bus down", "bus up", "drain", "end", "not drained"]
+        ),
         max_size=60,
     )
 )
@@ -366,12 +368,12 @@ def test_one_incarnation_at_a_time_and_only_the_named_ways_out(events: list[str]
             world.policy.not_drained(world.now, "a", state.epoch)
         elif event == "silent":
             world.sending.discard("a")
-        elif event == "look":
+        elif event == "probe":
             world.policy.probed(world.now, "a", state.epoch, "T", CpuTimes(0, 0))
         elif event == "host":
             world.host("base", pid=world.sandboxes["base"] + 1)
-        elif event in ("ill", "well"):
-            world.policy.bus_trouble(world.now, event == "ill")
+        elif event in ("bus down", "bus up"):
+            world.policy.bus_checked(world.now, event == "bus down")
         for action in world.run(0.3):
             if isinstance(action, (Dead, Drained)):
                 assert alive
@@ -395,7 +397,7 @@ def test_a_swarm_starts_a_few_at_a_time_in_each_sandbox():
     for spawn in first:
         assert isinstance(spawn, Spawn)
         world.start(spawn)
-    assert world.policy.decide(world.now) == [], "they have not beaten yet"
+    assert world.policy.decide(world.now) == [], "they have sent no heartbeat yet"
     world.heartbeat("a1")
     assert world.policy.decide(world.now) == [Spawn(names[STARTS_AT_ONCE], "base")]
     world.start(Spawn(names[STARTS_AT_ONCE], "base"))

@@ -16,7 +16,7 @@ NOW_NS = 1_000_000_000_000
 SILENT_S = 0.1
 
 
-class KvEntry(Tracer):
+class RecordingTracer(Tracer):
     """A tracer that keeps what it is given."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ def started_at(monkeypatch):
     monkeypatch.setattr("time.time_ns", lambda: NOW_NS)
 
     def started_at(*exits: tuple[int, float]) -> float:
-        tracer = KvEntry()
+        tracer = RecordingTracer()
         recoveries = RecoveryTraces(tracer)
         for epoch, before_s in exits:
             recoveries.exited("a", epoch, datetime.fromtimestamp(NOW_NS * 1e-9 - before_s, UTC))
