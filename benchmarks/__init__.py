@@ -1,1 +1,1 @@
-"""Benchmarks of signalmesh beside bare nats-py. `make bench` runs all; results are committed in results/."""
+"""Benchmarks of signalmesh and of bare nats-py. `make bench` runs all; results are committed in results/."""

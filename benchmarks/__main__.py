@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--long] [NAME ...]`: prints what it measures; keeps a whole run."""
+"""`python -m benchmarks [--quick] [--long] [NAME ...]`: prints the results; stores those of a whole run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, to check that everything runs")
     parser.add_argument("--long", action="store_true", help="ten minutes instead of one for `starved`")
     parser.add_argument("--output", type=Path, help="where to write; default: results/ for a whole run, else nowhere")
     options = parser.parse_args()

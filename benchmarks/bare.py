@@ -23,7 +23,7 @@ from bus.server.supervisor import NatsServer
 
 VOTERS = ("voter-1", "voter-2", "voter-3")
 OPEN_ROUNDS = 256
-"""As many undecided rounds as the swarm's source allows itself."""
+"""Most undecided rounds, as in the swarm's source."""
 TICKS, DECISIONS = "bare.market.x.source", "bare.decision.x.coordinator"
 
 
@@ -64,7 +64,7 @@ async def source(wire: Wire, speed: float, rounds: int, size: int) -> None:
         wake.set()
 
     await wire.subscribe(DECISIONS, on_decision)
-    await asyncio.to_thread(sys.stdin.readline)  # all others are there
+    await asyncio.to_thread(sys.stdin.readline)  # all other processes run
     loop = asyncio.get_running_loop()
     due = loop.time()
     for number in range(1, rounds + 1):
@@ -116,7 +116,7 @@ async def main(role: str, url: str, way: str, speed: float, rounds: int, size: i
 
 
 class Pipeline:
-    """The running peer; `client` is an outside subscriber's, `go` lets the source begin."""
+    """The running peer; `client` is an outside subscriber's, `go` starts the source."""
 
     def __init__(self, client: Any, source_process: asyncio.subprocess.Process) -> None:
         self.client, self._source = client, source_process
@@ -149,7 +149,7 @@ async def pipeline(way: str, speed: float, rounds: int, sizes: dict[str, int]) -
             assert process.stdout is not None
             async with asyncio.timeout(20):
                 await process.stdout.readline()
-        await asyncio.sleep(0.3)  # its consumers are being made
+        await asyncio.sleep(0.3)  # until its consumers are created
         yield Pipeline(client, processes["source"])
 
 

@@ -1,4 +1,4 @@
-"""What a swarm costs: unshared memory of an agent, CPU of every process, idle and at 100 ticks/s."""
+"""Cost of a swarm: unshared memory of an agent, CPU of every process, idle and at 100 ticks/s."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def idle(*, quick: bool) -> Result:
         rounds = Rounds(WARM, limit)
         await running.client.subscribe(DECISIONS, cb=rounds.on_decision)
         async with asyncio.timeout(60):
-            await rounds.begun.wait()
+            await rounds.started.wait()
         found = await processes(running)
         busy = await cpu(found, busy_s)
         async with asyncio.timeout(60):
@@ -101,7 +101,7 @@ async def idle(*, quick: bool) -> Result:
         title="Memory and CPU",
         conditions=f"The default swarm (five agents, three hosts, watchdog, nats-server, `up`). CPU as a share of one "
         f"core, by psutil's cpu_times over {busy_s:.0f} s at {SPEED:.0f} ticks/s and over {idle_s:.0f} s idle (the "
-        "recording has ended, everything beats). Unshared memory is USS, at the end of the idle phase.",
+        "recording has ended, only heartbeats are sent). Unshared memory is USS, at the end of the idle phase.",
         rows=rows,
         goal="an agent's unshared memory < 15 MB, the idle swarm's CPU < 10 % of one core",
         verdict=f"Largest agent {largest:.1f} MB: {'met' if largest < 15 else 'missed'}. "

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine and versions of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Cores, CPU model, memory, kernel, and the load right now."""
+    """Cores, CPU model, memory, kernel, and the present load."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
 
 
 def file_system(directory: Path) -> str:
-    """Type and device of the file system that holds `directory`, for what fsync costs depends on it."""
+    """Type and device of the file system that holds `directory`, as the cost of fsync depends on it."""
     best = ("", "an unknown file system")
     for partition in psutil.disk_partitions(all=True):
         if directory.resolve().is_relative_to(partition.mountpoint) and len(partition.mountpoint) > len(best[0]):
@@ -44,7 +44,7 @@ def file_system(directory: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that is compared."""
+    """Versions of all compared programs."""
     return {
         "python": platform.python_version(),
         "signalmesh": version("signalmesh"),

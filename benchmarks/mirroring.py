@@ -1,4 +1,4 @@
-"""The mirror: how fast it takes in a stream that is there, and how far behind it is at a given rate."""
+"""The mirror: its rate on an existing stream, and its lag at a given rate."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def cursor_of(file: Path) -> int:
     try:
         with MirrorFile(file) as found:
             return found.cursor()
-    except MeshError:  # it is only being made
+    except MeshError:  # the file is not complete yet
         return 0
 
 
 async def _reach(file: Path, sequence: int) -> tuple[float, int]:
-    """When the file's cursor was first seen at `sequence` or beyond, and the cursor."""
+    """The time when the file's cursor first was at `sequence` or later, and the cursor."""
     async with asyncio.timeout(WAIT_S):
         while (cursor := await asyncio.to_thread(cursor_of, file)) < sequence:  # noqa: ASYNC110 - another process's file
             await asyncio.sleep(POLL_INTERVAL_S)
@@ -65,7 +65,7 @@ async def _reach(file: Path, sequence: int) -> tuple[float, int]:
 
 
 async def _publish(bus: NatsBus, count: int, rate: float | None, acked: dict[int, float]) -> None:
-    """`count` messages, paced or in a pipeline; notes when each was acknowledged."""
+    """Publish `count` messages, paced or pipelined; records when each was acknowledged."""
     done, left = asyncio.Event(), count
 
     def on_done(result: Ack | BusError) -> None:
@@ -131,13 +131,13 @@ async def mirroring(*, quick: bool = False) -> Result:
         conditions=(
             "A process `signalmesh mirror` into a new file (WAL, synchronous FULL) beside nats-server and a publisher; "
             f"payloads of {len(PAYLOAD)} bytes. Backlog: {backlog:,} messages, from the first rows seen to the last. "
-            f"Behind: from the publisher's acknowledgement of each of {live:,} messages to its row in the file, seen "
+            f"Behind: from the acknowledgement of each of {live:,} messages to its row in the file, checked "
             "every 5 ms."
         ),
         rows=[
             {"what": "backlog, rows/s", "value": rows_s},
             {"what": "the mirror's CPU, us a row", "value": cpu_us},
-            {"what": f"messages/s published (wanted {RATE:,})", "value": rate},
+            {"what": f"messages/s published (target {RATE:,})", "value": rate},
             *({"what": f"behind, ms, {name}", "value": ms[name]} for name in ("p50", "p90", "p99", "max")),
         ],
         goal=GOAL,

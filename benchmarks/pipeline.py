@@ -14,15 +14,15 @@ from benchmarks.swarm import DECISIONS, TICKS, Rounds, swarm
 
 SPEED = 100.0
 HISTORY = 250
-"""Candles of the recording that the swarm does not pace."""
+"""Candles of the recording that the swarm publishes unpaced."""
 WAYS = {"core": "bare nats-py, core", "js": "bare nats-py, JetStream"}
 SWARM = "signalmesh"
 WAIT_S = 120.0
 SIZES = {"tick": 180, "signal": 280, "decision": 330}
-"""Payload bytes until the swarm's own have been seen in this run."""
+"""Payload bytes until the swarm's own are measured in this run."""
 NO_WORK = (
     "The swarm computes indicators, scores headlines, validates, numbers, fences, stores, snapshots and deduplicates; "
-    "the peers pass payloads of the same sizes on, keep no state and recover nothing."
+    "the peers pass on payloads of the same sizes, keep no state and recover nothing."
 )
 
 
@@ -41,7 +41,7 @@ async def run_swarm(
             signals = await running.client.subscribe("swarm.signal.*.*", cb=on_signal)
         await running.client.subscribe(DECISIONS, cb=rounds.on_decision)
         async with asyncio.timeout(WAIT_S):
-            await rounds.begun.wait()
+            await rounds.started.wait()
             if signals is not None:
                 await signals.unsubscribe()
             await rounds.done.wait()
@@ -71,7 +71,7 @@ async def latency(*, quick: bool) -> Result:
         medians[name].append(percentiles(values)["p50"])
 
     for _ in range(turns):
-        first = HISTORY + 151  # the unpaced history and a second and a half of pacing are behind
+        first = HISTORY + 151  # after the unpaced history and a second and a half of pacing
         rounds = Rounds(first, first + measured - 1)
         await run_swarm(SPEED, rounds)
         sizes.update(rounds.sizes)
@@ -84,16 +84,16 @@ async def latency(*, quick: bool) -> Result:
     base = percentiles(found[core])["p50"]
     rows: list[dict[str, Any]] = []
     for name, values in found.items():
-        figures = percentiles(values)
-        beside = {"p50 / core": figures["p50"] / base, "p50 of each turn": _turns(medians[name])}
-        rows.append({"ms": name, **figures, **beside})
+        values_ms = percentiles(values)
+        relative = {"p50 / core": values_ms["p50"] / base, "p50 of each turn": _turns(medians[name])}
+        rows.append({"ms": name, **values_ms, **relative})
     ratio, against_js = (
         statistics.median(a / b for a, b in zip(medians[SWARM], medians[name], strict=True)) for name in WAYS.values()
     )
     return Result(
         name="latency",
         title="Tick to decision at 100 ticks/s",
-        conditions=f"From hearing a tick to hearing its decision, as an outside core subscriber; {turns} turns of "
+        conditions=f"From receiving a tick to receiving its decision, by an outside core subscriber; {turns} turns of "
         f"{measured} rounds each, swarm and peers taking turns, each with a nats-server of its own. Source, three "
         f"voters, coordinator: five processes on both sides; payloads {sizes} bytes on both.",
         rows=rows,
@@ -103,7 +103,7 @@ async def latency(*, quick: bool) -> Result:
             NO_WORK,
             (
                 "The JetStream peer stores each message and its processes read what is stored (publish_async, ordered "
-                "consumers); its outside subscriber hears a message when published, the swarm's when stored."
+                "consumers); its outside subscriber receives a message when published, the swarm's when stored."
             ),
             f"Beside the JetStream peer: {against_js:.2f}x (median of the turns' ratios).",
         ],

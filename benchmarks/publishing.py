@@ -1,4 +1,4 @@
-"""Acknowledged publishes: our outbox beside nats-py's own ways, and the embedded server's two durabilities."""
+"""Acknowledged publishes: the outbox compared with nats-py's publishing, and the embedded server's two durabilities."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAIN = "nats-py js.publish_async, plain stream"
 
 
 class Ours:
-    """The swarm's own way: through an outbox, numbered and fenced."""
+    """The swarm's publishing: through an outbox, numbered and fenced."""
 
     def __init__(self, bus: NatsBus, guard: dict[str, str]) -> None:
         self._bus, self._guard = bus, guard
@@ -38,7 +38,7 @@ class Ours:
 
     @classmethod
     async def claimed(cls, bus: NatsBus) -> Ours:
-        """With a stream to publish to, and a claim to be fenced by."""
+        """Create the stream and the claim of its fence."""
         await ensure_streams(bus)
         epoch = await claim(bus, "bench", agent_id=new_agent_id(), claimed_by="bench", sandbox="")
         return cls(bus, fence(bus, "bench", epoch))
@@ -48,7 +48,7 @@ class Ours:
         return number, {h.MSG_ID: f"bench:{number}", h.OUTPUT: str(number), **self._guard}
 
     async def publish(self, count: int) -> None:
-        """Have `count` messages stored; returns when all are acknowledged."""
+        """Store `count` messages; returns when all are acknowledged."""
         box = Outbox(self._bus, ("swarm.*.*.bench",), lambda _: None, pipelined=True)
         for _ in range(count):
             number, headers = self.headers()
@@ -60,7 +60,7 @@ class Ours:
 
 
 class Theirs:
-    """nats-py's ways to have `count` messages stored; each returns when all are acknowledged."""
+    """nats-py's ways to store `count` messages; each returns when all are acknowledged."""
 
     def __init__(self, jetstream: JetStreamContext, ours: Ours) -> None:
         self._jetstream, self._ours = jetstream, ours

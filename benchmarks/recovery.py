@@ -16,8 +16,8 @@ from coordinator.control.kill import kill as kill_agent
 
 SPEED = 50.0
 AGENT_REST_S = 11.5
-"""Between two kills of the same agent: after 10 s of progress its deaths are forgotten, and the next restart comes at
-once, as the first does."""
+"""Pause between two kills of the same agent: 10 s of progress reset its death counter, so the next restart has no
+backoff either."""
 SETTLE_S = 3.0
 PHASES = ("detected", "claimed", "spawned", "restored", "ready", "first_output")
 
@@ -29,24 +29,24 @@ async def first_decision(*, quick: bool) -> Result:
             received = await first_message(running.client, DECISIONS)
             decisions.append(await received() - running.started_at)
             servers.append(running.server_up_s)
-    figures = percentiles(decisions)
+    first_s = percentiles(decisions)
     return Result(
         name="first-decision",
         title="First decision",
         conditions="Seconds from the start of the process `signalmesh up --port 0` (a fresh state directory) to the "
-        "first decision heard by an outside core subscriber.",
+        "first decision received by an outside core subscriber.",
         rows=[
-            {"s": "server up, streams made, roles started", **percentiles(servers)},
-            {"s": "first decision", **figures},
+            {"s": "server up, streams created, roles started", **percentiles(servers)},
+            {"s": "first decision", **first_s},
         ],
         goal="less than 3 s",
-        verdict=f"p50 {figures['p50']:.2f} s, max {figures['max']:.2f} s: {'met' if figures['max'] < 3 else 'missed'}.",
+        verdict=f"p50 {first_s['p50']:.2f} s, max {first_s['max']:.2f} s: {'met' if first_s['max'] < 3 else 'missed'}.",
         raw={"first_decision_s": decisions, "server_up_s": servers},
     )
 
 
 async def rotate(running: Swarm, number: int, count: int) -> list[KillReport]:
-    """Send signal `number` to one agent after another, each resting long enough for its deaths to be forgotten."""
+    """Send signal `number` to one agent after another, each after a pause that resets its death counter."""
     bus = await NatsBus.connect(running.url, "swarm", "bench")
     done: list[KillReport] = []
     try:
@@ -60,7 +60,7 @@ async def rotate(running: Swarm, number: int, count: int) -> list[KillReport]:
 
 
 async def live(running: Swarm) -> None:
-    """Wait until the swarm decides and its first start is forgotten."""
+    """Wait until the swarm decides and its start is over."""
     received = await first_message(running.client, DECISIONS)
     await received()
     await asyncio.sleep(SETTLE_S)
@@ -71,11 +71,11 @@ def phases(done: list[KillReport], names: tuple[str, ...]) -> tuple[list[dict[st
     return [{"ms since the signal": name, **percentiles(values)} for name, values in found.items()], found
 
 
-def losses(done: list[KillReport]) -> str:
+def outcome_note(done: list[KillReport]) -> str:
     lost = sum(k.outputs_lost or 0 for k in done)
     duplicated = sum(k.outputs_duplicated or 0 for k in done)
     back = sum(k.outcome == "recovered" for k in done)
-    return f"{back} of {len(done)} recovered; outputs lost {lost}, doubled {duplicated} (read back from the stream)."
+    return f"{back} of {len(done)} recovered; outputs lost {lost}, duplicated {duplicated} (read back from the stream)."
 
 
 async def kill(*, quick: bool) -> Result:
@@ -87,7 +87,7 @@ async def kill(*, quick: bool) -> Result:
     by_agent = {
         name: percentiles(k.ready_ms for k in done if k.agent == name and k.ready_ms is not None) for name in AGENTS
     }
-    rows += [{"ms since the signal": f"ready, {name}", **figures} for name, figures in by_agent.items()]
+    rows += [{"ms since the signal": f"ready, {name}", **values} for name, values in by_agent.items()]
     ready = percentiles(found["ready"])
     met = ready["p50"] < 50 and ready["p99"] < 150
     return Result(
@@ -95,11 +95,11 @@ async def kill(*, quick: bool) -> Result:
         title="SIGKILL to ready with state",
         conditions=f"{count} SIGKILLs at {SPEED:.0f} ticks/s, the five agents in turn, each killed again after "
         f"{AGENT_REST_S} s at the earliest, so that every one is a first death without backoff. Times are when an "
-        "outside observer (`signalmesh kill`) heard of each phase, from just before it asked for the signal.",
+        "outside observer (`signalmesh kill`) received each phase, from just before it requested the signal.",
         rows=rows,
         goal="ready p50 < 50 ms, p99 < 150 ms",
         verdict=f"p50 {ready['p50']:.1f} ms, p99 {ready['p99']:.1f} ms: {'met' if met else 'missed'}.",
-        notes=[losses(done)],
+        notes=[outcome_note(done)],
         raw={"ms": found, "replayed": [k.events_replayed for k in done]},
     )
 
@@ -114,11 +114,11 @@ async def stop(*, quick: bool) -> Result:
     return Result(
         name="stop",
         title="SIGSTOP to replaced",
-        conditions=f"{count} SIGSTOPs, spaced like the kills: the process hangs and says nothing. The watchdog "
+        conditions=f"{count} SIGSTOPs, spaced like the kills: the process hangs without heartbeats. The watchdog "
         "declares it dead after 600 ms of silence, once its host has confirmed that it does not run.",
         rows=rows,
         goal="replaced within 1 s",
         verdict=f"p50 {ready['p50']:.0f} ms, max {ready['max']:.0f} ms: {'met' if ready['max'] < 1000 else 'missed'}.",
-        notes=[losses(done)],
+        notes=[outcome_note(done)],
         raw={"ms": found},
     )

@@ -1,4 +1,4 @@
-"""Replaying a recorded run: one pass of `signalmesh replay`, beside each agent's own recovery from nothing."""
+"""Replaying a recorded run: one pass of `signalmesh replay`, and each agent's own recovery without a snapshot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WAIT_S = 120.0
 
 
 async def record(rounds: int) -> list[StoredMessage]:
-    """What the stream of a real swarm holds after `rounds` rounds at full speed."""
+    """The stream of a real swarm after `rounds` rounds at full speed."""
     received = Rounds(1, rounds)
     async with swarm(0, limit=rounds) as running:
         await running.client.subscribe("swarm.decision.*.*", cb=received.on_decision)
@@ -57,7 +57,7 @@ async def _in_one_pass(messages: list[StoredMessage], config: SwarmConfig) -> tu
 
 
 async def _by_recovery(messages: list[StoredMessage], config: SwarmConfig) -> tuple[int, float, float]:
-    """Each agent's runtime on the memory bus, from no snapshot to ready: the replay that a restart does."""
+    """Each agent's runtime on the memory bus, from no snapshot to ready: the replay of a restart."""
     inputs = 0
     wall = cpu = 0.0
     for settings in config.agents:
@@ -67,12 +67,12 @@ async def _by_recovery(messages: list[StoredMessage], config: SwarmConfig) -> tu
         agent, bus, agent_id = make_agent(settings.spec), MemoryBus(server), new_agent_id()
         epoch = await claim(bus, agent.name, agent_id=agent_id, claimed_by=agent.name, sandbox="")
         runtime = Runtime(agent, bus, epoch, agent_id=agent_id, pipelined=True)
-        began_wall, began_cpu = time.perf_counter(), time.process_time()
+        started_wall, started_cpu = time.perf_counter(), time.process_time()
         running = asyncio.create_task(runtime.run())
         async with asyncio.timeout(WAIT_S):
             await runtime.ready.wait()
-        wall += time.perf_counter() - began_wall
-        cpu += time.process_time() - began_cpu
+        wall += time.perf_counter() - started_wall
+        cpu += time.process_time() - started_cpu
         inputs += runtime.input_processor.inputs
         runtime.drain()
         await running
@@ -108,6 +108,6 @@ async def replaying(*, quick: bool) -> Result:
         rows=rows,
         goal=f"{GOAL:,} inputs/s",
         verdict=f"Median {best:,.0f}, {'met' if best >= GOAL else 'missed'}.",
-        notes=["One process, one core: the agents take turns. Making them (reading data files) is not counted."],
+        notes=["One process, one core: the agents take turns. Their construction (reading data files) is not counted."],
         raw={"rates": rates},
     )

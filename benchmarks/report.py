@@ -22,7 +22,7 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
 
 
 def format_number(value: Any) -> str:
-    """A figure with three significant digits, at least all of its whole ones."""
+    """A number with three significant digits, or all integer digits if there are more."""
     if value is None:
         return MISSING
     if isinstance(value, float):
@@ -35,7 +35,7 @@ def format_number(value: Any) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """One benchmark's outcome. `rows` are the lines of its table; `goal` and `verdict` say what was aimed at."""
+    """One benchmark's outcome. `rows` are the lines of its table; `goal` and `verdict` compare them with the target."""
 
     name: str
     title: str
@@ -62,12 +62,12 @@ class Result:
 
 
 def write(directory: Path, machine: dict[str, Any], versions: dict[str, str], results: list[Result]) -> list[Path]:
-    """Write the run to `directory`; the same names each time, for their history is git's."""
+    """Write the run to `directory`; always under the same names, as git keeps their history."""
     directory.mkdir(parents=True, exist_ok=True)
     facts = [{"": name, "value": value} for name, value in {**machine, **versions}.items()]
     about = Result(name="", title="Machine and versions", conditions="", rows=facts)
     head = (
-        "# Benchmarks\n\nWritten by `make bench`. Every figure is from one run on one machine; compare the figures of "
+        "# Benchmarks\n\nWritten by `make bench`. Every value is from one run on one machine; compare the values of "
         "a table with each other rather than with another machine's."
     )
     markdown, json = directory / "latest.md", directory / "latest.json"

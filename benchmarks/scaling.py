@@ -1,4 +1,4 @@
-"""10, 50 and 200 agents on this machine: starting, memory, CPU, heartbeats, false deaths, recoveries among so many."""
+"""10, 50 and 200 agents on this machine: start, memory, CPU, heartbeats, false deaths, recoveries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ START_S, HISTORY_S = 120.0, 600.0
 STEADY_S, QUICK_S = 30.0, 5.0
 KILLS, QUICK_KILLS = 20, 3
 REST_S = 0.5
-"""Between two kills; each hits another agent."""
+"""Pause between two kills; each kills another agent."""
 KILL_WAIT_S = 30.0
 SEED = 7
 MIB = 1 << 20
@@ -39,19 +39,19 @@ MIB = 1 << 20
 
 @dataclass(slots=True)
 class Subscriber:
-    """What an outside core subscriber hears of heartbeats, lifecycle and decisions (monotonic seconds)."""
+    """Heartbeats, lifecycle events and decisions that an outside core subscriber receives (monotonic seconds)."""
 
     live: dict[str, float] = field(default_factory=dict)
     last: dict[str, tuple[int, int, float]] = field(default_factory=dict)
     """Agent -> epoch, number and time of its newest heartbeat."""
     late: list[float] = field(default_factory=list)
-    """Between two heartbeats of an incarnation, in intervals: 1 is on time."""
+    """Time between two heartbeats of an incarnation, in intervals: 1 is on time."""
     missed: int = 0
-    told: collections.Counter[str] = field(default_factory=collections.Counter)
+    events: collections.Counter[str] = field(default_factory=collections.Counter)
     dead: collections.Counter[str] = field(default_factory=collections.Counter)
     claimed: dict[tuple[str, int], float] = field(default_factory=dict)
     starts: list[float] = field(default_factory=list)
-    """From hearing of a claim to hearing that the agent is ready, seconds."""
+    """From receiving a claim to receiving the agent's `ready`, seconds."""
     round: int = 0
     voters: int = 0
 
@@ -70,7 +70,7 @@ class Subscriber:
 
     async def on_lifecycle(self, msg: Msg) -> None:
         event = orjson.loads(msg.data)
-        self.told[event["event"]] += 1
+        self.events[event["event"]] += 1
         if event["event"] == "declared_dead":
             self.dead[event["agent"]] += 1
         claimed = self.claimed.get((event["agent"], event.get("epoch") or 0))
@@ -86,7 +86,7 @@ class Subscriber:
         self.round, self.voters = decision["round"], len(decision["agents_consulted"])
 
     async def until(self, what: str, done: Any, within_s: float) -> None:
-        """Wait until `done()`; a benchmark that cannot go on says what did not come."""
+        """Wait until `done()`; after a timeout the error names `what`."""
         try:
             async with asyncio.timeout(within_s):
                 while not done():  # noqa: ASYNC110 - several things make it true
@@ -95,8 +95,8 @@ class Subscriber:
             raise RuntimeError(f"not within {within_s:.0f} s: {what}") from None
 
 
-async def one(count: int, steady_s: float, kills: int) -> dict[str, Any]:
-    """All figures of a swarm of `count` agents."""
+async def measure(count: int, steady_s: float, kills: int) -> dict[str, Any]:
+    """Results of a swarm of `count` agents."""
     subscriber = Subscriber()
     async with swarm(SPEED, agents=count) as running:
         for subject, on_msg in (
@@ -113,7 +113,7 @@ async def one(count: int, steady_s: float, kills: int) -> dict[str, Any]:
         starts = percentiles(subscriber.starts)
         false_before = sum(subscriber.dead.values())
         subscriber.late.clear()
-        subscriber.missed, suspected = 0, subscriber.told["suspected"]
+        subscriber.missed, suspected = 0, subscriber.events["suspected"]
         used = await cpu(running, steady_s)
         heartbeats, missed = percentiles(subscriber.late), subscriber.missed
         memory = await asyncio.to_thread(total_memory, running)
@@ -131,25 +131,25 @@ async def one(count: int, steady_s: float, kills: int) -> dict[str, Any]:
         "voters": subscriber.voters,
         "memory, MiB": memory / MIB,
         "CPU, %": used,
-        "beat p50": heartbeats.get("p50"),
-        "beat p99": heartbeats.get("p99"),
-        "beat max": heartbeats.get("max"),
-        "beats missed": missed,
+        "heartbeat p50": heartbeats.get("p50"),
+        "heartbeat p99": heartbeats.get("p99"),
+        "heartbeat max": heartbeats.get("max"),
+        "heartbeats missed": missed,
         "kills": len(done),
         "recovered": sum(k.outcome == "recovered" for k in done),
-        "lost or doubled": sum((k.outputs_lost or 0) + (k.outputs_duplicated or 0) for k in done),
+        "lost or duplicated": sum((k.outputs_lost or 0) + (k.outputs_duplicated or 0) for k in done),
         "detected p50, ms": detected.get("p50"),
         "ready p50, ms": ready.get("p50"),
         "ready p90, ms": ready.get("p90"),
         "ready max, ms": ready.get("max"),
         "false deaths, start": false_before,
         "false deaths, later": false - false_before,
-        "suspected": subscriber.told["suspected"] - suspected,
+        "suspected": subscriber.events["suspected"] - suspected,
     }
 
 
 def processes(running: Swarm) -> list[psutil.Process]:
-    """All of the swarm."""
+    """All processes of the swarm."""
     root = psutil.Process(running.process.pid)
     return [root, *root.children(recursive=True)]
 
@@ -172,7 +172,7 @@ async def cpu(running: Swarm, wait_s: float) -> float:
 
 
 def total_memory(running: Swarm) -> int:
-    """Proportional set size of all processes, bytes: what they share is counted once."""
+    """Proportional set size of all processes, bytes: shared pages are counted once."""
     found = 0
     for process in processes(running):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -198,18 +198,18 @@ async def kill_some(running: Swarm, count: int, kills: int) -> list[KillReport]:
 async def scale(*, quick: bool) -> Result:
     counts = QUICK_COUNTS if quick else COUNTS
     steady_s, kills = (QUICK_S, QUICK_KILLS) if quick else (STEADY_S, KILLS)
-    rows = [await one(count, steady_s, kills) for count in counts]
+    rows = [await measure(count, steady_s, kills) for count in counts]
     false = sum(row["false deaths, start"] + row["false deaths, later"] for row in rows)
     back, killed = sum(row["recovered"] for row in rows), sum(row["kills"] for row in rows)
-    missed, latest = sum(row["beats missed"] for row in rows), max(row["beat max"] for row in rows)
+    missed, latest = sum(row["heartbeats missed"] for row in rows), max(row["heartbeat max"] for row in rows)
     met = false == 0 and back == killed and missed == 0 and latest < SUSPECT_HEARTBEATS
     return Result(
         name="scale",
         title="Many agents",
         conditions=f"`signalmesh up --agents N` at {SPEED:.0f} ticks/s: strategies that all vote, over three "
-        "sandboxes. Start: from hearing of a claim to hearing that the agent is ready. CPU of all processes in "
+        "sandboxes. Start: from receiving a claim to receiving the agent's `ready`. CPU of all processes in "
         f"percent of one core, over {steady_s:.0f} s after the first {HISTORY} rounds (not paced); memory of all of "
-        "them, PSS. Beat: between two heartbeats of an agent, in intervals that it says itself (1 is on time). Then "
+        "them, PSS. Heartbeat: time between two heartbeats of an agent, divided by its interval (1 is on time). Then "
         f"{kills} SIGKILLs (or one for each agent), {REST_S} s apart, each to another agent.",
         rows=rows,
         goal="every heartbeat on time, no false death, every kill recovered",

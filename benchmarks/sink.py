@@ -1,6 +1,6 @@
-"""`python -m benchmarks.sink`: a collector that does no more than to keep what it is sent, in a process of its own.
+"""`python -m benchmarks.sink`: a collector that only stores the requests, in a process of its own.
 
-It prints its port. POST keeps a request; GET answers with how many spans all of them had.
+It prints its port. POST stores a request; GET returns the number of spans in all requests.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-KEPT: list[bytes] = []
+REQUESTS: list[bytes] = []
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        KEPT.append(self.rfile.read(int(self.headers["content-length"])))
+        REQUESTS.append(self.rfile.read(int(self.headers["content-length"])))
         self._answer(b"")
 
     def do_GET(self) -> None:
-        requests = (ExportTraceServiceRequest.FromString(body) for body in KEPT)
+        requests = (ExportTraceServiceRequest.FromString(body) for body in REQUESTS)
         scopes = (scope for request in requests for each in request.resource_spans for scope in each.scope_spans)
         self._answer(b"%d" % sum(len(scope.spans) for scope in scopes))
 
@@ -36,22 +36,22 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed but the port."""
+        """Print nothing but the port."""
 
 
 class Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Who ends does not wait for an answer."""
+        """Do not wait for open requests at the end."""
 
 
 class Sink:
-    """One that runs; `url` is its endpoint."""
+    """A running collector; `url` is its endpoint."""
 
     def __init__(self, port: int) -> None:
         self.port, self.url = port, f"http://127.0.0.1:{port}"
 
     def spans(self) -> int:
-        """How many spans it has been sent so far."""
+        """How many spans it has received so far."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", "/")

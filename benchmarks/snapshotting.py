@@ -18,25 +18,25 @@ CLASSES = {
     "strategy-mean-reversion": "agents.builtin.mean_reversion:MeanReversionAgent",
     "coordinator": "coordinator.decisions.agent:CoordinatorAgent",
 }
-NEVER = """
+NO_SNAPSHOTS = """
 import agents.runtime.checkpointer as checkpoint
 
 checkpoint.SNAPSHOT_S = 1e6
 checkpoint.Checkpointer.input_handled = lambda self, inputs: None
 """
-"""A swarm has no setting for it, and should have none: its agents are told by the module that they are loaded from."""
+"""A swarm has no setting for it: the module that the agents are loaded from disables snapshots."""
 
 
 def files(way: str) -> dict[str, str]:
-    """The default swarm, its classes taken from a module that may keep agents from taking snapshots."""
-    module = NEVER if way == WITHOUT else ""
+    """The default swarm, with classes from a module that can disable snapshots."""
+    module = NO_SNAPSHOTS if way == WITHOUT else ""
     settings = ""
     for name, where in CLASSES.items():
-        place, _, cls = where.partition(":")
-        module += f"from {place} import {cls}\n"
-        settings += f'[agents.{name}]\nclass = "as_told:{cls}"\n'
+        module_name, _, cls = where.partition(":")
+        module += f"from {module_name} import {cls}\n"
+        settings += f'[agents.{name}]\nclass = "agents_for_run:{cls}"\n'
         settings += "options = { speed = 0 }\n" if name == "research-1" else ""
-    return {"as_told.py": module, "swarm.toml": settings}
+    return {"agents_for_run.py": module, "swarm.toml": settings}
 
 
 async def snapshotting(*, quick: bool) -> Result:
@@ -56,7 +56,7 @@ async def snapshotting(*, quick: bool) -> Result:
         name="snapshots",
         title="What snapshots cost",
         conditions=f"Decisions a second at full speed over {measured:,} rounds after the first 500, the default swarm "
-        f"with its snapshots (every 64 inputs or second) and kept from taking any; {turns} turns, interleaved.",
+        f"with its snapshots (every 64 inputs or second) and without any; {turns} turns, interleaved.",
         rows=[
             {
                 "decisions/s": way,

@@ -1,4 +1,4 @@
-"""A swarm started by its own command line, as a user would, and a plain nats-py client that listens from outside."""
+"""A swarm started by its own command line, as a user would, and a plain nats-py client that subscribes from outside."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from coordinator.runner.run_record import read_run
 
 START_S = 30.0
 AGENTS = ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator")
-"""Of the default swarm; killed in this order."""
+"""Agents of the default swarm, killed in this order."""
 DECISIONS = "swarm.decision.*.*"
 TICKS = "swarm.market.*.*"
 CONFIG = """
@@ -70,10 +70,10 @@ async def swarm(
     environment: dict[str, str] | None = None,
     agents: int | None = None,
 ) -> AsyncIterator[Swarm]:
-    """`signalmesh up --port 0 --speed SPEED` in a fresh state directory; `limit` ends the source after so many.
+    """`signalmesh up --port 0 --speed SPEED` in a new state directory; `limit` ends the source after that many candles.
 
-    `files` are put into its working directory; a `swarm.toml` among them is the one that is used. `environment` is
-    added to ours, of which no OTEL_* variable is handed on.
+    `files` are written to its working directory; a `swarm.toml` among them is used. `environment` is added to this
+    process's environment without its OTEL_* variables.
     """
     async with scratch() as directory:
         for name, text in (files or {}).items():
@@ -114,21 +114,21 @@ async def _url(state_dir: Path, process: subprocess.Popen[bytes], output: Path) 
     async with asyncio.timeout(START_S):
         while (run := read_run(state_dir)) is None:
             if process.poll() is not None:
-                said = await asyncio.to_thread(output.read_text)
-                raise RuntimeError(f"`signalmesh up` ended with {process.returncode}: {said[-2000:]}")
+                text = await asyncio.to_thread(output.read_text)
+                raise RuntimeError(f"`signalmesh up` ended with {process.returncode}: {text[-2000:]}")
             await asyncio.sleep(0.002)
     return run.url
 
 
 class Rounds:
-    """An outside core subscriber: when each round's tick and decision were heard (monotonic seconds)."""
+    """An outside core subscriber: when it received each round's tick and decision (monotonic seconds)."""
 
     def __init__(self, first: int, last: int) -> None:
         self.first, self.last = first, last
         self.ticks: dict[int, float] = {}
         self.decisions: dict[int, float] = {}
         self.sizes: dict[str, int] = {}
-        self.begun = asyncio.Event()
+        self.started = asyncio.Event()
         self.done = asyncio.Event()
 
     async def on_tick(self, msg: Msg) -> None:
@@ -142,14 +142,14 @@ class Rounds:
         at = time.monotonic()
         number = orjson.loads(msg.data)["round"]
         if number >= self.first:
-            self.begun.set()
+            self.started.set()
             self.decisions[number] = at
             self.sizes["decision"] = len(msg.data)
             if number >= self.last:
                 self.done.set()
 
     def latencies_ms(self) -> list[float]:
-        """From hearing the tick to hearing the decision of its round."""
+        """From receiving the tick to receiving the decision of its round."""
         rounds = range(self.first, self.last + 1)
         return [(self.decisions[n] - self.ticks[n]) * 1000 for n in rounds if n in self.ticks and n in self.decisions]
 
@@ -159,7 +159,7 @@ class Rounds:
 
 
 async def first_message(client: Client, subject: str) -> Callable[[], Any]:
-    """Subscribe now; the returned function waits for the first message and says when it came (monotonic seconds)."""
+    """Subscribe now; the returned function waits for the first message and returns its arrival (monotonic s)."""
     received: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def on_msg(_: Msg) -> None:

@@ -14,7 +14,7 @@ GOAL = 0.05
 OFF, DEFAULT, ALL = "off", "default (50 traces/s)", "every trace"
 SAMPLERS = {OFF: None, DEFAULT: "", ALL: "always_on"}
 FIRST = HISTORY + 151
-"""At SPEED: the unpaced history and a second and a half of pacing are behind."""
+"""First measured round at SPEED: after the unpaced history and a second and a half of pacing."""
 
 
 def environment(way: str, url: str) -> dict[str, str]:
@@ -39,10 +39,10 @@ async def tracing(*, quick: bool) -> Result:
     for turn in range(turns):
         for way in order[turn % len(order) :] + order[: turn % len(order)]:
             with sink() as collector:
-                told = environment(way, collector.url)
+                variables = environment(way, collector.url)
                 fast, slow = Rounds(501, 500 + measured), Rounds(FIRST, FIRST + paced - 1)
-                await run_swarm(0, fast, with_ticks=False, environment=told)
-                await run_swarm(SPEED, slow, environment=told)
+                await run_swarm(0, fast, with_ticks=False, environment=variables)
+                await run_swarm(SPEED, slow, environment=variables)
                 spans[way] += collector.spans()
             rates[way].append(fast.rate())
             latencies[way] += slow.latencies_ms()
@@ -65,7 +65,7 @@ async def tracing(*, quick: bool) -> Result:
         title="What tracing costs",
         conditions=f"Decisions a second at full speed over {measured:,} rounds after the first 500, and milliseconds "
         f"from tick to decision at {SPEED:g} ticks/s over {paced:,} rounds, the default swarm; {turns} turns of each "
-        "way, interleaved, in changing order. Spans go by OTLP over HTTP to a collector that only keeps them, a "
+        "way, interleaved, in changing order. Spans go by OTLP over HTTP to a collector that only stores them, a "
         "process on the same machine: its work is part of the cost.",
         rows=rows,
         goal=f"the default costs less than {GOAL:.0%} of the throughput",

@@ -59,8 +59,8 @@ def commands() -> list[Any]:
 def test_the_benchmarks_are_those_of_the_committed_run():
     run = orjson.loads((ROOT / "benchmarks/results/latest.json").read_bytes())
     text = PAGES["docs/benchmarks.md"]
-    assert page.with_figures(text, run) == text
-    assert text.count("<!-- figures: ") == text.count("<!-- end of figures -->") == 2
+    assert page.with_results(text, run) == text
+    assert text.count("<!-- results: ") == text.count("<!-- end of results -->") == 2
     assert all(f"| {result['title']} |" in text for result in run["results"] if result["goal"])
 
 
