@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bus.messages.codec import FLOAT_PLACES, MAX_PAYLOAD_BYTES, decode, encode, explain, format_value
 from bus.messages.payloads import (
+    CREATING,
     FAILED,
     KIND_OF,
     KINDS,
     LARGEST_PRICE,
     LARGEST_VOLUME,
-    MAKING,
     Alert,
     Child,
     Decision,
@@ -36,13 +36,13 @@ from bus.messages.payloads import (
 )
 
 __all__ = [
+    "CREATING",
     "FAILED",
     "FLOAT_PLACES",
     "KINDS",
     "KIND_OF",
     "LARGEST_PRICE",
     "LARGEST_VOLUME",
-    "MAKING",
     "MAX_PAYLOAD_BYTES",
     "Alert",
     "Child",

@@ -15,8 +15,8 @@ Side = Literal["buy", "sell", "hold"]
 SentimentLabel = Literal["bullish", "bearish", "neutral"]
 Severity = Literal["info", "warning", "critical"]
 
-MAKING = "being made"
-FAILED = "given up"
+CREATING = "creating"
+FAILED = "failed"
 """Phases that a provider reports: it creates the sandbox, or cannot create it until an operator fixes the cause."""
 
 

@@ -12,7 +12,7 @@ FAILED_REMEDY = "fix the cause (see `signalmesh history alert`), and start `sign
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStatus:
-    """A sandbox with a host, or one that its provider reports (`status` "being made" or "given up", without a pid).
+    """A sandbox with a host, or one that its provider reports (`status` "creating" or "failed", without a pid).
 
     `provider` is that of swarm.toml; `endpoint` is where it was created: E2B, or another endpoint. None: its host does
     not report it, as on this machine. `reason` is the beginning of the reason for a failure; None for all others, and

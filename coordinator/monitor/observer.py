@@ -178,17 +178,17 @@ class Observer(HeartbeatTable):
         if known is None:
             self.first_decision[subject] = sequence
         elif sequence <= known.sequence:
-            self.problems.append(f"{subject}, message {sequence}: heard after message {known.sequence}")
+            self.problems.append(f"{subject}, message {sequence}: received after message {known.sequence}")
         elif before != known.sequence:
             gap = Gap(subject, known.sequence, before, generation != known.generation)
             self.gaps.append(gap)
             if not gap.broken:
-                text = f"{subject}: messages after {known.sequence} up to {before} were not heard, in one connection"
+                text = f"{subject}: messages after {known.sequence} up to {before} were not received, in one connection"
                 self.problems.append(text)
         if decision.decision_id is not None:
             if decision.decision_id in self._ids:
                 self.duplicated += 1
-                self.problems.append(f"{subject}: {decision.decision_id} was heard twice")
+                self.problems.append(f"{subject}: {decision.decision_id} was received twice")
             self._ids.add(decision.decision_id)
         self._followed[subject] = _Followed(sequence, generation)
         self.last_decision[subject] = sequence

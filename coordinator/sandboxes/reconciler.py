@@ -14,7 +14,7 @@ import structlog
 from e2b import AsyncSandbox, SandboxInfo
 
 from bus.heartbeats import HeartbeatListener
-from bus.messages import FAILED, MAKING
+from bus.messages import CREATING, FAILED
 from bus.nats.urls import redacted_url
 from bus.utils.aio import end_tasks
 from coordinator.sandboxes.e2b_client import Service
@@ -69,7 +69,7 @@ class SandboxReconciler:
         """Why none of its hosts sends heartbeats; None if one does."""
         if self.failed:
             return FAILED
-        return None if any(instance.had_heartbeat for instance in self.instances) else MAKING
+        return None if any(instance.had_heartbeat for instance in self.instances) else CREATING
 
     @property
     def _labels(self) -> dict[str, str]:

@@ -184,7 +184,7 @@ async def test_a_sandbox_that_cannot_be_deleted_is_left_and_its_record_stays(
 
 @pytest.mark.slow
 @pytest.mark.serial
-@pytest.mark.parametrize("for_good", [True, False], ids=["given up", "replaced"])
+@pytest.mark.parametrize("for_good", [True, False], ids=["failed", "replaced"])
 async def test_a_sandbox_that_vanishes_in_the_run_is_not_called_active(
     tmp_path: Path, e2b_standin: StandIn, for_good: bool
 ):

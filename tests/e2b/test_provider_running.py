@@ -208,11 +208,11 @@ async def test_a_vanished_sandbox_that_may_not_be_created_again_is_displayed_as_
         await there.moved_to_local()
         await there.subscriber.alerted("sandbox_failed")
         await there.subscriber.until(
-            "its word", lambda: there.subscriber.heartbeats["provider"]["phases"] == {"python": "given up"}
+            "its word", lambda: there.subscriber.heartbeats["provider"]["phases"] == {"python": "failed"}
         )
         status = (await swarm.command("status", "--json")).json
         [row] = [row for row in status["sandboxes"] if row["name"] == "python"]
-        assert (row["provider"], row["status"], row["agents"]) == ("e2b", "given up", [])
+        assert (row["provider"], row["status"], row["agents"]) == ("e2b", "failed", [])
         assert "403: this team is blocked" in row["reason"]
         assert all(row["reason"] is None for row in status["sandboxes"] if row["name"] != "python")
         assert (await swarm.command("health", "provider", "--timeout", "1")).code == 1

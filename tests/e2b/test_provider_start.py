@@ -160,12 +160,10 @@ async def test_what_no_retry_fixes_is_reported_and_the_agents_run_locally(tmp_pa
         assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in heartbeats.values())
         await subscriber.more_decisions(3)
         assert await e2b_standin.sandboxes() == {}
-        await subscriber.until(
-            "its word", lambda: subscriber.heartbeats["provider"]["phases"] == {"python": "given up"}
-        )
+        await subscriber.until("its word", lambda: subscriber.heartbeats["provider"]["phases"] == {"python": "failed"})
         status = await swarm.command("status", "--json")
         assert [(row["name"], row["status"], row["pid"], row["agents"]) for row in status.json["sandboxes"]][-1] == (
-            "python", "given up", None, [],
+            "python", "failed", None, [],
         )  # fmt: skip
         assert output in status.json["sandboxes"][-1]["reason"]
         [line] = [line for line in (await swarm.command("status")).out.splitlines() if "failed permanently" in line]
@@ -206,7 +204,7 @@ async def test_a_bus_that_a_sandbox_cannot_reach_is_reported_with_its_address(tm
         subscriber = await swarm.up_with_remote(f"nats://far:{PASSWORD}@127.0.0.1:{closed}")
         [alert] = await subscriber.alerted("sandbox_no_heartbeat")
         status = await swarm.command("status", "--json")
-        assert status.json["sandboxes"][-1]["status"] == "being made"
+        assert status.json["sandboxes"][-1]["status"] == "creating"
         assert (
             f"check that it can reach nats://127.0.0.1:{closed} (--public-nats; `allow` and `deny` of the sandbox)"
             in alert["message"]

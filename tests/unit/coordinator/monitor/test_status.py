@@ -7,7 +7,7 @@ from typing import Any
 
 from bus.durable.registry import Record
 from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
-from bus.messages import FAILED, MAKING, Decision, Heartbeat, VotingConfig
+from bus.messages import CREATING, FAILED, Decision, Heartbeat, VotingConfig
 from coordinator.monitor.models import AgentStatus
 from coordinator.monitor.status import (
     Facts,
@@ -98,7 +98,7 @@ def test_a_sandbox_lists_the_processes_that_run_in_it():
 
 
 def test_a_sandbox_without_a_host_is_shown_as_its_provider_reports_it():
-    provider = heartbeat("provider", role="provider", provider="e2b", phases={"far": FAILED, "near": MAKING})
+    provider = heartbeat("provider", role="provider", provider="e2b", phases={"far": FAILED, "near": CREATING})
     host = heartbeat("near-i1", role="sandbox", group="near")
     [shown] = sandboxes_without_host(table((9.0, provider), (9.0, host)), {"far": "no such template"})
     assert (shown.name, shown.status, shown.reason, shown.pid) == ("far", FAILED, "no such template", None)

@@ -147,11 +147,11 @@ def test_the_availability_of_a_dead_sandbox_is_what_the_watchdog_reports(receive
 def test_a_failed_sandbox_is_shown_while_its_provider_reports_it(received):
     provider = {"role": "provider", "status": "live", "provider": "e2b"}
     name = ("signalmesh_sandbox_failed", "base")
-    received.heartbeats.take(heartbeat("provider", **provider, phases={"base": "being made"}))
+    received.heartbeats.take(heartbeat("provider", **provider, phases={"base": "creating"}))
     assert name not in received.series()
-    received.heartbeats.take(heartbeat("provider", **provider, phases={"base": "given up", "momentum": "being made"}))
+    received.heartbeats.take(heartbeat("provider", **provider, phases={"base": "failed", "momentum": "creating"}))
     assert {one for one in received.series() if one[0] == name[0]} == {name}
     received.time_s += RECENT_HEARTBEAT_S + 0.1
     assert name not in received.series(), "no heartbeat reports it any more"
-    received.heartbeats.take(heartbeat("momentum", role="agent", phases={"base": "given up"}))
+    received.heartbeats.take(heartbeat("momentum", role="agent", phases={"base": "failed"}))
     assert name not in received.series(), "only its provider reports it"
