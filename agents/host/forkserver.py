@@ -1,10 +1,10 @@
 """Agent processes as children of a fork server: started in milliseconds, watched by pidfd, ended with their host.
 
-multiprocessing's fork server imports what agents need once (agents/host/preload.py) and forks from there. Two of its
-traps are fixed in the child: it inherits the write end of the server's alive pipe and would keep it alive after the
-host's death, and it must end with the fork server, which ends with the host. A third is fixed in the host:
-multiprocessing makes a directory for the server's socket, which a SIGKILL of the host leaves behind. The host therefore
-makes the directory and locks a file in it; the next host removes the directories whose lock is free.
+multiprocessing's fork server imports what agents need once (agents/host/preload.py) and forks from there. The child
+fixes two of its problems: it inherits the write end of the server's alive pipe and would keep the server alive after
+the host's death, and it must end with the fork server, which ends with the host. The host fixes a third one: a SIGKILL
+of the host would leave the directory of the server's socket behind. The host therefore creates that directory itself
+and locks a file in it; the next host removes the directories that nothing locks.
 """
 
 from __future__ import annotations

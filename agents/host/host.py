@@ -1,8 +1,8 @@
-"""The sandbox host: the only thing that starts and ends agent processes in the sandbox that it lives in.
+"""The sandbox host: the only process that starts and ends agent processes in its sandbox.
 
-It serves spawn, kill, signal, look and probe over the bus, reports every exit at once, and repeats its whole inventory
-in its heartbeat, since reports get lost. It decides nothing: the watchdog does, and every order carries the watchdog's
-term. Orders of a lower term than the newest claimed one are refused.
+It serves the commands spawn, kill, signal, look and probe over the bus and reports every exit at once. Its heartbeat
+repeats the whole inventory, since a report can get lost. It decides nothing: every order carries the watchdog's term,
+and an order with a lower term than the newest claimed one is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Imported once by a sandbox host's fork server, so that an agent is up in milliseconds: all that agents need.
+"""The imports that all agents need, loaded once by a host's fork server, so that an agent starts in milliseconds.
 
 multiprocessing ignores an ImportError in a preload; the host therefore checks in its first child that this is loaded.
 """

@@ -1,7 +1,7 @@
-"""What a process can find out about the sandbox that it runs in, and what a sandbox host's processes use there.
+"""Probes of the sandbox that a process runs in, and the resource usage of a sandbox host's processes.
 
-It measures and does not judge. How far a sandbox is isolated follows only from comparing two such probes, one of them
-from outside (coordinator/isolation.py).
+It only measures. Isolation is judged by comparing two probes, one of them from outside
+(coordinator/sandboxes/isolation.py).
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ __all__ = ["INSTALLATION", "Installation", "Probe", "measure_memory", "measure_u
 
 PROC = Path("/proc")
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
-"""Of Linux, as /proc/self/ns names them."""
+"""The namespaces of Linux, by their names in /proc/self/ns."""
 LOOPBACK = "lo"
 MEBIBYTE = 1 << 20
 INSTALLATION = "signalmesh-installed.json"
-"""Beside an environment that was made for a sandbox: its `Installation`."""
+"""The file with the `Installation`, beside the environment that was created for a sandbox."""
 VERSION_S = 5.0
 """How long a program may take to print its version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """How the program came into the sandbox `sandbox_id`: `by` what, and `why` not by uv; the seconds of each step, and
-    in all. A template made of a sandbox has the record of that one.
+    """How signalmesh was installed in the sandbox `sandbox_id`: `by` which tool, `why` not by uv, and the seconds.
+
+    A sandbox from a template has the record of the sandbox that the template was created from.
     """
 
     sandbox_id: str

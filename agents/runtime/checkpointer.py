@@ -1,7 +1,7 @@
-"""When a snapshot is taken and saved: between inputs, and only after everything published before it is stored.
+"""Takes and saves snapshots: between inputs, and only after everything published before is stored.
 
-An older cursor beside a newer state would double effects; a newer cursor beside unstored outputs or reports would lose
-them: no later incarnation reads their inputs again.
+A newer state with an older cursor would duplicate effects. A newer cursor with outputs or reports not yet stored would
+lose them, because no later incarnation reads their inputs again.
 """
 
 from __future__ import annotations

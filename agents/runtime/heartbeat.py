@@ -1,4 +1,4 @@
-"""The heartbeats of an agent process, and what the process uses."""
+"""The heartbeats of an agent process, with its resource usage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Usage:
 
 
 async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
-    """Publish a heartbeat every `interval_s` seconds, for ever."""
+    """Publish a heartbeat every `interval_s` seconds until cancelled."""
     subject = runtime.bus.subjects.heartbeat(runtime.name)
     loop = asyncio.get_running_loop()
     processor, output_log = runtime.input_processor, runtime.output_log

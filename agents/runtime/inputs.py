@@ -1,7 +1,7 @@
-"""The inputs of one incarnation, one after another: decoding, the handler, and the handling of its failures.
+"""Processes the inputs of one incarnation in order: decoding, the handler, and the handling of its failures.
 
-It owns the cursor and the counts; runtime.py returns to a snapshot. The order that makes it exact: nothing is awaited
-between a handler's return and the moment when its outputs are in the outbox and the cursor has moved.
+It owns the cursor and the counts; runtime.py returns to a snapshot. For exactness nothing is awaited after a handler
+has returned until its outputs are in the outbox and the cursor has moved.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class InputProcessor:
         self.skips = 0
         self.skips_in_a_row = 0
         self.skipped: set[int] = set()
-        """Inputs beyond the cursor whose handler has raised."""
+        """Inputs beyond the cursor that failed in their handler."""
         self.lag = 0
         self.replayed = 0
 

@@ -1,8 +1,7 @@
-"""An incarnation's outputs: their numbers, ids and fence; and on a replay, which of them are stored already.
+"""The outputs of an incarnation: their numbers, ids and fence, and during a replay which of them are already stored.
 
-An output's number is contiguous per agent. On recovery the outputs stored since the snapshot are read back; while the
-inputs are replayed, each handler output is matched with the stored one of the same cause and position and is not sent
-again, so that only what is missing is published.
+Output numbers are contiguous per agent. On recovery the outputs stored since the snapshot are read back. During the
+replay each handler output is matched with the stored one of the same cause and position; only missing outputs are sent.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ class OutputLog:
             "warning",
             "output_from_unknown_writer",
             f"agent {self._agent}: message {stored.sequence} under {stored.subject} is none of its outputs "
-            f"({problem}): it is passed over; find out what else writes to this subject",
+            f"({problem}) and is ignored; find out what else writes to this subject",
             agent=self._agent,
             sequence=stored.sequence,
             once=f"{self._agent}:foreign:{stored.sequence}",
@@ -205,7 +204,7 @@ class OutputLog:
         self.reports.alert(
             "critical",
             "replay_diverged",
-            f"agent {self._agent}: replaying gave another output than the stored message {stored.sequence}: its "
+            f"agent {self._agent}: the replay gave another output than the stored message {stored.sequence}: its "
             "handlers depend on something besides state and event, or its class has changed",
             agent=self._agent,
             once=f"{self._agent}:diverged:{stored.sequence}",

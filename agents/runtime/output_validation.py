@@ -1,7 +1,7 @@
-"""What handlers return, made ready to be published: encoded, and checked as its readers will check it.
+"""Encodes the outputs of handlers, and checks them as their readers will.
 
-A message that readers could not decode is a fault of the handler that returned it. The error therefore names the
-handler, the field, the value, and what was expected.
+A message that readers could not decode is a fault of the handler. The error names the handler, the field, the value and
+the expectation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One agent as a process: connects, runs one incarnation, and ends with an exit code that the watchdog understands."""
+"""The agent process: connects, runs one incarnation, and ends with an exit code that the watchdog understands."""
 
 from __future__ import annotations
 

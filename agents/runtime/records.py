@@ -1,4 +1,4 @@
-"""What outlives an agent process besides its snapshot: its memory key and its registry record."""
+"""The memory key and the registry record of an agent, which outlive its process."""
 
 from __future__ import annotations
 

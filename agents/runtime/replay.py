@@ -1,9 +1,8 @@
-"""One agent run again over its recorded inputs, beside what it published then.
+"""Runs one agent again over its recorded inputs, and compares its outputs with the recorded ones.
 
-The inputs go through the same InputProcessor as in a Runtime (decoding, own messages, timers, skips, handlers, and
-checks of what they return); only the output log is another one: it keeps the outputs until their recorded counterparts
-are compared. A source's own events are produced again and compared in the same way. Nothing is published, and nothing
-depends on the wall clock.
+The inputs go through the same InputProcessor as in a Runtime: decoding, own messages, timers, skips, handlers and
+output validation. Only the output log differs: it stores outputs until they are compared. A source's own events are
+produced again and compared in the same way. Nothing is published, and nothing depends on the wall clock.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ class Replayed:
 
     @property
     def waiting(self) -> int:
-        """Outputs of the replay whose recorded counterparts have not come."""
+        """Outputs of the replay without their recorded counterparts yet."""
         return len(self.output_log.outputs)
 
     async def take(self, stored: StoredMessage) -> Mismatch | None:
@@ -192,7 +191,7 @@ class Replayed:
 
 
 class _Collector:
-    """Takes the place of the output log and the fault reporter."""
+    """Replaces the output log and the fault reporter."""
 
     def __init__(self) -> None:
         self.outputs: deque[Expected] = deque()
@@ -204,10 +203,10 @@ class _Collector:
         """Nothing is sent."""
 
     def poison(self, subject: str, sequence: int, problem: str) -> None:
-        """Reported by the recorded run."""
+        """Nothing: the recorded run has reported it."""
 
     def failed(self, fault: Fault, error: BaseException, subject: str) -> None:
         """`Replayed.take` reports it."""
 
     def slow(self, handler: str, sequence: int, duration_s: float) -> None:
-        """No heartbeat is held up."""
+        """Nothing: no heartbeat is delayed."""

@@ -1,5 +1,7 @@
-"""Which trace a round belongs to, for agents that collect the answers of others: the vote that closes a round may be of
-another one, and a timer of none. Only tracing needs it, so it is kept beside the agent's state.
+"""The trace of each open round, for agents that collect the answers of others.
+
+The vote that closes a round may belong to another trace, and a timer to none. Only tracing needs this, so it is not
+part of the agent's state.
 """
 
 from __future__ import annotations
@@ -77,10 +79,10 @@ class RoundTraces:
         self._by_trace.pop(opened.context.trace_id, None)
 
     def find(self, message: Event | Alert, *, ends: bool) -> TracedRound | str | None:
-        """The round that an output is of, if it is open: the header alone where it is not sampled; `ends` removes it.
+        """The open round of an output, or only its header if it is not sampled; `ends` removes it.
 
-        Rounds of several sources may have one symbol and number: then symbol:source:sequence, a decision's id, says
-        which.
+        Rounds of several sources may have the same symbol and number: then the decision's id, symbol:source:sequence,
+        identifies the round.
         """
         symbol, number = getattr(message, "symbol", None), getattr(message, "round", None)
         if symbol is None:

@@ -2,7 +2,7 @@
 
 Inputs are handled in inputs.py; outputs are checked in output_validation.py and numbered or suppressed in
 output_log.py; snapshots are scheduled in checkpointer.py. The process (process.py) claims the epoch, and runs the
-heartbeats and the records beside it.
+heartbeats and the records concurrently.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ NO_HOOKS = RuntimeHooks()
 
 
 class Runtime:
-    """Runs `agent` over `bus` as the incarnation `epoch`, until it is drained, fenced or broken.
+    """Runs `agent` over `bus` as the incarnation `epoch`, until it is drained, is fenced or fails.
 
     Args:
-        agent: as made, with an empty state.
+        agent: a new instance, with an empty state.
         bus: a connection of its own.
         epoch: the epoch that was claimed for this incarnation.
         agent_id: the id that the claim names.
         pipelined: whether the stream takes an output before the one before it is acknowledged (`can_pipeline`).
         sandbox: where it runs; for reports only.
         snapshot_inputs: a snapshot is taken after so many inputs at the latest.
-        hooks: what follows it.
+        hooks: called on its events.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class Runtime:
             "critical",
             "state_too_large",
             f"agent {self.name}: its snapshot has {size} bytes, expected at most {MAX_SNAPSHOT_BYTES}: keep a "
-            "bounded window; until then a restart replays from the last snapshot that fitted",
+            "bounded window; until then a restart replays from the last snapshot that was small enough",
             agent=self.name,
             once=f"{self.name}:{self.epoch}:state-too-large",
         )
@@ -410,10 +410,10 @@ class Runtime:
             self._reader = None
 
     async def _read_again(self) -> None:
-        """Go back to the last snapshot and replay, without the input whose handler failed, if one did.
+        """Return to the last snapshot and replay, without the input of the handler that failed, if one did.
 
         Raises:
-            TooManyFailures: this was one too many.
+            TooManyFailures: the limit of failures is reached.
         """
         self.ready.clear()  # nothing is produced until the outputs are numbered again
         await self._stop_reading()

@@ -1,7 +1,7 @@
-"""Pending timers of an agent, on the loop's clock: when one runs out, a Timer event is published.
+"""Pending timers of an agent, on the loop's clock: when one is due, a Timer event is published.
 
-Which timers are pending is the agent's state; this only knows when they are due. After a restart every pending timer
-starts again from the moment the agent is live, so that a recovery shortens no other agent's time to answer.
+The agent's state has the set of pending timers; this module stores their due times. After a restart every pending
+timer starts again when the agent is live, so that a recovery does not shorten the other agents' time to answer.
 """
 
 from __future__ import annotations

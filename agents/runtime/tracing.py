@@ -1,13 +1,12 @@
-"""Which spans an agent makes, and to which trace each belongs: one for each output of a sampled trace.
+"""The spans of an agent: one for each output of a sampled trace.
 
 A span of an output begins when its input is taken and ends when the stream has acknowledged it. Its id is derived from
 the trace and the output's number, and it travels as the message's `traceparent`: answers to the message are children.
 A decision has many inputs: its parent is the vote that closed its round, or else the tick; it links to the other votes.
-So this remembers the open rounds of agents that collect votes (round_traces.py), outside of the agent's state.
+Therefore round_traces.py stores the open rounds of agents that collect votes, outside of the agent's state.
 
-No span that another one names as its parent may be missing because a process was killed. What was stored but perhaps
-not exported is exported again by the next incarnation: what it reads back, as it replays; what its snapshot counts, by
-a short list in the snapshot.
+A kill must not leave a span without its parent. The next incarnation exports again what was stored but perhaps not
+exported: outputs after the snapshot while it replays them, outputs before it from a short list in the snapshot.
 """
 
 from __future__ import annotations
@@ -73,9 +72,9 @@ class AgentTracing:
         self._unacknowledged: dict[int, Span] = {}
         self._pending: deque[tuple[int, Span]] = deque()
         self._newest_emitted = 0
-        """The newest output whose span this process has made."""
+        """The newest output with a span of this process."""
         self._late_through = 0
-        """Inputs stored up to here awaited the recovery."""
+        """Inputs stored up to here had to wait for the recovery."""
         self._first_of_source = recovery is not None
         self._started_ns = self._restored_ns = time.time_ns()
         self._reemitted = 0
@@ -83,7 +82,7 @@ class AgentTracing:
 
     @property
     def spans(self) -> dict[str, int]:
-        """How many were exported by this process so far, and how many dropped."""
+        """Numbers of spans that this process has exported and dropped."""
         return {"spans_exported": self._tracer.queue.exported, "spans_dropped": self._tracer.queue.dropped}
 
     # -- inputs
