@@ -14,18 +14,24 @@ from benchmarks.report import format_number
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 TABLES = re.compile(r"(<!-- results: (?P<name>\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 SCALE = (
-    *(
-        "all live, s",
-        "start p50, s",
-        "start p99, s",
-        "memory, MiB",
-        "CPU, %",
-        "heartbeat p50",
-        "heartbeat p99",
-        "heartbeat max",
-    ),
-    *("heartbeats missed", "false deaths, start", "false deaths, later", "kills", "recovered", "lost or duplicated"),
-    *("detected p50, ms", "ready p50, ms", "ready p90, ms", "ready max, ms"),
+    "all live, s",
+    "start p50, s",
+    "start p99, s",
+    "memory, MiB",
+    "CPU, %",
+    "heartbeat p50",
+    "heartbeat p99",
+    "heartbeat max",
+    "heartbeats missed",
+    "false deaths, start",
+    "false deaths, later",
+    "kills",
+    "recovered",
+    "lost or duplicated",
+    "detected p50, ms",
+    "ready p50, ms",
+    "ready p90, ms",
+    "ready max, ms",
 )
 """Columns of the benchmark that are rows of the page."""
 

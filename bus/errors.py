@@ -1,4 +1,4 @@
-"""Every error this project raises on purpose, as one tree.
+"""Every error that this project raises on purpose, as one tree.
 
 MeshError                 root; the message names what was expected and what to do
 ├── UsageError            a person's mistake: a flag, a name, a file (exit 2)
@@ -74,7 +74,7 @@ class OtherHistory(MeshError):
 
 
 class MirrorDamaged(MeshError):
-    """A mirror's file whose content is broken."""
+    """A mirror's file with broken content."""
 
     def __init__(self, file: str, problem: str) -> None:
         self.file, self.problem = file, problem

@@ -21,7 +21,7 @@ COLUMNS = ("timestamp", "open", "high", "low", "close", "volume")
 RECORDING = "btc-usd-1h.csv.gz"
 """The packaged recording: 20,111 hourly BTC/USD candles, 2017-07-01 to 2019-10-17 (data/NOTICE.md names the source)."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -55,7 +55,7 @@ class Candles(Sequence[Candle]):
 
     def append(self, candle: Candle) -> None:
         """Add one at the end."""
-        self._stamps.append((candle.timestamp - _EPOCH) // _MICROSECOND)
+        self._stamps.append((candle.timestamp - _UNIX_EPOCH) // _MICROSECOND)
         row = (candle.open, candle.high, candle.low, candle.close, candle.volume)
         for column, number in zip(self._numbers, row, strict=True):
             column.append(number)
@@ -70,7 +70,7 @@ class Candles(Sequence[Candle]):
     def __getitem__(self, at: int | slice) -> Candle | list[Candle]:
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
-        return Candle(_EPOCH + self._stamps[at] * _MICROSECOND, *(column[at] for column in self._numbers))
+        return Candle(_UNIX_EPOCH + self._stamps[at] * _MICROSECOND, *(column[at] for column in self._numbers))
 
 
 def load_candles(path: str | Path = "") -> Candles:

@@ -57,7 +57,7 @@ class OutboxState(enum.Enum):
 
 
 async def can_pipeline(bus: Bus) -> bool:
-    """`bus.pipelines()`, False while the stream cannot be asked: one message at a time is right for every stream."""
+    """`bus.pipelines()`, False if the stream does not answer: one message at a time is correct for every stream."""
     try:
         return await bus.pipelines()
     except BusError as error:
@@ -89,7 +89,7 @@ class Outbox:
             on_fenced: Called once when a successor has claimed this writer's epoch.
             on_acked: Called after every acknowledged message, in order.
             pipelined: Whether a message may be sent before the one before it is acknowledged (`can_pipeline`); every
-                resync asks the bus again.
+                resync requests it again.
             window: Unacknowledged messages from which on `send` makes its caller wait.
         """
         self._bus = bus

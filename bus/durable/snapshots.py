@@ -65,7 +65,7 @@ def read_snapshot(agent: str, data: bytes) -> Snapshot:
         raise SnapshotUnreadable(f"snapshot of {agent}: cannot be read ({error})") from None
     if snapshot.version != VERSION:
         raise MeshError(
-            f"snapshot of {agent} has version {snapshot.version}, this program knows {VERSION}: "
+            f"snapshot of {agent} has version {snapshot.version}, this program supports {VERSION}: "
             "run the version that wrote it, or start the swarm with an empty --state-dir"
         )
     return snapshot

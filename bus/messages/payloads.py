@@ -294,7 +294,7 @@ KIND_OF: dict[type, str] = {cls: kind for kind, cls in KINDS.items()}
 
 
 def failed_sandboxes_of(heartbeat: Heartbeat) -> list[str]:
-    """The sandboxes that `beat` reports as failed, if it is a provider's heartbeat."""
+    """The sandboxes that `heartbeat` reports as failed, if it is a provider's heartbeat."""
     if heartbeat.role != "provider":
         return []
     return sorted(name for name, phase in (heartbeat.phases or {}).items() if phase == FAILED)

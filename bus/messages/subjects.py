@@ -12,7 +12,18 @@ from dataclasses import dataclass
 
 from bus.errors import MessageError, UsageError
 
-KEPT_KINDS = ("market", "headline", "sentiment", "signal", "decision", "timer", "epoch", "config", "lifecycle", "alert")
+STORED_KINDS = (
+    "market",
+    "headline",
+    "sentiment",
+    "signal",
+    "decision",
+    "timer",
+    "epoch",
+    "config",
+    "lifecycle",
+    "alert",
+)
 """Message kinds that the stream stores."""
 AGENT_KINDS = ("market", "headline", "sentiment", "signal", "decision")
 """Kinds that an agent's handlers may publish."""
@@ -27,7 +38,7 @@ BY_HAND = "by-hand"
 """The sandbox in the heartbeats of an agent that no host runs."""
 RESERVED_NAMES = frozenset(
     {"swarm", WATCHDOG, STANDBY, "mirror", "metrics", "dashboard", "up", "in", "all", "info", "warning", "critical"}
-    | {BY_HAND, PROVIDER, *KEPT_KINDS}
+    | {BY_HAND, PROVIDER, *STORED_KINDS}
 )
 """Names that no agent and no sandbox may have: some subjects use them in place of an agent's name."""
 

@@ -13,7 +13,7 @@ import orjson
 
 from bus.interface import StoredMessage
 from bus.messages.subjects import Subjects
-from bus.mirror.schema import KeptRow, MessageRow, MirrorGap
+from bus.mirror.schema import KvRow, MessageRow, MirrorGap
 from bus.nats.bus import NatsBus
 from bus.nats.consumer import Reader
 
@@ -99,7 +99,7 @@ class Batch:
     """Rows to write in one transaction, and the new cursors."""
 
     messages: list[MessageRow] = field(default_factory=list)
-    kept: list[KeptRow] = field(default_factory=list)
+    values: list[KvRow] = field(default_factory=list)
     cursors: dict[str, int] = field(default_factory=dict)
     gaps: list[MirrorGap] = field(default_factory=list)
     taken: dict[str, int] = field(default_factory=dict)
@@ -144,8 +144,8 @@ def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None
             return
         if stored.sequence > revision:
             revision = stored.sequence
-            batch.kept.append(
-                KeptRow(one.bucket, stored.subject[prefix:], revision, operation, stored.data, stored.stored_ns)
+            batch.values.append(
+                KvRow(one.bucket, stored.subject[prefix:], revision, operation, stored.data, stored.stored_ns)
             )
             batch.cursors[one.stream] = revision
         batch.taken[one.stream] = batch.taken.get(one.stream, 0) + 1

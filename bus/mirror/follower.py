@@ -87,7 +87,7 @@ class Mirror:
             MirrorDamaged: the file's content is broken.
         """
         heartbeat_task = asyncio.create_task(
-            send_heartbeats(self._bus, NAME, "mirror", HEARTBEAT_S, self._heartbeat_fields), name="mirror-beat"
+            send_heartbeats(self._bus, NAME, "mirror", HEARTBEAT_S, self._heartbeat_fields), name="mirror-heartbeat"
         )
         for notice in self._notices:
             self._reports.alert("critical", "mirror_file_replaced", notice)
@@ -123,7 +123,7 @@ class Mirror:
                     await self._start_reading()
                     await self._write()
                     if time.monotonic() - pruned_at > PRUNE_S:
-                        await self._store.check_place()
+                        await self._store.check_path()
                         if await self._prune() < PRUNE_ROWS:
                             pruned_at = time.monotonic()
                 except MirrorFailing as error:
@@ -254,12 +254,12 @@ class Mirror:
             for followed in self._followed:
                 if followed.unverified:
                     await self._verify(followed)
-            await self._store.write(batch.messages, batch.kept, batch.cursors, batch.gaps)
+            await self._store.write(batch.messages, batch.values, batch.cursors, batch.gaps)
             for followed in self._followed:
                 followed.written(batch.taken.get(followed.stream, 0))
             for gap in batch.gaps:
                 self._report_gap(gap)
-            self.written += len(batch.messages) + len(batch.kept)
+            self.written += len(batch.messages) + len(batch.values)
 
     async def _prune(self) -> int:
         keep = self._retention

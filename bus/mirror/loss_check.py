@@ -103,7 +103,7 @@ class LossCheck:
         if info["state"]["last_seq"] >= cursor:
             return Adoptable(info["created"], info["config"], cursor)
         if stream.removeprefix("KV_") == self._bus.subjects.memory_bucket:
-            return Lost()  # only readers use it, and the agents write it again within a moment
+            return Lost()  # only readers use it, and the agents soon write it again
         return self._diverged(stream, info, "its revisions are lower than the mirror's")
 
     async def _same_message(self, sequence: int) -> bool:

@@ -17,13 +17,13 @@ from bus.errors import MirrorDamaged, MirrorUnusable
 from bus.messages.subjects import Subjects
 from bus.mirror.schema import (
     BUSY_TIMEOUT_S,
-    KeptRow,
+    KvRow,
     MessageRow,
     MirrorGap,
     StreamIncarnation,
     check_version,
     explained,
-    kept_checksum,
+    kv_checksum,
     message_checksum,
     subject_columns,
 )
@@ -46,7 +46,7 @@ class Mirrored:
 class MirroredValue:
     """A write to a bucket in the file; `intact` as in Mirrored."""
 
-    row: KeptRow
+    row: KvRow
     intact: bool
 
 
@@ -184,22 +184,22 @@ class MirrorFile:
         """Key -> its newest write, which may be a deletion (`operation`)."""
         return {
             row.row.key: row
-            for row in self._kept("SELECT max(revision) FROM kept WHERE bucket = ? GROUP BY key", bucket, bucket)
+            for row in self._values("SELECT max(revision) FROM kept WHERE bucket = ? GROUP BY key", bucket, bucket)
         }
 
     def value_history(
         self, bucket: str, key: str | None = None, *, since_ns: int = 0, limit: int = -1
     ) -> list[MirroredValue]:
         """The last `limit` (-1: all) writes to a bucket, or to one key of it, that the file has, oldest first."""
-        found = self._kept(
+        found = self._values(
             "SELECT revision FROM kept WHERE bucket = ? AND (? IS NULL OR key = ?) AND stored_ns >= ? "
             "ORDER BY revision DESC LIMIT ?",
             bucket, bucket, key, key, since_ns, limit,
         )  # fmt: skip
         return list(found)
 
-    def _kept(self, revisions: str, *values: Any) -> Iterator[MirroredValue]:
-        sql = f"SELECT {_KEPT} FROM kept WHERE bucket = ? AND revision IN ({revisions}) ORDER BY revision"  # noqa: S608
+    def _values(self, revisions: str, *values: Any) -> Iterator[MirroredValue]:
+        sql = f"SELECT {_VALUE_COLUMNS} FROM kept WHERE bucket = ? AND revision IN ({revisions}) ORDER BY revision"  # noqa: S608
         return map(_mirrored_value, self.rows(sql, *values))
 
     def highest_revision(self, bucket: str) -> int:
@@ -208,7 +208,7 @@ class MirrorFile:
 
 
 _MESSAGE = "sequence, stored_ns, subject, headers, payload, checksum, kind, topic, agent"
-_KEPT = "bucket, key, revision, operation, value, stored_ns, checksum"
+_VALUE_COLUMNS = "bucket, key, revision, operation, value, stored_ns, checksum"
 
 
 def _mirrored(found: tuple[Any, ...]) -> Mirrored:
@@ -225,10 +225,10 @@ def _mirrored(found: tuple[Any, ...]) -> Mirrored:
 def _mirrored_value(found: tuple[Any, ...]) -> MirroredValue:
     bucket, key, revision, operation, value, stored_ns, checksum = found
     try:
-        intact = kept_checksum(bucket, revision, key, operation, value, stored_ns) == checksum
+        intact = kv_checksum(bucket, revision, key, operation, value, stored_ns) == checksum
     except (ValueError, TypeError, AttributeError):
         intact = False
-    return MirroredValue(KeptRow(bucket, str(key), revision, str(operation), _bytes(value), stored_ns), intact)
+    return MirroredValue(KvRow(bucket, str(key), revision, str(operation), _bytes(value), stored_ns), intact)
 
 
 def _bytes(value: Any) -> bytes:

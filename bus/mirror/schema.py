@@ -143,7 +143,7 @@ class MessageRow:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptRow:
+class KvRow:
     """A write to a bucket. `operation` is PUT, or that of the marker (DEL, PURGE, or a reason of the server's)."""
 
     bucket: str
@@ -154,10 +154,10 @@ class KeptRow:
     stored_ns: int
 
     def columns(self) -> tuple[object, ...]:
-        """In the order of INSERT_KEPT."""
+        """In the order of INSERT_KV."""
         return (
             self.bucket, self.revision, self.key, self.operation, self.value, self.stored_ns,
-            kept_checksum(self.bucket, self.revision, self.key, self.operation, self.value, self.stored_ns),
+            kv_checksum(self.bucket, self.revision, self.key, self.operation, self.value, self.stored_ns),
         )  # fmt: skip
 
 
@@ -187,15 +187,15 @@ class MirrorGap:
 
 
 INSERT_MESSAGE = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-INSERT_KEPT = "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?)"
+INSERT_KV = "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 def _checksum(numbers: str, *parts: bytes) -> bytes:
-    made = hashlib.blake2b(numbers.encode(), digest_size=8)
+    digest = hashlib.blake2b(numbers.encode(), digest_size=8)
     for part in parts:
-        made.update(b"%d:" % len(part))
-        made.update(part)
-    return made.digest()
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.digest()
 
 
 def message_checksum(sequence: int, stored_ns: int, subject: str, headers: bytes, payload: bytes) -> bytes:
@@ -203,7 +203,7 @@ def message_checksum(sequence: int, stored_ns: int, subject: str, headers: bytes
     return _checksum(f"{sequence}:{stored_ns}:", subject.encode(), headers, payload)
 
 
-def kept_checksum(bucket: str, revision: int, key: str, operation: str, value: bytes, stored_ns: int) -> bytes:
+def kv_checksum(bucket: str, revision: int, key: str, operation: str, value: bytes, stored_ns: int) -> bytes:
     """BLAKE2b of 8 bytes over all columns of a row of `kept`."""
     return _checksum(f"{revision}:{stored_ns}:", bucket.encode(), key.encode(), operation.encode(), value)
 
@@ -236,8 +236,8 @@ def check_version(db: sqlite3.Connection, path: Path) -> int:
     if version > VERSION:
         raise MirrorUnusable(
             str(path),
-            f"its version is {version}, this program knows up to {VERSION}; use the program that wrote it, or another "
-            "file with --file",
+            f"its version is {version}, this program supports up to {VERSION}; use the program that wrote it, or "
+            "another file with --file",
         )
     return int(version)
 

@@ -20,9 +20,9 @@ import aiosqlite
 from bus.errors import MirrorDamaged, MirrorUnusable
 from bus.mirror.schema import (
     BUSY_TIMEOUT_S,
-    INSERT_KEPT,
+    INSERT_KV,
     INSERT_MESSAGE,
-    KeptRow,
+    KvRow,
     MessageRow,
     MirrorGap,
     StreamIncarnation,
@@ -74,7 +74,7 @@ class MirrorStore:
             raise
         store = cls(path, swarm, db, lock)
         try:
-            await store._settle_in()
+            await store._prepare_file()
         except BaseException as error:
             await store.close()
             if isinstance(error, sqlite3.Error):
@@ -82,7 +82,7 @@ class MirrorStore:
             raise
         return store
 
-    async def check_place(self) -> None:
+    async def check_path(self) -> None:
         """Verify that the open file still has its name: writes to a deleted file would succeed without an error.
 
         Raises:
@@ -92,7 +92,7 @@ class MirrorStore:
         if found != self._identity:
             raise MirrorDamaged(str(self.path), "it was deleted" if found is None else "another file is in its place")
 
-    async def _settle_in(self) -> None:
+    async def _prepare_file(self) -> None:
         self._identity = await asyncio.to_thread(_identity, self.path)
         await self._db.execute("PRAGMA synchronous = FULL")
         self.cursors = dict(await self._all("SELECT stream, cursor FROM cursors"))
@@ -137,7 +137,7 @@ class MirrorStore:
     async def write(
         self,
         messages: Sequence[MessageRow],
-        kept: Sequence[KeptRow],
+        values: Sequence[KvRow],
         cursors: Mapping[str, int],
         gaps: Iterable[MirrorGap] = (),
     ) -> None:
@@ -146,8 +146,8 @@ class MirrorStore:
         async def work() -> None:
             if messages:
                 await self._db.executemany(INSERT_MESSAGE, [row.columns() for row in messages])
-            if kept:
-                await self._db.executemany(INSERT_KEPT, [row.columns() for row in kept])
+            if values:
+                await self._db.executemany(INSERT_KV, [row.columns() for row in values])
             await self._put_gaps(gaps)
             await self._put_cursors(cursors)
             await self._db.execute("DELETE FROM meta WHERE key = ?", (COMPLETE,))
@@ -260,11 +260,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _take_lock(path: Path) -> IO[str]:
     """Lock a separate file: closing any descriptor of the mirror's file would drop SQLite's own locks."""
-    beside = path.with_name(path.name + ".lock")
+    lock_path = path.with_name(path.name + ".lock")
     try:
-        lock = take_lock(beside, LOCK_TIMEOUT_S)
+        lock = take_lock(lock_path, LOCK_TIMEOUT_S)
     except OSError as error:
-        raise MirrorUnusable(str(path), f"{beside}: {error.strerror}; choose another path with --file") from None
+        raise MirrorUnusable(str(path), f"{lock_path}: {error.strerror}; choose another path with --file") from None
     if lock is None:
         raise MirrorUnusable(str(path), "another mirror writes it; end that one, or name another file with --file")
     return lock

@@ -56,7 +56,7 @@ async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
 
     def read() -> dict[str, Any] | None:
         try:
-            with urllib.request.urlopen(f"{url}/{path}", timeout=2) as answer:  # noqa: S310 - the server said this URL
+            with urllib.request.urlopen(f"{url}/{path}", timeout=2) as answer:  # noqa: S310 - the server reports this URL
                 found = json.loads(answer.read())
         except urllib.error.HTTPError as error:  # an unhealthy server answers with an error status
             with error, contextlib.suppress(OSError, ValueError):

@@ -106,7 +106,7 @@ class NatsServer:
         self.version: tuple[int, int, int] | None = None
         self._binary = binary
         self._durability = durability
-        self._directory = state_dir / "nats"  # made absolute in `start`: asking for the working directory blocks
+        self._directory = state_dir / "nats"  # made absolute in `start`: reading the working directory blocks
         self._log_from = 0
         self._name = f"signalmesh-{secrets.token_hex(4)}"  # distinguishes it from another server on the same port
         self._lock: IO[str] | None = None

@@ -172,7 +172,7 @@ class _Subscription:
         while True:
             received = await self._queue.get()
             try:
-                await self._bus.step("heard")
+                await self._bus.step("received")
                 await self._on_message(received)
             except Disconnected:
                 continue

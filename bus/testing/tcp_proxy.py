@@ -28,9 +28,9 @@ class _Link:
     def __init__(self, writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
         self.writers = writers
         self.name = ""
-        self.swallowed: set[str] = set()
+        self.dropped: set[str] = set()
 
-    def hear(self, data: bytes) -> None:
+    def read_name(self, data: bytes) -> None:
         """Look for CONNECT in the client's bytes."""
         if not self.name and (match := _CONNECT.search(data)):
             with contextlib.suppress(ValueError, AttributeError):
@@ -38,7 +38,7 @@ class _Link:
 
 
 class Proxy:
-    """Forwards `url` to the server at `target`. `hold` pauses a direction, `swallow` drops its traffic, `cut` resets.
+    """Forwards `url` to the server at `target`. `pause` stops a direction, `drop` discards its traffic, `reset` resets.
 
     Methods with `names` affect the connections of clients with these names, by default all connections.
     """
@@ -79,7 +79,7 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        self.cut()
+        self.reset()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -87,7 +87,7 @@ class Proxy:
     def _of(self, names: Collection[str]) -> list[_Link]:
         return [link for link in self._links if not names or link.name in names]
 
-    def cut(self, names: Collection[str] = EVERY_AGENT) -> int:
+    def reset(self, names: Collection[str] = EVERY_AGENT) -> int:
         """Reset the open connections; returns how many."""
         links = self._of(names)
         for link in links:
@@ -95,7 +95,7 @@ class Proxy:
                 writer.transport.abort()
         return len(links)
 
-    def hold(self, direction: str) -> None:
+    def pause(self, direction: str) -> None:
         """Pause the traffic in `direction` until `release`."""
         self._open[direction].clear()
 
@@ -113,14 +113,14 @@ class Proxy:
             self._delay_of_all = seconds
         return len(self._of(names))
 
-    def swallow(self, *directions: str, names: Collection[str] = EVERY_AGENT) -> int:
+    def drop(self, *directions: str, names: Collection[str] = EVERY_AGENT) -> int:
         """Drop all traffic of the open connections (black hole). New connections are not affected.
 
         Returns how many connections are affected.
         """
         links = self._of(names)
         for link in links:
-            link.swallowed.update(directions)
+            link.dropped.update(directions)
         return len(links)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -155,10 +155,10 @@ class Proxy:
             while data := await reader.read(65536):
                 self.bytes_seen[direction] += len(data)
                 if direction == UP:
-                    link.hear(data)
+                    link.read_name(data)
                 if delay_s := self._delays.get(link.name, 0.0) or self._delay_of_all:
                     await asyncio.sleep(delay_s)
                 await self._open[direction].wait()
-                if direction not in link.swallowed:
+                if direction not in link.dropped:
                     writer.write(data)
                     await writer.drain()

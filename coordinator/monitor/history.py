@@ -13,14 +13,14 @@ import orjson
 from rich.text import Text
 
 from bus.errors import UsageError
-from bus.messages.subjects import KEPT_KINDS
+from bus.messages.subjects import STORED_KINDS
 from bus.mirror.reader import MirrorFile
 from bus.utils.terminal import escape_control
 from coordinator.reporting.formatting import LONGEST_CELL, format_value
 from coordinator.reporting.tables import Column, console, print_table
 
 SNAPSHOT = "snapshot"
-KINDS = (*KEPT_KINDS, SNAPSHOT)
+KINDS = (*STORED_KINDS, SNAPSHOT)
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 FIELDS: dict[str, tuple[tuple[str, int], ...]] = {
     "market": (("symbol", 0), ("sequence", 0), ("price", 0), ("volume", 2), ("timestamp", 1)),

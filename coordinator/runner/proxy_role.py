@@ -96,10 +96,10 @@ class FaultService:
         return serve
 
     def _reset(self, wanted: BadNetwork) -> int:
-        return self._proxy.cut(wanted.agents)
+        return self._proxy.reset(wanted.agents)
 
     def _blackhole(self, wanted: BadNetwork) -> int:
-        return self._proxy.swallow(UP, DOWN, names=wanted.agents)
+        return self._proxy.drop(UP, DOWN, names=wanted.agents)
 
     def _delay(self, wanted: BadNetwork) -> int:
         count = self._proxy.delay(wanted.delay_s, wanted.agents)

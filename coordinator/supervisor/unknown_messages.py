@@ -11,7 +11,7 @@ import structlog
 
 from bus.durable.events import EventPublisher
 from bus.errors import BusError
-from bus.messages.subjects import KEPT_KINDS
+from bus.messages.subjects import STORED_KINDS
 from bus.nats.bus import NatsBus
 
 POLL_INTERVAL_S = 5.0
@@ -47,7 +47,7 @@ class UnknownMessageMonitor:
         found: dict[str, dict[str, int]] = {}
         for subject, count in (await self._bus.subject_counts(f"{subjects.ns}.>")).items():
             kind = subject.split(".")[1]
-            if kind not in KEPT_KINDS:  # the agents that read a known kind report its malformed subjects
+            if kind not in STORED_KINDS:  # the agents that read a known kind report its malformed subjects
                 found.setdefault(kind, {})[subject] = count
         for kind, counts in found.items():
             if kind in self._reported or len(self._reported) >= MAX_REPORTED_KINDS:
@@ -58,7 +58,7 @@ class UnknownMessageMonitor:
                 "warning",
                 "unknown_message_kind",
                 f"the stream has messages of an unknown kind: {sum(counts.values())} under {len(counts)} subjects like "
-                f"in.{example}; expected in.{subjects.ns}.KIND.TOPIC.WRITER with a kind of {', '.join(KEPT_KINDS)}",
+                f"in.{example}; expected in.{subjects.ns}.KIND.TOPIC.WRITER with a kind of {', '.join(STORED_KINDS)}",
                 kind=kind,
                 subject=example,
                 messages=sum(counts.values()),

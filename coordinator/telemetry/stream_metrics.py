@@ -16,7 +16,7 @@ from bus.errors import MessageError
 from bus.interface import StoredMessage
 from bus.messages import KINDS, Alert, Decision, Epoch, Lifecycle, MarketData, Message, Side, VotingConfig, decode
 from bus.messages.headers import CAUSE, number
-from bus.messages.subjects import KEPT_KINDS, WATCHDOG, Subjects
+from bus.messages.subjects import STORED_KINDS, WATCHDOG, Subjects
 from coordinator.telemetry.labels import OTHER, Names
 from coordinator.telemetry.recovery_metrics import RecoveryMetrics
 
@@ -91,7 +91,7 @@ class StreamMetrics(Instruments):
         """Start each series with known labels at 0; those of unknown writers and alerts start later."""
         # Prometheus sees no increase in a series that begins at 1.
         self.messages.labels(OTHER)
-        for kind in KEPT_KINDS:
+        for kind in STORED_KINDS:
             self.messages.labels(kind)
             self.unreadable.labels(kind)
         for side in get_args(Side):
@@ -125,7 +125,7 @@ class StreamMetrics(Instruments):
         """Count the next message of the stream."""
         self._note(stored)
         kind = stored.subject.split(".", 2)[1]
-        kind = kind if kind in KEPT_KINDS else OTHER
+        kind = kind if kind in STORED_KINDS else OTHER
         self.messages.labels(kind).inc()
         cause = number(stored.headers, CAUSE)
         if cause is not None:

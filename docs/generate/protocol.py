@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from bus.messages import MAX_PAYLOAD_BYTES, headers
-from bus.messages.subjects import KEPT_KINDS, NAME_RULE, RESERVED_NAMES, Subjects
+from bus.messages.subjects import NAME_RULE, RESERVED_NAMES, STORED_KINDS, Subjects
 from bus.nats.jetstream import NANOSECOND
 from bus.nats.streams import MINIMUM_VERSION, StreamLimits, expected_streams
 from docs.generate.markdown import code, number, page, sentence, table
@@ -50,8 +50,8 @@ def text() -> str:
     Raises:
         LookupError: a message kind has no writer in WRITERS.
     """
-    if {*WRITERS} != {*KEPT_KINDS, "heartbeat"}:
-        raise LookupError(f"docs/generate/protocol.py: WRITERS: not in both: {sorted({*WRITERS} ^ {*KEPT_KINDS})}")
+    if {*WRITERS} != {*STORED_KINDS, "heartbeat"}:
+        raise LookupError(f"docs/generate/protocol.py: WRITERS: not in both: {sorted({*WRITERS} ^ {*STORED_KINDS})}")
     events, *buckets = expected_streams(cast(Any, SimpleNamespace(subjects=SUBJECTS)), StreamLimits())
     kinds = [(code(kind), code(subject), who) for kind, (subject, who) in WRITERS.items()]
     named = {getattr(headers, name): text for name, text in constants_of(headers).items() if name[0] != "_"}

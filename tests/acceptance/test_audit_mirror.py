@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from bus.errors import MirrorDamaged, MirrorUnusable
-from bus.mirror.schema import KeptRow, MessageRow, MirrorGap, StreamIncarnation
+from bus.mirror.schema import KvRow, MessageRow, MirrorGap, StreamIncarnation
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
 from coordinator.audit.runner import audit_bus, audit_file
@@ -34,7 +34,7 @@ async def mirrored(path: Path, run: Recorded, *, created: str = "", first: int =
     await store.begin([StreamIncarnation(EVENTS, created, b"{}", first - 1, "first")], {}, gaps)
     rows = [MessageRow(m.sequence, now_ns + m.sequence, m.subject, m.headers, m.data) for m in run.messages]
     kept = [
-        KeptRow(bucket, key, number, "PUT", value, now_ns + len(rows))
+        KvRow(bucket, key, number, "PUT", value, now_ns + len(rows))
         for bucket, values in run.buckets.items()
         for number, (key, value) in enumerate(values.items(), 1)
     ]

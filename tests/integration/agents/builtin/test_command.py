@@ -506,7 +506,7 @@ async def test_over_nats_a_reconnect_in_the_middle_of_an_event_loses_and_duplica
         proxy = await stack.enter_async_context(Proxy(server.url))
         life = await Life.begin(spec_of(tmp_path, ask={"8": test.port}), await stack.bus(proxy.url))
         await test.asked.reach(1)
-        proxy.cut()
+        proxy.reset()
         await test.asked.reach(2)
         await votes.reach(22)
         await life.drain()

@@ -131,8 +131,8 @@ async def test_a_subscriber_that_was_away_sees_the_gap(proxied):
     through.watch_connection(lambda: went.put("down"), up)
     await direct.publish("in." + MARKET, b"1")
     await received.reach(1)
-    proxy.hold(DOWN)
-    proxy.cut()
+    proxy.pause(DOWN)
+    proxy.reset()
     await went.reach(1)
     for data in (b"2", b"3"):
         await direct.publish("in." + MARKET, data)
@@ -170,7 +170,7 @@ async def test_a_black_hole_loses_and_reorders_nothing(proxied, lost):
     outbox = Outbox(through, WRITTEN_BY, fail, pipelined=True)
     await publish(outbox, 1, 100)
     await flushed(outbox)
-    proxy.swallow(*lost)
+    proxy.drop(*lost)
     await publish(outbox, 101, 300)
     async with asyncio.timeout(GUARD_S):
         await down.wait()  # nobody closed anything: the pings noticed
@@ -193,10 +193,10 @@ async def test_nothing_new_overtakes_the_resend(proxied):
     outbox = Outbox(through, WRITTEN_BY, fail, pipelined=True)
     await publish(outbox, 1, 10)
     await flushed(outbox)
-    proxy.swallow(UP)
+    proxy.drop(UP)
     await publish(outbox, 11, 20)
     assert numbers(await direct.read_back(("swarm.>",), 1)) == list(range(1, 11))
-    proxy.cut()
+    proxy.reset()
     async with asyncio.timeout(GUARD_S):
         while len(outbox) != 0 or not through.live:
             await outbox.wait_acknowledged()

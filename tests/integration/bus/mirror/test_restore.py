@@ -18,7 +18,7 @@ from bus.interface import ReceivedMessage, StoredMessage
 from bus.mirror import restore as restore_module
 from bus.mirror.reader import MirrorFile
 from bus.mirror.restore import MARGIN, RestoreResult, restore_lost
-from bus.mirror.schema import KeptRow, MessageRow
+from bus.mirror.schema import KvRow, MessageRow
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits, ensure_streams, expected_streams
@@ -229,9 +229,9 @@ async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
         ]
         value = b'{"epoch":5,"cursor":%d}'
         kept = [
-            KeptRow("swarm_state", "a", 70, "PUT", value % 140, now), KeptRow("swarm_state", "a", 71, "PUT", b"x", now),
-            KeptRow("swarm_state", "b", 72, "PUT", value % 100, now), KeptRow("swarm_state", "b", 73, "DEL", b"", now),
-            KeptRow("swarm_state", "c", 74, "PUT", value % 9999, now),
+            KvRow("swarm_state", "a", 70, "PUT", value % 140, now), KvRow("swarm_state", "a", 71, "PUT", b"x", now),
+            KvRow("swarm_state", "b", 72, "PUT", value % 100, now), KvRow("swarm_state", "b", 73, "DEL", b"", now),
+            KvRow("swarm_state", "c", 74, "PUT", value % 9999, now),
         ]  # fmt: skip
         store = await MirrorStore.open(it.mirror.file, "swarm")
         await store.write(rows, kept, {"swarm_events": 142, "KV_swarm_state": 74})

@@ -61,7 +61,7 @@ async def test_a_late_pong_does_not_make_it_deaf(server, connections):
         found: Collector[ReceivedMessage] = Collector()
         await bus.listen("swarm.heartbeat.>", found)
         await bus.bounds()
-        proxy.hold(DOWN)
+        proxy.pause(DOWN)
         with pytest.raises(nats.errors.TimeoutError):
             await bus.connection.client.flush(timeout=0.05)
         proxy.release(DOWN)
@@ -101,7 +101,7 @@ async def test_callbacks_that_raise_do_no_harm(server, connections):
 
         bus.watch_connection(down, up)
         told = await down_and_up(bus)
-        proxy.cut()
+        proxy.reset()
         assert await told.reach(2) == ["down", "up"]
         await until_live(bus)
         assert tries == 2
@@ -162,11 +162,11 @@ async def test_a_frozen_server_is_noticed_and_forgiven(server, connections):
 async def test_what_was_under_way_is_answered_when_it_breaks(server, connections):
     async with Proxy(server.url) as proxy, connections:
         bus = await connections.bus(proxy.url, streams=True)
-        proxy.hold(DOWN)
+        proxy.pause(DOWN)
         publishing = asyncio.create_task(bus.publish("in." + MARKET, b"1", timeout_s=60))
         while not bus.jetstream._acks:
             await asyncio.sleep(0)
-        proxy.cut()
+        proxy.reset()
         async with asyncio.timeout(GUARD_S):
             with pytest.raises(BusTimeout, match="the connection broke"):
                 await publishing
@@ -186,7 +186,7 @@ async def test_live_waits_for_what_a_reconnect_owes(server, connections):
 
         bus.watch_connection(lambda: None, up)
         assert bus.live
-        proxy.cut()
+        proxy.reset()
         async with asyncio.timeout(GUARD_S):
             await started_at.wait()
         waiting = asyncio.create_task(bus.until_live())
@@ -213,9 +213,9 @@ async def test_a_break_during_the_catching_up_restarts_it(server, connections):
             finished.put(turn)
 
         bus.watch_connection(lambda: None, up)
-        proxy.cut()
+        proxy.reset()
         await started_at.reach(1)
-        proxy.cut()
+        proxy.reset()
         await until_live(bus)
         assert finished.items == [1]
 

@@ -192,5 +192,5 @@ async def test_what_another_program_has_written_is_left_alone(bus, data):
 
 async def test_another_version_is_named(bus):
     await put(bus, b'{"version": 7}')
-    with pytest.raises(MeshError, match="version 7, this program knows 1"):
+    with pytest.raises(MeshError, match="version 7, this program supports 1"):
         await SnapshotStore(bus, AGENT, 5).take_over()

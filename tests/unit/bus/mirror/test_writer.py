@@ -13,7 +13,7 @@ import pytest
 from bus.errors import MirrorDamaged, MirrorFailing, MirrorUnusable
 from bus.mirror import schema, writer
 from bus.mirror.reader import MirrorFile
-from bus.mirror.schema import STEPS, VERSION, KeptRow, MessageRow, MirrorGap, StreamIncarnation
+from bus.mirror.schema import STEPS, VERSION, KvRow, MessageRow, MirrorGap, StreamIncarnation
 from bus.mirror.writer import PRUNE_ROWS, MirrorStore
 
 EVENTS, STATE = "swarm_events", "KV_swarm_state"
@@ -29,7 +29,7 @@ def message(sequence: int, payload: bytes = b"{}", subject: str = "swarm.signal.
 
 def snapshot(revision: int, key: str = "one", operation: str = "PUT"):
     value = json.dumps({"epoch": 4, "cursor": revision, "outputs": 2, "inputs": 1, "state": {"x": 1}}).encode()
-    return KeptRow("swarm_state", key, revision, operation, value, time.time_ns())
+    return KvRow("swarm_state", key, revision, operation, value, time.time_ns())
 
 
 async def filled(path: Path, count: int = 3) -> None:

@@ -30,7 +30,7 @@ from bus.messages import (
     VotingConfig,
     encode,
 )
-from bus.messages.subjects import KEPT_KINDS
+from bus.messages.subjects import STORED_KINDS
 from coordinator.audit.models import (
     AgentAudit,
     Audit,
@@ -282,7 +282,7 @@ def test_the_committed_files_are_what_make_schema_writes(tmp_path):
 
 
 def test_every_kind_and_every_json_has_a_schema():
-    assert set(KEPT_KINDS) | {"heartbeat"} == set(KINDS)
+    assert set(STORED_KINDS) | {"heartbeat"} == set(KINDS)
     assert {type(message) for message in MESSAGES} == set(KINDS.values())
     assert set(PRINTED) == set(json_schema.OUTPUTS)
 
