@@ -114,7 +114,7 @@ class Bus(Protocol):
     def watch_connection(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
         """Call `down` when the connection breaks, `up` when it is back, before `live` is true again."""
 
-    async def until_live(self) -> None:
+    async def wait_connected(self) -> None:
         """Wait until the connection is live."""
 
     async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout_s: float = 5.0) -> Ack:

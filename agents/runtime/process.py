@@ -163,7 +163,7 @@ async def _claim(bus: NatsBus, incarnation: Incarnation, agent_id: str) -> int |
         name = incarnation.spec.name
         while True:
             with contextlib.suppress(Disconnected, BusTimeout):
-                await bus.until_live()
+                await bus.wait_connected()
                 return await claim(bus, name, agent_id=agent_id, claimed_by=name, sandbox=incarnation.sandbox)
 
     claiming = asyncio.create_task(claim_live(), name="claim")

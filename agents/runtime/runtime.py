@@ -298,7 +298,7 @@ class Runtime:
         """Take the snapshot over and begin after it; again from scratch when the bus goes away meanwhile."""
         while True:
             try:
-                await self.bus.until_live()
+                await self.bus.wait_connected()
                 snapshot, bounds = await both(self._store.take_over(), self.bus.bounds())
                 if self._store.unreadable:
                     self._report_unreadable(bounds)
@@ -433,7 +433,7 @@ class Runtime:
             except (Disconnected, BusTimeout) as error:
                 log.debug("restore_retried", error=str(error))
                 await self._undo_begin()
-                await self.bus.until_live()
+                await self.bus.wait_connected()
 
     # -- sources
 

@@ -179,7 +179,7 @@ class Mirror:
     async def _start_reading(self) -> None:
         for followed in self._followed:
             if followed.reader is None:
-                await self._bus.until_live()
+                await self._bus.wait_connected()
                 await self._verify(followed)
                 try:
                     await followed.start(self._bus, self._store.cursors.get(followed.stream, 0) + 1)

@@ -81,7 +81,7 @@ class RestoreResult:
         if self.values_left_out:
             text += f"; no value that fits: {', '.join(self.values_left_out)}"
         if self.missing_from is not None:
-            text += f"; messages from {self.missing_from} on, if there were any, are lost"
+            text += f"; at least the messages from {self.missing_from} on, if there were any, are lost"
         return text
 
 

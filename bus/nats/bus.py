@@ -73,8 +73,8 @@ class NatsBus:
     def live(self) -> bool:
         return self.connection.live
 
-    async def until_live(self) -> None:
-        await self.connection.until_live()
+    async def wait_connected(self) -> None:
+        await self.connection.wait_connected()
 
     @property
     def url(self) -> str:

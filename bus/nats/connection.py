@@ -107,7 +107,7 @@ class Connection:
         """Whether it is up, and all callbacks of a reconnect have ended."""
         return self._live.is_set()
 
-    async def until_live(self) -> None:
+    async def wait_connected(self) -> None:
         await self._live.wait()
 
     def watch(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:

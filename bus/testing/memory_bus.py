@@ -253,7 +253,7 @@ class MemoryBus:
     async def until_connected(self) -> None:
         await self._back.wait()
 
-    async def until_live(self) -> None:
+    async def wait_connected(self) -> None:
         while not self._live:
             await self._back.wait()
             await asyncio.sleep(0)

@@ -342,7 +342,7 @@ class _Chaos:
         for _ in range(ATTEMPTS):
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await self._bus.until_live()
+                    await self._bus.wait_connected()
             except TimeoutError:
                 break
             try:

@@ -134,7 +134,7 @@ def run_watchdog(
         try:
             while True:
                 with contextlib.suppress(BusError):
-                    await bus.until_live()
+                    await bus.wait_connected()
                     await ensure_streams(bus, config.stream.limits())
                     break
                 await asyncio.sleep(0.2)

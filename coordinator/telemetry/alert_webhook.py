@@ -76,7 +76,7 @@ class Webhook:
             await self._bus.connection.subscribe(self._inbox, self._pulled.put)
             while True:
                 try:
-                    await self._bus.until_live()
+                    await self._bus.wait_connected()
                     await self._ensure_consumer()
                     if self._unhealthy is None:
                         self._unhealthy = await self._was_unhealthy()

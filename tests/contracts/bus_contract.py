@@ -475,7 +475,7 @@ class BusContract:
     async def test_an_open_bus_is_live(self, bus):
         assert bus.live
         async with asyncio.timeout(GUARD_S):
-            await bus.until_live()
+            await bus.wait_connected()
 
     async def test_a_closed_bus_is_down_for_everything(self, bus):
         await bus.close()

@@ -95,7 +95,7 @@ async def test_readers_through_killed_servers(tmp_path, connections):
         await server.restarted.reach(2)
         assert numbers(await followed.reach(MANY)) == list(range(1, MANY + 1))
         async with asyncio.timeout(GUARD_S):
-            await reader.until_live()
+            await reader.wait_connected()
         await reader.bounds()
         await writer.publish("in." + MARKET, b"end")
         async with asyncio.timeout(GUARD_S):
@@ -200,7 +200,7 @@ async def test_nothing_new_overtakes_the_resend(proxied):
     async with asyncio.timeout(GUARD_S):
         while len(outbox) != 0 or not through.live:
             await outbox.wait_acknowledged()
-            await through.until_live()
+            await through.wait_connected()
     assert numbers(await direct.read_back(("swarm.>",), 1)) == list(range(1, 31))
     outbox.close()
 

@@ -92,7 +92,7 @@ async def test_the_servers_death_loses_and_duplicates_nothing(tmp_path):
                 await heartbeats.until(cursor=last, status="live")
                 server.kill()
                 await server.restarted.reach(round_number + 1)
-                await bus.until_live()
+                await bus.wait_connected()
             last = await put(bus, 301, 50)
             await heartbeats.until(cursor=last, lag=0, status="live")
             assert await assert_mirrored(bus, mirror.file) == 350

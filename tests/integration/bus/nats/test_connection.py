@@ -50,9 +50,9 @@ async def down_and_up(bus: NatsBus) -> Collector[str]:
     return told
 
 
-async def until_live(bus: NatsBus) -> None:
+async def wait_connected(bus: NatsBus) -> None:
     async with asyncio.timeout(GUARD_S):
-        await bus.until_live()
+        await bus.wait_connected()
 
 
 async def test_a_late_pong_does_not_make_it_deaf(server, connections):
@@ -103,7 +103,7 @@ async def test_callbacks_that_raise_do_no_harm(server, connections):
         told = await down_and_up(bus)
         proxy.reset()
         assert await told.reach(2) == ["down", "up"]
-        await until_live(bus)
+        await wait_connected(bus)
         assert tries == 2
         await bus.bounds()
 
@@ -118,7 +118,7 @@ async def test_a_refused_protocol_line_does_not_close_it_for_good(server, connec
         await bus.connection.client._send_command(b"PUB too.large 99999999\r\n")
         await bus.connection.client._flush_pending()
         assert await told.reach(2) == ["down", "up"]
-        await until_live(bus)
+        await wait_connected(bus)
         await bus.bounds()
         await bus.tell("swarm.heartbeat.feed", b"")
         await found.reach(1)
@@ -153,7 +153,7 @@ async def test_a_frozen_server_is_noticed_and_forgiven(server, connections):
         finally:
             os.kill(pid, signal.SIGCONT)
         assert (await told.reach(2))[:2] == ["down", "up"]
-        await until_live(bus)
+        await wait_connected(bus)
         assert (await bus.publish("in." + MARKET, b"2")).sequence == 2
         await followed.reach(2)
         assert server.server.pid == pid
@@ -171,7 +171,7 @@ async def test_what_was_under_way_is_answered_when_it_breaks(server, connections
             with pytest.raises(BusTimeout, match="the connection broke"):
                 await publishing
         proxy.release(DOWN)
-        await until_live(bus)
+        await wait_connected(bus)
         await bus.bounds()
 
 
@@ -189,7 +189,7 @@ async def test_live_waits_for_what_a_reconnect_owes(server, connections):
         proxy.reset()
         async with asyncio.timeout(GUARD_S):
             await started_at.wait()
-        waiting = asyncio.create_task(bus.until_live())
+        waiting = asyncio.create_task(bus.wait_connected())
         await bus.bounds()  # connected it is
         assert not bus.live
         assert not waiting.done()
@@ -216,7 +216,7 @@ async def test_a_break_during_the_catching_up_restarts_it(server, connections):
         proxy.reset()
         await started_at.reach(1)
         proxy.reset()
-        await until_live(bus)
+        await wait_connected(bus)
         assert finished.items == [1]
 
 

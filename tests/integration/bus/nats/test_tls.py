@@ -158,7 +158,7 @@ async def test_a_bus_behind_tls_works_and_comes_back_after_its_server_died(serve
             server.kill()
             await down.wait()
             server.start()
-            await bus.until_live()
+            await bus.wait_connected()
             assert bus.connection.generation > before
             await ensure_streams(bus)
         finally:

@@ -130,16 +130,16 @@ async def test_a_truncated_stream_is_counted_on_from_its_end(tmp_path, logged):
         store, backup = it.server.directory, tmp_path / "backup"
         shutil.copytree(store, backup)
         async with NatsServer(tmp_path, port=port):
-            await it.bus.until_live()
+            await it.bus.wait_connected()
             await read_up_to(it.observer, await put(it.bus, 20))
         assert counted(it.observer) == 30
         shutil.rmtree(store)
         backup.rename(store)
         async with NatsServer(tmp_path, port=port):
-            await it.bus.until_live()
+            await it.bus.wait_connected()
             last = await put(it.bus, 4)  # under the numbers of lost ones
             assert last == 3 + 10 + 4
-            await it.observer._bus.until_live()
+            await it.observer._bus.wait_connected()
             await it.observer.poll()
             await read_up_to(it.observer, last)
             assert logged == ["stream_truncated"]
