@@ -29,7 +29,7 @@ WINDOW = 512
 PLAIN = "nats-py js.publish_async, plain stream"
 
 
-class Ours:
+class OutboxPublisher:
     """The swarm's publishing: through an outbox, numbered and fenced."""
 
     def __init__(self, bus: NatsBus, guard: dict[str, str]) -> None:
@@ -37,7 +37,7 @@ class Ours:
         self._numbers = itertools.count(1)
 
     @classmethod
-    async def claimed(cls, bus: NatsBus) -> Ours:
+    async def claimed(cls, bus: NatsBus) -> OutboxPublisher:
         """Create the stream and the claim of its fence."""
         await ensure_streams(bus)
         epoch = await claim(bus, "bench", agent_id=new_agent_id(), claimed_by="bench", sandbox="")
@@ -59,11 +59,11 @@ class Ours:
         box.close()
 
 
-class Theirs:
+class NatsPyPublisher:
     """nats-py's ways to store `count` messages; each returns when all are acknowledged."""
 
-    def __init__(self, jetstream: JetStreamContext, ours: Ours) -> None:
-        self._jetstream, self._ours = jetstream, ours
+    def __init__(self, jetstream: JetStreamContext, outbox_publisher: OutboxPublisher) -> None:
+        self._jetstream, self._outbox_publisher = jetstream, outbox_publisher
 
     async def awaited(self, count: int) -> None:
         for _ in range(count):
@@ -77,7 +77,7 @@ class Theirs:
 
     async def pipelined_same(self, count: int) -> None:
         for _ in range(count):
-            _, headers = self._ours.headers()
+            _, headers = self._outbox_publisher.headers()
             await self._jetstream.publish_async("in." + SUBJECT, PAYLOAD, headers=headers)
         await self._jetstream.publish_async_completed()
 
@@ -90,19 +90,19 @@ async def durability(*, quick: bool) -> Result:
     acks_ms: dict[str, list[float]] = {mode: [] for mode in modes}
     async with scratch() as directory, AsyncExitStack() as stack:
         filesystem = file_system(directory)
-        ways: dict[str, tuple[NatsBus, Ours]] = {}
+        ways: dict[str, tuple[NatsBus, OutboxPublisher]] = {}
         for mode in modes:
             server = await stack.enter_async_context(NatsServer(directory / mode, port=0, durability=mode))
             bus = await NatsBus.connect(server.url, "swarm", "bench")
             stack.push_async_callback(bus.close)
-            ways[mode] = (bus, await Ours.claimed(bus))
-        for _, ours in ways.values():
-            await ours.publish(few)  # unmeasured: code paths and server warm
+            ways[mode] = (bus, await OutboxPublisher.claimed(bus))
+        for _, outbox_publisher in ways.values():
+            await outbox_publisher.publish(few)  # unmeasured: code paths and server warm
         for _ in range(turns):
-            for mode, (bus, ours) in ways.items():
+            for mode, (bus, outbox_publisher) in ways.items():
                 started_at = time.monotonic()
                 async with asyncio.timeout(120):
-                    await ours.publish(many)
+                    await outbox_publisher.publish(many)
                 rates[mode].append(many / (time.monotonic() - started_at))
                 for _ in range(few):
                     started_at = time.monotonic()
@@ -137,14 +137,14 @@ async def outbox(*, quick: bool) -> Result:
     async with scratch() as directory, NatsServer(directory, port=0) as server:
         bus = await NatsBus.connect(server.url, "swarm", "bench")
         client = await nats.connect(server.url)
-        ours = await Ours.claimed(bus)
+        outbox_publisher = await OutboxPublisher.claimed(bus)
         await client.jetstream().add_stream(name="bare", subjects=["bare.>"])
-        theirs = Theirs(client.jetstream(publish_async_max_pending=WINDOW), ours)
+        nats_py_publisher = NatsPyPublisher(client.jetstream(publish_async_max_pending=WINDOW), outbox_publisher)
         ways: dict[str, tuple[Callable[[int], Awaitable[None]], int]] = {
-            "signalmesh outbox (fenced, numbered, deduplicated, republished)": (ours.publish, many),
-            "nats-py js.publish, awaited, plain stream": (theirs.awaited, few),
-            PLAIN: (theirs.pipelined, many),
-            "nats-py js.publish_async, the swarm's stream and headers": (theirs.pipelined_same, many),
+            "signalmesh outbox (fenced, numbered, deduplicated, republished)": (outbox_publisher.publish, many),
+            "nats-py js.publish, awaited, plain stream": (nats_py_publisher.awaited, few),
+            PLAIN: (nats_py_publisher.pipelined, many),
+            "nats-py js.publish_async, the swarm's stream and headers": (nats_py_publisher.pipelined_same, many),
         }
         for publish, _ in ways.values():
             await publish(few)  # unmeasured: code paths and server warm

@@ -8,11 +8,11 @@ MeshError                 root; the message names what was expected and what to 
 ├── MessageError          a poison message: carries the subject and the reason; never retried
 ├── OtherHistory          a stream is not the one that the mirror's file mirrors: never mixed
 ├── MirrorDamaged         the mirror's file is broken: it is renamed, and a new file is filled from the bus
-├── MirrorFailing         the mirror's file cannot be written just now (full, locked): retried
+├── MirrorFailing         the mirror's file cannot be written now (full, locked): retried
 ├── CommandFailed         (agents/builtin/command.py) a program died over an event; its agent is started again
 └── BusError              the bus: the class determines the cause and whether to retry
     ├── BusUnreachable    no server answers at that address (exit 3); retry after it is up
-    │   └── NotAdmitted   a server answers, but refuses our credentials
+    │   └── NotAdmitted   a server answers, but refuses these credentials
     ├── Disconnected      the connection is down right now; retried by the outbox
     ├── BusTimeout        no answer in time: the write may still have landed, so read back
     ├── WrongSequence     compare-and-set lost: another process wrote; never retried blindly
@@ -85,7 +85,7 @@ class MirrorDamaged(MeshError):
 
 
 class MirrorFailing(MeshError):
-    """A mirror's file that cannot be written just now."""
+    """A mirror's file that cannot be written now."""
 
     def __init__(self, file: str, problem: str) -> None:
         self.file, self.problem = file, problem
@@ -144,7 +144,7 @@ class BusUnreachable(BusError):
 
 
 class NotAdmitted(BusUnreachable):
-    """A NATS server answers, and refuses our credentials."""
+    """A NATS server answers, and refuses these credentials."""
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(url, reason)

@@ -101,7 +101,9 @@ class SnapshotStore:
             except SnapshotUnreadable as error:
                 self.unreadable, snapshot = str(error), Snapshot()
             if snapshot.epoch > self._epoch:
-                raise Fenced(self._agent, f"its snapshot belongs to epoch {snapshot.epoch}, ours is {self._epoch}")
+                raise Fenced(
+                    self._agent, f"its snapshot belongs to epoch {snapshot.epoch}, this process has {self._epoch}"
+                )
             self.revision = found.revision if found else 0
             snapshot.epoch = self._epoch
             data = snapshot.encode()

@@ -1,8 +1,8 @@
 """Decodes, checks and encodes messages, and explains invalid ones.
 
 `decode` validates (required fields, types, finite numbers, size, the topic) and raises `MessageError` for a poison
-message; unknown fields are ignored. `encode` gives the one byte form that is published: fields in order of
-definition, None left out, timestamps UTC with a Z, floats rounded to 10 places.
+message; unknown fields are ignored. `encode` returns the only published byte form: fields in order of
+definition, without None, timestamps UTC with a Z, floats rounded to 10 places.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names of the message headers (contract), ours and the server's."""
+"""Names of the message headers (contract): the project's and the server's."""
 
 from __future__ import annotations
 

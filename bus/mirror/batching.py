@@ -110,8 +110,8 @@ def next_batch(
 ) -> Batch:
     """At most BATCH_ROWS buffered rows of each stream.
 
-    `began` is the last sequence of the stream when the mirror was created. A value that references messages which the
-    file will not have after this batch waits for them (unless `hold` is False), with all later values. So state and
+    `started_at` is the last sequence of the stream when the mirror was created. A value that references messages which
+    the file will not have after this batch waits for them (unless `hold` is False), with all later values. So state and
     messages in the file match, even if the mirror is killed.
     """
     batch = Batch()
@@ -128,18 +128,18 @@ def next_batch(
             )
             batch.cursors[events.stream] = cursor
         batch.taken[events.stream] = batch.taken.get(events.stream, 0) + 1
-    patient = hold and (events.behind > len(batch.messages) or bool(batch.messages))
+    may_wait = hold and (events.behind > len(batch.messages) or bool(batch.messages))
     for one in buckets:
-        _take_values(one, batch, cursors.get(one.stream, 0), cursor if hold else None, patient=patient)
+        _take_values(one, batch, cursors.get(one.stream, 0), cursor if hold else None, may_wait=may_wait)
     return batch
 
 
-def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None, *, patient: bool) -> None:
+def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None, *, may_wait: bool) -> None:
     prefix = len(f"$KV.{one.bucket}.")
     overdue = time.monotonic() - HOLD_S
     for arrived, stored in itertools.islice(one.waiting, BATCH_ROWS):
         operation = stored.headers.get(OPERATION) or stored.headers.get(MARKER_REASON) or "PUT"
-        held = one.holds and reached is not None and operation == "PUT" and (patient or arrived > overdue)
+        held = one.holds and reached is not None and operation == "PUT" and (may_wait or arrived > overdue)
         if held and references(stored.data) > (reached or 0):
             return
         if stored.sequence > revision:

@@ -62,8 +62,8 @@ CREATE TABLE incarnations (
     recorded_ns INTEGER NOT NULL
 );
 
--- Sequences that are not in this file. `reason`: before (the mirror began), retention (gone before they were read),
--- expired (removed from the middle of the stream), pruned (by the mirror's own settings), lost (with the bus)
+-- Sequences that are not in this file. `reason`: before (older than the mirror), retention (expired before being
+-- read), expired (removed from the middle of the stream), pruned (by the mirror's own settings), lost (with the bus)
 CREATE TABLE gaps (
     stream TEXT NOT NULL,
     first INTEGER NOT NULL,

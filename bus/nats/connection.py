@@ -199,7 +199,7 @@ class Connection:
                 try:
                     await up()
                     break
-                except Exception as error:  # noqa: BLE001 - whatever it is, the connection must come up again
+                except Exception as error:  # noqa: BLE001 - the connection must come up again after any error
                     log.debug("up_callback_retried", connection=self.name, error=repr(error))
                     await asyncio.sleep(RETRY_UP_S)
         if generation == self.generation and self.client.is_connected and not self._closed:

@@ -312,7 +312,7 @@ class MemoryBus:
             except Disconnected:
                 return
             if not self._wire or self._wire[0] is not entry:
-                continue  # the connection broke meanwhile
+                continue  # the connection broke in the meantime
             self._wire.popleft()
             subject, data, headers, done = entry
             result: Ack | BusError

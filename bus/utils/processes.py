@@ -92,7 +92,7 @@ async def wait_pid_exit(pid: int) -> None:
 async def _poll_pid_exit(pid: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = await asyncio.to_thread(psutil.Process, pid)
-        while await asyncio.to_thread(_lives, process):  # noqa: ASYNC110 - no other process can set our events
+        while await asyncio.to_thread(_lives, process):  # noqa: ASYNC110 - no other process can set an event here
             await asyncio.sleep(POLL_S)
 
 
