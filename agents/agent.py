@@ -1,4 +1,4 @@
-"""The class that a user's agent derives from. It does not know the bus: a handler is a function of (state, event).
+"""The base class of agents. It is independent of the bus: a handler is a function of (state, event).
 
 The runtime (agents/runtime/runtime.py) restores `state`, feeds events to the `on_<kind>` handlers in stream order,
 publishes what they return, and keeps the timers that they set. No wall clock, no unseeded randomness and no I/O in a
@@ -60,12 +60,12 @@ class Agent:
     kind: ClassVar[str] = ""
     listens: ClassVar[tuple[str, ...]] = ()
     publishes: ClassVar[tuple[str, ...]] = ()
-    """Kinds that it publishes; taken from the handlers' return annotations where it is not given."""
+    """Kinds that it publishes; taken from the handlers' return annotations if not given."""
     capabilities: ClassVar[tuple[str, ...]] = ()
     memory_key: ClassVar[str] = ""
-    """Last part of its key in the memory bucket; the first published kind where it is not given."""
+    """Last part of its key in the memory bucket; the first published kind if not given."""
     receives_own_messages: ClassVar[bool] = False
-    """Whether its own messages of a kind in `listens` are given to it."""
+    """Whether it receives its own messages of a kind in `listens`."""
 
     @dataclass
     class State:
@@ -79,7 +79,7 @@ class Agent:
     options: Any
 
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
-        """Make the agent with an empty State.
+        """Create the agent with an empty State.
 
         Raises:
             UsageError: `options` has a key or a type that Options does not.
@@ -92,10 +92,10 @@ class Agent:
         self.setup()
 
     def setup(self) -> None:
-        """Called once, after `options` is set and before any event: load static data here (a lexicon, a table)."""
+        """Called once, after `options` is set and before any event, for example to load static data."""
 
     async def teardown(self) -> None:
-        """Called once at the end of the process, after the last event: let go of what `setup` took."""
+        """Called once at the end of the process, after the last event: release what `setup` acquired."""
 
     def set_timer(self, name: str, topic: str, after_ms: int) -> None:
         """Have `on_timer` called with a Timer of this `name` in `after_ms`. Setting it again replaces it.
@@ -109,11 +109,11 @@ class Agent:
             raise ValueError(f"set_timer({name!r}): after_ms: expected 0 or more, not {after_ms}")
         after_ms = max(after_ms, LEAST_TIMER_MS)
         self.timers_set += 1
-        self.timers.pop(name, None)  # so that the newest always stand last
+        self.timers.pop(name, None)  # so that the newest is always last
         self.timers[name] = TimerSet(self.timers_set, topic, after_ms)
 
     def cancel_timer(self, name: str) -> None:
-        """Forget the timer `name`, if it is set."""
+        """Cancel the timer `name`, if it is set."""
         self.timers.pop(name, None)
 
     def signal(

@@ -64,7 +64,7 @@ def _loaded(pipe: Any) -> None:
 
 
 class AgentProcess:
-    """One agent's process. `wait` may be called by several."""
+    """One agent's process. Several tasks may call `wait`."""
 
     def __init__(self, process: Any) -> None:
         self._process = process
@@ -183,11 +183,13 @@ def _make_directory() -> None:
         with contextlib.suppress(OSError):  # of another user, or removed just now
             if _is_left(directory):
                 shutil.rmtree(directory)
-    made = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base))
-    lock = os.open(made / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)  # closed by the end of this process alone
+    created = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=base))
+    lock = os.open(created / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)  # closed by the end of this process alone
     fcntl.flock(lock, fcntl.LOCK_SH)
-    current._config["tempdir"] = str(made)  # noqa: SLF001
-    multiprocessing.util.Finalize(None, shutil.rmtree, args=(made,), kwargs={"ignore_errors": True}, exitpriority=-100)
+    current._config["tempdir"] = str(created)  # noqa: SLF001
+    multiprocessing.util.Finalize(
+        None, shutil.rmtree, args=(created,), kwargs={"ignore_errors": True}, exitpriority=-100
+    )
 
 
 def _is_left(directory: Path) -> bool:
@@ -202,4 +204,4 @@ def _is_left(directory: Path) -> bool:
         return False
     finally:
         os.close(lock)
-    return not young  # or its maker is about to take the lock
+    return not young  # or its creator is about to take the lock

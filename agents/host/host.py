@@ -66,7 +66,7 @@ class _Slot:
 
 
 class Host:
-    """Serves sandbox `name` over `bus`; `url` is what its agents connect to.
+    """Serves sandbox `name` over `bus`; its agents connect to `url`.
 
     `group` is the sandbox that agents are configured for, where several hosts of other names serve it together.
     """
@@ -107,7 +107,7 @@ class Host:
         self._waits: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
-        """End the agents (draining) and then the host; safe to call from a signal handler of the loop."""
+        """Drain the agents, then end the host. May be called from a signal handler of the loop."""
         self._stop.set()
 
     async def run(self) -> None:
@@ -155,7 +155,7 @@ class Host:
     # -- terms
 
     async def _on_term(self, received: ReceivedMessage) -> None:
-        """A watchdog has claimed: from now on orders of its predecessor are refused."""
+        """A watchdog has claimed: orders of its predecessor are refused from now on."""
         self._term = max(self._term, h.number(received.headers, h.SEQUENCE) or 0)
 
     async def _read_term(self) -> None:

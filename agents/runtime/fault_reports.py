@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agents.runtime.inputs import Fault
 
 MAX_FULL_REPORTS = 3
-"""So many faults of one sort are reported one by one; those after them are counted, and reported every PERIOD_S s."""
+"""So many faults of one sort are reported singly; later ones are counted and reported every PERIOD_S seconds."""
 PERIOD_S = 10.0
 
 log = structlog.get_logger("signalmesh.agent")
@@ -39,7 +39,7 @@ class _Rate:
         return False
 
     def take_suppressed(self) -> int:
-        """How many were not reported since the last call."""
+        """The number of faults not reported since the last call."""
         suppressed, self.suppressed = self.suppressed, 0
         if not suppressed:
             self.reported = 0

@@ -85,7 +85,7 @@ class InputState(Enum):
     """The state of an InputProcessor."""
 
     READING = auto()
-    """Inputs are taken; no asynchronous handler runs. The agent's state, the cursor and the outputs belong together."""
+    """Inputs are taken; no asynchronous handler runs. The agent's state, the cursor and the outputs are consistent."""
     HANDLING = auto()
     """An asynchronous handler runs: the agent's state may be half changed."""
     FAULTED = auto()
@@ -93,7 +93,7 @@ class InputState(Enum):
     INTERRUPTED = auto()
     """An asynchronous handler is cancelled, or about to be: as FAULTED. Its input is not delivered again."""
     STOPPED = auto()
-    """No input is taken; the agent's state and the cursor belong together."""
+    """No input is taken; the agent's state and the cursor are consistent."""
 
 
 InputEvent = Literal["start", "begin", "finish", "fail", "interrupt", "stop", "reset"]
@@ -137,7 +137,7 @@ class InputProcessor:
         self.replayed = 0
 
     def transition(self, event: InputEvent) -> None:
-        """Change the state, and wake the owner where it has to return to a snapshot."""
+        """Change the state, and wake the owner if it has to return to a snapshot."""
         self.state = TRANSITIONS.get((self.state, event), self.state)
         if event in ("fail", "interrupt"):
             self._context.wake()
@@ -234,7 +234,7 @@ class InputProcessor:
         return outputs
 
     def _handled(self, stored: StoredMessage, prepared: list[Prepared]) -> None:
-        """Outputs, cursor and state belong together: nothing waits in between."""
+        """Outputs, cursor and state change together: nothing is awaited in between."""
         self._context.output_log.publish(prepared, stored.sequence)
         self.cursor = stored.sequence
         self.inputs += 1
@@ -251,7 +251,7 @@ class InputProcessor:
             self._fail(handler, stored, error)
 
     def _fail(self, handler: str, stored: StoredMessage, error: BaseException) -> None:
-        """Stop reading, and have the runtime go back to the last snapshot, which this handler has not changed."""
+        """Stop reading, and let the runtime return to the last snapshot, which this handler has not changed."""
         why = str(error) if isinstance(error, BadOutput) else f"{handler} raised {type(error).__name__}: {error}"
         self.fault = Fault(stored.sequence, why)
         self._context.fault_reporter.failed(self.fault, error, stored.subject)

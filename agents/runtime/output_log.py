@@ -135,7 +135,7 @@ class OutputLog:
         return None
 
     def _skipped_of(self, stored: StoredMessage) -> list[int]:
-        """The input that was skipped, where this is the report of it."""
+        """The skipped input, if this is the report of a skip."""
         try:
             report = stored.decode(self._subjects)
         except MessageError:
@@ -146,7 +146,7 @@ class OutputLog:
         return [sequence] if isinstance(sequence, int) else []
 
     def caught_up(self) -> None:
-        """The replay is past everything cited: what is left of the stored outputs was produced, not answered."""
+        """The replay has passed all cited inputs: the stored outputs that are left were produced by a source."""
         self._pass_produced()
         if self._stored:
             self._diverged(self._stored[0], b"")
@@ -175,7 +175,7 @@ class OutputLog:
     # -- publishing
 
     def publish(self, prepared: Iterable[Prepared], cause: int | None) -> None:
-        """Give the outputs of one input (or of a source) their numbers and put those that are missing on their way.
+        """Number the outputs of one input (or of a source) and publish those that are missing.
 
         Raises:
             Fenced: this incarnation has been superseded.
@@ -184,7 +184,7 @@ class OutputLog:
             self._pass_until(cause)
         for output in prepared:
             if self._stored and cause is not None:
-                # What is stored is what happened: where a replay differs, the replay is wrong.
+                # The stored output is the valid one: if a replay differs, the replay is wrong.
                 if int(self._stored[0].headers[h.CAUSE]) == cause:
                     stored = self._take()
                     self._pass_produced()
@@ -211,11 +211,11 @@ class OutputLog:
         )
 
     def timer(self, subject: str, data: bytes, number: int) -> None:
-        """Put a Timer event on its way; `number` makes its repetition recognisable."""
+        """Publish a Timer event; `number` deduplicates it."""
         self._outbox.put(Entry(subject, data, {h.MSG_ID: f"{self._agent}:timer:{number}", **self._fence}))
 
     def poison(self, subject: str, sequence: int, problem: str) -> None:
-        """Report a poison message, once for all agents that read it: by its id the others' reports are repetitions."""
+        """Report a poison message, once for all agents that read it: its id deduplicates the reports of the others."""
         self.reports.alert(
             "warning",
             "poison_message",
@@ -242,7 +242,7 @@ class OutputLog:
         await self._outbox.flush()
 
     def check(self) -> None:
-        """To be called now and then: notices overdue acknowledgements."""
+        """To be called at intervals: detects overdue acknowledgements."""
         self._outbox.check()
 
     def _on_acked(self, entry: Entry) -> None:

@@ -41,19 +41,19 @@ from bus.messages import headers as h
 from bus.utils.aio import both, end_tasks
 
 DRAIN_S = 5.0
-"""How long a drain waits for acknowledgements before it gives up and leaves the rest to recovery."""
+"""How long a drain waits for acknowledgements; later ones are left to the recovery."""
 
 log = structlog.get_logger("signalmesh.agent")
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeHooks:
-    """What follows a runtime from outside."""
+    """The callbacks of a runtime."""
 
     on_output_stored: Callable[[str, bytes], None] | None = None
     """Called with the kind and the payload of each output that is stored, also of one that a replay finds."""
     tracing: AgentTracing | None = None
-    """Makes the spans; None: no tracing."""
+    """Creates the spans; None: no tracing."""
 
 
 NO_HOOKS = RuntimeHooks()
@@ -176,7 +176,7 @@ class Runtime:
         )
 
     def drain(self) -> None:
-        """Finish what is under way, snapshot and end; safe to call from a signal handler of the loop."""
+        """Finish the current input, snapshot and end. May be called from a signal handler of the loop."""
         self._draining = True
         self._wake.set()
 
@@ -197,11 +197,11 @@ class Runtime:
             log.warning("drain_incomplete", error=str(error) or "no acknowledgement in time", left=len(self.output_log))
 
     def wake(self) -> None:
-        """Have the main task check what has happened."""
+        """Wake the main task to check the state."""
         self._wake.set()
 
     def fail(self, error: MeshError) -> None:
-        """End this incarnation with `error`: it was fenced, or cannot run on."""
+        """End this incarnation with `error`: it was fenced, or cannot continue."""
         self._failed = error
         self.input_processor.transition("stop")
         self._wake.set()
@@ -237,7 +237,7 @@ class Runtime:
 
     @property
     def between_inputs(self) -> bool:
-        """Whether state, cursor and outputs belong together right now, and the replay is over."""
+        """Whether state, cursor and outputs are consistent now, and the replay is over."""
         return self.input_processor.state is InputState.READING and self.ready.is_set()
 
     def capture_snapshot(self) -> Snapshot | None:
@@ -295,7 +295,7 @@ class Runtime:
     # -- restore and replay
 
     async def _restore(self) -> None:
-        """Take the snapshot over and begin after it; again from scratch when the bus goes away meanwhile."""
+        """Take over the snapshot and start after it; again from scratch if the bus disconnects meanwhile."""
         while True:
             try:
                 await self.bus.wait_connected()
@@ -392,7 +392,7 @@ class Runtime:
         self.ready.set()
 
     def input_handled(self) -> None:
-        """To be called after each input, whatever became of it."""
+        """To be called after each input, with any result."""
         if self.ready.is_set():
             self.timers.arm(self.agent.timers, self.agent.timers_set)
         else:
@@ -400,7 +400,7 @@ class Runtime:
         self._checkpointer.input_handled(self.input_processor.inputs)
 
     def want_snapshot(self) -> None:
-        """Have one taken soon."""
+        """Schedule a snapshot soon."""
         self._checkpointer.request()
 
     async def _stop_reading(self) -> None:
@@ -491,7 +491,7 @@ def _encode_state(agent: Agent) -> bytes:
     """
     try:
         data = orjson.dumps(agent.state)
-        if b"null" in data:  # what a number that is not finite becomes
+        if b"null" in data:  # JSON has null for a number that is not finite
             msgspec.convert(orjson.loads(data), type(agent).State)
     except (orjson.JSONEncodeError, msgspec.ValidationError) as error:
         raise UsageError(
@@ -502,7 +502,7 @@ def _encode_state(agent: Agent) -> bytes:
 
 
 def _unencodable(state: Any) -> str:
-    """The field of `state` that JSON has no form for, with a colon."""
+    """The field of `state` that JSON cannot represent, with a colon."""
     for field in getattr(state, "__dataclass_fields__", ()):
         try:
             orjson.dumps(getattr(state, field))
