@@ -1,4 +1,4 @@
-"""The control plane: decisions, supervision and the command line. A command's name is its folder's name.
+"""The control plane: decisions, supervision and the command line.
 
 cli/         The command line: arguments in, exit code out, no logic.
 config/      swarm.toml and overrides into frozen settings.

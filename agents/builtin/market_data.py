@@ -58,7 +58,7 @@ class MarketDataAgent(Agent):
         speed: float = 2.0
         """Candles a second, all symbols together; 0: as fast as decisions come."""
         history: int = 250
-        """The first so many candles of each symbol are not paced, so that the strategies have a window to measure."""
+        """Number of initial candles of each symbol without pacing, so that strategies have a window to measure."""
         max_open_rounds: int = 256
         """Undecided rounds of each symbol that may be open; 0: no bound."""
         limit: int = 0

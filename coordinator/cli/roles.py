@@ -44,7 +44,7 @@ def sandbox(
         ),
     ] = None,
     provider_name: Annotated[str, typer.Option(help="Provider name (used with --host).")] = "joined",
-    host: Annotated[str | None, typer.Option(help="Name of the host, given by its launcher.")] = None,
+    host: Annotated[str | None, typer.Option(help="Name of the host, set by the provider.")] = None,
     files: Annotated[
         Path | None, typer.Option(help="Directory of the agents' own files, if different from the configuration.")
     ] = None,

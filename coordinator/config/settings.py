@@ -102,7 +102,7 @@ class CoordinatorSettings:
     quorum: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     """Share of the voting weight that must be exceeded. Otherwise the decision is hold."""
     buy_at: Fraction = 0.55
-    """Pooled probability of a rise from which on the decision is buy."""
+    """Pooled probability of a rise at or above which the decision is buy."""
     sell_at: Fraction = 0.45
     """Pooled probability of a rise up to which the decision is sell. At most `buy_at`."""
     round_timeout_ms: Milliseconds = 400
@@ -155,8 +155,8 @@ class WatchdogSettings:
     """Longest silence, in milliseconds, of a process that computes or waits for a CPU: the longest that a handler may
     take. More than `dead_ms`."""
     quarantine_deaths: Count = 10
-    """So many deaths within `quarantine_window_s`, or in a row at the same input, quarantine an agent: it is not
-    started again."""
+    """Number of deaths within `quarantine_window_s`, or in a row at the same input, after which an agent is
+    quarantined: it is not started again."""
     quarantine_window_s: Seconds = 30.0
     """Seconds within which deaths are counted together."""
 

@@ -1,9 +1,10 @@
 """Combines votes into one judgement: pooling, disagreement, quorum, and the action from the thresholds.
 
-Every function is pure. Sums run in the order of the voters' names, so that the order of arrival of the votes does not
-change the last bit of a result. Rounds are in agent.py, prices and sizes in risk.py.
+Every function is pure. The log pool sums in the order of the voters' names, and the other sums are exact (fsum), so
+that the order of arrival of the votes does not change the last bit of a result. Rounds are in agent.py, prices and
+sizes in risk.py.
 
-A vote is a probability that the price rises over the horizon. On the recorded example (bullish 0.78, buy 0.85, hold
+A vote is a probability that the price rises over the horizon. For example (bullish 0.78, buy 0.85, hold
 0.45, equal weights) the log pool is 0.7177 and the disagreement 0.3488.
 """
 

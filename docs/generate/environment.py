@@ -34,7 +34,7 @@ E2B = {
     "E2B_DOMAIN": "Domain of the service; `e2b.app` by default. For another one, status and reports name the endpoint.",
     "E2B_API_URL": "Address of the API, if not that of the domain.",
     "E2B_SANDBOX_URL": "Address of the sandboxes, if not that of the domain.",
-    "E2B_DEBUG": "`true` is refused: the SDK would use another address and report sandboxes as ended unasked.",
+    "E2B_DEBUG": "`true` is refused: with it the SDK reports sandboxes as ended without a request.",
 }
 OTLP = {
     "ENDPOINT": (
