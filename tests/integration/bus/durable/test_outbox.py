@@ -149,7 +149,7 @@ async def test_resets_lose_and_reorder_nothing(proxied):
     proxy, through, direct = proxied
     followed: Collector[StoredMessage] = Collector()
     await through.follow(("swarm.>",), 1, followed)
-    outbox = Outbox(through, WRITTEN_BY, fail, Kills(proxy.cut, (100, 101, 400, 800, 1200, 1600)), pipelined=True)
+    outbox = Outbox(through, WRITTEN_BY, fail, Kills(proxy.reset, (100, 101, 400, 800, 1200, 1600)), pipelined=True)
     await publish(outbox, 1, 2000)
     await flushed(outbox)
     assert numbers(await direct.read_back(("swarm.>",), 1)) == list(range(1, 2001))
