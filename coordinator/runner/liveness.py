@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
+from bus.interface import Bus
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
-from bus.nats.bus import NatsBus
 from bus.utils.processes import MACHINE
 
 SILENT_S = 10.0
-"""Much longer than a start takes, or a short lack of CPU."""
+"""Much longer than a short lack of CPU."""
+START_S = 30.0
+"""The same until the first heartbeat: on a busy machine the imports of a new process alone can take over 10 s, and a
+process killed then would never get further."""
 POLL_INTERVAL_S = 0.5
 WATCHED_KINDS = ("watchdog", "provider")
 """Kinds of children that send heartbeats."""
@@ -36,9 +39,11 @@ Child = TypeVar("Child", bound=WatchedProcess)
 
 
 async def find_unresponsive(
-    bus: NatsBus, children: Sequence[Child], on_unresponsive: Callable[[Child, float], None]
+    bus: Bus, children: Sequence[Child], on_unresponsive: Callable[[Child, float], None]
 ) -> None:
-    """Call `on_unresponsive` with each of `children` without a heartbeat for SILENT_S and the silence, seconds."""
+    """Call `on_unresponsive` with each of `children` without a heartbeat for SILENT_S (START_S before its first one)
+    and with the silence, seconds.
+    """
     received_at: dict[int, float] = {}
 
     def on_heartbeat(received: ReceivedHeartbeat) -> None:
@@ -56,6 +61,7 @@ async def find_unresponsive(
         for child in children:
             if child.pid is None:
                 continue
-            silent_s = now - max(since, child.started_at, received_at.get(child.pid, 0.0))
-            if silent_s > SILENT_S:
+            last = received_at.get(child.pid, 0.0)
+            silent_s = now - max(since, child.started_at, last)
+            if silent_s > (SILENT_S if last > child.started_at else START_S):
                 on_unresponsive(child, silent_s)
