@@ -69,7 +69,7 @@ async def test_the_stream_is_deleted_while_it_runs(tmp_path: Path, undisturbed_l
         await Before.of(subscriber)
         await subscriber.api("STREAM.DELETE.swarm_events")
         heartbeats = 0
-        while "the stream swarm_events is gone" not in swarm.errors:
+        while "the stream swarm_events has been deleted" not in swarm.errors:
             heartbeats += 1
             await subscriber.more_heartbeats(heartbeats, "watchdog")
         result = await swarm.command("audit")
