@@ -19,7 +19,7 @@ from tests.support.repository import ROOT
 
 RUNBOOKS = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
 COMMAND = re.compile(r"^ *signalmesh ([^#\n]+)|`signalmesh ([^`]+)`", re.MULTILINE)
-ENDLESS = {"agent": "ready", "mirror": "restore", "sandbox": "", "watch": "", "metrics": "metrics_served"}
+ENDLESS = {"agent": "ready", "mirror": "restored from", "sandbox": "", "watch": "", "metrics": "metrics_served"}
 """Commands that run until they are ended: a word that they print first, or the process whose heartbeat then comes."""
 STEPS = ("replay", "revive", "down", "up", "mirror")
 """What comes last, in this order: what ends the swarm or begins it."""

@@ -34,7 +34,7 @@ async def test_forged_ticks_settings_and_decisions_stop_nothing(tmp_path: Path):
         await subscriber.more_decisions(50)
 
         reported = [alert["code"] for alert in subscriber.alerts if alert["source"] == "coordinator"]
-        assert sorted(reported) == ["feed_renumbered", "config_from_unknown_writer", "tick_out_of_order"]
+        assert sorted(reported) == ["config_from_unknown_writer", "feed_renumbered", "tick_out_of_order"]
         names = [decision["decision_id"] for decision in subscriber.decisions]
         assert len(set(names)) == len(names)
         odd = {"BTC/USD:research-1:1000000", "BTC/USD:research-1:2000000", "BTC/USD:research-1=2:5"}
