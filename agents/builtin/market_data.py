@@ -60,7 +60,7 @@ class MarketDataAgent(Agent):
         history: int = 250
         """Number of initial candles of each symbol without pacing, so that strategies have a window to measure."""
         max_open_rounds: int = 256
-        """Undecided rounds of each symbol that may be open; 0: no bound."""
+        """Undecided rounds that may be open, shared equally by the symbols; 0: no bound."""
         limit: int = 0
         """Ends after so many candles of each symbol; 0: never."""
 

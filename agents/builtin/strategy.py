@@ -41,7 +41,10 @@ class Strategy(Agent):
         """Options of every strategy."""
 
         window: int = 250
-        """Closes that are kept, up to 8000. From 250 on the RSI is exact to 2e-6 (docs/concepts/decisions.md)."""
+        """Closes that are kept: at least those that its indicators need (50 and 21 by default), up to 8000.
+
+        From 250 on the RSI is exact to 2e-6 (docs/concepts/decisions.md).
+        """
 
     state: State
     options: Options

@@ -87,7 +87,7 @@ def _options(options: list[Any], hints: dict[str, Any]) -> str:
     rows = [
         (
             ", ".join(code(text) for text in (*item.opts, *item.secondary_opts)),
-            _type(hints[item.name]),
+            "seconds" if item.metavar == "SECONDS" else _type(hints[item.name]),
             "" if item.is_flag and not item.default else _default(item.default),
             code(item.envvar or ""),
             sentence(item.help or ""),
