@@ -1,6 +1,6 @@
 """The sandbox host: the only process that starts and ends agent processes in its sandbox.
 
-It serves the commands spawn, kill, signal, look and probe over the bus and reports every exit at once. Its heartbeat
+It serves the commands spawn, kill, signal, check and probe over the bus and reports every exit at once. Its heartbeat
 repeats the whole inventory, since a report can get lost. It decides nothing: every order carries the watchdog's term,
 and an order with a lower term than the newest claimed one is refused.
 """
@@ -118,7 +118,7 @@ class Host:
             "spawn": self._spawn,
             "kill": self._kill,
             "signal": self._signal,
-            "look": self._probe_process,
+            "check": self._probe_process,
             "probe": self._probe,
         }
         await self._bus.listen(subjects.epoch(WATCHDOG), self._on_term)

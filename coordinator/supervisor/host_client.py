@@ -50,7 +50,7 @@ class HostClient:
 
     async def probe(self, sandbox: str, agent: str, epoch: int) -> tuple[str, CpuTimes]:
         """The state of the agent's process (a letter, or "gone"), and its CPU times."""
-        answer = await self._request(sandbox, "look", KillOrder(term=self._term, agent=agent, epoch=epoch))
+        answer = await self._request(sandbox, "check", KillOrder(term=self._term, agent=agent, epoch=epoch))
         return answer["state"], CpuTimes(answer["cpu_s"], answer["waited_s"])
 
     async def terminate(self, sandbox: str, agent: str, pid: int) -> None:

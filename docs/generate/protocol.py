@@ -32,7 +32,7 @@ CONTROL = (
     (
         SUBJECTS.control("base", "spawn"),
         "a sandbox host",
-        "`spawn`, `kill`, `signal`, `look`, `probe`: of agent processes",
+        "`spawn`, `kill`, `signal`, `check`, `probe`: of agent processes",
     ),
     (SUBJECTS.control("watchdog", "restart"), "the watchdog", "`restart`, `revive`: of one agent"),
     (SUBJECTS.control("proxy", "reset"), "the fault proxy", "network faults of `chaos`"),

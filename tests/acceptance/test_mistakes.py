@@ -57,7 +57,7 @@ async def test_poison_stops_no_agent_and_is_reported_once(tmp_path: Path):
         await subscriber.publish("gossip.BTC-USD.stranger", b"a kind that nobody knows, so that nobody reads it")
         for subject in ("heartbeat.coordinator", "heartbeat.python", "heartbeat.watchdog", "decision.BTC-USD.junk"):
             await subscriber.client.publish(f"swarm.{subject}", b"junk on the read side")
-        for command in ("python.spawn", "python.kill", "python.signal", "python.look", "watchdog.revive"):
+        for command in ("python.spawn", "python.kill", "python.signal", "python.check", "watchdog.revive"):
             reply = await subscriber.client.request(f"swarm.control.{command}", b'{"agent": 5', timeout=10)
             assert "error" in json.loads(reply.data)
 
