@@ -130,7 +130,7 @@ class JetStream:
 
         Raises:
             BusTimeout: no answer within `timeout_s` seconds.
-            NobodyServes: nothing is subscribed to `subject`.
+            NoResponders: nothing is subscribed to `subject`.
         """
         return (await self._send_request(subject, data, timeout_s))[0]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bus.errors import EXIT_DONE
-from bus.messages.subjects import BY_HAND
+from bus.messages.subjects import UNSUPERVISED
 from coordinator.cli.options import (
     STATE_DIR,
     AgentCount,
@@ -95,7 +95,7 @@ def agent(
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
-    sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = BY_HAND,
+    sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = UNSUPERVISED,
     log_level: LogLevel = "info",
 ) -> None:
     """Role: one agent, started manually; it takes over from a running process of that agent."""

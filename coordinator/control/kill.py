@@ -236,19 +236,18 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillRepor
             reply: dict[str, Any] = orjson.loads(
                 await bus.request(subjects.control(heartbeat.sandbox, "signal"), request)
             )
-        except (
-            BusTimeout
-        ):  # NobodyServes is not enough: a subscriber to all subjects hides that no host serves this one
+        except BusTimeout:
+            # NoResponders is not enough: a subscriber to all subjects hides that no host serves this one.
             if heartbeat.sandbox in (await _listen(bus, lambda received: heartbeat.sandbox in received.hosts)).hosts:
                 raise
-            raise UsageError(_by_hand(heartbeat)) from None
+            raise UsageError(_not_supervised(heartbeat)) from None
         if "error" in reply:
             received = (await _listen(bus, lambda received: name in received.agents)).agents.get(name)
             if received is not None and (received.heartbeat.epoch, received.heartbeat.pid) == (
                 heartbeat.epoch,
                 heartbeat.pid,
             ):
-                raise UsageError(_by_hand(heartbeat))
+                raise UsageError(_not_supervised(heartbeat))
             raise MeshError(reply["error"])
         observer.sent(number)
         with contextlib.suppress(TimeoutError):
@@ -266,7 +265,7 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillRepor
     return result
 
 
-def _by_hand(heartbeat: Heartbeat) -> str:
+def _not_supervised(heartbeat: Heartbeat) -> str:
     return (
         f"agent {heartbeat.agent!r} is not run by a sandbox host: its heartbeats come from sandbox "
         f"{heartbeat.sandbox!r}, pid {heartbeat.pid} on machine {heartbeat.machine or 'unknown'}; signal that process "

@@ -236,7 +236,7 @@ async def test_external_agents_and_unknown_writers_are_told_apart(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sandbox", ["by-hand", "nodejs"])
+@pytest.mark.parametrize("sandbox", ["unsupervised", "nodejs"])
 async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path, sandbox: str):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "20")

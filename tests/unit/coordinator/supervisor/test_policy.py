@@ -308,11 +308,11 @@ def test_an_incarnation_started_manually_takes_over():
     world.policy.heartbeat(
         world.now,
         Heartbeat(agent="a", agent_id="y", epoch=old + 5, sequence=1, progress=0, status="live", interval_ms=100,
-                  sandbox="by-hand", pid=77),
+                  sandbox="unsupervised", pid=77),
     )  # fmt: skip
     world.policy.exited(world.now, "a", old, 1)  # the old one was fenced and ended
     assert world.policy.decide(world.now) == []
-    assert (state.epoch, state.sandbox) == (old + 5, "by-hand")
+    assert (state.epoch, state.sandbox) == (old + 5, "unsupervised")
     world.policy.drained(world.now, "a", old + 5)
     assert kinds(world.policy.decide(world.now)) == ["Dead", "Spawn"]
     assert not state.deaths
