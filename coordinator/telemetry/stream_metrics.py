@@ -47,8 +47,8 @@ class Instruments:
         self.messages = counter("messages", "Messages stored in the stream, by kind.", "kind")
         self.unreadable = counter("unreadable_messages", "Stored messages that cannot be decoded, by kind.", "kind")
         self.decisions = counter("decisions", "Decisions of the swarm's own deciders, by side.", "side")
-        self.foreign_decisions = counter(
-            "foreign_decisions", "Decisions by writers that are not deciders of the swarm."
+        self.decisions_from_unknown_writers = counter(
+            "decisions_from_unknown_writers", "Decisions by writers that are not deciders of the swarm."
         )
         self.degraded_decisions = counter("degraded_decisions", "Decisions made without a vote that was expected.")
         self.hops = latency(
@@ -187,7 +187,7 @@ class StreamMetrics(Instruments):
     def _decided(self, decision: Decision, stored: StoredMessage) -> None:
         deciders = self._config.deciders if self._config else ()
         if deciders and decision.source not in deciders:
-            self.foreign_decisions.inc()
+            self.decisions_from_unknown_writers.inc()
             return
         self.decisions.labels(decision.final_decision).inc()
         if decision.absent:

@@ -85,7 +85,7 @@ def test_decisions_of_others_are_not_the_swarms(stream):
     shown = stream.shown()
     assert shown["signalmesh_decisions_total", ("buy",)] == 1
     assert shown["signalmesh_degraded_decisions_total", ()] == 1
-    assert shown["signalmesh_foreign_decisions_total", ()] == 1
+    assert shown["signalmesh_decisions_from_unknown_writers_total", ()] == 1
 
 
 def test_claims_and_terms(stream):
