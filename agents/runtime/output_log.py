@@ -130,7 +130,7 @@ class OutputLog:
             f"({problem}) and is ignored; find out what else writes to this subject",
             agent=self._agent,
             sequence=stored.sequence,
-            once=f"{self._agent}:foreign:{stored.sequence}",
+            once=f"{self._agent}:unknown-writer:{stored.sequence}",
         )
         return None
 

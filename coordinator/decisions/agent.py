@@ -64,7 +64,7 @@ class Counts:
     repeated_votes: int = 0  # the voter has already voted on that open round; its first vote counts
     late_votes: int = 0  # no such round is open
     refused_votes: int = 0  # beyond MAX_EARLY_VOTES
-    foreign_configs: int = 0  # of writers other than the watchdog
+    unknown_writer_configs: int = 0  # of writers other than the watchdog
 
 
 def is_reported(count: int) -> bool:
@@ -228,8 +228,8 @@ class CoordinatorAgent(Agent):
     def _config_from_unknown_writer(self, config: VotingConfig) -> list[Decision | Alert]:
         """Count a VotingConfig that a process other than the watchdog has published."""
         counts = self.state.counts
-        counts.foreign_configs += 1
-        if not is_reported(counts.foreign_configs):
+        counts.unknown_writer_configs += 1
+        if not is_reported(counts.unknown_writer_configs):
             return []
         problem = (
             f"{config.source} has published a VotingConfig, which is ignored: only the {WATCHDOG} may publish one; "
@@ -242,7 +242,7 @@ class CoordinatorAgent(Agent):
                 problem,
                 config.timestamp,
                 writer=config.source,
-                foreign_configs=counts.foreign_configs,
+                unknown_writer_configs=counts.unknown_writer_configs,
             )
         ]
 

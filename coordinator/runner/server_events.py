@@ -73,7 +73,7 @@ def report_server_event(event: ServerEvent, events: Callable[[], EventPublisher]
         _print(f"nats-server does not start: {event.problem}; next try in {event.retry_s} s")
 
 
-def alert_foreign_durability(events: EventPublisher, config: SwarmConfig, url: str) -> None:
+def alert_external_durability(events: EventPublisher, config: SwarmConfig, url: str) -> None:
     """Report that the server of --nats ignores `stream.durability`: only its own configuration sets it."""
     text = (
         f"{config.file}: stream.durability: {config.stream.durability!r} applies to the embedded server only; "

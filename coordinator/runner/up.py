@@ -39,7 +39,7 @@ from coordinator.runner.mirror_role import restore
 from coordinator.runner.name_conflict import refuse_name_conflict
 from coordinator.runner.proxy_role import LISTENER_VARIABLE, open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
-from coordinator.runner.server_events import alert_foreign_durability, report_server_event, warn_of_deleted_stream
+from coordinator.runner.server_events import alert_external_durability, report_server_event, warn_of_deleted_stream
 from coordinator.sandboxes.provider_client import plan_provider
 from coordinator.telemetry.otel_env_check import check_variables
 
@@ -190,7 +190,7 @@ class Up:
         if restored:
             self._events.alert("warning", "stream_restored", restored)
         if self._server is None and self.config.stream.durability != "process":
-            alert_foreign_durability(self._events, self.config, self.bus.url)
+            alert_external_durability(self._events, self.config, self.bus.url)
 
     async def _start_children(self) -> None:
         """Start the children, and the tasks that watch them."""

@@ -54,11 +54,11 @@ class ConfigPublisher:
             if last is not None:
                 # A malformed message is replaced without an alert: the agents that read the stream report it.
                 present = self._decode(self._subject, last.data)
-                foreign = await self._newer_than(last.sequence)
+                from_others = await self._newer_than(last.sequence)
                 if present is not None and self._published is not None and last.data != self._published:
-                    foreign = [self._subject, *foreign]
-                if foreign:
-                    self._alert_overridden(foreign)
+                    from_others = [self._subject, *from_others]
+                if from_others:
+                    self._alert_overridden(from_others)
                 elif present is not None and replace(present, timestamp=wanted.timestamp) == wanted:
                     self._published = last.data
                     return

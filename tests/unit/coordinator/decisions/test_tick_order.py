@@ -195,5 +195,5 @@ def test_only_the_watchdogs_config_is_obeyed() -> None:
     assert (alert.code, alert.severity, alert.detail["writer"]) == ("config_from_unknown_writer", "warning", "evil")
     assert [agent.on_config(forged) for _ in range(8)] == [[]] * 8
     assert agent.state.config == CONFIG
-    assert (agent.state.open_rounds, agent.state.counts.foreign_configs) == (1, 9)
+    assert (agent.state.open_rounds, agent.state.counts.unknown_writer_configs) == (1, 9)
     assert agent.on_config(replace(CONFIG, voters={})) != []
