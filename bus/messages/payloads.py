@@ -234,7 +234,7 @@ class Heartbeat:
     watchdog's `epoch` is its term, and its `phases` give the reason for each agent that does not run: waiting,
     restarting, backoff, quarantined, drained, or external (another process runs it). `machine` is the machine (or
     container) on which the process runs. The mirror's `lag` are rows not yet in its `file`, the oldest of them stored
-    at most `behind_ms` ago. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's; `snapshot_ms` is the time
+    at most `lag_ms` ago. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's; `snapshot_ms` is the time
     from taking to storing its newest snapshot. A host's `usage` is that of its whole sandbox; the leading watchdog's
     `accounts` cover all sandboxes. The `endpoint` of a provider is where it creates sandboxes, that of a host where its
     provider created it. A provider's `phases` give the state of each sandbox without a host: being created, or failed.
@@ -265,7 +265,7 @@ class Heartbeat:
     group: str | None = None
     machine: str | None = None
     file: str | None = None
-    behind_ms: int | None = None
+    lag_ms: int | None = None
     snapshot_ms: float | None = None
     rss_mb: float | None = None
     cpu_s: float | None = None

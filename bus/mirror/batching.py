@@ -20,7 +20,7 @@ from bus.nats.consumer import Reader
 BATCH_ROWS = 1000
 BUFFER_ROWS = 5000
 """Most unwritten rows of one stream; at more the mirror stops reading."""
-HOLD_S = 2.0
+MAX_DEFER_S = 2.0
 """Longest time that a snapshot waits for the messages that it references, if none arrive."""
 OPERATION = "KV-Operation"
 MARKER_REASON = "Nats-Marker-Reason"
@@ -35,7 +35,7 @@ class Followed:
     stream: str
     filters: tuple[str, ...]
     bucket: str = ""
-    holds: bool = False
+    references_events: bool = False
     """Whether its values reference the event stream, and so must never be ahead of it in the file."""
     waiting: deque[tuple[float, StoredMessage]] = field(default_factory=deque)
     """Time of arrival (monotonic), message."""
@@ -62,7 +62,7 @@ class Followed:
         self.arrived.set()
 
     @property
-    def behind(self) -> int:
+    def lag(self) -> int:
         """Rows of the stream that are not in the file."""
         return len(self.waiting) + (0 if self.reader is None else self.reader.pending)
 
@@ -90,7 +90,10 @@ def followed_streams(subjects: Subjects) -> tuple[Followed, ...]:
     buckets = ((subjects.state_bucket, True), (subjects.registry_bucket, True), (subjects.memory_bucket, False))
     return (
         Followed(subjects.stream, (f"{subjects.ns}.>",), arrived=arrived),
-        *(Followed(f"KV_{bucket}", (f"$KV.{bucket}.>",), bucket, holds, arrived=arrived) for bucket, holds in buckets),
+        *(
+            Followed(f"KV_{bucket}", (f"$KV.{bucket}.>",), bucket, events, arrived=arrived)
+            for bucket, events in buckets
+        ),
     )
 
 
@@ -106,13 +109,13 @@ class Batch:
 
 
 def next_batch(
-    followed: tuple[Followed, ...], cursors: Mapping[str, int], started_at: int, *, hold: bool = True
+    followed: tuple[Followed, ...], cursors: Mapping[str, int], started_at: int, *, defer: bool = True
 ) -> Batch:
     """At most BATCH_ROWS buffered rows of each stream.
 
     `started_at` is the last sequence of the stream when the mirror was created. A value that references messages which
-    the file will not have after this batch waits for them (unless `hold` is False), with all later values. So state and
-    messages in the file match, even if the mirror is killed.
+    the file will not have after this batch waits for them (unless `defer` is False), with all later values. So state
+    and messages in the file match, even if the mirror is killed.
     """
     batch = Batch()
     events, *buckets = followed
@@ -128,19 +131,20 @@ def next_batch(
             )
             batch.cursors[events.stream] = cursor
         batch.taken[events.stream] = batch.taken.get(events.stream, 0) + 1
-    may_wait = hold and (events.behind > len(batch.messages) or bool(batch.messages))
+    may_wait = defer and (events.lag > len(batch.messages) or bool(batch.messages))
     for one in buckets:
-        _take_values(one, batch, cursors.get(one.stream, 0), cursor if hold else None, may_wait=may_wait)
+        _take_values(one, batch, cursors.get(one.stream, 0), cursor if defer else None, may_wait=may_wait)
     return batch
 
 
 def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None, *, may_wait: bool) -> None:
     prefix = len(f"$KV.{one.bucket}.")
-    overdue = time.monotonic() - HOLD_S
+    overdue = time.monotonic() - MAX_DEFER_S
     for arrived, stored in itertools.islice(one.waiting, BATCH_ROWS):
         operation = stored.headers.get(OPERATION) or stored.headers.get(MARKER_REASON) or "PUT"
-        held = one.holds and reached is not None and operation == "PUT" and (may_wait or arrived > overdue)
-        if held and references(stored.data) > (reached or 0):
+        may_defer = one.references_events and reached is not None and operation == "PUT"
+        deferred = may_defer and (may_wait or arrived > overdue)
+        if deferred and references(stored.data) > (reached or 0):
             return
         if stored.sequence > revision:
             revision = stored.sequence

@@ -172,7 +172,7 @@ class Mirror:
         if self._bad_file:
             self._bad_file = False
             self._reports.alert("info", "mirror_recovered", f"mirror {self._store.path}: writing works again")
-        self.status = "live" if self._behind() < BATCH_ROWS else "catching-up"
+        self.status = "live" if self._lag() < BATCH_ROWS else "catching-up"
 
     # -- verifying the streams
 
@@ -245,10 +245,10 @@ class Mirror:
 
     # -- writing
 
-    async def _write(self, *, hold: bool = True) -> None:
+    async def _write(self, *, defer: bool = True) -> None:
         """Write all received messages."""
         while True:
-            batch = next_batch(self._followed, self._store.cursors, self._started_at, hold=hold)
+            batch = next_batch(self._followed, self._store.cursors, self._started_at, defer=defer)
             if not batch.taken:
                 return
             for followed in self._followed:
@@ -280,7 +280,7 @@ class Mirror:
                     await self._store.set_meta(COMPLETE, orjson.dumps(ends).decode())
                     log.info("mirror_complete", **ends)
         except (TimeoutError, BusError, MirrorFailing) as error:
-            log.warning("mirror_incomplete", problem=str(error) or "timed out", behind=self._behind())
+            log.warning("mirror_incomplete", problem=str(error) or "timed out", lag=self._lag())
 
     async def _rest(self) -> bool:
         """Read and write messages from after the readers were closed; whether there were any.
@@ -296,7 +296,7 @@ class Mirror:
             found = found or bool(followed.waiting)
         for followed in self._followed:
             await self._verify(followed)
-        await self._write(hold=False)
+        await self._write(defer=False)
         return found
 
     async def _end_of(self, followed: Followed) -> int:
@@ -305,10 +305,10 @@ class Mirror:
 
     # -- progress
 
-    def _behind(self) -> int:
-        return sum(followed.behind for followed in self._followed)
+    def _lag(self) -> int:
+        return sum(followed.lag for followed in self._followed)
 
-    def _behind_ms(self) -> int:
+    def _lag_ms(self) -> int:
         oldest = min((one.waiting[0][1].stored_ns for one in self._followed if one.waiting), default=None)
         return 0 if oldest is None else max(0, (time.time_ns() - oldest) // 1_000_000)
 
@@ -318,7 +318,7 @@ class Mirror:
             "progress": self.written,
             "status": self.status,
             "cursor": self._store.cursors.get(self._events.stream, 0),
-            "lag": self._behind(),
+            "lag": self._lag(),
             "file": str(self._store.path),
-            "behind_ms": self._behind_ms(),
+            "lag_ms": self._lag_ms(),
         }

@@ -86,13 +86,13 @@ class DecisionCount:
 class MirrorStatus:
     """A mirror that sends heartbeats. `status`: waiting, catching-up, live, failing, diverged, draining.
 
-    `lag` rows are not in `file` yet; the oldest of those that it has read was stored `behind_ms` ago.
+    `lag` rows are not in `file` yet; the oldest of those that it has read was stored `lag_ms` ago.
     """
 
     file: str
     cursor: int
     lag: int
-    behind_ms: int
+    lag_ms: int
     status: str
     pid: int
 

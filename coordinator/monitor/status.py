@@ -317,7 +317,7 @@ def _mirror_status(heartbeat: Heartbeat) -> MirrorStatus:
         file=heartbeat.file or "",
         cursor=heartbeat.cursor,
         lag=heartbeat.lag,
-        behind_ms=heartbeat.behind_ms or 0,
+        lag_ms=heartbeat.lag_ms or 0,
         status=heartbeat.status,
         pid=heartbeat.pid,
     )

@@ -66,7 +66,7 @@ def print_status(status: Status) -> None:
     last = f", the newest for {status.decisions.last_at:%Y-%m-%d %H:%M} UTC" if status.decisions.last_at else ""
     mirror = "no mirror runs"
     if (received := status.mirror) is not None:
-        mirror = f"mirror {received.status}: {received.file}, {received.lag} rows and {received.behind_ms} ms behind"
+        mirror = f"mirror {received.status}: {received.file}, {received.lag} rows and {received.lag_ms} ms behind"
     for line in (
         f"swarm {status.swarm} on {status.nats}",
         f"{agents_text(status)}; processes: {status.processes}; {watchdog}",

@@ -211,13 +211,13 @@ class HeartbeatMetrics(Collector):
 
     def _mirror(self, heartbeats: list[Heartbeat]) -> Iterator[Metric]:
         lag = _gauge("signalmesh_mirror_lag_messages", "Rows that are not in the mirror's file yet.")
-        behind = _gauge("signalmesh_mirror_lag_seconds", "Age of the oldest row that was read and is not in the file.")
+        age = _gauge("signalmesh_mirror_lag_seconds", "Age of the oldest row that was read and is not in the file.")
         state = _gauge("signalmesh_mirror_state", "1 for the state of the mirror.", "state")
         for heartbeat in heartbeats:
             lag.add_metric([], heartbeat.lag)
-            behind.add_metric([], (heartbeat.behind_ms or 0) / 1000)
+            age.add_metric([], (heartbeat.lag_ms or 0) / 1000)
             state.add_metric([heartbeat.status if heartbeat.status in MIRROR_STATES else OTHER], 1)
-        yield from (lag, behind, state)
+        yield from (lag, age, state)
 
 
 def _newest_hosts(heartbeats: Mapping[tuple[str, str], tuple[float, Heartbeat]]) -> dict[str, str]:

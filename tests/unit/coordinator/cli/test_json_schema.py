@@ -267,7 +267,7 @@ PRINTED: dict[str, Any] = {
             )
         ],
         decisions=DecisionCount(count=1, last_at=AT, from_other_writers=0),
-        mirror=MirrorStatus(file="mirror.sqlite", cursor=7, lag=0, behind_ms=0, status="live", pid=3),
+        mirror=MirrorStatus(file="mirror.sqlite", cursor=7, lag=0, lag_ms=0, status="live", pid=3),
     ),
     "watch": WatchLine(subject="swarm.signal.BTC-USD.a", sequence=3, payload={"signal": "buy"}),
 }  # fmt: skip

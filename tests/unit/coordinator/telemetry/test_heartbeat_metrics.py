@@ -25,7 +25,7 @@ def test_heartbeats(stream):
     heartbeats.take(
         heartbeat("watchdog", role="watchdog", epoch=44, phases={"research-1": "backoff"}, accounts=accounts)
     )
-    heartbeats.take(heartbeat("mirror", role="mirror", status="catching-up", lag=6, behind_ms=1500))
+    heartbeats.take(heartbeat("mirror", role="mirror", status="catching-up", lag=6, lag_ms=1500))
     time_s[0] = 0.25
     heartbeats.take(heartbeat(epoch=4, lag=99))  # a zombie
     shown = stream.shown()
@@ -96,7 +96,7 @@ def test_series_of_a_process_end_without_heartbeats(received):
     received.heartbeats.take(heartbeat(rss_mb=2.0, cpu_s=1.5, snapshot_ms=4.0))
     received.host("base", group=None)
     received.heartbeats.take(heartbeat("watchdog", role="watchdog", phases={"research-1": "quarantined"}))
-    received.heartbeats.take(heartbeat("mirror", role="mirror", behind_ms=1500))
+    received.heartbeats.take(heartbeat("mirror", role="mirror", lag_ms=1500))
     received.time_s = RECENT_HEARTBEAT_S
     assert {of for _, of in received.series()} == {"momentum", "base", "research-1", "live", ""}
     received.time_s = RECENT_HEARTBEAT_S + 0.1
