@@ -84,7 +84,7 @@ class FaultInjector:
         for name in agents:
             child = self._observer.inventory(name)
             if child is not None:
-                found[name] = (self._processes.hold_agent(child), child.epoch)
+                found[name] = (self._processes.open_agent(child), child.epoch)
         if not found:
             raise TargetUnavailable(f"no process of {', '.join(agents)} is in a host's inventory now")
         return found
@@ -151,7 +151,7 @@ class FaultInjector:
         fault_run.begin()
         member.send(signal.SIGSTOP)
         fault_run.injected.set()
-        await asyncio.sleep(fault_run.fault.hold_s)
+        await asyncio.sleep(fault_run.fault.fault_s)
         self._processes.release(member)
         await self._wait_alive(fault_run, [name], time.monotonic())
         fault_run.noticed(self._observer.event_at("suspected", name, fault_run.started_at))
@@ -164,7 +164,7 @@ class FaultInjector:
 
     async def _kill_host(self, fault_run: FaultRun) -> None:
         [sandbox] = fault_run.fault.targets
-        host = self._processes.hold_child(self._processes.child("sandbox", name=sandbox))
+        host = self._processes.open_child(self._processes.child("sandbox", name=sandbox))
         agents = {name: self._observer.agents[name].heartbeat.epoch for name in self._living_in(sandbox)}
         fault_run.begin()
         host.send(signal.SIGKILL)
@@ -188,7 +188,7 @@ class FaultInjector:
     async def _freeze_sandbox(self, fault_run: FaultRun) -> None:
         """The resumed processes have unanswered inputs and live successors: they must end."""
         [sandbox] = fault_run.fault.targets
-        host = self._processes.hold_child(self._processes.child("sandbox", name=sandbox))
+        host = self._processes.open_child(self._processes.child("sandbox", name=sandbox))
         agents = self._living_in(sandbox)
         taken = self._take(agents) if agents else {}
         fault_run.begin()
@@ -199,7 +199,7 @@ class FaultInjector:
         if epochs:
             await self._back(fault_run, epochs)
         else:
-            await asyncio.sleep(fault_run.fault.hold_s)
+            await asyncio.sleep(fault_run.fault.fault_s)
         resumed = time.monotonic()
         ends = [asyncio.create_task(wait_pid_exit(member.pid)) for member, _ in taken.values()]
         self._processes.release(*(member for member, _ in taken.values()), host)
@@ -230,7 +230,7 @@ class FaultInjector:
 
     async def _kill_watchdog(self, fault_run: FaultRun) -> None:
         pid, term = self._leader()
-        member = self._processes.hold_child(self._processes.child(WATCHDOG, pid=pid))
+        member = self._processes.open_child(self._processes.child(WATCHDOG, pid=pid))
         fault_run.begin()
         member.send(signal.SIGKILL)
         fault_run.injected.set()
@@ -239,7 +239,7 @@ class FaultInjector:
 
     async def _stop_watchdog(self, fault_run: FaultRun) -> None:
         pid, term = self._leader()
-        member = self._processes.hold_child(self._processes.child(WATCHDOG, pid=pid))
+        member = self._processes.open_child(self._processes.child(WATCHDOG, pid=pid))
         another = any(child.kind == WATCHDOG and child.pid != pid for child in self._processes.children)
         fault_run.begin()
         member.send(signal.SIGSTOP)
@@ -248,7 +248,7 @@ class FaultInjector:
             await self._newer_term(fault_run, term)
             self._processes.release(member)
             return
-        await asyncio.sleep(fault_run.fault.hold_s)
+        await asyncio.sleep(fault_run.fault.fault_s)
         self._processes.release(member)
         since = time.monotonic()
 
@@ -273,7 +273,7 @@ class FaultInjector:
     async def _kill_recorded(self, fault_run: FaultRun, kind: str, name: str | None) -> None:
         """SIGKILL; recovered when the record names another process, with a heartbeat if the former one had any."""
         child = self._processes.child(kind, name=name)
-        member = self._processes.hold_child(child)
+        member = self._processes.open_child(child)
         heartbeats = child.pid in self._observer.by_pid
         fault_run.begin()
         member.send(signal.SIGKILL)
@@ -303,11 +303,11 @@ class FaultInjector:
         return None
 
     async def _stop_mirror(self, fault_run: FaultRun) -> None:
-        member = self._processes.hold_child(self._processes.child("mirror"))
+        member = self._processes.open_child(self._processes.child("mirror"))
         fault_run.begin()
         member.send(signal.SIGSTOP)
         fault_run.injected.set()
-        await asyncio.sleep(fault_run.fault.hold_s)
+        await asyncio.sleep(fault_run.fault.fault_s)
         self._processes.release(member)
         await self._mirrored(fault_run)
 
@@ -327,7 +327,7 @@ class FaultInjector:
 
     async def _kill_nats(self, fault_run: FaultRun) -> None:
         child = self._processes.child("nats-server")
-        member = self._processes.hold_child(child)
+        member = self._processes.open_child(child)
         fault_run.begin()
         member.send(signal.SIGKILL)
         fault_run.injected.set()
@@ -338,11 +338,11 @@ class FaultInjector:
         self._processes.release(member)
 
     async def _stop_nats(self, fault_run: FaultRun) -> None:
-        member = self._processes.hold_child(self._processes.child("nats-server"))
+        member = self._processes.open_child(self._processes.child("nats-server"))
         fault_run.begin()
         member.send(signal.SIGSTOP)
         fault_run.injected.set()
-        await asyncio.sleep(fault_run.fault.hold_s)
+        await asyncio.sleep(fault_run.fault.fault_s)
         self._processes.release(member)
         since = time.monotonic()
         await self._wait_alive(fault_run, self._agents, since)
@@ -376,14 +376,14 @@ class FaultInjector:
             fault_run.noticed(self._observer.event_at("declared_dead", name, fault_run.started_at))
 
     async def _delay_links(self, fault_run: FaultRun) -> None:
-        agents, hold_s = self._linked(fault_run), fault_run.fault.hold_s
+        agents, fault_s = self._linked(fault_run), fault_run.fault.fault_s
         fault_run.begin()
         try:
-            await self._request_proxy("delay", BadNetwork(agents=agents, delay_s=DELAY_S, for_s=hold_s))
+            await self._request_proxy("delay", BadNetwork(agents=agents, delay_s=DELAY_S, for_s=fault_s))
         except BusError as error:
             raise TargetUnavailable(f"the proxy did not answer: {error}") from None
         fault_run.injected.set()
-        await asyncio.sleep(hold_s)
+        await asyncio.sleep(fault_s)
         await self._wait_alive(fault_run, agents, time.monotonic())
         for name in agents:
             fault_run.noticed(self._observer.event_at("suspected", name, fault_run.started_at))

@@ -54,7 +54,7 @@ NEEDS = {
     "blackhole": "proxy",
 }
 """What a swarm must have for a fault of this kind."""
-HOLDS_S = {
+DURATIONS_S = {
     "pause-agent": (0.05, 0.4),
     "freeze-sandbox": (1.0, 2.0),
     "stop-watchdog": (0.3, 2.0),
@@ -77,7 +77,7 @@ class PlannedFault:
     number: int
     kind: str
     targets: tuple[str, ...]
-    hold_s: float
+    fault_s: float
     rest_s: float
     overlaps: bool
 
@@ -109,7 +109,7 @@ def plan(seed: int, candidates: FaultTargets) -> Iterator[PlannedFault]:
                 number=number,
                 kind=kind,
                 targets=_targets(kind, candidates, chance),
-                hold_s=round(chance.uniform(*HOLDS_S.get(kind, (0.0, 0.0))), 3),
+                fault_s=round(chance.uniform(*DURATIONS_S.get(kind, (0.0, 0.0))), 3),
                 rest_s=round(chance.uniform(*REST_S), 3),
                 overlaps=chance.random() < OVERLAP,
             )

@@ -1,7 +1,7 @@
 """The processes of one run, and signals to them and to no others.
 
 A pid comes from the run's record, a host's inventory or a heartbeat. Before the first signal the start time of its
-process is checked, and that it descends from the run's `up`. A pidfd holds it from then on, so that a later process
+process is checked, and that it descends from the run's `up`. It is opened as a pidfd, so that a later process
 with the same pid is never hit.
 """
 
@@ -29,7 +29,7 @@ class TargetUnavailable(MeshError):
 
 
 class Member:
-    """One process of the run, held by a pidfd until `close`."""
+    """One process of the run, open as a pidfd until `close`."""
 
     def __init__(self, what: str, pid: int, pidfd: int) -> None:
         self.what, self.pid = what, pid
@@ -59,12 +59,12 @@ class Processes:
 
     def __init__(self, state_dir: Path, run: Run) -> None:
         self._state_dir, self._run = state_dir, run
-        self._held: list[Member] = []
+        self._opened: list[Member] = []
 
     def close(self) -> None:
-        for member in self._held:
+        for member in self._opened:
             member.close()
-        self._held.clear()
+        self._opened.clear()
 
     @property
     def children(self) -> tuple[Recorded, ...]:
@@ -89,23 +89,23 @@ class Processes:
                 return child
         raise TargetUnavailable(f"no {kind} {name or pid or ''} in the run's record is alive")
 
-    def hold_child(self, child: Recorded) -> Member:
-        """Hold a recorded child.
+    def open_child(self, child: Recorded) -> Member:
+        """Open a recorded child.
 
         Raises:
             TargetUnavailable: it has ended.
         """
-        return self._hold(f"{child.kind} {child.name}", child.pid, child.created, 0.01)
+        return self._open(f"{child.kind} {child.name}", child.pid, child.created, 0.01)
 
-    def hold_agent(self, child: Child) -> Member:
-        """Hold an agent's process from its host's inventory.
+    def open_agent(self, child: Child) -> Member:
+        """Open an agent's process from its host's inventory.
 
         Raises:
             TargetUnavailable: it has ended, or does not belong to this run.
         """
-        return self._hold(f"agent {child.agent}", child.pid, child.spawned_at.timestamp(), START_SLACK_S)
+        return self._open(f"agent {child.agent}", child.pid, child.spawned_at.timestamp(), START_SLACK_S)
 
-    def _hold(self, what: str, pid: int, created: float, slack_s: float) -> Member:
+    def _open(self, what: str, pid: int, created: float, slack_s: float) -> Member:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -127,7 +127,7 @@ class Processes:
                 else TargetUnavailable(f"{what} (pid {pid}) has ended")
             ) from None
         member = Member(what, pid, pidfd)
-        self._held.append(member)
+        self._opened.append(member)
         return member
 
     def release(self, *members: Member) -> None:
@@ -135,4 +135,4 @@ class Processes:
         for member in members:
             member.close()
             with contextlib.suppress(ValueError):
-                self._held.remove(member)
+                self._opened.remove(member)

@@ -27,14 +27,14 @@ class FaultSeen:
     """One fault. Times count from its first signal or request until the message about it was received; None: none was.
 
     `outcome`: recovered, not recovered, or not applicable (there was no target; `note` says why). `overlapping`:
-    another fault was under way. A fault that lasts `hold_s` seconds can recover only afterwards.
+    another fault was under way. A fault that lasts `fault_s` seconds can recover only afterwards.
     """
 
     number: int
     kind: str
     targets: list[str]
     at_s: float
-    hold_s: float
+    fault_s: float
     overlapping: bool
     outcome: str
     detected_ms: float | None = None
@@ -88,7 +88,7 @@ class Chaos:
     swarm: str
     seed: int
     for_s: float
-    lasted_s: float
+    duration_s: float
     faults: list[FaultSeen] = field(default_factory=list)
     kinds: list[FaultKind] = field(default_factory=list)
     decisions: ReceivedDecisions
@@ -121,10 +121,12 @@ def line_of(fault: FaultSeen) -> str:
         f"{name} {NOT_OBSERVED if value is None else f'{value:.0f} ms'}"
         for name, value in (("detected", fault.detected_ms), ("recovered", fault.recovered_ms))
     )
-    held = f" for {fault.hold_s:.1f} s" if fault.hold_s else ""
+    duration = f" for {fault.fault_s:.1f} s" if fault.fault_s else ""
     result = ", ".join(times) if fault.outcome == "recovered" else f"{fault.outcome}: {fault.note}"
     overlapping = ", overlapping" if fault.overlapping else ""
-    return f"{fault.at_s:7.1f} s  #{fault.number} {fault.kind} {','.join(fault.targets)}{held}: {result}{overlapping}"
+    return (
+        f"{fault.at_s:7.1f} s  #{fault.number} {fault.kind} {','.join(fault.targets)}{duration}: {result}{overlapping}"
+    )
 
 
 def print_chaos(found: Chaos) -> None:
@@ -160,7 +162,7 @@ def print_chaos(found: Chaos) -> None:
     verdict = "the swarm recovered from every fault" if found.ok else "the swarm FAILED"
     if found.ok and not found.faults:
         verdict = "no fault was injected, so nothing was tested"
-    out.print(f"{verdict}; {len(found.faults)} faults in {found.lasted_s:.0f} s; --seed {found.seed}", soft_wrap=True)
+    out.print(f"{verdict}; {len(found.faults)} faults in {found.duration_s:.0f} s; --seed {found.seed}", soft_wrap=True)
 
 
 def _percentile_cells(percentiles: Percentiles) -> list[str]:

@@ -75,7 +75,7 @@ def candidates_of(config: SwarmConfig, run: Run) -> FaultTargets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChaosOptions:
-    """What was asked for on the command line. `seed` None: a new one; a recovery may take `timeout_s` seconds."""
+    """The options of the command line. `seed` None: a new one; a recovery may take `timeout_s` seconds."""
 
     for_s: float
     seed: int | None
@@ -152,7 +152,7 @@ class _Chaos:
             await self._finish_faults()
         finally:
             await end_tasks(self._under_way)
-        lasted_s = time.monotonic() - self._started_at
+        duration_s = time.monotonic() - self._started_at
         await self._observer.stop()  # while the stream is read below, the server would drop this slow subscriber
         decisions = await self._compare_decisions()
         verifications = await self._verify()
@@ -165,7 +165,7 @@ class _Chaos:
             swarm=self._bus.subjects.ns,
             seed=seed,
             for_s=for_s,
-            lasted_s=round(lasted_s, 3),
+            duration_s=round(duration_s, 3),
             faults=self._faults,
             kinds=summarised(self._faults),
             decisions=decisions,
@@ -231,7 +231,7 @@ class _Chaos:
             kind=fault.kind,
             targets=list(fault.targets),
             at_s=round(fault_run.started_at - self._started_at, 3),
-            hold_s=fault.hold_s,
+            fault_s=fault.fault_s,
             overlapping=fault.number in self._overlapping,
             outcome=outcome,
             detected_ms=after_ms(fault_run.detected),

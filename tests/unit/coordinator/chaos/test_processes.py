@@ -51,7 +51,7 @@ def status(pid: int) -> str:
 
 
 def test_a_child_of_the_run_is_hit_and_goes_on_when_let_go(family):
-    member = family.processes.hold_child(family.processes.child("sandbox", name="base"))
+    member = family.processes.open_child(family.processes.child("sandbox", name="base"))
     assert member.send(signal.SIGSTOP)
     assert os.waitid(os.P_PID, family.child.pid, os.WSTOPPED) is not None
     assert status(family.child.pid) == psutil.STATUS_STOPPED
@@ -64,24 +64,24 @@ def test_a_reused_pid_a_foreign_process_and_an_ended_one_are_left_alone(family):
     child = family.recorded
     later = Recorded(kind="sandbox", name="base", pid=child.pid, created=child.created - 60)
     with pytest.raises(TargetUnavailable, match="a later process"):
-        family.processes.hold_child(later)
+        family.processes.open_child(later)
     stranger = Recorded.of("sandbox", "base", family.stranger)
     assert stranger is not None
     with pytest.raises(TargetUnavailable, match="does not descend"):
-        family.processes.hold_child(stranger)
+        family.processes.open_child(stranger)
     agent = Child(agent="a", agent_id="i", epoch=1, pid=family.stranger, spawned_at=now())
     with pytest.raises(TargetUnavailable, match="does not descend"):
-        family.processes.hold_agent(agent)
+        family.processes.open_agent(agent)
     family.child.kill()
     family.child.wait()
     with pytest.raises(TargetUnavailable, match="has ended"):
-        family.processes.hold_child(child)
+        family.processes.open_child(child)
     with pytest.raises(TargetUnavailable):
         family.processes.child("sandbox")
 
 
 def test_a_signal_after_the_end_hits_no_process(family):
-    member = family.processes.hold_child(family.recorded)
+    member = family.processes.open_child(family.recorded)
     family.child.kill()
     family.child.wait()
     assert not member.send(signal.SIGKILL)

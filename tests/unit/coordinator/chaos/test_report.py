@@ -8,7 +8,7 @@ from coordinator.reporting.percentiles import percentiles_of
 
 def seen(kind: str, recovered_ms: float | None, *, overlapping: bool = False) -> FaultSeen:
     return FaultSeen(
-        number=1, kind=kind, targets=["a"], at_s=0, hold_s=0, overlapping=overlapping,
+        number=1, kind=kind, targets=["a"], at_s=0, fault_s=0, overlapping=overlapping,
         outcome="not applicable" if recovered_ms is None else "recovered", recovered_ms=recovered_ms,
     )  # fmt: skip
 

@@ -182,10 +182,10 @@ PRINTED: dict[str, Any] = {
         notes=["n"],
     ),
     "chaos": Chaos(
-        ok=False, swarm="swarm", seed=7, for_s=20.0, lasted_s=21.5,
+        ok=False, swarm="swarm", seed=7, for_s=20.0, duration_s=21.5,
         faults=[
             FaultSeen(
-                number=1, kind="reset", targets=["everybody"], at_s=0.3, hold_s=0.0, overlapping=False,
+                number=1, kind="reset", targets=["everybody"], at_s=0.3, fault_s=0.0, overlapping=False,
                 outcome="recovered", recovered_ms=215.0,
             )
         ],
