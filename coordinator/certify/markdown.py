@@ -240,12 +240,12 @@ def _flow(found: Certificate) -> Iterator[str]:
 def _counted(flow: Flow) -> str:
     """Which rounds are measured; the numbers add up to all that are stored."""
     measured = flow.tick_to_decision_ms.n
-    total = flow.rounds_at_once + flow.rounds_settling + measured
+    total = flow.rounds_at_once + flow.rounds_warmup + measured
     others = total - flow.rounds_awaited
     more = f"; the other {others} were decided during its other steps" if others > 0 else ""
     return (
         f"The stream had {counted(total, 'decided round')} when it was read after the fault: {flow.rounds_at_once} "
-        f"that came at once and {flow.rounds_settling} paced ones directly after them, which may have waited, "
+        f"that came at once and {flow.rounds_warmup} paced ones directly after them, which may have waited, "
         f"are left out; {measured} are measured. certify waited for {flow.rounds_awaited} of all{more}."
     )
 

@@ -84,16 +84,16 @@ class RunRecording:
         claim, found = self.messages.get(epoch), self.events.get((event, agent, epoch))
         return None if claim is None or found is None else (found[0] - claim.stored_ns) * MS
 
-    def flow(self, at_once: int, settling: int, awaited: int) -> Flow:
-        """Hops and rounds, without the first `at_once` and the next `settling` rounds of each source."""
-        after_round = at_once + settling
+    def flow(self, at_once: int, warmup: int, awaited: int) -> Flow:
+        """Hops and rounds, without the first `at_once` and the next `warmup` rounds of each source."""
+        after_round = at_once + warmup
         numbers = [number for _, number, _ in self.decisions.values()]
         early = sum(number <= at_once for number in numbers)
         late = sum(number > after_round for number in numbers)
-        settled = Flow(rounds_at_once=early, rounds_settling=len(numbers) - early - late, rounds_awaited=awaited)
+        flow = Flow(rounds_at_once=early, rounds_warmup=len(numbers) - early - late, rounds_awaited=awaited)
         started_at = min((at for (_, number), at in self.ticks.items() if number > after_round), default=None)
         if started_at is None:
-            return settled
+            return flow
         hops: dict[tuple[str, str, str], list[float]] = {}
         for at, output in self.messages.items():
             cause = self.messages.get(output.cause or 0)
@@ -114,7 +114,7 @@ class RunRecording:
                 for voter in voters:
                     votes[voter] = votes.get(voter, 0) + 1
         return replace(
-            settled,
+            flow,
             hops=[Hop(source=a, to=b, kind=kind, ms=percentiles_of(ms)) for (a, b, kind), ms in sorted(hops.items())],
             tick_to_decision_ms=percentiles_of(rounds),
             votes=dict(sorted(votes.items())),

@@ -148,7 +148,7 @@ class Flow:
     """The paced rounds of the run: each hop by Mesh-Cause, and whole rounds from tick to decision, in ms.
 
     `votes` maps each voter to the number of decisions with its vote. Of all decided rounds, `rounds_at_once` came
-    without a pause and `rounds_settling` directly after them: neither is measured. `rounds_awaited` is the number of
+    without a pause and `rounds_warmup` directly after them: neither is measured. `rounds_awaited` is the number of
     rounds that certify waited for.
     """
 
@@ -156,7 +156,7 @@ class Flow:
     tick_to_decision_ms: Percentiles = field(default_factory=lambda: Percentiles(n=0))
     votes: dict[str, int] = field(default_factory=dict)
     rounds_at_once: int = 0
-    rounds_settling: int = 0
+    rounds_warmup: int = 0
     rounds_awaited: int = 0
 
 

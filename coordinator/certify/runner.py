@@ -62,7 +62,7 @@ SPEED = 20.0
 """Candles a second, after those of the history, which come without a pause. These show latencies, those throughput."""
 PACED, AFTER = 40, 20
 """Paced rounds that are decided before the fault, and after it."""
-SETTLING = 10
+WARMUP_ROUNDS = 10
 """Paced rounds that may still wait for the unpaced ones before them; hops are measured after these."""
 TIMEOUT_S, REMOTE_TIMEOUT_S = 45.0, 240.0
 """For each step: on a busy local machine, and with remote sandboxes. The report names what did not come in time."""
@@ -445,7 +445,7 @@ def conclude(
         targets=judgement,
         sandboxes=sandboxes,
         agents=agents,
-        flow=recording.flow(wanted.history, SETTLING, awaited=wanted.history + PACED + AFTER),
+        flow=recording.flow(wanted.history, WARMUP_ROUNDS, awaited=wanted.history + PACED + AFTER),
         throughput=recording.throughput(wanted.history),
         memory=measured.read_back.memory,
         snapshots=measured.read_back.snapshots,

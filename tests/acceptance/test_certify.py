@@ -115,8 +115,8 @@ async def test_a_run_passes_and_its_report_is_its_json(tmp_path: Path, temporary
         assert f"| {row['probe']['own_memory_bytes'] / (1 << 20):,.1f} MiB |" in text
     flow = found["flow"]
     assert flow["rounds_awaited"] == flow["rounds_at_once"] + 60
-    assert flow["rounds_settling"] == 10
-    decided = flow["rounds_at_once"] + flow["rounds_settling"] + flow["tick_to_decision_ms"]["n"]
+    assert flow["rounds_warmup"] == 10
+    decided = flow["rounds_at_once"] + flow["rounds_warmup"] + flow["tick_to_decision_ms"]["n"]
     assert f"The stream had {decided} decided rounds" in text
     assert "| step of certify | took certify |" in text
     assert leftovers(temporary) == []

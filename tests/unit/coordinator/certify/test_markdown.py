@@ -24,7 +24,7 @@ from tests.support.certified import EXPECTED
 
 def test_the_rounds_of_the_report_add_up():
     flow = Flow(
-        rounds_at_once=250, rounds_settling=10, rounds_awaited=310, tick_to_decision_ms=percentiles_of([1.0] * 54)
+        rounds_at_once=250, rounds_warmup=10, rounds_awaited=310, tick_to_decision_ms=percentiles_of([1.0] * 54)
     )
     text = markdown(replace(nothing_measured(), flow=flow))
     assert (

@@ -12,15 +12,15 @@ from tests.support.certified import recording
 
 
 def test_hops_and_rounds_are_those_of_the_paced_part():
-    flow = recording().flow(at_once=1, settling=0, awaited=2)
+    flow = recording().flow(at_once=1, warmup=0, awaited=2)
     assert [(hop.source, hop.to, hop.kind, hop.ms.n, hop.ms.max) for hop in flow.hops] == [
         ("momentum", "coordinator", "decision", 1, 1.0),
         ("research-1", "momentum", "signal", 1, 5.0),
     ]
     assert (flow.tick_to_decision_ms.n, flow.tick_to_decision_ms.p50) == (1, 6.0)
     assert flow.votes == {"momentum": 1}
-    assert recording().flow(at_once=1, settling=1, awaited=2) == Flow(rounds_settling=1, rounds_awaited=2)
-    assert recording().flow(at_once=2, settling=0, awaited=2) == Flow(rounds_at_once=1, rounds_awaited=2)
+    assert recording().flow(at_once=1, warmup=1, awaited=2) == Flow(rounds_warmup=1, rounds_awaited=2)
+    assert recording().flow(at_once=2, warmup=0, awaited=2) == Flow(rounds_at_once=1, rounds_awaited=2)
     assert recording().since_claim_ms("ready", "research-1", 4) == 40.0
     assert recording().since_claim_ms("ready", "research-1", 1) is None
 
