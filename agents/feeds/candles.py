@@ -124,7 +124,7 @@ def _quick(columns: dict[str, int], fields: list[str]) -> Candle | None:
 
 
 def _careful(table: Table, line: int, fields: list[str]) -> Candle:
-    """The row as a candle, or the error that says what is wrong with it."""
+    """The row as a candle, or an error that names what is wrong with it."""
     stamp = table.time(line, fields, "timestamp")
     numbers = {column: table.number(line, fields, column) for column in COLUMNS[1:]}
     for column in ("open", "high", "low", "close"):

@@ -51,7 +51,7 @@ def print_audit(audit: Audit) -> None:
     for note in audit.notes:
         out.print(escape_control(f"note: {note}"))
     if audit.ok:
-        what = "all checks that could be made passed" if audit.notes else "all checks passed"
+        what = "all checks that ran passed" if audit.notes else "all checks passed"
         out.print(Text(f"\n{what}: nothing lost, nothing duplicated, nothing out of order", "green"))
         return
     out.print(Text(f"\n{counted(audit.problems_total, 'problem')}:", "red"))

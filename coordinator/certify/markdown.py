@@ -400,7 +400,7 @@ def cleanup(found: Certificate) -> Iterator[str]:
         [one.what, one.how, f"{NONE}: {one.why}" if one.orphans is None else "; ".join(one.orphans) or "none"]
         for one in done.checks
     ]
-    yield from table(("what", "how", "left"), rows, "No check was made.")
+    yield from table(("what", "how", "left"), rows, "No check ran.")
     for text in done.earlier:
         yield ""
         yield f"Earlier run: {cell(text)}"

@@ -235,7 +235,7 @@ class Audited:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanupCheck:
     """What was checked after the run, and `how`. `orphans` are what was left, each with its remedy; None: the check
-    could not be made, and `why` has the reason.
+    did not run, and `why` has the reason.
     """
 
     what: str

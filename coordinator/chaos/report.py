@@ -26,7 +26,7 @@ NOT_OBSERVED = "not observed"
 class FaultSeen:
     """One fault. Times count from its first signal or request until the message about it was received; None: none was.
 
-    `outcome`: recovered, not recovered, or not applicable (there was no target; `note` says why). `overlapping`:
+    `outcome`: recovered, not recovered, or not applicable (there was no target; `note` has the reason). `overlapping`:
     another fault was under way. A fault that lasts `fault_s` seconds can recover only afterwards.
     """
 

@@ -48,8 +48,8 @@ class SandboxTable:
     packages: tuple[str, ...] = ()
     """What a provider should install. `local` installs nothing."""
     price_per_hour: Annotated[float, Meta(ge=0)] | None = None
-    """USD an hour. `status`, `metrics` and `certify` show the cost since the provider made the sandbox (of a local one:
-    since its host was started)."""
+    """USD an hour. `status`, `metrics` and `certify` show the cost since the provider created the sandbox (of a local
+    one: since its host was started)."""
     price_source: str = ""
     """Where that price is from. Required with it."""
 

@@ -19,10 +19,10 @@ class SandboxHealth:
 
     `cpu_percent` is of one processor, since the host's start. Of memory, in MiB, `rss_mb` counts pages that processes
     share for each, `pss_mb` shares them out. Bytes are those that have passed through its network, loopback left out;
-    None where it has none of its own, which `network` says. `availability` is the share of the `seen_s` seconds since
-    its first heartbeat, without those in which the bus was ill, in which its host was known to be alive. Money is in
-    USD: `cost` is the price times `age_s`, the time since the sandbox was made (where nobody made it, since its host's
-    start); None where no price is set. `price_source` says where the price is from.
+    None where it has none of its own, see `network`. `availability` is the share of the `seen_s` seconds since
+    its first heartbeat, without those in which the bus was unhealthy, in which its host was known to be alive. Money is
+    in USD: `cost` is the price times `age_s`, the time since the sandbox was created (since its host's start where no
+    provider created it); None where no price is set. `price_source` names the source of the price.
     """
 
     processes: int | None = None

@@ -50,7 +50,7 @@ class Instruments:
         self.decisions_from_unknown_writers = counter(
             "decisions_from_unknown_writers", "Decisions by writers that are not deciders of the swarm."
         )
-        self.degraded_decisions = counter("degraded_decisions", "Decisions made without a vote that was expected.")
+        self.degraded_decisions = counter("degraded_decisions", "Decisions without a vote that was expected.")
         self.hops = latency(
             "hop_latency_seconds",
             "From storing an input to storing the output that answers it, by the output's kind and agent.",
@@ -60,7 +60,7 @@ class Instruments:
         self.tick_to_decision = latency("tick_to_decision_seconds", "From storing a tick to storing its decision.")
         self.alerts = counter("alerts", "Alerts, by severity and code.", "severity", "code")
         self.claims = counter("claims", "Epochs claimed by new agent processes.", "agent")
-        self.terms = counter("watchdog_term_changes", "Terms of leading watchdogs that have begun.")
+        self.terms = counter("watchdog_term_changes", "Terms of leading watchdogs that have started.")
         self.stream_messages = gauge("stream_messages", "Messages in the stream.")
         self.stream_bytes = gauge("stream_bytes", "Bytes in the stream.")
         self.observer_lag = gauge("observer_lag_messages", "Stored messages that are not counted yet.")

@@ -33,7 +33,7 @@ SETTINGS: dict[str, type] = {
 }
 SENTENCES = {
     "coordinator": "How votes become decisions. [Rounds and decisions](../concepts/decisions.md) has the formulas.",
-    "stream": "What the stream keeps. [Delivery guarantees](../concepts/guarantees.md) says what `durability` costs.",
+    "stream": "What the stream keeps. [Delivery guarantees](../concepts/guarantees.md) has the costs of `durability`.",
     "watchdog": "[Failure detection and recovery](../concepts/recovery.md) explains the sequence.",
     "mirror": "See [SQLite mirror and restore](../deploy/mirror.md).",
     "metrics": "See [Metrics](../ops/metrics.md).",

@@ -57,7 +57,7 @@ def test_a_good_class_is_made(tmp_path):
     ("code", "named"),
     [
         ("import time\ntime.sleep(3600)", ("importing mine.py", "3 s")),
-        (f"{GOOD}\n    def setup(self) -> None:\n        while True: pass\n", ("making it", "setup()", "3 s")),
+        (f"{GOOD}\n    def setup(self) -> None:\n        while True: pass\n", ("creating it", "setup()", "3 s")),
         ("import os\nos._exit(7)", ("importing mine.py", "exit code 7")),
     ],
     ids=["hangs at import", "hangs in setup", "ends its process"],
