@@ -183,5 +183,5 @@ async def send_heartbeats(
             **all_fields,
         )
         with contextlib.suppress(BusError):
-            await bus.tell(subject, encode(heartbeat))
+            await bus.notify(subject, encode(heartbeat))
         await asyncio.sleep(interval_s)

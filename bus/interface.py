@@ -150,7 +150,7 @@ class Bus(Protocol):
     async def kv_all(self, bucket: str) -> dict[str, KvEntry]:
         """All keys of a bucket."""
 
-    async def tell(self, subject: str, data: bytes) -> None:
+    async def notify(self, subject: str, data: bytes) -> None:
         """Core publish: delivered to the present subscribers, not stored."""
 
     async def listen(self, subject: str, on_message: OnMessage) -> Closable:

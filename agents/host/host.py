@@ -308,7 +308,7 @@ class Host:
             usage=self._usage,
         )
         with contextlib.suppress(BusError):
-            await self._bus.tell(self._bus.subjects.heartbeat(self.name), encode(heartbeat))
+            await self._bus.notify(self._bus.subjects.heartbeat(self.name), encode(heartbeat))
 
     async def _drain_all(self) -> None:
         await self._heartbeat_once()  # with the status draining: the watchdog expects the exits

@@ -71,7 +71,7 @@ async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> 
             cpu_s=usage.cpu_s,
         )
         with contextlib.suppress(BusError):
-            await runtime.bus.tell(subject, encode(heartbeat))
+            await runtime.bus.notify(subject, encode(heartbeat))
         output_log.check()
         due = max(due + interval_s, loop.time())
         await asyncio.sleep(due - loop.time())

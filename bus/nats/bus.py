@@ -195,7 +195,7 @@ class NatsBus:
 
     # -- core messages
 
-    async def tell(self, subject: str, data: bytes) -> None:
+    async def notify(self, subject: str, data: bytes) -> None:
         self.connection.write(subject, data)
 
     async def listen(self, subject: str, on_message: OnMessage) -> Closable:
@@ -212,7 +212,7 @@ class NatsBus:
             data = await on_request(received)
             if received.reply:
                 with contextlib.suppress(Disconnected):
-                    await self.tell(received.reply, data)
+                    await self.notify(received.reply, data)
 
         return await self.listen(subject, on_message)
 

@@ -364,7 +364,7 @@ class MemoryBus:
         self._check()
         return dict(self.server.buckets.get(bucket, {}))
 
-    async def tell(self, subject: str, data: bytes) -> None:
+    async def notify(self, subject: str, data: bytes) -> None:
         self._check()
         self.server.deliver(ReceivedMessage(subject, data))
 
@@ -378,7 +378,7 @@ class MemoryBus:
         async def on_message(received: ReceivedMessage) -> None:
             data = await on_request(received)
             if received.reply:
-                await self.tell(received.reply, data)
+                await self.notify(received.reply, data)
 
         return await self.listen(subject, on_message)
 

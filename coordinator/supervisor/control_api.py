@@ -90,7 +90,7 @@ class ControlApi:
         except (MeshError, msgspec.DecodeError) as error:
             reply = {"error": str(error), "usage": isinstance(error, UsageError)}
         with contextlib.suppress(BusError):  # without a reply the client reports a timeout
-            await self._bus.tell(received.reply, orjson.dumps(reply))
+            await self._bus.notify(received.reply, orjson.dumps(reply))
 
     # -- called by the loop of the leader
 

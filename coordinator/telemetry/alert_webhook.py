@@ -179,7 +179,7 @@ class Webhook:
             await self._deliver(client, msg, sequence)
         except asyncio.CancelledError:
             with contextlib.suppress(BusError):
-                await self._bus.tell(msg.reply, b"-NAK")  # else the next process has to wait for ACK_WAIT_S
+                await self._bus.notify(msg.reply, b"-NAK")  # else the next process has to wait for ACK_WAIT_S
             raise
         finally:
             await end_tasks([holding])
@@ -193,7 +193,7 @@ class Webhook:
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)
             with contextlib.suppress(BusError):
-                await self._bus.tell(reply, b"+WPI")
+                await self._bus.notify(reply, b"+WPI")
 
     async def _deliver(self, client: httpx.AsyncClient, msg: Msg, sequence: int) -> None:
         subjects = self._bus.subjects

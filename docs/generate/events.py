@@ -17,7 +17,7 @@ from docs.generate.markdown import code, page, table
 from docs.generate.source import ROOT, called, calls, literal, product, shown, tree
 
 SEVERITIES = typing.get_args(Severity)
-PUBLISHERS = re.compile(r"_?(alert|tell|told|on_alert|tick_alert)")
+PUBLISHERS = re.compile(r"_?(alert|on_alert|tick_alert)")
 """Functions that publish an alert: of `severity, code, ...`, or of `code, text` in coordinator/sandboxes."""
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 CODE = re.compile(r"[a-z]+(_[a-z]+)*")
@@ -86,7 +86,7 @@ def _alerts_of(call: ast.Call, path: Path) -> Iterator[tuple[str, str]]:
         yield "critical" if name in CRITICAL_ALERTS else "warning", name
         return
     else:
-        return  # it only passes on what it was given, or tells something else
+        return  # it only passes on what it was given, or is no alert
     names = list(_codes(given, path))
     if not names:
         raise LookupError(f"{shown(path)}:{call.lineno}: the code of this alert is no literal")

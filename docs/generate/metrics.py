@@ -49,7 +49,7 @@ def series() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     for item in _collectors(made.registry):
         if hasattr(item, "_labelnames"):
             yield item._name, item._type, tuple(item._labelnames), item._documentation  # noqa: SLF001 - not public
-        else:  # a collector of families, which tell their labels without a sample
+        else:  # a collector of families, which have their labels without a sample
             for family in item.collect():
                 yield family.name, family.type, tuple(family._labelnames), family.documentation  # noqa: SLF001
 

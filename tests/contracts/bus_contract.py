@@ -401,9 +401,9 @@ class BusContract:
 
     async def test_tell_is_delivered_and_not_stored(self, bus, mesh):
         found = await received_by(await mesh.connect(), "swarm.heartbeat.*")
-        await bus.tell("swarm.heartbeat.feed", b"beat")
-        await bus.tell("swarm.control.feed.probe", b"not for them")
-        await bus.tell("swarm.heartbeat.voter", b"beat too")
+        await bus.notify("swarm.heartbeat.feed", b"beat")
+        await bus.notify("swarm.control.feed.probe", b"not for them")
+        await bus.notify("swarm.heartbeat.voter", b"beat too")
         assert [(received.subject, received.data) for received in await found.reach(2)] == [
             ("swarm.heartbeat.feed", b"beat"),
             ("swarm.heartbeat.voter", b"beat too"),
@@ -414,11 +414,11 @@ class BusContract:
         closed: Collector[ReceivedMessage] = Collector()
         listener = await bus.listen("swarm.heartbeat.>", closed)
         other = await received_by(bus, "swarm.heartbeat.>")
-        await bus.tell("swarm.heartbeat.feed", b"1")
+        await bus.notify("swarm.heartbeat.feed", b"1")
         await closed.reach(1)
         await listener.close()
         await bus.bounds()
-        await bus.tell("swarm.heartbeat.feed", b"2")
+        await bus.notify("swarm.heartbeat.feed", b"2")
         await other.reach(2)
         assert len(closed.items) == 1
 
@@ -432,7 +432,7 @@ class BusContract:
         await bus.listen("swarm.heartbeat.>", on_message)
         await bus.bounds()
         for _ in range(3):
-            await bus.tell("swarm.heartbeat.feed", b"")
+            await bus.notify("swarm.heartbeat.feed", b"")
         assert len(await found.reach(3)) == 3
 
     async def test_a_request_is_answered(self, bus, mesh):
@@ -489,7 +489,7 @@ class BusContract:
         for call in (
             lambda: bus.publish("in." + MARKET, b""),
             lambda: bus.send("in." + MARKET, b"", {}, lambda _: None),
-            lambda: bus.tell("swarm.heartbeat.feed", b""),
+            lambda: bus.notify("swarm.heartbeat.feed", b""),
             lambda: bus.last(MARKET),
             lambda: bus.read_back(("swarm.>",), 1),
             lambda: bus.follow(("swarm.>",), 1, never),

@@ -99,7 +99,7 @@ async def test_headers_count_against_the_servers_limit(nats_mesh):
     with pytest.raises(Refused, match="message size exceeds maximum allowed"):
         await bus.request("swarm.control.feed.probe", b"x" * 300 * 1024)
     with pytest.raises(Refused):
-        await bus.tell("a subject with spaces", b"")
+        await bus.notify("a subject with spaces", b"")
     assert bus.live
     assert (await bus.publish("in." + MARKET, b"x" * 256 * 1024, {"traceparent": "y" * 8 * 1000})).sequence == 1
 

@@ -65,7 +65,7 @@ async def test_a_late_pong_does_not_make_it_deaf(server, connections):
         with pytest.raises(nats.errors.TimeoutError):
             await bus.connection.client.flush(timeout=0.05)
         proxy.release(DOWN)
-        await bus.tell("swarm.heartbeat.feed", b"")
+        await bus.notify("swarm.heartbeat.feed", b"")
         await found.reach(1)
         await bus.bounds()
         await bus.connection.client.flush(timeout=2)
@@ -120,7 +120,7 @@ async def test_a_refused_protocol_line_does_not_close_it_for_good(server, connec
         assert await told.reach(2) == ["down", "up"]
         await wait_connected(bus)
         await bus.bounds()
-        await bus.tell("swarm.heartbeat.feed", b"")
+        await bus.notify("swarm.heartbeat.feed", b"")
         await found.reach(1)
 
 
@@ -147,7 +147,7 @@ async def test_a_frozen_server_is_noticed_and_forgiven(server, connections):
         try:
             assert await told.reach(1) == ["down"]
             assert not bus.live
-            for call in (bus.publish("in." + MARKET, b""), bus.tell("x", b""), bus.bounds(), bus.last(MARKET)):
+            for call in (bus.publish("in." + MARKET, b""), bus.notify("x", b""), bus.bounds(), bus.last(MARKET)):
                 with pytest.raises(Disconnected):
                     await call
         finally:
@@ -259,7 +259,7 @@ async def test_wrong_credentials_are_reported_and_not_printed(tmp_path):
             assert bus.url == url
             await bus.close()
             with pytest.raises(Disconnected) as closed:
-                await bus.tell("x", b"")
+                await bus.notify("x", b"")
             assert "right" not in str(closed.value)
         finally:
             await bus.close()

@@ -42,7 +42,7 @@ async def test_a_child_before_its_first_heartbeat_gets_longer(monkeypatch):
         agent=WATCHDOG, agent_id="watchdog_2", epoch=1, sequence=1, progress=1, status="live", interval_ms=100,
         sandbox="", pid=2, role="watchdog", machine=MACHINE,
     )  # fmt: skip
-    await bus.tell(bus.subjects.heartbeat(WATCHDOG), encode(heartbeat))
+    await bus.notify(bus.subjects.heartbeat(WATCHDOG), encode(heartbeat))
     try:
         await both.wait()
     finally:
