@@ -127,7 +127,7 @@ class HeartbeatListener(HeartbeatTable):
     @property
     def connected(self) -> bool:
         """Whether the connection is up: without it, missing heartbeats prove nothing."""
-        return self._bus.live
+        return self._bus.is_ready
 
     def silent_s(self, host: str) -> float:
         """Seconds since the last heartbeat of a sandbox's host; infinite without one."""

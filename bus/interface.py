@@ -104,7 +104,7 @@ class Bus(Protocol):
     subjects: Subjects
 
     @property
-    def live(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the connection is up and all `on_up` callbacks of a reconnect have ended."""
 
     @property
@@ -112,10 +112,10 @@ class Bus(Protocol):
         """The URL of the server, without credentials."""
 
     def watch_connection(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
-        """Call `down` when the connection breaks, `up` when it is back, before `live` is true again."""
+        """Call `down` when the connection breaks, `up` when it is back, before `is_ready` is true again."""
 
     async def wait_connected(self) -> None:
-        """Wait until the connection is live."""
+        """Wait until the connection is ready."""
 
     async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout_s: float = 5.0) -> Ack:
         """Store one message and wait for the stream's answer."""

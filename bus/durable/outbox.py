@@ -28,7 +28,7 @@ from bus.messages import headers as h
 WINDOW = 512
 """Unacknowledged messages from which on `send` makes its caller wait."""
 ACK_TIMEOUT_S = 2.0
-"""An unacknowledged message older than this on a live connection starts a resync."""
+"""An unacknowledged message older than this on a ready connection starts a resync."""
 RETRY_S = 0.1
 FLUSH_TIMEOUT_S = 1.0
 """Seconds that `finish` waits for acknowledgements."""
@@ -184,7 +184,7 @@ class Outbox:
             self._remove_acknowledged()
         elif isinstance(result, WrongSequence):
             self._fence(Fenced(result.subject, result.description))
-        elif generation == self._connection_generation and self._bus.live:
+        elif generation == self._connection_generation and self._bus.is_ready:
             entry.refused += 1
             log.warning("publish_refused", subject=entry.subject, error=str(result), times=entry.refused)
             self._start_resync()
@@ -217,8 +217,8 @@ class Outbox:
         await self._resync()
 
     def check(self) -> None:
-        """Start a resync if a message stays unacknowledged on a live connection. Call it about twice a second."""
-        if not self._entries or self._state is not OutboxState.SENDING or not self._bus.live:
+        """Start a resync if a message stays unacknowledged on a ready connection. Call it about twice a second."""
+        if not self._entries or self._state is not OutboxState.SENDING or not self._bus.is_ready:
             return
         if self._unsent and not self._must_wait():
             self.push()
@@ -234,7 +234,7 @@ class Outbox:
         self._resync_task = asyncio.create_task(self._resync_until_done(), name="outbox-resync")
 
     async def _resync_until_done(self) -> None:
-        while self._state is OutboxState.RESYNCING and self._bus.live:
+        while self._state is OutboxState.RESYNCING and self._bus.is_ready:
             await asyncio.sleep(RETRY_S)
             try:
                 await self._resync()

@@ -70,8 +70,8 @@ class NatsBus:
         return bus
 
     @property
-    def live(self) -> bool:
-        return self.connection.live
+    def is_ready(self) -> bool:
+        return self.connection.is_ready
 
     async def wait_connected(self) -> None:
         await self.connection.wait_connected()

@@ -2,8 +2,8 @@
 
 Known traps of nats-py and their remedies here: a late PONG after a timed-out flush ends the read loop (tolerated);
 a callback that raises does the same (these never raise); it reports CONNECTED before the resubscription callback has
-run (a separate `live` flag); unflushed bytes of a disconnect are sent after the reconnect, out of order (dropped: the
-outbox resends); a frozen server goes unnoticed for minutes (short pings).
+run (a separate `is_ready` flag); unflushed bytes of a disconnect are sent after the reconnect, out of order (dropped:
+the outbox resends); a frozen server goes unnoticed for minutes (short pings).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Client(FastClient):
 
 
 class Connection:
-    """A hardened client with callbacks for down and up. `live` is true between them."""
+    """A hardened client with callbacks for down and up. `is_ready` is true between them."""
 
     def __init__(self, url: str, name: str, credentials: Credentials | None = None) -> None:
         """`credentials` None: the environment's.
@@ -94,7 +94,7 @@ class Connection:
         self._credentials = credentials_from() if credentials is None else credentials
         self.name = name
         self.client = _Client()
-        self._live = asyncio.Event()
+        self._ready = asyncio.Event()
         self.generation = 0
         self._down: list[Callable[[], None]] = []
         self._up: list[Callable[[], Awaitable[None]]] = []
@@ -103,12 +103,12 @@ class Connection:
         self._last_error = ""
 
     @property
-    def live(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether it is up, and all callbacks of a reconnect have ended."""
-        return self._live.is_set()
+        return self._ready.is_set()
 
     async def wait_connected(self) -> None:
-        await self._live.wait()
+        await self._ready.wait()
 
     def watch(self, down: Callable[[], None], up: Callable[[], Awaitable[None]]) -> None:
         self._down.append(down)
@@ -146,7 +146,7 @@ class Connection:
                 raise self._unreachable(str(error) or type(error).__name__) from None
             raise
         self.generation += 1
-        self._live.set()
+        self._ready.set()
 
     def _unreachable(self, reason: str) -> BusUnreachable:
         kind = NotAdmitted if NOT_ADMITTED.search(reason) else BusUnreachable
@@ -176,7 +176,7 @@ class Connection:
         log.debug("nats_error", error=text, connection=self.name)
 
     async def _on_disconnected(self) -> None:
-        self._live.clear()
+        self._ready.clear()
         self.client.forget_unsent()
         if self._raising is not None:
             self._raising.cancel()
@@ -203,7 +203,7 @@ class Connection:
                     log.debug("up_callback_retried", connection=self.name, error=repr(error))
                     await asyncio.sleep(RETRY_UP_S)
         if generation == self.generation and self.client.is_connected and not self._closed:
-            self._live.set()
+            self._ready.set()
             log.debug("bus_up", connection=self.name)
 
     def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
@@ -250,7 +250,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._live.clear()
+        self._ready.clear()
         if self._raising is not None:
             self._raising.cancel()
         with contextlib.suppress(Exception):

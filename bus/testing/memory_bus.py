@@ -228,7 +228,7 @@ class MemoryBus:
         self.server = server
         self.subjects = server.subjects
         self.connected = True
-        self._live = True
+        self._ready = True
         self._gate = gate
         self._watchers: list[tuple[Callable[[], None], Callable[[], Awaitable[None]]]] = []
         self._wire: deque[tuple[str, bytes, Headers, Done]] = deque()
@@ -238,8 +238,8 @@ class MemoryBus:
         self._open: list[Any] = []
 
     @property
-    def live(self) -> bool:
-        return self._live
+    def is_ready(self) -> bool:
+        return self._ready
 
     url = "memory"
 
@@ -254,7 +254,7 @@ class MemoryBus:
         await self._back.wait()
 
     async def wait_connected(self) -> None:
-        while not self._live:
+        while not self._ready:
             await self._back.wait()
             await asyncio.sleep(0)
 
@@ -262,7 +262,7 @@ class MemoryBus:
         """Break the connection: messages in flight are lost (or stored, but their answers are lost)."""
         if not self.connected:
             return
-        self.connected = self._live = False
+        self.connected = self._ready = False
         self._back.clear()
         wire, self._wire = list(self._wire), deque()
         for subject, data, headers, _ in wire:
@@ -275,14 +275,14 @@ class MemoryBus:
             done(BusTimeout("the connection broke before the answer came"))
 
     async def reconnect(self) -> None:
-        """Restore the connection, await the watchers, and only then be live."""
+        """Restore the connection, await the watchers, and only then be ready."""
         if self.connected:
             return
         self.connected = True
         self._back.set()
         for _, up in list(self._watchers):
             await up()
-        self._live = self.connected
+        self._ready = self.connected
 
     def _check(self) -> None:
         if not self.connected:
@@ -404,7 +404,7 @@ class MemoryBus:
             self.server.remove(key)
 
     async def close(self) -> None:
-        self.connected = self._live = False
+        self.connected = self._ready = False
         for item in self._open:
             await item.close()
         if self._wire_task is not None:

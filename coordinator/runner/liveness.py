@@ -55,7 +55,7 @@ async def find_unresponsive(
     while True:
         await asyncio.sleep(POLL_INTERVAL_S)
         now = time.monotonic()
-        if not bus.live or now - checked_at > 2 * POLL_INTERVAL_S:
+        if not bus.is_ready or now - checked_at > 2 * POLL_INTERVAL_S:
             since = now  # heartbeats could not arrive in between
         checked_at = now
         for child in children:

@@ -217,7 +217,7 @@ class Provider:
             await end_tasks([stopped, checking, heartbeats, *reconciling])
 
     def _status_fields(self) -> dict[str, Any]:
-        status = self._service.status if self._bus.live else "waiting"
+        status = self._service.status if self._bus.is_ready else "waiting"
         phases = {reconciler.name: phase for reconciler in self._reconcilers if (phase := reconciler.phase)}
         return {"status": status, "provider": "e2b", "endpoint": self._service.endpoint.label, "phases": phases}
 

@@ -78,7 +78,7 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, patient: bool = 
     try:
         while not stop.is_set():
             now = time.monotonic()
-            if not bus.live or now - checked_at > PAUSE_S:
+            if not bus.is_ready or now - checked_at > PAUSE_S:
                 since = now  # heartbeats may have been missed
             checked_at = now
             no_leader_s = NO_LEADER_PATIENT_S if patient else NO_LEADER_S

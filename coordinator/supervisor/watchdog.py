@@ -345,7 +345,7 @@ class Leadership:
             except BusError as error:
                 log.debug("claim_check_retried", error=str(error))
                 return False
-            self._unverified = not self._bus.live
+            self._unverified = not self._bus.is_ready
             time_s = time.monotonic()
         self._verified_at = time_s
         return not self._unverified
@@ -430,7 +430,7 @@ class Leadership:
 
     def _decide(self) -> list[Action]:
         time_s = time.monotonic()
-        unhealthy = not self._bus.live or time_s - self._own_heartbeat_at > OWN_HEARTBEAT_LOST_S
+        unhealthy = not self._bus.is_ready or time_s - self._own_heartbeat_at > OWN_HEARTBEAT_LOST_S
         self._policy.bus_checked(time_s, unhealthy)
         return self._policy.decide(time_s)
 

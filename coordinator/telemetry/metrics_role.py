@@ -139,7 +139,7 @@ class MetricsObserver:
 
     def heartbeat_fields(self) -> dict[str, Any]:
         """The fields of its heartbeats."""
-        status = "live" if self._bus.live else "waiting"
+        status = "live" if self._bus.is_ready else "waiting"
         return {"progress": self.read_through, "status": status, "cursor": self.read_through}
 
     async def close(self) -> None:
@@ -204,7 +204,7 @@ async def _follow(
             await observer.poll()
         except BusError as error:
             log.debug("metrics_paused", problem=str(error))
-        observer.metrics.observer_connected.set(bus.live and started)
+        observer.metrics.observer_connected.set(bus.is_ready and started)
         if webhook_task is not None:
             await webhook_task.poll()
         with contextlib.suppress(TimeoutError):

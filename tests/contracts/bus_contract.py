@@ -129,7 +129,7 @@ class BusContract:
         assert isinstance((await done.reach(1))[0], Refused)
         with pytest.raises(Refused):
             await bus.kv_put(bus.subjects.state_bucket, "feed", largest + b"x", 0)
-        assert bus.live
+        assert bus.is_ready
         assert [stored.data for stored in await bus.read_back((MARKET,), 1)] == [largest]
 
     @pytest.mark.parametrize("scope", ["all", "sub"])
@@ -472,15 +472,15 @@ class BusContract:
 
     # -- the connection
 
-    async def test_an_open_bus_is_live(self, bus):
-        assert bus.live
+    async def test_an_open_bus_is_ready(self, bus):
+        assert bus.is_ready
         async with asyncio.timeout(GUARD_S):
             await bus.wait_connected()
 
     async def test_a_closed_bus_is_down_for_everything(self, bus):
         await bus.close()
         await bus.close()
-        assert not bus.live
+        assert not bus.is_ready
         bucket = bus.subjects.state_bucket
 
         async def never(_: Any) -> bytes:

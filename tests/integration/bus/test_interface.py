@@ -100,7 +100,7 @@ async def test_headers_count_against_the_servers_limit(nats_mesh):
         await bus.request("swarm.control.feed.probe", b"x" * 300 * 1024)
     with pytest.raises(Refused):
         await bus.notify("a subject with spaces", b"")
-    assert bus.live
+    assert bus.is_ready
     assert (await bus.publish("in." + MARKET, b"x" * 256 * 1024, {"traceparent": "y" * 8 * 1000})).sequence == 1
 
 

@@ -186,7 +186,7 @@ async def test_nothing_new_overtakes_the_resend(proxied):
 
     async def up_before() -> None:
         assert outbox is not None
-        assert not through.live
+        assert not through.is_ready
         await publish(outbox, 21, 30)  # connected already, but what came before is not sent again yet
 
     through.watch_connection(lambda: None, up_before)
@@ -198,7 +198,7 @@ async def test_nothing_new_overtakes_the_resend(proxied):
     assert numbers(await direct.read_back(("swarm.>",), 1)) == list(range(1, 11))
     proxy.reset()
     async with asyncio.timeout(GUARD_S):
-        while len(outbox) != 0 or not through.live:
+        while len(outbox) != 0 or not through.is_ready:
             await outbox.wait_acknowledged()
             await through.wait_connected()
     assert numbers(await direct.read_back(("swarm.>",), 1)) == list(range(1, 31))

@@ -70,7 +70,7 @@ async def test_a_late_pong_does_not_make_it_deaf(server, connections):
         await bus.bounds()
         await bus.connection.client.flush(timeout=2)
         assert bus.connection.generation == 1  # it went on; nothing had to be made anew
-        assert bus.live
+        assert bus.is_ready
 
 
 async def test_a_late_pong_answers_its_own_ping_only():
@@ -146,7 +146,7 @@ async def test_a_frozen_server_is_noticed_and_forgiven(server, connections):
         os.kill(pid, signal.SIGSTOP)
         try:
             assert await told.reach(1) == ["down"]
-            assert not bus.live
+            assert not bus.is_ready
             for call in (bus.publish("in." + MARKET, b""), bus.notify("x", b""), bus.bounds(), bus.last(MARKET)):
                 with pytest.raises(Disconnected):
                     await call
@@ -185,18 +185,18 @@ async def test_live_waits_for_what_a_reconnect_owes(server, connections):
             await go_on.wait()
 
         bus.watch_connection(lambda: None, up)
-        assert bus.live
+        assert bus.is_ready
         proxy.reset()
         async with asyncio.timeout(GUARD_S):
             await started_at.wait()
         waiting = asyncio.create_task(bus.wait_connected())
         await bus.bounds()  # connected it is
-        assert not bus.live
+        assert not bus.is_ready
         assert not waiting.done()
         go_on.set()
         async with asyncio.timeout(GUARD_S):
             await waiting
-        assert bus.live
+        assert bus.is_ready
 
 
 async def test_a_break_during_the_catching_up_restarts_it(server, connections):

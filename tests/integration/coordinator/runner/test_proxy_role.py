@@ -52,7 +52,7 @@ async def network(tmp_path) -> AsyncIterator[Network]:
 
 async def reconnected(bus: NatsBus, generation: int) -> None:
     async with asyncio.timeout(GUARD_S):
-        while bus.connection.generation == generation or not bus.live:
+        while bus.connection.generation == generation or not bus.is_ready:
             await asyncio.sleep(0.005)
 
 
