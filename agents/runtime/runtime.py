@@ -388,7 +388,7 @@ class Runtime:
             self._report("ready", replayed=self.input_processor.replayed, outputs=self.output_log.outputs)
             if self.tracing is not None:
                 self.tracing.ready(self.input_processor.replayed)
-        self.timers.go_live(self.agent.timers)
+        self.timers.start_pending(self.agent.timers)
         self.ready.set()
 
     def input_handled(self) -> None:

@@ -26,7 +26,7 @@ class Timers:
         self._armed = 0
         self._handle: asyncio.TimerHandle | None = None
 
-    def go_live(self, pending: dict[str, TimerSet]) -> None:
+    def start_pending(self, pending: dict[str, TimerSet]) -> None:
         """Start all of `pending`, each with its whole time."""
         self._due.clear()
         self._armed = 0

@@ -30,7 +30,7 @@ jetstream {{ store_dir: {store}, sync_interval: "{sync_interval}" }}
 max_payload: {max_payload}
 # Most bytes that may wait for a slow client before it is disconnected (the server's default, set explicitly).
 max_pending: 64MB
-# A client that does not answer (frozen, cut off) is dropped after 6 to 9 s with its subscriptions and buffers. This is
+# A client that does not answer (frozen, disconnected) is dropped after 6 to 9 s with its subscriptions and buffers. This is
 # longer than the watchdog's timeout for a starved agent (5 s), which must not lose its connection in that time.
 ping_interval: "3s"
 ping_max: 2

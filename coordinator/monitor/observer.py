@@ -89,8 +89,8 @@ class Observer(HeartbeatTable):
         if self._listening is not None:
             await self._listening.close()
         self._generation += 1
-        hear = functools.partial(self._on_message, self._generation)
-        self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.>", hear)
+        on_message = functools.partial(self._on_message, self._generation)
+        self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.>", on_message)
 
     def _on_down(self) -> None:
         self.down_at = time.monotonic()

@@ -47,7 +47,7 @@ class Facts:
     swarm: str
     nats: str
     at: float
-    """When the heartbeats were looked at, seconds of the monotonic clock."""
+    """When the heartbeats were read, seconds of the monotonic clock."""
     heartbeats: HeartbeatTable
     records: Mapping[str, Record] = field(default_factory=dict)
     """Agent -> its record in the registry."""

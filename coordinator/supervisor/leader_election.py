@@ -25,8 +25,8 @@ HEARTBEAT_S = 0.1
 LEADER_LOST_S = 1.0
 """A leader without heartbeats for so long is replaced."""
 NO_LEADER_S = 0.25
-"""A new process that has received no leader's heartbeat for so long concludes that there is no leader."""
-NO_LEADER_PATIENT_S = 2.0
+"""A new process that has received no leader's heartbeat for so long finds that there is no leader."""
+NO_LEADER_STANDBY_S = 2.0
 """The same for a process started as a standby: longer than a leader takes to start, and to be replaced."""
 POLL_INTERVAL_S = 0.05
 PAUSE_S = 0.3
@@ -59,10 +59,10 @@ async def check_claim(bus: Bus, role: str, term: int) -> None:
         raise Fenced(role, f"another {role} leads with term {last.sequence}, this process had {term}")
 
 
-async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, patient: bool = False) -> int | None:
+async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, standby: bool = False) -> int | None:
     """Wait until there is no leader of `role`, then claim its term; None if `stop` is set before.
 
-    With `patient` it waits longer for a first leader, so that another process can claim before it.
+    With `standby` it waits longer for a first leader, so that another process can claim before it.
     """
     received_at: float | None = None
 
@@ -81,7 +81,7 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, patient: bool = 
             if not bus.is_ready or now - checked_at > PAUSE_S:
                 since = now  # heartbeats may have been missed
             checked_at = now
-            no_leader_s = NO_LEADER_PATIENT_S if patient else NO_LEADER_S
+            no_leader_s = NO_LEADER_STANDBY_S if standby else NO_LEADER_S
             if now - max(since, received_at or since) > (no_leader_s if received_at is None else LEADER_LOST_S):
                 try:
                     last = await last_claim(bus, role)

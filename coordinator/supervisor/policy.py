@@ -290,7 +290,7 @@ class Policy:
         agent = self.agents[name]
         agent.requested_epoch = agent.epoch
 
-    # -- conclusions
+    # -- decisions
 
     def decide(self, now: float) -> list[Action]:
         """The actions that follow now. To be called after every observation and at short intervals."""

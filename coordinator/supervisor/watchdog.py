@@ -114,7 +114,7 @@ class Watchdog:
         Raises:
             Fenced: another watchdog has taken over.
         """
-        term = await stand_by(self._bus, NAME, self._signals.stopped, patient=self._standby)
+        term = await stand_by(self._bus, NAME, self._signals.stopped, standby=self._standby)
         if term is None:
             return
         async with build_leadership(

@@ -1,4 +1,4 @@
-"""What an outside subscriber did not hear, it reads: each alert counts once."""
+"""What an outside subscriber did not receive, it reads: each alert counts once."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Subscribers:
         self.generation = 1
         self.observer = Observer(silent())
 
-    def hear(self, subject: str, data: bytes, sequence: int, **headers: str) -> None:
+    def receive(self, subject: str, data: bytes, sequence: int, **headers: str) -> None:
         named = {h.SEQUENCE: str(sequence), **headers}
         asyncio.run(self.observer._on_message(self.generation, ReceivedMessage(subject, data, named)))
 
@@ -26,7 +26,7 @@ class Subscribers:
             timestamp=now(), source="coordinator", decision_id=f"BTC/USD:feed:{number}", symbol="BTC/USD", round=number,
         )  # fmt: skip
         subject = "swarm.decision.BTC-USD.coordinator"
-        self.hear(subject, encode(decision), sequence, **{h.LAST_SEQUENCE: str(before)})
+        self.receive(subject, encode(decision), sequence, **{h.LAST_SEQUENCE: str(before)})
 
 
 def test_a_gap_is_explained_by_a_broken_connection_only():
@@ -54,11 +54,11 @@ def test_a_round_received_twice_and_one_out_of_order_are_problems():
 def test_a_superseded_incarnation_must_not_publish():
     subscribers = Subscribers()
     epoch = Epoch(agent="a", claim="agent_1_abcdef", claimed_by="watchdog", sandbox="b", timestamp=now(), source="w")
-    subscribers.hear("swarm.signal.X.a", b"{}", 6, **{h.EPOCH: "5"})
-    subscribers.hear("swarm.epoch.a", encode(epoch), 8)
-    subscribers.hear("swarm.signal.X.a", b"{}", 9, **{h.EPOCH: "8"})
-    subscribers.hear("swarm.signal.X.b", b"{}", 10, **{h.EPOCH: "5"})
+    subscribers.receive("swarm.signal.X.a", b"{}", 6, **{h.EPOCH: "5"})
+    subscribers.receive("swarm.epoch.a", encode(epoch), 8)
+    subscribers.receive("swarm.signal.X.a", b"{}", 9, **{h.EPOCH: "8"})
+    subscribers.receive("swarm.signal.X.b", b"{}", 10, **{h.EPOCH: "5"})
     assert subscribers.observer.problems == []
-    subscribers.hear("swarm.signal.X.a", b"{}", 11, **{h.EPOCH: "5"})
+    subscribers.receive("swarm.signal.X.a", b"{}", 11, **{h.EPOCH: "5"})
     assert len(subscribers.observer.problems) == 1
     assert "epoch 5, though 8 was claimed" in subscribers.observer.problems[0]
