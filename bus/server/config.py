@@ -30,8 +30,8 @@ jetstream {{ store_dir: {store}, sync_interval: "{sync_interval}" }}
 max_payload: {max_payload}
 # Most bytes that may wait for a slow client before it is disconnected (the server's default, set explicitly).
 max_pending: 64MB
-# A client that does not answer (frozen, disconnected) is dropped after 6 to 9 s with its subscriptions and buffers. This is
-# longer than the watchdog's timeout for a starved agent (5 s), which must not lose its connection in that time.
+# A client that does not answer (frozen, disconnected) is dropped after 6 to 9 s with its subscriptions and buffers.
+# This is longer than the watchdog's timeout for a starved agent (5 s), which must not lose its connection in that time.
 ping_interval: "3s"
 ping_max: 2
 # A client that does not read for this long while there is something to write is dropped.
