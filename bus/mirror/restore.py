@@ -107,7 +107,7 @@ class _Restore:
         self._last_of: dict[str, int] = {}
         self._ids: OrderedDict[str, None] = OrderedDict()
         self._pipe = SequencedPublisher(bus)
-        self._held = self._held_up_to()
+        self._last_in_file = self._find_last()
 
     async def run(self) -> RestoreResult | None:
         events, *buckets = self._configs
@@ -156,7 +156,7 @@ class _Restore:
             await self._store.begin(adopted)
         return {stream for stream, result in results.items() if isinstance(result, Lost)}
 
-    def _held_up_to(self) -> int:
+    def _find_last(self) -> int:
         """The last sequence of the stream in the file: its cursor, less what an earlier restore left free."""
         cursor = self._store.cursors.get(self._events, 0)
         free = [gap.first for gap in self._file.gaps() if gap.reason == "lost" and gap.last == cursor]
@@ -215,7 +215,7 @@ class _Restore:
         await self._pipe.flush()
         if self._result.holes:
             await self._bus.api(f"STREAM.PURGE.{self._events}", {"filter": f"{self._bus.subjects.ns}.{PLACEHOLDER}"})
-        self._result.last = self._held
+        self._result.last = self._last_in_file
         incarnations.append(StreamIncarnation(self._events, created, orjson.dumps(expected), end, "rebuilt"))
         cursors[self._events] = end
         if end > cursor:
@@ -311,7 +311,7 @@ class _Restore:
                 continue
             for value in reversed(self._file.value_history(bucket, key)):
                 row = value.row
-                if value.intact and row.operation == "PUT" and (memory or references(row.value) <= self._held):
+                if value.intact and row.operation == "PUT" and (memory or references(row.value) <= self._last_in_file):
                     found[key] = row.value
                     break
             else:

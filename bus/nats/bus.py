@@ -94,12 +94,12 @@ class NatsBus:
         return self._replicas == 1
 
     async def publish(self, subject: str, data: bytes, headers: Headers | None = None, timeout_s: float = 5.0) -> Ack:
-        give_up_at = asyncio.get_running_loop().time() + timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
             try:
                 return await self._publish(subject, data, headers, timeout_s)
             except Refused as error:
-                if error.code != IN_PROCESS or asyncio.get_running_loop().time() > give_up_at:
+                if error.code != IN_PROCESS or asyncio.get_running_loop().time() > deadline:
                     raise
             await asyncio.sleep(IN_PROCESS_RETRY_S)
 

@@ -126,11 +126,11 @@ class WireTransport(TcpTransport):
     def __init__(self, parser: WireParser, after: Callable[[], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._parser, self._after = parser, after
-        self._cut_off = False
+        self._tls_failed = False
         """Whether an upgrade to TLS failed: then nothing reports the end of the connection to the stream."""
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
-        self._cut_off = False
+        self._tls_failed = False
         loop = asyncio.get_running_loop()
         reader = _Reader(buffer_size, self._parser.take, self._after)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -143,13 +143,13 @@ class WireTransport(TcpTransport):
         try:
             await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
         except BaseException:
-            self._cut_off = True
+            self._tls_failed = True
             if self._io_writer is not None:
                 self._io_writer.transport.abort()
             raise
 
     async def wait_closed(self) -> None:
-        if not self._cut_off:
+        if not self._tls_failed:
             await super().wait_closed()  # type: ignore[no-untyped-call]
 
     def write(self, payload: bytes) -> None:

@@ -20,12 +20,12 @@ def take_lock(path: Path, wait_s: float = 0.0) -> IO[str] | None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
-    give_up_at = time.monotonic() + wait_s
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= give_up_at:
+            if time.monotonic() >= deadline:
                 file.close()
                 return None
             time.sleep(POLL_INTERVAL_S)

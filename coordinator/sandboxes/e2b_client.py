@@ -105,7 +105,7 @@ class Service:
                     return answer
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises is judged by verdict_on
             self._healthy(what)
-            kind = PermanentError if verdict_on(error) == "give up" else SandboxGone
+            kind = PermanentError if verdict_on(error) == "fail" else SandboxGone
             raise kind(f"{what}: {error_text(error, self._key)}") from None
         raise AssertionError("attempts have no end")
 

@@ -1,4 +1,4 @@
-"""Maps each error of the E2B SDK to a verdict: retry, replace the sandbox, or give up. Imports the SDK."""
+"""Maps each error of the E2B SDK to a verdict: retry, replace the sandbox, or fail. Imports the SDK."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from bus.errors import MeshError
 
 __all__ = ["PermanentError", "SandboxGone", "Verdict", "error_text", "is_outage", "verdict_on"]
 
-Verdict = Literal["retry", "replace", "give up"]
+Verdict = Literal["retry", "replace", "fail"]
 VERDICTS: tuple[tuple[type[BaseException], Verdict], ...] = (
     # AuthenticationException and ServiceBusyException are no SandboxExceptions, an unreachable API is httpx's own.
-    (AuthenticationException, "give up"),
+    (AuthenticationException, "fail"),
     (SandboxNotFoundException, "replace"),
     (SandboxNotRunningException, "replace"),
     (SandboxUnreachableException, "retry"),
@@ -37,11 +37,11 @@ VERDICTS: tuple[tuple[type[BaseException], Verdict], ...] = (
     (RateLimitException, "retry"),
     (ServiceBusyException, "retry"),
     (NotEnoughSpaceException, "replace"),
-    (TemplateException, "give up"),
-    (InvalidArgumentException, "give up"),
-    (httpx.UnsupportedProtocol, "give up"),
-    (httpx.InvalidURL, "give up"),
-    (UnicodeError, "give up"),
+    (TemplateException, "fail"),
+    (InvalidArgumentException, "fail"),
+    (httpx.UnsupportedProtocol, "fail"),
+    (httpx.InvalidURL, "fail"),
+    (UnicodeError, "fail"),
     (httpx.TransportError, "retry"),
     (CircuitBreakerError, "retry"),
     (OSError, "retry"),
@@ -60,12 +60,12 @@ class PermanentError(MeshError):
 
 
 def verdict_on(error: BaseException) -> Verdict:
-    """`replace`: the sandbox is lost. `give up`: a retry would fail as well. All other errors are retried."""
+    """`replace`: the sandbox is lost. `fail`: a retry would fail as well. All other errors are retried."""
     for kind, verdict in VERDICTS:
         if isinstance(error, kind):
             return verdict
     if isinstance(error, SandboxException) and error.status_code in PERMANENT_STATUSES:
-        return "give up"
+        return "fail"
     return "retry"
 
 

@@ -174,7 +174,7 @@ class Webhook:
         if sequence <= self._done:  # only its acknowledgement was lost
             await self._done_with(msg, sequence)
             return
-        holding = asyncio.create_task(self._hold(msg.reply), name="webhook-hold")
+        extending = asyncio.create_task(self._extend_ack(msg.reply), name="webhook-ack")
         try:
             await self._deliver(client, msg, sequence)
         except asyncio.CancelledError:
@@ -182,13 +182,13 @@ class Webhook:
                 await self._bus.notify(msg.reply, b"-NAK")  # else the next process has to wait for ACK_WAIT_S
             raise
         finally:
-            await end_tasks([holding])
+            await end_tasks([extending])
 
     async def _done_with(self, msg: Msg, sequence: int) -> None:
         self._done = sequence
         await self._bus.request(msg.reply, b"+ACK")
 
-    async def _hold(self, reply: str) -> None:
+    async def _extend_ack(self, reply: str) -> None:
         """Extend the acknowledgement deadline, or the server would deliver the alert again."""
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)

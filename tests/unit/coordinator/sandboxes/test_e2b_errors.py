@@ -11,10 +11,10 @@ import pytest
 from coordinator.sandboxes.e2b_errors import error_text, is_outage, verdict_on
 
 RAISED = {
-    "AuthenticationException": "give up",
-    "GitAuthException": "give up",
-    "InvalidArgumentException": "give up",
-    "TemplateException": "give up",
+    "AuthenticationException": "fail",
+    "GitAuthException": "fail",
+    "InvalidArgumentException": "fail",
+    "TemplateException": "fail",
     "SandboxNotFoundException": "replace",
     "SandboxNotRunningException": "replace",
     "NotEnoughSpaceException": "replace",
@@ -22,7 +22,7 @@ RAISED = {
     "TimeoutException": "retry",
     "RateLimitException": "retry",
     "ServiceBusyException": "retry",
-    "GuestUnresponsiveException": "give up",
+    "GuestUnresponsiveException": "fail",
 }
 
 
@@ -43,7 +43,7 @@ def test_no_exception_that_a_sandbox_can_raise_is_forgotten():
 
 
 @pytest.mark.parametrize(
-    ("status", "verdict"), [(400, "give up"), (403, "give up"), (404, "give up"), (500, "retry"), (None, "retry")]
+    ("status", "verdict"), [(400, "fail"), (403, "fail"), (404, "fail"), (500, "retry"), (None, "retry")]
 )
 def test_a_permanent_status_is_not_retried(status, verdict):
     assert verdict_on(e2b.exceptions.SandboxException("x", status_code=status)) == verdict
@@ -53,7 +53,7 @@ def test_a_request_that_cannot_be_made_is_not_tried_again():
     with pytest.raises(UnicodeError) as raised:
         "ключ".encode("ascii")
     for error in (httpx.UnsupportedProtocol("x"), httpx.InvalidURL("x"), raised.value):
-        assert verdict_on(error) == "give up"
+        assert verdict_on(error) == "fail"
     assert verdict_on(httpx.ConnectError("x")) == "retry"
 
 
