@@ -106,7 +106,7 @@ async def _run(directory: Path, backlog: int, live: int) -> tuple[float, float, 
                 while not seen or seen[-1][1] < backlog + live:
                     seen.append(await _reach(file, seen[-1][1] + 1 if seen else backlog + 1))
                 await publishing
-                took = time.perf_counter() - started_at
+                duration_s = time.perf_counter() - started_at
         finally:
             with contextlib.suppress(BusError):
                 await bus.close()
@@ -115,7 +115,7 @@ async def _run(directory: Path, backlog: int, live: int) -> tuple[float, float, 
         while seen[at][1] < sequence:
             at += 1
         behind.append(max(0.0, seen[at][0] - acked[sequence]) * 1000)
-    return (last - first) / (last_at - first_at), spent / (last - first) * 1e6, behind, live / took
+    return (last - first) / (last_at - first_at), spent / (last - first) * 1e6, behind, live / duration_s
 
 
 async def mirroring(*, quick: bool = False) -> Result:

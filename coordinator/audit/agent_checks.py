@@ -1,7 +1,7 @@
 """The checks of one agent's messages, one after another (numbers, ids, causes, claims, fence), and of its snapshot and
 registry record. Constant memory: only counters and the last values are kept.
 
-`cut` is the end of the last range of the stream that is missing for a known reason (0: none is): messages up to it
+`gap_end` is the end of the last range of the stream that is missing for a known reason (0: none is): messages up to it
 cannot be checked.
 """
 
@@ -53,10 +53,10 @@ class AgentChecks:
 
     # -- message by message
 
-    def on_claim(self, stored: StoredMessage, message: Message | None, cut: int) -> None:
+    def on_claim(self, stored: StoredMessage, message: Message | None, gap_end: int) -> None:
         """A message on the agent's epoch subject is a claim whatever its content: the server checks only subjects."""
         expected = h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE)
-        if expected is not None and expected != self._claim and not self._claim < expected <= cut:
+        if expected is not None and expected != self._claim and not self._claim < expected <= gap_end:
             text = f"it follows claim {self._claim or 'none'}, but was published to follow {expected or 'none'}"
             self._problem("claims", stored, self._claim, expected, text)
         self._claim = stored.sequence
@@ -64,12 +64,12 @@ class AgentChecks:
         if self._record is not None and self._record.epoch == stored.sequence and isinstance(message, Epoch):
             self._record_claim = message.claim
 
-    def check_epoch(self, stored: StoredMessage, cut: int) -> None:
+    def check_epoch(self, stored: StoredMessage, gap_end: int) -> None:
         """A message must carry the epoch of the newest claim before it in the stream."""
         epoch = h.number(stored.headers, h.EPOCH)
         if epoch is None:
             self._problem("fence", stored, self._claim, "none", f"it carries no epoch ({h.EPOCH})")
-        elif epoch != self._claim and not self._claim < epoch <= cut:
+        elif epoch != self._claim and not self._claim < epoch <= gap_end:
             if epoch < self._claim:
                 text = f"stored under epoch {epoch} although {self._claim} was claimed before: the fence did not hold"
             else:
@@ -80,12 +80,12 @@ class AgentChecks:
             text = f"it carries no fence for its epoch {epoch} ({h.EXPECTED_LAST_SUBJECT_SEQUENCE}: {found})"
             self._problem("fence", stored, epoch, found, text)
 
-    def on_output(self, stored: StoredMessage, cut: int) -> None:
+    def on_output(self, stored: StoredMessage, gap_end: int) -> None:
         """A numbered output."""
         audit = self.audit
         audit.outputs += 1
         number = h.number(stored.headers, h.OUTPUT)
-        self.check_epoch(stored, cut)
+        self.check_epoch(stored, gap_end)
         if number is None:
             found = stored.headers[h.OUTPUT]
             self._problem("outputs", stored, (audit.last or 0) + 1, found, f"{h.OUTPUT} is no number: {found!r}")
@@ -96,7 +96,7 @@ class AgentChecks:
         if audit.last is None:
             audit.first = number
         expected = (audit.last or 0) + 1
-        if self._output_at < cut:
+        if self._output_at < gap_end:
             expected = max(expected, number)
         if number < expected:
             audit.duplicated += 1
@@ -144,26 +144,26 @@ class AgentChecks:
 
     # -- at the end
 
-    def finish(self, last: int, cut: int) -> SnapshotAudit | None:
+    def finish(self, last: int, gap_end: int) -> SnapshotAudit | None:
         """Compare the snapshot and the registry record, which were read before the stream, with the stream."""
         if self._record is not None:
-            self._check_record(self._record, cut)
+            self._check_record(self._record, gap_end)
         snapshot = self._snapshot
         if snapshot is None:
             return None
         audit = SnapshotAudit(
             epoch=snapshot.epoch, cursor=snapshot.cursor, outputs=snapshot.outputs, implied=self._implied
         )
-        if self._implied_at < cut:
+        if self._implied_at < gap_end:
             audit.implied = None
         elif self._implied is None and not self._produces:
             audit.implied = 0
         before = self._findings.problems_total
-        self._check_snapshot(snapshot, audit.implied, last, cut)
+        self._check_snapshot(snapshot, audit.implied, last, gap_end)
         audit.ok = self._findings.problems_total == before
         return audit
 
-    def _check_snapshot(self, snapshot: Snapshot, implied: int | None, last: int, cut: int) -> None:
+    def _check_snapshot(self, snapshot: Snapshot, implied: int | None, last: int, gap_end: int) -> None:
         def wrong(expected: object, found: object, text: str, *sequences: int) -> None:
             self._findings.problem(
                 "snapshots",
@@ -174,14 +174,14 @@ class AgentChecks:
                 found=found,
             )
 
-        if snapshot.epoch > max(self._claim, cut):
+        if snapshot.epoch > max(self._claim, gap_end):
             text = f"is of epoch {snapshot.epoch}, but its last claim is {self._claim or 'none'}"
             wrong(f"at most {self._claim}", snapshot.epoch, text, snapshot.epoch)
         if snapshot.cursor > last:
             text = f"has read up to message {snapshot.cursor}, but the stream ends at {last}"
             wrong(f"at most {last}", snapshot.cursor, text, snapshot.cursor)
         stored = self.audit.last
-        if stored is None and cut:
+        if stored is None and gap_end:
             self._findings.note(f"{self.name}: none of its outputs are kept, so its snapshot's count is unchecked")
             return
         if snapshot.outputs > (stored or 0):
@@ -197,9 +197,9 @@ class AgentChecks:
             text = f"counts {snapshot.outputs} outputs at message {snapshot.cursor}, the stream implies {implied}"
             wrong(implied, snapshot.outputs, text, snapshot.cursor)
 
-    def _check_record(self, record: Record, cut: int) -> None:
+    def _check_record(self, record: Record, gap_end: int) -> None:
         claim = self._claim
-        if record.epoch > max(claim, cut):
+        if record.epoch > max(claim, gap_end):
             self._findings.problem(
                 "registry",
                 f"{self.name}: its registry record is of epoch {record.epoch}, but its last claim is {claim or 'none'}",

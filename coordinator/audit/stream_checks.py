@@ -54,14 +54,14 @@ class Checks:
         """Those without an explanation yet."""
         self._gone_count = self._gone_last = 0
         """Count of messages in holes that `gone` or retention explains, and the last of them."""
-        self._cut = 0
+        self._gap_end = 0
         if first > 1:
             self._lost_until(first - 1)
         for name in sorted({*self._snapshots, *self._records}):
             self._agent(name)
 
     def _lost_until(self, last: int) -> None:
-        self._cut = last
+        self._gap_end = last
         self.rounds.forget()
 
     def _agent(self, name: str) -> AgentChecks:
@@ -167,11 +167,11 @@ class Checks:
 
     def _check_writer(self, address: Address, stored: StoredMessage, message: Message | None) -> None:
         if address.kind == "epoch":
-            self._agent(address.agent).on_claim(stored, message, self._cut)
+            self._agent(address.agent).on_claim(stored, message, self._gap_end)
         elif h.OUTPUT in stored.headers:
-            self._agent(address.agent).on_output(stored, self._cut)
+            self._agent(address.agent).on_output(stored, self._gap_end)
         elif h.EPOCH in stored.headers:
-            self._agent(address.agent).check_epoch(stored, self._cut)
+            self._agent(address.agent).check_epoch(stored, self._gap_end)
         elif address.kind in AGENT_KINDS:
             counts = self.stream.unnumbered
             counts[address.agent] = counts.get(address.agent, 0) + 1
@@ -206,7 +206,7 @@ class Checks:
         self.rounds.finish()
         agents, snapshots = {}, {}
         for name, checks in sorted(self._agents.items()):
-            if (snapshot := checks.finish(stream.last, self._cut)) is not None:
+            if (snapshot := checks.finish(stream.last, self._gap_end)) is not None:
                 snapshots[name] = snapshot
             if checks.audit.outputs or snapshot is not None:
                 agents[name] = checks.audit

@@ -106,7 +106,7 @@ def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, 
     ]
     for name, heartbeat in sorted(observer.hosts.items()):
         newest = heartbeat.heartbeat
-        took_ms, probed_ms, probe = hosts.probes.get(name, (None, None, None))
+        duration_ms, probed_ms, probe = hosts.probes.get(name, (None, None, None))
         why = hosts.failures.get(name, "")
         if name in lost:
             why = (
@@ -121,7 +121,7 @@ def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, 
                 provider=newest.provider,
                 state=LOST if name in lost else "active" if newest.status == "live" else newest.status,
                 received_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,
-                probe_ms=took_ms,
+                probe_ms=duration_ms,
                 probed_ms=probed_ms,
                 probe=probe,
                 isolation=None if probe is None else compare(probe, here),

@@ -197,7 +197,7 @@ class Value:
     agent: str
     key: str
     entry: KvEntry | None
-    took_ms: tuple[float, ...]
+    durations_ms: tuple[float, ...]
 
 
 async def read_memory(bus: NatsBus, keys: Mapping[str, str]) -> list[Value]:
@@ -208,12 +208,12 @@ async def read_memory(bus: NatsBus, keys: Mapping[str, str]) -> list[Value]:
     """
     found = []
     for agent, key in keys.items():
-        took, entry = [], None
+        durations_ms, entry = [], None
         for _ in range(READS):
             started_at = time.perf_counter()
             entry = await bus.kv_get(bus.subjects.memory_bucket, key)
-            took.append((time.perf_counter() - started_at) * 1000)
-        found.append(Value(agent, key, entry, tuple(took)))
+            durations_ms.append((time.perf_counter() - started_at) * 1000)
+        found.append(Value(agent, key, entry, tuple(durations_ms)))
     return found
 
 
@@ -244,7 +244,7 @@ def match_by_digest(values: list[Value], recording: RunRecording, mirror: Path) 
                 bytes=len(value.entry.value),
                 revision=value.entry.revision,
                 sha256=sha256,
-                read_ms=percentiles_of(value.took_ms),
+                read_ms=percentiles_of(value.durations_ms),
                 sequence=sequence,
                 mirrored=mirrored,
                 why=why,
@@ -296,13 +296,13 @@ async def read_last_values(bus: NatsBus) -> LastValues:
     Raises:
         BusError: the bus does not answer.
     """
-    took, size = [], 0
+    durations_ms, size = [], 0
     subjects = sorted(await bus.subject_counts(f"{bus.subjects.ns}.>"))
     for subject in subjects:
         started_at = time.perf_counter()
         stored = await bus.last(subject)
-        took.append((time.perf_counter() - started_at) * 1000)
+        durations_ms.append((time.perf_counter() - started_at) * 1000)
         if stored is None:
             raise BusError(f"{subject}: counted by the stream, but it has no newest message")
         size += len(stored.data)
-    return LastValues(subjects=len(subjects), bytes=size, read_ms=percentiles_of(took))
+    return LastValues(subjects=len(subjects), bytes=size, read_ms=percentiles_of(durations_ms))

@@ -191,21 +191,21 @@ async def _clocks(facts: _Facts) -> list[Finding]:
 
 
 async def _server_clock(bus: NatsBus) -> Finding:
-    """The server's time in its answers, compared with ours in the middle of the quickest request."""
+    """The server's time in its answers, compared with ours in the middle of the fastest request."""
     best: tuple[float, float] | None = None
     for _ in range(CLOCK_PROBES):
         before, started_at = time.time(), time.monotonic()
         answer = await bus.api(f"STREAM.INFO.{bus.subjects.stream}")
-        took = time.monotonic() - started_at
+        duration_s = time.monotonic() - started_at
         if "ts" not in answer:
             return skipped("server's clock", "its answers have no time")
-        offset = _seconds(answer["ts"]) - (before + took / 2)
-        if best is None or took < best[0]:
-            best = (took, offset)
+        offset = _seconds(answer["ts"]) - (before + duration_s / 2)
+        if best is None or duration_s < best[0]:
+            best = (duration_s, offset)
     assert best is not None
-    took, offset = best
-    text = f"{offset * 1000:+.1f} ms from ours, ±{took / 2 * 1000:.1f} ms"
-    certain = abs(offset) - took / 2
+    duration_s, offset = best
+    text = f"{offset * 1000:+.1f} ms from ours, ±{duration_s / 2 * 1000:.1f} ms"
+    certain = abs(offset) - duration_s / 2
     remedy = "set both machines' clocks by NTP: timedatectl set-ntp true"
     if certain > CLOCK_ERROR_S:
         return error("server's clock", text, remedy)

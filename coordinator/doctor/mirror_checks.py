@@ -51,7 +51,7 @@ async def check_mirror_position(bus: NatsBus, state_dir: Path) -> Finding:
                 text = f"at {cursor}, {last - cursor} behind the stream ({last}) after {CATCH_UP_S:.0f} s"
                 return warning(check, text, "start it (signalmesh mirror), or read its log")
             await asyncio.sleep(POLL_INTERVAL_S)
-        took_ms = (time.monotonic() - started_at) * 1000
+        duration_ms = (time.monotonic() - started_at) * 1000
         now = (await bus.bounds()).last
     except BusError as problem:
         return skipped(check, str(problem))
@@ -61,7 +61,7 @@ async def check_mirror_position(bus: NatsBus, state_dir: Path) -> Finding:
         text = f"at {cursor}, ahead of the stream, which ends at {now}: the stream was lost and recreated"
         remedy = "keep the file: it has the lost messages (docs/runbooks/restore-after-total-loss.md)"
         return error(check, text, remedy)
-    return ok(check, f"has the stream up to {last}, within {took_ms:.0f} ms")
+    return ok(check, f"has the stream up to {last}, within {duration_ms:.0f} ms")
 
 
 def _cursor(path: Path) -> int:
