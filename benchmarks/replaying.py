@@ -51,7 +51,7 @@ async def _in_one_pass(messages: list[StoredMessage], config: SwarmConfig) -> tu
     await replayer.run(recording.messages, None)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     await replayer.close()
-    found = replayer.conclude(wall)
+    found = replayer.build_report(wall)
     assert found.ok, found.differences
     return found.inputs, wall, cpu
 

@@ -1,7 +1,7 @@
 """`signalmesh certify`: the acceptance run. It starts a temporary swarm, measures it, kills an agent, audits and cleans
 up.
 
-Each step returns its part of the run; `conclude` makes the report of the parts.
+Each step returns its part of the run; `build_report` builds the report from the parts.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ async def run_certify(options: CertifyOptions, report: Callable[[str], None]) ->
         if ended:
             report(f"signalmesh: {ended}; {cleanup.summary}")
     duration_s = round(time.monotonic() - started_monotonic, 3)
-    return conclude(plan, deployment, measured, cleanup, progress.steps, progress.problems, duration_s)
+    return build_report(plan, deployment, measured, cleanup, progress.steps, progress.problems, duration_s)
 
 
 class _Progress:
@@ -410,7 +410,7 @@ class _Steps:
 # -- the report
 
 
-def conclude(
+def build_report(
     plan: Plan,
     deployment: Deployment,
     measured: Measured,

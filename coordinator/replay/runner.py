@@ -136,7 +136,7 @@ async def _replay(recording: Recording, config: SwarmConfig, span: ReplayRange, 
             await replayer.run(messages, progress)
     finally:
         await replayer.close()
-    return replayer.conclude(time.monotonic() - started_at)
+    return replayer.build_report(time.monotonic() - started_at)
 
 
 class Replayer:
@@ -237,7 +237,7 @@ class Replayer:
         for replayed in self._agents.values():
             await replayed.close()
 
-    def conclude(self, duration_s: float) -> Replay:
+    def build_report(self, duration_s: float) -> Replay:
         """The report of the replay."""
         recording, reports = self._recording, self._reports
         for name, replayed in self._agents.items():
