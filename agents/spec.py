@@ -21,10 +21,12 @@ from typing import Any
 import msgspec
 import orjson
 
-from agents.agent import Agent, check_class
+from agents.agent import Agent, check_class, published_kinds
 from bus.errors import UsageError
+from bus.utils.error_text import describe_error
+from signalmesh import PACKAGES
 
-__all__ = ["AgentSpec", "check_class_path", "load_class"]
+__all__ = ["AgentSpec", "ClassTraits", "check_class_path", "load_class"]
 
 CLASS_PATH_FORM = "'module:Class' or 'path/to/file.py:Class'"
 
@@ -39,7 +41,7 @@ class AgentSpec:
     class_path: str = ""
     """`module:Class`, or `path/to/file.py:Class` (relative to `search_path`)."""
     search_path: str = ""
-    """Directory to put on sys.path: that of swarm.toml; empty for the built-in kinds."""
+    """Directory to put last on sys.path: that of swarm.toml; empty for the built-in kinds."""
     command: tuple[str, ...] = ()
     """Program and arguments of an agent in any language, run in `search_path`."""
     listens: tuple[str, ...] = ()
@@ -71,6 +73,25 @@ class AgentSpec:
             raise UsageError(f"agent spec: {error}") from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassTraits:
+    """What a swarm's settings need to know of an agent's class."""
+
+    kind: str
+    publishes: tuple[str, ...]
+    memory_key: str
+    is_source: bool
+
+    @classmethod
+    def of(cls, agent_class: type[Agent]) -> ClassTraits:
+        return cls(
+            kind=agent_class.kind,
+            publishes=published_kinds(agent_class),
+            memory_key=agent_class.memory_key,
+            is_source=agent_class.produce is not None,
+        )
+
+
 def check_class_path(class_path: str) -> tuple[str, str]:
     """Module (or file) and class of a class path, checked for its form only.
 
@@ -85,7 +106,7 @@ def check_class_path(class_path: str) -> tuple[str, str]:
 
 
 def load_class(spec: AgentSpec) -> type[Agent]:
-    """Import and check the class of `spec`. Puts `search_path` first on sys.path, as for a script that stands there.
+    """Import and check the class of `spec`. Puts `search_path` last on sys.path: a file there shadows no other module.
 
     Raises:
         UsageError: no such module, file or class; its import fails; it is no proper Agent. The message names the
@@ -94,7 +115,7 @@ def load_class(spec: AgentSpec) -> type[Agent]:
     where = f"agent {spec.name!r}"
     module_path, name = check_class_path(spec.class_path)
     if spec.search_path and spec.search_path not in sys.path:
-        sys.path.insert(0, spec.search_path)
+        sys.path.append(spec.search_path)
         importlib.invalidate_caches()
     file = Path(spec.search_path, module_path) if module_path.endswith(".py") else None
     if file is not None and not file.is_file():
@@ -102,11 +123,19 @@ def load_class(spec: AgentSpec) -> type[Agent]:
     try:
         module = _import_file(file.resolve()) if file else importlib.import_module(module_path)
     except ModuleNotFoundError as error:
+        if beside := _beside_ours(error.name or "", spec.search_path):
+            raise UsageError(
+                f"{where}: importing {module_path} failed: {error.name.partition('.')[0]!r} is a package of "  # type: ignore[union-attr]
+                f"signalmesh, so {beside} cannot be imported by that name; name the class by its path, like "
+                f"{beside.relative_to(spec.search_path)}:Class, or rename its folder"
+            ) from None
         if error.name is None or not (module_path + ".").startswith(error.name + "."):
             raise UsageError(_import_failure(where, spec, error)) from None
         place = f" (looked in {spec.search_path} and in the installed packages)" if spec.search_path else ""
         raise UsageError(f"{where}: there is no module {module_path!r}{place}; {_similar_files(spec)}") from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module may raise anything at all
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a user's module may raise anything at all
         raise UsageError(_import_failure(where, spec, error)) from None
     _check_origin(where, module, module_path, spec.search_path)
     cls = getattr(module, name, None)
@@ -152,11 +181,20 @@ def _check_origin(where: str, module: ModuleType, module_path: str, search_path:
         )
 
 
+def _beside_ours(module: str, search_path: str) -> Path | None:
+    """The file or folder beside swarm.toml that an import of `module` looks for inside a package of ours."""
+    parts = module.split(".")
+    if not search_path or len(parts) == 1 or parts[0] not in PACKAGES:
+        return None
+    path = Path(search_path, *parts)
+    return next((found for found in (path.with_suffix(".py"), path) if found.exists()), None)
+
+
 def _import_failure(where: str, spec: AgentSpec, error: BaseException) -> str:
     """What went wrong, and the line of the user's own code (else the deepest one) where it did."""
-    place, problem = "", str(error)
+    place, problem = "", describe_error(error)
     if isinstance(error, SyntaxError):
-        problem = error.msg
+        problem = f"{type(error).__name__}: {error.msg}"
         place = f" ({error.filename}, line {error.lineno})"
     else:
         frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
@@ -166,7 +204,7 @@ def _import_failure(where: str, spec: AgentSpec, error: BaseException) -> str:
         if frames:
             place = " ({}, line {})".format(*(own or frames)[-1])
     module = check_class_path(spec.class_path)[0]
-    return f"{where}: importing {module} failed: {type(error).__name__}: {problem}{place}"
+    return f"{where}: importing {module} failed: {problem}{place}"
 
 
 def _similar_files(spec: AgentSpec) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
+from signalmesh import python_command
 
 PAYLOAD = b'{"symbol":"X","pad":"%s"}' % (b" " * 176)
 SUBJECT = "in.swarm.market.X.bench"
@@ -33,7 +33,7 @@ GOAL = f"at least 5,000 rows/s, and less than 250 ms behind at {RATE:,} messages
 @asynccontextmanager
 async def mirror(url: str, file: Path) -> AsyncIterator[psutil.Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "coordinator", "mirror", "--file", str(file), "--log-level", "error",
+        *python_command("mirror", "--file", str(file), "--log-level", "error"),
         env={**os.environ, "SIGNALMESH_NATS": url, "SIGNALMESH_SWARM": "swarm"},
     )  # fmt: skip
     try:

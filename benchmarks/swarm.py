@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from coordinator.runner.run_record import read_run
+from signalmesh import python_command
 
 START_S = 30.0
 AGENTS = ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator")
@@ -79,7 +79,7 @@ async def swarm(
         for name, text in (files or {}).items():
             (directory / name).write_text(text)
         state = directory / "state"
-        command = [sys.executable, "-m", "coordinator", "up", "--port", "0", "--state-dir", str(state)]
+        command = python_command("up", "--port", "0", "--state-dir", str(state))
         if limit is None:
             command += ["--speed", str(speed)]
         else:

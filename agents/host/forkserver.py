@@ -118,7 +118,8 @@ class ForkServer:
     def __init__(self, preload: tuple[str, ...] = ()) -> None:
         """`preload` are further modules that its agents will need."""
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*preload, PRELOAD])  # ours last: it freezes what is loaded by then
+        # signalmesh first: it orders the import path. Ours last: it freezes what is loaded by then.
+        self._context.set_forkserver_preload(["signalmesh", *preload, PRELOAD])
         _make_directory()
         # One thread: starting blocks for a few milliseconds, and the order of starts is the order of requests.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fork")

@@ -14,12 +14,12 @@ import orjson
 import structlog
 import uvloop
 
-from agents.agent import Agent, published_kinds
+from agents.agent import Agent
 from agents.runtime.heartbeat import HEARTBEAT_S, send_heartbeats
 from agents.runtime.records import MEMORY_S, Memory, register
 from agents.runtime.runtime import Runtime, RuntimeHooks
 from agents.runtime.tracing import AgentTracing
-from agents.spec import AgentSpec, load_class
+from agents.spec import AgentSpec, ClassTraits, load_class
 from bus import __version__
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim, new_agent_id
@@ -33,6 +33,7 @@ from bus.observability.logging import set_up_logs
 from bus.observability.spans import read_context
 from bus.observability.tracer import open_tracer
 from bus.utils.aio import end_tasks, is_cancelled, run_to_end
+from signalmesh import restore_python_path
 
 log = structlog.get_logger("signalmesh.agent")
 
@@ -76,15 +77,15 @@ def make_agent(spec: AgentSpec) -> Agent:
     return load_class(spec)(spec.name, spec.options)
 
 
-def memory_key_of(spec: AgentSpec, cls: type[Agent]) -> str:
+def memory_key_of(spec: AgentSpec, traits: ClassTraits) -> str:
     """The last part of an agent's memory key: as configured, else as its class defines it, else its first kind."""
-    publishes = published_kinds(cls)
-    return spec.memory_key or cls.memory_key or (publishes[0] if publishes else "state")
+    return spec.memory_key or traits.memory_key or (traits.publishes[0] if traits.publishes else "state")
 
 
 def run_incarnation(incarnation: Incarnation) -> int:
     """Run it to its end; returns the exit code: 0 drained, 2 a user's mistake, 3 no bus, 1 anything else."""
     set_up_logs(incarnation.log_level)
+    restore_python_path()
     os.nice(incarnation.spec.nice)
     structlog.contextvars.bind_contextvars(agent=incarnation.spec.name, sandbox=incarnation.sandbox)
     try:
@@ -117,7 +118,8 @@ async def _live(incarnation: Incarnation) -> int:
             return EXIT_DONE
         tracing = _open_tracing(incarnation, agent, bus.subjects, epoch, agent_id)
         interval_s = max(MEMORY_S, incarnation.heartbeat_s)
-        memory = Memory(bus, agent, memory_key_of(spec, type(agent)), published_kinds(type(agent)), interval_s)
+        traits = ClassTraits.of(type(agent))
+        memory = Memory(bus, agent, memory_key_of(spec, traits), traits.publishes, interval_s)
         runtime = Runtime(
             agent,
             bus,

@@ -13,6 +13,7 @@ import orjson
 from agents.builtin.command import command_class
 from agents.builtin.market_data import MarketDataAgent
 from agents.runtime.process import memory_key_of
+from agents.spec import ClassTraits
 from bus.errors import UsageError
 from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, load_swarm, parse_swarm
 from coordinator.config.settings import SwarmConfig
@@ -86,7 +87,9 @@ def _of(config: SwarmConfig) -> ExpectedSwarm:
         sandboxes={sandbox.name: sandbox.provider for sandbox in resolved.sandboxes},
         agents={item.spec.name: item.spec.kind for item in own},
         keys={
-            item.spec.name: memory_key_of(item.spec, resolved.classes.get(item.spec.name) or command_class(item.spec))
+            item.spec.name: memory_key_of(
+                item.spec, resolved.traits.get(item.spec.name) or ClassTraits.of(command_class(item.spec))
+            )
             for item in own
         },
         target=PREFERRED_TARGET if PREFERRED_TARGET in names else names[0],

@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,6 +29,7 @@ from coordinator.certify.models import Cleanup, CleanupCheck
 from coordinator.runner.run_record import Run, is_same, read_run
 from coordinator.sandboxes.pool_record import read_pool
 from coordinator.sandboxes.provider_client import Listing, list_sandboxes
+from signalmesh import python_command
 
 __all__ = ["TemporarySwarm"]
 
@@ -102,8 +102,7 @@ class TemporarySwarm:
         with output:
             self.started_at = time.monotonic()
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "coordinator", "up", "--config", str(config), "--state-dir", str(self.state_dir)),
+                *python_command("up", "--config", str(config), "--state-dir", str(self.state_dir)),
                 *self._arguments,
                 cwd=self.directory,
                 env=_environment(),

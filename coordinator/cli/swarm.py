@@ -12,6 +12,7 @@ import typer
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.utils.aio import run_to_end
 from coordinator.cli.options import STATE_DIR, AgentCount, ConfigFile, Json, LogLevel, Nats, StateDir, print_json
+from signalmesh import find_clash
 
 if TYPE_CHECKING:
     from bus.interface import ReceivedMessage
@@ -109,6 +110,10 @@ def up(
         fault_proxy=fault_proxy,
         public_url=public_nats,
     )
+    if (clash := find_clash()) is not None:
+        if clash.fatal:
+            raise UsageError(f"{clash.problem}; {clash.remedy}")
+        typer.echo(f"warning: {clash.problem}; {clash.remedy}", err=True)
     checked = check_agents(loaded)
     for warning in warnings_about(checked):
         typer.echo(f"warning: {warning}", err=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from agents.agent import Agent, published_kinds
 from agents.builtin.command import CommandAgent
-from agents.spec import AgentSpec, load_class
+from agents.spec import AgentSpec, ClassTraits, load_class
 from bus.errors import ConfigError, UsageError
 from bus.server.config import Durability
 from coordinator.config.convert import convert, similar
@@ -47,6 +47,8 @@ SHORTEST_MAX_AGE_S = 120.0
 
 VOTING_KINDS = frozenset({"signal", "sentiment"})
 """An agent that publishes one of these votes, unless its table sets `votes`."""
+
+NO_TRAITS: Mapping[str, ClassTraits] = MappingProxyType({})
 
 Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -226,34 +228,48 @@ class SwarmConfig:
         names = [settings.spec.name for settings in self.agents]
         raise UsageError(f"no agent {name!r} in {self.file}{similar(name, names)}; it has: {', '.join(names)}")
 
-    def resolve(self) -> ResolvedSwarm:
-        """Import the class of every agent, check its options, and find out its kind and whether it votes.
+    def resolve(self, known: Mapping[str, ClassTraits] = NO_TRAITS) -> ResolvedSwarm:
+        """Find out the kind of every agent and whether it votes.
+
+        The class of an agent is imported, and its options are checked, unless `known` has its traits.
 
         Raises:
             ConfigError: a class cannot be imported or is no agent, an option is wrong, or no vote has weight.
         """
-        classes: dict[str, type[Agent]] = {}
-        agents = tuple(self._resolve_agent(settings, classes) for settings in self.agents)
+        traits = {
+            settings.spec.name: known.get(settings.spec.name) or self.inspect_class(settings.spec)
+            for settings in self.agents
+            if settings.spec.class_path
+        }
+        agents = tuple(self._resolve_agent(settings, traits.get(settings.spec.name)) for settings in self.agents)
         given = {item.name: getattr(self, item.name) for item in fields(SwarmConfig)}
-        resolved = ResolvedSwarm(**{**given, "agents": agents}, classes=classes)
+        resolved = ResolvedSwarm(**{**given, "agents": agents}, traits=traits)
         if resolved.voters and not any(resolved.voters.values()):
             raise ConfigError(self.file, "agents", "all voters have weight 0; give at least one of them more")
         return resolved
 
-    def _resolve_agent(self, settings: AgentSettings, classes: dict[str, type[Agent]]) -> ResolvedAgent:
-        """Resolve one agent, and add its class to `classes` if it has one."""
+    def inspect_class(self, spec: AgentSpec) -> ClassTraits:
+        """Import the class of an agent of this swarm in this process, and check the agent's options.
+
+        Raises:
+            ConfigError: the class cannot be imported or is no agent, or an option is wrong.
+        """
+        key = f"agents.{spec.name}"
+        try:
+            cls = load_class(spec)
+        except UsageError as error:
+            raise ConfigError(self.file, f"{key}.{'kind' if spec.kind else 'class'}", str(error)) from None
+        convert(spec.options, cls.Options, self.file, f"{key}.options")
+        return ClassTraits.of(cls)
+
+    def _resolve_agent(self, settings: AgentSettings, traits: ClassTraits | None) -> ResolvedAgent:
+        """Resolve one agent; `traits` are those of its class, if it has one."""
         spec, publishes = settings.spec, settings.spec.publishes
         if spec.command:
             convert(spec.options, CommandAgent.Options, self.file, f"agents.{spec.name}.options")
-        if spec.class_path:
-            key = f"agents.{spec.name}"
-            try:
-                cls = classes[spec.name] = load_class(spec)
-            except UsageError as error:
-                raise ConfigError(self.file, f"{key}.{'kind' if spec.kind else 'class'}", str(error)) from None
-            convert(spec.options, cls.Options, self.file, f"{key}.options")
-            publishes = published_kinds(cls)
-            spec = replace(spec, kind=cls.kind)
+        if traits is not None:
+            publishes = traits.publishes
+            spec = replace(spec, kind=traits.kind)
         can_vote = settings.external or not VOTING_KINDS.isdisjoint(publishes)
         if settings.votes and not can_vote:
             raise ConfigError(
@@ -275,8 +291,8 @@ class ResolvedSwarm(SwarmConfig):
     """A swarm whose agents' classes were imported and checked."""
 
     agents: tuple[ResolvedAgent, ...]
-    classes: Mapping[str, type[Agent]]
-    """Agent -> class, of the agents that are neither commands nor external."""
+    traits: Mapping[str, ClassTraits]
+    """Agent -> traits of its class, of the agents that are neither commands nor external."""
 
     @property
     def voters(self) -> dict[str, float]:
@@ -291,4 +307,4 @@ class ResolvedSwarm(SwarmConfig):
     @property
     def sources(self) -> set[str]:
         """The names of the agents that produce data by themselves."""
-        return {name for name, cls in self.classes.items() if cls.produce is not None}
+        return {name for name, traits in self.traits.items() if traits.is_source}

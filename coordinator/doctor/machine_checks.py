@@ -22,6 +22,7 @@ from coordinator.config.loader import load_swarm
 from coordinator.config.settings import SwarmConfig
 from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import Run
+from signalmesh import find_clash
 
 __all__ = ["check_config", "check_descriptors", "check_disk", "check_port", "check_versions"]
 
@@ -43,6 +44,7 @@ def check_versions(*, embedded: bool) -> list[Finding]:
         _package("signalmesh", "signalmesh", None),
         _package("nats-py", "nats-py", OLDEST_NATS_PY),
         _at_least("sqlite", "SQLite", sqlite3.sqlite_version, OLDEST_SQLITE, "use a Python built with a newer SQLite"),
+        _packages(),
     ]
     if not embedded:
         found.append(skipped("nats-server program", "--nats names a server: none is started here"))
@@ -65,6 +67,13 @@ def _package(check: str, name: str, oldest: tuple[int, ...] | None) -> Finding:
     if oldest is None:
         return ok(check, f"{name} {version}, run from {Path(__file__).resolve().parents[2]}")
     return _at_least(check, name, version, oldest, f"pip install --upgrade {name}")
+
+
+def _packages() -> Finding:
+    clash = find_clash()
+    if clash is None:
+        return ok("packages", "agents, bus and coordinator have no other owner")
+    return (error if clash.fatal else warning)("packages", clash.problem, clash.remedy)
 
 
 def _at_least(check: str, name: str, version: str, oldest: tuple[int, ...], remedy: str) -> Finding:

@@ -8,7 +8,6 @@ import functools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from bus.utils.backoff import RestartBackoff
 from bus.utils.processes import die_with_parent
+from signalmesh import python_command
 
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
@@ -63,10 +63,7 @@ class ChildProcess:
     async def start(self) -> None:
         with self._log_file.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "coordinator",
-                *self._args,
+                *python_command(*self._args),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

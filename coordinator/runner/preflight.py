@@ -1,4 +1,8 @@
-"""Checks before anything is started that every agent of a configuration can be created on this machine."""
+"""Checks before anything is started that every agent of a configuration can be created on this machine.
+
+Code of users runs in a process of its own, which ends with the check: an import may hang, end its process, or start
+threads and programs.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +14,41 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import orjson
+import psutil
 
 from agents.runtime.process import make_agent
-from agents.spec import AgentSpec, load_class
+from agents.spec import AgentSpec, ClassTraits
 from bus.errors import ConfigError, UsageError
+from bus.utils.error_text import describe_error
 from bus.utils.processes import die_with_parent
 from coordinator.config.settings import ResolvedSwarm, SwarmConfig
+from signalmesh import module_command
 
 STEP_S = 10.0
 """Limit for importing a class, and for creating its agent. A running agent may be silent for less than that."""
 START_S = 60.0
 """Limit for the start of the process that tries it, even on a busy machine."""
-_DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """What the other process writes: its next step, or the result for an agent, or, with no `agent`, its end."""
+
+    agent: str = ""
+    doing: str = ""
+    traits: ClassTraits | None = None
+    key: str = ""
+    problem: str = ""
 
 
 def check_agents(config: SwarmConfig) -> ResolvedSwarm:
     """Import every agent and create it once, so that a mistake is reported here and not by a dying process.
-
-    Code of users is first tried in a separate process: an import may hang, or end its process.
 
     Raises:
         ConfigError: naming the agent's key and what is wrong.
@@ -39,24 +56,27 @@ def check_agents(config: SwarmConfig) -> ResolvedSwarm:
     for settings in config.agents:
         if settings.spec.command:
             _check_command(config.file, settings.spec)
-    _preflight(config.file, [settings.spec for settings in config.agents if _is_users(settings.spec)])
-    resolved = config.resolve()
+    resolved = config.resolve(inspect_users_classes(config))
     for settings in resolved.agents:
-        if settings.external:
-            continue
-        key = f"agents.{settings.spec.name}"
-        try:
-            make_agent(settings.spec)
-        except UsageError as error:
-            raise ConfigError(config.file, key, str(error)) from None
-        except Exception as error:  # noqa: BLE001 - a user's setup() may raise anything
-            problem = f"making it raised {type(error).__name__}: {error}; see its setup()"
-            raise ConfigError(config.file, key, problem) from None
+        if not settings.external and not is_users(settings.spec):
+            _create(config.file, settings.spec)
     return resolved
 
 
-def _is_users(spec: AgentSpec) -> bool:
-    return bool(spec.class_path and spec.search_path and not spec.kind)
+def is_users(spec: AgentSpec) -> bool:
+    """Whether creating this agent runs code that is not ours."""
+    return bool(spec.class_path and spec.search_path)
+
+
+def _create(file: str, spec: AgentSpec) -> None:
+    key = f"agents.{spec.name}"
+    try:
+        make_agent(spec)
+    except UsageError as error:
+        raise ConfigError(file, key, str(error)) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's setup() may raise anything
+        problem = f"creating it raised {describe_error(error)}; see its setup()"
+        raise ConfigError(file, key, problem) from None
 
 
 def _check_command(file: str, spec: AgentSpec) -> None:
@@ -77,43 +97,66 @@ def _check_command(file: str, spec: AgentSpec) -> None:
 # -- trying the code of users
 
 
-def _preflight(file: str, specs: list[AgentSpec]) -> None:
-    """Create them in another process, only to see that each step ends: the attempt in this process finds the error."""
+def inspect_users_classes(config: SwarmConfig) -> dict[str, ClassTraits]:
+    """Import the classes of users and create their agents in another process; agent -> traits of its class.
+
+    Raises:
+        ConfigError: naming the agent's key and what is wrong, also if it did not end in time.
+    """
+    specs = [settings.spec for settings in config.agents if is_users(settings.spec)]
     if not specs:
-        return
+        return {}
+    traits: dict[str, ClassTraits] = {}
     ours, theirs = os.pipe()
     with contextlib.ExitStack() as stack:
         reading = stack.enter_context(os.fdopen(ours, "rb", buffering=0))
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs)],
+            module_command(__name__, str(theirs)),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(theirs,),
             preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - no threads yet
         )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
+        stack.callback(_end, process)
         os.close(theirs)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(orjson.dumps(specs))
-        step = ""
+            process.stdin.write(orjson.dumps({"file": config.file, "specs": specs}))
+        step: _Line | None = None
         try:
-            for step in _lines(reading):  # noqa: B007 - the last one is what it was at
-                pass
+            for line in _lines(reading):
+                if line.problem:
+                    raise ConfigError(config.file, line.key, line.problem)
+                if line.traits is not None:
+                    traits[line.agent] = line.traits
+                elif not line.agent:
+                    return traits
+                else:
+                    step = line
         except TimeoutError:
-            timeout_s = STEP_S if step else START_S
+            timeout_s = START_S if step is None else STEP_S
             problem = f"did not come to an end within {timeout_s:.0f} s; it must not wait for a network or a person"
         else:
-            if step == _DONE:
-                return
             problem = f"ended its process (exit code {process.wait()})"
-        name, _, what = step.partition(" ")
-        raise ConfigError(file, f"agents.{name}.class" if name else "agents", f"{what or 'starting Python'} {problem}")
+        if step is None:
+            raise ConfigError(config.file, "agents", f"starting Python {problem}")
+        raise ConfigError(config.file, f"agents.{step.agent}.class", f"{step.doing} {problem}")
 
 
-def _lines(reading: object) -> Iterator[str]:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the other process, and what it has started."""
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+
+
+def _lines(reading: object) -> Iterator[_Line]:
     """Lines as they come.
 
     Raises:
@@ -129,24 +172,33 @@ def _lines(reading: object) -> Iterator[str]:
         if not data:
             return
         *lines, rest = (rest + data).split(b"\n")
-        yield from (line.decode() for line in lines)
+        for line in lines:
+            yield msgspec.json.decode(line, type=_Line)
 
 
-def _run_preflight(fd: int) -> None:
-    """The other process: create each agent, and write the name of each step before it."""
+def _run_inspection(fd: int) -> None:
+    """The other process: create each agent, and write each step before it, and the result."""
 
-    def report(line: str) -> None:
-        os.write(fd, f"{line}\n".encode())
+    def write(line: _Line) -> None:
+        data = orjson.dumps(line) + b"\n"
+        while data:
+            data = data[os.write(fd, data) :]
 
-    for spec in msgspec.convert(orjson.loads(sys.stdin.buffer.read()), list[AgentSpec]):
-        with contextlib.suppress(BaseException):
-            report(f"{spec.name} importing {spec.class_path.rpartition(':')[0]}")
-            load_class(spec)
-            report(f"{spec.name} making it (its setup())")
-            make_agent(spec)
-    report(_DONE)
+    task: dict[str, Any] = orjson.loads(sys.stdin.buffer.read())
+    config = SwarmConfig(file=task["file"], swarm="", max_agents=0, sandboxes=(), agents=())
+    for spec in msgspec.convert(task["specs"], list[AgentSpec]):
+        try:
+            write(_Line(agent=spec.name, doing=f"importing {spec.class_path.rpartition(':')[0]}"))
+            traits = config.inspect_class(spec)
+            write(_Line(agent=spec.name, doing="creating it (its setup())"))
+            _create(config.file, spec)
+        except ConfigError as error:
+            write(_Line(key=error.key, problem=error.problem))
+            return
+        write(_Line(agent=spec.name, traits=traits))
+    write(_Line())
 
 
 if __name__ == "__main__":
-    _run_preflight(int(sys.argv[1]))
+    _run_inspection(int(sys.argv[1]))
     os._exit(0)  # even if threads were started meanwhile

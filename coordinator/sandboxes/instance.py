@@ -82,7 +82,7 @@ class SandboxTarget:
     def arguments(self, sandbox_id: str) -> str:
         """Arguments of the interpreter; they identify a running host, whichever interpreter it uses."""
         return (
-            f"-m coordinator sandbox {self.name} --host {self.host_name(sandbox_id)} --provider-name e2b "
+            f"-P -m signalmesh sandbox {self.name} --host {self.host_name(sandbox_id)} --provider-name e2b "
             f"--swarm {self.swarm} --log-level {self.log_level} --files {FILES} --credentials-stdin"
         )
 

@@ -30,6 +30,7 @@ from coordinator.sandboxes.environment import (
     take_key,
 )
 from coordinator.sandboxes.pool_record import Pool
+from signalmesh import python_command
 
 ANSWER_S = 30.0
 
@@ -53,7 +54,7 @@ def list_sandboxes(state_dir: Path, *, end: bool = False) -> Listing:
     endpoint, what = Endpoint.of().label, "--end" if end else "--check"
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "coordinator", "provider", what, "--state-dir", str(state_dir)],
+            python_command("provider", what, "--state-dir", str(state_dir)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -131,11 +132,7 @@ async def plan_provider(config: SwarmConfig, public_nats: str | None, nats: str 
 async def _check_key(own: dict[str, str]) -> None:
     """Run `provider --check`; prints a warning if the endpoint is unreachable."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "coordinator",
-        "provider",
-        "--check",
+        *python_command("provider", "--check"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -9,19 +9,18 @@ import base64
 import csv
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import signalmesh
 from bus.errors import MeshError
 
 __all__ = ["LOCK", "TOOLS_LOCK", "WSS_LOCK", "digest", "lock_file", "wheel"]
 
 DISTRIBUTION = "signalmesh"
-PACKAGES = ("agents", "bus", "coordinator")
 LOCK, TOOLS_LOCK, WSS_LOCK = "requirements.lock", "requirements-install.lock", "requirements-wss.lock"
 """Requirements of the project, of its installation, and the additional ones for a WebSocket."""
 OLDEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -29,14 +28,13 @@ OLDEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    """Name in a wheel -> file, of all our packages, sorted."""
-    for package in PACKAGES:
-        file = importlib.import_module(package).__file__
-        assert file is not None
-        root = Path(file).parent
-        for path in sorted(root.rglob("*")):
+    """Name in a wheel -> file, of all our packages, sorted, and of signalmesh.py."""
+    root = Path(signalmesh.ROOT)
+    for package in signalmesh.PACKAGES:
+        for path in sorted((root / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".lock":
-                yield f"{package}/{path.relative_to(root).as_posix()}", path
+                yield path.relative_to(root).as_posix(), path
+    yield "signalmesh.py", root / "signalmesh.py"
 
 
 @functools.cache
@@ -54,9 +52,8 @@ def lock_file(name: str = LOCK) -> bytes:
     Raises:
         MeshError: it is neither in the installed wheel nor in the checkout.
     """
-    file = importlib.import_module("coordinator").__file__
-    assert file is not None
-    for path in (Path(file).parent / name, Path(file).parent.parent / name):
+    root = Path(signalmesh.ROOT)
+    for path in (root / "coordinator" / name, root / name):
         if path.exists():
             return path.read_bytes()
     raise MeshError(f"{name} not found: expected in the package coordinator (of a wheel) or next to it")

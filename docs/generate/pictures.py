@@ -6,7 +6,6 @@ import asyncio
 import io
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from coordinator.monitor.live_view import LiveView
 from coordinator.runner.preflight import check_agents
 from coordinator.runner.up import Up, UpOptions, run_up
 from docs.generate.source import ROOT
+from signalmesh import python_command
 
 ASSETS = ROOT / "docs" / "assets"
 VICTIM = "strategy-momentum"
@@ -71,7 +71,7 @@ async def _draw(up: Up) -> None:
     while view.count < SHOWN_DECISIONS:
         await asyncio.sleep(0.1)
         view.render(WIDTH, LIVE_LINES)
-    command = [sys.executable, "-m", "coordinator", "kill", VICTIM, "--state-dir", str(Path.cwd())]
+    command = python_command("kill", VICTIM, "--state-dir", str(Path.cwd()))
     kill = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     report, _ = await kill.communicate()
     if kill.returncode != 0:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
+from signalmesh import python_command
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, run_command
 from tests.e2b.remote import RemoteSwarm
 
@@ -132,33 +134,28 @@ async def test_the_next_run_ends_what_does_not_fit_it(tmp_path, e2b_standin):
         await swarm.assert_exact()
 
 
-ABORTING = """
-import atexit, os, sys
-if "provider" in sys.orig_argv:
-    atexit.register(os.abort)  # as native parts of an SDK can, when an interpreter winds up in the ordinary way
-"""
+ABORTING = Path(__file__).parents[1] / "support" / "abort_at_exit.c"
 
 
 @pytest.mark.slow
 async def test_an_sdk_that_aborts_at_exit_spoils_no_exit_code(tmp_path, e2b_standin):
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(ABORTING)
-    paths = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler is here (Debian: apt install gcc libc6-dev)")
+    preload = {"LD_PRELOAD": str(tmp_path / "abort_at_exit.so")}
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", preload["LD_PRELOAD"], ABORTING], check=True)
     ordinary = subprocess.run(
-        [sys.executable, "-m", "coordinator", "provider", "--help"],
-        env={**os.environ, "PYTHONPATH": paths},
+        python_command("provider", "--help"),
+        env=os.environ | preload,
         capture_output=True,
         check=False,
     )
     assert ordinary.returncode == -signal.SIGABRT, "the hook does nothing"
     async with RemoteSwarm(tmp_path / "swarm", e2b_standin) as swarm:
-        swarm.environment["PYTHONPATH"] = paths
+        swarm.environment |= preload
         there = await swarm.started()
         assert "warning" not in swarm.errors, "the process that tries the key has failed"
-        doctor = await run_command(
-            tmp_path / "swarm", "doctor", environment={**e2b_standin.environment, "PYTHONPATH": paths}
-        )
+        doctor = await run_command(tmp_path / "swarm", "doctor", environment=e2b_standin.environment | preload)
         assert f"{there.sandbox_id} (python, running)" in doctor.out
         await swarm.down()
         log = (tmp_path / "swarm" / ".signalmesh" / "logs" / "provider.log").read_text()

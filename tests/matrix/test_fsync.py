@@ -7,13 +7,13 @@ import functools
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from bus.mirror.reader import MirrorFile
 from bus.utils.processes import die_with_parent
+from signalmesh import python_command
 from tests.acceptance.exact import Content
 from tests.acceptance.swarm import ENVIRONMENT, Swarm
 from tests.matrix.verification import Before, matrix_toml, verify
@@ -44,7 +44,7 @@ async def test_fsync_of_the_mirror_fails(tmp_path: Path, undisturbed_long: Conte
         preloaded = {"LD_PRELOAD": " ".join(map(str, LIBRARIES)), "FIU_CTRL_FIFO": str(tmp_path / "fiu")}
         with (tmp_path / "mirror.log").open("wb") as output:
             mirror = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "coordinator", "mirror", "--file", str(path),
+                *python_command("mirror", "--file", str(path)),
                 cwd=tmp_path, env={**ENVIRONMENT, **preloaded, "SIGNALMESH_NATS": swarm.url},
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +17,8 @@ from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
 from bus.nats.consumer import collect
 from bus.utils.processes import die_with_parent
+from signalmesh import python_command
 from tests.support.collecting import GUARD_S
-from tests.support.repository import ROOT
 
 
 class MirrorProcess:
@@ -31,9 +30,9 @@ class MirrorProcess:
 
     async def start(self, *options: str) -> None:
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "coordinator", "mirror", "--file", str(self.file), *options,
+            *python_command("mirror", "--file", str(self.file), *options),
             cwd=self.file.parent,
-            env={**os.environ, "SIGNALMESH_NATS": self.url, "SIGNALMESH_SWARM": "swarm", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "SIGNALMESH_NATS": self.url, "SIGNALMESH_SWARM": "swarm"},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

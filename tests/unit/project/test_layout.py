@@ -105,7 +105,7 @@ def test_every_folder_says_in_one_line_what_is_in_it_and_each_package_has_the_ma
 
 def test_the_map_for_contributors_has_every_folder():
     listed = set(re.findall(r"^\| `([a-z_/]+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
-    folders = {named(path.parent) for path in modules()} - {"coordinator"}  # it holds the folders and `__main__`
+    folders = {named(path.parent) for path in modules()} - {"coordinator"}  # it holds folders only
     assert listed == folders
 
 

@@ -25,6 +25,7 @@ from bus.nats.credentials import Credentials, credentials_from
 from bus.nats.streams import ensure_streams
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
+from signalmesh import python_command
 from tests.support.cluster import free_ports
 from tests.support.collecting import GUARD_S
 
@@ -222,18 +223,7 @@ def test_a_command_reaches_a_server_by_the_files_that_its_options_name(tmp_path)
         (tmp_path / "seed").write_text(server.seed)
         AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "coordinator",
-                "--nats-nkey",
-                "seed",
-                "--nats-ca",
-                "ca.pem",
-                "status",
-                "--nats",
-                server.url("tls"),
-            ],
+            python_command("--nats-nkey", "seed", "--nats-ca", "ca.pem", "status", "--nats", server.url("tls")),
             cwd=tmp_path,
             capture_output=True,
             text=True,

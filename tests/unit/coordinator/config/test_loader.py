@@ -107,7 +107,9 @@ def test_two_that_decide_are_doubted(tmp_path):
 def test_the_default_swarm_resolves_to_three_voters(tmp_path):
     config = load_swarm(directory=tmp_path).resolve()
     assert config.voters == {"research-2": 1.0, "strategy-momentum": 1.0, "strategy-mean-reversion": 1.0}
-    assert {name: cls.kind for name, cls in config.classes.items()} == {a.spec.name: a.spec.kind for a in config.agents}
+    assert {name: traits.kind for name, traits in config.traits.items()} == {
+        a.spec.name: a.spec.kind for a in config.agents
+    }
 
 
 def test_the_default_settings_are_the_defaults_of_the_config_message(tmp_path):
@@ -167,7 +169,6 @@ def test_a_whole_file(tmp_path):
     breakout = config.agent("breakout").spec
     assert (breakout.kind, breakout.memory_key, breakout.options) == ("breakout", "high", {"window": 5})
     assert breakout.search_path == str(tmp_path.resolve())
-    assert config.classes["breakout"].__name__ == "Breakout"
     script = config.agent("script").spec
     assert (script.kind, script.command, script.listens) == ("command", ("node", "agent.mjs"), ("market",))
     assert script.options == {"timeout_s": 2}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import subprocess
-import sys
 from dataclasses import replace
 
 import orjson
@@ -15,6 +15,7 @@ from coordinator.config.loader import parse_swarm
 from coordinator.doctor import machine_checks
 from coordinator.doctor.machine_checks import _at_least, _descriptors, check_disk, check_port, check_versions
 from coordinator.runner.run_record import Recorded
+from signalmesh import python_command
 from tests.support.run_records import living_run
 
 CONFIG = parse_swarm({}, "swarm.toml", "")
@@ -87,7 +88,8 @@ async def test_a_port_that_another_program_has():
 
 
 def test_the_limit_of_this_shell(tmp_path):
-    command = f"ulimit -n 200; exec {sys.executable} -m coordinator doctor --json --state-dir {tmp_path}/state"
+    doctor = shlex.join(python_command("doctor", "--json", "--state-dir", f"{tmp_path}/state"))
+    command = f"ulimit -n 200; exec {doctor}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=False, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
     [finding] = [item for item in orjson.loads(done.stdout)["findings"] if item["check"] == "file descriptors"]

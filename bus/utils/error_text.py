@@ -1,0 +1,33 @@
+"""Texts of exceptions that code of users raises: of any length, with any characters, or none at all."""
+
+from __future__ import annotations
+
+__all__ = ["MAX_ERROR_TEXT", "describe_error", "shorten"]
+
+MAX_ERROR_TEXT = 1000
+"""Characters of the longest text of an exception that is reported."""
+
+
+def describe_error(error: BaseException) -> str:
+    """The type and the text of `error`, bounded and encodable."""
+    text = _text(error)
+    name = shorten(type(error).__name__, 100)
+    return f"{name}: {text}" if text else name
+
+
+def _text(error: BaseException) -> str:
+    """The text of `error`, bounded and encodable. Reading it may raise: then the text is what it raised."""
+    try:
+        text = str(error)
+    except BaseException as another:  # noqa: BLE001 - a `__str__` of users may raise anything
+        return f"(its text cannot be read: __str__ raised {shorten(type(another).__name__, 100)})"
+    return shorten(text, MAX_ERROR_TEXT)
+
+
+def shorten(text: str, limit: int) -> str:
+    """The beginning of `text`, with a note of what was left out; halves of characters (surrogates) are escaped."""
+    # A subclass of str may be returned by `__str__`, with methods of its own.
+    plain = str.__str__(text)
+    if len(plain) > limit:
+        plain = f"{plain[:limit]}… ({len(plain)} characters)"
+    return plain.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,141 @@
+"""The first module of every process of signalmesh: it orders the import path, and names packages that clash with ours.
+
+It is a module of its own, beside the three packages: `agents` is a common name, and another owner of it must not keep
+the error from being reported. The path of a process of signalmesh is:
+
+1. the standard library,
+2. the directory of this file, with `agents`, `bus` and `coordinator`,
+3. the installed packages,
+4. PYTHONPATH, and last the packages of the user (`site.USER_SITE`), unless signalmesh itself is installed there.
+
+The working directory is not on it. PYTHONPATH moves to the variable CARRIED_PATH: an interpreter that this process
+starts would put its entries before the standard library. `restore_python_path` undoes that for programs of users.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import site
+import sys
+from typing import NamedTuple
+
+__all__ = [
+    "CARRIED_PATH",
+    "PACKAGES",
+    "ROOT",
+    "Clash",
+    "find_clash",
+    "main",
+    "module_command",
+    "python_command",
+    "restore_python_path",
+]
+
+FILE = os.path.abspath(__file__)  # a constant: a sandbox host hides `__file__` of its main module
+ROOT = os.path.dirname(FILE)
+PACKAGES = ("agents", "bus", "coordinator")
+CARRIED_PATH = "SIGNALMESH_PYTHONPATH"
+"""The variable that carries a PYTHONPATH to the processes that signalmesh starts."""
+MODULE = "--module"
+
+
+def python_command(*arguments: str) -> list[str]:
+    """The command that runs signalmesh with `arguments` in a new process, whatever its working directory holds."""
+    safe = ["-P"] if _installed_for_user() else ["-P", "-s"]
+    return [sys.executable, *safe, FILE, *arguments]
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """As `python_command`, for a module of ours that is run as a program."""
+    return python_command(MODULE, module, *arguments)
+
+
+def restore_python_path() -> None:
+    """Give the programs that this process starts from now on the PYTHONPATH that signalmesh was started with."""
+    if carried := os.environ.pop(CARRIED_PATH, ""):
+        os.environ["PYTHONPATH"] = carried
+
+
+class Clash(NamedTuple):
+    """Another owner of one of our packages; `fatal` if the package that is imported is not ours."""
+
+    problem: str
+    remedy: str
+    fatal: bool
+
+
+def find_clash() -> Clash | None:
+    """What else owns one of our packages. Takes some 20 ms."""
+    import importlib.metadata
+    import importlib.util
+
+    remedy = "install signalmesh into an environment of its own: python3 -m venv"
+    for name in PACKAGES:
+        expected = os.path.join(ROOT, name, "__init__.py")
+        loaded = sys.modules.get(name)
+        spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(name)
+        origin = None if spec is None else spec.origin
+        if origin is None or os.path.realpath(origin) != os.path.realpath(expected):
+            return Clash(f"the package {name!r} is {origin or 'not found'}, expected {expected}", remedy, fatal=True)
+    for distribution in importlib.metadata.distributions():
+        recorded = "\n" + (distribution.read_text("RECORD") or "")
+        for name in PACKAGES:
+            if distribution.name != "signalmesh" and f"\n{name}/__init__.py," in recorded:
+                problem = f"{distribution.name} has a package {name!r} too, and only one of the two can be imported"
+                return Clash(problem, remedy, fatal=False)
+    return None
+
+
+def main() -> None:
+    """Run the command line; see coordinator/cli/main.py."""
+    _order_path()
+    try:
+        if sys.argv[1:2] == [MODULE]:
+            module, sys.argv[:] = sys.argv[2], sys.argv[2:]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            from coordinator.cli.main import main as run
+
+            run()
+    except (ImportError, AttributeError):  # what a package of another owner lacks
+        if (clash := find_clash()) is None:
+            raise
+        print(f"signalmesh: {clash.problem}; {clash.remedy}", file=sys.stderr)
+        raise SystemExit(2) from None  # EXIT_USAGE of bus/errors.py, which may be that of another owner
+
+
+def _installed_for_user() -> bool:
+    return os.path.realpath(ROOT) == os.path.realpath(site.getusersitepackages())
+
+
+def _order_path() -> None:
+    library = os.path.dirname(os.path.abspath(os.__file__))
+    carried = os.environ.pop("PYTHONPATH", None)
+    if carried is None:
+        carried = os.environ.get(CARRIED_PATH, "")
+    else:
+        os.environ[CARRIED_PATH] = carried
+    # An empty entry of PYTHONPATH is the working directory.
+    last = [os.path.abspath(entry) for entry in carried.split(os.pathsep)] if carried else []
+    standard = [entry for entry in sys.path if _is_standard(entry, library)]
+    if not _installed_for_user():
+        last.append(site.getusersitepackages())
+    excluded = {*standard, *last, ROOT}
+    if not sys.flags.safe_path:
+        excluded.add(os.path.abspath(sys.path[0]))  # the working directory, or that of the script
+    installed = [entry for entry in sys.path if entry and os.path.abspath(entry) not in excluded]
+    sys.path[:] = [*standard, ROOT, *installed, *(entry for entry in last if os.path.isdir(entry))]
+
+
+def _is_standard(entry: str, library: str) -> bool:
+    return entry in (library, os.path.join(library, "lib-dynload")) or (
+        entry.endswith(".zip") and os.path.dirname(entry) == os.path.dirname(library)
+    )
+
+
+if __name__ == "__main__":
+    sys.modules["signalmesh"] = sys.modules["__main__"]
+    main()
+elif sys.argv[:1] == ["-c"] and "multiprocessing.forkserver" in sys.modules:
+    _order_path()  # this process is a fork server of agents, which begins by importing this module

@@ -1,0 +1,105 @@
+"""The import path of our processes, and other owners of our packages."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import signalmesh
+from signalmesh import CARRIED_PATH, find_clash, module_command, python_command, restore_python_path
+
+SHADOWS = ("types.py", "random.py", "site_.py", "encodings.py", "orjson.py", "numpy.py", "typer.py", "nats/__init__.py",
+           "agents/__init__.py", "bus/__init__.py", "coordinator.py", "signalmesh.py", "sitecustomize.py")  # fmt: skip
+
+
+def run(command: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+
+
+def path_of(cwd: Path, **variables: str) -> list[str]:
+    """The import path of one of our processes: what `python -m site` prints of it."""
+    done = run(module_command("site"), cwd, **variables)
+    listed = done.stdout.partition("sys.path = ")[2].partition("\n]")[0] + "\n]"
+    found = ast.literal_eval(listed)
+    assert isinstance(found, list)
+    return found
+
+
+@pytest.fixture
+def shadows(tmp_path: Path) -> Path:
+    directory = tmp_path / "shadows"
+    for name in SHADOWS:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit(f'{__file__} was imported')\n")
+    return directory
+
+
+def test_files_of_the_working_directory_and_of_pythonpath_shadow_no_module(shadows):
+    for variables in ({}, {CARRIED_PATH: str(shadows)}, {CARRIED_PATH: ""}):
+        done = run(python_command("doctor", "--help"), shadows, **variables)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_order_of_the_path(tmp_path):
+    (tmp_path / "own").mkdir()
+    path = path_of(tmp_path, **{CARRIED_PATH: str(tmp_path / "own")})
+    library = str(Path(os.__file__).parent)
+    site_packages = str(Path(pytest.__file__).parents[1])
+    assert path.index(library) < path.index(signalmesh.ROOT) < path.index(site_packages) < path.index(f"{tmp_path}/own")
+    assert str(tmp_path) not in path
+    assert len(path) == len(set(path))
+
+
+def test_pythonpath_is_kept_for_programs_of_users(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    signalmesh._order_path()
+    assert "PYTHONPATH" not in os.environ
+    assert sys.path[-1] == str(tmp_path) or str(tmp_path) in sys.path[-2:]
+    restore_python_path()
+    assert os.environ["PYTHONPATH"] == str(tmp_path)
+    assert CARRIED_PATH not in os.environ
+
+
+def test_a_distribution_with_a_package_of_our_name_is_named(tmp_path, monkeypatch):
+    assert find_clash() is None
+    info = tmp_path / "swarm_agents-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: swarm-agents\nVersion: 1.0\n")
+    (info / "RECORD").write_text("other/agents/__init__.py,,\nagents/__init__.py,,\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    clash = find_clash()
+    assert clash is not None
+    assert "swarm-agents has a package 'agents'" in clash.problem
+    assert "venv" in clash.remedy
+    assert not clash.fatal
+
+
+@pytest.mark.parametrize("name", signalmesh.PACKAGES)
+def test_a_package_that_replaced_ours_is_named_in_one_line(tmp_path, name):
+    """As after an installation of another distribution over ours, into the same directory."""
+    for package in signalmesh.PACKAGES:
+        if package != name:
+            shutil.copytree(
+                Path(signalmesh.ROOT, package), tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+            )
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("class Runner: pass\n")
+    info = tmp_path / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "RECORD").write_text(f"x.py,,\n{name}/__init__.py,,\n")
+    shutil.copy(signalmesh.FILE, tmp_path)
+    done = run([sys.executable, "-P", str(tmp_path / "signalmesh.py"), "doctor"], tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"other has a package '{name}' too" in done.stderr
