@@ -142,5 +142,5 @@ async def mirroring(*, quick: bool = False) -> Result:
         ],
         goal=GOAL,
         verdict=f"{rows_s:,.0f} rows/s; at most {ms['max']:.0f} ms behind: {'met' if met else 'missed'}.",
-        raw={"rows_s": rows_s, "cpu_us": cpu_us, "behind_ms": ms, "rate": rate},
+        raw={"rows_s": rows_s, "cpu_us": cpu_us, "lag_ms": ms, "rate": rate},
     )

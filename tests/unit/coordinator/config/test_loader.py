@@ -229,7 +229,7 @@ def test_a_file_named_explicitly_wins_and_may_stand_anywhere(tmp_path):
         ("swarm = 'a.b'", "swarm", "expected 1 to 64 letters"),
         ("swarm = 'a\\u001b[2J'".replace("'", '"'), "swarm", "expected 1 to 64 letters"),
         ("max_agents = 5.0", "max_agents", "expected a whole number, not 5.0"),
-        ("[sandboxes.by-hand]", "sandboxes.by-hand", "reserved"),
+        ("[sandboxes.unsupervised]", "sandboxes.unsupervised", "reserved"),
         ("[sandboxes.a]\npackages = ['']", "sandboxes.a.packages[0]", "the name of a package, not ''"),
         ("[sandboxes.a]\npackages = ['b', '-e .']", "sandboxes.a.packages[1]", "the name of a package, not '-e .'"),
         ("[agents.x]\nkind='momentum'\nmemory_key='" + "a" * 129 + "'", "agents.x.memory_key", "128 at most"),
