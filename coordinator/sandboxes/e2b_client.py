@@ -35,7 +35,7 @@ log = structlog.get_logger("signalmesh.provider")
 
 @dataclass(frozen=True, slots=True)
 class _PassedThrough:
-    """An exception that `ask` raises as it is."""
+    """An exception that `request` raises as it is."""
 
     error: Exception
 
@@ -59,7 +59,7 @@ class Service:
     async def _once(call: Callable[[], Awaitable[T]]) -> T:
         return await call()
 
-    async def ask(
+    async def request(
         self, what: str, call: Callable[[], Awaitable[T]], *, pass_through: tuple[type[Exception], ...] = ()
     ) -> T:
         """The result of `call`, retried while its errors are temporary.
@@ -157,7 +157,7 @@ class Service:
                 request_timeout=REQUEST_S,
             )
 
-        return await self.ask("creating a sandbox", create)
+        return await self.request("creating a sandbox", create)
 
     async def _pace(self) -> None:
         async with self._creating:
@@ -175,17 +175,17 @@ class Service:
                 found += await pages.next_items()
             return found
 
-        return await self.ask("listing sandboxes", listed)
+        return await self.request("listing sandboxes", listed)
 
     async def connect(self, sandbox_id: str, lifetime_s: int) -> AsyncSandbox:
         """Connect to a sandbox; resumes it if paused, and extends its lifetime to at least `lifetime_s`."""
-        return await self.ask(
+        return await self.request(
             f"connecting to sandbox {sandbox_id}",
             lambda: AsyncSandbox.connect(sandbox_id, timeout=lifetime_s, api_key=self._key, request_timeout=REQUEST_S),
         )
 
     async def info(self, sandbox: AsyncSandbox) -> SandboxInfo:
-        return await self.ask(f"reading the state of sandbox {sandbox.sandbox_id}", sandbox.get_info)
+        return await self.request(f"reading the state of sandbox {sandbox.sandbox_id}", sandbox.get_info)
 
     async def kill(self, sandbox_id: str, within_s: float) -> str:
         """Delete it; returns the reason if that failed, else an empty string."""

@@ -114,13 +114,13 @@ def _is_http(url: str) -> bool:
         return False
 
 
-def public_url(asked: str | None, nats: str | None, endpoint: Endpoint) -> str:
+def public_url(public_nats: str | None, nats: str | None, endpoint: Endpoint) -> str:
     """The bus URL for sandboxes: `--public-nats`, else `--nats` if it is reachable from the internet.
 
     Raises:
         UsageError: neither is set, or E2B cannot reach it.
     """
-    for option, url in (("--public-nats", asked), ("--nats", nats)):
+    for option, url in (("--public-nats", public_nats), ("--nats", nats)):
         if url is None:
             continue
         private = [one for one in urls_of(url) if _is_private(one)]

@@ -54,7 +54,7 @@ async def install(service: Service, sandbox: AsyncSandbox, settings: E2bSettings
 
     Raises:
         InstallFailed: a step failed.
-        SandboxGone, PermanentError: as Service.ask.
+        SandboxGone, PermanentError: as Service.request.
     """
     found = await find(service, sandbox, settings, websocket=websocket)
     if not found:
@@ -86,7 +86,7 @@ async def _install_build(service: Service, sandbox: AsyncSandbox, settings: E2bS
     sent = {SCRIPT.name: SCRIPT.read_bytes(), **needed}
     files: list[WriteEntry] = [{"path": f"{HOME}/{file}", "data": data} for file, data in sent.items()]
     with _timed(steps, what := "uploading signalmesh"):
-        await service.ask(what, lambda: sandbox.files.write_files(files))
+        await service.request(what, lambda: sandbox.files.write_files(files))
     with _timed(steps, what := "creating an environment"):
         await _run(service, sandbox, what, f"{shlex.quote(settings.python)} -m venv --without-pip {VENV}", INSTALL_S)
     script = [f"{VENV}/bin/python", f"{HOME}/{SCRIPT.name}", settings.python, *(f"{HOME}/{file}" for file in needed)]
@@ -98,7 +98,7 @@ async def _install_build(service: Service, sandbox: AsyncSandbox, settings: E2bS
         duration_s=round(time.monotonic() - started_at, 2),
         steps=steps | report["steps"],
     )
-    await service.ask(
+    await service.request(
         "recording the installation", lambda: sandbox.files.write(f"{VENV}/{INSTALLATION}", orjson.dumps(found))
     )
     log.info(
@@ -143,13 +143,13 @@ async def _run(service: Service, sandbox: AsyncSandbox, what: str, script: str, 
             text = f"{what}: exit code {error.exit_code}: {output}"
             raise InstallFailed(text, permanent=error.exit_code in COMMAND_NOT_FOUND) from None
 
-    return await service.ask(what, run, pass_through=(InstallFailed,))
+    return await service.request(what, run, pass_through=(InstallFailed,))
 
 
 async def upload(service: Service, sandbox: AsyncSandbox, files: tuple[tuple[str, Path], ...]) -> None:
     """Copy `files` (name below FILES, local path) into the sandbox."""
     if files:
-        await service.ask(
+        await service.request(
             "uploading files",
             lambda: sandbox.files.write_files(
                 [{"path": posixpath.join(FILES, name), "data": path.read_bytes()} for name, path in files]

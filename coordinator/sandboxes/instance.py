@@ -131,7 +131,7 @@ class SandboxInstance:
             pause_s = lifetime_s / 3
             try:
                 try:
-                    await self._service.ask("renewing a lifetime", lambda: self.sandbox.set_timeout(lifetime_s))
+                    await self._service.request("renewing a lifetime", lambda: self.sandbox.set_timeout(lifetime_s))
                 except SandboxGone:
                     await self.resume()
             except (
@@ -203,7 +203,7 @@ class SandboxInstance:
 
     async def _find(self) -> int | None:
         arguments = self._target.arguments(self.id)
-        running = await self._service.ask("listing processes", self.sandbox.commands.list)
+        running = await self._service.request("listing processes", self.sandbox.commands.list)
         return next((one.pid for one in running if any(arguments in argument for argument in one.args)), None)
 
     async def _start_host(self) -> AsyncCommandHandle[Any]:
@@ -226,7 +226,7 @@ class SandboxInstance:
                 raise
             return handle
 
-        handle = await self._service.ask("starting the host", start)
+        handle = await self._service.request("starting the host", start)
         self._pid = handle.pid
         log.info("host_started", sandbox_id=self.id, pid=handle.pid, host=self.host_name)
         return handle
@@ -235,7 +235,7 @@ class SandboxInstance:
         async def attach() -> AsyncCommandHandle[Any]:
             return await self.sandbox.commands.connect(pid, timeout=0, retain_output=False)
 
-        return await self._service.ask("attaching to the host", attach, pass_through=(NotFoundException,))
+        return await self._service.request("attaching to the host", attach, pass_through=(NotFoundException,))
 
     async def _watch(self, handle: AsyncCommandHandle[Any], *, adopted: bool) -> str | None:
         tasks: dict[str, asyncio.Task[Any]] = {

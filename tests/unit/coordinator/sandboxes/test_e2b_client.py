@@ -28,7 +28,7 @@ async def test_what_is_no_use_to_repeat_is_requested_once(error, raised):
         raise error
 
     with pytest.raises(raised, match=r"^looking: x$"):
-        await Service("key", lambda *_: None).ask("looking", call)
+        await Service("key", lambda *_: None).request("looking", call)
     assert asked == 1
 
 
@@ -54,7 +54,7 @@ async def test_an_unhealthy_service_is_reported_once_and_left_alone_after_six_fa
             refused.set()
 
     monkeypatch.setattr(service, "_unhealthy", watch)
-    asking = asyncio.create_task(service.ask("looking", call))
+    asking = asyncio.create_task(service.request("looking", call))
     await refused.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):

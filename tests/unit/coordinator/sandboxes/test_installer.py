@@ -43,7 +43,7 @@ class Sandbox:
 
 
 class Service:
-    async def ask(self, what: str, run: Any, *, pass_through: object = ()) -> Any:
+    async def request(self, what: str, run: Any, *, pass_through: object = ()) -> Any:
         return await run()
 
 
