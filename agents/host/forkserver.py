@@ -40,7 +40,7 @@ DIRECTORY_PREFIX = "mesh-fork-"
 LOCK_FILE = "lock"
 LONGEST_TMPDIR = 64
 """Bytes; the path of a socket in a directory of ours has 37 more, and may have 103 (macOS), or 107."""
-MAKING_S = 10.0
+CREATION_S = 10.0
 """A directory without a lock file is removed if it is older than this."""
 
 
@@ -120,7 +120,7 @@ class ForkServer:
         self._context = multiprocessing.get_context("forkserver")
         # signalmesh first: it orders the import path. Ours last: it freezes what is loaded by then.
         self._context.set_forkserver_preload(["signalmesh", *preload, PRELOAD])
-        _make_directory()
+        _create_directory()
         # One thread: starting blocks for a few milliseconds, and the order of starts is the order of requests.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fork")
         # Otherwise every child would run the host's main script once more before its own work.
@@ -173,7 +173,7 @@ class ForkServer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _make_directory() -> None:
+def _create_directory() -> None:
     """Have multiprocessing use a directory of ours, in TMPDIR if that is short enough, until this process ends."""
     current: Any = multiprocessing.process.current_process()
     if current._config.get("tempdir") is not None:  # noqa: SLF001 - there is no other way
@@ -194,7 +194,7 @@ def _make_directory() -> None:
 
 
 def _is_left(directory: Path) -> bool:
-    young = time.time() - directory.stat().st_mtime < MAKING_S
+    young = time.time() - directory.stat().st_mtime < CREATION_S
     try:
         lock = os.open(directory / LOCK_FILE, os.O_RDWR)
     except FileNotFoundError:

@@ -166,7 +166,7 @@ class _Restore:
         complete = orjson.loads(self._store.meta.get(COMPLETE, "{}"))
         return bool(complete.get(self._events) == self._store.cursors[self._events])
 
-    async def _make(self, config: dict[str, Any], present: dict[str, Any] | None) -> str:
+    async def _create_stream(self, config: dict[str, Any], present: dict[str, Any] | None) -> str:
         """Create a stream in place of the present one; returns the creation time that the server reports."""
         name = config["name"]
         if present is not None:
@@ -198,7 +198,7 @@ class _Restore:
             "max_age": 0,  # restored messages are new for the server; none may expire before the restore ends
             "max_bytes": -1,
         }
-        created = await self._make(config, present)
+        created = await self._create_stream(config, present)
         reached = first - 1
         rows = self._file.messages(first=first, last=cursor)
         while page := await asyncio.to_thread(lambda: list(itertools.islice(rows, PAGE))):
@@ -291,7 +291,7 @@ class _Restore:
         highest = max(self._store.cursors.get(stream, 0), present["state"]["last_seq"] if present else 0)
         base = highest + (0 if self._result.clean else MARGIN)
         config = {**self._configs[stream], "first_seq": base + 1}
-        created = await self._make(config, present)
+        created = await self._create_stream(config, present)
         count = 0
         for key, value in (await asyncio.to_thread(self._fitting_values, bucket)).items():
             await self._bus.kv_put(bucket, key, value, 0)

@@ -20,7 +20,7 @@ from coordinator.runner.run_record import Recorded, read_run
 from coordinator.sandboxes.pool_record import read_pool
 from coordinator.sandboxes.provider_client import check_pool
 
-__all__ = ["STATE", "check_earlier_runs", "earlier_runs", "make_directory"]
+__all__ = ["STATE", "check_earlier_runs", "create_directory", "earlier_runs"]
 
 PREFIX = "signalmesh-certify-"
 OWNER = "certify.json"
@@ -30,7 +30,7 @@ CREATE_S = 10.0
 """An older directory without an owner file is a leftover."""
 
 
-def make_directory() -> Path:
+def create_directory() -> Path:
     """A temporary directory with an owner file, so that another process can check whether its run is over."""
     directory = Path(tempfile.mkdtemp(prefix=PREFIX))
     (directory / OWNER).write_bytes(orjson.dumps(Recorded.of("certify", "certify", os.getpid())))

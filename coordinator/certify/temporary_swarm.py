@@ -24,7 +24,7 @@ from bus.errors import BusUnreachable, MeshError, UsageError
 from bus.messages.subjects import PROVIDER
 from bus.server.monitoring import read_info
 from bus.utils.processes import die_with_parent
-from coordinator.certify.leftovers import STATE, make_directory
+from coordinator.certify.leftovers import STATE, create_directory
 from coordinator.certify.models import Cleanup, CleanupCheck
 from coordinator.runner.run_record import Run, is_same, read_run
 from coordinator.sandboxes.pool_record import read_pool
@@ -73,7 +73,7 @@ class TemporarySwarm:
 
     def __init__(self, toml: str, config: Path | None = None, *, speed: float = 20.0, port: int = 0) -> None:
         """`toml` is its configuration, unless `config` names a file; `port` 0: any free one."""
-        self.directory = make_directory()
+        self.directory = create_directory()
         self._toml, self._config = toml, config
         self._arguments = ["--speed", str(speed), "--port", str(port)]
         self._process: asyncio.subprocess.Process | None = None

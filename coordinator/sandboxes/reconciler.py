@@ -76,7 +76,7 @@ class SandboxReconciler:
         return {"pool": self._target.pool, "sandbox": self._target.name}
 
     def _metadata(self) -> dict[str, str]:
-        """By which a sandbox is found again, and recognised as up to date."""
+        """The labels to find a sandbox by, with its version and settings, to recognise whether it is up to date."""
         target = self._target
         encoded = orjson.dumps([target.settings, redacted_url(target.url)])
         return {
@@ -103,7 +103,7 @@ class SandboxReconciler:
     async def _keep(self) -> None:
         instance = await self._adopt()
         if instance is None:
-            instance = await self._make()
+            instance = await self._create()
         pause_s, unusable = FIRST_PAUSE_S, 0
         settings = self._target.settings
         while True:
@@ -124,7 +124,7 @@ class SandboxReconciler:
                 FIRST_PAUSE_S if time.monotonic() - instance.since > STEADY_S else min(pause_s * 2, LONGEST_PAUSE_S)
             )
             await asyncio.sleep(pause_s / 2)
-            instance = await self._make()
+            instance = await self._create()
 
     def _report_gone(self, instance: SandboxInstance, error: SandboxGone) -> None:
         self._events.host_ended(instance.host_name, str(error))
@@ -141,7 +141,9 @@ class SandboxReconciler:
         for info in found:
             if instance is None and metadata.items() <= info.metadata.items():
                 with contextlib.suppress(SandboxGone):
-                    instance = self._begin(await self._service.connect(info.sandbox_id, self._lifetime_s), _age_s(info))
+                    instance = self._add_instance(
+                        await self._service.connect(info.sandbox_id, self._lifetime_s), _age_s(info)
+                    )
                     log.info("sandbox_adopted", sandbox_id=info.sandbox_id, sandbox=self._target.name)
                     continue
             log.info("orphan_sandbox_deleted", sandbox_id=info.sandbox_id, sandbox=self._target.name)
@@ -156,7 +158,7 @@ class SandboxReconciler:
     def _lifetime_s(self) -> int:
         return self._target.settings.timeout_s
 
-    async def _make(self) -> SandboxInstance:
+    async def _create(self) -> SandboxInstance:
         target, key = self._target, f"{target_key(self._target.pool)}-{secrets.token_hex(8)}"
         while True:
             try:
@@ -176,9 +178,9 @@ class SandboxReconciler:
                 await self._service.kill(sandbox.sandbox_id, END_S)
                 raise
             self._creating = None
-            return self._begin(sandbox, 0.0)
+            return self._add_instance(sandbox, 0.0)
 
-    def _begin(self, sandbox: AsyncSandbox, age_s: float) -> SandboxInstance:
+    def _add_instance(self, sandbox: AsyncSandbox, age_s: float) -> SandboxInstance:
         instance = SandboxInstance(self._service, self._hosts, self._target, sandbox, age_s, self._events)
         self.instances.append(instance)
         self._events.instances_changed()
@@ -187,14 +189,15 @@ class SandboxReconciler:
     def _check_size(self, info: SandboxInfo) -> None:
         """Check CPUs and memory. The API has no parameter for them: the template defines both."""
         settings = self._target.settings
-        for key, asked, given in (
+        for key, configured, actual in (
             ("cpu", settings.cpu, info.cpu_count),
             ("memory_mb", settings.memory_mb, info.memory_mb),
         ):
-            if asked is not None and asked != given:
+            if configured is not None and configured != actual:
                 raise PermanentError(
-                    f"sandboxes.{self._target.name}.{key} is {asked}, but template {settings.template!r} gives "
-                    f"{given}, and only the template defines it: use a template with {asked}, or set {key} = {given}"
+                    f"sandboxes.{self._target.name}.{key} is {configured}, but template {settings.template!r} gives "
+                    f"{actual}, and only the template defines it: use a template with {configured}, or set {key} = "
+                    f"{actual}"
                 )
 
     # -- replacement and deletion
@@ -202,20 +205,20 @@ class SandboxReconciler:
     async def _replace(self, old: SandboxInstance) -> SandboxInstance:
         """Create a successor; the old sandbox is deleted after the first heartbeat of the new host."""
         log.info("sandbox_replaced", sandbox_id=old.id, age_s=round(time.monotonic() - old.since))
-        making = asyncio.create_task(self._make(), name=f"successor-of-{old.id}")
+        creating = asyncio.create_task(self._create(), name=f"successor-of-{old.id}")
         try:
-            await asyncio.wait({making, old.task}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({creating, old.task}, return_when=asyncio.FIRST_COMPLETED)
             if old.task.done() and isinstance(error := old.task.exception(), SandboxGone):
                 self._report_gone(old, error)
                 await self._end(old)
-                return await making
-            new = await making
+                return await creating
+            new = await creating
         except PermanentError as error:
             if old not in self.instances:
                 raise
             return self._keep_old(old, str(error))
         finally:
-            await end_tasks([making])
+            await end_tasks([creating])
         try:
             async with asyncio.timeout(SUCCESSOR_S):
                 await new.wait_healthy()
@@ -255,9 +258,9 @@ class SandboxReconciler:
         self._creating = None
         await asyncio.wait({creating}, timeout=CREATE_TIMEOUT_S)
         if creating.done() and not creating.cancelled() and creating.exception() is None:
-            made = creating.result().sandbox_id
-            if problem := await self._service.kill(made, END_S):
-                self.orphans.append((made, problem))
+            sandbox_id = creating.result().sandbox_id
+            if problem := await self._service.kill(sandbox_id, END_S):
+                self.orphans.append((sandbox_id, problem))
                 self._events.instances_changed()
         await end_tasks([creating])
 

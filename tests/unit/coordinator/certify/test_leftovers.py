@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from coordinator.certify.leftovers import check_earlier_runs, earlier_runs, make_directory
+from coordinator.certify.leftovers import check_earlier_runs, create_directory, earlier_runs
 from coordinator.runner.run_record import Recorded, Run
 from coordinator.sandboxes.pool_record import Orphan, Pool, write_pool
 
@@ -24,7 +24,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_directory_of_certify_is_left_once_its_owner_has_ended(temporary: Path):
     [nothing] = check_earlier_runs()
     assert nothing.level == "ok"
-    mine = make_directory()
+    mine = create_directory()
     assert earlier_runs() == [], "we are there"
     (mine / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, created=1.0)))
     assert earlier_runs() == [mine]
@@ -35,7 +35,7 @@ def test_a_directory_of_certify_is_left_once_its_owner_has_ended(temporary: Path
 
 def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("E2B_API_KEY", raising=False)
-    orphans = make_directory()
+    orphans = create_directory()
     (orphans / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, created=1.0)))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         alive = Recorded.of("sandbox", "base", child.pid)
