@@ -1,7 +1,7 @@
-"""The voter on news: replays recorded headlines in event time, receives those of others, and reads a mood out of both.
+"""The voter on news: replays recorded headlines in event time, receives those of others, and scores both.
 
-It owns which headlines count at a moment and how they are weighed. Scoring one text is
-agents/builtin/sentiment_score.py's business, reading the file agents/feeds/headlines.py's.
+It owns which headlines count at a moment and how they are weighed. agents/builtin/sentiment_score.py scores one text,
+agents/feeds/headlines.py reads the file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from bus.errors import UsageError
 from bus.messages import Headline, MarketData, Sentiment, SentimentLabel
 
 TILT = 0.5
-"""How far the mood moves the probability: p_up = 0.5 + 0.5 x TILT x mood lies in [0.25, 0.75].
+"""How far the score moves the probability: p_up = 0.5 + 0.5 x TILT x score lies in [0.25, 0.75].
 
-Our choice, calibrated on nothing: headlines say little about the next candle, so that even the worst stay modest.
+Our choice, calibrated on nothing: a headline has little information about the next candle, so the effect is small.
 """
 NEUTRAL_BAND = 0.1
-"""A mood within +-0.1 (p_up 0.475 to 0.525) is called neutral."""
+"""A score within +-0.1 (p_up 0.475 to 0.525) is called neutral."""
 HORIZON_HALF_LIVES = 10
 """Headlines older than this many half-lives are dropped: each would weigh less than a thousandth of a fresh one."""
 WINDOW_ITEMS = 256
@@ -40,26 +40,26 @@ Item = tuple[int, float, str]
 """(when it could be known, in seconds since 1970 UTC; its score in [-1, 1]; its source)."""
 
 
-def mood_of(items: list[Item], at_s: int, half_life_s: float) -> float:
+def sentiment_score_of(items: list[Item], at_s: int, half_life_s: float) -> float:
     """Mean score of `items` weighed by 0.5 ** (age / half-life), in [-1, 1]; 0 if there are none.
 
-    Less than one fresh headline's weight in all counts as one: the mood fades as its headlines age, where a plain
-    weighted mean would keep its strength to the last.
+    Less than one fresh headline's weight in all counts as one: the score fades as its headlines age, where a plain
+    weighted mean would keep its strength to the end.
     """
     weights = [0.5 ** ((at_s - known_s) / half_life_s) for known_s, _, _ in items]
     total = math.fsum(weight * score for weight, (_, score, _) in zip(weights, items, strict=True))
     return total / max(1.0, math.fsum(weights))
 
 
-def read_mood(mood: float) -> tuple[SentimentLabel, float, float]:
-    """(reading, confidence, p_up) of a mood in [-1, 1].
+def label_of(score: float) -> tuple[SentimentLabel, float, float]:
+    """(label, confidence, p_up) of a score in [-1, 1].
 
     The confidence is p_up as a strategy votes it (docs/concepts/decisions.md): bearish 1 - p_up, else p_up.
     """
-    p_up = 0.5 + 0.5 * TILT * mood
-    if mood >= NEUTRAL_BAND:
+    p_up = 0.5 + 0.5 * TILT * score
+    if score >= NEUTRAL_BAND:
         return "bullish", p_up, p_up
-    if mood <= -NEUTRAL_BAND:
+    if score <= -NEUTRAL_BAND:
         return "bearish", 1 - p_up, p_up
     return "neutral", p_up, p_up
 
@@ -75,13 +75,13 @@ Recorded = tuple[int, float, Headline]
 
 @functools.cache
 def packaged_scorer() -> Scorer:
-    """The scorer with our lexicon, made once in a process."""
+    """The scorer with our lexicon, created once in a process."""
     return Scorer()
 
 
 @functools.cache
 def packaged_recording() -> dict[str, list[Recorded]]:
-    """The packaged headlines, scored once in a process: a host that preloads them hands them to every child."""
+    """The packaged headlines, scored once in a process: every child of a host that preloads them shares them."""
     return _score_all("")
 
 
@@ -154,7 +154,7 @@ class SentimentAgent(Agent):
         raise UsageError(f"agent {self.name!r}: {setting}: expected {expected}, not {value!r}")
 
     def on_headline(self, headline: Headline) -> None:
-        """Keep a headline of another source; it counts from its own timestamp on, which may still be to come."""
+        """Keep a headline of another source; it counts from its own timestamp on, which may be in the future."""
         if headline.source == self._source:
             return  # another agent replays the same recording: it must not count twice
         item = (_known_s(headline.timestamp), self._scorer.score(headline.text), headline.source)
@@ -184,7 +184,7 @@ class SentimentAgent(Agent):
     def _keep(self, symbol: str, item: Item) -> None:
         """Put `item` into the window. Sorted, so that the same headlines give the same sum in whatever order they came.
 
-        A full window gives up what is furthest from use: the one furthest in the future, or else the oldest.
+        A full window drops the item that is furthest from use: the one furthest in the future, or else the oldest.
         """
         window = self.state.window.setdefault(symbol, [])
         bisect.insort(window, item)
@@ -203,15 +203,18 @@ class SentimentAgent(Agent):
         items: list[Item] = []
         for key in (symbol, EVERY_SYMBOL):
             window = self.state.window.get(key, [])
-            if key != EVERY_SYMBOL:  # symbols may run at different times, and what names none belongs to all of them
+            if (
+                key != EVERY_SYMBOL
+            ):  # symbols may run at different times, and a headline without a symbol belongs to all of them
                 del window[: bisect.bisect_left(window, forgotten_s, key=lambda item: item[0])]
             items += [item for item in window if oldest_s <= item[0] <= now_s]
         return sorted(items)
 
     def _sentiment(self, tick: MarketData, items: list[Item], now_s: int) -> Sentiment:
-        mood, confidence, p_up = read_mood(mood_of(items, now_s, self._half_life_s))
+        score = sentiment_score_of(items, now_s, self._half_life_s)
+        label, confidence, p_up = label_of(score)
         return Sentiment(
-            sentiment=mood,
+            sentiment=label,
             confidence=confidence,
             sources=tuple(sorted({source for _, _, source in items})),
             timestamp=tick.timestamp,

@@ -28,15 +28,15 @@ MISLEADING = (
 
 _RISE, _FALL = "\N{UPWARDS ARROW}rise", "\N{DOWNWARDS ARROW}fall"
 _MOVE_VALENCE = 1.8
-"""Valence of two figures that rose or fell: that of "jumps", as the sentence is about them."""
+"""Valence of two numbers that rose or fell: that of "jumps", as the sentence is about them."""
 
-_FIGURE = (
+_NUMBER = (
     r"(?:(?:usd|eur|gbp|jpy|krw|us\$|[$€£¥])\s*)?"
     r"(?P<{0}>\d+(?:,\d{{3}})*(?:\.\d+)?)\s*"
     r"(?P<{0}_unit>%|percent|pct|thousand|k|million|mln|mn|m|billion|bln|bn|b)?(?!\w)"
 )
-_TO_FROM = re.compile(rf"\bto\s+{_FIGURE.format('new')}[^.;\d]{{0,40}}?\bfrom\s+{_FIGURE.format('old')}", re.IGNORECASE)
-_FROM_TO = re.compile(rf"\bfrom\s+{_FIGURE.format('old')}[^.;\d]{{0,40}}?\bto\s+{_FIGURE.format('new')}", re.IGNORECASE)
+_TO_FROM = re.compile(rf"\bto\s+{_NUMBER.format('new')}[^.;\d]{{0,40}}?\bfrom\s+{_NUMBER.format('old')}", re.IGNORECASE)
+_FROM_TO = re.compile(rf"\bfrom\s+{_NUMBER.format('old')}[^.;\d]{{0,40}}?\bto\s+{_NUMBER.format('new')}", re.IGNORECASE)
 _UNITS = {"thousand": 1e3, "k": 1e3, "million": 1e6, "mln": 1e6, "mn": 1e6, "m": 1e6, "billion": 1e9, "bln": 1e9}
 _UNITS |= {"bn": 1e9, "b": 1e9}
 _YEAR = re.compile(r"(19|20)\d\d")
@@ -47,7 +47,7 @@ _LESS_IS_MORE = re.compile(
 
 
 def _move(match: re.Match[str]) -> int:
-    """1 if the figures of a "to X from Y" rise, -1 if they fall, 0 if neither (equal, or two years)."""
+    """1 if the numbers of a "to X from Y" rise, -1 if they fall, 0 if neither (equal, or two years)."""
     new, old = match["new"], match["old"]
     new_unit, old_unit = (match["new_unit"] or "").lower(), (match["old_unit"] or "").lower()
     if not new_unit and not old_unit and _YEAR.fullmatch(new) and _YEAR.fullmatch(old):

@@ -1,7 +1,7 @@
 """Recorded headlines: a strict reader of the packaged file, or of one in the same form.
 
-It owns when a headline could be known, and nothing else: which symbol needs it when is agents/builtin/sentiment.py's
-business.
+It owns when a headline could be known, and nothing else: agents/builtin/sentiment.py decides which symbol needs it
+at which time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bus.messages import Headline
 COLUMNS = ("date", "symbols", "text")
 """Columns that a file of headlines must have, in any order; others are ignored."""
 RECORDING = "headlines.csv"
-"""The packaged file; its first lines say what it is, and that it carries hindsight."""
+"""The packaged file; its first lines describe it, and warn of its hindsight."""
 RECORDED = "recorded-headlines"
 """Source of the packaged headlines. Those of another file have its name for their source."""
 
@@ -25,7 +25,7 @@ _LAST_DATE = date.max - timedelta(days=1)
 
 
 def source_name(path: str | Path = "") -> str:
-    """What the headlines read from `path` give for their source."""
+    """The `source` of the headlines read from `path`."""
     return Path(path).name if str(path) else RECORDED
 
 

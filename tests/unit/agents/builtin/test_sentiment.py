@@ -11,7 +11,7 @@ import pytest
 
 from agents.agent import check_class, published_kinds
 from agents.builtin import sentiment as module
-from agents.builtin.sentiment import SentimentAgent, mood_of, read_mood
+from agents.builtin.sentiment import SentimentAgent, label_of, sentiment_score_of
 from agents.feeds.candles import load_candles
 from agents.feeds.headlines import load_headlines
 from bus.errors import UsageError
@@ -42,20 +42,20 @@ def texts(outputs):
 
 
 def test_mood_is_a_weighted_mean_that_fades():
-    assert mood_of([], 0, 100) == 0
-    assert mood_of([(0, 0.8, "a")], 0, 100) == 0.8
-    assert mood_of([(0, 0.8, "a")], 100, 100) == pytest.approx(0.4)
-    assert mood_of([(0, 0.8, "a"), (0, -0.2, "a")], 0, 100) == pytest.approx(0.3)
-    assert mood_of([(0, 1.0, "a"), (100, -0.5, "b")], 100, 100) == pytest.approx((0.5 * 1.0 - 0.5) / 1.5)
-    assert mood_of([(0, 1.0, "a")] * 99, 0, 100) == pytest.approx(1.0)
+    assert sentiment_score_of([], 0, 100) == 0
+    assert sentiment_score_of([(0, 0.8, "a")], 0, 100) == 0.8
+    assert sentiment_score_of([(0, 0.8, "a")], 100, 100) == pytest.approx(0.4)
+    assert sentiment_score_of([(0, 0.8, "a"), (0, -0.2, "a")], 0, 100) == pytest.approx(0.3)
+    assert sentiment_score_of([(0, 1.0, "a"), (100, -0.5, "b")], 100, 100) == pytest.approx((0.5 * 1.0 - 0.5) / 1.5)
+    assert sentiment_score_of([(0, 1.0, "a")] * 99, 0, 100) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("mood", [-1.0, -0.4, -0.1, -0.05, 0.0, 0.05, 0.1, 0.6, 1.0])
-def test_confidence_is_p_up_by_the_voters_rule(mood):
-    reading, confidence, p_up = read_mood(mood)
-    assert p_up == pytest.approx(0.5 + mood / 4)
+@pytest.mark.parametrize("score", [-1.0, -0.4, -0.1, -0.05, 0.0, 0.05, 0.1, 0.6, 1.0])
+def test_confidence_is_p_up_by_the_voters_rule(score):
+    reading, confidence, p_up = label_of(score)
+    assert p_up == pytest.approx(0.5 + score / 4)
     assert p_up == (1 - confidence if reading == "bearish" else confidence)
-    assert reading == ("bullish" if mood >= 0.1 else "bearish" if mood <= -0.1 else "neutral")
+    assert reading == ("bullish" if score >= 0.1 else "bearish" if score <= -0.1 else "neutral")
 
 
 def test_class_is_a_valid_agent():

@@ -1,4 +1,4 @@
-"""The score of one headline: its words, its figures, the lexicon."""
+"""The score of one headline: its words, its numbers, the lexicon."""
 
 from __future__ import annotations
 
