@@ -139,7 +139,7 @@ class Agent:
     def alert(self, severity: Severity, code: str, message: str, timestamp: datetime, **detail: Any) -> Alert:
         """An alert for people, for a handler to return: an output like any other, so a replay repeats none.
 
-        `timestamp` is that of the event; `detail` holds figures of JSON's types.
+        `timestamp` is that of the event; `detail` has values of JSON's types.
         """
         return Alert(
             severity=severity,

@@ -1,7 +1,7 @@
 """What the strategies measure on a window of closes, and how they turn a probability into a vote.
 
 The mathematics is TA-Lib's; this module owns the cases that TA-Lib answers oddly (a flat series, a short one). All
-functions are pure: the same window gives the same figures. Nothing here knows of rounds.
+functions are pure: the same window gives the same values. Nothing here knows of rounds.
 """
 
 from __future__ import annotations

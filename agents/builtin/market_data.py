@@ -92,7 +92,7 @@ class MarketDataAgent(Agent):
     def on_decision(self, decision: Decision) -> None:
         """Note that a round of this agent is decided. Rounds close in order, so the highest one is enough."""
         if self.state.deciders and decision.source not in self.state.deciders:
-            return  # a stranger's: it decides nothing, and believing it would open the window
+            return  # of an unknown writer: it decides nothing, and counting it would open the window
         symbol, number = decision.symbol, decision.round
         parts = (decision.decision_id or "").rsplit(":", 2)  # from the right: a symbol may contain ':', a name not
         if len(parts) == 3 and parts[2].isdecimal():
@@ -100,7 +100,7 @@ class MarketDataAgent(Agent):
                 return  # the round of another source
             symbol, number = parts[0], int(parts[2]) if number is None else number
         if symbol is None or number is None or not 0 < number <= len(self._candles.get(symbol, ())):
-            return  # none of the rounds there are: believing it would open the window for good
+            return  # no such round: counting it would open the window for good
         if number > self.state.decided.get(symbol, 0):
             self.state.decided[symbol] = number
         self._decided.set()  # only wakes produce(), which checks the state again
@@ -166,8 +166,8 @@ class MarketDataAgent(Agent):
     def _sent(self, last: MarketData | None) -> dict[str, int]:
         """How many candles of each symbol there are up to `last` in the merged order.
 
-        Files and settings may have changed between two runs. Going on with other figures under the same sequence
-        numbers would make the stored rounds a lie, so that is an error.
+        Files and settings may have changed between two runs. Other values under the same sequence numbers would
+        contradict the stored rounds, so that is an error.
         """
         if last is None:
             return dict.fromkeys(self._candles, 0)

@@ -20,7 +20,7 @@ def probability(position: float, mean_distance: float) -> float:
     """Probability of a rise: sigmoid(-PULL x mean_distance), its odds shifted once where the price left the bands.
 
     Oversold (below the lower band) multiplies the odds by LIKELIHOOD_RATIO, overbought divides them; inside the bands
-    the position says nothing that the distance does not, so that it leaves them alone.
+    the position adds no information to the distance, so the odds stay as they are.
     """
     log_odds = -PULL * mean_distance
     if indicators.is_oversold(position):
@@ -59,5 +59,5 @@ class MeanReversionAgent(Strategy):
         if band is None or volatility is None:
             return None
         position, distance = band
-        figures = {"bollinger_position": position, "volatility": volatility, "mean_distance": distance}
-        return probability(position, distance), figures
+        values = {"bollinger_position": position, "volatility": volatility, "mean_distance": distance}
+        return probability(position, distance), values

@@ -85,9 +85,9 @@ class Strategy(Agent):
         measured = self.measure(self._push(tick))
         if measured is None:
             return self.signal(tick, "hold", 0.5, {}, 0.5)
-        p_up, figures = measured
+        p_up, values = measured
         side, strength = indicators.vote(p_up)
-        return self.signal(tick, side, strength, figures, p_up)
+        return self.signal(tick, side, strength, values, p_up)
 
     def _push(self, tick: MarketData) -> Closes:
         """Append the price of `tick` to the window of its symbol and source, and return the window.

@@ -70,7 +70,7 @@ class Table:
         """The cell of `column` as a UTC time.
 
         Raises:
-            DataError: it is missing, not ISO 8601, or does not say that it is UTC.
+            DataError: it is missing, not ISO 8601, or not marked as UTC.
         """
         value = self.text(line, fields, column)
         try:
