@@ -68,10 +68,10 @@ async def read_records(bus: Bus) -> dict[str, Record]:
     """All records by agent's name; invalid ones are logged and left out."""
     found = await bus.kv_all(bus.subjects.registry_bucket)
     records: dict[str, Record] = {}
-    for name, kept in sorted(found.items()):
-        record = _found(kept.value)
+    for name, entry in sorted(found.items()):
+        record = _found(entry.value)
         if record is not None and record.name == name:
             records[name] = record
         else:
-            log.warning("record_unreadable", bucket=bus.subjects.registry_bucket, key=name, revision=kept.revision)
+            log.warning("record_unreadable", bucket=bus.subjects.registry_bucket, key=name, revision=entry.revision)
     return records

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 __all__ = ["keep_storing", "listed", "read_info", "read_monitoring", "write_error"]
 
 POLL_INTERVAL_S = 1.0
-ROOM_BYTES = 8 << 20
+MIN_FREE_BYTES = 8 << 20
 """Free bytes needed before the server is restarted."""
 
 
@@ -90,8 +90,8 @@ async def write_error(directory: Path, pid: int) -> str | None:
     return problem if "write error" in problem else None
 
 
-def has_room(directory: Path) -> bool:
-    """Whether the disk takes writes and has ROOM_BYTES free."""
+def can_write(directory: Path) -> bool:
+    """Whether the disk takes writes and has MIN_FREE_BYTES free."""
     probe = directory / "write-probe"
     try:
         found = os.statvfs(directory)
@@ -99,7 +99,7 @@ def has_room(directory: Path) -> bool:
     except OSError:
         return False
     else:
-        return found.f_bavail * found.f_frsize >= ROOM_BYTES
+        return found.f_bavail * found.f_frsize >= MIN_FREE_BYTES
     finally:
         probe.unlink(missing_ok=True)
 
@@ -118,5 +118,5 @@ async def keep_storing(server: Restartable, on_error: Callable[[int, str], None]
         if reported != pid:
             reported = pid
             on_error(pid, problem)
-        if await asyncio.to_thread(has_room, server.directory) and server.pid == pid:
+        if await asyncio.to_thread(can_write, server.directory) and server.pid == pid:
             server.kill()

@@ -14,7 +14,7 @@ COLUMNS = (
     Column("claims", 2, right=True), Column("skipped", 4, right=True), Column("snapshot", 1),
     Column("cursor", 3, right=True),
 )  # fmt: skip
-SHOWN = 20
+MAX_ROWS = 20
 """Problems and poison messages that are printed; --json has more."""
 
 
@@ -46,7 +46,7 @@ def print_audit(audit: Audit) -> None:
         )
     if audit.poison_total:
         out.print(f"poison: {counted(audit.poison_total, 'message')} that no agent can decode; all skip them")
-        for poison in audit.poison[:SHOWN]:
+        for poison in audit.poison[:MAX_ROWS]:
             out.print(escape_control(f"  {poison.sequence} {poison.subject}: {poison.problem}"))
     for note in audit.notes:
         out.print(escape_control(f"note: {note}"))
@@ -55,10 +55,10 @@ def print_audit(audit: Audit) -> None:
         out.print(Text(f"\n{what}: nothing lost, nothing duplicated, nothing out of order", "green"))
         return
     out.print(Text(f"\n{counted(audit.problems_total, 'problem')}:", "red"))
-    for problem in audit.problems[:SHOWN]:
+    for problem in audit.problems[:MAX_ROWS]:
         out.print(escape_control(f"  {problem.check}: {problem.text}"))
-    if audit.problems_total > SHOWN:
-        out.print(f"  … and {audit.problems_total - SHOWN:,} more: --json has the first {len(audit.problems):,}")
+    if audit.problems_total > MAX_ROWS:
+        out.print(f"  … and {audit.problems_total - MAX_ROWS:,} more: --json has the first {len(audit.problems):,}")
 
 
 def _count(count: int) -> Text:

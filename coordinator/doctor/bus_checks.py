@@ -266,10 +266,10 @@ async def _cursors(facts: _Facts) -> list[Finding]:
     bounds = await bus.bounds()
     found = []
     snapshots = await bus.kv_all(bus.subjects.state_bucket)
-    for name, kept in sorted(snapshots.items()):
+    for name, entry in sorted(snapshots.items()):
         check = f"cursor of {name}"
         try:
-            snapshot = msgspec.convert(orjson.loads(kept.value), Snapshot)
+            snapshot = msgspec.convert(orjson.loads(entry.value), Snapshot)
         except (ValueError, msgspec.ValidationError) as problem:
             remedy = "run the version that wrote it, or start the swarm with an empty --state-dir"
             found.append(error(check, f"its snapshot cannot be read: {problem}", remedy))

@@ -116,7 +116,7 @@ def _of_signal(environment: Mapping[str, str], signal: Signal) -> Iterator[str]:
 def _of_connection(environment: Mapping[str, str], signal: Signal, nothing: str, *, grpc: bool) -> Iterator[str]:
     variable, endpoint = in_effect(environment, signal, "ENDPOINT")
     if not _is_endpoint(endpoint, grpc=grpc):
-        yield f"{variable}={_shown(endpoint)}: expected http://HOST:PORT or https://HOST:PORT; {nothing}"
+        yield f"{variable}={_redacted(endpoint)}: expected http://HOST:PORT or https://HOST:PORT; {nothing}"
     variable, timeout = in_effect(environment, signal, "TIMEOUT")
     if timeout and to_number(timeout) is None:
         holds = "10 s are used" if not grpc and not _is_number(timeout) else nothing
@@ -182,7 +182,7 @@ def _is_endpoint(value: str, *, grpc: bool) -> bool:
         return False
 
 
-def _shown(endpoint: str) -> str:
+def _redacted(endpoint: str) -> str:
     """An endpoint as far as it holds no secret: no user, password, path or query."""
     found = re.match("([^:/?#@]*://)?(.*)", endpoint, re.DOTALL)
     assert found is not None
