@@ -1,7 +1,7 @@
 """`status`: what the bus alone shows of a swarm.
 
 `collect` listens to heartbeats and reads the registry, the claims and the decisions. Everything else here is pure: it
-makes the figures of `status --json` from these facts.
+makes the fields of `status --json` from these facts.
 """
 
 from __future__ import annotations

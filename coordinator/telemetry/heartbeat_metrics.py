@@ -67,20 +67,22 @@ class HeartbeatMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         time_s = self._clock()
-        kept = dict(self._heartbeats)
-        served = _newest_hosts(kept)
-        for key, (received_at, heartbeat) in list(kept.items()):
-            if not self._is_missed(heartbeat, served) and time_s - received_at > _kept_for(heartbeat):
-                del kept[key]
-        received = [heartbeat for received_at, heartbeat in kept.values() if time_s - received_at <= RECENT_HEARTBEAT_S]
+        heartbeats = dict(self._heartbeats)
+        served = _newest_hosts(heartbeats)
+        for key, (received_at, heartbeat) in list(heartbeats.items()):
+            if not self._is_missed(heartbeat, served) and time_s - received_at > _retention_s(heartbeat):
+                del heartbeats[key]
+        received = [
+            heartbeat for received_at, heartbeat in heartbeats.values() if time_s - received_at <= RECENT_HEARTBEAT_S
+        ]
         leader = _leader(received)
         age = _gauge("signalmesh_heartbeat_age_seconds", "Seconds since the newest heartbeat.", "agent", "role")
-        for (role, name), (received_at, _) in kept.items():
+        for (role, name), (received_at, _) in heartbeats.items():
             age.add_metric([name, role], max(0.0, time_s - received_at))
         yield age
         yield from self._agents([heartbeat for heartbeat in received if heartbeat.role == "agent"], leader)
         yield from self._sandboxes([heartbeat for heartbeat in received if heartbeat.role == "sandbox"], leader)
-        yield self._availability([name for role, name in kept if role == "sandbox"], leader)
+        yield self._availability([name for role, name in heartbeats if role == "sandbox"], leader)
         yield from self._watchdogs([heartbeat for heartbeat in received if heartbeat.role == "watchdog"], leader)
         yield from self._mirror([heartbeat for heartbeat in received if heartbeat.role == "mirror"])
         yield self._failed(received)
@@ -230,7 +232,7 @@ def _newest_hosts(heartbeats: Mapping[tuple[str, str], tuple[float, Heartbeat]])
     return {sandbox: name for _, sandbox, name in sorted(hosts)}
 
 
-def _kept_for(heartbeat: Heartbeat) -> float:
+def _retention_s(heartbeat: Heartbeat) -> float:
     """Seconds for which the age of this heartbeat is shown, if the process need not be there."""
     if heartbeat.status == "standby":
         return STANDBY_S
