@@ -1,7 +1,7 @@
 # signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | bench | schema | reference | pictures | docs | lock | clean
-#   make up ARGS="--port 0"        arguments for the verb
+#   make up ARGS="--port 0"        arguments for the command
 #   make test ARGS="-k outbox"     arguments for pytest
-#   make setup VENV=dir            another environment than .venv (a directory; it is made)
+#   make setup VENV=dir            another environment than .venv (a directory; it is created)
 #   make setup PYTHON=python3.12   another interpreter (3.11 or newer)
 
 VENV ?= .venv
@@ -55,7 +55,7 @@ $(STAMP): requirements-dev.lock requirements-install.lock pyproject.toml
 			echo "$$found has no venv module (Debian and Ubuntu: apt install python3-venv); install it," >&2; \
 			echo "or name another interpreter: make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
 		fi; \
-		echo "making $(VENV) with $$("$$found" --version)"; \
+		echo "creating $(VENV) with $$("$$found" --version)"; \
 		"$$found" -m venv "$(VENV)"; \
 	fi; \
 	echo "installing the locked requirements into $(VENV)"; \
