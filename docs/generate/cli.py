@@ -27,7 +27,7 @@ _WORDS = {Path: "path", str: "text", bool: "flag"}
 
 
 def root() -> Any:
-    """The command line as typer makes it."""
+    """The command line as typer builds it."""
     return typer.main.get_command(app)
 
 
@@ -68,8 +68,8 @@ def _command(name: str, command: Any) -> list[str]:
     hints = typing.get_type_hints(command.callback)
     arguments = [item for item in command.params if item.param_type_name == "argument"]
     options = [item for item in command.params if item.param_type_name == "option"]
-    shown = [item.name.upper() if item.required else f"[{item.name.upper()}]" for item in arguments]
-    usage = " ".join(["signalmesh", name, *shown, "[OPTIONS]"])
+    names = [item.name.upper() if item.required else f"[{item.name.upper()}]" for item in arguments]
+    usage = " ".join(["signalmesh", name, *names, "[OPTIONS]"])
     rows = [
         (code(item.name.upper()), _default(item.default), _choices(hints[item.name]) + sentence(item.help or ""))
         for item in arguments

@@ -104,8 +104,8 @@ def _keys(cls: Any, skip: frozenset[str] = frozenset()) -> str:
             else type_text(hints[field.name], nullable=False)
         )
         hint = hints[field.name]
-        shown = TOML_WORDS.get(kind, kind)
-        rows.append((code(field.name.rstrip("_")), shown, _toml(default_of(field)), limits_text(hint), meaning))
+        type_name = TOML_WORDS.get(kind, kind)
+        rows.append((code(field.name.rstrip("_")), type_name, _toml(default_of(field)), limits_text(hint), meaning))
     return table(("key", "type", "default", "limits", "meaning"), rows) if rows else ""
 
 

@@ -14,7 +14,7 @@ from coordinator.runner.up import STOP_GRACE_S
 from coordinator.sandboxes.provider import CRITICAL_ALERTS
 from docs.generate.alert_codes import MEANINGS
 from docs.generate.markdown import code, page, table
-from docs.generate.source import ROOT, called, calls, literal, product, shown, tree
+from docs.generate.source import ROOT, called, calls, literal, product, relative_path, tree
 
 SEVERITIES = typing.get_args(Severity)
 PUBLISHERS = re.compile(r"_?(alert|on_alert|tick_alert)")
@@ -23,7 +23,7 @@ LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 CODE = re.compile(r"[a-z]+(_[a-z]+)*")
 SANDBOXES = ROOT / "coordinator" / "sandboxes"
 KINDS_OF_SUFFIX = {"_died": tuple(STOP_GRACE_S), "_unresponsive": WATCHED_KINDS}
-"""`up` makes the codes of its child processes from their kind."""
+"""`up` builds the codes of its child processes from their kind."""
 
 
 def text() -> str:
@@ -73,7 +73,7 @@ def alert_codes() -> dict[str, list[tuple[str, str]]]:
         for call in calls(path):
             if PUBLISHERS.fullmatch(called(call)):
                 for severity, name in _alerts_of(call, path):
-                    found.setdefault(name, []).append((severity, shown(path)))
+                    found.setdefault(name, []).append((severity, relative_path(path)))
     return found
 
 
@@ -89,7 +89,7 @@ def _alerts_of(call: ast.Call, path: Path) -> Iterator[tuple[str, str]]:
         return  # it only passes on what it was given, or is no alert
     names = list(_codes(given, path))
     if not names:
-        raise LookupError(f"{shown(path)}:{call.lineno}: the code of this alert is no literal")
+        raise LookupError(f"{relative_path(path)}:{call.lineno}: the code of this alert is no literal")
     for name in names:
         yield severity, name
 
@@ -138,5 +138,5 @@ def log_events() -> dict[str, list[tuple[str, str]]]:
                 of = call.func.value
                 if isinstance(of, ast.Name) and of.id == "log":
                     level = "error" if called(call) == "exception" else called(call)
-                    found.setdefault(name, []).append((level, shown(path)))
+                    found.setdefault(name, []).append((level, relative_path(path)))
     return found

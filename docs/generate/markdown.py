@@ -15,13 +15,13 @@ def page(title: str, *parts: str) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; a column without any content is left out."""
     lines = [[cell(text) for text in row] for row in rows]
-    kept = [index for index in range(len(heads)) if any(line[index] for line in lines)]
-    shown = [
-        [heads[index] for index in kept],
-        ["---"] * len(kept),
-        *([line[index] for index in kept] for line in lines),
+    columns = [index for index in range(len(heads)) if any(line[index] for line in lines)]
+    table_lines = [
+        [heads[index] for index in columns],
+        ["---"] * len(columns),
+        *([line[index] for index in columns] for line in lines),
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in shown)
+    return "\n".join(f"| {' | '.join(line)} |" for line in table_lines)
 
 
 def cell(text: str) -> str:

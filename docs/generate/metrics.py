@@ -28,8 +28,8 @@ def text() -> str:
     groups: dict[str, list[tuple[str, ...]]] = {OTHER_GROUP: []}
     for name, kind, labels, meaning in series():
         group = GROUPS.get(name.split("_")[1], OTHER_GROUP)
-        shown = f"{name}_total" if kind == "counter" else name
-        groups.setdefault(group, []).append((code(shown), kind, ", ".join(map(code, labels)), meaning))
+        full_name = f"{name}_total" if kind == "counter" else name
+        groups.setdefault(group, []).append((code(full_name), kind, ", ".join(map(code, labels)), meaning))
     parts = [
         "`signalmesh metrics` serves these to Prometheus, and pushes them by OTLP under the same names without "
         "`_total`. [Metrics](../ops/metrics.md) says when series start and end. A histogram has the series `_bucket`, "
@@ -44,9 +44,9 @@ def text() -> str:
 
 def series() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Name, type, labels and help of every metric, as the registry has them."""
-    made = StreamMetrics(Subjects("swarm"), Names(()))
-    HeartbeatMetrics(made.registry, made.names)
-    for item in _collectors(made.registry):
+    metrics = StreamMetrics(Subjects("swarm"), Names(()))
+    HeartbeatMetrics(metrics.registry, metrics.names)
+    for item in _collectors(metrics.registry):
         if hasattr(item, "_labelnames"):
             yield item._name, item._type, tuple(item._labelnames), item._documentation  # noqa: SLF001 - not public
         else:  # a collector of families, which have their labels without a sample

@@ -79,10 +79,10 @@ async def _draw(up: Up) -> None:
     for _ in range(round(AFTER_KILL_S / 0.25)):
         await asyncio.sleep(0.25)
         view.render(WIDTH, LIVE_LINES)
-    shown = Text.assemble((f"$ signalmesh kill {VICTIM}\n", "bold"), report.decode().rstrip())
+    report_text = Text.assemble((f"$ signalmesh kill {VICTIM}\n", "bold"), report.decode().rstrip())
     pictures = {
         "live-view.svg": svg(view.render(WIDTH, LIVE_LINES), "make up", "The live view of up", LIVE_LINES),
-        "kill.svg": svg(shown, f"signalmesh kill {VICTIM}", "The report of kill", KILL_LINES),
+        "kill.svg": svg(report_text, f"signalmesh kill {VICTIM}", "The report of kill", KILL_LINES),
     }
     for name, text in pictures.items():
         (ASSETS / name).write_text(text, "utf-8")

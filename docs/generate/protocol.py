@@ -55,7 +55,7 @@ def text() -> str:
     events, *buckets = expected_streams(cast(Any, SimpleNamespace(subjects=SUBJECTS)), StreamLimits())
     kinds = [(code(kind), code(subject), who) for kind, (subject, who) in WRITERS.items()]
     named = {getattr(headers, name): text for name, text in constants_of(headers).items() if name[0] != "_"}
-    settings = [(code(key), _shown(key, value)) for key, value in events.items() if key != "name"]
+    settings = [(code(key), _format_setting(key, value)) for key, value in events.items() if key != "name"]
     contents = [(code(name), code(key), what) for name, (key, what) in BUCKETS.items()]
     keys = [key for key in buckets[0] if key != "name"]
     return page(
@@ -86,12 +86,12 @@ def text() -> str:
         table(("bucket", "example of a key", "contents"), contents),
         table(
             ("setting", *(code(bucket["name"]) for bucket in buckets)),
-            [(code(key), *(_shown(key, bucket[key]) for bucket in buckets)) for key in keys],
+            [(code(key), *(_format_setting(key, bucket[key]) for bucket in buckets)) for key in keys],
         ),
     )
 
 
-def _shown(key: str, value: Any) -> str:
+def _format_setting(key: str, value: Any) -> str:
     """A setting of JetStream, with the unit that a reader expects."""
     if key in ("max_age", "duplicate_window"):
         return f"{number(value // NANOSECOND)} s" if value else "unlimited"

@@ -28,8 +28,8 @@ def product() -> tuple[Path, ...]:
     return tuple(path for path in found if "testing" not in path.parts)
 
 
-def shown(path: Path) -> str:
-    """A file as the pages name it."""
+def relative_path(path: Path) -> str:
+    """The path of a file, relative to the repository."""
     return str(path.relative_to(ROOT))
 
 

@@ -48,7 +48,7 @@ def type_text(hint: Any, *, nullable: bool = True) -> str:
 
 
 def limits_text(hint: Any) -> str:
-    """What msgspec.Meta says of a type: a range, a length."""
+    """The limits of a type in msgspec.Meta: a range, a length."""
     found: list[str] = []
     for item in (hint, *typing.get_args(hint)):
         for meta in getattr(item, "__metadata__", ()):
@@ -73,13 +73,13 @@ def classes_of(cls: type) -> list[type]:
     """`cls` and all dataclasses among the types of its fields, however deep, in order of appearance."""
     found: list[type] = []
 
-    def look(item: Any) -> None:
+    def collect(item: Any) -> None:
         if isinstance(item, type) and dataclasses.is_dataclass(item) and item not in found:
             found.append(item)
             for hint in typing.get_type_hints(item).values():
-                look(hint)
+                collect(hint)
         for argument in typing.get_args(item):
-            look(argument)
+            collect(argument)
 
-    look(cls)
+    collect(cls)
     return found
