@@ -91,7 +91,7 @@ def _sandbox_of(heartbeat: Heartbeat) -> str:
     return heartbeat.group or heartbeat.agent
 
 
-def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, here: Probe) -> list[SandboxRow]:
+def sandbox_rows(expected: ExpectedSwarm, hosts: HostReports, observer: Observer, here: Probe) -> list[SandboxRow]:
     """A row for each host with a heartbeat, and for each configured sandbox without one, at the run's end."""
     rows: list[SandboxRow] = []
     ended = hosts.ended_at
@@ -101,7 +101,7 @@ def sandbox_rows(wanted: ExpectedSwarm, hosts: HostReports, observer: Observer, 
     received = {_sandbox_of(heartbeat.heartbeat) for heartbeat in observer.hosts.values()}
     rows += [
         SandboxRow(name=name, sandbox=name, why="no heartbeat of its host was received")
-        for name in wanted.sandboxes
+        for name in expected.sandboxes
         if name not in received
     ]
     for name, heartbeat in sorted(observer.hosts.items()):
@@ -147,7 +147,7 @@ def _status(heartbeat: ReceivedHeartbeat | None, lost_before: float) -> str:
 
 
 def agent_rows(
-    wanted: ExpectedSwarm,
+    expected: ExpectedSwarm,
     observer: Observer,
     recording: RunRecording,
     capabilities: Mapping[str, list[str]],
@@ -155,7 +155,7 @@ def agent_rows(
 ) -> list[AgentRow]:
     """A row for each configured agent, as of the run's end; its start times are those of its first incarnation."""
     rows = []
-    for name, kind in wanted.agents.items():
+    for name, kind in expected.agents.items():
         heartbeat = observer.agents.get(name)
         newest = None if heartbeat is None else heartbeat.heartbeat
         first = min(recording.claims.get(name, ()), default=0)
@@ -199,7 +199,7 @@ def audited(audit: Audit) -> Audited:
 
 
 def targets(
-    wanted: ExpectedSwarm,
+    expected: ExpectedSwarm,
     sandboxes: list[SandboxRow],
     agents: list[AgentRow],
     memory: list[MemoryKey],
@@ -222,21 +222,21 @@ def targets(
     return [
         judged(
             "sandboxes deployed", float(len(active_sandboxes(sandboxes) & probed)), "sandboxes",
-            float(len(wanted.sandboxes)),
+            float(len(expected.sandboxes)),
             "with heartbeats at the end of the run and an answer to a probe (or one of a predecessor)", "",
             exactly=True,
         ),
         judged(
             "agents active", float(sum(row.status == "active" for row in agents)), "agents",
-            float(len(wanted.agents)), "by their newest heartbeats at the end of the run", "", exactly=True,
+            float(len(expected.agents)), "by their newest heartbeats at the end of the run", "", exactly=True,
         ),
         judged(
-            "memory intact", _whole(sum(row.mirrored is True for row in memory), len(wanted.agents)), "%", 100.0,
+            "memory intact", _whole(sum(row.mirrored is True for row in memory), len(expected.agents)), "%", 100.0,
             "memory keys with the digest of a message in the stream and in the mirror", "", exactly=True,
         ),
         judged(
-            "snapshots intact", _whole(sum(row.mirrored is True for row in snapshots), len(wanted.agents)), "%", 100.0,
-            "snapshots with the same digest in the bus and in the mirror", "", exactly=True,
+            "snapshots intact", _whole(sum(row.mirrored is True for row in snapshots), len(expected.agents)), "%",
+            100.0, "snapshots with the same digest in the bus and in the mirror", "", exactly=True,
         ),
         judged("detection", detected, "s", detection_s, "from the signal until the agent was declared dead", no_fault),
         judged("recovery", ready, "s", recovery_s, "from the signal until it was live again with its state", no_fault),

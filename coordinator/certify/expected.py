@@ -18,7 +18,7 @@ from bus.errors import UsageError
 from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, load_swarm, parse_swarm
 from coordinator.config.settings import SwarmConfig
 
-__all__ = ["ExpectedSwarm", "configuration", "expected"]
+__all__ = ["ExpectedSwarm", "configuration", "expected_swarm"]
 
 FEEDER = MarketDataAgent.kind
 PREFERRED_TARGET = "research-1"
@@ -49,8 +49,8 @@ def configuration(provider: str) -> str:
     # TOML's strings, numbers and arrays of them are written as JSON's are.
     lines: list[str] = []
     for name, table in DEFAULT_SANDBOXES.items():
-        wanted = table if provider == "local" else {}  # a remote sandbox has its packages from its template
-        lines += [f"[sandboxes.{name}]", *_assignments({"provider": provider, **wanted})]
+        settings = table if provider == "local" else {}  # a remote sandbox has its packages from its template
+        lines += [f"[sandboxes.{name}]", *_assignments({"provider": provider, **settings})]
     for name, table in DEFAULT_AGENTS.items():
         lines += [f"[agents.{name}]", *_assignments(table)]
     return "\n".join(lines) + "\n"
@@ -60,7 +60,7 @@ def _assignments(table: Mapping[str, Any]) -> list[str]:
     return [f"{key} = {orjson.dumps(value).decode()}" for key, value in table.items()]
 
 
-def expected(path: Path | None, provider: str | None) -> tuple[ExpectedSwarm, str]:
+def expected_swarm(path: Path | None, provider: str | None) -> tuple[ExpectedSwarm, str]:
     """What to find in the swarm of `path`, or in the default one with this provider; and the latter as TOML.
 
     Raises:

@@ -80,7 +80,7 @@ def _summary(found: Certificate) -> Iterator[str]:
             yield f"- **Sandbox {row.name} was lost**: {row.why}; {became}."
     yield f"- A paced round took {with_unit(flow.p50, 'ms')} from tick to decision (median of {flow.n})."
     yield (
-        f"- Without pauses, the coordinator made {with_unit(rate, 'decisions per second', 0)} from queued messages"
+        f"- Without pauses, the coordinator published {with_unit(rate, 'decisions per second', 0)} from queued messages"
         + (f" ({found.throughput.why})." if found.throughput.why else ".")
     )
     if found.fault is not None:

@@ -28,7 +28,7 @@ from bus.nats.bus import NatsBus
 from bus.utils.processes import on_signals
 from coordinator.audit.runner import audit_bus
 from coordinator.certify.evaluation import LOST_S, HostReports, agent_rows, audited, sandbox_rows, served, targets
-from coordinator.certify.expected import ExpectedSwarm, expected
+from coordinator.certify.expected import ExpectedSwarm, expected_swarm
 from coordinator.certify.leftovers import check_earlier_runs
 from coordinator.certify.measurements import (
     RunRecording,
@@ -114,11 +114,11 @@ class Plan:
         Raises:
             UsageError: a mistake in the configuration, or a swarm that cannot be certified.
         """
-        wanted, toml = expected(options.config, options.provider)
-        remote = any(provider != "local" for provider in wanted.sandboxes.values())
+        expected, toml = expected_swarm(options.config, options.provider)
+        remote = any(provider != "local" for provider in expected.sandboxes.values())
         return cls(
             options=options,
-            expected=wanted,
+            expected=expected,
             toml=toml,
             endpoint=Endpoint.of().label if remote else None,
             timeout_s=REMOTE_TIMEOUT_S if remote else TIMEOUT_S,
@@ -330,10 +330,10 @@ class _Steps:
         return f"decisions received: {self._observer.decisions}; without a live heartbeat: {missing}"
 
     async def _wait_for_hosts(self) -> None:
-        observer, wanted = self._observer, self._plan.expected.sandboxes.keys()
+        observer, expected = self._observer, self._plan.expected.sandboxes.keys()
         try:
             await observer.until(
-                lambda: wanted <= served(observer) or observer.alert_at(FAILED, 0.0), self._plan.timeout_s
+                lambda: expected <= served(observer) or observer.alert_at(FAILED, 0.0), self._plan.timeout_s
             )
         finally:
             with contextlib.suppress(BusError):  # the steps that read the bus report that
@@ -354,8 +354,8 @@ class _Steps:
         return {name: list(record.capabilities) for name, record in records.items()}
 
     async def _decided(self, more: int) -> None:
-        wanted = self._observer.decisions + more
-        await self._observer.until(lambda: self._observer.decisions >= wanted, self._plan.timeout_s)
+        expected = self._observer.decisions + more
+        await self._observer.until(lambda: self._observer.decisions >= expected, self._plan.timeout_s)
 
     async def _run_pipeline(self) -> None:
         await self._decided(self._plan.expected.history + PACED - self._observer.decisions)
@@ -391,11 +391,11 @@ class _Steps:
 
     async def _receive_all(self) -> None:
         """A process that vanished since its last heartbeat is not active; its replacement is waited for."""
-        observer, wanted = self._observer, self._plan.expected
+        observer, expected = self._observer, self._plan.expected
 
         def all_received(since: float) -> bool:
-            alive = all(observer.lives(name, since) for name in wanted.agents)
-            return alive and wanted.sandboxes.keys() <= served(observer, since)
+            alive = all(observer.lives(name, since) for name in expected.agents)
+            return alive and expected.sandboxes.keys() <= served(observer, since)
 
         received = failed = False
         async with asyncio.timeout(self._plan.timeout_s):
@@ -420,22 +420,22 @@ def build_report(
     duration_s: float,
 ) -> Certificate:
     """The report with the verdict. Pure: it only reads the parts. `problems` are those of the steps."""
-    options, wanted, observer = plan.options, plan.expected, deployment.observer
+    options, expected, observer = plan.options, plan.expected, deployment.observer
     kill, recording = measured.fault.kill, measured.read_back.recording
-    problems = [*problems, *_found_problems(wanted, observer, measured, cleanup)]
-    sandboxes = sandbox_rows(wanted, deployment.hosts, observer, plan.machine)
-    agents = agent_rows(wanted, observer, recording, measured.capabilities, deployment.hosts)
+    problems = [*problems, *_found_problems(expected, observer, measured, cleanup)]
+    sandboxes = sandbox_rows(expected, deployment.hosts, observer, plan.machine)
+    agents = agent_rows(expected, observer, recording, measured.capabilities, deployment.hosts)
     judgement = targets(
-        wanted, sandboxes, agents, measured.read_back.memory, measured.read_back.snapshots,
+        expected, sandboxes, agents, measured.read_back.memory, measured.read_back.snapshots,
         kill, measured.fault.before, recording, measured.audit,
         detection_s=options.max_detection_s, recovery_s=options.max_recovery_s, downtime_s=options.max_downtime_s,
     )  # fmt: skip
     alerts = sorted((alert for _, alert in observer.alerts), key=lambda alert: alert.timestamp)
-    _, restored = recording.events.get(("restored", wanted.target, (kill.epoch_after or 0) if kill else 0), (0, {}))
+    _, restored = recording.events.get(("restored", expected.target, (kill.epoch_after or 0) if kill else 0), (0, {}))
     return Certificate(
         ok=not problems and all(target.ok for target in judgement),
         version=__version__,
-        provider=wanted.providers,
+        provider=expected.providers,
         endpoint=plan.endpoint,
         started_at=plan.started_at,
         duration_s=duration_s,
@@ -445,8 +445,8 @@ def build_report(
         targets=judgement,
         sandboxes=sandboxes,
         agents=agents,
-        flow=recording.flow(wanted.history, WARMUP_ROUNDS, awaited=wanted.history + PACED + AFTER),
-        throughput=recording.throughput(wanted.history),
+        flow=recording.flow(expected.history, WARMUP_ROUNDS, awaited=expected.history + PACED + AFTER),
+        throughput=recording.throughput(expected.history),
         memory=measured.read_back.memory,
         snapshots=measured.read_back.snapshots,
         last_values=measured.read_back.last_values,
@@ -460,10 +460,10 @@ def build_report(
     )
 
 
-def _found_problems(wanted: ExpectedSwarm, observer: Observer, measured: Measured, cleanup: Cleanup) -> Iterator[str]:
+def _found_problems(expected: ExpectedSwarm, observer: Observer, measured: Measured, cleanup: Cleanup) -> Iterator[str]:
     """What went wrong beyond the steps that failed and the targets."""
     if measured.fault.kill is not None and not measured.fault.kill.ok:
-        yield f"SIGKILL to {wanted.target}: {measured.fault.kill.outcome}"
+        yield f"SIGKILL to {expected.target}: {measured.fault.kill.outcome}"
     if measured.audit is not None and not measured.audit.ok:
         yield from (f"audit: {text}" for text in measured.audit.problems)
     yield from (alert.message for _, alert in observer.alerts if alert.code == FAILED)

@@ -104,9 +104,9 @@ def _print_certificate(found: Certificate) -> None:
     out = console()
     rows: list[list[str | Text]] = []
     for target in found.targets:
-        wanted, measured = target_text(target)
+        limit, measured = target_text(target)
         met = Text("met", "green") if target.ok else Text("MISSED", "bold red")
-        rows.append([target.name, wanted, measured, met, target.how])
+        rows.append([target.name, limit, measured, met, target.how])
     columns = (
         Column("target"),
         Column("wanted", right=True),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from coordinator.certify.expected import expected
+from coordinator.certify.expected import expected_swarm
 from coordinator.certify.measurements import RecordedMessage, RunRecording, digest
 
 MS = 1_000_000
-EXPECTED, _ = expected(None, None)
+EXPECTED, _ = expected_swarm(None, None)
 
 
 def message(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bus.errors import UsageError
-from coordinator.certify.expected import configuration, expected
+from coordinator.certify.expected import configuration, expected_swarm
 from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, parse_swarm
 from tests.support.certified import EXPECTED
 
@@ -37,7 +37,7 @@ kind = "coordinator"
 [agents.other]
 external = true
 """)
-    found, _ = expected(file, None)
+    found, _ = expected_swarm(file, None)
     assert (found.sandboxes, found.target, found.history) == ({"one": "local"}, "feed", 60)
     assert found.agents == {"feed": "market-data", "vote": "momentum", "decider": "coordinator"}
     assert found.keys == {"feed": "market_data", "vote": "mine", "decider": "decision"}
@@ -50,4 +50,4 @@ external = true
 def test_a_swarm_without_rounds_cannot_be_certified(tmp_path: Path, kind, lacking):
     (tmp_path / "swarm.toml").write_text(f'[agents.a]\nkind = "{kind}"\n[agents.b]\nkind = "momentum"')
     with pytest.raises(UsageError, match=lacking):
-        expected(tmp_path / "swarm.toml", None)
+        expected_swarm(tmp_path / "swarm.toml", None)
