@@ -109,7 +109,7 @@ async def _writes(facts: _Facts) -> list[Finding]:
 
 
 async def _durability(facts: _Facts) -> list[Finding]:
-    check, wanted = "durability", facts.config.stream.durability
+    check, expected = "durability", facts.config.stream.durability
     server = _embedded(facts)
     if server is None:
         return [skipped(check, "it is a setting of the server, which only an embedded one reports")]
@@ -118,18 +118,18 @@ async def _durability(facts: _Facts) -> list[Finding]:
     if varz is None:
         return [skipped(check, f"nats-server (pid {server.pid}) does not answer over HTTP")]
     always = bool(varz["jetstream"]["config"].get("sync_always"))
-    text = f"active: {'power' if always else 'process'}; configured: {wanted}"
-    if always != (wanted == "power"):
+    text = f"active: {'power' if always else 'process'}; configured: {expected}"
+    if always != (expected == "power"):
         return [warning(check, text, "the setting was changed after `up`: signalmesh down, then signalmesh up")]
     return [ok(check, text)]
 
 
 async def _streams(facts: _Facts) -> list[Finding]:
     found = []
-    for wanted in expected_streams(facts.bus, facts.config.stream.limits()):
-        check = f"stream {wanted['name']}"
+    for expected in expected_streams(facts.bus, facts.config.stream.limits()):
+        check = f"stream {expected['name']}"
         try:
-            there = (await facts.bus.api(f"STREAM.INFO.{wanted['name']}"))["config"]
+            there = (await facts.bus.api(f"STREAM.INFO.{expected['name']}"))["config"]
         except Refused as refused:
             if refused.code != STREAM_NOT_FOUND:
                 raise
@@ -137,8 +137,8 @@ async def _streams(facts: _Facts) -> list[Finding]:
                 error(check, f"does not exist on {facts.bus.url}", "signalmesh up creates it (or name the swarm)")
             )
             continue
-        differing = differing_settings(there, wanted)
-        shown = "; ".join(f"{key} is {there.get(key)!r}, expected {wanted[key]!r}" for key in differing)
+        differing = differing_settings(there, expected)
+        shown = "; ".join(f"{key} is {there.get(key)!r}, expected {expected[key]!r}" for key in differing)
         if any(key in FIXED for key in differing):
             found.append(error(check, shown, "of another program, or changed manually: choose another swarm name"))
         elif differing:

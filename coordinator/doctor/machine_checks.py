@@ -98,16 +98,16 @@ def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Find
 
 def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:
     """Free space of the store's disk, compared with how far the stream may still grow."""
-    place = state_dir.absolute() / "nats"
+    path = state_dir.absolute() / "nats"
     try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        free = shutil.disk_usage(place).free
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        free = shutil.disk_usage(path).free
         used = sum(path.stat().st_size for path in (state_dir / "nats" / "store").rglob("*") if path.is_file())
     except OSError as problem:
         return skipped("disk space", f"{problem.filename}: {problem.strerror}")
     may_grow = max(0, config.stream.max_bytes - used)
-    text = f"{mib(free)} free at {place}; the store has {mib(used)}, [stream] max_bytes allows {mib(may_grow)} more"
+    text = f"{mib(free)} free at {path}; the store has {mib(used)}, [stream] max_bytes allows {mib(may_grow)} more"
     if free < LEAST_FREE_BYTES:
         return error("disk space", text, "free space, or move the state: --state-dir on another disk")
     if free < may_grow:

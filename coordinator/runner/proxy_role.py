@@ -85,28 +85,28 @@ class FaultService:
     def _served(self, command: str, action: Any) -> Any:
         async def serve(received: ReceivedMessage) -> bytes:
             try:
-                wanted = msgspec.convert(orjson.loads(received.data), BadNetwork)
+                fault = msgspec.convert(orjson.loads(received.data), BadNetwork)
             except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
                 return orjson.dumps({"error": f"proxy, {command}: {error}"})
             names = self._proxy.names
-            answer = Affected(connections=action(wanted), names=names)
-            log.info(command, agents=wanted.agents, connections=answer.connections, for_s=wanted.for_s)
+            answer = Affected(connections=action(fault), names=names)
+            log.info(command, agents=fault.agents, connections=answer.connections, for_s=fault.for_s)
             return orjson.dumps(answer)
 
         return serve
 
-    def _reset(self, wanted: BadNetwork) -> int:
-        return self._proxy.reset(wanted.agents)
+    def _reset(self, fault: BadNetwork) -> int:
+        return self._proxy.reset(fault.agents)
 
-    def _blackhole(self, wanted: BadNetwork) -> int:
-        return self._proxy.drop(UP, DOWN, names=wanted.agents)
+    def _blackhole(self, fault: BadNetwork) -> int:
+        return self._proxy.drop(UP, DOWN, names=fault.agents)
 
-    def _delay(self, wanted: BadNetwork) -> int:
-        count = self._proxy.delay(wanted.delay_s, wanted.agents)
+    def _delay(self, fault: BadNetwork) -> int:
+        count = self._proxy.delay(fault.delay_s, fault.agents)
 
         async def end() -> None:
-            await asyncio.sleep(wanted.for_s)
-            self._proxy.delay(0.0, wanted.agents)
+            await asyncio.sleep(fault.for_s)
+            self._proxy.delay(0.0, fault.agents)
 
         task = asyncio.create_task(end(), name="proxy-end-of-delay")
         self._ending.add(task)

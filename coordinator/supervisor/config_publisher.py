@@ -48,7 +48,7 @@ class ConfigPublisher:
     async def publish(self) -> None:
         """Publish the current VotingConfig, unless it is already the newest one of all writers."""
         async with self._writing:
-            wanted = to_config_message(self._config, self._voters(), source=WATCHDOG)
+            current = to_config_message(self._config, self._voters(), source=WATCHDOG)
             await self._reports.flush()
             last = await self._bus.last(self._subject)
             if last is not None:
@@ -59,13 +59,13 @@ class ConfigPublisher:
                     from_others = [self._subject, *from_others]
                 if from_others:
                     self._alert_overridden(from_others)
-                elif present is not None and replace(present, timestamp=wanted.timestamp) == wanted:
+                elif present is not None and replace(present, timestamp=current.timestamp) == current:
                     self._published = last.data
                     return
-            self._reports.config(wanted)
+            self._reports.config(current)
             await self._reports.flush()
-            self._published = encode(wanted)
-            log.info("config_published", voters=dict(wanted.voters))
+            self._published = encode(current)
+            log.info("config_published", voters=dict(current.voters))
 
     async def _newer_than(self, sequence: int) -> list[str]:
         """Subjects of other writers with a VotingConfig newer than `sequence`."""

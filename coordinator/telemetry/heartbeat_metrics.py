@@ -106,21 +106,21 @@ class HeartbeatMetrics(Collector):
         cpu = _counter("signalmesh_agent_cpu_seconds", "Processor time of the agent's process.")
         memory = _gauge("signalmesh_agent_resident_memory_bytes", "Physical memory of the agent's process.", "agent")
         snapshot = _gauge("signalmesh_snapshot_seconds", "From taking the newest snapshot to storing it.", "agent")
-        place = _gauge("signalmesh_agent_sandbox", "1 for the sandbox that the agent runs in.", "agent", "sandbox")
+        sandbox = _gauge("signalmesh_agent_sandbox", "1 for the sandbox that the agent runs in.", "agent", "sandbox")
         for heartbeat in agents:
             name = heartbeat.agent
             lag.add_metric([name], heartbeat.lag)
             outputs.add_metric([name], heartbeat.outputs)
             poison.add_metric([name], heartbeat.poison)
             skipped.add_metric([name], heartbeat.skipped)
-            place.add_metric([name, self._names.label(heartbeat.sandbox) if heartbeat.sandbox else ""], 1)
+            sandbox.add_metric([name, self._names.label(heartbeat.sandbox) if heartbeat.sandbox else ""], 1)
             if heartbeat.cpu_s is not None:
                 cpu.add_metric([name], heartbeat.cpu_s)
             if heartbeat.rss_mb is not None:
                 memory.add_metric([name], heartbeat.rss_mb * MEBIBYTE)
             if heartbeat.snapshot_ms is not None:
                 snapshot.add_metric([name], heartbeat.snapshot_ms / 1000)
-        yield from (lag, outputs, poison, skipped, cpu, memory, snapshot, place)
+        yield from (lag, outputs, poison, skipped, cpu, memory, snapshot, sandbox)
         states = {heartbeat.agent: heartbeat.status for heartbeat in agents}
         phases = (leader.phases if leader else None) or {}
         states |= {name: phase for name, phase in phases.items() if self._names.label(name) != OTHER}
