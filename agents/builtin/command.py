@@ -60,7 +60,7 @@ class CommandFailed(MeshError):
 
 
 class CommandAgent(Agent):
-    """Sends every event to its program. `command_class` makes the subclass with the handlers."""
+    """Sends every event to its program. `command_class` creates the subclass with the handlers."""
 
     kind = "command"
     command: ClassVar[tuple[str, ...]] = ()

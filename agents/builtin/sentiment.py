@@ -203,9 +203,8 @@ class SentimentAgent(Agent):
         items: list[Item] = []
         for key in (symbol, EVERY_SYMBOL):
             window = self.state.window.get(key, [])
-            if (
-                key != EVERY_SYMBOL
-            ):  # symbols may run at different times, and a headline without a symbol belongs to all of them
+            # A headline without a symbol is for all symbols, which may be at different times: it stays.
+            if key != EVERY_SYMBOL:
                 del window[: bisect.bisect_left(window, forgotten_s, key=lambda item: item[0])]
             items += [item for item in window if oldest_s <= item[0] <= now_s]
         return sorted(items)

@@ -1,6 +1,6 @@
 """How good or bad a piece of financial news sounds: VADER's rules with a lexicon of our own on top.
 
-VADER (Hutto and Gilbert 2014, ICWSM) was made for social media. Three things fit it to headlines about markets: words
+VADER (Hutto and Gilbert 2014, ICWSM) is built for social media. Three things fit it to headlines about markets: words
 of finance and crypto that it lacks (feeds/data/lexicon.csv), words removed that mean something else there, and a rule
 for "to X from Y". This scores one text; weighing several against each other is the business of
 agents/builtin/sentiment.py.

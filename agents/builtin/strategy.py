@@ -1,6 +1,6 @@
 """What the strategies share: a window of closes for each series, and one Signal for each candle.
 
-A strategy is what it makes of a window (`measure`). What can be measured on one is agents/builtin/indicators.py's.
+A strategy is its measure of a window (`measure`). agents/builtin/indicators.py has the indicators.
 """
 
 from __future__ import annotations

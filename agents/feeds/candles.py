@@ -85,7 +85,7 @@ def load_candles(path: str | Path = "") -> Candles:
 
 @functools.cache
 def _packaged() -> Candles:
-    """The packaged recording, parsed once in a process: a host that preloads it hands it to every child it forks."""
+    """The packaged recording, parsed once in a process: every child of a host that preloads it shares it."""
     return _parse(read_table("", RECORDING, COLUMNS))
 
 

@@ -30,7 +30,7 @@ from bus.durable.snapshots import Snapshot
 from bus.messages import KINDS
 
 FORK_SERVER = os.getpid()
-"""The parent of the agents. A child cannot ask for it: once the parent has died, the kernel names init."""
+"""The parent of the agents. A child cannot look it up: once the parent has died, the kernel names init."""
 
 load_candles()
 packaged_recording()

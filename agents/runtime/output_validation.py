@@ -19,7 +19,7 @@ from bus.messages.subjects import Subjects
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An output ready to be published: its read-side subject, its bytes, and what these were made of."""
+    """An output ready to be published: its read-side subject, its bytes, and its message."""
 
     subject: str
     data: bytes
@@ -40,7 +40,7 @@ class OutputValidator:
         self._expected = ", ".join(KINDS[kind].__name__ for kind in self._publishes) or "none at all"
 
     def prepare(self, outputs: Outputs, handler: str, topic: str | None) -> list[Prepared]:
-        """Encode and check what a handler returned about `topic`; `handler` begins the sentence: "on_market returned".
+        """Encode and check what a handler returned about `topic`; `handler` starts the error: "on_market returned".
 
         Raises:
             BadOutput: it is no message of a kind that the agent publishes, or no reader could read it.

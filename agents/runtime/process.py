@@ -181,7 +181,7 @@ async def _claim(bus: NatsBus, incarnation: Incarnation, agent_id: str) -> int |
 def _open_tracing(
     incarnation: Incarnation, agent: Agent, subjects: Subjects, epoch: int, agent_id: str
 ) -> AgentTracing | None:
-    """What makes the spans of this process, if its environment requests them."""
+    """The tracing of this process, if its environment requests it."""
     spec = incarnation.spec
 
     def resource() -> dict[str, str | int]:

@@ -162,9 +162,9 @@ class AgentTracing:
             self._emit(number, span)
 
     def found(self, stored: StoredMessage) -> None:
-        """An output that was stored before: by the incarnation before this one, which may not have exported its span.
+        """An output that an earlier incarnation stored. That one may not have exported its span.
 
-        To be called in its place of the replay.
+        To be called at the output's position in the replay.
         """
         number = int(stored.headers[h.OUTPUT])
         context = read_sampled(stored.headers.get(h.TRACEPARENT, ""))[0] if number > self._newest_emitted else None

@@ -82,7 +82,7 @@ def escape_topic(topic: str) -> str:
 
 
 def unescape_topic(token: str) -> str:
-    """The topic from which `escape_topic` made this token.
+    """The topic that `escape_topic` escaped to this token.
 
     Raises:
         ValueError: no topic escapes to this token (so foreign tokens cannot collide with ours).

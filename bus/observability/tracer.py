@@ -124,7 +124,7 @@ class Tracer:
         except ValueError:
             self._sample = RateLimiter(TRACES_PER_S)
         self.records_rare_events = not settings.sampler.strip().lower().endswith("always_off")
-        """Whether rare events that begin their own trace are recorded: all of them, unless nothing is sampled."""
+        """Whether rare events that start their own trace are recorded: all of them, unless nothing is sampled."""
         self._random = random.Random()  # noqa: S311 - ids; of this process, not of the one that it was forked from
         self.queue = SpanQueue(settings, resource, make_export)
 

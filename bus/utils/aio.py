@@ -50,7 +50,7 @@ async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tu
 def run_to_end(main: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
     """Like `asyncio.run`, but all tasks that `main` leaves behind end: asyncio cancels them only once.
 
-    `loop_factory` makes the event loop, by default asyncio's own.
+    `loop_factory` creates the event loop, by default asyncio's own.
     """
 
     async def to_the_end() -> T:

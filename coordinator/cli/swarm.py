@@ -55,7 +55,7 @@ def up(
         float | None,
         typer.Option(
             envvar="SIGNALMESH_SPEED",
-            help="Candles per second of the recorded feeds; 0: as fast as decisions are made.",
+            help="Candles per second of the recorded feeds; 0: as fast as the coordinator decides.",
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port of the embedded nats-server; 0: any free one.")] = 4222,

@@ -100,7 +100,7 @@ def check_settings(file: str, key: str, name: str, settings: E2bSettings) -> Non
             raise ConfigError(
                 file,
                 f"{key}.env.{variable}",
-                "expected the name of a variable that begins neither with E2B_ nor with SIGNALMESH_",
+                "expected the name of a variable that starts neither with E2B_ nor with SIGNALMESH_",
             )
         if "\0" in settings.env[variable]:
             raise ConfigError(file, f"{key}.env.{variable}", "expected text without a null character")

@@ -104,7 +104,7 @@ def load_swarm(
 ) -> SwarmConfig:
     """The swarm in `file` (--config), else in swarm.toml, else the default swarm, with `overrides` applied.
 
-    Relative paths begin in `directory`, the working directory unless given. Imports no agent.
+    Relative paths start in `directory`, the working directory unless given. Imports no agent.
 
     Raises:
         ConfigError: `file` does not exist, or a key in it is wrong; UsageError: an override does not fit the file.
@@ -194,7 +194,7 @@ def warnings_about(config: ResolvedSwarm) -> tuple[str, ...]:
     deciders = config.deciders
     if not deciders:
         externals = ", ".join(item.spec.name for item in config.agents if item.external)
-        unless = f", unless an external agent ({externals}) makes them" if externals else ""
+        unless = f", unless an external agent ({externals}) publishes them" if externals else ""
         warning = (
             f"no agent decides, so there will be no decisions{unless}; "
             f'for decisions add an agent with kind = "{COORDINATOR_KIND}"'

@@ -183,7 +183,7 @@ class CoordinatorAgent(Agent):
         )
 
     def _refused(self, tick: MarketData) -> list[Decision | Alert]:
-        """Count a tick beyond the bounds; no decision will be made on it."""
+        """Count a tick beyond the bounds; no decision answers it."""
         counts = self.state.counts
         counts.refused_ticks += 1
         if not is_reported(counts.refused_ticks):

@@ -76,7 +76,7 @@ LARGEST_INTEGER = (1 << 63) - 1
 
 
 def since_ns(text: str, now_ns: int | None = None) -> int:
-    """Nanoseconds since 1970 of a duration before now (`90s`, `10m`, `1h30m`) or of an ISO time (UTC unless it says).
+    """Nanoseconds since 1970 of a duration before now (`90s`, `10m`, `1h30m`) or of an ISO time (without offset: UTC).
 
     Raises:
         UsageError: it is neither.

@@ -1,7 +1,7 @@
 """`status`: what the bus alone shows of a swarm.
 
 `collect` listens to heartbeats and reads the registry, the claims and the decisions. Everything else here is pure: it
-makes the fields of `status --json` from these facts.
+derives the fields of `status --json` from these facts.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def current_heartbeat(name: str, heartbeats: HeartbeatTable) -> ReceivedHeartbea
 
 
 def agent_status(name: str, facts: Facts) -> AgentStatus:
-    """The status of one agent; its process, if it has a current heartbeat, else what its record says."""
+    """The status of one agent; its process, if it has a current heartbeat, else by its record."""
     record = facts.records.get(name)
     received = current_heartbeat(name, facts.heartbeats)
     heartbeat = None if received is None else received.heartbeat
@@ -279,7 +279,7 @@ def sandboxes_without_host(heartbeats: HeartbeatTable, reasons: Mapping[str, str
 
 
 def of_deciders(decisions: Mapping[str, int], config: VotingConfig | None) -> dict[str, int]:
-    """Those of `decisions` (by subject) that the agents have made which `config` names as deciders; all, if none."""
+    """Those of `decisions` (by subject) of the agents that `config` names as deciders; all, if it names none."""
     deciders = config.deciders if config else ()
     return {s: count for s, count in decisions.items() if not deciders or s.rpartition(".")[2] in deciders}
 

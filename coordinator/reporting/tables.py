@@ -20,7 +20,7 @@ from bus.utils.terminal import escape_control
 __all__ = ["Cell", "Column", "console", "fitted", "print_table", "state_text"]
 
 PIPED_WIDTH, PIPED_HEIGHT = 1_000_000, 25
-"""The size for a pipe or a file: as wide as needed. Both are given, as rich would otherwise ask a terminal."""
+"""The size for a pipe or a file: as wide as needed. Both are given, as rich would otherwise query a terminal."""
 GAP = 2
 """Blanks between two columns."""
 STATE_COLOURS = {

@@ -1,4 +1,4 @@
-"""Checks of the OTEL_* variables, made by `up`, each role and `doctor` before anything is exported.
+"""Checks of the OTEL_* variables, run by `up`, each role and `doctor` before anything is exported.
 
 By OpenTelemetry's rules a wrong value stops no process: it is reported with the value that is used instead. Values of
 headers are never shown, and of an endpoint only its host.

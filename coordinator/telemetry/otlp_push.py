@@ -22,7 +22,7 @@ from coordinator.telemetry.otel_env_check import INTERVAL_MS, TIMEOUT_MS
 __all__ = ["CLOSE_S", "MetricsExport"]
 
 CLOSE_S = 5.0
-"""Longest time to wait for the last export at the end of the process: a connection may have to be made, and the
+"""Longest time to wait for the last export at the end of the process: a connection may have to be opened, and the
 exporter retries after one and two seconds."""
 UNANSWERED_S = 0.5
 """The same for a collector that has accepted nothing for CLOSE_S."""

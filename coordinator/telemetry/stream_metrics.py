@@ -89,7 +89,7 @@ class StreamMetrics(Instruments):
 
     def _begin(self, agents: tuple[str, ...]) -> None:
         """Start each series with known labels at 0; those of unknown writers and alerts start later."""
-        # Prometheus sees no increase in a series that begins at 1.
+        # Prometheus sees no increase in a series that starts at 1.
         self.messages.labels(OTHER)
         for kind in STORED_KINDS:
             self.messages.labels(kind)

@@ -94,7 +94,7 @@ def test_a_swarm_that_decides_nothing_is_doubted(tmp_path):
     assert 'there will be no decisions; for decisions add an agent with kind = "coordinator"' in warning
     text = '[agents.feed]\nkind = "market-data"\n[agents.mine]\nexternal = true\n'
     (warning,) = warnings_about(written(tmp_path, text).resolve())
-    assert "no decisions, unless an external agent (mine) makes them" in warning
+    assert "no decisions, unless an external agent (mine) publishes them" in warning
 
 
 def test_two_that_decide_are_doubted(tmp_path):
