@@ -75,6 +75,9 @@ class Agent:
     class Options:
         """Settings from the agent's table in swarm.toml; a wrong key or type there is an error that names it."""
 
+    handler_limit_s: float | None = None
+    """Seconds that an asynchronous handler may take before the process ends; None: `[watchdog] starved_ms`."""
+
     state: Any
     options: Any
 

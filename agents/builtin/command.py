@@ -86,6 +86,7 @@ class CommandAgent(Agent):
 
     def setup(self) -> None:
         """The program is started by the first event."""
+        self.handler_limit_s = self.options.timeout_s + END_S
         self._program: _Program | None = None
         self._closed = False
 

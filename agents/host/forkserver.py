@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,15 @@ EXIT_STATUS_S = 0.2
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 DIRECTORY_PREFIX = "mesh-fork-"
 LOCK_FILE = "lock"
+MAX_ERROR_BYTES = 16384
+"""A text of MAX_ERROR_TEXT characters (bus/utils/error_text.py) is shorter, and no pipe blocks for it."""
 LONGEST_TMPDIR = 64
 """Bytes; the path of a socket in a directory of ours has 37 more, and may have 103 (macOS), or 107."""
 CREATION_S = 10.0
 """A directory without a lock file is removed if it is older than this."""
 
 
-def _child(data: bytes) -> None:
+def _child(data: bytes, errors: Connection) -> None:
     from agents.host.preload import FORK_SERVER  # loaded in the fork server, whose pid it therefore holds
 
     die_with_parent(FORK_SERVER)
@@ -53,7 +56,7 @@ def _child(data: bytes) -> None:
         os.close(server._forkserver_alive_fd)  # noqa: SLF001
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    code = run_incarnation(Incarnation.from_json(data))
+    code = run_incarnation(Incarnation.from_json(data), lambda text: errors.send_bytes(text.encode()))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # nothing of the fork server's is ours to clean up
@@ -66,15 +69,23 @@ def _loaded(pipe: Any) -> None:
 class AgentProcess:
     """One agent's process. Several tasks may call `wait`."""
 
-    def __init__(self, process: Any) -> None:
-        self._process = process
+    def __init__(self, process: Any, errors: Connection) -> None:
+        self._process, self._errors = process, errors
         self.pid: int = process.pid
+        self.error: str | None = None
+        """Once it has ended: the exception that ended it, if one did."""
         self._exit = asyncio.ensure_future(self._await_exit())
 
     async def _await_exit(self) -> int:
         await wait_pid_exit(self.pid)
+        self._read_error()
         code = await asyncio.to_thread(self._exit_code)
         return code if code is not None else -signal.SIGKILL
+
+    def _read_error(self) -> None:
+        with self._errors, contextlib.suppress(EOFError, OSError):  # it was killed, or ended without an error
+            if self._errors.poll():
+                self.error = self._errors.recv_bytes(MAX_ERROR_BYTES).decode(errors="replace")
 
     def _exit_code(self) -> int | None:
         self._process.join(EXIT_STATUS_S)
@@ -158,16 +169,18 @@ class ForkServer:
         if stopping():
             raise MeshError("this sandbox host is ending")
 
-        def start() -> Any:
-            process = self._context.Process(target=_child, args=(incarnation.to_json(),), daemon=True)
-            process.start()
-            return process
+        def start() -> tuple[Any, Connection]:
+            ours, theirs = self._context.Pipe(duplex=False)
+            with theirs:
+                process = self._context.Process(target=_child, args=(incarnation.to_json(), theirs), daemon=True)
+                process.start()
+            return process, ours
 
         try:
-            process = await asyncio.get_running_loop().run_in_executor(self._thread, start)
+            process, errors = await asyncio.get_running_loop().run_in_executor(self._thread, start)
         except OSError as error:
             raise MeshError(f"cannot start a process: {error}") from None
-        return AgentProcess(process)
+        return AgentProcess(process, errors)
 
     async def stop(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

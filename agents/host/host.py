@@ -62,6 +62,7 @@ class _Slot:
             pid=self.child.pid,
             spawned_at=self.spawned_at,
             exit_code=self.exit_code,
+            error=self.child.error,
         )
 
 
@@ -192,6 +193,7 @@ class Host:
                 epoch=order.epoch,
                 agent_id=order.agent_id,
                 heartbeat_s=order.heartbeat_s,
+                starved_s=order.starved_s,
                 log_level=self._log_level,
                 traceparent=order.traceparent,
                 credentials=self._credentials,
@@ -211,15 +213,17 @@ class Host:
         if self._running.get(name) is slot:
             del self._running[name]
         self._ended = [*self._ended, slot][-KEEP_EXITS:]
-        code = slot.exit_code
+        code, error = slot.exit_code, slot.child.error
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
         self._reports.lifecycle(
             "exited",
             name,
             epoch=slot.order.epoch,
             sandbox=self.name,
             pid=slot.child.pid,
-            reason=f"signal {-code}" if code < 0 else f"exit code {code}",
+            reason=f"{reason}: {error}" if error else reason,
             exit_code=code,
+            **({"error": error} if error else {}),
         )
 
     async def _kill(self, data: bytes) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class SpawnOrder:
     epoch: int
     agent_id: str
     heartbeat_s: float = 0.1
+    starved_s: float = 5.0
     traceparent: str = ""
     """The span of the recovery that it is part of."""
 

@@ -8,14 +8,18 @@ import time
 
 import psutil
 
+from agents.runtime.inputs import InputState
 from agents.runtime.runtime import Runtime
-from bus.errors import BusError
+from bus.errors import BusError, MeshError
 from bus.messages import Heartbeat, encode
 from bus.utils.processes import MACHINE
 
 HEARTBEAT_S = 0.1
 STALL_S = 1.0
 """After a pause of this length between two heartbeats (a stopped process) the claim is checked."""
+
+STARVED_S = 5.0
+"""Default of `starved_s`, as that of `[watchdog] starved_ms`."""
 
 USAGE_S = 1.0
 """The usage of the process is measured at most this often: a measurement costs as much as a heartbeat."""
@@ -38,12 +42,49 @@ class Usage:
             self.cpu_s = round(time.process_time(), 2)
 
 
-async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> None:
-    """Publish a heartbeat every `interval_s` seconds until cancelled."""
+UNFINISHED = (InputState.HANDLING, InputState.FAULTED, InputState.INTERRUPTED)
+
+
+class StallWatch:
+    """Ends an incarnation that has read an input and makes no progress, although its event loop runs.
+
+    Its heartbeats alone would show it as active for ever.
+    """
+
+    def __init__(self, runtime: Runtime, limit_s: float) -> None:
+        self._runtime = runtime
+        self._limit_s = runtime.agent.handler_limit_s or limit_s
+        self._progress: tuple[int, int, int] | None = None
+        self._stalled_s = 0.0
+
+    def check(self, elapsed_s: float) -> None:
+        """To be called about every `elapsed_s` seconds. It does not count the time of a stopped process."""
+        runtime = self._runtime
+        processor = runtime.input_processor
+        progress = (processor.inputs, processor.skips, runtime.output_log.outputs)
+        busy = processor.state in UNFINISHED or (
+            processor.state is InputState.STOPPED and runtime.status in ("live", "finished")
+        )
+        if not busy or not runtime.bus.is_ready or progress != self._progress:
+            self._progress, self._stalled_s = progress, 0.0
+            return
+        self._stalled_s += elapsed_s
+        if self._stalled_s > self._limit_s:
+            fault = processor.fault
+            what = f"returning to its snapshot after {fault.why}" if fault is not None else processor.handling
+            runtime.fail(MeshError(f"agent {runtime.name}: {what} has not finished within {self._limit_s:g} s"))
+
+
+async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S, starved_s: float = STARVED_S) -> None:
+    """Publish a heartbeat every `interval_s` seconds until cancelled.
+
+    An input that is not finished for `starved_s` seconds ends the incarnation.
+    """
     subject = runtime.bus.subjects.heartbeat(runtime.name)
     loop = asyncio.get_running_loop()
     processor, output_log = runtime.input_processor, runtime.output_log
     usage = Usage()
+    stall_watch = StallWatch(runtime, starved_s)
     sequence = 0
     checking: asyncio.Task[None] | None = None
     due = loop.time()
@@ -73,6 +114,7 @@ async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S) -> 
         with contextlib.suppress(BusError):
             await runtime.bus.notify(subject, encode(heartbeat))
         output_log.check()
+        stall_watch.check(interval_s)
         due = max(due + interval_s, loop.time())
         await asyncio.sleep(due - loop.time())
         if loop.time() - due > STALL_S and (checking is None or checking.done()):

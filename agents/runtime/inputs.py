@@ -23,6 +23,7 @@ from bus.interface import StoredMessage
 from bus.messages import KIND_OF, Event, Timer, decode
 from bus.messages.subjects import Subjects
 from bus.utils.aio import is_cancelled
+from bus.utils.error_text import describe_error
 
 MAX_CONSECUTIVE_SKIPS = 20
 """After so many inputs skipped in a row the agent ends: the next input would fail too."""
@@ -135,6 +136,8 @@ class InputProcessor:
         """Inputs beyond the cursor that failed in their handler."""
         self.lag = 0
         self.replayed = 0
+        self.handling = ""
+        """The handler that runs asynchronously, and its message."""
 
     def transition(self, event: InputEvent) -> None:
         """Change the state, and wake the owner if it has to return to a snapshot."""
@@ -179,6 +182,7 @@ class InputProcessor:
             self._failed(f"on_{kind}", stored, error)
             return None
         if outputs is not None and type(outputs) not in KIND_OF and inspect.isawaitable(outputs):
+            self.handling = f"on_{kind} over message {stored.sequence}"
             self.transition("begin")  # already here: the reader may await the rest in a task that begins later
             return self.handle_async(stored, kind, topic, outputs)
         return self.handle_sync(stored, kind, topic, outputs)
@@ -245,14 +249,24 @@ class InputProcessor:
             self._tracing.end()
 
     def _failed(self, handler: str, stored: StoredMessage, error: BaseException) -> None:
+        # Nothing may escape: a reader would only log it, and the agent would wait for ever.
         if isinstance(error, MeshError) and not isinstance(error, MessageError):
-            self._context.fail(error)  # ends the run; a reader would only log it, and go on with the next input
-        else:
+            self._context.fail(error)
+            return
+        try:
             self._fail(handler, stored, error)
+        except BaseException as another:  # noqa: BLE001 - what it is about is a user's, its traceback included
+            self._context.fail(
+                MeshError(
+                    f"agent {self._context.name}: {handler} failed on message {stored.sequence} with "
+                    f"{describe_error(error)}, and reporting that failed with {describe_error(another)}"
+                )
+            )
 
     def _fail(self, handler: str, stored: StoredMessage, error: BaseException) -> None:
         """Stop reading, and let the runtime return to the last snapshot, which this handler has not changed."""
-        why = str(error) if isinstance(error, BadOutput) else f"{handler} raised {type(error).__name__}: {error}"
+        described = describe_error(error)
+        why = described.partition(": ")[2] if isinstance(error, BadOutput) else f"{handler} raised {described}"
         self.fault = Fault(stored.sequence, why)
         self._context.fault_reporter.failed(self.fault, error, stored.subject)
         if self._tracing is not None:

@@ -15,7 +15,7 @@ import structlog
 import uvloop
 
 from agents.agent import Agent
-from agents.runtime.heartbeat import HEARTBEAT_S, send_heartbeats
+from agents.runtime.heartbeat import HEARTBEAT_S, STARVED_S, send_heartbeats
 from agents.runtime.records import MEMORY_S, Memory, register
 from agents.runtime.runtime import Runtime, RuntimeHooks
 from agents.runtime.tracing import AgentTracing
@@ -33,7 +33,11 @@ from bus.observability.logging import set_up_logs
 from bus.observability.spans import read_context
 from bus.observability.tracer import open_tracer
 from bus.utils.aio import end_tasks, is_cancelled, run_to_end
+from bus.utils.error_text import MAX_ERROR_TEXT, describe_error, shorten
 from signalmesh import restore_python_path
+
+ErrorSink = Callable[[str], None]
+"""Takes the text of an exception."""
 
 log = structlog.get_logger("signalmesh.agent")
 
@@ -48,6 +52,7 @@ class Incarnation:
     epoch: int | None = None
     agent_id: str | None = None
     heartbeat_s: float = HEARTBEAT_S
+    starved_s: float = STARVED_S
     log_level: str = "info"
     traceparent: str = ""
     """The span of the recovery that starts it."""
@@ -82,27 +87,37 @@ def memory_key_of(spec: AgentSpec, traits: ClassTraits) -> str:
     return spec.memory_key or traits.memory_key or (traits.publishes[0] if traits.publishes else "state")
 
 
-def run_incarnation(incarnation: Incarnation) -> int:
-    """Run it to its end; returns the exit code: 0 drained, 2 a user's mistake, 3 no bus, 1 anything else."""
+def run_incarnation(incarnation: Incarnation, report_error: ErrorSink = lambda _: None) -> int:
+    """Run it to its end; returns the exit code: 0 drained, 2 a user's mistake, 3 no bus, 1 anything else.
+
+    `report_error` is called with the text of the exception that ends it, if one does, as soon as it is raised.
+    """
     set_up_logs(incarnation.log_level)
     restore_python_path()
     os.nice(incarnation.spec.nice)
     structlog.contextvars.bind_contextvars(agent=incarnation.spec.name, sandbox=incarnation.sandbox)
     try:
         # Its turns cost less than those of asyncio's own loop: a fifth of the time from a tick to its decision.
-        return run_to_end(_run_connected(incarnation), uvloop.new_event_loop)
+        return run_to_end(_run_connected(incarnation, report_error), uvloop.new_event_loop)
     except Fenced as error:
         log.warning("fenced", problem=str(error))
         return EXIT_FAILED
     except MeshError as error:
+        _report(error, report_error)
         log.error("agent_failed", problem=str(error))  # noqa: TRY400 - expected: its message is enough
         return error.exit_code
-    except (Exception, SystemExit):  # the latter from an agent's setup: its code would look like an orderly end
+    except BaseException as error:  # SystemExit too: its code would look like an orderly end
+        _report(error, report_error)
         log.exception("agent_crashed")
         return EXIT_FAILED
 
 
-async def _run_connected(incarnation: Incarnation) -> int:
+def _report(error: BaseException, report_error: ErrorSink) -> None:
+    with contextlib.suppress(OSError):
+        report_error(shorten(str(error), MAX_ERROR_TEXT) if isinstance(error, MeshError) else describe_error(error))
+
+
+async def _run_connected(incarnation: Incarnation, report_error: ErrorSink) -> int:
     spec = incarnation.spec
     wait_s = None if incarnation.epoch else 5.0
     bus = await NatsBus.connect(incarnation.url, spec.swarm, spec.name, wait_s, incarnation.credentials)
@@ -131,7 +146,9 @@ async def _run_connected(incarnation: Incarnation) -> int:
         )
         _on_end(runtime.drain)
         tasks = [
-            asyncio.create_task(send_heartbeats(runtime, incarnation.heartbeat_s), name="heartbeats"),
+            asyncio.create_task(
+                send_heartbeats(runtime, incarnation.heartbeat_s, incarnation.starved_s), name="heartbeats"
+            ),
             asyncio.create_task(memory.run(), name="memory"),
             asyncio.create_task(_introduce(runtime, bus), name="introduce"),
         ]
@@ -140,8 +157,10 @@ async def _run_connected(incarnation: Incarnation) -> int:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2.0):
                     await register(runtime, "stopped")
-        except UsageError as error:
-            await _alert_unusable(bus, incarnation, error)
+        except BaseException as error:
+            _report(error, report_error)  # now: a handler that ignores its cancellation keeps the process from ending
+            if isinstance(error, UsageError):
+                await _alert_unusable(bus, incarnation, error)
             raise
         finally:
             if tracing is not None:

@@ -39,6 +39,7 @@ from bus.interface import Bounds, Bus, Closable
 from bus.messages import Event, LifecycleEvent, decode
 from bus.messages import headers as h
 from bus.utils.aio import both, end_tasks
+from bus.utils.error_text import MAX_ERROR_TEXT, describe_error, shorten
 
 DRAIN_S = 5.0
 """How long a drain waits for acknowledgements; later ones are left to the recovery."""
@@ -467,7 +468,7 @@ class Runtime:
         Raises:
             TooManyFailures: it was one too many in a row.
         """
-        fault = Fault(None, str(error))
+        fault = Fault(None, shorten(str(error), MAX_ERROR_TEXT))
         self.fault_reporter.failed(fault, error, "")
         self.fault_reporter.skipped(fault)
         self.input_processor.skips += 1
@@ -480,7 +481,7 @@ class Runtime:
             async for event in self.agent.produce(last):
                 yield event
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop like an orderly end
-            raise MeshError(f"agent {self.name}: produce raised {type(error).__name__}: {error}") from error
+            raise MeshError(f"agent {self.name}: produce raised {describe_error(error)}") from error
 
 
 def _encode_state(agent: Agent) -> bytes:

@@ -12,6 +12,10 @@ from bus.errors import Fenced, MeshError
 from bus.interface import Bus, Headers
 from bus.messages import Alert, Lifecycle, LifecycleEvent, Severity, VotingConfig, encode, now
 from bus.messages import headers as h
+from bus.utils.error_text import shorten
+
+MAX_TEXT = 4000
+"""Characters of the longest text of a report."""
 
 log = structlog.get_logger("signalmesh.bus")
 
@@ -81,8 +85,8 @@ class EventPublisher:
             epoch=epoch,
             sandbox=sandbox,
             pid=pid,
-            reason=reason,
-            detail=detail,
+            reason=None if reason is None else shorten(reason, MAX_TEXT),
+            detail=_bounded(detail),
         )
         write = log.debug if event == "skipped" else log.info  # an agent may skip every message that it reads
         write(event, of=agent, epoch=epoch, sandbox=sandbox, pid=pid, reason=reason, **detail)
@@ -103,11 +107,11 @@ class EventPublisher:
         alert = Alert(
             severity=severity,
             code=code,
-            message=message,
+            message=shorten(message, MAX_TEXT),
             timestamp=now(),
             source=self.writer,
             agent=agent,
-            detail=detail,
+            detail=_bounded(detail),
         )
         log.warning(code, message=message, severity=severity, of=agent)
         self._put(self._subjects.alert(severity, self.writer), encode(alert), once)
@@ -125,6 +129,17 @@ class EventPublisher:
             log.debug("report_dropped", subject=subject)
             return
         self._outbox.push()
+
+
+def _bounded(value: Any) -> Any:
+    """`value` with its texts shortened: a report that no server takes would hold up all that come after it."""
+    if isinstance(value, str):
+        return shorten(value, MAX_TEXT)
+    if isinstance(value, dict):
+        return {_bounded(key): _bounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_bounded(item) for item in value]
+    return value
 
 
 def _ignore_fencing(_: MeshError) -> None:

@@ -177,7 +177,10 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """A process started by a sandbox host that still runs (`exit_code` None) or has ended recently."""
+    """A process started by a sandbox host that still runs (`exit_code` None) or has ended recently.
+
+    `error` is the exception that ended it, if one did.
+    """
 
     agent: str
     agent_id: str
@@ -185,6 +188,7 @@ class Child:
     pid: int
     spawned_at: datetime
     exit_code: int | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

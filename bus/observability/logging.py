@@ -28,6 +28,8 @@ USERINFO = re.compile(r"(\w+://)[^/@\s]+@")
 SEED = re.compile(r"\bS[ACNOUX][A-Z2-7]{56}\b")
 """The seed of an nkey: S, the kind of key, and base 32."""
 HIDDEN = "***"
+MAX_LOG_TEXT = 20_000
+"""Characters of the longest value of a field."""
 TRACE_ID: ContextVar[str] = ContextVar("signalmesh_trace_id", default="")
 """The trace of the current work; every log line of that work contains it."""
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -72,6 +74,16 @@ def sanitize(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mut
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = escape_control(value)
+    return event
+
+
+def bound(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Shorten long texts, of an exception for example: a line of megabytes helps nobody, and takes a second."""
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > MAX_LOG_TEXT:
+            left = len(value) - MAX_LOG_TEXT
+            half = MAX_LOG_TEXT // 2
+            event[key] = f"{value[:half]} … ({left} characters left out) … {value[-half:]}"
     return event
 
 
@@ -125,13 +137,16 @@ def set_up_logs(level: str = "info", stream: TextIO | None = None, *, json: bool
     if json:
         shared += [
             structlog.processors.format_exc_info,
+            bound,
             redact,
             structlog.processors.JSONRenderer(_as_json),
         ]
     else:
         shared += [
+            bound,
             sanitize,
             structlog.processors.format_exc_info,
+            bound,
             redact,
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
         ]

@@ -103,7 +103,8 @@ class Timeouts:
 class UnreportedExit:
     """An incarnation that ended while there was no leader.
 
-    `since` is when the end was first known. `exit_code` is None if its host ended too.
+    `since` is when the end was first known. `exit_code` is None if its host ended too. `error` is the exception that
+    ended it, if one did.
     """
 
     epoch: int
@@ -112,6 +113,7 @@ class UnreportedExit:
     agent_id: str
     exit_code: int | None
     since: float
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable
 
+from bus.errors import EXIT_USAGE
 from bus.messages import Child, Heartbeat
 from coordinator.supervisor.failure_detector import HOST_LOST_S, is_lost, judge
 from coordinator.supervisor.model import (
@@ -123,9 +124,9 @@ class Policy:
                 agent.unreported_exit is None or child.epoch > agent.unreported_exit.epoch
             ):
                 agent.unreported_exit = UnreportedExit(
-                    child.epoch, sandbox, child.pid, child.agent_id, child.exit_code, now
+                    child.epoch, sandbox, child.pid, child.agent_id, child.exit_code, now, child.error
                 )
-            self.exited(now, child.agent, child.epoch, child.exit_code)
+            self.exited(now, child.agent, child.epoch, child.exit_code, child.error)
         elif child.epoch > agent.epoch and agent.phase not in ("restarting", "drained", "quarantined"):
             self.spawned(now, child.agent, sandbox, child.pid, child.epoch, child.agent_id)
 
@@ -144,7 +145,7 @@ class Policy:
         if unreported_exit.exit_code is None:
             self._declare_dead(now, agent, "its sandbox host is gone; it ended while there was no leader", counts=False)
         else:
-            self.exited(now, name, unreported_exit.epoch, unreported_exit.exit_code)
+            self.exited(now, name, unreported_exit.epoch, unreported_exit.exit_code, unreported_exit.error)
 
     def mark_stopped(self, name: str, phase: StoppedPhase, epoch: int, sandbox: str) -> None:
         """An earlier term left the agent in this phase, with its incarnation `epoch` in `sandbox`: it is not started.
@@ -188,8 +189,8 @@ class Policy:
         agent.reason = reason
         agent.retry_at = now + agent.deaths.back_off(self._rng)
 
-    def exited(self, now: float, name: str, epoch: int, exit_code: int) -> None:
-        """A host reported the end of a process."""
+    def exited(self, now: float, name: str, epoch: int, exit_code: int, error: str | None = None) -> None:
+        """A host reported the end of a process; `error` is the exception that ended it, if one did."""
         agent = self.agents.get(name)
         if agent is None or agent.epoch != epoch or agent.phase not in ("starting", "running"):
             return
@@ -201,12 +202,12 @@ class Policy:
                 self._drain(agent)
             elif agent.ended_at is None:
                 agent.ended_at = now  # its drain report, published before its end, may arrive a little later
-        elif exit_code == 2:
-            self._declare_dead(
-                now, agent, "it ended with exit code 2: an error that a restart does not fix", permanent=True
-            )
+        elif exit_code == EXIT_USAGE:
+            reason = f"it ended with exit code 2, an error that a restart does not fix{f': {error}' if error else ''}"
+            self._declare_dead(now, agent, reason, permanent=True)
         else:
-            self._declare_dead(now, agent, f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
+            reason = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+            self._declare_dead(now, agent, f"{reason}: {error}" if error else reason)
 
     def probed(self, now: float, name: str, epoch: int, state: str, cpu: CpuTimes) -> None:
         """A host answered a probe of a silent agent's process (see failure_detector.judge)."""
@@ -408,7 +409,7 @@ class Policy:
                 outputs=agent.outputs,
                 unresponsive=unresponsive,
             )
-        quarantine = reason if permanent else too_many
+        quarantine = reason if permanent else too_many and f"{too_many}, the last one: {reason}"
         if quarantine is not None:
             agent.phase = "quarantined"
             self._actions.append(Quarantine(agent.name, agent.epoch, agent.sandbox, quarantine))

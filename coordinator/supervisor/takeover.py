@@ -98,7 +98,13 @@ async def _with_exit_report(bus: Bus, name: str, unreported_exit: UnreportedExit
     age_s = time.time() - datetime.fromisoformat(stored.headers[STORED_AT]).timestamp()
     code = report.detail.get("exit_code")
     exit_code = code if unreported_exit.exit_code is None and isinstance(code, int) else unreported_exit.exit_code
-    return replace(unreported_exit, exit_code=exit_code, since=time.monotonic() - max(0.0, age_s))
+    error = report.detail.get("error")
+    return replace(
+        unreported_exit,
+        exit_code=exit_code,
+        since=time.monotonic() - max(0.0, age_s),
+        error=error if isinstance(error, str) else unreported_exit.error,
+    )
 
 
 async def _earlier_report(bus: Bus, name: str, epoch: int) -> Lifecycle | None:

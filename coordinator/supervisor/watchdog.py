@@ -148,7 +148,7 @@ async def build_leadership(
     outbox = Outbox(bus, written_by, signals.fail, pipelined=await can_pipeline(bus))
     outbox.stored_through = term
     reports = EventPublisher(bus, outbox, NAME, fence(bus, NAME, term))
-    hosts = HostClient(bus, term, config.watchdog.heartbeat_ms / 1000)
+    hosts = HostClient(bus, term, config.watchdog.heartbeat_ms / 1000, config.watchdog.starved_ms / 1000)
     policy = make_policy(config)
     publisher = ConfigPublisher(bus, config, reports, lambda: current_voters(config, policy))
     specs = {item.spec.name: item.spec for item in config.agents if not item.external}
@@ -418,14 +418,15 @@ class Leadership:
             self._policy.drained(time.monotonic(), event.agent, event.epoch)
             self._signals.wake()
         elif event.event == "exited":
-            code = event.detail.get("exit_code")
+            code, error = event.detail.get("exit_code"), event.detail.get("error")
+            error = error if isinstance(error, str) else None
             if event.agent in self._policy.hosts:
                 for name in self._policy.running_in(event.agent):
                     self._recoveries.exited(name, self._policy.agents[name].epoch, event.timestamp)
                 self._policy.host_gone(time.monotonic(), event.agent, f"its sandbox host ended ({event.reason})")
             elif event.epoch is not None and isinstance(code, int) and event.agent in self._policy.agents:
                 self._recoveries.exited(event.agent, event.epoch, event.timestamp)
-                self._policy.exited(time.monotonic(), event.agent, event.epoch, code)
+                self._policy.exited(time.monotonic(), event.agent, event.epoch, code, error)
             self._signals.wake()
 
     def _decide(self) -> list[Action]:

@@ -1,0 +1,98 @@
+"""The watch for an incarnation that sends heartbeats and makes no progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from agents.agent import Agent
+from agents.runtime.heartbeat import send_heartbeats
+from agents.runtime.inputs import InputState
+from agents.runtime.runtime import Runtime
+from bus.errors import MeshError
+from bus.messages import MarketData, encode
+from bus.testing.memory_bus import MemoryBus, MemoryServer
+from tests.support.runtime import claim_runtime
+
+INTERVAL_S, LIMIT_S = 0.01, 0.1
+
+
+def awaiting(handle: Callable[[int], Awaitable[Any]], limit_s: float | None = None) -> Agent:
+    """An agent whose handler awaits `handle(sequence)`."""
+
+    class Awaiting(Agent):
+        kind = "awaiting"
+        listens = ("market",)
+        handler_limit_s = limit_s
+
+        async def on_market(self, tick: MarketData) -> None:
+            await handle(tick.sequence or 0)
+
+    return Awaiting("agent")
+
+
+async def run(agent: Agent, ticks: int, until: Callable[[Runtime], bool]) -> None:
+    """Run the agent over so many ticks with its heartbeats, until it ends or `until` is true."""
+    server = MemoryServer()
+    for n in range(1, ticks + 1):
+        tick = MarketData(
+            symbol="A", price=1.0, volume=1.0, timestamp=datetime(2020, 1, 1, tzinfo=UTC), source="feed", sequence=n
+        )
+        server.store("in.swarm.market.A.feed", encode(tick), {})
+    bus = MemoryBus(server)
+    runtime = await claim_runtime(agent, bus)
+    running = asyncio.create_task(runtime.run())
+    heartbeats = asyncio.create_task(send_heartbeats(runtime, INTERVAL_S, LIMIT_S))
+    try:
+        async with asyncio.timeout(20):
+            while not running.done() and not until(runtime):
+                await asyncio.sleep(INTERVAL_S)
+            if running.done():
+                await running
+    finally:
+        for task in (running, heartbeats):
+            task.cancel()
+        await asyncio.gather(running, heartbeats, return_exceptions=True)
+        await bus.close()
+
+
+async def wait_for_ever(sequence: int) -> None:
+    if sequence == 2:
+        await asyncio.Event().wait()
+
+
+async def test_a_handler_that_never_finishes_ends_the_incarnation_with_its_name():
+    with pytest.raises(MeshError, match=r"agent agent: on_market over message \d+ has not finished within 0\.1 s"):
+        await run(awaiting(wait_for_ever), 3, lambda _: False)
+
+
+async def test_handlers_that_are_slow_one_after_another_are_progress():
+    async def slow(_: int) -> None:
+        await asyncio.sleep(LIMIT_S / 3)
+
+    await run(awaiting(slow), 12, lambda runtime: runtime.input_processor.inputs == 12)
+
+
+async def test_an_agent_may_have_a_longer_limit():
+    async def slow(_: int) -> None:
+        await asyncio.sleep(3 * LIMIT_S)
+
+    await run(awaiting(slow, limit_s=60.0), 2, lambda runtime: runtime.input_processor.inputs == 2)
+
+
+async def test_an_idle_agent_is_not_stalled():
+    beats: list[InputState] = []
+
+    def long_enough(runtime: Runtime) -> bool:
+        beats.append(runtime.input_processor.state)
+        return len(beats) * INTERVAL_S > 3 * LIMIT_S and runtime.input_processor.inputs == 1
+
+    async def nothing(_: int) -> None:
+        await asyncio.sleep(0)
+
+    await run(awaiting(nothing), 1, long_enough)
+    assert beats[-1] is InputState.READING
