@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -20,6 +21,8 @@ STALL_S = 1.0
 
 STARVED_S = 5.0
 """Default of `starved_s`, as that of `[watchdog] starved_ms`."""
+END_S = 2.0
+"""How long an incarnation that has failed may take to end: code of users may ignore its cancellation."""
 
 USAGE_S = 1.0
 """The usage of the process is measured at most this often: a measurement costs as much as a heartbeat."""
@@ -51,8 +54,10 @@ class StallWatch:
     Its heartbeats alone would show it as active for ever.
     """
 
-    def __init__(self, runtime: Runtime, limit_s: float) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, limit_s: float, end: Callable[[MeshError], None]) -> None:
+        """`end` ends the process by force: it is called if the incarnation has failed and does not end."""
+        self._runtime, self._end = runtime, end
+        self._failed_s = 0.0
         self._limit_s = runtime.agent.handler_limit_s or limit_s
         self._progress: tuple[int, int, int] | None = None
         self._stalled_s = 0.0
@@ -60,6 +65,11 @@ class StallWatch:
     def check(self, elapsed_s: float) -> None:
         """To be called about every `elapsed_s` seconds. It does not count the time of a stopped process."""
         runtime = self._runtime
+        if runtime.failure is not None:
+            self._failed_s += elapsed_s
+            if self._failed_s > END_S:
+                self._end(runtime.failure)
+            return
         processor = runtime.input_processor
         progress = (processor.inputs, processor.skips, runtime.output_log.outputs)
         busy = processor.state in UNFINISHED or (
@@ -75,16 +85,21 @@ class StallWatch:
             runtime.fail(MeshError(f"agent {runtime.name}: {what} has not finished within {self._limit_s:g} s"))
 
 
-async def send_heartbeats(runtime: Runtime, interval_s: float = HEARTBEAT_S, starved_s: float = STARVED_S) -> None:
+async def send_heartbeats(
+    runtime: Runtime,
+    interval_s: float = HEARTBEAT_S,
+    starved_s: float = STARVED_S,
+    end: Callable[[MeshError], None] = lambda _: None,
+) -> None:
     """Publish a heartbeat every `interval_s` seconds until cancelled.
 
-    An input that is not finished for `starved_s` seconds ends the incarnation.
+    An input that is not finished for `starved_s` seconds ends the incarnation; if that fails, `end` is called.
     """
     subject = runtime.bus.subjects.heartbeat(runtime.name)
     loop = asyncio.get_running_loop()
     processor, output_log = runtime.input_processor, runtime.output_log
     usage = Usage()
-    stall_watch = StallWatch(runtime, starved_s)
+    stall_watch = StallWatch(runtime, starved_s, end)
     sequence = 0
     checking: asyncio.Task[None] | None = None
     due = loop.time()

@@ -22,7 +22,7 @@ from bus.errors import MeshError, MessageError, UsageError
 from bus.interface import StoredMessage
 from bus.messages import KIND_OF, Event, Timer, decode
 from bus.messages.subjects import Subjects
-from bus.utils.aio import is_cancelled
+from bus.utils.aio import current_task_or_none, is_cancelled
 from bus.utils.error_text import describe_error
 
 MAX_CONSECUTIVE_SKIPS = 20
@@ -216,11 +216,12 @@ class InputProcessor:
         self, stored: StoredMessage, kind: str, topic: str | None, handling: Awaitable[Outputs]
     ) -> None:
         """The rest of `take` for a handler that has returned an awaitable."""
+        task = asyncio.current_task()
         try:
             outputs = await self._finish(handling)
-        except GeneratorExit:
-            raise  # nothing waits for this coroutine any more
         except BaseException as error:
+            if isinstance(error, GeneratorExit) and current_task_or_none() is not task:
+                raise  # this coroutine is closed: nothing waits for it any more
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             self._failed(f"on_{kind}", stored, error)

@@ -36,6 +36,9 @@ from bus.utils.aio import end_tasks, is_cancelled, run_to_end
 from bus.utils.error_text import MAX_ERROR_TEXT, describe_error, shorten
 from signalmesh import restore_python_path
 
+CLOSE_S = 0.3
+"""How long a failed incarnation may take to close its connection."""
+
 ErrorSink = Callable[[str], None]
 """Takes the text of an exception."""
 
@@ -145,9 +148,16 @@ async def _run_connected(incarnation: Incarnation, report_error: ErrorSink) -> i
             hooks=RuntimeHooks(on_output_stored=memory.take, tracing=tracing),
         )
         _on_end(runtime.drain)
+
+        def end_by_force(error: MeshError) -> None:
+            _report(error, report_error)
+            log.critical("ended_by_force", problem=str(error))
+            os._exit(EXIT_FAILED)
+
         tasks = [
             asyncio.create_task(
-                send_heartbeats(runtime, incarnation.heartbeat_s, incarnation.starved_s), name="heartbeats"
+                send_heartbeats(runtime, incarnation.heartbeat_s, incarnation.starved_s, end_by_force),
+                name="heartbeats",
             ),
             asyncio.create_task(memory.run(), name="memory"),
             asyncio.create_task(_introduce(runtime, bus), name="introduce"),
@@ -166,6 +176,9 @@ async def _run_connected(incarnation: Incarnation, report_error: ErrorSink) -> i
             if tracing is not None:
                 await tracing.close()  # while heartbeats go on: waiting for a collector is no failure
             await end_tasks(tasks)
+            if runtime.failure is not None:
+                # Without heartbeats now: the watchdog would not wait longer, and it would not know the reason.
+                asyncio.get_running_loop().call_later(CLOSE_S, end_by_force, runtime.failure)
     finally:
         await bus.close()
     return EXIT_DONE

@@ -99,7 +99,8 @@ class Runtime:
         self._cited = 0
         self._captured: tuple[int, int, int, int, bool] | None = None
         """What the newest snapshot was taken of (`_mark`)."""
-        self._failed: MeshError | None = None
+        self.failure: MeshError | None = None
+        """Why this incarnation ends, if it is not drained."""
         self._wake = asyncio.Event()
         self._draining = False
         self._reader: Closable | None = None
@@ -160,8 +161,8 @@ class Runtime:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._failed is not None:
-                raise self._failed
+            if self.failure is not None:
+                raise self.failure
             for task in tasks:
                 if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                     raise error
@@ -203,7 +204,7 @@ class Runtime:
 
     def fail(self, error: MeshError) -> None:
         """End this incarnation with `error`: it was fenced, or cannot continue."""
-        self._failed = error
+        self.failure = error
         self.input_processor.transition("stop")
         self._wake.set()
 

@@ -12,6 +12,14 @@ TIMEOUT_S = 0.1
 """How long a cancelled task may take to clean up before it is cancelled once more."""
 
 
+def current_task_or_none() -> asyncio.Task[Any] | None:
+    """The current task; None outside of any, or without a running loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 def is_cancelled() -> bool:
     """Whether the current task is being cancelled; a CancelledError can also come from an awaited task."""
     task = asyncio.current_task()

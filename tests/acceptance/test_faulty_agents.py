@@ -114,3 +114,58 @@ async def test_one_that_dies_before_it_is_ready_is_known_by_its_newest_epoch(tmp
         (tmp_path / "cursed").unlink()
         assert (await swarm.command("revive", "cursed")).code == 0
         await subscriber.back({"cursed": quarantined["epoch"]})
+
+
+RAISING = """\
+import asyncio
+from agents.agent import Agent
+
+class Raising(Agent):
+    kind = "raising"
+    publishes = ("market",)
+
+    async def produce(self, last):
+        raise ConnectionError("the exchange refused the key" + 300_000 * "x" + chr(0xD800))
+        yield
+
+class Stubborn(Agent):
+    kind = "stubborn"
+    listens = ("market",)
+
+    async def on_market(self, tick):
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+"""
+
+
+async def test_deaths_and_quarantines_name_the_exception(tmp_path: Path):
+    """A source that raises, and a handler that neither ends nor can be cancelled: their sandbox goes on with others."""
+    own = "".join(
+        f'[agents.{name}]\nclass = "own.py:{name.capitalize()}"\nsandbox = "base"\n' for name in ("raising", "stubborn")
+    )
+    watchdog = "[watchdog]\nstarved_ms = 1500\nquarantine_deaths = 3\nquarantine_window_s = 60"
+    toml = f"max_agents = 7\n{watchdog}\n{agents_toml(speed=20, history=10)}\n{own}"
+    (tmp_path / "own.py").write_text(RAISING)
+    reasons = {
+        "raising": "ConnectionError: the exchange refused the key",
+        "stubborn": "agent stubborn: on_market over message",
+    }
+    async with Swarm(tmp_path, toml) as swarm:
+        subscriber = await swarm.up()
+
+        def reports(event: str, name: str) -> list[str]:
+            found = (item for item in subscriber.lifecycle if (item["event"], item["agent"]) == (event, name))
+            return [item["reason"] for item in found]
+
+        for name, reason in reasons.items():
+            await subscriber.until(f"{name} is quarantined", lambda: reports("quarantined", name))  # noqa: B023 - awaited here
+            for event, count in (("declared_dead", 3), ("exited", 3), ("quarantined", 1)):
+                found = reports(event, name)
+                assert len(found) == count, found
+                assert all(reason in text and len(text) < 4100 for text in found), found
+            [alert] = [item for item in subscriber.alerts if (item["code"], item["agent"]) == ("quarantined", name)]
+            assert reason in alert["message"]
+        await subscriber.more_decisions(20)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -96,3 +97,36 @@ async def test_an_idle_agent_is_not_stalled():
 
     await run(awaiting(nothing), 1, long_enough)
     assert beats[-1] is InputState.READING
+
+
+async def test_an_incarnation_that_failed_and_does_not_end_is_ended_by_force():
+    """A source that ignores its cancellation keeps the incarnation from ending."""
+    released = asyncio.Event()
+    ended: list[MeshError] = []
+
+    class Stubborn(Agent):
+        kind = "stubborn"
+        publishes = ("market",)
+
+        async def produce(self, _: Any) -> AsyncIterator[MarketData]:
+            while not released.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await released.wait()
+            return
+            yield
+
+    def end(error: MeshError) -> None:
+        ended.append(error)
+        released.set()
+
+    bus = MemoryBus(MemoryServer())
+    runtime = await claim_runtime(Stubborn("agent"), bus)
+    running = asyncio.create_task(runtime.run())
+    heartbeats = asyncio.create_task(send_heartbeats(runtime, INTERVAL_S, LIMIT_S, end))
+    await runtime.ready.wait()
+    runtime.fail(error := MeshError("the reason"))
+    with pytest.raises(MeshError, match="the reason"):
+        await running
+    heartbeats.cancel()
+    await bus.close()
+    assert ended[:1] == [error]
