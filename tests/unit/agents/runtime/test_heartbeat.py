@@ -112,7 +112,8 @@ async def test_an_incarnation_that_failed_and_does_not_end_is_ended_by_force():
             while not released.is_set():
                 with contextlib.suppress(asyncio.CancelledError):
                     await released.wait()
-            for event in ():
+            events: tuple[MarketData, ...] = ()
+            for event in events:
                 yield event
 
     def end(error: MeshError) -> None:
