@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from agents.state.codec import StateCodec
 from bus.errors import UsageError
 from bus.messages import (
     KIND_OF,
@@ -69,7 +70,7 @@ class Agent:
 
     @dataclass
     class State:
-        """All that a handler may remember: a dataclass of JSON-like values, saved and restored as a whole."""
+        """All that a handler may remember: a dataclass, saved as JSON and restored as a whole (agents/state)."""
 
     @dataclass(frozen=True)
     class Options:
@@ -208,7 +209,7 @@ def check_class(cls: type[Agent], where: str) -> None:
     Raises:
         UsageError: no kind, nothing to do, an unknown kind in `listens` or `publishes`, a handler missing or never
             called, a method that is `async def` where it must not be or the other way round, or a State that cannot
-            be empty.
+            be empty, or would not be restored as it was.
     """
     if not cls.kind:
         raise UsageError(f"{where}: expected a class variable `kind`, a short name of what it does")
@@ -223,6 +224,10 @@ def check_class(cls: type[Agent], where: str) -> None:
     for field in dataclasses.fields(cls.State):
         if field.init and field.default is field.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where}: State: {field.name}: expected a default, for an agent begins with an empty one")
+    try:
+        StateCodec.checked(cls.State)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _check_kinds(cls: type[Agent], where: str) -> None:

@@ -26,6 +26,7 @@ from agents.agent import Agent
 from agents.builtin.sentiment import packaged_recording
 from agents.feeds.candles import load_candles
 from agents.spec import AgentSpec
+from agents.state.codec import StateCodec
 from bus.durable.snapshots import Snapshot
 from bus.messages import KINDS
 
@@ -38,6 +39,7 @@ known: list[Any] = [*KINDS.values(), Snapshot, AgentSpec, agents.runtime.process
 for agent in (classes := [Agent]):
     classes += agent.__subclasses__()
     known += [agent.State, agent.Options]
+    StateCodec.checked(agent.State)
 for cls in known:
     with contextlib.suppress(msgspec.ValidationError):
         msgspec.convert({}, cls)  # resolves the type's annotations once, for all children

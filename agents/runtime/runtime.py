@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import orjson
 import structlog
 
@@ -32,6 +32,8 @@ from agents.runtime.output_log import OutputLog
 from agents.runtime.output_validation import BadOutput, OutputValidator
 from agents.runtime.timers import Timers
 from agents.runtime.tracing import AgentTracing
+from agents.state.codec import StateCodec
+from agents.state.values import StateMismatch
 from bus.durable.fencing import last_claim
 from bus.durable.snapshots import MAX_SNAPSHOT_BYTES, Snapshot, SnapshotStore
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, UsageError
@@ -41,6 +43,10 @@ from bus.messages import headers as h
 from bus.utils.aio import both, end_tasks
 from bus.utils.error_text import MAX_ERROR_TEXT, describe_error, shorten
 
+VERIFIED_FIRST = 3
+"""The first snapshots are compared with the state in any case: most classes that do not come back fail at once."""
+VERIFY_SHARE = 0.01
+"""Later ones are compared as long as this takes no larger share of the time."""
 DRAIN_S = 5.0
 """How long a drain waits for acknowledgements; later ones are left to the recovery."""
 
@@ -113,6 +119,9 @@ class Runtime:
         self.timers = Timers(bus.subjects, agent.name, self.output_log)
         self.input_processor = InputProcessor(self, hooks.tracing)
         self._store = SnapshotStore(bus, agent.name, epoch)
+        self._state_codec = StateCodec.checked(type(agent).State)
+        self._created = time.monotonic()
+        self._verified, self._verify_s = 0, 0.0
         self._checkpointer = Checkpointer(
             self.capture_snapshot,
             self.output_log.flush,
@@ -275,8 +284,26 @@ class Runtime:
             skipped=sorted(sequence for sequence in processor.skipped if sequence > processor.cursor),
             last_produced=self.last_produced,
             tracing={} if self.tracing is None else self.tracing.save(),
-            state=orjson.Fragment(_encode_state(agent)),
+            state=orjson.Fragment(self._encode_state()),
         )
+
+    def _encode_state(self) -> bytes:
+        """The JSON of the agent's state, compared with it as far as VERIFY_SHARE allows.
+
+        Raises:
+            UsageError: it would not be restored as it is.
+        """
+        state = self.agent.state
+        started = time.monotonic()
+        try:
+            data = self._state_codec.encode(state)
+            if self._verified < VERIFIED_FIRST or self._verify_s < VERIFY_SHARE * (started - self._created):
+                self._state_codec.verify(state, data)
+                self._verified += 1
+                self._verify_s += time.monotonic() - started
+        except StateMismatch as error:
+            raise UsageError(f"agent {self.name}: its state cannot be saved: State{error}") from None
+        return data
 
     def _mark(self) -> tuple[int, int, int, int, bool]:
         """Changes whenever a snapshot would."""
@@ -327,10 +354,10 @@ class Runtime:
         self.ready.clear()
         if snapshot.state is not None:
             try:
-                agent.state = msgspec.convert(snapshot.state, type(agent).State)
-            except msgspec.ValidationError as error:
+                agent.state = self._state_codec.decode(snapshot.state)
+            except StateMismatch as error:
                 raise UsageError(
-                    f"agent {self.name}: its saved state does not fit its class any more ({error}): "
+                    f"agent {self.name}: its saved state does not fit its class any more (State{error}): "
                     "give the new fields defaults, or start with an empty --state-dir"
                 ) from None
         agent.timers = {name: TimerSet(**timer) for name, timer in snapshot.timers.items()}
@@ -483,31 +510,3 @@ class Runtime:
                 yield event
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop like an orderly end
             raise MeshError(f"agent {self.name}: produce raised {describe_error(error)}") from error
-
-
-def _encode_state(agent: Agent) -> bytes:
-    """The JSON of the agent's state.
-
-    Raises:
-        UsageError: there is none, or it could not be read again.
-    """
-    try:
-        data = orjson.dumps(agent.state)
-        if b"null" in data:  # JSON has null for a number that is not finite
-            msgspec.convert(orjson.loads(data), type(agent).State)
-    except (orjson.JSONEncodeError, msgspec.ValidationError) as error:
-        raise UsageError(
-            f"agent {agent.name}: its state cannot be saved: {_unencodable(agent.state)}{error}; State may hold "
-            "JSON-like values only: finite numbers, strings, lists, dicts with string keys, dataclasses of these"
-        ) from None
-    return data
-
-
-def _unencodable(state: Any) -> str:
-    """The field of `state` that JSON cannot represent, with a colon."""
-    for field in getattr(state, "__dataclass_fields__", ()):
-        try:
-            orjson.dumps(getattr(state, field))
-        except orjson.JSONEncodeError:
-            return f"{field}: "
-    return ""

@@ -292,7 +292,11 @@ async def test_a_source_that_exits_has_failed(error: BaseException):
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [({1, 2}, "seen: .*set"), (float("nan"), r"float.*null.*\$\.seen"), ([1.0, float("inf")], r"null.*\$\.seen")],
+    [
+        ({1, 2}, "seen: .*set"),
+        (float("nan"), r"State\.seen: nan .* null"),
+        ([1.0, float("inf")], r"State\.seen\[1\]: inf .* null"),
+    ],
 )
 async def test_a_state_that_cannot_be_saved_is_named(value: Any, told: str):
     class Unsaved(Hopeless):

@@ -1,0 +1,1 @@
+"""The State of an agent as JSON and back, exactly."""
