@@ -56,9 +56,13 @@ class Mismatch:
 
 
 class Replayed:
-    """`agent`, from its empty state on. `skipped` are the inputs that it has recorded as skipped."""
+    """`agent`, from its empty state on.
 
-    def __init__(self, agent: Agent, subjects: Subjects, skipped: Iterable[int] = ()) -> None:
+    `skipped` are the inputs that it has recorded as skipped, `handled` is the last one that it has reported to be
+    beyond: a failure on a later one is a difference only if the run went on after it.
+    """
+
+    def __init__(self, agent: Agent, subjects: Subjects, skipped: Iterable[int] = (), handled: int = 0) -> None:
         self.agent, self.name, self.subjects = agent, agent.name, subjects
         self.ready = asyncio.Event()
         self.ready.set()
@@ -74,6 +78,9 @@ class Replayed:
         self.source_left_out = ""
         """The same of its own events, where it is a source."""
         self._failed: MeshError | None = None
+        self._handled = handled
+        self._unconfirmed: Mismatch | None = None
+        """A failure on an input that the run may not have handled."""
         self._events: AsyncGenerator[Event, None] | None = None
         self._waited_s = 0.0
 
@@ -100,19 +107,34 @@ class Replayed:
         return len(self.output_log.outputs)
 
     async def take(self, stored: StoredMessage) -> Mismatch | None:
-        """Handle the next input; a difference where its handler fails and did not then."""
+        """Handle the next input; a difference where its handler fails and did not in the run."""
         if (handling := self.input_processor.take(stored)) is not None:
             await handling
         fault = self.input_processor.fault
         if fault is not None or self._failed is not None:
             why = fault.why if fault is not None else str(self._failed)
-            self.left_out = f"from message {stored.sequence} on: {why}"
-            return Mismatch(stored.sequence, self.outputs + 1, None, None, why)
+            mismatch = Mismatch(stored.sequence, self.outputs + 1, None, None, why)
+            if stored.sequence <= self._handled:
+                self.left_out = f"from message {stored.sequence} on: {why}"
+                return mismatch
+            self.left_out = f"from message {stored.sequence} on, which its run had not handled: {why}"
+            self._unconfirmed = mismatch
         if self.waiting > MAX_WAITING:
             self.left_out = (
                 f"from message {stored.sequence} on: it had more than {MAX_WAITING:,} outputs to catch up with"
             )
         return None
+
+    def confirm_failure(self, stored: StoredMessage) -> Mismatch | None:
+        """The difference where its handler failed, if `stored`, a later output of its run, answers that input or a
+        later one: the run had not failed there.
+        """
+        mismatch = self._unconfirmed
+        if mismatch is None or (h.number(stored.headers, h.CAUSE) or 0) < mismatch.sequence:
+            return None
+        self._unconfirmed = None
+        self.left_out = f"from message {mismatch.sequence} on: {mismatch.why}"
+        return mismatch
 
     async def compare(self, stored: StoredMessage) -> list[Mismatch]:
         """Compare the next recorded output of this agent with that of the replay; what differs, and what it lacks."""

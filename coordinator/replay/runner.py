@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.runtime.process import make_agent
@@ -30,8 +30,6 @@ from coordinator.config.settings import SwarmConfig
 from coordinator.replay.models import Difference, Replay, ReplayedAgent, explain
 from coordinator.runner.run_record import read_run
 
-Skips = dict[str, set[int]]
-"""Agent -> inputs that it has recorded as skipped."""
 SETTINGS = (
     "quorum", "buy_at", "sell_at", "round_timeout_ms", "position_cap", "vol_target", "drawdown_max", "cvar_max",
 )  # fmt: skip
@@ -46,6 +44,14 @@ class ReplayRange:
 
 
 @dataclass(slots=True)
+class Reported:
+    """What an agent has reported of its inputs: those that it skipped, and the last one that it was beyond."""
+
+    skipped: set[int] = field(default_factory=set)
+    handled: int = 0
+
+
+@dataclass(slots=True)
 class Recording:
     """A recorded stream, read from the bus or from a file."""
 
@@ -53,7 +59,8 @@ class Recording:
     subjects: Subjects
     first: int
     last: int
-    skips: Skips
+    reported: dict[str, Reported]
+    """By agent."""
     messages: AsyncGenerator[StoredMessage, None]
 
 
@@ -79,9 +86,9 @@ async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress:
     subjects = bus.subjects
     bounds = await bus.bounds()
     last = bounds.last if span.last is None else min(span.last, bounds.last)
-    skips = skips_of(subjects, await bus.read_back((f"{subjects.ns}.lifecycle.>",), bounds.first))
+    reported = reported_by_agents(subjects, await bus.read_back((f"{subjects.ns}.lifecycle.>",), bounds.first))
     messages = scan(bus, (f"{subjects.ns}.>",), bounds.first, last)
-    return await _replay(Recording(bus.url, subjects, bounds.first, last, skips, messages), config, span, progress)
+    return await _replay(Recording(bus.url, subjects, bounds.first, last, reported, messages), config, span, progress)
 
 
 async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:
@@ -94,7 +101,7 @@ async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progre
     with MirrorFile(path) as file:
         first, last = file.bounds()
         last = last if span.last is None else min(span.last, last)
-        skips = skips_of(file.subjects, (stored_of(found) for found in file.messages(kind="lifecycle")))
+        reported = reported_by_agents(file.subjects, (stored_of(found) for found in file.messages(kind="lifecycle")))
 
         damaged = 0
 
@@ -104,7 +111,7 @@ async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progre
                 damaged += not found.intact
                 yield stored_of(found)
 
-        recording = Recording(str(path), file.subjects, max(1, first), last, skips, rows())
+        recording = Recording(str(path), file.subjects, max(1, first), last, reported, rows())
         replay = await _replay(recording, config, span, progress)
         if damaged:
             rows_of = "1 row" if damaged == 1 else f"{damaged:,} rows"
@@ -112,19 +119,24 @@ async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progre
         return replay
 
 
-def skips_of(subjects: Subjects, messages: Iterable[StoredMessage]) -> Skips:
-    """The inputs that the agents have reported as skipped."""
-    found: Skips = {}
+def reported_by_agents(subjects: Subjects, messages: Iterable[StoredMessage]) -> dict[str, Reported]:
+    """What the agents have reported of their inputs, by agent."""
+    found: dict[str, Reported] = {}
     for stored in messages:
         try:
             address = subjects.parse(stored.subject)
             message = decode(address, stored.subject, stored.data)
         except MessageError:
             continue
-        if isinstance(message, Lifecycle) and message.event == "skipped" and address.agent == message.agent:
-            sequence = message.detail.get("sequence")
-            if isinstance(sequence, int):
-                found.setdefault(message.agent, set()).add(sequence)
+        if not isinstance(message, Lifecycle) or address.agent != message.agent:
+            continue
+        agent = found.setdefault(message.agent, Reported())
+        skipped, cursor = message.detail.get("sequence"), message.detail.get("cursor")
+        if message.event == "skipped" and isinstance(skipped, int):
+            agent.skipped.add(skipped)
+            agent.handled = max(agent.handled, skipped)
+        if isinstance(cursor, int):
+            agent.handled = max(agent.handled, cursor)
     return found
 
 
@@ -156,7 +168,8 @@ class Replayer:
                 self._reports[name].left_out = "an external program"
                 continue
             agent = make_agent(settings.spec)
-            replayed = self._agents[name] = Replayed(agent, self._subjects, recording.skips.get(name, ()))
+            reported = recording.reported.get(name, Reported())
+            replayed = self._agents[name] = Replayed(agent, self._subjects, reported.skipped, reported.handled)
             for kind in dict.fromkeys((*agent.listens, "timer")):
                 self._listening.setdefault(kind, []).append(replayed)
         self._next = 1
@@ -201,6 +214,8 @@ class Replayer:
             self._unknown_writers[name] = self._unknown_writers.get(name, 0) + 1
             return
         if replayed.left_out:
+            if (failure := replayed.confirm_failure(stored)) is not None:
+                self._record(name, [failure])
             return
         mismatches = await replayed.compare(stored)
         if replayed.source_left_out and h.CAUSE not in stored.headers:

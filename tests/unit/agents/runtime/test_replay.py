@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from bus.interface import StoredMessage
 from bus.messages import Event, MarketData, Signal, Timer, encode
 from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
-from coordinator.replay.runner import skips_of
+from coordinator.replay.runner import Reported, reported_by_agents
 from tests.support.collecting import GUARD_S
 from tests.support.runtime import claim_runtime
 
@@ -106,16 +105,22 @@ async def recorded(agent: Agent, count: int, ticks: int = 0) -> MemoryServer:
     return server
 
 
-async def replayed(agent: Agent, server: MemoryServer, *, skips: Any = None) -> tuple[Replayed, list[Mismatch]]:
+async def replayed(
+    agent: Agent, server: MemoryServer, *, reported: Reported | None = None
+) -> tuple[Replayed, list[Mismatch]]:
     """`agent` over what `server` holds, and what differs."""
-    known = skips_of(server.subjects, server.messages) if skips is None else skips
-    life = Replayed(agent, server.subjects, known.get(agent.name, ()))
+    if reported is None:
+        reported = reported_by_agents(server.subjects, server.messages).get(agent.name, Reported())
+    life = Replayed(agent, server.subjects, reported.skipped, reported.handled)
     found: list[Mismatch] = []
     try:
         for stored in server.messages:
             kind, writer = stored.subject.split(".")[1], stored.subject.rpartition(".")[2]
-            if writer == agent.name and h.OUTPUT in stored.headers and not life.left_out:
-                found += await life.compare(stored)
+            if writer == agent.name and h.OUTPUT in stored.headers:
+                if not life.left_out:
+                    found += await life.compare(stored)
+                elif (failure := life.confirm_failure(stored)) is not None:
+                    found.append(failure)
             if kind in (*agent.listens, "timer") and not life.left_out:
                 found += [unlike] if (unlike := await life.take(stored)) else []
     finally:
@@ -125,7 +130,7 @@ async def replayed(agent: Agent, server: MemoryServer, *, skips: Any = None) -> 
 
 async def test_skips_and_timers_are_as_recorded():
     server = await recorded(Summing("one"), TICKS - 1, TICKS)
-    assert skips_of(server.subjects, server.messages) == {"one": {5}}
+    assert reported_by_agents(server.subjects, server.messages)["one"].skipped == {5}
     assert any(m.subject.startswith("swarm.timer.") for m in server.messages)
     life, found = await replayed(Summing("one"), server)
     assert found == []
@@ -136,10 +141,21 @@ async def test_skips_and_timers_are_as_recorded():
 
 async def test_a_handler_that_raised_although_it_was_not_recorded():
     server = await recorded(Summing("one"), TICKS - 1, TICKS)
-    life, [unlike] = await replayed(Summing("one"), server, skips={})
-    assert unlike.sequence == 5
-    assert "RuntimeError: cannot" in unlike.why
-    assert life.left_out.startswith("from message 5 on")
+    for handled in (0, TICKS):  # known by its later outputs alone, and by its own reports
+        life, [unlike] = await replayed(Summing("one"), server, reported=Reported(handled=handled))
+        assert unlike.sequence == 5
+        assert "RuntimeError: cannot" in unlike.why
+        assert life.left_out.startswith("from message 5 on:")
+
+
+async def test_an_input_that_the_run_had_not_handled_is_no_difference():
+    """As of an agent that was quarantined: the inputs after its last one were never given to it."""
+    server = await recorded(Summing("one"), 4, 4)
+    for number in range(5, TICKS + 1):
+        server.store("in.swarm.market.A.feed", encode(tick(number)), {})
+    life, found = await replayed(Summing("one"), server)
+    assert found == []
+    assert "which its run had not handled: on_market raised RuntimeError: cannot" in life.left_out
 
 
 async def test_what_the_recorded_run_has_not_stored_is_reported():
