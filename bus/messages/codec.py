@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,7 +38,9 @@ from bus.messages.subjects import Address, escape_topic
 MAX_PAYLOAD_BYTES = 256 * 1024
 """Largest payload that is read or written; the embedded server's limit also."""
 FLOAT_PLACES = 10
-"""Published floats are rounded to this many decimal places."""
+"""Published floats are rounded to this many decimal places; those in the units of a market may have more."""
+SIGNIFICANT_DIGITS = 12
+"""At least so many digits of a price, a volume or an indicator are published, whatever its magnitude."""
 MAX_VALUE_CHARS = 100
 """Characters of an invalid value in an error message."""
 
@@ -127,7 +129,13 @@ def _utc(stamp: datetime) -> datetime:
     return stamp.replace(tzinfo=UTC) if stamp.tzinfo is None else stamp.astimezone(UTC)
 
 
-def _plain(value: Any) -> Any:
+def _round_relative(value: float) -> float:
+    if value == 0.0 or not math.isfinite(value):
+        return value
+    return round(value, max(FLOAT_PLACES, SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value)))))
+
+
+def _plain(value: Any, rounded: Callable[[float], float] = lambda value: round(value, FLOAT_PLACES)) -> Any:
     if isinstance(value, datetime):
         return value if value.tzinfo is UTC else _utc(value)
     if isinstance(value, (Child, SandboxUsage, SandboxAccount)):
@@ -136,14 +144,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("expected finite numbers only")
-        return round(value, FLOAT_PLACES)
+        return rounded(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, rounded) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, rounded) for item in value]
     return value
 
 
+_IN_MARKET_UNITS = {"price", "volume", "indicators"}
 _FIELDS = {cls: tuple(f.name for f in dataclasses.fields(cls)) for cls in KINDS.values()}
 
 
@@ -157,7 +166,10 @@ def encode(message: Message) -> bytes:
     for name in _FIELDS[type(message)]:
         value = getattr(message, name)
         if value is not None:
-            fields[name] = value if isinstance(value, (str, int)) else _plain(value)
+            if isinstance(value, (str, int)):
+                fields[name] = value
+            else:
+                fields[name] = _plain(value, _round_relative) if name in _IN_MARKET_UNITS else _plain(value)
     try:
         return orjson.dumps(fields, option=orjson.OPT_UTC_Z)
     except orjson.JSONEncodeError as error:

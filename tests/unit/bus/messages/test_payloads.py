@@ -97,7 +97,7 @@ GOLDEN: list[tuple[Message, bytes]] = [
             signal="buy", strength=0.85, indicators={"rsi": 65.00000000001, "deep": [{"x": 1 / 3}]}, timestamp=NOON,
             source="momentum", symbol="BTC/USD",
         ),
-        b'{"signal":"buy","strength":0.85,"indicators":{"rsi":65.0,"deep":[{"x":0.3333333333}]},' + T
+        b'{"signal":"buy","strength":0.85,"indicators":{"rsi":65.0,"deep":[{"x":0.333333333333}]},' + T
         + b',"source":"momentum","symbol":"BTC/USD"}',
     ),
     (
@@ -449,9 +449,15 @@ def test_round_trip(kind):
     decode_inverts_encode()
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-9, max_value=1e12))
-def test_floats_are_rounded_to_ten_places(price):
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-300, max_value=1e300))
+def test_prices_keep_twelve_digits_and_ten_places(price):
     message = MarketData(symbol="BTC/USD", price=price, volume=1.0, timestamp=NOON, source="feed")
     sent = orjson.loads(encode(message))["price"]
-    assert sent == round(price, 10)
     assert abs(sent - price) <= 0.5e-10 + math.ulp(price)
+    assert abs(sent - price) <= 0.5e-11 * price + math.ulp(price)
+
+
+@given(st.floats(0, 1))
+def test_shares_and_probabilities_are_rounded_to_ten_places(share):
+    sent = orjson.loads(encode(Signal(signal="buy", strength=share, indicators={}, timestamp=NOON, source="s")))
+    assert sent["strength"] == round(share, 10)
