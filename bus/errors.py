@@ -155,6 +155,10 @@ class NotAdmitted(BusUnreachable):
         self.args = (f"{text}, or a user and password in the URL, better in SIGNALMESH_NATS than in --nats",)
 
 
+class PermissionDenied(UsageError):
+    """The server does not let this user publish to a subject; the message names both."""
+
+
 class Disconnected(BusError):
     """The connection is down; nothing was sent."""
 

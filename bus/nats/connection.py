@@ -14,8 +14,10 @@ import importlib.util
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
+from urllib.parse import unquote
 
 import nats.errors
+import orjson
 import structlog
 from nats.aio.msg import Msg
 
@@ -38,6 +40,11 @@ BAD_REQUEST = 400
 PERMISSIONS_ERR = "permissions violation"
 NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
 """The server's errors for unknown or expired credentials."""
+DENIED = re.compile(
+    'permissions violation for (?P<operation>publish|subscription) to "?(?P<subject>[^" ]+)', re.IGNORECASE
+)
+MAX_DENIED = 20
+"""Denied subjects that are logged: those of consumers and inboxes have random parts."""
 LOG_AFTER_S = 5.0
 """A process that waits for the bus without a limit logs it after this time."""
 
@@ -68,6 +75,28 @@ class _Client(FastClient):
         self._err = error
         await self._error_cb(error)
         await self._process_op_err(error)
+
+    def _connect_command(self) -> bytes:
+        """Called when the connection is as secure as it gets: nats-py would send a password in clear, or as quoted."""
+        server = self._current_server
+        if (
+            server is not None
+            and server.uri.scheme == "tls"
+            and not (self._server_info.get("tls_required") or self.options["tls_handshake_first"])
+        ):
+            raise nats.errors.Error(
+                f"nats: {server.uri.hostname}:{server.uri.port} offers no TLS, which tls:// requires; enable TLS "
+                "on the server, or write nats:// to connect without"
+            )
+        command: bytes = super()._connect_command()
+        if server is None or server.uri.username is None or self.options["user"] is not None:
+            return command
+        operation, _, text = command.partition(b" ")
+        fields = orjson.loads(text)
+        for name in ("user", "pass", "auth_token"):
+            if name in fields:
+                fields[name] = unquote(fields[name])
+        return operation + b" " + orjson.dumps(fields) + b"\r\n"
 
     def forget_unsent(self) -> None:
         """Drop unflushed messages when the connection breaks: sent later, they would overtake the resend."""
@@ -101,6 +130,11 @@ class Connection:
         self._raising: asyncio.Task[None] | None = None
         self._closed = False
         self._last_error = ""
+        self.on_denied: Callable[[str, Callable[[str], str]], str] | None = None
+        """Called with a subject in lower case that this user may not publish to, and what makes the text about it;
+        returns the subject of a waiting request, if there is one.
+        """
+        self._denied: set[str] = set()
 
     @property
     def is_ready(self) -> bool:
@@ -174,6 +208,28 @@ class Connection:
         if not NOT_ADMITTED.search(self._last_error):  # a later attempt may only report a closed connection
             self._last_error = text
         log.debug("nats_error", error=text, connection=self.name)
+        if (denied := DENIED.search(text)) is not None:
+            self._on_denial(denied["operation"].lower(), denied["subject"])
+
+    def _on_denial(self, operation: str, lowered: str) -> None:
+        """The server does not let this user publish or subscribe to a subject; nats-py gives it in lower case."""
+        server = self.client._current_server  # noqa: SLF001 - the client has no public name for it
+        user = unquote(server.uri.username) if server is not None and server.uri.username else ""
+        who = f"user {user!r}" if user else "this user"
+        verb = "publish" if operation == "publish" else "subscribe"
+
+        def problem_of(subject: str) -> str:
+            return (
+                f"permission denied: the NATS server at {redacted_url(self.url)} does not let {who} {verb} to "
+                f"{subject}; allow it in the server's configuration"
+            )
+
+        subject = lowered
+        if operation == "publish" and self.on_denied is not None:
+            subject = self.on_denied(lowered, problem_of) or lowered
+        if subject not in self._denied and len(self._denied) < MAX_DENIED:
+            self._denied.add(subject)
+            log.warning("permission_denied", problem=problem_of(subject), connection=self.name)
 
     async def _on_disconnected(self) -> None:
         self._ready.clear()

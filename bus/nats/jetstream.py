@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import structlog
 
-from bus.errors import BusError, BusTimeout, NoResponders, Refused, WrongSequence
+from bus.errors import BusError, BusTimeout, NoResponders, PermissionDenied, Refused, WrongSequence
 from bus.interface import Ack, Done, Headers
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.client import STATUS, parse_headers
@@ -21,6 +22,8 @@ from bus.nats.connection import Connection, too_large
 
 WRONG_LAST_SEQUENCE = 10071
 """The error code for a lost compare-and-set."""
+FORBIDDEN = 403
+"""The code of a publish that the server has denied."""
 IN_PROCESS = 10164
 """The error code while a cluster cannot decide: an earlier message with the same expectation is not stored yet."""
 NO_MESSAGE = 10037
@@ -47,11 +50,12 @@ class JetStream:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._acks: dict[str, tuple[str, Done]] = {}
-        self._requests: dict[str, asyncio.Future[tuple[bytes, Headers]]] = {}
+        self._requests: dict[str, tuple[str, asyncio.Future[tuple[bytes, Headers]]]] = {}
         self._tokens = 0
         self._inbox = connection.client.new_inbox() + "."
         """The prefix of reply subjects; the token after it identifies the request."""
         connection.watch(self._fail_pending, _nothing)
+        connection.on_denied = self._on_denied
 
     async def open(self) -> None:
         """Subscribe to the inbox.
@@ -95,16 +99,32 @@ class JetStream:
             if (waiting := self._acks.pop(token, None)) is not None:
                 subject, done = waiting
                 done(_read_ack(data, subject))
-            elif (answer := self._requests.get(token)) is not None and not answer.done():
+                return
+            subject, answer = self._requests.get(token, ("", None))
+            if answer is not None and not answer.done() and (subject.startswith("$") or not _is_ack(data)):
                 answer.set_result((data, parse_headers(headers)))
         except Exception:  # an exception here would end the connection
             log.exception("ack_callback_failed")
+
+    def _on_denied(self, lowered: str, problem_of: Callable[[str], str]) -> str:
+        """Answer what was sent to a subject that this user may not publish to, as the server does not."""
+        found = ""
+        for token, (subject, done) in list(self._acks.items()):
+            if subject.lower() == lowered:
+                found = subject
+                del self._acks[token]
+                done(Refused(subject, FORBIDDEN, problem_of(subject)))
+        for subject, answer in self._requests.values():
+            if subject.lower() == lowered and not answer.done():
+                found = subject
+                answer.set_exception(PermissionDenied(problem_of(subject)))
+        return found
 
     def _fail_pending(self) -> None:
         pending, self._acks = self._acks, {}
         for _, done in pending.values():
             done(BusTimeout("the connection broke before the answer came"))
-        for answer in self._requests.values():
+        for _, answer in self._requests.values():
             if not answer.done():
                 answer.set_exception(BusTimeout("the connection broke before the answer came"))
 
@@ -131,12 +151,14 @@ class JetStream:
         Raises:
             BusTimeout: no answer within `timeout_s` seconds.
             NoResponders: nothing is subscribed to `subject`.
+            PermissionDenied: this user may not publish to `subject`.
         """
         return (await self._send_request(subject, data, timeout_s))[0]
 
     async def _send_request(self, subject: str, data: bytes, timeout_s: float) -> tuple[bytes, Headers]:
         token = self._token()
-        answer = self._requests[token] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[bytes, Headers]] = asyncio.get_running_loop().create_future()
+        self._requests[token] = (subject, answer)
         try:
             self.connection.write(subject, data, self._inbox + token)
             async with asyncio.timeout(timeout_s):
@@ -188,6 +210,15 @@ class JetStream:
 
 async def _nothing() -> None:
     """The client renews subscriptions itself."""
+
+
+def _is_ack(data: bytes) -> bool:
+    """Whether an answer is that of a stream: somebody may store a space of subjects in which requests are sent too."""
+    try:
+        reply = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(reply, dict) and "stream" in reply and ("seq" in reply or "error" in reply)
 
 
 def _read_ack(data: bytes, subject: str) -> Ack | BusError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from bus.errors import Refused, UsageError
+from bus.errors import NoResponders, Refused, UsageError
+from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import NANOSECOND, STREAM_NOT_FOUND
 
@@ -15,9 +18,19 @@ MINIMUM_VERSION = (2, 12)
 MEMORY_TTL_S = 3600
 DUPLICATE_WINDOW_S = 120
 """How long a duplicate is detected by its id; at most the maximum age, as the server refuses more."""
-FIXED = ("subjects", "subject_transform", "republish", "storage", "deny_delete", "allow_rollup_hdrs")
-"""Settings that must be as this version creates them; all others can be updated."""
 LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas")
+"""Settings that `up` updates. All others must be as this version creates them: the guarantees rest on them."""
+EDITS = {
+    "discard": "--discard={}",
+    "max_msgs": "--max-msgs={}",
+    "max_msgs_per_subject": "--max-msgs-per-subject={}",
+    "max_msg_size": "--max-msg-size={}",
+    "max_consumers": "--max-consumers={}",
+    "allow_msg_ttl": "--allow-msg-ttl",
+}
+"""Options of `nats stream edit`, for the settings that it can correct."""
+NO_STORAGE_LEFT = frozenset({10023, 10047})
+"""JetStream's error codes for a server or an account that has no room for the stream."""
 STREAM_NAME_IN_USE = 10058
 NO_ROOM_FOR_REPLICAS = frozenset({10005, 10074})
 """JetStream's error codes for fewer servers than replicas."""
@@ -39,18 +52,32 @@ def expected_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any
     """Configurations, in the form of JetStream's API, of the streams and buckets that this version creates."""
     subjects = bus.subjects
     write, read = f"in.{subjects.ns}.>", f"{subjects.ns}.>"
-    common = {"storage": "file", "num_replicas": settings.replicas, "allow_direct": True, "allow_rollup_hdrs": False}
+    common = {
+        "storage": "file",
+        "num_replicas": settings.replicas,
+        "retention": "limits",
+        "max_msgs": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "allow_direct": True,
+        "allow_rollup_hdrs": False,
+        "deny_delete": True,
+        "allow_msg_ttl": True,
+        "no_ack": False,
+        "sealed": False,
+        "discard_new_per_subject": False,
+        "mirror": None,
+        "sources": None,
+    }
     events = {
         **common,
         "name": subjects.stream,
         "subjects": [write],
         "subject_transform": {"src": write, "dest": read},
         "republish": {"src": read, "dest": read},
-        "retention": "limits",
         "discard": "old",
-        "deny_delete": True,
+        "max_msgs_per_subject": -1,
         "deny_purge": True,
-        "allow_msg_ttl": True,
         "max_age": int(settings.max_age_s * NANOSECOND),
         "max_bytes": settings.max_bytes,
         "duplicate_window": int(min(settings.max_age_s or DUPLICATE_WINDOW_S, DUPLICATE_WINDOW_S) * NANOSECOND),
@@ -62,8 +89,6 @@ def expected_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any
             "subjects": [f"$KV.{bucket}.>"],
             "max_msgs_per_subject": 1,
             "discard": "new",
-            "deny_delete": True,
-            "allow_msg_ttl": True,
             "max_age": age_s * NANOSECOND,
             "duplicate_window": DUPLICATE_WINDOW_S * NANOSECOND,
         }
@@ -90,13 +115,55 @@ async def check_server(bus: NatsBus) -> None:
             f"expected {MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]} or newer: upgrade it, or leave out --nats to use the "
             "embedded one"
         )
-    if not client._server_info.get("jetstream"):  # noqa: SLF001 - the client has no public name for it
-        raise UsageError(f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream")
+    if client.max_payload < MAX_PAYLOAD_BYTES:
+        raise UsageError(
+            f"the nats-server at {bus.url} takes messages of at most {client.max_payload} bytes (max_payload); "
+            f"expected {MAX_PAYLOAD_BYTES} or more: set max_payload in its configuration"
+        )
+    if client._server_info.get("jetstream"):  # noqa: SLF001 - the client has no public name for it
+        return
+    try:  # in a cluster another server may serve JetStream
+        await bus.api("INFO")
+    except NoResponders:
+        raise UsageError(f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream") from None
+    except Refused as error:
+        raise UsageError(
+            f"JetStream at {bus.url} does not serve this account: {error.description}; enable it for the account"
+        ) from None
 
 
 def differing_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Keys of `expected` that a stream's configuration on the server does not have as expected."""
     return [key for key, value in expected.items() if not _is_same(found.get(key), value)]
+
+
+def is_fit(differing: Sequence[str]) -> bool:
+    """Whether a stream that differs in these settings can be used: `up` updates its limits, and no more."""
+    return all(key in LIMITS for key in differing)
+
+
+def describe_difference(key: str, found: Any, expected: Any) -> str:
+    """A setting as it is and as expected, in units that people read."""
+    return f"{key} is {_readable(key, found)}, expected {_readable(key, expected)}"
+
+
+def _readable(key: str, value: Any) -> str:
+    if key in ("max_age", "duplicate_window") and isinstance(value, int):
+        return f"{timedelta(seconds=value / NANOSECOND)}" if value else "unlimited"
+    if key == "max_bytes" and isinstance(value, int) and value > 0:
+        return f"{value / 2**20:,.1f} MiB"
+    if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+        return "unlimited"
+    return "not set" if value is None else json.dumps(value)
+
+
+def correction(name: str, differing: Sequence[str], expected: Mapping[str, Any]) -> str:
+    """The command that corrects these settings of a stream."""
+    keys = [key for key in differing if key not in LIMITS]
+    if all(key in EDITS for key in keys):
+        options = " ".join(EDITS[key].format(expected[key]) for key in keys)
+        return f"correct it: nats stream edit {name} {options}"
+    return f"remove it (nats stream rm {name}), or choose another name for the swarm"
 
 
 def _is_same(found: Any, expected: Any) -> bool:
@@ -115,32 +182,51 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
     for expected in expected_streams(bus, settings or StreamLimits()):
         name = expected["name"]
         try:
-            await bus.api(f"STREAM.CREATE.{name}", expected)
+            found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+        except Refused as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            await _create(bus, expected)
             continue
-        except Refused as error:
-            if error.code in NO_ROOM_FOR_REPLICAS:
-                raise _too_few_servers(bus, name, expected["num_replicas"], error) from None
-            if error.code != STREAM_NAME_IN_USE:
-                raise UsageError(
-                    f"the server at {bus.url} refused to create the stream {name}: {error.description}; "
-                    "is another swarm or program using its subjects or all of its storage?"
-                ) from None
-        found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
         differing = differing_settings(found, expected)
-        for key in FIXED:
-            if key in differing:
-                raise UsageError(
-                    f"stream {name} at {bus.url} has another {key} ({found.get(key)!r}) than expected "
-                    f"({expected[key]!r}): choose another swarm name, or remove that stream"
-                )
-        try:
+        if not is_fit(differing):
+            unfit = "; ".join(
+                describe_difference(key, found.get(key), expected[key]) for key in differing if key not in LIMITS
+            )
+            raise UsageError(f"stream {name} at {bus.url}: {unfit}: {correction(name, differing, expected)}")
+        if differing:
             limits = {key: expected[key] for key in LIMITS if key in expected}
-            if any(key in differing for key in limits):
+            try:
                 await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
-        except Refused as error:
-            if error.code in NO_ROOM_FOR_REPLICAS:
-                raise _too_few_servers(bus, name, expected["num_replicas"], error) from None
-            raise UsageError(f"stream {name} at {bus.url}: {error.description}") from None
+            except Refused as error:
+                raise _not_stored(bus, expected, error) from None
+
+
+async def _create(bus: NatsBus, expected: Mapping[str, Any]) -> None:
+    try:
+        await bus.api(f"STREAM.CREATE.{expected['name']}", expected)
+    except Refused as error:
+        if error.code == STREAM_NAME_IN_USE:
+            return  # another process has created it just now
+        raise _not_stored(bus, expected, error) from None
+
+
+def _not_stored(bus: NatsBus, expected: Mapping[str, Any], error: Refused) -> UsageError:
+    """The error for a stream that the server does not take; the text names the setting that helps."""
+    name = expected["name"]
+    if error.code in NO_ROOM_FOR_REPLICAS:
+        return _too_few_servers(bus, name, expected["num_replicas"], error)
+    wanted = expected.get("max_bytes", 0)
+    if error.code in NO_STORAGE_LEFT:
+        return UsageError(
+            f"the server at {bus.url} has no room for the stream {name} ({error.description}): it reserves "
+            f"{_readable('max_bytes', wanted) if wanted else 'space'}; lower [stream] max_bytes, or give the server "
+            "or the account more storage"
+        )
+    return UsageError(
+        f"the server at {bus.url} refused the stream {name}: {error.description}; "
+        "is another swarm or program using its subjects?"
+    )
 
 
 def _too_few_servers(bus: NatsBus, name: str, replicas: int, error: Refused) -> UsageError:

@@ -20,7 +20,14 @@ from bus.interface import Bounds
 from bus.messages import FAILED
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
-from bus.nats.streams import FIXED, check_server, differing_settings, expected_streams
+from bus.nats.streams import (
+    check_server,
+    correction,
+    describe_difference,
+    differing_settings,
+    expected_streams,
+    is_fit,
+)
 from bus.server.monitoring import listed, read_monitoring, write_error
 from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.machine_checks import mib
@@ -138,11 +145,11 @@ async def _streams(facts: _Facts) -> list[Finding]:
             )
             continue
         differing = differing_settings(there, expected)
-        shown = "; ".join(f"{key} is {there.get(key)!r}, expected {expected[key]!r}" for key in differing)
-        if any(key in FIXED for key in differing):
-            found.append(error(check, shown, "of another program, or changed manually: choose another swarm name"))
+        text = "; ".join(describe_difference(key, there.get(key), expected[key]) for key in differing)
+        if not is_fit(differing):
+            found.append(error(check, text, correction(expected["name"], differing, expected)))
         elif differing:
-            found.append(warning(check, shown, "signalmesh down, then signalmesh up updates the limits"))
+            found.append(warning(check, text, "signalmesh down, then signalmesh up updates the limits"))
         else:
             found.append(ok(check, "as this version creates it"))
     return found

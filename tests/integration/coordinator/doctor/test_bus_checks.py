@@ -50,7 +50,7 @@ async def test_streams_that_are_missing_or_other_than_this_version_makes_them(tm
         await ensure_streams(bus)
         limits = await checked(bus, tmp_path, SMALL)
         assert limits["stream swarm_events"].level == "warning"
-        assert "max_bytes is 1073741824, expected 2097152" in limits["stream swarm_events"].text
+        assert "max_bytes is 1,024.0 MiB, expected 2.0 MiB" in limits["stream swarm_events"].text
         config = (await bus.api("STREAM.INFO.KV_swarm_state"))["config"]
         await bus.api("STREAM.UPDATE.KV_swarm_state", {**config, "allow_rollup_hdrs": True})
         changed = await checked(bus, tmp_path)
