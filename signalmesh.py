@@ -14,6 +14,7 @@ starts would put its entries before the standard library. `restore_python_path` 
 
 from __future__ import annotations
 
+import io
 import os
 import runpy
 import site
@@ -89,6 +90,7 @@ def find_clash() -> Clash | None:
 
 def main() -> None:
     """Run the command line; see coordinator/cli/main.py."""
+    _open_standard_streams()
     _order_path()
     try:
         if sys.argv[1:2] == [MODULE]:
@@ -105,6 +107,20 @@ def main() -> None:
         raise SystemExit(2) from None  # EXIT_USAGE of bus/errors.py, which may be that of another owner
 
 
+def _open_standard_streams() -> None:
+    """Open those that are closed: the next socket would get their number. Escape characters that they lack."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - until the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _installed_for_user() -> bool:
     return os.path.realpath(ROOT) == os.path.realpath(site.getusersitepackages())
 
@@ -117,15 +133,22 @@ def _order_path() -> None:
     else:
         os.environ[CARRIED_PATH] = carried
     # An empty entry of PYTHONPATH is the working directory.
-    last = [os.path.abspath(entry) for entry in carried.split(os.pathsep)] if carried else []
+    last = [_absolute(entry) for entry in carried.split(os.pathsep)] if carried else []
     standard = [entry for entry in sys.path if _is_standard(entry, library)]
     if not _installed_for_user():
         last.append(site.getusersitepackages())
     excluded = {*standard, *last, ROOT}
     if not sys.flags.safe_path:
-        excluded.add(os.path.abspath(sys.path[0]))  # the working directory, or that of the script
-    installed = [entry for entry in sys.path if entry and os.path.abspath(entry) not in excluded]
+        excluded.add(sys.path[0])  # the working directory, or that of the script
+    installed = [entry for entry in sys.path if os.path.isabs(entry) and entry not in excluded]
     sys.path[:] = [*standard, ROOT, *installed, *(entry for entry in last if os.path.isdir(entry))]
+
+
+def _absolute(entry: str) -> str:
+    try:
+        return os.path.abspath(entry)
+    except OSError:  # there is no working directory any more
+        return entry
 
 
 def _is_standard(entry: str, library: str) -> bool:

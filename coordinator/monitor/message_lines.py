@@ -62,17 +62,21 @@ def parse(bus: NatsBus, received: ReceivedMessage) -> Message | None:
 
 
 class Lines:
-    """Prints lines until the reader of the pipe has ended (`| head`): then `unread` is set, and nothing is printed."""
+    """Prints lines until nothing takes them (`| head`, a full disk): then `unread` is set, and nothing is printed."""
 
     def __init__(self) -> None:
         self.unread = asyncio.Event()
+        self.problem: OSError | None = None
+        """Why nothing takes them, unless the reader of a pipe has ended."""
 
     def put(self, line: str) -> None:
         if self.unread.is_set():
             return
         try:
             print(escape_control(line), flush=True)
-        except BrokenPipeError:
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.problem = error
             self.unread.set()
             # The buffered rest must go somewhere, or the interpreter prints an error when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,6 +108,8 @@ async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
     subjects = bus.subjects
     await bus.listen(f"{subjects.ns}.>" if kind is None else subjects.all_of(kind), on_message)
     await lines.unread.wait()
+    if lines.problem is not None:
+        raise lines.problem
 
 
 def how_to_follow(up: Up) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from typing import IO, Any
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import EXIT_DONE, BusError, BusTimeout, Disconnected
+from bus.errors import EXIT_DONE, BusError, BusTimeout, Disconnected, UsageError
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
@@ -50,6 +51,9 @@ CHECK_INTERVAL_S = 0.5
 CHECKS_PER_STREAM_CHECK = 4
 """The stream is looked up less often than the outbox is checked: that is a request to the server."""
 
+DESCRIPTORS = 4096
+LEAST_DESCRIPTORS = 128
+"""Open files that a process of the default swarm needs at the least, with some to spare."""
 log = structlog.get_logger("signalmesh.up")
 
 
@@ -119,6 +123,23 @@ def plan_children(config: SwarmConfig, options: UpOptions, found: FoundOut) -> l
     return children
 
 
+def raise_descriptor_limit() -> None:
+    """Allow this process and its children as many open files as the hard limit does, up to DESCRIPTORS.
+
+    Raises:
+        UsageError: that is less than LEAST_DESCRIPTORS.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    if soft != resource.RLIM_INFINITY and soft < LEAST_DESCRIPTORS:
+        raise UsageError(
+            f"a process may open {soft} files here, expected {LEAST_DESCRIPTORS} or more: raise the limit (ulimit -n)"
+        )
+
+
 class Up:
     """A running swarm: started, kept running, and stopped in reverse order."""
 
@@ -149,6 +170,7 @@ class Up:
 
     async def _prepare(self) -> None:
         """Check what can be checked before anything runs, and take the state directory."""
+        raise_descriptor_limit()
         for problem in check_variables(os.environ):
             _warn(problem)
         provider = await plan_provider(self.config, self._options.public_url, self._options.url)

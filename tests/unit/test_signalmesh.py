@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -103,3 +104,46 @@ def test_a_package_that_replaced_ours_is_named_in_one_line(tmp_path, name):
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert f"other has a package '{name}' too" in done.stderr
+
+
+def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    quoted = shlex.join(python_command())
+    return run(["bash", "-c", f'signalmesh() {{ {quoted} "$@"; }}; {command}'], cwd)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "text"),
+    [
+        ("signalmesh status >&-", 3, "no NATS server answers"),
+        ("signalmesh doctor >&- <&-", 0, ""),
+        ("signalmesh doctor 2>&-", 0, ""),
+        ("signalmesh doctor > /dev/full", 1, "No space left on device: cannot write; free space"),
+        ("signalmesh doctor --json > /dev/full", 1, "No space left on device: cannot write; free space"),
+        (
+            "mkdir gone; cd gone; rmdir ../gone; signalmesh status",
+            1,
+            "it does not exist; run the command in a directory",
+        ),
+        ("ulimit -Sn 20; ulimit -Hn 20; signalmesh up --for 1", 2, "may open 20 files here, expected 128 or more"),
+    ],
+)
+def test_streams_directories_and_limits_that_do_not_work_are_one_line(tmp_path, command, code, text):
+    command = command.replace("status", f"status --nats nats://127.0.0.1:1 --state-dir {tmp_path}/state")
+    done = shell(command, tmp_path)
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    assert done.stderr.count("\n") <= 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_narrow_stream_gets_escapes(tmp_path):
+    file = tmp_path / "schwärm.toml"
+    file.write_text("[agents]\nx = 1\n")
+    done = run(python_command("up", "--config", str(file)), tmp_path, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == 2
+    assert "schw\\xe4rm.toml" in done.stderr
+
+
+def test_standard_streams_that_are_closed_give_their_numbers_to_nothing_else(tmp_path):
+    done = shell("signalmesh --module site >&- ; ls /proc/self/fd >/dev/null", tmp_path)
+    assert done.returncode == 0, done.stderr
