@@ -39,6 +39,7 @@ PACKAGES = ("agents", "bus", "coordinator")
 CARRIED_PATH = "SIGNALMESH_PYTHONPATH"
 """The variable that carries a PYTHONPATH to the processes that signalmesh starts."""
 MODULE = "--module"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def python_command(*arguments: str) -> list[str]:
@@ -92,6 +93,7 @@ def main() -> None:
     """Run the command line; see coordinator/cli/main.py."""
     _open_standard_streams()
     _order_path()
+    _bypass_proxies()
     try:
         if sys.argv[1:2] == [MODULE]:
             module, sys.argv[:] = sys.argv[2], sys.argv[2:]
@@ -105,6 +107,15 @@ def main() -> None:
             raise
         print(f"signalmesh: {clash.problem}; {clash.remedy}", file=sys.stderr)
         raise SystemExit(2) from None  # EXIT_USAGE of bus/errors.py, which may be that of another owner
+
+
+def _bypass_proxies() -> None:
+    """Let the libraries of this process and its children ask nothing of this machine through a proxy."""
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return
+    excluded = [entry.strip() for entry in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")]
+    excluded += [host for host in LOOPBACK if host not in excluded]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, excluded))
 
 
 def _open_standard_streams() -> None:

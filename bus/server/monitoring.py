@@ -54,9 +54,12 @@ async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
     import urllib.error
     import urllib.request
 
+    # Not through a proxy of the environment: it would be asked for an address of this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
     def read() -> dict[str, Any] | None:
         try:
-            with urllib.request.urlopen(f"{url}/{path}", timeout=2) as answer:  # noqa: S310 - the server reports this URL
+            with opener.open(f"{url}/{path}", timeout=2) as answer:
                 found = json.loads(answer.read())
         except urllib.error.HTTPError as error:  # an unhealthy server answers with an error status
             with error, contextlib.suppress(OSError, ValueError):
@@ -83,11 +86,15 @@ class Restartable(Protocol):
 
 
 async def write_error(directory: Path, pid: int) -> str | None:
-    """Why the server `pid` of this directory cannot store; None if it reports no write error."""
+    """Why the server `pid` of this directory cannot store; empty if it reports no write error, None if it does not
+    answer.
+    """
     url = await asyncio.to_thread(listed, directory, pid, "monitoring")
     found = None if url is None else await read_monitoring(url, "healthz")
-    problem = str((found or {}).get("error", ""))
-    return problem if "write error" in problem else None
+    if found is None:
+        return None
+    problem = str(found.get("error", ""))
+    return problem if "write error" in problem else ""
 
 
 def can_write(directory: Path) -> bool:
@@ -113,7 +120,7 @@ async def keep_storing(server: Restartable, on_error: Callable[[int, str], None]
         await asyncio.sleep(POLL_INTERVAL_S)
         pid = server.pid
         problem = None if pid is None else await write_error(server.directory, pid)
-        if pid is None or problem is None:
+        if pid is None or not problem:
             continue
         if reported != pid:
             reported = pid

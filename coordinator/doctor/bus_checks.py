@@ -110,7 +110,9 @@ async def _writes(facts: _Facts) -> list[Finding]:
     if server is None:
         return [skipped(check, "only an embedded server reports write errors")]
     problem = await write_error(facts.state_dir / "nats", server.pid)
-    if problem is not None:
+    if problem is None:
+        return [skipped(check, f"nats-server (pid {server.pid}) does not answer over HTTP")]
+    if problem:
         return [error(check, f"nats-server cannot write any more: {problem}", "free space: `up` then restarts it")]
     return [ok(check, "nats-server has reported no write error")]
 

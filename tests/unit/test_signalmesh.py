@@ -8,9 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 import signalmesh
 from signalmesh import CARRIED_PATH, find_clash, module_command, python_command, restore_python_path
@@ -147,3 +150,16 @@ def test_a_narrow_stream_gets_escapes(tmp_path):
 def test_standard_streams_that_are_closed_give_their_numbers_to_nothing_else(tmp_path):
     done = shell("signalmesh --module site >&- ; ls /proc/self/fd >/dev/null", tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("given", ["", "internal.example, localhost"])
+def test_nothing_of_this_machine_is_asked_through_a_proxy(monkeypatch, given):
+    monkeypatch.setenv("HTTPS_PROXY", "http://192.0.2.1:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("no_proxy", given)
+    signalmesh._bypass_proxies()
+    for url in ("http://127.0.0.1:8222/healthz", "https://localhost:4318/v1/traces"):
+        assert requests.utils.should_bypass_proxies(url, None)
+        assert urllib.request.proxy_bypass(urlsplit(url).netloc)
+    assert not requests.utils.should_bypass_proxies("https://api.e2b.example", None)
+    assert requests.utils.should_bypass_proxies("https://internal.example", None) == bool(given)
