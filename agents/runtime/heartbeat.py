@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Self
 
 import psutil
 
 from agents.runtime.inputs import InputState
 from agents.runtime.runtime import Runtime
 from bus.errors import BusError, MeshError
+from bus.interface import Bus
 from bus.messages import Heartbeat, encode
+from bus.utils.aio import end_tasks
 from bus.utils.processes import MACHINE
 
 HEARTBEAT_S = 0.1
@@ -23,6 +27,10 @@ STARVED_S = 5.0
 """Default of `starved_s`, as that of `[watchdog] starved_ms`."""
 END_S = 2.0
 """How long an incarnation that has failed may take to end: code of users may ignore its cancellation."""
+
+START_DELAY_S = 0.3
+"""A process whose agent is created sooner sends its first heartbeat when it is ready."""
+CLOSE_S = 1.0
 
 USAGE_S = 1.0
 """The usage of the process is measured at most this often: a measurement costs as much as a heartbeat."""
@@ -83,6 +91,52 @@ class StallWatch:
             fault = processor.fault
             what = f"returning to its snapshot after {fault.why}" if fault is not None else processor.handling
             runtime.fail(MeshError(f"agent {runtime.name}: {what} has not finished within {self._limit_s:g} s"))
+
+
+class StartHeartbeats:
+    """The heartbeats of a process that imports its agent's class and creates the agent: from a thread, for as long as
+    the context is active. Code of users runs meanwhile, and the process's own event loop does not.
+
+    `connect` opens a connection for the thread, `heartbeat` makes the message from its number and what is being done.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[Bus]], heartbeat: Callable[[int, str], Heartbeat], interval_s: float
+    ) -> None:
+        self._connect, self._heartbeat, self._interval_s = connect, heartbeat, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="start-heartbeats", daemon=True)
+        self.doing = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        if not self._stop.wait(START_DELAY_S):  # most agents are created by then, and need no second connection
+            with contextlib.suppress(MeshError):
+                asyncio.run(self._send())
+
+    async def _send(self) -> None:
+        connecting = asyncio.create_task(asyncio.wait_for(self._connect(), None))
+        while not connecting.done() and not self._stop.is_set():
+            await asyncio.wait({connecting}, timeout=self._interval_s)
+        if not connecting.done():
+            await end_tasks([connecting])
+            return
+        bus = connecting.result()
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            heartbeat = self._heartbeat(number, self.doing)
+            with contextlib.suppress(BusError):
+                await bus.notify(bus.subjects.heartbeat(heartbeat.agent), encode(heartbeat))
+            await asyncio.sleep(self._interval_s)
+        await bus.close()
 
 
 async def send_heartbeats(

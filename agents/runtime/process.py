@@ -15,7 +15,7 @@ import structlog
 import uvloop
 
 from agents.agent import Agent
-from agents.runtime.heartbeat import HEARTBEAT_S, STARVED_S, send_heartbeats
+from agents.runtime.heartbeat import HEARTBEAT_S, STARVED_S, StartHeartbeats, send_heartbeats
 from agents.runtime.records import MEMORY_S, Memory, register
 from agents.runtime.runtime import Runtime, RuntimeHooks
 from agents.runtime.tracing import AgentTracing
@@ -26,6 +26,7 @@ from bus.durable.fencing import claim, new_agent_id
 from bus.durable.outbox import can_pipeline
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.interface import ReceivedMessage
+from bus.messages import Heartbeat
 from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials
@@ -34,6 +35,7 @@ from bus.observability.spans import read_context
 from bus.observability.tracer import open_tracer
 from bus.utils.aio import end_tasks, is_cancelled, run_to_end
 from bus.utils.error_text import MAX_ERROR_TEXT, describe_error, shorten
+from bus.utils.processes import MACHINE
 from signalmesh import restore_python_path
 
 CLOSE_S = 0.3
@@ -70,8 +72,8 @@ class Incarnation:
         return msgspec.convert(orjson.loads(data), cls)
 
 
-def make_agent(spec: AgentSpec) -> Agent:
-    """The agent of `spec`, with its options checked and its static data loaded.
+def make_agent(spec: AgentSpec, report_step: Callable[[str], None] = lambda _: None) -> Agent:
+    """The agent of `spec`, with its options checked and its static data loaded; `report_step` gets each step before it.
 
     Raises:
         UsageError: its class cannot be imported, an option is wrong, or a data file is broken.
@@ -82,7 +84,10 @@ def make_agent(spec: AgentSpec) -> Agent:
         cls: type[Agent] = command_class(spec)
         assert issubclass(cls, CommandAgent)
         return cls(spec.name, spec.options)
-    return load_class(spec)(spec.name, spec.options)
+    report_step(f"importing {spec.class_path.rpartition(':')[0]}")
+    cls = load_class(spec)
+    report_step("creating it (its setup())")
+    return cls(spec.name, spec.options)
 
 
 def memory_key_of(spec: AgentSpec, traits: ClassTraits) -> str:
@@ -126,7 +131,7 @@ async def _run_connected(incarnation: Incarnation, report_error: ErrorSink) -> i
     bus = await NatsBus.connect(incarnation.url, spec.swarm, spec.name, wait_s, incarnation.credentials)
     try:
         try:
-            agent = make_agent(spec)
+            agent = _make_with_heartbeats(incarnation)
         except UsageError as error:
             await _alert_unusable(bus, incarnation, error)
             raise
@@ -182,6 +187,40 @@ async def _run_connected(incarnation: Incarnation, report_error: ErrorSink) -> i
     finally:
         await bus.close()
     return EXIT_DONE
+
+
+def _make_with_heartbeats(incarnation: Incarnation) -> Agent:
+    """The agent of this incarnation. While it is made, a thread sends heartbeats, unless no epoch is claimed yet."""
+    spec, epoch = incarnation.spec, incarnation.epoch
+    if epoch is None:
+        return make_agent(spec)
+
+    async def connect() -> NatsBus:
+        return await NatsBus.connect(
+            incarnation.url, spec.swarm, f"{spec.name} starting", None, incarnation.credentials
+        )
+
+    def heartbeat(number: int, doing: str) -> Heartbeat:
+        return Heartbeat(
+            agent=spec.name,
+            agent_id=incarnation.agent_id or "",
+            epoch=epoch,
+            sequence=number,
+            progress=0,
+            status="starting",
+            interval_ms=int(incarnation.heartbeat_s * 1000),
+            sandbox=incarnation.sandbox,
+            pid=os.getpid(),
+            machine=MACHINE,
+            doing=doing,
+        )
+
+    with StartHeartbeats(connect, heartbeat, incarnation.heartbeat_s) as starting:
+
+        def report_step(step: str) -> None:
+            starting.doing = step
+
+        return make_agent(spec, report_step)
 
 
 def _on_end(stop: Callable[[], object]) -> None:

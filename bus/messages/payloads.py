@@ -232,17 +232,18 @@ HeartbeatRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "prov
 class Heartbeat:
     """Heartbeat of an agent, a sandbox host or another process (core NATS, not stored).
 
-    `progress` counts handled inputs and published outputs, `lag` the unread inputs, `poison` the inputs that
-    could not be read, `skipped` the events whose handler failed: all but `lag` since the agent's first start.
-    A host's heartbeat contains its whole `inventory`, and in `group` the sandbox that several hosts share. The
-    watchdog's `epoch` is its term, and its `phases` give the reason for each agent that does not run: waiting,
-    restarting, backoff, quarantined, drained, or external (another process runs it). `machine` is the machine (or
-    container) on which the process runs. The mirror's `lag` are rows not yet in its `file`, the oldest of them stored
-    at most `lag_ms` ago. `rss_mb` (MiB of physical memory) and `cpu_s` are the process's; `snapshot_ms` is the time
-    from taking to storing its newest snapshot. A host's `usage` is that of its whole sandbox; the leading watchdog's
-    `accounts` cover all sandboxes. The `endpoint` of a provider is where it creates sandboxes, that of a host where its
-    provider created it. A provider's `phases` give the state of each sandbox without a host: being created, or failed.
-    A host's `uptime_s` is its own, `age_s` the seconds since its provider created the sandbox.
+    `progress` counts handled inputs and published outputs, `lag` the unread inputs, `poison` the inputs that could not
+    be read, `skipped` the events whose handler failed: all but `lag` since the agent's first start. A host's heartbeat
+    contains its whole `inventory`, and in `group` the sandbox that several hosts share. The watchdog's `epoch` is its
+    term, and its `phases` give the reason for each agent that does not run: waiting, restarting, backoff, quarantined,
+    drained, or external (another process runs it). `machine` is the machine (or container) on which the process runs.
+    The mirror's `lag` are rows not yet in its `file`, the oldest of them stored at most `lag_ms` ago. `rss_mb` (MiB of
+    physical memory) and `cpu_s` are the process's; `snapshot_ms` is the time from taking to storing its newest
+    snapshot. A host's `usage` is that of its whole sandbox; the leading watchdog's `accounts` cover all sandboxes. The
+    `endpoint` of a provider is where it creates sandboxes, that of a host where its provider created it. A provider's
+    `phases` give the state of each sandbox without a host: being created, or failed. `doing` is the step of an agent's
+    start, such as the import of its class. A host's `uptime_s` is its own, `age_s` the seconds since its provider
+    created the sandbox.
     """
 
     agent: str
@@ -275,6 +276,7 @@ class Heartbeat:
     cpu_s: float | None = None
     usage: SandboxUsage | None = None
     accounts: dict[str, SandboxAccount] | None = None
+    doing: str | None = None
 
 
 Event = MarketData | Headline | Sentiment | Signal | Decision | Timer | VotingConfig

@@ -153,6 +153,9 @@ class WatchdogSettings:
     """Milliseconds of silence after which the host probes the process. More than `suspect_ms`."""
     start_grace_ms: Milliseconds = 3000
     """Milliseconds that a new process has until its first heartbeat."""
+    start_timeout_s: Seconds = 60.0
+    """Seconds that the import of an agent's class, and its `setup`, may take: each step in the check of `up`, and both
+    together in the agent's process."""
     starved_ms: Milliseconds = 5000
     """Longest silence, in milliseconds, of a process that computes or waits for a CPU: the longest that a handler may
     take. More than `dead_ms`."""

@@ -23,6 +23,7 @@ from bus.utils.aio import run_to_end
 from bus.utils.processes import MACHINE, on_signals
 from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
+from coordinator.runner.preflight import inspect_users_classes, read_traits
 from coordinator.sandboxes.environment import drop_key
 from coordinator.telemetry.otel_env_check import log_wrong_variables
 
@@ -127,7 +128,8 @@ def run_watchdog(
 
     set_up_logs(log_level)
     log_wrong_variables()
-    config = load_swarm(config_file, Overrides(agents=agents, speed=speed)).resolve()
+    loaded = load_swarm(config_file, Overrides(agents=agents, speed=speed))
+    config = loaded.resolve(read_traits(os.environ) or inspect_users_classes(loaded))
 
     async def watch() -> int:
         bus = await NatsBus.connect(url, swarm or config.swarm, "watchdog", wait_s=None)

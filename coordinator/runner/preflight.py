@@ -13,7 +13,7 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,7 @@ from bus.utils.processes import die_with_parent
 from coordinator.config.settings import ResolvedSwarm, SwarmConfig
 from signalmesh import module_command
 
-STEP_S = 10.0
-"""Limit for importing a class, and for creating its agent. A running agent may be silent for less than that."""
+TRAITS_VARIABLE = "SIGNALMESH_CLASS_TRAITS"
 START_S = 60.0
 """Limit for the start of the process that tries it, even on a busy machine."""
 
@@ -125,7 +124,7 @@ def inspect_users_classes(config: SwarmConfig) -> dict[str, ClassTraits]:
             process.stdin.write(orjson.dumps({"file": config.file, "specs": specs}))
         step: _Line | None = None
         try:
-            for line in _lines(reading):
+            for line in _lines(reading, config.watchdog.start_timeout_s):
                 if line.problem:
                     raise ConfigError(config.file, line.key, line.problem)
                 if line.traits is not None:
@@ -135,13 +134,30 @@ def inspect_users_classes(config: SwarmConfig) -> dict[str, ClassTraits]:
                 else:
                     step = line
         except TimeoutError:
-            timeout_s = START_S if step is None else STEP_S
-            problem = f"did not come to an end within {timeout_s:.0f} s; it must not wait for a network or a person"
+            timeout_s = START_S if step is None else config.watchdog.start_timeout_s
+            problem = (
+                f"did not come to an end within {timeout_s:g} s ([watchdog] start_timeout_s); it must not wait for a "
+                "network or a person"
+            )
         else:
             problem = f"ended its process (exit code {process.wait()})"
         if step is None:
             raise ConfigError(config.file, "agents", f"starting Python {problem}")
         raise ConfigError(config.file, f"agents.{step.agent}.class", f"{step.doing} {problem}")
+
+
+def traits_environment(config: ResolvedSwarm) -> dict[str, str]:
+    """What the watchdog needs to know of the users' classes, so that it does not import them once more."""
+    found = {
+        settings.spec.name: config.traits[settings.spec.name] for settings in config.agents if is_users(settings.spec)
+    }
+    return {TRAITS_VARIABLE: orjson.dumps(found).decode()} if found else {}
+
+
+def read_traits(environment: Mapping[str, str]) -> dict[str, ClassTraits]:
+    """The inverse of `traits_environment`; empty where `up` has not set it."""
+    text = environment.get(TRAITS_VARIABLE)
+    return {} if text is None else msgspec.json.decode(text, type=dict[str, ClassTraits])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -156,18 +172,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _lines(reading: object) -> Iterator[_Line]:
+def _lines(reading: object, step_s: float) -> Iterator[_Line]:
     """Lines as they come.
 
     Raises:
-        TimeoutError: the first one took longer than START_S, or a later one than STEP_S.
+        TimeoutError: the first one took longer than START_S, or a later one than `step_s`.
     """
     fd = reading.fileno()  # type: ignore[attr-defined]
     rest, timeout_s = b"", START_S
     while True:
         if not select.select([fd], [], [], timeout_s)[0]:
             raise TimeoutError
-        timeout_s = STEP_S
+        timeout_s = step_s
         data = os.read(fd, 65536)
         if not data:
             return

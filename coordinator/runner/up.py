@@ -32,12 +32,13 @@ from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from bus.utils.aio import end_tasks
 from bus.utils.processes import on_signals
 from bus.utils.terminal import escape_control
-from coordinator.config.settings import ResolvedSwarm, SwarmConfig
+from coordinator.config.settings import ResolvedSwarm
 from coordinator.config.telemetry import metrics_arguments
 from coordinator.runner.child_process import ChildProcess, ChildSpec
 from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
 from coordinator.runner.mirror_role import restore
 from coordinator.runner.name_conflict import refuse_name_conflict
+from coordinator.runner.preflight import traits_environment
 from coordinator.runner.proxy_role import LISTENER_VARIABLE, open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import alert_external_durability, report_server_event, warn_of_deleted_stream
@@ -89,7 +90,7 @@ class FoundOut:
     mirror: bool = False
 
 
-def plan_children(config: SwarmConfig, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
+def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
     """The children of `up`, in the order in which they are started."""
     common = ("--swarm", config.swarm, "--log-level", options.log_level)
     config_file = () if options.config_file is None else ("--config", str(options.config_file))
@@ -113,9 +114,10 @@ def plan_children(config: SwarmConfig, options: UpOptions, found: FoundOut) -> l
     watchdog = ("watchdog", *config_file, *speed, *agents, *common)
     # Of two watchdogs the restarted one lets the other lead: that one runs, and has received every heartbeat.
     again = (*watchdog, "--standby") if options.standby else watchdog
-    add("watchdog", WATCHDOG, *watchdog, "--clear-quarantine", restart_args=again)
+    traits = traits_environment(config)
+    add("watchdog", WATCHDOG, *watchdog, "--clear-quarantine", restart_args=again, env=traits)
     if options.standby:
-        add("watchdog", STANDBY, *watchdog, "--standby")
+        add("watchdog", STANDBY, *watchdog, "--standby", env=traits)
     if found.metrics:
         add("metrics", "metrics", *found.metrics, *config_file, *agents, *common)
     if found.mirror:

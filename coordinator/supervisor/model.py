@@ -94,6 +94,7 @@ class Timeouts:
     suspect_s: float = 0.3
     dead_s: float = 0.6
     grace_s: float = 3.0
+    start_s: float = 60.0
     starved_s: float = 5.0
     deaths: int = 10
     window_s: float = 30.0
@@ -147,6 +148,8 @@ class AgentState:
     """The claim that is expected to be the newest; None: any."""
     agent_id: str = ""
     status: str = ""
+    doing: str = ""
+    """The step of its start."""
     progress: int = 0
     progress_at: float = 0.0
     healthy_since: float | None = None

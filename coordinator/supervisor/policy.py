@@ -98,7 +98,7 @@ class Policy:
         agent.lag, agent.cursor, agent.outputs = heartbeat.lag, heartbeat.cursor, heartbeat.outputs
         if heartbeat.progress != agent.progress or heartbeat.status != agent.status:
             agent.progress, agent.progress_at = heartbeat.progress, now
-        agent.status = heartbeat.status
+        agent.status, agent.doing = heartbeat.status, heartbeat.doing or ""
         if agent.phase == "starting" and heartbeat.status in ("live", "finished"):
             agent.phase = "running"
             agent.healthy_since = self._last_live_at = now
@@ -164,7 +164,7 @@ class Policy:
         agent.known_epoch = epoch
         agent.started_at = agent.heartbeat_at = agent.progress_at = now
         agent.has_heartbeat = agent.suspected = False
-        agent.status, agent.progress, agent.probes = "", 0, None
+        agent.status, agent.doing, agent.progress, agent.probes = "", "", 0, None
         agent.lag = agent.cursor = agent.outputs = 0
         agent.healthy_since = agent.ended_at = None
 
@@ -316,6 +316,8 @@ class Policy:
             if now - agent.ended_at >= REPORT_S and now - agent.checked_at >= PROBE_INTERVAL_S:
                 agent.checked_at = now
                 self._actions.append(VerifyDrain(agent.name, agent.epoch))
+        elif agent.phase == "starting" and agent.status == "starting":
+            self._check_start(now, agent)
         elif agent.phase in ("starting", "running"):
             self._check_silence(now, agent)
             self._check_progress(now, agent)
@@ -324,6 +326,13 @@ class Policy:
                 self._start(now, agent)
         elif agent.phase == "waiting" and (not agent.is_source or self._others_live(now)):
             self._start(now, agent)
+
+    def _check_start(self, now: float, agent: AgentState) -> None:
+        """Code of users is imported or sets itself up: it may keep the process from sending heartbeats meanwhile."""
+        lasted_s, limit_s = now - agent.started_at, self._timeouts.start_s
+        if lasted_s > limit_s:
+            reason = f"{agent.doing or 'its start'}: {lasted_s:.0f} s, longer than [watchdog] start_timeout_s"
+            self._declare_dead(now, agent, f"{reason} = {limit_s:g}", unresponsive=True)
 
     def _check_silence(self, now: float, agent: AgentState) -> None:
         timeouts = self._timeouts

@@ -454,6 +454,7 @@ def make_policy(config: ResolvedSwarm) -> Policy:
             suspect_s=timeouts.suspect_ms / 1000,
             dead_s=timeouts.dead_ms / 1000,
             grace_s=timeouts.start_grace_ms / 1000,
+            start_s=timeouts.start_timeout_s,
             starved_s=timeouts.starved_ms / 1000,
             deaths=timeouts.quarantine_deaths,
             window_s=timeouts.quarantine_window_s,

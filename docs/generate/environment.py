@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from bus.nats.credentials import CA_VARIABLE, CREDS_VARIABLE, FIRST_VARIABLE, SEED_VARIABLE
 from coordinator.config.telemetry import WEBHOOK_VARIABLE
+from coordinator.runner.preflight import TRAITS_VARIABLE
 from coordinator.runner.proxy_role import LISTENER_VARIABLE
 from coordinator.telemetry.otel_env_check import _FILES as FILES
 from docs.generate.cli import root
@@ -25,6 +26,7 @@ GLOBAL_OPTIONS = {
 OWN = {
     WEBHOOK_VARIABLE: "http:// or https:// URL that alerts are posted to. It takes precedence over `[alerts] "
     "webhook`. A secret.",
+    TRAITS_VARIABLE: "Internal: `up` passes the kinds of the users' classes to the watchdog. Do not set it.",
     LISTENER_VARIABLE: "Internal: `up` gives the fault proxy the number of a listening socket. Do not set it.",
 }
 E2B = {

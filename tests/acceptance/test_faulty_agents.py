@@ -169,3 +169,48 @@ async def test_deaths_and_quarantines_name_the_exception(tmp_path: Path):
             [alert] = [item for item in subscriber.alerts if (item["code"], item["agent"]) == ("quarantined", name)]
             assert reason in alert["message"]
         await subscriber.more_decisions(20)
+
+
+SLOW = """\
+import time
+from pathlib import Path
+from agents.agent import Agent
+if Path("started").exists():
+    time.sleep(4 if Path("once").exists() else 0)
+
+class Slow(Agent):
+    kind = "slow"
+    listens = ("market",)
+
+    def setup(self):
+        time.sleep(30 if Path("never").exists() else 0)
+
+    def on_market(self, tick):
+        return None
+"""
+
+
+async def test_an_import_is_waited_for_and_its_time_out_names_what_was_done(tmp_path: Path):
+    """Longer than any silence is allowed, and then longer than the start may take."""
+    own = '[agents.slow]\nclass = "own.py:Slow"\n'
+    watchdog = "[watchdog]\nstart_timeout_s = 6"
+    toml = f"max_agents = 6\n{watchdog}\n{agents_toml(speed=20, history=10)}\n{own}"
+    (tmp_path / "own.py").write_text(SLOW)
+    async with Swarm(tmp_path, toml) as swarm:
+        subscriber = await swarm.up()
+        epoch = (await subscriber.live("slow"))["slow"]["epoch"]
+        (tmp_path / "started").touch()
+        (tmp_path / "once").touch()
+        assert (await swarm.command("kill", "slow", "--wait", "0.1")).code == 1
+        await subscriber.back({"slow": epoch})
+        deaths = [item for item in subscriber.lifecycle if (item["event"], item["agent"]) == ("declared_dead", "slow")]
+        assert len(deaths) == 1, deaths
+        (tmp_path / "once").unlink()
+        (tmp_path / "never").touch()
+        assert (await swarm.command("kill", "slow", "--wait", "0.1")).code == 1
+        reason = "creating it (its setup()): 6 s, longer than [watchdog] start_timeout_s = 6"
+        await subscriber.until(
+            "its death has the reason",
+            lambda: any(item["event"] == "declared_dead" and item["reason"] == reason for item in subscriber.lifecycle),
+        )
+        await subscriber.more_decisions(10)

@@ -23,10 +23,10 @@ class Mine(Agent):
 """
 
 
-def check(directory: Path, table: str, code: str = "") -> str:
+def check(directory: Path, table: str, code: str = "", more: str = "") -> str:
     """What is said of a swarm of this one agent; empty if nothing is."""
     (directory / "mine.py").write_text(code)
-    (directory / "swarm.toml").write_text(f'[agents.one]\n{table}\n[agents.two]\nkind = "momentum"\n')
+    (directory / "swarm.toml").write_text(f'[agents.one]\n{table}\n[agents.two]\nkind = "momentum"\n{more}')
     try:
         preflight.check_agents(load_swarm(directory=directory))
     except ConfigError as error:
@@ -62,9 +62,8 @@ def test_a_good_class_is_made(tmp_path):
     ],
     ids=["hangs at import", "hangs in setup", "ends its process"],
 )
-def test_what_does_not_come_back_is_named(tmp_path, monkeypatch, code, named):
-    monkeypatch.setattr(preflight, "STEP_S", 3.0)
-    said = check(tmp_path, 'class = "mine.py:Mine"', code)
+def test_what_does_not_come_back_is_named(tmp_path, code, named):
+    said = check(tmp_path, 'class = "mine.py:Mine"', code, "[watchdog]\nstart_timeout_s = 3\n")
     assert "agents.one.class" in said
     assert all(word in said for word in named), said
 

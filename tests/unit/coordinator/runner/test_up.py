@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coordinator.config.loader import load_swarm
-from coordinator.config.settings import SwarmConfig
+from coordinator.config.settings import ResolvedSwarm
 from coordinator.runner.child_process import ChildSpec
 from coordinator.runner.up import FoundOut, UpOptions, plan_children
 
@@ -28,9 +28,9 @@ def options(
     )
 
 
-def config_of(directory: Path, text: str = "") -> SwarmConfig:
+def config_of(directory: Path, text: str = "") -> ResolvedSwarm:
     (directory / "swarm.toml").write_text(text)
-    return load_swarm(directory=directory)
+    return load_swarm(directory=directory).resolve()
 
 
 def by_name(children: list[ChildSpec]) -> dict[str, ChildSpec]:

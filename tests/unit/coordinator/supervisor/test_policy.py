@@ -415,3 +415,23 @@ def test_an_agent_without_heartbeats_holds_up_no_other():
     world.sending.clear()
     actions = world.run(Timeouts().grace_s + 0.1)
     assert Spawn(names[-1], "base") in actions
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_start_may_take_its_own_time_and_no_longer(silent):
+    """Code of users is imported: also without heartbeats, as an import can keep a process from sending any."""
+    world = World(a(), sandboxes=("base",))
+    world.host("base")
+    [spawn] = world.policy.decide(world.now)
+    assert isinstance(spawn, Spawn)
+    world.start(spawn)
+    world.status = "starting"
+    world.stuck.add("a")
+    world.run(0.5)
+    if silent:
+        world.sending.clear()
+    start_s = Timeouts().start_s
+    assert kinds(world.run(start_s - 1)) == []
+    [dead] = [action for action in world.run(1, spawn=False) if isinstance(action, Dead)]
+    assert "longer than [watchdog] start_timeout_s = 60" in dead.reason
+    assert dead.unresponsive
