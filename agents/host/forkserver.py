@@ -31,7 +31,7 @@ import psutil
 
 from agents.runtime.process import Incarnation, run_incarnation
 from bus.errors import MeshError
-from bus.utils.processes import die_with_parent, wait_pid_exit
+from bus.utils.processes import die_with_parent, start_identity, wait_pid_exit
 
 PRELOAD = "agents.host.preload"
 EXIT_STATUS_S = 0.2
@@ -72,6 +72,9 @@ class AgentProcess:
     def __init__(self, process: Any, errors: Connection) -> None:
         self._process, self._errors = process, errors
         self.pid: int = process.pid
+        self.started: str | None = None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.started = start_identity(self.pid)
         self.error: str | None = None
         """Once it has ended: the exception that ended it, if one did."""
         self._exit = asyncio.ensure_future(self._await_exit())

@@ -63,6 +63,7 @@ class _Slot:
             spawned_at=self.spawned_at,
             exit_code=self.exit_code,
             error=self.child.error,
+            started=self.child.started,
         )
 
 

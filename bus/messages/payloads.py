@@ -179,7 +179,7 @@ class Alert:
 class Child:
     """A process started by a sandbox host that still runs (`exit_code` None) or has ended recently.
 
-    `error` is the exception that ended it, if one did.
+    `error` is the exception that ended it, if one did. `started` tells it from a later process of that pid.
     """
 
     agent: str
@@ -189,6 +189,7 @@ class Child:
     spawned_at: datetime
     exit_code: int | None = None
     error: str | None = None
+    started: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,11 @@ import platform
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
-__all__ = ["MACHINE", "die_with_parent", "on_signals", "wait_pid_exit"]
+__all__ = ["MACHINE", "die_with_parent", "is_running", "on_signals", "start_identity", "wait_pid_exit"]
 
 MACHINE = platform.node()
 """The name of this machine; in a container that of the container. With a pid it identifies a process."""
@@ -50,6 +51,31 @@ def die_with_parent(parent: int | None = None, signal_number: int = signal.SIGKI
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
+
+
+def start_identity(pid: int) -> str:
+    """When the process `pid` was started, as a text that no other process of that pid has.
+
+    On Linux it is the boot and the clock ticks since then. The time of day will not do: psutil computes it from the
+    time since the boot, so that it moves when the clock is set, and a container has a boot time of its own.
+
+    Raises:
+        psutil.NoSuchProcess: it has ended.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return str(psutil.Process(pid).create_time())
+    return f"{boot}:{stat.rpartition(')')[2].split()[19]}"  # field 22, starttime: the name before may hold anything
+
+
+def is_running(pid: int, started: str) -> bool:
+    """Whether the process `pid` that has this `start_identity` still runs, and is no other one with that pid."""
+    try:
+        return start_identity(pid) == started and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def on_signals(stop: Callable[[], None]) -> None:

@@ -74,7 +74,7 @@ def _findings(directory: Path) -> Iterator[Finding]:
     except UsageError:
         run = None
     if run is not None:
-        recorded = (Recorded(kind="up", name="up", pid=run.pid, created=run.created), *run.children)
+        recorded = (Recorded(kind="up", name="up", pid=run.pid, started=run.started), *run.children)
         if alive := [one for one in recorded if one.alive()]:
             names = ", ".join(f"{one.kind} {one.name} (pid {one.pid})" for one in alive)
             pids = " ".join(str(one.pid) for one in alive)

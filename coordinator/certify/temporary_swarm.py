@@ -23,10 +23,10 @@ import psutil
 from bus.errors import BusUnreachable, MeshError, UsageError
 from bus.messages.subjects import PROVIDER
 from bus.server.monitoring import read_info
-from bus.utils.processes import die_with_parent
+from bus.utils.processes import die_with_parent, is_running, start_identity
 from coordinator.certify.leftovers import STATE, create_directory
 from coordinator.certify.models import Cleanup, CleanupCheck
-from coordinator.runner.run_record import Run, is_same, read_run
+from coordinator.runner.run_record import Run, read_run
 from coordinator.sandboxes.pool_record import read_pool
 from coordinator.sandboxes.provider_client import Listing, list_sandboxes
 from signalmesh import python_command
@@ -77,7 +77,7 @@ class TemporarySwarm:
         self._toml, self._config = toml, config
         self._arguments = ["--speed", str(speed), "--port", str(port)]
         self._process: asyncio.subprocess.Process | None = None
-        self._all_agents: dict[int, tuple[float, str]] = {}
+        self._all_agents: dict[int, tuple[str, str]] = {}
         self.started_at = 0.0
         """When `up` was started, monotonic seconds."""
         self.url = ""
@@ -145,7 +145,7 @@ class TemporarySwarm:
                 for process in (top, *top.children(recursive=True)):
                     with contextlib.suppress(psutil.NoSuchProcess):
                         self._all_agents.setdefault(
-                            process.pid, (process.create_time(), " ".join(process.cmdline()) or process.name())
+                            process.pid, (start_identity(process.pid), " ".join(process.cmdline()) or process.name())
                         )
         return len(self._all_agents)
 
@@ -222,7 +222,7 @@ class TemporarySwarm:
 
     async def _left(self) -> list[str]:
         until = time.monotonic() + GONE_S
-        while alive := [pid for pid, (created, _) in self._all_agents.items() if is_same(pid, created)]:
+        while alive := [pid for pid, (started, _) in self._all_agents.items() if is_running(pid, started)]:
             if time.monotonic() > until:
                 break
             await asyncio.sleep(POLL_INTERVAL_S)

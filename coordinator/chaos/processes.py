@@ -16,12 +16,10 @@ import psutil
 
 from bus.errors import MeshError
 from bus.messages import Child
-from coordinator.runner.run_record import Recorded, Run, is_same, read_run
+from bus.utils.processes import is_running, start_identity
+from coordinator.runner.run_record import Recorded, Run, read_run
 
 __all__ = ["Member", "Processes", "TargetUnavailable"]
-
-START_SLACK_S = 3.0
-"""Between a process's start time in the kernel and the time that its host recorded."""
 
 
 class TargetUnavailable(MeshError):
@@ -74,7 +72,7 @@ class Processes:
             MeshError: the run has ended.
         """
         run = read_run(self._state_dir)
-        if run is None or (run.pid, run.created) != (self._run.pid, self._run.created) or not run.alive():
+        if run is None or (run.pid, run.started) != (self._run.pid, self._run.started) or not run.alive():
             raise MeshError(f"the swarm in {self._state_dir} (`up` with pid {self._run.pid}) has ended meanwhile")
         return run.children
 
@@ -95,7 +93,7 @@ class Processes:
         Raises:
             TargetUnavailable: it has ended.
         """
-        return self._open(f"{child.kind} {child.name}", child.pid, child.created, 0.01)
+        return self._open(f"{child.kind} {child.name}", child.pid, child.started)
 
     def open_agent(self, child: Child) -> Member:
         """Open an agent's process from its host's inventory.
@@ -103,19 +101,19 @@ class Processes:
         Raises:
             TargetUnavailable: it has ended, or does not belong to this run.
         """
-        return self._open(f"agent {child.agent}", child.pid, child.spawned_at.timestamp(), START_SLACK_S)
+        return self._open(f"agent {child.agent}", child.pid, child.started or "")
 
-    def _open(self, what: str, pid: int, created: float, slack_s: float) -> Member:
+    def _open(self, what: str, pid: int, started: str) -> Member:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             raise TargetUnavailable(f"{what} (pid {pid}) has ended") from None
         try:
             process = psutil.Process(pid)
-            if abs(process.create_time() - created) > slack_s:
+            if start_identity(pid) != started:
                 raise TargetUnavailable(f"pid {pid} is not {what}, but a later process")
             ancestors = {parent.pid for parent in process.parents()}
-            if self._run.pid not in ancestors or not is_same(self._run.pid, self._run.created):
+            if self._run.pid not in ancestors or not is_running(self._run.pid, self._run.started):
                 raise TargetUnavailable(
                     f"{what} (pid {pid}) does not descend from this run's `up` (pid {self._run.pid})"
                 )

@@ -14,6 +14,7 @@ import psutil
 
 from bus.errors import UsageError
 from bus.utils.file_lock import take_lock
+from bus.utils.processes import is_running, start_identity
 
 DEFAULT_STATE_DIR = Path(".signalmesh")
 RECORD = "run.json"
@@ -21,24 +22,24 @@ RECORD = "run.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A process of a run. `created`, its start time (seconds since 1970), tells it from a later one of that pid."""
+    """A process of a run. `started`, its start identity, tells it from a later one of that pid."""
 
     kind: str
     name: str
     pid: int
-    created: float
+    started: str
 
     @classmethod
     def of(cls, kind: str, name: str, pid: int) -> Self | None:
         """The process `pid` as it is now; None when it has ended."""
         try:
-            return cls(kind=kind, name=name, pid=pid, created=psutil.Process(pid).create_time())
+            return cls(kind=kind, name=name, pid=pid, started=start_identity(pid))
         except psutil.NoSuchProcess:
             return None
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
-        return is_same(self.pid, self.created)
+        return is_running(self.pid, self.started)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class Run:
     """The record of a running `up`: its own process, and in `children` those that it has started."""
 
     pid: int
-    created: float
+    started: str
     swarm: str
     url: str
     config: str
@@ -56,20 +57,11 @@ class Run:
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
-        return is_same(self.pid, self.created)
+        return is_running(self.pid, self.started)
 
     def child(self, kind: str) -> Recorded | None:
         """Its first child of this kind: nats-server, sandbox, watchdog …"""
         return next((child for child in self.children if child.kind == kind), None)
-
-
-def is_same(pid: int, created: float) -> bool:
-    """Whether the process `pid` that was started at `created` still runs, and is not another one with that pid."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 0.01 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def read_run(state_dir: Path) -> Run | None:
@@ -90,7 +82,7 @@ def write_run(
     """Record that this process runs the swarm. `url` is without credentials."""
     run = Run(
         pid=os.getpid(),
-        created=psutil.Process().create_time(),
+        started=start_identity(os.getpid()),
         swarm=swarm,
         url=url,
         config=config,

@@ -26,7 +26,7 @@ def test_a_directory_of_certify_is_left_once_its_owner_has_ended(temporary: Path
     assert nothing.level == "ok"
     mine = create_directory()
     assert earlier_runs() == [], "we are there"
-    (mine / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, created=1.0)))
+    (mine / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, started="")))
     assert earlier_runs() == [mine]
     [finding] = check_earlier_runs()
     assert (finding.level, finding.remedy) == ("warning", f"rm -r {mine}")
@@ -36,7 +36,7 @@ def test_a_directory_of_certify_is_left_once_its_owner_has_ended(temporary: Path
 def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("E2B_API_KEY", raising=False)
     orphans = create_directory()
-    (orphans / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, created=1.0)))
+    (orphans / "certify.json").write_bytes(orjson.dumps(Recorded(kind="certify", name="certify", pid=1, started="")))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         alive = Recorded.of("sandbox", "base", child.pid)
         state_dir = orphans / "state"
@@ -44,7 +44,7 @@ def test_what_an_earlier_run_has_left_is_named(temporary: Path, monkeypatch: pyt
             state_dir, Pool(id="p", endpoint="E2B at https://x", sandboxes=(Orphan(sandbox="base-i1", id="i1"),))
         )
         assert alive is not None
-        run = Run(pid=1, created=1.0, swarm="swarm", url="nats://127.0.0.1:1", config="", children=(alive,))
+        run = Run(pid=1, started="", swarm="swarm", url="nats://127.0.0.1:1", config="", children=(alive,))
         (state_dir / "run.json").write_bytes(orjson.dumps(run))
         sandboxes, processes, directory = check_earlier_runs()
         child.kill()

@@ -62,14 +62,14 @@ def test_a_child_of_the_run_is_hit_and_goes_on_when_let_go(family):
 
 def test_a_reused_pid_a_foreign_process_and_an_ended_one_are_left_alone(family):
     child = family.recorded
-    later = Recorded(kind="sandbox", name="base", pid=child.pid, created=child.created - 60)
+    later = Recorded(kind="sandbox", name="base", pid=child.pid, started="earlier")
     with pytest.raises(TargetUnavailable, match="a later process"):
         family.processes.open_child(later)
     stranger = Recorded.of("sandbox", "base", family.stranger)
     assert stranger is not None
     with pytest.raises(TargetUnavailable, match="does not descend"):
         family.processes.open_child(stranger)
-    agent = Child(agent="a", agent_id="i", epoch=1, pid=family.stranger, spawned_at=now())
+    agent = Child(agent="a", agent_id="i", epoch=1, pid=family.stranger, spawned_at=now(), started=stranger.started)
     with pytest.raises(TargetUnavailable, match="does not descend"):
         family.processes.open_agent(agent)
     family.child.kill()

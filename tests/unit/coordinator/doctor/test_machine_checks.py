@@ -73,7 +73,7 @@ async def test_a_port_that_another_program_has():
     url = f"nats://127.0.0.1:{port}"
     async with server:
         taken = await check_port(url, None, named=False)
-        its = living_run(Recorded(kind="nats-server", name="nats-server", pid=1, created=1))
+        its = living_run(Recorded(kind="nats-server", name="nats-server", pid=1, started=""))
         instead = await check_port(url, its, named=False)
         elsewhere = await check_port(url, living_run(), named=False)
         named = await check_port(url, None, named=True)

@@ -20,7 +20,7 @@ from tests.support.run_records import living_run, run_of
 
 
 def dead_run(*children: Recorded) -> Run:
-    return run_of(os.getpid(), 1.0, *children)
+    return run_of(os.getpid(), "earlier", *children)
 
 
 def test_a_record_that_is_garbage_stale_or_of_a_living_run(tmp_path):
@@ -45,7 +45,7 @@ def test_a_process_that_has_outlived_its_run():
         assert finding.level == "error"
         assert finding.remedy == f"kill -9 {child.pid}"
         assert check_leftovers(living_run(recorded)).level == "ok"
-        later = Recorded(kind="sandbox", name="base", pid=child.pid, created=recorded.created - 5)
+        later = Recorded(kind="sandbox", name="base", pid=child.pid, started="earlier")
         assert check_leftovers(dead_run(later)).level == "ok"  # another process of the same pid is none of ours
         assert check_leftovers(living_run(later)).level == "warning"
     finally:
