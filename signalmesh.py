@@ -39,6 +39,8 @@ PACKAGES = ("agents", "bus", "coordinator")
 CARRIED_PATH = "SIGNALMESH_PYTHONPATH"
 """The variable that carries a PYTHONPATH to the processes that signalmesh starts."""
 MODULE = "--module"
+RUN_AGENTS = frozenset({"up", "sandbox", "agent", "replay", "certify"})
+"""Commands whose processes run agents, or start one that does."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -92,6 +94,7 @@ def find_clash() -> Clash | None:
 def main() -> None:
     """Run the command line; see coordinator/cli/main.py."""
     _open_standard_streams()
+    _fix_hash_seed()
     _order_path()
     _bypass_proxies()
     try:
@@ -107,6 +110,14 @@ def main() -> None:
             raise
         print(f"signalmesh: {clash.problem}; {clash.remedy}", file=sys.stderr)
         raise SystemExit(2) from None  # EXIT_USAGE of bus/errors.py, which may be that of another owner
+
+
+def _fix_hash_seed() -> None:
+    """Begin again with a fixed seed if this process runs agents: sets of strings would have another order each time."""
+    if "PYTHONHASHSEED" not in os.environ and not RUN_AGENTS.isdisjoint(sys.argv[1:]):
+        os.environ["PYTHONHASHSEED"] = "0"
+        command = python_command(*sys.argv[1:])
+        os.execv(command[0], command)  # noqa: S606 - this very program
 
 
 def _bypass_proxies() -> None:

@@ -5,6 +5,7 @@ Synchronous, for the commands. Every row comes with the result of its checksum t
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,29 @@ class MirroredValue:
     intact: bool
 
 
+def _as_immutable(path: Path) -> str:
+    """The option for a place that this process cannot write, where SQLite could not make its shared memory: the file is
+    read as one that nothing changes.
+
+    Raises:
+        MirrorUnusable: it cannot be read, or its newest messages are in a log beside it.
+    """
+    if not os.access(path, os.R_OK):
+        raise MirrorUnusable(str(path), "this user may not read it; run the command as its owner, or copy it")
+    if os.access(path.parent, os.W_OK):
+        return ""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size > 0:
+        if os.access(log, os.R_OK) and os.access(path.with_name(f"{path.name}-shm"), os.R_OK):
+            return ""  # another process has the shared memory open, and SQLite reads it
+        raise MirrorUnusable(
+            str(path),
+            f"its newest messages are in {log.name}, which can be read only where the directory can be written; copy "
+            "the files to a directory of yours, and name the copy with --file",
+        )
+    return "&immutable=1"
+
+
 class MirrorFile:
     """An open mirror. Use it with `with`, or `close` it.
 
@@ -70,9 +94,12 @@ class MirrorFile:
             )
         try:
             self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
+                f"{path.absolute().as_uri()}?mode=ro{_as_immutable(path)}",
+                uri=True,
+                timeout=BUSY_TIMEOUT_S,
+                check_same_thread=False,
             )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise MirrorUnusable(str(path), f"cannot be opened: {error}") from None
         try:
             self.version = check_version(self._db, path)

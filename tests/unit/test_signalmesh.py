@@ -163,3 +163,30 @@ def test_nothing_of_this_machine_is_asked_through_a_proxy(monkeypatch, given):
         assert urllib.request.proxy_bypass(urlsplit(url).netloc)
     assert not requests.utils.should_bypass_proxies("https://api.e2b.example", None)
     assert requests.utils.should_bypass_proxies("https://internal.example", None) == bool(given)
+
+
+def test_agents_run_with_one_order_of_sets(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    (tmp_path / "own.py").write_text(SET_AGENT)
+    (tmp_path / "swarm.toml").write_text('[agents.one]\nclass = "own.py:One"\n')
+    orders = set()
+    for seed in ({}, {}, {"PYTHONHASHSEED": "7"}):
+        run(python_command("up", "--config", "swarm.toml", "--port", "0", "--for", "0.1"), tmp_path, **seed)
+        orders.add((tmp_path / "order").read_text())
+        (tmp_path / "order").unlink()
+    assert len(orders) == 2  # one of the fixed seed, and one of the seed that the user has set
+
+
+SET_AGENT = """
+from pathlib import Path
+from agents.agent import Agent
+
+Path("order").write_text(" ".join({str(n) for n in range(50)}))
+
+class One(Agent):
+    kind = "one"
+    listens = ("market",)
+
+    def on_market(self, tick):
+        return None
+"""
