@@ -13,11 +13,13 @@ from pathlib import Path
 import msgspec
 import orjson
 
+from bus.durable.registry import read_records
 from bus.durable.snapshots import Snapshot
-from bus.errors import BusError, Refused, UsageError
+from bus.errors import BusError, MessageError, Refused, UsageError
 from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.interface import Bounds
-from bus.messages import FAILED
+from bus.messages import FAILED, Lifecycle
+from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
 from bus.nats.streams import (
@@ -75,6 +77,7 @@ async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_di
         "sandboxes": _sandboxes,
         "clocks": _clocks,
         "cursors": _cursors,
+        "agents": _quarantined,
         "mirror": _mirror,
     }
     found: list[Finding] = []
@@ -267,6 +270,26 @@ def _rate(check: str, clock: str, theirs_s: float, ours_s: float, slack_s: float
 
 async def _mirror(facts: _Facts) -> list[Finding]:
     return [await check_mirror_position(facts.bus, facts.state_dir)]
+
+
+async def _quarantined(facts: _Facts) -> list[Finding]:
+    records = await read_records(facts.bus)
+    found = [name for name, record in records.items() if record.status == "quarantined"]
+    if not found:
+        return [ok("agents", "no agent is quarantined")]
+    reasons = {name: await _last_reason(facts.bus, name) for name in found}
+    text = "; ".join(f"{name} is quarantined: {reasons[name]}" for name in found)
+    return [warning("agents", text, f"fix the cause, then signalmesh revive {found[0]}")]
+
+
+async def _last_reason(bus: NatsBus, agent: str) -> str:
+    """The reason in the watchdog's newest report about the agent."""
+    stored = await bus.last(bus.subjects.lifecycle(agent, WATCHDOG))
+    try:
+        report = None if stored is None else stored.decode(bus.subjects)
+    except MessageError:
+        report = None
+    return report.reason or "" if isinstance(report, Lifecycle) else ""
 
 
 async def _cursors(facts: _Facts) -> list[Finding]:

@@ -22,7 +22,7 @@ from typing import IO, Any
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import EXIT_DONE, BusError, BusTimeout, Disconnected, UsageError
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, BusTimeout, Disconnected, UsageError
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
@@ -38,6 +38,7 @@ from coordinator.runner.child_process import ChildProcess, ChildSpec
 from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
 from coordinator.runner.mirror_role import restore
 from coordinator.runner.name_conflict import refuse_name_conflict
+from coordinator.runner.outcome import Outcome
 from coordinator.runner.preflight import traits_environment
 from coordinator.runner.proxy_role import LISTENER_VARIABLE, open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
@@ -156,6 +157,7 @@ class Up:
         self._children: list[ChildProcess] = []
         self.url = ""
         self.bus: NatsBus
+        self.outcome: Outcome
         self._events: EventPublisher
 
     async def start(self) -> None:
@@ -168,6 +170,8 @@ class Up:
         await self._prepare()
         await self._start_server()
         await self._restore()
+        self.outcome = Outcome(self.config)
+        await self.outcome.listen(self.bus)
         await self._start_children()
 
     async def _prepare(self) -> None:
@@ -313,7 +317,10 @@ def _warn(text: str) -> None:
 
 
 async def run_up(config: ResolvedSwarm, options: UpOptions, show: Callable[[Up, asyncio.Event], Any]) -> int:
-    """Run the swarm until a signal, `down` or the end of --for; `show` displays it meanwhile."""
+    """Run the swarm until a signal, `down` or the end of --for; `show` displays it meanwhile.
+
+    The exit code is 1 if no decision was made, or if an agent is quarantined at the end.
+    """
     stop = asyncio.Event()
     signals = 0
 
@@ -326,6 +333,7 @@ async def run_up(config: ResolvedSwarm, options: UpOptions, show: Callable[[Up, 
 
     on_signals(on_signal)
     up = Up(config, options)
+    problems: list[str] = []
     showing: asyncio.Task[None] | None = None
     try:
         await up.start()
@@ -333,10 +341,13 @@ async def run_up(config: ResolvedSwarm, options: UpOptions, show: Callable[[Up, 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.for_s):
                 await stop.wait()
+        problems = up.outcome.problems(signalled=stop.is_set())
     finally:
         if showing is not None:
             stop.set()
             await end_tasks([showing])
         with contextlib.suppress(BusError):
             await up.stop()
-    return EXIT_DONE
+    for problem in problems:
+        print(f"signalmesh: {escape_control(problem)}", file=sys.stderr)
+    return EXIT_FAILED if problems else EXIT_DONE

@@ -39,6 +39,7 @@ async def test_no_sandbox_is_absent_while_the_bus_is_away(tmp_path: Path):
         assert [event for event in subscriber.lifecycle if event["event"] == "declared_dead"] == []
 
 
+@pytest.mark.slow
 async def test_the_time_between_a_host_that_was_killed_and_the_next_one_counts_as_absence(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "20")

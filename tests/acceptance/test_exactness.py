@@ -58,6 +58,7 @@ async def test_kill_9_of_each_agent_and_of_four_at_once(tmp_path: Path, undistur
         await finish(swarm, subscriber, undisturbed)
 
 
+@pytest.mark.slow
 async def test_kill_9_of_a_host_and_of_nats_server(tmp_path: Path, undisturbed: Content, chance: random.Random):
     async with Swarm(tmp_path, exact_toml()) as swarm:
         subscriber = await swarm.up()
@@ -68,6 +69,7 @@ async def test_kill_9_of_a_host_and_of_nats_server(tmp_path: Path, undisturbed: 
         await finish(swarm, subscriber, undisturbed, received=False)
 
 
+@pytest.mark.slow
 async def test_stopped_agents_and_zombies(tmp_path: Path, undisturbed: Content, chance: random.Random):
     async with Swarm(tmp_path, exact_toml()) as swarm:
         subscriber = await swarm.up()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agents.runtime.inputs import MAX_CONSECUTIVE_SKIPS
-from tests.acceptance.swarm import Swarm, agents_toml
+from tests.acceptance.swarm import Swarm, agents_toml, run_command
 
 FAILING = """\
 from pathlib import Path
@@ -27,6 +27,7 @@ class Hopeless(Agent):
 """
 
 
+@pytest.mark.slow
 async def test_a_permanently_failing_agent_is_quarantined_reported_and_revived(tmp_path: Path):
     toml = f'max_agents = 6\n{agents_toml(speed=20, history=10)}\n[agents.hopeless]\nclass = "hopeless:Hopeless"\n'
     (tmp_path / "hopeless.py").write_text(FAILING)
@@ -141,6 +142,7 @@ class Stubborn(Agent):
 """
 
 
+@pytest.mark.slow
 async def test_deaths_and_quarantines_name_the_exception(tmp_path: Path):
     """A source that raises, and a handler that neither ends nor can be cancelled: their sandbox goes on with others."""
     own = "".join(
@@ -190,6 +192,7 @@ class Slow(Agent):
 """
 
 
+@pytest.mark.slow
 async def test_an_import_is_waited_for_and_its_time_out_names_what_was_done(tmp_path: Path):
     """Longer than any silence is allowed, and then longer than the start may take."""
     own = '[agents.slow]\nclass = "own.py:Slow"\n'
@@ -214,3 +217,42 @@ async def test_an_import_is_waited_for_and_its_time_out_names_what_was_done(tmp_
             lambda: any(item["event"] == "declared_dead" and item["reason"] == reason for item in subscriber.lifecycle),
         )
         await subscriber.more_decisions(10)
+
+
+@pytest.mark.slow
+async def test_a_run_without_success_ends_with_its_reason_and_exit_code_1(tmp_path: Path):
+    """An agent in quarantine, and a swarm whose only source never yields: not the exit code of a run that worked."""
+    own = '[agents.raising]\nclass = "own.py:Raising"\n'
+    toml = f"max_agents = 6\n[watchdog]\nquarantine_deaths = 2\n{agents_toml(speed=20, history=10)}\n{own}"
+    (tmp_path / "own.py").write_text(RAISING)
+    async with Swarm(tmp_path, toml) as swarm:
+        subscriber = await swarm.up()
+        await subscriber.alerted("quarantined", 1)
+        assert await swarm.end(signal.SIGINT) == 1
+        last = swarm.errors.splitlines()[-1]
+        assert last.startswith("signalmesh: agent raising is quarantined: 2 deaths within")
+        assert "ConnectionError: the exchange refused the key" in last
+
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    (silent / "own.py").write_text(SILENT)
+    feed, decider = '[agents.silent]\nclass = "own.py:Silent"', '[agents.coordinator]\nkind = "coordinator"'
+    voter = '[agents.voter]\nkind = "momentum"'
+    (silent / "swarm.toml").write_text(f"{feed}\n{voter}\n{decider}\n")
+    ended = await run_command(silent, "up", "--port", "0", "--for", "3")
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1].startswith("signalmesh: no decision was made in this run")
+
+
+SILENT = """\
+import asyncio
+from agents.agent import Agent
+
+class Silent(Agent):
+    kind = "silent"
+    publishes = ("market",)
+
+    async def produce(self, last):
+        await asyncio.Event().wait()
+        yield
+"""

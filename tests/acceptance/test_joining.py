@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.swarm import VOTERS, Swarm, agents_toml
 
@@ -84,6 +86,7 @@ async def test_the_recorded_example_published_by_a_plain_client(tmp_path: Path):
         assert decision["absent"] == []
 
 
+@pytest.mark.slow
 async def test_a_third_party_agent_votes_and_one_that_raises_is_skipped(tmp_path: Path):
     assert len([line for line in BREAKOUT.splitlines() if line]) <= 15
     toml = f"""

@@ -126,6 +126,7 @@ async def test_ten_deaths_within_thirty_seconds_quarantine(tmp_path: Path):
         await quarantine(swarm, subscriber, "strategy-momentum", 10)
 
 
+@pytest.mark.slow
 async def test_restart_drains_and_a_killed_watchdog_adopts(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "50")

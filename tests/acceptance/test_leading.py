@@ -66,6 +66,7 @@ async def assert_status(swarm: Swarm, leader: int, standby: int) -> None:
     assert f"watchdog {leader} leads with term {status['watchdog_term']}, standby: {standby}" in plain
 
 
+@pytest.mark.slow
 async def test_the_standby_takes_over_from_a_killed_leader_and_restarts_no_agent(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--standby", "--speed", "50")

@@ -133,6 +133,7 @@ async def test_kill_9_of_up_leaves_nothing_and_the_next_one_goes_on(
         assert_same(content_of(messages), undisturbed)
 
 
+@pytest.mark.slow
 async def test_ctrl_c_and_down_end_cleanly_and_the_next_up_goes_on(
     tmp_path: Path, undisturbed: Content, chance: random.Random
 ):

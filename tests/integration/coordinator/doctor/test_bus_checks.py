@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bus.durable.events import EventPublisher
+from bus.durable.registry import Record, write_record
 from bus.durable.snapshots import Snapshot
+from bus.messages import now
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
@@ -103,3 +106,20 @@ async def test_a_server_without_jetstream_and_one_that_is_not_there(tmp_path):
         assert not found.running
     found = await diagnose(url, tmp_path / "state", None, tmp_path)
     assert {finding.check for finding in found.findings if finding.level == "error"} == {"bus"}
+
+
+async def test_a_quarantined_agent_is_a_warning_with_the_reason(tmp_path):
+    async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
+        bus = await connections.bus(server.url)
+        await ensure_streams(bus)
+        assert (await checked(bus, tmp_path))["agents"].level == "ok"
+        record = Record(
+            agent_id="i", name="one", kind="k", capabilities=(), status="quarantined", epoch=5, sandbox="base", pid=1,
+            spawned_at=now(),
+        )  # fmt: skip
+        await write_record(bus, record)
+        async with await EventPublisher.open(bus, "watchdog") as reports:
+            reports.lifecycle("quarantined", "one", epoch=5, sandbox="base", reason="10 deaths, the last one: boom")
+        found = (await checked(bus, tmp_path))["agents"]
+        assert (found.level, found.text) == ("warning", "one is quarantined: 10 deaths, the last one: boom")
+        assert found.remedy == "fix the cause, then signalmesh revive one"

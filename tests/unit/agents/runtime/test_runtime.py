@@ -232,6 +232,11 @@ FAULTS = st.dictionaries(
 )
 
 
+LIVES_AND_SEED = (st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
+EXAMPLES = 50
+searching = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+
+
 async def summing_run(lives: list[dict[int, str]], rng: random.Random) -> MemoryServer:
     server = MemoryServer()
     for n in range(1, 41):
@@ -247,8 +252,8 @@ async def summing_run(lives: list[dict[int, str]], rng: random.Random) -> Memory
     return server
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
+@searching
+@given(*LIVES_AND_SEED)
 @example(lives=[{20: "cut_stored", 28: "crash"}], seed=0)  # dies before the alert about the poison message is stored
 def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]], seed: int) -> None:
     async def run() -> None:
@@ -265,8 +270,8 @@ def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]], seed: int
     asyncio.run(run())
 
 
-@settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
+@searching
+@given(*LIVES_AND_SEED)
 def test_an_agent_that_fails_on_everything_is_ended_by_the_stream_alone(lives: list[dict[int, str]], seed: int) -> None:
     async def run(lives: list[dict[int, str]]) -> tuple[MemoryServer, list[str]]:
         server = MemoryServer()
@@ -291,8 +296,8 @@ def test_an_agent_that_fails_on_everything_is_ended_by_the_stream_alone(lives: l
     check_fence(server)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
+@searching
+@given(*LIVES_AND_SEED)
 @example(lives=[dict.fromkeys((1, 15, 66), "cut_stored"), {}], seed=263)  # cut before it follows its inputs
 def test_a_source_goes_on_after_its_last_stored_event(lives: list[dict[int, str]], seed: int) -> None:
     async def run() -> None:
@@ -315,6 +320,20 @@ def test_a_source_goes_on_after_its_last_stored_event(lives: list[dict[int, str]
         assert [f'"heard":{n}'.encode() in data for n, data in enumerate(answers, 1)] == [True] * 14
 
     asyncio.run(run())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "property_",
+    [
+        test_outputs_equal_an_undisturbed_run,
+        test_an_agent_that_fails_on_everything_is_ended_by_the_stream_alone,
+        test_a_source_goes_on_after_its_last_stored_event,
+    ],
+    ids=lambda tested: tested.__name__,
+)
+def test_a_search_that_is_ten_times_longer(property_: Any) -> None:
+    given(*LIVES_AND_SEED)(settings(searching, max_examples=10 * EXAMPLES)(property_.hypothesis.inner_test))()
 
 
 if __name__ == "__main__":
