@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from agents.agent import Agent
-from agents.feeds.candles import Candle, Candles, load_candles
-from bus.errors import UsageError
+from agents.feeds.candles import Candle, Candles, PrefixDigest, load_candles
+from bus.errors import DataError, UsageError
 from bus.messages import Decision, MarketData, VotingConfig
 from bus.messages.subjects import WATCHDOG
 
@@ -43,11 +43,13 @@ class MarketDataAgent(Agent):
         """What was received.
 
         `decided` maps a symbol to the highest of this agent's own rounds that a decision was received on;
-        `deciders` are the agents that may decide by the active VotingConfig (empty: all).
+        `deciders` are the agents that may decide by the active VotingConfig (empty: all). `digests` maps a symbol to
+        the number of candles up to the last decided round, and a digest of them.
         """
 
         decided: dict[str, int] = field(default_factory=dict)
         deciders: tuple[str, ...] = ()
+        digests: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @dataclass(frozen=True)
     class Options:
@@ -85,6 +87,9 @@ class MarketDataAgent(Agent):
             self._wrong("symbols", "at least one symbol, each with the path of its file", symbols)
         self._candles: dict[str, Candles] = {symbol: load_candles(symbols[symbol]) for symbol in symbols}
         self._decided = asyncio.Event()
+        self._digests = {symbol: PrefixDigest(candles) for symbol, candles in self._candles.items()}
+        self._checked: set[str] = set()
+        """Symbols whose candles were compared with the digest of an earlier process."""
 
     def _wrong(self, setting: str, expected: str, value: object) -> NoReturn:
         raise UsageError(f"agent {self.name!r}: {setting}: expected {expected}, not {value!r}")
@@ -103,7 +108,29 @@ class MarketDataAgent(Agent):
             return  # no such round: counting it would open the window for good
         if number > self.state.decided.get(symbol, 0):
             self.state.decided[symbol] = number
+            self._check_past(symbol)
+            self.state.digests[symbol] = (number, self._digests[symbol].of(number))
         self._decided.set()  # only wakes produce(), which checks the state again
+
+    def _check_past(self, symbol: str) -> None:
+        """Compare the candles of decided rounds with those that an earlier process has read.
+
+        Raises:
+            DataError: they are others: the rounds that are stored would not be those of this file.
+        """
+        if symbol in self._checked:
+            return
+        self._checked.add(symbol)
+        count, digest = self.state.digests.get(symbol, (0, ""))
+        candles = self._candles[symbol]
+        if count and (count > len(candles) or self._digests[symbol].of(count) != digest):
+            raise DataError(
+                (self.options.symbols or DEFAULT_SYMBOLS)[symbol] or "the packaged recording",
+                None,
+                None,
+                f"the first {count} candles of {symbol} differ from those that were read before; restore the file, or "
+                "start with an empty --state-dir",
+            )
 
     def on_config(self, config: VotingConfig) -> None:
         """The agents whose decisions count from here on."""
@@ -117,7 +144,10 @@ class MarketDataAgent(Agent):
 
         Raises:
             UsageError: `last` is not a candle of the files that are set now.
+            DataError: a file has other candles before it than when they were read.
         """
+        for symbol in self._candles:
+            self._check_past(symbol)
         clock = asyncio.get_running_loop().time
         period_s = 1 / self.options.speed if self.options.speed else 0.0
         due = clock()  # after a restart the next candle is due at once

@@ -6,13 +6,14 @@ The market-data agent (agents/builtin/market_data.py) publishes them at a pace.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from agents.feeds.csv_reader import Table, read_table
 
@@ -60,6 +61,11 @@ class Candles(Sequence[Candle]):
         for column, number in zip(self._numbers, row, strict=True):
             column.append(number)
 
+    def columns(self, first: int, last: int) -> list[bytes]:
+        """The values of the candles from index `first` up to `last`, column by column."""
+        columns: tuple[array[Any], ...] = (self._stamps, *self._numbers)
+        return [column[first:last].tobytes() for column in columns]
+
     def __len__(self) -> int:
         return len(self._stamps)
 
@@ -71,6 +77,27 @@ class Candles(Sequence[Candle]):
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
         return Candle(_UNIX_EPOCH + self._stamps[at] * _MICROSECOND, *(column[at] for column in self._numbers))
+
+
+class PrefixDigest:
+    """Digests of the beginning of `candles`. A count that grows from call to call costs no more than its growth."""
+
+    def __init__(self, candles: Candles) -> None:
+        self._candles = candles
+        self._start()
+
+    def _start(self) -> None:
+        self._count = 0
+        self._hashes = [hashlib.blake2b(digest_size=8) for _ in self._candles.columns(0, 0)]
+
+    def of(self, count: int) -> str:
+        """The digest of the first `count` candles."""
+        if count < self._count:
+            self._start()
+        for values, found in zip(self._candles.columns(self._count, count), self._hashes, strict=True):
+            found.update(values)
+        self._count = count
+        return hashlib.blake2b(b"".join(found.digest() for found in self._hashes), digest_size=8).hexdigest()
 
 
 def load_candles(path: str | Path = "") -> Candles:

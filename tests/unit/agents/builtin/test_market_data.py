@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agents.agent import check_class
 from agents.builtin.market_data import MarketDataAgent
+from agents.state.codec import StateCodec
 from bus.errors import DataError, UsageError
 from bus.messages import Decision, MarketData, VotingConfig, encode
 
@@ -280,3 +281,35 @@ def test_settings_out_of_range_are_named(options, setting):
 def test_a_missing_file_ends_the_start():
     with pytest.raises(DataError, match=r"none\.csv: no such file"):
         make(symbols={"A": "none.csv"})
+
+
+@pytest.mark.parametrize("revised", [0, 5, 9, None])
+async def test_a_past_candle_that_was_revised_is_reported_and_a_later_one_is_not(tmp_path, revised):
+    """By its source as soon as it goes on, and by the next decision; candles after the decided ones are still open."""
+    path = tmp_path / "hours.csv"
+    symbols = {"BTC/USD": write(path, range(20))}
+    before = make(symbols=symbols)
+    events = await take(before, count=10)
+    for event in events:
+        before.on_decision(decision(event.sequence))
+    codec = StateCodec.checked(MarketDataAgent.State)
+    state = orjson.loads(codec.encode(before.state))
+    assert state["digests"]["BTC/USD"][0] == 10
+
+    lines = path.read_text().splitlines()
+    line = 1 + (15 if revised is None else revised)
+    lines[line] = lines[line].replace(",1,", ",0.5,")
+    path.write_text("\n".join(lines) + "\n")
+
+    for way in ("source", "decision"):
+        after = make(symbols=symbols)
+        after.state = codec.decode(state)
+        if revised is None:
+            assert (await take(after, events[-1], count=1))[0].sequence == 11
+            after.on_decision(decision(11))
+        elif way == "source":
+            with pytest.raises(DataError, match=r"hours\.csv: the first 10 candles of BTC/USD differ"):
+                await take(after, events[-1], count=1)
+        else:
+            with pytest.raises(DataError, match="or start with an empty --state-dir"):
+                after.on_decision(decision(11))
