@@ -105,7 +105,7 @@ def load_candles(path: str | Path = "") -> Candles:
 
     Raises:
         DataError: as `read_table`; or a value that is missing, not a number or not finite, a price of 0 or less, a
-            negative volume, high < low, a timestamp that is not ISO 8601 UTC, unsorted or given twice.
+            negative volume, high < low, an open or close outside of both, a timestamp that is not ISO 8601 UTC, unsorted or given twice.
     """
     return _packaged() if not str(path) else _parse(read_table(path, RECORDING, COLUMNS))
 
@@ -139,13 +139,7 @@ def _parse_fast(columns: dict[str, int], fields: list[str]) -> Candle | None:
     except (ValueError, IndexError):
         return None
     # Chained comparisons with a bound on both sides are false for NaN and the infinities as well.
-    if (
-        stamp.tzinfo is UTC
-        and 0 < low <= high < math.inf
-        and 0 < first < math.inf
-        and 0 < last < math.inf
-        and 0 <= volume < math.inf
-    ):
+    if stamp.tzinfo is UTC and 0 < low <= first <= high < math.inf and low <= last <= high and 0 <= volume < math.inf:
         return Candle(stamp, first, high, low, last, volume)
     return None
 
@@ -161,4 +155,8 @@ def _parse_checked(table: Table, line: int, fields: list[str]) -> Candle:
         table.fail(line, "volume", f"expected 0 or more, not {numbers['volume']}")
     if numbers["high"] < numbers["low"]:
         table.fail(line, "high", f"{numbers['high']} is less than the low of {numbers['low']}")
+    for column in ("open", "close"):
+        if not numbers["low"] <= numbers[column] <= numbers["high"]:
+            outside = f"{numbers[column]} is outside of the candle's low {numbers['low']} and high {numbers['high']}"
+            table.fail(line, column, outside)
     return Candle(stamp, **numbers)

@@ -82,6 +82,20 @@ class Table:
         return stamp.replace(tzinfo=UTC)
 
 
+GZIP = b"\x1f\x8b"
+OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xfd7zXZ\x00": "compressed by xz",
+    b"BZh": "compressed by bzip2",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"PAR1": "a Parquet file",
+    b"SQLite format 3": "an SQLite database",
+    b"\xff\xfe": "in UTF-16",
+    b"\xfe\xff": "in UTF-16",
+}
+"""First bytes of files that people name as data files."""
+
+
 def _read_bytes(path: str | Path, packaged: str) -> tuple[str, bytes]:
     """Name and contents of the file at `path`, or of the packaged one where `path` is empty."""
     name = str(path) or packaged
@@ -95,7 +109,10 @@ def _read_bytes(path: str | Path, packaged: str) -> tuple[str, bytes]:
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(name, None, None, f"cannot be read: {reason}") from None
-    if name.endswith(".gz"):
+    for magic, what in OTHER_FORMATS.items():
+        if data.startswith(magic):
+            raise DataError(name, None, None, f"is {what}, expected CSV, plain or gzipped; unpack or convert it")
+    if name.lower().endswith(".gz") or data.startswith(GZIP):  # whatever its name
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
@@ -125,7 +142,7 @@ def _split(name: str, text: str, *, comments: bool) -> list[tuple[int, list[str]
 
 
 def read_table(path: str | Path, packaged: str, columns: tuple[str, ...], *, comments: bool = False) -> Table:
-    """Read a CSV file (gzipped if its name ends in .gz), or the packaged one where `path` is empty.
+    """Read a CSV file (plain or gzipped), or the packaged one where `path` is empty.
 
     The first line is the header; with `comments`, lines before it that begin with '#' are skipped. Empty lines are.
 
@@ -144,6 +161,9 @@ def read_table(path: str | Path, packaged: str, columns: tuple[str, ...], *, com
         raise DataError(name, None, None, f"is empty, expected a header with {','.join(columns)}")
     header_line, header = rows.pop(0)
     header = [column.strip() for column in header]
+    if _NUMBER.fullmatch(header[-1]) or not set(header) & set(columns):
+        found = ",".join(header)[:80]
+        raise DataError(name, header_line, None, f"is no header ({found}); expected {','.join(columns)} in any order")
     for column in columns:
         if (count := header.count(column)) != 1:
             problem = "missing from the header" if not count else "given twice in the header"

@@ -66,6 +66,9 @@ def test_signs_exponents_and_zero_volume(tmp_path):
     ("lines", "line", "column", "problem"),
     [
         (["timestamp,open,high,low,close", FIRST], 1, "volume", "missing from the header"),
+        ([FIRST], 1, None, "is no header"),
+        ([HEADER, "2017-07-01T12:00:00Z,5,4,1,2,1"], 2, "open", "5.0 is outside of the candle's low 1.0 and high 4.0"),
+        ([HEADER, "2017-07-01T12:00:00Z,3,4,2,1.5,1"], 2, "close", "1.5 is outside"),
         ([HEADER + ",low", FIRST], 1, "low", "twice"),
         ([HEADER], 2, None, "empty"),
         ([HEADER, FIRST, "2017-07-01T12:00:00Z,1,1,1,1"], 3, "volume", "missing value"),
@@ -89,7 +92,7 @@ def test_signs_exponents_and_zero_volume(tmp_path):
         ([HEADER, "yesterday,1,1,1,1,1"], 2, "timestamp", "ISO 8601"),
         ([HEADER, FIRST + ",7"], 2, "7", "expected 6 values"),
         ([HEADER, FIRST, '"2017'], 3, None, "not CSV"),
-        (["# no comments here", HEADER, FIRST], 1, "timestamp", "missing from the header"),
+        (["# no comments here", HEADER, FIRST], 1, None, "is no header"),
     ],
 )
 def test_mistakes_name_file_line_and_column(tmp_path, lines, line, column, problem):
@@ -111,6 +114,10 @@ def test_mistakes_name_file_line_and_column(tmp_path, lines, line, column, probl
         ("a.csv.gz", gzip.compress(FIRST.encode(), mtime=0)[:-9], None, "not gzip"),
         ("a.csv.gz", gzip.compress(FIRST.encode(), mtime=0)[:10] + b"\xff" * 20, None, "not gzip"),
         ("a.csv", f"{HEADER}\n{FIRST}\n".encode() + b"\xff\n", 3, "not UTF-8"),
+        ("a.csv", b"PK\x03\x04rest", None, "is a zip archive"),
+        ("a.csv.zst", b"\x28\xb5\x2f\xfdrest", None, "compressed by zstd"),
+        ("a.csv", f"{HEADER}\n".encode("utf-16"), None, "in UTF-16"),
+        ("a.CSV.GZ", HEADER.encode(), None, "not gzip"),
     ],
 )
 def test_files_that_are_none(tmp_path, name, data, line, problem):
@@ -127,3 +134,10 @@ def test_no_such_file_and_a_directory(tmp_path):
     assert caught.value.file == str(tmp_path / "none.csv")
     with pytest.raises(DataError, match="cannot be read"):
         load_candles(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.csv.GZ", "a.csv", "a"])
+def test_gzip_is_read_whatever_its_name(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(f"{HEADER}\n{FIRST}\n".encode()))
+    assert len(load_candles(path)) == 1
