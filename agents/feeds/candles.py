@@ -105,7 +105,8 @@ def load_candles(path: str | Path = "") -> Candles:
 
     Raises:
         DataError: as `read_table`; or a value that is missing, not a number or not finite, a price of 0 or less, a
-            negative volume, high < low, an open or close outside of both, a timestamp that is not ISO 8601 UTC, unsorted or given twice.
+            negative volume, high < low, an open or close outside of both, a timestamp that is not ISO 8601 UTC,
+            unsorted or given twice.
     """
     return _packaged() if not str(path) else _parse(read_table(path, RECORDING, COLUMNS))
 
