@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import sys
 from pathlib import Path
 
-from bus.errors import EXIT_FAILED, MeshError
+from bus.errors import EXIT_FAILED, MeshError, UsageError
 from bus.utils.terminal import escape_control
 
 REMEDIES = {
@@ -33,6 +34,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 bus unreachable, 130 interrupted."""
     try:
+        _refuse_empty_values(sys.argv[1:])
         from coordinator.cli.app import app
 
         app(standalone_mode=True)
@@ -52,6 +54,16 @@ def main() -> None:
             sys.stdout.flush()
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the interpreter flushes it once more at its end
         raise SystemExit(EXIT_FAILED) from None
+
+
+def _refuse_empty_values(arguments: list[str]) -> None:
+    """An empty path would mean the working directory, and an empty name whatever comes: it is an unset variable."""
+    for before, argument in itertools.pairwise(["", *arguments]):
+        option = before if argument == "" and before.startswith("--") else ""
+        if argument.startswith("--") and argument.endswith("="):
+            option = argument[:-1]
+        if option:
+            raise UsageError(f"{option}: expected a value, not an empty text; is a variable of the shell not set?")
 
 
 def _explain(error: BaseException) -> str | None:

@@ -1,9 +1,13 @@
-"""The console script, interrupted before a command runs."""
+"""The console script: interrupted before a command runs, and given empty values."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+import pytest
+
+from signalmesh import python_command
 
 SCRIPT = """
 import os, signal, sys
@@ -22,3 +26,13 @@ main()
 def test_ctrl_c_while_the_program_is_loaded_is_no_traceback():
     done = subprocess.run([sys.executable, "-c", SCRIPT, "--help"], capture_output=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("arguments", [("--state-dir", ""), ("--state-dir=",), ("--nats", ""), ("--swarm", "")])
+def test_an_empty_value_is_refused_by_its_option(tmp_path, arguments):
+    done = subprocess.run(
+        python_command("status", *arguments), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"signalmesh: {arguments[0].removesuffix('=')}: expected a value, not an empty text")
+    assert done.stderr.count("\n") == 1
