@@ -232,7 +232,7 @@ async def test_alerts_are_printed_as_they_come_and_do_no_harm(tmp_path: Path, te
         (("--nats-port", "-1"), "--nats-port -1: expected 0 (any free port) to 65535"),
         (("--out", "missing/report.md"), "--out missing/report.md: it cannot be written: No such file or directory"),
         (("--out", "report.json"), "--out report.json: expected the name of the Markdown report"),
-        (("--out", "."), "--out .: expected the name of a file for the report"),
+        (("--out", ""), "--out: expected a value, not an empty text"),
         (("--out", "."), "--out .: expected the name of a file for the report"),
         (("--out", "/"), "--out /: expected the name of a file for the report"),
         (("--out", "-"), "--out -: expected the name of a file for the report; --json prints it"),
