@@ -84,9 +84,10 @@ def up(
     """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` restores its state."""
     from bus.nats.urls import check_url
     from bus.observability.logging import set_up_logs
+    from bus.utils.cgroups import cpu_quota
     from coordinator.config.loader import load_swarm, warnings_about
     from coordinator.config.overrides import Overrides
-    from coordinator.runner.preflight import check_agents
+    from coordinator.runner.preflight import check_agents, least_cpus
     from coordinator.runner.up import UpOptions, run_up
 
     set_up_logs("warning")
@@ -114,6 +115,13 @@ def up(
         if clash.fatal:
             raise UsageError(f"{clash.problem}; {clash.remedy}")
         typer.echo(f"warning: {clash.problem}; {clash.remedy}", err=True)
+    if (quota := cpu_quota()) is not None and quota < (least := least_cpus(len(loaded.agents))):
+        needs = f"{len(loaded.agents)} agents need {least:.2f} or more to start in time"
+        remedy = "raise it (docker run --cpus, resources.limits.cpu)"
+        typer.echo(
+            f"warning: a quota allows {quota:.2f} CPUs, and {needs}: {remedy}",
+            err=True,
+        )
     checked = check_agents(loaded)
     for warning in warnings_about(checked):
         typer.echo(f"warning: {warning}", err=True)

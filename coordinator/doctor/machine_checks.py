@@ -18,13 +18,15 @@ import psutil
 from bus.errors import ConfigError, UsageError
 from bus.server.binary import find_binary, server_version
 from bus.server.monitoring import read_info
+from bus.utils.cgroups import cpu_quota
 from coordinator.config.loader import load_swarm
 from coordinator.config.settings import SwarmConfig
 from coordinator.reporting.findings import Finding, error, ok, skipped, warning
+from coordinator.runner.preflight import least_cpus
 from coordinator.runner.run_record import Run
 from signalmesh import find_clash
 
-__all__ = ["check_config", "check_descriptors", "check_disk", "check_port", "check_versions"]
+__all__ = ["check_config", "check_cpu", "check_descriptors", "check_disk", "check_port", "check_versions"]
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_NATS_PY = (2, 16)
@@ -118,6 +120,18 @@ def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:
 def mib(size: float) -> str:
     """A size in bytes as MiB."""
     return f"{size / 2**20:,.1f} MiB"
+
+
+def check_cpu(agents: int) -> Finding:
+    """The CPU quota of this container or service, compared with what so many agents need to start and to run."""
+    quota = cpu_quota()
+    if quota is None:
+        return ok("cpu", "no quota limits this process")
+    least = least_cpus(agents)
+    text = f"a quota allows {quota:.2f} CPUs; {agents} agents need {least:.2f} or more"
+    if quota < least:
+        return warning("cpu", text, "raise the quota (docker run --cpus, resources.limits.cpu), or run fewer agents")
+    return ok("cpu", text)
 
 
 def check_descriptors(run: Run | None) -> list[Finding]:

@@ -23,6 +23,7 @@ from coordinator.doctor.bus_checks import check_bus
 from coordinator.doctor.machine_checks import (
     BUS_DOWN,
     check_config,
+    check_cpu,
     check_descriptors,
     check_disk,
     check_port,
@@ -69,6 +70,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings += await asyncio.to_thread(check_earlier_runs)
     findings += await asyncio.to_thread(check_exporting)
     findings += await asyncio.to_thread(check_descriptors, run)
+    findings.append(await asyncio.to_thread(check_cpu, len(used.agents)))
     findings += [await check_port(one, run, named=nats is not None) for one in urls_of(url)]
     findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)
     return Diagnosis(

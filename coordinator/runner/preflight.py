@@ -62,6 +62,13 @@ def check_agents(config: SwarmConfig) -> ResolvedSwarm:
     return resolved
 
 
+def least_cpus(agents: int) -> float:
+    """CPUs without which so many agents do not keep their timeouts: the default swarm of five starts with a quarter of
+    one in half a minute, and each further agent has its heartbeats to send.
+    """
+    return 0.25 + 0.01 * max(0, agents - 5)
+
+
 def is_users(spec: AgentSpec) -> bool:
     """Whether creating this agent runs code that is not ours."""
     return bool(spec.class_path and spec.search_path)
