@@ -14,11 +14,13 @@ starts would put its entries before the standard library. `restore_python_path` 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import runpy
 import site
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "ROOT",
     "Clash",
     "find_clash",
+    "importable",
     "main",
     "module_command",
     "python_command",
@@ -39,6 +42,8 @@ PACKAGES = ("agents", "bus", "coordinator")
 CARRIED_PATH = "SIGNALMESH_PYTHONPATH"
 """The variable that carries a PYTHONPATH to the processes that signalmesh starts."""
 MODULE = "--module"
+_FACTS = {"installed": True}
+"""Whether an interpreter finds this module by itself."""
 RUN_AGENTS = frozenset({"up", "sandbox", "agent", "replay", "certify"})
 """Commands whose processes run agents, or start one that does."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -67,6 +72,18 @@ class Clash(NamedTuple):
     problem: str
     remedy: str
     fatal: bool
+
+
+@contextlib.contextmanager
+def importable() -> Iterator[None]:
+    """Let an interpreter that is started meanwhile find this module, also where it is not installed."""
+    if not _FACTS["installed"]:
+        os.environ["PYTHONPATH"] = ROOT
+    try:
+        yield
+    finally:
+        if not _FACTS["installed"]:
+            os.environ.pop("PYTHONPATH", None)
 
 
 def find_clash() -> Clash | None:
@@ -114,7 +131,7 @@ def main() -> None:
 
 def _fix_hash_seed() -> None:
     """Begin again with a fixed seed if this process runs agents: sets of strings would have another order each time."""
-    if "PYTHONHASHSEED" not in os.environ and not RUN_AGENTS.isdisjoint(sys.argv[1:]):
+    if not os.environ.get("PYTHONHASHSEED") and not RUN_AGENTS.isdisjoint(sys.argv[1:]):
         os.environ["PYTHONHASHSEED"] = "0"
         command = python_command(*sys.argv[1:])
         os.execv(command[0], command)  # noqa: S606 - this very program
@@ -125,6 +142,8 @@ def _bypass_proxies() -> None:
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return
     excluded = [entry.strip() for entry in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")]
+    if "*" in excluded:
+        return
     excluded += [host for host in LOOPBACK if host not in excluded]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, excluded))
 
@@ -147,15 +166,16 @@ def _installed_for_user() -> bool:
     return os.path.realpath(ROOT) == os.path.realpath(site.getusersitepackages())
 
 
-def _order_path() -> None:
+def _order_path(*, carry: bool = True) -> None:
+    """Order the path of this process; `carry`: PYTHONPATH is that of the user."""
     library = os.path.dirname(os.path.abspath(os.__file__))
-    carried = os.environ.pop("PYTHONPATH", None)
-    if carried is None:
-        carried = os.environ.get(CARRIED_PATH, "")
-    else:
-        os.environ[CARRIED_PATH] = carried
+    given = os.environ.pop("PYTHONPATH", None)
+    if carry and given is not None:
+        os.environ[CARRIED_PATH] = given
+    carried = os.environ.get(CARRIED_PATH, "")
     # An empty entry of PYTHONPATH is the working directory.
     last = [_absolute(entry) for entry in carried.split(os.pathsep)] if carried else []
+    _FACTS["installed"] = ROOT in sys.path and ROOT not in last
     standard = [entry for entry in sys.path if _is_standard(entry, library)]
     if not _installed_for_user():
         last.append(site.getusersitepackages())
@@ -183,4 +203,4 @@ if __name__ == "__main__":
     sys.modules["signalmesh"] = sys.modules["__main__"]
     main()
 elif sys.argv[:1] == ["-c"] and "multiprocessing.forkserver" in sys.modules:
-    _order_path()  # this process is a fork server of agents, which begins by importing this module
+    _order_path(carry=False)  # this process is a fork server of agents, which begins by importing this module

@@ -32,6 +32,7 @@ import psutil
 from agents.runtime.process import Incarnation, run_incarnation
 from bus.errors import MeshError
 from bus.utils.processes import die_with_parent, start_identity, wait_pid_exit
+from signalmesh import importable
 
 PRELOAD = "agents.host.preload"
 EXIT_STATUS_S = 0.2
@@ -154,7 +155,8 @@ class ForkServer:
     def _check_preload(self) -> bool:
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_loaded, args=(theirs,), daemon=True)
-        process.start()
+        with importable():
+            process.start()
         theirs.close()
         try:
             loaded: bool = ours.recv()
@@ -176,7 +178,8 @@ class ForkServer:
             ours, theirs = self._context.Pipe(duplex=False)
             with theirs:
                 process = self._context.Process(target=_child, args=(incarnation.to_json(), theirs), daemon=True)
-                process.start()
+                with importable():  # the server may have to be started again
+                    process.start()
             return process, ours
 
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import types
 import typing
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -35,11 +36,11 @@ def make_builder(hint: Any, known: dict[Any, Build]) -> Build:
     if origin in (Any, object) or isinstance(hint, typing.TypeVar):
         return lambda raw: raw
     if origin in (typing.Union, types.UnionType):
-        return _union([make_builder(arg, known) for arg in args], hint)
+        return _union([_Member(arg, make_builder(arg, known)) for arg in args], hint)
     if origin is typing.Literal:
         return lambda raw: _literal(raw, args)
-    if hint in known:
-        return known[hint]
+    if isinstance(origin, type) and origin in known:
+        return known[origin]
     if not isinstance(origin, type):
         raise StateMismatch("", f"{hint!r} cannot be saved; annotate it with a type that JSON has, or a dataclass")
     return _class_builder(hint, origin, args, known)
@@ -111,11 +112,40 @@ def _member(cls: type[enum.Enum], raw: Any) -> enum.Enum:
     raise StateMismatch("", f"expected a value of {cls.__name__}, not {shown(raw)}")
 
 
-def _union(builders: list[Build], hint: Any) -> Build:
+class _Member:
+    """One type of a union. A dataclass is recognised by its fields, and by those that are a Literal."""
+
+    def __init__(self, hint: Any, build: Build) -> None:
+        self.build = build
+        self._cls = unwrapped(hint) if dataclasses.is_dataclass(unwrapped(hint)) else None
+
+    @functools.cached_property
+    def _fields(self) -> tuple[set[str], dict[str, tuple[Any, ...]]]:
+        assert self._cls is not None
+        hints = hints_of(self._cls)
+        names = {field.name for field in dataclasses.fields(self._cls)}
+        tags = {
+            name: typing.get_args(hints[name]) for name in names if typing.get_origin(hints[name]) is typing.Literal
+        }
+        return names, tags
+
+    def rank(self, raw: Any) -> int:
+        """0 for the most likely member, 2 for one that cannot be meant."""
+        if self._cls is None or type(raw) is not dict:
+            return 1
+        names, tags = self._fields
+        if any(name in raw and raw[name] not in values for name, values in tags.items()):
+            return 2
+        return 0 if names == raw.keys() else 1
+
+
+def _union(members: list[_Member], hint: Any) -> Build:
     def build(raw: Any) -> Any:
-        for builder in builders:
+        for member in sorted(members, key=lambda member: member.rank(raw)):
+            if member.rank(raw) > 1:
+                break
             try:
-                return builder(raw)
+                return member.build(raw)
             except StateMismatch:
                 continue
         raise StateMismatch("", f"expected {hint}, not {shown(raw)}")

@@ -7,6 +7,8 @@ import enum
 from collections import defaultdict, deque
 from typing import Any
 
+import msgspec
+
 from agents.state.values import LEAVES, StateMismatch, advice, fields_of, numpy_scalars, shown
 
 
@@ -39,11 +41,19 @@ def compare(live: Any, back: Any, seen: dict[int, str], path: str = "") -> None:
         if repr(live) != repr(back):  # tells -0.0 from 0.0; a number that is not finite has become null above
             raise StateMismatch(path, _difference(live, back))
         return
-    if not isinstance(live, (tuple, frozenset, enum.Enum, *numpy_scalars(), *LEAVES)):
+    if not isinstance(live, (tuple, frozenset, enum.Enum, *numpy_scalars(), *LEAVES)) and not _is_frozen(live):
         if id(live) in seen:
             raise StateMismatch(path, f"is the same object as {seen[id(live)]}, and would be two; keep it once")
         seen[id(live)] = f"State{path}"
     _compare_parts(live, back, seen, path)
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether it cannot change: then it makes no difference whether two fields hold one object or two equal ones."""
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    if parameters is not None:
+        return bool(parameters.frozen)
+    return isinstance(value, msgspec.Struct) and value.__struct_config__.frozen
 
 
 def _compare_parts(live: Any, back: Any, seen: dict[int, str], path: str) -> None:
@@ -55,13 +65,22 @@ def _compare_parts(live: Any, back: Any, seen: dict[int, str], path: str) -> Non
         for index, (one, other) in enumerate(zip(live, back, strict=True)):
             compare(one, other, seen, f"{path}[{index}]")
     elif isinstance(live, (set, frozenset)):
-        kinds = {type(item) for item in live}, {type(item) for item in back}
-        if live != back or kinds[0] != kinds[1]:
-            raise StateMismatch(path, _difference(live, back))
+        _compare_sets(live, back, seen, path)
+    elif isinstance(live, msgspec.Struct):
+        for name in live.__struct_fields__:
+            compare(getattr(live, name), getattr(back, name), seen, f"{path}.{name}")
     elif dataclasses.is_dataclass(live):
         _compare_dataclasses(live, back, seen, path)
     elif repr(live) != repr(back):  # tells a zone and a fold, which `!=` may not
         raise StateMismatch(path, _difference(live, back))
+
+
+def _compare_sets(live: Any, back: Any, seen: dict[int, str], path: str) -> None:
+    if live != back:
+        raise StateMismatch(path, _difference(live, back))
+    found = {item: item for item in back}
+    for item in live:
+        compare(item, found[item], seen, f"{path}[{item!r}]")
 
 
 def _compare_dicts(live: Any, back: Any, seen: dict[int, str], path: str) -> None:
@@ -83,7 +102,8 @@ def _compare_dicts(live: Any, back: Any, seen: dict[int, str], path: str) -> Non
 
 def _compare_dataclasses(live: Any, back: Any, seen: dict[int, str], path: str) -> None:
     names = [field.name for field in dataclasses.fields(live)]
-    undeclared = [name for name in getattr(live, "__dict__", ()) if name not in names]
+    slots = [name for base in type(live).__mro__ for name in base.__dict__.get("__slots__", ()) if hasattr(live, name)]
+    undeclared = [name for name in (*getattr(live, "__dict__", ()), *slots) if name not in names]
     if undeclared:
         raise StateMismatch(
             f"{path}.{undeclared[0]}", f"is no field of {type(live).__name__}, so it is not saved; declare it there"

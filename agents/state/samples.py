@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import enum
 import types
 import typing
@@ -12,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from agents.state.values import SEQUENCES, numpy_scalars, unwrapped, usual_factory
+from agents.state.values import SEQUENCES, hints_of, numpy_scalars, unwrapped, usual_factory
 
 SIMPLE: dict[Any, list[Any]] = {
     bool: [True],
@@ -45,12 +47,27 @@ def samples_of(hint: Any, depth: int = 0) -> Iterator[Any]:
             yield from samples_of(arg, depth + 1)
     elif origin is typing.Literal:
         yield from args
+    elif dataclasses.is_dataclass(origin):
+        yield from _dataclass_of(origin, depth + 1)
     elif isinstance(origin, type) and issubclass(origin, enum.Enum):
         yield from list(origin)[:1]
     elif isinstance(origin, type) and issubclass(origin, numpy_scalars()):
-        yield origin(1)
+        with contextlib.suppress(TypeError, ValueError):  # of an abstract class, or one that needs a unit
+            yield origin(1)
     elif args:
         yield from _containers_of(origin, args, depth + 1)
+
+
+def _dataclass_of(cls: Any, depth: int) -> Iterator[Any]:
+    """One with samples in the fields that have no default."""
+    missing = dataclasses.MISSING
+    hints = hints_of(cls)
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.init and field.default is missing and field.default_factory is missing:
+            values[field.name] = next(samples_of(hints[field.name], depth), None)
+    with contextlib.suppress(Exception):  # its __init__ and __post_init__ are of users
+        yield cls(**values)
 
 
 def _containers_of(origin: Any, args: tuple[Any, ...], depth: int) -> Iterator[Any]:

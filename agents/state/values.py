@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import types
 import typing
 from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import date, datetime, time, timedelta
@@ -52,14 +53,25 @@ def hints_of(cls: type) -> dict[str, Any]:
         StateMismatch: an annotation names what is not defined when the agent runs.
     """
     try:
-        return typing.get_type_hints(cls, include_extras=False)
+        return typing.get_type_hints(cls, localns=_namespace_around(cls), include_extras=False)
     except NameError as error:
         raise StateMismatch(
             "",
-            f" has an annotation with {error.name!r}, which is not defined; import it for more than TYPE_CHECKING",
+            f" has an annotation with {error.name!r}, which is not defined; define it in the module, or import it for "
+            "more than TYPE_CHECKING",
         ) from None
     except Exception as error:  # noqa: BLE001 - annotations are evaluated
         raise StateMismatch("", f" has an annotation that cannot be read: {describe_error(error)}") from None
+
+
+def _namespace_around(cls: type) -> dict[str, Any]:
+    """The names of the classes in whose bodies `cls` is defined, such as that of its agent."""
+    found: dict[str, Any] = {}
+    around: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split(".")[:-1]:
+        around = getattr(around, name, None)
+        found |= vars(around) if isinstance(around, type) else {}
+    return found
 
 
 def unwrapped(hint: Any) -> Any:
@@ -80,7 +92,9 @@ def usual_factory(hint: Any) -> Any:
     """The usual factory of a defaultdict whose values are of this type: the type itself."""
     plain = unwrapped(hint)
     origin = typing.get_origin(plain) or plain
-    return origin if isinstance(origin, type) and origin is not object else None
+    if origin in (typing.Union, types.UnionType):  # of the first one: `defaultdict(float)` for float | None
+        return usual_factory(next(iter(typing.get_args(plain))))
+    return origin if isinstance(origin, type) and origin not in (object, Any) else None
 
 
 def shown(value: Any) -> str:

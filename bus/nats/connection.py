@@ -89,13 +89,18 @@ class _Client(FastClient):
                 "on the server, or write nats:// to connect without"
             )
         command: bytes = super()._connect_command()
-        if server is None or server.uri.username is None or self.options["user"] is not None:
+        if server is None or self.options["user"] is not None or self.options["token"] is not None:
             return command
         operation, _, text = command.partition(b" ")
         fields = orjson.loads(text)
-        for name in ("user", "pass", "auth_token"):
-            if name in fields:
-                fields[name] = unquote(fields[name])
+        # A server of which the cluster has told has no user in its address: that of the given addresses is meant.
+        named = next((one.uri for one in (server, *self._server_pool) if one.uri.username is not None), None)
+        if named is None:
+            return command
+        if named.password is None:
+            fields["auth_token"] = unquote(named.username or "")
+        else:
+            fields |= {"user": unquote(named.username or ""), "pass": unquote(named.password)}
         return operation + b" " + orjson.dumps(fields) + b"\r\n"
 
     def forget_unsent(self) -> None:
@@ -214,7 +219,8 @@ class Connection:
     def _on_denial(self, operation: str, lowered: str) -> None:
         """The server does not let this user publish or subscribe to a subject; nats-py gives it in lower case."""
         server = self.client._current_server  # noqa: SLF001 - the client has no public name for it
-        user = unquote(server.uri.username) if server is not None and server.uri.username else ""
+        known = server is not None and server.uri.password is not None  # else the name is a token
+        user = unquote(server.uri.username or "") if server is not None and known else ""
         who = f"user {user!r}" if user else "this user"
         verb = "publish" if operation == "publish" else "subscribe"
 

@@ -96,9 +96,10 @@ class JetStream:
     def _on_answer(self, inbox: str, _: str, data: bytes, headers: bytes) -> None:
         token = inbox[len(self._inbox) :]
         try:
-            if (waiting := self._acks.pop(token, None)) is not None:
-                subject, done = waiting
-                done(_read_ack(data, subject))
+            if token in self._acks:
+                if not data or _is_ack(data):  # anything else is no answer of a stream
+                    subject, done = self._acks.pop(token)
+                    done(_read_ack(data, subject))
                 return
             subject, answer = self._requests.get(token, ("", None))
             if answer is not None and not answer.done() and (subject.startswith("$") or not _is_ack(data)):
@@ -218,7 +219,7 @@ def _is_ack(data: bytes) -> bool:
         reply = orjson.loads(data)
     except orjson.JSONDecodeError:
         return False
-    return isinstance(reply, dict) and "stream" in reply and ("seq" in reply or "error" in reply)
+    return isinstance(reply, dict) and ("error" in reply or ("stream" in reply and "seq" in reply))
 
 
 def _read_ack(data: bytes, subject: str) -> Ack | BusError:

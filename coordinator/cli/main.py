@@ -37,7 +37,7 @@ def main() -> None:
         _refuse_empty_values(sys.argv[1:])
         from coordinator.cli.app import app
 
-        app(standalone_mode=True)
+        app(prog_name="signalmesh", standalone_mode=True)
     except MeshError as error:
         print(f"signalmesh: {escape_control(str(error), keep=chr(10))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
