@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from urllib.parse import urlsplit
 
 from bus.errors import UsageError
@@ -23,7 +24,17 @@ def is_websocket(url: str) -> bool:
 
 def redacted_url(url: str) -> str:
     """`url` without user, password or token, for logs and errors."""
+    if _divides_user(url):
+        return "***"  # where the password begins and ends cannot be told
     return ",".join(map(_redacted, urls_of(url)))
+
+
+def _divides_user(url: str) -> bool:
+    """Whether a comma seems to be part of a user or password: an address without a user, and a rest with one."""
+    return any(
+        "://" in one and "@" not in one and "@" in rest and "://" not in rest
+        for one, rest in itertools.pairwise(urls_of(url))
+    )
 
 
 def _redacted(url: str) -> str:
@@ -41,6 +52,8 @@ def check_url(url: str, option: str = "--nats") -> str:
     Raises:
         UsageError: it is not.
     """
+    if _divides_user(url):
+        raise UsageError(f"{option} ***: write a comma in a user or password as %2C, and an @ as %40")
     schemes = {_check(one, option) for one in urls_of(url)}
     if len({scheme in WEBSOCKET for scheme in schemes}) > 1:
         raise UsageError(f"{option} {redacted_url(url)}: expected either WebSocket addresses (ws, wss) only, or none")

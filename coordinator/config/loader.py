@@ -113,7 +113,12 @@ def load_swarm(
     if file is None and not (directory / DEFAULT_FILE).exists():
         return apply_overrides(parse_swarm({}, BUILT_IN, ""), overrides)
     path = directory / (file or DEFAULT_FILE)
-    return apply_overrides(parse_swarm(_read_toml(path), str(path), str(path.resolve().parent)), overrides)
+    directory_of_classes = str(path.resolve().parent)
+    try:
+        directory_of_classes.encode()
+    except UnicodeEncodeError:  # it travels as JSON
+        raise ConfigError(str(path), "", "the name of its directory is not UTF-8; rename or move it") from None
+    return apply_overrides(parse_swarm(_read_toml(path), str(path), directory_of_classes), overrides)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -486,3 +486,11 @@ def test_no_vote_with_any_weight(tmp_path):
 def test_an_agent_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match=r"no agent 'research-3' .*did you mean 'research-2'"):
         load_swarm(directory=tmp_path).agent("research-3")
+
+
+def test_a_directory_whose_name_is_no_text_is_named(tmp_path):
+    directory = tmp_path / os.fsdecode(b"n\xff")
+    directory.mkdir()
+    (directory / "swarm.toml").write_text('[agents.one]\nkind = "momentum"\n')
+    with pytest.raises(ConfigError, match="the name of its directory is not UTF-8"):
+        load_swarm(directory=directory)
