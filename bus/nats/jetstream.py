@@ -97,7 +97,7 @@ class JetStream:
         token = inbox[len(self._inbox) :]
         try:
             if token in self._acks:
-                if not data or _is_ack(data):  # anything else is no answer of a stream
+                if not data or _is_ack(data) or b'"error"' in data:  # anything else is no answer of a stream
                     subject, done = self._acks.pop(token)
                     done(_read_ack(data, subject))
                 return
@@ -219,7 +219,7 @@ def _is_ack(data: bytes) -> bool:
         reply = orjson.loads(data)
     except orjson.JSONDecodeError:
         return False
-    return isinstance(reply, dict) and ("error" in reply or ("stream" in reply and "seq" in reply))
+    return isinstance(reply, dict) and "stream" in reply and ("seq" in reply or "error" in reply)
 
 
 def _read_ack(data: bytes, subject: str) -> Ack | BusError:

@@ -147,3 +147,29 @@ async def test_limits_are_updated_and_an_existing_stream_is_not_created_again(tm
         bus = await connections.bus(url)
         with pytest.raises(UsageError, match=r"has no room for the stream .*lower \[stream\] max_bytes"):
             await ensure_streams(bus, StreamLimits(max_bytes=2 * limit))
+
+
+async def test_an_answer_of_ours_with_an_error_is_no_acknowledgement(tmp_path):
+    async with plain_server(tmp_path, *configured(tmp_path, "")) as url, Connections() as connections:
+        bus, other = await connections.bus(url), await connections.bus(url)
+
+        async def answer(_: ReceivedMessage) -> bytes:
+            return b'{"error": "no such agent"}'
+
+        await other.answer("swarm.control.watchdog.restart", answer)
+        await other.connection.client.flush()
+        assert await bus.request("swarm.control.watchdog.restart", b"{}") == b'{"error": "no such agent"}'
+
+
+async def test_a_publish_waits_for_its_stream_whatever_else_answers(tmp_path):
+    async with plain_server(tmp_path, *configured(tmp_path, "")) as url, Connections() as connections:
+        bus, other = await connections.bus(url), await connections.bus(url)
+        await ensure_streams(bus)
+
+        async def answer(_: ReceivedMessage) -> bytes:
+            return b"pong"
+
+        await other.answer("in.swarm.market.A.x", answer)
+        await other.connection.client.flush()
+        for _ in range(20):
+            assert (await bus.publish("in.swarm.market.A.x", b"{}")).sequence > 0
