@@ -106,7 +106,7 @@ async def test_agents_killed_while_the_stream_refuses(tmp_path: Path, undisturbe
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 async def test_random_faults(tmp_path: Path, undisturbed_long: Content, seed: int):
     chance = random.Random(seed)
     async with Swarm(tmp_path, exact_toml(100, MANY_ROUNDS, watchdog="quarantine_deaths = 1000")) as swarm:
@@ -122,10 +122,8 @@ async def test_random_faults(tmp_path: Path, undisturbed_long: Content, seed: in
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-# Mean reversion is the other strategy of one base class: killing momentum again and again says the same.
-@pytest.mark.parametrize(
-    "killed", [*(name for name in AGENTS if name != "strategy-mean-reversion"), "four", "nats-server"]
-)
+# One agent of each role that has a recovery of its own: a source, and the decider. The fault matrix kills the others.
+@pytest.mark.parametrize("killed", ["research-1", "coordinator", "four", "nats-server"])
 async def test_one_killed_again_and_again(tmp_path: Path, undisturbed_long: Content, killed: str):
     chance = random.Random(killed)
     async with Swarm(tmp_path, exact_toml(150, MANY_ROUNDS, watchdog="quarantine_deaths = 1000")) as swarm:
