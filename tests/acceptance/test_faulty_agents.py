@@ -168,7 +168,10 @@ async def test_deaths_and_quarantines_name_the_exception(tmp_path: Path):
                 found = reports(event, name)
                 assert len(found) == count, found
                 assert all(reason in text and len(text) < 4100 for text in found), found
-            [alert] = [item for item in subscriber.alerts if (item["code"], item["agent"]) == ("quarantined", name)]
+            [alert] = await subscriber.until(
+                "its alert",
+                lambda: [item for item in subscriber.alerts if (item["code"], item["agent"]) == ("quarantined", name)],  # noqa: B023
+            )
             assert reason in alert["message"]
         await subscriber.more_decisions(20)
 
