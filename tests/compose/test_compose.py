@@ -259,7 +259,7 @@ async def test_rounds_that_an_agent_missed_are_whole_and_lead_to_its_recovery(
     project: Project, subscriber: Subscriber, collector: OtlpCollector
 ):
     agent = "strategy-momentum"
-    [before] = await subscriber.more_decisions(1)
+    *_, before = await subscriber.more_decisions(1)
     known = {root.id for trace in recoveries(collector, agent) for root in roots(trace)}
     kill_report = await project.command("watchdog", "kill", agent, "--signal", "STOP")
     assert (kill_report["outcome"], kill_report["outputs_lost"], kill_report["outputs_duplicated"]) == (
