@@ -63,8 +63,10 @@ def check_agents(config: SwarmConfig) -> ResolvedSwarm:
 
 
 def least_cpus(agents: int) -> float:
-    """CPUs without which so many agents do not keep their timeouts: the default swarm of five starts with a quarter of
-    one in half a minute, and each further agent has its heartbeats to send.
+    """CPUs below which `up` and `doctor` warn, for so many agents.
+
+    A start of the default swarm of five, with four seconds of decisions, took 6 to 10 seconds of CPU time on two cores:
+    with a quarter of a CPU some half a minute. The share of further agents is an estimate.
     """
     return 0.25 + 0.01 * max(0, agents - 5)
 

@@ -180,15 +180,16 @@ SLOW = """\
 import time
 from pathlib import Path
 from agents.agent import Agent
-if Path("started").exists():
-    time.sleep(4 if Path("once").exists() else 0)
+while Path("importing").exists():
+    time.sleep(0.01)
 
 class Slow(Agent):
     kind = "slow"
     listens = ("market",)
 
     def setup(self):
-        time.sleep(30 if Path("never").exists() else 0)
+        while Path("creating").exists():
+            time.sleep(0.01)
 
     def on_market(self, tick):
         return None
@@ -205,14 +206,19 @@ async def test_an_import_is_waited_for_and_its_time_out_names_what_was_done(tmp_
     async with Swarm(tmp_path, toml) as swarm:
         subscriber = await swarm.up()
         epoch = (await subscriber.live("slow"))["slow"]["epoch"]
-        (tmp_path / "started").touch()
-        (tmp_path / "once").touch()
+        (tmp_path / "importing").touch()
         assert (await swarm.command("kill", "slow", "--wait", "0.1")).code == 1
+
+        def imports() -> bool:
+            heartbeat = subscriber.heartbeats["slow"]
+            return heartbeat.get("doing") == "importing own.py" and heartbeat["sequence"] > 35
+
+        await subscriber.until("heartbeats for longer than a start without them may take", imports)
+        (tmp_path / "importing").unlink()
         await subscriber.back({"slow": epoch})
         deaths = [item for item in subscriber.lifecycle if (item["event"], item["agent"]) == ("declared_dead", "slow")]
         assert len(deaths) == 1, deaths
-        (tmp_path / "once").unlink()
-        (tmp_path / "never").touch()
+        (tmp_path / "creating").touch()
         assert (await swarm.command("kill", "slow", "--wait", "0.1")).code == 1
         reason = "creating it (its setup()): 6 s, longer than [watchdog] start_timeout_s = 6"
         await subscriber.until(
