@@ -129,14 +129,23 @@ class CommandAgent(Agent):
                 return self._program
             await self._program.kill()
             log.warning("program_restarted", agent=self.name, why=self._program.ending)
-        try:
-            _, program = await asyncio.get_running_loop().subprocess_exec(
+        starting = asyncio.ensure_future(
+            asyncio.get_running_loop().subprocess_exec(
                 lambda: _Program(self.name),
                 *self.command,
                 cwd=self.directory or None,
                 start_new_session=True,
                 preexec_fn=partial(die_with_parent, os.getpid()),
             )
+        )
+        try:
+            # Cancelled halfway, subprocess_exec kills the process, but not its group, and does not wait for its end.
+            _, program = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait({starting})
+            if starting.exception() is None:
+                await starting.result()[1].kill()
+            raise
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             if not isinstance(error, ValueError) and getattr(error, "errno", None) not in _NOT_RUNNABLE:
                 raise CommandFailed(self._problem(f"cannot be started now: {error}")) from None

@@ -404,6 +404,22 @@ async def test_it_ends_with_its_agent_and_so_does_what_it_has_started(tmp_path, 
             assert life.agent.pid is None
 
 
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_cancelled_start_leaves_no_process(tmp_path, steps):
+    agent = make_agent(spec_of(tmp_path, child=True))
+    assert isinstance(agent, CommandAgent)
+    agent.setup()
+    before = set(psutil.Process().children())
+    handling = asyncio.create_task(agent.handle("market", decode(*_parsed(tick(1)))))  # type: ignore[arg-type]
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    handling.cancel()
+    await asyncio.wait({handling})
+    assert handling.cancelled()
+    assert set(psutil.Process().children()) <= before
+    assert agent.pid is None
+
+
 async def test_a_drain_over_an_event_leaves_it_to_the_next_incarnation(tmp_path):
     calm = await undisturbed(spec_of(tmp_path), 5, 10)
     async with Asked() as test:
