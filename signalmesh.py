@@ -34,6 +34,7 @@ __all__ = [
     "module_command",
     "python_command",
     "restore_python_path",
+    "run_command",
 ]
 
 FILE = os.path.abspath(__file__)  # a constant: a sandbox host hides `__file__` of its main module
@@ -109,19 +110,24 @@ def find_clash() -> Clash | None:
 
 
 def main() -> None:
-    """Run the command line; see coordinator/cli/main.py."""
+    """Prepare this process, and run the command line or the module that the arguments name."""
     _open_standard_streams()
     _fix_hash_seed()
     _order_path()
     _bypass_proxies()
-    try:
-        if sys.argv[1:2] == [MODULE]:
-            module, sys.argv[:] = sys.argv[2], sys.argv[2:]
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        else:
-            from coordinator.cli.main import main as run
+    if sys.argv[1:2] == [MODULE]:
+        module, sys.argv[:] = sys.argv[2], sys.argv[2:]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        run_command()
 
-            run()
+
+def run_command() -> None:
+    """Run the command line in a process that is prepared already; see coordinator/cli/main.py."""
+    try:
+        from coordinator.cli.main import main as run
+
+        run()
     except (ImportError, AttributeError):  # what a package of another owner lacks
         if (clash := find_clash()) is None:
             raise

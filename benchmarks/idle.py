@@ -30,7 +30,7 @@ async def processes(running: Swarm) -> dict[str, psutil.Process]:
     root = psutil.Process(running.process.pid)
     found = {"up": root}
     for process in root.children(recursive=True):
-        line = process.cmdline()
+        line = " ".join(process.cmdline()).split()
         if process.pid in agents:
             role = f"agent {agents[process.pid]}"
         elif "nats-server" in process.name():
@@ -40,9 +40,8 @@ async def processes(running: Swarm) -> dict[str, psutil.Process]:
         elif "sandbox" in line:
             role = f"host {line[line.index('sandbox') + 1]}"
         else:
-            tracker = any("resource_tracker" in part for part in line)
             parent = " ".join(psutil.Process(process.ppid()).cmdline()).partition("sandbox ")[2].split(" ")[0]
-            role = f"{'tracker' if tracker else 'fork server'} {parent}"
+            role = " ".join((*line[1:2], parent)).strip()
         found[role] = process
     return found
 

@@ -13,30 +13,37 @@ import asyncio
 import concurrent.futures
 import contextlib
 import fcntl
+import gc
+import importlib
 import multiprocessing.process
 import multiprocessing.util
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Callable
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
 from agents.runtime.process import Incarnation, run_incarnation
 from bus.errors import MeshError
-from bus.utils.processes import die_with_parent, start_identity, wait_pid_exit
+from bus.utils.processes import die_with_parent, set_title, start_identity, wait_pid_exit
 from signalmesh import importable
 
 PRELOAD = "agents.host.preload"
 EXIT_STATUS_S = 0.2
 """How long after a process's end the fork server may take to report its exit status."""
+_FORKS = sys.platform == "linux" and sys.version_info < (3, 14)
+"""Whether `fork` can do what multiprocessing's start of its server does: 3.14 has another protocol."""
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 DIRECTORY_PREFIX = "mesh-fork-"
 LOCK_FILE = "lock"
@@ -57,7 +64,9 @@ def _child(data: bytes, errors: Connection) -> None:
         os.close(server._forkserver_alive_fd)  # noqa: SLF001
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    code = run_incarnation(Incarnation.from_json(data), lambda text: errors.send_bytes(text.encode()))
+    incarnation = Incarnation.from_json(data)
+    set_title("agent", incarnation.spec.name)
+    code = run_incarnation(incarnation, lambda text: errors.send_bytes(text.encode()))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # nothing of the fork server's is ours to clean up
@@ -132,6 +141,7 @@ class ForkServer:
 
     def __init__(self, preload: tuple[str, ...] = ()) -> None:
         """`preload` are further modules that its agents will need."""
+        self._preload = preload
         self._context = multiprocessing.get_context("forkserver")
         # signalmesh first: it orders the import path. Ours last: it freezes what is loaded by then.
         self._context.set_forkserver_preload(["signalmesh", *preload, PRELOAD])
@@ -143,8 +153,31 @@ class ForkServer:
         main.__file__ = None
         main.__spec__ = None
 
+    def fork(self) -> None:
+        """Start the server as a fork of this process, which shares its imports; without this call `start` begins anew.
+
+        For a process with one thread, and no event loop yet. A server that dies is started as a new interpreter.
+        """
+        if not _FORKS or threading.active_count() > 1:
+            return
+        _fork_tracker()
+        server: Any = forkserver._forkserver  # noqa: SLF001
+        with socket.socket(socket.AF_UNIX) as listener:
+            address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+            listener.bind(address)
+            Path(address).chmod(0o600)
+            listener.listen()
+            alive, kept = os.pipe()  # the server ends when nobody holds the end that is kept
+            pid = os.fork()
+            if pid == 0:
+                _run_server(listener.detach(), alive, kept, self._preload)
+            os.close(alive)
+        server._forkserver_address = address  # noqa: SLF001
+        server._forkserver_alive_fd = kept  # noqa: SLF001
+        server._forkserver_pid = pid  # noqa: SLF001
+
     async def start(self) -> None:
-        """Start the server and check that its imports succeeded.
+        """Start the server, unless it was forked, and check that its imports succeeded.
 
         Raises:
             MeshError: they did not.
@@ -190,6 +223,39 @@ class ForkServer:
 
     async def stop(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _run_server(listener: int, alive: int, kept: int, preload: tuple[str, ...]) -> NoReturn:
+    """What multiprocessing runs in a new interpreter (forkserver.ForkServer.ensure_running), in a fork."""
+    try:
+        os.close(kept)
+        set_title("fork-server")
+        for module in (*preload, PRELOAD):
+            importlib.import_module(module)
+        sys.modules[PRELOAD].FORK_SERVER = os.getpid()  # type: ignore[attr-defined]
+        gc.collect()
+        gc.freeze()
+        forkserver.main(listener, alive, [])
+    except BaseException:  # noqa: BLE001 - the frames below are those of the host
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _fork_tracker() -> None:
+    """Start multiprocessing's resource tracker, which it needs beside the server, as a fork too."""
+    tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(writing)
+            set_title("resource-tracker")
+            resource_tracker.main(reading)
+        finally:
+            os._exit(0)
+    os.close(reading)
+    tracker._fd, tracker._pid = writing, pid  # noqa: SLF001
 
 
 def _create_directory() -> None:

@@ -79,13 +79,13 @@ class Host:
         name: str,
         url: str,
         reports: EventPublisher,
+        fork_server: ForkServer,
         *,
         provider: str = "local",
         endpoint: str | None = None,
         age_s: float | None = None,
         group: str | None = None,
         log_level: str = "info",
-        preload: tuple[str, ...] = (),
         credentials: Credentials | None = None,
         files: str | None = None,
     ) -> None:
@@ -97,7 +97,7 @@ class Host:
         self._group, self._credentials, self._files = group, credentials, files
         self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
         self._log_level = log_level
-        self._fork_server = ForkServer(preload)
+        self._fork_server = fork_server
         self._running: dict[str, _Slot] = {}
         self._ended: list[_Slot] = []
         self._term = 0

@@ -31,7 +31,9 @@ from bus.durable.snapshots import Snapshot
 from bus.messages import KINDS
 
 FORK_SERVER = os.getpid()
-"""The parent of the agents. A child cannot look it up: once the parent has died, the kernel names init."""
+"""The parent of the agents. A child cannot look it up: once the parent has died, the kernel names init.
+
+A fork server that is forked from a process with these imports sets it."""
 
 load_candles()
 packaged_recording()

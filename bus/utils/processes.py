@@ -1,4 +1,4 @@
-"""Children that end with their parent, waiting for a process that is not a child, signals that end this process.
+"""Children that end with their parent, orphans that become children, the end of any process, signals, titles.
 
 The guarantee of `die_with_parent` is Linux's
 (PR_SET_PDEATHSIG); on other systems it does nothing, and a parent that is SIGKILLed leaves its children behind.
@@ -17,15 +17,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from setproctitle import setproctitle
 
-__all__ = ["MACHINE", "die_with_parent", "is_running", "on_signals", "start_identity", "wait_pid_exit"]
+__all__ = [
+    "MACHINE",
+    "OrphanReaper",
+    "adopt_orphans",
+    "die_with_parent",
+    "is_running",
+    "on_signals",
+    "set_title",
+    "start_identity",
+    "wait_pid_exit",
+]
 
 MACHINE = platform.node()
 """The name of this machine; in a container that of the container. With a pid it identifies a process."""
 POLL_S = 0.02
 """Pause between two checks of a process, in seconds, where the system has no pidfd."""
 _PR_SET_PDEATHSIG = 1
-"""From Linux's <sys/prctl.h>."""
+_PR_SET_CHILD_SUBREAPER = 36
+"""From Linux's <sys/prctl.h>, as the one above."""
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 # Loaded here rather than in the function: between fork and exec a child should only make system calls.
@@ -51,6 +63,42 @@ def die_with_parent(parent: int | None = None, signal_number: int = signal.SIGKI
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
+
+
+def adopt_orphans(enabled: bool) -> bool:
+    """Make descendants of this process its children when their parent ends, or no longer.
+
+    Returns whether the kernel can do that. The caller must reap them: see `OrphanReaper`.
+    """
+    return _libc is not None and _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(enabled), 0, 0, 0) == 0
+
+
+class OrphanReaper:
+    """Reaps the orphans that `adopt_orphans` has made children of this process, and that no other code waits for."""
+
+    def __init__(self) -> None:
+        self._seen: int | None = None
+
+    def check(self) -> int | None:
+        """Reap one that has ended; returns its pid. Call it periodically, on the event loop of this process."""
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            ended = None
+        pid = None if ended is None else ended.si_pid
+        # A child that other code waits for is reaped before the next check.
+        if pid is None or pid != self._seen:
+            self._seen = pid
+            return None
+        self._seen = None
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        return pid
+
+
+def set_title(*arguments: str) -> None:
+    """Have `ps` show this process as signalmesh with these arguments. It also clears /proc/PID/environ."""
+    setproctitle(" ".join(("signalmesh", *arguments)))
 
 
 def start_identity(pid: int) -> str:

@@ -145,7 +145,8 @@ class TemporarySwarm:
                 for process in (top, *top.children(recursive=True)):
                     with contextlib.suppress(psutil.NoSuchProcess):
                         self._all_agents.setdefault(
-                            process.pid, (start_identity(process.pid), " ".join(process.cmdline()) or process.name())
+                            process.pid,
+                            (start_identity(process.pid), " ".join(process.cmdline()).strip() or process.name()),
                         )
         return len(self._all_agents)
 

@@ -87,8 +87,10 @@ def up(
     from bus.utils.cgroups import cpu_quota
     from coordinator.config.loader import load_swarm, warnings_about
     from coordinator.config.overrides import Overrides
+    from coordinator.runner.launcher import Launcher
     from coordinator.runner.preflight import check_agents, least_cpus
-    from coordinator.runner.up import UpOptions, run_up
+    from coordinator.runner.up import UpOptions, raise_descriptor_limit, run_up
+    from coordinator.runner.zygote import Zygote
 
     set_up_logs("warning")
     if nats is not None:
@@ -125,7 +127,9 @@ def up(
     checked = check_agents(loaded)
     for warning in warnings_about(checked):
         typer.echo(f"warning: {warning}", err=True)
-    code = run_to_end(run_up(checked, options, viewer(json)))
+    raise_descriptor_limit()
+    launcher = Launcher(Zygote.fork())
+    code = run_to_end(run_up(checked, options, launcher, viewer(json)))
     raise typer.Exit(code)
 
 

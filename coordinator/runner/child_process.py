@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
+
 from bus.utils.backoff import RestartBackoff
-from bus.utils.processes import die_with_parent
-from signalmesh import python_command
+from coordinator.runner.launcher import Launcher, RoleProcess
+
+log = structlog.get_logger("signalmesh.up")
 
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
@@ -43,14 +44,14 @@ class ChildSpec:
 class ChildProcess:
     """The process of a ChildSpec, restarted each time it dies until `stop`."""
 
-    def __init__(self, spec: ChildSpec, url: str, logs: Path) -> None:
+    def __init__(self, spec: ChildSpec, url: str, logs: Path, launcher: Launcher) -> None:
         """`url` is the address of the bus, `logs` the directory of the log files."""
         self.kind, self.name = spec.kind, spec.name
-        self._spec = spec
+        self._spec, self._launcher = spec, launcher
         self._args = spec.args
         self._environment = {**os.environ, URL_VARIABLE: url, **spec.env}
         self._log_file = logs / f"{spec.name}.log"
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: RoleProcess | None = None
         self.started_at = 0.0
         self.stopping = False
         self.on_start: Callable[[], None] = lambda: None
@@ -62,15 +63,8 @@ class ChildProcess:
 
     async def start(self) -> None:
         with self._log_file.open("ab") as output:
-            self._process = await asyncio.create_subprocess_exec(
-                *python_command(*self._args),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self._environment,
-                start_new_session=True,
-                pass_fds=self._spec.pass_fds,
-                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            self._process = await self._launcher.start(
+                self._args, self._environment, output.fileno(), self._spec.pass_fds
             )
         if self._spec.restart_args is not None:
             self._args = self._spec.restart_args
@@ -88,8 +82,17 @@ class ChildProcess:
                 return
             on_exit(self, pid, code)
             await asyncio.sleep(backoff.after_s(time.monotonic() - self.started_at))
-            if not self._is_stopping():
+            await self._restart(backoff)
+
+    async def _restart(self, backoff: RestartBackoff) -> None:
+        while not self._is_stopping():
+            try:
                 await self.start()
+            except OSError as error:  # too many processes or files just now
+                log.warning("child_not_started", child=self.name, problem=str(error))
+                await asyncio.sleep(backoff.after_s(0.0))
+            else:
+                return
 
     def kill(self) -> None:
         """SIGKILL; `keep_running` starts it again."""

@@ -59,6 +59,7 @@ def run_sandbox(
     Its agents connect to `agents_url`, by default to the same server. `provided` is set if a provider has created the
     sandbox.
     """
+    from agents.host.forkserver import ForkServer
     from agents.host.host import Host
 
     set_up_logs(log_level)
@@ -70,6 +71,9 @@ def run_sandbox(
     if provided is not None:
         group, provider, name = name, provided.provider, check_name(provided.host, "sandbox")
 
+    fork_server = ForkServer(("coordinator.decisions.agent", *modules_to_preload(os.environ)))
+    fork_server.fork()
+
     async def serve() -> None:
         bus = await NatsBus.connect(url, swarm, f"sandbox {name}", None, credentials)
         try:
@@ -78,12 +82,12 @@ def run_sandbox(
                 name,
                 agents_url or url,
                 await EventPublisher.open(bus, name),
+                fork_server,
                 group=group,
                 provider=provider,
                 endpoint=None if provided is None else provided.endpoint,
                 age_s=None if provided is None else provided.age_s,
                 log_level=log_level,
-                preload=("coordinator.decisions.agent", *modules_to_preload(os.environ)),
                 credentials=credentials,
                 files=None if provided is None else provided.files,
             )

@@ -30,11 +30,12 @@ from bus.nats.streams import ensure_streams
 from bus.observability.logging import set_up_logs
 from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from bus.utils.aio import end_tasks
-from bus.utils.processes import on_signals
+from bus.utils.processes import OrphanReaper, on_signals
 from bus.utils.terminal import escape_control
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.config.telemetry import metrics_arguments
 from coordinator.runner.child_process import ChildProcess, ChildSpec
+from coordinator.runner.launcher import Launcher
 from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
 from coordinator.runner.mirror_role import restore
 from coordinator.runner.name_conflict import refuse_name_conflict
@@ -146,8 +147,8 @@ def raise_descriptor_limit() -> None:
 class Up:
     """A running swarm: started, kept running, and stopped in reverse order."""
 
-    def __init__(self, config: ResolvedSwarm, options: UpOptions) -> None:
-        self.config, self._options = config, options
+    def __init__(self, config: ResolvedSwarm, options: UpOptions, launcher: Launcher) -> None:
+        self.config, self._options, self._launcher = config, options, launcher
         self._logs = options.state_dir / "logs"
         self._found = FoundOut()
         self._server: NatsServer | None = None
@@ -176,7 +177,6 @@ class Up:
 
     async def _prepare(self) -> None:
         """Check what can be checked before anything runs, and take the state directory."""
-        raise_descriptor_limit()
         for problem in check_variables(os.environ):
             _warn(problem)
         provider = await plan_provider(self.config, self._options.public_url, self._options.url)
@@ -226,10 +226,11 @@ class Up:
             self._proxy_socket, env = open_proxy_port(self.url)
             self._found = replace(self._found, proxy_fd=self._proxy_socket.fileno(), proxy_env=env)
         specs = plan_children(self.config, self._options, self._found)
-        self._children = [ChildProcess(spec, self.url, self._logs) for spec in specs]
+        self._children = [ChildProcess(spec, self.url, self._logs, self._launcher) for spec in specs]
         for child in self._children:
             await child.start()
             self._tasks.append(asyncio.create_task(child.keep_running(self._on_exit), name=child.name))
+        self._tasks.append(asyncio.create_task(self._launcher.keep_zygote(), name="zygote"))
         self._tasks.append(asyncio.create_task(self._check(), name="outbox"))
         watched = [child for child in self._children if child.kind in WATCHED_KINDS]
         unresponsive = find_unresponsive(self.bus, watched, self._on_unresponsive)
@@ -254,9 +255,11 @@ class Up:
 
     async def _check(self) -> None:
         gone = False
+        orphans = OrphanReaper()
         for count in itertools.count():
             await asyncio.sleep(CHECK_INTERVAL_S)
             self._events.check()
+            orphans.check()
             if count % CHECKS_PER_STREAM_CHECK == 0:
                 with contextlib.suppress(BusTimeout, Disconnected):
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)
@@ -316,7 +319,9 @@ def _warn(text: str) -> None:
     print(f"warning: {escape_control(text)}", file=sys.stderr)
 
 
-async def run_up(config: ResolvedSwarm, options: UpOptions, show: Callable[[Up, asyncio.Event], Any]) -> int:
+async def run_up(
+    config: ResolvedSwarm, options: UpOptions, launcher: Launcher, show: Callable[[Up, asyncio.Event], Any]
+) -> int:
     """Run the swarm until a signal, `down` or the end of --for; `show` displays it meanwhile.
 
     The exit code is 1 if no decision was made, or if an agent is quarantined at the end.
@@ -332,7 +337,7 @@ async def run_up(config: ResolvedSwarm, options: UpOptions, show: Callable[[Up, 
             os._exit(130)  # the children end with this process
 
     on_signals(on_signal)
-    up = Up(config, options)
+    up = Up(config, options, launcher)
     problems: list[str] = []
     showing: asyncio.Task[None] | None = None
     try:
@@ -348,6 +353,7 @@ async def run_up(config: ResolvedSwarm, options: UpOptions, show: Callable[[Up, 
             await end_tasks([showing])
         with contextlib.suppress(BusError):
             await up.stop()
+        launcher.stop()
     for problem in problems:
         print(f"signalmesh: {escape_control(problem)}", file=sys.stderr)
     return EXIT_FAILED if problems else EXIT_DONE

@@ -17,6 +17,7 @@ from rich.text import Text
 from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
 from coordinator.monitor.live_view import LiveView
+from coordinator.runner.launcher import Launcher
 from coordinator.runner.preflight import check_agents
 from coordinator.runner.up import Up, UpOptions, run_up
 from docs.generate.source import ROOT
@@ -96,7 +97,7 @@ def main() -> None:
             config_file=None, state_dir=Path(directory), port=0, url=None, for_s=LONGEST_S, log_level="warning"
         )
         checked, failures = check_agents(load_swarm(None, Overrides())), list[Exception]()
-        asyncio.run(run_up(checked, options, lambda up, stop: draw(up, stop, failures)))
+        asyncio.run(run_up(checked, options, Launcher(None), lambda up, stop: draw(up, stop, failures)))
         os.chdir(ROOT)
     for failure in failures:
         raise failure

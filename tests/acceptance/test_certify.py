@@ -169,7 +169,7 @@ async def test_a_host_that_is_killed_in_the_run_serves_again_at_its_end(tmp_path
     hosts = {
         command[command.index("sandbox") + 1]: child.pid
         for child in psutil.Process(process.pid).children(recursive=True)
-        if "sandbox" in (command := child.cmdline())
+        if "sandbox" in (command := " ".join(child.cmdline()).split())
     }
     assert set(hosts) == set(SANDBOXES)
     os.kill(hosts["base"], signal.SIGKILL)

@@ -164,8 +164,8 @@ async def test_alerts_reach_the_webhook_though_the_poster_is_killed_and_its_url_
                 subject = f"$JS.API.CONSUMER.INFO.{swarm.name}_events.webhook"
                 while b"error" in (await subscriber.client.request(subject)).data:
                     await asyncio.sleep(0.02)
-            children = [process for process in swarm.all_agents() if "metrics" in process.cmdline()]
-            words = children[0].cmdline()
+            children = [process for process in swarm.all_agents() if "metrics" in " ".join(process.cmdline())]
+            words = " ".join(children[0].cmdline()).split()
             assert words[words.index("metrics") :][1:3] == ["--listen", "off"]
             await killed_while_it_fails(swarm, subscriber, there)
             there.answers = [500]

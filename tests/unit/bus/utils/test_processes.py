@@ -45,3 +45,35 @@ def test_the_time_of_day_is_no_part_of_it(monkeypatch):
         child.wait()
         assert moved != by_psutil
         assert started.rpartition(":")[2].isdigit()
+
+
+ADOPTION = """
+import os, signal, subprocess, sys, time
+from bus.utils.processes import OrphanReaper, adopt_orphans
+
+reaper = OrphanReaper()
+assert reaper.check() is None  # there is no child
+assert adopt_orphans(True)
+told, tell = os.pipe()
+own = os.fork()
+if own == 0:
+    orphan = os.fork()
+    if orphan == 0:
+        signal.pause()
+    os.write(tell, b"%d" % orphan)
+    os._exit(7)
+orphan = int(os.read(told, 20))
+os.waitid(os.P_PID, own, os.WEXITED | os.WNOWAIT)
+adopt_orphans(False)
+assert reaper.check() is None  # its owner may still reap it
+assert os.waitstatus_to_exitcode(os.waitpid(own, 0)[1]) == 7
+os.kill(orphan, signal.SIGKILL)
+os.waitid(os.P_PID, orphan, os.WEXITED | os.WNOWAIT)
+print(reaper.check(), reaper.check() == orphan, reaper.check())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+def test_an_adopted_orphan_is_reaped_and_a_child_of_its_own_is_left_to_its_owner():
+    done = subprocess.run([sys.executable, "-c", ADOPTION], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("None True None\n", "")
