@@ -292,8 +292,8 @@ async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path:
                 counts = await exported_spans(subscriber, agent, outputs[agent])
                 assert counts["spans_dropped"] > 0
                 exported += counts["spans_exported"]
-            # It may be killed after it has taken a request and before it has answered, at worst once for each agent.
-            assert 0 <= collector.spans - exported <= 64 * len(AGENTS)
+            # It may be killed between taking a request, answering it and printing its count: at worst once for each agent.
+            assert abs(collector.spans - exported) <= 64 * len(AGENTS)
             logs = [path.read_text() for path in (tmp_path / ".signalmesh" / "logs").glob("*.log")]
             lines = [json.loads(line) for text in logs for line in text.splitlines()]
             dropped = [line for line in lines if line["event"] == "spans_dropped"]
