@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -25,6 +25,7 @@ class Launcher:
     def __init__(self, zygote: Zygote | None) -> None:
         self._zygote = zygote
         self._restarts = zygote is not None
+        self.on_restart: Callable[[], None] = lambda: None
 
     @property
     def zygote_pid(self) -> int | None:
@@ -74,6 +75,8 @@ class Launcher:
                 self._zygote = await Zygote.start()
             except OSError as error:
                 log.warning("zygote_not_started", problem=str(error))
+            else:
+                self.on_restart()
 
     def stop(self) -> None:
         """End the zygote; the processes that it has forked are those of their owners."""

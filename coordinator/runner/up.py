@@ -236,6 +236,7 @@ class Up:
         unresponsive = find_unresponsive(self.bus, watched, self._on_unresponsive)
         self._tasks.append(asyncio.create_task(unresponsive, name="liveness"))
         self._record()
+        self._launcher.on_restart = self._record
         for child in self._children:
             child.on_start = self._record
 
@@ -245,6 +246,7 @@ class Up:
         pids = [(child.kind, child.name, child.pid) for child in self._children]
         if self._server is not None:
             pids.append(("nats-server", "nats-server", self._server.pid))
+        pids.append(("zygote", "zygote", self._launcher.zygote_pid))
         recorded = [Recorded.of(kind, name, pid) for kind, name, pid in pids if pid is not None]
         known = [child for child in recorded if child is not None]
         agents = self._options.agents

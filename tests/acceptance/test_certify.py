@@ -219,6 +219,7 @@ async def test_alerts_are_printed_as_they_come_and_do_no_harm(tmp_path: Path, te
     assert f"- ill: {'x' * 999}…\n" in (tmp_path / "certify.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -248,6 +249,7 @@ async def test_mistakes_are_reported_before_anything_is_started(tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["its JSON is a directory", "both are one file", "it is the configuration"])
 async def test_unusable_report_files_are_reported_before_anything_is_started(tmp_path: Path, reason: str):
     arguments = []
@@ -268,6 +270,7 @@ async def test_unusable_report_files_are_reported_before_anything_is_started(tmp
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 async def test_a_port_that_is_taken_is_named_as_it_was_given(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -246,10 +246,8 @@ async def doomed(swarm: Swarm, moment: str) -> AsyncIterator[int]:
             await process.wait()
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [moment if moment == "after the claim" else pytest.param(moment, marks=pytest.mark.slow) for moment in CLAIMS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", CLAIMS)
 async def test_a_leader_that_dies_while_it_restarts_an_agent(tmp_path: Path, moment: str, undisturbed: Content):
     agent = "strategy-momentum"
     async with Swarm(tmp_path, exact_toml(speed=60)) as swarm:

@@ -138,6 +138,7 @@ async def test_a_collector_is_given_what_the_page_shows(tmp_path):
             assert len(collector.measured) > exports, "the last ones go out at the end"
 
 
+@pytest.mark.slow
 async def test_a_taken_address_is_reported_before_anything_starts(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

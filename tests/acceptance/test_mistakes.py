@@ -104,6 +104,7 @@ async def commands_at_once() -> AsyncIterator[list[tuple[Path, list[str], int, l
         assert result.out == "", (arguments, result)
 
 
+@pytest.mark.slow
 async def test_mistakes_beside_a_running_swarm(tmp_path: Path):
     (tmp_path / "other").mkdir()
     async with Swarm(tmp_path / "swarm") as swarm:
@@ -190,6 +191,7 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
         ]
 
 
+@pytest.mark.slow
 async def test_durability_of_an_external_server_is_reported_as_its_own(tmp_path: Path):
     toml = f'[stream]\ndurability = "power"\n{agents_toml(speed=5)}'
     async with (

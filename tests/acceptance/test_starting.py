@@ -51,6 +51,7 @@ def restarted(message: SwarmMessage) -> bool:
     return message.kind == "alert" and message.json["code"] == "nats_server_restarted"
 
 
+@pytest.mark.slow
 async def test_the_record_names_the_server_that_runs(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "20")

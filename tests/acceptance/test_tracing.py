@@ -292,7 +292,7 @@ async def test_a_collector_that_is_killed_costs_spans_and_nothing_else(tmp_path:
                 counts = await exported_spans(subscriber, agent, outputs[agent])
                 assert counts["spans_dropped"] > 0
                 exported += counts["spans_exported"]
-            # It may be killed between taking a request, answering it and printing its count: at worst once for each agent.
+            # It may be killed while it takes, answers and counts a request: at worst one of each agent.
             assert abs(collector.spans - exported) <= 64 * len(AGENTS)
             logs = [path.read_text() for path in (tmp_path / ".signalmesh" / "logs").glob("*.log")]
             lines = [json.loads(line) for text in logs for line in text.splitlines()]

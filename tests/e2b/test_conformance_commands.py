@@ -19,6 +19,8 @@ from e2b import (
 from tests.e2b.conforming import Service, alive, ended, until
 from tests.support.collecting import GUARD_S, Collector
 
+pytestmark = pytest.mark.slow  # the stand-in is part of the tests, not of the product
+
 
 async def test_a_command_runs_in_the_home_directory_with_the_environment_it_was_given(sandbox, monkeypatch):
     monkeypatch.setenv("OF_THE_LAUNCHER", "1")

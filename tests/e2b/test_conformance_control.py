@@ -20,6 +20,8 @@ from e2b import (
 
 from tests.e2b.conforming import LIFETIME_S, ended, until
 
+pytestmark = pytest.mark.slow  # the stand-in is part of the tests, not of the product
+
 
 async def test_a_sandbox_is_created_as_requested(service):
     before = datetime.now(UTC)

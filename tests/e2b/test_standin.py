@@ -30,6 +30,8 @@ from bus.utils.processes import wait_pid_exit
 from tests.e2b.standin.launch import StandIn, standin
 from tests.support.collecting import GUARD_S, Collector
 
+pytestmark = pytest.mark.slow  # the stand-in is part of the tests, not of the product
+
 CREATE = "/v2/sandboxes"
 START = "/process.Process/Start"
 

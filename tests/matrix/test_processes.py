@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 from nats.aio.client import Client
 
+from coordinator.runner.run_record import read_run
 from tests.acceptance.exact import Content
 from tests.acceptance.faults import kill_agents, kill_host, kill_server, pause_and_resume, stop_agent
 from tests.acceptance.subscriber import Subscriber
@@ -147,6 +148,24 @@ async def stop_mirror(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
     return ()
 
 
+async def kill_zygote(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
+    """Nothing ends with it, and a mirror that dies meanwhile or afterwards is started again."""
+
+    def zygote() -> int | None:
+        run = read_run(swarm.directory / ".signalmesh")
+        assert run is not None
+        child = run.child("zygote")
+        return None if child is None else child.pid
+
+    killed = zygote()
+    assert killed is not None
+    swarm.send(killed, signal.SIGKILL)
+    await kill_mirror(swarm, subscriber)
+    await subscriber.until("another zygote", lambda: zygote() not in (None, killed))
+    await kill_mirror(swarm, subscriber)
+    return ()
+
+
 async def kill_nats_server(swarm: Swarm, subscriber: Subscriber) -> Collection[str]:
     await kill_server(swarm, subscriber)
     return ()
@@ -196,6 +215,7 @@ FAULTS: dict[str, Fault] = {
     "freeze sandbox": freeze_sandbox,
     "kill mirror": kill_mirror,
     "stop mirror": stop_mirror,
+    "kill zygote": kill_zygote,
     "kill nats-server": kill_nats_server,
     "stop nats-server": stop_nats_server,
 }

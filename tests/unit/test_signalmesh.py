@@ -165,6 +165,7 @@ def test_nothing_of_this_machine_is_asked_through_a_proxy(monkeypatch, given):
     assert requests.utils.should_bypass_proxies("https://internal.example", None) == bool(given)
 
 
+@pytest.mark.slow
 def test_agents_run_with_one_order_of_sets(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     (tmp_path / "own.py").write_text(SET_AGENT)

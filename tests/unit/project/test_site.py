@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.repository import ROOT
 
 LOADED = re.compile(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="((?:https?:)?//[^"]*)"')
 STYLE = re.compile(r"(?:url\(|@import )[\"']?((?:https?:)?//[^\"')]*)")
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_the_network(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],

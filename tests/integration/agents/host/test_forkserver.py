@@ -48,6 +48,7 @@ def short() -> Iterator[Path]:
         yield Path(directory)
 
 
+@pytest.mark.slow
 async def test_what_a_killed_one_has_left_is_removed_by_the_next_and_a_living_one_keeps_its_own(short: Path):
     async def started() -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(

@@ -98,6 +98,7 @@ async def test_the_servers_death_loses_and_duplicates_nothing(tmp_path):
             assert await assert_mirrored(bus, mirror.file) == 350
 
 
+@pytest.mark.slow
 async def test_a_second_mirror_on_the_file_is_refused(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
@@ -173,6 +174,7 @@ async def test_streams_that_are_not_made_yet_are_waited_for_and_not_called_lost(
             assert alerts.items == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["emptied", "remade with more in it"])
 async def test_two_histories_are_never_mixed(tmp_path, how):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:

@@ -243,6 +243,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [("status",), ("up",), ("watchdog",), ("doctor",)],

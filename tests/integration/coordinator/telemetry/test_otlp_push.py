@@ -160,6 +160,7 @@ def test_by_grpc(servicer: Servicer):
     assert servicer.metadata["authorization"] == "Bearer x"
 
 
+@pytest.mark.slow
 def test_the_last_export_by_grpc_succeeds_while_the_collector_starts(servicer: Servicer, log: LogLines):
     metrics, servicer.refusals = some_metrics(), 2  # the exporter asks again after one second, and after two more
     export = MetricsExport(Exporting(protocol="grpc"), {}, metrics.registry, dict)
@@ -225,6 +226,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> LogLines:
     return log
 
 
+@pytest.mark.slow
 async def test_a_failing_collector_is_logged_once_and_shows_no_secret(monkeypatch: pytest.MonkeyPatch, log: LogLines):
     metrics = some_metrics()
     async with collecting("unknown") as collector:

@@ -270,6 +270,7 @@ def test_outputs_equal_an_undisturbed_run(lives: list[dict[int, str]], seed: int
     asyncio.run(run())
 
 
+@pytest.mark.slow
 @searching
 @given(*LIVES_AND_SEED)
 def test_an_agent_that_fails_on_everything_is_ended_by_the_stream_alone(lives: list[dict[int, str]], seed: int) -> None:

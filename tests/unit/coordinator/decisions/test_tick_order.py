@@ -146,7 +146,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.builds(tick, numbers, whens), max_size=30), st.integers(1, 10**6), st.integers(-100, 100))
 def test_nothing_silences_a_feed_that_counts_upwards(odd: list[MarketData], first: int, at: int) -> None:
     desk = Desk()
@@ -156,7 +156,7 @@ def test_nothing_silences_a_feed_that_counts_upwards(odd: list[MarketData], firs
     assert len(desk.alerts) <= 4 * 4  # by tens of each of four reasons
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.builds(tick, st.none() | st.integers(1, FAR), whens), max_size=40))
 def test_every_decision_has_a_name_of_its_own(ticks: list[MarketData]) -> None:
     made = Desk()(ticks)

@@ -53,6 +53,7 @@ def test_a_good_class_is_made(tmp_path):
     assert check(tmp_path, 'class = "mine.py:Mine"', GOOD) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "named"),
     [

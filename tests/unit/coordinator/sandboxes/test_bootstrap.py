@@ -98,9 +98,8 @@ def run_bootstrap(directory: Path, *arguments: str, **environment: str) -> subpr
     )
 
 
-@pytest.mark.parametrize(
-    "forged", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("setuptools", "thing"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("forged", [None, "setuptools", "thing"])
 def test_pip_installs_it_where_uv_may_not_and_no_hash_is_passed_over(tmp_path, forged):
     """Without an index: nothing of this comes from elsewhere."""
     links = tmp_path / ("long" * 50) / "links"  # whose name is in the error, twice: it is named all the same
