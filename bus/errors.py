@@ -179,6 +179,10 @@ class NoResponders(BusTimeout):
         super().__init__(f"{subject}: no process serves it")
 
 
+MESSAGE_TOO_LARGE = 10054
+"""JetStream's code for a message that the stream never takes; also used for messages refused on this side."""
+
+
 class Refused(BusError):
     """The server refused a request; `code` is JetStream's error code."""
 

@@ -4,7 +4,7 @@ States of an outbox:
 
     SENDING ----- connection lost, message refused, acknowledgement overdue ----> RESYNCING
     RESYNCING --- stored messages read back, the others resent in order --------> SENDING
-    SENDING, RESYNCING --- `close`, or a successor has fenced this writer ------> CLOSED
+    SENDING, RESYNCING --- `close`, a fenced writer, an output of impossible size -> CLOSED
 
 Nothing new is sent before everything older is stored or resent. The outbox assigns no numbers: the runtime does.
 """
@@ -21,7 +21,7 @@ from typing import Self
 
 import structlog
 
-from bus.errors import BusError, Fenced, MeshError, WrongSequence
+from bus.errors import MESSAGE_TOO_LARGE, BusError, Fenced, MeshError, Refused, WrongSequence
 from bus.interface import Ack, Bus, Headers
 from bus.messages import headers as h
 
@@ -86,7 +86,8 @@ class Outbox:
         Args:
             bus: Where to publish.
             written_by: Subject filters of everything that this writer may have stored, for reading back.
-            on_fenced: Called once when a successor has claimed this writer's epoch.
+            on_fenced: Called once when a successor has claimed this writer's epoch, or an output is too large for the
+                stream.
             on_acked: Called after every acknowledged message, in order.
             pipelined: Whether a message may be sent before the one before it is acknowledged (`can_pipeline`); every
                 resync requests it again.
@@ -108,6 +109,8 @@ class Outbox:
         self._connection_generation = 0
         """Counts events that invalidate earlier answers: lost connections, resyncs and `close`."""
         self._oldest_at = 0.0
+        self.lost = 0
+        """Reports that were too large for the stream."""
         self.stored_through = 0
         """Stream sequence up to which everything of this writer is known to be stored."""
         bus.watch_connection(self._on_down, self._on_up)
@@ -183,11 +186,30 @@ class Outbox:
             entry.sequence = result.sequence
             self._remove_acknowledged()
         elif isinstance(result, WrongSequence):
-            self._fence(Fenced(result.subject, result.description))
+            self._fail(Fenced(result.subject, result.description))
+        elif isinstance(result, Refused) and result.code == MESSAGE_TOO_LARGE:
+            self._on_too_large(entry, result)
         elif generation == self._connection_generation and self._bus.is_ready:
             entry.refused += 1
             log.warning("publish_refused", subject=entry.subject, error=str(result), times=entry.refused)
             self._start_resync()
+
+    def _on_too_large(self, entry: Entry, refusal: Refused) -> None:
+        """No repetition would be taken. A report is lost and counted; without an output the next ones have no place."""
+        if entry not in self._entries:
+            return
+        size = len(entry.data)
+        if entry.number is not None:
+            limit = "raise the stream's max_msg_size (`signalmesh doctor` compares it), or publish less"
+            self._fail(MeshError(f"{entry.subject}: the server takes no message of {size} bytes ({refusal}): {limit}"))
+            return
+        self.lost += 1
+        log.error("message_dropped", subject=entry.subject, size=size, error=str(refusal), lost=self.lost)
+        self._entries.remove(entry)
+        self._remove_acknowledged()
+        self._changed.set()
+        if not self._pipelined:
+            self.push()
 
     def _remove_acknowledged(self) -> None:
         if not self._entries or not self._entries[0].sequence:
@@ -202,7 +224,7 @@ class Outbox:
         if not self._pipelined:
             self.push()
 
-    def _fence(self, error: Fenced) -> None:
+    def _fail(self, error: MeshError) -> None:
         self._state = OutboxState.CLOSED
         self._connection_generation += 1
         self._changed.set()

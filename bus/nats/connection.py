@@ -21,7 +21,7 @@ import orjson
 import structlog
 from nats.aio.msg import Msg
 
-from bus.errors import BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
+from bus.errors import MESSAGE_TOO_LARGE, BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
 from bus.nats.client import FastClient
 from bus.nats.credentials import Credentials, credentials_from
 from bus.nats.urls import check_url, is_websocket, redacted_url, urls_of
@@ -34,8 +34,6 @@ MAX_OUTSTANDING_PINGS = 2
 RECONNECT_WAIT_S = 0.05
 RETRY_UP_S = 0.2
 """Pause before a failed reconnect callback is tried again."""
-MESSAGE_TOO_LARGE = 10054
-"""JetStream's error code, also used for messages refused on this side."""
 BAD_REQUEST = 400
 PERMISSIONS_ERR = "permissions violation"
 NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)

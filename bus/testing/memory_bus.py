@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
+from bus.errors import MESSAGE_TOO_LARGE, BusError, BusTimeout, Disconnected, Refused, WrongSequence
 from bus.interface import (
     Ack,
     Bounds,
@@ -77,7 +77,7 @@ class MemoryServer:
             WrongSequence: the expected last sequence is not the last one.
         """
         if len(data) > MAX_PAYLOAD_BYTES:
-            raise Refused(subject, 10054, "message size exceeds maximum allowed")
+            raise Refused(subject, MESSAGE_TOO_LARGE, "message size exceeds maximum allowed")
         if subject.startswith("$KV."):
             return self._store_key(subject, data, headers)
         if not subject.startswith(self.subjects.write_prefix):

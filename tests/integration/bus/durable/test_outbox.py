@@ -242,3 +242,27 @@ async def test_a_successor_fences(kind, tmp_path):
         assert numbers(stored) == list(range(1, 21))
         assert stored[-1].sequence < successor
         assert len(told.items) == 1
+
+
+@pytest.mark.parametrize("number", [2, None])
+async def test_a_limit_that_is_lowered_meanwhile_ends_the_writer_or_costs_a_report(tmp_path, connections, number):
+    async with supervised_server(tmp_path) as server:
+        bus = await connections.bus(server.url, streams=True)
+        ends: Collector[MeshError] = Collector()
+        outbox = Outbox(bus, WRITTEN_BY, ends.put, pipelined=True)
+        await publish(outbox, 1, 1)
+        await flushed(outbox)
+        config = (await bus.api(f"STREAM.INFO.{bus.subjects.stream}"))["config"]
+        await bus.api(f"STREAM.UPDATE.{bus.subjects.stream}", {**config, "max_msg_size": 200})
+        outbox.put(Entry(MARKET, b"x" * 300, {h.MSG_ID: f"{WRITER}:large"}, number))
+        outbox.push()
+        if number is None:
+            await publish(outbox, 3, 3)
+            await flushed(outbox)
+            assert outbox.lost == 1
+        else:
+            await ends.reach(1)
+            assert "takes no message of 300 bytes" in str(ends.items[0])
+        stored = await bus.read_back(("swarm.>",), 1)
+        assert numbers(stored) == ([1, 3] if number is None else [1])
+        outbox.close()

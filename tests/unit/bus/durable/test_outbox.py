@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus.durable import outbox as outbox_module
-from bus.durable.outbox import Outbox, OutboxState
-from bus.errors import BusError, Disconnected, Refused
+from bus.durable.outbox import Entry, Outbox, OutboxState
+from bus.errors import BusError, Disconnected, Fenced, MeshError, Refused
 from bus.interface import Ack, Done, Headers
+from bus.messages import MAX_PAYLOAD_BYTES
 from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 from tests.support.collecting import GUARD_S, Collector
-from tests.support.outbox import WRITER, WRITTEN_BY, entry, fail, flushed, numbers, publish
+from tests.support.outbox import MARKET, WRITER, WRITTEN_BY, entry, fail, flushed, numbers, publish
 
 
 class Held(MemoryBus):
@@ -249,3 +251,32 @@ def test_any_cuts_lose_duplicate_and_reorder_nothing(cuts, window):
         await bus.close()
 
     asyncio.run(run())
+
+
+def too_large(number: int | None) -> Entry:
+    return Entry(MARKET, b"x" * (MAX_PAYLOAD_BYTES + 1), {h.MSG_ID: f"{WRITER}:large"}, number)
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+async def test_a_report_that_no_repetition_would_store_is_dropped_and_counted(pipelined: bool):
+    server = MemoryServer()
+    outbox = Outbox(MemoryBus(server), WRITTEN_BY, fail, pipelined=pipelined)
+    for item in (entry(1), too_large(None), entry(2)):
+        outbox.put(item)
+    await flushed(outbox)
+    assert ([message.data for message in server.messages], outbox.lost) == ([b"1", b"2"], 1)
+    outbox.close()
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+async def test_an_output_that_no_repetition_would_store_ends_its_writer_with_the_reason(pipelined: bool):
+    server, ends = MemoryServer(), Collector[MeshError]()
+    outbox = Outbox(MemoryBus(server), WRITTEN_BY, ends.put, pipelined=pipelined)
+    for item in (entry(1), too_large(2)):
+        outbox.put(item)
+    outbox.push()
+    await ends.reach(1)
+    assert outbox.closed
+    assert f"takes no message of {MAX_PAYLOAD_BYTES + 1} bytes" in str(ends.items[0])
+    assert not isinstance(ends.items[0], Fenced)
+    assert [message.data for message in server.messages] == [b"1"]
