@@ -156,6 +156,9 @@ class Bus(Protocol):
     async def listen(self, subject: str, on_message: OnMessage) -> Closable:
         """Core subscription."""
 
+    async def flush(self) -> None:
+        """Return when the server has processed what was sent before, subscriptions among it."""
+
     async def answer(self, subject: str, on_request: OnRequest) -> Closable:
         """Serve requests on `subject`."""
 

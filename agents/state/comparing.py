@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections import defaultdict, deque
 from typing import Any
 
@@ -15,7 +16,7 @@ from agents.state.values import LEAVES, StateMismatch, advice, fields_of, numpy_
 def check_finite(value: Any, path: str) -> None:
     """Raise StateMismatch for a number that is not finite, which JSON has as null."""
     if isinstance(value, float):
-        if value - value != 0:
+        if not math.isfinite(value):
             raise StateMismatch(path, f"{value} would come back as null{advice(value)}")
     elif isinstance(value, dict):
         for key, item in value.items():

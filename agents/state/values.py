@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import types
 import typing
@@ -106,7 +107,7 @@ def shown(value: Any) -> str:
 
 
 def advice(value: Any) -> str:
-    if isinstance(value, float) and value - value != 0:
+    if isinstance(value, float) and not math.isfinite(value):
         return "; JSON has finite numbers only: keep None for it"
     if isinstance(value, numpy_scalars()):
         return f"; convert it: {type(value.item()).__name__}(...), or annotate the field np.{type(value).__name__}"

@@ -207,6 +207,9 @@ class NatsBus:
 
         return _Subscription(await self.connection.subscribe(subject, on_msg))
 
+    async def flush(self) -> None:
+        await self.connection.flush()
+
     async def answer(self, subject: str, on_request: OnRequest) -> Closable:
         async def on_message(received: ReceivedMessage) -> None:
             data = await on_request(received)

@@ -168,6 +168,11 @@ class FastClient(Client):
             self._pending_data_size = 0
             self._transport.writelines(pending)
 
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # nats-py writes PING past what waits to be written: its PONG would not confirm a SUB before it.
+        self.flush_now()
+        await super()._send_ping(future)
+
     # -- subscribing
 
     async def subscribe_directly(self, subject: str, on_direct: OnDirect) -> Subscription:

@@ -21,7 +21,7 @@ import orjson
 import structlog
 from nats.aio.msg import Msg
 
-from bus.errors import MESSAGE_TOO_LARGE, BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
+from bus.errors import MESSAGE_TOO_LARGE, BusTimeout, BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
 from bus.nats.client import FastClient
 from bus.nats.credentials import Credentials, credentials_from
 from bus.nats.urls import check_url, is_websocket, redacted_url, urls_of
@@ -281,6 +281,24 @@ class Connection:
             raise too_large(subject, len(data), self.client.max_payload) from None
         except nats.errors.Error as error:
             raise Refused(subject, BAD_REQUEST, str(error)) from None
+
+    async def flush(self, timeout_s: float = 2.0) -> None:
+        """Return when the server has processed what was sent before.
+
+        Raises:
+            Disconnected: this connection has been closed, or is down.
+            BusTimeout: no answer in `timeout_s`.
+        """
+        if not self.client.is_connected:
+            raise Disconnected(f"not connected to {redacted_url(self.url)}")
+        try:
+            await self.client.flush(timeout_s)  # type: ignore[arg-type]  # it takes any number
+        except nats.errors.FlushTimeoutError:
+            raise BusTimeout(
+                f"the server at {redacted_url(self.url)} has not answered within {timeout_s:g} s"
+            ) from None
+        except nats.errors.ConnectionClosedError:
+            raise Disconnected(f"not connected to {redacted_url(self.url)}") from None
 
     async def subscribe(self, subject: str, on_msg: Callable[[Msg], Awaitable[None]]) -> Any:
         """Subscribe with a callback that is called serially; limits are large, as a dropped message is a gap.

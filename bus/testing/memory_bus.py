@@ -374,6 +374,9 @@ class MemoryBus:
         self._open.append(subscription)
         return subscription
 
+    async def flush(self) -> None:
+        self._check()
+
     async def answer(self, subject: str, on_request: OnRequest) -> _Subscription:
         async def on_message(received: ReceivedMessage) -> None:
             data = await on_request(received)

@@ -38,6 +38,7 @@ async def _lines(up: Up, stop: asyncio.Event) -> None:
 
     lines = Lines()
     lines.put(f"swarm {up.config.swarm} on {up.bus.url}; {how_to_follow(up)}")
+    up.outcome.on_finished = lines.put
 
     async def on_message(received: ReceivedMessage) -> None:
         message = parse(up.bus, received)

@@ -229,6 +229,7 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillRepor
             *(f"{subjects.ns}.{kind}.*.{name}" for kind in AGENT_KINDS),
         )
     ]
+    await bus.flush()
     observer.start_clock()
     request = orjson.dumps(SignalRequest(agent=name, signal=number, pid=heartbeat.pid))
     try:

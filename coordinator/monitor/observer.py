@@ -91,6 +91,7 @@ class Observer(HeartbeatTable):
         self._generation += 1
         on_message = functools.partial(self._on_message, self._generation)
         self._listening = await self._bus.listen(f"{self._bus.subjects.ns}.>", on_message)
+        await self._bus.flush()  # what happens from now on is received
 
     def _on_down(self) -> None:
         self.down_at = time.monotonic()

@@ -168,7 +168,7 @@ def status_of(facts: Facts) -> Status:
     return Status(
         swarm=facts.swarm,
         nats=facts.nats,
-        active_agents=sum(agent.status == "active" for agent in agents),
+        active_agents=sum(agent.status in ("active", "finished") for agent in agents),
         processes=sum(agent.pid is not None for agent in agents),
         watchdog_term=heartbeats.leader.heartbeat.epoch if heartbeats.leader else None,
         watchdogs=[_watchdog_status(received, facts.at) for received in (*leaders, *heartbeats.standbys.values())],
@@ -229,7 +229,7 @@ def _status_word(name: str, facts: Facts, heartbeat: Heartbeat | None) -> str:
     if phase == "external":
         return phase
     if heartbeat is not None:
-        return {"live": "active", "finished": "active"}.get(heartbeat.status, heartbeat.status)
+        return "active" if heartbeat.status == "live" else heartbeat.status
     if phase is not None:
         return phase
     if record is None:

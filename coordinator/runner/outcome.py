@@ -1,10 +1,14 @@
-"""What a run of `up` has achieved: whether any decision was made, and which agents are quarantined at its end."""
+"""What a run of `up` has achieved: whether any decision was made, which sources have published all that they have, and
+which agents are quarantined at its end.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from bus.errors import MessageError
+from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.interface import Bus, Closable, ReceivedMessage
 from bus.messages import Lifecycle
 from coordinator.config.settings import ResolvedSwarm
@@ -14,10 +18,15 @@ LEAST_RUN_S = 10.0
 
 
 class Outcome:
-    """Receives the decisions and lifecycle events of the swarm of `config`."""
+    """Receives the decisions and lifecycle events of the swarm of `config`, and the heartbeats of its sources."""
 
     def __init__(self, config: ResolvedSwarm) -> None:
         self._decides = bool(config.deciders)
+        external = {settings.spec.name for settings in config.agents if settings.external}
+        self._sources = sorted(config.sources - external)
+        self._finished: dict[str, int] = {}
+        self.on_finished: Callable[[str], None] = lambda _: None
+        """Called with a text when the last source has published all that it has."""
         self._started_at = time.monotonic()
         self._decided = False
         self._first: Closable | None = None
@@ -38,6 +47,24 @@ class Outcome:
                 self._quarantined.pop(event.agent, None)
 
         await bus.listen(bus.subjects.all_of("lifecycle"), on_lifecycle)
+        if self._sources:
+            await HeartbeatListener(bus, self._sources, on_heartbeat=self._on_heartbeat).start()
+
+    def _on_heartbeat(self, received: ReceivedHeartbeat) -> None:
+        heartbeat = received.heartbeat
+        if heartbeat.status != "finished":
+            self._finished.pop(heartbeat.agent, None)
+        elif heartbeat.agent not in self._finished:
+            self._finished[heartbeat.agent] = heartbeat.outputs
+            if (text := self.ending()) is not None:
+                self.on_finished(text)
+
+    def ending(self) -> str | None:
+        """That no source of this swarm publishes any more, if so."""
+        if not self._sources or len(self._finished) < len(self._sources):
+            return None
+        parts = [f"{name} ({outputs} events)" for name, outputs in sorted(self._finished.items())]
+        return f"the data has ended: {', '.join(parts)}; further decisions need data of another program"
 
     async def _on_decision(self, _: ReceivedMessage) -> None:
         self._decided = True

@@ -341,6 +341,7 @@ async def run_up(
     on_signals(on_signal)
     up = Up(config, options, launcher)
     problems: list[str] = []
+    ending: str | None = None
     showing: asyncio.Task[None] | None = None
     try:
         await up.start()
@@ -348,7 +349,7 @@ async def run_up(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.for_s):
                 await stop.wait()
-        problems = up.outcome.problems(signalled=stop.is_set())
+        problems, ending = up.outcome.problems(signalled=stop.is_set()), up.outcome.ending()
     finally:
         if showing is not None:
             stop.set()
@@ -356,6 +357,8 @@ async def run_up(
         with contextlib.suppress(BusError):
             await up.stop()
         launcher.stop()
+    if ending is not None:
+        print(f"signalmesh: {escape_control(ending)}", file=sys.stderr)
     for problem in problems:
         print(f"signalmesh: {escape_control(problem)}", file=sys.stderr)
     return EXIT_FAILED if problems else EXIT_DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ async def test_kill_9_of_each_agent_and_of_four_at_once(tmp_path: Path, undistur
             await subscriber.more_decisions(chance.randint(1, 30), last=ROUNDS)
         await kill_agents(swarm, subscriber, *FOUR)
         await finish(swarm, subscriber, undisturbed)
+        await subscriber.until("the last event", lambda: subscriber.heartbeats["research-1"]["status"] == "finished")
+        status = await swarm.command("status", "--json")
+        assert {agent["name"]: agent["status"] for agent in status.json["agents"]}["research-1"] == "finished"
+        assert await swarm.end(signal.SIGINT) == 0
+        assert swarm.errors.splitlines()[-1].startswith(f"signalmesh: the data has ended: research-1 ({ROUNDS} events)")
 
 
 @pytest.mark.slow

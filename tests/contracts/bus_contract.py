@@ -33,7 +33,7 @@ async def received_by(bus: Bus, pattern: str) -> Collector[ReceivedMessage]:
     """A core subscription that is in effect when this returns."""
     found: Collector[ReceivedMessage] = Collector()
     await bus.listen(pattern, found)
-    await bus.bounds()  # an answered request: all earlier requests of the connection are done
+    await bus.flush()
     return found
 
 
