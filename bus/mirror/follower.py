@@ -124,6 +124,7 @@ class Mirror:
                     await self._write()
                     if time.monotonic() - pruned_at > PRUNE_S:
                         await self._store.check_path()
+                        await self._store.trim_log()
                         if await self._prune() < PRUNE_ROWS:
                             pruned_at = time.monotonic()
                 except MirrorFailing as error:

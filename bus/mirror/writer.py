@@ -35,6 +35,8 @@ LOCK_TIMEOUT_S = 2.0
 """A mirror needs a moment to end and to release its file after its parent was killed."""
 COMPLETE = "complete"
 """Key in `meta` while the file is complete: from an orderly end to the next write."""
+WAL_KEPT_BYTES = 16 << 20
+"""SQLite's log beside the file is shortened to this size once no reader needs more of it."""
 PRUNE_ROWS = 500
 """Rows that one transaction of pruning removes: a few milliseconds."""
 
@@ -95,6 +97,7 @@ class MirrorStore:
     async def _prepare_file(self) -> None:
         self._identity = await asyncio.to_thread(_identity, self.path)
         await self._db.execute("PRAGMA synchronous = FULL")
+        await self._db.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
         self.cursors = dict(await self._all("SELECT stream, cursor FROM cursors"))
         sql = "SELECT stream, created, config, since, reason FROM incarnations ORDER BY rowid"
         self.incarnations = {row[0]: StreamIncarnation(*row) for row in await self._all(sql)}
@@ -240,6 +243,18 @@ class MirrorStore:
         await self._put_gaps([MirrorGap(stream, first if pruned is None else pruned, upto, "pruned")])
         return removed
 
+    async def trim_log(self) -> None:
+        """Empty SQLite's log if it is longer than WAL_KEPT_BYTES; without an effect while a reader needs it.
+
+        SQLite shortens it by itself only at a later write, which an idle swarm does not cause.
+        """
+        async with self._turn:
+            try:
+                await asyncio.to_thread(_trim_log, self.path)
+            except sqlite3.Error as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # else the next call may do it
+                    raise explained(error, self.path) from None
+
     async def close(self) -> None:
         """Close the file. An open aiosqlite connection would keep the interpreter from exiting."""
         try:
@@ -248,6 +263,15 @@ class MirrorStore:
                     await asyncio.shield(self._db.close())
         finally:
             self._lock.close()
+
+
+def _trim_log(path: Path) -> None:
+    log = path.with_name(f"{path.name}-wal")
+    if not log.exists() or log.stat().st_size <= WAL_KEPT_BYTES:
+        return
+    # A connection of its own, without a time-out: that of the writer would wait for readers, and delay the mirror.
+    with contextlib.closing(sqlite3.connect(path, timeout=0)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

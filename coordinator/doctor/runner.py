@@ -29,7 +29,7 @@ from coordinator.doctor.machine_checks import (
     check_port,
     check_versions,
 )
-from coordinator.doctor.mirror_checks import check_mirror_file
+from coordinator.doctor.mirror_checks import check_mirror_file, check_mirror_log
 from coordinator.doctor.sandbox_checks import check_e2b
 from coordinator.doctor.state_dir_checks import check_leftovers, check_locks, check_permissions, check_record
 from coordinator.reporting.findings import Diagnosis, Finding, error, skipped
@@ -65,6 +65,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings += await asyncio.to_thread(check_locks, state_dir, run)
     findings.append(await asyncio.to_thread(check_leftovers, run))
     findings.append(await asyncio.to_thread(check_disk, state_dir, used))
+    findings.append(await asyncio.to_thread(check_mirror_log, state_dir))  # first: the other one reads for long
     findings.append(await asyncio.to_thread(check_mirror_file, state_dir))
     findings += await asyncio.to_thread(check_e2b, used, state_dir, running=running)
     findings += await asyncio.to_thread(check_earlier_runs)

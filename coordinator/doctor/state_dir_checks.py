@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from bus.errors import UsageError
+from coordinator.doctor.file_locks import describe_holder, lock_holders
 from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import RECORD, Run, read_run
 
@@ -81,7 +82,7 @@ def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:
         ("lock of the store", state_dir / "nats" / "lock", alive and run is not None and run.child("nats-server")),
     ):
         try:
-            holders = _holders(path)
+            holders = lock_holders(path)
         except OSError as problem:
             found.append(skipped(check, f"{problem.filename}: {problem.strerror}"))
             continue
@@ -90,7 +91,7 @@ def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:
         elif bool(holders) == bool(wanted):
             found.append(ok(check, f"held by pid {', '.join(map(str, holders))}" if holders else "free"))
         elif holders:
-            pids = ", ".join(_described(pid) for pid in holders)
+            pids = ", ".join(describe_holder(pid) for pid in holders)
             remedy = f"end it if it is a leftover: kill -9 {' '.join(map(str, holders))}"
             found.append(error(check, f"{path} is held by {pids}, though no recorded `up` runs here", remedy))
         else:
@@ -99,27 +100,6 @@ def check_locks(state_dir: Path, run: Run | None) -> list[Finding]:
                 error(check, f"{path} is not held, though a swarm runs here: a second one could start", remedy)
             )
     return found
-
-
-def _described(pid: int) -> str:
-    try:
-        return f"pid {pid} ({psutil.Process(pid).name()})"
-    except psutil.Error:
-        return f"pid {pid} (ended; a process that inherited the lock holds it)"
-
-
-def _holders(path: Path) -> list[int] | None:
-    """Pids that hold a lock on the file. Reads /proc/locks: taking the lock could collide with a start."""
-    try:
-        about = path.stat()
-    except FileNotFoundError:
-        return []
-    locks = Path("/proc/locks")
-    if not locks.exists():
-        return None
-    device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
-    lines = (line.split() for line in locks.read_text().splitlines())
-    return sorted({int(fields[4]) for fields in lines if len(fields) > 5 and fields[5] == device})
 
 
 def check_permissions(state_dir: Path) -> Finding:

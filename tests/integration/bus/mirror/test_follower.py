@@ -12,7 +12,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from bus.interface import ReceivedMessage
+from bus.messages import MAX_PAYLOAD_BYTES
 from bus.mirror.reader import MirrorFile
+from bus.mirror.writer import WAL_KEPT_BYTES
 from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits, ensure_streams
 from tests.support.collecting import GUARD_S, Collector
@@ -158,6 +160,27 @@ async def test_a_file_that_cannot_be_written_is_waited_for(tmp_path):
             assert json.loads(alerts.items[1].data)["code"] == "mirror_recovered"
             await heartbeats.until(cursor=32, status="live")
             assert await assert_mirrored(bus, mirror.file) == 32
+
+
+async def test_the_log_shrinks_again_after_a_reader_without_another_message(tmp_path):
+    async with supervised_server(tmp_path / "server") as server, Connections() as connections:
+        bus = await connections.bus(server.url, streams=True)
+        heartbeats = await Heartbeats.of(bus)
+        async with mirror_process(server.url, tmp_path / "m.sqlite") as mirror:
+            await heartbeats.until(status="live")
+            log = mirror.file.with_name("m.sqlite-wal")
+            reader = sqlite3.connect(mirror.file, isolation_level=None)
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM messages").fetchall()
+            last, big = 0, bytes(MAX_PAYLOAD_BYTES)
+            for _ in range(WAL_KEPT_BYTES // MAX_PAYLOAD_BYTES + 1):
+                last = (await bus.publish("in.swarm.signal.BTC-USD.one", big)).sequence
+            await heartbeats.until(cursor=last, status="live")
+            assert log.stat().st_size > WAL_KEPT_BYTES
+            reader.close()
+            async with asyncio.timeout(GUARD_S):
+                while log.stat().st_size:
+                    await asyncio.sleep(0.02)
 
 
 async def test_streams_that_are_not_made_yet_are_waited_for_and_not_called_lost(tmp_path):

@@ -14,7 +14,7 @@ from bus.errors import MirrorDamaged, MirrorFailing, MirrorUnusable
 from bus.mirror import schema, writer
 from bus.mirror.reader import MirrorFile
 from bus.mirror.schema import STEPS, VERSION, KvRow, MessageRow, MirrorGap, StreamIncarnation
-from bus.mirror.writer import PRUNE_ROWS, MirrorStore
+from bus.mirror.writer import PRUNE_ROWS, WAL_KEPT_BYTES, MirrorStore
 
 EVENTS, STATE = "swarm_events", "KV_swarm_state"
 DECISION = {
@@ -219,4 +219,33 @@ async def test_retention_removes_the_oldest_in_batches_and_records_it(tmp_path):
         assert [(gap.first, gap.last, gap.reason) for gap in file.gaps()] == [(1, count - PRUNE_ROWS, "pruned")]
         assert [found.row.revision for found in file.value_history("swarm_state")] == [8, 9, 10]
         assert file.highest_revision("swarm_state") == 10
+    await store.close()
+
+
+def log_size(path: Path) -> int:
+    return path.with_name(f"{path.name}-wal").stat().st_size
+
+
+async def test_the_log_that_a_reader_let_grow_is_shortened_once_it_has_gone(tmp_path):
+    path, half = tmp_path / "m.sqlite", WAL_KEPT_BYTES // 2
+    store = await MirrorStore.open(path, "swarm")
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM messages").fetchall()
+    await store.write([message(n, bytes(half)) for n in range(1, 5)], [], {EVENTS: 4})
+    await store.trim_log()
+    pinned = log_size(path)
+    assert pinned > 2 * WAL_KEPT_BYTES
+    reader.execute("COMMIT")
+    await store.write([message(5)], [], {EVENTS: 5})  # SQLite moves the rows into the file
+    await store.write([message(6)], [], {EVENTS: 6})  # and begins its log anew
+    assert log_size(path) == WAL_KEPT_BYTES
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM messages").fetchall()
+    await store.write([message(n, bytes(half)) for n in range(7, 11)], [], {EVENTS: 10})
+    reader.close()
+    await store.trim_log()  # without another message
+    assert log_size(path) == 0
+    with MirrorFile(path) as file:
+        assert (file.bounds(), file.problems()) == ((1, 10), [])
     await store.close()
