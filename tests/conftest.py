@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 import signal
 
+import hypothesis
 import structlog
+
+# No test asserts on time: a busy machine is no defect.
+hypothesis.settings.register_profile("signalmesh", deadline=None)
+hypothesis.settings.load_profile("signalmesh")
 
 structlog.configure(
     processors=[structlog.processors.KeyValueRenderer()],

@@ -110,12 +110,12 @@ class Subscriber:
         self._more.set()
 
     def _keep(self, kind: str, message: SwarmMessage) -> None:
-        kept = {
+        retained = {
             "decision": self.decisions, "lifecycle": self.lifecycle, "alert": self.alerts, "config": self.configs,
         }.get(kind)  # fmt: skip
         with contextlib.suppress(ValueError):  # a test's poison
-            if kept is not None and isinstance(payload := json.loads(message.data), dict):
-                kept.append(payload)
+            if retained is not None and isinstance(payload := json.loads(message.data), dict):
+                retained.append(payload)
 
     async def until(self, what: str, found: Callable[[], T | None]) -> T:
         """Wait until `found` returns something true, called after each message; `what` names it in the error."""

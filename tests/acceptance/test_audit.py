@@ -142,10 +142,10 @@ async def test_another_writer_in_an_agents_name(tmp_path: Path, good: Recorded):
 
 
 async def test_messages_of_other_writers_are_counted_and_reported(tmp_path: Path, good: Recorded):
-    poison, stranger = spare(good), spare(good, after=100)
+    poison, unknown_writer = spare(good), spare(good, after=100)
     run = good.replaced(poison, StoredMessage("swarm.market.BTC-USD.research-9", 0, b"not JSON"))
     vote = replace(good.find("swarm.signal."), subject="swarm.signal.BTC-USD.outsider", headers={})
-    audit = await audit_of(tmp_path, run.replaced(stranger, vote))
+    audit = await audit_of(tmp_path, run.replaced(unknown_writer, vote))
     assert audit.ok, audit.problems
     assert [(item.sequence, item.subject) for item in audit.poison] == [(poison, "swarm.market.BTC-USD.research-9")]
     assert audit.poison_total == 1

@@ -33,12 +33,12 @@ async def mirrored(path: Path, run: Recorded, *, created: str = "", first: int =
     gaps = [MirrorGap(EVENTS, 1, first - 1, "before")] if first > 1 else []
     await store.begin([StreamIncarnation(EVENTS, created, b"{}", first - 1, "first")], {}, gaps)
     rows = [MessageRow(m.sequence, now_ns + m.sequence, m.subject, m.headers, m.data) for m in run.messages]
-    kept = [
+    retained = [
         KvRow(bucket, key, number, "PUT", value, now_ns + len(rows))
         for bucket, values in run.buckets.items()
         for number, (key, value) in enumerate(values.items(), 1)
     ]
-    await store.write(rows[first - 1 : end], kept, {EVENTS: end})
+    await store.write(rows[first - 1 : end], retained, {EVENTS: end})
     await store.close()
     return path
 

@@ -94,7 +94,7 @@ async def test_one_that_dies_before_it_is_ready_is_known_by_its_newest_epoch(tmp
         swarm.send(ready["pid"], signal.SIGKILL)
         quarantined = await subscriber.happened("quarantined", "cursed")
 
-        async def shown() -> tuple[str, int, str]:
+        async def result() -> tuple[str, int, str]:
             rows = (await swarm.command("status", "--json")).json["agents"]
             [row] = [row for row in rows if row["name"] == "cursed"]
             return row["status"], row["epoch"], row["agent_id"]
@@ -103,14 +103,14 @@ async def test_one_that_dies_before_it_is_ready_is_known_by_its_newest_epoch(tmp
         assert len(messages) == 3
         expected = ("quarantined", quarantined["epoch"], messages[-1].json["claim"])
         assert expected[1] == messages[-1].sequence > ready["epoch"]
-        assert await shown() == expected
+        assert await result() == expected
         watchdog = subscriber.heartbeats["watchdog"]
         swarm.send(watchdog["pid"], signal.SIGKILL)
         await subscriber.until(
             "another watchdog", lambda: subscriber.heartbeats["watchdog"]["epoch"] > watchdog["epoch"]
         )
         await subscriber.more_heartbeats(20, "watchdog")
-        assert await shown() == expected
+        assert await result() == expected
         assert len([item for item in subscriber.lifecycle if item["event"] == "declared_dead"]) == 3
         (tmp_path / "cursed").unlink()
         assert (await swarm.command("revive", "cursed")).code == 0

@@ -45,9 +45,9 @@ async def scrape(url: str) -> Shown:
 
 async def scraped_until(url: str, name: str, labels: tuple[str, ...], value: float) -> Shown:
     async with asyncio.timeout(GUARD_S):
-        while (shown := await scrape(url)).get((name, labels)) != value:
+        while (result := await scrape(url)).get((name, labels)) != value:
             await asyncio.sleep(0.05)
-    return shown
+    return result
 
 
 async def test_the_page_shows_the_stream_and_the_heartbeats(tmp_path):
@@ -67,31 +67,31 @@ async def test_the_page_shows_the_stream_and_the_heartbeats(tmp_path):
         kinds = Counter(message.kind for message in stream)
         sides = Counter(message.json["final_decision"] for message in stream if message.kind == "decision")
         live = await scraped_until(url, "signalmesh_observer_lag_messages", (), 0)
-        for shown in (live, parsed(once.out)):
-            assert {side: shown["signalmesh_decisions_total", (side,)] for side in sides} == sides
+        for result in (live, parsed(once.out)):
+            assert {side: result["signalmesh_decisions_total", (side,)] for side in sides} == sides
             for kind in ("market", "signal", "sentiment", "decision"):
-                assert shown["signalmesh_messages_total", (kind,)] == kinds[kind]
-            assert shown["signalmesh_tick_to_decision_seconds_count", ()] == ROUNDS
-            assert shown["signalmesh_tick_to_decision_seconds_sum", ()] > 0
+                assert result["signalmesh_messages_total", (kind,)] == kinds[kind]
+            assert result["signalmesh_tick_to_decision_seconds_count", ()] == ROUNDS
+            assert result["signalmesh_tick_to_decision_seconds_sum", ()] > 0
             for voter in VOTERS:
                 kind = "sentiment" if voter == "research-2" else "signal"
-                assert shown["signalmesh_hop_latency_seconds_count", (voter, kind)] == ROUNDS
-            assert shown["signalmesh_hop_latency_seconds_count", ("coordinator", "decision")] == ROUNDS
-            assert shown["signalmesh_deaths_total", ("strategy-momentum", "signal 9")] == 1
-            assert shown["signalmesh_restarts_total", ("strategy-momentum", "signal 9")] == 1
-            assert shown["signalmesh_detection_seconds_count", ("exit",)] == 1
-            assert shown["signalmesh_recovery_seconds_count", ("strategy-momentum",)] == 1
-            assert shown["signalmesh_recovery_seconds_sum", ("strategy-momentum",)] > 0
-            assert shown["signalmesh_claims_total", ("strategy-momentum",)] == 2
-            assert shown["signalmesh_observer_connected", ()] == 1
+                assert result["signalmesh_hop_latency_seconds_count", (voter, kind)] == ROUNDS
+            assert result["signalmesh_hop_latency_seconds_count", ("coordinator", "decision")] == ROUNDS
+            assert result["signalmesh_deaths_total", ("strategy-momentum", "signal 9")] == 1
+            assert result["signalmesh_restarts_total", ("strategy-momentum", "signal 9")] == 1
+            assert result["signalmesh_detection_seconds_count", ("exit",)] == 1
+            assert result["signalmesh_recovery_seconds_count", ("strategy-momentum",)] == 1
+            assert result["signalmesh_recovery_seconds_sum", ("strategy-momentum",)] > 0
+            assert result["signalmesh_claims_total", ("strategy-momentum",)] == 2
+            assert result["signalmesh_observer_connected", ()] == 1
             for agent in AGENTS:
-                assert shown["signalmesh_agent_outputs_total", (agent,)] >= ROUNDS
-                assert shown["signalmesh_agent_lag_messages", (agent,)] >= 0
-                assert shown["signalmesh_agent_resident_memory_bytes", (agent,)] > 1 << 20
-                assert shown["signalmesh_heartbeats_total", (agent, "agent")] > 0
-            assert sum(shown["signalmesh_sandbox_agents", (sandbox,)] for sandbox in SANDBOXES) == len(AGENTS)
-            assert shown["signalmesh_watchdog_term", ()] == subscriber.claims["watchdog"]
-            assert shown["signalmesh_mirror_state", ("live",)] == 1
+                assert result["signalmesh_agent_outputs_total", (agent,)] >= ROUNDS
+                assert result["signalmesh_agent_lag_messages", (agent,)] >= 0
+                assert result["signalmesh_agent_resident_memory_bytes", (agent,)] > 1 << 20
+                assert result["signalmesh_heartbeats_total", (agent, "agent")] > 0
+            assert sum(result["signalmesh_sandbox_agents", (sandbox,)] for sandbox in SANDBOXES) == len(AGENTS)
+            assert result["signalmesh_watchdog_term", ()] == subscriber.claims["watchdog"]
+            assert result["signalmesh_mirror_state", ("live",)] == 1
         assert live["signalmesh_snapshot_seconds", ("coordinator",)] > 0
         await the_bus_dies(swarm, subscriber, url)
 
@@ -100,8 +100,8 @@ async def the_bus_dies(swarm: Swarm, subscriber: Subscriber, url: str) -> None:
     """The page outlives the bus, and goes on when that is back, counting nothing twice."""
     before = await scrape(url)
     await kill_server(swarm, subscriber)
-    shown = await scraped_until(url, "signalmesh_alerts_total", ("nats_server_restarted", "warning"), 1)
-    assert shown["signalmesh_messages_total", ("decision",)] == before["signalmesh_messages_total", ("decision",)]
+    result = await scraped_until(url, "signalmesh_alerts_total", ("nats_server_restarted", "warning"), 1)
+    assert result["signalmesh_messages_total", ("decision",)] == before["signalmesh_messages_total", ("decision",)]
 
 
 @pytest.mark.slow
@@ -121,14 +121,14 @@ async def test_a_collector_is_given_what_the_page_shows(tmp_path):
             # one may be under way that was collected before
             await collector.until("figures of now", lambda: len(collector.measured) > exports + 1)
             measured = collector.measured[-1]
-            shown, after = measured.shown(), await scrape(url)
-            assert before.keys() & after.keys() <= shown.keys() <= before.keys() | after.keys()
+            result, after = measured.display(), await scrape(url)
+            assert before.keys() & after.keys() <= result.keys() <= before.keys() | after.keys()
             growing = [key for key in before if key[0].endswith(("_total", "_count", "_sum", "_bucket"))]
-            assert all(before[key] <= shown[key] <= after[key] for key in growing)
-            assert shown["signalmesh_messages_total", ("decision",)] == ROUNDS
-            assert shown["signalmesh_tick_to_decision_seconds_count", ()] == ROUNDS
-            assert shown["signalmesh_restarts_total", ("strategy-momentum", "signal 9")] == 1
-            assert shown["signalmesh_agent_state", ("coordinator", "live")] == 1
+            assert all(before[key] <= result[key] <= after[key] for key in growing)
+            assert result["signalmesh_messages_total", ("decision",)] == ROUNDS
+            assert result["signalmesh_tick_to_decision_seconds_count", ()] == ROUNDS
+            assert result["signalmesh_restarts_total", ("strategy-momentum", "signal 9")] == 1
+            assert result["signalmesh_agent_state", ("coordinator", "live")] == 1
             assert measured.resource["service.name"] == "metrics"
             assert measured.resource["service.namespace"] == measured.resource["mesh.swarm"] == swarm.name
             assert measured.resource["process.pid"] == subscriber.heartbeats["metrics"]["pid"]
@@ -181,11 +181,11 @@ async def test_alerts_reach_the_webhook_though_the_poster_is_killed_and_its_url_
             taken = [body["message"] for body in there.taken.items if body["code"] == "test"]
             assert list(dict.fromkeys(taken)) == [f"number {number}" for number in range(10 * kills)]
             assert len(taken) <= 11 * kills, "repeated though nobody was killed just then"
-            shown = "".join(" ".join(process.cmdline()) for process in swarm.all_agents())
+            result = "".join(" ".join(process.cmdline()) for process in swarm.all_agents())
             assert await swarm.end(signal.SIGINT) == 0
             logs = [path.read_text() for path in (swarm.directory / ".signalmesh").rglob("*.log")]
             assert "webhook_failing" in "".join(logs)
-            assert "s3cret" not in shown + "".join(logs) + swarm.errors
+            assert "s3cret" not in result + "".join(logs) + swarm.errors
             assert "s3cret" not in (swarm.directory / "up.err").read_text()
 
 

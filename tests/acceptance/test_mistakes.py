@@ -155,7 +155,10 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
     empty = tmp_path / "empty"
     empty.mkdir()
     up = ["up", "--port", "0"]
-    async with plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as stranger, commands_at_once() as cases:
+    async with (
+        plain_server(tmp_path, "-js", "-sd", str(tmp_path / "store")) as unknown_writer,
+        commands_at_once() as cases,
+    ):
         cases += [
             (empty, [*up, "--config", "nowhere.toml"], 2, ["nowhere.toml"]),
             (empty, [*up, "--speed", "-1"], 2, ["--speed"]),
@@ -178,9 +181,9 @@ async def test_mistakes_without_a_swarm(tmp_path: Path):
             (empty, ["status", "--state-dir", str(key / "swarm.toml")], 2, ["--state-dir", "a file"]),
             (empty, ["up", "--state-dir", str(key / "swarm.toml")], 2, ["--state-dir"]),
             *((garbled, [command], 2, ["run.json", "cannot be read"]) for command in ("status", "down", "watch")),
-            (empty, ["status", "--nats", stranger], 3, ["--swarm"]),
-            (empty, ["kill", "coordinator", "--nats", stranger], 3, ["--swarm"]),
-            (empty, ["restart", "coordinator", "--nats", stranger], 3, []),
+            (empty, ["status", "--nats", unknown_writer], 3, ["--swarm"]),
+            (empty, ["kill", "coordinator", "--nats", unknown_writer], 3, ["--swarm"]),
+            (empty, ["restart", "coordinator", "--nats", unknown_writer], 3, []),
             (empty, ["nonsense"], 2, ["nonsense"]),
             (data, up, 2, ["candles.csv", "line 3", "column close", "'two'"]),
             (broken, up, 2, ["agents.mine.class", "no_such_module"]),

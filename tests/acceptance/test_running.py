@@ -120,9 +120,9 @@ async def test_kill_9_of_up_leaves_nothing_and_the_next_one_goes_on(
         assert await swarm.wait() == -signal.SIGKILL
         before, decided = dict(subscriber.claims), subscriber.decisions[-1]["round"]
 
-        nobody = await swarm.command("status")
-        assert nobody.code == 3, nobody
-        assert "signalmesh up" in nobody.err
+        no_process = await swarm.command("status")
+        assert no_process.code == 3, no_process
+        assert "signalmesh up" in no_process.err
         assert (await swarm.command("down")).code == 2
 
         again = await swarm.up()

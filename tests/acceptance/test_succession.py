@@ -54,18 +54,18 @@ async def test_an_agent_that_dies_after_its_watchdog_is_recovered_as_any_other(t
             assert [name for name in AGENTS if after[name]["epoch"] != before[name]["epoch"]] == [KILLED]
 
             once = await swarm.command("metrics", "--once")
-            shown = parsed(once.out)
-            assert shown["signalmesh_deaths_total", (KILLED, "signal 9")] == 1
-            assert shown["signalmesh_restarts_total", (KILLED, "signal 9")] == 1
-            assert shown["signalmesh_detection_seconds_count", ("exit",)] == 1
-            assert shown["signalmesh_recovery_seconds_count", (KILLED,)] == 1
+            result = parsed(once.out)
+            assert result["signalmesh_deaths_total", (KILLED, "signal 9")] == 1
+            assert result["signalmesh_restarts_total", (KILLED, "signal 9")] == 1
+            assert result["signalmesh_detection_seconds_count", ("exit",)] == 1
+            assert result["signalmesh_recovery_seconds_count", (KILLED,)] == 1
 
             [trace] = await collector.until("its recovery", lambda: recoveries(collector, KILLED))
             assert orphans(trace) == []
             spans = {span.name: span for span in trace.values()}
             assert spans["detect"].attributes["mesh.reason"] == "signal 9"
             seconds = (spans["detect"].end_ns - spans["detect"].start_ns) * 1e-9
-            assert abs(seconds - shown["signalmesh_detection_seconds_sum", ("exit",)]) < 0.5, "both from its exit on"
+            assert abs(seconds - result["signalmesh_detection_seconds_sum", ("exit",)]) < 0.5, "both from its exit on"
             audit = await swarm.command("audit")
             assert audit.code == 0, audit.out
 

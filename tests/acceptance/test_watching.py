@@ -118,14 +118,14 @@ async def test_a_config_of_another_writer_does_not_stay_active(tmp_path: Path):
         subscriber = await swarm.up("--nats", url)
         await subscriber.live(*AGENTS)
         for number, writer in enumerate(("watchdog", "stranger"), 1):
-            sequence = await subscriber.publish(f"config.swarm.{writer}", forged(stranger=1.0))
+            sequence = await subscriber.publish(f"config.swarm.{writer}", forged(unknown_writer=1.0))
             await ours_again(subscriber, sequence)
             alert = (await subscriber.alerted("config_overridden", number))[-1]
             assert alert["detail"]["subjects"] == [f"swarm.config.swarm.{writer}"]
         assert await swarm.end(signal.SIGINT) == 0
         for writer in ("watchdog", "stranger"):
             subscriber = await swarm.listen()
-            sequence = await subscriber.publish(f"config.swarm.{writer}", forged(stranger=1.0))
+            sequence = await subscriber.publish(f"config.swarm.{writer}", forged(unknown_writer=1.0))
             await swarm.up("--nats", url)
             await ours_again(subscriber, sequence)
             await subscriber.live(*AGENTS)

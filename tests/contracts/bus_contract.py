@@ -350,8 +350,8 @@ class BusContract:
         for stale in (0, first, other, second + 1):
             with pytest.raises(WrongSequence):
                 await bus.kv_put(bucket, "feed", b"lost", stale)
-        kept = await bus.kv_get(bucket, "feed")
-        assert (kept.value, kept.revision) == (b"2", second)
+        retained = await bus.kv_get(bucket, "feed")
+        assert (retained.value, retained.revision) == (b"2", second)
 
     async def test_of_concurrent_writes_one_wins(self, bus, mesh):
         rivals = [await mesh.connect() for _ in range(4)]
@@ -373,8 +373,8 @@ class BusContract:
             revisions[key] = await bus.kv_put(subjects.memory_bucket, key, key.encode(), revisions[key])
         await bus.kv_put(subjects.state_bucket, "feed", b"elsewhere", 0)
         found = await bus.kv_all(subjects.memory_bucket)
-        assert {key: kept.value for key, kept in found.items()} == {key: key.encode() for key in revisions}
-        assert {key: kept.revision for key, kept in found.items()} == revisions
+        assert {key: retained.value for key, retained in found.items()} == {key: key.encode() for key in revisions}
+        assert {key: retained.revision for key, retained in found.items()} == revisions
 
     async def test_the_registry_keeps_the_newest_incarnation(self, bus):
         def record(epoch: int, pid: int) -> Record:
@@ -455,10 +455,10 @@ class BusContract:
                 await bus.request("swarm.control.nobody.probe", b"", timeout_s=60)
 
     async def test_a_request_that_is_not_answered_times_out(self, bus):
-        asked: Collector[ReceivedMessage] = Collector()
+        requested: Collector[ReceivedMessage] = Collector()
 
         async def on_request(received: ReceivedMessage) -> bytes:
-            asked.put(received)
+            requested.put(received)
             if received.data == b"hang":
                 raise ValueError("cannot")
             return b"done"
@@ -468,7 +468,7 @@ class BusContract:
         with pytest.raises(BusTimeout, match="no answer within"):
             await bus.request("swarm.control.feed.probe", b"hang", timeout_s=0.05)
         assert await bus.request("swarm.control.feed.probe", b"") == b"done"
-        assert len(asked.items) == 2
+        assert len(requested.items) == 2
 
     # -- the connection
 

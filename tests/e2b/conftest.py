@@ -42,11 +42,11 @@ async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
         standin = request.getfixturevalue("e2b_standin")
     elif not REAL_KEY:
         pytest.skip("E2B_API_KEY is not set")
-    made = Service(f"conformance {secrets.token_hex(4)} &=%", standin)
+    created = Service(f"conformance {secrets.token_hex(4)} &=%", standin)
     try:
-        yield made
+        yield created
     finally:
-        for name in await made.all():
+        for name in await created.all():
             await AsyncSandbox.kill(name)
 
 

@@ -66,7 +66,7 @@ class StartedSwarm:
     """Of the two agents."""
     pid: int
     """Of the host in the sandbox."""
-    made: int
+    new_ones: int
     """Sandboxes that were created so far."""
 
     @property
@@ -86,7 +86,7 @@ class StartedSwarm:
         assert {
             name: (subscriber.heartbeats[name]["epoch"], subscriber.heartbeats[name]["pid"]) for name in REMOTE_AGENTS
         } == {name: (heartbeat["epoch"], heartbeat["pid"]) for name, heartbeat in self.heartbeats.items()}
-        assert self.swarm.created() == self.made
+        assert self.swarm.created() == self.new_ones
         assert list(await self.swarm.standin.sandboxes()) == [self.sandbox_id]
 
     async def moved_to_local(self) -> None:

@@ -79,10 +79,10 @@ async def test_a_swarm_with_a_remote_sandbox_is_certified(tmp_path: Path, e2b_st
     assert remote["health"]["age_s"] > remote["uptime_s"]
     assert {row["name"] for row in found["agents"]} == set(AGENTS)
     assert last_probe(found)["remote sandboxes"]["orphans"] == []
-    made = remote["name"].removeprefix("python-")
+    created = remote["name"].removeprefix("python-")
     how = last_probe(found)["remote sandboxes"]["how"]
-    assert f"over the whole run the provider's log has 1 ({made}) created; listed " in how
-    assert f" s after `up` was started: 1 ({made} (python, running))" in how
+    assert f"over the whole run the provider's log has 1 ({created}) created; listed " in how
+    assert f" s after `up` was started: 1 ({created} (python, running))" in how
     assert e2b_standin.api_key not in done.out + done.err + (tmp_path / "certify.md").read_text()
 
 
@@ -94,13 +94,13 @@ async def test_sandboxes_that_came_and_went_are_reported(tmp_path: Path, e2b_sta
     before = len(e2b_standin.requests("/v2/sandboxes"))
     done = await certify(tmp_path, e2b_standin, "--config", str(file))
     assert done.code == 1, done.out + done.err
-    made = sum(
+    created = sum(
         line["method"] == "POST" and line["status"] == 201 and not line["path"].endswith("/connect")
         for line in e2b_standin.requests("/v2/sandboxes")[before:]
     )
-    assert made >= 1
+    assert created >= 1
     how = last_probe(json.loads((tmp_path / "certify.json").read_text()))["remote sandboxes"]["how"]
-    assert f"over the whole run the provider's log has {made} (" in how
+    assert f"over the whole run the provider's log has {created} (" in how
     assert "after `up` was started: none" in how
 
 

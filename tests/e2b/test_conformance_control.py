@@ -25,14 +25,14 @@ pytestmark = pytest.mark.slow  # the stand-in is part of the tests, not of the p
 
 async def test_a_sandbox_is_created_as_requested(service):
     before = datetime.now(UTC)
-    made = await service.create(metadata={"role": "a b/c"}, allow_internet_access=False)
-    info = await made.get_info()
-    assert info.sandbox_id == made.sandbox_id
+    created = await service.create(metadata={"role": "a b/c"}, allow_internet_access=False)
+    info = await created.get_info()
+    assert info.sandbox_id == created.sandbox_id
     assert info.state == SandboxState.RUNNING
     assert info.metadata == {"pool": service.pool, "role": "a b/c"}
     assert abs((info.end_at - info.started_at).total_seconds() - LIFETIME_S) < 5
     assert abs((info.started_at - before).total_seconds()) < 60
-    assert await made.is_running()
+    assert await created.is_running()
 
 
 async def test_the_same_idempotency_key_makes_one_sandbox(service):
@@ -44,44 +44,49 @@ async def test_the_same_idempotency_key_makes_one_sandbox(service):
 
 
 async def test_sandboxes_are_found_by_metadata_and_state_page_by_page(service):
-    made = [await service.create(metadata={"slot": f"{n} +/ü"}) for n in range(3)]
-    assert set(await service.all()) == {one.sandbox_id for one in made}
-    assert await service.all(metadata={"slot": "1 +/ü"}) == [made[1].sandbox_id]
+    created = [await service.create(metadata={"slot": f"{n} +/ü"}) for n in range(3)]
+    assert set(await service.all()) == {one.sandbox_id for one in created}
+    assert await service.all(metadata={"slot": "1 +/ü"}) == [created[1].sandbox_id]
     assert await service.all(metadata={"slot": "4"}) == []
-    await made[2].pause()
-    assert await service.all(state=[SandboxState.PAUSED]) == [made[2].sandbox_id]
+    await created[2].pause()
+    assert await service.all(state=[SandboxState.PAUSED]) == [created[2].sandbox_id]
     pages = []
     paginator = AsyncSandbox.list(query=SandboxQuery(metadata={"pool": service.pool}), limit=2)
     while paginator.has_next:
         pages.append([found.sandbox_id for found in await paginator.next_items()])
     assert [len(page) for page in pages] == [2, 1]
-    assert {name for page in pages for name in page} == {one.sandbox_id for one in made}
+    assert {name for page in pages for name in page} == {one.sandbox_id for one in created}
 
 
 async def test_a_lifetime_is_set_and_connecting_only_prolongs_it(service):
-    made = await service.create(timeout=30)
+    created = await service.create(timeout=30)
 
     async def left_s():
-        return ((await made.get_info()).end_at - datetime.now(UTC)).total_seconds()
+        return ((await created.get_info()).end_at - datetime.now(UTC)).total_seconds()
 
-    await made.set_timeout(50)
+    await created.set_timeout(50)
     assert 40 < await left_s() <= 51
-    await AsyncSandbox.connect(made.sandbox_id, timeout=10)
+    await AsyncSandbox.connect(created.sandbox_id, timeout=10)
     assert 40 < await left_s() <= 51
-    await AsyncSandbox.connect(made.sandbox_id, timeout=100)
+    await AsyncSandbox.connect(created.sandbox_id, timeout=100)
     assert 90 < await left_s() <= 101
-    await made.set_timeout(20)
+    await created.set_timeout(20)
     assert await left_s() <= 21
 
 
 async def test_killing_twice_is_no_error_and_nothing_is_left(service):
-    made = await service.create()
-    assert await made.kill() is True
-    assert await made.kill() is False
-    assert await AsyncSandbox.kill(made.sandbox_id) is False
+    created = await service.create()
+    assert await created.kill() is True
+    assert await created.kill() is False
+    assert await AsyncSandbox.kill(created.sandbox_id) is False
     assert await service.all() == []
-    assert await made.is_running() is False
-    for call in (made.get_info, made.pause, lambda: made.set_timeout(5), lambda: AsyncSandbox.connect(made.sandbox_id)):
+    assert await created.is_running() is False
+    for call in (
+        created.get_info,
+        created.pause,
+        lambda: created.set_timeout(5),
+        lambda: AsyncSandbox.connect(created.sandbox_id),
+    ):
         with pytest.raises(NotFoundException):
             await call()
 
@@ -106,13 +111,13 @@ async def test_what_runs_in_a_sandbox_learns_of_its_death_as_not_running(sandbox
 
 
 async def test_a_sandbox_ends_when_its_lifetime_does(service):
-    made = await service.create(timeout=30)
-    running = await made.commands.run("sleep 60", background=True, timeout=0)
-    await made.set_timeout(1)
+    created = await service.create(timeout=30)
+    running = await created.commands.run("sleep 60", background=True, timeout=0)
+    await created.set_timeout(1)
     with pytest.raises(TimeoutException) as caught:
         await running.wait()
     assert type(caught.value).__name__ == "SandboxNotRunningException"
-    assert await until(lambda: is_gone(made))
+    assert await until(lambda: is_gone(created))
 
 
 async def is_gone(sandbox: AsyncSandbox) -> bool:
@@ -124,15 +129,15 @@ async def is_gone(sandbox: AsyncSandbox) -> bool:
 
 
 async def test_a_lifetime_may_end_in_a_pause(service):
-    made = await service.create(lifecycle={"on_timeout": "pause"})
-    await made.set_timeout(1)
+    created = await service.create(lifecycle={"on_timeout": "pause"})
+    await created.set_timeout(1)
 
     async def paused():
-        return (await made.get_info()).state == SandboxState.PAUSED
+        return (await created.get_info()).state == SandboxState.PAUSED
 
     await until(paused)
-    assert await made.is_running() is False
-    again = await AsyncSandbox.connect(made.sandbox_id, timeout=LIFETIME_S)
+    assert await created.is_running() is False
+    again = await AsyncSandbox.connect(created.sandbox_id, timeout=LIFETIME_S)
     assert await again.is_running()
 
 

@@ -28,9 +28,9 @@ async def test_agents_of_a_killed_sandbox_move_and_nothing_is_lost(tmp_path, e2b
     async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
         there = await swarm.started()
         subscriber, host = there.subscriber, there.host
-        shown = (await e2b_standin.sandboxes())[there.sandbox_id]
+        result = (await e2b_standin.sandboxes())[there.sandbox_id]
         pids = {heartbeat["pid"] for heartbeat in there.heartbeats.values()}
-        assert pids <= set(shown["pids"]), "the agents do not run in the sandbox"
+        assert pids <= set(result["pids"]), "the agents do not run in the sandbox"
         assert subscriber.heartbeats[host]["group"] == "python"
         status = (await swarm.command("status", "--json")).json
         [row] = [row for row in status["sandboxes"] if row["name"] == host]
@@ -63,7 +63,7 @@ async def test_agents_of_a_killed_sandbox_move_and_nothing_is_lost(tmp_path, e2b
             name: 2 if name in REMOTE_AGENTS else 1 for name in AGENTS
         }
         assert sum(agent["gaps"] + agent["duplicated"] for agent in counts.values()) == 0
-        assert swarm.created() - there.made == 1
+        assert swarm.created() - there.new_ones == 1
         assert [f"python-{name}" for name in await e2b_standin.sandboxes()] == [another]
         assert swarm.logged("sandbox_created")[-1]["at"].startswith("custom endpoint http://127.0.0.1:")
         await swarm.down()
@@ -84,7 +84,7 @@ async def test_a_host_that_is_killed_in_its_sandbox_is_started_there_again(tmp_p
         assert after["age_s"] > before["age_s"] > before["uptime_s"], "the sandbox is the same, and older"
         assert after["age_s"] > after["uptime_s"] + before["uptime_s"]
         await there.subscriber.back(there.epochs)
-        assert swarm.created() == there.made
+        assert swarm.created() == there.new_ones
         await swarm.assert_exact()
 
 
@@ -99,7 +99,7 @@ async def test_a_sandbox_that_is_paused_from_outside_is_resumed(tmp_path, e2b_st
         assert there.subscriber.heartbeats[there.host]["pid"] == there.pid, "the same host goes on"
         await there.subscriber.live(*AGENTS)
         await there.subscriber.more_decisions(5)
-        assert (swarm.created(), list(await e2b_standin.sandboxes())) == (there.made, [there.sandbox_id])
+        assert (swarm.created(), list(await e2b_standin.sandboxes())) == (there.new_ones, [there.sandbox_id])
         assert not there.alerts("sandbox_gone")
         await swarm.assert_exact()
 
@@ -285,7 +285,7 @@ async def test_a_full_quota_is_reported_once_and_waited_for(tmp_path, e2b_standi
         await e2b_standin.limits(concurrent=1)
         await swarm.remote_host(there.subscriber, other_than=there.host)
         assert len(there.alerts("provider_unavailable")) == 1
-        assert swarm.created() - there.made == 1
+        assert swarm.created() - there.new_ones == 1
         await swarm.assert_exact()
 
 

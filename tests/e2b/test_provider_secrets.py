@@ -71,7 +71,7 @@ async def assert_hidden(there: StartedSwarm, credential: str) -> None:
         text = path.read_text()
         assert key not in text, path
         assert credential not in text, path
-    received = b"".join(said.data for said in there.subscriber.messages).decode() + json.dumps(
+    received = b"".join(printed.data for printed in there.subscriber.messages).decode() + json.dumps(
         there.subscriber.heartbeats
     )
     assert key not in received

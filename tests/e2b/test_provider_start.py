@@ -106,8 +106,8 @@ async def test_a_sandbox_is_requested_as_it_is_configured(tmp_path, e2b_standin)
     }
     async with RemoteSwarm(tmp_path, e2b_standin, remote_toml(**settings)) as swarm:
         there = await swarm.started()
-        [made] = [line for line in e2b_standin.requests(CREATE) if line["status"] == 201][-1:]
-        requested = made["body"]
+        [new_ones] = [line for line in e2b_standin.requests(CREATE) if line["status"] == 201][-1:]
+        requested = new_ones["body"]
         assert (requested["templateID"], requested["timeout"]) == ("base", 120)
         assert requested["network"] == {
             "allowOut": ["203.0.113.7/32"],
@@ -185,7 +185,7 @@ async def test_what_no_retry_fixes_is_reported_and_the_agents_run_locally(tmp_pa
 @pytest.mark.slow
 async def test_a_missing_interpreter_is_reported_and_fails_at_once(tmp_path, e2b_standin):
     async with RemoteSwarm(tmp_path, e2b_standin, remote_toml(python='"/nowhere/python"')) as swarm:
-        made = swarm.created()
+        new_ones = swarm.created()
         subscriber = await swarm.up_with_remote()
         [failed] = await subscriber.alerted("sandbox_failed")
         assert "creating an environment: exit code 127" in failed["message"]
@@ -193,7 +193,7 @@ async def test_a_missing_interpreter_is_reported_and_fails_at_once(tmp_path, e2b
         assert len(subscriber.alerts) == 1
         heartbeats = await subscriber.live(*REMOTE_AGENTS)
         assert all(heartbeat["sandbox"] in ("base", "nodejs") for heartbeat in heartbeats.values())
-        assert swarm.created() - made == 1
+        assert swarm.created() - new_ones == 1
         assert await e2b_standin.sandboxes() == {}
 
 
@@ -217,7 +217,7 @@ async def test_a_bus_that_a_sandbox_cannot_reach_is_reported_with_its_address(tm
 async def test_down_waits_for_the_sandbox_that_was_just_requested_and_ends_it(tmp_path, e2b_standin):
     await e2b_standin.fail(CREATE, method="POST", delay_s=3)
     async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
-        made = swarm.created()
+        new_ones = swarm.created()
         await swarm.up_with_remote()
 
         async def requested():
@@ -225,21 +225,21 @@ async def test_down_waits_for_the_sandbox_that_was_just_requested_and_ends_it(tm
 
         await until(requested)
         await swarm.down()
-        assert swarm.created() - made == 1
+        assert swarm.created() - new_ones == 1
         assert await e2b_standin.sandboxes() == {}
 
 
 @pytest.mark.slow
 async def test_down_in_the_middle_of_an_installation_ends_the_sandbox_and_invents_no_fault(tmp_path, e2b_standin):
-    begun = tmp_path / "begun"
+    begun_at = tmp_path / "begun"
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exit 1\ntouch {begun}\nexec sleep 600\n')
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exit 1\ntouch {begun_at}\nexec sleep 600\n')
     python.chmod(0o755)
     async with RemoteSwarm(tmp_path / "swarm", e2b_standin, remote_toml(python=f'"{python}"', env="{}")) as swarm:
         subscriber = await swarm.up_with_remote()
 
         async def installing():
-            return begun.exists()
+            return begun_at.exists()
 
         await until(installing)
         await swarm.down()

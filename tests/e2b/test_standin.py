@@ -172,9 +172,9 @@ async def test_a_create_whose_answer_was_lost_is_found_by_its_key(e2b_standin):
     await e2b_standin.fail(CREATE, method="POST", drop="after")
     with pytest.raises(httpx.TransportError):
         await AsyncSandbox.create(timeout=60, idempotency_key="slot-1-a")
-    [made] = await e2b_standin.sandboxes()
-    assert (await AsyncSandbox.create(timeout=60, idempotency_key="slot-1-a")).sandbox_id == made
-    assert list(await e2b_standin.sandboxes()) == [made]
+    [created] = await e2b_standin.sandboxes()
+    assert (await AsyncSandbox.create(timeout=60, idempotency_key="slot-1-a")).sandbox_id == created
+    assert list(await e2b_standin.sandboxes()) == [created]
 
 
 async def test_a_create_that_never_arrived_made_nothing(e2b_standin):
@@ -329,8 +329,8 @@ async def test_only_unlogged_bodies_hold_what_was_sent_by_stream_and_by_file(san
     assert [line["body"] for line in e2b_standin.log() if line["kind"] == "output" and by_run in line["body"]] == [
         by_run + "\n"
     ]
-    [made] = [line for line in e2b_standin.requests(CREATE) if line["method"] == "POST"][-1:]
-    assert made["headers"]["x-api-key"] == "present"
+    [created] = [line for line in e2b_standin.requests(CREATE) if line["method"] == "POST"][-1:]
+    assert created["headers"]["x-api-key"] == "present"
     assert started[0]["headers"]["x-access-token"] == "present"
 
 

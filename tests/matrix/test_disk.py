@@ -119,8 +119,8 @@ async def test_full_disk_of_the_state(tmp_path: Path, undisturbed_long: Content)
             assert "no space left on device" in alert["message"]
             findings = {finding["check"]: finding["level"] for finding in doctor.json["findings"]}
             assert (doctor.code, findings["store's disk"], findings["disk space"]) == (1, "error", "error")
-            kept = [item.json for item in await read_stream(swarm.url, swarm.name) if item.writer == "client"]
-            assert {int(alert["message"]) for alert in kept} >= set(acknowledged)
+            retained = [item.json for item in await read_stream(swarm.url, swarm.name) if item.writer == "client"]
+            assert {int(alert["message"]) for alert in retained} >= set(acknowledged)
             await verify(swarm, subscriber, undisturbed_long, before, (), received=False)
             assert await swarm.end(signal.SIGINT) == 0
 

@@ -100,8 +100,10 @@ async def test_retention_goes_beyond_what_a_drained_agent_had_read(tmp_path: Pat
         [cursor] = [event["detail"]["cursor"] for event in subscriber.lifecycle if event["event"] == "drained"]
         await subscriber.all_decided(MANY_ROUNDS)
         state = (await subscriber.api("STREAM.INFO.swarm_events"))["state"]
-        kept = min(message.sequence for message in await read_stream(swarm.url, swarm.name) if message.kind == "market")
-        assert kept > cursor + 1, state
+        retained = min(
+            message.sequence for message in await read_stream(swarm.url, swarm.name) if message.kind == "market"
+        )
+        assert retained > cursor + 1, state
         assert (await swarm.command("revive", "strategy-momentum")).code == 0
         [alert] = await subscriber.alerted("retention_gap")
         assert (alert["agent"], alert["detail"]["first_missing"]) == ("strategy-momentum", cursor + 1)

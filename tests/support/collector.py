@@ -95,7 +95,7 @@ class Measured:
     metrics: dict[str, Metric]
     resource: dict[str, Any]
 
-    def shown(self) -> Shown:
+    def display(self) -> Shown:
         """What a page for Prometheus would show of it."""
         return {key: value for metric in self.metrics.values() for key, value in _samples(metric)}
 

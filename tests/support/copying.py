@@ -46,8 +46,8 @@ class Recorded:
         """The same run with other headers of one message; None removes one."""
         message = self.at(sequence)
         changed: dict[str, Any] = {**message.headers, **{n.replace("_", "-"): v for n, v in headers.items()}}
-        kept = {name: str(value) for name, value in changed.items() if value is not None}
-        return self.replaced(sequence, replace(message, headers=kept))
+        retained = {name: str(value) for name, value in changed.items() if value is not None}
+        return self.replaced(sequence, replace(message, headers=retained))
 
     def with_value(self, bucket: str, key: str, change: Callable[[bytes], bytes]) -> Recorded:
         """The same run with another value of a key."""
@@ -59,8 +59,10 @@ async def record(bus: NatsBus) -> Recorded:
     """What `bus` holds now."""
     messages = await bus.read_back((f"{bus.subjects.ns}.>",), 1)
     buckets = (bus.subjects.state_bucket, bus.subjects.registry_bucket)
-    kept = {bucket: {key: kept.value for key, kept in (await bus.kv_all(bucket)).items()} for bucket in buckets}
-    return Recorded(tuple(messages), kept)
+    retained = {
+        bucket: {key: retained.value for key, retained in (await bus.kv_all(bucket)).items()} for bucket in buckets
+    }
+    return Recorded(tuple(messages), retained)
 
 
 @asynccontextmanager

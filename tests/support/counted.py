@@ -61,12 +61,12 @@ class Stream:
         )
         return self.put(f"swarm.decision.BTC-USD.{by}", decision, **options)
 
-    def life(self, event: Any, agent: str = "momentum", **options: Any) -> int:
+    def incarnation(self, event: Any, agent: str = "momentum", **options: Any) -> int:
         after_ms = options.pop("after_ms", 1)
         message = Lifecycle(event=event, agent=agent, timestamp=AT, source="watchdog", **options)
         return self.put(f"swarm.lifecycle.{agent}.watchdog", message, after_ms=after_ms)
 
-    def shown(self) -> Shown:
+    def result(self) -> Shown:
         """As a scrape reads them."""
         return parsed(generate_latest(self.metrics.registry).decode())
 

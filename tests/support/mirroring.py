@@ -120,9 +120,9 @@ async def assert_mirrored(bus: NatsBus, path: Path, *, rebuilt: bool = False) ->
         assert file.cursor() == (await bus.bounds()).last
         assert file.problems() == []
         for bucket in (subjects.state_bucket, subjects.registry_bucket):
-            kept = await bus.kv_all(bucket)
+            retained = await bus.kv_all(bucket)
             values = {key: found.row for key, found in file.values(bucket).items() if found.row.operation == "PUT"}
             assert {key: (row.value, row.revision) for key, row in values.items()} == {
-                key: (value.value, value.revision) for key, value in kept.items()
+                key: (value.value, value.revision) for key, value in retained.items()
             }
     return len(stored)

@@ -18,7 +18,7 @@ class Receiver:
     def __init__(self) -> None:
         self.answers: list[int] = []
         """Statuses for the next requests; 0: read it and never answer. Then 200."""
-        self.asked: Collector[dict[str, Any]] = Collector()
+        self.requested: Collector[dict[str, Any]] = Collector()
         self.taken: Collector[dict[str, Any]] = Collector()
         self.keys: list[str] = []
         self.port = 0
@@ -37,7 +37,7 @@ class Receiver:
             status = self.answers.pop(0) if self.answers else 200
             if 200 <= status < 300:
                 self.taken.put(body)
-            self.asked.put(body)
+            self.requested.put(body)
             if status == 0:
                 self.held.append(held := asyncio.get_running_loop().create_future())
                 await held
@@ -48,16 +48,16 @@ class Receiver:
 
 @asynccontextmanager
 async def receiver(port: int = 0) -> AsyncIterator[Receiver]:
-    made = Receiver()
-    server = await asyncio.start_server(made.answer, "127.0.0.1", port)
-    made.port = server.sockets[0].getsockname()[1]
+    created = Receiver()
+    server = await asyncio.start_server(created.answer, "127.0.0.1", port)
+    created.port = server.sockets[0].getsockname()[1]
     try:
-        yield made
+        yield created
     finally:
         server.close()
-        for held in made.held:
+        for held in created.held:
             held.cancel()
-        for writer in made.writers:
+        for writer in created.writers:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()

@@ -121,7 +121,7 @@ class Standin:
             return Response(status_code=204)
 
         async def sandboxes(request: Request) -> Response:
-            return JSONResponse([self._shown(name) for name in self.sandboxes.all])
+            return JSONResponse([self._result(name) for name in self.sandboxes.all])
 
         async def all_of_it(request: Request) -> Response:
             self.faults.clear()
@@ -162,7 +162,7 @@ class Standin:
             ]
         )
 
-    def _shown(self, name: str) -> dict[str, Any]:
+    def _result(self, name: str) -> dict[str, Any]:
         sandbox = self.sandboxes.all[name]
         return {
             "id": name,

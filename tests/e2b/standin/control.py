@@ -22,8 +22,8 @@ PAGE = 100
 
 def control_api(sandboxes: Sandboxes, api_key: str) -> Starlette:
     async def create(request: Request, requested: dict[str, Any]) -> Response:
-        made = await sandboxes.create(requested, request.headers.get("idempotency-key"))
-        return JSONResponse(made.created(), 201)
+        new_ones = await sandboxes.create(requested, request.headers.get("idempotency-key"))
+        return JSONResponse(new_ones.created(), 201)
 
     async def listed(request: Request, _: dict[str, Any]) -> Response:
         found, token = page(list(sandboxes.all.values()), dict(request.query_params))

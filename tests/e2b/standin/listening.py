@@ -68,9 +68,9 @@ class Port:
 
 
 def listening(number: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; 40 ms an answer else
-    made.bind(("127.0.0.1", number))
-    made.listen(128)
-    return made
+    new_ones = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    new_ones.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    new_ones.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; 40 ms an answer else
+    new_ones.bind(("127.0.0.1", number))
+    new_ones.listen(128)
+    return new_ones

@@ -315,9 +315,9 @@ class Processes:
                     return
                 loop.remove_reader(descriptor)  # level-triggered: it would spin while a listener is waited for
                 self._on_output(process, name, data)
-                telling = asyncio.create_task(process.tell({"data": {name: base64.b64encode(data).decode()}}))
-                await asyncio.wait({telling, failed}, return_when=asyncio.FIRST_COMPLETED)
-                await end_tasks([telling] if not telling.done() else [])
+                reporting = asyncio.create_task(process.tell({"data": {name: base64.b64encode(data).decode()}}))
+                await asyncio.wait({reporting, failed}, return_when=asyncio.FIRST_COMPLETED)
+                await end_tasks([reporting] if not reporting.done() else [])
                 loop.add_reader(descriptor, readable.set)
         finally:
             loop.remove_reader(descriptor)

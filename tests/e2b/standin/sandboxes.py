@@ -172,10 +172,10 @@ class Sandboxes:
         its key, is assumed: the service documents neither.
         """
         if key is not None and key in self._by_key:
-            first, made = self._by_key[key]
+            first, new_ones = self._by_key[key]
             if first != requested:
                 raise Refused(422, "this Idempotency-Key was used with another body")
-            return await asyncio.shield(made)
+            return await asyncio.shield(new_ones)
         lifetime = checked_lifetime(requested)
         template = str(requested.get("templateID"))
         if template not in self.limits.templates:

@@ -55,7 +55,7 @@ class NoDataclass:
 
 
 @pytest.mark.parametrize(
-    ("base", "changed", "told"),
+    ("base", "changed", "reported"),
     [
         pytest.param(Proper, {"kind": ""}, ["`kind`"], id="no kind"),
         pytest.param(Proper, {"listens": ()}, ["on_market", "never be called", "'market'", "nothing"], id="deaf"),
@@ -79,11 +79,11 @@ class NoDataclass:
         pytest.param(Agent, {"kind": "idle"}, ["listens", "produce"], id="nothing to do"),
     ],
 )
-def test_mistakes(base: type[Agent], changed: dict[str, Any], told: list[str]):
+def test_mistakes(base: type[Agent], changed: dict[str, Any], reported: list[str]):
     cls = type("Wrong", (base,), {**vars(base), **changed} if base is Proper else changed)
     with pytest.raises(UsageError) as caught:
         check_class(cls, "agent 'x': mine:Wrong")
-    assert all(word in str(caught.value) for word in ["agent 'x': mine:Wrong", *told]), str(caught.value)
+    assert all(word in str(caught.value) for word in ["agent 'x': mine:Wrong", *reported]), str(caught.value)
 
 
 def test_kinds_come_from_the_annotations_of_all_its_methods():

@@ -52,9 +52,9 @@ class Scraped(Stream):
         self.put(f"swarm.alert.{severity}.watchdog", alert)
 
     def die(self, agent: str, epoch: int, away_ms: float = 30) -> None:
-        self.life("declared_dead", agent, epoch=epoch, reason="signal 9")
-        self.life("spawned", agent, epoch=epoch + 1)
-        self.life("ready", agent, epoch=epoch + 1, after_ms=away_ms)
+        self.incarnation("declared_dead", agent, epoch=epoch, reason="signal 9")
+        self.incarnation("spawned", agent, epoch=epoch + 1)
+        self.incarnation("ready", agent, epoch=epoch + 1, after_ms=away_ms)
 
     def firing(self, rule: str, directory: Path) -> list[dict[str, str]]:
         """Labels of what of `rule` fires at the last scrape, as promtool finds."""
@@ -74,9 +74,9 @@ class Scraped(Stream):
         file.write_text(json.dumps(test))
         assert PROMTOOL is not None
         done = subprocess.run([PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, check=False)
-        said = done.stdout + done.stderr
-        _, _, got = said.partition("got:[")
-        assert (done.returncode == 0) == (not got), said
+        printed = done.stdout + done.stderr
+        _, _, got = printed.partition("got:[")
+        assert (done.returncode == 0) == (not got), printed
         found = []
         for part in got.split("Labels:{")[1:]:
             pairs = (pair.partition("=") for pair in part.partition("}")[0].split(", "))

@@ -12,9 +12,9 @@ SETTING = re.compile(r"\$\{([A-Z_0-9]+):?-([^}]*)\}")
 
 
 def test_every_setting_is_in_the_example_with_its_default():
-    asked = dict(SETTING.findall(COMPOSE))
-    told = dict(re.findall(r"^#([A-Z_0-9]+)=(.*)$", EXAMPLE, re.MULTILINE))
-    assert told == asked
+    requested = dict(SETTING.findall(COMPOSE))
+    reported = dict(re.findall(r"^#([A-Z_0-9]+)=(.*)$", EXAMPLE, re.MULTILINE))
+    assert reported == requested
 
 
 def test_no_variable_stands_without_a_default():

@@ -21,17 +21,17 @@ NAME = re.compile(r"signalmesh_[a-z_]+")
 OF_PROMETHEUS = {"le"}
 
 
-def instruments(made: StreamMetrics) -> list[Any]:
-    return [*vars(made).values(), *vars(made.recoveries).values()]
+def instruments(created: StreamMetrics) -> list[Any]:
+    return [*vars(created).values(), *vars(created.recoveries).values()]
 
 
 def metrics() -> dict[str, set[str]]:
     """Name of each series -> its labels."""
-    made = StreamMetrics(Subjects("swarm"), Names(()))
-    heartbeats = HeartbeatMetrics(made.registry, made.names)
+    created = StreamMetrics(Subjects("swarm"), Names(()))
+    heartbeats = HeartbeatMetrics(created.registry, created.names)
     found: dict[str, set[str]] = {}
     # Not collected: families of labelled series that nothing has counted yet have no samples to tell their labels.
-    families: list[Any] = [item for item in instruments(made) if hasattr(item, "_labelnames")]
+    families: list[Any] = [item for item in instruments(created) if hasattr(item, "_labelnames")]
     families += [item for item in vars(heartbeats).values() if hasattr(item, "_labelnames")]
     for item in families:
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(item._type, ("",))
@@ -86,9 +86,9 @@ def test_legends_name_labels_that_exist():
 
 
 def test_bounds_of_buckets_in_rules_are_buckets():
-    made = StreamMetrics(Subjects("swarm"), Names(()))
+    created = StreamMetrics(Subjects("swarm"), Names(()))
     for name, bound in re.findall(r"(signalmesh_[a-z_]+)_bucket\{le=\"([^\"]+)\"", RULES):
-        [histogram] = [item for item in instruments(made) if getattr(item, "_name", "") == name]
+        [histogram] = [item for item in instruments(created) if getattr(item, "_name", "") == name]
         assert float(bound) in histogram._upper_bounds
 
 
@@ -100,6 +100,6 @@ def test_runbooks_of_rules_exist():
 
 
 def test_the_dashboard_shows_every_metric():
-    shown = {name for title, query in QUERIES for name in NAME.findall(query)}
-    missing = {name for name in METRICS if not name.endswith(("_sum", "_count"))} - shown
+    result = {name for title, query in QUERIES for name in NAME.findall(query)}
+    missing = {name for name in METRICS if not name.endswith(("_sum", "_count"))} - result
     assert missing == set()

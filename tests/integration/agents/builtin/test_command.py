@@ -138,27 +138,27 @@ class Mesh:
         return [report["reason"] for report in reports if report["event"] == "skipped"]
 
     @asynccontextmanager
-    async def life(self, spec: AgentSpec) -> AsyncIterator[Life]:
+    async def incarnation(self, spec: AgentSpec) -> AsyncIterator[LiveAgent]:
         """One incarnation, crashed at the end unless it has ended itself by then."""
         bus = MemoryBus(self.server)
-        life = await Life.begin(spec, bus)
+        incarnation = await LiveAgent.begin(spec, bus)
         try:
             async with asyncio.timeout(GUARD_S * 2):
-                yield life
+                yield incarnation
         finally:
-            life.task.cancel()
-            await asyncio.gather(life.task, return_exceptions=True)
+            incarnation.task.cancel()
+            await asyncio.gather(incarnation.task, return_exceptions=True)
             await bus.close()
-            assert life.agent.pid is None
+            assert incarnation.agent.pid is None
 
 
-class Life:
+class LiveAgent:
     def __init__(self, agent: CommandAgent, runtime: Runtime) -> None:
         self.agent, self.runtime = agent, runtime
         self.task = asyncio.create_task(runtime.run())
 
     @classmethod
-    async def begin(cls, spec: AgentSpec, bus: Any) -> Life:
+    async def begin(cls, spec: AgentSpec, bus: Any) -> LiveAgent:
         agent = make_agent(spec)
         assert isinstance(agent, CommandAgent)
         return cls(agent, await claim_runtime(agent, bus, snapshot_inputs=3))
@@ -178,7 +178,7 @@ class Asked:
     """What programs ask before they answer: replied to from `replies`, then with "go"; `asked` counts them."""
 
     def __init__(self) -> None:
-        self.asked: Collector[int] = Collector()
+        self.requested: Collector[int] = Collector()
         self.replies: list[bytes] = []
         self._writers: list[asyncio.StreamWriter] = []
 
@@ -196,14 +196,14 @@ class Asked:
         self._writers.append(writer)
         writer.write(self.replies.pop(0) if self.replies else b"go")
         writer.write_eof()
-        self.asked.put(len(self.asked.items))
+        self.requested.put(len(self.requested.items))
 
 
 async def undisturbed(spec: AgentSpec, ticks: int, votes: int) -> Mesh:
     mesh = Mesh(ticks)
-    async with mesh.life(spec) as life:
+    async with mesh.incarnation(spec) as incarnation:
         await mesh.votes.reach(votes)
-        await life.drain()
+        await incarnation.drain()
     return mesh
 
 
@@ -239,11 +239,11 @@ async def test_after_a_crash_the_outputs_equal_an_undisturbed_run(tmp_path, lang
     count = 60 if language == "node" else 104
     calm = await undisturbed(spec, 60, count)
     mesh = Mesh(60)
-    async with mesh.life(spec):
+    async with mesh.incarnation(spec):
         await mesh.votes.reach(crash_after)
-    async with mesh.life(spec) as life:
+    async with mesh.incarnation(spec) as incarnation:
         await mesh.votes.reach(count)
-        await life.drain()
+        await incarnation.drain()
     assert mesh.stored == calm.stored
     assert len({number for _, _, number, _ in mesh.stored}) == count
     assert mesh.skipped == []
@@ -263,9 +263,9 @@ async def test_a_program_that_floods_its_stderr_does_not_fill_the_disk(tmp_path,
 
 async def test_snapshots_are_taken_although_inputs_wait_all_the_time(tmp_path):
     mesh = Mesh(60)
-    async with mesh.life(spec_of(tmp_path)) as life:
+    async with mesh.incarnation(spec_of(tmp_path)) as incarnation:
         await mesh.votes.reach(52)
-        assert life.runtime.input_processor.inputs < 60
+        assert incarnation.runtime.input_processor.inputs < 60
         assert orjson.loads(mesh.server.buckets["swarm_state"]["script"].value)["inputs"] > 3
 
 
@@ -296,14 +296,14 @@ MALFORMED = {
 
 @pytest.mark.parametrize("fault", MALFORMED)
 async def test_a_malformed_answer_is_skipped_with_an_alert(tmp_path, fault):
-    said, problem = MALFORMED[fault]
+    printed, problem = MALFORMED[fault]
     spec = spec_of(tmp_path)
-    program = PROGRAM.replace("json.loads(sys.argv[1])", f"{{'say': {{'4': {said!r}}}}}")  # too long for an argument
+    program = PROGRAM.replace("json.loads(sys.argv[1])", f"{{'say': {{'4': {printed!r}}}}}")  # too long for an argument
     (tmp_path / "program.py").write_text(program)
     mesh = Mesh(6)
-    async with mesh.life(spec) as life:
+    async with mesh.incarnation(spec) as incarnation:
         await mesh.votes.reach(10)
-        await life.drain()
+        await incarnation.drain()
     assert [cause for _, _, _, cause in mesh.stored] == [n for n in "12356" for _ in range(2)]
     assert len(mesh.skipped) == 1
     [alert] = [orjson.loads(alert.data) for alert in mesh.alerts.items]
@@ -316,7 +316,7 @@ async def test_a_malformed_answer_is_skipped_with_an_alert(tmp_path, fault):
 
 async def test_a_program_that_greets_gets_the_reason_that_stdout_is_for_answers(tmp_path):
     mesh = Mesh(2)
-    async with mesh.life(spec_of(tmp_path, banner=True)):
+    async with mesh.incarnation(spec_of(tmp_path, banner=True)):
         await mesh.alerts.reach(2)
     assert mesh.stored == []
     assert len(mesh.skipped) == 2
@@ -331,31 +331,31 @@ async def test_a_program_that_fails_over_an_event_gets_it_again_in_the_next_inca
         timeout_s = 30.0 if how == "killed" else 1.0
         spec = spec_of(tmp_path, ask={"8": test.port}, options={"timeout_s": timeout_s})
         mesh = Mesh(12)
-        async with mesh.life(spec) as life:
-            await test.asked.reach(1)
-            pid = life.agent.pid
+        async with mesh.incarnation(spec) as incarnation:
+            await test.requested.reach(1)
+            pid = incarnation.agent.pid
             assert pid is not None
             if how == "killed":
                 os.kill(pid, signal.SIGKILL)
-            error = await life.failure()
+            error = await incarnation.failure()
             assert isinstance(error, CommandFailed)
             assert str(error).endswith("it printed: a program has started")
             expected = "signal 9" if how == "killed" else "no answer to a market within 1.0 s"
             assert expected in str(error)
             assert gone(pid)
         assert [cause for *_, cause in mesh.stored][-1] == "6"
-        async with mesh.life(spec) as life:
+        async with mesh.incarnation(spec) as incarnation:
             await mesh.votes.reach(22)
-            await life.drain()
+            await incarnation.drain()
     assert mesh.stored == calm.stored
     assert mesh.skipped == []
-    assert len(test.asked.items) == 2
+    assert len(test.requested.items) == 2
 
 
 async def test_a_program_that_gives_up_is_quoted(tmp_path):
     mesh = Mesh(3)
-    async with mesh.life(spec_of(tmp_path, exit="2")) as life:
-        error = await life.failure()
+    async with mesh.incarnation(spec_of(tmp_path, exit="2")) as incarnation:
+        error = await incarnation.failure()
     assert isinstance(error, MeshError)
     assert "it ended over a market (exit code 3); it printed: I cannot go on" in str(error)
     assert [cause for *_, cause in mesh.stored] == ["1", "1"]
@@ -363,19 +363,19 @@ async def test_a_program_that_gives_up_is_quoted(tmp_path):
 
 async def test_a_program_that_dies_between_two_events_is_started_again(tmp_path):
     mesh = Mesh(3)
-    async with mesh.life(spec_of(tmp_path)) as life:
+    async with mesh.incarnation(spec_of(tmp_path)) as incarnation:
         await mesh.votes.reach(6)
-        first = life.agent.pid
+        first = incarnation.agent.pid
         assert first is not None
-        program = life.agent._program
+        program = incarnation.agent._program
         assert program is not None
         os.kill(first, signal.SIGKILL)
         await program._closed.wait()
         assert not program.usable
         mesh.add(range(4, 6))
         await mesh.votes.reach(10)
-        assert life.agent._program is not program
-        await life.drain()
+        assert incarnation.agent._program is not program
+        await incarnation.drain()
     assert orjson.loads(mesh.stored[-1][1])["indicators"] == {
         "total": sum(orjson.loads(tick(n))["price"] for n in range(1, 6))
     }
@@ -386,22 +386,22 @@ async def test_it_ends_with_its_agent_and_so_does_what_it_has_started(tmp_path, 
     async with Asked() as test:
         test.replies = [b"hang"] if "event" in how else []
         mesh = Mesh(2)
-        async with mesh.life(spec_of(tmp_path, ask={"2": test.port}, child=True)) as life:
+        async with mesh.incarnation(spec_of(tmp_path, ask={"2": test.port}, child=True)) as incarnation:
             await mesh.votes.reach(2)
-            await test.asked.reach(1)
-            pid = life.agent.pid
+            await test.requested.reach(1)
+            pid = incarnation.agent.pid
             assert pid is not None
             [child] = psutil.Process(pid).children()
             if how == "drained":
-                await life.drain()
+                await incarnation.drain()
             else:
-                life.task.cancel()
-                await asyncio.wait({life.task})
+                incarnation.task.cancel()
+                await asyncio.wait({incarnation.task})
             assert gone(pid)
             await wait_pid_exit(child.pid)  # its reaper is not us
             with pytest.raises(CommandFailed, match="ending"):
-                await life.agent.handle("market", decode(*_parsed(tick(3))))  # type: ignore[arg-type]
-            assert life.agent.pid is None
+                await incarnation.agent.handle("market", decode(*_parsed(tick(3))))  # type: ignore[arg-type]
+            assert incarnation.agent.pid is None
 
 
 @pytest.mark.parametrize("steps", range(12))
@@ -426,11 +426,11 @@ async def test_a_drain_over_an_event_leaves_it_to_the_next_incarnation(tmp_path)
         test.replies = [b"hang"]
         spec = spec_of(tmp_path, ask={"4": test.port})
         mesh = Mesh(5)
-        async with mesh.life(spec) as life:
-            await test.asked.reach(1)
-            await life.drain()
+        async with mesh.incarnation(spec) as incarnation:
+            await test.requested.reach(1)
+            await incarnation.drain()
         assert mesh.stored == calm.stored[:6]
-        async with mesh.life(spec) as life:
+        async with mesh.incarnation(spec) as incarnation:
             await mesh.votes.reach(10)
     assert mesh.stored == calm.stored
     assert mesh.skipped == []
@@ -485,8 +485,8 @@ async def test_a_program_that_cannot_be_started_is_a_persons_mistake(tmp_path, f
         name="script", command=(program, "x"), search_path=str(directory), listens=("market",), publishes=("signal",)
     )
     mesh = Mesh(1)
-    async with mesh.life(spec) as life:
-        error = await life.failure()
+    async with mesh.incarnation(spec) as incarnation:
+        error = await incarnation.failure()
     assert isinstance(error, UsageError)
     assert error.exit_code == EXIT_USAGE
     assert f"agent 'script': command ['{program}', 'x'] cannot be started in {directory}" in str(error)
@@ -520,12 +520,12 @@ async def test_over_nats_a_reconnect_in_the_middle_of_an_event_loses_and_duplica
         for n in range(1, 13):
             await bus.publish("in.swarm.market.BTC-USD.feed", tick(n))
         proxy = await stack.enter_async_context(Proxy(server.url))
-        life = await Life.begin(spec_of(tmp_path, ask={"8": test.port}), await stack.bus(proxy.url))
-        await test.asked.reach(1)
+        incarnation = await LiveAgent.begin(spec_of(tmp_path, ask={"8": test.port}), await stack.bus(proxy.url))
+        await test.requested.reach(1)
         proxy.reset()
-        await test.asked.reach(2)
+        await test.requested.reach(2)
         await votes.reach(22)
-        await life.drain()
+        await incarnation.drain()
         stored = [m for m in await bus.read_back(("swarm.signal.*.script",), 1) if h.OUTPUT in m.headers]
     assert [(m.data, m.headers[h.OUTPUT]) for m in stored] == [(data, number) for _, data, number, _ in calm.stored]
 

@@ -220,8 +220,8 @@ async def test_a_successor_fences(kind, tmp_path):
         bus = await either(kind, tmp_path, stack)
         epoch = await claim(bus, WRITER, agent_id="old", claimed_by="test", sandbox="")
         held = fence(bus, WRITER, epoch)
-        told: Collector[MeshError] = Collector()
-        outbox = Outbox(bus, WRITTEN_BY, told.put, pipelined=True)
+        reported: Collector[MeshError] = Collector()
+        outbox = Outbox(bus, WRITTEN_BY, reported.put, pipelined=True)
         for number in range(1, 21):
             outbox.put(entry(number, held))
             outbox.push()
@@ -232,7 +232,7 @@ async def test_a_successor_fences(kind, tmp_path):
         outbox.push()
         with pytest.raises(Fenced):
             await flushed(outbox)
-        assert [type(error) for error in await told.reach(1)] == [Fenced]
+        assert [type(error) for error in await reported.reach(1)] == [Fenced]
         assert outbox.closed
         with pytest.raises(Fenced):
             outbox.put(entry(41, held))
@@ -241,7 +241,7 @@ async def test_a_successor_fences(kind, tmp_path):
         stored = await bus.read_back((MARKET,), 1)
         assert numbers(stored) == list(range(1, 21))
         assert stored[-1].sequence < successor
-        assert len(told.items) == 1
+        assert len(reported.items) == 1
 
 
 @pytest.mark.parametrize("number", [2, None])

@@ -235,9 +235,9 @@ async def test_what_was_gone_before_it_was_mirrored_is_reported_and_recorded(tmp
             assert first > last + 1
             await mirror.start()
             [alert] = await alerts.reach(1)
-            told = json.loads(alert.data)
-            assert told["code"] == "mirror_gap"
-            assert told["detail"] == {"first_missing": last + 1, "last_missing": first - 1}
+            reported = json.loads(alert.data)
+            assert reported["code"] == "mirror_gap"
+            assert reported["detail"] == {"first_missing": last + 1, "last_missing": first - 1}
             await heartbeats.until(lag=0, status="live")
             await mirror.end()
             with MirrorFile(mirror.file) as file:

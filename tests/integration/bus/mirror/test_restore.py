@@ -125,15 +125,19 @@ async def test_after_an_orderly_end_everything_is_as_it_was(tmp_path):
         assert [m.subject for m in after[len(before) :]] == [
             "swarm.epoch.a", "swarm.epoch.b", "swarm.lifecycle.swarm.up",
         ]  # fmt: skip
-        told = json.loads(after[-1].data)
-        assert (told["event"], told["detail"]["missing_from"]) == ("rebuilt", None)
+        reported = json.loads(after[-1].data)
+        assert (reported["event"], reported["detail"]["missing_from"]) == ("rebuilt", None)
         for bucket, values in state.items():
             now = await bus.kv_all(bucket)
-            assert {key: kept.value for key, kept in now.items()} == {key: kept.value for key, kept in values.items()}
-            assert min(kept.revision for kept in now.values()) > max(kept.revision for kept in values.values())
-            for key, kept in values.items():
+            assert {key: retained.value for key, retained in now.items()} == {
+                key: retained.value for key, retained in values.items()
+            }
+            assert min(retained.revision for retained in now.values()) > max(
+                retained.revision for retained in values.values()
+            )
+            for key, retained in values.items():
                 with pytest.raises(WrongSequence):  # somebody who survived
-                    await bus.kv_put(bucket, key, b"stale", kept.revision)
+                    await bus.kv_put(bucket, key, b"stale", retained.revision)
         for agent, epoch in old.items():
             with pytest.raises(WrongSequence):
                 await bus.publish(f"in.swarm.signal.X.{agent}", b"{}", fence(bus, agent, epoch))
@@ -228,13 +232,13 @@ async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
             MessageRow(142, now, "swarm.signal.X.b", {"Nats-Expected-Last-Subject-Sequence": "7", **about}, b"4"),
         ]
         value = b'{"epoch":5,"cursor":%d}'
-        kept = [
+        retained = [
             KvRow("swarm_state", "a", 70, "PUT", value % 140, now), KvRow("swarm_state", "a", 71, "PUT", b"x", now),
             KvRow("swarm_state", "b", 72, "PUT", value % 100, now), KvRow("swarm_state", "b", 73, "DEL", b"", now),
             KvRow("swarm_state", "c", 74, "PUT", value % 9999, now),
         ]  # fmt: skip
         store = await MirrorStore.open(it.mirror.file, "swarm")
-        await store.write(rows, kept, {"swarm_events": 142, "KV_swarm_state": 74})
+        await store.write(rows, retained, {"swarm_events": 142, "KV_swarm_state": 74})
         await store.close()
         with sqlite3.connect(it.mirror.file) as db:
             db.execute("UPDATE messages SET payload = ? WHERE sequence = 141", (b"DAMAGED",))
@@ -257,7 +261,7 @@ async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
         assert after[0].headers["Nats-TTL"] == "never"
         assert after[5].sequence == 142 + MARGIN + 1
         state = await bus.kv_all("swarm_state")
-        assert {key: kept.value for key, kept in state.items()} == {"a": value % 140}
+        assert {key: retained.value for key, retained in state.items()} == {"a": value % 140}
         assert state["a"].revision > 74
 
 
@@ -326,9 +330,9 @@ async def test_another_history_is_not_touched(tmp_path):
         there = await it.stored()
         with pytest.raises(OtherHistory, match="differs from the mirror's"):
             await it.restore()
-        told, usable = await restore(it.bus, it.mirror.file, StreamLimits(), "up")
+        reported, usable = await restore(it.bus, it.mirror.file, StreamLimits(), "up")
         assert usable
-        assert "does not continue the mirror" in told
+        assert "does not continue the mirror" in reported
         assert contents(await it.stored()) == contents(there)
 
 

@@ -41,13 +41,13 @@ async def server(tmp_path):
 
 
 async def down_and_up(bus: NatsBus) -> Collector[str]:
-    told: Collector[str] = Collector()
+    reported: Collector[str] = Collector()
 
     async def up() -> None:
-        told.put("up")
+        reported.put("up")
 
-    bus.watch_connection(lambda: told.put("down"), up)
-    return told
+    bus.watch_connection(lambda: reported.put("down"), up)
+    return reported
 
 
 async def wait_connected(bus: NatsBus) -> None:
@@ -100,9 +100,9 @@ async def test_callbacks_that_raise_do_no_harm(server, connections):
                 raise ValueError("up")
 
         bus.watch_connection(down, up)
-        told = await down_and_up(bus)
+        reported = await down_and_up(bus)
         proxy.reset()
-        assert await told.reach(2) == ["down", "up"]
+        assert await reported.reach(2) == ["down", "up"]
         await wait_connected(bus)
         assert tries == 2
         await bus.bounds()
@@ -112,12 +112,12 @@ async def test_a_refused_protocol_line_does_not_close_it_for_good(server, connec
     """The server says -ERR and cuts the connection; nats-py alone would stay closed, and nobody would be told."""
     async with connections:
         bus = await connections.bus(server.url, streams=True)
-        told = await down_and_up(bus)
+        reported = await down_and_up(bus)
         found: Collector[ReceivedMessage] = Collector()
         await bus.listen("swarm.heartbeat.>", found)
         await bus.connection.client._send_command(b"PUB too.large 99999999\r\n")
         await bus.connection.client._flush_pending()
-        assert await told.reach(2) == ["down", "up"]
+        assert await reported.reach(2) == ["down", "up"]
         await wait_connected(bus)
         await bus.bounds()
         await bus.notify("swarm.heartbeat.feed", b"")
@@ -138,21 +138,21 @@ async def test_it_closes_although_another_task_stopped_waiting_for_its_end(serve
 async def test_a_frozen_server_is_noticed_and_forgiven(server, connections):
     async with connections:
         bus = await connections.bus(server.url, streams=True)
-        told = await down_and_up(bus)
+        reported = await down_and_up(bus)
         followed: Collector[object] = Collector()
         await bus.follow(("swarm.>",), 1, followed)
         await bus.publish("in." + MARKET, b"1")
         pid = server.server.pid
         os.kill(pid, signal.SIGSTOP)
         try:
-            assert await told.reach(1) == ["down"]
+            assert await reported.reach(1) == ["down"]
             assert not bus.is_ready
             for call in (bus.publish("in." + MARKET, b""), bus.notify("x", b""), bus.bounds(), bus.last(MARKET)):
                 with pytest.raises(Disconnected):
                     await call
         finally:
             os.kill(pid, signal.SIGCONT)
-        assert (await told.reach(2))[:2] == ["down", "up"]
+        assert (await reported.reach(2))[:2] == ["down", "up"]
         await wait_connected(bus)
         assert (await bus.publish("in." + MARKET, b"2")).sequence == 2
         await followed.reach(2)
@@ -248,12 +248,12 @@ async def test_wrong_credentials_are_reported_and_not_printed(tmp_path):
         wrong = url.replace("://", f"://user:{SECRET}@")
         with pytest.raises(NotAdmitted, match="Authorization Violation") as unreachable:
             await NatsBus.connect(wrong, "swarm", "test", wait_s=0.3)
-        told = str(unreachable.value)
-        assert told.startswith(f"the NATS server at {url} answers, but does not take these credentials")
-        assert "--nats-creds (SIGNALMESH_NATS_CREDS)" in told
-        assert "signalmesh up" not in told
+        reported = str(unreachable.value)
+        assert reported.startswith(f"the NATS server at {url} answers, but does not take these credentials")
+        assert "--nats-creds (SIGNALMESH_NATS_CREDS)" in reported
+        assert "signalmesh up" not in reported
         assert unreachable.value.exit_code == 3
-        assert SECRET not in f"{told} {unreachable.value!r} {vars(unreachable.value)}"
+        assert SECRET not in f"{reported} {unreachable.value!r} {vars(unreachable.value)}"
         bus = await NatsBus.connect(url.replace("://", "://user:right@"), "swarm", "test")
         try:
             assert bus.url == url
@@ -291,7 +291,7 @@ async def test_a_malformed_address_is_a_persons_mistake(url):
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "result"),
     [
         ("nats://localhost:4222", "nats://localhost:4222"),
         ("localhost", "nats://localhost"),
@@ -301,9 +301,9 @@ async def test_a_malformed_address_is_a_persons_mistake(url):
         (f"nats://u:{SECRET}@one:1, nats://u:{SECRET}@two:2,three", "nats://one:1,nats://two:2,nats://three"),
     ],
 )
-def test_printed_addresses_have_no_credentials(url, shown):
+def test_printed_addresses_have_no_credentials(url, result):
     assert check_url(url) == url
-    assert redacted_url(url) == shown
+    assert redacted_url(url) == result
 
 
 def test_websockets_are_not_mixed_with_others():

@@ -90,13 +90,13 @@ class TlsServer:
 
 @pytest.fixture(params=[False, True], ids=["server first", "client first"])
 async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[TlsServer]:
-    made = TlsServer(tmp_path, first=request.param)
-    made.configure()
-    made.start()
+    created = TlsServer(tmp_path, first=request.param)
+    created.configure()
+    created.start()
     try:
-        yield made
+        yield created
     finally:
-        made.kill()
+        created.kill()
 
 
 def signed(claims: dict[str, Any], by: nkeys.KeyPair, whose: nkeys.KeyPair) -> str:
@@ -167,8 +167,8 @@ async def test_a_bus_behind_tls_works_and_comes_back_after_its_server_died(serve
 
 
 async def test_a_certificate_of_another_authority_is_refused_by_name(server):
-    stranger = trustme.CA().cert_pem.bytes().decode()
-    credentials = Credentials(nkey_seed=server.seed, ca=stranger, tls_first=server.first)
+    unknown_writer = trustme.CA().cert_pem.bytes().decode()
+    credentials = Credentials(nkey_seed=server.seed, ca=unknown_writer, tls_first=server.first)
     with pytest.raises(BusUnreachable, match="certificate verify failed"):
         await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, credentials)
 
@@ -183,10 +183,10 @@ async def test_an_unknown_user_is_refused_and_no_seed_is_printed(server):
 
 async def test_a_handshake_that_is_abandoned_is_not_waited_for():
     """Whoever cuts it off must not wait for the end of a stream that nobody tells of it."""
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        begun.set()
+        started.set()
         await reader.read()
         writer.close()
 
@@ -195,7 +195,7 @@ async def test_a_handshake_that_is_abandoned_is_not_waited_for():
     async with listener, asyncio.timeout(GUARD_S):
         with pytest.raises(BusUnreachable):
             await NatsBus.connect(f"tls://127.0.0.1:{port}", "swarm", "test", 0.3, Credentials(tls_first=True))
-        assert begun.is_set()
+        assert started.is_set()
 
 
 def test_files_are_named_by_the_environment_and_mistakes_by_option(tmp_path):

@@ -124,8 +124,8 @@ async def test_the_sdk_is_imported_beside_a_wrong_limit_too():
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", IMPORTING, env={**os.environ, **wrong}, stderr=asyncio.subprocess.PIPE
         )
-        _, said = await process.communicate()
-        assert (process.returncode, said) == (0, b"")
+        _, printed = await process.communicate()
+        assert (process.returncode, printed) == (0, b"")
         assert [span.name for span in collector.spans] == ["decide"]
 
 

@@ -92,20 +92,20 @@ async def jetstream_of(nats_server: NatsServer, directory) -> dict[str, object]:
     url = listed(directory / "nats", nats_server.pid, "monitoring")
     assert url is not None
     assert url.startswith("http://127.0.0.1:")
-    told = await read_monitoring(url, "varz")
-    assert told is not None
-    found: dict[str, object] = told["jetstream"]["config"]
+    reported = await read_monitoring(url, "varz")
+    assert reported is not None
+    found: dict[str, object] = reported["jetstream"]["config"]
     return found
 
 
 @pytest.mark.parametrize(("durability", "always", "interval_s"), [("process", False, 1), ("power", True, None)])
 async def test_the_requested_durability_is_active_also_after_a_restart(tmp_path, durability, always, interval_s):
-    asked: Durability = durability
-    async with NatsServer(tmp_path, port=0, durability=asked) as nats_server, supervised(nats_server) as events:
+    requested: Durability = durability
+    async with NatsServer(tmp_path, port=0, durability=requested) as nats_server, supervised(nats_server) as events:
         for _ in range(2):
-            told = await jetstream_of(nats_server, tmp_path)
-            assert told.get("sync_always", False) is always
-            assert interval_s is None or told["sync_interval"] == interval_s * 10**9
+            reported = await jetstream_of(nats_server, tmp_path)
+            assert reported.get("sync_always", False) is always
+            assert interval_s is None or reported["sync_interval"] == interval_s * 10**9
             assert nats_server.pid is not None
             os.kill(nats_server.pid, signal.SIGKILL)
             await events.of(ServerRestarted)
@@ -234,14 +234,14 @@ async def parent_with_server(state_dir: Path) -> tuple[asyncio.subprocess.Proces
 
 
 async def test_it_ends_when_its_parent_is_killed_and_the_next_one_takes_over_the_store(tmp_path):
-    parent, told = await parent_with_server(tmp_path)
-    assert psutil.Process(told["pid"]).name() == "nats-server"
+    parent, reported = await parent_with_server(tmp_path)
+    assert psutil.Process(reported["pid"]).name() == "nats-server"
     parent.kill()
     await parent.wait()
     async with asyncio.timeout(10):
-        await wait_pid_exit(told["pid"])
-    async with NatsServer(tmp_path, port=told["port"]) as successor:
-        assert successor.port == told["port"]
+        await wait_pid_exit(reported["pid"])
+    async with NatsServer(tmp_path, port=reported["port"]) as successor:
+        assert successor.port == reported["port"]
 
 
 async def test_a_terminal_s_interrupt_does_not_reach_it(tmp_path):

@@ -75,8 +75,8 @@ async def test_cursors_that_the_stream_has_left_behind(tmp_path):
             await bus.kv_put(bucket, name, Snapshot(cursor=cursor).encode(), 0)
         await bus.kv_put(bucket, "damaged", b'{"cursor": "far"}', 0)
         found = await checked(bus, tmp_path, SMALL)
-        said = {name: found[f"cursor of {name}"].level for name in ("gone", "soon", "new", "fresh", "damaged")}
-        assert said == {"gone": "error", "soon": "warning", "new": "ok", "fresh": "warning", "damaged": "error"}
+        printed = {name: found[f"cursor of {name}"].level for name in ("gone", "soon", "new", "fresh", "damaged")}
+        assert printed == {"gone": "error", "soon": "warning", "new": "ok", "fresh": "warning", "damaged": "error"}
         assert f"{bounds.first - 4} messages after its cursor are gone" in found["cursor of gone"].text
 
 

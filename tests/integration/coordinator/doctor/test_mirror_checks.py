@@ -33,11 +33,11 @@ async def test_a_mirror_that_is_equal_behind_ahead_or_not_there(tmp_path, monkey
             await bus.publish("in.swarm.headline.X.stranger", b"{}")
         none = await check_mirror_position(bus, tmp_path)
         assert none.skipped
-        for cursor, level, said in ((1, "warning", "2 behind"), (3, "ok", "up to 3"), (9, "error", "ahead")):
+        for cursor, level, printed in ((1, "warning", "2 behind"), (3, "ok", "up to 3"), (9, "error", "ahead")):
             await at(tmp_path, cursor)
             found = await check_mirror_position(bus, tmp_path)
             assert (found.level, found.skipped) == (level, False)
-            assert said in found.text
+            assert printed in found.text
 
 
 async def test_a_mirrors_file_that_is_whole_missing_or_no_mirror(tmp_path):

@@ -12,8 +12,8 @@ from tests.support.nats import Connections
 
 
 async def alert(bus: NatsBus, message: str) -> None:
-    told = Alert(severity="warning", code="ill", message=message, timestamp=now(), source="somebody")
-    await bus.publish("in.swarm.alert.warning.somebody", encode(told))
+    reported = Alert(severity="warning", code="ill", message=message, timestamp=now(), source="somebody")
+    await bus.publish("in.swarm.alert.warning.somebody", encode(reported))
 
 
 async def test_alerts_from_before_it_listened_are_read_and_none_counts_twice(tmp_path: Path):
@@ -21,14 +21,14 @@ async def test_alerts_from_before_it_listened_are_read_and_none_counts_twice(tmp
         bus = await connections.bus(server.url, streams=True)
         await alert(bus, "before")
         await bus.publish("in.swarm.alert.warning.somebody", b"garbage")
-        told: list[str] = []
-        observer = Observer(await connections.bus(server.url), lambda alert: told.append(alert.message))
+        reported: list[str] = []
+        observer = Observer(await connections.bus(server.url), lambda alert: reported.append(alert.message))
         await observer.start()
         await observer.read_alerts()  # by the same connection: the server has its subscription, too, when it answers
-        assert told == ["before"]
+        assert reported == ["before"]
         await alert(bus, "while it listens")
-        await observer.until(lambda: len(told) == 2, 20)
+        await observer.until(lambda: len(reported) == 2, 20)
         await observer.read_alerts()
-        assert told == ["before", "while it listens"]
-        assert [one.message for _, one in observer.alerts] == told
+        assert reported == ["before", "while it listens"]
+        assert [one.message for _, one in observer.alerts] == reported
         await observer.stop()

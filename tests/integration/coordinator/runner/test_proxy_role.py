@@ -26,8 +26,8 @@ class Network:
     def __init__(self, proxy: Proxy, one: NatsBus, other: NatsBus, direct: NatsBus) -> None:
         self.proxy, self.one, self.other, self._direct = proxy, one, other, direct
 
-    async def ask(self, command: str, **asked: Any) -> dict[str, Any]:
-        reply = await self._direct.request(f"swarm.control.proxy.{command}", json.dumps(asked).encode())
+    async def ask(self, command: str, **requested: Any) -> dict[str, Any]:
+        reply = await self._direct.request(f"swarm.control.proxy.{command}", json.dumps(requested).encode())
         found: dict[str, Any] = json.loads(reply)
         return found
 
@@ -88,8 +88,8 @@ async def test_a_delay_is_of_the_named_and_ends_by_itself(tmp_path):
 
 async def test_what_it_does_not_understand_it_reports(tmp_path):
     async with network(tmp_path) as net:
-        for asked in ({"delay_s": "long"}, {"delay_s": -1}, {"for_s": 1e9}):
-            assert "error" in await net.ask("delay", **asked)
+        for requested in ({"delay_s": "long"}, {"delay_s": -1}, {"for_s": 1e9}):
+            assert "error" in await net.ask("delay", **requested)
         assert (await net.ask("reset", agents=["nobody"]))["connections"] == 0
 
 

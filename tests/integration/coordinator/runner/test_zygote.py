@@ -150,22 +150,22 @@ async def test_a_child_is_as_if_started_by_hand(tmp_path: Path):
         pid = await program.start("describe", "--option", env=environment, pass_fds=(number,))
         assert program.kind == "ForkedProcess"
         assert (await program.order(wait=pid))["code"] == 0
-        shown = json.loads((tmp_path / "out").read_text())
-        assert shown["argv"] == ["describe", "--option"]
-        assert (shown["pid"], shown["parent"], shown["session"]) == (pid, program.pid, pid)
-        assert shown["descriptors"] == [0, 1, 2, number]
-        assert shown["environment"] == {"PATH": "/usr/bin", "KEY": "value", "LATIN": "\udce9"}
-        assert shown["signals"] == [True, True, True]
-        assert shown["threads"] == 1
+        result = json.loads((tmp_path / "out").read_text())
+        assert result["argv"] == ["describe", "--option"]
+        assert (result["pid"], result["parent"], result["session"]) == (pid, program.pid, pid)
+        assert result["descriptors"] == [0, 1, 2, number]
+        assert result["environment"] == {"PATH": "/usr/bin", "KEY": "value", "LATIN": "\udce9"}
+        assert result["signals"] == [True, True, True]
+        assert result["threads"] == 1
     os.close(reading)
     os.close(writing)
 
 
 async def test_children_share_no_seed_and_run_event_loops_of_their_own(tmp_path: Path):
     async with parent(tmp_path) as program:
-        shown = [json.loads((await program.run("loop", output=str(n)))[1]) for n in range(3)]
+        result = [json.loads((await program.run("loop", output=str(n)))[1]) for n in range(3)]
     for source in ("random", "numpy", "urandom"):
-        assert len({child[source] for child in shown}) == 3
+        assert len({child[source] for child in result}) == 3
 
 
 async def test_exit_codes_and_last_words_are_those_of_an_interpreter(tmp_path: Path):

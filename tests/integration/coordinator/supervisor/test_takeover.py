@@ -44,7 +44,7 @@ class SwarmHistory:
         message = Lifecycle(event=event, agent="a", timestamp=now(), source=writer, epoch=epoch, detail=detail)
         await self.bus.publish("in." + self.bus.subjects.lifecycle("a", writer), encode(message))
 
-    async def concluded(self, *inventory: Child, others: bool = True) -> list[tuple[int, str]]:
+    async def finished(self, *inventory: Child, others: bool = True) -> list[tuple[int, str]]:
         """Epochs and reasons of the deaths that a new leader with this inventory declares."""
         policy = await self.leads(*inventory, others=others)
         return [(action.epoch, action.reason) for action in policy.decide(NOW) if isinstance(action, Dead)]
@@ -85,10 +85,10 @@ async def test_an_undeclared_death_is_declared(history):
     await history.record(old)  # it died before it was ready
     await history.report("suspected", epoch)
     await history.report("exited", epoch, "base", exit_code=-9)
-    assert await history.concluded(child("a", old), child("a", epoch)) == [(epoch, "signal 9")]
-    assert await history.concluded(child("a", epoch), others=False) == [(epoch, "signal 9")]
+    assert await history.finished(child("a", old), child("a", epoch)) == [(epoch, "signal 9")]
+    assert await history.finished(child("a", epoch), others=False) == [(epoch, "signal 9")]
     await history.report("declared_dead", epoch)
-    assert await history.concluded(child("a", epoch)) == []
+    assert await history.finished(child("a", epoch)) == []
 
 
 @pytest.mark.parametrize("event", ["declared_dead", "quarantined", "revived"])
@@ -96,8 +96,8 @@ async def test_what_the_leader_before_has_declared_is_not_reported_again(history
     epoch = await history.claim()
     await history.record(epoch)
     await history.report(event, None if event == "revived" else epoch)
-    assert await history.concluded(child("a", epoch)) == []
-    assert await history.concluded() == []
+    assert await history.finished(child("a", epoch)) == []
+    assert await history.finished() == []
 
 
 async def test_a_quarantine_that_the_registry_does_not_know_yet_stays(history):
@@ -115,52 +115,52 @@ async def test_one_that_was_claimed_since_was_being_replaced(history):
     epoch = await history.claim()
     await history.record(epoch)
     await history.claim()
-    assert await history.concluded(child("a", epoch)) == []
+    assert await history.finished(child("a", epoch)) == []
 
 
 async def test_an_end_with_exit_code_0_is_no_death(history):
     epoch = await history.claim()
     await history.record(epoch)
     await history.report("exited", epoch, "base", exit_code=0)
-    assert await history.concluded(child("a", epoch, 0)) == []
-    assert await history.concluded() == []
+    assert await history.finished(child("a", epoch, 0)) == []
+    assert await history.finished() == []
 
 
 async def test_an_agent_that_no_host_reports_while_others_run_has_gone_with_its_host(history):
     epoch = await history.claim()
     await history.record(epoch)
-    [(dead, reason)] = await history.concluded()
+    [(dead, reason)] = await history.finished()
     assert dead == epoch
     assert "sandbox host is gone" in reason
     await history.report("exited", epoch, "base", exit_code=1)  # before its host went as well
-    assert await history.concluded() == [(epoch, "exit code 1")]
+    assert await history.finished() == [(epoch, "exit code 1")]
 
 
 async def test_a_swarm_in_which_no_agent_runs_is_one_that_starts(history):
     epoch = await history.claim()
     await history.record(epoch)
-    assert await history.concluded(others=False) == []
+    assert await history.finished(others=False) == []
 
 
 @pytest.mark.parametrize("status", ["stopped", "drained", "quarantined"])
 async def test_one_that_had_ended_is_not_missed(history, status):
     await history.record(await history.claim(), status)
-    assert await history.concluded() == []
+    assert await history.finished() == []
 
 
 async def test_one_that_ran_manually_is_not_missed(history):
     await history.record(await history.claim(by="a"))
-    assert await history.concluded() == []
+    assert await history.finished() == []
 
 
 async def test_one_that_was_never_ready_is_not_missed(history):
     await history.record(await history.claim())
     await history.claim()
-    assert await history.concluded() == []
+    assert await history.finished() == []
 
 
 async def test_garbage_in_the_place_of_a_report_is_ignored(history):
     epoch = await history.claim()
     await history.bus.publish("in." + history.bus.subjects.lifecycle("a", WATCHDOG), b"{")
     await history.bus.publish("in." + history.bus.subjects.lifecycle("a", "base"), b"{")
-    assert await history.concluded(child("a", epoch)) == [(epoch, "signal 9")]
+    assert await history.finished(child("a", epoch)) == [(epoch, "signal 9")]

@@ -38,10 +38,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def bus(tmp_path: Path) -> AsyncIterator[NatsBus]:
     async with NatsServer(tmp_path, port=0) as server:
-        made = await NatsBus.connect(server.url, "swarm", "test")
-        await ensure_streams(made)
-        yield made
-        await made.close()
+        created = await NatsBus.connect(server.url, "swarm", "test")
+        await ensure_streams(created)
+        yield created
+        await created.close()
 
 
 class Posting:
@@ -81,12 +81,12 @@ class Posting:
 @asynccontextmanager
 async def posting(bus: NatsBus, port: int) -> AsyncIterator[Posting]:
     own = await NatsBus.connect(bus.connection.url, "swarm", "metrics")
-    made = Posting(own, port, await EventPublisher.open(own, "metrics"))
-    await made.ready()
+    created = Posting(own, port, await EventPublisher.open(own, "metrics"))
+    await created.ready()
     try:
-        yield made
+        yield created
     finally:
-        await made.end()
+        await created.end()
 
 
 async def alert(bus: NatsBus, number: int, id_: str = "") -> None:
@@ -140,7 +140,7 @@ async def test_what_the_receiver_does_not_accept_is_retried_in_order_and_reporte
         await posted.all_posted()
         assert [code for code in codes(there) if code.startswith("code")] == ["code_1", "code_2", "code_3"]
         assert codes(there).count("webhook_failing") == codes(there).count("webhook_recovered") == 1
-        assert [body["code"] for body in there.asked.items[:21]] == ["code_1"] * 21
+        assert [body["code"] for body in there.requested.items[:21]] == ["code_1"] * 21
         assert posted.counted("failed") == 20
         assert posted.counted("delivered") == 5
         [failing] = [body for body in there.taken.items if body["code"] == "webhook_failing"]
@@ -155,7 +155,7 @@ async def test_a_refused_alert_does_not_block_the_next(bus):
         await there.taken.reach(1)
         assert codes(there) == ["code_2"]
         await posted.all_posted()
-        assert [body["code"] for body in there.asked.items] == ["code_1", "code_2"]
+        assert [body["code"] for body in there.requested.items] == ["code_1", "code_2"]
         assert posted.counted("refused") == 1
 
 
@@ -194,7 +194,7 @@ async def test_a_restart_neither_repeats_nor_loses(bus):
         await alert(bus, 3)
         there.answers = [500] * 3
         async with posting(bus, there.port):
-            await there.asked.reach(3)  # it ends while it tries
+            await there.requested.reach(3)  # it ends while it tries
         async with posting(bus, there.port):
             await alert(bus, 4)
             await there.taken.reach(5)
@@ -210,7 +210,7 @@ async def test_the_successor_publishes_the_recovery_from_a_published_failure(bus
                 while await bus.last("swarm.alert.warning.metrics") is None:
                     await asyncio.sleep(0.01)
         async with posting(bus, there.port) as second:
-            await there.asked.reach(len(there.asked.items) + 3)  # it fails too, and does not tell of it again
+            await there.requested.reach(len(there.requested.items) + 3)  # it fails too, and does not tell of it again
             there.answers.clear()
             await there.taken.reach(3)
             assert codes(there) == ["code_1", "webhook_failing", "webhook_recovered"]

@@ -80,10 +80,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_messages_read_during_a_poll_do_not_look_like_a_truncated_stream(tmp_path, monkeypatch, logged):
     async with world(tmp_path) as it:
-        asked = it.observer._bus.api
+        requested = it.observer._bus.api
 
         async def overtaken(subject: str, *rest: Any) -> Any:
-            answer = await asked(subject, *rest)
+            answer = await requested(subject, *rest)
             if subject.startswith("STREAM.INFO"):
                 await read_up_to(it.observer, await put(it.bus, 5))
             return answer

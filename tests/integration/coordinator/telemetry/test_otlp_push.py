@@ -71,9 +71,9 @@ def send(metrics: StreamMetrics, exporting: Exporting) -> bool:
 
 
 def assert_same(measured: Measured, metrics: StreamMetrics) -> None:
-    shown = parsed(generate_latest(metrics.registry).decode())
-    assert measured.shown() == shown
-    assert len(shown) > 60
+    result = parsed(generate_latest(metrics.registry).decode())
+    assert measured.display() == result
+    assert len(result) > 60
     received = measured.metrics
     hops = received["signalmesh_hop_latency_seconds"]
     assert (hops.unit, hops.description[:20]) == ("s", "From storing an inpu")
@@ -116,8 +116,8 @@ def test_a_process_that_does_not_export_imports_no_opentelemetry():
         "import sys, coordinator.telemetry.metrics_role; "
         "print([m for m in sys.modules if m.startswith('opentelemetry')])"
     )
-    said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
-    assert said.stdout == "[]\n"
+    printed = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert printed.stdout == "[]\n"
 
 
 class Servicer(metrics_service_pb2_grpc.MetricsServiceServicer):
@@ -127,11 +127,11 @@ class Servicer(metrics_service_pb2_grpc.MetricsServiceServicer):
         self.requests: list[ExportMetricsServiceRequest] = []
         self.metadata: dict[str, object] = {}
         self.refusals = 0
-        self.asked, self.freed = threading.Event(), threading.Event()
+        self.requested, self.freed = threading.Event(), threading.Event()
         self.freed.set()
 
     def Export(self, request, context):  # noqa: N802
-        self.asked.set()
+        self.requested.set()
         self.freed.wait()
         if self.refusals:
             self.refusals -= 1
@@ -166,7 +166,7 @@ def test_the_last_export_by_grpc_succeeds_while_the_collector_starts(servicer: S
     export = MetricsExport(Exporting(protocol="grpc"), {}, metrics.registry, dict)
     export.close()
     request = servicer.requests[-1]
-    assert read_measured(request.SerializeToString()).shown() == parsed(generate_latest(metrics.registry).decode())
+    assert read_measured(request.SerializeToString()).display() == parsed(generate_latest(metrics.registry).decode())
     assert log.lines == []
 
 
@@ -175,7 +175,7 @@ def test_the_end_does_not_wait_long_for_a_collector_that_never_answered(
 ):
     servicer.freed.clear()
     export = MetricsExport(Exporting(protocol="grpc"), {}, some_metrics().registry, dict)
-    assert servicer.asked.wait(20), "the first export is immediate"
+    assert servicer.requested.wait(20), "the first export is immediate"
     joined: list[float | None] = []
     join = export._thread.join
 
@@ -200,7 +200,7 @@ def test_an_end_that_stops_waiting_for_the_collector_is_logged(servicer: Service
     servicer.freed.clear()
     export = MetricsExport(Exporting(protocol="grpc"), {}, some_metrics().registry, dict)
     export._ending.set()
-    assert servicer.asked.wait(20)
+    assert servicer.requested.wait(20)
     export.close(0.1)
     export._thread.join(20)
     assert not export._thread.is_alive(), "the request was broken off"
@@ -247,7 +247,7 @@ async def test_a_failing_collector_is_logged_once_and_shows_no_secret(monkeypatc
         await collector.until("it hangs", lambda: collector.requests > requests)
         async with asyncio.timeout(8):  # the exporter itself would wait for ten
             await asyncio.to_thread(export.close)
-        assert collector.measured[-1].shown() == parsed(generate_latest(metrics.registry).decode())
+        assert collector.measured[-1].display() == parsed(generate_latest(metrics.registry).decode())
 
 
 async def test_a_collector_that_is_gone_is_named_as_such(monkeypatch: pytest.MonkeyPatch, log: LogLines):
@@ -291,19 +291,19 @@ export._thread.join()
 """Ends its export on request; whatever it and the exporter log goes to the standard error."""
 
 
-async def say_all(protocol: str, asked: Callable[[], Awaitable[Any]]) -> list[str]:
+async def say_all(protocol: str, requested: Callable[[], Awaitable[Any]]) -> list[str]:
     """The lines of a process that breaks off its export, once the collector was `asked`."""
     arguments, pipe = [sys.executable, "-c", BROKEN_OFF, protocol], asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stderr=pipe)
     try:
-        await asked()
-        _, said = await process.communicate(b"\n")
+        await requested()
+        _, printed = await process.communicate(b"\n")
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     assert process.returncode == 0
-    return said.decode().splitlines()
+    return printed.decode().splitlines()
 
 
 async def test_a_cancelled_export_over_http_logs_only_our_line(monkeypatch: pytest.MonkeyPatch):
@@ -315,5 +315,5 @@ async def test_a_cancelled_export_over_http_logs_only_our_line(monkeypatch: pyte
 
 async def test_a_cancelled_export_over_grpc_logs_only_our_line(servicer: Servicer):
     servicer.freed.clear()
-    lines = await say_all("grpc", lambda: asyncio.to_thread(servicer.asked.wait, 20))
+    lines = await say_all("grpc", lambda: asyncio.to_thread(servicer.requested.wait, 20))
     assert [json.loads(line)["event"] for line in lines] == ["metrics_not_exported"]

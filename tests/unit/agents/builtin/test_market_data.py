@@ -98,7 +98,7 @@ async def test_symbols_are_merged_by_timestamp_then_symbol(tmp_path):
 HOURS = st.lists(st.integers(0, 12), min_size=1, max_size=8, unique=True).map(sorted)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.dictionaries(st.sampled_from(["A", "B:C", "Z/USD"]), HOURS, min_size=1), limit=st.integers(0, 9))
 def test_after_any_event_exactly_the_rest_follows(tmp_path, files, limit):
     symbols = {symbol: write(tmp_path / f"{symbol[0]}.csv", hours) for symbol, hours in files.items()}

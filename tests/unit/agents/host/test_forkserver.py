@@ -31,5 +31,5 @@ print(os.read(said, 3))
 
 
 def test_an_agent_whose_fork_server_died_before_it_could_look_ends():
-    told = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=60, check=True)
-    assert told.stdout == "b''\n"
+    reported = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=60, check=True)
+    assert reported.stdout == "b''\n"

@@ -73,12 +73,12 @@ print(measure_memory())
 async def test_memory_is_measured_again_when_processes_come_or_go_and_after_a_while(every_s, expected, monkeypatch):
     host = Host.__new__(Host)
     running, measured = [1, 1, 3, 3, 2], itertools.count()
-    said: list[float | None] = []
+    printed: list[float | None] = []
 
     def look() -> SandboxUsage:
         if len(running) < 5:
             assert host._usage is not None
-            said.append(host._usage.pss_mb)
+            printed.append(host._usage.pss_mb)
         return SandboxUsage(processes=running.pop(0), cpu_s=0.0, rss_mb=9.0)
 
     monkeypatch.setattr("agents.host.host.measure_usage", look)
@@ -87,4 +87,4 @@ async def test_memory_is_measured_again_when_processes_come_or_go_and_after_a_wh
     monkeypatch.setattr("agents.host.host.MEMORY_S", every_s)
     with pytest.raises(IndexError):
         await host._measure()
-    assert said == expected
+    assert printed == expected

@@ -158,7 +158,7 @@ async def run(cls: type[Agent], name: str, server: MemoryServer) -> str:
     return ""
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
 @given(errors, moments)
 def test_any_exception_at_any_moment_is_a_skip_or_a_death_with_a_reason(error, moment):
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -113,7 +113,7 @@ def raising(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "reported"),
     [
         pytest.param(42, ["42", "int", "Signal"], id="no message"),
         pytest.param("buy", ["'buy'", "str", "Signal"], id="a string is no list of messages"),
@@ -137,7 +137,7 @@ def raising(error: BaseException) -> Any:
 )
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["def", "async def"])
 async def test_an_output_that_cannot_be_decoded_is_a_fault_of_the_handler(
-    what: Any, told: list[str], asynchronous: bool
+    what: Any, reported: list[str], asynchronous: bool
 ):
     feed, cls = Feed(3), returning(what)
     if asynchronous:
@@ -151,9 +151,9 @@ async def test_an_output_that_cannot_be_decoded_is_a_fault_of_the_handler(
     runtime = await feed.live(cls)
     [(sequence, reason)] = feed.skipped()
     assert sequence == 2
-    assert all(word in reason for word in ["on_market", *told]), reason
+    assert all(word in reason for word in ["on_market", *reported]), reason
     [alert] = feed.alerts("handler_failed")
-    assert all(word in alert for word in ["agent", "on_market", *told]), alert
+    assert all(word in alert for word in ["agent", "on_market", *reported]), alert
     assert len(feed.stored("signal")) == 2
     assert feed.numbers() == ["1", "2"]
     assert (runtime.input_processor.skips, runtime.input_processor.inputs) == (1, 2)
@@ -174,29 +174,29 @@ class Hopeless(Agent):
     kind = "hopeless"
     listens = ("market",)
     publishes = ("signal",)
-    mended: tuple[int, ...] = ()
+    fixed: tuple[int, ...] = ()
 
     def on_market(self, event: MarketData) -> Signal | None:
-        if event.sequence not in self.mended:
+        if event.sequence not in self.fixed:
             raise ZeroDivisionError(f"by tick {event.sequence}")
         return self.signal(event, "hold", 0.5)
 
 
 class Fine(Hopeless):
-    mended = tuple(range(100))
+    fixed = tuple(range(100))
 
 
 async def test_an_agent_that_only_raises_is_ended_and_gets_another_chance_in_a_new_process():
     feed = Feed(3 * MAX_CONSECUTIVE_SKIPS)
-    for life in (1, 2):
+    for incarnation in (1, 2):
         with pytest.raises(
-            UsageError, match=rf"on_market raised ZeroDivisionError: by tick {life * MAX_CONSECUTIVE_SKIPS}$"
+            UsageError, match=rf"on_market raised ZeroDivisionError: by tick {incarnation * MAX_CONSECUTIVE_SKIPS}$"
         ):
             await feed.live(Hopeless)
-        assert [sequence for sequence, _ in feed.skipped()] == list(range(1, life * MAX_CONSECUTIVE_SKIPS + 1))
+        assert [sequence for sequence, _ in feed.skipped()] == list(range(1, incarnation * MAX_CONSECUTIVE_SKIPS + 1))
 
     class Mended(Hopeless):
-        mended = tuple(range(1, 1000))
+        fixed = tuple(range(1, 1000))
 
     runtime = await feed.live(Mended)
     assert runtime.input_processor.skips == 2 * MAX_CONSECUTIVE_SKIPS
@@ -206,7 +206,7 @@ async def test_an_agent_that_only_raises_is_ended_and_gets_another_chance_in_a_n
 
 async def test_one_success_among_faults_keeps_it_going_and_reports_are_bounded():
     class Sometimes(Hopeless):
-        mended = tuple(range(0, 1000, 5))
+        fixed = tuple(range(0, 1000, 5))
 
     feed = Feed(200)
     runtime = await feed.live(Sometimes)
@@ -291,14 +291,14 @@ async def test_a_source_that_exits_has_failed(error: BaseException):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "reported"),
     [
         ({1, 2}, "seen: .*set"),
         (float("nan"), r"State\.seen: nan .* null"),
         ([1.0, float("inf")], r"State\.seen\[1\]: inf .* null"),
     ],
 )
-async def test_a_state_that_cannot_be_saved_is_named(value: Any, told: str):
+async def test_a_state_that_cannot_be_saved_is_named(value: Any, reported: str):
     class Unsaved(Hopeless):
         @dataclass
         class State:
@@ -309,7 +309,7 @@ async def test_a_state_that_cannot_be_saved_is_named(value: Any, told: str):
             if event.sequence == 2:
                 self.state.seen = value
 
-    with pytest.raises(UsageError, match=f"agent agent: its state cannot be saved: .*{told}"):
+    with pytest.raises(UsageError, match=f"agent agent: its state cannot be saved: .*{reported}"):
         await Feed(100).live(Unsaved)
 
 

@@ -111,41 +111,41 @@ async def replayed(
     """`agent` over what `server` holds, and what differs."""
     if reported is None:
         reported = reported_by_agents(server.subjects, server.messages).get(agent.name, Reported())
-    life = Replayed(agent, server.subjects, reported.skipped, reported.handled)
+    incarnation = Replayed(agent, server.subjects, reported.skipped, reported.handled)
     found: list[Mismatch] = []
     try:
         for stored in server.messages:
             kind, writer = stored.subject.split(".")[1], stored.subject.rpartition(".")[2]
             if writer == agent.name and h.OUTPUT in stored.headers:
-                if not life.left_out:
-                    found += await life.compare(stored)
-                elif (failure := life.confirm_failure(stored)) is not None:
+                if not incarnation.left_out:
+                    found += await incarnation.compare(stored)
+                elif (failure := incarnation.confirm_failure(stored)) is not None:
                     found.append(failure)
-            if kind in (*agent.listens, "timer") and not life.left_out:
-                found += [unlike] if (unlike := await life.take(stored)) else []
+            if kind in (*agent.listens, "timer") and not incarnation.left_out:
+                found += [unlike] if (unlike := await incarnation.take(stored)) else []
     finally:
-        await life.close()
-    return life, found
+        await incarnation.close()
+    return incarnation, found
 
 
 async def test_skips_and_timers_are_as_recorded():
     server = await recorded(Summing("one"), TICKS - 1, TICKS)
     assert reported_by_agents(server.subjects, server.messages)["one"].skipped == {5}
     assert any(m.subject.startswith("swarm.timer.") for m in server.messages)
-    life, found = await replayed(Summing("one"), server)
+    incarnation, found = await replayed(Summing("one"), server)
     assert found == []
-    assert life.outputs == len(outputs_of(server, "one")) == TICKS - 1
-    assert life.waiting == 0
-    assert life.input_processor.skips == 1
+    assert incarnation.outputs == len(outputs_of(server, "one")) == TICKS - 1
+    assert incarnation.waiting == 0
+    assert incarnation.input_processor.skips == 1
 
 
 async def test_a_handler_that_raised_although_it_was_not_recorded():
     server = await recorded(Summing("one"), TICKS - 1, TICKS)
     for handled in (0, TICKS):  # known by its later outputs alone, and by its own reports
-        life, [unlike] = await replayed(Summing("one"), server, reported=Reported(handled=handled))
+        incarnation, [unlike] = await replayed(Summing("one"), server, reported=Reported(handled=handled))
         assert unlike.sequence == 5
         assert "RuntimeError: cannot" in unlike.why
-        assert life.left_out.startswith("from message 5 on:")
+        assert incarnation.left_out.startswith("from message 5 on:")
 
 
 async def test_an_input_that_the_run_had_not_handled_is_no_difference():
@@ -153,9 +153,9 @@ async def test_an_input_that_the_run_had_not_handled_is_no_difference():
     server = await recorded(Summing("one"), 4, 4)
     for number in range(5, TICKS + 1):
         server.store("in.swarm.market.A.feed", encode(tick(number)), {})
-    life, found = await replayed(Summing("one"), server)
+    incarnation, found = await replayed(Summing("one"), server)
     assert found == []
-    assert "which its run had not handled: on_market raised RuntimeError: cannot" in life.left_out
+    assert "which its run had not handled: on_market raised RuntimeError: cannot" in incarnation.left_out
 
 
 async def test_what_the_recorded_run_has_not_stored_is_reported():
@@ -180,9 +180,9 @@ async def test_what_the_replay_does_not_publish_is_reported():
 
 async def test_a_source_gives_the_same_events_again():
     server = await recorded(Source("feed"), TICKS - 1)
-    life, found = await replayed(Source("feed"), server)
+    incarnation, found = await replayed(Source("feed"), server)
     assert found == []
-    assert life.outputs == TICKS - 1
+    assert incarnation.outputs == TICKS - 1
 
 
 async def test_a_source_with_other_data():
@@ -199,20 +199,20 @@ async def test_a_source_that_waits_for_the_world_is_left_out(monkeypatch: pytest
     server = await recorded(Source("feed"), TICKS - 1)
     waiting = Source("feed")
     waiting.waits = True
-    life, found = await replayed(waiting, server)
+    incarnation, found = await replayed(waiting, server)
     assert found == []
-    assert life.source_left_out.startswith("from its output 4 on")
+    assert incarnation.source_left_out.startswith("from its output 4 on")
 
 
 async def test_short_waits_for_a_source_are_not_counted(monkeypatch: pytest.MonkeyPatch):
     server = await recorded(Source("feed"), TICKS - 1)
-    life, found = await replayed(Source("feed"), server)
-    assert (found, life.source_left_out) == ([], "")
+    incarnation, found = await replayed(Source("feed"), server)
+    assert (found, incarnation.source_left_out) == ([], "")
     monkeypatch.setattr(replaying, "PAUSE_S", -1.0)
     monkeypatch.setattr(replaying, "PRODUCE_S", 0.0)
-    life, found = await replayed(Source("feed"), server)
+    incarnation, found = await replayed(Source("feed"), server)
     assert found == []
-    assert life.source_left_out
+    assert incarnation.source_left_out
 
 
 async def test_a_program_gets_the_inputs_again():
@@ -221,9 +221,9 @@ async def test_a_program_gets_the_inputs_again():
         publishes=("signal",),
     )  # fmt: skip
     server = await recorded(make_agent(spec), TICKS, TICKS)
-    life, found = await replayed(make_agent(spec), server)
+    incarnation, found = await replayed(make_agent(spec), server)
     assert found == []
-    assert life.outputs == TICKS
+    assert incarnation.outputs == TICKS
     other = replace(spec, command=(sys.executable, "-c", PROGRAM.replace('"buy"', '"sell"')))
     _, found = await replayed(make_agent(other), server)
     assert len(found) == TICKS

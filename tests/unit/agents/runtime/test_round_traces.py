@@ -88,8 +88,8 @@ def test_a_tick_without_a_number_is_known_by_its_time(rounds, sampled):
 def test_what_is_remembered_is_bounded(rounds):
     for number in range(1, MAX_ROUNDS + 3):
         take(rounds, tick(number), header(number, sampled=False))
-    kept = [rounds.find(decision(number), ends=False) is not None for number in (1, 2, 3, MAX_ROUNDS + 2)]
-    assert kept == [False, False, True, True]
+    retained = [rounds.find(decision(number), ends=False) is not None for number in (1, 2, 3, MAX_ROUNDS + 2)]
+    assert retained == [False, False, True, True]
 
 
 def test_sampled_rounds_survive_in_a_snapshot(rounds):

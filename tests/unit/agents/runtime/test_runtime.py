@@ -234,7 +234,7 @@ FAULTS = st.dictionaries(
 
 LIVES_AND_SEED = (st.lists(FAULTS, max_size=4), st.integers(0, 2**32))
 EXAMPLES = 50
-searching = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+searching = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 
 async def summing_run(lives: list[dict[int, str]], rng: random.Random) -> MemoryServer:

@@ -393,7 +393,7 @@ async def outputs(cls: type[Agent], killed_after: int) -> list[bytes]:
     return [m.data for m in server.messages if m.subject.startswith("swarm.signal.")]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(cases, st.integers(1, TICKS - 1))
 def test_any_state_is_the_same_after_a_kill_or_is_refused_by_name(case, killed_after):
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -236,7 +236,7 @@ class CutAt:
             await self.bus.reconnect()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.integers(1, 150), st.booleans(), max_size=6), st.integers(1, 8))
 def test_any_cuts_lose_duplicate_and_reorder_nothing(cuts, window):
     async def run() -> None:

@@ -39,7 +39,7 @@ def snapshot(epoch: int, cursor: int, **fields: Any) -> Snapshot:
     return Snapshot(epoch=epoch, cursor=cursor, outputs=cursor * 2, **fields)
 
 
-async def kept(bus: MemoryBus) -> Snapshot:
+async def retained(bus: MemoryBus) -> Snapshot:
     found = await bus.kv_get(bus.subjects.state_bucket, AGENT)
     assert found is not None
     return SnapshotStore(bus, AGENT, 0).read(found.value)
@@ -53,7 +53,7 @@ async def put(bus: MemoryBus, data: bytes) -> None:
 async def test_the_first_incarnation_takes_over_nothing(bus):
     store = SnapshotStore(bus, AGENT, 5)
     assert await store.take_over() == Snapshot(epoch=5)
-    assert await kept(bus) == Snapshot(epoch=5)
+    assert await retained(bus) == Snapshot(epoch=5)
     assert store.saved == Snapshot(epoch=5).encode()
 
 
@@ -75,7 +75,7 @@ async def test_state_may_be_json_already(bus):
     store = SnapshotStore(bus, AGENT, 5)
     await store.take_over()
     await store.save(snapshot(5, 3, state=orjson.Fragment(b'{"seen":[1,2]}')))
-    assert (await kept(bus)).state == {"seen": [1, 2]}
+    assert (await retained(bus)).state == {"seen": [1, 2]}
 
 
 async def test_the_successor_fences_the_older_incarnation(bus):
@@ -85,13 +85,13 @@ async def test_the_successor_fences_the_older_incarnation(bus):
     assert (await new.take_over()).cursor == 3
     with pytest.raises(Fenced):
         await old.save(snapshot(5, 4))
-    assert (await kept(bus)).cursor == 3
+    assert (await retained(bus)).cursor == 3
     await new.save(snapshot(8, 6))
     with pytest.raises(Fenced):
         await old.save(snapshot(5, 4))
     with pytest.raises(Fenced):
         await old.take_over()
-    assert ((await kept(bus)).epoch, (await kept(bus)).cursor) == (8, 6)
+    assert ((await retained(bus)).epoch, (await retained(bus)).cursor) == (8, 6)
 
 
 async def test_a_key_that_has_gone_fences(bus):
@@ -118,12 +118,12 @@ async def test_a_save_whose_answer_was_lost_is_made_up_for(fate):
     before = store.saved
     with pytest.raises(BusTimeout):
         await store.save(snapshot(5, 3))
-    assert (await kept(bus)).cursor == (3 if fate == "landed" else 0)
+    assert (await retained(bus)).cursor == (3 if fate == "landed" else 0)
     assert store.saved == before
     await store.save(snapshot(5, 4))
-    assert (await kept(bus)).cursor == 4
+    assert (await retained(bus)).cursor == 4
     await store.save(snapshot(5, 5))
-    assert (await kept(bus)).cursor == 5
+    assert (await retained(bus)).cursor == 5
 
 
 @pytest.mark.parametrize("fates", [["landed"], ["gone"], ["gone", "landed", "landed"]])
@@ -136,7 +136,7 @@ async def test_a_take_over_whose_answer_was_lost_is_made_up_for(fates):
     store = SnapshotStore(bus, AGENT, 8)
     assert (await store.take_over()).cursor == 3
     await store.save(snapshot(8, 4))
-    assert ((await kept(bus)).epoch, (await kept(bus)).cursor) == (8, 4)
+    assert ((await retained(bus)).epoch, (await retained(bus)).cursor) == (8, 4)
 
 
 async def test_a_write_of_the_older_incarnation_in_between_is_taken_over_as_well(bus):

@@ -9,7 +9,7 @@ from bus.nats.urls import check_url, redacted_url
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "result"),
     [
         ("nats://u:p@h:4222", "nats://h:4222"),
         ("nats://token@h", "nats://h"),
@@ -19,8 +19,8 @@ from bus.nats.urls import check_url, redacted_url
         ("nats://u:secret,more@h", "***"),
     ],
 )
-def test_no_user_password_or_token_is_shown(url, shown):
-    assert redacted_url(url) == shown
+def test_no_user_password_or_token_is_shown(url, result):
+    assert redacted_url(url) == result
 
 
 def test_a_comma_in_a_password_is_refused_with_its_escape():

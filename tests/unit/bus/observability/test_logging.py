@@ -132,21 +132,21 @@ def test_secrets_are_hidden(fields, stream):
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
 def test_a_traceback_hides_them_too(stream):
-    made = stream()
-    set_up_logs("info", made)
+    created = stream()
+    set_up_logs("info", created)
     try:
         raise RuntimeError("refused by nats://me:hunter2@host")
     except RuntimeError:
         structlog.get_logger("test").exception("it_failed")
-    assert "RuntimeError" in made.getvalue()
-    assert "Traceback" in made.getvalue()
-    assert "hunter2" not in made.getvalue()
+    assert "RuntimeError" in created.getvalue()
+    assert "Traceback" in created.getvalue()
+    assert "hunter2" not in created.getvalue()
 
 
 @pytest.mark.parametrize("name", ["seed", "symbol", "agent", "epoch", "tokens_read", "url", "key", "keys", "author"])
 def test_what_is_no_secret_by_its_name_is_printed(name):
-    shown = is_secret(name)
-    assert shown == (name == "seed")
+    result = is_secret(name)
+    assert result == (name == "seed")
     if name != "seed":
         assert json.loads(logged(io.StringIO(), **{name: "plain"}))[name] == "plain"
 

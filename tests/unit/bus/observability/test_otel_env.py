@@ -57,7 +57,7 @@ def test_traces_are_requested():
 
 
 @pytest.mark.parametrize(
-    ("more", "asked"),
+    ("more", "requested"),
     [
         ({}, Exporting()),
         ({"OTEL_METRICS_EXPORTER": "none"}, None),
@@ -73,8 +73,10 @@ def test_traces_are_requested():
         ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, Exporting()),
     ],
 )
-def test_metrics_are_requested_by_variables_of_their_own(more, asked):
-    assert read_exporting({**ENDPOINT, **more}, "metrics") == asked
-    assert read_exporting({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c/v1/metrics", **more}, "metrics") == asked
+def test_metrics_are_requested_by_variables_of_their_own(more, requested):
+    assert read_exporting({**ENDPOINT, **more}, "metrics") == requested
+    assert (
+        read_exporting({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c/v1/metrics", **more}, "metrics") == requested
+    )
     assert read_exporting({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c/v1/metrics", **more}, "traces") is None
     assert read_exporting({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/v1/traces", **more}, "metrics") is None

@@ -22,7 +22,7 @@ class Sender:
     def __init__(self, *, well: bool = True) -> None:
         self.well = well
         self.let = threading.Event()
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.batches: list[list[str]] = []
         self.shut = False
         self.reason = ""
@@ -32,7 +32,7 @@ class Sender:
         return self
 
     def send(self, spans: list[Span]) -> bool:
-        self.begun.set()
+        self.started.set()
         assert self.let.wait(GUARD_S)
         self.batches.append([each.name for each in spans])
         return self.well
@@ -58,18 +58,18 @@ def test_what_is_put_is_exported_in_order():
 
 
 def test_a_full_queue_drops_and_reports_once(monkeypatch):
-    told: list[str] = []
+    reported: list[str] = []
     monkeypatch.setattr(
-        "bus.observability.span_queue.log.warning", lambda event, **_: told.append(event), raising=False
+        "bus.observability.span_queue.log.warning", lambda event, **_: reported.append(event), raising=False
     )
     sender = Sender()
     queue = SpanQueue(Settings(queue_spans=8, batch_spans=4, delay_s=0.001), dict, sender)
     queue.put(span())
-    assert sender.begun.wait(GUARD_S)
+    assert sender.started.wait(GUARD_S)
     for _ in range(100):
         queue.put(span())
     assert queue.dropped == 92
-    assert told == ["spans_dropped"]
+    assert reported == ["spans_dropped"]
     sender.let.set()
     assert queue.flush(GUARD_S)
     assert queue.exported == 9
@@ -103,7 +103,7 @@ def test_closing_waits_for_no_stuck_collector():
     queue = SpanQueue(Settings(batch_spans=1), dict, sender)
     queue.put(span())
     queue.put(span())
-    assert sender.begun.wait(GUARD_S)
+    assert sender.started.wait(GUARD_S)
     queue.close(0.05)
     assert sender.shut
     assert queue.dropped >= 1

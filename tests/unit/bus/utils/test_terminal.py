@@ -23,16 +23,16 @@ def test_controls_are_written_out():
 def test_nothing_else_changes_and_json_is_the_same(text):
     line = json.dumps(text, ensure_ascii=False)
     assert json.loads(escape_control(line)) == text
-    shown = escape_control(text)
-    assert not any(character < " " or "\x7f" <= character <= "\x9f" for character in shown)
-    assert escape_control(shown) == shown
+    result = escape_control(text)
+    assert not any(character < " " or "\x7f" <= character <= "\x9f" for character in result)
+    assert escape_control(result) == result
 
 
 def test_no_character_at_all_commands_a_terminal_or_cannot_be_printed():
     for number in range(sys.maxunicode + 1):
-        shown = escape_control(chr(number)).encode()
-        assert shown.isascii() == (number < 0x80 or shown.startswith(b"\\u")), hex(number)
-        assert not any(byte < 0x20 or byte == 0x7F for byte in shown), hex(number)
+        result = escape_control(chr(number)).encode()
+        assert result.isascii() == (number < 0x80 or result.startswith(b"\\u")), hex(number)
+        assert not any(byte < 0x20 or byte == 0x7F for byte in result), hex(number)
 
 
 def test_logs_on_a_terminal_are_escaped():

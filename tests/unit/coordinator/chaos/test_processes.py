@@ -21,8 +21,8 @@ class Family:
     def __init__(self, directory) -> None:
         self.child = subprocess.Popen(["sleep", "60"])
         inner = "import subprocess as s; print(s.Popen(['sleep', '60'], stdout=s.DEVNULL, stderr=s.DEVNULL).pid)"
-        made = subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, check=True)
-        self.stranger = int(made.stdout)  # its parent has ended: it does not descend from us
+        created = subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, check=True)
+        self.unknown_writer = int(created.stdout)  # its parent has ended: it does not descend from us
         recorded = Recorded.of("sandbox", "base", self.child.pid)
         assert recorded is not None
         self.recorded = recorded
@@ -34,16 +34,16 @@ class Family:
 
     def end(self) -> None:
         self.processes.close()
-        os.kill(self.stranger, signal.SIGKILL)
+        os.kill(self.unknown_writer, signal.SIGKILL)
         self.child.kill()
         self.child.wait()
 
 
 @pytest.fixture
 def family(tmp_path):
-    made = Family(tmp_path)
-    yield made
-    made.end()
+    created = Family(tmp_path)
+    yield created
+    created.end()
 
 
 def status(pid: int) -> str:
@@ -65,11 +65,13 @@ def test_a_reused_pid_a_foreign_process_and_an_ended_one_are_left_alone(family):
     later = Recorded(kind="sandbox", name="base", pid=child.pid, started="earlier")
     with pytest.raises(TargetUnavailable, match="a later process"):
         family.processes.open_child(later)
-    stranger = Recorded.of("sandbox", "base", family.stranger)
-    assert stranger is not None
+    unknown_writer = Recorded.of("sandbox", "base", family.unknown_writer)
+    assert unknown_writer is not None
     with pytest.raises(TargetUnavailable, match="does not descend"):
-        family.processes.open_child(stranger)
-    agent = Child(agent="a", agent_id="i", epoch=1, pid=family.stranger, spawned_at=now(), started=stranger.started)
+        family.processes.open_child(unknown_writer)
+    agent = Child(
+        agent="a", agent_id="i", epoch=1, pid=family.unknown_writer, spawned_at=now(), started=unknown_writer.started
+    )
     with pytest.raises(TargetUnavailable, match="does not descend"):
         family.processes.open_agent(agent)
     family.child.kill()

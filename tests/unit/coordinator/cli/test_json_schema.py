@@ -85,43 +85,43 @@ TYPES: dict[str, Any] = {
 SAID_ELSEWHERE = {"title", "description", "default"}
 
 
-def complaints(value: Any, wanted: dict[str, Any], root: dict[str, Any], at: str = "$") -> list[str]:
+def errors(value: Any, wanted: dict[str, Any], root: dict[str, Any], at: str = "$") -> list[str]:
     """What is wrong with `value`: enough of JSON Schema for ours, and loud about keywords that it does not know."""
     wanted = {key: item for key, item in wanted.items() if key not in (*SAID_ELSEWHERE, "$schema", "$defs")}
     found: list[str] = []
-    for keyword, said in wanted.items():
+    for keyword, printed in wanted.items():
         match keyword:
             case "$ref":
-                found += complaints(value, root["$defs"][said.rpartition("/")[2]], root, at)
+                found += errors(value, root["$defs"][printed.rpartition("/")[2]], root, at)
             case "anyOf":
-                if all(complaints(value, variant, root, at) for variant in said):
-                    found.append(f"{at}: {value!r} fits none of {said}")
+                if all(errors(value, variant, root, at) for variant in printed):
+                    found.append(f"{at}: {value!r} fits none of {printed}")
             case "enum":
-                if value not in said:
-                    found.append(f"{at}: {value!r} is none of {said}")
-            case "type" if said == "null":
+                if value not in printed:
+                    found.append(f"{at}: {value!r} is none of {printed}")
+            case "type" if printed == "null":
                 if value is not None:
                     found.append(f"{at}: {value!r} is not null")
             case "type":
-                if not isinstance(value, TYPES[said]) or isinstance(value, bool) != (said == "boolean"):
-                    found.append(f"{at}: {value!r} is no {said}")
+                if not isinstance(value, TYPES[printed]) or isinstance(value, bool) != (printed == "boolean"):
+                    found.append(f"{at}: {value!r} is no {printed}")
             case "format":
-                assert said == "date-time"
+                assert printed == "date-time"
                 if isinstance(value, str) and not ZONED.fullmatch(value):
                     found.append(f"{at}: {value!r} is no time with a zone")
             case "required" | "properties" | "additionalProperties" if not isinstance(value, dict):
                 pass  # `type` complains of it
             case "required":
-                found += [f"{at}: {name} is missing" for name in said if name not in value]
+                found += [f"{at}: {name} is missing" for name in printed if name not in value]
             case "properties":
-                for name in said.keys() & value.keys():
-                    found += complaints(value[name], said[name], root, f"{at}.{name}")
+                for name in printed.keys() & value.keys():
+                    found += errors(value[name], printed[name], root, f"{at}.{name}")
             case "additionalProperties":
                 for name, item in value.items():
-                    found += complaints(item, said, root, f"{at}.{name}")
+                    found += errors(item, printed, root, f"{at}.{name}")
             case "items":
                 for number, item in enumerate(value):
-                    found += complaints(item, said, root, f"{at}[{number}]")
+                    found += errors(item, printed, root, f"{at}[{number}]")
             case _:
                 raise AssertionError(f"{at}: unknown keyword {keyword}")
     return found
@@ -129,7 +129,7 @@ def complaints(value: Any, wanted: dict[str, Any], root: dict[str, Any], at: str
 
 def check(name: str, data: bytes) -> None:
     document, value = orjson.loads((json_schema.SCHEMA_DIR / name).read_bytes()), orjson.loads(data)
-    assert complaints(value, document, document) == []
+    assert errors(value, document, document) == []
     if importlib.util.find_spec("jsonschema") is not None:
         importlib.import_module("jsonschema").validate(value, document)
 
@@ -299,7 +299,7 @@ def test_what_is_printed_fits(command):
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "error"),
     [
         ({"strength": "0.85"}, "is no number"),
         ({"signal": "long"}, "is none of"),
@@ -308,9 +308,9 @@ def test_what_is_printed_fits(command):
         ({"round": 1.5}, "fits none of"),
     ],
 )
-def test_what_is_wrong_does_not_fit(change, complaint):
+def test_what_is_wrong_does_not_fit(change, error):
     document = orjson.loads((json_schema.SCHEMA_DIR / "message.signal.json").read_bytes())
     value = {**orjson.loads(encode(MESSAGES[5])), **change}
-    assert complaint in " ".join(complaints(value, document, document))
+    assert error in " ".join(errors(value, document, document))
     del value["indicators"]
-    assert "$: indicators is missing" in complaints(value, document, document)
+    assert "$: indicators is missing" in errors(value, document, document)

@@ -42,9 +42,9 @@ from tests.support.coordinator_rounds import (
 
 @pytest.fixture
 def agent() -> CoordinatorAgent:
-    made = CoordinatorAgent("coordinator")
-    assert made.on_config(CONFIG) == []
-    return made
+    created = CoordinatorAgent("coordinator")
+    assert created.on_config(CONFIG) == []
+    return created
 
 
 def test_the_class_is_well_formed() -> None:
@@ -114,11 +114,11 @@ def test_the_timer_closes_with_the_absent_named(agent: CoordinatorAgent) -> None
 def test_without_quorum_the_timer_closes_with_hold(agent: CoordinatorAgent) -> None:
     play(agent, [tick(1), tick(2), vote(NEWS, 1, 0.99)])
     (alone,) = fire(agent, 1)
-    (nobody,) = fire(agent, 2)
+    (no_process,) = fire(agent, 2)
     assert (alone.final_decision, alone.position_size, alone.absent) == ("hold", 0.0, (REVERSION, MOMENTUM))
     assert alone.agents_consulted == (NEWS,)
-    assert (nobody.final_decision, nobody.position_size, nobody.agents_consulted) == ("hold", 0.0, ())
-    assert (nobody.consensus_level, nobody.absent) == (0.5, VOTERS)
+    assert (no_process.final_decision, no_process.position_size, no_process.agents_consulted) == ("hold", 0.0, ())
+    assert (no_process.consensus_level, no_process.absent) == (0.5, VOTERS)
 
 
 def test_a_round_timed_out_behind_the_head_waits_for_it_and_still_takes_votes(agent: CoordinatorAgent) -> None:
@@ -278,13 +278,13 @@ def test_later_prices_do_not_leak_into_an_earlier_round() -> None:
 
 
 def test_windows_stay_bounded_and_hold_what_was_decided(agent: CoordinatorAgent) -> None:
-    made = []
+    created = []
     for n in range(1, WINDOW + 51):
-        made += play(agent, [tick(n, 100.0 + n % 7), *(vote(name, n, 0.2 + (n % 5) / 8) for name in VOTERS)])
+        created += play(agent, [tick(n, 100.0 + n % 7), *(vote(name, n, 0.2 + (n % 5) / 8) for name in VOTERS)])
         check_invariants(agent)
     feed = agent.state.feeds[SYMBOL]["research-1"]
     assert feed.closes == [100.0 + n % 7 for n in range(51, WINDOW + 51)]
-    signed = [-d.position_size if d.final_decision == "sell" else d.position_size for d in made]
+    signed = [-d.position_size if d.final_decision == "sell" else d.position_size for d in created]
     assert feed.held == signed[-WINDOW:]
     assert min(feed.held) < 0 < max(feed.held)
     assert len(orjson.dumps(agent.state)) < 8192
@@ -292,11 +292,11 @@ def test_windows_stay_bounded_and_hold_what_was_decided(agent: CoordinatorAgent)
 
 def test_many_feeds_share_a_budget_and_still_fit_a_snapshot(agent: CoordinatorAgent) -> None:
     names = [f"SYM{n}/USD" for n in range(MAX_FEEDS)]
-    made: list[Decision] = []
+    created: list[Decision] = []
 
     def step(symbol: str, n: int) -> None:
         price = round(7000.0 + 900.0 * ((n * 7919) % 100) / 99, 2)
-        made.extend(play(agent, [tick(n, price, symbol=symbol), *(vote(name, n, 0.62, symbol) for name in VOTERS)]))
+        created.extend(play(agent, [tick(n, price, symbol=symbol), *(vote(name, n, 0.62, symbol) for name in VOTERS)]))
 
     for symbol in names[:32]:
         for n in range(1, WINDOW + 3):
@@ -308,7 +308,9 @@ def test_many_feeds_share_a_budget_and_still_fit_a_snapshot(agent: CoordinatorAg
             step(symbol, n)
     assert {len(feed.closes) for feeds in agent.state.feeds.values() for feed in feeds.values()} == {31}
     assert len(orjson.dumps(agent.state)) < MAX_SNAPSHOT_BYTES
-    assert made[-1].risk_score > made[32 * (WINDOW + 2)].risk_score  # volatility is still seen, unlike at the first
+    assert (
+        created[-1].risk_score > created[32 * (WINDOW + 2)].risk_score
+    )  # volatility is still seen, unlike at the first
     check_invariants(agent)
     assert play(agent, [tick(1, symbol="one too many")]) == []
     assert agent.state.counts.refused_ticks == 1

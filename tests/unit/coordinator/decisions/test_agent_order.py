@@ -87,7 +87,7 @@ def expected_decisions(
     return wanted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(interleavings())
 def test_any_order_of_votes_gives_the_same_decisions_each_round_once(
     case: tuple[list[MarketData], dict[str, list[Signal]], list[list[Event]]],
@@ -96,24 +96,24 @@ def test_any_order_of_votes_gives_the_same_decisions_each_round_once(
     published: list[list[bytes]] = []
     for mix in mixes:
         agent = CoordinatorAgent("coordinator")
-        made = play(agent, [CONFIG, *mix])
-        made += play(agent, [timer(round_id(t.symbol, t.source, t.sequence or 0)) for t in ticks])
+        created = play(agent, [CONFIG, *mix])
+        created += play(agent, [timer(round_id(t.symbol, t.source, t.sequence or 0)) for t in ticks])
         late = [vote(name, t.sequence, 0.99, t.symbol) for name in VOTERS for t in ticks]
         assert play(agent, late) == []
         assert agent.state.open_rounds == 0
-        assert len({d.decision_id for d in made}) == len(made) == len(ticks)
+        assert len({d.decision_id for d in created}) == len(created) == len(ticks)
         for symbol in ("BTC/USD", "ETH/USD"):
-            told = [
+            reported = [
                 (d.round, d.final_decision, *figures_of(d), d.agents_consulted, d.absent)
-                for d in made
+                for d in created
                 if d.symbol == symbol
             ]
-            assert told == expected_decisions(ticks, votes, symbol)
-        published.append([encode(d) for d in sorted(made, key=lambda d: d.symbol or "")])
+            assert reported == expected_decisions(ticks, votes, symbol)
+        published.append([encode(d) for d in sorted(created, key=lambda d: d.symbol or "")])
     assert published[0] == published[1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 4), st.data())
 def test_any_order_of_votes_over_two_sources_gives_the_same_decisions(rounds: int, data: st.DataObject) -> None:
     ticks = data.draw(st.permutations([tick(n, 100.0 + n, source) for n in range(1, rounds + 1) for source in "ab"]))
@@ -124,9 +124,9 @@ def test_any_order_of_votes_over_two_sources_gives_the_same_decisions(rounds: in
         agent = CoordinatorAgent("coordinator")
         streams = {name: iter(mine) for name, mine in votes.items()}
         order = data.draw(st.permutations([name for name in VOTERS for _ in ticks]))
-        made = play(agent, [CONFIG, *ticks, *(next(streams[name]) for name in order)])
-        assert [d.decision_id for d in made] == [round_id(SYMBOL, t.source, t.sequence or 0) for t in ticks]
-        published.append([encode(d) for d in made])
+        created = play(agent, [CONFIG, *ticks, *(next(streams[name]) for name in order)])
+        assert [d.decision_id for d in created] == [round_id(SYMBOL, t.source, t.sequence or 0) for t in ticks]
+        published.append([encode(d) for d in created])
     assert published[0] == published[1]
 
 
@@ -146,13 +146,13 @@ anything: st.SearchStrategy[Event | int] = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(anything, max_size=60), st.booleans(), st.data())
 def test_a_restored_state_goes_on_as_if_nothing_had_happened(
     script: list[Event | int], configured: bool, data: st.DataObject
 ) -> None:
     steady, restored = CoordinatorAgent("coordinator"), CoordinatorAgent("coordinator")
-    made: list[Decision] = []
+    created: list[Decision] = []
     for step in [CONFIG, *script] if configured else script:
         event = step
         if isinstance(event, int):
@@ -171,9 +171,9 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(
         assert restored.state == steady.state
         assert restored.timers == steady.timers
         check_invariants(steady)
-        made += decisions
-    assert len({d.decision_id for d in made}) == len(made)
+        created += decisions
+    assert len({d.decision_id for d in created}) == len(created)
     series: dict[str, list[int]] = {}
-    for decision in made:
+    for decision in created:
         series.setdefault((decision.decision_id or "").rsplit(":", 1)[0], []).append(decision.round or 0)
     assert all(order == sorted(order) for order in series.values())

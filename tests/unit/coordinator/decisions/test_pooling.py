@@ -131,8 +131,13 @@ def test_no_quorum_is_hold() -> None:
     lonely = synthesise({"a": 0.99}, voters, CONFIG)
     assert (lonely.action, lonely.quorate) == ("hold", False)
     assert lonely.pooled > CONFIG.buy_at
-    nobody = synthesise({}, electorate({}), CONFIG)
-    assert (nobody.action, nobody.consensus, nobody.mean, nobody.disagreement) == ("hold", 0.5, 0.5, 0.0)
+    no_process = synthesise({}, electorate({}), CONFIG)
+    assert (no_process.action, no_process.consensus, no_process.mean, no_process.disagreement) == (
+        "hold",
+        0.5,
+        0.5,
+        0.0,
+    )
 
 
 def test_quorum_is_of_weight_not_of_heads() -> None:

@@ -245,7 +245,7 @@ def test_more_risk_never_grows_the_position(
 anything_positive = st.floats(min_value=5e-324, max_value=1.7e308)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.floats(0, 1.7e308), min_size=1).filter(lambda v: any(v.values())),
     st.dictionaries(st.sampled_from("abcde"), st.floats(0, 1)),
@@ -266,6 +266,6 @@ def test_any_finite_settings_votes_and_prices_give_scores_from_0_to_1(voters, vo
         position_cap=cap,
     )
     synthesis = synthesise(votes, electorate(voters), config)
-    made = assess(synthesis, measure([close for close, _ in candles], [held for _, held in candles[1:]]), config)
-    scores = (made.risk_score, made.position_size, synthesis.consensus, synthesis.mean, synthesis.disagreement)
+    created = assess(synthesis, measure([close for close, _ in candles], [held for _, held in candles[1:]]), config)
+    scores = (created.risk_score, created.position_size, synthesis.consensus, synthesis.mean, synthesis.disagreement)
     assert all(0.0 <= score <= 1.0 for score in scores)  # false for NaN as well

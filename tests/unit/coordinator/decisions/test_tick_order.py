@@ -47,18 +47,18 @@ class Desk:
 
     def __call__(self, ticks: Iterable[MarketData]) -> list[str]:
         """The ids of the decisions on these, without symbol and source."""
-        made: list[str] = []
+        created: list[str] = []
         for event in ticks:
             for output in [*self.agent.on_market(event), *self.agent.on_signal(vote(event.sequence))]:
                 self._check(output)
                 if isinstance(output, Decision):
-                    made.append((output.decision_id or "").removeprefix(f"{SYMBOL}:{SOURCE}"))
+                    created.append((output.decision_id or "").removeprefix(f"{SYMBOL}:{SOURCE}"))
                 else:
                     self.alerts.append(output)
             saved = orjson.dumps(self.agent.state)
             self.agent.state = msgspec.convert(orjson.loads(saved), CoordinatorAgent.State)
             assert orjson.dumps(self.agent.state) == saved
-        return made
+        return created
 
     def _check(self, output: Decision | Alert) -> None:
         kind, topic = ("decision", SYMBOL) if isinstance(output, Decision) else ("alert", output.severity)
@@ -66,7 +66,7 @@ class Desk:
         assert decode(SUBJECTS.parse(subject), subject, encode(output)) == output
 
     @property
-    def told(self) -> list[str]:
+    def reported(self) -> list[str]:
         return [alert.code for alert in self.alerts]
 
 
@@ -77,9 +77,9 @@ def series(first: int, count: int, at: int) -> list[MarketData]:
 @pytest.mark.parametrize("at", [4, NEVER], ids=["now", "far future"])
 def test_after_a_stray_tick_far_ahead_the_series_goes_on(at: datetime | int) -> None:
     desk = Desk()
-    made = desk([*series(1, 3, 1), tick(1_000_000, at), *series(4, 3, 5)])
-    assert made == [":1", ":2", ":3", ":1000000", ":4", ":5", ":6"]
-    assert desk.told == ["tick_out_of_order"]
+    created = desk([*series(1, 3, 1), tick(1_000_000, at), *series(4, 3, 5)])
+    assert created == [":1", ":2", ":3", ":1000000", ":4", ":5", ":6"]
+    assert desk.reported == ["tick_out_of_order"]
     assert desk.alerts[0].detail["last"] == 1_000_000
     assert desk.agent.state.counts.odd_ticks == 1
 
@@ -87,16 +87,16 @@ def test_after_a_stray_tick_far_ahead_the_series_goes_on(at: datetime | int) -> 
 def test_after_many_stray_ticks_decisions_go_on_under_names_of_their_own() -> None:
     desk = Desk()
     outliers = [tick(10**n, NEVER) for n in range(6, 12)]
-    made = desk([*series(1, 3, 1), *outliers, *series(4, 3, 5)])
-    assert made[-3:] == ["=2:4", "=2:5", "=2:6"]
-    assert desk.told == ["feed_renumbered"]
+    created = desk([*series(1, 3, 1), *outliers, *series(4, 3, 5)])
+    assert created[-3:] == ["=2:4", "=2:5", "=2:6"]
+    assert desk.reported == ["feed_renumbered"]
 
 
 def test_a_feed_that_really_leaps_goes_on_without_a_word() -> None:
     desk = Desk()
     assert desk([*series(1, 2, 1), *series(5000, 3, 3)]) == [":1", ":2", ":5000", ":5001", ":5002"]
     assert desk([tick(1_577_880_000_000 + 60_000 * n, 9 + n) for n in range(5)])[-1] == ":1577880240000"
-    assert desk.told == []
+    assert desk.reported == []
 
 
 @pytest.mark.parametrize(("count", "at"), [(10, 100), (FAR + 2, -1000)], ids=["later", "far below, earlier"])
@@ -105,9 +105,9 @@ def test_a_feed_that_begins_anew_is_decided_on_and_told_once(count: int, at: int
     first, second = desk(series(1, count, 1)), desk(series(1, count + 3, at))
     assert first == [f":{n}" for n in range(1, count + 1)]
     assert second == [f"=2:{n}" for n in range(1, count + 4)]
-    assert desk.told == ["feed_renumbered"]
+    assert desk.reported == ["feed_renumbered"]
     assert desk(series(1, 2, 5000)) == ["=3:1", "=3:2"]
-    assert desk.told == ["feed_renumbered"]  # the second time; the tenth is told again
+    assert desk.reported == ["feed_renumbered"]  # the second time; the tenth is told again
 
 
 def test_ticks_sent_again_open_nothing() -> None:
@@ -117,7 +117,7 @@ def test_ticks_sent_again_open_nothing() -> None:
     assert desk(sent) == []
     assert desk([replace(sent[-1], timestamp=NEVER)]) == []  # a number is one round, whatever its time
     assert desk.agent.state.counts.repeated_ticks == FAR + 1
-    assert desk.told == ["tick_repeated"] * 3  # the 1st, the 10th and the 100th
+    assert desk.reported == ["tick_repeated"] * 3  # the 1st, the 10th and the 100th
     assert [alert.detail["repeated"] for alert in desk.alerts] == [1, 10, 100]
     assert desk(series(FAR + 1, 2, FAR + 1)) == [f":{FAR + 1}", f":{FAR + 2}"]
 
@@ -126,7 +126,7 @@ def test_a_stray_below_does_not_rename_the_series() -> None:
     desk = Desk()
     desk(series(1, 20, 1))
     assert desk([tick(5, 21), *series(21, 2, 22)]) == ["=2:5", ":21", ":22"]
-    assert desk.told == ["feed_renumbered", "tick_out_of_order"]
+    assert desk.reported == ["feed_renumbered", "tick_out_of_order"]
 
 
 def test_only_few_of_many_are_told() -> None:
@@ -136,7 +136,7 @@ def test_only_few_of_many_are_told() -> None:
 def test_a_tick_beyond_the_largest_number_is_refused_and_told() -> None:
     desk = Desk()
     assert desk([tick(1), tick(MAX_SEQUENCE + 1), tick(MAX_SEQUENCE + 1), tick(2, 1)]) == [":1", ":2"]
-    assert desk.told == ["tick_refused"]
+    assert desk.reported == ["tick_refused"]
     assert desk.agent.state.counts.refused_ticks == 2
 
 
@@ -146,24 +146,24 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.builds(tick, numbers, whens), max_size=30), st.integers(1, 10**6), st.integers(-100, 100))
 def test_nothing_silences_a_feed_that_counts_upwards(odd: list[MarketData], first: int, at: int) -> None:
     desk = Desk()
     desk(odd)
-    made = desk(series(first, FAR + 3, at))
-    assert made[-1].rpartition(":")[2] == str(first + FAR + 2)
+    created = desk(series(first, FAR + 3, at))
+    assert created[-1].rpartition(":")[2] == str(first + FAR + 2)
     assert len(desk.alerts) <= 4 * 4  # by tens of each of four reasons
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.builds(tick, st.none() | st.integers(1, FAR), whens), max_size=40))
 def test_every_decision_has_a_name_of_its_own(ticks: list[MarketData]) -> None:
-    made = Desk()(ticks)
-    assert len(set(made)) == len(made)
+    created = Desk()(ticks)
+    assert len(set(created)) == len(created)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(min_value=5e-324, max_value=1.7e308), min_size=25, max_size=40), st.floats(0.0, 1.0))
 def test_any_finite_prices_give_finite_decisions(prices: list[float], p_up: float) -> None:
     """Whatever passes on_market, not only what decoding lets through."""

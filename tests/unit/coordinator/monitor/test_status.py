@@ -53,10 +53,16 @@ def agent(heartbeats: HeartbeatTable, **fields: Any) -> AgentStatus:
 
 
 def test_an_agent_with_a_heartbeat_is_shown_as_that_reports_it():
-    shown = agent(table((9.9, heartbeat("one", outputs=4, lag=2))), records={"one": record("one")}, claims={"one": 3})
-    assert (shown.status, shown.epoch, shown.pid, shown.sandbox, shown.agent_id) == ("active", 5, 7, "base", "one_1")
-    assert (shown.outputs, shown.lag, shown.restarts, shown.heartbeat_age_ms) == (4, 2, 2, 100)
-    assert (shown.kind, shown.capabilities) == ("momentum", ["signal"])
+    result = agent(table((9.9, heartbeat("one", outputs=4, lag=2))), records={"one": record("one")}, claims={"one": 3})
+    assert (result.status, result.epoch, result.pid, result.sandbox, result.agent_id) == (
+        "active",
+        5,
+        7,
+        "base",
+        "one_1",
+    )
+    assert (result.outputs, result.lag, result.restarts, result.heartbeat_age_ms) == (4, 2, 2, 100)
+    assert (result.kind, result.capabilities) == ("momentum", ["signal"])
 
 
 def test_without_a_heartbeat_the_phase_counts_before_the_record():
@@ -81,8 +87,8 @@ def test_the_epoch_of_a_silent_agent_is_its_newest_claim():
 
 
 def test_the_outputs_of_an_external_agent_are_its_messages_in_the_stream():
-    shown = agent(table((9.9, leader(one="external"))), external_outputs={"one": (12, NOON)})
-    assert (shown.status, shown.outputs, shown.last_output_at) == ("external", 12, NOON)
+    result = agent(table((9.9, leader(one="external"))), external_outputs={"one": (12, NOON)})
+    assert (result.status, result.outputs, result.last_output_at) == ("external", 12, NOON)
 
 
 def test_a_sandbox_lists_the_processes_that_run_in_it():
@@ -93,15 +99,15 @@ def test_a_sandbox_lists_the_processes_that_run_in_it():
     )
     found = facts(heartbeats)
     agents = [agent_status(name, found) for name in found.agent_names()]
-    shown = sandbox_status("base", found, agents)
-    assert (shown.status, shown.provider, shown.agents, shown.uptime_s) == ("active", "local", ["one"], 2.0)
+    result = sandbox_status("base", found, agents)
+    assert (result.status, result.provider, result.agents, result.uptime_s) == ("active", "local", ["one"], 2.0)
 
 
 def test_a_sandbox_without_a_host_is_shown_as_its_provider_reports_it():
     provider = heartbeat("provider", role="provider", provider="e2b", phases={"far": FAILED, "near": CREATING})
     host = heartbeat("near-i1", role="sandbox", group="near")
-    [shown] = sandboxes_without_host(table((9.0, provider), (9.0, host)), {"far": "no such template"})
-    assert (shown.name, shown.status, shown.reason, shown.pid) == ("far", FAILED, "no such template", None)
+    [result] = sandboxes_without_host(table((9.0, provider), (9.0, host)), {"far": "no such template"})
+    assert (result.name, result.status, result.reason, result.pid) == ("far", FAILED, "no such template", None)
     assert sandboxes_without_host(table((9.0, host)), {}) == []
 
 
@@ -112,8 +118,8 @@ def test_decisions_of_other_writers_are_counted_apart():
         final_decision="hold", position_size=0.0, risk_score=0.0, consensus_level=0.0, agents_consulted=(),
         timestamp=NOON, source="coordinator",
     )  # fmt: skip
-    shown = decision_count(facts(table(), config=config, decisions=decisions, newest_decision=newest))
-    assert (shown.count, shown.from_other_writers, shown.last_at) == (7, 3, NOON)
+    result = decision_count(facts(table(), config=config, decisions=decisions, newest_decision=newest))
+    assert (result.count, result.from_other_writers, result.last_at) == (7, 3, NOON)
     unnamed = decision_count(facts(table(), decisions=decisions))
     assert (unnamed.count, unnamed.from_other_writers, unnamed.last_at) == (10, 0, None)
 

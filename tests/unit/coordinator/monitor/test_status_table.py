@@ -51,26 +51,26 @@ def status_of(agents: int) -> Status:
     )  # fmt: skip
 
 
-def sandbox_table(shown: str) -> list[str]:
+def sandbox_table(result: str) -> list[str]:
     """The head of the table of sandboxes, and what follows."""
-    lines = shown.splitlines()
+    lines = result.splitlines()
     return lines[next(at for at, line in enumerate(lines) if line.startswith("sandbox ")) :]
 
 
 def on_terminal(columns: int, status: Status, monkeypatch: pytest.MonkeyPatch) -> str:
     """What `status` prints on a terminal that is so wide."""
     near, far = pty.openpty()
-    shown = b""
+    result = b""
     with os.fdopen(far, "w", encoding="utf-8") as terminal:
         monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("NO_COLOR", "1")
         _print_to(terminal, status, monkeypatch)
         print("the end", file=terminal, flush=True)
-        while b"the end" not in shown:
-            shown += os.read(near, 1 << 16)
+        while b"the end" not in result:
+            result += os.read(near, 1 << 16)
     os.close(near)
-    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
+    return re.sub(r"\x1b\[[0-9;]*m", "", result.decode()).replace("\r\n", "\n")
 
 
 def _print_to(terminal: TextIO, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,15 +85,15 @@ def test_a_pipe_gets_every_column_and_every_name(agents, columns, capsys, monkey
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
     print_status(status_of(agents))
-    shown = capsys.readouterr().out
-    head, _, *rows = sandbox_table(shown)
+    result = capsys.readouterr().out
+    head, _, *rows = sandbox_table(result)
     assert all(column.title in head for column in SANDBOX_COLUMNS)
-    assert all(column.title in shown for column in STATUS_COLUMNS)
+    assert all(column.title in result for column in STATUS_COLUMNS)
     for at, row in enumerate(rows):
         assert row.rstrip().endswith(", ".join(status_of(agents).sandboxes[at].agents))
         assert "10.0 %" in row
         assert "1127" in row
-    assert "hidden columns" not in shown
+    assert "hidden columns" not in result
 
 
 @pytest.mark.parametrize("agents", [9, 60])
@@ -105,9 +105,9 @@ def test_a_terminal_has_names_shortened_before_a_column_goes(agents, monkeypatch
 
 
 def test_a_narrow_terminal_keeps_what_counts_and_names_what_it_leaves_out(monkeypatch):
-    shown = on_terminal(80, status_of(60), monkeypatch)
-    assert max(len(line) for line in shown.splitlines() if not line.startswith("hidden")) <= 80
-    head, _, row, *rest = sandbox_table(shown)
+    result = on_terminal(80, status_of(60), monkeypatch)
+    assert max(len(line) for line in result.splitlines() if not line.startswith("hidden")) <= 80
+    head, _, row, *rest = sandbox_table(result)
     assert head.split() == ["sandbox", "provider", "state", "pid", "up", "available", "CPU", "PSS", "MiB", "agents"]
     assert row.split()[-3:] == ["20", "in", "all"]
     assert "hidden columns: processes, network in/out, cost (terminal is 80 columns wide; use --json for all)" in rest
@@ -135,6 +135,6 @@ def test_what_is_not_known_to_be_e2b_is_not_called_so(endpoint, provider, at, ca
     status = status_of(3)
     far = [replace(sandbox, provider="e2b", endpoint=endpoint) for sandbox in status.sandboxes]
     print_status(replace(status, sandboxes=far))
-    shown = capsys.readouterr().out
-    assert [re.split("  +", row)[1] for row in sandbox_table(shown)[2:]] == [provider] * 3
-    assert f"no provider runs: the lifetimes of the sandboxes are not renewed at {at}\n" in shown
+    result = capsys.readouterr().out
+    assert [re.split("  +", row)[1] for row in sandbox_table(result)[2:]] == [provider] * 3
+    assert f"no provider runs: the lifetimes of the sandboxes are not renewed at {at}\n" in result

@@ -18,9 +18,9 @@ class Run:
     def __init__(self, directory: Path) -> None:
         (directory / "swarm.toml").write_text("")
         self.bus = MemoryBus(MemoryServer())
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.outcome = Outcome(load_swarm(directory=directory).resolve())
-        self.outcome.on_finished = self.told.append
+        self.outcome.on_finished = self.reported.append
 
     async def beat(self, agent: str, status: str, outputs: int = 0) -> None:
         message = heartbeat(agent=agent, status=status, outputs=outputs)
@@ -39,8 +39,8 @@ async def test_the_end_of_the_data_is_told_once_when_every_source_has_ended(tmp_
     assert run.outcome.ending() is None
     for _ in range(3):
         await run.beat("research-1", "finished", 600)
-    assert run.told == [run.outcome.ending()]
-    assert run.told[0].startswith("the data has ended: research-1 (600 events); ")
+    assert run.reported == [run.outcome.ending()]
+    assert run.reported[0].startswith("the data has ended: research-1 (600 events); ")
 
 
 async def test_a_source_that_is_restarted_has_not_ended(tmp_path: Path):

@@ -64,9 +64,9 @@ def test_a_good_class_is_made(tmp_path):
     ids=["hangs at import", "hangs in setup", "ends its process"],
 )
 def test_what_does_not_come_back_is_named(tmp_path, code, named):
-    said = check(tmp_path, 'class = "mine.py:Mine"', code, "[watchdog]\nstart_timeout_s = 3\n")
-    assert "agents.one.class" in said
-    assert all(word in said for word in named), said
+    printed = check(tmp_path, 'class = "mine.py:Mine"', code, "[watchdog]\nstart_timeout_s = 3\n")
+    assert "agents.one.class" in printed
+    assert all(word in printed for word in named), printed
 
 
 def test_an_exception_is_reported_in_its_own_words(tmp_path):

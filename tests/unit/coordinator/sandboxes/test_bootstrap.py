@@ -42,11 +42,11 @@ freeze.whatever='1'
 
 
 @pytest.mark.parametrize(
-    ("listed", "said"),
+    ("listed", "printed"),
     [("global.no-binary=':all:'", "pip is configured with no-binary"), ("what is this", "cannot be parsed")],
 )
-def test_what_uv_would_not_know_is_left_to_pip(listed, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_uv_would_not_know_is_left_to_pip(listed, printed):
+    with pytest.raises(ValueError, match=printed):
         for_uv(listed, {})
 
 
@@ -123,8 +123,10 @@ def test_pip_installs_it_where_uv_may_not_and_no_hash_is_passed_over(tmp_path, f
     assert found["why"] == "installing uv: pip is configured with no-index"
     assert list(found["steps"])[-1] == "installing signalmesh"
     script = f"import {', '.join(NAMES)}; print(thing.__file__)"
-    said = subprocess.run([str(tmp_path / "venv/bin/python"), "-c", script], capture_output=True, text=True, check=True)
-    assert said.stdout.startswith(str(tmp_path / "venv"))
+    printed = subprocess.run(
+        [str(tmp_path / "venv/bin/python"), "-c", script], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.startswith(str(tmp_path / "venv"))
 
 
 @pytest.mark.slow
@@ -154,8 +156,8 @@ def test_all_that_is_locked_is_installed_as_locked(tmp_path, setting, by, why):
         "print(json.dumps([digest(), versions]))"
     )
     python = str(tmp_path / "venv/bin/python")
-    said = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    digest, versions = json.loads(said.stdout)
+    printed = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    digest, versions = json.loads(printed.stdout)
     assert digest == wheel.digest()
     locked = [line.split(" ")[0].split("==") for line in wheel.lock_file().decode().splitlines() if "==" in line]
     assert len(versions) > 50

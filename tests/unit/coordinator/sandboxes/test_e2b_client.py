@@ -20,32 +20,32 @@ from coordinator.sandboxes.e2b_errors import PermanentError, SandboxGone
     ],
 )
 async def test_what_is_no_use_to_repeat_is_requested_once(error, raised):
-    asked = 0
+    requested = 0
 
     async def call():
-        nonlocal asked
-        asked += 1
+        nonlocal requested
+        requested += 1
         raise error
 
     with pytest.raises(raised, match=r"^looking: x$"):
         await Service("key", lambda *_: None).request("looking", call)
-    assert asked == 1
+    assert requested == 1
 
 
 async def test_an_unhealthy_service_is_reported_once_and_left_alone_after_six_failures(monkeypatch):
     monkeypatch.setattr("coordinator.sandboxes.e2b_client.FIRST_WAIT_S", 0.001)
     monkeypatch.setattr("coordinator.sandboxes.e2b_client.LONGEST_WAIT_S", 0.001)
     monkeypatch.setattr("coordinator.sandboxes.e2b_client.JITTER_S", 0.0)
-    told: list[tuple[str, str]] = []
-    asked = 0
+    reported: list[tuple[str, str]] = []
+    requested = 0
     refused = asyncio.Event()
 
     async def call():
-        nonlocal asked
-        asked += 1
+        nonlocal requested
+        requested += 1
         raise httpx.ConnectError("nobody there")
 
-    service = Service("key", lambda code, text: told.append((code, text)))
+    service = Service("key", lambda code, text: reported.append((code, text)))
     unhealthy = service._unhealthy
 
     def watch(what, error):
@@ -54,14 +54,14 @@ async def test_an_unhealthy_service_is_reported_once_and_left_alone_after_six_fa
             refused.set()
 
     monkeypatch.setattr(service, "_unhealthy", watch)
-    asking = asyncio.create_task(service.request("looking", call))
+    requesting = asyncio.create_task(service.request("looking", call))
     await refused.wait()
-    asking.cancel()
+    requesting.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asking
-    assert asked == 6
-    assert len(told) == 1
-    assert told[0] == (
+        await requesting
+    assert requested == 6
+    assert len(reported) == 1
+    assert reported[0] == (
         "provider_unavailable",
         "looking failed at E2B at https://api.e2b.app; retrying: nobody there",
     )

@@ -20,15 +20,15 @@ def test_only_e2b_is_called_so():
 
 
 @pytest.mark.parametrize(
-    ("asked", "nats", "expected"),
+    ("requested", "nats", "expected"),
     [
         ("wss://bus.example.org", None, "wss://bus.example.org"),
         (None, "tls://bus.example.org:4222", "tls://bus.example.org:4222"),
         ("tls://8.8.8.8:4222", "nats://127.0.0.1:4222", "tls://8.8.8.8:4222"),
     ],
 )
-def test_sandboxes_get_an_address_that_they_can_reach(asked, nats, expected):
-    assert public_url(asked, nats, Endpoint.of({})) == expected
+def test_sandboxes_get_an_address_that_they_can_reach(requested, nats, expected):
+    assert public_url(requested, nats, Endpoint.of({})) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_cannot_be_a_key_is_refused_and_not_printed(key):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "printed"),
     [
         ("E2B_DEBUG", "True", "E2B_DEBUG=true is not supported"),
         ("E2B_API_URL", "foo", "E2B_API_URL=foo: expected a URL"),
@@ -66,8 +66,8 @@ def test_what_cannot_be_a_key_is_refused_and_not_printed(key):
         ("E2B_SANDBOX_URL", "ftp://a.example.org", "E2B_SANDBOX_URL=ftp://a.example.org: expected a URL"),
     ],
 )
-def test_a_variable_that_would_redirect_the_sdk_is_refused(name, value, said):
+def test_a_variable_that_would_redirect_the_sdk_is_refused(name, value, printed):
     with pytest.raises(UsageError) as refused:
         take_key({"E2B_API_KEY": "a_key", name: value})
-    assert said in str(refused.value)
+    assert printed in str(refused.value)
     assert "hidden" not in str(refused.value)

@@ -64,8 +64,8 @@ async def test_an_interpreter_without_this_code_is_not_found(tmp_path):
 
 @pytest.mark.parametrize("websocket", [False, True])
 async def test_what_a_websocket_needs_is_installed_only_for_one(tmp_path, websocket):
-    said = orjson.dumps({"by": "uv 1.0", "why": "", "steps": {}}).decode()
-    answers = {"import digest": ["", "found/python"], "-m venv": [""], "bootstrap.py": [said]}
+    output = orjson.dumps({"by": "uv 1.0", "why": "", "steps": {}}).decode()
+    answers = {"import digest": ["", "found/python"], "-m venv": [""], "bootstrap.py": [output]}
     sandbox = Sandbox(tmp_path, answers)
     python = await install(Service(), sandbox, E2bSettings(), websocket=websocket)  # type: ignore[arg-type]
     assert python == "found/python"

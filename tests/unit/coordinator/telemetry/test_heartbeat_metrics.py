@@ -28,7 +28,7 @@ def test_heartbeats(stream):
     heartbeats.take(heartbeat("mirror", role="mirror", status="catching-up", lag=6, lag_ms=1500))
     time_s[0] = 0.25
     heartbeats.take(heartbeat(epoch=4, lag=99))  # a zombie
-    shown = stream.shown()
+    result = stream.result()
     expected = {
         ("signalmesh_heartbeats_total", ("momentum", "agent")): 2,
         ("signalmesh_heartbeat_age_seconds", ("momentum", "agent")): 0.25,
@@ -59,9 +59,9 @@ def test_heartbeats(stream):
         ("signalmesh_mirror_lag_seconds", ()): 1.5,
         ("signalmesh_mirror_state", ("catching-up",)): 1,
     }
-    assert {key: shown[key] for key in expected} == expected
+    assert {key: result[key] for key in expected} == expected
     not_its_own = {("signalmesh_sandbox_network_bytes_total", (way, "python")) for way in ("in", "out")}
-    assert not (not_its_own | {("signalmesh_sandbox_cost_dollars", ("python",))}) & shown.keys()
+    assert not (not_its_own | {("signalmesh_sandbox_cost_dollars", ("python",))}) & result.keys()
 
 
 class HeartbeatScript:
@@ -77,14 +77,14 @@ class HeartbeatScript:
         self.heartbeats.take(heartbeat(name, **options))
 
     def ages(self) -> dict[str, float]:
-        shown = self.stream.shown()
-        return {labels[0]: age for (name, labels), age in shown.items() if name == "signalmesh_heartbeat_age_seconds"}
+        result = self.stream.result()
+        return {labels[0]: age for (name, labels), age in result.items() if name == "signalmesh_heartbeat_age_seconds"}
 
     def series(self) -> set[tuple[str, str]]:
         """(name of the series, first label) of what processes have said."""
         families = ("signalmesh_agent_", "signalmesh_snapshot_", "signalmesh_sandbox_", "signalmesh_mirror_")
-        shown = {(name, labels[0] if labels else "") for name, labels in self.stream.shown()}
-        return {(name, of) for name, of in shown if name.startswith(families) or name == "signalmesh_watchdog_term"}
+        result = {(name, labels[0] if labels else "") for name, labels in self.stream.result()}
+        return {(name, of) for name, of in result if name.startswith(families) or name == "signalmesh_watchdog_term"}
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_a_samplers_argument(sampler: str, argument: str, problem: str):
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "shown"),
+    ("endpoint", "result"),
     [
         ("localhost:4318", "localhost:4318"),
         (f"collector/{TOKEN}/v1", "collector"),
@@ -113,10 +113,10 @@ def test_a_samplers_argument(sampler: str, argument: str, problem: str):
         (f"http:///v1/traces?key={TOKEN}&to=http://x", "http://"),
     ],
 )
-def test_an_invalid_endpoint_is_reported_without_its_secrets(endpoint: str, shown: str):
+def test_an_invalid_endpoint_is_reported_without_its_secrets(endpoint: str, result: str):
     problem = check_variables({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint})
     expected = "expected http://HOST:PORT or https://HOST:PORT; no traces are exported"
-    assert problem == [f"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={shown}: {expected}"]
+    assert problem == [f"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={result}: {expected}"]
 
 
 def test_a_missing_file_is_reported_for_each_signal():
@@ -131,14 +131,14 @@ def test_headers_are_counted_and_not_printed(monkeypatch: pytest.MonkeyPatch):
     where = "entry 2 of 2 (not shown: it may be a secret)"
     assert problem == [f"OTEL_EXPORTER_OTLP_HEADERS: {where}: {LISTED}; that header is not sent"]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
-    complaints = ExporterErrors()
+    errors = ExporterErrors()
     try:
         make_exporter("http/protobuf", "traces")
-        assert complaints.newest == ""
+        assert errors.newest == ""
         logging.getLogger("opentelemetry.sdk").warning("heard")
-        assert complaints.newest == "heard"
+        assert errors.newest == "heard"
     finally:
-        complaints.close()
+        errors.close()
 
 
 @pytest.mark.parametrize(

@@ -9,44 +9,44 @@ from tests.support.counted import AGENTS
 
 
 def test_a_death_is_measured_from_its_sign_to_its_end(stream):
-    stream.life("exited", epoch=5)
-    stream.life("declared_dead", epoch=5, reason="signal 9", after_ms=2)
-    stream.life("spawned", epoch=9, after_ms=5)
-    stream.life("restored", epoch=9, after_ms=5)
-    stream.life("ready", epoch=9, after_ms=10)
-    shown = stream.shown()
-    assert shown["signalmesh_deaths_total", ("momentum", "signal 9")] == 1
-    assert shown["signalmesh_restarts_total", ("momentum", "signal 9")] == 1
-    assert shown["signalmesh_detection_seconds_sum", ("exit",)] == pytest.approx(0.002)
-    assert shown["signalmesh_recovery_seconds_sum", ("momentum",)] == pytest.approx(0.020)
+    stream.incarnation("exited", epoch=5)
+    stream.incarnation("declared_dead", epoch=5, reason="signal 9", after_ms=2)
+    stream.incarnation("spawned", epoch=9, after_ms=5)
+    stream.incarnation("restored", epoch=9, after_ms=5)
+    stream.incarnation("ready", epoch=9, after_ms=10)
+    result = stream.result()
+    assert result["signalmesh_deaths_total", ("momentum", "signal 9")] == 1
+    assert result["signalmesh_restarts_total", ("momentum", "signal 9")] == 1
+    assert result["signalmesh_detection_seconds_sum", ("exit",)] == pytest.approx(0.002)
+    assert result["signalmesh_recovery_seconds_sum", ("momentum",)] == pytest.approx(0.020)
 
 
 def test_silence_counts_from_the_last_heartbeat(stream):
-    stream.life("suspected", epoch=5, detail={"silent_ms": 300})
-    stream.life("declared_dead", epoch=5, reason="stopped, and silent for 600 ms", after_ms=300)
-    stream.life("spawned", epoch=9)
-    stream.life("declared_dead", epoch=9, reason="exit code 1", after_ms=100)
-    stream.life("spawned", epoch=12)
-    stream.life("ready", epoch=12, after_ms=1)
-    shown = stream.shown()
-    assert shown["signalmesh_detection_seconds_sum", ("silence",)] == pytest.approx(0.6)
-    assert shown["signalmesh_recovery_seconds_count", ("momentum",)] == 1
-    assert shown["signalmesh_recovery_seconds_sum", ("momentum",)] == pytest.approx(0.103)
-    assert shown["signalmesh_restarts_total", ("momentum", "silent")] == 1
-    assert shown["signalmesh_restarts_total", ("momentum", "exit code")] == 1
+    stream.incarnation("suspected", epoch=5, detail={"silent_ms": 300})
+    stream.incarnation("declared_dead", epoch=5, reason="stopped, and silent for 600 ms", after_ms=300)
+    stream.incarnation("spawned", epoch=9)
+    stream.incarnation("declared_dead", epoch=9, reason="exit code 1", after_ms=100)
+    stream.incarnation("spawned", epoch=12)
+    stream.incarnation("ready", epoch=12, after_ms=1)
+    result = stream.result()
+    assert result["signalmesh_detection_seconds_sum", ("silence",)] == pytest.approx(0.6)
+    assert result["signalmesh_recovery_seconds_count", ("momentum",)] == 1
+    assert result["signalmesh_recovery_seconds_sum", ("momentum",)] == pytest.approx(0.103)
+    assert result["signalmesh_restarts_total", ("momentum", "silent")] == 1
+    assert result["signalmesh_restarts_total", ("momentum", "exit code")] == 1
 
 
 def test_a_drain_and_a_quarantine_are_no_recoveries(stream):
-    stream.life("drained", epoch=5)
-    stream.life("spawned", epoch=6)
-    stream.life("ready", epoch=6)
-    stream.life("declared_dead", epoch=6, reason="exit code 2")
-    stream.life("quarantined", epoch=6)
-    stream.life("spawned", epoch=7, after_ms=60_000)
-    stream.life("ready", epoch=7)
-    shown = stream.shown()
-    assert shown["signalmesh_restarts_total", ("momentum", "drained")] == 1
-    assert not any(shown["signalmesh_recovery_seconds_count", (agent,)] for agent in AGENTS)
+    stream.incarnation("drained", epoch=5)
+    stream.incarnation("spawned", epoch=6)
+    stream.incarnation("ready", epoch=6)
+    stream.incarnation("declared_dead", epoch=6, reason="exit code 2")
+    stream.incarnation("quarantined", epoch=6)
+    stream.incarnation("spawned", epoch=7, after_ms=60_000)
+    stream.incarnation("ready", epoch=7)
+    result = stream.result()
+    assert result["signalmesh_restarts_total", ("momentum", "drained")] == 1
+    assert not any(result["signalmesh_recovery_seconds_count", (agent,)] for agent in AGENTS)
 
 
 @pytest.mark.parametrize(

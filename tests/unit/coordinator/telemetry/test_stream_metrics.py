@@ -15,28 +15,28 @@ def test_a_hop_is_the_time_between_the_storing_of_cause_and_output(stream):
     vote = Signal(signal="buy", strength=0.6, indicators={}, timestamp=AT, source="momentum", symbol="BTC/USD", round=1)
     signal = stream.put("swarm.signal.BTC-USD.momentum", vote, cause=tick, after_ms=4)
     stream.decision(1, cause=signal, after_ms=3)
-    shown = stream.shown()
-    assert shown["signalmesh_hop_latency_seconds_sum", ("momentum", "signal")] == pytest.approx(0.004)
-    assert shown["signalmesh_hop_latency_seconds_sum", ("coordinator", "decision")] == pytest.approx(0.003)
-    assert shown["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.007)
-    assert shown["signalmesh_tick_to_decision_seconds_count", ()] == 1
-    assert shown["signalmesh_decisions_total", ("buy",)] == 1
-    assert [shown["signalmesh_messages_total", (kind,)] for kind in ("market", "signal", "decision")] == [1, 1, 1]
+    result = stream.result()
+    assert result["signalmesh_hop_latency_seconds_sum", ("momentum", "signal")] == pytest.approx(0.004)
+    assert result["signalmesh_hop_latency_seconds_sum", ("coordinator", "decision")] == pytest.approx(0.003)
+    assert result["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.007)
+    assert result["signalmesh_tick_to_decision_seconds_count", ()] == 1
+    assert result["signalmesh_decisions_total", ("buy",)] == 1
+    assert [result["signalmesh_messages_total", (kind,)] for kind in ("market", "signal", "decision")] == [1, 1, 1]
 
 
 def test_what_can_be_known_beforehand_is_counted_from_0(stream):
     """Prometheus sees no increase in a series that begins at 1."""
-    before = stream.shown()
+    before = stream.result()
     tick = stream.tick(1)
     stream.decision(1, cause=tick)
     stream.put("swarm.signal.BTC-USD.momentum", b"not json")
-    stream.life("exited", epoch=1, reason="signal 9")
-    stream.life("declared_dead", epoch=1, reason="signal 9")
-    stream.life("spawned", epoch=2)
-    stream.life("ready", epoch=2)
-    stream.life("drained", "research-1", epoch=1)
-    stream.life("spawned", "research-1", epoch=2)
-    born = {name for name, _ in stream.shown().keys() - before.keys()}
+    stream.incarnation("exited", epoch=1, reason="signal 9")
+    stream.incarnation("declared_dead", epoch=1, reason="signal 9")
+    stream.incarnation("spawned", epoch=2)
+    stream.incarnation("ready", epoch=2)
+    stream.incarnation("drained", "research-1", epoch=1)
+    stream.incarnation("spawned", "research-1", epoch=2)
+    born = {name for name, _ in stream.result().keys() - before.keys()}
     assert born == {f"signalmesh_hop_latency_seconds_{part}" for part in ("bucket", "count", "sum")}
     assert {value for (name, _), value in before.items() if name.endswith(("_total", "_count"))} == {0.0}
 
@@ -44,19 +44,19 @@ def test_what_can_be_known_beforehand_is_counted_from_0(stream):
 def test_earlier_messages_are_remembered_and_not_counted(stream):
     tick = stream.tick(1, count=False)
     stream.decision(1, cause=tick, after_ms=5)
-    shown = stream.shown()
-    assert shown["signalmesh_messages_total", ("market",)] == 0
-    assert shown["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.005)
-    assert shown["signalmesh_hop_latency_seconds_sum", ("coordinator", "decision")] == pytest.approx(0.005)
+    result = stream.result()
+    assert result["signalmesh_messages_total", ("market",)] == 0
+    assert result["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.005)
+    assert result["signalmesh_hop_latency_seconds_sum", ("coordinator", "decision")] == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize("cause", ["", "-1", "x", "99", "9" * 5000, "²"])
 def test_a_cause_that_is_none_has_no_latency(stream, cause):
     stream.decision(7, cause=cause)
-    shown = stream.shown()
-    assert shown["signalmesh_decisions_total", ("buy",)] == 1
-    assert not any(name.startswith("signalmesh_hop") for name, _ in shown)
-    assert shown["signalmesh_tick_to_decision_seconds_count", ()] == 0
+    result = stream.result()
+    assert result["signalmesh_decisions_total", ("buy",)] == 1
+    assert not any(name.startswith("signalmesh_hop") for name, _ in result)
+    assert result["signalmesh_tick_to_decision_seconds_count", ()] == 0
 
 
 def test_restored_messages_have_no_latency(stream):
@@ -65,15 +65,15 @@ def test_restored_messages_have_no_latency(stream):
     stream.decision(1, cause=tick)
     later = stream.tick(2)
     stream.decision(2, cause=later, after_ms=8)
-    shown = stream.shown()
-    assert shown["signalmesh_decisions_total", ("buy",)] == 2
-    assert shown["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.008)
+    result = stream.result()
+    assert result["signalmesh_decisions_total", ("buy",)] == 2
+    assert result["signalmesh_tick_to_decision_seconds_sum", ()] == pytest.approx(0.008)
 
 
 def test_a_clock_that_was_set_back_measures_nothing(stream):
     tick = stream.tick(1)
     stream.decision(1, cause=tick, after_ms=-50)
-    assert stream.shown()["signalmesh_tick_to_decision_seconds_count", ()] == 0
+    assert stream.result()["signalmesh_tick_to_decision_seconds_count", ()] == 0
 
 
 def test_decisions_of_others_are_not_the_swarms(stream):
@@ -82,19 +82,19 @@ def test_decisions_of_others_are_not_the_swarms(stream):
     stream.put("swarm.config.swarm.stranger", VotingConfig(voters={}, timestamp=AT, source="stranger", deciders=("x",)))
     stream.decision(1, absent=("momentum",))
     stream.decision(2, by="stranger")
-    shown = stream.shown()
-    assert shown["signalmesh_decisions_total", ("buy",)] == 1
-    assert shown["signalmesh_degraded_decisions_total", ()] == 1
-    assert shown["signalmesh_decisions_from_unknown_writers_total", ()] == 1
+    result = stream.result()
+    assert result["signalmesh_decisions_total", ("buy",)] == 1
+    assert result["signalmesh_degraded_decisions_total", ()] == 1
+    assert result["signalmesh_decisions_from_unknown_writers_total", ()] == 1
 
 
 def test_claims_and_terms(stream):
     for name in ("momentum", "watchdog", "watchdog"):
         claim = Epoch(agent=name, claim="c", claimed_by="w", sandbox="", timestamp=AT, source="w")
         stream.put(f"swarm.epoch.{name}", claim)
-    shown = stream.shown()
-    assert shown["signalmesh_claims_total", ("momentum",)] == 1
-    assert shown["signalmesh_watchdog_term_changes_total", ()] == 2
+    result = stream.result()
+    assert result["signalmesh_claims_total", ("momentum",)] == 1
+    assert result["signalmesh_watchdog_term_changes_total", ()] == 2
 
 
 def test_poison_is_counted_by_kind(stream):
@@ -107,10 +107,10 @@ def test_poison_is_counted_by_kind(stream):
     stream.put("swarm.epoch.momentum", b"not json")
     stream.put("swarm.signal.BTC-USD.momentum", b"not json")
     stream.put("swarm.nonsense.x.y", b"")
-    shown = stream.shown()
-    unreadable = {labels[0]: value for (name, labels), value in shown.items() if "unreadable" in name}
+    result = stream.result()
+    unreadable = {labels[0]: value for (name, labels), value in result.items() if "unreadable" in name}
     assert unreadable == dict.fromkeys([*topics, "epoch"], 1) | {"signal": 2}
-    assert shown["signalmesh_messages_total", (OTHER,)] == 1
+    assert result["signalmesh_messages_total", (OTHER,)] == 1
 
 
 def test_an_unknown_writer_cannot_create_unlimited_series(stream):
@@ -124,13 +124,13 @@ def test_an_unknown_writer_cannot_create_unlimited_series(stream):
         stream.put(f"swarm.signal.BTC-USD.{name}", b"{}", cause=tick)
         stream.put(f"swarm.kind{number}.x.{name}", b"{}", cause=tick)
         for event in ("exited", "declared_dead", "spawned", "ready"):
-            stream.life(event, name, epoch=1, reason=f"signal {number}")
+            stream.incarnation(event, name, epoch=1, reason=f"signal {number}")
         heartbeats.take(heartbeat(name, status=f"s{number}", sandbox=f"box-{number}"))
         heartbeats.take(heartbeat(f"host-{number}", role="sandbox"))
     stream.put("swarm.signal.BTC-USD.momentum", b"{}", cause=stream.tick(1000))
-    shown = stream.shown()
+    result = stream.result()
     values: dict[str, set[tuple[str, ...]]] = {}
-    for name, labels in shown:
+    for name, labels in result:
         values.setdefault(name, set()).add(labels)
     assert len(values["signalmesh_alerts_total"]) == MAX_UNKNOWN_WRITERS + 1  # (other) for codes of others and beyond
     assert len(values["signalmesh_hop_latency_seconds_count"]) <= 2 * (MAX_UNKNOWN_WRITERS + 2)
