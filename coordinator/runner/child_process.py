@@ -68,6 +68,8 @@ class ChildProcess:
             )
         if self._spec.restart_args is not None:
             self._args = self._spec.restart_args
+        if self.stopping:  # `stop` came meanwhile, and has ended the process before
+            self._process.kill()
         self.started_at = time.monotonic()
         self.on_start()
 
@@ -88,7 +90,7 @@ class ChildProcess:
         while not self._is_stopping():
             try:
                 await self.start()
-            except OSError as error:  # too many processes or files just now
+            except (OSError, RuntimeError) as error:  # too many processes, threads or files just now
                 log.warning("child_not_started", child=self.name, problem=str(error))
                 await asyncio.sleep(backoff.after_s(0.0))
             else:

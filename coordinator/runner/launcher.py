@@ -69,10 +69,10 @@ class Launcher:
                 if self._zygote is zygote:
                     self._zygote = None
                     zygote.stop()
-                log.warning("zygote_restarted", pid=zygote.pid)
+                log.warning("zygote_died", pid=zygote.pid)
             await asyncio.sleep(backoff.after_s(loop.time() - since))
             try:
-                self._zygote = await Zygote.start()
+                self._zygote = Zygote.start()
             except OSError as error:
                 log.warning("zygote_not_started", problem=str(error))
             else:

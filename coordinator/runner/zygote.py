@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import gc
 import importlib
 import json
@@ -97,10 +97,10 @@ class Zygote:
     """A running zygote. Requests are sent one at a time."""
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
+        connection.setblocking(False)
         self._connection = connection
         self.pid = pid
-        # A request blocks for the milliseconds of a fork, or until the imports are done.
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="zygote")
+        self._turn = asyncio.Lock()
 
     @classmethod
     def fork(cls) -> Zygote | None:
@@ -125,7 +125,7 @@ class Zygote:
         return cls(ours, pid)
 
     @classmethod
-    async def start(cls) -> Zygote:
+    def start(cls) -> Zygote:
         """Start it as a new interpreter.
 
         Raises:
@@ -134,10 +134,10 @@ class Zygote:
         ours, theirs = socket.socketpair()
         with theirs:
             command = module_command(__name__, str(theirs.fileno()))
-            # Not asyncio's: whether it runs is seen by its connection, and `stop` reaps it.
-            process = await asyncio.to_thread(
-                subprocess.Popen, command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()], start_new_session=True,
+            # Not asyncio's, which reaps its children itself. From this thread, with which it is to end.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+                start_new_session=True, preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509
             )  # fmt: skip
         return cls(ours, process.pid)
 
@@ -151,36 +151,36 @@ class Zygote:
             OSError: the system has no room for another process.
         """
         request = Request(args=list(args), env=dict(env), targets=list(pass_fds), parent=os.getpid())
-        ask = asyncio.get_running_loop().run_in_executor(self._thread, self._request, request, (output, *pass_fds))
-        try:
-            pid = await asyncio.shield(ask)
-        except asyncio.CancelledError:
-            await asyncio.wait({ask})  # its descriptors are those of the caller
-            raise
-        return ForkedProcess(pid)
+        async with self._turn:
+            gate, opener = os.pipe()
+            adopt_orphans(True)
+            try:
+                reply = await self._ask(request, [output, gate, *pass_fds])
+                if "error" in reply:
+                    raise OSError(reply["errno"], reply["error"])
+                os.write(opener, b"1")  # it is our child now, and may begin
+            finally:
+                # Without that write the other end reads the end of the file, and ends.
+                os.close(opener)
+                os.close(gate)
+                adopt_orphans(False)
+        return ForkedProcess(int(reply["pid"]))
 
-    def _request(self, request: Request, descriptors: tuple[int, ...]) -> int:
-        gate, opener = os.pipe()
-        adopt_orphans(True)
+    async def _ask(self, request: Request, descriptors: list[int]) -> dict[str, Any]:
+        if self._connection.fileno() < 0:
+            raise ZygoteGone("an earlier request was not answered")
+        answered = False
         try:
-            output, *passed = descriptors
-            self._connection.settimeout(REPLY_S)
-            _send(self._connection, request, [output, gate, *passed])
-            reply = _receive_text(self._connection)
-            if reply is None:
-                raise ZygoteGone("it has ended")
-            if "error" in reply:
-                raise OSError(reply["errno"], reply["error"])
-            os.write(opener, b"1")  # it is our child now, and may begin
-        except (TimeoutError, ConnectionError, EOFError) as error:
-            raise ZygoteGone(str(error)) from None
-        else:
-            return int(reply["pid"])
+            async with asyncio.timeout(REPLY_S):
+                await _send(self._connection, request, descriptors)
+                reply = await _receive_reply(self._connection)
+            answered = True
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError
+            raise ZygoteGone(str(error) or f"it did not answer within {REPLY_S:g} s") from None
         finally:
-            # Without that write the other end reads the end of the file, and ends.
-            os.close(opener)
-            os.close(gate)
-            adopt_orphans(False)
+            if not answered:  # the next request would take a late answer for its own
+                self._connection.close()
+        return reply
 
     async def wait(self) -> None:
         """Return when it has ended."""
@@ -188,45 +188,52 @@ class Zygote:
 
     def stop(self) -> None:
         """End it, and reap it."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._connection.close()
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+        if not self._turn.locked():  # otherwise the request must see the end of the connection first
+            self._connection.close()
 
 
 # -- messages between `up` and the zygote
 
 
-def _send(connection: socket.socket, request: Request, descriptors: list[int]) -> None:
+async def _send(connection: socket.socket, request: Request, descriptors: list[int]) -> None:
     # json, and not orjson: variables that are no UTF-8 hold lone surrogates.
     data = json.dumps(msgspec.to_builtins(request)).encode()
-    socket.send_fds(connection, [len(data).to_bytes(4)], descriptors)
-    connection.sendall(data)
+    socket.send_fds(connection, [len(data).to_bytes(4)], descriptors)  # there is room: no other request is under way
+    await asyncio.get_running_loop().sock_sendall(connection, data)
 
 
 def _receive(connection: socket.socket) -> tuple[Request, list[int]] | None:
     size, descriptors, _, _ = socket.recv_fds(connection, 4, MAX_DESCRIPTORS)
     if not size:
         return None
-    return msgspec.convert(json.loads(_receive_exactly(connection, int.from_bytes(size))), Request), descriptors
+    left = int.from_bytes(size)
+    data = b""
+    while left > len(data):
+        if not (piece := connection.recv(left - len(data))):
+            return None
+        data += piece
+    return msgspec.convert(json.loads(data), Request), descriptors
 
 
-def _send_text(connection: socket.socket, reply: dict[str, Any]) -> None:
+def _send_reply(connection: socket.socket, reply: dict[str, Any]) -> None:
     data = json.dumps(reply).encode()
     connection.sendall(len(data).to_bytes(4) + data)
 
 
-def _receive_text(connection: socket.socket) -> dict[str, Any] | None:
-    size = connection.recv(4)
-    return json.loads(_receive_exactly(connection, int.from_bytes(size))) if size else None
+async def _receive_reply(connection: socket.socket) -> dict[str, Any]:
+    size = await _receive_exactly(connection, 4)
+    reply: dict[str, Any] = json.loads(await _receive_exactly(connection, int.from_bytes(size)))
+    return reply
 
 
-def _receive_exactly(connection: socket.socket, size: int) -> bytes:
+async def _receive_exactly(connection: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
-        if not (piece := connection.recv(size - len(data))):
-            raise EOFError("the connection ended within a message")
+        if not (piece := await asyncio.get_running_loop().sock_recv(connection, size - len(data))):
+            raise EOFError("it has ended")
         data += piece
     return data
 
@@ -251,7 +258,7 @@ def _serve(connection: socket.socket) -> NoReturn:
         reply = _fork(request, descriptors, connection)
         for descriptor in descriptors:
             os.close(descriptor)
-        _send_text(connection, reply)
+        _send_reply(connection, reply)
     os._exit(0)
 
 
@@ -345,5 +352,5 @@ def _exit_code(value: object) -> int:
 
 
 if __name__ == "__main__":
-    with _exiting():  # it ends with its connection, whose other end is in `up` alone
+    with _exiting():
         _serve(socket.socket(fileno=int(sys.argv[1])))

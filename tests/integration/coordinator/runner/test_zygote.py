@@ -72,6 +72,12 @@ async def main(launcher):
                 child = await launcher.start(order["args"], environment, output.fileno(), order["pass_fds"])
             running[child.pid] = child
             say(pid=child.pid, kind=type(child).__name__)
+        elif "together" in order:
+            orders = [["--version"]] * order["together"]
+            with open(order["output"], "ab") as output:
+                starts = [launcher.start(args, dict(os.environ), output.fileno()) for args in orders]
+                children = await asyncio.gather(*starts)
+            say(codes=[await child.wait() for child in children])
         elif "wait" in order:
             say(code=await running[order["wait"]].wait())
         elif "reply_s" in order:
@@ -191,6 +197,20 @@ async def test_ps_shows_the_command_and_no_variable(tmp_path: Path):
         assert " ".join(psutil.Process(program.zygote).cmdline()).strip() == "signalmesh zygote"
 
 
+async def test_a_zygote_that_replaced_another_one_ends_with_its_parent_even_while_it_is_stopped(tmp_path: Path):
+    async with parent(tmp_path) as program:
+        os.kill(program.zygote, signal.SIGKILL)
+        another = (await program.order(zygote=program.zygote))["zygote"]
+        os.kill(another, signal.SIGSTOP)
+        program.process.kill()
+        try:
+            async with asyncio.timeout(GUARD_S):
+                await wait_pid_exit(another)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(another, signal.SIGKILL)
+
+
 async def test_children_end_with_their_parent_and_so_does_the_zygote(tmp_path: Path):
     async with parent(tmp_path) as program:
         pids = [await program.start("wait") for _ in range(2)]
@@ -223,3 +243,13 @@ async def test_without_an_answer_of_the_zygote_a_new_interpreter_is_started_once
         assert program.kind == "Process"
         assert (code, text.count("signalmesh")) == (0, 1)
         assert not psutil.pid_exists(program.zygote)
+
+
+async def test_all_that_wait_for_a_hung_zygote_are_started_once(tmp_path: Path):
+    async with parent(tmp_path) as program:
+        assert await program.run("exit", "0") == (0, "")  # it is ready
+        await program.order(reply_s=0.3)
+        os.kill(program.zygote, signal.SIGSTOP)
+        output = tmp_path / "version"
+        assert (await program.order(together=5, output=str(output)))["codes"] == [0] * 5
+        assert output.read_text().count("signalmesh") == 5
