@@ -18,6 +18,7 @@ MeshError                 root; the message names what was expected and what to 
     ├── WrongSequence     compare-and-set lost: another process wrote; never retried blindly
     │   └── Fenced        a successor has claimed this agent: this process must end
     └── Refused           the server refused for another reason; carries its code
+        └── LimitReached  a limit of the account or of the server; carries which one, and what to raise
 """
 
 from __future__ import annotations
@@ -189,6 +190,14 @@ class Refused(BusError):
     def __init__(self, subject: str, code: int, description: str) -> None:
         self.subject, self.code, self.description = subject, code, description
         super().__init__(f"{subject}: the server refused it: {description} (error {code})")
+
+
+class LimitReached(Refused):
+    """A limit of JetStream's is reached. `limit` is which one with its value and usage, and what to raise."""
+
+    def __init__(self, subject: str, code: int, description: str, limit: str) -> None:
+        super().__init__(subject, code, f"{description}: {limit}")
+        self.limit = limit
 
 
 class WrongSequence(BusError):

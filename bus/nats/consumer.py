@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from bus.errors import BusError, BusTimeout, Refused
+from bus.errors import BusError, BusTimeout, LimitReached, Refused
 from bus.interface import OnStored, StoredMessage
 from bus.nats.client import STATUS, LazyHeaders, parse_headers
 from bus.nats.jetstream import IDLE_HEARTBEAT_S, STREAM_NOT_FOUND, JetStream
@@ -180,6 +180,7 @@ class Reader:
         self._restart_due.set()
 
     async def _supervise(self) -> None:
+        limited = False
         while not self._closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_HEARTBEAT_S):
@@ -196,6 +197,9 @@ class Reader:
                 await self._begin()
             except BusError as error:
                 log.debug("reader_restart_failed", stream=self._stream, error=str(error))
+                if isinstance(error, LimitReached) and not limited:  # only a person can raise it
+                    limited = True
+                    log.warning("reader_limited", stream=self._stream, error=str(error))
                 self._restart_due.set()
                 await asyncio.sleep(0.1)
 

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
 import orjson
 import structlog
 
-from bus.errors import BusError, BusTimeout, NoResponders, PermissionDenied, Refused, WrongSequence
+from bus.errors import (
+    BusError,
+    BusTimeout,
+    LimitReached,
+    MeshError,
+    NoResponders,
+    PermissionDenied,
+    Refused,
+    WrongSequence,
+)
 from bus.interface import Ack, Done, Headers
 from bus.messages import MAX_PAYLOAD_BYTES
+from bus.nats.account_limits import LIMIT_CODES, explain_limit
 from bus.nats.client import STATUS, parse_headers
 from bus.nats.connection import Connection, too_large
 
@@ -34,6 +45,8 @@ NO_LEADER = frozenset({10008, 10009})
 NO_RESPONDERS = 503
 """The status of the server's empty answer for a subject without subscribers."""
 API_TIMEOUT_S = 5.0
+LIMITS_S = 1.0
+"""How long an answer about the account's limits is waited for, and used for the messages that are refused next."""
 IDLE_HEARTBEAT_S = 0.5
 """A consumer reports this often if there is nothing to deliver."""
 INACTIVE_THRESHOLD_S = 5.0
@@ -54,6 +67,10 @@ class JetStream:
         self._tokens = 0
         self._inbox = connection.client.new_inbox() + "."
         """The prefix of reply subjects; the token after it identifies the request."""
+        self._account: tuple[float, dict[str, Any], str] | None = None
+        """When the account was last asked for, JetStream's answer about it, and its name."""
+        self._asking = asyncio.Lock()
+        self._explaining: set[asyncio.Task[None]] = set()
         connection.watch(self._fail_pending, _nothing)
         connection.on_denied = self._on_denied
 
@@ -99,7 +116,11 @@ class JetStream:
             if token in self._acks:
                 if not data or _is_ack(data) or b'"error"' in data:  # anything else is no answer of a stream
                     subject, done = self._acks.pop(token)
-                    done(_read_ack(data, subject))
+                    result = _read_ack(data, subject)
+                    if isinstance(result, Refused) and result.code in LIMIT_CODES:
+                        self._explain_to(done, result)
+                    else:
+                        done(result)
                 return
             subject, answer = self._requests.get(token, ("", None))
             if answer is not None and not answer.done() and (subject.startswith("$") or not _is_ack(data)):
@@ -129,11 +150,44 @@ class JetStream:
             if not answer.done():
                 answer.set_exception(BusTimeout("the connection broke before the answer came"))
 
+    def _explain_to(self, done: Done, error: Refused) -> None:
+        """Call `done` with what is known about the limit, once it is known."""
+
+        async def explain() -> None:
+            explained: Refused = error
+            try:
+                explained = await self._explained(error, {}, LIMITS_S)
+            finally:
+                try:
+                    done(explained)
+                except Exception:
+                    log.exception("ack_callback_failed")
+
+        task = asyncio.create_task(explain(), name="explain-limit")
+        self._explaining.add(task)
+        task.add_done_callback(self._explaining.discard)
+
+    async def _explained(self, error: Refused, wanted: dict[str, Any], max_age_s: float) -> LimitReached:
+        oldest = time.monotonic() - max_age_s
+        async with self._asking:  # many messages may be refused at once
+            if self._account is None or self._account[0] < oldest:
+                info: dict[str, Any] = {}
+                name = ""
+                with contextlib.suppress(MeshError, ValueError, LookupError):  # not every user may ask
+                    info = await self.api("INFO", timeout_s=LIMITS_S)
+                    user = orjson.loads(await self.request("$SYS.REQ.USER.INFO", b"", LIMITS_S))
+                    name = str(user["data"]["account"])
+                self._account = time.monotonic(), info, name
+            _, info, name = self._account
+        limit = explain_limit(error.code, wanted, info, name)
+        return LimitReached(error.subject, error.code, error.description, limit)
+
     async def api(self, command: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
         """One request to JetStream's API, `$JS.API.{command}`.
 
         Raises:
             Refused: with JetStream's error code.
+            LimitReached: a limit of the account or of the server, with its value and key.
             BusTimeout: no answer, or the cluster is about to elect a leader.
         """
         data = b"" if body is None else orjson.dumps(body)
@@ -142,7 +196,9 @@ class JetStream:
             code = error.get("err_code", error.get("code", 0))
             if code in NO_LEADER:
                 raise BusTimeout(f"{command}: {error.get('description', '')}")
-            raise Refused(command, code, error.get("description", ""))
+            refused = Refused(command, code, error.get("description", ""))
+            wanted = body if isinstance(body, dict) else {}
+            raise await self._explained(refused, wanted, 0.0) if code in LIMIT_CODES else refused
         answer: dict[str, Any] = reply
         return answer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from bus.errors import NoResponders, Refused, UsageError
+from bus.errors import LimitReached, NoResponders, Refused, UsageError
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import NANOSECOND, STREAM_NOT_FOUND
@@ -29,8 +29,10 @@ EDITS = {
     "allow_msg_ttl": "--allow-msg-ttl",
 }
 """Options of `nats stream edit`, for the settings that it can correct."""
-NO_STORAGE_LEFT = frozenset({10023, 10047})
+NO_STORAGE_LEFT = frozenset({10002, 10023, 10047, 10122})
 """JetStream's error codes for a server or an account that has no room for the stream."""
+DUPLICATE_WINDOW = "duplicates window"
+"""In the server's text about a limit that has no error code of its own."""
 STREAM_NAME_IN_USE = 10058
 NO_ROOM_FOR_REPLICAS = frozenset({10005, 10074})
 """JetStream's error codes for fewer servers than replicas."""
@@ -219,9 +221,15 @@ def _not_stored(bus: NatsBus, expected: Mapping[str, Any], error: Refused) -> Us
     wanted = expected.get("max_bytes", 0)
     if error.code in NO_STORAGE_LEFT:
         return UsageError(
-            f"the server at {bus.url} has no room for the stream {name} ({error.description}): it reserves "
-            f"{_readable('max_bytes', wanted) if wanted else 'space'}; lower [stream] max_bytes, or give the server "
-            "or the account more storage"
+            f"the server at {bus.url} has no room for the stream {name}, which reserves "
+            f"{_readable('max_bytes', wanted) if wanted else 'space'}: {error.description}; or lower [stream] max_bytes"
+        )
+    if isinstance(error, LimitReached):
+        return UsageError(f"the server at {bus.url} refused the stream {name}: {error.description}")
+    if DUPLICATE_WINDOW in error.description:
+        return UsageError(
+            f"the server at {bus.url} refused the stream {name}: {error.description}; raise "
+            f"jetstream.limits.duplicate_window in its configuration to {DUPLICATE_WINDOW_S}s"
         )
     return UsageError(
         f"the server at {bus.url} refused the stream {name}: {error.description}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,11 +11,12 @@ from urllib.parse import quote
 import orjson
 import pytest
 
-from bus.errors import BusUnreachable, PermissionDenied, UsageError
+from bus.errors import BusUnreachable, LimitReached, PermissionDenied, UsageError
 from bus.interface import ReceivedMessage
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits, ensure_streams, expected_streams
+from tests.support.collecting import Collector
 from tests.support.nats import Connections, plain_server
 
 
@@ -173,3 +175,95 @@ async def test_a_publish_waits_for_its_stream_whatever_else_answers(tmp_path):
         await other.connection.client.flush()
         for _ in range(20):
             assert (await bus.publish("in.swarm.market.A.x", b"{}")).sequence > 0
+
+
+SMALL = StreamLimits(max_bytes=4 << 20)
+
+
+def with_account(directory: Path, limits: str, more: str = "") -> tuple[str, str]:
+    """The arguments of a server whose user u is of an account with these limits of JetStream."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "nats.conf"
+    accounts = f"accounts {{ MINE {{ jetstream {limits}, users: [ {{ user: u, password: p, {more} }} ] }} }}"
+    file.write_text(f'jetstream {{ store_dir: "{directory}/store", max_file_store: 60000000 }}\n{accounts}\n')
+    return "-c", str(file)
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ("{ max_streams: 2 }", "KV_swarm_memory.*max_streams is 2, 2 used; raise accounts.MINE.jetstream.max_streams"),
+        (
+            "{ max_store: 1M }",
+            r"reserves 4.* max_store is 1,000,000 bytes, 0 bytes used.*E\.jetstream\.max_store.* lower \[stream\]",
+        ),
+        (
+            "{ max_store: 50M, disk_max_stream_bytes: 2M }",
+            r"swarm_events, .*disk_max_stream_bytes is 2,000,000 bytes; raise accounts\.MINE\.jetstream\.disk_max_",
+        ),
+        (
+            "{ max_bytes_required: true }",
+            "KV_swarm_state: .*set accounts.MINE.jetstream.max_bytes_required to false in the server's configuration",
+        ),
+    ],
+    ids=["max_streams", "max_store", "disk_max_stream_bytes", "max_bytes_required"],
+)
+async def test_a_limit_of_the_account_is_named_with_its_usage_and_key(tmp_path, limits, text):
+    async with plain_server(tmp_path, *with_account(tmp_path, limits)) as url, Connections() as connections:
+        bus = await connections.bus(with_user(url, "u:p"))
+        with pytest.raises(UsageError, match=text):
+            await ensure_streams(bus, SMALL)
+
+
+async def test_a_limit_of_the_server_is_not_blamed_on_the_account(tmp_path):
+    async with plain_server(tmp_path, *with_account(tmp_path, "enabled")) as url, Connections() as connections:
+        bus = await connections.bus(with_user(url, "u:p"))
+        with pytest.raises(UsageError, match=r"raise jetstream\.max_file_store in its configuration"):
+            await ensure_streams(bus, StreamLimits(max_bytes=80 << 20))
+
+
+async def test_a_window_of_duplicates_that_the_server_limits_is_named_by_its_key(tmp_path):
+    arguments = configured(tmp_path, "")
+    Path(arguments[1]).write_text(f'jetstream {{ store_dir: "{tmp_path}/s", limits: {{ duplicate_window: 10s }} }}\n')
+    async with plain_server(tmp_path, *arguments) as url, Connections() as connections:
+        with pytest.raises(UsageError, match=r"raise jetstream\.limits\.duplicate_window .* to 120s"):
+            await ensure_streams(await connections.bus(url))
+
+
+async def test_a_message_beyond_the_limit_of_the_account_is_refused_with_it(tmp_path):
+    arguments = with_account(tmp_path, "{ max_store: 1M }")
+    async with plain_server(tmp_path, *arguments) as url, Connections() as connections:
+        bus = await connections.bus(with_user(url, "u:p"))
+        await ensure_streams(bus, StreamLimits(max_bytes=0))
+        text = r"max_store is 1,000,000 bytes, [89]\d\d,\d\d\d bytes used, .*accounts\.MINE\.jetstream\.max_store"
+        results: Collector[object] = Collector()
+        for _ in range(8):
+            bus.send("in.swarm.market.A.x", bytes(200_000), {}, results.put)
+        refused = [result for result in await results.reach(8) if isinstance(result, LimitReached)]
+        assert [result.code for result in refused] == [10002] * 4
+        assert all(re.search(text, str(result)) for result in refused)
+        with pytest.raises(LimitReached, match=rf"\$KV\.swarm_state\.a: .*{text}"):
+            await bus.kv_put("swarm_state", "a", bytes(200_000), 0)
+
+
+async def test_more_consumers_than_the_account_may_have_are_refused_with_the_limit(tmp_path):
+    arguments = with_account(tmp_path, "{ max_consumers: 1, max_ack_pending: 5 }")
+    async with plain_server(tmp_path, *arguments) as url, Connections() as connections:
+        bus = await connections.bus(with_user(url, "u:p"))
+        await ensure_streams(bus, SMALL)
+        config = {"name": "c", "ack_policy": "explicit", "max_ack_pending": 9, "inactive_threshold": 10**9}
+        with pytest.raises(LimitReached, match=r"max_ack_pending is 5; raise accounts\.MINE\.jetstream\.max_ack_pendi"):
+            await bus.api("CONSUMER.CREATE.swarm_events.c", {"stream_name": "swarm_events", "config": config})
+        reader = await bus.follow(("swarm.>",), 1, lambda _: None)
+        with pytest.raises(LimitReached, match=r"max_consumers is 1, 1 used; raise accounts\.MINE\.jetstream\.max_con"):
+            await bus.follow(("swarm.>",), 1, lambda _: None)
+        await reader.close()
+
+
+async def test_a_user_that_may_not_ask_for_the_limits_gets_the_keys(tmp_path):
+    denied = 'permissions: { publish: { deny: ["$JS.API.INFO", "$SYS.>"] } }'
+    arguments = with_account(tmp_path, "{ max_streams: 2 }", denied)
+    async with plain_server(tmp_path, *arguments) as url, Connections() as connections:
+        bus = await connections.bus(with_user(url, "u:p"))
+        with pytest.raises(UsageError, match=r"a limit that .*; raise accounts\.ACCOUNT\.jetstream\.max_str"):
+            await ensure_streams(bus, SMALL)
