@@ -125,6 +125,11 @@ class MirrorFile:
     def close(self) -> None:
         self._db.close()
 
+    def freeze(self) -> None:
+        """Read the file as it is now, until it is closed, whatever its mirror writes or removes meanwhile."""
+        self.rows("BEGIN")
+        self.cursor()  # the first read is what begins it
+
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Any query."""
         try:
@@ -151,9 +156,19 @@ class MirrorFile:
         return [StreamIncarnation(*row) for row in self.rows(sql, stream or self.subjects.stream)]
 
     def gaps(self, stream: str | None = None) -> list[MirrorGap]:
-        """Sequences of `stream` (default: the event stream) that are known to be missing from the file."""
-        sql = "SELECT stream, first, last, reason, recorded_ns FROM gaps WHERE stream = ? ORDER BY first"
-        return [MirrorGap(*row) for row in self.rows(sql, stream or self.subjects.stream)]
+        """Sequences of `stream` (default: the event stream) that are listed as missing from the file, by the first."""
+        sql = "SELECT stream, first, last, reason, recorded_ns FROM gaps WHERE stream = ? ORDER BY first, last"
+        found = self.rows(sql, stream or self.subjects.stream)
+        if bad := [row for row in found if not all(isinstance(row[at], int) for at in (1, 2, 4))]:
+            raise MirrorDamaged(str(self.path), f"its list of gaps has {bad[0][1]!r} to {bad[0][2]!r}, not sequences")
+        return [MirrorGap(*row) for row in found]
+
+    def held(self, first: int, last: int) -> tuple[int, int]:
+        """How many of the messages `first` to `last` are in the file, and the first of them (0: none is)."""
+        [(count, oldest)] = self.rows(
+            "SELECT count(*), min(sequence) FROM messages WHERE sequence BETWEEN ? AND ?", first, last
+        )
+        return count, oldest or 0
 
     def bounds(self) -> tuple[int, int]:
         """First and last sequence of the messages in the file; (0, 0) if it has none."""

@@ -207,7 +207,7 @@ class MirrorStore:
         """Remove at most PRUNE_ROWS rows beyond the limits (0: no limit); returns how many were removed.
 
         `revisions`: number of newest writes to keep of each key. The oldest messages are removed first, and recorded
-        as a gap.
+        as one gap, with the gaps between them.
         """
 
         async def work() -> int:
@@ -236,11 +236,15 @@ class MirrorStore:
         upto = min(upto, first + PRUNE_ROWS - 1)
         if upto < first:
             return 0
+        [(upto,)] = await self._all("SELECT max(sequence) FROM messages WHERE sequence <= ?", upto)
         removed = (await self._db.execute("DELETE FROM messages WHERE sequence <= ?", (upto,))).rowcount
         stream = f"{self.swarm}_events"
         [(pruned,)] = await self._all("SELECT min(first) FROM gaps WHERE stream = ? AND reason = 'pruned'", stream)
-        await self._db.execute("DELETE FROM gaps WHERE stream = ? AND reason = 'pruned'", (stream,))
-        await self._put_gaps([MirrorGap(stream, first if pruned is None else pruned, upto, "pruned")])
+        if pruned is not None:
+            first = min(first, pruned)
+        # Gaps between removed rows, of any reason, become part of this one: the list has each sequence once.
+        await self._db.execute("DELETE FROM gaps WHERE stream = ? AND first >= ? AND last <= ?", (stream, first, upto))
+        await self._put_gaps([MirrorGap(stream, first, upto, "pruned")])
         return removed
 
     async def trim_log(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bus.interface import StoredMessage
 from bus.mirror.reader import Mirrored, MirroredValue, MirrorFile
+from bus.mirror.schema import MirrorGap
 from coordinator.audit.models import Findings, MirrorAudit
 
 OWN_REASONS = frozenset({"before", "pruned"})
@@ -117,8 +118,41 @@ def values_at(file: MirrorFile, bucket: str, before_ns: int) -> dict[str, bytes]
     return found
 
 
+def check_gaps(file: MirrorFile, findings: Findings) -> None:
+    """The file's list of gaps against its rows: each is in the mirrored range, missing, and listed once.
+
+    Whether every missing message is in the list is found by reading all rows (Checks).
+    """
+    cursor, before = file.cursor(), None
+    for gap in file.gaps():
+        listed = f"the file lists messages {gap.first} to {gap.last} as missing ({REASONS.get(gap.reason, gap.reason)})"
+        if not 1 <= gap.first <= gap.last <= cursor:
+            text = f"{listed}, but it mirrors messages 1 to {cursor}"
+            _gap_problem(findings, gap, text, f"a range within 1 to {cursor}", f"{gap.first} to {gap.last}")
+        count, first = file.held(gap.first, gap.last)
+        if count:
+            text = f"{listed}, but holds {count} of them, from message {first} on"
+            _gap_problem(findings, gap, text, "no row", f"{count} rows from message {first} on")
+        if before is not None and gap.first <= before.last and not _left_by_pruning(before, gap):
+            text = f"{listed}, though messages {before.first} to {before.last} are listed as well"
+            _gap_problem(findings, gap, text, "each message listed once", f"{before.first} to {before.last} too")
+        if before is None or gap.last > before.last:
+            before = gap
+
+
+def _left_by_pruning(one: MirrorGap, other: MirrorGap) -> bool:
+    """Whether one was recorded as removed over the other, which was there before: release 0.1.0 left both."""
+    newer, older = (one, other) if one.recorded_ns > other.recorded_ns else (other, one)
+    return newer.reason == "pruned" and older.reason != "pruned"
+
+
+def _gap_problem(findings: Findings, gap: MirrorGap, text: str, expected: str, found: str) -> None:
+    findings.problem("gaps", text, sequences=[gap.first, gap.last], expected=expected, found=found)
+
+
 def check_file(file: MirrorFile, findings: Findings) -> None:
-    """SQLite's own check of the file, and values of buckets that do not match their checksum."""
+    """SQLite's own check of the file, its list of gaps, and values of buckets that do not match their checksum."""
+    check_gaps(file, findings)
     for problem in file.problems():
         text = f"the file's structure is broken: {problem}"
         findings.problem("mirror", text, sequences=[], expected="ok", found=problem)
@@ -136,6 +170,7 @@ def open_comparison(path: Path, swarm: str, created: str, findings: Findings) ->
     if not path.is_file():
         return None
     file = MirrorFile(path)
+    file.freeze()
     incarnations = file.incarnations()
     if file.swarm != swarm or not incarnations or incarnations[-1].created != created:
         file.close()

@@ -12,8 +12,9 @@ MAX_EXAMPLES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A failed check. `check` is one of: agents, causes, claims, fence, holes, ids, outputs, mirror,
-    registry, rounds, skips, snapshots. `sequences` are the stream sequences concerned; of a hole its first and last.
+    """A failed check. `check` is one of: agents, causes, claims, fence, gaps, holes, ids, outputs, mirror,
+    registry, rounds, skips, snapshots. `sequences` are the stream sequences concerned; of a hole, or of a gap in a
+    mirror's list, its first and last.
     """
 
     check: str

@@ -101,19 +101,21 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
     started_at = time.monotonic()
     with MirrorFile(path) as file:
         findings = Findings()
+        file.freeze()
         check_file(file, findings)
-        cursor, (_, newest_kept) = file.cursor(), file.bounds()
+        cursor, (oldest_kept, newest_kept) = file.cursor(), file.bounds()
         last = max(cursor, newest_kept)
         newest = file.message(newest_kept)
         before_ns = newest.row.stored_ns if newest is not None else 0
         subjects = file.subjects
         snapshots = values_at(file, subjects.state_bucket, before_ns)
         records = values_at(file, subjects.registry_bucket, before_ns)
-        gone = _joined((gap.first, gap.last) for gap in file.gaps())
+        gone = _joined((max(gap.first, 1), min(gap.last, last)) for gap in file.gaps())
+        first = gone[0][1] + 1 if gone and gone[0][0] == 1 else 1
         checks = Checks(
             subjects,
             str(path),
-            gone[0][1] + 1 if gone and gone[0][0] == 1 else 1,
+            min(first, oldest_kept) if oldest_kept else first,
             last,
             _readable(snapshots, "snapshots", read_snapshot, findings),
             _readable(records, "registry", lambda _, data: read_record(data), findings),
@@ -138,9 +140,9 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges (first, last) in order; those that touch or overlap are joined."""
+    """Ranges (first, last) in order, without empty ones; those that touch or overlap are joined."""
     joined: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
+    for first, last in sorted(one for one in ranges if one[0] <= one[1]):
         if joined and first <= joined[-1][1] + 1:
             joined[-1] = joined[-1][0], max(joined[-1][1], last)
         else:

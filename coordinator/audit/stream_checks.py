@@ -7,6 +7,7 @@ had at the start of the audit, so later messages of a running swarm are no probl
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,8 +40,8 @@ class Checks:
         gone: Sequence[tuple[int, int]] | None = None,
         gone_by: str = "retention",
     ) -> None:
-        """`gone` are the ranges of a file that are known to be missing, for the reason `gone_by`; None for a stream,
-        where retention may have removed the oldest.
+        """`gone` are the ranges that a file lists as missing, in order and apart, for the reason `gone_by`; None for a
+        stream, where retention may have removed the oldest.
         """
         self.findings = findings or Findings()
         self._gone, self._gone_by = gone, gone_by
@@ -107,23 +108,34 @@ class Checks:
             found="a changed one",
         )
         if sequence != self._next:
-            self._hole(self._next, sequence - 1)
+            self._missing(self._next, sequence - 1)
         self._next = sequence + 1
         self._lost_until(sequence)
 
     def _check_order(self, stored: StoredMessage) -> None:
         sequence, stream = stored.sequence, self.stream
         if sequence != self._next:
-            self._hole(self._next, sequence - 1)
+            self._missing(self._next, sequence - 1)
         self._next = sequence + 1
         if stream.kept_from is None and stored.headers.get(h.TTL) != "never":
             stream.kept_from = sequence
 
-    def _hole(self, first: int, last: int) -> None:
+    def _missing(self, first: int, last: int) -> None:
+        """Messages `first` to `last` are missing: one hole, or several if the file lists a part of them."""
         if self._gone is None:
-            explained = self.stream.kept_from is None
-        else:
-            explained = any(low <= first and last <= high for low, high in self._gone)
+            self._hole(first, last, explained=self.stream.kept_from is None)
+            return
+        at = bisect.bisect_left(self._gone, first, key=lambda gap: gap[1])
+        while first <= last and at < len(self._gone) and self._gone[at][0] <= last:
+            low, high = self._gone[at]
+            if first < low:
+                self._hole(first, low - 1, explained=False)
+            self._hole(max(first, low), min(last, high), explained=True)
+            first, at = high + 1, at + 1
+        if first <= last:
+            self._hole(first, last, explained=False)
+
+    def _hole(self, first: int, last: int, *, explained: bool) -> None:
         hole = Hole(first=first, last=last, explained=explained)
         if len(self.stream.holes) < MAX_HOLES:
             self.stream.holes.append(hole)
@@ -153,12 +165,13 @@ class Checks:
             self.findings.note(f"the stream was restored from the mirror: messages {what}")
 
     def _report_holes(self) -> None:
+        stored = "older ones are stored" if self._gone is None else "no gap that the file lists covers them"
         for at, hole in enumerate(self._open):  # first: other problems follow from them
             one = hole.first == hole.last
             what = f"message {hole.first} is" if one else f"messages {hole.first} to {hole.last} are"
             self.findings.problem(
                 "holes",
-                f"{what} missing, though older ones are stored",
+                f"{what} missing, though {stored}",
                 sequences=[hole.first, hole.last],
                 expected=f"{hole.last - hole.first + 1} messages",
                 found="none",
@@ -201,7 +214,7 @@ class Checks:
         """The results for each agent and each snapshot."""
         stream = self.stream
         if self._next <= stream.last:
-            self._hole(self._next, stream.last)
+            self._missing(self._next, stream.last)
         self._report_holes()
         self.rounds.finish()
         agents, snapshots = {}, {}

@@ -125,6 +125,95 @@ async def test_removed_oldest_rows(tmp_path: Path, good: Recorded):
     assert [problem.sequences for problem in audit_file(path).problems if problem.check == "holes"] == [[1, 300]]
 
 
+def lists(path: Path, *gaps: tuple[int, int, str], recorded_ns: int = 0) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for first, last, reason in gaps:
+            db.execute("INSERT INTO gaps VALUES (?, ?, ?, ?, ?)", (EVENTS, first, last, reason, recorded_ns))
+
+
+def gap_problems(path: Path, check: str = "gaps") -> list[list[int]]:
+    return [problem.sequences for problem in audit_file(path).problems if problem.check == check]
+
+
+def remove(path: Path, first: int, last: int) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM messages WHERE sequence BETWEEN ? AND ?", (first, last))
+
+
+async def test_a_listed_gap_that_is_missing_is_no_problem(tmp_path: Path, good: Recorded):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    remove(path, 100, 120)
+    lists(path, (100, 110, "retention"), (111, 120, "lost"))
+    audit = audit_file(path)
+    assert [problem for problem in audit.problems if problem.check in ("gaps", "holes", "mirror")] == []
+    assert any("21 messages are missing" in note for note in audit.notes)
+
+
+@pytest.mark.parametrize("reason", ["before", "retention", "expired", "pruned", "lost"])
+@pytest.mark.parametrize(("first", "last"), [(1, 300), (100, 120), (500, 500)])
+async def test_a_listed_gap_that_is_not_missing(tmp_path: Path, good: Recorded, reason: str, first: int, last: int):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    lists(path, (first, last, reason))
+    audit = audit_file(path)
+    [problem] = audit.problems
+    assert (problem.check, problem.sequences) == ("gaps", [first, last])
+    assert f"holds {last - first + 1} of them, from message {first} on" in problem.text
+    assert audit.mirror.compared == audit.stream.messages == len(good.messages), "nothing is left unchecked"
+    done = await run_command(tmp_path, "audit", "--file", str(path))
+    assert done.code == 1
+    assert f"gaps: the file lists messages {first} to {last} as missing" in done.out
+
+
+@pytest.mark.parametrize(
+    ("listed", "unlisted"),
+    [((100, 110), [[111, 120]]), ((105, 120), [[100, 104]]), ((105, 110), [[100, 104], [111, 120]])],
+)
+async def test_a_gap_of_which_a_part_is_not_listed(
+    tmp_path: Path, good: Recorded, listed: tuple[int, int], unlisted: list[list[int]]
+):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    remove(path, 100, 120)
+    lists(path, (*listed, "retention"))
+    assert gap_problems(path) == []
+    assert gap_problems(path, "holes") == unlisted
+
+
+@pytest.mark.parametrize("other", [(100, 120), (110, 115), (90, 100), (120, 130)])
+async def test_gaps_that_overlap(tmp_path: Path, good: Recorded, other: tuple[int, int]):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    remove(path, 90, 130)
+    lists(path, (100, 120, "retention"), (*other, "lost"))
+    [problem] = [problem for problem in audit_file(path).problems if problem.check == "gaps"]
+    assert "are listed as well" in problem.text
+
+
+async def test_what_pruning_left_of_older_gaps_is_no_overlap(tmp_path: Path, good: Recorded):
+    """Release 0.1.0 recorded what it removed over the gaps that were there."""
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    remove(path, 1, 130)
+    lists(path, (50, 60, "retention"), (110, 130, "lost"), recorded_ns=1)
+    lists(path, (1, 120, "pruned"), recorded_ns=2)
+    assert gap_problems(path) == gap_problems(path, "holes") == []
+
+
+@pytest.mark.parametrize("beyond", [(-5, -1), (0, 0), (10**6, 10**6 + 5), (10**6, 2**63 - 1), (7, 3)])
+async def test_a_gap_outside_of_what_is_mirrored(tmp_path: Path, good: Recorded, beyond: tuple[int, int]):
+    path = await mirrored(tmp_path / "mirror.sqlite", good)
+    lists(path, (*beyond, "retention"))
+    [problem] = audit_file(path).problems
+    assert (problem.check, problem.sequences) == ("gaps", list(beyond))
+    assert f"it mirrors messages 1 to {len(good.messages)}" in problem.text
+
+
+async def test_the_list_of_the_mirror_beside_the_stream(tmp_path: Path, good: Recorded):
+    async with copied(tmp_path, good) as bus:
+        path = await mirrored(tmp_path / "mirror.sqlite", good, created=await created(bus))
+        lists(path, (100, 120, "pruned"))
+        audit = await audit_bus(bus, path)
+    [problem] = audit.problems
+    assert (problem.check, problem.sequences) == ("gaps", [100, 120])
+
+
 @pytest.mark.parametrize("column", ["kind", "topic", "agent"])
 async def test_a_column_that_does_not_fit_its_subject(tmp_path: Path, good: Recorded, column: str):
     path = await mirrored(tmp_path / "mirror.sqlite", good)

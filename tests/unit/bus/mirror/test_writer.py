@@ -203,6 +203,50 @@ async def test_a_changed_byte_of_the_file_is_found(tmp_path):
         assert [found.intact for found in file.messages()] == [False, True]
 
 
+async def test_gaps_between_removed_rows_become_part_of_the_removed_range(tmp_path):
+    """And one that is longer than a batch is no part of it before the rows behind it are removed."""
+    path = tmp_path / "m.sqlite"
+    store = await MirrorStore.open(path, "swarm")
+    after = 2 * PRUNE_ROWS
+    rows = [message(n) for n in (1, 2, 5, after, after + 1)]
+    gaps = [MirrorGap(EVENTS, 3, 4, "before"), MirrorGap(EVENTS, 6, after - 1, "retention")]
+    await store.write(rows, [], {EVENTS: after + 1}, gaps)
+
+    def listed() -> list[tuple[int, int, str]]:
+        with MirrorFile(path) as file:
+            return [(gap.first, gap.last, gap.reason) for gap in file.gaps()]
+
+    assert await store.prune(max_age_s=0, max_rows=1, revisions=0) == 3
+    assert listed() == [(1, 5, "pruned"), (6, after - 1, "retention")]
+    assert await store.prune(max_age_s=0, max_rows=1, revisions=0) == 1
+    assert listed() == [(1, after, "pruned")]
+    await store.close()
+
+
+async def test_a_frozen_file_is_read_as_it_was(tmp_path):
+    """Rows, list of gaps and cursor fit each other, though the mirror removes rows between two reads."""
+    path = tmp_path / "m.sqlite"
+    await filled(path)
+    store = await MirrorStore.open(path, "swarm")
+    with MirrorFile(path) as file:
+        file.freeze()
+        await store.prune(max_age_s=0, max_rows=1, revisions=0)
+        await store.write([message(4)], [], {EVENTS: 4})
+        assert (file.bounds(), file.gaps(), file.cursor()) == ((1, 3), [], 3)
+    with MirrorFile(path) as file:
+        assert (file.bounds(), len(file.gaps()), file.cursor()) == ((3, 4), 1, 4)
+    await store.close()
+
+
+async def test_a_gap_without_numbers_is_damage(tmp_path):
+    path = tmp_path / "m.sqlite"
+    await filled(path)
+    with sqlite3.connect(path) as db:
+        db.execute("INSERT INTO gaps VALUES (?, 'one', 2, 'before', 0)", (EVENTS,))
+    with MirrorFile(path) as file, pytest.raises(MirrorDamaged, match="'one' to 2"):
+        file.gaps()
+
+
 async def test_retention_removes_the_oldest_in_batches_and_records_it(tmp_path):
     path, old = tmp_path / "m.sqlite", time.time_ns() - 3600 * 10**9
     count = 2 * PRUNE_ROWS + 300
