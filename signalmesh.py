@@ -18,6 +18,7 @@ import contextlib
 import io
 import os
 import runpy
+import signal
 import site
 import sys
 from collections.abc import Iterator
@@ -112,7 +113,8 @@ def find_clash() -> Clash | None:
 def main() -> None:
     """Prepare this process, and run the command line or the module that the arguments name."""
     _open_standard_streams()
-    _fix_hash_seed()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # while a parent had it ignored, children leave no exit code
+    _begin_again()
     _order_path()
     _bypass_proxies()
     if sys.argv[1:2] == [MODULE]:
@@ -135,10 +137,14 @@ def run_command() -> None:
         raise SystemExit(2) from None  # EXIT_USAGE of bus/errors.py, which may be that of another owner
 
 
-def _fix_hash_seed() -> None:
-    """Begin again with a fixed seed if this process runs agents: sets of strings would have another order each time."""
-    if not os.environ.get("PYTHONHASHSEED") and not RUN_AGENTS.isdisjoint(sys.argv[1:]):
-        os.environ["PYTHONHASHSEED"] = "0"
+def _begin_again() -> None:
+    """Begin again, if this process runs agents, with a fixed seed: sets of strings would have another order each time.
+
+    Also if the interpreters that multiprocessing starts would have the working directory on their path.
+    """
+    seeded = bool(os.environ.get("PYTHONHASHSEED"))
+    if not (seeded and sys.flags.safe_path) and not RUN_AGENTS.isdisjoint(sys.argv[1:]):
+        os.environ["PYTHONHASHSEED"] = os.environ.get("PYTHONHASHSEED") or "0"
         command = python_command(*sys.argv[1:])
         os.execv(command[0], command)  # noqa: S606 - this very program
 

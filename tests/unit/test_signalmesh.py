@@ -165,6 +165,26 @@ def test_nothing_of_this_machine_is_asked_through_a_proxy(monkeypatch, given):
     assert requests.utils.should_bypass_proxies("https://internal.example", None) == bool(given)
 
 
+def test_an_ignored_sigchld_is_restored(tmp_path):
+    command = module_command("timeit", "-n1", "-r1", "import signal; print(repr(signal.getsignal(signal.SIGCHLD)))")
+    ignoring = f"import os, signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv({command[0]!r}, {command})"
+    done = run([sys.executable, "-c", ignoring], tmp_path)
+    assert "SIG_DFL" in done.stdout, done
+
+
+@pytest.mark.parametrize("seed", ["", "7"])
+def test_an_interpreter_whose_path_has_the_working_directory_runs_no_agents(monkeypatch, seed):
+    assert not sys.flags.safe_path
+    monkeypatch.setenv("PYTHONHASHSEED", seed)
+    monkeypatch.setattr(sys, "argv", ["signalmesh", "sandbox", "base"])
+    begun: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _program, command: begun.append(command))
+    signalmesh._begin_again()
+    assert begun == [python_command("sandbox", "base")]
+    assert "-P" in begun[0]
+    assert os.environ["PYTHONHASHSEED"] == (seed or "0")
+
+
 @pytest.mark.slow
 def test_agents_run_with_one_order_of_sets(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
