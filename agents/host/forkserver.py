@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from agents.host.stack_probe import StackReader, answer_requests, ignore_requests
 from agents.runtime.process import Incarnation, run_incarnation
 from bus.errors import MeshError
 from bus.utils.processes import die_with_parent, set_title, start_identity, wait_pid_exit
@@ -55,10 +56,11 @@ CREATION_S = 10.0
 """A directory without a lock file is removed if it is older than this."""
 
 
-def _child(data: bytes, errors: Connection) -> None:
+def _child(data: bytes, errors: Connection, stacks: Connection) -> None:
     from agents.host.preload import FORK_SERVER  # loaded in the fork server, whose pid it therefore holds
 
     die_with_parent(FORK_SERVER)
+    answer_requests(stacks.fileno())
     server: Any = forkserver._forkserver  # noqa: SLF001 - there is no other way
     with contextlib.suppress(OSError):
         os.close(server._forkserver_alive_fd)  # noqa: SLF001
@@ -79,8 +81,9 @@ def _loaded(pipe: Any) -> None:
 class AgentProcess:
     """One agent's process. Several tasks may call `wait`."""
 
-    def __init__(self, process: Any, errors: Connection) -> None:
-        self._process, self._errors = process, errors
+    def __init__(self, process: Any, errors: Connection, stacks: Connection) -> None:
+        self._process, self._errors, self._stacks = process, errors, stacks
+        self._probing = asyncio.Lock()
         self.pid: int = process.pid
         self.started: str | None = None
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -92,6 +95,8 @@ class AgentProcess:
     async def _await_exit(self) -> int:
         await wait_pid_exit(self.pid)
         self._read_error()
+        async with self._probing:
+            self._stacks.close()
         code = await asyncio.to_thread(self._exit_code)
         return code if code is not None else -signal.SIGKILL
 
@@ -104,6 +109,11 @@ class AgentProcess:
         self._process.join(EXIT_STATUS_S)
         code: int | None = self._process.exitcode
         return code
+
+    async def find_place(self) -> str | None:
+        """Where its main thread is, as one line; None if that waits for events, or does not answer."""
+        async with self._probing:
+            return None if self._stacks.closed else await StackReader(self._stacks.fileno()).request(self.pid)
 
     async def wait(self) -> int:
         """Exit code once it has ended, negative for a signal."""
@@ -207,19 +217,21 @@ class ForkServer:
         if stopping():
             raise MeshError("this sandbox host is ending")
 
-        def start() -> tuple[Any, Connection]:
+        def start() -> tuple[Any, Connection, Connection]:
             ours, theirs = self._context.Pipe(duplex=False)
-            with theirs:
-                process = self._context.Process(target=_child, args=(incarnation.to_json(), theirs), daemon=True)
+            reading, writing = self._context.Pipe(duplex=False)
+            with theirs, writing:
+                arguments = (incarnation.to_json(), theirs, writing)
+                process = self._context.Process(target=_child, args=arguments, daemon=True)
                 with importable():  # the server may have to be started again
                     process.start()
-            return process, ours
+            return process, ours, reading
 
         try:
-            process, errors = await asyncio.get_running_loop().run_in_executor(self._thread, start)
+            process, errors, stacks = await asyncio.get_running_loop().run_in_executor(self._thread, start)
         except OSError as error:
             raise MeshError(f"cannot start a process: {error}") from None
-        return AgentProcess(process, errors)
+        return AgentProcess(process, errors, stacks)
 
     async def stop(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -230,6 +242,7 @@ def _run_server(listener: int, alive: int, kept: int, preload: tuple[str, ...]) 
     try:
         os.close(kept)
         set_title("fork-server")
+        ignore_requests()
         for module in (*preload, PRELOAD):
             importlib.import_module(module)
         sys.modules[PRELOAD].FORK_SERVER = os.getpid()  # type: ignore[attr-defined]

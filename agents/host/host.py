@@ -260,7 +260,10 @@ class Host:
         slot = self._running.get(request.agent)
         if slot is None or slot.order.epoch != request.epoch:
             return {"state": "gone", "cpu_s": 0.0, "waited_s": 0.0}
-        return slot.child.probe()
+        found = slot.child.probe()
+        if found["state"] not in ("T", "t", "Z", "X", "gone"):
+            found["place"] = await slot.child.find_place()
+        return found
 
     async def _probe(self, _: bytes) -> dict[str, Any]:
         seen = await asyncio.to_thread(probe_sandbox)

@@ -25,6 +25,7 @@ import agents.runtime.process
 from agents.agent import Agent
 from agents.builtin.sentiment import packaged_recording
 from agents.feeds.candles import load_candles
+from agents.host.stack_probe import ignore_requests
 from agents.spec import AgentSpec
 from agents.state.codec import StateCodec
 from bus.durable.snapshots import Snapshot
@@ -37,6 +38,7 @@ A fork server that is forked from a process with these imports sets it."""
 
 load_candles()
 packaged_recording()
+ignore_requests()
 known: list[Any] = [*KINDS.values(), Snapshot, AgentSpec, agents.runtime.process.Incarnation]
 for agent in (classes := [Agent]):
     classes += agent.__subclasses__()

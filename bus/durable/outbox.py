@@ -30,6 +30,8 @@ WINDOW = 512
 ACK_TIMEOUT_S = 2.0
 """An unacknowledged message older than this on a ready connection starts a resync."""
 RETRY_S = 0.1
+TOO_LARGE_S = 30.0
+"""How long a message is sent again that is larger than the stream allows."""
 FLUSH_TIMEOUT_S = 1.0
 """Seconds that `finish` waits for acknowledgements."""
 
@@ -46,6 +48,8 @@ class Entry:
     number: int | None = None
     sequence: int = 0
     refused: int = 0
+    too_large_since: float | None = None
+    """Since when the stream refuses its size, seconds of the event loop's clock."""
 
 
 class OutboxState(enum.Enum):
@@ -187,15 +191,26 @@ class Outbox:
             self._remove_acknowledged()
         elif isinstance(result, WrongSequence):
             self._fail(Fenced(result.subject, result.description))
-        elif isinstance(result, Refused) and result.code == MESSAGE_TOO_LARGE:
-            self._on_too_large(entry, result)
         elif generation == self._connection_generation and self._bus.is_ready:
             entry.refused += 1
-            log.warning("publish_refused", subject=entry.subject, error=str(result), times=entry.refused)
-            self._start_resync()
+            if isinstance(result, Refused) and result.code == MESSAGE_TOO_LARGE:
+                self._on_too_large(entry, result)
+                return
+            self._retry_refused(entry, result)
+
+    def _retry_refused(self, entry: Entry, refusal: BusError) -> None:
+        log.warning("publish_refused", subject=entry.subject, error=str(refusal), times=entry.refused)
+        self._start_resync()
 
     def _on_too_large(self, entry: Entry, refusal: Refused) -> None:
-        """No repetition would be taken. A report is lost and counted; without an output the next ones have no place."""
+        """Retry for TOO_LARGE_S: a limit may be raised again. Then a report is lost and counted, and a writer ends: the
+        outputs after one that is missing have no place.
+        """
+        now = asyncio.get_running_loop().time()
+        entry.too_large_since = entry.too_large_since or now
+        if now - entry.too_large_since < TOO_LARGE_S:
+            self._retry_refused(entry, refusal)
+            return
         if entry not in self._entries:
             return
         size = len(entry.data)

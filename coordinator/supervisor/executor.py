@@ -207,8 +207,8 @@ class ActionExecutor:
             await self._hosts.kill(sandbox, agent, epoch)
 
     async def _probe(self, action: ProbeProcess) -> None:
-        state, cpu = await self._hosts.probe(action.sandbox, action.agent, action.epoch)
-        self._policy.probed(time.monotonic(), action.agent, action.epoch, state, cpu)
+        state, cpu, place = await self._hosts.probe(action.sandbox, action.agent, action.epoch)
+        self._policy.probed(time.monotonic(), action.agent, action.epoch, state, cpu, place)
         self._on_change()
 
     async def _verify_drain(self, action: VerifyDrain) -> None:

@@ -22,20 +22,21 @@ class Verdict:
 
 
 def judge(
-    earlier: ProbeHistory | None, timeouts: Timeouts, silent_s: float, state: str, now: CpuTimes
+    earlier: ProbeHistory | None, timeouts: Timeouts, silent_s: float, state: str, now: CpuTimes, place: str = ""
 ) -> tuple[Verdict | None, ProbeHistory]:
     """The verdict on a process without heartbeats for `silent_s` seconds, and what to pass as `earlier` next time.
 
     The verdict is None while the process may still recover. `earlier` are the earlier probes during this silence.
-    `state` is the process's letter in the kernel's table, or "gone".
+    `state` is the process's letter in the kernel's table, or "gone"; `place` is the line of code at which it is, if
+    its host knows that.
     """
     history = ProbeHistory(now, now) if earlier is None else ProbeHistory(earlier.first, now)
     last = None if earlier is None else earlier.last
-    return _verdict(history, last, timeouts, silent_s, state), history
+    return _verdict(history, last, timeouts, silent_s, state, place), history
 
 
 def _verdict(
-    history: ProbeHistory, last: CpuTimes | None, timeouts: Timeouts, silent_s: float, state: str
+    history: ProbeHistory, last: CpuTimes | None, timeouts: Timeouts, silent_s: float, state: str, place: str
 ) -> Verdict | None:
     silence = f"silent for {silent_s * 1000:.0f} ms"
     if state in ("gone", "Z", "X"):
@@ -46,12 +47,14 @@ def _verdict(
         limit = f"[watchdog] starved_ms = {timeouts.starved_s * 1000:.0f}"
         if history.last.used_s - history.first.used_s < ENOUGH_CPU_S:
             return Verdict(f"{silence} because it got no CPU ({limit}): this machine is overloaded")
-        why = f"{silence}: it computed for longer than {limit}"
+        why = f"{silence}: it computed for longer than {limit}{f', now at {place}' if place else ''}"
         return Verdict(f"{why}; split the work of its handlers, or raise the limit", unresponsive=True)
     # Linux adds a wait for a CPU when the wait is over: until then only the letter R shows it.
     if history.last == last and state != "R":
         limit = f"[watchdog] dead_ms = {timeouts.dead_s * 1000:.0f}"
         why = f"{silence} without using or waiting for a CPU, longer than {limit}"
+        if place:
+            return Verdict(f"{why}: it blocks at {place}; await there, or use a thread", unresponsive=True)
         return Verdict(f"{why}: a handler must not block; make it `async def` and await", unresponsive=True)
     return None
 

@@ -49,10 +49,10 @@ class HostClient:
         """SIGKILL the agent's process if its epoch is at most `epoch`."""
         await self._request(sandbox, "kill", KillOrder(term=self._term, agent=agent, epoch=epoch))
 
-    async def probe(self, sandbox: str, agent: str, epoch: int) -> tuple[str, CpuTimes]:
-        """The state of the agent's process (a letter, or "gone"), and its CPU times."""
+    async def probe(self, sandbox: str, agent: str, epoch: int) -> tuple[str, CpuTimes, str]:
+        """The state of the agent's process (a letter, or "gone"), its CPU times, and where it is, if known."""
         answer = await self._request(sandbox, "check", KillOrder(term=self._term, agent=agent, epoch=epoch))
-        return answer["state"], CpuTimes(answer["cpu_s"], answer["waited_s"])
+        return answer["state"], CpuTimes(answer["cpu_s"], answer["waited_s"]), answer.get("place") or ""
 
     async def terminate(self, sandbox: str, agent: str, pid: int) -> None:
         """Request the agent's process to drain."""

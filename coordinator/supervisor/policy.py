@@ -209,7 +209,7 @@ class Policy:
             reason = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
             self._declare_dead(now, agent, f"{reason}: {error}" if error else reason)
 
-    def probed(self, now: float, name: str, epoch: int, state: str, cpu: CpuTimes) -> None:
+    def probed(self, now: float, name: str, epoch: int, state: str, cpu: CpuTimes, place: str = "") -> None:
         """A host answered a probe of a silent agent's process (see failure_detector.judge)."""
         agent = self.agents[name]
         if agent.epoch != epoch or agent.phase not in ("starting", "running"):
@@ -217,7 +217,7 @@ class Policy:
         silent_s = now - agent.heartbeat_at
         if silent_s < self._timeouts.dead_s or agent.ended_at is not None:
             return
-        verdict, agent.probes = judge(agent.probes, self._timeouts, silent_s, state, cpu)
+        verdict, agent.probes = judge(agent.probes, self._timeouts, silent_s, state, cpu, place)
         if verdict is not None:
             self._declare_dead(now, agent, verdict.reason, unresponsive=verdict.unresponsive)
 

@@ -88,6 +88,7 @@ async def test_a_handler_that_never_returns_is_quarantined(tmp_path: Path):
         # The progress in heartbeats may lag behind, and want of a CPU on a busy machine is no stall.
         assert 3 <= len(unresponsive) <= len(dead) <= 10
         assert all("starved_ms = 1200" in event["reason"] for event in dead)
+        assert any("now at looping.py:" in event["reason"] for event in dead)
         assert {alert["agent"] for alert in unresponsive} == {"looping"}
         await subscriber.until("a VotingConfig without it", lambda: "looping" not in subscriber.configs[-1]["voters"])
         await subscriber.more_decisions(20)

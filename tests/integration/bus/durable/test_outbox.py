@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bus.durable import outbox as outbox_module
 from bus.durable.fencing import claim, fence
 from bus.durable.outbox import Entry, Outbox
 from bus.errors import Fenced, MeshError
@@ -245,7 +246,8 @@ async def test_a_successor_fences(kind, tmp_path):
 
 
 @pytest.mark.parametrize("number", [2, None])
-async def test_a_limit_that_is_lowered_meanwhile_ends_the_writer_or_costs_a_report(tmp_path, connections, number):
+async def test_a_limit_that_stays_too_low_ends_the_writer_or_costs_a_report(tmp_path, connections, number, monkeypatch):
+    monkeypatch.setattr(outbox_module, "TOO_LARGE_S", 0.3)
     async with supervised_server(tmp_path) as server:
         bus = await connections.bus(server.url, streams=True)
         ends: Collector[MeshError] = Collector()

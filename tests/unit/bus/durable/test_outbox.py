@@ -258,7 +258,10 @@ def too_large(number: int | None) -> Entry:
 
 
 @pytest.mark.parametrize("pipelined", [True, False])
-async def test_a_report_that_no_repetition_would_store_is_dropped_and_counted(pipelined: bool):
+async def test_a_report_that_no_repetition_would_store_is_dropped_and_counted(
+    pipelined: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outbox_module, "TOO_LARGE_S", 0.0)
     server = MemoryServer()
     outbox = Outbox(MemoryBus(server), WRITTEN_BY, fail, pipelined=pipelined)
     for item in (entry(1), too_large(None), entry(2)):
@@ -269,7 +272,10 @@ async def test_a_report_that_no_repetition_would_store_is_dropped_and_counted(pi
 
 
 @pytest.mark.parametrize("pipelined", [True, False])
-async def test_an_output_that_no_repetition_would_store_ends_its_writer_with_the_reason(pipelined: bool):
+async def test_an_output_that_no_repetition_would_store_ends_its_writer_with_the_reason(
+    pipelined: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outbox_module, "TOO_LARGE_S", 0.3)  # it is sent again meanwhile
     server, ends = MemoryServer(), Collector[MeshError]()
     outbox = Outbox(MemoryBus(server), WRITTEN_BY, ends.put, pipelined=pipelined)
     for item in (entry(1), too_large(2)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from coordinator.supervisor.crash_loop import MAX_STALLS
 from coordinator.supervisor.failure_detector import HOST_LOST_S
 from coordinator.supervisor.model import (
@@ -60,6 +62,25 @@ def test_a_process_that_neither_works_nor_waits_is_dead():
     assert "Dead" not in kinds(probe(world, "S", 1.0, 1.0))
     world.run(0.2)
     assert "Dead" in kinds(probe(world, "S", 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("state", "cpu", "expected"),
+    [("S", 0.0, "it blocks at own.py:3 in on_market; await there"), ("R", 1.0, "now at own.py:3 in on_market;")],
+)
+def test_the_reason_names_the_line_at_which_it_is(state: str, cpu: float, expected: str):
+    world = silent(0.8)
+    dead = None
+    for number in range(100):
+        world.policy.probed(
+            world.now, "a", world.policy.agents["a"].epoch, state, CpuTimes(cpu * number, 0.0), "own.py:3 in on_market"
+        )
+        dead = next((action for action in world.policy.decide(world.now) if isinstance(action, Dead)), None)
+        if dead is not None:
+            break
+        world.run(0.2, spawn=False)
+    assert dead is not None
+    assert expected in dead.reason
 
 
 def test_a_heartbeat_clears_the_suspicion():
