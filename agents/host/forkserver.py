@@ -178,9 +178,11 @@ class ForkServer:
             Path(address).chmod(0o600)
             listener.listen()
             alive, kept = os.pipe()  # the server ends when nobody holds the end that is kept
+            host = os.getpid()
             pid = os.fork()
             if pid == 0:
-                _run_server(listener.detach(), alive, kept, self._preload)
+                os.close(kept)
+                _run_server(host, listener.detach(), alive, self._preload)
             os.close(alive)
         server._forkserver_address = address  # noqa: SLF001
         server._forkserver_alive_fd = kept  # noqa: SLF001
@@ -237,10 +239,10 @@ class ForkServer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _run_server(listener: int, alive: int, kept: int, preload: tuple[str, ...]) -> NoReturn:
+def _run_server(host: int, listener: int, alive: int, preload: tuple[str, ...]) -> NoReturn:
     """What multiprocessing runs in a new interpreter (forkserver.ForkServer.ensure_running), in a fork."""
     try:
-        os.close(kept)
+        die_with_parent(host)  # the end of `alive` is nothing to a stopped process
         set_title("fork-server")
         ignore_requests()
         for module in (*preload, PRELOAD):
@@ -249,6 +251,8 @@ def _run_server(listener: int, alive: int, kept: int, preload: tuple[str, ...]) 
         gc.collect()
         gc.freeze()
         forkserver.main(listener, alive, [])
+    except SystemExit:  # the host has ended
+        pass
     except BaseException:  # noqa: BLE001 - the frames below are those of the host
         traceback.print_exc()
     finally:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+
+from agents.host.forkserver import _FORKS
+from bus.utils.processes import wait_pid_exit
+from tests.support.collecting import GUARD_S
 
 START = """
 import asyncio, os, sys, tempfile
 from agents.host.forkserver import ForkServer
 
 async def main():
-    server = ForkServer()
     await server.start()
     if len(sys.argv) > 1:
         print("started", flush=True)
         sys.stdin.read()
     await server.stop()
 
+server = ForkServer()
+if "fork" in sys.argv:
+    server.fork()
 asyncio.run(main())
 print(tempfile.gettempdir() == os.environ["TMPDIR"])
 """
@@ -46,6 +54,41 @@ def short() -> Iterator[Path]:
     """A directory whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+async def forking() -> AsyncIterator[tuple[asyncio.subprocess.Process, psutil.Process]]:
+    """A process that has forked its server, and this server."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", START, "fork", env={**os.environ, "TMPDIR": "/tmp"},
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"started\n"
+    [server] = [child for child in psutil.Process(process.pid).children() if "fork-server" in " ".join(child.cmdline())]
+    yield process, server
+    for left in (process, server):
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            left.kill()
+    await process.wait()
+
+
+@pytest.mark.skipif(not _FORKS, reason="the server is no fork here")
+async def test_a_forked_one_ends_in_silence(forking):
+    process, server = forking
+    _, err = await process.communicate(b"")  # to the end of all that write to it
+    assert (process.returncode, err.decode()) == (0, "")
+    async with asyncio.timeout(GUARD_S):
+        await wait_pid_exit(server.pid)
+
+
+@pytest.mark.skipif(not _FORKS, reason="the server is no fork here")
+async def test_a_stopped_one_ends_with_its_host(forking):
+    process, server = forking
+    server.suspend()
+    process.kill()
+    async with asyncio.timeout(GUARD_S):
+        await wait_pid_exit(server.pid)
 
 
 @pytest.mark.slow
