@@ -21,9 +21,14 @@ from nats.aio.transport import WebSocketTransport
 from nats.protocol.command import hpub_cmd, pub_cmd
 
 from bus.nats.wire_parser import OnDirect, WireParser, WireTransport
+from bus.utils.aio import end_tasks
 
 LARGE = 16 * 1024
 """From this many bytes on, writes are not held back until the current read ends."""
+HEAD_START_S = 0.25
+"""A server that has not answered after this time is no longer waited for alone: the next one is tried as well."""
+MOST_DISCOVERED = 4
+"""Attempts at a time at servers of which the cluster has told: it may have told of many that exist no more."""
 ASCII_BLANKS = " \t\n\r\v\f"
 STATUS = "Status"
 DESCRIPTION = "Description"
@@ -109,14 +114,92 @@ class FastClient(Client):
 
     _parse_header_lines = staticmethod(parse_header_lines)
 
-    async def _connect_to_server(self, s: Srv) -> None:
-        if s.uri.scheme in ("ws", "wss"):
-            await super()._connect_to_server(s)
+    # -- connecting
+
+    async def _attempt_reconnect(self) -> None:
+        for server in self._server_pool:
+            server.reconnects = 0  # the failures of earlier outages say nothing about this one
+        await super()._attempt_reconnect()
+
+    async def _select_next_server(self) -> None:
+        """Connect to the first server that answers: in turn, but without waiting for one that is silent.
+
+        Those of which the cluster has told come after the given ones: their addresses may lead nowhere from here.
+        """
+        if any(server.uri.scheme in ("ws", "wss") for server in self._server_pool):
+            # nats-py takes what a cluster tells for nats:// addresses, which these ports do not speak.
+            self._server_pool = [server for server in self._server_pool if not server.discovered]
+            await super()._select_next_server()
             return
-        s.last_attempt = time.monotonic()
-        if not isinstance(self._transport, WireTransport):
-            self._transport = WireTransport(self._ps, self.flush_now)
-        await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
+        attempts: dict[asyncio.Task[WireTransport], Srv] = {}
+        try:
+            while not (connected := await self._try_servers(attempts)):
+                pass
+            if isinstance(self._transport, WireTransport):
+                self._transport.abort()
+            self._current_server, self._transport = attempts[connected], connected.result()
+        finally:
+            await end_tasks(attempts)
+            for task in attempts:
+                if not task.cancelled() and task.exception() is None and task.result() is not self._transport:
+                    task.result().abort()
+
+    async def _try_servers(
+        self, attempts: dict[asyncio.Task[WireTransport], Srv]
+    ) -> asyncio.Task[WireTransport] | None:
+        """Begin an attempt if it is time, and wait a moment for all; returns one that has succeeded."""
+        if not self._server_pool:
+            self._current_server = None
+            raise nats.errors.NoServersError
+        newest = max((server.last_attempt or 0.0 for server in attempts.values()), default=0.0)
+        if time.monotonic() >= newest + HEAD_START_S:
+            server = self._next_server([*attempts.values()])
+            if server is not None:
+                server.last_attempt = time.monotonic()
+                attempts[asyncio.create_task(self._attempt(server), name="nats-attempt")] = server
+        pause_s = self.options["reconnect_time_wait"]
+        if not attempts:
+            await asyncio.sleep(pause_s)
+            return None
+        done, _ = await asyncio.wait(attempts, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if (error := task.exception()) is None:
+                return task
+            server = attempts.pop(task)
+            server.last_attempt = time.monotonic()
+            server.reconnects += 1
+            if not isinstance(error, Exception):
+                raise error
+            self._err = error
+            await self._error_cb(error)
+        return None
+
+    def _next_server(self, busy: list[Srv]) -> Srv | None:
+        """The server to try next, in turn: of those with the fewest attempts a given one. None: not yet."""
+        now, wait_s = time.monotonic(), self.options["reconnect_time_wait"]
+        full = sum(server.discovered for server in busy) >= MOST_DISCOVERED
+        ready = [
+            server
+            for server in self._server_pool
+            if server not in busy
+            and not (full and server.discovered)
+            and (server.last_attempt is None or now >= server.last_attempt + wait_s)
+        ]
+        return min(ready, key=lambda server: (server.reconnects, server.discovered), default=None)
+
+    async def _attempt(self, server: Srv) -> WireTransport:
+        transport = WireTransport(self._ps, self.flush_now)
+        timeout_s = self.options["connect_timeout"]
+        try:
+            await transport.connect(server.uri, DEFAULT_BUFFER_SIZE, timeout_s)
+            if not self.options["tls_handshake_first"]:
+                async with asyncio.timeout(timeout_s):
+                    if not (await transport.read_ahead()).startswith(b"INFO "):
+                        raise nats.errors.Error("nats: empty response from server when expecting INFO message")
+        except BaseException:
+            transport.abort()
+            raise
+        return transport
 
     # -- publishing
 

@@ -31,6 +31,8 @@ from bus.utils.aio import end_tasks, is_cancelled
 PING_INTERVAL_S = 0.5
 """With MAX_OUTSTANDING_PINGS unanswered a server counts as gone: noticed after 1.0 to 1.5 s."""
 MAX_OUTSTANDING_PINGS = 2
+CONNECT_TIMEOUT_S = 2.0
+"""For each step of a connection to one server."""
 RECONNECT_WAIT_S = 0.05
 RETRY_UP_S = 0.2
 """Pause before a failed reconnect callback is tried again."""
@@ -196,7 +198,7 @@ class Connection:
             error_cb=self._on_error,
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
-            connect_timeout=2,
+            connect_timeout=cast(int, CONNECT_TIMEOUT_S),
             reconnect_time_wait=cast(int, RECONNECT_WAIT_S),
             max_reconnect_attempts=-1,
             ping_interval=cast(int, PING_INTERVAL_S),

@@ -128,6 +128,7 @@ class WireTransport(TcpTransport):
         self._parser, self._after = parser, after
         self._tls_failed = False
         """Whether an upgrade to TLS failed: then nothing reports the end of the connection to the stream."""
+        self._first_line: bytes | None = None
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
         self._tls_failed = False
@@ -138,6 +139,22 @@ class WireTransport(TcpTransport):
             transport, _ = await loop.create_connection(lambda: protocol, uri.hostname, uri.port)
         self._bare_io_reader = self._io_reader = reader
         self._bare_io_writer = self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def read_ahead(self) -> bytes:
+        """Wait for the first line, which `readline` returns once more."""
+        self._first_line = await self.readline()
+        return self._first_line
+
+    async def readline(self) -> bytes:
+        line, self._first_line = self._first_line, None
+        if line is None:
+            line = await super().readline()  # type: ignore[no-untyped-call]
+        return line
+
+    def abort(self) -> None:
+        """End the connection at once, if there is one."""
+        if self._bare_io_writer is not None:
+            self._bare_io_writer.transport.abort()
 
     async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:
         try:

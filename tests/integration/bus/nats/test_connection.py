@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
 
 import nats.errors
 import pytest
+from nats.aio.client import Srv
 
 from bus.errors import BusTimeout, BusUnreachable, Disconnected, NotAdmitted, UsageError
 from bus.interface import ReceivedMessage
+from bus.nats import connection as connection_module
 from bus.nats.bus import NatsBus
 from bus.nats.connection import _Client
 from bus.nats.streams import check_server, ensure_streams
 from bus.nats.urls import check_url, redacted_url
+from bus.server.binary import find_binary
 from bus.testing.tcp_proxy import DOWN, Proxy
 from bus.utils.aio import end_tasks
+from tests.support.cluster import free_ports
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, plain_server, supervised_server
 
@@ -316,6 +323,85 @@ async def test_any_server_of_several_will_do(tmp_path, connections):
         bus = await connections.bus(f"nats://127.0.0.1:1,{url}", streams=True)
         assert (await bus.publish("in.swarm.alert.info.test", b"{}")).sequence == 1
         assert bus.url == f"nats://127.0.0.1:1,{url}"
+
+
+@contextmanager
+def silent_address(*, accepts: bool) -> Iterator[str]:
+    """HOST:PORT that never says anything: it accepts connections, or the kernel drops the packets of new ones."""
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(100 if accepts else 0)
+        for _ in range(0 if accepts else 4):  # more than the queue of those that nobody accepts takes
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(silent.getsockname())
+        yield f"127.0.0.1:{silent.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def member(directory: Path, port: int, routes: tuple[int, int], more: str = "") -> AsyncIterator[None]:
+    """A server of a cluster of two; it listens for its peer at the first port of `routes`."""
+    config = directory / f"{port}.conf"
+    listen, peer = routes
+    config.write_text(
+        f"host: 127.0.0.1\nport: {port}\n{more}\n"
+        f'cluster {{ name: c, host: 127.0.0.1, port: {listen}, routes: ["nats://127.0.0.1:{peer}"] }}\n'
+    )
+    process = await asyncio.create_subprocess_exec(
+        str(find_binary()), "-c", str(config), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+async def test_an_advertised_address_that_never_answers_does_not_delay_a_recovery(tmp_path, connections, accepts):
+    given, other, one, two = free_ports(4)
+    with silent_address(accepts=accepts) as advertised:
+        async with member(tmp_path, other, (two, one), f'client_advertise: "{advertised}"'), connections:
+            async with member(tmp_path, given, (one, two)):
+                bus = await connections.bus(f"nats://127.0.0.1:{given}")
+                client = bus.connection.client
+                async with asyncio.timeout(GUARD_S):
+                    while not (found := [server for server in client._server_pool if server.discovered]):
+                        await asyncio.sleep(0.01)
+                assert [server.uri.netloc for server in found] == [advertised]
+                down = await down_and_up(bus)
+                # An attempt lasts for longer than the test may: it ends in time only if nothing waits for one.
+                client.options["connect_timeout"] = 10 * GUARD_S
+            await down.reach(1)
+            async with asyncio.timeout(GUARD_S):
+                while found[0].last_attempt is None:
+                    await asyncio.sleep(0.01)
+            async with member(tmp_path, given, (one, two)):
+                await wait_connected(bus)
+
+
+async def test_silent_servers_among_the_given_ones_delay_nothing(tmp_path, connections, monkeypatch):
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 10 * GUARD_S)
+    async with plain_server(tmp_path) as url, connections:
+        with silent_address(accepts=False) as dropping, silent_address(accepts=True) as accepting:
+            async with asyncio.timeout(GUARD_S):
+                await connections.bus(f"nats://{dropping},nats://{accepting},{url}")
+
+
+def test_given_addresses_are_tried_before_those_of_the_cluster():
+    client = _Client()
+    client.options["reconnect_time_wait"] = 0
+    names = ("told", "given", "other")
+    client._server_pool = [Srv(urlparse(f"nats://{name}")) for name in names]
+    client._server_pool[0].discovered = True
+    tried = []
+    for _ in range(4):
+        server = client._next_server([])
+        assert server is not None
+        tried.append(server.uri.hostname)
+        server.reconnects += 1
+    assert tried == ["given", "other", "told", "given"]
 
 
 async def test_a_malformed_swarm_name_is_a_persons_mistake():
