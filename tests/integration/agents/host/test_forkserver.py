@@ -70,7 +70,7 @@ async def forking() -> AsyncIterator[tuple[asyncio.subprocess.Process, psutil.Pr
     for left in (process, server):
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
             left.kill()
-    await process.wait()
+    await process.communicate()
 
 
 @pytest.mark.skipif(not _FORKS, reason="the server is no fork here")
