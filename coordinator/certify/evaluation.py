@@ -29,7 +29,7 @@ from coordinator.monitor.observer import Observer
 from coordinator.sandboxes.health import health_of
 from coordinator.sandboxes.isolation import compare, probe_sandbox
 
-__all__ = ["LOST_S", "HostReports", "agent_rows", "audited", "sandbox_rows", "served", "targets"]
+__all__ = ["LOST_S", "HostReports", "agent_rows", "audited", "sandbox_of", "sandbox_rows", "served", "targets"]
 
 LOST_S = 2.0
 """A process without heartbeats for this time is lost: ten heartbeats of a host, twenty of an agent."""
@@ -81,13 +81,14 @@ def served(observer: Observer, since: float | None = None) -> set[str]:
     if since is None:
         since = time.monotonic() - LOST_S
     return {
-        _sandbox_of(heartbeat.heartbeat)
+        sandbox_of(heartbeat.heartbeat)
         for heartbeat in observer.hosts.values()
         if heartbeat.heartbeat.status == "live" and heartbeat.at > since
     }
 
 
-def _sandbox_of(heartbeat: Heartbeat) -> str:
+def sandbox_of(heartbeat: Heartbeat) -> str:
+    """The sandbox, by its name in the configuration, whose host has sent it."""
     return heartbeat.group or heartbeat.agent
 
 
@@ -98,7 +99,7 @@ def sandbox_rows(expected: ExpectedSwarm, hosts: HostReports, observer: Observer
     lost = {name for name, heartbeat in observer.hosts.items() if heartbeat.at < hosts.lost_before}
     usages = {name: heartbeat.heartbeat.usage for name, heartbeat in observer.hosts.items() if name not in lost}
     accounts = (observer.leader.heartbeat.accounts if observer.leader else None) or {}
-    received = {_sandbox_of(heartbeat.heartbeat) for heartbeat in observer.hosts.values()}
+    received = {sandbox_of(heartbeat.heartbeat) for heartbeat in observer.hosts.values()}
     rows += [
         SandboxRow(name=name, sandbox=name, why="no heartbeat of its host was received")
         for name in expected.sandboxes
@@ -117,7 +118,7 @@ def sandbox_rows(expected: ExpectedSwarm, hosts: HostReports, observer: Observer
         rows.append(
             SandboxRow(
                 name=name,
-                sandbox=_sandbox_of(newest),
+                sandbox=sandbox_of(newest),
                 provider=newest.provider,
                 state=LOST if name in lost else "active" if newest.status == "live" else newest.status,
                 received_ms=(hosts.first[name] - hosts.since) * 1000 if name in hosts.first else None,

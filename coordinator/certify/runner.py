@@ -27,7 +27,16 @@ from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
 from bus.utils.processes import on_signals
 from coordinator.audit.runner import audit_bus
-from coordinator.certify.evaluation import LOST_S, HostReports, agent_rows, audited, sandbox_rows, served, targets
+from coordinator.certify.evaluation import (
+    LOST_S,
+    HostReports,
+    agent_rows,
+    audited,
+    sandbox_of,
+    sandbox_rows,
+    served,
+    targets,
+)
 from coordinator.certify.expected import ExpectedSwarm, expected_swarm
 from coordinator.certify.leftovers import check_earlier_runs
 from coordinator.certify.measurements import (
@@ -69,11 +78,14 @@ TIMEOUT_S, REMOTE_TIMEOUT_S = 45.0, 240.0
 KILL_WAIT_S = 15.0
 FAILED = "sandbox_failed"
 """The alert of a provider that cannot create a sandbox: waiting for it is pointless."""
+NO_HEARTBEAT = "sandbox_no_heartbeat"
+"""The alert of a provider that receives no heartbeat of a host that runs: it does not reach the bus."""
 MAX_PRINTED = 20
 """Alerts of one code that are printed during the run; the report has the count of all."""
 LONGEST_ALERT = 1000
 """Characters of an alert, printed and in the report; the end of a host's log may be in it."""
 
+UNREAD = LastValues(subjects=0, bytes=0, read_ms=Percentiles(n=0))
 T = TypeVar("T")
 
 
@@ -149,20 +161,20 @@ class FaultResult:
 class ReadBack:
     """What the bus and the mirror hold after the fault."""
 
-    recording: RunRecording
-    last_values: LastValues
-    snapshots: list[SnapshotRow]
-    memory: list[MemoryKey]
+    recording: RunRecording = field(default_factory=RunRecording)
+    last_values: LastValues = UNREAD
+    snapshots: list[SnapshotRow] = field(default_factory=list)
+    memory: list[MemoryKey] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What the steps between deployment and clean-up returned. `capabilities` are the agents', by their names."""
 
-    capabilities: dict[str, list[str]]
-    fault: FaultResult
-    read_back: ReadBack
-    audit: Audited | None
+    capabilities: dict[str, list[str]] = field(default_factory=dict)
+    fault: FaultResult = field(default_factory=FaultResult)
+    read_back: ReadBack = field(default_factory=ReadBack)
+    audit: Audited | None = None
 
 
 # -- the run
@@ -288,10 +300,16 @@ class _Steps:
         self._mirror = swarm.state_dir / MIRROR_FILE
 
     async def run(self) -> Measured:
-        """One step after the other. A failed step is a problem of the report; the next is tried all the same."""
+        """One step after the other. A failed step is a problem of the report; the next is tried all the same, unless
+        sandboxes cannot reach the bus: then each would wait for as long as it may.
+        """
         plan, attempt = self._plan, self._attempt
         count, history = len(plan.expected.agents), plan.expected.history
         await attempt("waiting for the hosts", self._wait_for_hosts, None)
+        if unreached := self._unreached():
+            texts = (format_value(alert.message, LONGEST_ALERT) for alert in unreached.values())
+            self._progress.problems += [f"{text}; the remaining steps were left out" for text in texts]
+            return Measured()
         await attempt("probing their isolation", self._probe, None)
         if plan.endpoint:
             await attempt("listing the remote sandboxes", self._swarm.list_sandboxes, None)
@@ -333,11 +351,19 @@ class _Steps:
         observer, expected = self._observer, self._plan.expected.sandboxes.keys()
         try:
             await observer.until(
-                lambda: expected <= served(observer) or observer.alert_at(FAILED, 0.0), self._plan.timeout_s
+                lambda: expected <= served(observer) | self._unreached().keys() or observer.alert_at(FAILED, 0.0),
+                self._plan.timeout_s,
             )
         finally:
             with contextlib.suppress(BusError):  # the steps that read the bus report that
                 await observer.read_alerts()
+
+    def _unreached(self) -> dict[str, Alert]:
+        """The sandboxes whose hosts run, but have never sent a heartbeat, with the alert about each."""
+        ever = {sandbox_of(received.heartbeat) for received in self._observer.hosts.values()}
+        alerts = (alert for _, alert in self._observer.alerts if alert.code == NO_HEARTBEAT)
+        found = {str(alert.detail.get("sandbox")): alert for alert in alerts}
+        return {name: found[name] for name in self._plan.expected.sandboxes if name in found and name not in ever}
 
     async def _probe(self) -> None:
         for name in self._observer.hosts:
@@ -377,11 +403,10 @@ class _Steps:
         """Several steps, so that one that fails does not take the results of the others with it."""
         bus, mirror = self._bus, self._mirror
         recording = await self._attempt("reading back what is stored", lambda: record(bus), RunRecording())
-        unread = LastValues(subjects=0, bytes=0, read_ms=Percentiles(n=0))
         match = functools.partial(asyncio.to_thread, match_by_digest, values, recording, mirror)
         return ReadBack(
             recording=recording,
-            last_values=await self._attempt("reading the last values", lambda: read_last_values(bus), unread),
+            last_values=await self._attempt("reading the last values", lambda: read_last_values(bus), UNREAD),
             snapshots=await self._attempt("comparing the snapshots", lambda: check_snapshots(bus, mirror), []),
             memory=await self._attempt("comparing the memory keys", match, []),
         )

@@ -10,8 +10,8 @@ __all__ = ["SandboxEvents"]
 class SandboxEvents(Protocol):
     """Receives what happens to the sandboxes of the provider."""
 
-    def alert(self, code: str, text: str) -> None:
-        """A person should know this."""
+    def alert(self, code: str, text: str, *, sandbox: str | None = None) -> None:
+        """A person should know this about the sandbox of this name in the configuration."""
 
     def host_ended(self, host: str, reason: str) -> None:
         """The host of this name runs no more."""

@@ -33,6 +33,10 @@ __all__ = ["SandboxInstance", "SandboxTarget"]
 
 NO_HEARTBEAT_S = 20.0
 """Silence of a running host after which an alert is published; after three times as long it is restarted."""
+UNCONNECTED_S = 8.0
+"""The same, if its log ends with WAITING: then it is known why."""
+WAITING = '"event":"waiting_for_nats"'
+"""In the log of a host that has no connection to the bus."""
 RECENT_HEARTBEAT_S = 1.0
 """Maximum age of the last heartbeat of a healthy host."""
 ADOPTED_S = 5.0
@@ -264,7 +268,7 @@ class SandboxInstance:
 
     async def _silence(self, *, adopted: bool) -> None:
         """Returns when the host has sent no heartbeat for too long."""
-        started_at = time.monotonic()
+        started_at, log_read = time.monotonic(), False
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
             if not self._hosts.connected:
@@ -275,14 +279,17 @@ class SandboxInstance:
                 self.had_heartbeat = True
             if adopted and silent_s > ADOPTED_S:
                 return
-            if silent_s > NO_HEARTBEAT_S and not self._silence_alerted:
+            due = silent_s > (NO_HEARTBEAT_S if log_read else UNCONNECTED_S) and not self._silence_alerted
+            end_of_log = await self._end_of_log() if due else ""
+            log_read = log_read or due
+            if due and (silent_s > NO_HEARTBEAT_S or WAITING in end_of_log):
                 self._silence_alerted = True
                 self._events.alert(
                     "sandbox_no_heartbeat",
                     f"sandbox {self.host_name}: its host runs, but sent no heartbeat for {silent_s:.0f} s: "
                     f"check that it can reach {redacted_url(self._target.url)} (--public-nats; "
-                    "`allow` and `deny` of the sandbox)"
-                    f"{await self._end_of_log()}",
+                    f"`allow` and `deny` of the sandbox){end_of_log}",
+                    sandbox=self._target.name,
                 )
             if silent_s > 3 * NO_HEARTBEAT_S:
                 return

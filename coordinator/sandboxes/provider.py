@@ -163,9 +163,10 @@ class Provider:
 
     # -- SandboxEvents
 
-    def alert(self, code: str, text: str) -> None:
+    def alert(self, code: str, text: str, *, sandbox: str | None = None) -> None:
         """Publish an alert."""
-        self._reports.alert("critical" if code in CRITICAL_ALERTS else "warning", code, text)
+        detail = {} if sandbox is None else {"sandbox": sandbox}
+        self._reports.alert("critical" if code in CRITICAL_ALERTS else "warning", code, text, **detail)
 
     def host_ended(self, host: str, reason: str) -> None:
         """Publish the end of a host, which cannot do it itself."""

@@ -265,7 +265,7 @@ async def certify_until(
 
 @pytest.mark.slow
 async def test_each_sandbox_without_heartbeat_is_reported_while_it_is_waited_for(tmp_path: Path, e2b_standin: StandIn):
-    """Nothing listens at the bus URL of the sandboxes."""
+    """Nothing listens at the bus URL of the sandboxes. Certify ends with that, and waits for nothing else."""
     toml = sandboxes_toml(python=json.dumps(sys.executable), env=env_toml())
     step, nowhere = b"waiting for the hosts", "nats://somebody:secret-word@127.0.0.1:9"
     process = await certify_until(tmp_path, e2b_standin, step, toml, nowhere)
@@ -280,9 +280,29 @@ async def test_each_sandbox_without_heartbeat_is_reported_while_it_is_waited_for
             without_heartbeat[text.partition("-")[0]] = text
     assert set(without_heartbeat) == set(SANDBOXES)
     assert "secret-word" not in "".join(without_heartbeat.values())
-    process.send_signal(signal.SIGINT)
     await process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 1
+    found = json.loads((tmp_path / "certify.json").read_text())
+    assert [step["name"].partition(" ")[0] for step in found["steps"]] == ["deploying", "waiting", "cleaning"]
+    for name in SANDBOXES:
+        [problem] = [text for text in found["problems"] if text.startswith(f"sandbox {name}-")]
+        assert "check that it can reach nats://127.0.0.1:9 (--public-nats" in problem
+    assert not any(target["ok"] for target in found["targets"])
+    assert last_probe(found)["remote sandboxes"]["orphans"] == []
+
+
+@pytest.mark.slow
+async def test_one_sandbox_without_heartbeat_ends_certify_too(tmp_path: Path, e2b_standin: StandIn):
+    """The others, of this machine, run the agents meanwhile."""
+    nowhere = "nats://127.0.0.1:9"
+    process = await certify_until(tmp_path, e2b_standin, b"waiting for the hosts", remote_toml(), nowhere)
+    await process.communicate()
+    assert process.returncode == 1
+    found = json.loads((tmp_path / "certify.json").read_text())
+    assert [step["name"].partition(" ")[0] for step in found["steps"]] == ["deploying", "waiting", "cleaning"]
+    assert any(f"check that it can reach {nowhere}" in problem for problem in found["problems"])
+    states = {row["sandbox"]: row["state"] for row in found["sandboxes"]}
+    assert (states["base"], states["nodejs"]) == ("active", "active")
 
 
 @pytest.mark.slow
