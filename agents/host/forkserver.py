@@ -37,6 +37,7 @@ import psutil
 from agents.host.stack_probe import StackReader, answer_requests, ignore_requests
 from agents.runtime.process import Incarnation, run_incarnation
 from bus.errors import MeshError
+from bus.utils.cgroups import throttling
 from bus.utils.processes import die_with_parent, set_title, start_identity, wait_pid_exit
 from signalmesh import importable
 
@@ -76,6 +77,39 @@ def _child(data: bytes, errors: Connection, stacks: Connection) -> None:
 
 def _loaded(pipe: Any) -> None:
     pipe.send(PRELOAD in sys.modules)
+
+
+def probe_process(pid: int) -> dict[str, Any]:
+    """The kernel's values: `state` (one letter, or "gone"), seconds of CPU time used, and spent waiting for a CPU.
+
+    The wait is that of the main thread, which may itself wait for a thread that the CPU quota holds back: hence
+    `throttled_s` and `throttled_periods`, which are about all of the process's control group.
+    """
+    try:
+        proc = Path(f"/proc/{pid}")
+        fields = (proc / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        waited_ns = int((proc / "schedstat").read_text("ascii").split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return _probe_portably(pid)
+    cpu_s = (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_S
+    throttled = throttling(proc / "cgroup")
+    return {
+        "state": fields[0],
+        "cpu_s": cpu_s,
+        "waited_s": waited_ns / 1e9,
+        "throttled_s": throttled.seconds,
+        "throttled_periods": throttled.periods,
+    }
+
+
+def _probe_portably(pid: int) -> dict[str, Any]:
+    try:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        stopped = process.status() == psutil.STATUS_STOPPED
+        return {"state": "T" if stopped else "S", "cpu_s": times.user + times.system, "waited_s": 0.0}
+    except psutil.NoSuchProcess:
+        return {"state": "gone", "cpu_s": 0.0, "waited_s": 0.0}
 
 
 class AgentProcess:
@@ -126,24 +160,8 @@ class AgentProcess:
                 os.kill(self.pid, number)
 
     def probe(self) -> dict[str, Any]:
-        """The kernel's values: `state` (one letter, or "gone"), CPU time used, and time spent waiting for a CPU."""
-        try:
-            proc = Path(f"/proc/{self.pid}")
-            fields = (proc / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
-            waited_ns = int((proc / "schedstat").read_text("ascii").split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            return self._probe_portably()
-        cpu_s = (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_S
-        return {"state": fields[0], "cpu_s": cpu_s, "waited_s": waited_ns / 1e9}
-
-    def _probe_portably(self) -> dict[str, Any]:
-        try:
-            process = psutil.Process(self.pid)
-            times = process.cpu_times()
-            stopped = process.status() == psutil.STATUS_STOPPED
-            return {"state": "T" if stopped else "S", "cpu_s": times.user + times.system, "waited_s": 0.0}
-        except psutil.NoSuchProcess:
-            return {"state": "gone", "cpu_s": 0.0, "waited_s": 0.0}
+        """See `probe_process`."""
+        return probe_process(self.pid)
 
 
 class ForkServer:

@@ -46,10 +46,17 @@ def _verdict(
     if silent_s >= timeouts.starved_s:
         limit = f"[watchdog] starved_ms = {timeouts.starved_s * 1000:.0f}"
         if history.last.used_s - history.first.used_s < ENOUGH_CPU_S:
+            if (periods := history.last.throttled_periods - history.first.throttled_periods) > 0:
+                held_back_s = history.last.throttled_s - history.first.throttled_s
+                at = f", at {place}" if place else ""
+                why = f"{silence}{at}, while its CPU quota held its container back in {periods} periods"
+                why += f", {held_back_s:.1f} s over all CPUs ({limit})"
+                return Verdict(f"{why}: raise the quota, or run fewer agents there")
             return Verdict(f"{silence} because it got no CPU ({limit}): this machine is overloaded")
         why = f"{silence}: it computed for longer than {limit}{f', now at {place}' if place else ''}"
         return Verdict(f"{why}; split the work of its handlers, or raise the limit", unresponsive=True)
-    # Linux adds a wait for a CPU when the wait is over: until then only the letter R shows it.
+    # Linux adds a wait for a CPU when the wait is over: until then only the letter R shows it. Of a process whose main
+    # thread waits for another one that the quota holds back, only the time of its control group moves.
     if history.last == last and state != "R":
         limit = f"[watchdog] dead_ms = {timeouts.dead_s * 1000:.0f}"
         why = f"{silence} without using or waiting for a CPU, longer than {limit}"

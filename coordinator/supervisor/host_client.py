@@ -52,7 +52,9 @@ class HostClient:
     async def probe(self, sandbox: str, agent: str, epoch: int) -> tuple[str, CpuTimes, str]:
         """The state of the agent's process (a letter, or "gone"), its CPU times, and where it is, if known."""
         answer = await self._request(sandbox, "check", KillOrder(term=self._term, agent=agent, epoch=epoch))
-        return answer["state"], CpuTimes(answer["cpu_s"], answer["waited_s"]), answer.get("place") or ""
+        throttled = answer.get("throttled_s", 0.0), answer.get("throttled_periods", 0)
+        cpu = CpuTimes(answer["cpu_s"], answer["waited_s"], *throttled)
+        return answer["state"], cpu, answer.get("place") or ""
 
     async def terminate(self, sandbox: str, agent: str, pid: int) -> None:
         """Request the agent's process to drain."""

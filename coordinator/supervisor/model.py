@@ -119,10 +119,16 @@ class UnreportedExit:
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Seconds for which a process has used a CPU, and waited for one, since its start."""
+    """Seconds for which a process has used a CPU, and waited for one, since its start.
+
+    `throttled_s` and `throttled_periods` of the quota: for which the kernel has held back its control group, as the
+    CPU quota was used up (see bus/utils/cgroups.py).
+    """
 
     used_s: float
     waited_s: float
+    throttled_s: float = 0.0
+    throttled_periods: int = 0
 
 
 @dataclass(frozen=True, slots=True)

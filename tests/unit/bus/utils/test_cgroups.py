@@ -1,4 +1,4 @@
-"""The CPU quota of the group of a process, and of those around it."""
+"""The CPU quota of the group of a process, and of those around it, and how long it held them back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.utils.cgroups import cpu_quota
+from bus.utils.cgroups import Throttling, cpu_quota, throttling
 
 
 def write(path: Path, text: str) -> None:
@@ -36,3 +36,37 @@ def test_the_smallest_quota_counts(tmp_path, files, cgroup, quota):
 
 def test_without_cgroups_there_is_none(tmp_path):
     assert cpu_quota(tmp_path, tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "cgroup", "expected"),
+    [
+        ({"a/b/cpu.stat": "usage_usec 9\nnr_throttled 3\nthrottled_usec 1500000\n"}, "0::/a/b", (1.5, 3)),
+        (
+            {
+                "a/b/cpu.stat": "nr_throttled 3\nthrottled_usec 1500000",
+                "a/cpu.stat": "nr_throttled 1\nthrottled_usec 500000",
+            },
+            "0::/a/b",
+            (2.0, 4),
+        ),
+        ({"a/cpu.stat": "usage_usec 9", "cpu.stat": "usage_usec 9"}, "0::/a", (0.0, 0)),
+        ({"cpu/x/cpu.stat": "nr_throttled 4\nthrottled_time 250000000"}, "3:cpu,cpuacct:/x\n1:pids:/x", (0.25, 4)),
+        ({"cpu,cpuacct/cpu.stat": "nr_throttled 4\nthrottled_time 0"}, "3:cpu,cpuacct:/docker/1", (0.0, 4)),
+        ({"cpu.stat": "nonsense"}, "0::/", (0.0, 0)),
+        ({"cpu.stat": "nr_throttled 4\nthrottled_usec many"}, "0::/", (0.0, 0)),
+        ({}, "0::/../elsewhere", (0.0, 0)),
+    ],
+)
+def test_the_time_for_which_the_groups_were_held_back_is_counted(tmp_path, files, cgroup, expected):
+    for name, text in files.items():
+        write(tmp_path / "root" / name, text)
+    write(tmp_path / "cgroup", cgroup)
+    assert throttling(tmp_path / "cgroup", tmp_path / "root") == Throttling(*expected)
+
+
+def test_two_names_of_one_directory_count_once(tmp_path):
+    write(tmp_path / "root" / "cpu,cpuacct" / "cpu.stat", "nr_throttled 4\nthrottled_time 250000000")
+    (tmp_path / "root" / "cpu").symlink_to("cpu,cpuacct")
+    write(tmp_path / "cgroup", "3:cpu,cpuacct:/")
+    assert throttling(tmp_path / "cgroup", tmp_path / "root") == Throttling(0.25, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from coordinator.supervisor.crash_loop import MAX_STALLS
@@ -188,6 +190,23 @@ def test_want_of_a_cpu_is_no_stall():
     assert isinstance(dead, Dead)
     assert not dead.unresponsive
     assert "overloaded" in dead.reason
+
+
+def test_a_process_that_its_quota_holds_back_is_given_the_time_of_a_starved_one():
+    world = silent(0.8)
+    for held_back in range(100):
+        world.run(0.2, spawn=False)
+        epoch = world.policy.agents["a"].epoch
+        cpu = CpuTimes(1.0, 1.0, held_back / 10, held_back)
+        world.policy.probed(world.now, "a", epoch, "S", cpu, "own.py:3 in on_market")
+        if dead := [action for action in world.policy.decide(world.now) if isinstance(action, Dead)]:
+            break
+    else:
+        raise AssertionError("it was never declared dead")
+    assert world.now - world.policy.agents["a"].heartbeat_at >= Timeouts().starved_s
+    assert not dead[0].unresponsive
+    text = "at own.py:3 in on_market, while its CPU quota held its container back in 2. periods, 2.. s over all CPUs"
+    assert re.search(text, dead[0].reason)
 
 
 def test_a_blocked_process_is_a_stall_with_its_limit_named():
