@@ -15,6 +15,7 @@ from bus.utils.aio import run_to_end
 
 if TYPE_CHECKING:
     from bus.nats.bus import NatsBus
+    from coordinator.runner.run_record import Run
 
 LONGEST_WAIT_S = 86_400.0
 
@@ -59,10 +60,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which swarm on which bus a command is about."""
+    """Which swarm on which bus a command is about. `run` is its record, if the state directory has it."""
 
     url: str
     swarm: str
+    run: Run | None = None
 
 
 def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
@@ -82,9 +84,11 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
             raise UsageError(f"--state-dir {state_dir}: there is no such directory; expected one that `up` has created")
         raise NoSwarmThere(str(state_dir))
     url = nats or (run.url if run else DEFAULT_URL)
+    if nats not in (None, run.url if run else None):
+        run = None
     if swarm is None:
-        swarm = run.swarm if run is not None and nats in (None, run.url) else load_swarm().swarm
-    return Target(url, swarm)
+        swarm = run.swarm if run is not None else load_swarm().swarm
+    return Target(url, swarm, run if run is not None and run.swarm == swarm else None)
 
 
 def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:

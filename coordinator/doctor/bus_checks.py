@@ -180,14 +180,15 @@ async def _store(facts: _Facts) -> list[Finding]:
 async def _sandboxes(facts: _Facts) -> list[Finding]:
     """Remote sandboxes: whether each has a host, by the provider's heartbeats."""
     check = "sandboxes"
-    if not facts.running or not any(spec.e2b for spec in facts.config.sandboxes):
+    remote = [spec.name for spec in facts.config.sandboxes if spec.e2b]
+    if not facts.running or not remote:
         return []
     async with HeartbeatListener(facts.bus) as listener:
         await asyncio.sleep(LISTEN_S)
     if listener.provider is None:
         return [error(check, f"no heartbeat of a provider within {LISTEN_S} s", "see provider.log; `up` restarts it")]
     found = []
-    for sandbox in sandboxes_without_host(listener, await read_failure_reasons(facts.bus, listener)):
+    for sandbox in sandboxes_without_host(listener, await read_failure_reasons(facts.bus, listener), remote):
         if sandbox.status == FAILED:
             found.append(error(check, f"{failed_text(sandbox)}; its agents run in other sandboxes", FAILED_REMEDY))
         else:

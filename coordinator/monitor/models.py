@@ -9,14 +9,18 @@ from coordinator.sandboxes.health import SandboxHealth
 
 FAILED_REMEDY = "fix the cause (see `signalmesh history alert`), and start `signalmesh up` again"
 
+NOT_RUNNING = "not running"
+"""Status of a configured remote sandbox of which neither a host nor its provider reports anything."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxStatus:
-    """A sandbox with a host, or one that its provider reports (`status` "creating" or "failed", without a pid).
+    """A sandbox with a host, or one without a pid that its provider reports (`status` "creating" or "failed"), or that
+    only the configuration has ("not running").
 
-    `provider` is that of swarm.toml; `endpoint` is where it was created: E2B, or another endpoint. None: its host does
-    not report it, as on this machine. `reason` is the beginning of the reason for a failure; None for all others, and
-    if the stream does not hold it any more.
+    `provider` is that of swarm.toml; `endpoint` is where it was created: E2B, or another endpoint. None: nothing
+    reports it, as on this machine. `reason` is the beginning of the reason for a failure, if the stream still holds
+    it, or why the sandbox is not running; None for all others.
     """
 
     name: str

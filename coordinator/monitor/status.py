@@ -11,17 +11,20 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from time import monotonic
 
 from bus.durable.fencing import last_claim
 from bus.durable.registry import Record, read_records
-from bus.errors import MessageError
+from bus.errors import MessageError, UsageError
 from bus.heartbeats import LISTEN_S, HeartbeatListener, HeartbeatTable, ReceivedHeartbeat
 from bus.messages import FAILED, Decision, Heartbeat, Lifecycle, VotingConfig, decode
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
+from coordinator.config.loader import BUILT_IN, load_swarm
 from coordinator.monitor.models import (
+    NOT_RUNNING,
     AgentStatus,
     DecisionCount,
     MirrorStatus,
@@ -30,6 +33,7 @@ from coordinator.monitor.models import (
     Status,
     WatchdogStatus,
 )
+from coordinator.runner.run_record import Run
 from coordinator.sandboxes.health import SandboxHealth, health_of
 from coordinator.supervisor.config_publisher import read_config
 
@@ -64,6 +68,8 @@ class Facts:
     """External agent -> how many of its messages the stream holds, and when the newest was stored."""
     failure_reasons: Mapping[str, str | None] = field(default_factory=dict)
     """Failed sandbox -> the reason that its provider reported, if the stream holds it."""
+    remote_sandboxes: Sequence[str] = ()
+    """Those with provider e2b in the configuration, if it is known."""
 
     def agent_names(self) -> list[str]:
         """Every agent with a record, a heartbeat, a phase or a vote."""
@@ -74,8 +80,17 @@ class Facts:
 # -- reading
 
 
-async def collect(bus: NatsBus, listen_s: float = LISTEN_S) -> Facts:
-    """Listen for `listen_s` seconds, and read the rest.
+def remote_sandboxes(run: Run | None) -> tuple[str, ...]:
+    """The sandboxes with provider e2b in the configuration of `run`; none if that cannot be read any more."""
+    if run is None or run.config == BUILT_IN:
+        return ()
+    with contextlib.suppress(UsageError):  # what the bus shows is shown all the same
+        return tuple(spec.name for spec in load_swarm(Path(run.config)).sandboxes if spec.e2b)
+    return ()
+
+
+async def collect(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandboxes: Sequence[str] = ()) -> Facts:
+    """Listen for `listen_s` seconds, and read the rest. `remote_sandboxes` are those of the configuration.
 
     Raises:
         Refused: there is no such swarm on this server.
@@ -103,19 +118,20 @@ async def collect(bus: NatsBus, listen_s: float = LISTEN_S) -> Facts:
         newest_decision=newest_decision,
         external_outputs=external_outputs,
         failure_reasons=failure_reasons,
+        remote_sandboxes=remote_sandboxes,
     )
     silent = [name for name in facts.agent_names() if current_heartbeat(name, listener) is None]
     newest = {name: stored.sequence for name in silent if (stored := await last_claim(bus, name)) is not None}
     return replace(facts, newest_claims=newest)
 
 
-async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S) -> Status:
-    """Listen for `listen_s` seconds, read the rest, and make the status of it.
+async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandboxes: Sequence[str] = ()) -> Status:
+    """Listen for `listen_s` seconds, read the rest, and make the status of it. `remote_sandboxes` as in `collect`.
 
     Raises:
         Refused: there is no such swarm on this server.
     """
-    return status_of(await collect(bus, listen_s))
+    return status_of(await collect(bus, listen_s, remote_sandboxes))
 
 
 async def read_failure_reasons(bus: NatsBus, heartbeats: HeartbeatTable) -> dict[str, str | None]:
@@ -163,7 +179,7 @@ def status_of(facts: Facts) -> Status:
     heartbeats = facts.heartbeats
     agents = [agent_status(name, facts) for name in facts.agent_names()]
     sandboxes = [sandbox_status(name, facts, agents) for name in sorted(heartbeats.hosts)]
-    sandboxes += sandboxes_without_host(heartbeats, facts.failure_reasons)
+    sandboxes += sandboxes_without_host(heartbeats, facts.failure_reasons, facts.remote_sandboxes)
     leaders = [heartbeats.leader] if heartbeats.leader else []
     return Status(
         swarm=facts.swarm,
@@ -255,26 +271,29 @@ def sandbox_status(name: str, facts: Facts, agents: Sequence[AgentStatus]) -> Sa
     )
 
 
-def sandboxes_without_host(heartbeats: HeartbeatTable, reasons: Mapping[str, str | None]) -> list[SandboxStatus]:
-    """The sandboxes that their provider reports, and of which no host has sent a heartbeat."""
-    if heartbeats.provider is None:
-        return []
-    provider = heartbeats.provider.heartbeat
-    served = {received.heartbeat.group for received in heartbeats.hosts.values()}
+def sandboxes_without_host(
+    heartbeats: HeartbeatTable, reasons: Mapping[str, str | None], configured: Sequence[str]
+) -> list[SandboxStatus]:
+    """The sandboxes that their provider reports or that are `configured` at one, and of which no host has sent a
+    heartbeat.
+    """
+    provider = heartbeats.provider.heartbeat if heartbeats.provider else None
+    phases = (provider.phases if provider else None) or {}
+    served = {received.heartbeat.group or name for name, received in heartbeats.hosts.items()}
+    otherwise = "its host sends no heartbeat" if provider else "no provider is running"
     return [
         SandboxStatus(
             name=name,
-            provider=provider.provider,
-            endpoint=provider.endpoint,
-            status=phase,
+            provider=provider.provider if provider else "e2b",
+            endpoint=provider.endpoint if provider else None,
+            status=phases.get(name, NOT_RUNNING),
             agents=[],
             uptime_s=None,
             pid=None,
             health=SandboxHealth(),
-            reason=reasons.get(name),
+            reason=reasons.get(name) if name in phases else otherwise,
         )
-        for name, phase in sorted((provider.phases or {}).items())
-        if name not in served
+        for name in sorted({*phases, *configured} - served)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bus.messages import FAILED
 from bus.utils.terminal import escape_control
-from coordinator.monitor.models import FAILED_REMEDY, AgentStatus, SandboxStatus, Status, failed_text
+from coordinator.monitor.models import FAILED_REMEDY, NOT_RUNNING, AgentStatus, SandboxStatus, Status, failed_text
 from coordinator.reporting.tables import Cell, Column, console, print_table, state_text
 from coordinator.sandboxes.environment import provider_text
 from coordinator.sandboxes.health import SandboxHealth
@@ -49,7 +49,7 @@ def provider_lines(status: Status) -> list[str]:
     if (received := status.provider) is not None:
         at = received.endpoint or "an endpoint that it does not report"
         return [f"remote sandboxes are created at {at}, by provider {received.pid}: {received.status}"]
-    remote = [sandbox.endpoint for sandbox in status.sandboxes if sandbox.provider == "e2b"]
+    remote = [one.endpoint for one in status.sandboxes if one.provider == "e2b" and one.pid is not None]
     if not remote:
         return []
     known = sorted({endpoint or "an endpoint that their hosts do not report" for endpoint in remote})
@@ -102,6 +102,8 @@ def print_status(status: Status) -> None:
     for sandbox in status.sandboxes:
         if sandbox.status == FAILED:
             out.print(escape_control(f"{failed_text(sandbox)}; {FAILED_REMEDY}"), soft_wrap=True)
+        elif sandbox.status == NOT_RUNNING:
+            out.print(escape_control(f"{sandbox.name}: {NOT_RUNNING}: {sandbox.reason}"), soft_wrap=True)
 
 
 def _sandbox_cells(sandbox: SandboxStatus) -> list[str]:

@@ -6,6 +6,7 @@ stand-in is not, its module says.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,13 @@ async def test_a_bus_that_a_sandbox_cannot_reach_is_reported_with_its_address(tm
         )
         assert PASSWORD not in alert["message"]
         assert len(await e2b_standin.sandboxes()) == 1
+        swarm.send(swarm.pid_of("provider"), signal.SIGSTOP)
+        without_provider = (await swarm.command("status", "--json")).json
+        assert without_provider["provider"] is None
+        found = without_provider["sandboxes"][-1]
+        assert (found["name"], found["provider"], found["status"]) == ("python", "e2b", "not running")
+        assert found["reason"] == "no provider is running"
+        assert found.keys() == status.json["sandboxes"][-1].keys()
 
 
 @pytest.mark.slow

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from bus.durable.registry import Record
 from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
 from bus.messages import CREATING, FAILED, Decision, Heartbeat, VotingConfig
-from coordinator.monitor.models import AgentStatus
+from coordinator.config.loader import BUILT_IN
+from coordinator.monitor.models import NOT_RUNNING, AgentStatus
 from coordinator.monitor.status import (
     Facts,
     agent_status,
     decision_count,
+    remote_sandboxes,
     sandbox_status,
     sandboxes_without_host,
     status_of,
 )
+from tests.support.run_records import living_run
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -106,9 +110,30 @@ def test_a_sandbox_lists_the_processes_that_run_in_it():
 def test_a_sandbox_without_a_host_is_shown_as_its_provider_reports_it():
     provider = heartbeat("provider", role="provider", provider="e2b", phases={"far": FAILED, "near": CREATING})
     host = heartbeat("near-i1", role="sandbox", group="near")
-    [result] = sandboxes_without_host(table((9.0, provider), (9.0, host)), {"far": "no such template"})
+    heartbeats = table((9.0, provider), (9.0, host))
+    [result] = sandboxes_without_host(heartbeats, {"far": "no such template"}, ("far", "near"))
     assert (result.name, result.status, result.reason, result.pid) == ("far", FAILED, "no such template", None)
-    assert sandboxes_without_host(table((9.0, host)), {}) == []
+    assert sandboxes_without_host(table((9.0, host)), {}, ()) == []
+
+
+def test_a_configured_remote_sandbox_is_shown_without_a_provider_and_without_a_host():
+    host = heartbeat("near-i1", role="sandbox", group="near")
+    [result] = status_of(facts(table((9.0, host)), remote_sandboxes=("near", "far"))).sandboxes[1:]
+    assert (result.name, result.status, result.provider, result.pid) == ("far", NOT_RUNNING, "e2b", None)
+    assert result.reason == "no provider is running"
+    provider = heartbeat("provider", role="provider", provider="e2b", endpoint="E2B", phases={})
+    [silent] = sandboxes_without_host(table((9.0, host), (9.0, provider)), {}, ("near", "far"))
+    assert (silent.name, silent.status, silent.reason) == ("far", NOT_RUNNING, "its host sends no heartbeat")
+    assert silent.endpoint == "E2B"
+
+
+def test_the_remote_sandboxes_are_those_of_the_recorded_configuration(tmp_path):
+    file = tmp_path / "swarm.toml"
+    file.write_text('[sandboxes.far]\nprovider = "e2b"\n[sandboxes.here]\n')
+    run = living_run()
+    assert remote_sandboxes(replace(run, config=str(file))) == ("far",)
+    assert remote_sandboxes(replace(run, config=str(tmp_path / "gone.toml"))) == ()
+    assert remote_sandboxes(replace(run, config=BUILT_IN)) == remote_sandboxes(None) == ()
 
 
 def test_decisions_of_other_writers_are_counted_apart():

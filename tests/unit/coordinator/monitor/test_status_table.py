@@ -6,11 +6,11 @@ import os
 import pty
 import re
 from dataclasses import replace
-from typing import TextIO
+from typing import Any, TextIO
 
 import pytest
 
-from coordinator.monitor.models import AgentStatus, DecisionCount, SandboxStatus, Status
+from coordinator.monitor.models import NOT_RUNNING, AgentStatus, DecisionCount, SandboxStatus, Status
 from coordinator.monitor.status_table import SANDBOX_COLUMNS, STATUS_COLUMNS, print_status
 from coordinator.sandboxes.health import SandboxHealth
 
@@ -138,3 +138,14 @@ def test_what_is_not_known_to_be_e2b_is_not_called_so(endpoint, provider, at, ca
     result = capsys.readouterr().out
     assert [re.split("  +", row)[1] for row in sandbox_table(result)[2:]] == [provider] * 3
     assert f"no provider runs: the lifetimes of the sandboxes are not renewed at {at}\n" in result
+
+
+def test_a_sandbox_that_does_not_run_is_shown_with_the_reason(capsys):
+    status = status_of(3)
+    gone: dict[str, Any] = {"uptime_s": None, "pid": None, "agents": [], "reason": "no provider is running"}
+    far = replace(status.sandboxes[0], name="far", provider="e2b", status=NOT_RUNNING, **gone)
+    print_status(replace(status, sandboxes=[*status.sandboxes, far]))
+    result = capsys.readouterr().out
+    assert re.split("  +", sandbox_table(result)[5])[:3] == ["far", "e2b, endpoint not known", "not running"]
+    assert "\nfar: not running: no provider is running\n" in result
+    assert "are not renewed" not in result, "there are none"
