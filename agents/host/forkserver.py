@@ -232,7 +232,7 @@ class ForkServer:
         """Start a process for `incarnation`.
 
         Raises:
-            MeshError: the host is ending, or the system has no room for another process.
+            MeshError: the host is ending, the server died, or the system has no room for another process.
         """
         if stopping():
             raise MeshError("this sandbox host is ending")
@@ -249,6 +249,10 @@ class ForkServer:
 
         try:
             process, errors, stacks = await asyncio.get_running_loop().run_in_executor(self._thread, start)
+        except EOFError:
+            raise MeshError(
+                "the fork server ended before it had started a process; the next spawn restarts it"
+            ) from None
         except OSError as error:
             raise MeshError(f"cannot start a process: {error}") from None
         return AgentProcess(process, errors, stacks)

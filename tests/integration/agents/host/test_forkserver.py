@@ -49,6 +49,44 @@ async def test_it_starts_however_long_the_path_of_tmpdir_is(tmp_path: Path, leng
     assert list(directory.iterdir()) == []
 
 
+DIES = """
+import asyncio, os, signal
+from multiprocessing import forkserver
+from agents.host.forkserver import ForkServer
+from agents.runtime.process import Incarnation
+from agents.spec import AgentSpec
+from bus.errors import MeshError
+
+def kill_first(descriptor, read=forkserver.read_signed):
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # it is stopped, and has the request
+    return read(descriptor)
+
+async def main():
+    await server.start()
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGSTOP)
+    forkserver.read_signed = kill_first
+    spec = AgentSpec(name="one", kind="momentum", swarm="swarm", sandbox="base")
+    try:
+        await server.spawn(Incarnation(spec=spec, url="nats://127.0.0.1:1", sandbox="base"), lambda: False)
+    except MeshError as error:
+        print(error)
+    await server.stop()
+
+server = ForkServer()
+server.fork()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not _FORKS, reason="the server is no fork here")
+async def test_a_server_that_dies_while_it_starts_an_agent_is_an_error_of_that_start():
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DIES, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert (process.returncode, out.decode()[:23]) == (0, "the fork server ended b"), err.decode()
+
+
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A directory whose path is short enough for sockets."""
