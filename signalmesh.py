@@ -150,7 +150,7 @@ def _begin_again() -> None:
 
 
 def _bypass_proxies() -> None:
-    """Let the libraries of this process and its children ask nothing of this machine through a proxy."""
+    """Let the libraries of this process and its children reach this machine without a proxy."""
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return
     excluded = [entry.strip() for entry in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")]

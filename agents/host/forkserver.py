@@ -182,7 +182,8 @@ class ForkServer:
         main.__spec__ = None
 
     def fork(self) -> None:
-        """Start the server as a fork of this process, which shares its imports; without this call `start` begins anew.
+        """Start the server as a fork of this process, which shares its imports; without this call `start` starts a new
+        interpreter.
 
         For a process with one thread, and no event loop yet. A server that dies is started as a new interpreter.
         """
@@ -195,7 +196,7 @@ class ForkServer:
             listener.bind(address)
             Path(address).chmod(0o600)
             listener.listen()
-            alive, kept = os.pipe()  # the server ends when nobody holds the end that is kept
+            alive, kept = os.pipe()  # the server ends when the end that is kept is closed
             host = os.getpid()
             pid = os.fork()
             if pid == 0:

@@ -82,7 +82,7 @@ def explain_limit(code: int, wanted: Mapping[str, Any], info: Mapping[str, Any],
         return "a limit of the stream or the server, not of the account"
     keys = [_key(account, limit.key) for limit in _LIMITS[code]]
     keys += [_SERVER_KEYS[code]] if code in _SERVER_KEYS else []
-    return f"a limit that this user may not ask for; raise {' or '.join(keys)}{_where(account)}"
+    return f"a limit that this user may not read; raise {' or '.join(keys)}{_where(account)}"
 
 
 def _tiers(info: Mapping[str, Any], replicas: int | None) -> list[Mapping[str, Any]]:

@@ -93,7 +93,7 @@ class _Client(FastClient):
             return command
         operation, _, text = command.partition(b" ")
         fields = orjson.loads(text)
-        # A server of which the cluster has told has no user in its address: that of the given addresses is meant.
+        # A server that the cluster advertises has no user in its address: that of the given addresses is meant.
         named = next((one.uri for one in (server, *self._server_pool) if one.uri.username is not None), None)
         if named is None:
             return command
@@ -221,12 +221,12 @@ class Connection:
         server = self.client._current_server  # noqa: SLF001 - the client has no public name for it
         known = server is not None and server.uri.password is not None  # else the name is a token
         user = unquote(server.uri.username or "") if server is not None and known else ""
-        who = f"user {user!r}" if user else "this user"
-        verb = "publish" if operation == "publish" else "subscribe"
+        account = f"user {user!r}" if user else "this user"
+        action = "publish" if operation == "publish" else "subscribe"
 
         def problem_of(subject: str) -> str:
             return (
-                f"permission denied: the NATS server at {redacted_url(self.url)} does not let {who} {verb} to "
+                f"permission denied: the NATS server at {redacted_url(self.url)} does not let {account} {action} to "
                 f"{subject}; allow it in the server's configuration"
             )
 

@@ -68,8 +68,8 @@ class JetStream:
         self._inbox = connection.client.new_inbox() + "."
         """The prefix of reply subjects; the token after it identifies the request."""
         self._account: tuple[float, dict[str, Any], str] | None = None
-        """When the account was last asked for, JetStream's answer about it, and its name."""
-        self._asking = asyncio.Lock()
+        """When the account was last requested, JetStream's answer about it, and its name."""
+        self._requesting = asyncio.Lock()
         self._explaining: set[asyncio.Task[None]] = set()
         connection.watch(self._fail_pending, _nothing)
         connection.on_denied = self._on_denied
@@ -169,11 +169,11 @@ class JetStream:
 
     async def _explained(self, error: Refused, wanted: dict[str, Any], max_age_s: float) -> LimitReached:
         oldest = time.monotonic() - max_age_s
-        async with self._asking:  # many messages may be refused at once
+        async with self._requesting:  # many messages may be refused at once
             if self._account is None or self._account[0] < oldest:
                 info: dict[str, Any] = {}
                 name = ""
-                with contextlib.suppress(MeshError, ValueError, LookupError):  # not every user may ask
+                with contextlib.suppress(MeshError, ValueError, LookupError):  # not every user may request it
                     info = await self.api("INFO", timeout_s=LIMITS_S)
                     user = orjson.loads(await self.request("$SYS.REQ.USER.INFO", b"", LIMITS_S))
                     name = str(user["data"]["account"])

@@ -25,7 +25,7 @@ def is_websocket(url: str) -> bool:
 def redacted_url(url: str) -> str:
     """`url` without user, password or token, for logs and errors."""
     if _divides_user(url):
-        return "***"  # where the password begins and ends cannot be told
+        return "***"  # the bounds of the password are unknown
     return ",".join(map(_redacted, urls_of(url)))
 
 

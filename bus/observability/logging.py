@@ -78,7 +78,7 @@ def sanitize(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mut
 
 
 def bound(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Shorten long texts, of an exception for example: a line of megabytes helps nobody, and takes a second."""
+    """Shorten long texts, of an exception for example: a line of megabytes takes a second."""
     for key, value in event.items():
         if isinstance(value, str) and len(value) > MAX_LOG_TEXT:
             left = len(value) - MAX_LOG_TEXT

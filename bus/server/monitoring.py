@@ -54,7 +54,7 @@ async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
     import urllib.error
     import urllib.request
 
-    # Not through a proxy of the environment: it would be asked for an address of this machine.
+    # Not through a proxy of the environment: an address of this machine is not for it.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def read() -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from bus.messages import Lifecycle
 from coordinator.config.settings import ResolvedSwarm
 
 LEAST_RUN_S = 10.0
-"""A run that a signal ends sooner may have no decision: nobody has waited for one."""
+"""A run that a signal ends sooner may have no decision: it was too short for one."""
 
 
 class Outcome:

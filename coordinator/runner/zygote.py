@@ -155,7 +155,7 @@ class Zygote:
             gate, opener = os.pipe()
             adopt_orphans(True)
             try:
-                reply = await self._ask(request, [output, gate, *pass_fds])
+                reply = await self._exchange(request, [output, gate, *pass_fds])
                 if "error" in reply:
                     raise OSError(reply["errno"], reply["error"])
                 os.write(opener, b"1")  # it is our child now, and may begin
@@ -166,7 +166,7 @@ class Zygote:
                 adopt_orphans(False)
         return ForkedProcess(int(reply["pid"]))
 
-    async def _ask(self, request: Request, descriptors: list[int]) -> dict[str, Any]:
+    async def _exchange(self, request: Request, descriptors: list[int]) -> dict[str, Any]:
         if self._connection.fileno() < 0:
             raise ZygoteGone("an earlier request was not answered")
         answered = False
