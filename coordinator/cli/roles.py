@@ -182,6 +182,14 @@ def metrics(
     once: Annotated[
         bool, typer.Option("--once", help="Print the metrics of everything in the stream, and end.")
     ] = False,
+    count_from: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEQUENCE",
+            min=1,
+            help="Count messages from this stream sequence on; default: those stored from now on.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     agents: AgentCount = None,
     nats: Nats = None,
@@ -199,7 +207,8 @@ def metrics(
         loaded = load_swarm(config, Overrides(agents=agents))
         typer.echo(on_bus(target, lambda bus: observe_once(bus, loaded)), nl=False)
         raise typer.Exit(EXIT_DONE)
-    raise typer.Exit(run_metrics(role_url(nats, state_dir), config, target.swarm, listen, log_level, agents))
+    url = role_url(nats, state_dir)
+    raise typer.Exit(run_metrics(url, config, target.swarm, listen, log_level, agents, count_from))
 
 
 def mirror(

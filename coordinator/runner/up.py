@@ -83,6 +83,8 @@ class FoundOut:
 
     metrics: tuple[str, ...] = ()
     """The command line of the metrics role; empty: no such process."""
+    stored: int = 0
+    """Sequence of the newest message that the stream had before the children were started."""
     provider_env: Mapping[str, str] | None = field(default=None, repr=False)
     """The environment of the provider role; None: no such process."""
     proxy_fd: int | None = None
@@ -121,7 +123,9 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
     if options.standby:
         add("watchdog", STANDBY, *watchdog, "--standby", env=traits)
     if found.metrics:
-        add("metrics", "metrics", *found.metrics, *config_file, *agents, *common)
+        metrics = (*found.metrics, *config_file, *agents, *common)
+        # What its siblings publish before it has connected counts too.
+        add("metrics", "metrics", *metrics, "--count-from", str(found.stored + 1), restart_args=metrics)
     if found.mirror:
         add("mirror", "mirror", "mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common)
     return children
@@ -214,6 +218,7 @@ class Up:
                 log.warning("stream_restored", text=restored)
                 print(f"signalmesh: {escape_control(restored)}", file=sys.stderr)
         await ensure_streams(self.bus, self.config.stream.limits())
+        self._found = replace(self._found, stored=(await self.bus.bounds()).last)
         self._events = await EventPublisher.open(self.bus, NAME)
         if restored:
             self._events.alert("warning", "stream_restored", restored)

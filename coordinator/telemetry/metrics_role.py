@@ -55,11 +55,11 @@ log = structlog.get_logger("signalmesh.metrics")
 
 
 class MetricsObserver:
-    """Follows one swarm and counts. `everything`: from the stream's first message on, not from its end."""
+    """Follows one swarm and counts from the stream sequence `count_from` on; None: what is stored from its start on."""
 
-    def __init__(self, bus: NatsBus, config: SwarmConfig, *, everything: bool = False) -> None:
+    def __init__(self, bus: NatsBus, config: SwarmConfig, *, count_from: int | None = None) -> None:
         agents, sandboxes = [item.spec.name for item in config.agents], [sandbox.name for sandbox in config.sandboxes]
-        self._bus, self._everything = bus, everything
+        self._bus, self._count_from = bus, count_from
         self.metrics = StreamMetrics(bus.subjects, Names((*agents, *sandboxes)), agents)
         self.heartbeats = HeartbeatMetrics(self.metrics.registry, self.metrics.names)
         self._reader: Reader | None = None
@@ -78,7 +78,7 @@ class MetricsObserver:
         """
         info = await self._info()
         end = info["state"]["last_seq"]
-        self._counted_from = 1 if self._everything else end + 1
+        self._counted_from = min(end + 1, self._count_from or end + 1)
         await self._read_from(max(1, info["state"]["first_seq"], self._counted_from - LOOKBACK), info["created"])
         if self._listening is None:
             self._listening = HeartbeatListener(
@@ -179,7 +179,7 @@ async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
     Raises:
         BusError: the bus does not answer, or there is no such swarm there.
     """
-    observer = MetricsObserver(bus, config, everything=True)
+    observer = MetricsObserver(bus, config, count_from=1)
     await observer.start()
     try:
         await asyncio.sleep(LISTEN_S)
@@ -240,10 +240,11 @@ def run_metrics(
     listen: str | None,
     log_level: str,
     agents: int | None = None,
+    count_from: int | None = None,
 ) -> int:
     """Observe the swarm until SIGTERM or SIGINT; push the metrics and post the alerts if configured.
 
-    `listen` is --listen (None: not given); `agents` is --agents.
+    `listen` is --listen (None: not given); `agents` is --agents, `count_from` is --count-from.
 
     Raises:
         UsageError: the address cannot be listened on, or the webhook is no URL.
@@ -262,7 +263,7 @@ def run_metrics(
         stop = asyncio.Event()
         bus = await NatsBus.connect(url, swarm or config.swarm, NAME, wait_s=None)
         on_signals(stop.set)  # before this there is nothing to end in order
-        observer = MetricsObserver(bus, config)
+        observer = MetricsObserver(bus, config, count_from=count_from)
         server = None
         if address is not None:
             registry = observer.metrics.registry
