@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from typing import Any
 
 import pytest
 from nats.aio.client import Client as Client_
+from nats.aio.client import Srv
 from nats.aio.transport import TcpTransport
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
@@ -153,10 +155,11 @@ def test_header_blocks(block, headers):
 @pytest.mark.parametrize(
     ("ours", "theirs", "names"),
     [
-        (FastClient, Client_, ("_connect_to_server", "_remove_sub", "_parse_header_lines", "_process_headers")),
+        (FastClient, Client_, ("_attempt_reconnect", "_select_next_server", "_remove_sub", "_parse_header_lines")),
+        (FastClient, Client_, ("_process_headers",)),
         (_Client, Client_, ("_process_pong", "_process_err", "_process_op_err")),
         (WireParser, Parser, ("parse", "reset")),
-        (WireTransport, TcpTransport, ("connect", "read", "writelines")),
+        (WireTransport, TcpTransport, ("connect", "read", "readline", "writelines")),
     ],
 )
 def test_what_is_replaced_in_nats_py_is_there(ours, theirs, names):
@@ -166,4 +169,6 @@ def test_what_is_replaced_in_nats_py_is_there(ours, theirs, names):
         assert name in vars(theirs), name
     client = Client_()
     assert [type(getattr(client, name)) for name in ("_pending", "_pending_data_size", "_sid")] == [list, int, int]
+    assert client._server_pool == []
+    assert {"discovered", "last_attempt", "reconnects", "uri"} <= {field.name for field in fields(Srv)}
     assert isinstance(client._ps, Parser)
