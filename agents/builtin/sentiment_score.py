@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from agents.feeds.csv_reader import read_table
+from agents.feeds.csv_reader import open_table
 
 LEXICON = "lexicon.csv"
 MAX_VALENCE = 4.0
@@ -77,19 +77,19 @@ def load_lexicon(path: str | Path = "") -> dict[str, float]:
     """Words with their valences; the project's own where `path` is empty.
 
     Raises:
-        DataError: as `read_table`; or a word with a space or a capital, given twice, or a valence beyond +-4.
+        DataError: as `open_table`; or a word with a space or a capital, given twice, or a valence beyond +-4.
     """
-    table = read_table(path, LEXICON, ("word", "valence"), comments=True)
-    words: dict[str, float] = {}
-    for line, fields in table.rows:
-        word, valence = table.text(line, fields, "word"), table.number(line, fields, "valence")
-        if word != word.lower() or len(word.split()) != 1:
-            table.fail(line, "word", f"expected one word in lower case, not {word!r}")
-        if word in words:
-            table.fail(line, "word", f"{word!r} is given twice")
-        if abs(valence) > MAX_VALENCE:
-            table.fail(line, "valence", f"expected a number from -4 to 4, not {valence}")
-        words[word] = valence
+    with open_table(path, LEXICON, ("word", "valence"), comments=True) as table:
+        words: dict[str, float] = {}
+        for line, fields in table.rows:
+            word, valence = table.text(line, fields, "word"), table.number(line, fields, "valence")
+            if word != word.lower() or len(word.split()) != 1:
+                table.fail(line, "word", f"expected one word in lower case, not {word!r}")
+            if word in words:
+                table.fail(line, "word", f"{word!r} is given twice")
+            if abs(valence) > MAX_VALENCE:
+                table.fail(line, "valence", f"expected a number from -4 to 4, not {valence}")
+            words[word] = valence
     return words
 
 

@@ -6,17 +6,24 @@ described raises a DataError that names the file, the line (the first line of th
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import gzip
 import io
+import itertools
 import math
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 from bus.errors import DataError
 
@@ -26,16 +33,20 @@ _UTC_OFFSET = timedelta(0)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A CSV file that has been read: the position of each wanted column, and the rows with their line numbers."""
+    """A CSV file that is being read: the position of each wanted column, and the rows with their line numbers.
+
+    Rows are read as they are requested, once.
+    """
 
     file: str
     columns: dict[str, int]
-    rows: list[tuple[int, list[str]]]
-    plain: bool
-    """Only ASCII and no underscore in it: then Python's float() accepts no more than a CSV file should contain."""
+    rows: Iterator[tuple[int, list[str]]]
+    check: TextCheck
 
     def fail(self, line: int, column: str | None, problem: str) -> NoReturn:
-        """Raise the DataError of one cell."""
+        """Raise the DataError of one cell, or that of a later mistake in the form of the file: it explains more."""
+        for _ in self.rows:
+            pass
         raise DataError(self.file, line, column, problem)
 
     def text(self, line: int, fields: list[str], column: str) -> str:
@@ -94,84 +105,147 @@ OTHER_FORMATS = {
     b"\xfe\xff": "in UTF-16",
 }
 """First bytes of files that people name as data files."""
+FIRST_BYTES = max(map(len, OTHER_FORMATS))
+CHUNK_BYTES = 1 << 18
+"""How much of a file is in memory at a time."""
 
 
-def _read_bytes(path: str | Path, packaged: str) -> tuple[str, bytes]:
-    """Name and contents of the file at `path`, or of the packaged one where `path` is empty."""
-    name = str(path) or packaged
-    try:
-        if str(path):
-            data = Path(path).read_bytes()
-        else:
-            data = resources.files("agents.feeds").joinpath("data", packaged).read_bytes()
-    except FileNotFoundError:
-        raise DataError(name, None, None, "no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(name, None, None, f"cannot be read: {reason}") from None
-    for magic, what in OTHER_FORMATS.items():
-        if data.startswith(magic):
-            raise DataError(name, None, None, f"is {what}, expected CSV, plain or gzipped; unpack or convert it")
-    if name.lower().endswith(".gz") or data.startswith(GZIP):  # whatever its name
+class TextCheck(io.RawIOBase):
+    """The bytes of `source`, which must be UTF-8."""
+
+    def __init__(self, name: str, source: BinaryIO) -> None:
+        self._name, self._source = name, source
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._lines = 0
+        self.plain = True
+        """Only ASCII and no underscore so far: then Python's float() accepts no more than a CSV file should contain."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Raises: DataError: not UTF-8, not gzip, or it cannot be read."""
+        view = memoryview(buffer).cast("B")
+        data = self._read(len(view))
+        if not data.isascii() or b"_" in data:
+            self.plain = False
+        if not self.plain or not data:
+            try:
+                self._decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                line = self._lines + error.object.count(b"\n", 0, error.start) + 1
+                while self._read(CHUNK_BYTES):  # a file that is damaged as a whole is reported as such
+                    pass
+                raise DataError(self._name, line, None, f"not UTF-8: byte 0x{error.object[error.start]:02x}") from None
+        self._lines += data.count(b"\n")
+        view[: len(data)] = data
+        return len(data)
+
+    def _read(self, count: int) -> bytes:
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(name, None, None, f"not gzip, though its name ends in .gz: {error}") from None
-    return name, data
+            return self._source.read(count)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(self._name, None, None, f"not gzip, though its name ends in .gz: {error}") from None
+        except OSError as error:
+            raise unreadable(self._name, error) from None
 
 
-def _split(name: str, text: str, *, comments: bool) -> list[tuple[int, list[str]]]:
+def unreadable(name: str, error: OSError | ValueError) -> DataError:
+    """The DataError of a file that cannot be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(name, None, None, "no such file")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return DataError(name, None, None, f"cannot be read: {reason}")
+
+
+def _unpacked(name: str, file: io.BufferedReader) -> BinaryIO:
+    """The contents of `file`, which may be gzipped, whatever its name."""
+    try:
+        first = file.peek(FIRST_BYTES)
+    except OSError as error:
+        raise unreadable(name, error) from None
+    for magic, what in OTHER_FORMATS.items():
+        if first.startswith(magic):
+            raise DataError(name, None, None, f"is {what}, expected CSV, plain or gzipped; unpack or convert it")
+    if name.lower().endswith(".gz") or first.startswith(GZIP):
+        return cast("BinaryIO", gzip.GzipFile(fileobj=file, mode="rb"))
+    return file
+
+
+def _split(name: str, text: io.TextIOWrapper, *, comments: bool) -> Iterator[tuple[int, list[str]]]:
     """The values of each line that is neither empty nor a comment before the header, with its number."""
-    source = io.StringIO(text, newline="")
-    skipped = start = 0
-    while comments and source.readline().startswith("#"):
-        skipped += 1
-        start = source.tell()
-    source.seek(start)
-    reader = csv.reader(source, strict=True)
-    rows: list[tuple[int, list[str]]] = []
+    lines: Iterator[str] = text
+    skipped = 0
+    if comments:
+        for first in text:
+            if not first.startswith("#"):
+                lines = itertools.chain([first], text)
+                break
+            skipped += 1
+    reader = csv.reader(lines, strict=True)
     line = skipped
     try:
         for fields in reader:
             if fields:
-                rows.append((line + 1, fields))  # where it begins: a quoted value may go on for several lines
+                yield line + 1, fields  # where it begins: a quoted value may go on for several lines
             line = skipped + reader.line_num
     except csv.Error as error:
+        for _ in text:
+            pass
         raise DataError(name, line + 1, None, f"not CSV: {error}") from None
-    return rows
 
 
-def read_table(path: str | Path, packaged: str, columns: tuple[str, ...], *, comments: bool = False) -> Table:
-    """Read a CSV file (plain or gzipped), or the packaged one where `path` is empty.
+def _checked_length(name: str, rows: Iterator[tuple[int, list[str]]], length: int) -> Iterator[tuple[int, list[str]]]:
+    for line, fields in rows:
+        if len(fields) > length:
+            for _ in rows:
+                pass
+            raise DataError(name, line, str(length + 1), f"expected {length} values, not {len(fields)}")
+        yield line, fields
+
+
+def _check_header(name: str, line: int, header: list[str], columns: tuple[str, ...]) -> None:
+    if _NUMBER.fullmatch(header[-1]) or not set(header) & set(columns):
+        found = ",".join(header)[:80]
+        raise DataError(name, line, None, f"is no header ({found}); expected {','.join(columns)} in any order")
+    for column in columns:
+        if (count := header.count(column)) != 1:
+            problem = "missing from the header" if not count else "given twice in the header"
+            raise DataError(name, line, column, f"{problem}, expected {','.join(columns)} in any order")
+
+
+@contextlib.contextmanager
+def open_table(path: str | Path, packaged: str, columns: tuple[str, ...], *, comments: bool = False) -> Iterator[Table]:
+    """Read a CSV file (plain or gzipped), or the packaged one where `path` is empty, row by row.
 
     The first line is the header; with `comments`, lines before it that begin with '#' are skipped. Empty lines are.
 
     Raises:
         DataError: no such file, not gzip, not UTF-8, empty, a wanted column missing or given twice, more values in a
-            row than the header has, or broken quoting.
+            row than the header has, or broken quoting. Also from `Table.rows`, as the rows are read.
     """
-    name, data = _read_bytes(path, packaged)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(name, line, None, f"not UTF-8: byte 0x{data[error.start]:02x}") from None
-    rows = _split(name, text, comments=comments)
-    if not rows:
-        raise DataError(name, None, None, f"is empty, expected a header with {','.join(columns)}")
-    header_line, header = rows.pop(0)
-    header = [column.strip() for column in header]
-    if _NUMBER.fullmatch(header[-1]) or not set(header) & set(columns):
-        found = ",".join(header)[:80]
-        raise DataError(name, header_line, None, f"is no header ({found}); expected {','.join(columns)} in any order")
-    for column in columns:
-        if (count := header.count(column)) != 1:
-            problem = "missing from the header" if not count else "given twice in the header"
-            raise DataError(name, header_line, column, f"{problem}, expected {','.join(columns)} in any order")
-    if not rows:
-        raise DataError(name, header_line + 1, None, "is empty, expected at least one row after the header")
-    for line, fields in rows:
-        if len(fields) > len(header):
-            raise DataError(name, line, str(len(header) + 1), f"expected {len(header)} values, not {len(fields)}")
-    body_is_plain = text.isascii() and "_" not in text
-    return Table(name, {column: header.index(column) for column in columns}, rows, body_is_plain)
+    name = str(path) or packaged
+    source = Path(path) if str(path) else resources.files("agents.feeds").joinpath("data", packaged)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(cast("io.BufferedReader", source.open("rb")))
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
+            raise unreadable(name, error) from None
+        check = TextCheck(name, _unpacked(name, file))
+        text = io.TextIOWrapper(io.BufferedReader(check, CHUNK_BYTES), encoding="utf-8-sig", newline="")
+        rows = _split(name, text, comments=comments)
+        header_line, header = next(rows, (0, None))
+        if header is None:
+            raise DataError(name, None, None, f"is empty, expected a header with {','.join(columns)}")
+        header = [column.strip() for column in header]
+        try:
+            _check_header(name, header_line, header, columns)
+        except DataError:
+            for _ in rows:
+                pass
+            raise
+        rows = _checked_length(name, rows, len(header))
+        if (first := next(rows, None)) is None:
+            raise DataError(name, header_line + 1, None, "is empty, expected at least one row after the header")
+        rows = itertools.chain([first], rows)
+        yield Table(name, {column: header.index(column) for column in columns}, rows, check)

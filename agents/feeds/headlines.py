@@ -10,7 +10,7 @@ import re
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
-from agents.feeds.csv_reader import read_table
+from agents.feeds.csv_reader import open_table
 from bus.messages import Headline
 
 COLUMNS = ("date", "symbols", "text")
@@ -35,32 +35,34 @@ def load_headlines(path: str | Path = "") -> tuple[Headline, ...]:
     The file gives days, not hours. So that none is known too early, each is dated to the midnight (UTC) after its day.
 
     Raises:
-        DataError: as `read_table`; or a missing value, a date that is not YYYY-MM-DD or older than the one before it,
+        DataError: as `open_table`; or a missing value, a date that is not YYYY-MM-DD or older than the one before it,
             a symbol that is empty or given twice, a text that the same day has twice.
     """
-    table = read_table(path, RECORDING, COLUMNS, comments=True)
-    source = source_name(path)
-    headlines: list[Headline] = []
-    seen: set[tuple[date, str]] = set()
-    before: date | None = None
-    for line, fields in table.rows:
-        written = table.text(line, fields, "date")
-        try:
-            day = date.fromisoformat(written) if _DATE.fullmatch(written) else None
-        except ValueError:
-            day = None
-        if day is None or day > _LAST_DATE:
-            table.fail(line, "date", f"expected a date like 2017-08-01, not {written!r}")
-        if before is not None and day < before:
-            table.fail(line, "date", f"{written} is older than the one before it, expected the oldest first")
-        before = day
-        symbols = tuple(symbol.strip() for symbol in table.text(line, fields, "symbols").split(";"))
-        if not all(symbols) or len(set(symbols)) < len(symbols):
-            table.fail(line, "symbols", f"expected different symbols with ';' between them, not {';'.join(symbols)!r}")
-        text = table.text(line, fields, "text")
-        if (day, text) in seen:
-            table.fail(line, "text", f"{text!r} is given twice for {written}")
-        seen.add((day, text))
-        known = datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC)
-        headlines.append(Headline(text=text, timestamp=known, source=source, symbols=symbols))
+    with open_table(path, RECORDING, COLUMNS, comments=True) as table:
+        source = source_name(path)
+        headlines: list[Headline] = []
+        seen: set[tuple[date, str]] = set()
+        before: date | None = None
+        for line, fields in table.rows:
+            written = table.text(line, fields, "date")
+            try:
+                day = date.fromisoformat(written) if _DATE.fullmatch(written) else None
+            except ValueError:
+                day = None
+            if day is None or day > _LAST_DATE:
+                table.fail(line, "date", f"expected a date like 2017-08-01, not {written!r}")
+            if before is not None and day < before:
+                table.fail(line, "date", f"{written} is older than the one before it, expected the oldest first")
+            before = day
+            symbols = tuple(symbol.strip() for symbol in table.text(line, fields, "symbols").split(";"))
+            if not all(symbols) or len(set(symbols)) < len(symbols):
+                table.fail(
+                    line, "symbols", f"expected different symbols with ';' between them, not {';'.join(symbols)!r}"
+                )
+            text = table.text(line, fields, "text")
+            if (day, text) in seen:
+                table.fail(line, "text", f"{text!r} is given twice for {written}")
+            seen.add((day, text))
+            known = datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC)
+            headlines.append(Headline(text=text, timestamp=known, source=source, symbols=symbols))
     return tuple(headlines)

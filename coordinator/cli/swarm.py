@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,6 +84,7 @@ def up(
     log_level: LogLevel = "info",
 ) -> None:
     """Run the whole swarm on this machine, in the foreground. Ctrl-C ends it; the next `up` restores its state."""
+    from agents.feeds.candle_cache import CACHE_VARIABLE
     from bus.nats.urls import check_url
     from bus.observability.logging import set_up_logs
     from bus.utils.cgroups import cpu_quota
@@ -125,6 +127,7 @@ def up(
             f"warning: a quota allows {quota:.2f} CPUs, and {needs}: {remedy}",
             err=True,
         )
+    os.environ.setdefault(CACHE_VARIABLE, str(state_dir.absolute() / "cache"))
     checked = check_agents(loaded)
     for warning in warnings_about(checked):
         typer.echo(f"warning: {warning}", err=True)

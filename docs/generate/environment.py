@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from agents.feeds.candle_cache import CACHE_VARIABLE
 from bus.nats.credentials import CA_VARIABLE, CREDS_VARIABLE, FIRST_VARIABLE, SEED_VARIABLE
 from coordinator.config.telemetry import WEBHOOK_VARIABLE
 from coordinator.runner.preflight import TRAITS_VARIABLE
@@ -27,6 +28,8 @@ OWN = {
     WEBHOOK_VARIABLE: "http:// or https:// URL that alerts are posted to. It takes precedence over `[alerts] "
     "webhook`. A secret.",
     TRAITS_VARIABLE: "Internal: `up` passes the kinds of the users' classes to the watchdog. Do not set it.",
+    CACHE_VARIABLE: "Directory for parsed candle files. `up` sets it to `cache` in its state directory. Without it: "
+    "`signalmesh` in `$XDG_CACHE_HOME` or in `~/.cache`.",
     LISTENER_VARIABLE: "Internal: `up` gives the fault proxy the number of a listening socket. Do not set it.",
 }
 E2B = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.feeds.candle_cache import LEAST_SOURCE_BYTES, RECORD_BYTES
 from tests.acceptance.exact import assert_each_round_once
 from tests.acceptance.faults import kill_agents
 from tests.acceptance.subscriber import Subscriber
@@ -51,6 +53,28 @@ async def test_kill_prints_a_timeline_with_nothing_lost_or_duplicated(
             assert claims == sorted(claims)
             assert claims[0] == first[agent]
             assert again[agent]["epoch"] == claims[-1]
+
+
+async def test_a_killed_source_returns_to_its_place_in_a_large_file(tmp_path: Path):
+    """It reads the candles from the cache in the state directory, which no other command objects to."""
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    rows = [f"{(start + timedelta(minutes=at)).isoformat()},{at + 2},{at + 3},1,{at + 2.5},1" for at in range(30_000)]
+    candles = tmp_path / "candles.csv"
+    candles.write_text("\n".join(["timestamp,open,high,low,close,volume", *rows]))
+    assert candles.stat().st_size > LEAST_SOURCE_BYTES
+    toml = agents_toml(speed=50).replace("speed =", f'symbols = {{ "BTC/USD" = "{candles}" }}, speed =')
+    async with Swarm(tmp_path / "swarm", toml) as swarm:
+        subscriber = await swarm.up()
+        await subscriber.live(*AGENTS)
+        await subscriber.decided(1)
+        [cache] = (swarm.directory / ".signalmesh" / "cache").iterdir()
+        assert cache.stat().st_size > 30_000 * RECORD_BYTES
+        killed = (await swarm.command("kill", "research-1", "--json")).json
+        assert (killed["outputs_lost"], killed["outputs_duplicated"]) == (0, 0)
+        await subscriber.more_decisions(20)
+        assert_each_round_once(subscriber.decisions)
+        assert [*(swarm.directory / ".signalmesh" / "cache").iterdir()] == [cache]
+        assert "cache" not in (await swarm.command("doctor")).out
 
 
 async def quarantine(swarm: Swarm, subscriber: Subscriber, agent: str, deaths: int) -> None:

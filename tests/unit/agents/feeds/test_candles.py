@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from agents.feeds.candles import Candle, Candles, load_candles
+from agents.feeds.candles import Candle, load_candles
 from bus.errors import EXIT_USAGE, DataError
 
 HEADER = "timestamp,open,high,low,close,volume"
@@ -35,10 +35,11 @@ def test_packaged_recording_is_read_once():
     assert load_candles() is load_candles("")
 
 
-def test_they_are_a_sequence():
+def test_they_are_a_sequence(tmp_path):
     stamps = [datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC)]
-    rows = [Candle(stamp, 1.1, 2.2, 0.1 + 0.2, 1e-300, 5e300) for stamp in stamps]
-    candles = Candles(rows)
+    rows = [Candle(stamp, 1.1, 2.2, 0.1 + 0.2, 1e-300 + 1, 5e300) for stamp in stamps]
+    lines = [f"{row.timestamp.isoformat()},{row.open},{row.high},{row.low},{row.close},{row.volume}" for row in rows]
+    candles = load_candles(write(tmp_path, HEADER, *lines))
     assert [*candles] == [candles[0], candles[-1]] == candles[:5] == rows
     assert candles[0].timestamp.tzinfo is UTC
     assert (len(candles), rows[1] in candles, candles.index(rows[1])) == (2, True, 1)
@@ -141,3 +142,46 @@ def test_gzip_is_read_whatever_its_name(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(gzip.compress(f"{HEADER}\n{FIRST}\n".encode()))
     assert len(load_candles(path)) == 1
+
+
+GOOD_GZIP = gzip.compress("\n".join([HEADER, FIRST, SECOND.replace("12:00", "10:00")]).encode(), mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "column", "problem"),
+    [
+        (GOOD_GZIP, 3, "timestamp", "older"),
+        (GOOD_GZIP[:-8] + bytes(8), None, None, "not gzip.*CRC"),
+        (f"{HEADER}\n{FIRST}\n{FIRST}\n{SECOND}\n".encode() + b"\xc3", 5, None, "not UTF-8: byte 0xc3"),
+        (f'{HEADER}\n{FIRST}\n{FIRST}\n"'.encode(), 4, None, "not CSV"),
+        (f"{HEADER}\n{FIRST}\n{FIRST}\n{SECOND},7\n".encode(), 4, "7", "expected 6 values"),
+        (f'{HEADER}\n{FIRST},7\n{FIRST}\n"'.encode(), 4, None, "not CSV"),
+        (f'{FIRST}\n{SECOND}\n"'.encode(), 3, None, "not CSV"),
+        (f'{HEADER}\n"x"y\n'.encode() + b"\xff", 3, None, "not UTF-8: byte 0xff"),
+        (f"{HEADER}\n{FIRST.replace('Z', 'é')}\n".encode() + b"\xe2\x82", 3, None, "not UTF-8: byte 0xe2"),
+    ],
+)
+def test_of_several_mistakes_that_of_the_form_is_reported(tmp_path, data, line, column, problem):
+    path = tmp_path / "candles.csv"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=problem) as caught:
+        load_candles(path)
+    assert (caught.value.line, caught.value.column) == (line, column)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("note", ["", "é", "_"])
+def test_files_longer_than_a_chunk(tmp_path, end, note):
+    """A character, a line end or a quoted value may lie on the border between two chunks."""
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    rows = []
+    for hour in range(10_000):
+        stamp = (start + timedelta(hours=hour)).isoformat()
+        rows.append(f'{stamp},{hour + 2},{hour + 3},1,{hour + 2.5},0,"{note * (hour % 7)}{end}"')
+    path = tmp_path / "candles.csv"
+    path.write_bytes(end.join([HEADER + ",note", *rows, "x"]).encode())
+    with pytest.raises(DataError, match="not 'x'") as caught:
+        load_candles(path)
+    assert caught.value.line == 20_002
+    path.write_bytes(end.join([HEADER + ",note", *rows]).encode())
+    assert [candle.open for candle in load_candles(path)] == [hour + 2 for hour in range(10_000)]
