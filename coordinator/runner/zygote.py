@@ -23,6 +23,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -313,11 +314,11 @@ def _arrange(wanted: dict[int, int]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, copy in copies.items():
         os.dup2(copy, number)
-    before = 0
-    for number in (*sorted({0, *wanted}), os.sysconf("SC_OPEN_MAX")):
-        if before < number:  # closerange(0, 0) closes all
-            os.closerange(before, number)
-        before = number + 1
+    # Not os.closerange: some builds of Python try each number that the limit allows, which can be a billion.
+    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if number != 0 and number not in wanted:
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.close(number)
 
 
 def _copy_above(descriptor: int, least: int) -> int:

@@ -52,6 +52,7 @@ def run_command():
     if action == "wait":
         signal.pause()
 
+os.closerange = None  # its time grows with the limit of descriptors in some builds of Python
 zygote.run_command = run_command
 zygote.PRELOAD = ("agents.host.preload",)
 zygote.REPLY_S = 60.0
