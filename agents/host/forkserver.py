@@ -65,14 +65,32 @@ def _child(data: bytes, errors: Connection, stacks: Connection) -> None:
     server: Any = forkserver._forkserver  # noqa: SLF001 - there is no other way
     with contextlib.suppress(OSError):
         os.close(server._forkserver_alive_fd)  # noqa: SLF001
+    _release_tracker()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     incarnation = Incarnation.from_json(data)
     set_title("agent", incarnation.spec.name)
-    code = run_incarnation(incarnation, lambda text: errors.send_bytes(text.encode()))
+    code = run_incarnation(incarnation, lambda text: _write_error(errors, text))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # nothing of the fork server's is ours to clean up
+
+
+def _write_error(errors: Connection, text: str) -> None:
+    """Without multiprocessing's framing: a reader would wait for the rest of a message that was cut off."""
+    os.write(errors.fileno(), text.encode()[:MAX_ERROR_BYTES])
+
+
+def _release_tracker() -> None:
+    """Close this process's end of the pipe of the host's resource tracker, which ends when nobody has it open.
+
+    What a handler forks would have it open for as long as it lives. An agent's own use of multiprocessing starts
+    another tracker.
+    """
+    tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001
+    if tracker._fd is not None:  # noqa: SLF001
+        os.close(tracker._fd)  # noqa: SLF001
+    tracker._fd = tracker._pid = None  # noqa: SLF001
 
 
 def _loaded(pipe: Any) -> None:
@@ -135,9 +153,10 @@ class AgentProcess:
         return code if code is not None else -signal.SIGKILL
 
     def _read_error(self) -> None:
-        with self._errors, contextlib.suppress(EOFError, OSError):  # it was killed, or ended without an error
-            if self._errors.poll():
-                self.error = self._errors.recv_bytes(MAX_ERROR_BYTES).decode(errors="replace")
+        """Read what the pipe holds now. Its end may never come: processes that a handler has forked have it open."""
+        with self._errors, contextlib.suppress(OSError):  # it was killed, or ended without an error
+            os.set_blocking(self._errors.fileno(), False)
+            self.error = os.read(self._errors.fileno(), MAX_ERROR_BYTES).decode(errors="replace") or None
 
     def _exit_code(self) -> int | None:
         self._process.join(EXIT_STATUS_S)
@@ -173,7 +192,7 @@ class ForkServer:
         self._context = multiprocessing.get_context("forkserver")
         # signalmesh first: it orders the import path. Ours last: it freezes what is loaded by then.
         self._context.set_forkserver_preload(["signalmesh", *preload, PRELOAD])
-        _create_directory()
+        self._lock = _create_directory()
         # One thread: starting blocks for a few milliseconds, and the order of starts is the order of requests.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fork")
         # Otherwise every child would run the host's main script once more before its own work.
@@ -201,6 +220,9 @@ class ForkServer:
             pid = os.fork()
             if pid == 0:
                 os.close(kept)
+                if self._lock is not None:
+                    os.close(self._lock)
+                _release_tracker()
                 _run_server(host, listener.detach(), alive, self._preload)
             os.close(alive)
         server._forkserver_address = address  # noqa: SLF001
@@ -298,11 +320,14 @@ def _fork_tracker() -> None:
     tracker._fd, tracker._pid = writing, pid  # noqa: SLF001
 
 
-def _create_directory() -> None:
-    """Have multiprocessing use a directory of ours, in TMPDIR if that is short enough, until this process ends."""
+def _create_directory() -> int | None:
+    """Have multiprocessing use a directory of ours, in TMPDIR if that is short enough, until this process ends.
+
+    Returns the descriptor that locks it; None if there is one already.
+    """
     current: Any = multiprocessing.process.current_process()
     if current._config.get("tempdir") is not None:  # noqa: SLF001 - there is no other way
-        return
+        return None
     there = tempfile.gettempdir()
     base = Path(there if len(os.fsencode(there)) <= LONGEST_TMPDIR else "/tmp")  # noqa: S108 - the name is random
     for directory in base.glob(f"{DIRECTORY_PREFIX}*"):
@@ -316,6 +341,7 @@ def _create_directory() -> None:
     multiprocessing.util.Finalize(
         None, shutil.rmtree, args=(created,), kwargs={"ignore_errors": True}, exitpriority=-100
     )
+    return lock
 
 
 def _is_left(directory: Path) -> bool:

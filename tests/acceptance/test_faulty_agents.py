@@ -6,10 +6,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agents.runtime.inputs import MAX_CONSECUTIVE_SKIPS
-from tests.acceptance.swarm import Swarm, agents_toml, run_command
+from tests.acceptance.subscriber import Subscriber
+from tests.acceptance.swarm import Ends, Swarm, agents_toml, run_command
 
 FAILING = """\
 from pathlib import Path
@@ -265,3 +267,81 @@ class Silent(Agent):
         await asyncio.Event().wait()
         yield
 """
+
+
+FORKING = """\
+import asyncio
+import os
+import signal
+from pathlib import Path
+from agents.agent import Agent
+
+class Forking(Agent):
+    kind = "forking"
+    publishes = ("market",)
+
+    async def produce(self, last):
+        child = os.fork()
+        if child == 0:
+            while True:
+                signal.pause()
+        Path("new").write_text(str(child))
+        Path("new").rename(f"child-of-{os.getpid()}")
+        while not Path("fail").exists():
+            await asyncio.sleep(0.02)
+        raise ConnectionError("the exchange refused the key")
+        yield
+"""
+
+
+@pytest.mark.slow
+async def test_children_that_an_agent_has_forked_delay_no_end_of_it(tmp_path: Path):
+    """They live on, with all of its descriptors, after a kill, a drain, an exception, and the end of the swarm."""
+    toml = f'max_agents = 6\n{agents_toml(speed=20, history=10)}\n[agents.forking]\nclass = "own.py:Forking"\n'
+    (tmp_path / "own.py").write_text(FORKING)
+    children: dict[int, psutil.Process] = {}
+    async with Swarm(tmp_path, toml) as swarm:
+        try:
+            subscriber = await swarm.up()
+
+            async def forked() -> int:
+                """The pid of its next process, once that has a child."""
+
+                def found() -> int | None:
+                    pid = int(subscriber.heartbeats.get("forking", {}).get("pid") or 0)
+                    return pid if pid not in children and (tmp_path / f"child-of-{pid}").exists() else None
+
+                pid: int = await subscriber.until("it has a child", found)
+                children[pid] = psutil.Process(int((tmp_path / f"child-of-{pid}").read_text()))
+                return pid
+
+            pids = [await forked()]
+            assert (await swarm.command("kill", "forking")).code == 0
+            pids.append(await forked())
+            assert (await swarm.command("restart", "forking")).code == 0
+            pids.append(await forked())
+            (tmp_path / "fail").touch()
+            await subscriber.until("another has ended", lambda: len(exits(subscriber, "forking")) == 3)
+            (tmp_path / "fail").unlink()
+            pids.append(await forked())
+            alive = [child.pid for child in children.values()]
+            ends = await Ends.of(*(process.pid for process in swarm.all_agents() if process.pid not in alive))
+            assert (await swarm.command("down")).code == 0
+            assert await swarm.wait() == 0
+            await ends.all()
+            assert [item["pid"] for item in exits(subscriber, "forking")] == pids
+            reasons = [item["reason"] for item in exits(subscriber, "forking")]
+            assert (reasons[0], reasons[1], reasons[3]) == ("signal 9", "exit code 0", "exit code 0")
+            assert reasons[2].endswith("ConnectionError: the exchange refused the key")
+            for child in children.values():
+                assert child.status() == psutil.STATUS_SLEEPING
+                descriptors = list(Path(f"/proc/{child.pid}/fd").iterdir())
+                assert not any("mesh-fork-" in str(link.readlink()) for link in descriptors), "a lock of the host"
+        finally:
+            for child in children.values():
+                child.kill()
+
+
+def exits(subscriber: Subscriber, name: str) -> list[dict[str, Any]]:
+    """The reports of the ends of its processes."""
+    return [item for item in subscriber.lifecycle if (item["event"], item["agent"]) == ("exited", name)]
