@@ -107,6 +107,7 @@ async def assert_went_on(subscriber: Subscriber, before: dict[str, int], decided
     assert all(decision["round"] > decided for decision in subscriber.decisions)
 
 
+@pytest.mark.slow
 async def test_kill_9_of_up_leaves_nothing_and_the_next_one_goes_on(
     tmp_path: Path, undisturbed: Content, chance: random.Random
 ):

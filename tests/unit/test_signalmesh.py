@@ -114,6 +114,7 @@ def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return run(["bash", "-c", f'signalmesh() {{ {quoted} "$@"; }}; {command}'], cwd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code", "text"),
     [

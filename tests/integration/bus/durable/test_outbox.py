@@ -159,6 +159,7 @@ async def test_resets_lose_and_reorder_nothing(proxied):
     outbox.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [(UP,), (DOWN,), (UP, DOWN)], ids=["to", "from", "both"])
 async def test_a_black_hole_loses_and_reorders_nothing(proxied, lost):
     proxy, through, direct = proxied

@@ -166,6 +166,7 @@ async def test_a_bus_behind_tls_works_and_comes_back_after_its_server_died(serve
             await bus.close()
 
 
+@pytest.mark.slow
 async def test_a_certificate_of_another_authority_is_refused_by_name(server):
     unknown_writer = trustme.CA().cert_pem.bytes().decode()
     credentials = Credentials(nkey_seed=server.seed, ca=unknown_writer, tls_first=server.first)
@@ -173,6 +174,7 @@ async def test_a_certificate_of_another_authority_is_refused_by_name(server):
         await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, credentials)
 
 
+@pytest.mark.slow
 async def test_an_unknown_user_is_refused_and_no_seed_is_printed(server):
     seed, _ = new_seed()
     wrong = Credentials(nkey_seed=seed, ca=server.credentials.ca, tls_first=server.first)
