@@ -55,6 +55,7 @@ async def test_kill_prints_a_timeline_with_nothing_lost_or_duplicated(
             assert again[agent]["epoch"] == claims[-1]
 
 
+@pytest.mark.slow
 async def test_a_killed_source_returns_to_its_place_in_a_large_file(tmp_path: Path):
     """It reads the candles from the cache in the state directory, which no other command objects to."""
     start = datetime(2020, 1, 1, tzinfo=UTC)

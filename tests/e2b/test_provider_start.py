@@ -41,6 +41,7 @@ async def test_up_without_a_key_prints_where_to_get_one(tmp_path, e2b_standin):
     assert "https://e2b.dev/dashboard?tab=keys" in output
 
 
+@pytest.mark.slow
 async def test_up_with_a_wrong_key_does_not_show_it(tmp_path, e2b_standin):
     wrong = "e2b_" + "0" * 20
     output = await refused(
@@ -78,6 +79,7 @@ async def test_an_address_for_sandboxes_that_is_none_is_named_by_its_flag(tmp_pa
         assert f"--public-nats {address}: expected nats://HOST:PORT" in output
 
 
+@pytest.mark.slow
 async def test_up_needs_an_address_that_a_sandbox_can_reach(tmp_path, e2b_standin):
     assert "--public-nats" in await refused(tmp_path, e2b_standin.environment)
     at_e2b = {"E2B_API_KEY": "of_no_use", "E2B_API_URL": "", "E2B_SANDBOX_URL": "", "E2B_DOMAIN": ""}

@@ -183,6 +183,7 @@ async def test_the_log_shrinks_again_after_a_reader_without_another_message(tmp_
                     await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_streams_that_are_not_made_yet_are_waited_for_and_not_called_lost(tmp_path):
     async with supervised_server(tmp_path / "server") as server, Connections() as connections:
         bus = await connections.bus(server.url)

@@ -391,6 +391,7 @@ print(peak() - before)
     assert int(out) < 10_000, "kB"
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=IN_PLACE)
 @given(counts=st.lists(st.integers(0, COUNT) | st.sampled_from([BLOCK_RECORDS, 2 * BLOCK_RECORDS]), max_size=6))
 def test_a_digest_depends_on_the_candles_before_alone(tmp_path: Path, counts: list[int]):
