@@ -99,15 +99,15 @@ async def durability(*, quick: bool) -> Result:
         for _, outbox_publisher in ways.values():
             await outbox_publisher.publish(few)  # unmeasured: code paths and server warm
         for _ in range(turns):
-            for mode, (bus, outbox_publisher) in ways.items():
+            for name, (bus, outbox_publisher) in ways.items():
                 started_at = time.monotonic()
                 async with asyncio.timeout(120):
                     await outbox_publisher.publish(many)
-                rates[mode].append(many / (time.monotonic() - started_at))
+                rates[name].append(many / (time.monotonic() - started_at))
                 for _ in range(few):
                     started_at = time.monotonic()
                     await bus.publish("in.swarm.market.X.other", PAYLOAD)
-                    acks_ms[mode].append((time.monotonic() - started_at) * 1000)
+                    acks_ms[name].append((time.monotonic() - started_at) * 1000)
     return Result(
         name="durability",
         title="What surviving a loss of power costs",
