@@ -234,13 +234,13 @@ async def test_a_client_on_the_host_receives_every_decision_and_each_role_is_hea
 async def test_the_image_is_as_large_as_documented_and_has_no_build_tools(project: Project):
     dockerfile, page = (ROOT / "Dockerfile").read_text(), (ROOT / "docs/deploy/compose.md").read_text()
     [base] = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", dockerfile, re.MULTILINE)
-    [said_mb] = re.findall(r"adds to its base is\s(\d+) MB", page)
+    [reported_mb] = re.findall(r"adds to its base is\s(\d+) MB", page)
     sizes = []
     for image in (project.image, base):
         code, out, err = await project.docker("image", "inspect", "--format", "{{.Size}}", image)
         assert code == 0, err
         sizes.append(int(out))
-    assert (sizes[0] - sizes[1]) / 1e6 == pytest.approx(int(said_mb), rel=0.1)
+    assert (sizes[0] - sizes[1]) / 1e6 == pytest.approx(int(reported_mb), rel=0.1)
     left = "import importlib.util as u; print([m for m in ('pip', 'setuptools', 'uv', 'hatchling') if u.find_spec(m)])"
     assert await project.compose("exec", "-T", "watchdog", "/opt/signalmesh/bin/python", "-c", left) == "[]\n"
 

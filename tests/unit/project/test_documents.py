@@ -69,8 +69,8 @@ def test_every_command_is_in_a_table_of_commands():
     usages = []
     for verb, command in COMMANDS.items():
         arguments = [item for item in command.params if item.param_type_name == "argument"]
-        shown_as = [name if item.required else f"[{name}]" for item in arguments if (name := item.name.upper())]
-        usages.append(" ".join(["signalmesh", verb, *shown_as]))
+        displayed_as = [name if item.required else f"[{name}]" for item in arguments if (name := item.name.upper())]
+        usages.append(" ".join(["signalmesh", verb, *displayed_as]))
     assert sorted(listed) == sorted(usages)
 
 

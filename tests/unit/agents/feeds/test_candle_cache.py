@@ -234,15 +234,15 @@ def forge(file: Path, path: Path, candles: list[Candle]) -> None:
     content = path.read_text()
     other = write(path.with_name("other.csv"))
     load_candles(other)
-    [made] = [found for found in file.parent.iterdir() if found != file]
-    with made.open("rb") as opened:
+    [created] = [found for found in file.parent.iterdir() if found != file]
+    with created.open("rb") as opened:
         footer = candle_cache._read_footer(opened)
     assert footer is not None
     state = candle_cache.SourceState.of(path.stat())
     forged = msgspec.structs.replace(footer[0], source=state, read_ns=2**62)
-    records = made.read_bytes()[: len(candles) * RECORD_BYTES]
+    records = created.read_bytes()[: len(candles) * RECORD_BYTES]
     file.write_bytes(records + candle_cache._encode_footer(forged, footer[1]))
-    made.unlink()
+    created.unlink()
     other.unlink()
     assert path.read_text() == content
     assert [*load_candles(path)] == candles  # such a file is believed, if nothing else is wrong with it

@@ -25,7 +25,7 @@ def host(name: str, group: str | None, status: str, pid: int, endpoint: str | No
     )  # fmt: skip
 
 
-def shown_sandboxes(sandboxes: list[SandboxSpec], listener: HeartbeatListener) -> list[list[str]]:
+def displayed_sandboxes(sandboxes: list[SandboxSpec], listener: HeartbeatListener) -> list[list[str]]:
     """The rows that the live view shows after two seconds."""
     view = LiveView.__new__(LiveView)
     view._up = cast(Any, SimpleNamespace(config=SimpleNamespace(sandboxes=sandboxes)))
@@ -43,7 +43,7 @@ def test_each_sandbox_is_shown_with_the_host_that_serves_it_now():
         "python-i1": ReceivedHeartbeat(1.0, host("python-i1", "python", "draining", 22)),
         "python-i2": ReceivedHeartbeat(2.0, host("python-i2", "python", "live", 33, "E2B at https://api.e2b.app")),
     }
-    lines = shown_sandboxes(sandboxes, listener)
+    lines = displayed_sandboxes(sandboxes, listener)
     assert [line[:4] for line in lines] == [
         ["python-i2", "e2b", "live", "33"],
         ["base", "local", "live", "11"],
@@ -59,6 +59,6 @@ def test_what_is_not_known_to_be_e2b_is_not_called_so():
         "nodejs-i2": ReceivedHeartbeat(2.0, host("nodejs-i2", "nodejs", "live", 22)),
     }
     unknown, other = "e2b, endpoint not known", "e2b, custom endpoint"
-    assert [line[1] for line in shown_sandboxes(sandboxes, listener)] == [other, unknown, unknown]
+    assert [line[1] for line in displayed_sandboxes(sandboxes, listener)] == [other, unknown, unknown]
     listener.provider = ReceivedHeartbeat(2.0, host("provider", None, "live", 33, OTHER))
-    assert [line[1] for line in shown_sandboxes(sandboxes, listener)] == [other, unknown, other]
+    assert [line[1] for line in displayed_sandboxes(sandboxes, listener)] == [other, unknown, other]
