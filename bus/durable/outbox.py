@@ -207,7 +207,8 @@ class Outbox:
         outputs after one that is missing have no place.
         """
         now = asyncio.get_running_loop().time()
-        entry.too_large_since = entry.too_large_since or now
+        if entry.too_large_since is None:
+            entry.too_large_since = now
         if now - entry.too_large_since < TOO_LARGE_S:
             self._retry_refused(entry, refusal)
             return

@@ -28,7 +28,7 @@ LARGE = 16 * 1024
 HEAD_START_S = 0.25
 """A server that has not answered after this time is no longer waited for alone: the next one is tried as well."""
 MOST_DISCOVERED = 4
-"""Attempts at a time at servers of which the cluster has told: it may have told of many that exist no more."""
+"""Attempts at a time at servers that the cluster advertises: many of them may exist no more."""
 ASCII_BLANKS = " \t\n\r\v\f"
 STATUS = "Status"
 DESCRIPTION = "Description"
@@ -124,10 +124,10 @@ class FastClient(Client):
     async def _select_next_server(self) -> None:
         """Connect to the first server that answers: in turn, but without waiting for one that is silent.
 
-        Those of which the cluster has told come after the given ones: their addresses may lead nowhere from here.
+        Those that the cluster advertises come after the given ones: their addresses may lead nowhere from here.
         """
         if any(server.uri.scheme in ("ws", "wss") for server in self._server_pool):
-            # nats-py takes what a cluster tells for nats:// addresses, which these ports do not speak.
+            # nats-py takes what a cluster advertises for nats:// addresses, which these ports do not speak.
             self._server_pool = [server for server in self._server_pool if not server.discovered]
             await super()._select_next_server()
             return

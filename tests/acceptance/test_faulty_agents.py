@@ -285,10 +285,11 @@ class Forking(Agent):
         if child == 0:
             while True:
                 signal.pause()
+        failing = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, failing.set)
         Path("new").write_text(str(child))
         Path("new").rename(f"child-of-{os.getpid()}")
-        while not Path("fail").exists():
-            await asyncio.sleep(0.02)
+        await failing.wait()
         raise ConnectionError("the exchange refused the key")
         yield
 """
@@ -320,9 +321,8 @@ async def test_children_that_an_agent_has_forked_delay_no_end_of_it(tmp_path: Pa
             pids.append(await forked())
             assert (await swarm.command("restart", "forking")).code == 0
             pids.append(await forked())
-            (tmp_path / "fail").touch()
+            swarm.send(pids[-1], signal.SIGUSR1)
             await subscriber.until("another has ended", lambda: len(exits(subscriber, "forking")) == 3)
-            (tmp_path / "fail").unlink()
             pids.append(await forked())
             alive = [child.pid for child in children.values()]
             ends = await Ends.of(*(process.pid for process in swarm.all_agents() if process.pid not in alive))
