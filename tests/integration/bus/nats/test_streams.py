@@ -267,3 +267,28 @@ async def test_a_user_that_may_not_ask_for_the_limits_gets_the_keys(tmp_path):
         bus = await connections.bus(with_user(url, "u:p"))
         with pytest.raises(UsageError, match=r"a limit that .*; raise accounts\.ACCOUNT\.jetstream\.max_str"):
             await ensure_streams(bus, SMALL)
+
+
+async def test_a_flush_confirms_the_subscriptions_before_it(tmp_path, monkeypatch):
+    async with plain_server(tmp_path, *configured(tmp_path, "")) as url, Connections() as connections:
+        bus = await connections.bus(url)
+        transport: Any = bus.connection.client._transport
+        write, writelines, written = transport.write, transport.writelines, bytearray()
+
+        def record(data: bytes) -> None:
+            written.extend(data)
+            write(data)
+
+        def record_lines(data: list[bytes]) -> None:
+            written.extend(b"".join(data))
+            writelines(data)
+
+        monkeypatch.setattr(transport, "write", record)
+        monkeypatch.setattr(transport, "writelines", record_lines)
+
+        async def ignore(_: ReceivedMessage) -> None:
+            pass
+
+        await bus.listen("swarm.alert.>", ignore)
+        await bus.flush()
+        assert written.find(b"PING") > written.find(b"SUB swarm.alert.>") >= 0
