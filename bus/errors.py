@@ -9,6 +9,7 @@ MeshError                 root; the message names what was expected and what to 
 ├── OtherHistory          a stream is not the one that the mirror's file mirrors: never mixed
 ├── MirrorDamaged         the mirror's file is broken: it is renamed, and a new file is filled from the bus
 ├── MirrorFailing         the mirror's file cannot be written now (full, locked): retried
+├── CacheDamaged          (agents/feeds/candle_cache.py) it was removed; its agent is started again and reads the source
 ├── CommandFailed         (agents/builtin/command.py) a program died over an event; its agent is started again
 └── BusError              the bus: the class determines the cause and whether to retry
     ├── BusUnreachable    no server answers at that address (exit 3); retry after it is up

@@ -24,7 +24,7 @@ from typing import BinaryIO, Protocol
 import msgspec
 import structlog
 
-from bus.errors import DataError
+from bus.errors import MeshError
 
 CACHE_VARIABLE = "SIGNALMESH_CACHE_DIR"
 RECORD_BYTES = 48
@@ -91,7 +91,7 @@ class Blocks(Protocol):
         """The records of the block with this index.
 
         Raises:
-            DataError: it can no longer be read.
+            CacheDamaged: it can no longer be read.
         """
 
 
@@ -108,31 +108,39 @@ class MemoryBlocks:
         return self._blocks[block]
 
 
-class FileBlocks:
-    """Blocks in a file, each compared with its digest whenever it is read. If they differ, `reload` replaces all."""
+class CacheDamaged(MeshError):
+    """A cache that does not hold any more what was written to it. It is removed, and the next process reads its source.
 
-    def __init__(
-        self, name: str, file: BinaryIO, count: int, digests: list[bytes], reload: Callable[[], Blocks]
-    ) -> None:
-        """`name` is that of the source. `file` may be closed."""
+    This process ends: to read a large source again lasts longer than an agent that runs may be silent, while an agent
+    that starts sends heartbeats meanwhile.
+    """
+
+    def __init__(self, source: str, cache: Path) -> None:
+        try:
+            cache.unlink(missing_ok=True)
+            remedy = "it was removed, and this agent starts again and reads"
+        except OSError as error:
+            remedy = f"remove it ({error.strerror}); an agent that starts without it reads"
+        super().__init__(f"{source}: its cache {cache} is damaged: {remedy} {source} instead")
+
+
+class FileBlocks:
+    """Blocks in a file, each compared with its digest whenever it is read."""
+
+    def __init__(self, source: str, cache: Path, file: BinaryIO, count: int, digests: list[bytes]) -> None:
+        """`file` is the open cache of `source`; it may be closed, and have another name by now."""
         self._fd = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._fd)
-        self._name, self._reload = name, reload
+        self._source, self._cache = source, cache
         self.count, self.digests = count, digests
-        self._replacement: Blocks | None = None
 
     def read(self, block: int) -> bytes:
-        if self._replacement is None:
-            start = block * BLOCK_BYTES
-            with contextlib.suppress(OSError):
-                data = os.pread(self._fd, min(BLOCK_BYTES, self.count * RECORD_BYTES - start), start)
-                if block_digest(data) == self.digests[block]:
-                    return data
-            found = self._reload()
-            if found.digests != self.digests:
-                raise DataError(self._name, None, None, "was changed while its source runs; restart the source")
-            self._replacement = found
-        return self._replacement.read(block)
+        start = block * BLOCK_BYTES
+        with contextlib.suppress(OSError):
+            data = os.pread(self._fd, min(BLOCK_BYTES, self.count * RECORD_BYTES - start), start)
+            if block_digest(data) == self.digests[block]:
+                return data
+        raise CacheDamaged(self._source, self._cache)
 
 
 def block_digest(block: bytes) -> bytes:
@@ -213,7 +221,7 @@ class _Cache:
             if footer.is_of(state):
                 with contextlib.suppress(OSError):  # else the next start computes the digest again
                     self._refresh(file, footer, digests)
-        return FileBlocks(str(self._source), file, footer.count, digests, self._reload)
+        return FileBlocks(str(self._source), self._file, file, footer.count, digests)
 
     def fill(self) -> FileBlocks:
         """Parse the source into a new cache file.
@@ -239,12 +247,7 @@ class _Cache:
             file.flush()
             if SourceState.of(self._source.stat()) == state:  # else nobody knows which of its bytes were parsed
                 name.replace(self._file)
-            return FileBlocks(str(self._source), file, footer.count, digests, self._reload)
-
-    def _reload(self) -> Blocks:
-        log.warning("candle_cache_damaged", file=str(self._file))
-        self._file.unlink(missing_ok=True)
-        return load_blocks(self._source, self._parse)
+            return FileBlocks(str(self._source), self._file, file, footer.count, digests)
 
     def _refresh(self, old: BinaryIO, footer: Footer, digests: list[bytes]) -> None:
         """Replace the cache file by one with the same records and the new footer."""

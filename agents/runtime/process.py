@@ -98,34 +98,43 @@ def memory_key_of(spec: AgentSpec, traits: ClassTraits) -> str:
 def run_incarnation(incarnation: Incarnation, report_error: ErrorSink = lambda _: None) -> int:
     """Run it to its end; returns the exit code: 0 drained, 2 a user's mistake, 3 no bus, 1 anything else.
 
-    `report_error` is called with the text of the exception that ends it, if one does, as soon as it is raised.
+    `report_error` is called once, with the text of the exception that ends it, if one does, as soon as it is raised.
     """
     set_up_logs(incarnation.log_level)
     restore_python_path()
     os.nice(incarnation.spec.nice)
     structlog.contextvars.bind_contextvars(agent=incarnation.spec.name, sandbox=incarnation.sandbox)
+    first_error = _FirstError(report_error)
     try:
         # Its turns cost less than those of asyncio's own loop: a fifth of the time from a tick to its decision.
-        return run_to_end(_run_connected(incarnation, report_error), uvloop.new_event_loop)
+        return run_to_end(_run_connected(incarnation, first_error), uvloop.new_event_loop)
     except Fenced as error:
         log.warning("fenced", problem=str(error))
         return EXIT_FAILED
     except MeshError as error:
-        _report(error, report_error)
+        first_error.report(error)
         log.error("agent_failed", problem=str(error))  # noqa: TRY400 - expected: its message is enough
         return error.exit_code
     except BaseException as error:  # SystemExit too: its code would look like an orderly end
-        _report(error, report_error)
+        first_error.report(error)
         log.exception("agent_crashed")
         return EXIT_FAILED
 
 
-def _report(error: BaseException, report_error: ErrorSink) -> None:
-    with contextlib.suppress(OSError):
-        report_error(shorten(str(error), MAX_ERROR_TEXT) if isinstance(error, MeshError) else describe_error(error))
+class _FirstError:
+    """Passes on the first exception that ends an incarnation. A later one is the same, or a consequence of it."""
+
+    def __init__(self, sink: ErrorSink) -> None:
+        self._sink: ErrorSink | None = sink
+
+    def report(self, error: BaseException) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            with contextlib.suppress(OSError):
+                sink(shorten(str(error), MAX_ERROR_TEXT) if isinstance(error, MeshError) else describe_error(error))
 
 
-async def _run_connected(incarnation: Incarnation, report_error: ErrorSink) -> int:
+async def _run_connected(incarnation: Incarnation, first_error: _FirstError) -> int:
     spec = incarnation.spec
     wait_s = None if incarnation.epoch else 5.0
     bus = await NatsBus.connect(incarnation.url, spec.swarm, spec.name, wait_s, incarnation.credentials)
@@ -155,7 +164,7 @@ async def _run_connected(incarnation: Incarnation, report_error: ErrorSink) -> i
         _on_end(runtime.drain)
 
         def end_by_force(error: MeshError) -> None:
-            _report(error, report_error)
+            first_error.report(error)
             log.critical("ended_by_force", problem=str(error))
             os._exit(EXIT_FAILED)
 
@@ -173,7 +182,7 @@ async def _run_connected(incarnation: Incarnation, report_error: ErrorSink) -> i
                 async with asyncio.timeout(2.0):
                     await register(runtime, "stopped")
         except BaseException as error:
-            _report(error, report_error)  # now: a handler that ignores its cancellation keeps the process from ending
+            first_error.report(error)  # now: a handler that ignores its cancellation keeps the process from ending
             if isinstance(error, UsageError):
                 await _alert_unusable(bus, incarnation, error)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -26,6 +27,7 @@ from agents.feeds.candle_cache import (
     BLOCK_RECORDS,
     CACHE_VARIABLE,
     RECORD_BYTES,
+    CacheDamaged,
     MemoryBlocks,
     load_blocks,
 )
@@ -177,26 +179,34 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, directory: Path, data: st.D
     assert only(directory).read_bytes()[: COUNT * RECORD_BYTES] == content[: COUNT * RECORD_BYTES]
 
 
-def test_damage_while_it_is_read_is_repaired(tmp_path: Path, directory: Path, parsed: list[Path]):
+def test_damage_while_it_is_read_is_named_and_the_next_process_reads_the_source(
+    tmp_path: Path, directory: Path, parsed: list[Path]
+):
     path = write(tmp_path / "candles.csv")
     expected = [*without_cache(path)]
     candles = load_candles(path)
     assert candles[0] == expected[0]
     with only(directory).open("r+b") as file:
         file.truncate(BLOCK_RECORDS * RECORD_BYTES)
-    assert [*candles] == expected == [*load_candles(path)]
+    with pytest.raises(CacheDamaged, match=rf"{path}: its cache {only(directory)} is damaged: it was removed"):
+        candles[BLOCK_RECORDS]
+    assert [*load_candles(path)] == expected
     assert len(parsed) == 2
 
 
-def test_damage_while_it_is_read_and_another_source_is_an_error(tmp_path: Path, directory: Path):
-    path = write(tmp_path / "candles.csv")
-    candles = load_candles(path)
-    write(path, volume=2.5)
-    assert candles[0].volume == 1.5
+def test_a_damaged_cache_that_cannot_be_removed_is_named_with_the_reason(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    candles = load_candles(write(tmp_path / "candles.csv"))
     with only(directory).open("r+b") as file:
-        file.truncate(BLOCK_RECORDS * RECORD_BYTES)
-    with pytest.raises(DataError, match=rf"{path}: was changed while"):
-        candles.index(candles[0], 1)
+        file.truncate(0)
+
+    def unlink(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(CacheDamaged, match=r"is damaged: remove it \(Read-only file system\)"):
+        candles[0]
 
 
 def without_cache(path: Path) -> Candles:
