@@ -9,6 +9,7 @@ runner/      `up` and `down`: the processes of a swarm on this machine.
 monitor/     Read-only views: status, watch, live view, health, history.
 control/     Actions on one agent from outside: kill, restart, revive.
 audit/       `audit`: is everything that was stored complete and in order?
+explain/     `explain`: why was a decision made? Computed again from the stored messages.
 replay/      `replay`: do the recorded inputs give the recorded outputs again?
 chaos/       `chaos`: random faults on a running swarm.
 certify/     `certify`: the acceptance run and its report.

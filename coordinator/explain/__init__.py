@@ -1,0 +1,1 @@
+"""`explain`: why was a decision made? Computed again from the stored messages."""
