@@ -31,6 +31,7 @@ from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials
 from bus.observability.logging import set_up_logs
+from bus.observability.otel_env import describe_process
 from bus.observability.spans import read_context
 from bus.observability.tracer import open_tracer
 from bus.utils.aio import end_tasks, is_cancelled, run_to_end
@@ -266,15 +267,12 @@ def _open_tracing(
 
     def resource() -> dict[str, str | int]:
         return {
-            "service.version": __version__,
-            "service.namespace": spec.swarm,
+            **describe_process(spec.swarm),
             "service.instance.id": agent_id,
-            "mesh.swarm": spec.swarm,
             "mesh.agent": spec.name,
             "mesh.kind": agent.kind,
             "mesh.epoch": epoch,
             "mesh.sandbox": incarnation.sandbox,
-            "process.pid": os.getpid(),
         }
 
     tracer = open_tracer(os.environ, spec.name, resource)

@@ -6,9 +6,11 @@ themselves. An invalid value counts as unset; coordinator/telemetry/otel_env_che
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from bus import __version__
@@ -17,6 +19,7 @@ from bus.utils.processes import MACHINE
 __all__ = [
     "BATCH_SPANS",
     "DELAY_S",
+    "HOST_IDS",
     "LENGTH_LIMITS",
     "OTHERS",
     "PACKAGES",
@@ -27,6 +30,7 @@ __all__ = [
     "describe_process",
     "exporters_of",
     "forget_count_limits",
+    "host_id",
     "in_effect",
     "longest_value",
     "read_exporting",
@@ -40,6 +44,8 @@ OTHERS = {"traces": ("none",), "metrics": ("none", "prometheus")}
 """Valid exporters other than OTLP; the Prometheus page is served in any case."""
 QUEUE_SPANS = 2048
 BATCH_SPANS = 512
+HOST_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id", "/proc/sys/kernel/random/boot_id")
+"""Files that identify a machine; the first one that is there and not empty counts."""
 DELAY_S = 0.5
 """How long a span may wait for others before its export; shorter than the SDK's 5 s, so a death loses fewer spans."""
 PACKAGES = {"http/protobuf": "http", "grpc": "grpc"}
@@ -145,9 +151,24 @@ def forget_count_limits(environment: MutableMapping[str, str]) -> None:
     environment.pop("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", None)
 
 
+def host_id() -> str | None:
+    """What identifies this machine: its machine-id, else (most containers have none) the boot of its kernel.
+
+    A reader compares the clocks of two processes only if these differ: processes of one kernel share a clock.
+    """
+    for path in HOST_IDS:
+        with contextlib.suppress(OSError):
+            if found := Path(path).read_text("ascii", "replace").strip():
+                return found
+    return None
+
+
 def describe_process(swarm: str) -> dict[str, str | int]:
-    """Attributes of a process other than an agent."""
+    """Attributes of any process, by OpenTelemetry's semantic conventions for resources."""
+    host = host_id()
     return {
+        "host.name": MACHINE,
+        **({} if host is None else {"host.id": host}),
         "service.version": __version__,
         "service.namespace": swarm,
         "service.instance.id": f"{MACHINE}-{os.getpid()}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bus.observability.otel_env import Exporting, Settings, read_exporting, read_settings
+from bus.observability import otel_env
+from bus.observability.otel_env import Exporting, Settings, describe_process, host_id, read_exporting, read_settings
 from bus.observability.tracer import modules_to_preload, open_tracer
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
@@ -80,3 +81,16 @@ def test_metrics_are_requested_by_variables_of_their_own(more, requested):
     )
     assert read_exporting({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c/v1/metrics", **more}, "traces") is None
     assert read_exporting({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/v1/traces", **more}, "metrics") is None
+
+
+def test_a_host_is_identified_by_the_first_file_that_is_not_empty(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("machine-id", "dbus", "boot_id")]
+    monkeypatch.setattr(otel_env, "HOST_IDS", tuple(map(str, paths)))
+    assert host_id() is None
+    assert "host.id" not in describe_process("swarm")
+    paths[2].write_text("boot\n")
+    assert host_id() == "boot"
+    paths[0].write_text("\n")  # as in the image of a container
+    assert host_id() == "boot"
+    paths[1].write_text("machine\n")
+    assert describe_process("swarm")["host.id"] == "machine"
