@@ -11,7 +11,8 @@ from collections import deque
 from bus.interface import StoredMessage
 from bus.messages import Decision, MarketData
 from coordinator.audit.models import Findings, RoundsAudit
-from coordinator.decisions.agent import MAX_FEEDS, MAX_OPEN_ROUNDS, round_id
+from coordinator.decisions.agent import MAX_FEEDS, MAX_OPEN_ROUNDS
+from coordinator.decisions.rounds import round_id
 from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, TickPosition
 
 Waiting = dict[str, deque[tuple[int, str]]]

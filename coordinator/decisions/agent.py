@@ -1,8 +1,8 @@
 """The coordinator agent: collects the votes on each market tick in a round, and closes it with one Decision.
 
-Owns opening rounds, matching votes to them, waiting, and closing in order. pooling.py combines votes, risk.py computes
-risk and size, tick_order.py decides which tick opens a round. A round is (symbol, source, sequence); see
-docs/adr/0003-rounds-and-synthesis.md.
+Owns opening rounds, waiting, and closing in order. rounds.py matches votes to rounds and makes the decision, pooling.py
+combines votes, risk.py computes risk and size, tick_order.py decides which tick opens a round. A round is (symbol,
+source, sequence); see docs/adr/0003-rounds-and-synthesis.md.
 
 Handlers are functions of (state, event) in stream order. The order of votes does not affect a decision's content.
 """
@@ -10,14 +10,23 @@ Handlers are functions of (state, event) in stream order. The order of votes doe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import ClassVar
 
 from agents.agent import Agent
 from bus.messages import Alert, Decision, MarketData, Sentiment, Severity, Signal, Timer, VotingConfig
 from bus.messages.subjects import WATCHDOG
-from coordinator.decisions.pooling import Electorate, electorate, synthesise, vote_probability
-from coordinator.decisions.risk import WINDOW, Market, assess, measure
+from coordinator.decisions.pooling import Electorate, electorate
+from coordinator.decisions.risk import WINDOW, Market, measure
+from coordinator.decisions.rounds import (
+    NO_CONFIG,
+    OpenRound,
+    close_round,
+    count_vote,
+    is_complete,
+    round_id,
+    signed_position,
+    window_of,
+)
 from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, TickPosition
 
 MAX_OPEN_ROUNDS = 4096
@@ -28,29 +37,8 @@ snapshots pause (the recovery replays more, nothing is lost) until rounds have c
 """
 MAX_FEEDS = 256
 """Pairs of symbol and source; ticks of further ones are refused."""
-WINDOW_BUDGET = 32 * WINDOW
-"""Closes kept over all feeds, some 160 KiB encoded, which fits a snapshot. With more than 32 feeds each one's window is
-shorter; with MAX_FEEDS it is 31 closes, still enough for risk.MIN_RETURNS."""
-MAX_EARLY_VOTES = 64
-"""Votes stored for one round before the first VotingConfig names the voters; further ones are refused."""
 DEFAULT_TIMEOUT_MS = 400
 """Timer of rounds that open before any VotingConfig (the default of VotingConfig.round_timeout_ms as well)."""
-
-NO_CONFIG = VotingConfig(voters={}, timestamp=datetime(1970, 1, 1, tzinfo=UTC), source="")
-"""Used to close a round before any VotingConfig: no voters, so no quorum, so hold."""
-
-
-@dataclass(slots=True)
-class OpenRound:
-    """A tick without a decision yet, of its feed's `run`. `votes` maps a voter to its probability of a rise."""
-
-    source: str
-    sequence: int
-    price: float
-    timestamp: datetime
-    run: int = 1
-    timed_out: bool = False
-    votes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -70,18 +58,6 @@ class Counts:
 def is_reported(count: int) -> bool:
     """Whether the `count`-th occurrence is alerted: the 1st, 10th, 100th and so on, to limit the alerts."""
     return str(count).rstrip("0") == "1"
-
-
-def round_id(symbol: str, source: str, sequence: int, run: int = 1) -> str:
-    """`symbol:source:sequence`, the decision_id and the timer's name; different rounds never share one.
-
-    From a feed's second run on it is `symbol:source=run:sequence`. A colon in the source (agent names have none, but a
-    payload's source may be any text) is written =3A, and = as =3D, so that the last two colons are always the
-    separators, and a run is never part of a name.
-    """
-    if ":" in source or "=" in source:
-        source = source.replace("=", "=3D").replace(":", "=3A")
-    return f"{symbol}:{source}:{sequence}" if run == 1 else f"{symbol}:{source}={run}:{sequence}"
 
 
 class CoordinatorAgent(Agent):
@@ -257,29 +233,20 @@ class CoordinatorAgent(Agent):
 
     def _count(self, vote: Sentiment | Signal) -> list[Decision]:
         """Add a vote to its round, if that is open and lacks it; close the rounds that it completes."""
-        state, voter = self.state, vote.source
-        if state.config is not None and voter not in state.config.voters:
-            state.counts.unknown_writers += 1
-            return []
-        symbol = vote.symbol or ""
+        state, symbol = self.state, vote.symbol or ""
         rounds = state.rounds.get(symbol, [])
-        # The integer identifies the tick, not its source: of two rounds with one sequence the older is served first.
-        known = False
-        for waiting in rounds if vote.round is not None else rounds[-1:]:
-            if vote.round is None or waiting.sequence == vote.round:
-                if voter not in waiting.votes:
-                    break
-                known = True
-        else:
-            if known:
-                state.counts.repeated_votes += 1
+        outcome, waiting = count_vote(vote, rounds, state.config)
+        if waiting is None:
+            counts = state.counts
+            if outcome == "unknown":
+                counts.unknown_writers += 1
+            elif outcome == "repeated":
+                counts.repeated_votes += 1
+            elif outcome == "late":
+                counts.late_votes += 1
             else:
-                state.counts.late_votes += 1
+                counts.refused_votes += 1
             return []
-        if state.config is None and len(waiting.votes) >= MAX_EARLY_VOTES:
-            state.counts.refused_votes += 1
-            return []
-        waiting.votes[voter] = vote_probability(vote)
         return self._close(symbol) if waiting is rounds[0] else []
 
     def _close(self, symbol: str) -> list[Decision]:
@@ -287,7 +254,7 @@ class CoordinatorAgent(Agent):
         rounds = self.state.rounds[symbol]
         decisions: list[Decision] = []
         for waiting in rounds:
-            if not (waiting.timed_out or self._complete(waiting)):
+            if not (waiting.timed_out or is_complete(waiting, self.state.config)):
                 break
             decisions.append(self._decide(symbol, waiting))
         if decisions:
@@ -295,18 +262,9 @@ class CoordinatorAgent(Agent):
             self.state.open_rounds -= len(decisions)
         return decisions
 
-    def _complete(self, waiting: OpenRound) -> bool:
-        """Whether every expected voter has voted; never before a VotingConfig names them."""
-        config = self.state.config
-        return config is not None and all(voter in waiting.votes for voter in config.voters)
-
-    def _window(self) -> int:
-        """Closes that each feed may keep."""
-        return min(WINDOW, WINDOW_BUDGET // self.state.feed_count)
-
     def _trim_feeds(self) -> None:
         """Shorten the windows of all feeds, idle ones too, after a feed was added."""
-        window = self._window()
+        window = window_of(self.state.feed_count)
         self._ahead = None
         if window < WINDOW:
             for feeds in self.state.feeds.values():
@@ -315,7 +273,7 @@ class CoordinatorAgent(Agent):
 
     def _measure(self, waiting: OpenRound, feed: Feed) -> Market:
         """The risk at the tick of a round that is the next of its feed to close."""
-        window = self._window()
+        window = window_of(self.state.feed_count)
         return measure([*feed.closes, waiting.price][-window:], feed.held[1 - window :])
 
     def _decide(self, symbol: str, closing: OpenRound) -> Decision:
@@ -330,25 +288,11 @@ class CoordinatorAgent(Agent):
         ahead = self._ahead
         market = ahead[1] if ahead is not None and ahead[0] is closing else self._measure(closing, feed)
         feed.closes.append(closing.price)
-        window = self._window()
+        window = window_of(self.state.feed_count)
         if len(feed.closes) > window:
             del feed.closes[:-window], feed.held[: 1 - window]
-        synthesis = synthesise(closing.votes, self._voters, config)
-        assessment = assess(synthesis, market, config)
-        size = assessment.position_size
-        feed.held.append(-size if synthesis.action == "sell" and size else size)
-        name = round_id(symbol, closing.source, closing.sequence, closing.run)
-        self.cancel_timer(name)
-        return Decision(
-            final_decision=synthesis.action,
-            position_size=size,
-            risk_score=assessment.risk_score,
-            consensus_level=synthesis.consensus,
-            agents_consulted=synthesis.consulted,
-            timestamp=closing.timestamp,
-            source=self.name,
-            decision_id=name,
-            symbol=symbol,
-            round=closing.sequence,
-            absent=synthesis.absent,
-        )
+        closed = close_round(symbol, closing, market, self._voters, config, self.name)
+        decision = closed.decision
+        feed.held.append(signed_position(decision.final_decision, decision.position_size))
+        self.cancel_timer(round_id(symbol, closing.source, closing.sequence, closing.run))
+        return decision

@@ -40,7 +40,8 @@ class Electorate:
 class Synthesis:
     """The judgement on one round. Probabilities of a rise and the two scores are in [0, 1].
 
-    `pooled` (log pool) decides the action, `mean` (linear pool) the size; `consensus` is in [0.5, 1].
+    `pooled` (log pool) decides the action, `mean` (linear pool) the size; `consensus` is in [0.5, 1]. `probabilities`
+    are what the voters counted with, in their order; `present` is the share of the voting weight that voted.
     """
 
     action: Side
@@ -51,6 +52,8 @@ class Synthesis:
     quorate: bool
     consulted: tuple[str, ...]
     absent: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    present: float
 
 
 def vote_probability(vote: Sentiment | Signal) -> float:
@@ -76,16 +79,26 @@ def electorate(voters: Mapping[str, float]) -> Electorate:
     return Electorate(names, tuple(weight / total for weight in scaled))
 
 
+def log_odds(p: float) -> float:
+    """logit p, with p clipped to [P_MIN, 1 - P_MIN]."""
+    clipped = min(max(p, P_MIN), 1.0 - P_MIN)
+    return math.log(clipped / (1.0 - clipped))
+
+
+def pooled_log_odds(probabilities: Sequence[float], weights: Sequence[float]) -> float:
+    """sum w_i logit p_i, in the order given."""
+    total = 0.0
+    for p, weight in zip(probabilities, weights, strict=True):
+        total += weight * log_odds(p)
+    return total
+
+
 def log_pool(probabilities: Sequence[float], weights: Sequence[float]) -> float:
     """sigmoid(sum w_i logit p_i), with every p_i clipped to [P_MIN, 1 - P_MIN]. 0.5 without any voter.
 
     It is the q that minimises sum w_i KL(q || p_i): setting the derivative to 0 gives logit q = sum w_i logit p_i.
     """
-    total = 0.0
-    for p, weight in zip(probabilities, weights, strict=True):
-        clipped = min(max(p, P_MIN), 1.0 - P_MIN)
-        total += weight * math.log(clipped / (1.0 - clipped))
-    return 1.0 / (1.0 + math.exp(-total))
+    return 1.0 / (1.0 + math.exp(-pooled_log_odds(probabilities, weights)))
 
 
 def linear_pool(probabilities: Sequence[float], weights: Sequence[float]) -> float:
@@ -152,4 +165,6 @@ def synthesise(votes: Mapping[str, float], voters: Electorate, config: VotingCon
         quorate=quorate,
         consulted=tuple(consulted),
         absent=tuple(absent),
+        probabilities=tuple(probabilities),
+        present=present,
     )

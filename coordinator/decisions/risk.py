@@ -1,6 +1,6 @@
 """How risky a decision is and how large a position it may take: pure functions over raw windows of closes.
 
-Owns volatility, CVaR, paper drawdown, risk_score and position_size. Knows nothing of votes, rounds or messages but
+Owns volatility, CVaR, paper drawdown, risk score and position size. Knows nothing of votes, rounds or messages but
 the limits in VotingConfig. A window is at most WINDOW closes, oldest first, of one feed: a return is only meaningful
 within one source's series. All returns are per candle; nothing is annualised.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,30 @@ class Market:
 
 
 @dataclass(frozen=True, slots=True)
+class RiskFactors:
+    """What the risks leave of full safety, each in [0, 1]; 1 takes nothing away."""
+
+    agreement: float
+    volatility: float
+    drawdown: float
+
+
+SizeBound = Literal["hold", "no edge", "edge", "cvar", "position_cap"]
+"""What determines a size: the action, the linear pool against the action, the edge after risk, or one of two caps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """A size and its terms. `edge` is None for hold; `uncapped` is the edge after risk; `cvar_cap` None: no cap."""
+
+    edge: float | None
+    uncapped: float
+    cvar_cap: float | None
+    size: float
+    bound: SizeBound
+
+
+@dataclass(frozen=True, slots=True)
 class Assessment:
     """What one decision risks and may take. `volatility` and `cvar` are None while they are unknown (or not needed).
 
@@ -55,6 +80,8 @@ class Assessment:
     drawdown: float
     risk_score: float
     position_size: float
+    factors: RiskFactors
+    sizing: Sizing
 
 
 def simple_returns(closes: Sequence[float]) -> Floats:
@@ -122,32 +149,56 @@ def paper_drawdown(returns: Floats, held: Sequence[float]) -> float:
     return drawdown if math.isfinite(drawdown) else 1.0
 
 
-def risk_score(disagreement: float, volatility: float | None, drawdown: float, config: VotingConfig) -> float:
+def risk_factors(disagreement: float, volatility: float | None, drawdown: float, config: VotingConfig) -> RiskFactors:
+    """The shares of the three risks that are left: 1 - disagreement, min(1, vol_target / volatility), and
+    1 - drawdown / drawdown_max, at least 0. An unknown volatility (None) takes nothing away.
+    """
+    calm = volatility is None or volatility <= config.vol_target
+    return RiskFactors(
+        agreement=1.0 - disagreement,
+        volatility=1.0 if calm else config.vol_target / volatility,  # type: ignore[operator]
+        drawdown=max(0.0, 1.0 - drawdown / config.drawdown_max),
+    )
+
+
+def risk_score(factors: RiskFactors) -> float:
     """1 - (1 - disagreement) min(1, vol_target / volatility) (1 - drawdown / drawdown_max), in [0, 1].
 
     A noisy-or of three risks: that the model is wrong, that the market moves more than the target, and that losses
-    have used up what may be lost. An unknown volatility (None) adds none.
+    have used up what may be lost.
     """
-    safety = 1.0 - disagreement
-    if volatility is not None and volatility > config.vol_target:
-        safety *= config.vol_target / volatility
-    safety *= max(0.0, 1.0 - drawdown / config.drawdown_max)
+    safety = factors.agreement * factors.volatility * factors.drawdown
     return min(max(round(1.0 - safety, FLOAT_PLACES), 0.0), 1.0)
 
 
-def position_size(action: Side, mean: float, risk: float, cvar: float | None, config: VotingConfig) -> float:
+def cap_by_cvar(cvar: float | None, config: VotingConfig) -> float | None:
+    """cvar_max / cvar, rounded down: a cap is not rounded up. None: unknown, or even the worst candles gain."""
+    if cvar is None or cvar <= 0.0:
+        return None
+    cap = config.cvar_max / cvar * 10**FLOAT_PLACES
+    return math.floor(cap) / 10**FLOAT_PLACES if math.isfinite(cap) else None
+
+
+def size_position(action: Side, mean: float, risk: float, cvar: float | None, config: VotingConfig) -> Sizing:
     """min(position_cap, cvar_max / cvar, |2 mean - 1| (1 - risk)): a fraction of capital in [0, position_cap].
 
     |2m - 1| is Kelly's stake for an even bet that is won with probability m, shrunk by the risk. 0 for hold, and where
     the linear pool `mean` disagrees with the action (which the log pool chose). An unknown CVaR (None) caps nothing.
     """
     edge = 2.0 * mean - 1.0 if action == "buy" else 1.0 - 2.0 * mean
-    if action == "hold" or edge <= 0.0:
-        return 0.0
-    size = round(edge * (1.0 - risk), FLOAT_PLACES)
-    if cvar is not None and cvar * size > config.cvar_max:
-        size = math.floor(config.cvar_max / cvar * 10**FLOAT_PLACES) / 10**FLOAT_PLACES  # a cap is not rounded up
-    return min(size, max(config.position_cap, 0.0))
+    cvar_cap = cap_by_cvar(cvar, config)
+    if action == "hold":
+        return Sizing(None, 0.0, cvar_cap, 0.0, "hold")
+    if edge <= 0.0:
+        return Sizing(edge, 0.0, cvar_cap, 0.0, "no edge")
+    uncapped = size = round(edge * (1.0 - risk), FLOAT_PLACES)
+    bound: SizeBound = "edge"
+    if cvar is not None and cvar_cap is not None and cvar * size > config.cvar_max:
+        size, bound = cvar_cap, "cvar"
+    cap = max(config.position_cap, 0.0)
+    if cap < size:
+        size, bound = cap, "position_cap"
+    return Sizing(edge, uncapped, cvar_cap, size, bound)
 
 
 def measure(closes: Sequence[float], held: Sequence[float]) -> Market:
@@ -168,8 +219,15 @@ def assess(synthesis: Synthesis, market: Market, config: VotingConfig) -> Assess
     """Risk and size of a decision in this market."""
     with np.errstate(all="ignore"):
         tail_loss = cvar(market.returns, synthesis.action)
-    risk = risk_score(synthesis.disagreement, market.volatility, market.drawdown, config)
-    size = position_size(synthesis.action, synthesis.mean, risk, tail_loss, config)
+    factors = risk_factors(synthesis.disagreement, market.volatility, market.drawdown, config)
+    risk = risk_score(factors)
+    sizing = size_position(synthesis.action, synthesis.mean, risk, tail_loss, config)
     return Assessment(
-        volatility=market.volatility, cvar=tail_loss, drawdown=market.drawdown, risk_score=risk, position_size=size
+        volatility=market.volatility,
+        cvar=tail_loss,
+        drawdown=market.drawdown,
+        risk_score=risk,
+        position_size=sizing.size,
+        factors=factors,
+        sizing=sizing,
     )

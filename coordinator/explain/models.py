@@ -11,12 +11,11 @@ from datetime import datetime
 from typing import Any, Literal
 
 from bus.messages import Side
+from coordinator.decisions.risk import SizeBound
 from coordinator.replay.models import FieldDifference
 
 VoteStatus = Literal["counted", "late", "absent"]
 """counted: in time; late: stored, but not open any more for it; absent: not stored so far."""
-Bound = Literal["hold", "no edge", "edge", "cvar", "position_cap"]
-"""What determined the size: the side, the linear pool against the side, the edge after risk, or one of the two caps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +160,7 @@ class ExplainedSize:
     cvar_cap: float | None
     position_cap: float
     position_size: float
-    bound_by: Bound
+    bound_by: SizeBound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,9 @@ import msgspec
 import orjson
 
 from bus.messages import Alert, Decision, Event, MarketData, Sentiment, Signal, Timer, VotingConfig
-from coordinator.decisions.agent import (
-    CoordinatorAgent,
-    round_id,
-)
+from coordinator.decisions.agent import CoordinatorAgent
 from coordinator.decisions.risk import WINDOW
+from coordinator.decisions.rounds import round_id
 
 NOON = datetime(2019, 5, 13, 12, tzinfo=UTC)
 NEWS, MOMENTUM, REVERSION = "research-2", "strategy-momentum", "strategy-mean-reversion"

@@ -12,14 +12,9 @@ import coordinator.decisions.agent as module
 from agents.agent import check_class, published_kinds
 from bus.durable.snapshots import MAX_SNAPSHOT_BYTES
 from bus.messages import Decision, Sentiment, Signal, encode
-from coordinator.decisions.agent import (
-    DEFAULT_TIMEOUT_MS,
-    MAX_EARLY_VOTES,
-    MAX_FEEDS,
-    CoordinatorAgent,
-    round_id,
-)
+from coordinator.decisions.agent import DEFAULT_TIMEOUT_MS, MAX_FEEDS, CoordinatorAgent
 from coordinator.decisions.risk import WINDOW
+from coordinator.decisions.rounds import MAX_EARLY_VOTES, round_id
 from coordinator.decisions.tick_order import MAX_SEQUENCE
 from tests.support.coordinator_rounds import (
     CONFIG,

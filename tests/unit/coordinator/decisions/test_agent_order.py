@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.messages import Decision, Event, MarketData, Signal, encode
-from coordinator.decisions.agent import (
-    CoordinatorAgent,
-    round_id,
-)
+from coordinator.decisions.agent import CoordinatorAgent
 from coordinator.decisions.pooling import electorate, synthesise
 from coordinator.decisions.risk import assess, measure
+from coordinator.decisions.rounds import round_id
 from tests.support.coordinator_rounds import (
     CONFIG,
     SYMBOL,

@@ -23,9 +23,10 @@ from coordinator.decisions.risk import (
     cvar,
     measure,
     paper_drawdown,
-    position_size,
+    risk_factors,
     risk_score,
     simple_returns,
+    size_position,
     volatility,
 )
 
@@ -71,14 +72,14 @@ def test_sell_is_the_mirror_of_buy() -> None:
 
 
 def test_hold_takes_no_position() -> None:
-    assert position_size("hold", 0.9, 0.0, None, CONFIG) == 0.0
+    assert size_position("hold", 0.9, 0.0, None, CONFIG).size == 0.0
     no_quorum = synthesise({"a": 0.99}, VOTERS, CONFIG)
     assert assess(no_quorum, measure([7000.0], []), CONFIG).position_size == 0.0
 
 
 @pytest.mark.parametrize(("action", "mean"), [("buy", 0.49), ("buy", 0.5), ("sell", 0.51), ("sell", 0.5)])
 def test_no_position_where_the_linear_pool_disagrees(action: Side, mean: float) -> None:
-    assert position_size(action, mean, 0.0, None, CONFIG) == 0.0
+    assert size_position(action, mean, 0.0, None, CONFIG).size == 0.0
 
 
 def test_pools_that_contradict_each_other_take_no_position() -> None:
@@ -90,11 +91,28 @@ def test_pools_that_contradict_each_other_take_no_position() -> None:
 
 
 def test_caps_bind() -> None:
-    assert position_size("buy", 1.0, 0.0, None, CONFIG) == 0.5
-    assert position_size("buy", 1.0, 0.0, 0.08, CONFIG) == pytest.approx(0.25)
-    assert position_size("buy", 1.0, 0.0, -0.08, CONFIG) == 0.5
-    assert position_size("buy", 1.0, 0.0, math.inf, CONFIG) == 0.0
-    assert position_size("buy", 1.0, 0.0, None, replace(CONFIG, position_cap=-1.0)) == 0.0
+    assert size_position("buy", 1.0, 0.0, None, CONFIG).size == 0.5
+    assert size_position("buy", 1.0, 0.0, 0.08, CONFIG).size == pytest.approx(0.25)
+    assert size_position("buy", 1.0, 0.0, -0.08, CONFIG).size == 0.5
+    assert size_position("buy", 1.0, 0.0, math.inf, CONFIG).size == 0.0
+    assert size_position("buy", 1.0, 0.0, None, replace(CONFIG, position_cap=-1.0)).size == 0.0
+
+
+def test_a_size_names_what_bounds_it() -> None:
+    bounds = [
+        size_position("hold", 0.9, 0.0, 0.01, CONFIG).bound,
+        size_position("buy", 0.4, 0.0, 0.01, CONFIG).bound,
+        size_position("sell", 0.4, 0.5, 0.01, CONFIG).bound,
+        size_position("buy", 0.9, 0.0, 0.08, CONFIG).bound,
+        size_position("buy", 0.9, 0.0, None, CONFIG).bound,
+    ]
+    assert bounds == ["hold", "no edge", "edge", "cvar", "position_cap"]
+
+
+def test_a_cap_that_is_beyond_every_number_is_none() -> None:
+    assert size_position("buy", 0.6, 0.0, 5e-324, CONFIG).cvar_cap is None
+    assert size_position("buy", 0.6, 0.0, -0.01, CONFIG).cvar_cap is None
+    assert size_position("buy", 0.6, 0.0, math.inf, CONFIG).cvar_cap == 0.0
 
 
 @pytest.mark.parametrize("count", [MIN_RETURNS + 1, 100, WINDOW])
@@ -220,7 +238,7 @@ def test_more_disagreement_never_lowers_risk(
     one: float, two: float, vol: float | None, drawdown: float, config: VotingConfig
 ) -> None:
     low, high = sorted((one, two))
-    assert risk_score(low, vol, drawdown, config) <= risk_score(high, vol, drawdown, config)
+    assert risk_score(risk_factors(low, vol, drawdown, config)) <= risk_score(risk_factors(high, vol, drawdown, config))
 
 
 @given(fraction, st.floats(0.0, 1.0), st.floats(0.0, 1.0), fraction, fraction, limits)
@@ -228,8 +246,8 @@ def test_more_volatility_or_drawdown_never_lowers_risk(
     apart: float, vol_one: float, vol_two: float, fall_one: float, fall_two: float, config: VotingConfig
 ) -> None:
     (calm, wild), (little, much) = sorted((vol_one, vol_two)), sorted((fall_one, fall_two))
-    assert risk_score(apart, calm, little, config) <= risk_score(apart, wild, much, config)
-    assert risk_score(apart, None, little, config) <= risk_score(apart, wild, much, config)
+    assert risk_score(risk_factors(apart, calm, little, config)) <= risk_score(risk_factors(apart, wild, much, config))
+    assert risk_score(risk_factors(apart, None, little, config)) <= risk_score(risk_factors(apart, wild, much, config))
 
 
 @given(st.sampled_from(["buy", "sell"]), fraction, fraction, fraction, st.none() | st.floats(-0.1, 1.0), limits)
@@ -237,9 +255,9 @@ def test_more_risk_never_grows_the_position(
     action: Side, mean: float, one: float, two: float, tail: float | None, config: VotingConfig
 ) -> None:
     low, high = sorted((one, two))
-    size = position_size(action, mean, low, tail, config)
-    assert position_size(action, mean, high, tail, config) <= size
-    assert size <= position_size(action, mean, low, None, config)
+    size = size_position(action, mean, low, tail, config).size
+    assert size_position(action, mean, high, tail, config).size <= size
+    assert size <= size_position(action, mean, low, None, config).size
 
 
 anything_positive = st.floats(min_value=5e-324, max_value=1.7e308)
