@@ -16,6 +16,7 @@ MeshError                 root; the message names what was expected and what to 
     │   └── NotAdmitted   a server answers, but refuses these credentials
     ├── Disconnected      the connection is down right now; retried by the outbox
     ├── BusTimeout        no answer in time: the write may still have landed, so read back
+    ├── PermissionDenied  the server denies a subject to this user; also a UsageError (exit 2)
     ├── WrongSequence     compare-and-set lost: another process wrote; never retried blindly
     │   └── Fenced        a successor has claimed this agent: this process must end
     └── Refused           the server refused for another reason; carries its code
@@ -157,8 +158,11 @@ class NotAdmitted(BusUnreachable):
         self.args = (f"{text}, or a user and password in the URL, better in SIGNALMESH_NATS than in --nats",)
 
 
-class PermissionDenied(UsageError):
-    """The server does not let this user publish to a subject; the message names both."""
+class PermissionDenied(UsageError, BusError):
+    """The server does not let this user publish or subscribe to a subject; the message names both.
+
+    A person has to correct it. What retries errors of the bus goes on as soon as that is done.
+    """
 
 
 class Disconnected(BusError):

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import importlib.util
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 from urllib.parse import unquote
 
 import nats.errors
@@ -43,13 +44,48 @@ NOT_ADMITTED = re.compile("authorization violation|authentication (expired|revok
 DENIED = re.compile(
     'permissions violation for (?P<operation>publish|subscription) to "?(?P<subject>[^" ]+)', re.IGNORECASE
 )
-MAX_DENIED = 20
-"""Denied subjects that are logged: those of consumers and inboxes have random parts."""
+MAX_DENIED = 100
+"""Denied subjects that are logged."""
+MAX_NAMED = 12
+"""Denied subjects that one text names."""
+RANDOM_TOKEN = re.compile(r"(?<=\.)[0-9A-Za-z]{22}(?=\.|$)")
+"""What nats-py names inboxes, and this project consumers by."""
 LOG_AFTER_S = 5.0
 """A process that waits for the bus without a limit logs it after this time."""
 
 
 log = structlog.get_logger("signalmesh.bus")
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """What the server does not let this user do; `subject` has `*` in place of random parts."""
+
+    operation: Literal["publish", "subscribe"]
+    subject: str
+    server: str
+    account: str
+    awaited: bool = False
+    """Whether a request waited for an answer, which it got: the denial is its error."""
+
+    @property
+    def problem(self) -> str:
+        return describe_denials([self])
+
+
+def describe_denials(denials: Sequence[Denial]) -> str:
+    """One text about `denials` of one connection, at least one of them."""
+    parts = []
+    for operation in ("publish", "subscribe"):
+        subjects = list(dict.fromkeys(denial.subject for denial in denials if denial.operation == operation))
+        if len(subjects) > MAX_NAMED:
+            subjects[MAX_NAMED:] = [f"{len(subjects) - MAX_NAMED} more subjects"]
+        if subjects:
+            parts.append(f"{operation} to {', '.join(subjects)}")
+    return (
+        f"permission denied: the NATS server at {denials[0].server} does not let {denials[0].account} "
+        f"{' or '.join(parts)}; allow it in the server's configuration"
+    )
 
 
 def too_large(subject: str, size: int, limit: int) -> Refused:
@@ -67,8 +103,11 @@ class _Client(FastClient):
             await super()._process_pong()
 
     async def _process_err(self, err_msg: str) -> None:
-        if PERMISSIONS_ERR in err_msg.lower():
-            await super()._process_err(err_msg)
+        if PERMISSIONS_ERR in err_msg:
+            # nats-py gives the text in lower case. The parser's buffer still has it, with the subject as it is.
+            text = bytes(self._ps.buf).partition(b"\r\n")[0].decode(errors="replace").removeprefix("-ERR ")
+            self._err = nats.errors.Error(f"nats: {text.strip()}")
+            await self._error_cb(self._err)
             return
         # nats-py would close permanently without a callback; a new connection is worth trying in any case
         error = nats.errors.Error(f"nats: {err_msg}")
@@ -135,11 +174,12 @@ class Connection:
         self._raising: asyncio.Task[None] | None = None
         self._closed = False
         self._last_error = ""
-        self.on_denied: Callable[[str, Callable[[str], str]], str] | None = None
-        """Called with a subject in lower case that this user may not publish to, and what makes the text about it;
-        returns the subject of a waiting request, if there is one.
+        self.answer_denied: Callable[[str, str], bool] | None = None
+        """Called with a subject that this user may not publish to and with the problem; returns whether requests waited
+        for an answer from there, which have ended.
         """
-        self._denied: set[str] = set()
+        self._on_denied: list[Callable[[Denial], None]] = []
+        self._denied: set[Denial] = set()
 
     @property
     def is_ready(self) -> bool:
@@ -216,26 +256,29 @@ class Connection:
         if (denied := DENIED.search(text)) is not None:
             self._on_denial(denied["operation"].lower(), denied["subject"])
 
-    def _on_denial(self, operation: str, lowered: str) -> None:
-        """The server does not let this user publish or subscribe to a subject; nats-py gives it in lower case."""
+    def watch_denials(self, on_denied: Callable[[Denial], None]) -> Callable[[], None]:
+        """Call `on_denied` with whatever the server denies from now on; returns what ends that."""
+        self._on_denied.append(on_denied)
+        return lambda: self._on_denied.remove(on_denied)
+
+    def _on_denial(self, operation: str, subject: str) -> None:
+        """The server does not let this user publish or subscribe to `subject`."""
         server = self.client._current_server  # noqa: SLF001 - the client has no public name for it
         known = server is not None and server.uri.password is not None  # else the name is a token
         user = unquote(server.uri.username or "") if server is not None and known else ""
-        account = f"user {user!r}" if user else "this user"
-        action = "publish" if operation == "publish" else "subscribe"
-
-        def problem_of(subject: str) -> str:
-            return (
-                f"permission denied: the NATS server at {redacted_url(self.url)} does not let {account} {action} to "
-                f"{subject}; allow it in the server's configuration"
-            )
-
-        subject = lowered
-        if operation == "publish" and self.on_denied is not None:
-            subject = self.on_denied(lowered, problem_of) or lowered
-        if subject not in self._denied and len(self._denied) < MAX_DENIED:
-            self._denied.add(subject)
-            log.warning("permission_denied", problem=problem_of(subject), connection=self.name)
+        denial = Denial(
+            operation="publish" if operation == "publish" else "subscribe",
+            subject=RANDOM_TOKEN.sub("*", subject),
+            server=redacted_url(self.url),
+            account=f"user {user!r}" if user else "this user",
+        )
+        if denial.operation == "publish" and self.answer_denied is not None:
+            denial = replace(denial, awaited=self.answer_denied(subject, denial.problem))
+        if denial not in self._denied and len(self._denied) < MAX_DENIED:
+            self._denied.add(denial)
+            log.warning("permission_denied", problem=denial.problem, connection=self.name)
+        for on_denied in list(self._on_denied):
+            on_denied(denial)
 
     async def _on_disconnected(self) -> None:
         self._ready.clear()

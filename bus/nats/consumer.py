@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from bus.errors import BusError, BusTimeout, LimitReached, Refused
+from bus.errors import BusError, BusTimeout, LimitReached, PermissionDenied, Refused
 from bus.interface import OnStored, StoredMessage
 from bus.nats.client import STATUS, LazyHeaders, parse_headers
 from bus.nats.jetstream import IDLE_HEARTBEAT_S, STREAM_NOT_FOUND, JetStream
@@ -19,6 +19,8 @@ from bus.utils.aio import end_tasks
 
 READ_BACK_TIMEOUT_S = 10.0
 """Longest time without a message while reading back; then it continues with a new consumer."""
+DENIED_PAUSE_S = 1.0
+"""Pause before a consumer that the server denies is tried again: only a person can allow it."""
 
 log = structlog.get_logger("signalmesh.bus")
 
@@ -201,7 +203,7 @@ class Reader:
                     limited = True
                     log.warning("reader_limited", stream=self._stream, error=str(error))
                 self._restart_due.set()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(DENIED_PAUSE_S if isinstance(error, PermissionDenied) else 0.1)
 
     async def close(self) -> None:
         if self._closed:

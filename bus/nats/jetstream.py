@@ -29,7 +29,7 @@ from bus.interface import Ack, Done, Headers
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.account_limits import LIMIT_CODES, explain_limit
 from bus.nats.client import STATUS, parse_headers
-from bus.nats.connection import Connection, too_large
+from bus.nats.connection import RANDOM_TOKEN, Connection, Denial, too_large
 
 WRONG_LAST_SEQUENCE = 10071
 """The error code for a lost compare-and-set."""
@@ -72,7 +72,10 @@ class JetStream:
         self._requesting = asyncio.Lock()
         self._explaining: set[asyncio.Task[None]] = set()
         connection.watch(self._fail_pending, _nothing)
-        connection.on_denied = self._on_denied
+        self._deaf: Denial | None = None
+        """Set while the server denies the inbox: no answer can arrive."""
+        connection.answer_denied = self._answer_denied
+        connection.watch_denials(self._on_denied)
 
     async def open(self) -> None:
         """Subscribe to the inbox.
@@ -93,6 +96,8 @@ class JetStream:
         try:
             if len(data) > MAX_PAYLOAD_BYTES:
                 raise too_large(subject, len(data), MAX_PAYLOAD_BYTES)
+            if self._deaf is not None:
+                raise Refused(subject, FORBIDDEN, self._deaf.problem)
             self.connection.write(subject, data, self._inbox + token, headers)
         except Refused as error:
             self._acks.pop(token, None)
@@ -128,21 +133,28 @@ class JetStream:
         except Exception:  # an exception here would end the connection
             log.exception("ack_callback_failed")
 
-    def _on_denied(self, lowered: str, problem_of: Callable[[str], str]) -> str:
+    def _answer_denied(self, denied: str, problem: str) -> bool:
         """Answer what was sent to a subject that this user may not publish to, as the server does not."""
-        found = ""
-        for token, (subject, done) in list(self._acks.items()):
-            if subject.lower() == lowered:
-                found = subject
-                del self._acks[token]
-                done(Refused(subject, FORBIDDEN, problem_of(subject)))
-        for subject, answer in self._requests.values():
-            if subject.lower() == lowered and not answer.done():
-                found = subject
-                answer.set_exception(PermissionDenied(problem_of(subject)))
-        return found
+        return self._deny(problem, lambda subject: subject == denied)
+
+    def _on_denied(self, denial: Denial) -> None:
+        if denial.operation == "subscribe" and denial.subject == RANDOM_TOKEN.sub("*", self._inbox) + "*":
+            self._deaf = denial
+            self._deny(denial.problem, lambda _: True)
+
+    def _deny(self, problem: str, is_denied: Callable[[str], bool]) -> bool:
+        """Fail what waits for an answer from subjects of which `is_denied` is true; whether there was anything."""
+        acks = [(token, subject, done) for token, (subject, done) in self._acks.items() if is_denied(subject)]
+        for token, subject, done in acks:
+            del self._acks[token]
+            done(Refused(subject, FORBIDDEN, problem))
+        answers = [answer for subject, answer in self._requests.values() if is_denied(subject) and not answer.done()]
+        for answer in answers:
+            answer.set_exception(PermissionDenied(problem))
+        return bool(acks or answers)
 
     def _fail_pending(self) -> None:
+        self._deaf = None  # the next connection subscribes again
         pending, self._acks = self._acks, {}
         for _, done in pending.values():
             done(BusTimeout("the connection broke before the answer came"))
@@ -208,11 +220,13 @@ class JetStream:
         Raises:
             BusTimeout: no answer within `timeout_s` seconds.
             NoResponders: nothing is subscribed to `subject`.
-            PermissionDenied: this user may not publish to `subject`.
+            PermissionDenied: this user may not publish to `subject`, or not receive answers.
         """
         return (await self._send_request(subject, data, timeout_s))[0]
 
     async def _send_request(self, subject: str, data: bytes, timeout_s: float) -> tuple[bytes, Headers]:
+        if self._deaf is not None:
+            raise PermissionDenied(self._deaf.problem)
         token = self._token()
         answer: asyncio.Future[tuple[bytes, Headers]] = asyncio.get_running_loop().create_future()
         self._requests[token] = (subject, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from bus.errors import NoSuchSwarm, NoSwarmThere, Refused, UsageError
-from bus.utils.aio import run_to_end
+from bus.errors import NoSuchSwarm, NoSwarmThere, PermissionDenied, Refused, UsageError
+from bus.utils.aio import end_tasks, run_to_end
 
 if TYPE_CHECKING:
     from bus.nats.bus import NatsBus
+    from bus.nats.connection import Denial
     from coordinator.runner.run_record import Run
 
 LONGEST_WAIT_S = 86_400.0
+OPTIONAL = "$JS.API.CONSUMER.DELETE."
+"""The server removes a consumer itself, some seconds later."""
 
 Nats = Annotated[
     str | None,
@@ -96,6 +100,7 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
 
     Raises:
         NoSuchSwarm: the server has no stream of that swarm.
+        PermissionDenied: the server denies what `work` needs.
     """
     from bus.nats.bus import NatsBus
     from coordinator.config.settings import CONNECT_S
@@ -103,7 +108,7 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     async def connected() -> T:
         bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
         try:
-            return await work(bus)
+            return await _unless_denied(bus, work(bus))
         except Refused as error:
             if error.code != 10059:
                 raise
@@ -117,6 +122,28 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     with contextlib.suppress(KeyboardInterrupt):
         return run_to_end(connected())
     raise typer.Exit(130)
+
+
+async def _unless_denied(bus: NatsBus, work: Awaitable[T]) -> T:
+    """The result of `work`. It ends with the error if the server denies what no request waits for: it would wait on."""
+    denied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_denied(denial: Denial) -> None:
+        if not (denied.done() or denial.awaited or denial.subject.startswith(OPTIONAL)):
+            denied.set_exception(PermissionDenied(denial.problem))
+
+    end = bus.connection.watch_denials(on_denied)
+    working = asyncio.ensure_future(work)
+    try:
+        either: list[asyncio.Future[Any]] = [working, denied]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if denied.done():
+            denied.result()
+        return await working
+    finally:
+        end()
+        await end_tasks([working])
+        denied.cancel()
 
 
 def check_seconds(option: str, value: float) -> None:

