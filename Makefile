@@ -1,4 +1,4 @@
-# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | bench | schema | reference | pictures | docs | lock | clean
+# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | mutation | bench | schema | reference | pictures | docs | lock | clean
 #   make up ARGS="--port 0"        arguments for the command
 #   make test ARGS="-k outbox"     arguments for pytest
 #   make setup VENV=dir            another environment than .venv (a directory; it is created)
@@ -16,7 +16,7 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 	--no-header --no-annotate --no-config --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test test-slow test-matrix test-docker lint types check bench schema reference pictures docs lock clean
+.PHONY: help setup up test test-slow test-matrix test-docker lint types check mutation bench schema reference pictures docs lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
@@ -94,6 +94,11 @@ types: setup
 	$(BIN)/mypy --cache-dir $(VENV)/.mypy_cache
 
 check: lint types test
+
+# Mutants in a copy of the checkout, judged by the quick tests: build/mutation/results.md. For example:
+# make mutation ARGS="--sample 50 --seed 2 bus/durable"; after new tests, for the survivors: make mutation ARGS=--again
+mutation: setup
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
