@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from agents.agent import Agent
-from agents.runtime.heartbeat import send_heartbeats
+from agents.runtime.heartbeat import StallWatch, send_heartbeats
 from agents.runtime.inputs import InputState
 from agents.runtime.runtime import Runtime
 from bus.errors import MeshError
@@ -131,3 +132,93 @@ async def test_an_incarnation_that_failed_and_does_not_end_is_ended_by_force():
     heartbeats.cancel()
     await bus.close()
     assert ended[:1] == [error]
+
+
+class Watched:
+    """The part of a Runtime that a StallWatch reads."""
+
+    def __init__(self, state: InputState, status: str) -> None:
+        self.name, self.status, self.failure = "agent", status, None
+        self.agent = SimpleNamespace(handler_limit_s=None)
+        self.input_processor = SimpleNamespace(inputs=3, skips=0, state=state, fault=None, handling="on_market over 4")
+        self.output_log = SimpleNamespace(outputs=3)
+        self.bus = SimpleNamespace(is_ready=True)
+        self.failures: list[str] = []
+
+    def fail(self, error: MeshError) -> None:
+        self.failures.append(str(error))
+
+
+def watch(state: InputState, status: str = "live") -> tuple[Watched, Callable[[float], None]]:
+    """What is watched, and the check of it after a first look."""
+    watched: Any = Watched(state, status)
+    check = StallWatch(watched, 1.0, lambda _: None).check
+    check(0.5)
+    return watched, check
+
+
+@pytest.mark.parametrize("state", [InputState.HANDLING, InputState.FAULTED, InputState.INTERRUPTED])
+@pytest.mark.parametrize("status", ["restoring", "live"])
+def test_an_unfinished_input_is_watched_in_every_phase(state, status):
+    watched, check = watch(state, status)
+    check(1.0)
+    assert watched.failures == []  # as long as the limit
+    check(0.5)
+    assert watched.failures == ["agent agent: on_market over 4 has not finished within 1 s"]
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "ends"),
+    [
+        (InputState.READING, "live", False),
+        (InputState.STOPPED, "restoring", False),
+        (InputState.STOPPED, "draining", False),
+        (InputState.STOPPED, "live", True),
+        (InputState.STOPPED, "finished", True),
+    ],
+)
+def test_an_agent_that_reads_restores_or_drains_is_not_stalled(state, status, ends):
+    watched, check = watch(state, status)
+    check(5.0)
+    assert bool(watched.failures) == ends
+
+
+@pytest.mark.parametrize("part", ["inputs", "skips", "outputs", "bus"])
+def test_progress_and_an_unconnected_bus_start_the_time_again(part):
+    watched, check = watch(InputState.HANDLING)
+    check(0.75)
+    if part == "bus":
+        watched.bus.is_ready = False
+    elif part == "outputs":
+        watched.output_log.outputs += 1
+    else:
+        setattr(watched.input_processor, part, 4)
+    check(0.75)
+    watched.bus.is_ready = True
+    check(0.75)
+    assert watched.failures == []
+    check(0.75)
+    assert len(watched.failures) == 1
+
+
+async def test_no_snapshot_is_taken_while_an_asynchronous_handler_runs():
+    """Its state may be half changed."""
+    handling, go_on = asyncio.Event(), asyncio.Event()
+    captured: list[Any] = []
+
+    async def handle(_: int) -> None:
+        handling.set()
+        await go_on.wait()
+
+    def until(runtime: Runtime) -> bool:
+        if handling.is_set() and not go_on.is_set():
+            captured.append(runtime.capture_snapshot())
+            go_on.set()
+        if runtime.input_processor.inputs == 1 and runtime.between_inputs:
+            captured.append(runtime.capture_snapshot())
+            return True
+        return False
+
+    await run(awaiting(handle), 1, until)
+    assert captured[0] is None
+    assert captured[-1].inputs == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from coordinator.supervisor.model import (
     CpuTimes,
     Dead,
     Drained,
+    HostState,
     Phase,
     ProbeProcess,
     Quarantine,
@@ -22,7 +25,7 @@ from coordinator.supervisor.model import (
     UnreportedExit,
     VerifyDrain,
 )
-from coordinator.supervisor.policy import REPORT_S, RESET_AFTER_S, STARTS_AT_ONCE
+from coordinator.supervisor.policy import REPORT_S, RESET_AFTER_S, STARTS_AT_ONCE, choose_sandbox, starting_count
 from coordinator.telemetry.recovery_metrics import reason_class
 from tests.support.policy_world import World, a, kinds, ready
 
@@ -435,3 +438,54 @@ def test_a_start_may_take_its_own_time_and_no_longer(silent):
     [dead] = [action for action in world.run(1, spawn=False) if isinstance(action, Dead)]
     assert "longer than [watchdog] start_timeout_s = 60" in dead.reason
     assert dead.unresponsive
+
+
+def host(name: str, group: str = "", *, alive: bool = True) -> HostState:
+    return HostState(name, group or name, alive=alive)
+
+
+def there(name: str, sandbox: str, **more: Any) -> AgentState:
+    return AgentState(name, "base", sandbox=sandbox, **more)
+
+
+def test_an_agent_goes_back_to_the_host_that_it_had_however_full_it_is():
+    agent = there("a", "python")
+    others = [there(name, "python") for name in "bcd"]
+    assert choose_sandbox(agent, [agent, *others], [host("base"), host("python")]) == "python"
+    assert choose_sandbox(agent, [agent, *others], [host("base"), host("python", alive=False)]) == "base"
+
+
+def test_an_agent_goes_to_the_hosts_of_its_sandbox_before_emptier_ones():
+    agent = a("a", "base")
+    others = [there("b", "base-1"), there("c", "base-2"), there("d", "base-2")]
+    hosts = [host("python"), host("base-2", "base"), host("base-1", "base")]
+    assert choose_sandbox(agent, [agent, *others], hosts) == "base-1"
+    assert choose_sandbox(agent, [agent, *others], [host("python"), host("base-1", "base", alive=False)]) == "python"
+    assert choose_sandbox(agent, [agent], [host("base", alive=False)]) is None
+
+
+def test_agents_anywhere_else_are_no_load_and_the_first_of_equal_hosts_is_taken():
+    agent = a("a", "nowhere")
+    others = [there("b", "one"), there("c", "gone"), there("d", "two"), there("e", "three")]
+    hosts = [host("one"), host("two"), host("three")]
+    assert choose_sandbox(agent, [agent, *others], hosts) == "one"
+    assert choose_sandbox(agent, [agent, *others, there("f", "one")], hosts) == "two"
+
+
+@pytest.mark.parametrize(
+    ("states", "starting"),
+    [
+        pytest.param([{"phase": "restarting"}, {"phase": "restarting"}], 2, id="ordered"),
+        pytest.param([{"phase": "starting", "started_at": 99.0}], 1, id="started"),
+        pytest.param(
+            [{"phase": "starting", "started_at": 97.0}, {"phase": "starting", "started_at": 97.1}], 1, id="late"
+        ),
+        pytest.param([{"phase": "starting", "started_at": 99.0, "has_heartbeat": True}], 0, id="heartbeat"),
+        pytest.param([{"phase": phase} for phase in ("running", "waiting", "backoff", "drained")], 0, id="others"),
+        pytest.param([{"phase": "restarting", "sandbox": "python"}], 0, id="elsewhere"),
+        pytest.param([{"phase": "restarting"}, {"phase": "starting", "started_at": 99.0}], 2, id="both"),
+    ],
+)
+def test_a_start_counts_from_its_order_to_its_first_heartbeat_unless_it_is_late(states, starting):
+    agents = [there(f"a{number}", **{"sandbox": "base", **state}) for number, state in enumerate(states)]
+    assert starting_count(100.0, "base", agents, 3.0) == starting
