@@ -105,7 +105,8 @@ def start_identity(pid: int) -> str:
     """When the process `pid` was started, as a text that no other process of that pid has.
 
     On Linux it is the boot and the clock ticks since then. The time of day will not do: psutil computes it from the
-    time since the boot, so that it moves when the clock is set, and a container has a boot time of its own.
+    time since the boot, so that it moves when the clock is set, and a container has a boot time of its own. It is the
+    same in every time namespace.
 
     Raises:
         psutil.NoSuchProcess: it has ended.
@@ -115,7 +116,20 @@ def start_identity(pid: int) -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except (FileNotFoundError, ProcessLookupError):
         return str(psutil.Process(pid).create_time())
-    return f"{boot}:{stat.rpartition(')')[2].split()[19]}"  # field 22, starttime: the name before may hold anything
+    ticks = int(stat.rpartition(")")[2].split()[19])  # field 22, starttime: the name before may hold anything
+    return f"{boot}:{ticks - _boot_time_offset()}"
+
+
+def _boot_time_offset() -> int:
+    """By how many clock ticks the kernel shifts the times since boot that this process reads, in its time namespace."""
+    try:
+        offsets = Path("/proc/self/timens_offsets").read_text("ascii")
+    except OSError:  # a kernel before 5.5 has no time namespaces
+        return 0
+    for clock, seconds, nanoseconds in map(str.split, offsets.splitlines()):
+        if clock == "boottime":
+            return (int(seconds) * 10**9 + int(nanoseconds)) * os.sysconf("SC_CLK_TCK") // 10**9
+    return 0
 
 
 def is_running(pid: int, started: str) -> bool:

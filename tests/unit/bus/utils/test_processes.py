@@ -47,6 +47,23 @@ def test_the_time_of_day_is_no_part_of_it(monkeypatch):
         assert started.rpartition(":")[2].isdigit()
 
 
+IDENTIFY = "import sys; from bus.utils.processes import start_identity; print(start_identity(int(sys.argv[1])))"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has time namespaces")
+@pytest.mark.parametrize("seconds", [100_000, -1])
+def test_it_is_the_same_in_every_time_namespace(seconds: int):
+    elsewhere = ["unshare", "--user", "--map-root-user", "--time", "--boottime", str(seconds)]
+    if subprocess.run([*elsewhere, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user cannot make a time namespace")
+    with subprocess.Popen(["sleep", "60"]) as child:
+        command = [*elsewhere, sys.executable, "-c", IDENTIFY, str(child.pid)]
+        seen = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        here = start_identity(child.pid)
+        child.kill()
+    assert seen.stdout.strip() == here, seen.stderr
+
+
 ADOPTION = """
 import os, signal, subprocess, sys, time
 from bus.utils.processes import OrphanReaper, adopt_orphans
