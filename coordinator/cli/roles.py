@@ -176,7 +176,7 @@ def metrics(
     listen: Annotated[
         str | None,
         typer.Option(
-            help="HOST:PORT of the metrics page, :PORT, or off; default: `[metrics] listen`, else 127.0.0.1:9464."
+            help="HOST:PORT of the page, :PORT, or off; default: metrics.listen in swarm.toml, or 127.0.0.1:9464."
         ),
     ] = None,
     once: Annotated[
