@@ -192,31 +192,39 @@ class MirrorFile:
         first: int = 1,
         last: int | None = None,
         kind: str | None = None,
+        topic: str | None = None,
         agent: str | None = None,
         since_ns: int | None = None,
+        page: int = PAGE,
     ) -> Iterator[Mirrored]:
-        """Messages in order, read in pages: the file may grow in the meantime."""
-        where, values = self._where(kind, agent, since_ns)
+        """Messages in order, read in pages: the file may grow in the meantime. `topic` is as in the subject."""
+        where, values = self._where(kind, topic, agent, since_ns)
         if last is not None:
             where += " AND sequence <= ?"
             values.append(last)
-        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > ?{where} ORDER BY sequence LIMIT {PAGE}"  # noqa: S608
+        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > ?{where} ORDER BY sequence LIMIT {page}"  # noqa: S608
         after = first - 1
-        while page := self.rows(sql, after, *values):
-            yield from map(_mirrored, page)
-            after = page[-1][0]
+        while found := self.rows(sql, after, *values):
+            yield from map(_mirrored, found)
+            after = found[-1][0]
 
     def newest(
-        self, limit: int, *, kind: str | None = None, agent: str | None = None, since_ns: int | None = None
+        self,
+        limit: int,
+        *,
+        kind: str | None = None,
+        topic: str | None = None,
+        agent: str | None = None,
+        since_ns: int | None = None,
     ) -> list[Mirrored]:
         """The last `limit` messages, oldest of them first."""
-        where, values = self._where(kind, agent, since_ns)
+        where, values = self._where(kind, topic, agent, since_ns)
         sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > 0{where} ORDER BY sequence DESC LIMIT ?"  # noqa: S608
         return [_mirrored(row) for row in reversed(self.rows(sql, *values, limit))]
 
     @staticmethod
-    def _where(kind: str | None, agent: str | None, since_ns: int | None) -> tuple[str, list[Any]]:
-        wanted = {"kind = ?": kind, "agent = ?": agent, "stored_ns >= ?": since_ns}
+    def _where(kind: str | None, topic: str | None, agent: str | None, since_ns: int | None) -> tuple[str, list[Any]]:
+        wanted = {"kind = ?": kind, "topic = ?": topic, "agent = ?": agent, "stored_ns >= ?": since_ns}
         given = {term: value for term, value in wanted.items() if value is not None}
         return "".join(f" AND {term}" for term in given), list(given.values())
 

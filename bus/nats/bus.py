@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -34,7 +35,7 @@ from bus.nats.client import parse_headers
 from bus.nats.connection import Connection
 from bus.nats.consumer import Reader, collect
 from bus.nats.credentials import Credentials
-from bus.nats.jetstream import API_TIMEOUT_S, IN_PROCESS, NO_MESSAGE, JetStream
+from bus.nats.jetstream import API_TIMEOUT_S, IN_PROCESS, NANOSECOND, NO_MESSAGE, JetStream
 from bus.nats.urls import redacted_url
 
 IN_PROCESS_RETRY_S = 0.02
@@ -132,17 +133,25 @@ class NatsBus:
     async def last(self, subject: str) -> StoredMessage | None:
         return await self._newest(self.subjects.stream, subject)
 
+    async def first_from(self, subject: str, sequence: int) -> StoredMessage | None:
+        """The first message of a read-side subject (which may have wildcards) from `sequence` on."""
+        return await self._get(self.subjects.stream, {"seq": sequence, "next_by_subj": subject})
+
     async def _newest(self, stream: str, subject: str) -> StoredMessage | None:
         """The newest message, from the stream's leader: a direct get may be answered by a replica that lags behind."""
+        return await self._get(stream, {"last_by_subj": subject})
+
+    async def _get(self, stream: str, which: dict[str, Any]) -> StoredMessage | None:
         try:
-            found = (await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))["message"]
+            found = (await self.api(f"STREAM.MSG.GET.{stream}", which))["message"]
         except Refused as error:
             if error.code == NO_MESSAGE:
                 return None
             raise
         headers = parse_headers(base64.b64decode(found.get("hdrs", "")))
         headers[h.STORED_AT] = found["time"]
-        return StoredMessage(found["subject"], found["seq"], base64.b64decode(found.get("data", "")), headers)
+        data = base64.b64decode(found.get("data", ""))
+        return StoredMessage(found["subject"], found["seq"], data, headers, stored_ns=_nanoseconds(found["time"]))
 
     async def read_back(self, filters: tuple[str, ...], first: int) -> list[StoredMessage]:
         if await self.pipelines():
@@ -155,6 +164,12 @@ class NatsBus:
             if reached >= max(newest, default=0):
                 return found
             await asyncio.sleep(BEHIND_RETRY_S)
+
+    async def read_range(
+        self, filters: tuple[str, ...], first: int, last: int, limit: int | None = None
+    ) -> list[StoredMessage]:
+        """The messages of `filters` with a sequence from `first` to `last`, the first `limit` of them."""
+        return await collect(self.jetstream, self.subjects.stream, filters, first, last=last, limit=limit)
 
     async def follow(self, filters: tuple[str, ...], first: int, on_stored: OnStored) -> Closable:
         reader = Reader(self.jetstream, self.subjects.stream, filters, first, on_stored)
@@ -247,6 +262,12 @@ class NatsBus:
 
     async def close(self) -> None:
         await self.connection.close()
+
+
+def _nanoseconds(time: str) -> int:
+    """Since 1970, of the server's `2026-11-30T02:00:00.123456789Z`."""
+    whole, _, fraction = time.removesuffix("Z").partition(".")
+    return int(datetime.fromisoformat(whole + "Z").timestamp()) * NANOSECOND + int(fraction[:9].ljust(9, "0"))
 
 
 class _Subscription:

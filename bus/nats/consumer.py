@@ -221,9 +221,18 @@ class Reader:
 
 
 async def collect(
-    jetstream: JetStream, stream: str, filters: tuple[str, ...], first: int, *, newest: bool = False
+    jetstream: JetStream,
+    stream: str,
+    filters: tuple[str, ...],
+    first: int,
+    *,
+    newest: bool = False,
+    last: int | None = None,
+    limit: int | None = None,
 ) -> list[StoredMessage]:
     """All messages of `filters` from `first` to the present end; `newest`: only each subject's last message.
+
+    It ends before with the message `last`, or after `limit` messages.
 
     Raises:
         BusTimeout: the server delivers nothing more.
@@ -233,8 +242,15 @@ async def collect(
     complete = asyncio.Event()
 
     def on_stored(stored: StoredMessage) -> None:
-        found.append(stored)
-        if stored.pending == 0:
+        if complete.is_set():
+            return
+        if last is None or stored.sequence <= last:
+            found.append(stored)
+        if (
+            stored.pending == 0
+            or (last is not None and stored.sequence >= last)
+            or (limit is not None and len(found) >= limit)
+        ):
             complete.set()
 
     reader = Reader(jetstream, stream, filters, first, on_stored, newest=newest)
@@ -245,7 +261,7 @@ async def collect(
             raise Refused(stream, error.code, "there is no such stream; `signalmesh up` creates it") from None
         raise
     try:
-        while reader.pending or (found and found[-1].pending):
+        while not complete.is_set() and (reader.pending or (found and found[-1].pending)):
             seen = len(found)
             try:
                 async with asyncio.timeout(READ_BACK_TIMEOUT_S):

@@ -30,7 +30,7 @@ def why_gone(file: MirrorFile) -> str:
 def stored_of(mirrored: Mirrored) -> StoredMessage:
     """The message of a row."""
     row = mirrored.row
-    return StoredMessage(row.subject, row.sequence, row.payload, row.headers)
+    return StoredMessage(row.subject, row.sequence, row.payload, row.headers, stored_ns=row.stored_ns)
 
 
 class MirrorComparison:

@@ -61,6 +61,7 @@ for command in (
     control.restart,
     control.revive,
     monitor.history,
+    monitor.explain,
     verify.audit,
     verify.replay,
     checks.doctor,

@@ -22,6 +22,7 @@ from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
+from coordinator.explain.models import Explanation
 from coordinator.monitor.health_check import Health
 from coordinator.monitor.history import History
 from coordinator.monitor.message_lines import WatchLine
@@ -40,6 +41,7 @@ OUTPUTS: dict[str, type] = {
     "chaos": Chaos,
     "doctor": Diagnosis,
     "down": Ended,
+    "explain": Explanation,
     "health": Health,
     "history": History,
     "kill": KillReport,

@@ -1,4 +1,4 @@
-"""The read-only commands: `status`, `watch`, `health`, `history`."""
+"""The read-only commands: `status`, `watch`, `health`, `history`, `explain`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.messages import HeartbeatRole
+from bus.utils.aio import run_to_end
 from bus.utils.terminal import escape_control
 from coordinator.cli.options import (
     STATE_DIR,
     Json,
     MirrorPath,
     Nats,
+    ReadMirror,
     StateDir,
     Swarm,
     check_seconds,
@@ -95,3 +97,34 @@ def history(
         print_json(found)
     else:
         print_history(found)
+
+
+def explain(
+    decision: Annotated[
+        str | None, typer.Argument(metavar="[DECISION_ID|latest]", help="An id, a message's sequence, or latest.")
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", metavar="N", help="The round's number, with --symbol.")
+    ] = None,
+    symbol: Annotated[str | None, typer.Option(metavar="S", help="The round's symbol, with --round.")] = None,
+    file: ReadMirror = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Show why a decision was made, computed again from the stored messages; exit code 1 if it differs."""
+    from coordinator.explain.explainer import explain_bus, explain_file
+    from coordinator.explain.selection import make_selector
+    from coordinator.explain.text import print_explanation
+
+    selector = make_selector(decision, symbol, number)
+    if file is not None:
+        found = run_to_end(explain_file(file, selector))
+    else:
+        found = on_bus(find_target(nats, state_dir, swarm), lambda bus: explain_bus(bus, selector))
+    if json:
+        print_json(found)
+    else:
+        print_explanation(found)
+    raise typer.Exit(EXIT_DONE if found.same else EXIT_FAILED)

@@ -178,3 +178,8 @@ def mirror_file(file: Path | None, state_dir: Path) -> Path:
     from bus.mirror.reader import MIRROR_FILE
 
     return file or state_dir / MIRROR_FILE
+
+
+ReadMirror = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help="Read the file of a mirror instead of the bus.")
+]

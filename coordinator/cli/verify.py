@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.utils.aio import run_to_end
-from coordinator.cli.options import STATE_DIR, ConfigFile, Json, Nats, StateDir, Swarm, find_target, on_bus, print_json
-
-MirrorPath = Annotated[
-    Path | None, typer.Option("--file", metavar="FILE", help="Read the file of a mirror instead of the bus.")
-]
+from coordinator.cli.options import (
+    STATE_DIR,
+    ConfigFile,
+    Json,
+    Nats,
+    ReadMirror,
+    StateDir,
+    Swarm,
+    find_target,
+    on_bus,
+    print_json,
+)
 
 
 def audit(
-    file: MirrorPath = None,
+    file: ReadMirror = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
     swarm: Swarm = None,
@@ -45,7 +51,7 @@ def audit(
 def replay(
     first: Annotated[int, typer.Option("--from", metavar="SEQ", help="Compare outputs from this sequence on.")] = 1,
     last: Annotated[int | None, typer.Option("--to", metavar="SEQ", help="Read up to this sequence.")] = None,
-    file: MirrorPath = None,
+    file: ReadMirror = None,
     config: ConfigFile = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,

@@ -6,6 +6,7 @@ past one again by the same functions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -61,6 +62,29 @@ def round_id(symbol: str, source: str, sequence: int, run: int = 1) -> str:
     if ":" in source or "=" in source:
         source = source.replace("=", "=3D").replace(":", "=3A")
     return f"{symbol}:{source}:{sequence}" if run == 1 else f"{symbol}:{source}={run}:{sequence}"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundName:
+    """The parts of a round's id."""
+
+    symbol: str
+    source: str
+    sequence: int
+    run: int = 1
+
+
+_ROUND_ID = re.compile(r"(.+):([^:]+?)(?:=([1-9][0-9]{0,17}))?:(-?[0-9]{1,18})", re.DOTALL)
+
+
+def parse_round_id(name: str) -> RoundName | None:
+    """The inverse of `round_id`; None if `name` is no id of a round."""
+    found = _ROUND_ID.fullmatch(name)
+    if found is None:
+        return None
+    source = found[2].replace("=3A", ":").replace("=3D", "=")
+    parsed = RoundName(found[1], source, int(found[4]), int(found[3] or 1))
+    return parsed if round_id(parsed.symbol, source, parsed.sequence, parsed.run) == name else None
 
 
 def count_vote(

@@ -18,6 +18,11 @@ VoteStatus = Literal["counted", "late", "absent"]
 """counted: in time; late: stored, but not open any more for it; absent: not stored so far."""
 
 
+ClosingReason = Literal["votes", "timer", "config", "order", "no voters", "unknown"]
+"""votes: the last expected one; timer: the round's own; config: another Config, which expects fewer voters; order: the
+last open round before it closed; no voters: its tick, as the Config expects none; unknown: nothing that was read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedTick:
     """The market tick that opened the round."""
@@ -178,11 +183,9 @@ class RoundEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """The message that closed the round. `reason`: votes (the last expected one), timer, config (fewer voters are
-    expected), order (an earlier round of the symbol closed before it could), or unknown.
-    """
+    """The message that closed the round, and why it did. `by` is the writer of that message."""
 
-    reason: Literal["votes", "timer", "config", "order", "unknown"]
+    reason: ClosingReason
     by: str
     sequence: int
     stored_at: datetime

@@ -20,7 +20,7 @@ GROUPS = {
     "Run": ("up", "down"),
     "Inspect": ("status", "watch", "history", "health", "doctor"),
     "Control": ("kill", "restart", "revive"),
-    "Verify": ("audit", "replay", "chaos", "certify"),
+    "Verify": ("explain", "audit", "replay", "chaos", "certify"),
     "Roles": ("sandbox", "agent", "watchdog", "provider", "mirror", "proxy", "metrics"),
 }
 _WORDS = {Path: "path", str: "text", bool: "flag"}
