@@ -101,7 +101,7 @@ def history(
 
 def explain(
     decision: Annotated[
-        str | None, typer.Argument(metavar="[DECISION_ID|latest]", help="An id, a message's sequence, or latest.")
+        str | None, typer.Argument(metavar="[DECISION]", help="A decision_id, the sequence of its message, or latest.")
     ] = None,
     number: Annotated[
         int | None, typer.Option("--round", metavar="N", help="The round's number, with --symbol.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import importlib
 import importlib.util
 import re
@@ -62,6 +64,10 @@ from coordinator.chaos.report import Chaos, FaultKind, FaultSeen, ReceivedDecisi
 from coordinator.cli import json_schema
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
+from coordinator.decisions.rounds import round_id
+from coordinator.explain.explainer import explain
+from coordinator.explain.models import Explanation
+from coordinator.explain.selection import Selector
 from coordinator.monitor.health_check import Health
 from coordinator.monitor.history import History, HistoryEntry
 from coordinator.monitor.message_lines import WatchLine
@@ -71,6 +77,8 @@ from coordinator.reporting.findings import Diagnosis, Finding
 from coordinator.reporting.percentiles import percentiles_of
 from coordinator.runner.down import Ended
 from coordinator.sandboxes.health import SandboxHealth
+from tests.support.coordinator_rounds import CONFIG, NEWS, SYMBOL, tick, timer, vote
+from tests.support.recorded_rounds import RecordedRounds
 
 AT = datetime(2017, 7, 12, 17, tzinfo=UTC)
 ZONED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
@@ -167,6 +175,16 @@ MESSAGES: tuple[Message, ...] = (
         inventory=(Child(agent="a", agent_id="i", epoch=4, pid=2, spawned_at=AT),),
     ),
 )  # fmt: skip
+
+
+def explained() -> Explanation:
+    """An explanation with an absent voter, an ignored vote and an event, and with a difference."""
+    recorded = RecordedRounds()
+    recorded.play([CONFIG, tick(1), vote(NEWS, 1), vote(NEWS, 1), timer(round_id(SYMBOL, "research-1", 1))])
+    found = asyncio.run(explain(recorded, Selector(decision="latest")))
+    return dataclasses.replace(found, differences=[FieldDifference(field="round", recorded=1, replayed=None)])
+
+
 PRINTED: dict[str, Any] = {
     "audit": Audit(
         ok=False, swarm="swarm", duration_s=0.1, rounds=RoundsAudit(decided=1), mirror=MirrorAudit(),
@@ -206,6 +224,7 @@ PRINTED: dict[str, Any] = {
         findings=[Finding(check="port", level="error", text="is taken", remedy="--port 0")],
     ),
     "down": Ended(swarm="swarm", pid=1, duration_s=0.5),
+    "explain": explained(),
     "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
     "history": History(
         kind="decision", swarm="swarm", file="mirror.sqlite",
