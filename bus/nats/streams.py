@@ -18,7 +18,7 @@ MINIMUM_VERSION = (2, 12)
 MEMORY_TTL_S = 3600
 DUPLICATE_WINDOW_S = 120
 """How long a duplicate is detected by its id; at most the maximum age, as the server refuses more."""
-LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas")
+LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas", "metadata")
 """Settings that `up` updates. All others must be as this version creates them: the guarantees rest on them."""
 EDITS = {
     "discard": "--discard={}",
@@ -38,20 +38,63 @@ NO_ROOM_FOR_REPLICAS = frozenset({10005, 10074})
 """JetStream's error codes for fewer servers than replicas."""
 
 
+STREAM_SHARE = 0.4
+"""Of the disk, for the stream: the mirror copies it into a file on the same one, and both need some room to write."""
+SERVER_SHARE = 0.75
+"""Of the free space, for the server to fill: its own default, which leaves out what its store has already."""
+ROOM_KEY = "signalmesh_room_bytes"
+"""In the stream's metadata: the bytes for which its disk had room, where they were fewer than configured."""
+LEAST_ROOM_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRoom:
+    """The disk of a server's store: what is free there, what the store has already, and where it is."""
+
+    free_bytes: int
+    used_bytes: int
+    place: str
+
+    @property
+    def for_stream(self) -> int:
+        """Bytes that the stream can keep."""
+        return int(STREAM_SHARE * (self.free_bytes + self.used_bytes))
+
+    @property
+    def for_server(self) -> int:
+        """Bytes that the server may store in all."""
+        return self.used_bytes + int(SERVER_SHARE * self.free_bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
     """How much the stream keeps: by age in seconds and by size in bytes; the smaller limit applies.
 
-    `replicas`: servers of a cluster that store it and the buckets.
+    `replicas`: servers of a cluster that store it and the buckets. `disk` is that of the store, if it is known here:
+    the stream then keeps no more than fits.
     """
 
     max_age_s: float = 7 * 24 * 3600.0
     max_bytes: int = 1 << 30
     replicas: int = 1
+    disk: DiskRoom | None = None
+
+    def fitting_bytes(self, found: Mapping[str, Any] | None) -> int:
+        """`max_bytes`, or less if the disk has no room for it: never less than the stream `found` may keep already."""
+        metadata = (found or {}).get("metadata") or {}
+        room = self.disk.for_stream if self.disk is not None else int(metadata.get(ROOM_KEY, self.max_bytes))
+        if found is not None:
+            room = max(room, found["max_bytes"]) if found["max_bytes"] > 0 else self.max_bytes
+        return min(self.max_bytes, room)
 
 
-def expected_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any]]:
-    """Configurations, in the form of JetStream's API, of the streams and buckets that this version creates."""
+def expected_streams(
+    bus: NatsBus, settings: StreamLimits, found: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Configurations, in the form of JetStream's API, of the streams and buckets that this version creates.
+
+    `found` is that of the events' stream, if it exists.
+    """
     subjects = bus.subjects
     write, read = f"in.{subjects.ns}.>", f"{subjects.ns}.>"
     common = {
@@ -81,7 +124,7 @@ def expected_streams(bus: NatsBus, settings: StreamLimits) -> list[dict[str, Any
         "max_msgs_per_subject": -1,
         "deny_purge": True,
         "max_age": int(settings.max_age_s * NANOSECOND),
-        "max_bytes": settings.max_bytes,
+        "max_bytes": settings.fitting_bytes(found),
         "duplicate_window": int(min(settings.max_age_s or DUPLICATE_WINDOW_S, DUPLICATE_WINDOW_S) * NANOSECOND),
     }
     buckets = [
@@ -174,54 +217,121 @@ def _is_same(found: Any, expected: Any) -> bool:
     return bool((found or False) == (expected or False))  # the server leaves out what is false or 0
 
 
-async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> None:
-    """Create what is missing and bring limits up to date.
+async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> list[str]:
+    """Create what is missing and bring limits up to date; returns what a person should know about the limits.
 
     Raises:
-        UsageError: a stream of that name exists with another purpose, or the server is unfit.
+        UsageError: a stream of that name exists with another purpose, the server is unfit, or has no room.
     """
+    settings = settings or StreamLimits()
     await check_server(bus)
-    for expected in expected_streams(bus, settings or StreamLimits()):
+    events = await _existing(bus, bus.subjects.stream)
+    if events is None:
+        _check_room(settings)
+    notices = []
+    for expected in expected_streams(bus, settings, events):
         name = expected["name"]
-        try:
-            found = (await bus.api(f"STREAM.INFO.{name}"))["config"]
-        except Refused as error:
-            if error.code != STREAM_NOT_FOUND:
-                raise
-            await _create(bus, expected)
-            continue
-        differing = differing_settings(found, expected)
-        if not is_fit(differing):
-            unfit = "; ".join(
-                describe_difference(key, found.get(key), expected[key]) for key in differing if key not in LIMITS
-            )
-            raise UsageError(f"stream {name} at {bus.url}: {unfit}: {correction(name, differing, expected)}")
-        if differing:
-            limits = {key: expected[key] for key in LIMITS if key in expected}
-            try:
-                await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
-            except Refused as error:
-                raise _not_stored(bus, expected, error) from None
+        of_events = name == bus.subjects.stream
+        found = events if of_events else await _existing(bus, name)
+        if of_events and (fits := expected["max_bytes"]) < settings.max_bytes:
+            if settings.disk is not None:
+                expected["metadata"] = {ROOM_KEY: str(fits)}
+            notices.append(_fitted(settings, fits))
+        if found is None:
+            await _create(bus, expected, settings)
+        else:
+            notices += await _update(bus, found, expected, settings)
+    return notices
 
 
-async def _create(bus: NatsBus, expected: Mapping[str, Any]) -> None:
+async def _existing(bus: NatsBus, name: str) -> dict[str, Any] | None:
+    try:
+        config: dict[str, Any] = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+    except Refused as error:
+        if error.code != STREAM_NOT_FOUND:
+            raise
+        return None
+    return config
+
+
+def _check_room(settings: StreamLimits) -> None:
+    disk = settings.disk
+    if disk is not None and disk.for_stream < LEAST_ROOM_BYTES:
+        least = _readable("max_bytes", int(LEAST_ROOM_BYTES / STREAM_SHARE))
+        free = _readable("max_bytes", disk.free_bytes)
+        raise UsageError(
+            f"--state-dir: the disk of {disk.place} has {free} free, and a new swarm needs {least} at the least: "
+            "free space, or name a directory on another disk"
+        )
+
+
+def _fitted(settings: StreamLimits, fits: int) -> str:
+    free = ""
+    if settings.disk is not None:
+        free = f" {_readable('max_bytes', settings.disk.free_bytes)} of {settings.disk.place} are free;"
+    return (
+        f"[stream] max_bytes is {_readable('max_bytes', settings.max_bytes)}, for which the disk of the store has no "
+        f"room:{free} the stream keeps the newest {_readable('max_bytes', fits)}; free space and start the swarm "
+        "again, or lower [stream] max_bytes"
+    )
+
+
+async def _update(
+    bus: NatsBus, found: Mapping[str, Any], expected: Mapping[str, Any], settings: StreamLimits
+) -> list[str]:
+    name = expected["name"]
+    differing = differing_settings(found, expected)
+    if not is_fit(differing):
+        unfit = "; ".join(
+            describe_difference(key, found.get(key), expected[key]) for key in differing if key not in LIMITS
+        )
+        raise UsageError(f"stream {name} at {bus.url}: {unfit}: {correction(name, differing, expected)}")
+    if not differing:
+        return []
+    limits = {key: expected[key] for key in LIMITS if key in expected}
+    limits["metadata"] = {
+        **{
+            key: value
+            for key, value in (found.get("metadata") or {}).items()
+            if key != ROOM_KEY or settings.disk is None
+        },
+        **expected.get("metadata", {}),
+    }
+    try:
+        await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
+    except Refused as error:
+        refusal = _not_stored(bus, expected, error, settings)
+        if error.code not in NO_STORAGE_LEFT or "max_bytes" not in differing:
+            raise refusal from None
+        kept = {**expected, "max_bytes": found["max_bytes"]}  # what is stored there must not keep a swarm from starting
+        return [
+            *await _update(bus, found, kept, settings),
+            f"{refusal}; it keeps {_readable('max_bytes', found['max_bytes'])}",
+        ]
+    return []
+
+
+async def _create(bus: NatsBus, expected: Mapping[str, Any], settings: StreamLimits) -> None:
     try:
         await bus.api(f"STREAM.CREATE.{expected['name']}", expected)
     except Refused as error:
         if error.code == STREAM_NAME_IN_USE:
             return  # another process has created it just now
-        raise _not_stored(bus, expected, error) from None
+        raise _not_stored(bus, expected, error, settings) from None
 
 
-def _not_stored(bus: NatsBus, expected: Mapping[str, Any], error: Refused) -> UsageError:
+def _not_stored(bus: NatsBus, expected: Mapping[str, Any], error: Refused, settings: StreamLimits) -> UsageError:
     """The error for a stream that the server does not take; the text names the setting that helps."""
     name = expected["name"]
     if error.code in NO_ROOM_FOR_REPLICAS:
         return _too_few_servers(bus, name, expected["num_replicas"], error)
     wanted = expected.get("max_bytes", 0)
     if error.code in NO_STORAGE_LEFT:
+        free = (
+            "" if settings.disk is None else f" ({_readable('max_bytes', settings.disk.free_bytes)} free on its disk)"
+        )
         return UsageError(
-            f"the server at {bus.url} has no room for the stream {name}, which reserves "
+            f"the server at {bus.url} has no room for the stream {name}{free}, which reserves "
             f"{_readable('max_bytes', wanted) if wanted else 'space'}: {error.description}; or lower [stream] max_bytes"
         )
     if isinstance(error, LimitReached):

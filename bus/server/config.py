@@ -15,6 +15,8 @@ Durability = Literal["process", "power"]
 
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 8 * 1024
 """The server's max_payload. It includes headers: 8 KiB are left for them beside the largest payload."""
+LEAST_STORE_BYTES = 64 << 20
+"""A full disk refuses writes by itself: the server is restarted when there is room, and this limit must not stay."""
 _SYNC_INTERVAL = {"process": "1s", "power": "always"}
 # process: the kernel keeps the writes of a killed server, so fsync matters only for a power cut, which can lose the
 # last second. power: fsync before each acknowledgement, about 0.4 ms.
@@ -26,7 +28,8 @@ listen: "{host}:{port}"
 # Monitoring, read only; the port is in the file in this directory that ends in .ports.
 http: "{host}:-1"
 ports_file_dir: {directory}
-jetstream {{ store_dir: {store}, sync_interval: "{sync_interval}" }}
+# What the store has and most of what was free at this start: by default the server would leave out the former.
+jetstream {{ store_dir: {store}, max_file_store: {max_store}, sync_interval: "{sync_interval}" }}
 max_payload: {max_payload}
 # Most bytes that may wait for a slow client before it is disconnected (the server's default, set explicitly).
 max_pending: 64MB
@@ -43,7 +46,7 @@ logtime_utc: true
 """
 
 
-def configuration(*, name: str, port: int, directory: Path, log: Path, durability: Durability) -> str:
+def configuration(*, name: str, port: int, directory: Path, log: Path, durability: Durability, max_store: int) -> str:
     """The text of nats.conf for a server in `directory` (absolute); port 0 takes any free one."""
     return _CONFIG.format(
         name=name,
@@ -51,6 +54,7 @@ def configuration(*, name: str, port: int, directory: Path, log: Path, durabilit
         port=port or -1,
         directory=_quoted(directory),
         store=_quoted(directory / "store"),
+        max_store=max(max_store, LEAST_STORE_BYTES),
         log=_quoted(log),
         sync_interval=_SYNC_INTERVAL[durability],
         max_payload=MAX_MESSAGE_BYTES,

@@ -21,6 +21,7 @@ from typing import IO, Self
 from bus.errors import BusError, UsageError
 from bus.server.binary import find_binary, server_version
 from bus.server.config import HOST, Durability, configuration
+from bus.server.disk import measure_room
 from bus.server.monitoring import keep_storing, listed, read_info
 from bus.utils.aio import end_tasks
 from bus.utils.backoff import RestartBackoff
@@ -260,6 +261,7 @@ class NatsServer:
                 directory=self._directory,
                 log=self._log,
                 durability=self._durability,
+                max_store=measure_room(self._directory).for_server,
             )
         )
         self._log_from = self._log.stat().st_size if self._log.exists() else 0

@@ -126,7 +126,8 @@ class StreamSettings:
     max_age_s: Annotated[float, Meta(ge=SHORTEST_MAX_AGE_S, le=100 * LONGEST_S)] = 7 * 24 * 3600.0
     """Seconds that messages are kept."""
     max_bytes: Annotated[int, Meta(ge=1 << 20, le=(1 << 63) - 1)] = 1 << 30
-    """Bytes that are kept. Beyond that the oldest messages are removed."""
+    """Bytes that are kept. Beyond that the oldest messages are removed. With the embedded server the stream keeps less
+    if the disk has no room for so much and for the mirror."""
     durability: Durability = "process"
     """What an acknowledged message survives. `process`: the death of any process, nats-server included (the disk
     follows every second). `power`: a loss of power too (the disk is written before each acknowledgement)."""

@@ -157,7 +157,12 @@ async def _durability(facts: _Facts) -> list[Finding]:
 
 async def _streams(facts: _Facts) -> list[Finding]:
     found = []
-    for expected in expected_streams(facts.bus, facts.config.stream.limits()):
+    limits = facts.config.stream.limits()
+    try:
+        events = (await facts.bus.api(f"STREAM.INFO.{facts.bus.subjects.stream}"))["config"]
+    except Refused:
+        events = None
+    for expected in expected_streams(facts.bus, limits, events):
         check = f"stream {expected['name']}"
         try:
             there = (await facts.bus.api(f"STREAM.INFO.{expected['name']}"))["config"]
@@ -175,7 +180,9 @@ async def _streams(facts: _Facts) -> list[Finding]:
         elif differing:
             found.append(warning(check, text, "signalmesh down, then signalmesh up updates the limits"))
         else:
-            found.append(ok(check, "as this version creates it"))
+            less = 0 < expected.get("max_bytes", 0) < limits.max_bytes
+            kept = f", and keeps {mib(expected['max_bytes'])}: its disk had no room for [stream] max_bytes"
+            found.append(ok(check, f"as this version creates it{kept if less else ''}"))
     return found
 
 

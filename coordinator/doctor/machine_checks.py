@@ -7,7 +7,6 @@ import importlib.metadata
 import platform
 import re
 import resource
-import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import psutil
 
 from bus.errors import ConfigError, UsageError
 from bus.server.binary import find_binary, server_version
+from bus.server.disk import measure_room
 from bus.server.monitoring import read_info
 from bus.utils.cgroups import cpu_quota
 from coordinator.config.loader import load_swarm
@@ -100,16 +100,15 @@ def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Find
 
 def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:
     """Free space of the store's disk, compared with how far the stream may still grow."""
-    path = state_dir.absolute() / "nats"
     try:
-        while not path.exists() and path != path.parent:
-            path = path.parent
-        free = shutil.disk_usage(path).free
-        used = sum(path.stat().st_size for path in (state_dir / "nats" / "store").rglob("*") if path.is_file())
+        disk = measure_room(state_dir / "nats")
     except OSError as problem:
         return skipped("disk space", f"{problem.filename}: {problem.strerror}")
+    free, used = disk.free_bytes, disk.used_bytes
     may_grow = max(0, config.stream.max_bytes - used)
-    text = f"{mib(free)} free at {path}; the store has {mib(used)}, [stream] max_bytes allows {mib(may_grow)} more"
+    text = (
+        f"{mib(free)} free at {disk.place}; the store has {mib(used)}, [stream] max_bytes allows {mib(may_grow)} more"
+    )
     if free < LEAST_FREE_BYTES:
         return error("disk space", text, "free space, or move the state: --state-dir on another disk")
     if free < may_grow:

@@ -30,6 +30,7 @@ from bus.nats.connection import Denial, describe_denials
 from bus.nats.permissions import find_denied
 from bus.nats.streams import ensure_streams
 from bus.observability.logging import set_up_logs
+from bus.server.disk import measure_room
 from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from bus.utils.aio import end_tasks
 from bus.utils.processes import OrphanReaper, on_signals
@@ -222,15 +223,18 @@ class Up:
 
     async def _restore(self) -> None:
         """Restore what the bus has lost from the mirror's file, then create or update the stream."""
-        restored = ""
+        restored, limits = "", self.config.stream.limits()
+        if self._server is not None:
+            limits = replace(limits, disk=await asyncio.to_thread(measure_room, self._server.directory))
         if self.config.mirror.enabled:
-            file, limits = self._options.state_dir / MIRROR_FILE, self.config.stream.limits()
+            file = self._options.state_dir / MIRROR_FILE
             restored, usable = await restore(self.bus, file, limits, NAME)
             self._found = replace(self._found, mirror=usable)
             if restored:
                 log.warning("stream_restored", text=restored)
                 print(f"signalmesh: {escape_control(restored)}", file=sys.stderr)
-        await ensure_streams(self.bus, self.config.stream.limits())
+        for notice in await ensure_streams(self.bus, limits):
+            _warn(notice)
         self._found = replace(self._found, stored=(await self.bus.bounds()).last)
         self._events = await EventPublisher.open(self.bus, NAME)
         if restored:

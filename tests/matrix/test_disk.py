@@ -7,8 +7,7 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,10 @@ from tests.acceptance.exact import Content
 from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, Swarm
 from tests.matrix.verification import Before, matrix_toml, verify
+from tests.support.disk import small_disk
 
 SMALL = "[stream]\nmax_bytes = 16_000_000\n"
 """The server promises no more than its disk has."""
-
-
-@contextlib.contextmanager
-def small_disk(mount_point: Path, size_mb: int) -> Iterator[Path]:
-    """A tmpfs of this size at `place`."""
-    if os.geteuid() != 0:
-        pytest.skip("to mount a small disk one must be root")
-    mount_point.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(mount_point)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield mount_point
-    finally:
-        subprocess.run(["umount", "-l", str(mount_point)], check=True)
 
 
 def fill(disk: Path) -> Path:

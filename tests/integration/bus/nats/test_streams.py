@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from bus.errors import BusUnreachable, LimitReached, PermissionDenied, UsageErro
 from bus.interface import ReceivedMessage
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.bus import NatsBus
-from bus.nats.streams import StreamLimits, ensure_streams, expected_streams
+from bus.nats.streams import DiskRoom, StreamLimits, ensure_streams, expected_streams
 from tests.support.collecting import Collector
 from tests.support.nats import Connections, plain_server
 
@@ -147,8 +148,51 @@ async def test_limits_are_updated_and_an_existing_stream_is_not_created_again(tm
     (tmp_path / "other").mkdir()
     async with plain_server(tmp_path / "other", *arguments) as url, Connections() as connections:
         bus = await connections.bus(url)
-        with pytest.raises(UsageError, match=r"has no room for the stream .*lower \[stream\] max_bytes"):
-            await ensure_streams(bus, StreamLimits(max_bytes=2 * limit))
+        [kept] = await ensure_streams(bus, StreamLimits(max_bytes=2 * limit, max_age_s=700))
+        assert re.search(r"has no room for the stream .*lower \[stream\] max_bytes; it keeps 40\.0 MiB", kept)
+        config = (await bus.api("STREAM.INFO.swarm_events"))["config"]
+        assert (config["max_bytes"], config["max_age"]) == (limit - 2, 700 * 10**9)
+
+
+def disk(free: int, used: int = 0) -> DiskRoom:
+    return DiskRoom(free_bytes=free, used_bytes=used, place="/somewhere")
+
+
+async def test_a_stream_keeps_no_more_than_its_disk_has_room_for(tmp_path):
+    wanted = StreamLimits(max_bytes=1 << 30)
+    async with plain_server(tmp_path, *configured(tmp_path, "")) as url, Connections() as connections:
+        bus = await connections.bus(url)
+
+        async def kept() -> int:
+            size: int = (await bus.api("STREAM.INFO.swarm_events"))["config"]["max_bytes"]
+            return size
+
+        [notice] = await ensure_streams(bus, replace(wanted, disk=disk(100 << 20)))
+        assert notice.startswith(
+            "[stream] max_bytes is 1,024.0 MiB, for which the disk of the store has no room: 100.0 MiB of /somewhere "
+            "are free; the stream keeps the newest 40.0 MiB; free space"
+        )
+        assert await kept() == 40 << 20
+        await ensure_streams(bus, wanted)  # as the watchdog does, which does not know the disk
+        await ensure_streams(bus, replace(wanted, max_age_s=600))
+        await ensure_streams(bus, wanted)
+        assert await kept() == 40 << 20
+        assert await ensure_streams(bus, replace(wanted, disk=disk(1 << 20)))  # what is stored is not removed
+        assert await kept() == 40 << 20
+        assert await ensure_streams(bus, replace(wanted, disk=disk(100 << 20, 50 << 20)))
+        assert await kept() == 60 << 20
+        assert await ensure_streams(bus, replace(wanted, disk=disk(1 << 40))) == []
+        assert await kept() == 1 << 30
+        assert await ensure_streams(bus, wanted) == []
+
+
+async def test_a_new_swarm_on_a_disk_that_is_too_small_is_refused(tmp_path):
+    async with plain_server(tmp_path, *configured(tmp_path, "")) as url, Connections() as connections:
+        bus = await connections.bus(url)
+        with pytest.raises(UsageError, match=r"--state-dir: .*/somewhere has 1\.0 MiB free.*needs 2\.5 MiB"):
+            await ensure_streams(bus, StreamLimits(disk=disk(1 << 20)))
+        await ensure_streams(bus)
+        await ensure_streams(bus, StreamLimits(disk=disk(1 << 20)))  # it is there already
 
 
 async def test_an_answer_of_ours_with_an_error_is_no_acknowledgement(tmp_path):
