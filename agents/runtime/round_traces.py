@@ -12,9 +12,16 @@ from typing import Any
 from bus.messages import Alert, Event, MarketData, Sentiment, Signal
 from bus.observability.spans import Context, read_sampled
 
+VOTES = (Signal, Sentiment)
 MAX_ROUNDS = 4096
 """Rounds remembered at most; as many as the coordinator keeps open."""
 Key = tuple[str, int | str]
+
+
+def round_of(message: Event | Alert) -> tuple[str | None, int | None]:
+    """Symbol and number of the round that a message is of; the number is None where it has none."""
+    number = message.sequence if type(message) is MarketData else getattr(message, "round", None)
+    return getattr(message, "symbol", None), number
 
 
 @dataclass(slots=True)
@@ -38,35 +45,35 @@ class RoundTraces:
         self._open: dict[Key, list[TracedRound]] = {}
         self._by_trace: dict[str, TracedRound] = {}
         self._unsampled: dict[Key, str] = {}
+        """Their headers, which are empty unless another program published the tick."""
         self._by_time = False
         """Whether there was ever a tick without a number."""
 
     def unsampled(self, message: Event) -> str | None:
-        """The header of the round of a vote, where that round is known and not sampled: the vote's own is the same."""
-        if not isinstance(message, (Signal, Sentiment)):
+        """The header of the round of a vote, empty or not, where that round is known and not sampled."""
+        if type(message) not in VOTES:
             return None
-        key: Any = (message.symbol, message.round)
+        key: Any = (message.symbol, message.round)  # type: ignore[union-attr]
         return None if key in self._open else self._unsampled.get(key)
 
-    def take(self, message: Event, header: str, context: Context | None, sequence: int) -> int | None:
-        """Remember an input; returns the number of its round. `context` None: it is in no sampled trace."""
+    def take(self, message: Event, header: str, context: Context | None, sequence: int) -> None:
+        """Remember an input. `context` None: it is in no sampled trace."""
         if type(message) is MarketData:
-            if header:
-                number = message.sequence
-                self._by_time = self._by_time or number is None
-                key: Key = (message.symbol, message.timestamp.isoformat() if number is None else number)
-                if context is not None:
-                    self._add(TracedRound(key, context, message.source, sequence))
-                else:
-                    self._unsampled[key] = header
-                    if len(self._unsampled) > MAX_ROUNDS:
-                        del self._unsampled[next(iter(self._unsampled))]
-            return message.sequence
-        if isinstance(message, (Signal, Sentiment)):
-            if context is not None and (opened := self._by_trace.get(context.trace_id)) is not None:
-                opened.votes.setdefault(message.source, context.span_id)
-            return message.round
-        return None
+            number = message.sequence
+            self._by_time = self._by_time or number is None
+            key: Key = (message.symbol, message.timestamp.isoformat() if number is None else number)
+            if context is not None:
+                self._add(TracedRound(key, context, message.source, sequence))
+            else:
+                self._unsampled[key] = header
+                if len(self._unsampled) > MAX_ROUNDS:
+                    del self._unsampled[next(iter(self._unsampled))]
+        elif (
+            context is not None
+            and type(message) in VOTES
+            and (opened := self._by_trace.get(context.trace_id)) is not None
+        ):
+            opened.votes.setdefault(message.source, context.span_id)
 
     def _add(self, opened: TracedRound) -> None:
         while len(self._open) >= MAX_ROUNDS and opened.key not in self._open:
@@ -79,7 +86,7 @@ class RoundTraces:
         self._by_trace.pop(opened.context.trace_id, None)
 
     def find(self, message: Event | Alert, *, ends: bool) -> TracedRound | str | None:
-        """The open round of an output, or only its header if it is not sampled; `ends` removes it.
+        """The open round of an output, or only its header (or none: "") if it is not sampled; `ends` removes it.
 
         Rounds of several sources may have the same symbol and number: then the decision's id, symbol:source:sequence,
         identifies the round.

@@ -22,7 +22,7 @@ import structlog
 
 from agents.agent import Agent
 from agents.runtime.output_validation import Prepared
-from agents.runtime.round_traces import RoundTraces, TracedRound
+from agents.runtime.round_traces import RoundTraces, TracedRound, round_of
 from bus.errors import MessageError
 from bus.interface import StoredMessage
 from bus.messages import Alert, Decision, Event, decode
@@ -52,14 +52,14 @@ log = structlog.get_logger("signalmesh.tracing")
 
 @dataclass(slots=True)
 class _Input:
-    """What is being handled. `context` None: it belongs to no sampled trace."""
+    """What is being handled. `context` None: it belongs to no sampled trace; a `header` is then to be passed on."""
 
     header: str = ""
     context: Context | None = None
     sequence: int = 0
     started_ns: int = 0
-    number: object = None
-    """The round that it is of, so that an output of another round is not counted as its child."""
+    message: Event | None = None
+    """What it is, where rounds are collected: an output of another round is not counted as its child."""
 
 
 class AgentTracing:
@@ -91,16 +91,18 @@ class AgentTracing:
         """This input is about to be handled, until `end`."""
         at, rounds = self._input, self._rounds
         at.sequence, at.started_ns, at.context = stored.sequence, 0, None
-        if rounds is not None and (header := rounds.unsampled(message)) is not None:
-            at.header, at.number = header, message.round  # type: ignore[union-attr]
-            return
+        if rounds is not None:
+            at.message = message
+            if (known := rounds.unsampled(message)) is not None:
+                at.header = known
+                return
         context, header = read_sampled(stored.headers.get(h.TRACEPARENT, ""))
         at.header, at.context = header, context
         if context is not None:
             at.started_ns = time.time_ns()
             TRACE_ID.set(context.trace_id)
         if rounds is not None:
-            at.number = rounds.take(message, header, context, stored.sequence)
+            rounds.take(message, header, context, stored.sequence)
 
     def end(self) -> None:
         """The handler is done with this input."""
@@ -135,13 +137,15 @@ class AgentTracing:
     def sign(self, output: Prepared, number: int, cause: int | None) -> str:
         """The `traceparent` of a new output, about to be published; empty: it belongs to no trace."""
         if cause is None:
-            context, header = self._tracer.new_trace(self._name, number)
+            context = self._tracer.new_trace(self._name, number)
             if context is None:
-                return header
+                return ""
             span = self._span(context, "", output.subject, output.data, output.message, number)
             if self._first_of_source:
                 self._link_recovery(span)
             self._first_of_source = False
+        elif self._rounds is None and self._input.context is None:
+            return self._input.header
         else:
             opened, trace, header = self._belongs(output.message)
             if trace is None:
@@ -209,7 +213,7 @@ class AgentTracing:
     def _belongs(self, message: Event | Alert) -> tuple[TracedRound | None, Context | None, str]:
         """What an output answers, its round or else its input: the open round and the context where these are sampled.
 
-        Of what is not sampled there is only the header to pass on. A decision ends its round.
+        Of what is not sampled there is at most a header to pass on, of another program. A decision ends its round.
         """
         at = self._input
         if self._rounds is not None:
@@ -218,8 +222,8 @@ class AgentTracing:
                 return None, None, found
             if found is not None:
                 return found, found.context, ""
-            number = getattr(message, "round", None)
-            if number is not None and number != at.number:
+            of_round = getattr(message, "round", None) is not None
+            if of_round and at.message is not None and round_of(message) != round_of(at.message):
                 return None, None, ""  # of a round that we do not know: the input is another one's
         return None, at.context, at.header
 

@@ -25,8 +25,8 @@ STORED_AT = "Nats-Time-Stamp"
 TTL = "Nats-TTL"
 """How long the server keeps the message, independent of its stream's age limit. Claims and Configs have `never`."""
 TRACEPARENT = "traceparent"
-"""With tracing: the span of this message, as W3C Trace Context defines it. For a declared death: the root of its
-recovery."""
+"""With tracing: the span of this message, as W3C Trace Context defines it, if its trace is sampled. For a declared
+death: the root of its recovery."""
 
 _DIGITS = 18
 """Digits of the longest accepted number: enough for any stream sequence, without overflow."""

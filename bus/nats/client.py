@@ -32,6 +32,7 @@ MOST_DISCOVERED = 4
 ASCII_BLANKS = " \t\n\r\v\f"
 STATUS = "Status"
 DESCRIPTION = "Description"
+FIRST_LINE = (STATUS, DESCRIPTION)
 """Status of the first line of a header block, under nats-py's names."""
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NEW_LINES = str.maketrans({"\r": " ", "\n": " "})
@@ -82,14 +83,15 @@ class LazyHeaders(Mapping[str, str]):
         return self._all()[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        if self._parsed is None:
-            prefix = b"\r\n%b: " % name.encode()
-            at = self._block.rfind(prefix)  # the last one is the one that counts
-            if at >= 0 and name not in (STATUS, DESCRIPTION):
-                value = self._block[at + len(prefix) :].partition(b"\r\n")[0]
-                return value.decode("utf-8", "replace").strip(ASCII_BLANKS)
-            if prefix[2:-2] not in self._block and name not in (STATUS, DESCRIPTION):
+        if self._parsed is None and name not in FIRST_LINE:
+            encoded = name.encode()
+            at = self._block.rfind(encoded)  # the last one is the one that counts
+            if at < 0:
                 return default
+            end = at + len(encoded)
+            if self._block[at - 2 : at] == b"\r\n" and self._block[end : end + 2] == b": ":
+                value = self._block[end + 2 :].partition(b"\r\n")[0]
+                return value.decode("utf-8", "replace").strip(ASCII_BLANKS)
         return self._all().get(name, default)
 
     def __iter__(self) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 Imports OpenTelemetry only for the first exported span. Spans go into a queue (bus/observability/span_queue.py), and a
 separate thread exports them by OTLP (bus/observability/span_exporter.py). Without an endpoint there is no tracer. The
-process that publishes the first message of a trace decides whether it is sampled.
+process that publishes the first message of a trace decides whether it is sampled: only then the message has a
+`traceparent`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,6 @@ TRACES_PER_S = 50.0
 """Sampled traces a second without a named sampler: all at trading rates, a bounded cost at any rate."""
 Sampler = Callable[[int], bool]
 """Called with the id of a new trace: whether it is sampled."""
-
-_SPAN_BITS = 2**64 - 1
-
 
 # -- sampling
 
@@ -128,15 +126,13 @@ class Tracer:
         self._random = random.Random()  # noqa: S311 - ids; of this process, not of the one that it was forked from
         self.queue = SpanQueue(settings, resource, make_export)
 
-    def new_trace(self, writer: str, number: int) -> tuple[Context | None, str]:
-        """The context of a first message, output `number` of `writer`, if it is sampled; and its header."""
-        bits = self._random.getrandbits(192)
-        trace_id = bits >> 64 or 1
+    def new_trace(self, writer: str, number: int) -> Context | None:
+        """The context of a first message, output `number` of `writer`; None: it is not sampled."""
+        trace_id = self._random.getrandbits(128) or 1
         if not self._sample(trace_id):
-            return None, f"00-{trace_id:032x}-{bits & _SPAN_BITS or 1:016x}-00"
+            return None
         text = f"{trace_id:032x}"
-        context = Context(text, derived_id(text, f"{writer}:{number}"))
-        return context, context.header
+        return Context(text, derived_id(text, f"{writer}:{number}"))
 
     def new_event(self, what: str) -> Context | None:
         """The context of the trace of a rare event; None: it is not recorded."""

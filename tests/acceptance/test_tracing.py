@@ -178,6 +178,30 @@ async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path,
             assert {span.attributes.get("mesh.round") for span in linking} >= late
 
 
+async def test_a_round_is_sampled_whole_or_not_at_all(tmp_path: Path):
+    """The tick decides: an unsampled message carries no context, and a successor decides nothing anew."""
+    toml = f"[coordinator]\nround_timeout_ms = 60000\n{agents_toml(speed=20, limit=60, history=20)}"
+    half = {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.5"}
+    async with collecting() as collector, Swarm(tmp_path, toml, environment=environment(collector, **half)) as swarm:
+        subscriber = await swarm.up()
+        await subscriber.decided(25)
+        for killed in ("research-1", "coordinator"):
+            heartbeat = (await subscriber.live(killed))[killed]
+            swarm.send(heartbeat["pid"], signal.SIGKILL)
+            await subscriber.back({killed: heartbeat["epoch"]})
+        await subscriber.decided(60)
+        traced: dict[int, set[bool]] = {}
+        for message in await read_stream(swarm.url, swarm.name):
+            number = message.json.get("sequence" if message.kind == "market" else "round")
+            if "Mesh-Output" in message.headers and number is not None:
+                traced.setdefault(number, set()).add("traceparent" in message.headers)
+        assert {len(found) for found in traced.values()} == {1}
+        sampled = [number for number, found in traced.items() if True in found]
+        assert 0 < len(sampled) < len(traced) == 60
+        for number in sampled:
+            assert_tree(await whole(collector, number), set(VOTERS))
+
+
 @pytest.mark.slow
 async def test_a_watchdog_that_dies_in_a_recovery_leaves_no_parent_missing(tmp_path: Path):
     """Its spans were not taken yet: its successor makes the root again."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents.runtime.round_traces import MAX_ROUNDS, RoundTraces, TracedRound
+from agents.runtime.round_traces import MAX_ROUNDS, RoundTraces, TracedRound, round_of
 from bus.messages import Decision, MarketData, Signal
 from bus.observability.spans import Context, read_sampled
 
@@ -61,9 +61,22 @@ def test_a_sampled_round_remembers_its_votes(rounds):
     assert found.votes == {"v": f"{9:016x}"}
 
 
+def test_an_unsampled_round_without_a_header_is_known_until_it_is_decided(rounds):
+    take(rounds, tick(1), "")
+    assert rounds.unsampled(vote(1)) == ""
+    assert rounds.find(decision(1), ends=True) == ""
+    assert rounds.find(decision(1), ends=True) is None
+
+
+def test_votes_and_decisions_are_of_their_symbol_and_round():
+    assert round_of(tick(3)) == round_of(vote(3)) == round_of(decision(3)) == ("BTC/USD", 3)
+    assert round_of(tick(None)) == ("BTC/USD", None)
+
+
+@pytest.mark.parametrize("foreign", [True, False])
 @pytest.mark.parametrize("first", ["a", "b"])
-def test_a_sampled_and_an_unsampled_source_with_the_same_numbers(rounds, first):
-    headers = {"a": header(1, sampled=True), "b": header(2, sampled=False)}
+def test_a_sampled_and_an_unsampled_source_with_the_same_numbers(rounds, first, foreign):
+    headers = {"a": header(1, sampled=True), "b": header(2, sampled=False) if foreign else ""}
     for source, traceparent in headers.items():
         take(rounds, tick(7, source), traceparent)
     assert rounds.unsampled(vote(7)) is None, "it may be a vote on the sampled one: its own header says so"
