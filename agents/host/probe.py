@@ -31,6 +31,8 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 """The namespaces of Linux, by their names in /proc/self/ns."""
 LOOPBACK = "lo"
 MEBIBYTE = 1 << 20
+LISTS_CHILDREN = (PROC / "self" / "task" / str(os.getpid()) / "children").exists()
+"""Whether this kernel has the children of a process in a file."""
 INSTALLATION = "signalmesh-installed.json"
 """The file with the `Installation`, beside the environment that was created for a sandbox."""
 VERSION_S = 5.0
@@ -147,7 +149,25 @@ def network_of_here() -> str | None:
 def _own_processes() -> Iterator[psutil.Process]:
     own = psutil.Process()
     yield own
-    yield from own.children(recursive=True)
+    if not LISTS_CHILDREN:
+        yield from own.children(recursive=True)  # reads the entry of every process on the machine
+        return
+    waiting = [own.pid]
+    while waiting:
+        for pid in _children_of(waiting.pop()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                yield psutil.Process(pid)
+                waiting.append(pid)
+
+
+def _children_of(pid: int) -> list[int]:
+    """The children of a process, which the kernel lists by the thread that started them."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in (PROC / str(pid) / "task").iterdir():
+            with contextlib.suppress(OSError):  # it has ended
+                found += map(int, (thread / "children").read_bytes().split())
+    return found
 
 
 def _shared_out(processes: list[psutil.Process]) -> int | None:

@@ -6,9 +6,11 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from agents.host import probe
 from agents.host.host import Host
 from agents.host.probe import measure_usage, network_of_here, probe_sandbox
 from bus.messages import SandboxUsage
@@ -45,6 +47,7 @@ def test_usage_counts_children_while_they_live_and_their_processor_time_for_ever
 def test_memory_that_processes_share_adds_up_and_a_dead_one_takes_none():
     script = """
 import os, signal
+from agents.host import probe
 from agents.host.host import Host
 from agents.host.probe import measure_memory, measure_usage
 block = os.urandom(64 << 20)
@@ -88,3 +91,33 @@ async def test_memory_is_measured_again_when_processes_come_or_go_and_after_a_wh
     with pytest.raises(IndexError):
         await host._measure()
     assert printed == expected
+
+
+@pytest.mark.parametrize("lists_children", [True, False])
+def test_usage_counts_grandchildren_and_children_that_another_thread_started(monkeypatch, lists_children):
+    if lists_children and not probe.LISTS_CHILDREN:
+        pytest.skip("this kernel does not list children")
+    monkeypatch.setattr(probe, "LISTS_CHILDREN", lists_children)
+    before = measure_usage().processes
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(flush=True); input()'])"
+    started: list[subprocess.Popen[bytes]] = []
+    release = threading.Event()
+
+    def start() -> None:
+        started.append(subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        release.wait()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    try:
+        while not started:
+            thread.join(0.01)
+        with started[0] as child:
+            assert child.stdout is not None
+            child.stdout.readline()  # the grandchild runs
+            assert measure_usage().processes == before + 2
+            child.communicate(b"\n")
+    finally:
+        release.set()
+        thread.join()
+    assert measure_usage().processes == before
