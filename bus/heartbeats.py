@@ -108,7 +108,7 @@ class HeartbeatListener(HeartbeatTable):
         """
         subjects = self._bus.subjects
         for subject in [subjects.heartbeat(name) for name in self._names] or [f"{subjects.ns}.heartbeat.*"]:
-            self._subscriptions.append(await self._bus.listen(subject, self._on_message))
+            self._subscriptions.append(await self._bus.listen_directly(subject, self._on_received))
 
     async def close(self) -> None:
         """Stop receiving; the table stays."""
@@ -144,7 +144,7 @@ class HeartbeatListener(HeartbeatTable):
                 return True
         return False
 
-    async def _on_message(self, message: ReceivedMessage) -> None:
+    def _on_received(self, message: ReceivedMessage) -> None:
         at = time.monotonic()
         try:
             heartbeat = message.decode(self._bus.subjects)

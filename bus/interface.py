@@ -85,6 +85,7 @@ Done = Callable[[Ack | BusError], None]
 OnStored = Callable[[StoredMessage], Awaitable[None] | None]
 """Handles a message of the stream. Its return value is awaited before the next message; None: it is done."""
 OnMessage = Callable[[ReceivedMessage], Awaitable[None]]
+OnReceived = Callable[[ReceivedMessage], None]
 OnRequest = Callable[[ReceivedMessage], Awaitable[bytes]]
 
 
@@ -155,6 +156,9 @@ class Bus(Protocol):
 
     async def listen(self, subject: str, on_message: OnMessage) -> Closable:
         """Core subscription."""
+
+    async def listen_directly(self, subject: str, on_received: OnReceived) -> Closable:
+        """Core subscription for a function that does not wait: cheaper, it may be called while bytes are read."""
 
     async def flush(self) -> None:
         """Return when the server has processed what was sent before, subscriptions among it."""

@@ -24,6 +24,7 @@ from bus.interface import (
     Headers,
     KvEntry,
     OnMessage,
+    OnReceived,
     OnRequest,
     OnStored,
     ReceivedMessage,
@@ -31,7 +32,7 @@ from bus.interface import (
 )
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
-from bus.nats.client import parse_headers
+from bus.nats.client import LazyHeaders, parse_headers
 from bus.nats.connection import Connection
 from bus.nats.consumer import Reader, collect
 from bus.nats.credentials import Credentials
@@ -221,6 +222,15 @@ class NatsBus:
                 log.exception("listener_failed", subject=msg.subject)
 
         return _Subscription(await self.connection.subscribe(subject, on_msg))
+
+    async def listen_directly(self, subject: str, on_received: OnReceived) -> Closable:
+        def on_direct(actual: str, reply: str, data: bytes, headers: bytes) -> None:
+            try:
+                on_received(ReceivedMessage(actual, data, LazyHeaders(headers), reply))
+            except Exception:  # an exception here would end the connection
+                log.exception("listener_failed", subject=actual)
+
+        return _Subscription(await self.connection.subscribe_directly(subject, on_direct))
 
     async def flush(self) -> None:
         await self.connection.flush()

@@ -23,6 +23,7 @@ from bus.interface import (
     Headers,
     KvEntry,
     OnMessage,
+    OnReceived,
     OnRequest,
     OnStored,
     ReceivedMessage,
@@ -373,6 +374,12 @@ class MemoryBus:
         subscription = _Subscription(self, subject, on_message)
         self._open.append(subscription)
         return subscription
+
+    async def listen_directly(self, subject: str, on_received: OnReceived) -> _Subscription:
+        async def on_message(received: ReceivedMessage) -> None:
+            on_received(received)
+
+        return await self.listen(subject, on_message)
 
     async def flush(self) -> None:
         self._check()

@@ -410,9 +410,13 @@ class BusContract:
         ]
         assert await bus.bounds() == Bounds(first=1, last=0)
 
-    async def test_a_closed_listener_receives_nothing_more(self, bus):
+    @pytest.mark.parametrize("directly", [False, True])
+    async def test_a_closed_listener_receives_nothing_more(self, bus, directly):
         closed: Collector[ReceivedMessage] = Collector()
-        listener = await bus.listen("swarm.heartbeat.>", closed)
+        if directly:
+            listener = await bus.listen_directly("swarm.heartbeat.>", closed.put)
+        else:
+            listener = await bus.listen("swarm.heartbeat.>", closed)
         other = await received_by(bus, "swarm.heartbeat.>")
         await bus.notify("swarm.heartbeat.feed", b"1")
         await closed.reach(1)
@@ -434,6 +438,25 @@ class BusContract:
         for _ in range(3):
             await bus.notify("swarm.heartbeat.feed", b"")
         assert len(await found.reach(3)) == 3
+
+    async def test_a_direct_listener_receives_all_in_order_and_the_next_after_it_raises(self, bus, mesh):
+        found: Collector[ReceivedMessage] = Collector()
+
+        def on_received(received: ReceivedMessage) -> None:
+            found.put(received)
+            if received.data == b"2":
+                raise ValueError(received.subject)
+
+        sender = await mesh.connect()
+        await bus.listen_directly("swarm.heartbeat.*", on_received)
+        await bus.flush()
+        for number in range(1, 5):
+            await sender.notify("swarm.heartbeat.feed", b"%d" % number)
+        received = await found.reach(4)
+        assert [(each.subject, each.data) for each in received] == [
+            ("swarm.heartbeat.feed", b"%d" % number) for number in range(1, 5)
+        ]
+        assert await bus.bounds() == Bounds(first=1, last=0), "the connection is still there"
 
     async def test_a_request_is_answered(self, bus, mesh):
         server = await mesh.connect()
@@ -498,6 +521,7 @@ class BusContract:
             lambda: bus.kv_put(bucket, "feed", b"", 0),
             lambda: bus.kv_all(bucket),
             lambda: bus.listen("swarm.>", never),
+            lambda: bus.listen_directly("swarm.>", lambda _: None),
             lambda: bus.answer("swarm.control.feed.probe", never),
             lambda: bus.request("swarm.control.feed.probe", b""),
         ):
