@@ -180,9 +180,9 @@ async def _streams(facts: _Facts) -> list[Finding]:
         elif differing:
             found.append(warning(check, text, "signalmesh down, then signalmesh up updates the limits"))
         else:
-            less = 0 < expected.get("max_bytes", 0) < limits.max_bytes
-            kept = f", and keeps {mib(expected['max_bytes'])}: its disk had no room for [stream] max_bytes"
-            found.append(ok(check, f"as this version creates it{kept if less else ''}"))
+            kept = expected.get("max_bytes", limits.max_bytes)
+            less = f", and keeps {mib(kept)}: its disk has no room for [stream] max_bytes"
+            found.append(ok(check, "as this version creates it" + (less if kept < limits.max_bytes else "")))
     return found
 
 

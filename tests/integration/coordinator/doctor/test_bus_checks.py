@@ -10,7 +10,7 @@ from bus.durable.registry import Record, write_record
 from bus.durable.snapshots import Snapshot
 from bus.messages import now
 from bus.nats.bus import NatsBus
-from bus.nats.streams import ensure_streams
+from bus.nats.streams import DiskRoom, ensure_streams
 from bus.server.supervisor import NatsServer
 from coordinator.config.loader import parse_swarm
 from coordinator.doctor.bus_checks import check_bus
@@ -60,6 +60,16 @@ async def test_streams_that_are_missing_or_other_than_this_version_makes_them(tm
         assert changed["stream KV_swarm_state"].level == "error"
         assert "allow_rollup_hdrs" in changed["stream KV_swarm_state"].text
         assert changed["stream swarm_events"].level == "ok"
+
+
+async def test_a_stream_that_keeps_less_as_its_disk_is_small(tmp_path):
+    async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
+        bus = await connections.bus(server.url)
+        room = DiskRoom(free_bytes=100 << 20, used_bytes=0, place="/somewhere")
+        await ensure_streams(bus, replace(CONFIG.stream.limits(), disk=room))
+        found = (await checked(bus, tmp_path))["stream swarm_events"]
+        assert found.level == "ok"
+        assert "keeps 40.0 MiB: its disk has no room for [stream] max_bytes" in found.text
 
 
 async def test_cursors_that_the_stream_has_left_behind(tmp_path):
