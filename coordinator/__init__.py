@@ -15,5 +15,5 @@ chaos/       `chaos`: random faults on a running swarm.
 certify/     `certify`: the acceptance run and its report.
 doctor/      `doctor`: checks of everything a swarm needs, with remedies.
 telemetry/   The `metrics` role: Prometheus page, OTLP push, alert webhook.
-reporting/   Tables, percentiles and findings that several commands print.
+reporting/   Tables, percentiles, differences and findings that several commands print.
 """

@@ -49,7 +49,7 @@ from coordinator.explain.round_history import (
 )
 from coordinator.explain.selection import SelectedDecision, Selector, select
 from coordinator.explain.sources import BusSource, FileSource, Filter, MessageSource
-from coordinator.replay.models import FieldDifference, payload_differences
+from coordinator.reporting.differences import FieldDifference, payload_differences
 
 FIRST_SPAN = 2048
 """Messages before a decision among which its windows are looked for first; then four times as many."""
@@ -166,7 +166,7 @@ class _Explainer:
             trace_id=_trace_id(stored),
             tick=_tick(wanted),
             config=_config(history),
-            voters=await self._voters(history, config, voters, closed),
+            voters=await self._voters(history, config, voters, closed, wanted.tick.sequence),
             ignored=[self._ignored(outcome, vote) for outcome, vote in history.ignored],
             pools=_pools(closed, voters),
             quorum=ExplainedQuorum(
@@ -293,13 +293,13 @@ class _Explainer:
         return round((stored.stored_ns - self._tick_ns) / 1e6, 3)
 
     async def _voters(
-        self, history: RoundHistory, config: VotingConfig, voters: Electorate, closed: ClosedRound
+        self, history: RoundHistory, config: VotingConfig, voters: Electorate, closed: ClosedRound, tick: int
     ) -> list[ExplainedVoter]:
         votes = history.round.votes
         found = []
         for name, weight, p_up in zip(voters.names, voters.weights, closed.synthesis.probabilities, strict=True):
             counted = history.counted.get(name)
-            answer = counted if counted is not None else await self._late_vote(name, history)
+            answer = counted if counted is not None else await self._late_vote(name, history, tick)
             vote = None if answer is None else answer.vote
             found.append(
                 ExplainedVoter(
@@ -323,7 +323,7 @@ class _Explainer:
             )
         return found
 
-    async def _late_vote(self, voter: str, history: RoundHistory) -> StoredVote | None:
+    async def _late_vote(self, voter: str, history: RoundHistory, tick: int) -> StoredVote | None:
         """The vote of an absent voter on this round that was stored after the message that closed it."""
         topic, last = self._selected.topic, await self._source.last_sequence()
         wanted = (Filter("sentiment", topic, voter), Filter("signal", topic, voter))
@@ -332,7 +332,7 @@ class _Explainer:
             if (
                 isinstance(vote, (Sentiment, Signal))
                 and vote.round == history.round.sequence
-                and vote.timestamp == history.round.timestamp
+                and (vote.timestamp == history.round.timestamp or h.number(stored.headers, h.CAUSE) == tick)
             ):
                 return StoredVote(stored, vote)
         return None

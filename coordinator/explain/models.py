@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bus.messages import Side
 from coordinator.decisions.risk import SizeBound
-from coordinator.replay.models import FieldDifference
+from coordinator.reporting.differences import FieldDifference
 
 VoteStatus = Literal["counted", "late", "absent"]
 """counted: in time; late: stored, but not open any more for it; absent: not stored so far."""

@@ -1,16 +1,13 @@
-"""The types of `replay --json`, and the comparison of two outputs field by field."""
+"""The types of `replay --json`, and a difference between two outputs as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import orjson
 
 from agents.runtime.output_log import output_headers
 from agents.runtime.replay import Mismatch
 from bus.messages import headers as h
+from coordinator.reporting.differences import FieldDifference, payload_differences
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,15 +24,6 @@ class ReplayedAgent:
     differing: int = 0
     waiting: int = 0
     left_out: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldDifference:
-    """A field of an output, by its path (`indicators.rsi`), or one of its headers. None: it is missing."""
-
-    field: str
-    recorded: Any
-    replayed: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,28 +89,3 @@ def explain(agent: str, mismatch: Mismatch) -> Difference:
         agent=agent, sequence=mismatch.sequence, output=mismatch.number, cause=cause, subject=subject, fields=fields,
         text=text,
     )  # fmt: skip
-
-
-def payload_differences(recorded: bytes, replayed: bytes) -> list[FieldDifference]:
-    """The fields in which two payloads differ; the whole payload if one is no JSON, or if only the bytes differ."""
-    if recorded == replayed:
-        return []
-    try:
-        one, other = dict(_leaves(orjson.loads(recorded))), dict(_leaves(orjson.loads(replayed)))
-    except orjson.JSONDecodeError:
-        one = other = {}
-    found = [
-        FieldDifference(field=name, recorded=one.get(name), replayed=other.get(name))
-        for name in dict.fromkeys((*one, *other))
-        if one.get(name) != other.get(name)
-    ]
-    whole = (recorded.decode(errors="replace"), replayed.decode(errors="replace"))
-    return found or [FieldDifference(field="payload", recorded=whole[0], replayed=whole[1])]
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path or "payload", value

@@ -1,1 +1,1 @@
-"""Tables, percentiles and findings that several commands print."""
+"""Tables, percentiles, differences and findings that several commands print."""

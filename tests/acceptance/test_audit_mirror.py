@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,40 +12,14 @@ import orjson
 import pytest
 
 from bus.errors import MirrorDamaged, MirrorUnusable
-from bus.mirror.schema import KvRow, MessageRow, MirrorGap, StreamIncarnation
-from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
 from coordinator.audit.runner import audit_bus, audit_file
 from tests.acceptance.conftest import LENGTH
 from tests.acceptance.swarm import AGENTS, run_command
 from tests.support.copying import Recorded, copied
+from tests.support.mirror_files import EVENTS, damage, mirrored
 
-EVENTS = "swarm_events"
 CHECKSUM = "checksum = zeroblob(8)"
-
-
-async def mirrored(path: Path, run: Recorded, *, created: str = "", first: int = 1, last: int | None = None) -> Path:
-    """A mirror's file of `run` from `first` to `last`, as the mirror itself writes it."""
-    now_ns = time.time_ns()
-    store = await MirrorStore.open(path, "swarm")
-    end = len(run.messages) if last is None else last
-    gaps = [MirrorGap(EVENTS, 1, first - 1, "before")] if first > 1 else []
-    await store.begin([StreamIncarnation(EVENTS, created, b"{}", first - 1, "first")], {}, gaps)
-    rows = [MessageRow(m.sequence, now_ns + m.sequence, m.subject, m.headers, m.data) for m in run.messages]
-    retained = [
-        KvRow(bucket, key, number, "PUT", value, now_ns + len(rows))
-        for bucket, values in run.buckets.items()
-        for number, (key, value) in enumerate(values.items(), 1)
-    ]
-    await store.write(rows[first - 1 : end], retained, {EVENTS: end})
-    await store.close()
-    return path
-
-
-def damage(path: Path, sql: str, *values: object) -> None:
-    """What a mirror never does to its own file."""
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        assert db.execute(sql, values).rowcount == 1
 
 
 async def created(bus: NatsBus) -> str:

@@ -17,8 +17,8 @@ from coordinator.replay.runner import ReplayRange, replay_bus
 from tests.acceptance.conftest import LENGTH
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.swarm import AGENTS, run_command
-from tests.acceptance.test_audit_mirror import damage, mirrored
 from tests.support.copying import Recorded, copied
+from tests.support.mirror_files import damage, mirrored
 
 MOMENTUM, COORDINATOR = "strategy-momentum", "coordinator"
 

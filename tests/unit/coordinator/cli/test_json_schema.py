@@ -72,7 +72,8 @@ from coordinator.monitor.health_check import Health
 from coordinator.monitor.history import History, HistoryEntry
 from coordinator.monitor.message_lines import WatchLine
 from coordinator.monitor.models import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
-from coordinator.replay.models import Difference, FieldDifference, Replay, ReplayedAgent
+from coordinator.replay.models import Difference, Replay, ReplayedAgent
+from coordinator.reporting.differences import FieldDifference
 from coordinator.reporting.findings import Diagnosis, Finding
 from coordinator.reporting.percentiles import percentiles_of
 from coordinator.runner.down import Ended
