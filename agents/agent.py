@@ -7,8 +7,12 @@ handler: the same events must give the same outputs on a replay.
 
 from __future__ import annotations
 
+import ast
+import builtins
+import collections.abc
 import dataclasses
 import inspect
+import types
 import typing
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from agents.state.codec import StateCodec
+from bus import messages
 from bus.errors import UsageError
 from bus.messages import (
     KIND_OF,
@@ -186,21 +191,61 @@ def published_kinds(cls: type[Agent]) -> tuple[str, ...]:
     if cls.publishes:
         return cls.publishes
     found: list[str] = []
-    for name in (*(f"on_{kind}" for kind in cls.listens if kind != "timer"), "on_timer", "produce"):
-        handler = getattr(cls, name, None)
-        try:
-            hint = typing.get_type_hints(handler).get("return") if handler else None
-        except NameError:
-            hint = None
-        stack, kinds = [hint], []
-        while stack:
-            item = stack.pop(0)
-            if isinstance(item, type) and KIND_OF.get(item) in AGENT_KINDS:
-                kinds.append(KIND_OF[item])
-            stack.extend(typing.get_args(item))
-        if name != "produce" or len(kinds) < len(AGENT_KINDS):  # the annotation `Event` names no kind
-            found += kinds
+    for name in _publishers(cls):
+        found += _kinds_of(_return_annotation(getattr(cls, name))[0], name)
     return tuple(dict.fromkeys(found))
+
+
+def _publishers(cls: type[Agent]) -> list[str]:
+    names = (*(f"on_{kind}" for kind in cls.listens if kind != "timer"), "on_timer", "produce")
+    return [name for name in names if getattr(cls, name, None) is not None]
+
+
+def _kinds_of(hints: list[Any], method: str) -> list[str]:
+    stack, kinds = [*hints], []
+    while stack:
+        item = stack.pop(0)
+        if isinstance(item, type) and KIND_OF.get(item) in AGENT_KINDS:
+            kinds.append(KIND_OF[item])
+        stack.extend(typing.get_args(item))
+    return [] if method == "produce" and len(kinds) >= len(AGENT_KINDS) else kinds  # `Event` names no kind
+
+
+def _return_annotation(method: Any) -> tuple[list[Any], str]:
+    """The types in the return annotation, and "" or a name in it that is not defined.
+
+    What is imported for type checkers alone is not defined. Messages, and what holds them, are known by their names.
+    """
+    function = inspect.unwrap(method)
+    namespace = getattr(function, "__globals__", {})
+    annotation: Any = None
+    try:
+        annotation = getattr(function, "__annotations__", {}).get("return")
+        alone = types.SimpleNamespace(__annotations__={"return": annotation})
+        return [typing.get_type_hints(alone, namespace).get("return")], ""
+    except Exception:  # noqa: BLE001 - annotations are evaluated
+        names = _names_in(str(annotation))
+    known: tuple[dict[str, Any], ...] = (vars(messages), namespace, vars(builtins), vars(typing), vars(collections.abc))
+    found = [next((each[name] for each in known if name in each), None) for name in names]
+    return found, next((name for name, value in zip(names, found, strict=True) if value is None), "")
+
+
+def _names_in(annotation: str) -> list[str]:
+    """The names in the text of an annotation, of `module.Name` the last one."""
+    try:
+        nodes = [*ast.walk(ast.parse(annotation, mode="eval"))]
+    except SyntaxError:
+        return [annotation]
+    modules = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    names: list[str] = []
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            names.append(node.attr)
+        elif isinstance(node, ast.Name) and id(node) not in modules:
+            names.append(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names += _names_in(node.value)
+    return names
 
 
 def check_class(cls: type[Agent], where: str) -> None:
@@ -219,6 +264,12 @@ def check_class(cls: type[Agent], where: str) -> None:
         raise UsageError(f"{where}: expected `listens` with at least one kind, or a method produce(self, last)")
     if cls.produce is not None and not published_kinds(cls):
         raise UsageError(f"{where}: produce: expected a class variable `publishes` with the kinds that it yields")
+    for name in () if cls.publishes else _publishers(cls):
+        if undefined := _return_annotation(getattr(cls, name))[1]:
+            raise UsageError(
+                f"{where}: {name}: its return annotation has {undefined!r}, which is not defined when the agent runs; "
+                "import it for more than TYPE_CHECKING, or name the kinds in a class variable `publishes`"
+            )
     if not dataclasses.is_dataclass(cls.State):
         raise UsageError(f"{where}: State: expected a dataclass")
     for field in dataclasses.fields(cls.State):

@@ -98,3 +98,53 @@ def test_kinds_come_from_the_annotations_of_all_its_methods():
     check_class(Proper, "here")
     check_class(Source, "here")
     check_class(type("Heir", (Proper,), {"on_market": nothing}), "here")
+
+
+CHECKED_ONLY = """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+from agents.agent import Agent
+if TYPE_CHECKING:
+    import bus.messages as m
+    from collections.abc import Sequence
+    from bus.messages import Alert, MarketData, Signal
+    from bus.messages import Signal as Vote
+
+class Mine(Agent):
+    kind = "mine"
+    listens = ("market",)
+    {publishes}
+    def on_market(self, tick: MarketData) -> {returned}:
+        return None
+"""
+
+
+def checked_only(returned: str, publishes: str = "") -> type[Agent]:
+    namespace: dict[str, Any] = {"__name__": "mine"}
+    exec(CHECKED_ONLY.format(returned=returned, publishes=publishes), namespace)
+    found: type[Agent] = namespace["Mine"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("returned", "kinds"),
+    [
+        ("Signal", ("signal",)),
+        ("m.Signal | None", ("signal",)),
+        ("Sequence[Signal]", ("signal",)),
+        ("'Sequence[Signal | Alert]'", ("signal",)),
+        ("Alert | None", ()),
+        ("None", ()),
+    ],
+)
+def test_messages_that_are_imported_for_type_checkers_alone_are_known(returned: str, kinds: tuple[str, ...]):
+    cls = checked_only(returned)
+    check_class(cls, "here")
+    assert published_kinds(cls) == kinds
+
+
+@pytest.mark.parametrize("returned", ["Vote", "Vote | Alert", "list[Vote]", "m.Vote", "Signal | Vote", "list['Vote']"])
+def test_an_annotation_that_names_what_is_not_defined_is_refused(returned: str):
+    with pytest.raises(UsageError, match="here: on_market: its return annotation has 'Vote', which is not defined"):
+        check_class(checked_only(returned), "here")
+    check_class(checked_only(returned, 'publishes = ("signal",)'), "here")
