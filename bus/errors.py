@@ -13,7 +13,8 @@ MeshError                 root; the message names what was expected and what to 
 ├── CommandFailed         (agents/builtin/command.py) a program died over an event; its agent is started again
 └── BusError              the bus: the class determines the cause and whether to retry
     ├── BusUnreachable    no server answers at that address (exit 3); retry after it is up
-    │   └── NotAdmitted   a server answers, but refuses these credentials
+    │   ├── NotAdmitted   a server answers, but refuses these credentials
+    │   └── TlsFault      a server answers, but no TLS connection is possible
     ├── Disconnected      the connection is down right now; retried by the outbox
     ├── BusTimeout        no answer in time: the write may still have landed, so read back
     ├── PermissionDenied  the server denies a subject to this user; also a UsageError (exit 2)
@@ -156,6 +157,14 @@ class NotAdmitted(BusUnreachable):
             f"the NATS server at {url} answers, but does not take these credentials ({reason}); name others: {others}"
         )
         self.args = (f"{text}, or a user and password in the URL, better in SIGNALMESH_NATS than in --nats",)
+
+
+class TlsFault(BusUnreachable):
+    """A NATS server answers, and no TLS connection to it is possible: `problem` is why, `remedy` what to do."""
+
+    def __init__(self, url: str, reason: str, problem: str, remedy: str) -> None:
+        super().__init__(url, reason)
+        self.args = (f"no TLS connection to the NATS server at {url}: {problem} ({reason}): {remedy}",)
 
 
 class PermissionDenied(UsageError, BusError):

@@ -112,6 +112,8 @@ class FastClient(Client):
         self._direct: dict[bytes, OnDirect] = {}
         self._good_names: set[str] = set()
         self._flushing = False
+        self.accepted = False
+        """Whether any server has accepted a connection, though it may have sent nothing."""
         self._ps: WireParser = WireParser(self, self._direct, self.flush_now)
 
     _parse_header_lines = staticmethod(parse_header_lines)
@@ -194,6 +196,7 @@ class FastClient(Client):
         timeout_s = self.options["connect_timeout"]
         try:
             await transport.connect(server.uri, DEFAULT_BUFFER_SIZE, timeout_s)
+            self.accepted = True
             if not self.options["tls_handshake_first"]:
                 async with asyncio.timeout(timeout_s):
                     if not (await transport.read_ahead()).startswith(b"INFO "):

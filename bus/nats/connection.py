@@ -22,9 +22,19 @@ import orjson
 import structlog
 from nats.aio.msg import Msg
 
-from bus.errors import MESSAGE_TOO_LARGE, BusTimeout, BusUnreachable, Disconnected, NotAdmitted, Refused, UsageError
+from bus.errors import (
+    MESSAGE_TOO_LARGE,
+    BusTimeout,
+    BusUnreachable,
+    Disconnected,
+    NotAdmitted,
+    Refused,
+    TlsFault,
+    UsageError,
+)
 from bus.nats.client import FastClient
 from bus.nats.credentials import Credentials, credentials_from
+from bus.nats.tls_faults import CLIENT_CERTIFICATE, explain_tls
 from bus.nats.urls import check_url, is_websocket, redacted_url, urls_of
 from bus.nats.wire_parser import OnDirect
 from bus.utils.aio import end_tasks, is_cancelled
@@ -118,10 +128,15 @@ class _Client(FastClient):
     def _connect_command(self) -> bytes:
         """Called when the connection is as secure as it gets: nats-py would send a password in clear, or as quoted."""
         server = self._current_server
+        info = self._server_info
+        if info.get("tls_required") and info.get(
+            "tls_verify"
+        ):  # without a certificate it would only cut the connection
+            raise nats.errors.Error(f"nats: {CLIENT_CERTIFICATE}")
         if (
             server is not None
             and server.uri.scheme == "tls"
-            and not (self._server_info.get("tls_required") or self.options["tls_handshake_first"])
+            and not (info.get("tls_required") or self.options["tls_handshake_first"])
         ):
             raise nats.errors.Error(
                 f"nats: {server.uri.hostname}:{server.uri.port} offers no TLS, which tls:// requires; enable TLS "
@@ -209,10 +224,12 @@ class Connection:
         try:
             await asyncio.wait({connecting}, timeout=LOG_AFTER_S if wait_s is None else wait_s)
             if not connecting.done() and wait_s is None:
-                log.warning("waiting_for_nats", nats=redacted_url(self.url), problem=self._last_error or "no answer")
+                log.warning(
+                    "waiting_for_nats", nats=redacted_url(self.url), problem=str(self._unreachable(self._why()))
+                )
                 await asyncio.wait({connecting})
             if not connecting.done():
-                raise self._unreachable(self._last_error or "no answer")
+                raise self._unreachable(self._why())
             connecting.result()
         except BaseException as error:
             # `end_tasks` cancels repeatedly: a single cancellation that arrives together with an answer would be lost
@@ -227,7 +244,19 @@ class Connection:
         self.generation += 1
         self._ready.set()
 
+    def _why(self) -> str:
+        """Why no server has answered so far."""
+        if self._last_error or not self.client.accepted:
+            return self._last_error or "no answer"
+        if self._credentials.tls_first:
+            expected = "leave out --nats-tls-first (SIGNALMESH_NATS_TLS_FIRST) unless it begins with TLS"
+        else:
+            expected = "if it begins with TLS, add --nats-tls-first (SIGNALMESH_NATS_TLS_FIRST)"
+        return f"it accepts the connection and does not answer; {expected}"
+
     def _unreachable(self, reason: str) -> BusUnreachable:
+        if (tls := explain_tls(reason)) is not None:
+            return TlsFault(redacted_url(self.url), reason, *tls)
         kind = NotAdmitted if NOT_ADMITTED.search(reason) else BusUnreachable
         return kind(redacted_url(self.url), reason)
 

@@ -170,7 +170,10 @@ async def check_server(bus: NatsBus) -> None:
     try:  # in a cluster another server may serve JetStream
         await bus.api("INFO")
     except NoResponders:
-        raise UsageError(f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream") from None
+        raise UsageError(
+            f"the nats-server at {bus.url} runs without JetStream; start it with --jetstream. A JetStream in another "
+            "domain, as that of the hub of a leaf node, is not supported: name a server of that domain with --nats"
+        ) from None
     except Refused as error:
         raise UsageError(
             f"JetStream at {bus.url} does not serve this account: {error.description}; enable it for the account"

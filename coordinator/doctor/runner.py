@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from bus.errors import BusError, NotAdmitted
+from bus.errors import BusError, NotAdmitted, TlsFault
 from bus.nats.bus import NatsBus
 from bus.nats.urls import check_url, redacted_url, urls_of
 from bus.utils.terminal import escape_control
@@ -97,7 +97,7 @@ async def _over_the_bus(
         return [skipped("bus", f"{why}. Start it, or name a server with --nats")]
     try:
         bus = await NatsBus.connect(url, config.swarm, "doctor", wait_s=CONNECT_S)
-    except NotAdmitted as problem:
+    except (NotAdmitted, TlsFault) as problem:
         return [error("bus", str(problem), "")]  # its text has the remedy
     except BusError as problem:
         return [error("bus", str(problem), BUS_DOWN)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ from urllib.parse import quote
 import orjson
 import pytest
 
-from bus.errors import BusUnreachable, LimitReached, PermissionDenied, UsageError
+from bus.errors import BusUnreachable, LimitReached, NoResponders, PermissionDenied, UsageError
 from bus.interface import ReceivedMessage
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.bus import NatsBus
 from bus.nats.streams import DiskRoom, StreamLimits, ensure_streams, expected_streams
-from tests.support.collecting import Collector
+from tests.support.cluster import free_ports
+from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, plain_server
 
 
@@ -70,6 +72,37 @@ async def test_a_member_of_a_cluster_without_jetstream_will_do_where_another_has
         async with plain_server(tmp_path, "-c", str(config)) as url:
             with pytest.raises(UsageError, match="runs without JetStream; start it with --jetstream"):
                 await ensure_streams(await connections.bus(url))
+
+
+async def test_a_server_of_a_domain_will_do_and_the_domain_of_another_is_not_reached(tmp_path):
+    [port] = free_ports(1)
+    hub = configured(tmp_path / "hub", f"leafnodes {{ listen: '127.0.0.1:{port}' }}")
+    Path(hub[1]).write_text(Path(hub[1]).read_text().replace("jetstream {", "jetstream { domain: far,"))
+    (tmp_path / "leaf").mkdir()
+    leaf = tmp_path / "leaf" / "nats.conf"
+    leaf.write_text(f"leafnodes {{ remotes: [ {{ url: 'nats://127.0.0.1:{port}' }} ] }}\n")
+    async with (
+        plain_server(tmp_path / "hub", *hub) as hub_url,
+        plain_server(tmp_path / "leaf", "-c", str(leaf)) as leaf_url,
+        Connections() as connections,
+    ):
+        bus, read = await connections.bus(hub_url, streams=True), Collector[int]()
+        await bus.follow(("swarm.>",), 1, lambda stored: read.put(stored.sequence))
+        await bus.publish("in.swarm.alert.warning.x", b"{}")
+        assert await read.reach(1) == [1]
+        behind = await connections.bus(leaf_url)
+        async with asyncio.timeout(GUARD_S):
+            while b'"domain":"far"' not in await answered(behind, "$JS.far.API.INFO"):
+                pass
+        with pytest.raises(UsageError, match=r"domain.*is not supported: name a server of that domain with --nats"):
+            await ensure_streams(behind)
+
+
+async def answered(bus: NatsBus, subject: str) -> bytes:
+    """The answer to a request; empty while the leaf node is not connected yet."""
+    with contextlib.suppress(NoResponders):
+        return await bus.request(subject, b"")
+    return b""
 
 
 async def test_a_stream_that_stores_requests_answers_none(tmp_path):

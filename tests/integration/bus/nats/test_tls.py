@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nkeys
 import pytest
 import trustme
 
-from bus.errors import BusUnreachable, UsageError
+from bus.errors import BusUnreachable, TlsFault, UsageError
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, credentials_from
 from bus.nats.streams import ensure_streams
@@ -48,12 +53,18 @@ def new_seed() -> tuple[str, str]:
 class TlsServer:
     directory: Path
     first: bool = False
+    more: str = ""
+    """Further settings of TLS."""
+    host: str = "127.0.0.1"
+    """What the certificate is for."""
+    not_after: datetime | None = None
     seed: str = ""
     process: subprocess.Popen[bytes] | None = None
     ports: list[int] = field(default_factory=lambda: free_ports(2))
 
     def configure(self) -> None:
-        certificate = AUTHORITY.issue_cert("127.0.0.1", "localhost")
+        since = datetime(2019, 1, 1, tzinfo=UTC)
+        certificate = AUTHORITY.issue_cert(self.host, "localhost", not_before=since, not_after=self.not_after)
         key, chain = self.directory / "server.key", self.directory / "server.pem"
         certificate.private_key_pem.write_to_path(str(key))
         for part in certificate.cert_chain_pems:
@@ -62,7 +73,7 @@ class TlsServer:
         tls = f'cert_file: "{chain}", key_file: "{key}"'
         (self.directory / "nats.conf").write_text(
             f'host: 127.0.0.1\nport: {self.ports[0]}\njetstream {{ store_dir: "{self.directory}" }}\n'
-            f"tls {{ {tls}, handshake_first: {str(self.first).lower()} }}\n"
+            f"tls {{ {tls}, handshake_first: {str(self.first).lower()}, {self.more} }}\n"
             f"websocket {{ host: 127.0.0.1, port: {self.ports[1]}, tls {{ {tls} }} }}\n"
             f"authorization {{ users: [ {{ nkey: {public} }} ] }}\n"
         )
@@ -181,6 +192,69 @@ async def test_an_unknown_user_is_refused_and_no_seed_is_printed(server):
     with pytest.raises(BusUnreachable, match=r"(?i)authorization violation") as caught:
         await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, wrong)
     assert seed not in str(caught.value) + repr(wrong)
+
+
+@contextmanager
+def running(created: TlsServer) -> Iterator[TlsServer]:
+    created.configure()
+    created.start()
+    try:
+        yield created
+    finally:
+        created.kill()
+
+
+async def refusal(url: str, credentials: Credentials) -> BusUnreachable:
+    """The error of a connection, once the server listens."""
+    parts = urlsplit(url)
+    async with asyncio.timeout(GUARD_S):
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+                writer.close()
+                break
+    with pytest.raises(BusUnreachable) as caught:
+        await NatsBus.connect(url, "swarm", "test", 1.5, credentials)
+    return caught.value
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["server first", "client first"])
+@pytest.mark.parametrize("scheme", ["tls", "nats"])
+async def test_a_server_that_demands_a_client_certificate_is_refused_by_name(tmp_path, first, scheme):
+    ca = tmp_path / "ca.pem"
+    AUTHORITY.cert_pem.write_to_path(str(ca))
+    with running(TlsServer(tmp_path, first=first, more=f'ca_file: "{ca}", verify: true')) as server:
+        error = await refusal(server.url(scheme), server.credentials)
+    assert isinstance(error, TlsFault)
+    assert "the server demands a client certificate" in str(error)
+    assert "mutual TLS is not supported; let the server accept --nats-creds" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheme", "ca", "text"),
+    [
+        ({}, "tls", False, "authority that is known here .*: name a file .*--nats-ca .SIGNALMESH_NATS_CA"),
+        ({}, "wss", False, "authority that is known here .*: name a file .*--nats-ca .SIGNALMESH_NATS_CA"),
+        ({"host": "example.org"}, "tls", True, "is for another host .*127.0.0.1.*: connect by a name"),
+        ({"not_after": datetime(2020, 1, 1, tzinfo=UTC)}, "tls", True, "has expired .*: renew it"),
+    ],
+    ids=["authority", "authority of a WebSocket", "host", "expired"],
+)
+@pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
+async def test_a_fault_of_tls_names_its_kind_and_the_option(tmp_path, settings, scheme, ca, text):
+    with running(TlsServer(tmp_path, **settings)) as server:
+        credentials = server.credentials if ca else replace(server.credentials, ca="")
+        error = await refusal(server.url(scheme), credentials)
+    assert isinstance(error, TlsFault)
+    assert re.search(text, str(error))
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["server first", "client first"])
+async def test_a_server_that_expects_the_other_one_to_begin_is_reported_with_the_option(tmp_path, first):
+    with running(TlsServer(tmp_path, first=first)) as server:
+        error = await refusal(server.url("tls"), replace(server.credentials, tls_first=not first))
+    option = "add --nats-tls-first" if first else "leave out --nats-tls-first"
+    assert f"{option} (SIGNALMESH_NATS_TLS_FIRST)" in str(error)
 
 
 async def test_a_handshake_that_is_abandoned_is_not_waited_for():
