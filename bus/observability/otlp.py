@@ -13,7 +13,8 @@ from typing import Any
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-from bus.observability.otel_env import PACKAGES, Signal
+from bus.observability.otel_env import PACKAGES, Signal, in_effect
+from bus.utils.proxies import proxy_note
 
 __all__ = ["ExporterErrors", "make_exporter", "make_resource"]
 
@@ -33,8 +34,9 @@ class ExporterErrors(logging.Handler):
     Keeps only the type of an exception, and nothing before an @: either could contain a secret of the endpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signal: Signal) -> None:
         super().__init__(logging.WARNING)
+        self._endpoint = in_effect(os.environ, signal, "ENDPOINT")[1]
         self._messages: deque[str] = deque(maxlen=2)
         logger = logging.getLogger("opentelemetry")
         logger.propagate = False
@@ -44,8 +46,8 @@ class ExporterErrors(logging.Handler):
 
     @property
     def newest(self) -> str:
-        """The kept messages; empty without failures."""
-        return " ".join(self._messages)
+        """The kept messages, with the proxy that the environment names for the collector; empty without failures."""
+        return " ".join(self._messages) + proxy_note(self._endpoint) if self._messages else ""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == HEADERS_LOGGER:

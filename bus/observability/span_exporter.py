@@ -39,7 +39,7 @@ class OtlpExport:
         Raises:
             ValueError: the protocol is unknown or not installed.
         """
-        self._errors = ExporterErrors()
+        self._errors = ExporterErrors("traces")
         self._exporter: SpanExporter = make_exporter(settings.protocol, "traces")
         self._resource = make_resource(resource)
         self._scope = InstrumentationScope("signalmesh", __version__)

@@ -145,8 +145,8 @@ def inspect_users_classes(config: SwarmConfig) -> dict[str, ClassTraits]:
         except TimeoutError:
             timeout_s = START_S if step is None else config.watchdog.start_timeout_s
             problem = (
-                f"did not come to an end within {timeout_s:g} s ([watchdog] start_timeout_s); it must not wait for a "
-                "network or a person"
+                f"did not come to an end within {timeout_s:g} s; raise [watchdog] start_timeout_s if it needs longer; "
+                "it must not wait for a network or a person"
             )
         else:
             problem = f"ended its process (exit code {process.wait()})"

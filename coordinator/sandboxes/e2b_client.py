@@ -110,7 +110,7 @@ class Service:
         raise AssertionError("attempts have no end")
 
     def _unhealthy(self, what: str, error: Exception) -> None:
-        problem = error_text(error, self._key)
+        problem = self.endpoint.failure(error_text(error, self._key))
         log.warning("provider_retried", what=what, problem=problem, kind=type(error).__name__)
         if what not in self._failing_since:
             self._failing_since[what] = time.monotonic()

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from bus.errors import UsageError
 from bus.nats.urls import redacted_url, urls_of
+from bus.utils.proxies import proxy_note
 
 KEY_VARIABLE = "E2B_API_KEY"
 DEBUG_VARIABLE = "E2B_DEBUG"
@@ -47,6 +48,10 @@ class Endpoint:
         """Text for logs and tables, without the user and password of the URL."""
         url = redacted_url(self.api_url) if "://" in self.api_url else self.api_url.rpartition("@")[2]
         return f"{AT_E2B}{url}" if self.is_e2b else f"custom endpoint {url}"
+
+    def failure(self, problem: str) -> str:
+        """`problem` of a request, with the proxy that the environment names for it."""
+        return f"{problem}{proxy_note(self.api_url)}"
 
 
 def provider_text(provider: str | None, endpoint: str | None) -> str:

@@ -97,7 +97,8 @@ def run_check(state_dir: Path, *, end: bool = False) -> int:
             )
             return EXIT_USAGE
         except Exception as error:  # noqa: BLE001 - any other error means no answer
-            print(f"signalmesh: {endpoint.label} did not answer: {error_text(error, key)}", file=sys.stderr)
+            problem = endpoint.failure(error_text(error, key))
+            print(f"signalmesh: {endpoint.label} did not answer: {problem}", file=sys.stderr)
             return EXIT_UNREACHABLE
         sandboxes = [f"{info.sandbox_id} ({info.metadata.get('sandbox')}, {info.state.value})" for info in found]
         why = [f"{one.id}: {one.problem}" for one in orphans]

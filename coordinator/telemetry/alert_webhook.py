@@ -27,6 +27,7 @@ from bus.messages import Alert, Severity, decode
 from bus.messages.headers import MSG_ID
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
+from bus.utils.proxies import proxy_note
 from coordinator.telemetry.stream_metrics import StreamMetrics
 
 CONSUMER = "webhook"
@@ -264,6 +265,7 @@ class Webhook:
         self._metrics.webhook.labels("failed").inc()
         if not self._unhealthy:
             self._unhealthy = True
-            text = f"the webhook does not accept alerts: {problem}; they stay in the stream and are retried"
+            through = proxy_note(self._url)
+            text = f"the webhook does not accept alerts: {problem}{through}; they stay in the stream and are retried"
             self._notices.alert(*FAILING, text)
         raise _NotAccepted(problem)

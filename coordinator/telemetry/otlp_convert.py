@@ -98,7 +98,7 @@ class OtlpMetrics:
         Raises:
             ValueError: the protocol is unknown or not installed.
         """
-        self._errors = ExporterErrors()
+        self._errors = ExporterErrors("metrics")
         self._exporter: MetricExporter = make_exporter(exporting.protocol, "metrics")
         self._resource = make_resource(attributes)
         self._scope = InstrumentationScope("signalmesh", __version__)

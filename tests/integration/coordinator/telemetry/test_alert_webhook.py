@@ -47,11 +47,11 @@ async def bus(tmp_path: Path) -> AsyncIterator[NatsBus]:
 class Posting:
     """A webhook that runs, on a connection of its own."""
 
-    def __init__(self, bus: NatsBus, port: int, reports: EventPublisher) -> None:
+    def __init__(self, bus: NatsBus, address: str, reports: EventPublisher) -> None:
         self.bus = bus
         self.metrics = StreamMetrics(Subjects("swarm"), Names(()))
         self.reports = reports
-        url = f"http://127.0.0.1:{port}/hook/s3cret"
+        url = f"http://{address}/hook/s3cret"
         self.webhook = Webhook(bus, url, self.metrics, reports)
         self.task = asyncio.create_task(self.webhook.run())
 
@@ -79,9 +79,9 @@ class Posting:
 
 
 @asynccontextmanager
-async def posting(bus: NatsBus, port: int) -> AsyncIterator[Posting]:
+async def posting(bus: NatsBus, port: int, host: str = "") -> AsyncIterator[Posting]:
     own = await NatsBus.connect(bus.connection.url, "swarm", "metrics")
-    created = Posting(own, port, await EventPublisher.open(own, "metrics"))
+    created = Posting(own, host or f"127.0.0.1:{port}", await EventPublisher.open(own, "metrics"))
     await created.ready()
     try:
         yield created
@@ -145,6 +145,19 @@ async def test_what_the_receiver_does_not_accept_is_retried_in_order_and_reporte
         assert posted.counted("delivered") == 5
         [failing] = [body for body in there.taken.items if body["code"] == "webhook_failing"]
         assert "it answered with 500" in failing["message"]
+
+
+async def test_a_proxy_that_refuses_is_named_by_its_variable(bus, monkeypatch: pytest.MonkeyPatch):
+    async with receiver() as proxy:
+        monkeypatch.setenv("http_proxy", f"http://user:s3cret@127.0.0.1:{proxy.port}")
+        async with posting(bus, proxy.port, "hooks.example.com") as posted:
+            proxy.answers = [403]
+            await alert(bus, 1)
+            await proxy.taken.reach(1)
+            await posted.all_posted()
+        [failing] = [body for body in proxy.taken.items if body["code"] == "webhook_failing"]
+        assert "it answered with 403 (through the proxy in http_proxy);" in failing["message"]
+        assert "s3cret" not in failing["message"]
 
 
 async def test_a_refused_alert_does_not_block_the_next(bus):

@@ -45,6 +45,7 @@ async def test_an_unhealthy_service_is_reported_once_and_left_alone_after_six_fa
         requested += 1
         raise httpx.ConnectError("nobody there")
 
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
     service = Service("key", lambda code, text: reported.append((code, text)))
     unhealthy = service._unhealthy
 
@@ -63,5 +64,5 @@ async def test_an_unhealthy_service_is_reported_once_and_left_alone_after_six_fa
     assert len(reported) == 1
     assert reported[0] == (
         "provider_unavailable",
-        "looking failed at E2B at https://api.e2b.app; retrying: nobody there",
+        "looking failed at E2B at https://api.e2b.app; retrying: nobody there (through the proxy in HTTPS_PROXY)",
     )

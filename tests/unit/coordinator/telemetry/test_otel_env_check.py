@@ -131,12 +131,14 @@ def test_headers_are_counted_and_not_printed(monkeypatch: pytest.MonkeyPatch):
     where = "entry 2 of 2 (not shown: it may be a secret)"
     assert problem == [f"OTEL_EXPORTER_OTLP_HEADERS: {where}: {LISTED}; that header is not sent"]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
-    errors = ExporterErrors()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.example.com:4318")
+    monkeypatch.setenv("HTTP_PROXY", f"http://user:{TOKEN}@127.0.0.1:3128")
+    errors = ExporterErrors("traces")
     try:
         make_exporter("http/protobuf", "traces")
         assert errors.newest == ""
         logging.getLogger("opentelemetry.sdk").warning("heard")
-        assert errors.newest == "heard"
+        assert errors.newest == "heard (through the proxy in HTTP_PROXY)"
     finally:
         errors.close()
 
