@@ -40,8 +40,10 @@ from coordinator.explain.models import (
 )
 from coordinator.explain.round_history import (
     DecidedRound,
+    DecodedMessage,
     RoundHistory,
     StoredVote,
+    decode_all,
     decoded,
     follow_round,
     later_rounds,
@@ -66,7 +68,7 @@ class _Window:
     wanted: DecidedRound
     feed: list[DecidedRound]
     all: list[DecidedRound]
-    messages: list[StoredMessage]
+    messages: list[DecodedMessage]
 
 
 async def explain(source: MessageSource, selector: Selector) -> Explanation:
@@ -214,11 +216,11 @@ class _Explainer:
         wanted = (Filter("market", topic), Filter("decision", topic, selected.decider))
         needed = await self._window_length() - 1
         last, span, end = selected.stored.sequence, FIRST_SPAN, selected.stored.sequence
-        messages: list[StoredMessage] = []
+        messages: list[DecodedMessage] = []
         while True:
             first = max(1, last - span)
-            messages = [*await self._source.read(wanted, first, end), *messages]
-            pairs = pair_rounds(messages, self._subjects)
+            messages = [*decode_all(self._subjects, await self._source.read(wanted, first, end)), *messages]
+            pairs = pair_rounds(messages)
             mine = next((one for one in reversed(pairs) if one.stored.sequence == last), None)
             before = [one for one in pairs if one.name.source == selected.name.source and one.stored.sequence < last]
             if first == 1 or (mine is not None and len(before) >= needed):
@@ -263,7 +265,7 @@ class _Explainer:
         configs = [
             stored for stored in await self._source.read((config,), 1, start - 1) if stored.sequence not in skipped
         ]
-        later = later_rounds(window.messages, self._subjects, wanted.tick.sequence)
+        later = later_rounds(window.messages, wanted.tick.sequence)
         return follow_round(wanted, window.all, later, configs, messages, self._subjects), messages
 
     async def _skipped(self) -> set[int]:

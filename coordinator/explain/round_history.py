@@ -30,6 +30,8 @@ from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed
 from coordinator.explain.models import ClosingReason
 
 Vote = Sentiment | Signal
+DecodedMessage = tuple[StoredMessage, Message | None]
+"""A message with its payload; None where that is malformed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +80,19 @@ def decoded(subjects: Subjects, stored: StoredMessage) -> Message | None:
     return None
 
 
-def pair_rounds(messages: Iterable[StoredMessage], subjects: Subjects) -> list[DecidedRound]:
+def decode_all(subjects: Subjects, messages: Iterable[StoredMessage]) -> list[DecodedMessage]:
+    """Each with its payload."""
+    return [(stored, decoded(subjects, stored)) for stored in messages]
+
+
+def pair_rounds(messages: Iterable[DecodedMessage]) -> list[DecidedRound]:
     """The decisions among `messages` whose ticks are among them too, in the order of the decisions.
 
     A tick belongs to the decision with its source, number and timestamp; the first one if it was repeated.
     """
     ticks: dict[tuple[str, int | None, datetime], deque[tuple[StoredMessage, MarketData]]] = {}
     found: list[DecidedRound] = []
-    for stored in messages:
-        message = decoded(subjects, stored)
+    for stored, message in messages:
         if isinstance(message, MarketData):
             key = message.source, message.sequence, message.timestamp
             ticks.setdefault(key, deque()).append((stored, message))
@@ -102,12 +108,11 @@ def pair_rounds(messages: Iterable[StoredMessage], subjects: Subjects) -> list[D
     return found
 
 
-def later_rounds(messages: Sequence[StoredMessage], subjects: Subjects, after: int) -> dict[int, OpenRound]:
+def later_rounds(messages: Iterable[DecodedMessage], after: int) -> dict[int, OpenRound]:
     """Tick -> its round, of the ticks beyond `after` that opened one, judged by the ticks before them in `messages`."""
     feeds: dict[str, Feed] = {}
     found: dict[int, OpenRound] = {}
-    for stored in messages:
-        tick = decoded(subjects, stored)
+    for stored, tick in messages:
         if not isinstance(tick, MarketData):
             continue
         feed = feeds.get(tick.source)
