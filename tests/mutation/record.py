@@ -47,8 +47,9 @@ class Record:
         return sorted(own, key=self._order(path)), sorted(child, key=self._order(path))
 
     def _order(self, path: str):
-        mirrored = "tests/unit/" + str(Path(path).parent)
-        return lambda test: (not test.startswith(mirrored), self.seconds[test], test)
+        folder, name = Path(path).parent, f"test_{Path(path).name}"
+        own, beside = f"tests/unit/{folder}/{name}::", f"tests/unit/{folder}/"
+        return lambda test: (not test.startswith(own), not test.startswith(beside), self.seconds[test], test)
 
 
 def record(tree: Path, file: Path) -> Record:
