@@ -99,10 +99,9 @@ def judge(copy: Copy, verdict: Verdict, record: Record, stage: Literal[1, 2]) ->
 
 def _within(tests: list[str], record: Record, budget_s: float) -> Iterator[str]:
     for test in tests:
-        budget_s -= record.seconds[test]
-        if budget_s < 0:
-            return
-        yield test
+        if record.seconds[test] <= budget_s:
+            budget_s -= record.seconds[test]
+            yield test
 
 
 def _lines_of_functions(source: str) -> set[int]:
