@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 
 from agents.agent import Agent
-from agents.runtime.heartbeat import StallWatch, send_heartbeats
+from agents.runtime import heartbeat
+from agents.runtime.heartbeat import StallWatch, StartHeartbeats, send_heartbeats
 from agents.runtime.inputs import InputState
 from agents.runtime.runtime import Runtime
 from bus.errors import MeshError
-from bus.messages import MarketData, encode
+from bus.interface import ReceivedMessage
+from bus.messages import Heartbeat, MarketData, encode
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 from tests.support.runtime import claim_runtime
 
@@ -222,3 +225,69 @@ async def test_no_snapshot_is_taken_while_an_asynchronous_handler_runs():
     await run(awaiting(handle), 1, until)
     assert captured[0] is None
     assert captured[-1].inputs == 1
+
+
+class Connecting:
+    """Buses for the heartbeats of a start, and the subject of each heartbeat that arrives."""
+
+    def __init__(self, *, slow: bool = False) -> None:
+        self.server = MemoryServer()
+        self.received: list[Heartbeat] = []
+        self.arrived = threading.Event()
+        self.connecting = threading.Event()
+        self.closed = threading.Event()
+        self._slow = slow
+        self.server.add_listener("swarm.heartbeat.agent", self._take)
+
+    def _take(self, received: ReceivedMessage) -> None:
+        message = received.decode(self.server.subjects)
+        assert isinstance(message, Heartbeat)
+        self.received.append(message)
+        if len(self.received) == 3:
+            self.arrived.set()
+
+    async def connect(self) -> MemoryBus:
+        self.connecting.set()
+        if self._slow:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.closed.set()
+        return MemoryBus(self.server)
+
+    def heartbeats(self) -> StartHeartbeats:
+        def make(number: int, doing: str) -> Heartbeat:
+            return Heartbeat(
+                agent="agent", agent_id="id", epoch=3, sequence=number, progress=0, status="starting", interval_ms=10,
+                sandbox="base", pid=9, doing=doing,
+            )  # fmt: skip
+
+        return StartHeartbeats(self.connect, make, 0.005)
+
+
+def test_a_process_that_starts_slowly_sends_numbered_heartbeats_with_what_it_does(monkeypatch):
+    monkeypatch.setattr(heartbeat, "START_DELAY_S", 0.0)
+    world = Connecting()
+    with world.heartbeats() as heartbeats:
+        heartbeats.doing = "importing slow.py"
+        assert world.arrived.wait(20)
+    count = len(world.received)
+    assert [one.sequence for one in world.received] == list(range(1, count + 1))
+    assert {(one.status, one.doing) for one in world.received[1:]} == {("starting", "importing slow.py")}
+    assert not heartbeats._thread.is_alive()
+
+
+def test_a_process_that_starts_soon_opens_no_second_connection():
+    world = Connecting()
+    with world.heartbeats():
+        pass
+    assert not world.connecting.is_set()
+
+
+def test_the_end_of_a_start_does_not_wait_for_a_connection(monkeypatch):
+    monkeypatch.setattr(heartbeat, "START_DELAY_S", 0.0)
+    world = Connecting(slow=True)
+    with world.heartbeats():
+        assert world.connecting.wait(20)
+    assert world.closed.wait(20)
+    assert world.received == []
