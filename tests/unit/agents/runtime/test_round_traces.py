@@ -112,3 +112,32 @@ def test_sampled_rounds_survive_in_a_snapshot(rounds):
     another.load(rounds.save())
     assert isinstance(another.find(decision(1), ends=True), TracedRound)
     assert another.find(decision(2), ends=True) is None
+
+
+def test_a_sampled_round_that_is_one_too_many_ends_the_oldest(rounds):
+    for number in range(1, MAX_ROUNDS + 2):
+        take(rounds, tick(number), header(number, sampled=True))
+    assert rounds.find(decision(1), ends=False) is None
+    assert isinstance(rounds.find(decision(2), ends=False), TracedRound)
+    saved = rounds.save()
+    assert len(saved) == MAX_ROUNDS
+    assert saved[0][1] == 2
+
+
+def test_a_round_that_ended_is_not_found_again(rounds):
+    take(rounds, tick(1), header(1, sampled=True))
+    assert isinstance(rounds.find(decision(1), ends=False), TracedRound)
+    assert isinstance(rounds.find(decision(1), ends=True), TracedRound)
+    assert rounds.find(decision(1), ends=True) is None
+    assert rounds.save() == []
+
+
+def test_without_ticks_that_have_no_number_no_time_is_looked_up(rounds):
+    """Reading the time of every alert would cost more than the rest."""
+    take(rounds, tick(1), header(1, sampled=True))
+
+    class Timeless:
+        symbol, round = "A", 9
+
+    message: Any = Timeless()
+    assert rounds.find(message, ends=False) is None

@@ -293,3 +293,43 @@ async def test_the_log_that_a_reader_let_grow_is_shortened_once_it_has_gone(tmp_
     with MirrorFile(path) as file:
         assert (file.bounds(), file.problems()) == ((1, 10), [])
     await store.close()
+
+
+@pytest.mark.parametrize(("replaced", "problem"), [(False, "it was deleted"), (True, "another file is in its place")])
+async def test_a_file_that_lost_its_name_is_noticed(tmp_path, replaced, problem):
+    path = tmp_path / "m.sqlite"
+    store = await MirrorStore.open(path, "swarm")
+    await store.check_path()
+    path.rename(tmp_path / "elsewhere")
+    if replaced:
+        path.touch()
+    with pytest.raises(MirrorDamaged, match=problem):
+        await store.check_path()
+    await store.close()
+
+
+async def test_pruning_without_limits_or_rows_or_need_removes_nothing(tmp_path):
+    store = await MirrorStore.open(tmp_path / "m.sqlite", "swarm")
+    assert await store.prune(max_age_s=60.0, max_rows=1, revisions=1) == 0
+    await store.write([message(n) for n in range(1, 4)], [snapshot(n) for n in (7, 8)], {EVENTS: 3, STATE: 8})
+    assert await store.prune(max_age_s=0, max_rows=0, revisions=0) == 0
+    assert await store.prune(max_age_s=60.0, max_rows=3, revisions=2) == 0
+    assert await store.prune(max_age_s=0, max_rows=2, revisions=0) == 1
+    assert await store.prune(max_age_s=0, max_rows=0, revisions=1) == 1
+    await store.close()
+    with MirrorFile(tmp_path / "m.sqlite") as file:
+        assert file.bounds() == (2, 3)
+        assert [(gap.first, gap.last, gap.reason) for gap in file.gaps()] == [(1, 1, "pruned")]
+        assert [value.row.revision for value in file.value_history("swarm_state", "one")] == [8]
+
+
+async def test_old_rows_are_pruned_by_age_alone(tmp_path):
+    store = await MirrorStore.open(tmp_path / "m.sqlite", "swarm")
+    old = time.time_ns() - 100 * 10**9
+    rows = [message(1, at=old), message(2, at=old), message(4)]
+    await store.write(rows, [], {EVENTS: 4})
+    assert await store.prune(max_age_s=50.0, max_rows=0, revisions=0) == 2
+    assert await store.prune(max_age_s=50.0, max_rows=0, revisions=0) == 0
+    await store.close()
+    with MirrorFile(tmp_path / "m.sqlite") as file:
+        assert file.bounds() == (4, 4)

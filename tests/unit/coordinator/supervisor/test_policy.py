@@ -25,7 +25,15 @@ from coordinator.supervisor.model import (
     UnreportedExit,
     VerifyDrain,
 )
-from coordinator.supervisor.policy import REPORT_S, RESET_AFTER_S, STARTS_AT_ONCE, choose_sandbox, starting_count
+from coordinator.supervisor.policy import (
+    NEVER_READY_S,
+    REPORT_S,
+    RESET_AFTER_S,
+    STALLED_S,
+    STARTS_AT_ONCE,
+    choose_sandbox,
+    starting_count,
+)
 from coordinator.telemetry.recovery_metrics import reason_class
 from tests.support.policy_world import World, a, kinds, ready
 
@@ -489,3 +497,76 @@ def test_agents_anywhere_else_are_no_load_and_the_first_of_equal_hosts_is_taken(
 def test_a_start_counts_from_its_order_to_its_first_heartbeat_unless_it_is_late(states, starting):
     agents = [there(f"a{number}", **{"sandbox": "base", **state}) for number, state in enumerate(states)]
     assert starting_count(100.0, "base", agents, 3.0) == starting
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a lost host", "an unknown host"])
+def test_an_agent_that_no_host_can_probe_is_dead_only_when_its_host_would_be_lost(known):
+    world = ready()
+    agent = world.policy.agents["a"]
+    agent.sandbox = "elsewhere"
+    if known:
+        world.policy.hosts["elsewhere"] = HostState("elsewhere", "elsewhere", alive=False)
+    silent_since = agent.heartbeat_at
+    world.sending.discard("a")
+    actions = world.run(HOST_LOST_S - 0.2, spawn=False)
+    assert not [action for action in actions if isinstance(action, Dead | ProbeProcess)]
+    [dead] = [action for action in world.run(0.5, spawn=False) if isinstance(action, Dead)]
+    assert "no live host to probe it" in dead.reason
+    silent_ms = int(dead.reason.split()[2])
+    assert HOST_LOST_S * 1000 <= silent_ms <= (world.now - silent_since) * 1000
+
+
+@pytest.mark.parametrize(("phase", "lag", "limit_s"), [("running", 3, STALLED_S), ("starting", 0, NEVER_READY_S)])
+def test_heartbeats_without_progress_are_a_death_after_a_while(phase, lag, limit_s):
+    world = ready() if phase == "running" else World(a())
+    if phase == "starting":
+        world.host("base")
+        world.run(0.1)
+        world.status = "replaying"
+    world.stuck.add("a")
+    world.lag = lag
+    world.run(0.2)
+    progressed_at = world.policy.agents["a"].progress_at
+    actions = world.run(progressed_at + limit_s - world.now - 0.2)
+    assert not [action for action in actions if isinstance(action, Dead)]
+    [dead] = [action for action in world.run(0.6, spawn=False) if isinstance(action, Dead)]
+    assert f"no progress for {limit_s:.0f} s" in dead.reason
+
+
+def test_an_agent_without_pending_inputs_need_not_progress():
+    world = ready()
+    world.stuck.add("a")
+    world.lag = 0
+    assert not [action for action in world.run(STALLED_S + 5) if isinstance(action, Dead)]
+
+
+def test_a_start_that_was_given_up_and_revived_begins_with_the_shortest_pause():
+    world = World(a())
+    world.host("base")
+    for _ in range(4):
+        world.policy.spawn_failed(world.now, "a", "no memory")
+    late = world.policy.agents["a"].retry_at - world.now
+    world.policy.agents["a"].phase = "quarantined"
+    assert world.policy.revive(world.now, "a")
+    world.policy.spawn_failed(world.now, "a", "no memory")
+    assert 0.04 <= world.policy.agents["a"].retry_at - world.now <= 0.06 < late
+
+
+def test_a_start_that_failed_is_tried_again_when_its_pause_is_over_and_not_before():
+    world = World(a())
+    world.host("base")
+    world.policy.spawn_failed(world.now, "a", "no memory")
+    agent = world.policy.agents["a"]
+    agent.retry_at = world.now + 0.5
+    assert world.policy.decide(world.now + 0.49) == []
+    assert world.policy.decide(world.now + 0.5) == [Spawn("a", "base", "no memory")]
+
+
+def test_what_an_earlier_incarnation_had_reached_is_not_taken_for_the_next_ones():
+    world = ready()
+    world.lag, world.cursor = 4, 9
+    world.heartbeat("a")
+    world.policy.spawned(world.now, "a", "base", 5, 900, "next")
+    agent = world.policy.agents["a"]
+    assert (agent.lag, agent.cursor, agent.outputs, agent.progress, agent.has_heartbeat) == (0, 0, 0, 0, False)
+    assert (agent.started_at, agent.heartbeat_at, agent.progress_at) == (world.now, world.now, world.now)
