@@ -56,7 +56,7 @@ def decision_on(n: int, symbol: str) -> Decision:
 def decision(n: int, voters: tuple[str, ...] = ("one", "two"), absent: tuple[str, ...] = ()) -> Decision:
     return Decision(
         final_decision="buy", position_size=0.1, risk_score=0.1, consensus_level=1.0, symbol="A", round=n,
-        agents_consulted=list(voters), absent=list(absent), timestamp=AT, source="me",
+        agents_consulted=voters, absent=absent, timestamp=AT, source="me",
     )  # fmt: skip
 
 

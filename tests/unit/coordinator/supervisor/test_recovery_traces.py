@@ -118,7 +118,8 @@ class History:
         self.server.store(f"in.swarm.lifecycle.{message.agent}.{source}", encode(message), headers)
 
     def declared(self, seconds: float = 0.0, header: str = HEADER, **fields: Any) -> None:
-        self.event("declared_dead", seconds, header=header, **{"epoch": 7, "sandbox": "base", "reason": "x"} | fields)
+        known: dict[str, Any] = {"epoch": 7, "sandbox": "base", "reason": "x"}
+        self.event("declared_dead", seconds, header=header, **known | fields)
 
     async def resumed(self, tracer: RecordingTracer, term: int = 50) -> list[Span]:
         bus = MemoryBus(self.server)

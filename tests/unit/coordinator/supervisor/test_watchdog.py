@@ -16,7 +16,9 @@ from bus.durable.fencing import claim
 from bus.durable.registry import Record, write_record
 from bus.errors import Fenced, MeshError
 from bus.heartbeats import ReceivedHeartbeat
+from bus.interface import ReceivedMessage
 from bus.messages import FAILED, Heartbeat, Lifecycle, encode, now
+from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryServer
 from coordinator.config.loader import load_swarm
 from coordinator.supervisor import watchdog as module
@@ -41,7 +43,7 @@ class Leading:
         self.leader, self.signals, self.bus, self.policy = leader, signals, bus, leader._policy
         self.name = next(iter(self.policy.agents))
 
-    def heartbeat(self, role: str, name: str, *, at: float | None = None, **fields: Any) -> None:
+    def heartbeat(self, role: Any, name: str, *, at: float | None = None, **fields: Any) -> None:
         heartbeat = Heartbeat(
             agent=name, agent_id="id", sequence=1, progress=1, interval_ms=100, sandbox=name, pid=9, role=role,
             **{"epoch": 0, "status": "live", **fields},
@@ -106,7 +108,7 @@ async def test_other_events_and_garbage_change_nothing(tmp_path):
         world.running(world.name)
         world.bus.server.store(f"in.swarm.lifecycle.{world.name}.x", b"{", {})
         for event in ("ready", "spawned", "declared_dead"):
-            message = Lifecycle(event=event, agent=world.name, timestamp=now(), source="x", epoch=5)  # type: ignore[arg-type]
+            message = Lifecycle(event=event, agent=world.name, timestamp=now(), source="x", epoch=5)
             world.bus.server.store(f"in.swarm.lifecycle.{world.name}.x", encode(message), {})
         await world.report("exited", "nobody", epoch=5, detail={"exit_code": 1})  # what came before it is handled
         assert world.policy.agents[world.name].phase == "starting"
@@ -114,10 +116,9 @@ async def test_other_events_and_garbage_change_nothing(tmp_path):
 
 async def test_a_newer_claim_ends_the_term_and_an_older_one_does_not(tmp_path):
     async with leading(tmp_path) as world:
-        older = world.bus.server.messages[0]
-        message: Any = type("Received", (), {"headers": {"Nats-Sequence": str(older.sequence)}})
-        await world.leader._on_epoch(message)
-        assert world.signals.error is None
+        own = {h.SEQUENCE: str(world.leader.term)}
+        await world.leader._on_epoch(ReceivedMessage("swarm.epoch.watchdog", b"", own))
+        assert not world.signals.stopped.is_set()
         await claim(world.bus, "watchdog", agent_id="other", claimed_by="watchdog", sandbox="")
         async with asyncio.timeout(GUARD_S):
             await world.signals.stopped.wait()
