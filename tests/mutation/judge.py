@@ -75,7 +75,7 @@ def judge(copy: Copy, verdict: Verdict, record: Record, stage: Literal[1, 2]) ->
     """
     mutant = verdict.mutant
     source = (copy.tree / mutant.path).read_text()
-    own, child = record.tests(mutant.path, mutant.line, _lines_of_functions(source))
+    own, child = record.tests(mutant.path, _lines_that_show(mutant, source))
     first = list(_within(own, record, FIRST_S))
     rest = sorted(set(own + child) - set(first), key=lambda test: record.seconds[test])
     second = list(_within(rest, record, SECOND_S))
@@ -104,11 +104,20 @@ def _within(tests: list[str], record: Record, budget_s: float) -> Iterator[str]:
             yield test
 
 
-def _lines_of_functions(source: str) -> set[int]:
-    functions = [
-        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    return {line for node in functions for line in range(node.body[0].lineno, (node.end_lineno or 0) + 1)}
+def _lines_that_show(mutant: Mutant, source: str) -> set[int]:
+    """The lines of the mutant's statement; of all functions if it runs at import only, or is a decorator."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {line for node in functions for line in range(node.body[0].lineno, (node.end_lineno or 0) + 1)}
+    if mutant.line not in inside or mutant.operator == "core/RemoveDecorator":
+        return inside
+    own = [range(node.lineno, _end_of_head(node) + 1) for node in nodes]
+    return set(max((lines for lines in own if mutant.line in lines), key=min, default=())) | {mutant.line}
+
+
+def _end_of_head(node: ast.stmt) -> int:
+    body: list[ast.stmt] = getattr(node, "body", [])
+    return body[0].lineno - 1 if body else node.end_lineno or node.lineno
 
 
 def _run(tree: Path, tests: list[str], record: Record, stage: Literal[1, 2]) -> tuple[Outcome, str]:

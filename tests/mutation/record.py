@@ -36,12 +36,11 @@ class Record:
         self.own: dict[str, dict[int, set[str]]] = {}
         self.child: dict[str, dict[int, set[str]]] = {}
 
-    def tests(self, path: str, line: int, inside: set[int]) -> tuple[list[str], list[str]]:
-        """The tests of a line, quickest first: in their own process, and those that start processes.
+    def tests(self, path: str, lines: set[int]) -> tuple[list[str], list[str]]:
+        """The tests of any of these lines: those that execute one in their own process, then those that start others.
 
-        A line outside functions runs once, at import: its tests are those of any line in `inside`, the functions.
+        The tests of the module's own test file come first, then those of its folder; the quickest first in each.
         """
-        lines = {line} if line in inside else inside
         own = {test for number in lines for test in self.own.get(path, {}).get(number, ())}
         child = {test for number in lines for test in self.child.get(path, {}).get(number, ())} - own
         return sorted(own, key=self._order(path)), sorted(child, key=self._order(path))
