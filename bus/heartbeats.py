@@ -23,7 +23,7 @@ __all__ = ["LISTEN_S", "HeartbeatListener", "HeartbeatTable", "ReceivedHeartbeat
 LISTEN_S = 0.5
 """Long enough for two heartbeats of every host and five of every agent."""
 
-Role = Literal["watchdog", "mirror", "metrics", "provider"]
+Role = Literal["watchdog", "mirror", "metrics", "provider", "dashboard"]
 
 
 class ReceivedHeartbeat(NamedTuple):
@@ -49,7 +49,7 @@ class HeartbeatTable:
         self.mirror: ReceivedHeartbeat | None = None
         self.provider: ReceivedHeartbeat | None = None
         self.by_pid: dict[int, ReceivedHeartbeat] = {}
-        """Watchdogs, mirrors, metrics and providers."""
+        """Watchdogs, mirrors, metrics, providers and dashboards."""
 
     @property
     def phases(self) -> dict[str, str]:

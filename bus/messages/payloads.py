@@ -225,7 +225,7 @@ class SandboxAccount:
     price_source: str | None = None
 
 
-HeartbeatRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "provider", "agent"]
+HeartbeatRole = Literal["any", "sandbox", "watchdog", "mirror", "metrics", "provider", "dashboard", "agent"]
 """Selects heartbeats: of one role, or of any."""
 
 
@@ -261,7 +261,7 @@ class Heartbeat:
     outputs: int = 0
     poison: int = 0
     skipped: int = 0
-    role: Literal["agent", "sandbox", "watchdog", "mirror", "metrics", "provider"] = "agent"
+    role: Literal["agent", "sandbox", "watchdog", "mirror", "metrics", "provider", "dashboard"] = "agent"
     provider: str | None = None
     endpoint: str | None = None
     uptime_s: float | None = None

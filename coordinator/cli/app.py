@@ -77,5 +77,6 @@ for role in (
     roles.mirror,
     roles.proxy,
     roles.metrics,
+    roles.dashboard,
 ):
     app.command()(role)

@@ -238,3 +238,38 @@ def mirror(
     if once:
         raise typer.Exit(run_rebuild(url, config, target.swarm, path, log_level))
     raise typer.Exit(run_mirror(url, config, target.swarm, path, log_level, rebuild_first=rebuild))
+
+
+def dashboard(
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of the pages; default: `[dashboard] listen`, else 127.0.0.1:8080. "
+            "Any other address than loopback needs the token for reading too."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Show this mirror's file at rest, without a bus; nothing can be acted on.")
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Only print the link with the token of the state directory, and end.")
+    ] = False,
+    config: ConfigFile = None,
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Role: web pages over the bus, or over a mirror's file: decisions and why, agents, deaths, the mesh."""
+    from coordinator.dashboard.role import ShownSwarm, print_link, start_dashboard
+
+    if link:
+        print_link(state_dir)
+        raise typer.Exit(EXIT_DONE)
+    shown = None
+    if file is None:
+        target = find_target(nats, state_dir, swarm)
+        shown = ShownSwarm(role_url(nats, state_dir), target.swarm, target.run)
+    raise typer.Exit(
+        start_dashboard(shown, file=file, listen=listen, config_file=config, state_dir=state_dir, log_level=log_level)
+    )

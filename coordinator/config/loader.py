@@ -25,6 +25,7 @@ from coordinator.config.settings import (
     AgentSettings,
     AlertSettings,
     CoordinatorSettings,
+    DashboardSettings,
     MetricsSettings,
     MirrorSettings,
     ResolvedSwarm,
@@ -42,7 +43,7 @@ from coordinator.config.tables import (
     placement,
     sandbox_spec,
 )
-from coordinator.config.telemetry import ListenAddress, check_webhook
+from coordinator.config.telemetry import NOWHERE, ListenAddress, check_page_url, check_webhook
 
 __all__ = [
     "BUILT_IN",
@@ -82,6 +83,7 @@ class TopLevel:
     mirror: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     alerts: dict[str, Any] = field(default_factory=dict)
+    dashboard: dict[str, Any] = field(default_factory=dict)
 
 
 MAX_FILE_BYTES = 1 << 20
@@ -189,6 +191,7 @@ def parse_swarm(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmCon
         mirror=convert(top.mirror, MirrorSettings, file, "mirror"),
         metrics=convert(top.metrics, MetricsSettings, file, "metrics"),
         alerts=convert(top.alerts, AlertSettings, file, "alerts"),
+        dashboard=convert(top.dashboard, DashboardSettings, file, "dashboard"),
     )
     _check_relations(config)
     return config
@@ -243,6 +246,8 @@ def _check_relations(config: SwarmConfig) -> None:
     checks: tuple[tuple[str, str, Callable[[str, str], object]], ...] = (
         ("metrics.listen", config.metrics.listen, ListenAddress.parse),
         ("alerts.webhook", config.alerts.webhook, check_webhook),
+        ("dashboard.listen", config.dashboard.listen.removeprefix(NOWHERE), ListenAddress.parse),
+        ("dashboard.jaeger", config.dashboard.jaeger, check_page_url),
     )
     for key, text, check in checks:
         try:

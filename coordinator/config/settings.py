@@ -28,6 +28,7 @@ __all__ = [
     "AgentSettings",
     "AlertSettings",
     "CoordinatorSettings",
+    "DashboardSettings",
     "MetricsSettings",
     "MirrorSettings",
     "ResolvedAgent",
@@ -196,6 +197,18 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardSettings:
+    """Where the dashboard is served, and what it links to."""
+
+    listen: str = "127.0.0.1:8080"
+    """`HOST:PORT` of the pages; if that port is in use, the next free one. `off`: `up` runs no dashboard. Any other
+    address than loopback needs the token for reading too."""
+    jaeger: str = ""
+    """Address of Jaeger, such as `http://localhost:16686`: decisions and recoveries link to their traces there. Empty:
+    no links."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlertSettings:
     """Where alerts are posted."""
 
@@ -219,6 +232,7 @@ class SwarmConfig:
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    dashboard: DashboardSettings = field(default_factory=DashboardSettings)
 
     def agent(self, name: str) -> AgentSettings:
         """The agent of this name.

@@ -1,4 +1,4 @@
-"""Settings of the `metrics` role from [metrics], [alerts] and the environment; checked before it starts."""
+"""Settings of the pages and alerts: [metrics], [alerts], [dashboard] and the environment; checked before a start."""
 
 from __future__ import annotations
 
@@ -81,6 +81,19 @@ def check_webhook(url: str, where: str) -> str:
     raise UsageError(
         f"{where}: expected an http:// or https:// URL; the value is not shown, because it may contain a secret"
     )
+
+
+def check_page_url(url: str, where: str) -> str:
+    """Return `url` if a page can link to it; `where` is the setting that names it.
+
+    Raises:
+        UsageError: it is no http:// or https:// URL.
+    """
+    with contextlib.suppress(ValueError):
+        parsed = urlsplit(url)
+        if parsed.scheme in ("http", "https") and parsed.hostname and url.isprintable() and " " not in url:
+            return url
+    raise UsageError(f"{where}: expected an http:// or https:// URL, such as http://localhost:16686, not {url!r}")
 
 
 def webhook_of(config: SwarmConfig) -> str:

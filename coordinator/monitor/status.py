@@ -95,22 +95,31 @@ async def collect(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandboxes: Se
     Raises:
         Refused: there is no such swarm on this server.
     """
-    subjects = bus.subjects
     async with HeartbeatListener(bus) as listener:
-        records = await read_records(bus)
         await asyncio.sleep(listen_s)
-        claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
-        config = await read_config(bus)
-        decisions = await bus.subject_counts(subjects.all_of("decision"))
-        newest_decision = await _newest_decision(bus, of_deciders(decisions, config))
-        external = [name for name, phase in listener.phases.items() if phase == "external"]
-        external_outputs = {name: await _stored_outputs(bus, name) for name in external}
-        failure_reasons = await read_failure_reasons(bus, listener)
+        return await read_facts(bus, listener, remote_sandboxes)
+
+
+async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, remote_sandboxes: Sequence[str] = ()) -> Facts:
+    """Read what is stored, beside the `heartbeats` received so far. `remote_sandboxes` are those of the configuration.
+
+    Raises:
+        Refused: there is no such swarm on this server.
+    """
+    subjects = bus.subjects
+    records = await read_records(bus)
+    claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
+    config = await read_config(bus)
+    decisions = await bus.subject_counts(subjects.all_of("decision"))
+    newest_decision = await _newest_decision(bus, of_deciders(decisions, config))
+    external = [name for name, phase in heartbeats.phases.items() if phase == "external"]
+    external_outputs = {name: await _stored_outputs(bus, name) for name in external}
+    failure_reasons = await read_failure_reasons(bus, heartbeats)
     facts = Facts(
         swarm=subjects.ns,
         nats=bus.url,
         at=monotonic(),
-        heartbeats=listener,
+        heartbeats=heartbeats,
         records=records,
         claims={subject.rpartition(".")[2]: count for subject, count in claims.items()},
         config=config,
@@ -120,7 +129,7 @@ async def collect(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandboxes: Se
         failure_reasons=failure_reasons,
         remote_sandboxes=remote_sandboxes,
     )
-    silent = [name for name in facts.agent_names() if current_heartbeat(name, listener) is None]
+    silent = [name for name in facts.agent_names() if current_heartbeat(name, heartbeats) is None]
     newest = {name: stored.sequence for name in silent if (stored := await last_claim(bus, name)) is not None}
     return replace(facts, newest_claims=newest)
 

@@ -9,10 +9,10 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from bus.messages import Lifecycle
+from coordinator.telemetry.decision_latency import seconds_between
 from coordinator.telemetry.labels import Names
 
 RECOVERY_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0)
-NANOSECOND = 1e-9
 REASONS = ("signal 6", "signal 9", "signal 11", "exit code", "sandbox lost", "silent", "other")
 """The usual classes of deaths; other signals are classes of their own."""
 DRAINED = "drained"
@@ -122,7 +122,7 @@ class RecoveryMetrics:
             return
         if event.event == "ready":
             del self._ends[agent]
-            if end.dead and (seconds := _between(end.at_ns, at_ns)) is not None:
+            if end.dead and (seconds := seconds_between(end.at_ns, at_ns)) is not None:
                 self.recovery.labels(agent).observe(seconds)
         elif event.epoch > end.spawned:
             self.restarts.labels(agent, end.reason).inc()
@@ -133,14 +133,13 @@ class RecoveryMetrics:
         reason = reason_class(event.reason)
         self.deaths.labels(agent, reason).inc()
         sign = self._signs.pop(agent, None)
-        if sign is not None and sign.epoch == event.epoch and (seconds := _between(sign.at_ns, at_ns)) is not None:
+        if (
+            sign is not None
+            and sign.epoch == event.epoch
+            and (seconds := seconds_between(sign.at_ns, at_ns)) is not None
+        ):
             self.detection.labels(sign.kind).observe(seconds)
         before = self._ends.get(agent)
         # One that died again before it was ready has been away since its first death.
         since_ns = before.at_ns if before is not None and before.dead else at_ns
         self._ends[agent] = _End(event.epoch, since_ns, reason, dead=True)
-
-
-def _between(since_ns: int, at_ns: int) -> float | None:
-    """Seconds; None where one of them is not known, or the server's clock was set back between."""
-    return (at_ns - since_ns) * NANOSECOND if 0 < since_ns <= at_ns else None

@@ -17,16 +17,14 @@ from bus.interface import StoredMessage
 from bus.messages import KINDS, Alert, Decision, Epoch, Lifecycle, MarketData, Message, Side, VotingConfig, decode
 from bus.messages.headers import CAUSE, number
 from bus.messages.subjects import STORED_KINDS, WATCHDOG, Subjects
+from coordinator.telemetry.decision_latency import REMEMBERED, TickTimes, seconds_between
 from coordinator.telemetry.labels import OTHER, Names
 from coordinator.telemetry.recovery_metrics import RecoveryMetrics
 
-REMEMBERED = 32_768
-"""Messages, and ticks, whose time of storing is remembered; an answer to an older one has no latency."""
 WEBHOOK_OUTCOMES = ("delivered", "failed", "refused", "unreadable")
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2.0, 10.0,
 )  # fmt: skip
-NANOSECOND = 1e-9
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # else there is a second series for each counter, and nothing uses it
 
@@ -81,7 +79,7 @@ class StreamMetrics(Instruments):
         self._subjects, self.names, self._codes = subjects, names, Names(())
         self._config: VotingConfig | None = None
         self._stored: OrderedDict[int, int] = OrderedDict()
-        self._ticks: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        self._ticks = TickTimes()
         self.restored_through = 0
         """Last sequence that a restore has written; the server's time of these messages is that of the restore."""
         self.recoveries = RecoveryMetrics(self.registry, names, tuple(agents))
@@ -129,7 +127,7 @@ class StreamMetrics(Instruments):
         self.messages.labels(kind).inc()
         cause = number(stored.headers, CAUSE)
         if cause is not None:
-            latency_s = self._since(self._stored.get(cause), stored)
+            latency_s = seconds_between(self._stored.get(cause, 0), stored.stored_ns)
             if latency_s is not None:
                 self.hops.labels(kind, self.names.label(stored.subject.rpartition(".")[2])).observe(latency_s)
         if kind in KINDS:
@@ -141,12 +139,6 @@ class StreamMetrics(Instruments):
             if len(self._stored) > REMEMBERED:
                 self._stored.popitem(last=False)
 
-    def _since(self, stored_ns: int | None, stored: StoredMessage) -> float | None:
-        """Seconds from then to this message; None if unknown, or if the server's clock was set back between."""
-        if stored_ns is None or stored.stored_ns < stored_ns:
-            return None
-        return (stored.stored_ns - stored_ns) * NANOSECOND
-
     def _read(self, stored: StoredMessage, kind: str, *, count: bool) -> None:
         try:
             address = self._subjects.parse(stored.subject)
@@ -156,7 +148,8 @@ class StreamMetrics(Instruments):
                 self.unreadable.labels(kind).inc()
             return
         if isinstance(message, MarketData):
-            self._tick(message, stored)
+            if stored.sequence > self.restored_through:
+                self._ticks.take(message, stored.stored_ns)
         elif count:
             self._take(message, stored, address.agent)
 
@@ -178,12 +171,6 @@ class StreamMetrics(Instruments):
             case _:
                 pass
 
-    def _tick(self, tick: MarketData, stored: StoredMessage) -> None:
-        if tick.sequence is not None and stored.stored_ns and stored.sequence > self.restored_through:
-            self._ticks[tick.symbol, tick.source, tick.sequence] = stored.stored_ns
-            if len(self._ticks) > REMEMBERED:
-                self._ticks.popitem(last=False)
-
     def _decided(self, decision: Decision, stored: StoredMessage) -> None:
         deciders = self._config.deciders if self._config else ()
         if deciders and decision.source not in deciders:
@@ -192,11 +179,5 @@ class StreamMetrics(Instruments):
         self.decisions.labels(decision.final_decision).inc()
         if decision.absent:
             self.degraded_decisions.inc()
-        if decision.decision_id is None or decision.symbol is None or decision.round is None:
-            return
-        # symbol:source:sequence, or symbol:source=run:sequence where a feed has renumbered its ticks
-        _, _, source = decision.decision_id.rpartition(":")[0].rpartition(":")
-        tick_ns = self._ticks.get((decision.symbol, source.partition("=")[0], decision.round))
-        latency_s = self._since(tick_ns, stored)
-        if latency_s is not None:
+        if (latency_s := self._ticks.latency_s(decision, stored.stored_ns)) is not None:
             self.tick_to_decision.observe(latency_s)

@@ -13,6 +13,7 @@ from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, TopLeve
 from coordinator.config.settings import (
     AlertSettings,
     CoordinatorSettings,
+    DashboardSettings,
     MetricsSettings,
     MirrorSettings,
     StreamSettings,
@@ -30,6 +31,7 @@ SETTINGS: dict[str, type] = {
     "mirror": MirrorSettings,
     "metrics": MetricsSettings,
     "alerts": AlertSettings,
+    "dashboard": DashboardSettings,
 }
 SENTENCES = {
     "coordinator": "How votes become decisions. [Rounds and decisions](../concepts/decisions.md) has the formulas.",
@@ -38,6 +40,7 @@ SENTENCES = {
     "mirror": "See [SQLite mirror and restore](../deploy/mirror.md).",
     "metrics": "See [Metrics](../ops/metrics.md).",
     "alerts": "See [Logs and alerts](../ops/alerts.md).",
+    "dashboard": "See [Dashboard](../ops/dashboard.md).",
 }
 CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
     (SandboxTable, "provider"): PROVIDERS,

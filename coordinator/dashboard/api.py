@@ -1,0 +1,320 @@
+"""The JSON of the dashboard: what each address under /api/ answers, and the actions on agents."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bus.errors import BusError, MeshError, MessageError, UsageError
+from bus.interface import StoredMessage
+from bus.messages.headers import OUTPUT, number
+from bus.messages.subjects import AGENT_KINDS
+from coordinator.control.kill import kill
+from coordinator.control.watchdog_client import Restarted, Revived, request_watchdog
+from coordinator.dashboard.agent_log import tail
+from coordinator.dashboard.bus_source import BusSource, totals
+from coordinator.dashboard.guard import error
+from coordinator.dashboard.hub import Hub, dump
+from coordinator.dashboard.model import WINDOW_S, iso_ns, source_of, trace_of
+from coordinator.dashboard.source import Source, agent_rows, role_rows, sandbox_rows
+from coordinator.dashboard.timeline import lanes, within
+
+MAX_LIMIT = 1000
+OUTPUTS = 50
+ALERTS = 50
+KILL_WAIT_S = 15.0
+"""How long a kill waits for the recovery, as the command does by default."""
+
+
+class NotThere(Exception):
+    """What was asked for does not exist; `status` is 404 or 410."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """What the routes share."""
+
+    source: Source
+    hub: Hub
+    logs: Path | None = None
+    """The directory of the log files; None where there is none on this machine."""
+    jaeger_url: str = ""
+    """Address of Jaeger; empty: traces are not linked."""
+
+
+def as_json(data: Any, status: int = 200) -> Response:
+    return Response(dump(data), status, media_type="application/json")
+
+
+def whole_number(request: Request, name: str, default: int | None, least: int, most: int) -> int | None:
+    """A query parameter.
+
+    Raises:
+        UsageError: it is not a whole number from `least` to `most`.
+    """
+    text = request.query_params.get(name)
+    if text is None or text == "":
+        return default
+    if not (text.isascii() and text.lstrip("-").isdigit() and len(text) < 20) or not least <= int(text) <= most:
+        raise UsageError(f"{name}: expected a whole number from {least} to {most}, not {text[:40]!r}")
+    return int(text)
+
+
+# -- the swarm
+
+
+async def overview(dashboard: Dashboard, request: Request) -> Response:
+    source, model = dashboard.source, dashboard.source.model
+    event_id = dashboard.hub.newest_id  # before anything is read: what comes after it is an event
+    await source.refresh()
+    symbols = sorted(model.candles)
+    symbol = request.query_params.get("symbol") or (symbols[0] if symbols else None)
+    if symbol is not None and symbol not in model.candles and symbols:
+        raise NotThere(
+            404, f"symbol {symbol[:100]!r}: no tick of it was received; expected one of {', '.join(symbols[:20])}"
+        )
+    facts, status = source.facts(), source.status()
+    found: dict[str, Any] = {
+        "event_id": event_id, "source": source.describe(), "symbols": symbols, "symbol": symbol,
+        "candles": model.candles_of(symbol or ""), "decisions": model.decisions_of(symbol or ""),
+        "rates": model.rates(source.now_ns()), "alerts": list(model.alerts)[: -ALERTS - 1 : -1],
+        "jaeger_url": dashboard.jaeger_url, "actions": source.is_live,
+        "sandboxes": [], "agents": [], "roles": [], "totals": None,
+    }  # fmt: skip
+    if facts is not None and status is not None:
+        found |= {
+            "sandboxes": sandbox_rows(status, facts), "agents": agent_rows(status, facts),
+            "roles": role_rows(facts.heartbeats, facts.at), "totals": totals(status, model),
+        }  # fmt: skip
+    return as_json(found)
+
+
+async def timeline(dashboard: Dashboard, request: Request) -> Response:
+    source, model = dashboard.source, dashboard.source.model
+    await source.refresh()
+    end_ms = source.now_ns() // 1_000_000
+    oldest = min((row["t"] for row in model.lifecycle), default=end_ms)
+    since = whole_number(request, "since", oldest, 0, 1 << 53)
+    until = whole_number(request, "until", max(end_ms, oldest), 0, 1 << 53)
+    assert since is not None
+    assert until is not None
+    status = source.status()
+    agents = [agent.name for agent in status.agents] if status else []
+    sandboxes = [sandbox.name for sandbox in status.sandboxes] if status else []
+    facts = source.facts()
+    roles = [] if facts is None else list({row["name"]: None for row in role_rows(facts.heartbeats, facts.at)})
+    found = [within(lane, since, until) for lane in lanes(model.lifecycle, agents, sandboxes, roles)]
+    return as_json(
+        {"lanes": found, "from": since, "to": until, "source": source.describe(), "jaeger_url": dashboard.jaeger_url}
+    )
+
+
+async def decisions(dashboard: Dashboard, request: Request) -> Response:
+    source, model = dashboard.source, dashboard.source.model
+    await source.refresh()
+    limit = whole_number(request, "limit", 100, 1, MAX_LIMIT) or 100
+    before = whole_number(request, "before", None, 1, 1 << 62)
+    found = list(model.newest_decisions(limit, before))
+    return as_json({"decisions": found, "total": model.counted_decisions, "source": source.describe()})
+
+
+async def mesh(dashboard: Dashboard, request: Request) -> Response:
+    source, model = dashboard.source, dashboard.source.model
+    await source.refresh()
+    now_ns = source.now_ns()
+    edges, status = model.edges(now_ns), source.status()
+    nodes = {agent.name: agent for agent in status.agents} if status else {}
+    named = {name for edge in edges for name in (edge["from"], edge["to"])}
+    found = [
+        {"name": name, "kind": agent.kind, "sandbox": agent.sandbox, "status": agent.status}
+        for name, agent in nodes.items()
+    ]
+    found += [{"name": name, "kind": "", "sandbox": "", "status": "unknown"} for name in sorted(named - set(nodes))]
+    text = f"Mesh-Cause of the messages stored in the {WINDOW_S} s before {iso_ns(now_ns)}"
+    return as_json({"nodes": found, "edges": edges, "window_s": WINDOW_S, "from": text, "source": source.describe()})
+
+
+# -- one thing
+
+
+def _described(dashboard: Dashboard, stored: StoredMessage) -> dict[str, Any]:
+    payload: Any = None
+    malformed = problem = None
+    try:
+        payload = orjson.loads(stored.data)
+    except orjson.JSONDecodeError:
+        malformed = stored.data.decode(errors="replace")
+    try:
+        address = dashboard.source.subjects.parse(stored.subject)
+        kind, topic, writer = address.kind, address.topic, address.agent
+    except MessageError as found:
+        kind, topic, writer, problem = "", None, "", found.problem
+    return {
+        **source_of(stored), "subject": stored.subject, "kind": kind, "topic": topic, "agent": writer,
+        "headers": dict(stored.headers), "payload": payload, "malformed": malformed, "problem": problem,
+        "bytes": len(stored.data), "trace_id": trace_of(stored),
+    }  # fmt: skip
+
+
+async def message(dashboard: Dashboard, request: Request) -> Response:
+    return as_json(await describe_message(dashboard, request.path_params["sequence"]))
+
+
+async def describe_message(dashboard: Dashboard, text: str) -> dict[str, Any]:
+    """One stored message.
+
+    Raises:
+        UsageError: `text` is no sequence; NotThere: the stream does not hold it.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < 1:
+        raise UsageError(f"message {text[:40]!r}: expected a stream sequence, a whole number from 1")
+    sequence = int(text)
+    stored = await dashboard.source.message(sequence)
+    if stored is None:
+        first, last = await dashboard.source.bounds()
+        if sequence < first:
+            raise NotThere(410, f"message {sequence}: retention has removed it; the stream begins at {first}")
+        if sequence > last:
+            raise NotThere(404, f"message {sequence}: not stored yet; expected {first} to {last}")
+        raise NotThere(410, f"message {sequence}: the stream no longer holds it; expected another of {first} to {last}")
+    return {
+        **_described(dashboard, stored), "source": dashboard.source.describe(), "jaeger_url": dashboard.jaeger_url,
+    }  # fmt: skip
+
+
+async def agent(dashboard: Dashboard, request: Request) -> Response:
+    return as_json(await describe_agent(dashboard, request.path_params["name"]))
+
+
+async def describe_agent(dashboard: Dashboard, name: str) -> dict[str, Any]:
+    """Everything about one agent.
+
+    Raises:
+        NotThere: there is no such agent.
+    """
+    source = dashboard.source
+    await source.refresh()
+    facts, status = source.facts(), source.status()
+    rows = agent_rows(status, facts) if status is not None and facts is not None else []
+    row = next((row for row in rows if row["name"] == name), None)
+    if row is None:
+        known = ", ".join(row["name"] for row in rows[:50]) or "none yet"
+        raise NotThere(404, f"agent {name[:100]!r}: there is none in swarm {source.subjects.ns!r}; it has: {known}")
+    life = [event for event in source.model.lifecycle if event["agent"] == name][-500:][::-1]
+    outputs = [_described(dashboard, stored) for stored in await source.newest(AGENT_KINDS, name, OUTPUTS, None)][::-1]
+    for output in outputs:
+        output["output"] = number(output["headers"], OUTPUT)
+    [lane] = [lane for lane in lanes(life[::-1], [name], [], []) if lane["name"] == name]
+    log, log_reason = await _log_of(dashboard, name)
+    return {
+        **row, "outputs_count": row["outputs"], "life": life, "deaths": lane["deaths"], "spans": lane["spans"], "outputs": outputs,
+        "snapshot": await _snapshot_of(dashboard, name), "log": log, "log_reason": log_reason,
+        "source": source.describe(), "jaeger_url": dashboard.jaeger_url, "actions": source.is_live,
+    }  # fmt: skip
+
+
+async def _snapshot_of(dashboard: Dashboard, name: str) -> dict[str, Any] | None:
+    found = await dashboard.source.snapshot(name)
+    if found is None:
+        return None
+    revision, data = found
+    try:
+        fields = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {"revision": revision, "bytes": len(data), "problem": "it is not JSON"}
+    return {"revision": revision, "bytes": len(data), **(fields if isinstance(fields, dict) else {"state": fields})}
+
+
+async def _log_of(dashboard: Dashboard, name: str) -> tuple[list[dict[str, Any]] | None, str]:
+    """The lines and where they are from; or None and why there are none."""
+    if dashboard.logs is None:
+        return None, "no log files: the state directory of this dashboard is not that of an `up`"
+    lines = await asyncio.to_thread(tail, dashboard.logs, name)
+    if lines is None:
+        return None, f"{dashboard.logs} has no log files: the hosts of this swarm log where they run"
+    return lines, f"the newest lines in {dashboard.logs}/*.log that name this agent"
+
+
+# -- acting
+
+
+async def act(dashboard: Dashboard, request: Request) -> Response:
+    """restart, kill or revive an agent, the way the commands of that name do."""
+    name, action = request.path_params["name"], request.path_params["action"]
+    source = dashboard.source
+    if not isinstance(source, BusSource):
+        return error(409, f"{action}: this dashboard shows a file at rest; start it without --file to act on a swarm")
+    bus = source.connected_bus()
+    started = time.monotonic()
+    if action == "restart":
+        restarted = await request_watchdog(bus, "restart", name, Restarted)
+        before = f"was {restarted.was}" if restarted.was else "drained"
+        text, result = f"{before}; ready as epoch {restarted.epoch_after} after {restarted.ready_ms:.0f} ms", restarted
+        return as_json({"ok": True, "text": f"{name}: {text}", "result": result})
+    if action == "revive":
+        revived = await request_watchdog(bus, "revive", name, Revived)
+        return as_json({"ok": True, "text": f"{name}: was {revived.was}; it is started", "result": revived})
+    report = await kill(bus, name, signal.SIGKILL, KILL_WAIT_S)
+    ready = "" if report.ready_ms is None else f" after {report.ready_ms:.0f} ms"
+    lost = (
+        ""
+        if report.outputs_lost is None
+        else f"; {report.outputs_lost} outputs lost, {report.outputs_duplicated} duplicated"
+    )
+    return as_json({
+        "ok": report.ok, "text": f"{name}: {report.outcome}{ready}{lost}", "result": report,
+        "took_ms": round((time.monotonic() - started) * 1000),
+    })  # fmt: skip
+
+
+def routes(dashboard: Dashboard) -> list[Route]:
+    """The routes under /api/."""
+
+    def answered(handler: Any) -> Any:
+        async def answer(request: Request) -> Response:
+            try:
+                response: Response = await handler(dashboard, request)
+            except (NotThere, MeshError) as found:
+                return error(status_of_error(found), str(found))
+            return response
+
+        return answer
+
+    return [
+        Route("/api/overview", answered(overview)),
+        Route("/api/timeline", answered(timeline)),
+        Route("/api/decisions", answered(decisions)),
+        Route("/api/mesh", answered(mesh)),
+        Route("/api/messages/{sequence}", answered(message)),
+        Route("/api/agents/{name}", answered(agent)),
+        Route("/api/agents/{name}/{action:str}", answered(_checked_action), methods=["POST"]),
+    ]
+
+
+async def _checked_action(dashboard: Dashboard, request: Request) -> Response:
+    action = request.path_params["action"]
+    if action not in ("restart", "kill", "revive"):
+        raise NotThere(404, f"action {action[:40]!r}: expected restart, kill or revive")
+    return await act(dashboard, request)
+
+
+def status_of_error(found: Exception) -> int:
+    """The HTTP status of an error."""
+    if isinstance(found, NotThere):
+        return found.status
+    if isinstance(found, UsageError):
+        return 400
+    return 503 if isinstance(found, BusError) else 409

@@ -1,0 +1,149 @@
+"""Reads a mirror's file at rest: the same pages without a bus. What only a running swarm reports stays empty."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from bus.durable.registry import Record, read_record
+from bus.heartbeats import HeartbeatTable
+from bus.interface import StoredMessage
+from bus.messages import Decision
+from bus.mirror.reader import Mirrored, MirrorFile
+from coordinator.dashboard.model import MAX_LIFECYCLE, iso_ns
+from coordinator.dashboard.source import EVENTS_LOOKBACK, HISTORY, RARE_KINDS, Source
+from coordinator.monitor.status import Facts
+
+log = structlog.get_logger("signalmesh.dashboard")
+
+
+def _stored(found: Mirrored) -> StoredMessage:
+    row = found.row
+    return StoredMessage(row.subject, row.sequence, row.payload, dict(row.headers), 0, row.stored_ns)
+
+
+class FileSource(Source):
+    """A mirror's file. A mirror that still writes it may add to it; each page reads what is new."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and read it.
+
+        Raises:
+            MirrorUnusable: there is no such file, it is not a mirror, or has another version.
+            MirrorDamaged: the file is broken.
+        """
+        self._file = MirrorFile(path)
+        super().__init__(self._file.subjects)
+        self.path = path
+        self._turn = asyncio.Lock()
+        self._facts: Facts | None = None
+        self._damaged = 0
+        first, last = self._file.bounds()
+        begin = max(first, last - HISTORY + 1)
+        for kind in RARE_KINDS if begin > first else ():
+            for found in self._file.messages(first=max(first, last - EVENTS_LOOKBACK), last=begin - 1, kind=kind):
+                self._take(found, whole=False)
+        in_order = sorted(self.model.lifecycle, key=lambda row: row["sequence"])  # it was read kind by kind
+        self.model.lifecycle = deque(in_order, MAX_LIFECYCLE)
+        for found in self._file.messages(first=begin):
+            self._take(found)
+        self._facts = self._read_facts()
+
+    def _take(self, found: Mirrored, *, whole: bool = True) -> None:
+        if found.intact:
+            self.model.take(_stored(found), whole=whole)
+        else:
+            self._damaged += 1
+
+    @property
+    def is_live(self) -> bool:
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        problem = f"{self._damaged} rows of the file are damaged and left out" if self._damaged else None
+        return {
+            "kind": "file", "name": str(self.path), "swarm": self.subjects.ns, "connected": False,
+            "since": iso_ns(self.model.newest_ns), "problem": problem, "as_of": iso_ns(self.model.newest_ns),
+            "read_through": self.model.read_through, "stream_last_sequence": self.model.read_through,
+            "mirror": {"file": str(self.path), "cursor": self.model.read_through, "version": self._file.version},
+        }  # fmt: skip
+
+    def facts(self) -> Facts | None:
+        return self._facts
+
+    def _read_facts(self) -> Facts:
+        """What the file has of the facts: records, claims and decisions, no heartbeats."""
+        file = self._file
+        records: dict[str, Record] = {}
+        for name, value in file.values(self.subjects.registry_bucket).items():
+            if value.intact and value.row.operation == "PUT":
+                try:
+                    records[name] = read_record(value.row.value)
+                except ValueError:
+                    log.warning("record_unreadable", file=str(self.path), key=name, revision=value.row.revision)
+        claims: Counter[str] = Counter()
+        newest: dict[str, int] = {}
+        decisions: Counter[str] = Counter()
+        sql = "SELECT subject, agent, count(*), max(sequence) FROM messages WHERE kind = ? GROUP BY subject, agent"
+        for _, agent, count, sequence in file.rows(sql, "epoch"):
+            claims[agent] += count
+            newest[agent] = max(newest.get(agent, 0), sequence)
+        for subject, _, count, _ in file.rows(sql, "decision"):
+            decisions[subject] += count
+        newest_decision = None
+        for found in file.newest(1, kind="decision"):
+            if found.intact:
+                message = _stored(found).decode(self.subjects)
+                newest_decision = message if isinstance(message, Decision) else None
+        return Facts(
+            swarm=self.subjects.ns, nats=str(self.path), at=time.monotonic(), heartbeats=HeartbeatTable(),
+            records=records, claims=claims, newest_claims=newest, config=self.model.config, decisions=decisions,
+            newest_decision=newest_decision,
+        )  # fmt: skip
+
+    async def refresh(self) -> None:
+        async with self._turn:
+            if await asyncio.to_thread(self._file.cursor) > self.model.read_through:
+                added = await asyncio.to_thread(list, self._file.messages(first=self.model.read_through + 1))
+                for found in added:
+                    self._take(found)
+                self._facts = await asyncio.to_thread(self._read_facts)
+
+    async def message(self, sequence: int) -> StoredMessage | None:
+        async with self._turn:
+            found = await asyncio.to_thread(self._file.message, sequence)
+        return None if found is None else _stored(found)
+
+    async def bounds(self) -> tuple[int, int]:
+        async with self._turn:
+            first, last = await asyncio.to_thread(self._file.bounds)
+        return max(1, first), last
+
+    async def newest(self, kinds: tuple[str, ...], agent: str, limit: int, before: int | None) -> list[StoredMessage]:
+        def read() -> list[StoredMessage]:
+            marks = ", ".join("?" * len(kinds))
+            sql = (
+                f"SELECT sequence FROM messages WHERE kind IN ({marks}) AND (? = '*' OR agent = ?) AND sequence < ? "  # noqa: S608 - only marks
+                "ORDER BY sequence DESC LIMIT ?"
+            )
+            end = self.model.read_through + 1 if before is None else before
+            sequences = [row[0] for row in self._file.rows(sql, *kinds, agent, agent, end, limit)]
+            found = [self._file.message(sequence) for sequence in reversed(sequences)]
+            return [_stored(one) for one in found if one is not None]
+
+        async with self._turn:
+            return await asyncio.to_thread(read)
+
+    async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
+        async with self._turn:
+            values = await asyncio.to_thread(self._file.value_history, self.subjects.state_bucket, agent, limit=1)
+        put = [value.row for value in values if value.row.operation == "PUT" and value.intact]
+        return (put[-1].revision, put[-1].value) if put else None
+
+    def close(self) -> None:
+        self._file.close()

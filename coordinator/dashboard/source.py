@@ -1,0 +1,131 @@
+"""Where the dashboard reads from: a bus, or the file of a mirror at rest. The pages know only this interface."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
+from bus.interface import StoredMessage
+from bus.messages.subjects import Subjects
+from coordinator.dashboard.model import SwarmModel, iso_ns
+from coordinator.monitor.models import Status
+from coordinator.monitor.status import Facts, status_of
+
+HISTORY = 20_000
+"""Messages before the end of the stream that are read at the start."""
+EVENTS_LOOKBACK = 200_000
+"""The same of lifecycle events, claims, alerts and settings, of which there are few."""
+RARE_KINDS = ("lifecycle", "epoch", "alert", "config")
+FORGET_ROLE_S = 60.0
+"""A role that was silent for longer and has a successor is no longer listed."""
+
+
+class Source(ABC):
+    """One swarm, as it can be read now."""
+
+    def __init__(self, subjects: Subjects) -> None:
+        self.subjects = subjects
+        self.model = SwarmModel(subjects)
+
+    @property
+    @abstractmethod
+    def is_live(self) -> bool:
+        """Whether agents can be acted on."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The `source` of every answer: kind, name, connected, since, as_of, stream_last_sequence, mirror, problem."""
+
+    @abstractmethod
+    def facts(self) -> Facts | None:
+        """What `status` is made of; None until it was read."""
+
+    @abstractmethod
+    async def refresh(self) -> None:
+        """Read what has been added, where nothing reports it."""
+
+    @abstractmethod
+    async def message(self, sequence: int) -> StoredMessage | None:
+        """One message of the stream; None if it is not, or no longer, there.
+
+        Raises:
+            MeshError: the source cannot be read now.
+        """
+
+    @abstractmethod
+    async def bounds(self) -> tuple[int, int]:
+        """First and last sequence; last = first - 1 if there are none."""
+
+    @abstractmethod
+    async def newest(self, kinds: tuple[str, ...], agent: str, limit: int, before: int | None) -> list[StoredMessage]:
+        """The newest messages of these kinds by `agent` ("*": any) below the sequence `before`, oldest first."""
+
+    @abstractmethod
+    async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
+        """The revision and the bytes of the agent's newest snapshot."""
+
+    def now_ns(self) -> int:
+        """The end of the windows of rates: now, or when the newest message was stored."""
+        return max(time.time_ns(), self.model.newest_ns) if self.is_live else self.model.newest_ns
+
+    def status(self) -> Status | None:
+        facts = self.facts()
+        return None if facts is None else status_of(facts)
+
+
+def heartbeat_of(received: ReceivedHeartbeat | None, at: float) -> dict[str, Any] | None:
+    """The source of a figure from a heartbeat: `at` is now, on the monotonic clock."""
+    if received is None:
+        return None
+    age_s = at - received.at
+    return {
+        "sender": received.heartbeat.agent, "at": iso_ns(time.time_ns() - int(age_s * 1e9)),
+        "age_ms": round(age_s * 1000), "sequence": received.heartbeat.sequence,
+    }  # fmt: skip
+
+
+def agent_rows(status: Status, facts: Facts) -> list[dict[str, Any]]:
+    """AgentStatus with the heartbeat from which it is."""
+    table = facts.heartbeats.agents
+    rows = []
+    for agent in status.agents:
+        received = None if agent.heartbeat_age_ms is None else table.get(agent.name)
+        fields = {name: getattr(agent, name) for name in agent.__slots__}
+        memory = {} if received is None else {"rss_mb": received.heartbeat.rss_mb, "cpu_s": received.heartbeat.cpu_s}
+        rows.append({**fields, **memory, "heartbeat": heartbeat_of(received, facts.at)})
+    return rows
+
+
+def sandbox_rows(status: Status, facts: Facts) -> list[dict[str, Any]]:
+    """SandboxStatus with its heartbeat and its cost. The cost is None where no price is set: nobody knows it then."""
+    rows = []
+    for sandbox in status.sandboxes:
+        fields = {name: getattr(sandbox, name) for name in sandbox.__slots__}
+        health, received = sandbox.health, facts.heartbeats.hosts.get(sandbox.name)
+        cost = None
+        if health.price_per_hour is not None:
+            cost = {
+                "usd_per_h": health.price_per_hour, "usd": health.cost,
+                "from": f"price: {health.price_source}; times {health.age_s or 0:.0f} s since it was created",
+            }  # fmt: skip
+        rows.append({**fields, "cost": cost, "heartbeat": heartbeat_of(received, facts.at)})
+    return rows
+
+
+def role_rows(heartbeats: HeartbeatTable, at: float) -> list[dict[str, Any]]:
+    """The processes that are neither agents nor hosts: the newest of each name, and others heard of lately."""
+    newest: dict[str, float] = {}
+    for received in heartbeats.by_pid.values():
+        name = received.heartbeat.agent
+        newest[name] = max(newest.get(name, 0.0), received.at)
+    return [
+        {
+            "name": received.heartbeat.agent, "kind": received.heartbeat.role, "status": received.heartbeat.status,
+            "pid": received.heartbeat.pid, "machine": received.heartbeat.machine, "epoch": received.heartbeat.epoch,
+            "lag": received.heartbeat.lag, "heartbeat": heartbeat_of(received, at),
+        }
+        for received in sorted(heartbeats.by_pid.values(), key=lambda one: (one.heartbeat.role, -one.at))
+        if received.at == newest[received.heartbeat.agent] or at - received.at < FORGET_ROLE_S
+    ]  # fmt: skip

@@ -1,0 +1,134 @@
+"""The time axis of the swarm: a lane for each agent and role, with its states and its deaths.
+
+Pure: derived from the lifecycle events and claims of the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+STATE_AFTER = {
+    "claimed": "starting",
+    "spawned": "starting",
+    "restored": "restoring",
+    "ready": "live",
+    "declared_dead": "dead",
+    "quarantined": "quarantined",
+    "drained": "drained",
+    "exited": "dead",
+}
+"""The state of an agent after an event; the others change none."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    name: str
+    kind: str
+    spans: list[dict[str, Any]] = field(default_factory=list)
+    deaths: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    signs: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Epoch -> the first sign of its death, milliseconds since 1970, and what that was."""
+
+    def take(self, row: dict[str, Any]) -> None:
+        event, at = row["event"], row["t"]
+        self.events.append(
+            {
+                "t": at,
+                "event": event,
+                **{key: row[key] for key in ("sequence", "stored_at", "reason", "epoch", "sandbox")},
+            }
+        )
+        self._note_sign(row)
+        if event == "declared_dead":
+            self.deaths.append(self._death(row))
+        elif self.deaths:
+            self._follow(self.deaths[-1], row)
+        state = STATE_AFTER.get(event)
+        if state is not None:
+            self._enter(state, at, row["epoch"])
+
+    def _note_sign(self, row: dict[str, Any]) -> None:
+        epoch, silent_ms = row["epoch"], row["detail"].get("silent_ms")
+        if epoch is None or epoch in self.signs:
+            return
+        if row["event"] == "exited":
+            self.signs[epoch] = row["t"], f"the exit that {row['source']} reported, message {row['sequence']}"
+        elif row["event"] == "suspected" and isinstance(silent_ms, (int, float)):
+            heartbeat_at = row["t"] - round(silent_ms)
+            self.signs[epoch] = heartbeat_at, f"the last heartbeat, by the report of message {row['sequence']}"
+
+    def _death(self, row: dict[str, Any]) -> dict[str, Any]:
+        at = row["t"]
+        begin, source = self.signs.get(row["epoch"], (at, "the declaration: no earlier sign is in the stream"))
+        begin = min(begin, at)
+        return {
+            "id": row["sequence"], "sequence": row["sequence"], "stored_at": row["stored_at"], "from": begin,
+            "from_source": source, "declared": at, "claimed": None, "ready": None, "sandbox": row["sandbox"],
+            "reason": row["reason"], "trace_id": row["trace_id"],
+            "account": {
+                "agent": self.name, "sandbox": row["sandbox"], "pid": row["pid"], "signal": row["reason"],
+                "detected_ms": at - begin, "claimed_ms": None, "spawned_ms": None, "restored_ms": None,
+                "ready_ms": None, "first_output_ms": None, "epoch_before": row["epoch"], "epoch_after": None,
+                "events_replayed": None, "outputs_lost": None, "outputs_duplicated": None,
+                "from": f"lifecycle events; milliseconds since {source}",
+            },
+        }  # fmt: skip
+
+    @staticmethod
+    def _follow(death: dict[str, Any], row: dict[str, Any]) -> None:
+        """Complete the newest death by the first later events of a newer epoch."""
+        account, event = death["account"], row["event"]
+        if (row["epoch"] or 0) <= (account["epoch_before"] or 0) or death["ready"] is not None:
+            return
+        key = {"claimed": "claimed_ms", "spawned": "spawned_ms", "restored": "restored_ms", "ready": "ready_ms"}
+        if event in key:
+            account[key[event]] = row["t"] - death["from"]
+            account["epoch_after"] = row["epoch"]
+        if event in ("claimed", "ready"):
+            death[event] = row["t"]
+        if event == "ready":
+            account["events_replayed"] = row["detail"].get("replayed")
+
+    def _enter(self, state: str, at: int, epoch: int | None) -> None:
+        last = self.spans[-1] if self.spans else None
+        if last is not None and last["to"] is None:
+            if last["state"] == state and last["epoch"] == epoch:
+                return
+            if state == "dead" and last["state"] in ("quarantined", "drained"):
+                return  # the exit of a process that was to end
+            last["to"] = at
+        self.spans.append({"from": at, "to": None, "state": state, "epoch": epoch})
+
+
+def lanes(
+    rows: Iterable[dict[str, Any]], agents: Iterable[str], sandboxes: Iterable[str], roles: Iterable[str]
+) -> list[dict[str, Any]]:
+    """A lane for each of `agents`, `sandboxes` and `roles`, and for all others that `rows` name."""
+    found: dict[str, _Lane] = {}
+    for kind, names in (("agent", agents), ("sandbox", sandboxes), ("role", roles)):
+        for name in names:
+            found.setdefault(name, _Lane(name, kind))
+    known_sandboxes = set(sandboxes)
+    for row in rows:
+        name = row["agent"]
+        if name not in found:
+            sandbox = name in known_sandboxes or row["sandbox"] == name
+            found[name] = _Lane(name, "sandbox" if sandbox else "agent" if row["epoch"] is not None else "role")
+        found[name].take(row)
+    return [
+        {"name": lane.name, "kind": lane.kind, "spans": lane.spans, "deaths": lane.deaths, "events": lane.events}
+        for lane in found.values()
+    ]
+
+
+def within(lane: dict[str, Any], since: int, until: int) -> dict[str, Any]:
+    """`lane` with what overlaps `since` to `until`, milliseconds since 1970."""
+    return {
+        **lane,
+        "spans": [s for s in lane["spans"] if s["from"] <= until and (s["to"] is None or s["to"] >= since)],
+        "deaths": [d for d in lane["deaths"] if d["from"] <= until and (d["ready"] is None or d["ready"] >= since)],
+        "events": [event for event in lane["events"] if since <= event["t"] <= until],
+    }
