@@ -79,7 +79,7 @@ async def swarm(
         for name, text in (files or {}).items():
             (directory / name).write_text(text)
         state = directory / "state"
-        command = python_command("up", "--port", "0", "--state-dir", str(state))
+        command = python_command("up", "--port", "0", "--no-dashboard", "--state-dir", str(state))
         if limit is None:
             command += ["--speed", str(speed)]
         else:

@@ -34,10 +34,12 @@ PROVIDER = "provider"
 """The agent name in the reports of a sandbox provider."""
 STANDBY = "standby"
 """The agent name in the heartbeats of a standby watchdog."""
+DASHBOARD = "dashboard"
+"""The agent name in the heartbeats of a dashboard."""
 UNSUPERVISED = "unsupervised"
 """The sandbox in the heartbeats of an agent that no host runs."""
 RESERVED_NAMES = frozenset(
-    {"swarm", WATCHDOG, STANDBY, "mirror", "metrics", "dashboard", "up", "in", "all", "info", "warning", "critical"}
+    {"swarm", WATCHDOG, STANDBY, "mirror", "metrics", DASHBOARD, "up", "in", "all", "info", "warning", "critical"}
     | {UNSUPERVISED, PROVIDER, *STORED_KINDS}
 )
 """Names that no agent and no sandbox may have: some subjects use them in place of an agent's name."""

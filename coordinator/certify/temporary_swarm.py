@@ -102,7 +102,7 @@ class TemporarySwarm:
         with output:
             self.started_at = time.monotonic()
             self._process = await asyncio.create_subprocess_exec(
-                *python_command("up", "--config", str(config), "--state-dir", str(self.state_dir)),
+                *python_command("up", "--config", str(config), "--state-dir", str(self.state_dir), "--no-dashboard"),
                 *self._arguments,
                 cwd=self.directory,
                 env=_environment(),

@@ -261,7 +261,8 @@ def dashboard(
     log_level: LogLevel = "info",
 ) -> None:
     """Role: web pages over the bus, or over a mirror's file: decisions and why, agents, deaths, the mesh."""
-    from coordinator.dashboard.role import ShownSwarm, print_link, start_dashboard
+    from coordinator.dashboard.role import ShownSwarm, start_dashboard
+    from coordinator.runner.dashboard_link import print_link
 
     if link:
         print_link(state_dir)

@@ -80,6 +80,7 @@ def up(
             "--public-nats", envvar="SIGNALMESH_PUBLIC_NATS", help="NATS URL at which E2B sandboxes reach the bus."
         ),
     ] = None,
+    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Run no dashboard.")] = False,
     json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -115,6 +116,7 @@ def up(
         standby=standby,
         fault_proxy=fault_proxy,
         public_url=public_nats,
+        dashboard=not no_dashboard,
     )
     if (clash := find_clash()) is not None:
         if clash.fatal:

@@ -131,7 +131,7 @@ async def decisions(dashboard: Dashboard, request: Request) -> Response:
     return as_json({"decisions": found, "total": model.counted_decisions, "source": source.describe()})
 
 
-async def mesh(dashboard: Dashboard, request: Request) -> Response:
+async def mesh(dashboard: Dashboard, _: Request) -> Response:
     source, model = dashboard.source, dashboard.source.model
     await source.refresh()
     now_ns = source.now_ns()
@@ -220,8 +220,8 @@ async def describe_agent(dashboard: Dashboard, name: str) -> dict[str, Any]:
     [lane] = [lane for lane in lanes(life[::-1], [name], [], []) if lane["name"] == name]
     log, log_reason = await _log_of(dashboard, name)
     return {
-        **row, "outputs_count": row["outputs"], "life": life, "deaths": lane["deaths"], "spans": lane["spans"], "outputs": outputs,
-        "snapshot": await _snapshot_of(dashboard, name), "log": log, "log_reason": log_reason,
+        **row, "outputs_count": row["outputs"], "outputs": outputs, "life": life, "deaths": lane["deaths"],
+        "spans": lane["spans"], "snapshot": await _snapshot_of(dashboard, name), "log": log, "log_reason": log_reason,
         "source": source.describe(), "jaeger_url": dashboard.jaeger_url, "actions": source.is_live,
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,18 @@ from starlette.types import ASGIApp
 from bus import __version__
 from bus.errors import MeshError
 from coordinator.dashboard.api import Dashboard, NotThere, describe_message, routes, status_of_error
-from coordinator.dashboard.bus_source import BusSource
-from coordinator.dashboard.guard import Access, Guard, error
+from coordinator.dashboard.guard import Access, Guard, cookie_value, error, same
 from coordinator.dashboard.hub import Viewer
-from coordinator.dashboard.token import cookie_value, same
 
 HERE = Path(__file__).parent
 SEND_TIMEOUT_S = 20.0
-"""A single write to a viewer that takes longer ends its stream, even if its queue is not full yet."""
+"""A write to a viewer that takes longer ends its stream, even if its queue is not full yet."""
 PING_S = 15
 COOKIE_AGE_S = 30 * 24 * 3600
 LARGEST_FORM = 4096
 
 Drop = Callable[[tuple[str, int] | None], None]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Pages:
@@ -68,67 +67,92 @@ class Pages:
         return self.render("error.html", request, status, status=status, error=text)
 
 
-def make_app(dashboard: Dashboard, access: Access, drop: Drop) -> ASGIApp:
-    """The application. `drop` ends the connection of a client's address at once."""
-    pages = Pages(dashboard, access)
+class _Site:
+    """The handlers of the pages, the login and the event stream."""
 
-    async def overview(request: Request) -> Response:
+    def __init__(self, dashboard: Dashboard, access: Access, drop: Drop) -> None:
+        self._dashboard, self._access, self._drop = dashboard, access, drop
+        self._pages = Pages(dashboard, access)
+
+    async def overview(self, request: Request) -> Response:
         token = request.query_params.get("token")
         if token is None:
-            return pages.render("overview.html", request)
-        if not same(token, access.token):
-            return pages.render("login.html", request, 401, error=WRONG_TOKEN, next="/")
+            return self._pages.render("overview.html", request)
+        if not same(token, self._access.token):
+            return self._pages.render("login.html", request, 401, error=WRONG_TOKEN, next="/")
         rest = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
-        return _logged_in(access, "/" + (f"?{urllib.parse.urlencode(rest)}" if rest else ""))
+        return _logged_in(self._access, "/" + (f"?{urllib.parse.urlencode(rest)}" if rest else ""))
 
-    async def login(request: Request) -> Response:
+    async def login(self, request: Request) -> Response:
         if request.method != "POST":
-            return pages.render("login.html", request, error="", next=_own_page(request.query_params.get("next")))
+            target = _own_page(request.query_params.get("next"))
+            return self._pages.render("login.html", request, error="", next=target)
         form = await _form(request)
         target = _own_page(form.get("next"))
-        if not same(form.get("token", "").strip(), access.token):
-            return pages.render("login.html", request, 401, error=WRONG_TOKEN, next=target)
-        return _logged_in(access, target)
+        if not same(form.get("token", "").strip(), self._access.token):
+            return self._pages.render("login.html", request, 401, error=WRONG_TOKEN, next=target)
+        return _logged_in(self._access, target)
 
-    def page(template: str, *names: str) -> Any:
+    def page(self, template: str, *names: str) -> Handler:
+        """The handler of a page that reads its figures from /api/; `names` are the parts of its path."""
+
         async def show(request: Request) -> Response:
-            return pages.render(template, request, **{name: request.path_params[name] for name in names})
+            return self._pages.render(template, request, **{name: request.path_params[name] for name in names})
 
         return show
 
-    async def message(request: Request) -> Response:
+    async def message(self, request: Request) -> Response:
         sequence = request.path_params["sequence"]
-        await describe_message(dashboard, sequence)
-        return pages.render("message.html", request, sequence=sequence)
+        await describe_message(self._dashboard, sequence)
+        return self._pages.render("message.html", request, sequence=sequence)
 
-    async def events(request: Request) -> Response:
-        return _event_stream(dashboard, request, drop)
+    async def events(self, request: Request) -> Response:
+        hub, source, client = self._dashboard.hub, self._dashboard.source, request.scope.get("client")
+        viewer = Viewer(lambda: self._drop(client))
+        last_id = request.headers.get("last-event-id") or request.query_params.get("after") or None
 
-    async def on_http_error(request: Request, found: Exception) -> Response:
+        async def stream() -> AsyncIterator[bytes]:
+            hub.join(viewer, last_id, source.connection())
+            try:
+                async for chunk in viewer.chunks():
+                    yield chunk
+            finally:
+                hub.leave(viewer)
+
+        headers = {"X-Accel-Buffering": "no"}  # a proxy in between must pass on each event at once
+        return EventSourceResponse(stream(), ping=PING_S, send_timeout=SEND_TIMEOUT_S, headers=headers)
+
+    async def on_http_error(self, request: Request, found: Exception) -> Response:
         assert isinstance(found, HTTPException)
         text = found.detail
         if found.status_code == 404:
             text = f"{request.url.path[:200]}: there is no such page; begin at /"
-        return pages.problem(request, found.status_code, text)
+        return self._pages.problem(request, found.status_code, text)
 
-    async def on_error(request: Request, found: Exception) -> Response:
-        return pages.problem(request, status_of_error(found), str(found))
+    async def on_error(self, request: Request, found: Exception) -> Response:
+        return self._pages.problem(request, status_of_error(found), str(found))
 
+
+def make_app(dashboard: Dashboard, access: Access, drop: Drop) -> ASGIApp:
+    """The application. `drop` ends the connection of a client's address at once."""
+    site = _Site(dashboard, access, drop)
     app = Starlette(
         routes=[
-            Route("/", overview),
-            Route("/login", login, methods=["GET", "POST"]),
-            Route("/timeline", page("timeline.html")),
-            Route("/decisions/{id}", page("decision.html", "id")),
-            Route("/agents/{name}", page("agent.html", "name")),
-            Route("/mesh", page("mesh.html")),
-            Route("/messages/{sequence}", message),
-            Route("/events", events),
+            Route("/", site.overview),
+            Route("/login", site.login, methods=["GET", "POST"]),
+            Route("/timeline", site.page("timeline.html")),
+            Route("/decisions/{id:path}", site.page("decision.html", "id")),
+            Route("/agents/{name}", site.page("agent.html", "name")),
+            Route("/mesh", site.page("mesh.html")),
+            Route("/messages/{sequence}", site.message),
+            Route("/events", site.events),
             *routes(dashboard),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
-        exception_handlers={HTTPException: on_http_error, NotThere: on_error, MeshError: on_error},
-    )
+        exception_handlers={
+            HTTPException: site.on_http_error, NotThere: site.on_error, MeshError: site.on_error,
+        },
+    )  # fmt: skip
     return Guard(app, access)
 
 
@@ -159,20 +183,3 @@ async def _form(request: Request) -> dict[str, str]:
         if len(body) > LARGEST_FORM:
             raise HTTPException(413, f"form: expected at most {LARGEST_FORM} bytes")
     return dict(urllib.parse.parse_qsl(body.decode(errors="replace")))
-
-
-def _event_stream(dashboard: Dashboard, request: Request, drop: Drop) -> Response:
-    hub, source = dashboard.hub, dashboard.source
-    viewer = Viewer(lambda: drop(request.scope.get("client")))
-    last_id = request.headers.get("last-event-id") or request.query_params.get("after") or None
-
-    async def stream() -> AsyncIterator[bytes]:
-        first = source.connection() if isinstance(source, BusSource) else {"connected": False, **source.describe()}
-        hub.join(viewer, last_id, first)
-        try:
-            async for chunk in viewer.chunks():
-                yield chunk
-        finally:
-            hub.leave(viewer)
-
-    return EventSourceResponse(stream(), ping=PING_S, send_timeout=SEND_TIMEOUT_S, headers={"X-Accel-Buffering": "no"})

@@ -15,7 +15,7 @@ import structlog
 from bus.errors import BusError, Disconnected, Refused
 from bus.heartbeats import HeartbeatListener
 from bus.interface import StoredMessage
-from bus.messages.subjects import Subjects
+from bus.messages.subjects import DASHBOARD, Subjects
 from bus.mirror.loss_check import half_done
 from bus.nats.bus import NatsBus
 from bus.nats.client import parse_headers
@@ -37,7 +37,6 @@ from coordinator.dashboard.source import (
 from coordinator.monitor.models import Status
 from coordinator.monitor.status import Facts, read_facts
 
-NAME = "dashboard"
 POLL_INTERVAL_S = 1.0
 """Between two checks of the stream's state, and between two events `rates`."""
 STATUS_INTERVAL_S = 0.5
@@ -122,7 +121,7 @@ class BusSource(Source):
         Raises:
             UsageError: the URL is malformed.
         """
-        self.bus = bus = await NatsBus.connect(self._url, self.subjects.ns, NAME, wait_s=None)
+        self.bus = bus = await NatsBus.connect(self._url, self.subjects.ns, DASHBOARD, wait_s=None)
         bus.watch_connection(self._on_down, self._on_up)
         self._heartbeats = HeartbeatListener(bus)
         ticking = asyncio.create_task(self._tick(), name="dashboard-status")
@@ -212,10 +211,6 @@ class BusSource(Source):
         if connected != before:
             self._changed_ns = time.time_ns()
             self._hub.publish("connection", self.connection())
-
-    def connection(self) -> dict[str, Any]:
-        """The data of the event `connection`."""
-        return {"connected": self._connected, "since": iso_ns(self._changed_ns), "problem": self._problem}
 
     def heartbeat_fields(self) -> dict[str, Any]:
         """The fields of this process's heartbeats."""

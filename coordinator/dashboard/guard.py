@@ -6,6 +6,8 @@ rebinding). The Host and Origin checks refuse both.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -18,8 +20,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from coordinator.dashboard.token import cookie_value, same
 
 log = structlog.get_logger("signalmesh.dashboard")
 
@@ -38,6 +38,16 @@ SECURITY_HEADERS = {
 OPEN_PATHS = ("/login", "/static/")
 """Answered without a token on any address: they show nothing of the swarm."""
 SAFE_METHODS = ("GET", "HEAD")
+
+
+def cookie_value(token: str) -> str:
+    """What the cookie of a browser holds that has shown the token: it proves the token, and is not the token."""
+    return hmac.new(token.encode(), b"signalmesh dashboard cookie", hashlib.sha256).hexdigest()
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two secrets are equal, in a time that does not depend on where they differ."""
+    return hmac.compare_digest(one.encode(), other.encode())
 
 
 def is_loopback(host: str) -> bool:

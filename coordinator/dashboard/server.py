@@ -17,12 +17,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bus.errors import EXIT_DONE
 from bus.heartbeats import send_heartbeats
+from bus.messages.subjects import DASHBOARD
 from bus.observability.logging import set_up_logs
 from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
 from coordinator.dashboard.api import Dashboard
 from coordinator.dashboard.app import make_app
-from coordinator.dashboard.bus_source import NAME, BusSource
+from coordinator.dashboard.bus_source import BusSource
 from coordinator.dashboard.file_source import FileSource
 from coordinator.dashboard.guard import Access
 from coordinator.dashboard.hub import Hub
@@ -139,4 +140,4 @@ async def _follow(source: BusSource) -> None:
 async def _beat(source: BusSource) -> None:
     while source.bus is None:  # noqa: ASYNC110 - the first connection, of which nothing reports
         await asyncio.sleep(0.1)
-    await send_heartbeats(source.bus, NAME, "dashboard", HEARTBEAT_S, source.heartbeat_fields)
+    await send_heartbeats(source.bus, DASHBOARD, "dashboard", HEARTBEAT_S, source.heartbeat_fields)

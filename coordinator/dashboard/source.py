@@ -38,6 +38,11 @@ class Source(ABC):
     def describe(self) -> dict[str, Any]:
         """The `source` of every answer: kind, name, connected, since, as_of, stream_last_sequence, mirror, problem."""
 
+    def connection(self) -> dict[str, Any]:
+        """The data of the event `connection`."""
+        found = self.describe()
+        return {"connected": found["connected"], "since": found["since"], "error": found["problem"]}
+
     @abstractmethod
     def facts(self) -> Facts | None:
         """What `status` is made of; None until it was read."""

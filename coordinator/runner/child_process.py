@@ -27,7 +27,7 @@ class ChildSpec:
     """One child process: a command of signalmesh with its arguments."""
 
     kind: str
-    """watchdog, sandbox, provider, proxy, metrics or mirror."""
+    """watchdog, sandbox, provider, proxy, metrics, dashboard or mirror."""
     name: str
     """Its log is `logs/{name}.log` of the state directory."""
     args: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""Finds watchdogs and providers that run but send no heartbeats. Only `up`, their parent, can end them.
+"""Finds watchdogs, providers and dashboards that run but send no heartbeats. Only `up`, their parent, can end them.
 
-A paused or stuck process does not exit, and no other process supervises these two. Killing a healthy one does no harm:
+A paused or stuck process does not exit, and no other process supervises these. Killing a healthy one does no harm:
 its successor adopts what runs.
 """
 
@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.interface import Bus
-from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
+from bus.messages.subjects import DASHBOARD, PROVIDER, STANDBY, WATCHDOG
 from bus.utils.processes import MACHINE
 
 SILENT_S = 10.0
@@ -22,7 +22,7 @@ START_S = 30.0
 """The same until the first heartbeat: on a busy machine the imports of a new process alone can take over 10 s, and a
 process killed then would never get further."""
 POLL_INTERVAL_S = 0.5
-WATCHED_KINDS = ("watchdog", "provider")
+WATCHED_KINDS = ("watchdog", "provider", "dashboard")
 """Kinds of children that send heartbeats."""
 
 
@@ -50,7 +50,7 @@ async def find_unresponsive(
         if received.heartbeat.machine == MACHINE:
             received_at[received.heartbeat.pid] = received.at
 
-    await HeartbeatListener(bus, (WATCHDOG, STANDBY, PROVIDER), on_heartbeat=on_heartbeat).start()
+    await HeartbeatListener(bus, (WATCHDOG, STANDBY, PROVIDER, DASHBOARD), on_heartbeat=on_heartbeat).start()
     since = checked_at = time.monotonic()
     while True:
         await asyncio.sleep(POLL_INTERVAL_S)

@@ -1,8 +1,8 @@
 """`signalmesh up`: the whole swarm on this machine, in the foreground.
 
 Owns its direct children: nats-server (unless another one is named), a host for every sandbox on this machine, the
-provider of the other sandboxes, the watchdog, the metrics role and the mirror. They end when it ends, however it ends;
-a child that dies is restarted. The hosts and the watchdog start and restart the agents.
+provider of the other sandboxes, the watchdog, the metrics role, the dashboard and the mirror. They end when it ends,
+however it ends; a child that dies is restarted. The hosts and the watchdog start and restart the agents.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from bus.utils.aio import end_tasks
 from bus.utils.processes import OrphanReaper, on_signals
 from bus.utils.terminal import escape_control
 from coordinator.config.settings import ResolvedSwarm
-from coordinator.config.telemetry import metrics_arguments
+from coordinator.config.telemetry import NOWHERE, metrics_arguments
 from coordinator.runner.child_process import ChildProcess, ChildSpec
+from coordinator.runner.dashboard_link import LISTENER_VARIABLE as DASHBOARD_LISTENER
+from coordinator.runner.dashboard_link import announce, keep_token, open_port
 from coordinator.runner.launcher import Launcher
 from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
 from coordinator.runner.mirror_role import restore
@@ -51,7 +53,9 @@ from coordinator.sandboxes.provider_client import plan_provider
 from coordinator.telemetry.otel_env_check import check_variables
 
 NAME = "up"
-STOP_GRACE_S = {"watchdog": 3.0, "sandbox": 10.0, "provider": 22.0, "proxy": 2.0, "metrics": 8.0, "mirror": 10.0}
+STOP_GRACE_S = {
+    "watchdog": 3.0, "sandbox": 10.0, "provider": 22.0, "proxy": 2.0, "metrics": 8.0, "dashboard": 4.0, "mirror": 10.0,
+}  # fmt: skip
 """From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
 CHECK_INTERVAL_S = 0.5
 CHECKS_PER_STREAM_CHECK = 4
@@ -80,6 +84,7 @@ class UpOptions:
     standby: bool = False
     fault_proxy: bool = False
     public_url: str | None = None
+    dashboard: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +102,8 @@ class FoundOut:
     proxy_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The environment by which hosts send their agents to the proxy."""
     mirror: bool = False
+    dashboard_fd: int | None = None
+    """The listening socket of the dashboard; None: no such process."""
 
 
 def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
@@ -131,6 +138,10 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
         metrics = (*found.metrics, *config_file, *agents, *common)
         # What its siblings publish before it has connected counts too.
         add("metrics", "metrics", *metrics, "--count-from", str(found.stored + 1), restart_args=metrics)
+    if found.dashboard_fd is not None:
+        env = {DASHBOARD_LISTENER: str(found.dashboard_fd)}
+        arguments = ("dashboard", *config_file, "--state-dir", str(options.state_dir), *common)
+        add("dashboard", "dashboard", *arguments, env=env, pass_fds=(found.dashboard_fd,))
     if found.mirror:
         add("mirror", "mirror", "mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common)
     return children
@@ -162,7 +173,8 @@ class Up:
         self._found = FoundOut()
         self._server: NatsServer | None = None
         self._lock: IO[str] | None = None
-        self._proxy_socket: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
+        """Listening sockets of children: a port is kept while its process is restarted."""
         self._tasks: list[asyncio.Task[Any]] = []
         self._children: list[ChildProcess] = []
         self._denied: frozenset[Denial] = frozenset()
@@ -245,8 +257,11 @@ class Up:
     async def _start_children(self) -> None:
         """Start the children, and the tasks that watch them."""
         if self._options.fault_proxy:
-            self._proxy_socket, env = open_proxy_port(self.url)
-            self._found = replace(self._found, proxy_fd=self._proxy_socket.fileno(), proxy_env=env)
+            listener, env = open_proxy_port(self.url)
+            self._sockets.append(listener)
+            self._found = replace(self._found, proxy_fd=listener.fileno(), proxy_env=env)
+        if self._options.dashboard and self.config.dashboard.listen not in ("", NOWHERE):
+            await asyncio.to_thread(self._open_dashboard)
         specs = plan_children(self.config, self._options, self._found)
         self._children = [ChildProcess(spec, self.url, self._logs, self._launcher) for spec in specs]
         for child in self._children:
@@ -261,6 +276,15 @@ class Up:
         self._launcher.on_restart = self._record
         for child in self._children:
             child.on_start = self._record
+
+    def _open_dashboard(self) -> None:
+        """Open its port, and say once where it is."""
+        state_dir = self._options.state_dir
+        token = keep_token(state_dir)
+        port = open_port(self.config.dashboard.listen, f"{self.config.file}: dashboard.listen:")
+        self._sockets.append(port.socket)
+        self._found = replace(self._found, dashboard_fd=port.socket.fileno())
+        announce(port, token, state_dir)
 
     def _record(self) -> None:
         """Record the processes that run now."""
@@ -331,7 +355,7 @@ class Up:
 
         Hosts have time to drain their agents, the mirror to read what is left in the stream; the server ends last.
         """
-        for kinds in (("watchdog",), ("sandbox", "provider"), ("proxy",), ("metrics",), ("mirror",)):
+        for kinds in (("watchdog",), ("sandbox", "provider"), ("proxy",), ("metrics", "dashboard"), ("mirror",)):
             if "mirror" in kinds and hasattr(self, "_events"):  # the mirror stores the last events as well
                 await self._events.finish()
             await asyncio.gather(*(child.stop() for child in self._children if child.kind in kinds))
@@ -343,8 +367,8 @@ class Up:
         if self._server is not None:
             await self._server.stop()
         await end_tasks(self._tasks)
-        if self._proxy_socket is not None:
-            self._proxy_socket.close()
+        for listener in self._sockets:
+            listener.close()
         if self._lock is not None:
             await asyncio.to_thread(remove_run, self._options.state_dir)
             self._lock.close()

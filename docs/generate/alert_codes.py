@@ -7,6 +7,8 @@ MEANINGS = {
     "agent_unusable": "An agent cannot run: its class, its options or its saved state are wrong. No restart helps.",
     "config_from_unknown_writer": "Another process than the watchdog published a VotingConfig. It is ignored.",
     "config_overridden": "Another process published a VotingConfig. The watchdog publishes that of `swarm.toml` again.",
+    "dashboard_died": "The dashboard process ended. `up` starts it again.",
+    "dashboard_unresponsive": "The dashboard process runs but sends no heartbeats. `up` ends it and starts it again.",
     "durability_not_set": "The server of `--nats` has its own durability, which `[stream] durability` cannot change.",
     "feed_renumbered": "A feed has started to number its ticks from another number on.",
     "handler_failed": "A handler failed over an event, which is skipped. Further failures are summed up.",

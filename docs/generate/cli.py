@@ -21,7 +21,7 @@ GROUPS = {
     "Inspect": ("status", "watch", "history", "health", "doctor"),
     "Control": ("kill", "restart", "revive"),
     "Verify": ("explain", "audit", "replay", "chaos", "certify"),
-    "Roles": ("sandbox", "agent", "watchdog", "provider", "mirror", "proxy", "metrics"),
+    "Roles": ("sandbox", "agent", "watchdog", "provider", "mirror", "proxy", "metrics", "dashboard"),
 }
 _WORDS = {Path: "path", str: "text", bool: "flag"}
 

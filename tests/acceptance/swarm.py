@@ -179,13 +179,14 @@ class Swarm:
 
     # -- running
 
-    async def up(self, *arguments: str, port: str = "0") -> Subscriber:
+    async def up(self, *arguments: str, port: str = "0", dashboard: bool = False) -> Subscriber:
         """Start it; returns a subscriber that was there before the first agent."""
         with (self.directory / "up.err").open("ab") as errors:
             self.process = await asyncio.create_subprocess_exec(
                 str(SIGNALMESH),
                 "up",
                 *(() if "--nats" in arguments else ("--port", port)),
+                *(() if dashboard else ("--no-dashboard",)),
                 *arguments,
                 cwd=self.directory,
                 env=self.environment,
