@@ -251,6 +251,13 @@ def dashboard(
     file: Annotated[
         Path | None, typer.Option(help="Show this mirror's file at rest, without a bus; nothing can be acted on.")
     ] = None,
+    jaeger: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SIGNALMESH_JAEGER",
+            help="Address of Jaeger, to which decisions and recoveries link; default: `[dashboard] jaeger`.",
+        ),
+    ] = None,
     link: Annotated[
         bool, typer.Option("--link", help="Only print the link with the token of the state directory, and end.")
     ] = False,
@@ -272,5 +279,7 @@ def dashboard(
         target = find_target(nats, state_dir, swarm)
         shown = ShownSwarm(role_url(nats, state_dir), target.swarm, target.run)
     raise typer.Exit(
-        start_dashboard(shown, file=file, listen=listen, config_file=config, state_dir=state_dir, log_level=log_level)
+        start_dashboard(
+            shown, file=file, listen=listen, jaeger=jaeger, config_file=config, state_dir=state_dir, log_level=log_level
+        )
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.config.loader import load_swarm
-from coordinator.config.telemetry import NOWHERE
+from coordinator.config.telemetry import NOWHERE, check_page_url
 from coordinator.monitor.status import remote_sandboxes
 from coordinator.runner.dashboard_link import announce, inherited_port, keep_token, open_port
 from coordinator.runner.run_record import Run
@@ -32,6 +32,7 @@ def start_dashboard(
     *,
     file: Path | None,
     listen: str | None,
+    jaeger: str | None,
     config_file: Path | None,
     state_dir: Path,
     log_level: str,
@@ -61,7 +62,7 @@ def start_dashboard(
         file=file,
         state_dir=state_dir,
         remote_sandboxes=() if swarm is None else remote_sandboxes(swarm.run),
-        jaeger_url=settings.jaeger,
+        jaeger_url=settings.jaeger if jaeger is None else check_page_url(jaeger, "--jaeger"),
         log_level=log_level,
     )
     if inherited is None:

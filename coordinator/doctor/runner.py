@@ -20,6 +20,7 @@ from coordinator.certify.leftovers import check_earlier_runs
 from coordinator.config.loader import BUILT_IN, parse_swarm
 from coordinator.config.settings import CONNECT_S, DEFAULT_URL, SwarmConfig
 from coordinator.doctor.bus_checks import check_bus
+from coordinator.doctor.dashboard_checks import check_dashboard
 from coordinator.doctor.machine_checks import (
     BUS_DOWN,
     check_config,
@@ -71,6 +72,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings += await asyncio.to_thread(check_earlier_runs)
     findings += await asyncio.to_thread(check_exporting)
     findings += await asyncio.to_thread(check_descriptors, run)
+    findings.append(await asyncio.to_thread(check_dashboard, state_dir, run, used))
     findings.append(await asyncio.to_thread(check_cpu, len(used.agents)))
     findings += [await check_port(one, run, named=nats is not None) for one in urls_of(url)]
     findings += await _over_the_bus(url, used, run, state_dir, wanted=running or nats is not None)

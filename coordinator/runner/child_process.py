@@ -20,6 +20,8 @@ log = structlog.get_logger("signalmesh.up")
 
 URL_VARIABLE = "SIGNALMESH_NATS"
 """Children get the bus's address by environment: an address may hold credentials, and arguments are public."""
+LISTENER_VARIABLE = "SIGNALMESH_LISTENER"
+"""Number of the inherited descriptor of a listening socket: `up` keeps the port while the process is restarted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

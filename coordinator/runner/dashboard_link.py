@@ -21,9 +21,8 @@ import orjson
 from bus.errors import UsageError
 from bus.utils.processes import is_running, start_identity
 from coordinator.config.telemetry import ListenAddress
+from coordinator.runner.child_process import LISTENER_VARIABLE
 
-LISTENER_VARIABLE = "SIGNALMESH_DASHBOARD_LISTENER"
-"""Number of the inherited descriptor of a listening socket: `up` keeps the port while the dashboard is restarted."""
 PORTS = 50
 """Ports that are tried, beginning with the wanted one."""
 BACKLOG = 256
@@ -189,17 +188,28 @@ def announce(port: OpenPort, token: str | None, state_dir: Path) -> None:
         print(f"dashboard: {port.url} (`signalmesh dashboard --link` adds the token)", file=sys.stderr, flush=True)
 
 
+def read_place(state_dir: Path) -> Place | None:
+    """Where the dashboard of `state_dir` is; None if none runs."""
+    with contextlib.suppress(OSError, orjson.JSONDecodeError, msgspec.ValidationError):
+        place = msgspec.convert(orjson.loads((state_dir / ADDRESS_FILE).read_bytes()), Place)
+        # Not the port: another program that listens there now would receive the token.
+        return place if is_running(place.pid, place.started) else None
+    return None
+
+
+def is_private(path: Path) -> bool:
+    """Whether only the owner of this file can read it."""
+    return not path.stat().st_mode & 0o077
+
+
 def print_link(state_dir: Path) -> None:
     """Print the link to the dashboard of `state_dir`, with its token.
 
     Raises:
         UsageError: no dashboard of that state directory runs.
     """
-    place = None
-    with contextlib.suppress(OSError, orjson.JSONDecodeError, msgspec.ValidationError):
-        place = msgspec.convert(orjson.loads((state_dir / ADDRESS_FILE).read_bytes()), Place)
-    # The process is checked, and not the port: another program that listens there now would receive the token.
-    if place is None or not is_running(place.pid, place.started):
+    place = read_place(state_dir)
+    if place is None:
         raise UsageError(
             f"--state-dir {state_dir}: no dashboard of it runs; `signalmesh up` and `signalmesh dashboard` start one"
         )

@@ -25,12 +25,11 @@ from bus.observability.logging import set_up_logs
 from bus.testing.tcp_proxy import DOWN, UP, Proxy
 from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
+from coordinator.runner.child_process import LISTENER_VARIABLE
 
-__all__ = ["LISTENER_VARIABLE", "NAME", "Affected", "BadNetwork", "open_proxy_port", "run_proxy"]
+__all__ = ["NAME", "Affected", "BadNetwork", "open_proxy_port", "run_proxy"]
 
 NAME = "proxy"
-LISTENER_VARIABLE = "SIGNALMESH_LISTENER"
-"""Number of the inherited descriptor of a listening socket: `up` keeps the port while the proxy is restarted."""
 AGENTS_URL_VARIABLE = "SIGNALMESH_AGENTS_NATS"
 LONGEST_S = 60.0
 

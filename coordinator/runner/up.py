@@ -37,8 +37,7 @@ from bus.utils.processes import OrphanReaper, on_signals
 from bus.utils.terminal import escape_control
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.config.telemetry import NOWHERE, metrics_arguments
-from coordinator.runner.child_process import ChildProcess, ChildSpec
-from coordinator.runner.dashboard_link import LISTENER_VARIABLE as DASHBOARD_LISTENER
+from coordinator.runner.child_process import LISTENER_VARIABLE, ChildProcess, ChildSpec
 from coordinator.runner.dashboard_link import announce, keep_token, open_port
 from coordinator.runner.launcher import Launcher
 from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
@@ -46,7 +45,7 @@ from coordinator.runner.mirror_role import restore
 from coordinator.runner.name_conflict import refuse_name_conflict
 from coordinator.runner.outcome import Outcome
 from coordinator.runner.preflight import traits_environment
-from coordinator.runner.proxy_role import LISTENER_VARIABLE, open_proxy_port
+from coordinator.runner.proxy_role import open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import alert_external_durability, report_server_event, warn_of_deleted_stream
 from coordinator.sandboxes.provider_client import plan_provider
@@ -139,7 +138,7 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
         # What its siblings publish before it has connected counts too.
         add("metrics", "metrics", *metrics, "--count-from", str(found.stored + 1), restart_args=metrics)
     if found.dashboard_fd is not None:
-        env = {DASHBOARD_LISTENER: str(found.dashboard_fd)}
+        env = {LISTENER_VARIABLE: str(found.dashboard_fd)}
         arguments = ("dashboard", *config_file, "--state-dir", str(options.state_dir), *common)
         add("dashboard", "dashboard", *arguments, env=env, pass_fds=(found.dashboard_fd,))
     if found.mirror:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from agents.feeds.candle_cache import CACHE_VARIABLE
 from bus.nats.credentials import CA_VARIABLE, CREDS_VARIABLE, FIRST_VARIABLE, SEED_VARIABLE
 from coordinator.config.telemetry import WEBHOOK_VARIABLE
+from coordinator.runner.child_process import LISTENER_VARIABLE
 from coordinator.runner.preflight import TRAITS_VARIABLE
-from coordinator.runner.proxy_role import LISTENER_VARIABLE
 from coordinator.telemetry.otel_env_check import _FILES as FILES
 from docs.generate.cli import root
 from docs.generate.markdown import code, page, sentence, table
@@ -30,7 +30,7 @@ OWN = {
     TRAITS_VARIABLE: "Internal: `up` passes the kinds of the users' classes to the watchdog. Do not set it.",
     CACHE_VARIABLE: "Directory for parsed candle files. `up` sets it to `cache` in its state directory. Without it: "
     "`signalmesh` in `$XDG_CACHE_HOME` or in `~/.cache`.",
-    LISTENER_VARIABLE: "Internal: `up` gives the fault proxy the number of a listening socket. Do not set it.",
+    LISTENER_VARIABLE: "Internal: `up` gives a child the number of a listening socket. Do not set it.",
 }
 E2B = {
     "E2B_API_KEY": 'The key of your account, required with `provider = "e2b"`. Only the provider process has it: `up` '
