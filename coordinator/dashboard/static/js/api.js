@@ -1,0 +1,32 @@
+// Requests to the dashboard's own address. An error is one line of text that names what was expected.
+
+export class ApiError extends Error {
+  constructor(status, text, body) {
+    super(text);
+    this.status = status;
+    this.body = body;
+  }
+}
+
+async function answer(response) {
+  let body = null;
+  try { body = await response.json(); } catch { /* no JSON: the status says enough */ }
+  if (response.status === 401 && body?.error) location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
+  if (!response.ok) throw new ApiError(response.status, body?.error ?? `the dashboard answered ${response.status}`, body);
+  return body;
+}
+
+export async function get(path) {
+  return answer(await fetch(path, { headers: { accept: "application/json" }, cache: "no-store" }));
+}
+
+export async function post(path) {
+  const response = await fetch(path, { method: "POST", headers: { accept: "application/json" }, credentials: "same-origin" });
+  let body = null;
+  try { body = await response.json(); } catch { /* as above */ }
+  if (!response.ok) throw new ApiError(response.status, body?.error ?? `the dashboard answered ${response.status}`, body);
+  return body;
+}
+
+export const agentPath = (name) => `/agents/${encodeURIComponent(name)}`;
+export const decisionPath = (id) => `/decisions/${encodeURIComponent(id)}`;
