@@ -92,6 +92,7 @@ async def overview(dashboard: Dashboard, request: Request) -> Response:
         "candles": model.candles_of(symbol or ""), "decisions": model.decisions_of(symbol or ""),
         "rates": model.rates(source.now_ns()), "alerts": list(model.alerts)[: -ALERTS - 1 : -1],
         "jaeger_url": dashboard.jaeger_url, "actions": source.is_live,
+        "viewers": {"now": dashboard.hub.viewers, "dropped": dashboard.hub.dropped},
         "sandboxes": [], "agents": [], "roles": [], "totals": None,
     }  # fmt: skip
     if facts is not None and status is not None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import jinja2
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bus import __version__
 from bus.errors import MeshError
@@ -65,6 +66,20 @@ class Pages:
         if programs or "text/html" not in request.headers.get("accept", "text/html"):
             return error(status, text)
         return self.render("error.html", request, status, status=status, error=text)
+
+
+class _Events(EventSourceResponse):
+    """An event stream; `on_stalled` is called when a write takes longer than SEND_TIMEOUT_S."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], on_stalled: Callable[[], None], headers: dict[str, str]) -> None:
+        super().__init__(chunks, ping=PING_S, send_timeout=SEND_TIMEOUT_S, headers=headers)
+        self._on_stalled = on_stalled
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            self._on_stalled()
 
 
 class _Site:
@@ -120,7 +135,7 @@ class _Site:
                 hub.leave(viewer)
 
         headers = {"X-Accel-Buffering": "no"}  # a proxy in between must pass on each event at once
-        return EventSourceResponse(stream(), ping=PING_S, send_timeout=SEND_TIMEOUT_S, headers=headers)
+        return _Events(stream(), lambda: hub.drop(viewer), headers)
 
     async def on_http_error(self, request: Request, found: Exception) -> Response:
         assert isinstance(found, HTTPException)

@@ -43,6 +43,8 @@ STATUS_INTERVAL_S = 0.5
 """Between two events `agents`."""
 FACTS_INTERVAL_S = 5.0
 """Between two reads of what `status` needs beside heartbeats; a lifecycle event causes one too."""
+FRESH_S = 0.1
+"""How long a status is used again: viewers that ask at the same time share it."""
 ROWS = 100
 """Agents in an event `agents` whose figures only move on; those with a new state are all in it."""
 WINDOWS = (2_000, 20_000, 200_000)
@@ -63,6 +65,7 @@ class BusSource(Source):
         self._reader: Reader | None = None
         self._heartbeats: HeartbeatListener | None = None
         self._stored_facts: Facts | None = None
+        self._facts_now: Facts | None = None
         self._facts_read_at = 0.0
         self._facts_due = True
         self._created = ""
@@ -108,7 +111,10 @@ class BusSource(Source):
     def facts(self) -> Facts | None:
         if self._stored_facts is None or self._heartbeats is None:
             return None
-        return replace(self._stored_facts, heartbeats=self._heartbeats, at=time.monotonic())
+        at = time.monotonic()
+        if self._facts_now is None or at - self._facts_now.at > FRESH_S:
+            self._facts_now = replace(self._stored_facts, heartbeats=self._heartbeats, at=at)
+        return self._facts_now
 
     async def refresh(self) -> None:
         """Nothing to do: the bus reports what is new."""

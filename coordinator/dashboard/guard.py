@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -184,7 +184,7 @@ class Guard:
             return error(
                 401, "token: expected Authorization: Bearer, or the cookie of /login; `signalmesh dashboard --link`"
             )
-        return RedirectResponse("/login", status_code=303)
+        return RedirectResponse(f"/login?next={quote(path, safe='')}", status_code=303)
 
 
 def _readable(access: Access) -> Iterable[str]:

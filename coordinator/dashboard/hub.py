@@ -16,8 +16,12 @@ import structlog
 
 RING = 4096
 """Newest events that a reconnecting browser can ask for."""
+RING_BYTES = 8 << 20
+"""The most memory of them."""
 QUEUE = 256
 """Chunks that may wait for a viewer; one has the events of FLUSH_S."""
+QUEUE_BYTES = 8 << 20
+"""The most bytes of them."""
 FLUSH_S = 0.04
 """Shortest time between two chunks. A write to a viewer costs the same for one event and for ten."""
 RETRY_MS = 1000
@@ -31,15 +35,17 @@ class Viewer:
 
     def __init__(self, drop: Callable[[], None]) -> None:
         self._queue: deque[bytes] = deque()
+        self._bytes = 0
         self._ready = asyncio.Event()
         self._drop = drop
         self.ended = False
 
     def put(self, chunk: bytes) -> bool:
         """Queue a chunk; False if there is no room: the viewer has stopped reading."""
-        if len(self._queue) >= QUEUE:
+        if len(self._queue) >= QUEUE or self._bytes > QUEUE_BYTES:
             return False
         self._queue.append(chunk)
+        self._bytes += len(chunk)
         self._ready.set()
         return True
 
@@ -61,6 +67,7 @@ class Viewer:
             if self._queue:
                 chunk = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
                 self._queue.clear()
+                self._bytes = 0
                 yield chunk
 
 
@@ -70,7 +77,8 @@ class Hub:
     def __init__(self) -> None:
         self._run = secrets.token_hex(4)
         self._number = 0
-        self._ring: deque[bytes] = deque(maxlen=RING)
+        self._ring: deque[bytes] = deque()
+        self._ring_bytes = 0
         self._pending: list[bytes] = []
         self._flushed_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -91,7 +99,7 @@ class Hub:
         """Send an event to every viewer within FLUSH_S."""
         self._number += 1
         frame = _frame(event, data, self.newest_id)
-        self._ring.append(frame)
+        self._remember(frame)
         if not self._viewers:
             return
         self._pending.append(frame)
@@ -99,10 +107,17 @@ class Hub:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(max(loop.time(), self._flushed_at + FLUSH_S), self._flush)
 
+    def _remember(self, frame: bytes) -> None:
+        self._ring.append(frame)
+        self._ring_bytes += len(frame)
+        while len(self._ring) > RING or self._ring_bytes > RING_BYTES:
+            self._ring_bytes -= len(self._ring.popleft())
+
     def forget(self) -> None:
         """Let every browser read the state anew: what was sent is no longer true."""
         self._run = secrets.token_hex(4)
         self._ring.clear()
+        self._ring_bytes = 0
         self.publish("resync", {"reason": "the dashboard reads another stream now"})
 
     def _flush(self) -> None:
@@ -110,9 +125,14 @@ class Hub:
         self._flushed_at = asyncio.get_running_loop().time()
         chunk, self._pending = b"".join(self._pending), []
         for viewer in [one for one in self._viewers if not one.put(chunk)]:
+            self.drop(viewer)
+
+    def drop(self, viewer: Viewer) -> None:
+        """End a viewer that has stopped reading."""
+        if not viewer.ended:
             self.dropped += 1
             self._viewers.discard(viewer)
-            log.warning("viewer_dropped", chunks=QUEUE, dropped=self.dropped, viewers=len(self._viewers))
+            log.warning("viewer_dropped", dropped=self.dropped, viewers=len(self._viewers))
             viewer.drop()
 
     def join(self, viewer: Viewer, last_id: str | None, first: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +25,10 @@ MAX_CANDLES = 600
 MAX_DECISIONS = 2000
 MAX_LIFECYCLE = 10_000
 MAX_ALERTS = 200
+LONGEST_TEXT = 4000
+"""Characters of a text that are kept; the page of its message has all of them."""
+LARGEST_DETAIL = 4096
+"""Bytes of a lifecycle message whose `detail` is kept."""
 MAX_RATED = 60_000
 """Decisions whose latencies are kept: those of WINDOW_S, at 1,000 a second."""
 WINDOW_S = 60
@@ -57,18 +60,13 @@ def source_of(stored: StoredMessage) -> dict[str, Any]:
     return {"sequence": stored.sequence, "stored_at": iso_ns(stored.stored_ns)}
 
 
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+
+
 def trace_of(stored: StoredMessage) -> str | None:
     context = read_context(stored.headers.get(TRACEPARENT))
     return context.trace_id if context is not None and context.sampled else None
-
-
-@dataclass(frozen=True, slots=True)
-class DeathSign:
-    """The last sign of life of an agent's incarnation, milliseconds since 1970, and where that is from."""
-
-    epoch: int
-    at_ms: int
-    source: str
 
 
 class SwarmModel:
@@ -125,7 +123,7 @@ class SwarmModel:
             case Alert():
                 alert = {
                     "t": epoch_ms(message.timestamp), "severity": message.severity, "code": message.code,
-                    "message": message.message, "agent": message.agent, "source": message.source,
+                    "message": shortened(message.message), "agent": message.agent, "source": message.source,
                     "at": iso(message.timestamp), **source_of(stored),
                 }  # fmt: skip
                 self.alerts.append(alert)
@@ -232,7 +230,8 @@ class SwarmModel:
     def _add_lifecycle(self, event: Lifecycle, stored: StoredMessage) -> Event:
         row = {
             "t": epoch_ms(event.timestamp), "event": event.event, "agent": event.agent, "epoch": event.epoch,
-            "sandbox": event.sandbox, "pid": event.pid, "reason": event.reason, "detail": event.detail,
+            "sandbox": event.sandbox, "pid": event.pid, "reason": event.reason and shortened(event.reason),
+            "detail": event.detail if len(stored.data) <= LARGEST_DETAIL else {},
             "source": event.source, "at": iso(event.timestamp), "trace_id": trace_of(stored), **source_of(stored),
         }  # fmt: skip
         self.lifecycle.append(row)

@@ -28,6 +28,7 @@ class Source(ABC):
     def __init__(self, subjects: Subjects) -> None:
         self.subjects = subjects
         self.model = SwarmModel(subjects)
+        self._described: tuple[Facts, Status] | None = None
 
     @property
     @abstractmethod
@@ -76,8 +77,13 @@ class Source(ABC):
         return max(time.time_ns(), self.model.newest_ns) if self.is_live else self.model.newest_ns
 
     def status(self) -> Status | None:
+        """The status by `facts`, computed once for each."""
         facts = self.facts()
-        return None if facts is None else status_of(facts)
+        if facts is None:
+            return None
+        if self._described is None or self._described[0] is not facts:
+            self._described = facts, status_of(facts)
+        return self._described[1]
 
 
 def heartbeat_of(received: ReceivedHeartbeat | None, at: float) -> dict[str, Any] | None:

@@ -26,6 +26,8 @@ from coordinator.runner.child_process import LISTENER_VARIABLE
 PORTS = 50
 """Ports that are tried, beginning with the wanted one."""
 BACKLOG = 256
+SEND_BUFFER_BYTES = 256 << 10
+"""Of each connection: what the kernel holds for a peer that reads nothing."""
 TOKEN_FILE = "dashboard.token"
 """Relative to the state directory."""
 SHORTEST = 32
@@ -91,6 +93,7 @@ def open_port(text: str, where: str) -> OpenPort:
                 if error.errno != errno.EADDRINUSE:
                     raise
                 continue
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             host, number = listener.getsockname()[:2]
             return OpenPort(listener, host, number, address.port)
     except OSError as error:

@@ -1,0 +1,424 @@
+"""The dashboard process over a real nats-server and real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bus.messages import Heartbeat, encode
+from bus.nats.bus import NatsBus
+from bus.nats.streams import ensure_streams
+from tests.support.collecting import GUARD_S
+from tests.support.dashboard import (
+    DashboardProcess,
+    dashboard_process,
+    event_stream,
+    put_alert,
+    put_lifecycle,
+    put_round,
+)
+from tests.support.nats import Connections, Supervised, supervised_server
+
+MARKUP = '<script>alert("1")</script>'
+
+
+class World:
+    def __init__(self, server: Supervised, bus: NatsBus, dashboard: DashboardProcess, http: httpx.AsyncClient) -> None:
+        self.server, self.bus, self.dashboard, self.http = server, bus, dashboard, http
+
+    async def overview(self, **wanted: Any) -> dict[str, Any]:
+        """The overview, once its source has these fields."""
+        async with asyncio.timeout(GUARD_S):
+            while True:
+                found: dict[str, Any] = (await self.http.get("/api/overview")).json()
+                if all(found["source"][name] == value for name, value in wanted.items()):
+                    return found
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, *options: str, listen: str = "127.0.0.1:0") -> AsyncIterator[World]:
+    async with supervised_server(tmp_path) as server, Connections() as connections:
+        bus = await connections.bus(server.url, streams=True)
+        for number in range(1, 4):
+            await put_round(bus, number)
+        async with (
+            dashboard_process(tmp_path, server.url, *options, listen=listen) as dashboard,
+            httpx.AsyncClient(base_url=dashboard.url, timeout=GUARD_S) as http,
+        ):
+            yield World(server, bus, dashboard, http)
+
+
+async def test_history_and_live_messages_are_shown_with_their_sources(tmp_path):
+    async with world(tmp_path) as it:
+        found = await it.overview(connected=True, read_through=6)
+        assert [candle["c"] for candle in found["candles"]] == [101.0, 102.0, 103.0]
+        assert [(row["sequence"], row["id"]) for row in found["decisions"]] == [
+            (2 * n, f"BTC/USD:research-1:{n}") for n in (1, 2, 3)
+        ]
+        assert all(row["latency_ms"] >= 0 and row["stored_at"].endswith("Z") for row in found["decisions"])
+        assert found["rates"]["n"] == 3
+        assert "3 decisions stored" in found["rates"]["from"]
+        async with event_stream(it.dashboard, f"?after={found['event_id']}") as events:
+            cause, sequence = await put_round(it.bus, 4)
+            tick = await events.until("market")
+            assert (tick.data["symbol"], tick.data["sequence"]) == ("BTC/USD", cause)
+            decision = await events.until("decision")
+            assert decision.data["sequence"] == sequence
+            rates = await events.until("rates")
+            assert rates.data["n"] == 4
+        mesh = (await it.http.get("/api/mesh")).json()
+        assert [(edge["from"], edge["to"], edge["count"]) for edge in mesh["edges"]] == [
+            ("research-1", "coordinator", 4)
+        ]
+        rows = (await it.http.get("/api/decisions", params={"limit": 2, "before": 8})).json()["decisions"]
+        assert [row["sequence"] for row in rows] == [6, 4]
+        log = await it.dashboard.end()
+        assert it.dashboard.token not in log
+
+
+async def test_a_death_is_shown_from_its_first_sign_to_the_return(tmp_path):
+    async with world(tmp_path) as it:
+        await put_lifecycle(it.bus, "suspected", "momentum", epoch=3, sandbox="base", detail={"silent_ms": 400})
+        dead = await put_lifecycle(
+            it.bus, "declared_dead", "momentum", epoch=3, sandbox="base", pid=7, reason="signal 9"
+        )
+        await put_lifecycle(it.bus, "spawned", "momentum", epoch=9, sandbox="base", pid=8)
+        last = await put_lifecycle(it.bus, "ready", "momentum", epoch=9, sandbox="base", detail={"replayed": 2})
+        await it.overview(connected=True, read_through=last)
+        [lane] = [lane for lane in (await it.http.get("/api/timeline")).json()["lanes"] if lane["name"] == "momentum"]
+        [death] = lane["deaths"]
+        assert death["id"] == dead
+        assert death["declared"] - death["from"] >= 400
+        assert death["from_source"].startswith("the last heartbeat")
+        assert death["ready"] >= death["declared"]
+        account = death["account"]
+        assert (account["epoch_before"], account["epoch_after"], account["events_replayed"]) == (3, 9, 2)
+        assert account["outputs_lost"] is None  # nobody has counted them
+        assert [span["state"] for span in lane["spans"]] == ["dead", "starting", "live"]
+
+
+async def test_the_bus_is_killed_and_the_page_says_so_and_comes_back(tmp_path):
+    async with world(tmp_path) as it:
+        await it.overview(connected=True)
+        async with event_stream(it.dashboard) as events:
+            await events.until("connection", connected=True)
+            it.server.kill()
+            lost = await events.until("connection", connected=False)
+            assert lost.data["since"]
+            assert "bus" in lost.data["error"]
+            back = await events.until("connection", connected=True)
+            assert back.data["since"] > lost.data["since"]
+            _, sequence = await put_round(it.bus, 4)
+            assert (await events.until("decision")).data["sequence"] == sequence
+
+
+async def test_a_bus_that_comes_later_is_waited_for(tmp_path):
+    port = free_port()
+    async with (
+        dashboard_process(tmp_path, f"nats://127.0.0.1:{port}") as dashboard,
+        httpx.AsyncClient(base_url=dashboard.url, timeout=GUARD_S) as http,
+    ):
+        found = (await http.get("/api/overview")).json()
+        assert not found["source"]["connected"]
+        assert found["source"]["problem"]
+        assert (await http.get("/")).status_code == 200
+        answer = await http.get("/api/messages/1")
+        assert answer.status_code == 503
+        async with event_stream(dashboard) as events:
+            await events.until("connection", connected=False)
+            from bus.server.supervisor import NatsServer
+
+            async with NatsServer(tmp_path / "server", port=port) as server, Connections() as connections:
+                bus = await connections.bus(server.url)
+                await ensure_streams(bus)
+                await events.until("connection", connected=True)
+
+
+async def test_an_old_event_id_gets_what_was_missed_or_a_resync(tmp_path):
+    async with world(tmp_path) as it:
+        await it.overview(connected=True, read_through=6)
+        async with event_stream(it.dashboard) as events:
+            await put_round(it.bus, 4)
+            last = await events.until("decision")
+        _, sequence = await put_round(it.bus, 5)
+        await it.overview(read_through=sequence)
+        async with event_stream(it.dashboard, **{"Last-Event-ID": last.id or ""}) as events:
+            missed = await events.until("market")
+            assert missed.data["sequence"] == sequence - 1
+            await events.until("decision", sequence=sequence)
+            assert all(event.name != "resync" for event in events.events)
+        for old in ("deadbeef-1", "nonsense", (last.id or "").rpartition("-")[0] + "-999999"):
+            async with event_stream(it.dashboard, **{"Last-Event-ID": old}) as events:
+                await events.until("resync")
+
+
+async def test_another_stream_under_the_same_name_is_read_anew(tmp_path):
+    async with world(tmp_path) as it:
+        await it.overview(connected=True, read_through=6)
+        async with event_stream(it.dashboard) as events:
+            await events.until("connection", connected=True)
+            await it.bus.api(f"STREAM.DELETE.{it.bus.subjects.stream}")
+            await events.until("connection", connected=False)
+            await ensure_streams(it.bus)
+            await events.until("resync")
+            _, sequence = await put_round(it.bus, 9)
+            await events.until("decision", sequence=sequence)
+        found = await it.overview(read_through=sequence)
+        assert [row["round"] for row in found["decisions"]] == [9]
+
+
+async def test_a_viewer_that_reads_nothing_is_dropped_and_the_others_are_not(tmp_path):
+    async with world(tmp_path) as it:
+        await it.overview(connected=True, read_through=6)
+        stalled = socket.create_connection(it.dashboard.address)
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = it.dashboard.address
+        stalled.sendall(f"GET /events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        with stalled:
+            async with event_stream(it.dashboard) as events:
+                await events.until("connection", connected=True)
+                flooding = asyncio.create_task(flood(it.bus))
+                reading = asyncio.create_task(events.until("never"))
+                await it.dashboard.logged("viewer_dropped")
+                for task in (flooding, reading):
+                    task.cancel()
+                await asyncio.wait([flooding, reading])
+                assert (await it.overview())["viewers"] == {"now": 1, "dropped": 1}
+                last = await put_alert(it.bus, "the other one goes on")
+                await events.until("alert", sequence=last)
+            stalled.settimeout(GUARD_S)
+            assert read_to_the_end(stalled) < 4 << 20  # what the kernel had; nothing waits for this peer any more
+
+
+async def flood(bus: NatsBus) -> None:
+    """Store alerts with long texts, as fast as the server takes them."""
+    while True:
+        await asyncio.gather(*(put_alert(bus, "x" * 4000) for _ in range(50)))
+
+
+def read_to_the_end(one: socket.socket) -> int:
+    size = 0
+    while data := one.recv(1 << 20):
+        size += len(data)
+    return size
+
+
+# -- who may do what
+
+
+async def test_reading_needs_no_token_on_loopback_and_acting_does(tmp_path):
+    async with world(tmp_path) as it:
+        assert (await it.http.get("/api/overview")).status_code == 200
+        for headers in (
+            {},
+            {"Origin": it.dashboard.url},
+            {"Authorization": "Bearer wrong", "Origin": it.dashboard.url},
+        ):
+            answer = await it.http.post("/api/agents/momentum/restart", headers=headers)
+            assert answer.status_code in (401, 403), headers
+            assert "token" in answer.json()["error"]
+        answer = await it.http.post("/api/agents/momentum/restart", headers=it.dashboard.bearer)
+        assert answer.status_code == 503  # it was asked for: no watchdog runs here
+        assert "watchdog" in answer.json()["error"]
+        answer = await it.http.post("/api/agents/momentum/paint", headers=it.dashboard.bearer)
+        assert answer.status_code == 404
+        assert it.dashboard.token not in await it.dashboard.end()
+
+
+async def test_the_link_sets_a_cookie_that_is_not_the_token(tmp_path):
+    async with world(tmp_path) as it:
+        answer = await it.http.get("/", params={"token": it.dashboard.token, "symbol": "BTC/USD"})
+        assert answer.status_code == 303
+        assert answer.headers["location"] == "/?symbol=BTC%2FUSD"
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert it.dashboard.token not in cookie
+        same_origin = {"Origin": it.dashboard.url}
+        acted = await it.http.post("/api/agents/momentum/revive", headers=same_origin)
+        assert acted.status_code == 503  # no watchdog runs here
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+            refused = await it.http.post("/api/agents/momentum/revive", headers={"Origin": origin})
+            assert refused.status_code == 403, origin
+        assert (await it.http.post("/api/agents/momentum/revive")).status_code == 403  # a cookie alone is not enough
+        it.http.cookies.clear()
+        assert (await it.http.get("/", params={"token": "wrong"})).status_code == 401
+
+
+async def test_the_login_page_takes_the_token_and_leads_to_own_pages_only(tmp_path):
+    async with world(tmp_path) as it:
+        origin = {"Origin": it.dashboard.url}
+        wrong = await it.http.post("/login", data={"token": "wrong"}, headers=origin)
+        assert wrong.status_code == 401
+        assert "set-cookie" not in wrong.headers
+        right = {"token": it.dashboard.token}
+        for target, location in (
+            ("/mesh", "/mesh"),
+            ("//evil.example", "/"),
+            ("http://evil.example", "/"),
+            ("/\\e", "/"),
+        ):
+            done = await it.http.post("/login", data={**right, "next": target}, headers=origin)
+            assert (done.status_code, done.headers["location"]) == (303, location)
+        elsewhere = await it.http.post("/login", data=right, headers={"Origin": "http://evil.example"})
+        assert elsewhere.status_code == 403
+        large = await it.http.post("/login", data={"token": "x" * 100_000}, headers=origin)
+        assert large.status_code == 413
+
+
+async def test_requests_for_other_hosts_and_from_other_sites_are_refused(tmp_path):
+    async with world(tmp_path) as it:
+        for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", "10.0.0.1", ""):
+            answer = await it.http.get("/api/overview", headers={"Host": host})
+            assert answer.status_code == 400, host
+            assert answer.json()["error"].startswith("Host: expected ")
+        for host in ("localhost", "127.0.0.1:9999", "[::1]:80", "LOCALHOST:1"):
+            assert (await it.http.get("/api/overview", headers={"Host": host})).status_code == 200, host
+        assert (await it.http.get("/api/overview", headers={"Origin": "http://evil.example"})).status_code == 403
+        assert (await it.http.get("/events", headers={"Sec-Fetch-Site": "cross-site"})).status_code == 403
+        link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}  # a link in another page may be followed
+        assert (await it.http.get("/", headers=link)).status_code == 200
+
+
+async def test_every_answer_has_the_security_headers(tmp_path):
+    async with world(tmp_path) as it:
+        for path in ("/", "/api/overview", "/api/messages/0", "/nowhere", "/static/icon.svg", "/login"):
+            for headers in ({}, {"Host": "evil.example"}):
+                found = (await it.http.get(path, headers=headers)).headers
+                assert "default-src 'none'" in found["content-security-policy"], path
+                assert "unsafe" not in found["content-security-policy"]
+                assert found["x-content-type-options"] == "nosniff"
+                assert found["x-frame-options"] == "DENY"
+                assert found["referrer-policy"] == "same-origin"
+                assert "server" not in found
+        assert (await it.http.get("/")).headers["cache-control"] == "no-store"
+
+
+async def test_another_address_than_loopback_needs_the_token_for_reading_too(tmp_path):
+    async with world(tmp_path, listen="0.0.0.0:0") as it:
+        for path in ("/api/overview", "/events", "/api/messages/1"):
+            assert (await it.http.get(path)).status_code == 401, path
+        page = await it.http.get("/timeline")
+        assert (page.status_code, page.headers["location"]) == (303, "/login?next=%2Ftimeline")
+        assert (await it.http.get("/login")).status_code == 200
+        assert (await it.http.get("/static/icon.svg")).status_code == 200
+        assert (await it.http.get("/api/overview", headers=it.dashboard.bearer)).status_code == 200
+        async with event_stream(it.dashboard) as events:
+            assert events.status == 401
+        assert (await it.http.get("/", params={"token": it.dashboard.token})).status_code == 303
+        assert (await it.http.get("/api/overview")).status_code == 200
+        assert (await it.http.get("/api/overview", headers={"Host": "evil.example"})).status_code == 400
+
+
+async def test_the_token_is_private_and_one_that_was_not_is_replaced(tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    leaked = state / "dashboard.token"
+    leaked.write_text("a" * 43)
+    leaked.chmod(0o644)
+    async with world(tmp_path) as it:
+        assert it.dashboard.token != "a" * 43
+        assert stat.S_IMODE(leaked.stat().st_mode) == 0o600
+        first = it.dashboard.token
+        await it.dashboard.end()
+        async with dashboard_process(tmp_path, it.server.url) as again:
+            assert again.token == first  # links and cookies outlive a restart
+
+
+# -- bad input
+
+
+async def test_names_with_markup_are_data_everywhere(tmp_path):
+    async with world(tmp_path) as it:
+        await it.overview(connected=True)
+        names = [f"{MARKUP}{number}" for number in range(10_000)]
+        for number, name in enumerate(names):
+            heartbeat = Heartbeat(
+                agent=name, agent_id=name, epoch=1, sequence=1, progress=1, status="live", interval_ms=100,
+                sandbox=MARKUP, pid=number,
+            )  # fmt: skip
+            await it.bus.notify(f"swarm.heartbeat.n{number}", encode(heartbeat))
+        await put_alert(it.bus, MARKUP)
+        async with asyncio.timeout(GUARD_S):
+            while True:
+                answer = await it.http.get("/api/overview")
+                if len(answer.json()["agents"]) == len(names):
+                    break
+        assert answer.headers["content-type"] == "application/json"
+        assert {row["name"] for row in answer.json()["agents"]} == set(names)
+        quoted = "%3Cscript%3Ealert(%221%22)%3C%2Fscript%3E"
+        for path in (
+            f"/agents/{quoted}",
+            f"/decisions/{quoted}",
+            f"/messages/{quoted}",
+            f"/{quoted}",
+            f"/login?next=/{quoted}",
+        ):
+            page = await it.http.get(path, headers={"Accept": "text/html"})
+            assert "<script>alert" not in page.text, path
+            assert page.status_code < 500
+        async with event_stream(it.dashboard) as events:
+            first = await events.until("agents")
+            assert len(first.data["agents"]) >= 100  # the rest follows in turn, or when its state changes
+
+
+async def test_what_is_asked_for_and_not_there_is_said(tmp_path):
+    async with world(tmp_path) as it:
+        await it.overview(connected=True, read_through=6)
+        await it.bus.api(f"STREAM.UPDATE.{it.bus.subjects.stream}", await shortened(it.bus))
+        for path, status, words in (
+            ("/api/messages/abc", 400, "whole number"),
+            ("/api/messages/0", 400, "whole number"),
+            ("/api/messages/-1", 400, "whole number"),
+            ("/api/messages/1", 410, "retention"),
+            ("/api/messages/99", 404, "not stored yet"),
+            ("/api/agents/nobody", 404, "nobody"),
+            ("/api/overview?symbol=DOGE", 404, "BTC/USD"),
+            ("/api/decisions?limit=0", 400, "limit"),
+            ("/api/decisions?limit=x", 400, "limit"),
+            ("/api/timeline?since=x", 400, "since"),
+            ("/api/nothing", 404, "no such page"),
+        ):
+            answer = await it.http.get(path)
+            assert answer.status_code == status, path
+            assert words in answer.json()["error"], path
+            assert "\n" not in answer.json()["error"]
+        assert (await it.http.get("/messages/99", headers={"Accept": "text/html"})).status_code == 404
+        assert (await it.http.delete("/api/overview", headers=it.dashboard.bearer)).status_code == 405
+
+
+async def shortened(bus: NatsBus) -> dict[str, Any]:
+    """The stream's configuration with room for its last two messages."""
+    config: dict[str, Any] = (await bus.api(f"STREAM.INFO.{bus.subjects.stream}"))["config"]
+    return {**config, "max_msgs": 2}
+
+
+async def test_a_port_in_use_is_passed_over_and_that_is_said(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with world(tmp_path, listen=f"127.0.0.1:{port}") as it:
+            assert it.dashboard.address[1] != port
+            assert f"port {port} is in use" in "".join(it.dashboard.said)
+            assert (await it.http.get("/api/overview")).status_code == 200
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+async def test_the_token_is_in_no_argument_and_no_environment(tmp_path):
+    async with world(tmp_path) as it:
+        about = Path(f"/proc/{it.dashboard.process.pid}")
+        token = it.dashboard.token.encode()
+        assert token not in (about / "cmdline").read_bytes() + (about / "environ").read_bytes()
+        assert token not in (it.dashboard.state_dir / "dashboard.json").read_bytes()
