@@ -1,0 +1,83 @@
+"""Chromium, and a swarm with a dashboard to look at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+
+from tests.acceptance.subscriber import Subscriber
+from tests.acceptance.swarm import Swarm, agents_toml
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+SPEED = 8
+"""Candles a second: enough to see the pages move."""
+ROUNDS = 300
+"""More than the first candles, which are not paced."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A swarm, and where its dashboard is."""
+
+    swarm: Swarm
+    subscriber: Subscriber
+    address: str
+    link: str
+
+    @property
+    def token(self) -> str:
+        return self.link.partition("?token=")[2]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Its program; a browser that Playwright downloads is not used."""
+    found = os.environ.get("SIGNALMESH_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.skip("no Chromium: install it (apt-get install chromium), or name it in SIGNALMESH_CHROMIUM")
+    return found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shown(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shown]:
+    toml = agents_toml(speed=SPEED) + '[dashboard]\nlisten = "127.0.0.1:0"\n'
+    async with Swarm(tmp_path_factory.mktemp("shown"), toml) as swarm:
+        subscriber = await swarm.up(dashboard=True)
+        await subscriber.decided(ROUNDS)
+        await subscriber.until("the dashboard's heartbeat", lambda: subscriber.heartbeats.get("dashboard"))
+        link = (await swarm.command("dashboard", "--link")).out.strip()
+        yield Shown(swarm, subscriber, link.partition("?")[0].rstrip("/"), link)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = await playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser, shown: Shown) -> AsyncIterator[Page]:
+    """A new visitor. No script may fail, and nothing may offend the Content-Security-Policy."""
+    problems: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text and "net::ERR" not in message.text:
+            problems.append(message.text)
+
+    context = await browser.new_context(base_url=shown.address, viewport={"width": 1440, "height": 900})
+    page = await context.new_page()
+    page.set_default_timeout(30_000)
+    page.on("console", note)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    yield page
+    await context.close()
+    assert problems == []
