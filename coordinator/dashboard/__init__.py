@@ -1,1 +1,1 @@
-"""The `dashboard` role: pages and live figures of one swarm in a browser, over the bus or a mirror's file."""
+"""The `dashboard` role: pages in a browser, live over the bus or over a mirror's file at rest."""
