@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bus.errors import BusError, MeshError, MessageError, UsageError
+from bus.errors import BusError, MeshError, MessageError, MirrorDamaged, MirrorFailing, UsageError
 from bus.interface import StoredMessage
 from bus.messages.headers import OUTPUT, number
 from bus.messages.subjects import AGENT_KINDS
@@ -27,12 +27,26 @@ from coordinator.dashboard.hub import Hub, dump
 from coordinator.dashboard.model import WINDOW_S, iso_ns, source_of, trace_of
 from coordinator.dashboard.source import Source, agent_rows, role_rows, sandbox_rows
 from coordinator.dashboard.timeline import lanes, within
+from coordinator.explain.errors import RoundOpen, RoundRemoved, UnknownRound
+from coordinator.explain.selection import Selector
 
 MAX_LIMIT = 1000
 OUTPUTS = 50
 ALERTS = 50
 KILL_WAIT_S = 15.0
 """How long a kill waits for the recovery, as the command does by default."""
+
+
+STATUS_OF: dict[type[MeshError], int] = {
+    UnknownRound: 404,
+    RoundOpen: 409,
+    RoundRemoved: 410,
+    MirrorDamaged: 503,
+    MirrorFailing: 503,
+    UsageError: 400,
+    BusError: 503,
+}
+"""The HTTP status of an error; the first that fits."""
 
 
 class NotThere(Exception):
@@ -130,6 +144,10 @@ async def decisions(dashboard: Dashboard, request: Request) -> Response:
     before = whole_number(request, "before", None, 1, 1 << 62)
     found = list(model.newest_decisions(limit, before))
     return as_json({"decisions": found, "total": model.counted_decisions, "source": source.describe()})
+
+
+async def decision(dashboard: Dashboard, request: Request) -> Response:
+    return as_json(await dashboard.source.explain(Selector(decision=request.path_params["id"])))
 
 
 async def mesh(dashboard: Dashboard, _: Request) -> Response:
@@ -298,6 +316,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
         Route("/api/overview", answered(overview)),
         Route("/api/timeline", answered(timeline)),
         Route("/api/decisions", answered(decisions)),
+        Route("/api/decisions/{id:path}", answered(decision)),
         Route("/api/mesh", answered(mesh)),
         Route("/api/messages/{sequence}", answered(message)),
         Route("/api/agents/{name}", answered(agent)),
@@ -316,6 +335,7 @@ def status_of_error(found: Exception) -> int:
     """The HTTP status of an error."""
     if isinstance(found, NotThere):
         return found.status
-    if isinstance(found, UsageError):
-        return 400
-    return 503 if isinstance(found, BusError) else 409
+    for kind, status in STATUS_OF.items():
+        if isinstance(found, kind):
+            return status
+    return 409

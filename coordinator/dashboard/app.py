@@ -19,10 +19,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bus import __version__
-from bus.errors import MeshError
+from bus.errors import BusError, MeshError
 from coordinator.dashboard.api import Dashboard, NotThere, describe_message, routes, status_of_error
 from coordinator.dashboard.guard import Access, Guard, cookie_value, error, same
 from coordinator.dashboard.hub import Viewer
+from coordinator.explain.selection import Selector
 
 HERE = Path(__file__).parent
 SEND_TIMEOUT_S = 20.0
@@ -116,6 +117,17 @@ class _Site:
 
         return show
 
+    async def decision(self, request: Request) -> Response:
+        """The page says by itself what is wrong with an id; here only the status follows from it."""
+        wanted, code = request.path_params["id"], 200
+        try:
+            await self._dashboard.source.select(Selector(decision=wanted))
+        except BusError:
+            pass  # the page waits for the bus
+        except MeshError as found:
+            code = status_of_error(found)
+        return self._pages.render("decision.html", request, code, id=wanted)
+
     async def message(self, request: Request) -> Response:
         sequence = request.path_params["sequence"]
         await describe_message(self._dashboard, sequence)
@@ -156,7 +168,7 @@ def make_app(dashboard: Dashboard, access: Access, drop: Drop) -> ASGIApp:
             Route("/", site.overview),
             Route("/login", site.login, methods=["GET", "POST"]),
             Route("/timeline", site.page("timeline.html")),
-            Route("/decisions/{id:path}", site.page("decision.html", "id")),
+            Route("/decisions/{id:path}", site.decision),
             Route("/agents/{name}", site.page("agent.html", "name")),
             Route("/mesh", site.page("mesh.html")),
             Route("/messages/{sequence}", site.message),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import time
 from collections.abc import Sequence
@@ -18,9 +17,8 @@ from bus.interface import StoredMessage
 from bus.messages.subjects import DASHBOARD, Subjects
 from bus.mirror.loss_check import half_done
 from bus.nats.bus import NatsBus
-from bus.nats.client import parse_headers
 from bus.nats.consumer import Reader
-from bus.nats.jetstream import NO_MESSAGE, STREAM_NOT_FOUND
+from bus.nats.jetstream import STREAM_NOT_FOUND
 from bus.nats.urls import redacted_url
 from bus.utils.aio import end_tasks
 from coordinator.dashboard.hub import Hub
@@ -34,6 +32,10 @@ from coordinator.dashboard.source import (
     role_rows,
     sandbox_rows,
 )
+from coordinator.explain.explainer import explain_bus
+from coordinator.explain.models import Explanation
+from coordinator.explain.selection import SelectedDecision, Selector, select
+from coordinator.explain.sources import BusSource as BusMessages
 from coordinator.monitor.models import Status
 from coordinator.monitor.status import Facts, read_facts
 
@@ -266,16 +268,8 @@ class BusSource(Source):
     # -- reading what is asked for
 
     async def message(self, sequence: int) -> StoredMessage | None:
-        bus = self.connected_bus()
-        try:
-            found = (await bus.api(f"STREAM.MSG.GET.{self.subjects.stream}", {"seq": sequence}))["message"]
-        except Refused as error:
-            if error.code == NO_MESSAGE:
-                return None
-            raise
-        headers = parse_headers(base64.b64decode(found.get("hdrs", "")))
-        data = base64.b64decode(found.get("data", ""))
-        return StoredMessage(found["subject"], found["seq"], data, headers, 0, _nanoseconds(found["time"]))
+        found = await self.connected_bus().first_from(f"{self.subjects.ns}.>", sequence)
+        return found if found is not None and found.sequence == sequence else None
 
     async def bounds(self) -> tuple[int, int]:
         found = await self.connected_bus().bounds()
@@ -289,10 +283,16 @@ class BusSource(Source):
         found: list[StoredMessage] = []
         for window in WINDOWS:
             begin = max(first, end - window)
-            found = [stored for stored in await bus.read_back(filters, begin) if stored.sequence < end]
+            found = await bus.read_range(filters, begin, end - 1)
             if len(found) >= limit or begin == first:
                 break
         return found[-limit:]
+
+    async def explain(self, selector: Selector) -> Explanation:
+        return await explain_bus(self.connected_bus(), selector)
+
+    async def select(self, selector: Selector) -> SelectedDecision:
+        return await select(BusMessages(self.connected_bus()), selector)
 
     async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
         entry = await self.connected_bus().kv_get(self.subjects.state_bucket, agent)
@@ -316,12 +316,3 @@ def totals(status: Status, model: SwarmModel) -> dict[str, Any]:
 
 def _state_of(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in MOVING}
-
-
-def _nanoseconds(text: str) -> int:
-    """Nanoseconds since 1970 of a server's time, RFC 3339 with up to nine places."""
-    from datetime import UTC, datetime
-
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
-    return seconds * 1_000_000_000 + int(fraction.ljust(9, "0")[:9] or 0)

@@ -15,16 +15,16 @@ from bus.heartbeats import HeartbeatTable
 from bus.interface import StoredMessage
 from bus.messages import Decision
 from bus.mirror.reader import Mirrored, MirrorFile
+from coordinator.audit.mirror_checks import stored_of
 from coordinator.dashboard.model import MAX_LIFECYCLE, iso_ns
 from coordinator.dashboard.source import EVENTS_LOOKBACK, HISTORY, RARE_KINDS, Source
+from coordinator.explain.explainer import explain_file
+from coordinator.explain.models import Explanation
+from coordinator.explain.selection import SelectedDecision, Selector, select
+from coordinator.explain.sources import FileSource as FileMessages
 from coordinator.monitor.status import Facts
 
 log = structlog.get_logger("signalmesh.dashboard")
-
-
-def _stored(found: Mirrored) -> StoredMessage:
-    row = found.row
-    return StoredMessage(row.subject, row.sequence, row.payload, dict(row.headers), 0, row.stored_ns)
 
 
 class FileSource(Source):
@@ -56,7 +56,7 @@ class FileSource(Source):
 
     def _take(self, found: Mirrored, *, whole: bool = True) -> None:
         if found.intact:
-            self.model.take(_stored(found), whole=whole)
+            self.model.take(stored_of(found), whole=whole)
         else:
             self._damaged += 1
 
@@ -98,7 +98,7 @@ class FileSource(Source):
         newest_decision = None
         for found in file.newest(1, kind="decision"):
             if found.intact:
-                message = _stored(found).decode(self.subjects)
+                message = stored_of(found).decode(self.subjects)
                 newest_decision = message if isinstance(message, Decision) else None
         return Facts(
             swarm=self.subjects.ns, nats=str(self.path), at=time.monotonic(), heartbeats=HeartbeatTable(),
@@ -117,7 +117,7 @@ class FileSource(Source):
     async def message(self, sequence: int) -> StoredMessage | None:
         async with self._turn:
             found = await asyncio.to_thread(self._file.message, sequence)
-        return None if found is None else _stored(found)
+        return None if found is None else stored_of(found)
 
     async def bounds(self) -> tuple[int, int]:
         async with self._turn:
@@ -134,10 +134,17 @@ class FileSource(Source):
             end = self.model.read_through + 1 if before is None else before
             sequences = [row[0] for row in self._file.rows(sql, *kinds, agent, agent, end, limit)]
             found = [self._file.message(sequence) for sequence in reversed(sequences)]
-            return [_stored(one) for one in found if one is not None]
+            return [stored_of(one) for one in found if one is not None]
 
         async with self._turn:
             return await asyncio.to_thread(read)
+
+    async def explain(self, selector: Selector) -> Explanation:
+        return await explain_file(self.path, selector)
+
+    async def select(self, selector: Selector) -> SelectedDecision:
+        with MirrorFile(self.path) as file:
+            return await select(FileMessages(file), selector)
 
     async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
         async with self._turn:

@@ -10,6 +10,8 @@ from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
 from bus.interface import StoredMessage
 from bus.messages.subjects import Subjects
 from coordinator.dashboard.model import SwarmModel, iso_ns
+from coordinator.explain.models import Explanation
+from coordinator.explain.selection import SelectedDecision, Selector
 from coordinator.monitor.models import Status
 from coordinator.monitor.status import Facts, status_of
 
@@ -67,6 +69,14 @@ class Source(ABC):
     @abstractmethod
     async def newest(self, kinds: tuple[str, ...], agent: str, limit: int, before: int | None) -> list[StoredMessage]:
         """The newest messages of these kinds by `agent` ("*": any) below the sequence `before`, oldest first."""
+
+    @abstractmethod
+    async def explain(self, selector: Selector) -> Explanation:
+        """Why a decision was made; raises as `coordinator.explain.explainer.explain` does."""
+
+    @abstractmethod
+    async def select(self, selector: Selector) -> SelectedDecision:
+        """Only find the decision; raises as `explain` does."""
 
     @abstractmethod
     async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
