@@ -1,4 +1,6 @@
-"""`make pictures`: runs a swarm, kills an agent, and draws the live view and the report of `kill` into docs/assets."""
+"""`make pictures`: runs a swarm, kills an agent, and draws the live view, the report of `kill` and the dashboard into
+docs/assets.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from rich.text import Text
 from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
 from coordinator.monitor.live_view import LiveView
+from coordinator.runner.dashboard_link import read_place
 from coordinator.runner.launcher import Launcher
 from coordinator.runner.preflight import check_agents
 from coordinator.runner.up import Up, UpOptions, run_up
+from docs.generate.screenshots import take_screenshots
 from docs.generate.source import ROOT
 from signalmesh import python_command
 
@@ -87,6 +91,9 @@ async def _draw(up: Up) -> None:
     }
     for name, text in pictures.items():
         (ASSETS / name).write_text(text, "utf-8")
+    place = read_place(Path.cwd())
+    assert place is not None
+    await take_screenshots(place.url, ASSETS)
 
 
 def main() -> None:

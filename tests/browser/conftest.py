@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -11,10 +10,10 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
+from docs.generate.screenshots import chromium_program
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import Swarm, agents_toml
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 SPEED = 8
 """Candles a second: enough to see the pages move."""
 ROUNDS = 300
@@ -38,7 +37,7 @@ class Shown:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Its program; a browser that Playwright downloads is not used."""
-    found = os.environ.get("SIGNALMESH_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    found = chromium_program()
     if found is None:
         pytest.skip("no Chromium: install it (apt-get install chromium), or name it in SIGNALMESH_CHROMIUM")
     return found

@@ -10,6 +10,7 @@ import { onColours, showSource, startShell } from "./shell.js";
 import { SwarmPanel } from "./swarm_panel.js";
 
 const ROWS = 14;
+const RECENT = 500;
 const live = startShell();
 const panel = new SwarmPanel({
   agents: byId("agents"), roles: byId("roles"), alerts: byId("alerts"), agentsCount: byId("agents-count"), alertsCount: byId("alerts-count"),
@@ -134,7 +135,7 @@ for (const kind of ["pointerenter", "pointerleave", "focusin", "focusout"]) tabl
 
 function addDecision(decision) {
   if (newest.some((other) => other.sequence === decision.sequence)) return;
-  newest = [decision, ...newest].sort((a, b) => b.sequence - a.sequence).slice(0, 200);
+  newest = [decision, ...newest].sort((a, b) => b.sequence - a.sequence).slice(0, RECENT);
   if (totals) totals.decisions += 1;
 }
 
@@ -175,8 +176,11 @@ async function load() {
   const mine = (loading = {});
   early = [];
   let state;
+  let recent;
   try {
-    state = await get(`/api/overview${symbol ? `?symbol=${encodeURIComponent(symbol)}` : ""}`);
+    [state, recent] = await Promise.all([
+      get(`/api/overview${symbol ? `?symbol=${encodeURIComponent(symbol)}` : ""}`), get(`/api/decisions?limit=${RECENT}`),
+    ]);
   } catch (error) {
     if (mine !== loading) return;
     loading = null;
@@ -194,14 +198,14 @@ async function load() {
   chart.set(state.candles ?? [], state.decisions ?? []);
   byId("chart-empty").hidden = (state.candles ?? []).length > 0;
   setText(byId("chart-empty"), "No candles are stored yet.");
-  newest = [...(state.newest ?? state.decisions ?? [])].sort((a, b) => b.sequence - a.sequence);
+  newest = recent.decisions;
   totals = state.totals;
   lastSequence = state.source?.stream_last_sequence ?? null;
   panel.set(state.agents ?? [], state.sandboxes ?? []);
   panel.setRoles(state.roles ?? []);
   panel.setAlerts(state.alerts ?? []);
   latency.clear();
-  latency.add(state.decisions ?? [], state.rates);
+  latency.add(recent.decisions, state.rates);
   if (state.rates) showRates(state.rates);
   loading = null;
   for (const [kind, data] of early) take(kind, data);
