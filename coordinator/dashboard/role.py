@@ -9,6 +9,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from bus.mirror.reader import MirrorFile
 from coordinator.config.loader import load_swarm
 from coordinator.config.telemetry import NOWHERE, check_page_url
 from coordinator.monitor.status import remote_sandboxes
@@ -41,8 +42,11 @@ def start_dashboard(
 
     Raises:
         UsageError: the address cannot be listened on, the file is no mirror, or the token cannot be kept.
+        MirrorDamaged: the file is broken.
     """
     settings = load_swarm(config_file).dashboard
+    if file is not None:
+        MirrorFile(file).close()  # what is wrong with it is said before a page is promised
     inherited = inherited_port()
     if inherited is not None:
         port = inherited
