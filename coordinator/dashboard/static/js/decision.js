@@ -8,7 +8,7 @@ import { jaeger, page, showSource, startShell } from "./shell.js";
 
 startShell({ events: false });
 
-const exact = (value, places = 6) => (known(value) ? String(Number(Number(value).toFixed(places))) : NONE);
+const exact = (value, places = 6) => (known(value) ? String(Number(Number(value).toFixed(places))).replace("-", "−") : NONE);
 const message = (sequence, at, what = "") => (known(sequence) ? { kind: "message", sequence, at, what } : { kind: "computed", text: what || "no message: nothing was stored" });
 const computed = (text) => ({ kind: "computed", text });
 const side = (word) => {
@@ -108,7 +108,7 @@ function riskAndSize(e) {
     formula("drawdown factor", `max(0, 1 − ${exact(risk.drawdown)} / ${config.drawdown_max})`, exact(risk.drawdown_factor), first),
     formula("risk", `1 − ${exact(risk.agreement)} · ${exact(risk.volatility_factor)} · ${exact(risk.drawdown_factor)}`, exact(risk.risk_score), message(e.sequence, e.stored_at, "Published as risk_score")),
     formula("edge", edge, exact(size.edge), computed("of the linear pool")),
-    formula("edge × (1 − risk)", `${exact(size.edge)} · (1 − ${exact(risk.risk_score)})`, exact(size.uncapped), computed("the size before its caps"), { binds: bound === "edge" }),
+    formula("edge × (1 − risk)", known(size.edge) ? `${exact(size.edge)} · (1 − ${exact(risk.risk_score)})` : edge, exact(size.uncapped), computed("the size before its caps"), { binds: bound === "edge" }),
     formula("CVaR cap", known(size.cvar_cap) ? `${config.cvar_max} / ${exact(risk.cvar)}` : "the CVaR is not known, or the worst candles gained", exact(size.cvar_cap), first, { binds: bound === "cvar" }),
     formula("position cap", "position_cap of the settings", exact(size.position_cap), message(config.sequence, config.stored_at, "The settings of the round"), { binds: bound === "position_cap" }),
     formula("position", POSITION[bound] ?? "the smallest of the three", exact(size.position_size), message(e.sequence, e.stored_at, "Published as position_size"), { binds: bound in POSITION, name: bound }));
@@ -167,17 +167,25 @@ function course(e) {
   }));
 }
 
+/** Links to the rounds before and after, where the id is the usual one. */
+function neighbours(e) {
+  const base = `${e.symbol}:${e.tick.source}:`;
+  if (e.decision_id !== `${base}${e.round}`) return [];
+  const link = (round, text) => el("a", { class: "button small", href: decisionPath(`${base}${round}`) }, text);
+  return [e.round > 1 ? link(e.round - 1, "← round before") : null, link(e.round + 1, "round after →")];
+}
+
 function show(e) {
   document.title = `${e.published.final_decision} ${e.symbol} round ${e.round} · ${e.swarm}`;
   const trace = e.trace_id ? (jaeger ? el("a", { href: `${jaeger}/trace/${e.trace_id}`, rel: "noreferrer" }, "trace in Jaeger") : el("span", {}, "trace ", el("code", {}, e.trace_id))) : el("span", { class: "muted" }, "no trace");
   byId("decision").replaceChildren(
     el("header", { class: "page-head" }, el("h1", {}, `${e.symbol}, round ${count(e.round)}`), el("p", { class: "lead" }, el("span", { class: "mono" }, e.decision_id), ` · ${moment(e.tick.timestamp, false)} · decided by `, el("a", { href: agentPath(e.decider) }, e.decider)),
-      el("div", { class: "tools-inline" }, el("button", { type: "button", class: "button small", id: "copy", onclick: copy }, "Copy address"))),
+      el("div", { class: "tools-inline" }, neighbours(e), el("button", { type: "button", class: "button small", id: "copy", onclick: copy }, "Copy address"))),
     verdict(e),
     el("div", { class: "decision-grid" },
       el("div", { class: "wide" }, panel("voters-h", "Voters", `${e.voters.filter((v) => v.status === "counted").length} of ${e.voters.length} counted`, votersTable(e))),
       panel("judge-h", "From votes to the action", null, scale(e), judgement(e)),
-      panel("size-h", "Risk and size", `bound by ${String(e.size.bound_by).replaceAll("_", " ")}`, riskAndSize(e)),
+      panel("size-h", "Risk and size", e.size.bound_by in POSITION ? null : `bound by ${e.size.bound_by.replaceAll("_", " ")}`, riskAndSize(e)),
       panel("course-h", "Course of the round", e.config.changed_in_round ? "the settings changed in this round" : null, course(e)),
       panel("links-h", "Where this comes from", null, el("p", { class: "links" },
         el("a", { href: `/messages/${e.sequence}` }, `decision, message ${count(e.sequence)}`), el("a", { href: `/messages/${e.tick.sequence}` }, `tick, message ${count(e.tick.sequence)}`),
