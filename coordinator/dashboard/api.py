@@ -21,9 +21,9 @@ from bus.messages.subjects import AGENT_KINDS
 from coordinator.control.kill import kill
 from coordinator.control.watchdog_client import Restarted, Revived, request_watchdog
 from coordinator.dashboard.agent_log import tail
-from coordinator.dashboard.bus_source import BusSource, totals
 from coordinator.dashboard.guard import error
 from coordinator.dashboard.hub import Hub, dump
+from coordinator.dashboard.live_source import LiveSource, totals
 from coordinator.dashboard.model import WINDOW_S, iso_ns, source_of, trace_of
 from coordinator.dashboard.source import Source, agent_rows, role_rows, sandbox_rows
 from coordinator.dashboard.timeline import lanes, within
@@ -274,7 +274,7 @@ async def act(dashboard: Dashboard, request: Request) -> Response:
     """restart, kill or revive an agent, the way the commands of that name do."""
     name, action = request.path_params["name"], request.path_params["action"]
     source = dashboard.source
-    if not isinstance(source, BusSource):
+    if not isinstance(source, LiveSource):
         return error(409, f"{action}: this dashboard shows a file at rest; start it without --file to act on a swarm")
     bus = source.connected_bus()
     started = time.monotonic()

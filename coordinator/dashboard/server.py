@@ -23,10 +23,10 @@ from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
 from coordinator.dashboard.api import Dashboard
 from coordinator.dashboard.app import make_app
-from coordinator.dashboard.bus_source import BusSource
-from coordinator.dashboard.file_source import FileSource
 from coordinator.dashboard.guard import Access
 from coordinator.dashboard.hub import Hub
+from coordinator.dashboard.live_source import LiveSource
+from coordinator.dashboard.mirror_source import MirrorSource
 from coordinator.dashboard.source import Source
 
 HEARTBEAT_S = 0.5
@@ -89,9 +89,9 @@ async def _serve(options: DashboardOptions, listener: socket.socket) -> int:
     hub = Hub()
     source: Source
     if options.file is not None:
-        source = await asyncio.to_thread(FileSource, options.file)
+        source = await asyncio.to_thread(MirrorSource, options.file)
     else:
-        source = BusSource(options.url, options.swarm, hub, options.remote_sandboxes)
+        source = LiveSource(options.url, options.swarm, hub, options.remote_sandboxes)
     host, port = listener.getsockname()[:2]
     logs = options.state_dir / "logs"
     dashboard = Dashboard(source, hub, logs if options.file is None and logs.is_dir() else None, options.jaeger_url)
@@ -111,7 +111,7 @@ async def _serve(options: DashboardOptions, listener: socket.socket) -> int:
     on_signals(stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="dashboard-http")
     tasks = [serving]
-    if isinstance(source, BusSource):
+    if isinstance(source, LiveSource):
         tasks.append(asyncio.create_task(_follow(source), name="dashboard-bus"))
     log.info("dashboard_served", url=f"http://{'localhost' if host == '::1' else host}:{port}/")
     stopping = asyncio.create_task(stop.wait(), name="dashboard-stop")
@@ -129,7 +129,7 @@ async def _serve(options: DashboardOptions, listener: socket.socket) -> int:
     return EXIT_DONE
 
 
-async def _follow(source: BusSource) -> None:
+async def _follow(source: LiveSource) -> None:
     beating = asyncio.create_task(_beat(source), name="dashboard-heartbeats")
     try:
         await source.run()
@@ -137,7 +137,7 @@ async def _follow(source: BusSource) -> None:
         await end_tasks([beating])
 
 
-async def _beat(source: BusSource) -> None:
+async def _beat(source: LiveSource) -> None:
     while source.bus is None:  # noqa: ASYNC110 - the first connection, of which nothing reports
         await asyncio.sleep(0.1)
     await send_heartbeats(source.bus, DASHBOARD, "dashboard", HEARTBEAT_S, source.heartbeat_fields)

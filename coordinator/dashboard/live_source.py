@@ -35,7 +35,7 @@ from coordinator.dashboard.source import (
 from coordinator.explain.explainer import explain_bus
 from coordinator.explain.models import Explanation
 from coordinator.explain.selection import SelectedDecision, Selector, select
-from coordinator.explain.sources import BusSource as BusMessages
+from coordinator.explain.sources import BusSource
 from coordinator.monitor.models import Status
 from coordinator.monitor.status import Facts, read_facts
 
@@ -57,7 +57,7 @@ MOVING = frozenset({"heartbeat", "heartbeat_age_ms", "cursor", "lag", "outputs",
 log = structlog.get_logger("signalmesh.dashboard")
 
 
-class BusSource(Source):
+class LiveSource(Source):
     """Reads one swarm over the bus and publishes what is new to `hub`. `run` it; it waits for a lost bus."""
 
     def __init__(self, url: str, swarm: str, hub: Hub, remote_sandboxes: Sequence[str] = ()) -> None:
@@ -292,7 +292,7 @@ class BusSource(Source):
         return await explain_bus(self.connected_bus(), selector)
 
     async def select(self, selector: Selector) -> SelectedDecision:
-        return await select(BusMessages(self.connected_bus()), selector)
+        return await select(BusSource(self.connected_bus()), selector)
 
     async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
         entry = await self.connected_bus().kv_get(self.subjects.state_bucket, agent)

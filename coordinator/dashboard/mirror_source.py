@@ -21,13 +21,13 @@ from coordinator.dashboard.source import EVENTS_LOOKBACK, HISTORY, RARE_KINDS, S
 from coordinator.explain.explainer import explain_file
 from coordinator.explain.models import Explanation
 from coordinator.explain.selection import SelectedDecision, Selector, select
-from coordinator.explain.sources import FileSource as FileMessages
+from coordinator.explain.sources import FileSource
 from coordinator.monitor.status import Facts
 
 log = structlog.get_logger("signalmesh.dashboard")
 
 
-class FileSource(Source):
+class MirrorSource(Source):
     """A mirror's file. A mirror that still writes it may add to it; each page reads what is new."""
 
     def __init__(self, path: Path) -> None:
@@ -144,7 +144,7 @@ class FileSource(Source):
 
     async def select(self, selector: Selector) -> SelectedDecision:
         with MirrorFile(self.path) as file:
-            return await select(FileMessages(file), selector)
+            return await select(FileSource(file), selector)
 
     async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
         async with self._turn:
