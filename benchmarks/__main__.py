@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import page, report
+from benchmarks.explaining import explaining
 from benchmarks.idle import idle
 from benchmarks.machine import load, machine, versions
 from benchmarks.mirroring import mirroring
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "outbox": outbox,
     "durability": durability,
     "replay": replaying,
+    "explain": explaining,
     "mirror": mirroring,
     "snapshots": snapshotting,
     "starved": starving,

@@ -56,7 +56,7 @@ def cursor_of(file: Path) -> int:
         return 0
 
 
-async def _reach(file: Path, sequence: int) -> tuple[float, int]:
+async def reach(file: Path, sequence: int) -> tuple[float, int]:
     """The time when the file's cursor first was at `sequence` or later, and the cursor."""
     async with asyncio.timeout(WAIT_S):
         while (cursor := await asyncio.to_thread(cursor_of, file)) < sequence:  # noqa: ASYNC110 - another process's file
@@ -95,16 +95,16 @@ async def _run(directory: Path, backlog: int, live: int) -> tuple[float, float, 
             await ensure_streams(bus)
             await _publish(bus, backlog, None, {})
             async with mirror(server.url, file) as process:
-                first_at, first = await _reach(file, 1)
+                first_at, first = await reach(file, 1)
                 spent = cpu_s(process)
-                last_at, last = await _reach(file, backlog)
+                last_at, last = await reach(file, backlog)
                 spent = cpu_s(process) - spent
                 acked: dict[int, float] = {}
                 seen: list[tuple[float, int]] = []
                 publishing = asyncio.create_task(_publish(bus, live, RATE, acked))
                 started_at = time.perf_counter()
                 while not seen or seen[-1][1] < backlog + live:
-                    seen.append(await _reach(file, seen[-1][1] + 1 if seen else backlog + 1))
+                    seen.append(await reach(file, seen[-1][1] + 1 if seen else backlog + 1))
                 await publishing
                 duration_s = time.perf_counter() - started_at
         finally:

@@ -49,6 +49,7 @@ class Swarm:
 
     process: subprocess.Popen[bytes]
     url: str
+    state_dir: Path
     client: Client
     started_at: float
     server_up_s: float
@@ -101,7 +102,7 @@ async def swarm(
             url = await _url(state, process, output)
             server_up_s = time.monotonic() - started_at
             client = await nats.connect(url, name="bench")
-            yield Swarm(process, url, client, started_at, server_up_s)
+            yield Swarm(process, url, state, client, started_at, server_up_s)
         finally:
             if client is not None:
                 with contextlib.suppress(Exception):
