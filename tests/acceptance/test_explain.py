@@ -141,7 +141,7 @@ async def test_mistakes_with_a_bus(tmp_path: Path, good: Recorded):
 @pytest.mark.timeout(900)
 async def test_every_decision_of_a_run_with_deaths_absences_late_votes_and_other_configs(tmp_path: Path):
     """Real processes, real SIGKILL and SIGSTOP, drained and revived voters, and other settings in a second `up`."""
-    toml = agents_toml(speed=60, limit=2000)
+    toml = agents_toml(speed=15)
     async with Swarm(tmp_path, toml) as swarm:
         subscriber = await swarm.up()
         await subscriber.decided(120)
