@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 
 import orjson
@@ -18,6 +18,10 @@ from bus.nats.bus import NatsBus
 from bus.nats.consumer import Reader
 
 BATCH_ROWS = 1000
+BATCH_S = 0.1
+"""A message waits so long for others to share a transaction and its fsync, less than half of the 250 ms of the goal."""
+PAUSE_S = 0.02
+"""Shortest pause between two transactions of less than BATCH_ROWS messages."""
 BUFFER_ROWS = 5000
 """Most unwritten rows of one stream; at more the mirror stops reading."""
 MAX_DEFER_S = 2.0
@@ -42,6 +46,8 @@ class Followed:
     room: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a message arrives, of all streams that share it."""
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when BATCH_ROWS messages are waiting."""
     reader: Reader | None = None
     verified: int = -1
     """The reader's generation for which the stream was last found to be the mirrored one."""
@@ -51,8 +57,12 @@ class Followed:
         self.reader = Reader(bus.jetstream, self.stream, self.filters, first, self.take)
         await self.reader.start()
 
-    async def take(self, stored: StoredMessage) -> None:
+    def take(self, stored: StoredMessage) -> Awaitable[None] | None:
+        """Buffer a message; the result is to be awaited, if any: the buffer is full."""
         self.put(stored)
+        return self._wait_for_room() if len(self.waiting) >= BUFFER_ROWS else None
+
+    async def _wait_for_room(self) -> None:
         while len(self.waiting) >= BUFFER_ROWS:
             self.room.clear()
             await self.room.wait()
@@ -60,6 +70,8 @@ class Followed:
     def put(self, stored: StoredMessage) -> None:
         self.waiting.append((time.monotonic(), stored))
         self.arrived.set()
+        if len(self.waiting) >= BATCH_ROWS:
+            self.full.set()
 
     @property
     def lag(self) -> int:
@@ -95,6 +107,11 @@ def followed_streams(subjects: Subjects) -> tuple[Followed, ...]:
             for bucket, events in buckets
         ),
     )
+
+
+def pause_before(rows: int, lag_s: float) -> float:
+    """Seconds to wait before `rows` messages are written, the oldest of which was stored `lag_s` ago."""
+    return 0.0 if rows >= BATCH_ROWS else max(BATCH_S - lag_s, PAUSE_S)
 
 
 @dataclass(slots=True)

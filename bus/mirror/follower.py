@@ -19,7 +19,7 @@ import structlog
 from bus.durable.events import EventPublisher
 from bus.errors import BusError, MirrorFailing, OtherHistory, Refused
 from bus.heartbeats import send_heartbeats
-from bus.mirror.batching import BATCH_ROWS, Followed, followed_streams, next_batch
+from bus.mirror.batching import BATCH_ROWS, Followed, followed_streams, next_batch, pause_before
 from bus.mirror.schema import MirrorGap, StreamIncarnation
 from bus.mirror.writer import COMPLETE, PRUNE_ROWS, MirrorStore
 from bus.nats.bus import NatsBus
@@ -29,8 +29,6 @@ from bus.utils.aio import end_tasks
 
 NAME = "mirror"
 HEARTBEAT_S = 0.2
-BATCH_S = 0.02
-"""Pause between two writes: messages that arrive in it share one fsync."""
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0
 """Pause between two attempts at a failing write."""
 PRUNE_S = 1.0
@@ -79,6 +77,7 @@ class Mirror:
         """Read the rest, and end. Safe to call from a signal handler of the loop."""
         self._stop.set()
         self._events.arrived.set()
+        self._events.full.set()
 
     async def run(self) -> None:
         """Follow until stopped.
@@ -115,6 +114,15 @@ class Mirror:
             async with asyncio.timeout(POLL_INTERVAL_S):
                 await self._events.arrived.wait()
 
+    async def _until_batch(self) -> None:
+        """Wait for messages that share a transaction with those that are waiting."""
+        self._events.full.clear()
+        pause_s = pause_before(len(self._events.waiting), self._lag_ms() / 1000)
+        if pause_s and not self._stop.is_set() and any(one.waiting for one in self._followed):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._events.full.wait()
+
     async def _follow(self) -> None:
         pruned_at, backoff_s = time.monotonic(), 0.0
         try:
@@ -141,7 +149,7 @@ class Mirror:
                     backoff_s = 0.0
                     self._healthy()
                     await self._until_arrival()
-                    await self._pause(BATCH_S)
+                    await self._until_batch()
                 self._reports.check()
             await self._finish()
         except OtherHistory as error:

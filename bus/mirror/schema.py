@@ -135,7 +135,7 @@ class MessageRow:
 
     def columns(self) -> tuple[object, ...]:
         """In the order of INSERT_MESSAGE."""
-        headers = orjson.dumps(dict(self.headers))
+        headers = orjson.dumps(dict(self.headers.items()))
         return (
             self.sequence, self.stored_ns, *subject_columns(self.subject), self.subject, headers, self.payload,
             message_checksum(self.sequence, self.stored_ns, self.subject, headers, self.payload),
@@ -191,11 +191,8 @@ INSERT_KV = "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 def _checksum(numbers: str, *parts: bytes) -> bytes:
-    digest = hashlib.blake2b(numbers.encode(), digest_size=8)
-    for part in parts:
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
-    return digest.digest()
+    sized = [b"%d:%b" % (len(part), part) for part in parts]
+    return hashlib.blake2b(b"".join([numbers.encode(), *sized]), digest_size=8).digest()
 
 
 def message_checksum(sequence: int, stored_ns: int, subject: str, headers: bytes, payload: bytes) -> bytes:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any
 
 import nats.errors
@@ -20,6 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.aio.transport import WebSocketTransport
 from nats.protocol.command import hpub_cmd, pub_cmd
 
+from bus.messages import headers as h
 from bus.nats.wire_parser import OnDirect, WireParser, WireTransport
 from bus.utils.aio import end_tasks
 
@@ -32,6 +33,10 @@ MOST_DISCOVERED = 4
 ASCII_BLANKS = " \t\n\r\v\f"
 STATUS = "Status"
 DESCRIPTION = "Description"
+KNOWN_NAMES = frozenset(
+    (h.MSG_ID, h.OUTPUT, h.EPOCH, h.CAUSE, h.EXPECTED_LAST_SUBJECT_SEQUENCE, h.EXPECTED_LAST_SUBJECT)
+)
+"""Names of most headers of most messages, which need no check."""
 FIRST_LINE = (STATUS, DESCRIPTION)
 """Status of the first line of a header block, under nats-py's names."""
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -58,7 +63,10 @@ def parse_header_lines(raw: bytes) -> dict[str, str]:
     out = {}
     for line in raw.decode("utf-8", "replace").split("\r\n"):
         name, colon, value = line.partition(":")
-        if colon and name.isascii():
+        if name in KNOWN_NAMES:
+            if colon:
+                out[name] = value.strip(ASCII_BLANKS)
+        elif colon and name.isascii():
             words = name.split()
             if len(words) == 1:
                 out[words[0]] = value.strip(ASCII_BLANKS)
@@ -96,6 +104,9 @@ class LazyHeaders(Mapping[str, str]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
+
+    def items(self) -> ItemsView[str, str]:
+        return self._all().items()  # Mapping's own looks up each name by itself
 
     def __len__(self) -> int:
         return len(self._all())

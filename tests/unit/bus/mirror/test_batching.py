@@ -13,7 +13,7 @@ import pytest
 from bus.interface import StoredMessage
 from bus.messages.subjects import Subjects
 from bus.mirror import batching
-from bus.mirror.batching import Batch, Followed, followed_streams, next_batch, references
+from bus.mirror.batching import BATCH_ROWS, Batch, Followed, followed_streams, next_batch, pause_before, references
 from bus.mirror.schema import MirrorGap
 
 EVENTS, STATE = "swarm_events", "KV_swarm_state"
@@ -169,8 +169,10 @@ def test_a_value_references_the_highest_of_its_positions(data, highest):
 async def test_a_full_buffer_holds_its_reader_until_rows_are_written(monkeypatch):
     monkeypatch.setattr(batching, "BUFFER_ROWS", 2)
     [followed, *_] = streams()
-    await followed.take(event(1))
-    held = asyncio.create_task(followed.take(event(2)))
+    assert followed.take(event(1)) is None
+    room = followed.take(event(2))
+    assert room is not None
+    held = asyncio.ensure_future(room)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not held.done()
@@ -189,3 +191,20 @@ def test_the_lag_is_what_is_buffered_and_what_the_server_has():
     assert (followed.lag, followed.unverified) == (6, True)
     followed.verified = 1
     assert not followed.unverified
+
+
+@pytest.mark.parametrize(
+    ("rows", "lag_s", "pause_s"),
+    [(1, 0.0, 0.1), (999, 0.06, 0.04), (1, 0.095, 0.02), (1, 30.0, 0.02), (1000, 0.0, 0.0), (5000, 30.0, 0.0)],
+)
+def test_a_message_waits_for_others_until_it_is_a_tenth_of_a_second_old(rows, lag_s, pause_s):
+    assert pause_before(rows, lag_s) == pytest.approx(pause_s)
+
+
+def test_a_whole_batch_is_announced():
+    [followed, *_] = streams()
+    for sequence in range(1, BATCH_ROWS):
+        followed.put(event(sequence))
+    assert not followed.full.is_set()
+    followed.put(event(BATCH_ROWS))
+    assert followed.full.is_set()
