@@ -6,13 +6,30 @@ __all__ = ["MAX_ERROR_TEXT", "describe_error", "shorten"]
 
 MAX_ERROR_TEXT = 1000
 """Characters of the longest text of an exception that is reported."""
+MAX_NESTED = 100
+"""Groups of exceptions in one another that are looked into."""
 
 
 def describe_error(error: BaseException) -> str:
     """The type and the text of `error`, bounded and encodable."""
     text = _text(error)
     name = shorten(type(error).__name__, 100)
-    return f"{name}: {text}" if text else name
+    described = f"{name}: {text}" if text else name
+    inner = _first_inner(error)
+    return described if inner is None else shorten(f"{described}: {describe_error(inner)}", MAX_ERROR_TEXT + 200)
+
+
+def _first_inner(error: BaseException) -> BaseException | None:
+    """The first exception of a group, which a TaskGroup raises: its own text has only the number of them."""
+    found = error
+    try:
+        for _ in range(MAX_NESTED):
+            if not isinstance(found, BaseExceptionGroup):
+                return None if found is error else found
+            found = found.exceptions[0]
+    except BaseException:  # noqa: BLE001 - a class of users may define `exceptions` anew
+        return None
+    return None
 
 
 def _text(error: BaseException) -> str:

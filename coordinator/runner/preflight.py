@@ -11,6 +11,7 @@ import functools
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -124,6 +125,7 @@ def inspect_users_classes(config: SwarmConfig) -> dict[str, ClassTraits]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(theirs,),
+            start_new_session=True,
             preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - no threads yet
         )
         stack.callback(_end, process)
@@ -178,6 +180,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for child in started:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+    with contextlib.suppress(ProcessLookupError):  # if it has ended by itself, what it had started is not its child
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -226,4 +230,5 @@ def _run_inspection(fd: int) -> None:
 
 if __name__ == "__main__":
     _run_inspection(int(sys.argv[1]))
-    os._exit(0)  # even if threads were started meanwhile
+    while True:  # the other process ends this one, with its children: at an end of its own it would lose them
+        signal.pause()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bus.errors import ConfigError
@@ -67,6 +69,24 @@ def test_what_does_not_come_back_is_named(tmp_path, code, named):
     printed = check(tmp_path, 'class = "mine.py:Mine"', code, "[watchdog]\nstart_timeout_s = 3\n")
     assert "agents.one.class" in printed
     assert all(word in printed for word in named), printed
+
+
+@pytest.mark.parametrize("ending", ["", "os._exit(7)", "os.setsid()"], ids=["goes on", "ends its process", "leaves"])
+def test_what_a_setup_has_started_ends_with_the_check(tmp_path, ending):
+    started = tmp_path / "started"
+    code = f"""{GOOD}
+    def setup(self) -> None:
+        import os, subprocess
+        leave = (lambda: os.setsid()) if {ending!r} == "os.setsid()" else None
+        child = subprocess.Popen(["sleep", "600"], preexec_fn=leave)
+        with open({str(started)!r}, "w") as file:
+            file.write(str(child.pid))
+        {ending if "_exit" in ending else "pass"}
+"""
+    printed = check(tmp_path, 'class = "mine.py:Mine"', code)
+    assert ("exit code 7" in printed) == (ending == "os._exit(7)")
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(started.read_text())).wait(60)
 
 
 def test_an_exception_is_reported_in_its_own_words(tmp_path):
