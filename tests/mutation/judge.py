@@ -123,7 +123,18 @@ def _end_of_head(node: ast.stmt) -> int:
 def _run(tree: Path, tests: list[str], record: Record, stage: Literal[1, 2]) -> tuple[Outcome, str]:
     expected_s = sum(record.seconds[test] for test in tests)
     limit_s = TEST_LIMIT_S[stage]
-    options = ["-q", "-x", "--tb=no", "-rfE", "--no-header", "-m", QUICK, f"--timeout={limit_s}"]
+    options = [
+        "-p",
+        "tests.mutation.ending",
+        "-q",
+        "-x",
+        "--tb=no",
+        "-rfE",
+        "--no-header",
+        "-m",
+        QUICK,
+        f"--timeout={limit_s}",
+    ]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     environment = {**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "1000"}
     process = subprocess.Popen(

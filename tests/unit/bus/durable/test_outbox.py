@@ -286,3 +286,88 @@ async def test_an_output_that_no_repetition_would_store_ends_its_writer_with_the
     assert f"takes no message of {MAX_PAYLOAD_BYTES + 1} bytes" in str(ends.items[0])
     assert not isinstance(ends.items[0], Fenced)
     assert [message.data for message in server.messages] == [b"1"]
+
+
+async def test_a_resync_that_the_bus_refuses_is_tried_again(monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0)
+    refused = 0
+
+    async def gate(step: str) -> None:
+        nonlocal refused
+        if step == "read_back" and refused < 2:
+            refused += 1
+            raise BusError("not now")
+
+    server = RefusingOnce(f"{WRITER}:2")
+    bus = MemoryBus(server, gate)
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
+    await publish(outbox, 1, 3)
+    await flushed(outbox)
+    assert refused == 2
+    assert numbers(server.messages) == [1, 3, 2]
+    outbox.close()
+    await bus.close()
+
+
+async def test_what_was_put_while_the_connection_was_down_is_sent_when_it_is_up():
+    server = MemoryServer()
+    bus = MemoryBus(server)
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
+    bus.disconnect()
+    await publish(outbox, 1, 3)
+    assert server.messages == []
+    await bus.reconnect()
+    await flushed(outbox)
+    assert numbers(server.messages) == [1, 2, 3]
+    outbox.close()
+    await bus.close()
+
+
+async def test_what_was_put_and_not_sent_is_sent_at_the_next_check():
+    bus = MemoryBus(MemoryServer())
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
+    outbox.put(entry(1))
+    outbox.check()
+    async with asyncio.timeout(GUARD_S):
+        while len(outbox):
+            await asyncio.sleep(0)
+    assert numbers(bus.server.messages) == [1]
+    outbox.close()
+    await bus.close()
+
+
+async def test_a_flush_and_a_sender_that_waits_end_with_a_closed_outbox():
+    bus = Held(MemoryServer())
+    outbox = Outbox(bus, WRITTEN_BY, fail, window=1, pipelined=True)
+    sender = asyncio.create_task(publish(outbox, 1, 1))
+    flush = asyncio.create_task(outbox.flush())
+    await bus.answers.reach(1)
+    assert not sender.done()
+    outbox.close()
+    async with asyncio.timeout(GUARD_S):
+        await sender
+        with pytest.raises(Fenced):
+            await flush
+    with pytest.raises(Fenced):
+        outbox.put(entry(2))
+    bus.let("1")
+    assert outbox.stored_through == 0
+    await bus.close()
+
+
+async def test_an_outbox_that_finishes_stores_what_it_has_within_its_time(monkeypatch):
+    bus = MemoryBus(MemoryServer())
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
+    await publish(outbox, 1, 3)
+    await outbox.finish()
+    assert numbers(bus.server.messages) == [1, 2, 3]
+    assert outbox.closed
+    await bus.close()
+    monkeypatch.setattr(outbox_module, "FLUSH_TIMEOUT_S", 0.01)
+    held = Held(MemoryServer())
+    waiting = Outbox(held, WRITTEN_BY, fail, pipelined=True)
+    await publish(waiting, 1, 1)
+    async with asyncio.timeout(GUARD_S):
+        await waiting.finish()
+    assert waiting.closed
+    await held.close()

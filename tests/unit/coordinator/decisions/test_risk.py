@@ -287,3 +287,33 @@ def test_any_finite_settings_votes_and_prices_give_scores_from_0_to_1(voters, vo
     created = assess(synthesis, measure([close for close, _ in candles], [held for _, held in candles[1:]]), config)
     scores = (created.risk_score, created.position_size, synthesis.consensus, synthesis.mean, synthesis.disagreement)
     assert all(0.0 <= score <= 1.0 for score in scores)  # false for NaN as well
+
+
+@pytest.mark.parametrize(
+    ("action", "mean", "edge", "bound"),
+    [
+        ("hold", 0.9, None, "hold"),
+        ("buy", 0.4, -0.2, "no edge"),
+        ("buy", 0.5, 0.0, "no edge"),
+        ("sell", 0.7, -0.4, "no edge"),
+    ],
+)
+def test_a_decision_without_an_edge_takes_nothing_and_says_why(action, mean, edge, bound):
+    sizing = size_position(action, mean, 0.1, 0.05, CONFIG)
+    assert sizing.edge == (None if edge is None else pytest.approx(edge))
+    assert (sizing.uncapped, sizing.size, sizing.bound) == (0.0, 0.0, bound)
+    assert sizing.cvar_cap == pytest.approx(CONFIG.cvar_max / 0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cvar", "cap", "bound"),
+    [(None, 1.0, "edge"), (1e-9, 1.0, "edge"), (0.9, 1.0, "cvar"), (None, 0.01, "position_cap")],
+)
+def test_a_size_names_what_bound_it(cvar, cap, bound):
+    config = replace(CONFIG, position_cap=cap)
+    sizing = size_position("buy", 0.7, 0.25, cvar, config)
+    assert (sizing.edge, sizing.uncapped) == (pytest.approx(0.4), pytest.approx(0.3))
+    assert sizing.bound == bound
+    assert sizing.size == pytest.approx(
+        {"edge": 0.3, "cvar": config.cvar_max / 0.9, "position_cap": 0.01}[bound], abs=1e-6
+    )

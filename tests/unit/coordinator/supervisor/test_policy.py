@@ -533,6 +533,17 @@ def test_heartbeats_without_progress_are_a_death_after_a_while(phase, lag, limit
     assert f"no progress for {limit_s:.0f} s" in dead.reason
 
 
+def test_a_start_may_have_begun_long_ago():
+    world = World(a())
+    world.host("base")
+    world.run(0.2)
+    world.policy.agents["a"].status = "starting"
+    world.policy.agents["a"].started_at -= 97.0
+    [dead] = [action for action in world.policy.decide(world.now) if isinstance(action, Dead)]
+    assert dead.unresponsive
+    assert "longer than [watchdog] start_timeout_s" in dead.reason
+
+
 def test_an_agent_without_pending_inputs_need_not_progress():
     world = ready()
     world.stuck.add("a")
