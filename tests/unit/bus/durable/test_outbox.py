@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bus.durable import outbox as outbox_module
 from bus.durable.outbox import Entry, Outbox, OutboxState
-from bus.errors import BusError, Disconnected, Fenced, MeshError, Refused
+from bus.errors import MESSAGE_TOO_LARGE, BusError, Disconnected, Fenced, MeshError, Refused
 from bus.interface import Ack, Done, Headers
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.messages import headers as h
@@ -371,3 +371,26 @@ async def test_an_outbox_that_finishes_stores_what_it_has_within_its_time(monkey
         await waiting.finish()
     assert waiting.closed
     await held.close()
+
+
+@pytest.mark.parametrize("number", [2, None], ids=["an output", "a report"])
+async def test_what_was_too_large_for_a_while_is_stored_when_the_limit_is_raised(number, monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0)
+    refused = 0
+
+    class Limited(MemoryServer):
+        def store(self, subject: str, data: bytes, headers: Headers) -> Ack:
+            nonlocal refused
+            if data == b"2" and refused < 3:
+                refused += 1
+                raise Refused(subject, MESSAGE_TOO_LARGE, "message size exceeds maximum allowed")
+            return super().store(subject, data, headers)
+
+    server = Limited()
+    outbox = Outbox(MemoryBus(server), WRITTEN_BY, fail, pipelined=True)
+    for item in (entry(1), Entry(MARKET, b"2", {h.MSG_ID: "two"}, number), entry(3)):
+        outbox.put(item)
+    await flushed(outbox)
+    assert (refused, outbox.lost) == (3, 0)
+    assert sorted(numbers(server.messages)) == [1, 2, 3]
+    outbox.close()

@@ -54,7 +54,7 @@ def check(server: Server, *, first: int = 1, mirrored: bool = True, cursor: int 
     return LossCheck(bus, store, file)
 
 
-NEW = {"created": "2026-02-02T00:00:00Z"}
+NEW: dict[str, Any] = {"created": "2026-02-02T00:00:00Z"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from bus.durable.events import EventPublisher
-from bus.messages import Alert, VotingConfig, encode
+from bus.messages import VotingConfig, encode
 from bus.testing.memory_bus import MemoryServer
 from coordinator.config.loader import load_swarm
 from coordinator.supervisor import config_publisher as module
@@ -119,7 +119,6 @@ async def test_the_active_settings_are_read_back_if_there_are_any(tmp_path):
         await at.publisher.publish()
         found = await read_config(at.bus)
         assert isinstance(found, VotingConfig)
-        assert not isinstance(found, Alert)
 
 
 async def test_settings_that_arrive_are_checked_at_once(tmp_path, monkeypatch):

@@ -536,8 +536,8 @@ def test_heartbeats_without_progress_are_a_death_after_a_while(phase, lag, limit
 def test_a_start_may_have_begun_long_ago():
     world = World(a())
     world.host("base")
-    world.run(0.2)
-    world.policy.agents["a"].status = "starting"
+    world.status = "starting"
+    world.run(0.3)
     world.policy.agents["a"].started_at -= 97.0
     [dead] = [action for action in world.policy.decide(world.now) if isinstance(action, Dead)]
     assert dead.unresponsive
