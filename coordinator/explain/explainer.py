@@ -303,6 +303,7 @@ class _Explainer:
             counted = history.counted.get(name)
             answer = counted if counted is not None else await self._late_vote(name, history, tick)
             vote = None if answer is None else answer.vote
+            voted = None if vote is None else vote_probability(vote)
             found.append(
                 ExplainedVoter(
                     name=name,
@@ -311,10 +312,10 @@ class _Explainer:
                     configured_weight=config.voters[name],
                     p_up=p_up,
                     log_odds=weight * log_odds(p_up),
-                    flip=flip_of(name, votes, voters, config),
+                    flip=flip_of(name, votes, voters, config, late=None if counted is not None else voted),
                     side=_side(vote),
                     strength=_strength(vote),
-                    voted_p_up=None if vote is None else vote_probability(vote),
+                    voted_p_up=voted,
                     indicators=dict(vote.indicators) if isinstance(vote, Signal) else {},
                     sources=list(vote.sources) if isinstance(vote, Sentiment) else [],
                     sequence=None if answer is None else answer.stored.sequence,
@@ -364,10 +365,13 @@ class _Explainer:
         )
 
     async def _events(self, closed: ClosedRound, tick: int) -> list[RoundEvent]:
-        """Claims and lifecycle events inside the round, and of each absent voter the last one before it."""
+        """Claims and lifecycle events inside the round, and of an absent voter without one the last before it."""
         wanted = (Filter("lifecycle"), Filter("epoch"))
         found = await self._source.read(wanted, tick, self._selected.stored.sequence)
+        about = {stored.subject.split(".")[2] for stored in found}  # an agent: of claims and of events
         for voter in closed.synthesis.absent:
+            if voter in about:
+                continue
             wanted = (Filter("lifecycle", voter), Filter("epoch", agent=voter))
             found += (await self._source.read(wanted, 1, tick - 1))[-1:]
         if len(found) > MAX_EVENTS:

@@ -62,13 +62,15 @@ class Flip:
 
     `p_up` is the nearest value of its p_up that gives another action, `action` that action, and `move` the signed
     distance to it from the value that it counted with; all None if no value of its p_up gives another action.
-    `without` is the action if the voter had been absent.
+    `without` is the action if the voter had been absent, `with_late_vote` the one if its late vote had counted (None:
+    it has none).
     """
 
     p_up: float | None
     move: float | None
     action: Side | None
     without: Side
+    with_late_vote: Side | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -201,6 +201,9 @@ def _flips(found: Explanation) -> Iterator[tuple[str, str]]:
     without = [
         f"{v.name}: {v.flip.without}" for v in found.voters if v.status == "counted" and v.flip.without != action
     ]
+    late = [f"{voter.name}: {voter.flip.with_late_vote}" for voter in found.voters if voter.flip.with_late_vote]
+    if late:
+        yield "late votes", f"had they counted, each alone: {', '.join(late)}"
     yield "absence alone", f"would have changed it, of {', '.join(without)}" if without else "of no voter changes it"
 
 

@@ -20,11 +20,14 @@ from coordinator.explain.models import Explanation
 from coordinator.explain.selection import Selector
 from coordinator.explain.sources import BusSource, FileSource, Filter, MessageSource
 from tests.acceptance.conftest import LENGTH
+from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import Swarm, agents_toml, run_command
 from tests.support.copying import Recorded, copied
 from tests.support.mirror_files import damage, mirrored
 
 LAST_ID = f"BTC/USD:research-1:{LENGTH}"
+COMMAND_S = 170.0
+"""A busy machine takes its time to start Python."""
 MIRROR = Path(".signalmesh", "mirror.sqlite")
 
 
@@ -137,6 +140,14 @@ async def test_mistakes_with_a_bus(tmp_path: Path, good: Recorded):
             await fails(tmp_path, EXIT_FAILED, text, wanted, "--nats", bus.url)
 
 
+async def strike(swarm: Swarm, subscriber: Subscriber, name: str, number: int) -> None:
+    """Send an agent a signal; returns when its next incarnation is live, and twenty decisions later."""
+    heartbeat = subscriber.heartbeats[name]
+    swarm.send(heartbeat["pid"], number)
+    await subscriber.back({name: heartbeat["epoch"]})
+    await subscriber.more_decisions(20)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_every_decision_of_a_run_with_deaths_absences_late_votes_and_other_configs(tmp_path: Path):
@@ -145,18 +156,21 @@ async def test_every_decision_of_a_run_with_deaths_absences_late_votes_and_other
     async with Swarm(tmp_path, toml) as swarm:
         subscriber = await swarm.up()
         await subscriber.decided(120)
-        for arguments in (
-            ("kill", "strategy-momentum", "--signal", "STOP"),
-            ("kill", "coordinator"),
-            ("kill", "research-2"),
-            ("kill", "strategy-mean-reversion", "--signal", "TERM"),
-            ("revive", "strategy-mean-reversion"),
-            ("kill", "research-1"),
-            ("kill", "coordinator", "--signal", "STOP"),
+        for name, number in (
+            ("strategy-momentum", signal.SIGSTOP),
+            ("coordinator", signal.SIGKILL),
+            ("research-2", signal.SIGKILL),
+            ("research-1", signal.SIGKILL),
+            ("coordinator", signal.SIGSTOP),
         ):
-            await subscriber.more_decisions(20)
-            result = await swarm.command(*arguments)
-            assert result.code == EXIT_DONE, result.out + result.err
+            await strike(swarm, subscriber, name, number)
+        drained = subscriber.heartbeats["strategy-mean-reversion"]
+        swarm.send(drained["pid"], signal.SIGTERM)
+        await subscriber.happened("drained", "strategy-mean-reversion")
+        await subscriber.more_decisions(20)
+        revived = await swarm.command("revive", "strategy-mean-reversion", guard_s=COMMAND_S)
+        assert revived.code == EXIT_DONE, revived.out + revived.err
+        await subscriber.back({"strategy-mean-reversion": drained["epoch"]})
         await subscriber.more_decisions(60)
         assert await swarm.end(signal.SIGINT) == EXIT_DONE
         (tmp_path / "swarm.toml").write_text(
@@ -164,10 +178,10 @@ async def test_every_decision_of_a_run_with_deaths_absences_late_votes_and_other
             + toml
         )
         subscriber = await swarm.up()
+        await subscriber.live("strategy-momentum")
         await subscriber.more_decisions(60)
-        await swarm.command("kill", "strategy-momentum", "--signal", "STOP")
-        await subscriber.more_decisions(60)
-        live = await swarm.command("explain", "latest")
+        await strike(swarm, subscriber, "strategy-momentum", signal.SIGSTOP)
+        live = await swarm.command("explain", "latest", guard_s=COMMAND_S)
         assert live.code == EXIT_DONE, live.out + live.err
         bus = await NatsBus.connect(swarm.url, swarm.name, "test")
         try:

@@ -137,9 +137,19 @@ async def test_an_absent_voter_and_its_late_vote() -> None:
     assert momentum.sequence == late.sequence
     assert found.published.absent == [MOMENTUM]
     assert (found.closing.reason, found.closing.sequence) == ("timer", timed_out.sequence)
-    [death, claimed] = found.events
-    assert (death.event, death.reason, death.after_tick_ms) == ("declared_dead", "silent", -1.0)
+    assert (momentum.flip.with_late_vote, momentum.flip.without) == ("buy", "buy")
+    [claimed] = found.events
     assert (claimed.event, claimed.epoch) == ("claimed", claim.sequence)
+
+
+async def test_an_absent_voter_that_died_before_the_round_has_its_death_listed() -> None:
+    recorded = RecordedRounds()
+    recorded.play([CONFIG, *rounds(2)])
+    recorded.add(Lifecycle(event="declared_dead", agent=MOMENTUM, timestamp=NOON, source="watchdog", reason="silent"))
+    recorded.play([tick(3, 101.0), vote(NEWS, 3, 0.9), vote(REVERSION, 3, 0.8)])
+    recorded.play([timer(round_id(SYMBOL, "research-1", 3))])
+    [death] = (await explained(recorded)).events
+    assert (death.event, death.reason, death.after_tick_ms) == ("declared_dead", "silent", -1.0)
 
 
 async def test_a_config_that_changes_inside_the_round_and_closes_it() -> None:
