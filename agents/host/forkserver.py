@@ -44,6 +44,8 @@ from signalmesh import importable
 PRELOAD = "agents.host.preload"
 EXIT_STATUS_S = 0.2
 """How long after a process's end the fork server may take to report its exit status."""
+UNKNOWN_EXIT_CODE = 255
+"""What multiprocessing reports of a process if its fork server has ended before."""
 _FORKS = sys.platform == "linux" and sys.version_info < (3, 14)
 """Whether `fork` can do what multiprocessing's start of its server does: 3.14 has another protocol."""
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
@@ -61,11 +63,14 @@ def _child(data: bytes, errors: Connection, stacks: Connection) -> None:
     from agents.host.preload import FORK_SERVER  # loaded in the fork server, whose pid it therefore holds
 
     die_with_parent(FORK_SERVER)
+    os.setpgid(0, 0)  # the host knows what a handler has forked by its group, and ends it after this process
     answer_requests(stacks.fileno())
     server: Any = forkserver._forkserver  # noqa: SLF001 - there is no other way
     with contextlib.suppress(OSError):
         os.close(server._forkserver_alive_fd)  # noqa: SLF001
     _release_tracker()
+    current: Any = multiprocessing.process.current_process()
+    current._config["daemon"] = False  # noqa: SLF001 - an agent may use multiprocessing: the host ends what it leaves
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     incarnation = Incarnation.from_json(data)
@@ -161,6 +166,11 @@ class AgentProcess:
     def _exit_code(self) -> int | None:
         self._process.join(EXIT_STATUS_S)
         code: int | None = self._process.exitcode
+        if code == UNKNOWN_EXIT_CODE:
+            # The fork server may have ended first: then this process is a child of the host, if that adopts orphans.
+            with contextlib.suppress(ChildProcessError):
+                _, status = os.waitpid(self.pid, os.WNOHANG)
+                code = os.waitstatus_to_exitcode(status)
         return code
 
     async def find_place(self) -> str | None:
@@ -287,6 +297,9 @@ class ForkServer:
 def _run_server(host: int, listener: int, alive: int, preload: tuple[str, ...]) -> NoReturn:
     """What multiprocessing runs in a new interpreter (forkserver.ForkServer.ensure_running), in a fork."""
     try:
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # it reports the ends of the agents, which a signal to all ends too
         die_with_parent(host)  # the end of `alive` is nothing to a stopped process
         set_title("fork-server")
         ignore_requests()

@@ -35,7 +35,7 @@ from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG
 from bus.nats.credentials import Credentials
 from bus.utils.aio import end_tasks
-from bus.utils.processes import MACHINE
+from bus.utils.processes import MACHINE, adopt_orphans, end_orphans
 
 USAGE_S = 2.0
 """Between two measurements of usage; one costs some 30 microseconds for each process on the machine."""
@@ -106,6 +106,7 @@ class Host:
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._orders = asyncio.Lock()
+        self._orphans = asyncio.Lock()
         self._waits: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
@@ -115,6 +116,7 @@ class Host:
     async def run(self) -> None:
         """Serve until `stop`."""
         subjects = self._bus.subjects
+        adopt_orphans(True)  # what the handlers of an agent have forked is ended after it
         await self._fork_server.start()
         commands: dict[str, Callable[[bytes], Awaitable[dict[str, Any]]]] = {
             "spawn": self._spawn,
@@ -226,6 +228,8 @@ class Host:
             exit_code=code,
             **({"error": error} if error else {}),
         )
+        async with self._orphans:
+            await end_orphans()
 
     async def _kill(self, data: bytes) -> dict[str, Any]:
         order = msgspec.convert(orjson.loads(data), KillOrder)

@@ -24,6 +24,7 @@ __all__ = [
     "OrphanReaper",
     "adopt_orphans",
     "die_with_parent",
+    "end_orphans",
     "is_running",
     "on_signals",
     "set_title",
@@ -35,6 +36,9 @@ MACHINE = platform.node()
 """The name of this machine; in a container that of the container. With a pid it identifies a process."""
 POLL_S = 0.02
 """Pause between two checks of a process, in seconds, where the system has no pidfd."""
+MAX_GENERATIONS = 50
+"""Of children that become orphans when their parent is ended: against one that starts others without end."""
+RESOURCE_TRACKER = "multiprocessing.resource_tracker"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 """From Linux's <sys/prctl.h>, as the one above."""
@@ -94,6 +98,34 @@ class OrphanReaper:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
         return pid
+
+
+async def end_orphans() -> None:
+    """End the orphans that `adopt_orphans` has made children of this process, with all that they have started.
+
+    Orphans are the children that are of another process group than this process: it must start its own children in its
+    group, and their children must have left it.
+    """
+    for _ in range(MAX_GENERATIONS):
+        if not (orphans := await asyncio.to_thread(_orphans)):
+            return
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # it is not reaped yet, so the pid is its own
+        for pid in orphans:
+            await wait_pid_exit(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is a zombie
+
+
+def _orphans() -> list[int]:
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            # A tracker of multiprocessing ends by itself, after it has removed what the others had shared.
+            if os.getpgid(child.pid) != os.getpgid(0) and RESOURCE_TRACKER not in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 def set_title(*arguments: str) -> None:

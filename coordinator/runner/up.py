@@ -33,7 +33,7 @@ from bus.observability.logging import set_up_logs
 from bus.server.disk import measure_room
 from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from bus.utils.aio import end_tasks
-from bus.utils.processes import OrphanReaper, on_signals
+from bus.utils.processes import OrphanReaper, adopt_orphans, end_orphans, on_signals
 from bus.utils.terminal import escape_control
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.config.telemetry import NOWHERE, metrics_arguments
@@ -395,6 +395,7 @@ async def run_up(
             os._exit(130)  # the children end with this process
 
     on_signals(on_signal)
+    adopt_orphans(True)  # what the agents of a killed sandbox host have forked ends with this process
     up = Up(config, options, launcher)
     problems: list[str] = []
     ending: str | None = None
@@ -413,6 +414,7 @@ async def run_up(
         with contextlib.suppress(BusError):
             await up.stop()
         launcher.stop()
+        await end_orphans()
     if ending is not None:
         print(f"signalmesh: {escape_control(ending)}", file=sys.stderr)
     for problem in problems:

@@ -164,7 +164,6 @@ class Zygote:
                 # Without that write the other end reads the end of the file, and ends.
                 os.close(opener)
                 os.close(gate)
-                adopt_orphans(False)
         return ForkedProcess(int(reply["pid"]))
 
     async def _exchange(self, request: Request, descriptors: list[int]) -> dict[str, Any]:

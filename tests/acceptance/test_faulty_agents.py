@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ async def test_one_that_dies_before_it_is_ready_is_known_by_its_newest_epoch(tmp
 
 RAISING = """\
 import asyncio
+import contextlib
 from agents.agent import Agent
 
 class Raising(Agent):
@@ -271,10 +273,16 @@ class Silent(Agent):
 
 FORKING = """\
 import asyncio
+import multiprocessing
 import os
 import signal
+import subprocess
 from pathlib import Path
 from agents.agent import Agent
+
+def pause():
+    while True:
+        signal.pause()
 
 class Forking(Agent):
     kind = "forking"
@@ -283,11 +291,18 @@ class Forking(Agent):
     async def produce(self, last):
         child = os.fork()
         if child == 0:
-            while True:
-                signal.pause()
+            pause()
+        daemon = os.fork()
+        if daemon == 0:
+            os.setsid()
+            pause()
+        program = subprocess.Popen(["sh", "-c", "sleep 3600 & wait"], start_new_session=True).pid
+        worker = multiprocessing.get_context("fork").Process(target=pause)
+        worker.start()
+        children = (child, daemon, program, worker.pid)
         failing = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, failing.set)
-        Path("new").write_text(str(child))
+        Path("new").write_text(" ".join(map(str, children)))
         Path("new").rename(f"child-of-{os.getpid()}")
         await failing.wait()
         raise ConnectionError("the exchange refused the key")
@@ -296,50 +311,54 @@ class Forking(Agent):
 
 
 @pytest.mark.slow
-async def test_children_that_an_agent_has_forked_delay_no_end_of_it(tmp_path: Path):
-    """They live on, with all of its descriptors, after a kill, a drain, an exception, and the end of the swarm."""
+async def test_children_that_an_agent_has_forked_end_after_it_and_delay_no_end_of_it(tmp_path: Path):
+    """After a kill, a drain, an exception, a kill of its host, and the end of the swarm."""
     toml = f'max_agents = 6\n{agents_toml(speed=20, history=10)}\n[agents.forking]\nclass = "own.py:Forking"\n'
     (tmp_path / "own.py").write_text(FORKING)
-    children: dict[int, psutil.Process] = {}
+    children: dict[int, list[psutil.Process]] = {}
     async with Swarm(tmp_path, toml) as swarm:
         try:
             subscriber = await swarm.up()
 
-            async def forked() -> int:
-                """The pid of its next process, once that has a child."""
+            async def forked() -> tuple[int, Ends]:
+                """The pid of its next process, once that has children, and their ends."""
 
                 def found() -> int | None:
                     pid = int(subscriber.heartbeats.get("forking", {}).get("pid") or 0)
                     return pid if pid not in children and (tmp_path / f"child-of-{pid}").exists() else None
 
-                pid: int = await subscriber.until("it has a child", found)
-                children[pid] = psutil.Process(int((tmp_path / f"child-of-{pid}").read_text()))
-                return pid
+                pid: int = await subscriber.until("it has children", found)
+                direct = map(int, (tmp_path / f"child-of-{pid}").read_text().split())
+                children[pid] = [psutil.Process(child) for child in direct]
+                children[pid] += [below for child in children[pid] for below in child.children()]
+                return pid, await Ends.of(*(child.pid for child in children[pid]))
 
-            pids = [await forked()]
+            killed, ends = await forked()
             assert (await swarm.command("kill", "forking")).code == 0
-            pids.append(await forked())
+            await ends.all()
+            drained, ends = await forked()
             assert (await swarm.command("restart", "forking")).code == 0
-            pids.append(await forked())
-            swarm.send(pids[-1], signal.SIGUSR1)
-            await subscriber.until("another has ended", lambda: len(exits(subscriber, "forking")) == 3)
-            pids.append(await forked())
-            alive = [child.pid for child in children.values()]
-            ends = await Ends.of(*(process.pid for process in swarm.all_agents() if process.pid not in alive))
+            await ends.all()
+            failed, ends = await forked()
+            swarm.send(failed, signal.SIGUSR1)
+            await ends.all()
+            _, of_killed_host = await forked()
+            sandbox = subscriber.heartbeats["forking"]["sandbox"]
+            [host] = [each["pid"] for each in swarm.record["children"] if each["name"] == sandbox]
+            swarm.send(host, signal.SIGKILL)
+            last, of_last = await forked()
+            ends = await Ends.of(*(process.pid for process in swarm.all_agents()))
             assert (await swarm.command("down")).code == 0
             assert await swarm.wait() == 0
-            await ends.all()
-            assert [item["pid"] for item in exits(subscriber, "forking")] == pids
-            reasons = [item["reason"] for item in exits(subscriber, "forking")]
-            assert (reasons[0], reasons[1], reasons[3]) == ("signal 9", "exit code 0", "exit code 0")
-            assert reasons[2].endswith("ConnectionError: the exchange refused the key")
-            for child in children.values():
-                assert child.status() == psutil.STATUS_SLEEPING
-                descriptors = list(Path(f"/proc/{child.pid}/fd").iterdir())
-                assert not any("mesh-fork-" in str(link.readlink()) for link in descriptors), "a lock of the host"
+            for each in (ends, of_last, of_killed_host):
+                await each.all()
+            reasons = {item["pid"]: item["reason"] for item in exits(subscriber, "forking")}
+            assert (reasons[killed], reasons[drained], reasons[last]) == ("signal 9", "exit code 0", "exit code 0")
+            assert reasons[failed].endswith("ConnectionError: the exchange refused the key")
         finally:
-            for child in children.values():
-                child.kill()
+            for child in [child for of_one in children.values() for child in of_one]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
 
 
 def exits(subscriber: Subscriber, name: str) -> list[dict[str, Any]]:

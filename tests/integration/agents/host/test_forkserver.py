@@ -87,6 +87,41 @@ async def test_a_server_that_dies_while_it_starts_an_agent_is_an_error_of_that_s
     assert (process.returncode, out.decode()[:23]) == (0, "the fork server ended b"), err.decode()
 
 
+TERMINATED = """
+import asyncio, os, signal
+from multiprocessing import forkserver
+from agents.host.forkserver import ForkServer
+from agents.runtime.process import Incarnation
+from agents.spec import AgentSpec
+from bus.utils.processes import adopt_orphans
+
+async def main():
+    adopt_orphans(True)
+    await server.start()
+    spec = AgentSpec(name="one", kind="momentum", swarm="swarm", sandbox="base")
+    child = await server.spawn(Incarnation(spec=spec, url="nats://127.0.0.1:1", sandbox="base"), lambda: False)
+    os.kill(forkserver._forkserver._forkserver_pid, NUMBER)
+    print(await child.wait())
+    await server.stop()
+
+server = ForkServer()
+server.fork()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not _FORKS, reason="the server is no fork here")
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", "3"), ("SIGKILL", "-9")])
+async def test_an_agent_has_its_own_exit_code_whatever_ends_the_server(number, code):
+    """Its own end is that of a process that reaches no bus; a server that is killed takes it along."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", TERMINATED.replace("NUMBER", f"signal.{number}"),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert out.decode().strip() == code, err.decode()
+
+
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A directory whose path is short enough for sockets."""

@@ -94,3 +94,39 @@ print(reaper.check(), reaper.check() == orphan, reaper.check())
 def test_an_adopted_orphan_is_reaped_and_a_child_of_its_own_is_left_to_its_owner():
     done = subprocess.run([sys.executable, "-c", ADOPTION], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("None True None\n", "")
+
+
+ENDING = """
+import asyncio, os, signal, subprocess
+from bus.utils.processes import adopt_orphans, end_orphans
+
+assert adopt_orphans(True)
+told, tell = os.pipe()
+agent = os.fork()
+if agent == 0:
+    os.setpgid(0, 0)
+    orphan = os.fork()
+    if orphan == 0:
+        os.setsid()
+        program = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+        os.write(tell, b"%d %d" % (os.getpid(), program.pid))
+        signal.pause()
+    os._exit(0)
+os.waitpid(agent, 0)
+orphans = [int(pid) for pid in os.read(told, 40).split()]
+own = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+asyncio.run(end_orphans())
+for pid in orphans:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        print("gone")
+own.stdin.close()
+print(own.wait())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+def test_orphans_end_with_what_they_have_started_and_children_of_its_own_do_not():
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("gone\ngone\n0\n", "")
