@@ -126,9 +126,16 @@ class MirrorFile:
         self._db.close()
 
     def freeze(self) -> None:
-        """Read the file as it is now, until it is closed, whatever its mirror writes or removes meanwhile."""
+        """Read the file as it is now, until `thaw`, whatever its mirror writes or removes meanwhile.
+
+        The log of the file grows for as long: read little before `thaw`.
+        """
         self.rows("BEGIN")
         self.cursor()  # the first read is what begins it
+
+    def thaw(self) -> None:
+        """Read the file as it is at each read from now on."""
+        self.rows("COMMIT")
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Any query."""

@@ -39,8 +39,8 @@ class MirrorComparison:
     def __init__(self, file: MirrorFile, findings: Findings) -> None:
         self.audit = MirrorAudit(file=str(file.path), cursor=file.cursor())
         self._findings = findings
-        self._own = [(gap.first, gap.last) for gap in file.gaps() if gap.reason in OWN_REASONS]
         self._file = file
+        self._own = self._own_gaps()
         self._rows: Iterator[Mirrored] = file.messages(last=self.audit.cursor)
         self._row = next(self._rows, None)
 
@@ -59,7 +59,7 @@ class MirrorComparison:
             self._row = next(self._rows, None)
         found = self._row
         if found is None or found.row.sequence != sequence:
-            if any(first <= sequence <= last for first, last in self._own):
+            if self._is_own(sequence):
                 audit.unmirrored += 1
                 return
             audit.missing += 1
@@ -70,6 +70,15 @@ class MirrorComparison:
         self._row = next(self._rows, None)
         if self._check_intact(found):
             self._compare(stored, stored_of(found))
+
+    def _own_gaps(self) -> list[tuple[int, int]]:
+        return [(gap.first, gap.last) for gap in self._file.gaps() if gap.reason in OWN_REASONS]
+
+    def _is_own(self, sequence: int) -> bool:
+        """Whether the mirror has left out this message by its own settings, perhaps during this audit."""
+        if not any(first <= sequence <= last for first, last in self._own):
+            self._own = self._own_gaps()
+        return any(first <= sequence <= last for first, last in self._own)
 
     def _check_intact(self, found: Mirrored) -> bool:
         if not found.intact:
@@ -177,4 +186,6 @@ def open_comparison(path: Path, swarm: str, created: str, findings: Findings) ->
         findings.note(f"{path} mirrors another stream (swarm {file.swarm!r}): it is not compared")
         return None
     check_file(file, findings)
-    return MirrorComparison(file, findings)
+    comparison = MirrorComparison(file, findings)
+    file.thaw()
+    return comparison

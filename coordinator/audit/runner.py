@@ -6,6 +6,7 @@ then the stream's end, then the stream up to there. So everything that the forme
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -99,6 +100,13 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
         MirrorUnusable, MirrorDamaged: it cannot be read.
     """
     started_at = time.monotonic()
+    while (found := _audit_file(path, progress, started_at)) is None:
+        pass
+    return found
+
+
+def _audit_file(path: Path, progress: Progress | None, started_at: float) -> Audit | None:
+    """None: its mirror has removed rows, by its settings, before they were read here."""
     with MirrorFile(path) as file:
         findings = Findings()
         file.freeze()
@@ -124,7 +132,14 @@ def audit_file(path: Path, progress: Progress | None = None) -> Audit:
             gone_by=why_gone(file),
         )
         mirror = MirrorAudit(file=str(path), cursor=cursor)
-        for mirrored in file.messages(last=last):
+        rows = file.messages(last=last)
+        oldest = next(rows, None)
+        file.thaw()  # page by page from here on: a mirror that runs must be able to shorten the file's log
+        expected = oldest_kept
+        for mirrored in () if oldest is None else itertools.chain((oldest,), rows):
+            if mirrored.row.sequence > expected and file.bounds()[0] > expected:
+                return None
+            expected = mirrored.row.sequence + 1
             mirror.compared += 1
             report_progress(progress, mirrored.row.sequence, last)
             if mirrored.intact:
