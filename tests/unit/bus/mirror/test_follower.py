@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from bus.errors import MirrorFailing
+from bus.mirror import batching
 from bus.mirror import follower as module
 from bus.mirror.follower import Mirror, Retention
 from bus.mirror.reader import MirrorFile
@@ -84,7 +85,9 @@ async def following(
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    for name, seconds in {"BATCH_S": 0.0, "POLL_INTERVAL_S": 0.01, "PRUNE_S": 0.01, "HEARTBEAT_S": 0.01}.items():
+    for name in ("BATCH_S", "PAUSE_S"):
+        monkeypatch.setattr(batching, name, 0.0)
+    for name, seconds in {"POLL_INTERVAL_S": 0.01, "PRUNE_S": 0.01, "HEARTBEAT_S": 0.01}.items():
         monkeypatch.setattr(module, name, seconds)
     for name in ("FIRST_BACKOFF_S", "LAST_BACKOFF_S"):
         monkeypatch.setattr(module, name, 0.005)
