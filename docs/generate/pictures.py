@@ -34,7 +34,9 @@ LIVE_LINES, KILL_LINES = 44, 14
 SHOWN_DECISIONS = 280
 """The first 250 are those of the unpaced candles, most of them hold at 0.5."""
 AFTER_KILL_S = 3.0
-LONGEST_S = 120.0
+LATER_DECISIONS = 400
+"""By then the first 250 are no longer in the rates of the last minute."""
+LONGEST_S = 240.0
 FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 BACKGROUND, FOREGROUND = (27, 31, 36), (213, 217, 222)
 RED, GREEN, YELLOW = (240, 113, 120), (126, 198, 120), (224, 190, 100)
@@ -91,6 +93,9 @@ async def _draw(up: Up) -> None:
     }
     for name, text in pictures.items():
         (ASSETS / name).write_text(text, "utf-8")
+    while view.count < LATER_DECISIONS:
+        await asyncio.sleep(0.1)
+        view.render(WIDTH, LIVE_LINES)
     place = read_place(Path.cwd())
     assert place is not None
     await take_screenshots(place.url, ASSETS)

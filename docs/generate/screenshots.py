@@ -10,7 +10,7 @@ from typing import Literal
 from playwright.async_api import Browser, async_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1280, 860
+WIDTH, HEIGHT = 1440, 900
 GUARD_MS = 60_000
 NEWEST = "/decisions/latest"
 SOME_ROWS = "#decisions tr:nth-child(12)"

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 async def test_a_decision_is_opened_from_its_row(page, shown):
     await visit(page, "/")
     link = page.locator("#decisions tr a").first
-    await link.hover()
+    await page.locator("#decisions-h").hover()  # the rows stay where they are while the panel is pointed at
     number = int((await link.inner_text()).split()[-1].replace(",", ""))
     await link.click()
     await until(page, READY[PATH])

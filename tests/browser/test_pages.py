@@ -52,7 +52,7 @@ async def test_overview_shows_what_the_bus_carries(page, shown):
     for agent in ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator"):
         assert agent in text
     row = page.locator("#decisions tr").first
-    await row.hover()  # it stays where it is while it is pointed at
+    await page.locator("#decisions-h").hover()  # the rows stay where they are while the panel is pointed at
     await expect(page.locator("#decisions-state")).to_contain_text("held")
     number = int((await row.locator("a").inner_text()).split()[-1].replace(",", ""))
     [decision] = [one for one in shown.subscriber.decisions if one["round"] == number]
