@@ -5,7 +5,7 @@ import { byId, el, keyed, setText } from "./dom.js";
 import { age, clock, count, fixed, known, level, NONE, when } from "./format.js";
 import { showJson } from "./json_view.js";
 import { figure, fig, reachable, setFigure, sourceOf } from "./provenance.js";
-import { page, say, showSource, startShell } from "./shell.js";
+import { atRest, page, say, showSource, startShell } from "./shell.js";
 
 const EVERY_MS = 2000;
 const ACTIONS = {
@@ -24,17 +24,18 @@ for (const [key, label] of [["status", "state"], ["sandbox", "sandbox"], ["epoch
 let beat = { at: 0, age: null };
 
 function showStatus(agent) {
-  const heartbeat = agent.heartbeat ? { kind: "heartbeat", ...agent.heartbeat } : { kind: "computed", text: "the agent sends no heartbeats now; this is from the watchdog or from the stream" };
+  const heartbeat = agent.heartbeat ? { kind: "heartbeat", ...agent.heartbeat } : { kind: "computed", text: atRest ? "the mirror's file: heartbeats are not stored" : "the agent sends no heartbeats now; this is from the watchdog or from the stream" };
   setText(byId("agent-lead"), [agent.kind, agent.agent_id, ...(agent.capabilities ?? [])].filter(Boolean).join(" · "));
-  tiles.status.dataset.level = level(agent.status);
-  setFigure(tiles.status, agent.status ?? NONE, heartbeat);
+  const status = atRest ? "at rest" : agent.status;
+  tiles.status.dataset.level = level(status);
+  setFigure(tiles.status, status ?? NONE, heartbeat);
   setFigure(tiles.sandbox, agent.sandbox || NONE, heartbeat);
   setFigure(tiles.epoch, agent.epoch ? count(agent.epoch) : NONE, agent.epoch ? { kind: "message", sequence: agent.epoch, at: null, what: "The epoch is the sequence of the claim" } : heartbeat);
   setFigure(tiles.restarts, count(agent.restarts), { kind: "computed", text: "claims of this agent in the stream, less the first" });
   beat = { at: performance.now(), age: agent.heartbeat?.age_ms ?? agent.heartbeat_age_ms };
   setFigure(tiles.beat, age(beat.age), heartbeat);
   setFigure(tiles.lag, count(agent.lag), heartbeat);
-  setFigure(tiles.outputs, count(agent.outputs_count ?? agent.outputs), heartbeat);
+  setFigure(tiles.outputs, count(agent.outputs_count ?? (typeof agent.outputs === "number" ? agent.outputs : null)), heartbeat);
   setFigure(tiles.pid, known(agent.pid) ? String(agent.pid) : NONE, heartbeat);
   setFigure(tiles.poison, known(agent.poison) ? `${count(agent.poison)} + ${count(agent.skipped)}` : NONE, { ...heartbeat, what: "Messages that could not be read, and events whose handler failed" });
 }
@@ -100,9 +101,9 @@ async function load() {
 
 // -- actions
 
-const reason = page.kind === "file" ? "a mirror's file is shown: there is no process to act on" : page.canAct ? "" : page.actReason || "this browser has no token: open the link that `signalmesh up` prints";
+const reason = atRest ? "a mirror's file is shown: there is no process to act on" : page.canAct ? "" : page.actReason || "this browser has no token: open the link that `signalmesh up` prints";
 byId("act-note").hidden = !reason;
-byId("act-note").replaceChildren(`The buttons are off: ${reason.replace(/\.$/, "")}. `, page.kind === "file" ? "" : el("a", { href: `/login?next=${encodeURIComponent(location.pathname)}` }, "Enter the token"));
+byId("act-note").replaceChildren(`The buttons are off: ${reason.replace(/\.$/, "")}. `, atRest ? "" : el("a", { href: `/login?next=${encodeURIComponent(location.pathname)}` }, "Enter the token"));
 
 let asked = null;
 for (const [action, [label, text]] of Object.entries(ACTIONS)) {

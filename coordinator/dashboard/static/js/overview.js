@@ -6,7 +6,7 @@ import { byId, el, keyed, setText } from "./dom.js";
 import { count, fixed, known, level, moment, ms, NONE, percent, price } from "./format.js";
 import { LatencyChart, nameOf } from "./latency.js";
 import { figure, fig, reachable, setFigure, setSide, sourceOf } from "./provenance.js";
-import { onColours, showSource, startShell } from "./shell.js";
+import { atRest, onColours, showSource, startShell } from "./shell.js";
 import { SwarmPanel } from "./swarm_panel.js";
 
 const ROWS = 14;
@@ -54,8 +54,8 @@ function showTotals() {
   setFigure(tiles.total, count(totals?.decisions), { kind: "computed", text: totals?.decisions_from ?? "" });
   setFigure(tiles.messages, count(lastSequence), { kind: "computed", text: "sequence of the newest message of the stream" });
   const sandboxes = [...panel.sandboxes.values()];
-  setFigure(tiles.sandboxes, `${count(sandboxes.filter((sandbox) => level(sandbox.status) === "ok").length)} / ${count(sandboxes.length)}`, { kind: "computed", text: "sandboxes whose hosts send heartbeats, of all that the swarm knows" });
-  setFigure(tiles.agents, `${count(running)} / ${count(agents.length)}`, { kind: "computed", text: "agents whose newest heartbeat says that they are active, of all that the swarm knows" });
+  setFigure(tiles.sandboxes, atRest ? NONE : `${count(sandboxes.filter((sandbox) => level(sandbox.status) === "ok").length)} / ${count(sandboxes.length)}`, { kind: "computed", text: "sandboxes whose hosts send heartbeats, of all that the swarm knows" });
+  setFigure(tiles.agents, atRest ? count(agents.length) : `${count(running)} / ${count(agents.length)}`, { kind: "computed", text: atRest ? "agents that the file names" : "agents whose newest heartbeat says that they are active, of all that the swarm knows" });
   setFigure(tiles.restarts, count(agents.reduce((sum, agent) => sum + (agent.restarts ?? 0), 0)), { kind: "computed", text: "claims of all agents in the stream, less the first of each" });
   setFigure(tiles.alerts, count(panel.alerts.length), panel.alerts[0] ? sourceOf(panel.alerts[0], "The newest one") : { kind: "computed", text: "no alert is in the stream" });
 }

@@ -6,6 +6,8 @@ import { Live } from "./live.js";
 import { hidePop, reachable, startProvenance } from "./provenance.js";
 
 export const page = document.body.dataset;
+/** Whether a mirror's file is shown, in which there are no heartbeats. */
+export const atRest = page.kind === "file";
 export const jaeger = page.jaeger.replace(/\/+$/, "");
 const GO = { o: "/", t: "/timeline", m: "/mesh", d: "/decisions/latest" };
 const THEMES = ["system", "dark", "light"];
@@ -95,7 +97,7 @@ export function startShell({ events = true } = {}) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const callback of repaint) callback(); });
   document.querySelector(`[data-nav="${page.page}"]`)?.setAttribute("aria-current", "page");
   reachable();
-  if (page.kind === "file") {
+  if (atRest) {
     showSource({ kind: "file" });
     return null;
   }

@@ -3,6 +3,7 @@
 import { agentPath } from "./api.js";
 import { el, keyed, setText } from "./dom.js";
 import { age, count, fixed, known, level, NONE, when } from "./format.js";
+import { atRest } from "./shell.js";
 import { figure, fig, setFigure, sourceOf } from "./provenance.js";
 
 const MOST_ROWS = 60;
@@ -26,10 +27,11 @@ function fillRow(tr, agent) {
   const { state, epoch, restarts, beat, lag } = tr.cells_;
   const heartbeat = agent.heartbeat ? { kind: "heartbeat", ...agent.heartbeat } : null;
   const claim = known(agent.epoch) && agent.epoch > 0 ? { kind: "message", sequence: agent.epoch, at: null, what: "The epoch is the sequence of the claim" } : heartbeat;
-  state.dataset.level = level(agent.status);
-  setFigure(state, agent.status, agent.status_from ? { kind: "computed", text: agent.status_from } : (heartbeat ?? { kind: "computed", text: "the watchdog's heartbeat: the agent itself sends none" }));
+  const status = atRest ? "at rest" : agent.status;
+  state.dataset.level = level(status);
+  setFigure(state, status, heartbeat ?? { kind: "computed", text: atRest ? "the mirror's file: heartbeats are not stored" : "the watchdog's heartbeat: the agent itself sends none" });
   setFigure(epoch, agent.epoch ? count(agent.epoch) : NONE, claim);
-  setFigure(restarts, count(agent.restarts), { kind: "computed", text: agent.restarts_from ?? "claims of this agent in the stream, less the first" });
+  setFigure(restarts, count(agent.restarts), { kind: "computed", text: "claims of this agent in the stream, less the first" });
   tr.beat_ = { at: performance.now(), age: agent.heartbeat?.age_ms ?? agent.heartbeat_age_ms };
   setFigure(beat, age(tr.beat_.age), heartbeat);
   setFigure(lag, count(agent.lag), heartbeat ? { ...heartbeat, what: "Inputs not yet read" } : null);
@@ -72,7 +74,7 @@ export class SwarmPanel {
   draw() {
     keyed(this.box, this.groups(), (group) => group.sandbox.name, (group) => this.makeSandbox(group), (node, group) => this.fillSandbox(node, group));
     const active = [...this.agents.values()].filter((agent) => level(agent.status) === "ok").length;
-    setText(this.agentsCount, `${count(active)} of ${count(this.agents.size)} run`);
+    setText(this.agentsCount, atRest ? `${count(this.agents.size)} in the file` : `${count(active)} of ${count(this.agents.size)} run`);
   }
 
   makeSandbox(group) {

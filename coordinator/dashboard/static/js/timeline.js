@@ -266,6 +266,7 @@ function goLive() {
 byId("zoom-in").addEventListener("click", () => zoom(0.6));
 byId("zoom-out").addEventListener("click", () => zoom(1.6));
 byId("zoom-all").addEventListener("click", () => { everything(); redraw(); });
+byId("zoom-live").hidden = !live;
 byId("zoom-live").addEventListener("click", () => (following ? follow(false) : goLive()));
 new ResizeObserver(redraw).observe(box);
 onColours(redraw);
