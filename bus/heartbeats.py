@@ -48,6 +48,7 @@ class HeartbeatTable:
         """Standby watchdogs, by machine and pid."""
         self.mirror: ReceivedHeartbeat | None = None
         self.provider: ReceivedHeartbeat | None = None
+        self.dashboard: ReceivedHeartbeat | None = None
         self.by_pid: dict[int, ReceivedHeartbeat] = {}
         """Watchdogs, mirrors, metrics, providers and dashboards."""
 
@@ -77,6 +78,8 @@ class HeartbeatTable:
             self.mirror = received
         elif heartbeat.role == "provider":
             self.provider = received
+        elif heartbeat.role == "dashboard":
+            self.dashboard = received
 
 
 class HeartbeatListener(HeartbeatTable):

@@ -95,7 +95,7 @@ async def overview(dashboard: Dashboard, request: Request) -> Response:
     event_id = dashboard.hub.newest_id  # before anything is read: what comes after it is an event
     await source.refresh()
     symbols = sorted(model.candles)
-    symbol = request.query_params.get("symbol") or (symbols[0] if symbols else None)
+    symbol = request.query_params.get("symbol") or model.newest_symbol
     if symbol is not None and symbol not in model.candles and symbols:
         raise NotThere(
             404, f"symbol {symbol[:100]!r}: no tick of it was received; expected one of {', '.join(symbols[:20])}"

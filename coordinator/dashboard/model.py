@@ -248,6 +248,12 @@ class SwarmModel:
 
     # -- lists
 
+    @property
+    def newest_symbol(self) -> str | None:
+        """That of the newest decision of which there are candles; else any that has candles."""
+        newest = (row["symbol"] for row in reversed(self.decisions) if row["symbol"] in self.candles)
+        return next(newest, next(iter(self.candles), None))
+
     def candles_of(self, symbol: str) -> list[dict[str, Any]]:
         return list(self.candles.get(symbol, ()))
 

@@ -29,7 +29,8 @@ from coordinator.dashboard.live_source import LiveSource
 from coordinator.dashboard.mirror_source import MirrorSource
 from coordinator.dashboard.source import Source
 
-HEARTBEAT_S = 0.5
+HEARTBEAT_S = 0.2
+"""`status` listens for half a second."""
 CLOSE_S = 1
 """How long answers under way may take, on SIGTERM."""
 

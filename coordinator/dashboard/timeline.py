@@ -20,6 +20,8 @@ STATE_AFTER = {
     "exited": "dead",
 }
 """The state of an agent after an event; the others change none."""
+LONGEST_DETECTION_MS = 30_000
+"""A silence that began longer before a declared death was another one."""
 
 
 @dataclass(slots=True)
@@ -29,8 +31,10 @@ class _Lane:
     spans: list[dict[str, Any]] = field(default_factory=list)
     deaths: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
-    signs: dict[int, tuple[int, str]] = field(default_factory=dict)
-    """Epoch -> the first sign of its death, milliseconds since 1970, and what that was."""
+    exits: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Epoch -> when its process ended, milliseconds since 1970, and the report of it."""
+    silences: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Epoch -> the last heartbeat before its newest silence, and the report of it."""
 
     def take(self, row: dict[str, Any]) -> None:
         event, at = row["event"], row["t"]
@@ -52,18 +56,28 @@ class _Lane:
 
     def _note_sign(self, row: dict[str, Any]) -> None:
         epoch, silent_ms = row["epoch"], row["detail"].get("silent_ms")
-        if epoch is None or epoch in self.signs:
+        if epoch is None:
             return
         if row["event"] == "exited":
-            self.signs[epoch] = row["t"], f"the exit that {row['source']} reported, message {row['sequence']}"
+            self.exits.setdefault(
+                epoch, (row["t"], f"the exit that {row['source']} reported, message {row['sequence']}")
+            )
         elif row["event"] == "suspected" and isinstance(silent_ms, (int, float)):
+            # The newest one: an agent that was suspected before and went on was alive in between.
             heartbeat_at = row["t"] - round(silent_ms)
-            self.signs[epoch] = heartbeat_at, f"the last heartbeat, by the report of message {row['sequence']}"
+            self.silences[epoch] = heartbeat_at, f"the last heartbeat, by the report of message {row['sequence']}"
+
+    def _sign_of(self, row: dict[str, Any]) -> tuple[int, str]:
+        """The first sign of the death that `row` declares, milliseconds since 1970, and what that was."""
+        epoch, at = row["epoch"], row["t"]
+        sign = self.exits.get(epoch) or self.silences.get(epoch)
+        if sign is None or not at - LONGEST_DETECTION_MS <= sign[0] <= at:
+            return at, "the declaration: no earlier sign is in the stream"
+        return sign
 
     def _death(self, row: dict[str, Any]) -> dict[str, Any]:
         at = row["t"]
-        begin, source = self.signs.get(row["epoch"], (at, "the declaration: no earlier sign is in the stream"))
-        begin = min(begin, at)
+        begin, source = self._sign_of(row)
         return {
             "id": row["sequence"], "sequence": row["sequence"], "stored_at": row["stored_at"], "from": begin,
             "from_source": source, "declared": at, "claimed": None, "ready": None, "sandbox": row["sandbox"],

@@ -113,9 +113,20 @@ class ProviderStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardStatus:
+    """A dashboard that sends heartbeats. `status`: live, or waiting for the bus. `lag` messages are not shown yet."""
+
+    pid: int
+    machine: str | None
+    status: str
+    lag: int
+    heartbeat_age_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """`status --json`. `watchdog_term` is None if no watchdog leads; `watchdogs` are the leader and the standbys.
-    `mirror` and `provider` are None if they send no heartbeats.
+    `mirror`, `provider` and `dashboard` are None if they send no heartbeats.
     """
 
     swarm: str
@@ -129,6 +140,7 @@ class Status:
     decisions: DecisionCount
     mirror: MirrorStatus | None = None
     provider: ProviderStatus | None = None
+    dashboard: DashboardStatus | None = None
 
 
 def failed_text(sandbox: SandboxStatus) -> str:

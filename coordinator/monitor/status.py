@@ -26,6 +26,7 @@ from coordinator.config.loader import BUILT_IN, load_swarm
 from coordinator.monitor.models import (
     NOT_RUNNING,
     AgentStatus,
+    DashboardStatus,
     DecisionCount,
     MirrorStatus,
     ProviderStatus,
@@ -202,6 +203,7 @@ def status_of(facts: Facts) -> Status:
         decisions=decision_count(facts),
         mirror=None if heartbeats.mirror is None else _mirror_status(heartbeats.mirror.heartbeat),
         provider=None if heartbeats.provider is None else _provider_status(heartbeats.provider.heartbeat),
+        dashboard=None if heartbeats.dashboard is None else _dashboard_status(heartbeats.dashboard, facts.at),
     )
 
 
@@ -338,6 +340,17 @@ def _watchdog_status(received: ReceivedHeartbeat, at: float) -> WatchdogStatus:
 
 def _provider_status(heartbeat: Heartbeat) -> ProviderStatus:
     return ProviderStatus(pid=heartbeat.pid, status=heartbeat.status, endpoint=heartbeat.endpoint)
+
+
+def _dashboard_status(received: ReceivedHeartbeat, at: float) -> DashboardStatus:
+    heartbeat = received.heartbeat
+    return DashboardStatus(
+        pid=heartbeat.pid,
+        machine=heartbeat.machine,
+        status=heartbeat.status,
+        lag=heartbeat.lag,
+        heartbeat_age_ms=_age_ms(received, at),
+    )
 
 
 def _mirror_status(heartbeat: Heartbeat) -> MirrorStatus:
