@@ -62,7 +62,8 @@ class MarketDataAgent(Agent):
         history: int = 250
         """Number of initial candles of each symbol without pacing, so that strategies have a window to measure."""
         max_open_rounds: int = 256
-        """Undecided rounds that may be open, shared equally by the symbols; 0: no bound."""
+        """Undecided rounds that may be open, shared equally by the symbols; 0: no bound. A full window is refilled when
+        half of it is decided."""
         limit: int = 0
         """Ends after so many candles of each symbol; 0: never."""
 
@@ -87,6 +88,8 @@ class MarketDataAgent(Agent):
             self._wrong("symbols", "at least one symbol, each with the path of its file", symbols)
         self._candles: dict[str, Candles] = {symbol: load_candles(symbols[symbol]) for symbol in symbols}
         self._decided = asyncio.Event()
+        self._awaited = ("", 0)
+        """The symbol and the round whose decision makes room."""
         self._digests = {symbol: PrefixDigest(candles) for symbol, candles in self._candles.items()}
         self._checked: set[str] = set()
         """Symbols whose candles were compared with the digest of an earlier process."""
@@ -110,7 +113,8 @@ class MarketDataAgent(Agent):
             self.state.decided[symbol] = number
             self._check_past(symbol)
             self.state.digests[symbol] = (number, self._digests[symbol].of(number))
-        self._decided.set()  # only wakes produce(), which checks the state again
+        if self.state.decided.get(self._awaited[0], 0) >= self._awaited[1]:
+            self._decided.set()  # only wakes produce(), which checks the state again
 
     def _check_past(self, symbol: str) -> None:
         """Compare the candles of decided rounds with those that an earlier process has read.
@@ -162,9 +166,16 @@ class MarketDataAgent(Agent):
             yield self._tick(candle, symbol, sequence)
 
     async def _room(self, symbol: str, sequence: int) -> None:
-        """Wait until the round `sequence` of `symbol` may be opened."""
+        """Wait until the round `sequence` of `symbol` may be opened.
+
+        A full window is refilled when half of it is decided: a tick for each decision costs a turn of every process
+        for each round instead of one for many.
+        """
         bound = max(1, self.options.max_open_rounds // len(self._candles)) if self.options.max_open_rounds else 0
-        while bound and sequence - self.state.decided.get(symbol, 0) > bound:
+        if not bound or sequence - self.state.decided.get(symbol, 0) <= bound:
+            return
+        self._awaited = symbol, sequence - bound + max(1, bound // 2) - 1
+        while self.state.decided.get(symbol, 0) < self._awaited[1]:
             self._decided.clear()
             await self._decided.wait()
 

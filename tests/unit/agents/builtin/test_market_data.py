@@ -144,6 +144,19 @@ async def test_window_of_open_rounds_holds():
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_full_window_is_refilled_in_blocks_of_half():
+    agent = make(max_open_rounds=8)
+    sent: list[MarketData] = []
+    task = asyncio.create_task(follow(agent, sent))
+    for closed, open_up_to in ((0, 8), (3, 8), (4, 12), (5, 12), (7, 12), (8, 16), (16, 24)):
+        if closed:
+            agent.on_decision(decision(closed))
+        await settle()
+        assert [event.sequence for event in sent] == list(range(1, open_up_to + 1))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_each_symbol_has_its_share_of_the_window(tmp_path):
     agent = make(
         symbols={"A": write(tmp_path / "a", range(4)), "B": write(tmp_path / "b", range(2, 6))}, max_open_rounds=4
