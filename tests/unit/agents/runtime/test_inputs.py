@@ -19,6 +19,7 @@ from agents.runtime.inputs import MAX_CONSECUTIVE_SKIPS
 from agents.runtime.runtime import Runtime
 from bus.durable.snapshots import Snapshot
 from bus.errors import MeshError, UsageError
+from bus.interface import KvEntry
 from bus.messages import MarketData, Signal, encode
 from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
@@ -328,6 +329,19 @@ async def test_a_saved_state_that_does_not_fit_is_a_mistake_that_no_restart_fixe
     await feed.live(Before)
     with pytest.raises(UsageError, match=r"agent agent: its saved state does not fit its class any more .*seen"):
         await feed.live(After)
+
+
+async def test_a_snapshot_that_cannot_be_read_is_reported_and_the_state_is_built_again():
+    feed = Feed(3)
+    await feed.live(returning(None))
+    bucket = feed.server.buckets[feed.server.subjects.state_bucket]
+    bucket["agent"] = KvEntry(b"{", bucket["agent"].revision)
+    before = feed.numbers()
+    runtime = await feed.live(returning(None))
+    [alert] = feed.alerts("snapshot_unreadable")
+    assert "builds its state again from message 1" in alert
+    assert feed.numbers() == before
+    assert runtime.input_processor.inputs == 3
 
 
 @pytest.fixture

@@ -139,6 +139,13 @@ async def test_what_arrives_after_the_readers_are_closed_is_copied_too(path):
     assert complete(path)[EVENTS] == 2
 
 
+async def test_an_orderly_end_of_a_swarm_without_messages_is_complete_as_well(path):
+    async with following(path, MemoryStreams()) as at:
+        await at.until(lambda: at.mirror.status == "live")
+        await at.stopped()
+    assert set(complete(path).values()) == {0}
+
+
 async def test_the_next_process_goes_on_after_its_cursor(path):
     streams = MemoryStreams()
     for _ in range(3):

@@ -99,6 +99,20 @@ def test_a_recovery_is_its_root_and_its_steps_and_is_exported_once():
     assert recoveries.traceparent("a") == ""
 
 
+def test_a_recovery_is_exported_soon_and_the_rest_at_the_end(monkeypatch):
+    """The new process exports its part soon as well."""
+    tracer = RecordingTracer()
+    calls: list[str] = []
+    for name in ("flush_soon", "close"):
+        monkeypatch.setattr(tracer.queue, name, lambda name=name: calls.append(name))
+    recoveries = RecoveryTraces(tracer)
+    recoveries.died(DEAD, SILENT_S)
+    assert calls == []
+    recoveries.finish("a")
+    recoveries.close()
+    assert calls == ["flush_soon", "close"]
+
+
 class History:
     """The lifecycle events in a stream, and what a leader of term 50 makes of them."""
 
