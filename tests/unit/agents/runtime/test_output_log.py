@@ -132,6 +132,7 @@ async def test_stored_answers_that_no_input_gives_any_more_stay_and_are_reported
     world.log.begin(0, 0)
     await world.log.read_back()
     world.log.caught_up()
+    assert world.log.outputs == 2
     [alert] = await world.alerts("replay_diverged")
     assert str(sequences[0]) in alert["message"]
     world.log.publish([answer(0.9)], 8)
