@@ -14,13 +14,21 @@ starts would put its entries before the standard library. `restore_python_path` 
 
 from __future__ import annotations
 
+import os
+import sys
+
+# An interpreter has loaded these two by itself. The modules below could be anybody's while PYTHONPATH comes first.
+_LIBRARY = os.path.dirname(os.path.abspath(os.__file__))
+_BEGINNING = sys.path[0] if sys.path else ""
+"""The working directory, or that of the script, unless the path is a safe one."""
+sys.path.sort(key=lambda entry: entry not in (_LIBRARY, os.path.join(_LIBRARY, "lib-dynload")))
+
+# ruff: noqa: E402
 import contextlib
 import io
-import os
 import runpy
 import signal
 import site
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -180,7 +188,6 @@ def _installed_for_user() -> bool:
 
 def _order_path(*, carry: bool = True) -> None:
     """Order the path of this process; `carry`: PYTHONPATH is that of the user."""
-    library = os.path.dirname(os.path.abspath(os.__file__))
     given = os.environ.pop("PYTHONPATH", None)
     if carry and given is not None:
         os.environ[CARRIED_PATH] = given
@@ -188,12 +195,12 @@ def _order_path(*, carry: bool = True) -> None:
     # An empty entry of PYTHONPATH is the working directory.
     last = [_absolute(entry) for entry in carried.split(os.pathsep)] if carried else []
     _FACTS["installed"] = ROOT in sys.path and ROOT not in last
-    standard = [entry for entry in sys.path if _is_standard(entry, library)]
+    standard = [entry for entry in sys.path if _is_standard(entry)]
     if not _installed_for_user():
         last.append(site.getusersitepackages())
     excluded = {*standard, *last, ROOT}
     if not sys.flags.safe_path:
-        excluded.add(sys.path[0])  # the working directory, or that of the script
+        excluded.add(_BEGINNING)
     installed = [entry for entry in sys.path if os.path.isabs(entry) and entry not in excluded]
     sys.path[:] = [*standard, ROOT, *installed, *(entry for entry in last if os.path.isdir(entry))]
 
@@ -205,9 +212,9 @@ def _absolute(entry: str) -> str:
         return entry
 
 
-def _is_standard(entry: str, library: str) -> bool:
-    return entry in (library, os.path.join(library, "lib-dynload")) or (
-        entry.endswith(".zip") and os.path.dirname(entry) == os.path.dirname(library)
+def _is_standard(entry: str) -> bool:
+    return entry in (_LIBRARY, os.path.join(_LIBRARY, "lib-dynload")) or (
+        entry.endswith(".zip") and os.path.dirname(entry) == os.path.dirname(_LIBRARY)
     )
 
 

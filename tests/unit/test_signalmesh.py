@@ -53,6 +53,23 @@ def test_files_of_the_working_directory_and_of_pythonpath_shadow_no_module(shado
         assert done.returncode == 0, done.stderr
 
 
+def test_files_of_pythonpath_shadow_nothing_that_an_interpreter_has_not_loaded_itself(tmp_path):
+    for name in (
+        "typing",
+        "contextlib",
+        "signal",
+        "runpy",
+        "json",
+        "logging",
+        "dataclasses",
+        "collections.abc",
+        "asyncio",
+    ):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')\n")
+    done = run(python_command("doctor", "--help"), tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_order_of_the_path(tmp_path):
     (tmp_path / "own").mkdir()
     path = path_of(tmp_path, **{CARRIED_PATH: str(tmp_path / "own")})
