@@ -13,7 +13,7 @@ from bus.messages import Decision, MarketData
 from coordinator.audit.models import Findings, RoundsAudit
 from coordinator.decisions.agent import MAX_FEEDS, MAX_OPEN_ROUNDS
 from coordinator.decisions.rounds import round_id
-from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, TickPosition
+from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, place_tick
 
 Waiting = dict[str, deque[tuple[int, str]]]
 """Symbol -> (stream sequence of the tick, id of its round), in stream order."""
@@ -49,10 +49,7 @@ class RoundChecker:
     def tick(self, stored: StoredMessage, tick: MarketData) -> None:
         """A tick opens a round if it does in the coordinator."""
         feed = self._feeds.get((tick.symbol, tick.source))
-        number = tick.sequence
-        if number is None:
-            number = 1 if feed is None else feed.next_sequence()
-        position: TickPosition = "next" if feed is None else feed.position(number, tick.timestamp)
+        number, position = place_tick(feed, tick.sequence, tick.timestamp)
         if position == "repeated" or not -MAX_SEQUENCE <= number <= MAX_SEQUENCE:
             return
         if feed is None:

@@ -27,7 +27,7 @@ from coordinator.decisions.rounds import (
     signed_position,
     window_of,
 )
-from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, TickPosition
+from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, TickPosition, place_tick
 
 MAX_OPEN_ROUNDS = 4096
 """Open rounds over all symbols; ticks beyond are refused. Sixteen feeds at their limit of 256 undecided rounds.
@@ -92,10 +92,7 @@ class CoordinatorAgent(Agent):
         """Open the round of this tick. It closes at once only if the VotingConfig has no voters."""
         state = self.state
         feed = state.feeds.get(tick.symbol, {}).get(tick.source)
-        sequence = tick.sequence
-        if sequence is None:
-            sequence = 1 if feed is None else feed.next_sequence()
-        position: TickPosition = "next" if feed is None else feed.position(sequence, tick.timestamp)
+        sequence, position = place_tick(feed, tick.sequence, tick.timestamp)
         if feed is not None and position == "repeated":
             return self._repeated(tick, feed)
         if (

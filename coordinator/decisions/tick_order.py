@@ -83,3 +83,13 @@ class Feed:
                 self.run = self.runs
             self.left = before
         self.last, self.at = sequence, at
+
+
+def place_tick(feed: Feed | None, sequence: int | None, at: datetime) -> tuple[int, TickPosition]:
+    """The number of a tick of time `at`, also of one without (`sequence` None), and its position in `feed`.
+
+    The first tick of a source and symbol has no feed yet.
+    """
+    if sequence is None:
+        sequence = 1 if feed is None else feed.next_sequence()
+    return sequence, "next" if feed is None else feed.position(sequence, at)

@@ -26,7 +26,7 @@ from coordinator.decisions.rounds import (
     parse_round_id,
     round_id,
 )
-from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed
+from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, place_tick
 from coordinator.explain.models import ClosingReason
 
 Vote = Sentiment | Signal
@@ -116,17 +116,12 @@ def later_rounds(messages: Iterable[DecodedMessage], after: int) -> dict[int, Op
         if not isinstance(tick, MarketData):
             continue
         feed = feeds.get(tick.source)
-        number = tick.sequence
-        if number is None:
-            number = 1 if feed is None else feed.next_sequence()
-        if not -MAX_SEQUENCE <= number <= MAX_SEQUENCE:
+        number, position = place_tick(feed, tick.sequence, tick.timestamp)
+        if position == "repeated" or not -MAX_SEQUENCE <= number <= MAX_SEQUENCE:
             continue
         if feed is None:
             feed = feeds[tick.source] = Feed(number, tick.timestamp)
         else:
-            position = feed.position(number, tick.timestamp)
-            if position == "repeated":
-                continue
             feed.take(position, number, tick.timestamp)
         if stored.sequence > after:
             found[stored.sequence] = OpenRound(tick.source, number, tick.price, tick.timestamp, feed.run)
