@@ -23,6 +23,7 @@ import psutil
 
 from bus import __version__
 from bus.messages import SandboxUsage
+from bus.utils.cgroups import throttling
 
 __all__ = ["INSTALLATION", "Installation", "Probe", "measure_memory", "measure_usage", "probe_sandbox"]
 
@@ -127,6 +128,7 @@ def measure_usage() -> SandboxUsage:
         network=network_of_here(),
         rx_bytes=sum(counter.bytes_recv for counter in passing),
         tx_bytes=sum(counter.bytes_sent for counter in passing),
+        throttled_periods=throttling(PROC / "self/cgroup").periods,
     )
 
 

@@ -200,6 +200,8 @@ class SandboxUsage:
 
     `rx_bytes` and `tx_bytes` are the traffic of the visible interfaces without loopback; `network` identifies the
     network: two hosts with the same value share it and its traffic. None: this system does not report the value.
+
+    `throttled_periods`: those of a CPU quota in which the kernel has held back the container of the host, so far.
     """
 
     processes: int
@@ -209,6 +211,7 @@ class SandboxUsage:
     network: str | None = None
     rx_bytes: int | None = None
     tx_bytes: int | None = None
+    throttled_periods: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,8 +44,10 @@ PRELOAD = (
 )
 """What the roles of a local swarm import. The last one freezes what is loaded by then."""
 TITLE = "zygote"
-REPLY_S = 10.0
-"""Limit for a fork, which takes some milliseconds, and for the imports before the first one."""
+FIRST_REPLY_S = 10.0
+"""Limit for the imports and the first fork."""
+REPLY_S = 3.0
+"""Limit for each later fork, which takes some milliseconds. Without an answer the process starts without the zygote."""
 MAX_DESCRIPTORS = 16
 
 
@@ -102,6 +104,7 @@ class Zygote:
         self._connection = connection
         self.pid = pid
         self._turn = asyncio.Lock()
+        self._answered = False
 
     @classmethod
     def fork(cls) -> Zygote | None:
@@ -148,7 +151,7 @@ class Zygote:
         """Run signalmesh with `args` and `env` in a new child of this process; `output` is its stdout and stderr.
 
         Raises:
-            ZygoteGone: it has ended, or did not answer in REPLY_S. Nothing was started.
+            ZygoteGone: it has ended, or did not answer in time. Nothing was started.
             OSError: the system has no room for another process.
         """
         request = Request(args=list(args), env=dict(env), targets=list(pass_fds), parent=os.getpid())
@@ -169,14 +172,14 @@ class Zygote:
     async def _exchange(self, request: Request, descriptors: list[int]) -> dict[str, Any]:
         if self._connection.fileno() < 0:
             raise ZygoteGone("an earlier request was not answered")
-        answered = False
+        answered, limit_s = False, REPLY_S if self._answered else FIRST_REPLY_S
         try:
-            async with asyncio.timeout(REPLY_S):
+            async with asyncio.timeout(limit_s):
                 await _send(self._connection, request, descriptors)
                 reply = await _receive_reply(self._connection)
-            answered = True
+            answered = self._answered = True
         except (OSError, EOFError) as error:  # TimeoutError is an OSError
-            raise ZygoteGone(str(error) or f"it did not answer within {REPLY_S:g} s") from None
+            raise ZygoteGone(str(error) or f"it did not answer within {limit_s:g} s") from None
         finally:
             if not answered:  # the next request would take a late answer for its own
                 self._connection.close()

@@ -9,6 +9,8 @@ from coordinator.supervisor.model import CpuTimes, ProbeHistory, Timeouts
 
 HOST_LOST_S = 1.0
 """A host silent for so long is lost and its agents are moved, unless one of them still publishes heartbeats."""
+THROTTLED_S = 10.0
+"""A host whose CPU quota held it back so shortly before its silence may still be held back. Measured every 2 s."""
 ENOUGH_CPU_S = 0.1
 """A silent process that used so much CPU is not starved: a heartbeat needs a hundredth of it."""
 
@@ -66,12 +68,15 @@ def _verdict(
     return None
 
 
-def is_lost(silent_s: float, of_agents: Iterable[float], timeouts: Timeouts) -> bool:
+def is_lost(silent_s: float, of_agents: Iterable[float], timeouts: Timeouts, *, throttled: bool) -> bool:
     """Whether a host without heartbeats for `silent_s` seconds is lost; `of_agents` are the silences of its agents.
 
     While an agent publishes heartbeats the sandbox exists, and its host may only be waiting for a CPU. It may do so as
-    long as an agent may: moving the agents would add load to a busy machine.
+    long as an agent may: moving the agents would add load to a busy machine. A CPU quota holds back the agents as well:
+    `throttled` is whether it did so shortly before the silence.
     """
     if silent_s <= HOST_LOST_S:
         return False
+    if throttled:
+        return silent_s > timeouts.starved_s
     return silent_s > timeouts.starved_s or all(each > HOST_LOST_S for each in of_agents)

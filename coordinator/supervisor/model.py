@@ -191,3 +191,7 @@ class HostState:
     host_id: str = ""
     heartbeat_at: float = -1e9
     alive: bool = False
+    throttled_periods: int | None = None
+    """As its newest heartbeat has them; None before the first one."""
+    throttled_at: float = -1e9
+    """When a heartbeat last reported that its CPU quota had held it back."""

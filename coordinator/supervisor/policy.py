@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 
 from bus.errors import EXIT_USAGE
 from bus.messages import Child, Heartbeat
-from coordinator.supervisor.failure_detector import HOST_LOST_S, is_lost, judge
+from coordinator.supervisor.failure_detector import HOST_LOST_S, THROTTLED_S, is_lost, judge
 from coordinator.supervisor.model import (
     Action,
     AgentState,
@@ -111,6 +111,11 @@ class Policy:
         if host.alive and heartbeat.status != "live":
             self._actions.append(SandboxLost(host.name, self.running_in(host.name)))  # its agents drain, then move
         host.alive = heartbeat.status == "live"
+        if heartbeat.usage is not None:
+            periods = heartbeat.usage.throttled_periods
+            if host.host_id == heartbeat.agent_id and periods > (host.throttled_periods or 0):
+                host.throttled_at = now if host.throttled_periods is not None else host.throttled_at
+            host.throttled_periods = periods
         host.host_id, host.heartbeat_at = heartbeat.agent_id, now
         for child in heartbeat.inventory or ():
             self._child_reported(now, heartbeat.agent, child)
@@ -304,8 +309,11 @@ class Policy:
         if not self._bus_unhealthy:
             for host in self.hosts.values():
                 of_agents = (now - self.agents[name].heartbeat_at for name in self.running_in(host.name))
-                if host.alive and is_lost(now - host.heartbeat_at, of_agents, self._timeouts):
-                    self._host_lost(now, host, f"its sandbox host has been silent for {now - host.heartbeat_at:.1f} s")
+                silent_s, throttled = now - host.heartbeat_at, host.heartbeat_at - host.throttled_at < THROTTLED_S
+                if host.alive and is_lost(silent_s, of_agents, self._timeouts, throttled=throttled):
+                    why = f"its sandbox host has been silent for {silent_s:.1f} s"
+                    quota = "; its CPU quota held it back before: raise the quota, or run fewer agents there"
+                    self._host_lost(now, host, why + (quota if throttled else ""))
             for agent in self.agents.values():
                 self._check_agent(now, agent)
         actions, self._actions = self._actions, []

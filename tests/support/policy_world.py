@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bus.messages import Child, Heartbeat
+from bus.messages import Child, Heartbeat, SandboxUsage
 from coordinator.supervisor.model import (
     Action,
     AgentState,
@@ -29,6 +29,7 @@ class World:
         self.lag = self.cursor = 0
         self.progress = 0
         self.status = "live"
+        self.throttled_periods = 0
 
     def host(self, name: str, *children: Child, pid: int = 1, status: str = "live", group: str | None = None) -> None:
         self.sandboxes[name] = pid
@@ -37,6 +38,7 @@ class World:
             Heartbeat(
                 agent=name, agent_id=f"h{pid}", epoch=0, sequence=1, progress=1, status=status, interval_ms=200,
                 sandbox=name, pid=pid, role="sandbox", inventory=children, group=group,
+                usage=SandboxUsage(processes=1, cpu_s=0.0, rss_mb=1.0, throttled_periods=self.throttled_periods),
             ),
         )  # fmt: skip
 

@@ -55,7 +55,7 @@ def run_command():
 os.closerange = None  # its time grows with the limit of descriptors in some builds of Python
 zygote.run_command = run_command
 zygote.PRELOAD = ("agents.host.preload",)
-zygote.REPLY_S = 60.0
+zygote.FIRST_REPLY_S = zygote.REPLY_S = 60.0
 
 async def main(launcher):
     loop = asyncio.get_running_loop()

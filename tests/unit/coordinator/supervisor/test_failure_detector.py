@@ -7,7 +7,7 @@ import re
 import pytest
 
 from coordinator.supervisor.crash_loop import MAX_STALLS
-from coordinator.supervisor.failure_detector import HOST_LOST_S
+from coordinator.supervisor.failure_detector import HOST_LOST_S, THROTTLED_S
 from coordinator.supervisor.model import (
     Action,
     CpuTimes,
@@ -262,3 +262,23 @@ def test_a_silent_host_whose_agents_are_silent_is_lost_at_once():
     world.sending.clear()
     actions = world.run(HOST_LOST_S + 0.1, hosts=False)
     assert [action.sandbox for action in actions if isinstance(action, SandboxLost)] == ["base", "python"]
+
+
+def test_a_host_that_its_quota_held_back_is_given_the_time_of_a_starved_one():
+    """Its agents are in the same container, and silent as well."""
+    world = ready(sandboxes=("base",))
+    world.throttled_periods = 7
+    world.run(0.3)
+    world.sending.clear()
+    actions = world.run(Timeouts().starved_s - 0.5, hosts=False)
+    assert "SandboxLost" not in kinds(actions)
+    [lost] = [action for action in world.run(1.0, hosts=False) if isinstance(action, Dead)]
+    assert "silent for 5.0 s; its CPU quota held it back before: raise the quota" in lost.reason
+
+
+def test_a_host_that_its_quota_held_back_long_ago_is_judged_as_any_other():
+    world = ready(sandboxes=("base",))
+    world.throttled_periods = 7
+    world.run(THROTTLED_S + 0.5)
+    world.sending.clear()
+    assert "SandboxLost" in kinds(world.run(HOST_LOST_S + 0.1, hosts=False))
