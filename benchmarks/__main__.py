@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import page, report
+from benchmarks.dashboard import dashboard
 from benchmarks.explaining import explaining
 from benchmarks.idle import idle
 from benchmarks.machine import load, machine, versions
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "replay": replaying,
     "explain": explaining,
     "mirror": mirroring,
+    "dashboard": dashboard,
     "snapshots": snapshotting,
     "starved": starving,
     "scale": scale,

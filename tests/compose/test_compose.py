@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -56,13 +57,14 @@ class Project:
         # Not in the environment: the docker command itself would send its own traces there.
         settings.write_text(f"OTEL_EXPORTER_OTLP_ENDPOINT={collector_url}\nOTEL_TRACES_SAMPLER=always_on\n")
         self.name = f"signalmesh-{uuid.uuid4().hex[:8]}"
-        self.port = free_port()
+        self.port, self.dashboard_port = free_port(), free_port()
         self.image = "signalmesh:test"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
             "NATS_PORT": str(self.port),
             "JAEGER_PORT": str(free_port()),
             "METRICS_PORT": str(free_port()),
+            "DASHBOARD_PORT": str(self.dashboard_port),
             "SIGNALMESH_IMAGE": self.image,
             "SIGNALMESH_NODEJS_IMAGE": "signalmesh-nodejs:test",
             "SPEED": "20",
@@ -231,6 +233,19 @@ async def test_a_client_on_the_host_receives_every_decision_and_each_role_is_hea
             assert container["Config"]["User"] not in ("", "root", "0"), service
 
 
+async def test_the_dashboard_is_reached_from_the_host_with_its_link(project: Project, subscriber: Subscriber):
+    link = (await project.compose("exec", "-T", "dashboard", "signalmesh", "dashboard", "--link")).strip()
+    token = link.partition("?token=")[2]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{project.dashboard_port}", timeout=COMMAND_S) as http:
+        assert (await http.get("/api/overview")).status_code == 401  # the container's address is not its loopback
+        assert (await http.get("/", params={"token": token})).status_code == 303
+        await subscriber.more_decisions(2)
+        found = (await http.get("/api/overview")).json()
+        assert found["source"]["connected"]
+        assert {agent["name"] for agent in found["agents"]} == set(AGENTS)
+    assert token not in await project.compose("logs", "--no-color", "dashboard")
+
+
 async def test_the_image_is_as_large_as_documented_and_has_no_build_tools(project: Project):
     dockerfile, page = (ROOT / "Dockerfile").read_text(), (ROOT / "docs/deploy/compose.md").read_text()
     [base] = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", dockerfile, re.MULTILINE)
@@ -299,7 +314,9 @@ async def test_an_agent_killed_in_its_container_loses_nothing(project: Project, 
     assert contiguous(subscriber)
 
 
-@pytest.mark.parametrize("service", [*SANDBOXES, "watchdog", "watchdog-standby", "mirror", "metrics", "nats"])
+@pytest.mark.parametrize(
+    "service", [*SANDBOXES, "watchdog", "watchdog-standby", "mirror", "metrics", "dashboard", "nats"]
+)
 async def test_a_containers_main_process_killed_with_9_comes_back(
     project: Project, subscriber: Subscriber, service: str
 ):
