@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -25,12 +24,8 @@ DENIED_PAUSE_S = 1.0
 log = structlog.get_logger("signalmesh.bus")
 
 
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    subject: str
-    reply: str
-    data: bytes
-    headers: bytes
+_Arrived = tuple[str, str, bytes, bytes]
+"""Subject, reply subject, payload and header block of a message."""
 
 
 class Reader:
@@ -103,7 +98,7 @@ class Reader:
 
         def on_message(subject: str, reply: str, data: bytes, headers: bytes) -> None:
             if generation == self.generation and not self._closed:
-                self._take(_Arrived(subject, reply, data, headers))
+                self._take((subject, reply, data, headers))
 
         self._subscription = await self._jetstream.connection.subscribe_directly(inbox, on_message)
         pending = await self._jetstream.create_consumer(
@@ -142,10 +137,10 @@ class Reader:
 
     def _handle(self, arrived: _Arrived) -> Awaitable[None] | None:
         """Handle one message; await the result before the next one."""
-        reply = arrived.reply
+        subject, reply, data, block = arrived
         try:
             if not reply.startswith("$JS.ACK."):
-                self._on_control(reply, parse_headers(arrived.headers))
+                self._on_control(reply, parse_headers(block))
                 return None
             # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, in some
             # set-ups with a domain and an account in front: so counted from the end
@@ -159,8 +154,7 @@ class Reader:
             self._expected += 1
             self.pending = pending
             self._next = sequence + 1
-            headers = LazyHeaders(arrived.headers)
-            return self._on_stored(StoredMessage(arrived.subject, sequence, arrived.data, headers, pending, stored_ns))
+            return self._on_stored(StoredMessage(subject, sequence, data, LazyHeaders(block), pending, stored_ns))
         except Exception:
             log.exception("reader_callback_failed", stream=self._stream, sequence=self._next - 1)
             return None
