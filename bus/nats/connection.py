@@ -103,6 +103,11 @@ def too_large(subject: str, size: int, limit: int) -> Refused:
     return Refused(subject, MESSAGE_TOO_LARGE, f"message size exceeds maximum allowed: {size} bytes, {limit} at most")
 
 
+def _text_of(error: Exception) -> str:
+    """The error's own text; of aiohttp's errors that of the system, without the objects that theirs shows."""
+    return str(getattr(error, "os_error", None) or error) or type(error).__name__
+
+
 class _Client(FastClient):
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():  # its request timed out: this answer belongs to no other request
@@ -239,7 +244,7 @@ class Connection:
             with contextlib.suppress(Exception):
                 await self.client.close()
             if isinstance(error, (OSError, nats.errors.Error)):
-                raise self._unreachable(str(error) or type(error).__name__) from None
+                raise self._unreachable(_text_of(error)) from None
             raise
         self.generation += 1
         self._ready.set()
@@ -278,7 +283,7 @@ class Connection:
         )
 
     async def _on_error(self, error: Exception) -> None:
-        text = str(error) or type(error).__name__
+        text = _text_of(error)
         if not NOT_ADMITTED.search(self._last_error):  # a later attempt may only report a closed connection
             self._last_error = text
         log.debug("nats_error", error=text, connection=self.name)

@@ -470,3 +470,12 @@ async def test_something_else_that_listens_there_is_unreachable():
             await NatsBus.connect(url, "swarm", "test", wait_s=0.2)
     finally:
         other.close()
+
+
+@pytest.mark.filterwarnings("ignore:parameter 'timeout'")  # of nats-py's use of aiohttp
+@pytest.mark.parametrize("scheme", ["nats", "ws", "wss"])
+async def test_a_closed_port_is_described_alike_for_every_scheme(scheme: str):
+    with pytest.raises(
+        BusUnreachable, match=rf"at {scheme}://127.0.0.1:1 \(\[Errno 111\] Connect[^<>]*\); start the swarm"
+    ):
+        await NatsBus.connect(f"{scheme}://127.0.0.1:1", "swarm", "test", wait_s=2)
