@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import coverage
+import pytest
 
 from tests.mutation.contexts import CHILD, CONTEXT_VARIABLE, DIRECTORY_VARIABLE
 from tests.mutation.mutants import MODULES
@@ -111,7 +112,10 @@ def _run(tree: Path, data: Path, files: list[str]) -> None:
     )
     environment = {**os.environ, DIRECTORY_VARIABLE: str(data), "PYTHONPATH": f"{tree}:{site}"}
     plugin = ["-p", "tests.mutation.contexts", "-n", "2", "--dist", "worksteal", "-q", "-m", QUICK]
-    subprocess.run([sys.executable, "-m", "pytest", *plugin, *files], cwd=tree, env=environment, check=False)
+    command = [sys.executable, "-m", "pytest", *plugin, *files]
+    code = subprocess.run(command, cwd=tree, env=environment, check=False).returncode
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # a test that fails judges no mutant
+        raise SystemExit(f"the quick tests did not run to their end (pytest ended with {code}); try again")
 
 
 def _forget(known: Record, stale: set[str]) -> None:
