@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agents.runtime.process import _FirstError
-from bus.errors import MeshError
+from agents.runtime import process
+from agents.runtime.process import Incarnation, _FirstError, run_incarnation
+from agents.spec import AgentSpec
+from bus.errors import Fenced, MeshError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,26 @@ def test_a_host_that_is_gone_hides_no_error():
         raise BrokenPipeError
 
     _FirstError(sink).report(MeshError("text"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (UsageError("its option is wrong"), 2, ["its option is wrong"]),
+        (MeshError("it cannot go on"), 1, ["it cannot go on"]),
+        (ValueError("no"), 1, ["ValueError: no"]),
+        (Fenced("agent", "claimed again"), 1, []),
+    ],
+)
+def test_an_incarnation_ends_with_the_code_of_its_error_and_reports_it(monkeypatch, error, code, text):
+    async def failing(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(process, "_run_connected", failing)
+    for name in ("set_up_logs", "restore_python_path"):
+        monkeypatch.setattr(process, name, lambda *_: None)
+    reported: list[str] = []
+    spec = AgentSpec(name="agent", kind="momentum")
+    incarnation = Incarnation(spec=spec, epoch=3, agent_id="id", sandbox="base", url="nats://none")
+    assert run_incarnation(incarnation, reported.append) == code
+    assert reported == text

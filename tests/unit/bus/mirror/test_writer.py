@@ -333,3 +333,14 @@ async def test_old_rows_are_pruned_by_age_alone(tmp_path):
     await store.close()
     with MirrorFile(tmp_path / "m.sqlite") as file:
         assert file.bounds() == (4, 4)
+
+
+async def test_an_empty_file_has_no_bounds_and_a_beginning_may_have_gaps(tmp_path):
+    store = await MirrorStore.open(tmp_path / "m.sqlite", "swarm")
+    incarnation = StreamIncarnation(EVENTS, "2026-01-01T00:00:00Z", b"{}", 0, "first")
+    await store.begin([incarnation], {EVENTS: 6}, [MirrorGap(EVENTS, 1, 6, "lost")])
+    assert (store.incarnations, store.cursors) == ({EVENTS: incarnation}, {EVENTS: 6})
+    await store.close()
+    with MirrorFile(tmp_path / "m.sqlite") as file:
+        assert (file.bounds(), file.cursor()) == ((0, 0), 6)
+        assert [(gap.first, gap.last, gap.reason) for gap in file.gaps()] == [(1, 6, "lost")]

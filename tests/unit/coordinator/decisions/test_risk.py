@@ -318,3 +318,8 @@ def test_a_size_names_what_bound_it(cvar, cap, bound):
     assert sizing.size == pytest.approx(
         {"edge": 0.3, "cvar": config.cvar_max / 0.9, "position_cap": 0.01}[bound], abs=1e-6
     )
+
+
+@pytest.mark.parametrize("closes", [[], [5.0]])
+def test_fewer_than_two_closes_have_no_return(closes):
+    assert simple_returns(closes).size == 0

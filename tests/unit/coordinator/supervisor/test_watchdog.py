@@ -236,6 +236,32 @@ async def test_a_leader_decides_and_orders_until_it_is_stopped(tmp_path):
         assert len(set(orders)) == len(orders) >= 2
 
 
+async def test_a_leader_answers_a_restart_when_the_successor_runs(tmp_path):
+    async with leading(tmp_path) as world:
+        ours = [name for name, state in world.policy.agents.items() if state.phase != "external"]
+        for name in ours:
+            world.running(name)
+        state = world.policy.agents[ours[0]]
+        state.phase = "running"
+        signalled = asyncio.Event()
+
+        async def on_request(_: Any) -> bytes:
+            signalled.set()
+            return b"{}"
+
+        await world.bus.answer(world.bus.subjects.control("base", "signal"), on_request)
+        leading_task = asyncio.create_task(world.leader.lead())
+        subject, body = world.bus.subjects.control("watchdog", "restart"), orjson.dumps({"agent": ours[0]})
+        state.sandbox = "base"
+        answering = asyncio.create_task(world.bus.request(subject, body, GUARD_S))
+        async with asyncio.timeout(GUARD_S):
+            await signalled.wait()
+            state.epoch += 3
+            assert orjson.loads(await answering)["epoch_after"] == 8
+            world.signals.stop()
+            await leading_task
+
+
 async def test_the_error_that_ends_a_term_is_raised():
     signals = TermSignals()
     signals.fail(MeshError("the reason"))
