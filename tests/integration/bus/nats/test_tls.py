@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -99,15 +99,20 @@ class TlsServer:
         return Credentials(nkey_seed=self.seed, ca=ca, tls_first=self.first)
 
 
-@pytest.fixture(params=[False, True], ids=["server first", "client first"])
-async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[TlsServer]:
-    created = TlsServer(tmp_path, first=request.param)
+@contextmanager
+def running(created: TlsServer) -> Iterator[TlsServer]:
     created.configure()
     created.start()
     try:
         yield created
     finally:
         created.kill()
+
+
+@pytest.fixture(params=[False, True], ids=["server first", "client first"])
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[TlsServer]:
+    with running(TlsServer(tmp_path, first=request.param)) as created:
+        yield created
 
 
 def signed(claims: dict[str, Any], by: nkeys.KeyPair, whose: nkeys.KeyPair) -> str:
@@ -192,16 +197,6 @@ async def test_an_unknown_user_is_refused_and_no_seed_is_printed(server):
     with pytest.raises(BusUnreachable, match=r"(?i)authorization violation") as caught:
         await NatsBus.connect(server.url("tls"), "swarm", "test", 2.0, wrong)
     assert seed not in str(caught.value) + repr(wrong)
-
-
-@contextmanager
-def running(created: TlsServer) -> Iterator[TlsServer]:
-    created.configure()
-    created.start()
-    try:
-        yield created
-    finally:
-        created.kill()
 
 
 async def refusal(url: str, credentials: Credentials) -> BusUnreachable:
