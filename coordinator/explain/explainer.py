@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bus.interface import StoredMessage
 from bus.messages import Decision, Epoch, Lifecycle, MarketData, Sentiment, Signal, VotingConfig, encode
 from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG
 from bus.mirror.reader import MirrorFile
-from bus.nats.bus import NatsBus
 from coordinator.decisions.pooling import Electorate, electorate, log_odds, pooled_log_odds, vote_probability
 from coordinator.decisions.risk import WINDOW, measure
 from coordinator.decisions.rounds import NO_CONFIG, ClosedRound, close_round, signed_position, window_of
@@ -52,6 +52,9 @@ from coordinator.explain.round_history import (
 from coordinator.explain.selection import SelectedDecision, Selector, select
 from coordinator.explain.sources import BusSource, FileSource, Filter, MessageSource
 from coordinator.reporting.differences import FieldDifference, payload_differences
+
+if TYPE_CHECKING:  # a file is read without the NATS client, which takes long to import
+    from bus.nats.bus import NatsBus
 
 FIRST_SPAN = 2048
 """Messages before a decision among which its windows are looked for first; then four times as many."""

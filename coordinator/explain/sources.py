@@ -9,16 +9,18 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bus.durable.snapshots import Snapshot, read_snapshot
 from bus.errors import MeshError
 from bus.interface import StoredMessage
 from bus.messages.subjects import STORED_KINDS, Subjects
 from bus.mirror.reader import Mirrored, MirrorFile
-from bus.nats.bus import NatsBus
 from coordinator.audit.mirror_checks import stored_of, why_gone
 from coordinator.explain.errors import RowChanged
+
+if TYPE_CHECKING:  # a file is read without the NATS client, which takes long to import
+    from bus.nats.bus import NatsBus
 
 PERMANENT_KINDS = ("epoch", "config")
 """Kinds that retention never removes."""
