@@ -17,7 +17,7 @@ from bus.messages import KIND_OF, KINDS, MAX_PAYLOAD_BYTES, Alert, Event, decode
 from bus.messages.subjects import Subjects
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prepared:
     """An output ready to be published: its read-side subject, its bytes, and its message."""
 

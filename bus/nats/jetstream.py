@@ -119,16 +119,17 @@ class JetStream:
         token = inbox[len(self._inbox) :]
         try:
             if token in self._acks:
-                if not data or _is_ack(data) or b'"error"' in data:  # anything else is no answer of a stream
+                reply = _read_reply(data)
+                if not data or _is_ack(reply) or "error" in reply:  # anything else is no answer of a stream
                     subject, done = self._acks.pop(token)
-                    result = _read_ack(data, subject)
+                    result = _ack_of(reply, subject)
                     if isinstance(result, Refused) and result.code in LIMIT_CODES:
                         self._explain_to(done, result)
                     else:
                         done(result)
                 return
             subject, answer = self._requests.get(token, ("", None))
-            if answer is not None and not answer.done() and (subject.startswith("$") or not _is_ack(data)):
+            if answer is not None and not answer.done() and (subject.startswith("$") or not _is_ack(_read_reply(data))):
                 answer.set_result((data, parse_headers(headers)))
         except Exception:  # an exception here would end the connection
             log.exception("ack_callback_failed")
@@ -283,19 +284,23 @@ async def _nothing() -> None:
     """The client renews subscriptions itself."""
 
 
-def _is_ack(data: bytes) -> bool:
-    """Whether an answer is that of a stream: somebody may store a space of subjects in which requests are sent too."""
+def _read_reply(data: bytes) -> dict[str, Any]:
+    """The JSON object of an answer; empty if it is none."""
     try:
         reply = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return False
-    return isinstance(reply, dict) and "stream" in reply and ("seq" in reply or "error" in reply)
+        return {}
+    return reply if isinstance(reply, dict) else {}
 
 
-def _read_ack(data: bytes, subject: str) -> Ack | BusError:
-    if not data:
+def _is_ack(reply: dict[str, Any]) -> bool:
+    """Whether an answer is that of a stream: somebody may store a space of subjects in which requests are sent too."""
+    return "stream" in reply and ("seq" in reply or "error" in reply)
+
+
+def _ack_of(reply: dict[str, Any], subject: str) -> Ack | BusError:
+    if not reply:
         return Refused(subject, NO_RESPONDERS, "no stream takes this subject now")
-    reply = orjson.loads(data)
     if error := reply.get("error"):
         code = error.get("err_code", error.get("code", 0))
         if code == WRONG_LAST_SEQUENCE:
