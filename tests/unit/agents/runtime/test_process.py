@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 
 from agents.runtime import process
 from agents.runtime.process import Incarnation, _FirstError, run_incarnation
@@ -52,5 +53,6 @@ def test_an_incarnation_ends_with_the_code_of_its_error_and_reports_it(monkeypat
     reported: list[str] = []
     spec = AgentSpec(name="agent", kind="momentum")
     incarnation = Incarnation(spec=spec, epoch=3, agent_id="id", sandbox="base", url="nats://none")
-    assert run_incarnation(incarnation, reported.append) == code
+    with structlog.contextvars.bound_contextvars(agent="", sandbox=""):  # what it binds ends here
+        assert run_incarnation(incarnation, reported.append) == code
     assert reported == text
