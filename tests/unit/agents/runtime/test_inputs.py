@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -331,6 +332,24 @@ async def test_a_saved_state_that_does_not_fit_is_a_mistake_that_no_restart_fixe
         await feed.live(After)
 
 
+async def test_a_state_that_is_too_large_to_save_is_reported_and_the_agent_goes_on(monkeypatch):
+    monkeypatch.setattr("agents.runtime.checkpointer.MAX_SNAPSHOT_BYTES", 10)
+    feed = Feed(3)
+    runtime = await feed.live(returning(None))
+    assert runtime.input_processor.inputs == 3
+    [alert] = feed.alerts("state_too_large")
+    assert "expected at most" in alert
+    assert (await feed.snapshot()).inputs == 0  # that of its start
+
+
+async def test_a_skipped_message_is_named_in_the_alert():
+    feed = Feed(3)
+    await feed.live(returning(42))
+    [(sequence, _)] = feed.skipped()
+    [alert] = [alert for alert in feed.stored("alert") if alert["code"] == "handler_failed"]
+    assert (alert["agent"], alert["detail"]) == ("agent", {"sequence": sequence})
+
+
 async def test_a_snapshot_that_cannot_be_read_is_reported_and_the_state_is_built_again():
     feed = Feed(3)
     await feed.live(returning(None))
@@ -355,8 +374,12 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 async def test_a_handler_that_holds_up_the_heartbeats_is_named(logs: list[Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("agents.runtime.inputs.SLOW_HANDLER_S", 0.0)  # whatever takes any time at all
+    began = time.monotonic()
     await Feed(50).live(Fine)
+    elapsed_ms = (time.monotonic() - began) * 1000
     assert [entry["event"] for entry in logs] == ["slow_handler"] * 4
+    took_ms = [float(entry["problem"].split()[2]) for entry in logs]
+    assert sum(took_ms) <= elapsed_ms + len(logs)  # rounded, each
     assert [entry.get("more") for entry in logs] == [None, None, None, 47]
     assert all("on_market took" in entry["problem"] and " ms over message " in entry["problem"] for entry in logs)
 
