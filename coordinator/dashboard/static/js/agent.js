@@ -1,6 +1,6 @@
 // One agent: its life, what it has published, its state in the newest snapshot, its log; restart, kill and revive.
 
-import { agentPath, get, post } from "./api.js";
+import { agentPath, get, post, repeat } from "./api.js";
 import { byId, el, keyed, setText } from "./dom.js";
 import { age, clock, count, fixed, known, level, NONE, when } from "./format.js";
 import { showJson } from "./json_view.js";
@@ -150,6 +150,6 @@ if (live) {
     if (found) showStatus(found);
   });
   live.addEventListener("resync", load);
-  setInterval(() => { if (!document.hidden) load(); }, EVERY_MS);
+  repeat(load, EVERY_MS);
 }
 load();

@@ -30,3 +30,12 @@ export async function post(path) {
 
 export const agentPath = (name) => `/agents/${encodeURIComponent(name)}`;
 export const decisionPath = (id) => `/decisions/${encodeURIComponent(id)}`;
+
+/** Call `load` again and again, at most a tenth of the time: what a large swarm is asked for takes long. */
+export function repeat(load, everyMs, pauseMs = everyMs) {
+  setTimeout(async () => {
+    const begun = performance.now();
+    if (!document.hidden) await load();
+    repeat(load, everyMs, Math.max(everyMs, 9 * (performance.now() - begun)));
+  }, pauseMs);
+}

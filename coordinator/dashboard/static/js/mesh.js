@@ -1,6 +1,6 @@
 // Who answered whom in the last minute: agents in columns by what they answer, arrows as wide as there were answers.
 
-import { agentPath, get } from "./api.js";
+import { agentPath, get, repeat } from "./api.js";
 import { byId, el, keyed, setText, svg } from "./dom.js";
 import { count, level } from "./format.js";
 import { figure, reachable, setFigure } from "./provenance.js";
@@ -137,6 +137,6 @@ async function load() {
 }
 if (live) {
   live.addEventListener("resync", load);
-  setInterval(() => { if (!document.hidden) load(); }, EVERY_MS);
+  repeat(load, EVERY_MS);
 }
 load();

@@ -1,6 +1,6 @@
 // The time axis of the swarm: a lane for each agent and role. Pan and zoom by mouse, touch and keys; a death opens its account.
 
-import { agentPath, get } from "./api.js";
+import { agentPath, get, repeat } from "./api.js";
 import { byId, el, keyed, setText, svg } from "./dom.js";
 import { age, clock, count, known, ms, NONE, when } from "./format.js";
 import { fig, figure, reachable, setFigure, sourceOf } from "./provenance.js";
@@ -309,7 +309,7 @@ if (live) {
   let due = null;
   live.addEventListener("lifecycle", () => { due ??= setTimeout(() => { due = null; load(); }, 200); });
   live.addEventListener("resync", load);
-  setInterval(() => { if (!document.hidden) load(); }, EVERY_MS);
+  repeat(load, EVERY_MS);
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   setInterval(() => {
     if (!view || !following || document.hidden) return;
