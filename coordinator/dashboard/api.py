@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -47,6 +48,8 @@ STATUS_OF: dict[type[MeshError], int] = {
     BusError: 503,
 }
 """The HTTP status of an error; the first that fits."""
+
+log = structlog.get_logger("signalmesh.dashboard")
 
 
 class NotThere(Exception):
@@ -277,6 +280,8 @@ async def act(dashboard: Dashboard, request: Request) -> Response:
     if not isinstance(source, LiveSource):
         return error(409, f"{action}: this dashboard shows a file at rest; start it without --file to act on a swarm")
     bus = source.connected_bus()
+    client = request.client
+    log.info("action_requested", action=action, of=name, client=None if client is None else client.host)
     started = time.monotonic()
     if action == "restart":
         restarted = await request_watchdog(bus, "restart", name, Restarted)

@@ -70,11 +70,12 @@ class Access:
     """Whether a Host header may be any IP address; for a server that listens on every interface."""
 
     @classmethod
-    def of(cls, host: str, port: int, token: str) -> Access:
-        """Access to a server that listens on `host` and `port`."""
+    def of(cls, host: str, port: int, token: str, name: str = "") -> Access:
+        """Access to a server that listens on the address `host` and `port`; `name` is the host as it was configured."""
+        names = {"localhost", host.lower(), name.lower()} - {""}
         if is_loopback(host):
-            return cls(token, port, host_names=frozenset({"localhost", host.lower()}))
-        names = {"localhost", host.lower(), socket.gethostname().lower()}
+            return cls(token, port, host_names=frozenset(names))
+        names.add(socket.gethostname().lower())
         return cls(token, port, read_needs_token=True, host_names=frozenset(names), any_address=True)
 
     @property

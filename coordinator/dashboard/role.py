@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bus.mirror.reader import MirrorFile
 from coordinator.config.loader import load_swarm
-from coordinator.config.telemetry import NOWHERE, check_page_url
+from coordinator.config.telemetry import NOWHERE, ListenAddress, check_page_url
 from coordinator.monitor.status import remote_sandboxes
 from coordinator.runner.dashboard_link import announce, inherited_port, keep_token, open_port
 from coordinator.runner.run_record import Run
@@ -47,12 +47,10 @@ def start_dashboard(
     settings = load_swarm(config_file).dashboard
     if file is not None:
         MirrorFile(file).close()  # what is wrong with it is said before a page is promised
+    where, text = ("--listen", listen) if listen is not None else ("dashboard.listen:", settings.listen)
+    text = DEFAULT_LISTEN if text in ("", NOWHERE) else text
     inherited = inherited_port()
-    if inherited is not None:
-        port = inherited
-    else:
-        where, text = ("--listen", listen) if listen is not None else ("dashboard.listen:", settings.listen)
-        port = open_port(DEFAULT_LISTEN if text in ("", NOWHERE) else text, where)
+    port = open_port(text, where) if inherited is None else inherited
     from coordinator.dashboard.guard import is_loopback
     from coordinator.dashboard.server import DashboardOptions, run_dashboard
 
@@ -61,6 +59,7 @@ def start_dashboard(
     token = keep_token(state_dir) if needs_token else secrets.token_urlsafe()
     options = DashboardOptions(
         token=token,
+        host_name=ListenAddress.parse(text, where).host,
         url="" if swarm is None else swarm.url,
         swarm="" if swarm is None else swarm.name,
         file=file,

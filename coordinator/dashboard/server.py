@@ -66,6 +66,8 @@ class DashboardOptions:
     """What the role is started with. Either `url` and `swarm`, or `file`."""
 
     token: str
+    host_name: str = ""
+    """The host in --listen or in the configuration: browsers may call the server by it."""
     url: str = ""
     swarm: str = ""
     file: Path | None = None
@@ -103,7 +105,7 @@ async def _serve(options: DashboardOptions, listener: socket.socket) -> int:
         if client is not None and (transport := transports.get(tuple(client))) is not None:  # type: ignore[arg-type]
             transport.abort()
 
-    app = make_app(dashboard, Access.of(host, port, options.token), drop)
+    app = make_app(dashboard, Access.of(host, port, options.token, options.host_name), drop)
     server = _Server(uvicorn.Config(
         app, http=_protocol(transports), ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=CLOSE_S, proxy_headers=False,

@@ -288,6 +288,14 @@ async def test_requests_for_other_hosts_and_from_other_sites_are_refused(tmp_pat
         assert (await it.http.get("/", headers=link)).status_code == 200
 
 
+async def test_the_host_that_was_configured_is_a_name_of_the_server(tmp_path):
+    async with world(tmp_path, listen="localhost:0") as it:
+        assert (await it.http.get("/api/overview", headers={"Host": "localhost:1"})).status_code == 200
+    name = socket.gethostname()
+    async with world(tmp_path, listen=f"{name}:0") as it:  # whatever address that is
+        assert (await it.http.get("/login", headers={"Host": f"{name}:1"})).status_code == 200
+
+
 async def test_every_answer_has_the_security_headers(tmp_path):
     async with world(tmp_path) as it:
         for path in ("/", "/api/overview", "/api/messages/0", "/nowhere", "/static/icon.svg", "/login"):
