@@ -187,7 +187,7 @@ class Up:
 
         Raises:
             UsageError: the port or the state directory is taken, the server unfit, or a swarm of this name there.
-        PermissionDenied: the server denies what a swarm needs to this user.
+            PermissionDenied: the server denies what a swarm needs to this user.
             BusError: the bus named by --nats does not answer.
         """
         await self._prepare()
