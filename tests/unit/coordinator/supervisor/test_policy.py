@@ -581,3 +581,27 @@ def test_what_an_earlier_incarnation_had_reached_is_not_taken_for_the_next_ones(
     agent = world.policy.agents["a"]
     assert (agent.lag, agent.cursor, agent.outputs, agent.progress, agent.has_heartbeat) == (0, 0, 0, 0, False)
     assert (agent.started_at, agent.heartbeat_at, agent.progress_at) == (world.now, world.now, world.now)
+
+
+def test_an_agent_that_ends_with_its_host_is_not_blamed():
+    world = ready()
+    world.host("base", status="draining")
+    agent = world.policy.agents["a"]
+    world.policy.exited(world.now, "a", agent.epoch, 0)
+    assert "its sandbox host is ending" in [
+        action.reason for action in world.policy.decide(world.now) if isinstance(action, Dead)
+    ]
+    assert (len(agent.deaths), agent.deaths.in_a_row) == (0, 0)
+
+
+def test_when_the_bus_recovers_all_silences_start_again_and_not_before():
+    world = ready()
+    agent = world.policy.agents["a"]
+    heartbeat_at = agent.heartbeat_at
+    world.now += 2.0
+    world.policy.bus_checked(world.now, unhealthy=False)
+    world.policy.bus_checked(world.now, unhealthy=True)
+    world.policy.bus_checked(world.now, unhealthy=True)
+    assert agent.heartbeat_at == heartbeat_at
+    world.policy.bus_checked(world.now, unhealthy=False)
+    assert agent.heartbeat_at == world.now
