@@ -11,7 +11,7 @@ import pytest
 import coordinator.decisions.agent as module
 from agents.agent import check_class, published_kinds
 from bus.durable.snapshots import MAX_SNAPSHOT_BYTES
-from bus.messages import Decision, Sentiment, Signal, encode
+from bus.messages import Alert, Decision, Sentiment, Signal, encode
 from coordinator.decisions.agent import DEFAULT_TIMEOUT_MS, MAX_FEEDS, CoordinatorAgent
 from coordinator.decisions.risk import WINDOW
 from coordinator.decisions.rounds import MAX_EARLY_VOTES, round_id
@@ -27,6 +27,7 @@ from tests.support.coordinator_rounds import (
     check_invariants,
     figures_of,
     fire,
+    outputs,
     play,
     reload,
     tick,
@@ -325,8 +326,11 @@ def test_a_window_that_shrinks_while_a_round_waits_is_measured_anew(agent: Coord
 def test_ticks_beyond_the_bounds_are_refused(agent: CoordinatorAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OPEN_ROUNDS", 3)
     monkeypatch.setattr(module, "MAX_FEEDS", 2)
-    play(agent, [tick(1), tick(2), tick(1, symbol="ETH/USD"), tick(3), tick(1, symbol="XRP/USD")])
+    ticks = [tick(1), tick(2), tick(1, symbol="ETH/USD"), tick(3), tick(1, symbol="XRP/USD")]
+    answers = [answer for each in ticks for answer in outputs(agent, each)]
     assert (agent.state.open_rounds, agent.state.counts.refused_ticks) == (3, 2)
+    refusals = [answer for answer in answers if isinstance(answer, Alert) and answer.code == "tick_refused"]
+    assert [alert.detail["refused"] for alert in refusals] == [1]  # of the first ten
     play(agent, [vote(name, 1) for name in VOTERS])
     play(agent, [tick(1, symbol="XRP/USD"), tick(MAX_SEQUENCE + 1), tick(4), tick(5)])
     assert agent.state.counts.refused_ticks == 5
