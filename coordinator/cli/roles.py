@@ -244,7 +244,7 @@ def dashboard(
     listen: Annotated[
         str | None,
         typer.Option(
-            help="HOST:PORT of the pages; default: `[dashboard] listen`, else 127.0.0.1:8080. "
+            help="HOST:PORT of the pages; default: dashboard.listen in swarm.toml, or 127.0.0.1:8080. "
             "Any other address than loopback needs the token for reading too."
         ),
     ] = None,

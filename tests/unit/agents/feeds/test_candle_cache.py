@@ -175,7 +175,11 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, directory: Path, data: st.D
     replaced.write_bytes(damaged)
     replaced.chmod(0o600)
     replaced.replace(file)
-    assert [*load_candles(path)] == expected
+    try:
+        found = [*load_candles(path)]
+    except CacheDamaged:  # a block is checked when it is read; then the next process reads the source
+        found = [*load_candles(path)]
+    assert found == expected
     assert only(directory).read_bytes()[: COUNT * RECORD_BYTES] == content[: COUNT * RECORD_BYTES]
 
 
