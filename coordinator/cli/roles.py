@@ -255,7 +255,7 @@ def dashboard(
         str | None,
         typer.Option(
             envvar="SIGNALMESH_JAEGER",
-            help="Address of Jaeger, to which decisions and recoveries link; default: `[dashboard] jaeger`.",
+            help="Address of Jaeger, to which decisions and recoveries link; default: dashboard.jaeger in swarm.toml.",
         ),
     ] = None,
     link: Annotated[
