@@ -43,6 +43,7 @@ async def denying(directory: Path, permissions: str, *, streams: bool = True) ->
         yield url.replace("//", "//u:p@")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "permissions", "subject"),
     [
@@ -79,6 +80,7 @@ ROLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "permissions", "subject"), ROLES, ids=lambda value: " ".join(value)[:40] if value else ""
 )
@@ -109,6 +111,7 @@ async def test_a_role_logs_the_subject_and_the_user(tmp_path, arguments, permiss
             await process.communicate()
 
 
+@pytest.mark.slow
 async def test_doctor_tries_what_is_needed_and_names_what_is_refused(tmp_path):
     permissions = (
         'publish: { deny: ["swarm.heartbeat.>", "$KV.swarm_state.>"] }, subscribe: { deny: ["swarm.alert.>"] }'
@@ -124,6 +127,7 @@ async def test_doctor_tries_what_is_needed_and_names_what_is_refused(tmp_path):
         assert finding["level"] == "ok"
 
 
+@pytest.mark.slow
 async def test_up_reports_what_is_denied_while_it_runs(tmp_path):
     async with denying(tmp_path, "") as url, Swarm(tmp_path, agents_toml()) as swarm:
         subscriber = await swarm.up("--nats", url, "--speed", "20")

@@ -110,6 +110,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _FORKS, reason="the server is no fork here")
 @pytest.mark.parametrize(("number", "code"), [("SIGTERM", "3"), ("SIGKILL", "-9")])
 async def test_an_agent_has_its_own_exit_code_whatever_ends_the_server(number, code):

@@ -472,6 +472,7 @@ async def test_something_else_that_listens_there_is_unreachable():
         other.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:parameter 'timeout'")  # of nats-py's use of aiohttp
 @pytest.mark.parametrize("scheme", ["nats", "ws", "wss"])
 async def test_a_closed_port_is_described_alike_for_every_scheme(scheme: str):

@@ -213,6 +213,7 @@ async def refusal(url: str, credentials: Credentials) -> BusUnreachable:
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [False, True], ids=["server first", "client first"])
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
 async def test_a_server_that_demands_a_client_certificate_is_refused_by_name(tmp_path, first, scheme):
@@ -225,6 +226,7 @@ async def test_a_server_that_demands_a_client_certificate_is_refused_by_name(tmp
     assert "mutual TLS is not supported; let the server accept --nats-creds" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "scheme", "ca", "text"),
     [

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import httpx
+import pytest
 
 from bus.durable.registry import Record, write_record
 from bus.durable.snapshots import Snapshot
@@ -85,6 +86,7 @@ async def test_the_pages_show_the_file_and_nothing_can_be_acted_on(tmp_path):
         await dashboard.end()
 
 
+@pytest.mark.slow
 async def test_a_damaged_row_is_left_out_and_named(tmp_path):
     file = await mirrored(tmp_path)
     with sqlite3.connect(file) as db:
@@ -109,6 +111,7 @@ async def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:
     return process.returncode, out.decode()
 
 
+@pytest.mark.slow
 async def test_a_mirror_of_another_version_is_named(tmp_path):
     file = await mirrored(tmp_path)
     with sqlite3.connect(file) as db:
@@ -119,6 +122,7 @@ async def test_a_mirror_of_another_version_is_named(tmp_path):
     assert "Traceback" not in text
 
 
+@pytest.mark.slow
 async def test_mistakes_are_one_line_with_what_was_expected(tmp_path):
     (tmp_path / "text").write_text("no mirror")
     for arguments, words in (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from bus.messages import Heartbeat, encode
 from bus.nats.bus import NatsBus
@@ -84,6 +85,7 @@ async def test_history_and_live_messages_are_shown_with_their_sources(tmp_path):
         assert it.dashboard.token not in log
 
 
+@pytest.mark.slow
 async def test_a_death_is_shown_from_its_first_sign_to_the_return(tmp_path):
     async with world(tmp_path) as it:
         await put_lifecycle(it.bus, "suspected", "momentum", epoch=3, sandbox="base", detail={"silent_ms": 400})
@@ -105,6 +107,7 @@ async def test_a_death_is_shown_from_its_first_sign_to_the_return(tmp_path):
         assert [span["state"] for span in lane["spans"]] == ["dead", "starting", "live"]
 
 
+@pytest.mark.slow
 async def test_the_bus_is_killed_and_the_page_says_so_and_comes_back(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True)
@@ -116,10 +119,12 @@ async def test_the_bus_is_killed_and_the_page_says_so_and_comes_back(tmp_path):
             assert "bus" in lost.data["error"]
             back = await events.until("connection", connected=True)
             assert back.data["since"] > lost.data["since"]
+            await it.bus.wait_connected()
             _, sequence = await put_round(it.bus, 4)
             assert (await events.until("decision")).data["sequence"] == sequence
 
 
+@pytest.mark.slow
 async def test_a_bus_that_comes_later_is_waited_for(tmp_path):
     port = free_port()
     async with (
@@ -142,6 +147,7 @@ async def test_a_bus_that_comes_later_is_waited_for(tmp_path):
                 await events.until("connection", connected=True)
 
 
+@pytest.mark.slow
 async def test_an_old_event_id_gets_what_was_missed_or_a_resync(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True, read_through=6)
@@ -160,6 +166,7 @@ async def test_an_old_event_id_gets_what_was_missed_or_a_resync(tmp_path):
                 await events.until("resync")
 
 
+@pytest.mark.slow
 async def test_another_stream_under_the_same_name_is_read_anew(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True, read_through=6)
@@ -175,6 +182,7 @@ async def test_another_stream_under_the_same_name_is_read_anew(tmp_path):
         assert [row["round"] for row in found["decisions"]] == [9]
 
 
+@pytest.mark.slow
 async def test_a_viewer_that_reads_nothing_is_dropped_and_the_others_are_not(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True, read_through=6)
@@ -288,6 +296,7 @@ async def test_requests_for_other_hosts_and_from_other_sites_are_refused(tmp_pat
         assert (await it.http.get("/", headers=link)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_the_host_that_was_configured_is_a_name_of_the_server(tmp_path):
     async with world(tmp_path, listen="localhost:0") as it:
         assert (await it.http.get("/api/overview", headers={"Host": "localhost:1"})).status_code == 200
@@ -326,6 +335,7 @@ async def test_another_address_than_loopback_needs_the_token_for_reading_too(tmp
         assert (await it.http.get("/api/overview", headers={"Host": "evil.example"})).status_code == 400
 
 
+@pytest.mark.slow
 async def test_the_token_is_private_and_one_that_was_not_is_replaced(tmp_path):
     state = tmp_path / "state"
     state.mkdir()
@@ -344,6 +354,7 @@ async def test_the_token_is_private_and_one_that_was_not_is_replaced(tmp_path):
 # -- bad input
 
 
+@pytest.mark.slow
 async def test_names_with_markup_are_data_everywhere(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True)
@@ -378,6 +389,7 @@ async def test_names_with_markup_are_data_everywhere(tmp_path):
             assert len(first.data["agents"]) >= 100  # the rest follows in turn, or when its state changes
 
 
+@pytest.mark.slow
 async def test_what_is_asked_for_and_not_there_is_said(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True, read_through=6)
@@ -409,6 +421,7 @@ async def shortened(bus: NatsBus) -> dict[str, Any]:
     return {**config, "max_msgs": 2}
 
 
+@pytest.mark.slow
 async def test_a_port_in_use_is_passed_over_and_that_is_said(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -424,6 +437,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@pytest.mark.slow
 async def test_the_token_is_in_no_argument_and_no_environment(tmp_path):
     async with world(tmp_path) as it:
         about = Path(f"/proc/{it.dashboard.process.pid}")

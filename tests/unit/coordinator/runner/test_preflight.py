@@ -71,6 +71,7 @@ def test_what_does_not_come_back_is_named(tmp_path, code, named):
     assert all(word in printed for word in named), printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", "os._exit(7)", "os.setsid()"], ids=["goes on", "ends its process", "leaves"])
 def test_what_a_setup_has_started_ends_with_the_check(tmp_path, ending):
     started = tmp_path / "started"
