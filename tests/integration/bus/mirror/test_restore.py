@@ -18,7 +18,7 @@ from bus.interface import ReceivedMessage, StoredMessage
 from bus.mirror import restore as restore_module
 from bus.mirror.reader import MirrorFile
 from bus.mirror.restore import MARGIN, RestoreResult, restore_lost
-from bus.mirror.schema import KvRow, MessageRow
+from bus.mirror.schema import KvRow, MessageRow, StreamIncarnation
 from bus.mirror.writer import MirrorStore
 from bus.nats.bus import NatsBus
 from bus.nats.streams import StreamLimits, ensure_streams, expected_streams
@@ -283,6 +283,23 @@ async def test_too_many_holes_leave_the_older_messages_in_the_file(tmp_path, mon
         assert (result.first, result.messages, result.left_out) == (90, 3, 1)
         assert "1 older messages are in the mirror's file only" in str(result)
         assert [m.sequence for m in (await it.stored())[:3]] == [90, 100, 120]
+
+
+async def test_the_sequences_that_are_left_free_are_a_gap_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(restore_module, "MARGIN", 20)
+    async with supervised_server(tmp_path / "server") as server, Connections() as connections:
+        bus = await connections.bus(server.url)
+        store = await MirrorStore.open(tmp_path / "m.sqlite", "swarm")
+        connections.push_async_callback(store.close)
+        await store.begin([StreamIncarnation("swarm_events", "2026-01-01T00:00:00Z", b"{}", 0, "first")])
+        rows = [MessageRow(n, time.time_ns(), "swarm.signal.X.a", {}, b"%d" % n) for n in (1, 2, 3)]
+        await store.write(rows, [], {"swarm_events": 3})
+        result = await restore_lost(bus, store, StreamLimits(), "up")
+        assert result is not None
+        assert (result.clean, result.last, store.cursors["swarm_events"]) == (False, 3, 23)
+        with MirrorFile(store.path) as file:
+            assert [(gap.first, gap.last, gap.reason) for gap in file.gaps()] == [(4, 23, "lost")]
+        assert [m.sequence for m in await bus.read_back(("swarm.>",), 1)] == [1, 2, 3, 24]
 
 
 async def test_a_lost_bucket_is_restored_alone(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any, Self
 import orjson
 import pytest
 
-from bus.errors import MirrorFailing
+from bus.errors import BusTimeout, MirrorFailing
 from bus.mirror import batching
 from bus.mirror import follower as module
 from bus.mirror.follower import Mirror, Retention
@@ -257,6 +257,44 @@ async def test_what_expired_before_it_was_copied_is_recorded_and_only_later_loss
         assert [(gap.first, gap.last, gap.reason) for gap in file.gaps()] == [
             (1, 3, "before"), (5, 6, "retention"), (8, 9, "retention"),
         ]  # fmt: skip
+
+
+async def test_the_first_message_after_its_start_that_expires_is_a_loss(path):
+    streams = MemoryStreams()
+    for _ in range(5):
+        streams.put(EVENTS, SUBJECT)
+    async with following(path, streams) as at:
+        await at.reached(5)
+        assert at.reports.alerts == []
+    streams.streams[EVENTS].first = 7
+    streams.put(EVENTS, SUBJECT, sequence=7)
+    async with following(path, streams) as at:
+        await at.reached(7)
+        assert at.reports.codes == ["mirror_gap"]
+        assert at.reports.alerts[0][2] == {"first_missing": 6, "last_missing": 6}
+    with MirrorFile(path) as file:
+        assert [(gap.first, gap.last, gap.reason) for gap in file.gaps()] == [(6, 6, "retention")]
+
+
+async def test_a_reader_that_could_not_start_is_started_again(path, monkeypatch):
+    streams = MemoryStreams()
+    streams.put(EVENTS, SUBJECT)
+    create = streams.create_consumer
+    failed: list[str] = []
+
+    async def failing_once(stream: str, *args: Any, **more: Any) -> int:
+        if stream == EVENTS and not failed:
+            failed.append(stream)
+            raise BusTimeout("no answer")
+        return await create(stream, *args, **more)
+
+    monkeypatch.setattr(streams, "create_consumer", failing_once)
+    async with following(path, streams) as at:
+        await at.reached(1)
+        await at.until(lambda: at.mirror.status == "live")
+        assert (failed, at.reports.alerts) == ([EVENTS], [])
+        await at.stopped()
+    assert sequences(path) == [1]
 
 
 async def test_a_stream_that_is_not_made_yet_is_waited_for_and_one_that_is_gone_is_reported_once(path):
