@@ -134,7 +134,8 @@ EXACT: list[tuple[Any, Any]] = [
     (Counter, Counter("aab")), (Counter[str], Counter("aab")), (OrderedDict[str, int], OrderedDict(b=1, a=2)),
     (set[str], {"a", "b"}), (frozenset[int], frozenset({1})), (set[tuple[int, int]], {(1, 2)}),
     (Inner | None, Inner(1.0, [2], 3)), (dict[str, Inner], {"a": Inner()}), (Color, Color.BLUE), (Pair, Pair(1)),
-    (dict[Color, int], {Color.RED: 1}), (Literal["a", 1], 1), (int | str | None, "a"), (bytes, b"\xff"),
+    (dict[Color, int], {Color.RED: 1}), (Literal["a", 1], 1), (Literal["a", "b"], "b"), (int | str | None, "a"),
+    (bytes, b"\xff"),
     (datetime, datetime(2024, 1, 2, tzinfo=UTC)), (timedelta, timedelta(microseconds=1)), (Decimal, Decimal("1.10")),
     (np.float64, np.float64(0.1)), (np.int64, np.int64(5)), (list[np.float32], [np.float32(0.1)]),
     (MarketData | None, TICK), (Open | Closed, Closed("x")), (Open | Closed, Open(1.0)), (NodeA | NodeB, chain(40)),
@@ -157,6 +158,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (dict, {"sma": [math.inf]}, r"State\.v\['sma'\]\[0\]: inf"),
     (int, 1.5, r"\.v: expected int, not 1\.5"),
     (int, True, r"\.v: expected int, not True"),
+    (Literal["a", 1], True, r"\.v: expected one of 'a', 1, not True"),
     (list, [(1, 2)], r"State\.v\[0\]: \(1, 2\) \(tuple\).*tuple\[float, \.\.\.\]"),
     (dict, {1: 2}, r"State\.v: the key 1 \(int\)"),
     (dict, defaultdict(int), r"State\.v: defaultdict.*annotate"),
@@ -224,6 +226,26 @@ class Ambiguous:
     v: list[float] | tuple[float, ...] = ()
 
 
+@dataclass
+class AmbiguousLater:
+    """As that, but empty at first."""
+
+    v: tuple[float, ...] | list[float] | None = None
+
+
+@dataclass
+class Order:
+    size: float
+
+    def __post_init__(self) -> None:
+        self.extra = 1
+
+
+@dataclass
+class OfOrders:
+    v: Order | None = None
+
+
 @pytest.mark.parametrize(
     ("cls", "text"),
     [
@@ -232,6 +254,8 @@ class Ambiguous:
         (Shared, r"State\.b: is the same object as State\.a"),
         (Unknown, "'Nowhere', which is not defined"),
         (Ambiguous, r"State\.v: .*tuple"),
+        (AmbiguousLater, r"State\.v: .*list"),
+        (OfOrders, r"State\.v\.extra: is no field"),
     ],
 )
 def test_a_class_that_cannot_work_is_refused_before_it_is_used(cls, text):
