@@ -91,6 +91,13 @@ async def test_an_undeclared_death_is_declared(history):
     assert await history.finished(child("a", epoch)) == []
 
 
+async def test_a_report_without_an_epoch_declares_no_incarnation_dead(history):
+    epoch = await history.claim()
+    assert epoch == 1  # the lowest one
+    await history.report("declared_dead", None)
+    assert await history.finished(child("a", epoch)) == [(epoch, "signal 9")]
+
+
 @pytest.mark.parametrize("event", ["declared_dead", "quarantined", "revived"])
 async def test_what_the_leader_before_has_declared_is_not_reported_again(history, event):
     epoch = await history.claim()

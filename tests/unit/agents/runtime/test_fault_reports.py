@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -14,6 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.agent import Agent
+from agents.runtime.fault_reports import MAX_FULL_REPORTS, FaultReporter
+from agents.runtime.inputs import Fault
 from bus.errors import MeshError
 from bus.messages import MAX_PAYLOAD_BYTES, MarketData, Signal, encode
 from bus.testing.memory_bus import MemoryBus, MemoryServer
@@ -185,3 +190,20 @@ def test_any_exception_at_any_moment_is_a_skip_or_a_death_with_a_reason(error, m
     one, two = asyncio.run(both())
     assert two == ""
     assert len(one) <= LONGEST_REASON
+
+
+async def test_a_reporter_that_is_closed_is_let_go_of_and_reports_nothing_more():
+    """An incarnation that has ended must not stay in memory, or report, until a timer of it has run out."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    alerts: list[str] = []
+    reports: Any = SimpleNamespace(alert=lambda *args, **_: alerts.append(args[2]))
+    reporter = FaultReporter("one", reports)
+    for sequence in range(1, MAX_FULL_REPORTS + 3):
+        reporter.skipped(Fault(sequence, "on_market raised ValueError"))
+    assert len(alerts) == MAX_FULL_REPORTS
+    reporter.close()
+    assert alerts[MAX_FULL_REPORTS:] == ["agent one: 2 more skipped, message 5 last: on_market raised ValueError"]
+    left = weakref.ref(reporter)
+    del reporter
+    gc.collect()
+    assert left() is None

@@ -276,6 +276,25 @@ async def test_a_source_drops_what_cannot_be_decoded():
     assert all(word in negative for word in ("produce", "price", "-1.0")), negative
 
 
+@pytest.mark.parametrize("broken", [MAX_CONSECUTIVE_SKIPS - 1, MAX_CONSECUTIVE_SKIPS])
+async def test_a_source_is_ended_by_events_in_a_row_that_cannot_be_decoded_and_one_that_can_ends_the_row(broken):
+    class Mostly(Source):
+        async def produce(self, last: MarketData | None) -> AsyncIterator[Any]:
+            yield tick(1)
+            for _ in range(broken):
+                yield signal()
+            yield tick(2)
+
+    feed = Feed(0)
+    if broken < MAX_CONSECUTIVE_SKIPS:
+        await feed.live(Mostly, lambda runtime: runtime.status == "finished")
+        assert feed.numbers() == ["1", "2"]
+    else:
+        with pytest.raises(UsageError, match=f"{broken} events in a row were unreadable"):
+            await feed.live(Mostly, lambda _: False)
+        assert feed.numbers() == ["1"]
+
+
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()], ids=["SystemExit", "KeyboardInterrupt"])
 async def test_a_source_that_exits_has_failed(error: BaseException):
     class Exiting(Source):

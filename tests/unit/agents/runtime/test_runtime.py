@@ -27,6 +27,7 @@ from bus.errors import Disconnected, MeshError
 from bus.messages import Alert, Event, MarketData, Signal, encode
 from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
+from tests.support.runtime import claim_runtime
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 POISON = b'{"symbol": "A", "price": "high"}'
@@ -321,6 +322,38 @@ def test_a_source_goes_on_after_its_last_stored_event(lives: list[dict[int, str]
         assert [f'"heard":{n}'.encode() in data for n, data in enumerate(answers, 1)] == [True] * 14
 
     asyncio.run(run())
+
+
+async def test_a_bus_that_goes_away_during_a_skip_is_asked_again_when_it_is_back() -> None:
+    server = MemoryServer()
+    for n in range(8, 13):
+        server.store("in.swarm.market.A.feed", encode(tick(n)), {})
+    asked: list[bool] = []
+
+    async def gate(step: str) -> None:
+        if step == "bounds":
+            if len(asked) == 1:  # the first time it is asked is at the start, the second after the skip
+                bus.disconnect()
+            asked.append(bus.connected)
+            assert len(asked) <= 2 or bus.connected, "asked again while it is away"
+
+    bus = MemoryBus(server, gate)
+    runtime = await claim_runtime(Summing("agent"), bus)
+    task = asyncio.create_task(runtime.run())
+    async with asyncio.timeout(10):
+        while not task.done() and len(asked) < 2:
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert asked == [True, False]
+        await bus.reconnect()
+        while not task.done() and len(outputs(server)) < 10:
+            await asyncio.sleep(0)
+        runtime.drain()
+        await task
+    assert asked == [True, False, True]
+    assert [number for *_, number, _ in outputs(server)] == [str(n) for n in range(1, 11)]
+    await bus.close()
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from coordinator.supervisor.watchdog import (
     current_voters,
     make_policy,
 )
+from tests.support.collector import collecting
 from tests.support.counting_bus import CountingBus
 
 GUARD_S = 10.0
@@ -260,6 +261,19 @@ async def test_a_leader_answers_a_restart_when_the_successor_runs(tmp_path):
             assert orjson.loads(await answering)["epoch_after"] == 8
             world.signals.stop()
             await leading_task
+
+
+async def test_the_traces_of_recoveries_are_exported_before_a_term_has_ended(tmp_path, monkeypatch):
+    async with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")  # only the end exports them
+        async with leading(tmp_path) as world:
+            died = Lifecycle(event="declared_dead", agent="a", timestamp=now(), source="watchdog", epoch=5)
+            parent = {h.TRACEPARENT: f"00-{7:032x}-{8:016x}-01"}
+            world.bus.server.store("in.swarm.lifecycle.a.watchdog", encode(died), parent)
+            await world.leader._recoveries.resume(world.bus, world.leader.term + 2)
+            assert collector.spans == []
+        assert [(span.name, span.service) for span in collector.spans] == [("respawn a", "watchdog")]
 
 
 async def test_the_error_that_ends_a_term_is_raised():
