@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 
 from agents.agent import Agent
@@ -21,6 +22,7 @@ from bus.errors import MeshError
 from bus.interface import ReceivedMessage
 from bus.messages import Heartbeat, MarketData, encode
 from bus.testing.memory_bus import MemoryBus, MemoryServer
+from tests.support.collecting import Collector
 from tests.support.runtime import claim_runtime
 
 INTERVAL_S, LIMIT_S = 0.01, 0.1
@@ -135,6 +137,19 @@ async def test_an_incarnation_that_failed_and_does_not_end_is_ended_by_force():
     heartbeats.cancel()
     await bus.close()
     assert ended[:1] == [error]
+
+
+async def test_a_heartbeat_states_when_the_next_one_is_due():
+    bus = MemoryBus(MemoryServer())
+    runtime = await claim_runtime(awaiting(wait_for_ever), bus)
+    received: Collector[ReceivedMessage] = Collector()
+    await bus.listen(bus.subjects.heartbeat("agent"), received)
+    sending = asyncio.create_task(send_heartbeats(runtime, 30.0))
+    [first] = await received.reach(1)
+    assert orjson.loads(first.data)["interval_ms"] == 30_000
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    await bus.close()
 
 
 class Watched:

@@ -356,7 +356,11 @@ async def test_a_flush_and_a_sender_that_waits_end_with_a_closed_outbox():
 
 
 async def test_an_outbox_that_finishes_stores_what_it_has_within_its_time(monkeypatch):
-    bus = MemoryBus(MemoryServer())
+    async def slow(step: str) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    bus = MemoryBus(MemoryServer(), slow)
     outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
     await publish(outbox, 1, 3)
     await outbox.finish()

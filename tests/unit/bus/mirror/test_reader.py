@@ -57,6 +57,14 @@ async def test_a_log_that_cannot_be_read_there_is_named(place):
     assert "mirror.sqlite-wal, which can be read only where" in read_by_another(place / "mirror.sqlite")
 
 
+async def test_the_bounds_of_a_file_are_its_first_and_last_message_or_zeros(tmp_path):
+    for count, bounds in ((0, (0, 0)), (3, (1, 3))):
+        path = tmp_path / f"{count}.sqlite"
+        await filled(path, count)
+        with MirrorFile(path) as file:
+            assert file.bounds() == bounds
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="the owner of a file may always read it")
 async def test_a_file_that_may_not_be_read_is_named(place):
     await filled(place / "mirror.sqlite")
