@@ -149,7 +149,7 @@ async def test_a_swarm_in_which_no_agent_runs_is_one_that_starts(history):
     assert await history.finished(others=False) == []
 
 
-@pytest.mark.parametrize("status", ["stopped", "drained", "quarantined"])
+@pytest.mark.parametrize("status", ["stopped", "drained", "quarantined", "a status of another version"])
 async def test_one_that_had_ended_is_not_missed(history, status):
     await history.record(await history.claim(), status)
     assert await history.finished() == []
