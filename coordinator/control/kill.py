@@ -141,6 +141,7 @@ class _Observer:
         self._zero = 0.0
         self._heartbeats_left = -1
         self.ready = asyncio.Event()
+        self.spawned = asyncio.Event()
         self.output = asyncio.Event()
 
     def start_clock(self) -> None:
@@ -194,6 +195,7 @@ class _Observer:
             self.ready.set()
         elif fresh and event.event == "spawned":
             result.spawned_ms = at_ms
+            self.spawned.set()
         elif fresh and event.event == "restored":
             result.restored_ms = at_ms
         elif fresh and event.event == "ready":
@@ -258,6 +260,7 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillRepor
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_OUTPUT_S):
                     await observer.output.wait()
+                    await observer.spawned.wait()  # the watchdog may report it after the new process is ready
     finally:
         for item in listening:
             await item.close()

@@ -176,7 +176,7 @@ async def test_every_decision_of_a_run_with_deaths_absences_late_votes_and_other
         await subscriber.more_decisions(60)
         assert await swarm.end(signal.SIGINT) == EXIT_DONE
         (tmp_path / "swarm.toml").write_text(
-            "[coordinator]\nbuy_at = 0.52\nsell_at = 0.5\nquorum = 0.7\nvol_target = 0.002\nposition_cap = 0.03\n"
+            "[coordinator]\nbuy_at = 0.52\nsell_at = 0.5\nquorum = 0.7\nvol_target = 0.002\nposition_cap = 0.005\n"
             + toml
         )
         subscriber = await swarm.up()

@@ -174,4 +174,5 @@ async def test_ctrl_c_and_down_end_cleanly_and_the_next_up_goes_on(
         assert not [
             message.json for message in messages if message.kind == "alert" and message.json["severity"] == "critical"
         ]
-        assert swarm.errors == ""
+        # Whether the last `up` has noticed that by now is open.
+        assert [line for line in swarm.errors.splitlines() if "the data has ended: research-1" not in line] == []
