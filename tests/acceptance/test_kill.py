@@ -199,7 +199,7 @@ async def test_signals_that_end_nothing_and_agents_that_stay_away_are_reported_a
         for name, result in (("CONT", "SIGCONT"), ("WINCH", "SIGWINCH"), ("0", "0")):
             lives = await swarm.command("kill", "strategy-momentum", "--signal", name, "--json")
             assert (lives.code, lives.json["outcome"], lives.json["signal"]) == (0, "lives on", result)
-        ignored = await swarm.command("kill", "strategy-momentum", "--signal", "PIPE")  # Python ignores it
+        ignored = await swarm.command("kill", "strategy-momentum", "--signal", "USR2")  # it answers with its stack
         assert (ignored.code, "lives on" in ignored.out) == (1, True), ignored
         assert (await subscriber.live("strategy-momentum"))["strategy-momentum"]["pid"] == heartbeats[
             "strategy-momentum"
