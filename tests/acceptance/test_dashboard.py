@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ import pytest
 
 from tests.acceptance.swarm import AGENTS, Ends, Swarm, agents_toml
 from tests.support.collecting import GUARD_S
+from tests.support.dashboard import event_stream
 
 
 def dashboard_pid(swarm: Swarm) -> int | None:
@@ -45,9 +45,8 @@ async def test_a_killed_dashboard_is_back_at_its_address_and_a_button_restarts_a
         [died] = await subscriber.alerted("dashboard_died")
         assert str(pid) in died["message"]
         async with httpx.AsyncClient(base_url=place["url"], timeout=GUARD_S) as http:
-            async with asyncio.timeout(GUARD_S):
-                while (await http.get("/api/overview")).json()["totals"] is None:  # it reads the stream again
-                    await asyncio.sleep(0.05)
+            async with event_stream((http.base_url.host, http.base_url.port or 0)) as events:
+                await events.until("connection", connected=True)
             answer = await http.post("/api/agents/coordinator/restart", headers={"Authorization": f"Bearer {token}"})
             assert answer.json()["ok"], answer.text
         after = await subscriber.live(*AGENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -181,19 +182,21 @@ async def test_deaths_and_quarantines_name_the_exception(tmp_path: Path):
 
 
 SLOW = """\
-import time
 from pathlib import Path
 from agents.agent import Agent
-while Path("importing").exists():
-    time.sleep(0.01)
+
+def wait(name):
+    if Path(name).exists():
+        Path(name).read_bytes()  # a named pipe: until the test has closed its other end
+
+wait("importing")
 
 class Slow(Agent):
     kind = "slow"
     listens = ("market",)
 
     def setup(self):
-        while Path("creating").exists():
-            time.sleep(0.01)
+        wait("creating")
 
     def on_market(self, tick):
         return None
@@ -210,7 +213,8 @@ async def test_an_import_is_waited_for_and_its_time_out_names_what_was_done(tmp_
     async with Swarm(tmp_path, toml) as swarm:
         subscriber = await swarm.up()
         epoch = (await subscriber.live("slow"))["slow"]["epoch"]
-        (tmp_path / "importing").touch()
+        importing = tmp_path / "importing"
+        os.mkfifo(importing)
         assert (await swarm.command("kill", "slow", "--wait", "0.1")).code == 1
 
         def imports() -> bool:
@@ -218,11 +222,12 @@ async def test_an_import_is_waited_for_and_its_time_out_names_what_was_done(tmp_
             return heartbeat.get("doing") == "importing own.py" and heartbeat["sequence"] > 35
 
         await subscriber.until("heartbeats for longer than a start without them may take", imports)
-        (tmp_path / "importing").unlink()
+        with importing.open("wb"):
+            importing.unlink()
         await subscriber.back({"slow": epoch})
         deaths = [item for item in subscriber.lifecycle if (item["event"], item["agent"]) == ("declared_dead", "slow")]
         assert len(deaths) == 1, deaths
-        (tmp_path / "creating").touch()
+        os.mkfifo(tmp_path / "creating")
         assert (await swarm.command("kill", "slow", "--wait", "0.1")).code == 1
         reason = "creating it (its setup()): 6 s, longer than [watchdog] start_timeout_s = 6"
         await subscriber.until(

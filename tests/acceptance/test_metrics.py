@@ -161,10 +161,10 @@ async def test_alerts_reach_the_webhook_though_the_poster_is_killed_and_its_url_
         async with Swarm(tmp_path / "swarm", exact_toml(speed=40, rounds=ROUNDS)) as swarm:
             subscriber = await swarm.up()
             await subscriber.until("the observer", lambda: "metrics" in subscriber.heartbeats)
-            async with asyncio.timeout(GUARD_S):
-                subject = f"$JS.API.CONSUMER.INFO.{swarm.name}_events.webhook"
-                while b"error" in (await subscriber.client.request(subject)).data:
-                    await asyncio.sleep(0.02)
+            consumer = f"{swarm.name}_events.webhook"
+            created = await subscriber.client.subscribe(f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{consumer}")
+            if b"error" in (await subscriber.client.request(f"$JS.API.CONSUMER.INFO.{consumer}")).data:
+                await created.next_msg(timeout=GUARD_S)
             children = [process for process in swarm.all_agents() if "metrics" in " ".join(process.cmdline())]
             words = " ".join(children[0].cmdline()).split()
             assert words[words.index("metrics") :][1:3] == ["--listen", "off"]

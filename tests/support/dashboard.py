@@ -155,8 +155,8 @@ class EventClient:
 
 
 @asynccontextmanager
-async def event_stream(dashboard: DashboardProcess, query: str = "", **headers: str) -> AsyncIterator[EventClient]:
-    host, port = dashboard.address
+async def event_stream(address: tuple[str, int], query: str = "", **headers: str) -> AsyncIterator[EventClient]:
+    host, port = address
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 26)
     try:
         # HTTP/1.0: the body is not in chunks then.

@@ -67,7 +67,7 @@ async def test_history_and_live_messages_are_shown_with_their_sources(tmp_path):
         assert all(row["latency_ms"] >= 0 and row["stored_at"].endswith("Z") for row in found["decisions"])
         assert found["rates"]["n"] == 3
         assert "3 decisions stored" in found["rates"]["from"]
-        async with event_stream(it.dashboard, f"?after={found['event_id']}") as events:
+        async with event_stream(it.dashboard.address, f"?after={found['event_id']}") as events:
             cause, sequence = await put_round(it.bus, 4)
             tick = await events.until("market")
             assert (tick.data["symbol"], tick.data["sequence"]) == ("BTC/USD", cause)
@@ -111,7 +111,7 @@ async def test_a_death_is_shown_from_its_first_sign_to_the_return(tmp_path):
 async def test_the_bus_is_killed_and_the_page_says_so_and_comes_back(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True)
-        async with event_stream(it.dashboard) as events:
+        async with event_stream(it.dashboard.address) as events:
             await events.until("connection", connected=True)
             it.server.kill()
             lost = await events.until("connection", connected=False)
@@ -137,7 +137,7 @@ async def test_a_bus_that_comes_later_is_waited_for(tmp_path):
         assert (await http.get("/")).status_code == 200
         answer = await http.get("/api/messages/1")
         assert answer.status_code == 503
-        async with event_stream(dashboard) as events:
+        async with event_stream(dashboard.address) as events:
             await events.until("connection", connected=False)
             from bus.server.supervisor import NatsServer
 
@@ -151,18 +151,18 @@ async def test_a_bus_that_comes_later_is_waited_for(tmp_path):
 async def test_an_old_event_id_gets_what_was_missed_or_a_resync(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True, read_through=6)
-        async with event_stream(it.dashboard) as events:
+        async with event_stream(it.dashboard.address) as events:
             await put_round(it.bus, 4)
             last = await events.until("decision")
         _, sequence = await put_round(it.bus, 5)
         await it.overview(read_through=sequence)
-        async with event_stream(it.dashboard, **{"Last-Event-ID": last.id or ""}) as events:
+        async with event_stream(it.dashboard.address, **{"Last-Event-ID": last.id or ""}) as events:
             missed = await events.until("market")
             assert missed.data["sequence"] == sequence - 1
             await events.until("decision", sequence=sequence)
             assert all(event.name != "resync" for event in events.events)
         for old in ("deadbeef-1", "nonsense", (last.id or "").rpartition("-")[0] + "-999999"):
-            async with event_stream(it.dashboard, **{"Last-Event-ID": old}) as events:
+            async with event_stream(it.dashboard.address, **{"Last-Event-ID": old}) as events:
                 await events.until("resync")
 
 
@@ -170,7 +170,7 @@ async def test_an_old_event_id_gets_what_was_missed_or_a_resync(tmp_path):
 async def test_another_stream_under_the_same_name_is_read_anew(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True, read_through=6)
-        async with event_stream(it.dashboard) as events:
+        async with event_stream(it.dashboard.address) as events:
             await events.until("connection", connected=True)
             await it.bus.api(f"STREAM.DELETE.{it.bus.subjects.stream}")
             await events.until("connection", connected=False)
@@ -191,7 +191,7 @@ async def test_a_viewer_that_reads_nothing_is_dropped_and_the_others_are_not(tmp
         host, port = it.dashboard.address
         stalled.sendall(f"GET /events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
         with stalled:
-            async with event_stream(it.dashboard) as events:
+            async with event_stream(it.dashboard.address) as events:
                 await events.until("connection", connected=True)
                 flooding = asyncio.create_task(flood(it.bus))
                 reading = asyncio.create_task(events.until("never"))
@@ -328,7 +328,7 @@ async def test_another_address_than_loopback_needs_the_token_for_reading_too(tmp
         assert (await it.http.get("/login")).status_code == 200
         assert (await it.http.get("/static/icon.svg")).status_code == 200
         assert (await it.http.get("/api/overview", headers=it.dashboard.bearer)).status_code == 200
-        async with event_stream(it.dashboard) as events:
+        async with event_stream(it.dashboard.address) as events:
             assert events.status == 401
         assert (await it.http.get("/", params={"token": it.dashboard.token})).status_code == 303
         assert (await it.http.get("/api/overview")).status_code == 200
@@ -384,7 +384,7 @@ async def test_names_with_markup_are_data_everywhere(tmp_path):
             page = await it.http.get(path, headers={"Accept": "text/html"})
             assert "<script>alert" not in page.text, path
             assert page.status_code < 500
-        async with event_stream(it.dashboard) as events:
+        async with event_stream(it.dashboard.address) as events:
             first = await events.until("agents")
             assert len(first.data["agents"]) >= 100  # the rest follows in turn, or when its state changes
 

@@ -12,6 +12,8 @@ from coordinator.supervisor.model import (
     Action,
     CpuTimes,
     Dead,
+    HostState,
+    ProbeProcess,
     Quarantine,
     SandboxLost,
     Spawn,
@@ -282,3 +284,20 @@ def test_a_host_that_its_quota_held_back_long_ago_is_judged_as_any_other():
     world.run(THROTTLED_S + 0.5)
     world.sending.clear()
     assert "SandboxLost" in kinds(world.run(HOST_LOST_S + 0.1, hosts=False))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a lost host", "an unknown host"])
+def test_an_agent_that_no_host_can_probe_is_dead_only_when_its_host_would_be_lost(known):
+    world = ready()
+    agent = world.policy.agents["a"]
+    agent.sandbox = "elsewhere"
+    if known:
+        world.policy.hosts["elsewhere"] = HostState("elsewhere", "elsewhere", alive=False)
+    silent_since = agent.heartbeat_at
+    world.sending.discard("a")
+    actions = world.run(HOST_LOST_S - 0.2, spawn=False)
+    assert not [action for action in actions if isinstance(action, Dead | ProbeProcess)]
+    [dead] = [action for action in world.run(0.5, spawn=False) if isinstance(action, Dead)]
+    assert "no live host to probe it" in dead.reason
+    silent_ms = int(dead.reason.split()[2])
+    assert HOST_LOST_S * 1000 <= silent_ms <= (world.now - silent_since) * 1000

@@ -499,23 +499,6 @@ def test_a_start_counts_from_its_order_to_its_first_heartbeat_unless_it_is_late(
     assert starting_count(100.0, "base", agents, 3.0) == starting
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["a lost host", "an unknown host"])
-def test_an_agent_that_no_host_can_probe_is_dead_only_when_its_host_would_be_lost(known):
-    world = ready()
-    agent = world.policy.agents["a"]
-    agent.sandbox = "elsewhere"
-    if known:
-        world.policy.hosts["elsewhere"] = HostState("elsewhere", "elsewhere", alive=False)
-    silent_since = agent.heartbeat_at
-    world.sending.discard("a")
-    actions = world.run(HOST_LOST_S - 0.2, spawn=False)
-    assert not [action for action in actions if isinstance(action, Dead | ProbeProcess)]
-    [dead] = [action for action in world.run(0.5, spawn=False) if isinstance(action, Dead)]
-    assert "no live host to probe it" in dead.reason
-    silent_ms = int(dead.reason.split()[2])
-    assert HOST_LOST_S * 1000 <= silent_ms <= (world.now - silent_since) * 1000
-
-
 @pytest.mark.parametrize(("phase", "lag", "limit_s"), [("running", 3, STALLED_S), ("starting", 0, NEVER_READY_S)])
 def test_heartbeats_without_progress_are_a_death_after_a_while(phase, lag, limit_s):
     world = ready() if phase == "running" else World(a())
