@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shlex
 import socket
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from bus.errors import UsageError
 from bus.utils.processes import is_running, start_identity
 from coordinator.config.telemetry import ListenAddress
 from coordinator.runner.child_process import LISTENER_VARIABLE
+from coordinator.runner.run_record import DEFAULT_STATE_DIR
 
 PORTS = 50
 """Ports that are tried, beginning with the wanted one."""
@@ -188,7 +190,15 @@ def announce(port: OpenPort, token: str | None, state_dir: Path) -> None:
     elif sys.stderr.isatty():
         print(f"dashboard: {port.url}?token={token}", file=sys.stderr, flush=True)
     else:
-        print(f"dashboard: {port.url} (`signalmesh dashboard --link` adds the token)", file=sys.stderr, flush=True)
+        print(
+            f"dashboard: {port.url} (`{link_command(state_dir)}` prints it with the token)", file=sys.stderr, flush=True
+        )
+
+
+def link_command(state_dir: Path) -> str:
+    """The command that prints the link to the dashboard of `state_dir`."""
+    named = "" if state_dir == DEFAULT_STATE_DIR else f" --state-dir {shlex.quote(str(state_dir))}"
+    return f"signalmesh dashboard --link{named}"
 
 
 def read_place(state_dir: Path) -> Place | None:

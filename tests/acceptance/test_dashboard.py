@@ -32,7 +32,7 @@ async def test_a_killed_dashboard_is_back_at_its_address_and_a_button_restarts_a
         assert link.out.startswith(f"{place['url']}?token=")
         token = link.out.strip().partition("?token=")[2]
         assert token not in swarm.errors  # that is a file, so it is a log
-        assert place["url"] in swarm.errors
+        assert f"dashboard: {place['url']} (`signalmesh dashboard --link` prints it with the token)" in swarm.errors
         assert (await swarm.command("health", "dashboard", "--timeout", "20")).code == 0
         status = json.loads((await swarm.command("status", "--json")).out)
         assert status["dashboard"]["pid"] == dashboard_pid(swarm)
