@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import orjson
 import psutil
 
@@ -24,12 +25,15 @@ from bus.messages import MarketData, encode
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
+from coordinator.dashboard.hub import RING
 from coordinator.reporting.percentiles import percentile
+from coordinator.telemetry.decision_latency import REMEMBERED
 from signalmesh import python_command
 
 RATE = 200
 """Messages a second."""
 VIEWERS = 50
+BATCH = 500
 LINE_BYTES = 1 << 24
 GOAL = f"p95 under 100 ms at {RATE} messages/s; {VIEWERS} viewers under 30 % of a core; flat memory with a stalled one"
 MIB = 2**20
@@ -76,12 +80,26 @@ async def _publish(bus: NatsBus, for_s: float, stored: dict[int, float]) -> None
     begin = time.perf_counter()
     for number in range(int(for_s * RATE)):
         await asyncio.sleep(max(0.0, begin + number / RATE - time.perf_counter()))
-        tick = MarketData(
-            symbol="X", price=100.0 + number % 7, volume=1.0, source="bench", sequence=number,
-            timestamp=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number),
-        )  # fmt: skip
         sent = time.perf_counter()
-        stored[(await bus.publish("in.swarm.market.X.bench", encode(tick))).sequence] = sent
+        stored[(await bus.publish("in.swarm.market.X.bench", encode(_tick(number)))).sequence] = sent
+
+
+async def _fill(bus: NatsBus, address: tuple[str, int]) -> None:
+    """Let the dashboard read as many ticks as it remembers times of: what grows later is not that memory."""
+    last = 0
+    for first in range(0, REMEMBERED + RING, BATCH):
+        acks = await asyncio.gather(
+            *(bus.publish("in.swarm.market.X.bench", encode(_tick(number))) for number in range(first, first + BATCH))
+        )
+        last = acks[-1].sequence
+    async with httpx.AsyncClient(base_url=f"http://{address[0]}:{address[1]}") as http:
+        while (await http.get("/api/overview")).json()["source"]["read_through"] < last:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+def _tick(number: int) -> MarketData:
+    at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)
+    return MarketData(symbol="X", price=100.0 + number % 7, volume=1.0, source="bench", sequence=number, timestamp=at)
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -123,6 +141,7 @@ async def dashboard(*, quick: bool = False) -> Result:
         state_dir = directory / "state"
         process, address = await stack.enter_async_context(_dashboard(server.url, state_dir))
         await asyncio.sleep(2.0)
+        await _fill(bus, address)
         rows = [await _measure(bus, address, process, viewers, for_s) for viewers in (1, VIEWERS)]
         with contextlib.closing(socket.create_connection(address)) as stalled:
             stalled.sendall(f"GET /events HTTP/1.1\r\nHost: {address[0]}:{address[1]}\r\n\r\n".encode())

@@ -20,10 +20,14 @@ RING_BYTES = 8 << 20
 """The most memory of them."""
 QUEUE = 256
 """Chunks that may wait for a viewer; one has the events of FLUSH_S."""
-QUEUE_BYTES = 8 << 20
-"""The most bytes of them."""
+QUEUE_BYTES = 16 << 20
+"""The most bytes of them: one that reconnects may have the whole ring to read first."""
+WRITE_BYTES = 256 << 10
+"""The most that is handed to a connection at a time. It holds that much in addition to its own buffer."""
 FLUSH_S = 0.04
 """Shortest time between two chunks. A write to a viewer costs the same for one event and for ten."""
+LONGEST_NUMBER = 18
+"""Digits of the number of an event; Python refuses to read thousands of them."""
 RETRY_MS = 1000
 """How long a browser waits before it reconnects."""
 
@@ -34,7 +38,7 @@ class Viewer:
     """One open event stream. `drop` ends its connection at once, whatever still waits in its socket."""
 
     def __init__(self, drop: Callable[[], None]) -> None:
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | memoryview] = deque()
         self._bytes = 0
         self._ready = asyncio.Event()
         self._drop = drop
@@ -60,15 +64,26 @@ class Viewer:
         self._drop()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """What is queued, several chunks joined, until `end`."""
+        """What is queued, at most WRITE_BYTES at a time, until `end`. What was not asked for yet stays in the queue."""
         while not self.ended:
             await self._ready.wait()
             self._ready.clear()
-            if self._queue:
-                chunk = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
-                self._queue.clear()
-                self._bytes = 0
-                yield chunk
+            while self._queue:
+                yield self._next()
+
+    def _next(self) -> bytes:
+        """Several chunks joined, or a part of a large one."""
+        pieces, size = [], 0
+        while self._queue and size < WRITE_BYTES:
+            piece, rest = self._queue.popleft(), WRITE_BYTES - size
+            if len(piece) > rest:
+                view = memoryview(piece)
+                self._queue.appendleft(view[rest:])
+                piece = view[:rest]
+            pieces.append(piece)
+            size += len(piece)
+        self._bytes -= size
+        return b"".join(pieces)
 
 
 class Hub:
@@ -142,7 +157,7 @@ class Hub:
         missed = self._missed(last_id)
         hello = b"retry: %d\n\n" % RETRY_MS + _frame("connection", first)
         if missed is None:
-            missed = _frame("resync", {"reason": f"the event {last_id} is no longer kept"}, self.newest_id)
+            missed = _frame("resync", {"reason": f"the event {str(last_id)[:40]} is no longer kept"}, self.newest_id)
         viewer.put(hello + missed)
         self._pending_first()
         self._viewers.add(viewer)
@@ -160,7 +175,7 @@ class Hub:
         if last_id is None:
             return b""
         run, _, number = last_id.rpartition("-")
-        if run != self._run or not (number.isascii() and number.isdigit()):
+        if run != self._run or not (number.isascii() and number.isdigit()) or len(number) > LONGEST_NUMBER:
             return None
         missing = self._number - int(number)
         if not 0 <= missing <= len(self._ring):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ import pytest
 from bus.messages import Heartbeat, encode
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
+from coordinator.dashboard.api import Dashboard
+from coordinator.dashboard.guard import Access
+from coordinator.dashboard.hub import FLUSH_S, QUEUE_BYTES, WRITE_BYTES, Hub
+from coordinator.dashboard.live_source import LiveSource
+from coordinator.dashboard.server import BUFFER_BYTES, Transports, make_server
+from coordinator.runner.dashboard_link import open_port
 from tests.support.collecting import GUARD_S
 from tests.support.dashboard import (
     DashboardProcess,
@@ -26,6 +32,7 @@ from tests.support.dashboard import (
     put_round,
 )
 from tests.support.nats import Connections, Supervised, supervised_server
+from tests.support.repository import ROOT
 
 MARKUP = '<script>alert("1")</script>'
 
@@ -186,11 +193,7 @@ async def test_another_stream_under_the_same_name_is_read_anew(tmp_path):
 async def test_a_viewer_that_reads_nothing_is_dropped_and_the_others_are_not(tmp_path):
     async with world(tmp_path) as it:
         await it.overview(connected=True, read_through=6)
-        stalled = socket.create_connection(it.dashboard.address)
-        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, port = it.dashboard.address
-        stalled.sendall(f"GET /events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
-        with stalled:
+        with stalled_client(it.dashboard.address, "/events") as stalled:
             async with event_stream(it.dashboard.address) as events:
                 await events.until("connection", connected=True)
                 flooding = asyncio.create_task(flood(it.bus))
@@ -204,6 +207,69 @@ async def test_a_viewer_that_reads_nothing_is_dropped_and_the_others_are_not(tmp
                 await events.until("alert", sequence=last)
             stalled.settimeout(GUARD_S)
             assert read_to_the_end(stalled) < 4 << 20  # what the kernel had; nothing waits for this peer any more
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[tuple[Hub, Transports, tuple[str, int]]]:
+    """The server in this process, over a bus that is away; its hub, its connections and its address."""
+    hub, transports = Hub(), Transports()
+    dashboard = Dashboard(LiveSource("nats://127.0.0.1:1", "swarm", hub), hub)
+    port = open_port("127.0.0.1:0", "--listen")
+    server = make_server(dashboard, Access.of(port.host, port.port, "t" * 43), transports)
+    serving = asyncio.create_task(server.serve(sockets=[port.socket]))
+    try:
+        yield hub, transports, (port.host, port.port)
+    finally:
+        hub.close()
+        server.should_exit = True
+        await serving
+
+
+@contextmanager
+def stalled_client(address: tuple[str, int], path: str, times: int = 1) -> Iterator[socket.socket]:
+    """A connection that sends requests and reads nothing."""
+    with socket.create_connection(address) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = address
+        one.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode() * times)
+        yield one
+
+
+async def test_what_waits_for_a_viewer_that_reads_nothing_is_bounded():
+    async with served() as (hub, transports, address):
+        with stalled_client(address, "/events"):
+            async with asyncio.timeout(GUARD_S):
+                while not hub.viewers:
+                    await asyncio.sleep(0.01)
+                [viewer], [transport] = hub._viewers, transports.values()
+                most_buffered = most_queued = 0
+                while not hub.dropped:
+                    hub.publish("n", "x" * 500_000)
+                    await asyncio.sleep(FLUSH_S)
+                    most_buffered = max(most_buffered, transport.get_write_buffer_size())
+                    most_queued = max(most_queued, sum(map(len, viewer._queue)))
+                while transports:
+                    await asyncio.sleep(0.01)
+        assert BUFFER_BYTES < most_buffered < BUFFER_BYTES + WRITE_BYTES + 1000
+        assert QUEUE_BYTES // 2 < most_queued < QUEUE_BYTES + 1_100_000
+        assert transport.get_write_buffer_size() == 0
+        assert not viewer._queue
+
+
+async def test_a_connection_that_takes_no_byte_is_ended_whatever_it_asked_for(monkeypatch):
+    monkeypatch.setattr("coordinator.dashboard.server.STALLED_S", 0.2)
+    path = "/static/vendor/lightweight-charts.mjs"
+    async with served() as (_, transports, address):
+        with stalled_client(address, path, times=50):
+            async with asyncio.timeout(GUARD_S):
+                while not transports:
+                    await asyncio.sleep(0.01)
+                [transport] = transports.values()
+                while transports:
+                    await asyncio.sleep(0.01)
+        assert transport.get_write_buffer_size() == 0
+        async with httpx.AsyncClient(base_url=f"http://{address[0]}:{address[1]}", timeout=GUARD_S) as http:
+            assert len((await http.get(path)).content) == (ROOT / f"coordinator/dashboard{path}").stat().st_size
 
 
 async def flood(bus: NatsBus) -> None:

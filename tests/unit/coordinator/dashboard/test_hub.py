@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from coordinator.dashboard.hub import QUEUE, QUEUE_BYTES, RING, RING_BYTES, Hub, Viewer
+from coordinator.dashboard.hub import QUEUE, QUEUE_BYTES, RING, RING_BYTES, WRITE_BYTES, Hub, Viewer
 
 HELLO = {"connected": True}
 
@@ -16,9 +16,13 @@ def viewer() -> tuple[Viewer, list[str]]:
 
 async def read(one: Viewer) -> bytes:
     """All that is queued."""
+    found = b""
     async for chunk in one.chunks():
-        return chunk
-    return b""
+        assert len(chunk) <= WRITE_BYTES
+        found += chunk
+        if not one._queue:
+            break
+    return found
 
 
 async def test_events_of_one_moment_are_one_chunk_with_a_number_each():
@@ -81,6 +85,39 @@ async def test_a_viewer_that_reads_nothing_is_dropped_by_count_and_by_bytes():
         assert (dropped, kept) == (["dropped"], [])
         assert (hub.dropped, hub.viewers) == (1, 1)
         assert stalled.ended
+
+
+async def test_a_large_event_is_handed_over_in_parts_and_waits_in_the_queue_meanwhile():
+    hub = Hub()
+    one, _ = viewer()
+    hub.join(one, None, HELLO)
+    await read(one)
+    for letter in "ab":
+        hub.publish(letter, letter * 3 * WRITE_BYTES)
+    hub._flush()
+    waiting = one._bytes
+    parts = one.chunks()
+    first = await anext(parts)
+    assert one._bytes == waiting - len(first)
+    text = first + await read(one)
+    assert one._bytes == 0
+    assert len(text) == waiting
+    assert text.index(b"event: a") < text.index(b"event: b")
+    assert text.count(b"a" * 3 * WRITE_BYTES) == 1
+
+
+async def test_one_that_reconnects_can_read_the_whole_ring():
+    hub = Hub()
+    hub.publish("first", 0)
+    known = hub.newest_id
+    for _ in range(RING_BYTES // 10_000 - 10):
+        hub.publish("n", "x" * 9_900)
+    one, dropped = viewer()
+    hub.join(one, known, HELLO)
+    hub.publish("last", "x" * 100)
+    hub._flush()
+    assert dropped == []
+    assert b"event: last" in await read(one)
 
 
 async def test_forgetting_sends_a_resync_and_makes_old_numbers_unknown():
