@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -15,7 +16,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bus.errors import BusError, MeshError, MessageError, MirrorDamaged, MirrorFailing, UsageError
+from bus.durable.snapshots import SnapshotUnreadable
+from bus.errors import (
+    BusError,
+    MeshError,
+    MessageError,
+    MirrorDamaged,
+    MirrorFailing,
+    MirrorUnusable,
+    PermissionDenied,
+    UsageError,
+)
 from bus.interface import StoredMessage
 from bus.messages.headers import OUTPUT, number
 from bus.messages.subjects import AGENT_KINDS
@@ -28,7 +39,7 @@ from coordinator.dashboard.live_source import LiveSource, totals
 from coordinator.dashboard.model import WINDOW_S, iso_ns, source_of, trace_of
 from coordinator.dashboard.source import Source, agent_rows, role_rows, sandbox_rows
 from coordinator.dashboard.timeline import lanes, within
-from coordinator.explain.errors import RoundOpen, RoundRemoved, UnknownRound
+from coordinator.explain.errors import AmbiguousRound, RoundOpen, RoundRemoved, RowChanged, UnknownRound
 from coordinator.explain.selection import Selector
 
 MAX_LIMIT = 1000
@@ -38,16 +49,25 @@ KILL_WAIT_S = 15.0
 """How long a kill waits for the recovery, as the command does by default."""
 
 
+UNREADABLE = 503
+"""The bus or the file cannot be read now; a viewer asks again."""
 STATUS_OF: dict[type[MeshError], int] = {
+    MeshError: 409,  # an agent that does not run, or a host or watchdog that refuses
+    UsageError: 400,
     UnknownRound: 404,
+    AmbiguousRound: 409,
     RoundOpen: 409,
     RoundRemoved: 410,
-    MirrorDamaged: 503,
-    MirrorFailing: 503,
-    UsageError: 400,
-    BusError: 503,
+    RowChanged: UNREADABLE,
+    MessageError: UNREADABLE,
+    MirrorUnusable: UNREADABLE,  # not the viewer's mistake: the file was removed or replaced while it is shown
+    MirrorDamaged: UNREADABLE,
+    MirrorFailing: UNREADABLE,
+    SnapshotUnreadable: UNREADABLE,
+    BusError: UNREADABLE,
+    PermissionDenied: UNREADABLE,  # the dashboard's user lacks the permission, not the viewer
 }
-"""The HTTP status of an error; the first that fits."""
+"""The HTTP status of an error: that of its class, else of the nearest one that it derives from."""
 
 log = structlog.get_logger("signalmesh.dashboard")
 
@@ -85,7 +105,7 @@ def whole_number(request: Request, name: str, default: int | None, least: int, m
     text = request.query_params.get(name)
     if text is None or text == "":
         return default
-    if not (text.isascii() and text.lstrip("-").isdigit() and len(text) < 20) or not least <= int(text) <= most:
+    if not re.fullmatch(r"-?[0-9]{1,19}", text) or not least <= int(text) <= most:
         raise UsageError(f"{name}: expected a whole number from {least} to {most}, not {text[:40]!r}")
     return int(text)
 
@@ -336,11 +356,8 @@ async def _checked_action(dashboard: Dashboard, request: Request) -> Response:
     return await act(dashboard, request)
 
 
-def status_of_error(found: Exception) -> int:
+def status_of_error(found: NotThere | MeshError) -> int:
     """The HTTP status of an error."""
     if isinstance(found, NotThere):
         return found.status
-    for kind, status in STATUS_OF.items():
-        if isinstance(found, kind):
-            return status
-    return 409
+    return next(STATUS_OF[kind] for kind in type(found).__mro__ if kind in STATUS_OF)

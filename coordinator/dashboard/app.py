@@ -157,6 +157,7 @@ class _Site:
         return self._pages.problem(request, found.status_code, text)
 
     async def on_error(self, request: Request, found: Exception) -> Response:
+        assert isinstance(found, (NotThere, MeshError))
         return self._pages.problem(request, status_of_error(found), str(found))
 
 
