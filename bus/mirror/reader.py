@@ -219,13 +219,17 @@ class MirrorFile:
         self,
         limit: int,
         *,
+        before: int | None = None,
         kind: str | None = None,
         topic: str | None = None,
         agent: str | None = None,
         since_ns: int | None = None,
     ) -> list[Mirrored]:
-        """The last `limit` messages, oldest of them first."""
+        """The last `limit` messages (below the sequence `before`), oldest of them first."""
         where, values = self._where(kind, topic, agent, since_ns)
+        if before is not None:
+            where += " AND sequence < ?"
+            values.append(before)
         sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > 0{where} ORDER BY sequence DESC LIMIT ?"  # noqa: S608
         return [_mirrored(row) for row in reversed(self.rows(sql, *values, limit))]
 

@@ -36,11 +36,12 @@ from coordinator.dashboard.agent_log import tail
 from coordinator.dashboard.guard import error
 from coordinator.dashboard.hub import Hub, dump
 from coordinator.dashboard.live_source import LiveSource, totals
-from coordinator.dashboard.model import WINDOW_S, iso_ns, source_of, trace_of
+from coordinator.dashboard.model import END, WINDOW_S, iso_ns, source_of, trace_of
 from coordinator.dashboard.source import Source, agent_rows, role_rows, sandbox_rows
 from coordinator.dashboard.timeline import lanes, within
 from coordinator.explain.errors import AmbiguousRound, RoundOpen, RoundRemoved, RowChanged, UnknownRound
 from coordinator.explain.selection import Selector
+from coordinator.explain.sources import Filter
 
 MAX_LIMIT = 1000
 OUTPUTS = 50
@@ -165,8 +166,10 @@ async def decisions(dashboard: Dashboard, request: Request) -> Response:
     await source.refresh()
     limit = whole_number(request, "limit", 100, 1, MAX_LIMIT) or 100
     before = whole_number(request, "before", None, 1, 1 << 62)
-    found = list(model.newest_decisions(limit, before))
-    return as_json({"decisions": found, "total": model.counted_decisions, "source": source.describe()})
+    found, older = await source.decisions(limit, before)
+    return as_json({
+        "decisions": found, "before": older, "total": model.counted_decisions, "source": source.describe(),
+    })  # fmt: skip
 
 
 async def decision(dashboard: Dashboard, request: Request) -> Response:
@@ -256,7 +259,8 @@ async def describe_agent(dashboard: Dashboard, name: str) -> dict[str, Any]:
         known = ", ".join(row["name"] for row in rows[:50]) or "none yet"
         raise NotThere(404, f"agent {name[:100]!r}: there is none in swarm {source.subjects.ns!r}; it has: {known}")
     life = [event for event in source.model.lifecycle if event["agent"] == name][-500:][::-1]
-    outputs = [_described(dashboard, stored) for stored in await source.newest(AGENT_KINDS, name, OUTPUTS, None)][::-1]
+    wanted = [Filter(kind, agent=name) for kind in AGENT_KINDS]
+    outputs = [_described(dashboard, one) for one in await source.stored.read_before(wanted, END, OUTPUTS)][::-1]
     for output in outputs:
         output["output"] = number(output["headers"], OUTPUT)
     [lane] = [lane for lane in lanes(life[::-1], [name], [], []) if lane["name"] == name]

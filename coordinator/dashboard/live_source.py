@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,10 +32,7 @@ from coordinator.dashboard.source import (
     role_rows,
     sandbox_rows,
 )
-from coordinator.explain.explainer import explain_bus
-from coordinator.explain.models import Explanation
-from coordinator.explain.selection import SelectedDecision, Selector, select
-from coordinator.explain.sources import BusSource
+from coordinator.explain.sources import BusSource, MessageSource
 from coordinator.monitor.models import Status
 from coordinator.monitor.status import Facts, read_facts
 
@@ -49,8 +46,6 @@ FRESH_S = 0.1
 """How long a status is used again: viewers that ask at the same time share it."""
 ROWS = 100
 """Agents in an event `agents` whose figures only move on; those with a new state are all in it."""
-WINDOWS = (2_000, 20_000, 200_000)
-"""Messages before the end that a search for the newest ones reads, one after the other."""
 MOVING = frozenset({"heartbeat", "heartbeat_age_ms", "cursor", "lag", "outputs", "rss_mb", "cpu_s"})
 """Fields of an agent that change without a change of its state."""
 
@@ -275,24 +270,13 @@ class LiveSource(Source):
         found = await self.connected_bus().bounds()
         return found.first, found.last
 
-    async def newest(self, kinds: tuple[str, ...], agent: str, limit: int, before: int | None) -> list[StoredMessage]:
-        bus = self.connected_bus()
-        first, last = await self.bounds()
-        end = last + 1 if before is None else min(before, last + 1)
-        filters = tuple(f"{self.subjects.ns}.{kind}.*.{agent}" for kind in kinds)
-        found: list[StoredMessage] = []
-        for window in WINDOWS:
-            begin = max(first, end - window)
-            found = await bus.read_range(filters, begin, end - 1)
-            if len(found) >= limit or begin == first:
-                break
-        return found[-limit:]
+    @property
+    def stored(self) -> MessageSource:
+        return BusSource(self.connected_bus())
 
-    async def explain(self, selector: Selector) -> Explanation:
-        return await explain_bus(self.connected_bus(), selector)
-
-    async def select(self, selector: Selector) -> SelectedDecision:
-        return await select(BusSource(self.connected_bus()), selector)
+    @contextlib.asynccontextmanager
+    async def intact(self) -> AsyncIterator[MessageSource]:
+        yield self.stored
 
     async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
         entry = await self.connected_bus().kv_get(self.subjects.state_bucket, agent)

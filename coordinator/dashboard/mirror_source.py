@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, deque
+from collections.abc import AsyncIterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,9 @@ from bus.mirror.reader import Mirrored, MirrorFile
 from coordinator.audit.mirror_checks import stored_of
 from coordinator.dashboard.model import MAX_LIFECYCLE, iso_ns
 from coordinator.dashboard.source import EVENTS_LOOKBACK, HISTORY, RARE_KINDS, Source
-from coordinator.explain.explainer import explain_file
-from coordinator.explain.models import Explanation
-from coordinator.explain.selection import SelectedDecision, Selector, select
-from coordinator.explain.sources import FileSource
+from coordinator.explain.errors import RowChanged
+from coordinator.explain.round_history import decoded
+from coordinator.explain.sources import PAGE, FileSource, MessageSource
 from coordinator.monitor.status import Facts
 
 log = structlog.get_logger("signalmesh.dashboard")
@@ -40,9 +42,11 @@ class MirrorSource(Source):
         self._file = MirrorFile(path)
         super().__init__(self._file.subjects)
         self.path = path
-        self._turn = asyncio.Lock()
+        self._damaged: set[int] = set()
+        self._stored = FileSource(self._file, self._damaged.add)
+        self._refreshing = asyncio.Lock()
         self._facts: Facts | None = None
-        self._damaged = 0
+        self._looked_at = 0
         first, last = self._file.bounds()
         begin = max(first, last - HISTORY + 1)
         for kind in RARE_KINDS if begin > first else ():
@@ -55,17 +59,18 @@ class MirrorSource(Source):
         self._facts = self._read_facts()
 
     def _take(self, found: Mirrored, *, whole: bool = True) -> None:
+        self._looked_at = found.row.sequence
         if found.intact:
             self.model.take(stored_of(found), whole=whole)
         else:
-            self._damaged += 1
+            self._damaged.add(found.row.sequence)
 
     @property
     def is_live(self) -> bool:
         return False
 
     def describe(self) -> dict[str, Any]:
-        problem = f"{self._damaged} rows of the file are damaged and left out" if self._damaged else None
+        problem = f"{len(self._damaged)} rows of the file are damaged and left out" if self._damaged else None
         return {
             "kind": "file", "name": str(self.path), "swarm": self.subjects.ns, "connected": False,
             "since": iso_ns(self.model.newest_ns), "problem": problem, "as_of": iso_ns(self.model.newest_ns),
@@ -97,9 +102,8 @@ class MirrorSource(Source):
             decisions[subject] += count
         newest_decision = None
         for found in file.newest(1, kind="decision"):
-            if found.intact:
-                message = stored_of(found).decode(self.subjects)
-                newest_decision = message if isinstance(message, Decision) else None
+            message = decoded(self.subjects, stored_of(found)) if found.intact else None
+            newest_decision = message if isinstance(message, Decision) else None
         return Facts(
             swarm=self.subjects.ns, nats=str(self.path), at=time.monotonic(), heartbeats=HeartbeatTable(),
             records=records, claims=claims, newest_claims=newest, config=self.model.config, decisions=decisions,
@@ -107,48 +111,40 @@ class MirrorSource(Source):
         )  # fmt: skip
 
     async def refresh(self) -> None:
-        async with self._turn:
-            if await asyncio.to_thread(self._file.cursor) > self.model.read_through:
-                added = await asyncio.to_thread(list, self._file.messages(first=self.model.read_through + 1))
-                for found in added:
+        async with self._refreshing:
+            added = False
+            while rows := await self._stored.in_thread(self._next_rows):
+                added = True
+                for found in rows:
                     self._take(found)
-                self._facts = await asyncio.to_thread(self._read_facts)
+            if added:
+                self._facts = await self._stored.in_thread(self._read_facts)
+
+    def _next_rows(self) -> list[Mirrored]:
+        return list(islice(self._file.messages(first=self._looked_at + 1), PAGE))
 
     async def message(self, sequence: int) -> StoredMessage | None:
-        async with self._turn:
-            found = await asyncio.to_thread(self._file.message, sequence)
+        found = await self._stored.in_thread(lambda: self._file.message(sequence))
+        if found is not None and not found.intact:
+            raise RowChanged(str(self.path), sequence)
         return None if found is None else stored_of(found)
 
     async def bounds(self) -> tuple[int, int]:
-        async with self._turn:
-            first, last = await asyncio.to_thread(self._file.bounds)
+        first, last = await self._stored.in_thread(self._file.bounds)
         return max(1, first), last
 
-    async def newest(self, kinds: tuple[str, ...], agent: str, limit: int, before: int | None) -> list[StoredMessage]:
-        def read() -> list[StoredMessage]:
-            marks = ", ".join("?" * len(kinds))
-            sql = (
-                f"SELECT sequence FROM messages WHERE kind IN ({marks}) AND (? = '*' OR agent = ?) AND sequence < ? "  # noqa: S608 - only marks
-                "ORDER BY sequence DESC LIMIT ?"
-            )
-            end = self.model.read_through + 1 if before is None else before
-            sequences = [row[0] for row in self._file.rows(sql, *kinds, agent, agent, end, limit)]
-            found = [self._file.message(sequence) for sequence in reversed(sequences)]
-            return [stored_of(one) for one in found if one is not None]
+    @property
+    def stored(self) -> MessageSource:
+        return self._stored
 
-        async with self._turn:
-            return await asyncio.to_thread(read)
-
-    async def explain(self, selector: Selector) -> Explanation:
-        return await explain_file(self.path, selector)
-
-    async def select(self, selector: Selector) -> SelectedDecision:
-        with MirrorFile(self.path) as file:
-            return await select(FileSource(file), selector)
+    @contextlib.asynccontextmanager
+    async def intact(self) -> AsyncIterator[MessageSource]:
+        with MirrorFile(self.path) as file:  # of its own, so that a long computation does not hold up the pages
+            yield FileSource(file)
 
     async def snapshot(self, agent: str) -> tuple[int, bytes] | None:
-        async with self._turn:
-            values = await asyncio.to_thread(self._file.value_history, self.subjects.state_bucket, agent, limit=1)
+        bucket = self.subjects.state_bucket
+        values = await self._stored.in_thread(lambda: self._file.value_history(bucket, agent, limit=1))
         put = [value.row for value in values if value.row.operation == "PUT" and value.intact]
         return (put[-1].revision, put[-1].value) if put else None
 

@@ -33,11 +33,15 @@ MAX_RATED = 60_000
 """Decisions whose latencies are kept: those of WINDOW_S, at 1,000 a second."""
 WINDOW_S = 60
 """Seconds of the rates and of the mesh."""
+END = 1 << 62
+"""Above every sequence."""
 SECOND_NS = 1_000_000_000
 SHOWN_KINDS = frozenset({"market", "decision", "lifecycle", "alert", "epoch", "config"})
 """Kinds whose payload is read; of the others the sender and the cause are enough."""
 
-Event = tuple[str, dict[str, Any]]
+Row = dict[str, Any]
+"""One object of the JSON."""
+Event = tuple[str, Row]
 """The name and the data of an event for the viewers."""
 
 
@@ -69,6 +73,18 @@ def trace_of(stored: StoredMessage) -> str | None:
     return context.trace_id if context is not None and context.sampled else None
 
 
+def decision_row(decision: Decision, stored: StoredMessage, latency_s: float | None) -> Row:
+    """A decision of the tables; `latency_s` is the time from storing its tick, if that is known."""
+    return {
+        "t": epoch_ms(decision.timestamp), "id": decision.decision_id, "symbol": decision.symbol,
+        "round": decision.round, "side": decision.final_decision, "size": decision.position_size,
+        "consensus": decision.consensus_level, "risk": decision.risk_score,
+        "latency_ms": None if latency_s is None else round(latency_s * 1000, 3),
+        "voters": list(decision.agents_consulted), "absent": list(decision.absent), "source": decision.source,
+        "trace_id": trace_of(stored), **source_of(stored),
+    }  # fmt: skip
+
+
 class SwarmModel:
     """`take` every message in order; the other methods describe what is known by then."""
 
@@ -78,6 +94,8 @@ class SwarmModel:
         """Sequence of the newest message that was taken."""
         self.newest_ns = 0
         """When it was stored."""
+        self.read_from = 0
+        """Sequence of the oldest message from which on every message was taken."""
         self.first_ns = 0
         """When the oldest message was stored from which on every message was taken."""
         self.config: VotingConfig | None = None
@@ -101,6 +119,7 @@ class SwarmModel:
         self.read_through = stored.sequence
         self.newest_ns = max(self.newest_ns, stored.stored_ns)
         if whole:
+            self.read_from = self.read_from or stored.sequence
             self.first_ns = self.first_ns or stored.stored_ns
             self._note_edge(stored, rest[-1] if rest else "")
         if kind not in SHOWN_KINDS:
@@ -160,22 +179,19 @@ class SwarmModel:
         return [("market", {"symbol": tick.symbol, "reset": reset, **candle})]
 
     def _take_decision(self, decision: Decision, stored: StoredMessage) -> list[Event]:
-        deciders = self.config.deciders if self.config else ()
-        if deciders and decision.source not in deciders:
+        if self.deciders and decision.source not in self.deciders:
             return []
         latency_s = self._ticks.latency_s(decision, stored.stored_ns)
-        latency_ms = None if latency_s is None else round(latency_s * 1000, 3)
+        row = decision_row(decision, stored, latency_s)
         self.counted_decisions += 1
-        self._rated.append((stored.stored_ns, latency_ms))
-        row = {
-            "t": epoch_ms(decision.timestamp), "id": decision.decision_id, "symbol": decision.symbol,
-            "round": decision.round, "side": decision.final_decision, "size": decision.position_size,
-            "consensus": decision.consensus_level, "risk": decision.risk_score, "latency_ms": latency_ms,
-            "voters": list(decision.agents_consulted), "absent": list(decision.absent), "source": decision.source,
-            "trace_id": trace_of(stored), **source_of(stored),
-        }  # fmt: skip
+        self._rated.append((stored.stored_ns, row["latency_ms"]))
         self.decisions.append(row)
         return [("decision", row)]
+
+    @property
+    def deciders(self) -> tuple[str, ...]:
+        """The agents whose decisions count; empty if all do."""
+        return tuple(self.config.deciders) if self.config is not None else ()
 
     def rates(self, now_ns: int) -> dict[str, Any]:
         """Decisions a second, and tick to decision, of the last WINDOW_S before `now_ns`."""
@@ -263,6 +279,13 @@ class SwarmModel:
         first = candles[0]["t"] if candles else 0
         newest = itertools.takewhile(lambda row: row["symbol"] != symbol or row["t"] >= first, reversed(self.decisions))
         return [row for row in newest if row["symbol"] == symbol][::-1]
+
+    @property
+    def decisions_from(self) -> int:
+        """Sequence from which on `decisions` has every one that is stored; above all if nothing was taken yet."""
+        if len(self.decisions) == MAX_DECISIONS:
+            return int(self.decisions[0]["sequence"])
+        return self.read_from or END
 
     def newest_decisions(self, limit: int, before: int | None) -> Iterator[dict[str, Any]]:
         """The newest ones below the sequence `before`, newest first."""

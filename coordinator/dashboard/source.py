@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from bus.errors import BusError
 from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
 from bus.interface import StoredMessage
 from bus.messages.subjects import Subjects
-from coordinator.dashboard.model import SwarmModel, iso_ns
+from coordinator.dashboard.model import END, Row, SwarmModel, iso_ns
+from coordinator.dashboard.read_back import decisions_before
+from coordinator.explain.explainer import explain
 from coordinator.explain.models import Explanation
-from coordinator.explain.selection import SelectedDecision, Selector
+from coordinator.explain.selection import SelectedDecision, Selector, select
+from coordinator.explain.sources import MessageSource
 from coordinator.monitor.models import Status
 from coordinator.monitor.status import Facts, status_of
 
@@ -66,17 +71,49 @@ class Source(ABC):
     async def bounds(self) -> tuple[int, int]:
         """First and last sequence; last = first - 1 if there are none."""
 
+    @property
     @abstractmethod
-    async def newest(self, kinds: tuple[str, ...], agent: str, limit: int, before: int | None) -> list[StoredMessage]:
-        """The newest messages of these kinds by `agent` ("*": any) below the sequence `before`, oldest first."""
+    def stored(self) -> MessageSource:
+        """The stored messages; lists lack what is damaged.
+
+        Raises:
+            BusError: they cannot be read now.
+        """
 
     @abstractmethod
+    def intact(self) -> AbstractAsyncContextManager[MessageSource]:
+        """The stored messages, of which a damaged one is an error.
+
+        Raises:
+            MeshError: they cannot be read now.
+        """
+
+    async def decisions(self, limit: int, before: int | None) -> tuple[list[Row], int | None]:
+        """The newest decisions (below the sequence `before`), newest first, and the `before` of the next page, if any.
+
+        Raises:
+            MeshError: they cannot be read now.
+        """
+        rows = list(self.model.newest_decisions(limit, before))
+        end = min(END if before is None else before, self.model.decisions_from)
+        try:
+            if len(rows) < limit and end > (await self.bounds())[0]:
+                rows += await decisions_before(self.stored, self.model.deciders, end, limit - len(rows))
+        except BusError:
+            if before is not None and not rows:
+                raise
+            return rows, rows[-1]["sequence"] if rows else None  # what is known stays while the bus is away
+        return rows, rows[-1]["sequence"] if len(rows) == limit else None
+
     async def explain(self, selector: Selector) -> Explanation:
         """Why a decision was made; raises as `coordinator.explain.explainer.explain` does."""
+        async with self.intact() as stored:
+            return await explain(stored, selector)
 
-    @abstractmethod
     async def select(self, selector: Selector) -> SelectedDecision:
         """Only find the decision; raises as `explain` does."""
+        async with self.intact() as stored:
+            return await select(stored, selector)
 
     @abstractmethod
     async def snapshot(self, agent: str) -> tuple[int, bytes] | None:

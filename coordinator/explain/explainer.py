@@ -50,7 +50,7 @@ from coordinator.explain.round_history import (
     pair_rounds,
 )
 from coordinator.explain.selection import SelectedDecision, Selector, select
-from coordinator.explain.sources import BusSource, FileSource, Filter, MessageSource
+from coordinator.explain.sources import BusSource, FileSource, Filter, MessageSource, read_all
 from coordinator.reporting.differences import FieldDifference, payload_differences
 
 if TYPE_CHECKING:  # a file is read without the NATS client, which takes long to import
@@ -129,6 +129,11 @@ class _CountingSource:
         self, wanted: Iterable[Filter], first: int, last: int, limit: int | None = None
     ) -> list[StoredMessage]:
         found = await self._source.read(wanted, first, last, limit)
+        self.count += len(found)
+        return found
+
+    async def read_before(self, wanted: Iterable[Filter], before: int, limit: int) -> list[StoredMessage]:
+        found = await self._source.read_before(wanted, before, limit)
         self.count += len(found)
         return found
 
@@ -250,9 +255,12 @@ class _Explainer:
         feeds = max(known if isinstance(known, int) else 0, len(await self._source.writers("market")), 1)
         if window_of(feeds) == WINDOW:
             return WINDOW
-        ticks = await self._source.read((Filter("market"),), 1, self._selected.cause)
-        found = (decoded(self._subjects, stored) for stored in ticks)
-        return window_of(len({(tick.symbol, tick.source) for tick in found if isinstance(tick, MarketData)}))
+        found: set[tuple[str, str]] = set()
+        async for stored in read_all(self._source, (Filter("market"),), 1, self._selected.cause):
+            tick = decoded(self._subjects, stored)
+            if isinstance(tick, MarketData):
+                found.add((tick.symbol, tick.source))
+        return window_of(len(found))
 
     async def _follow(self, window: _Window) -> tuple[RoundHistory, list[StoredMessage]]:
         """The history of the round, and the messages of it that the decider handled."""
@@ -376,7 +384,7 @@ class _Explainer:
             if voter in about:
                 continue
             wanted = (Filter("lifecycle", voter), Filter("epoch", agent=voter))
-            found += (await self._source.read(wanted, 1, tick - 1))[-1:]
+            found += await self._source.read_before(wanted, tick, 1)
         if len(found) > MAX_EVENTS:
             self._notes.append(f"of {len(found)} events in the round the newest {MAX_EVENTS} are listed")
         events = []

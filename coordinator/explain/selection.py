@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from datetime import datetime
 
 from bus.errors import MessageError, UsageError
 from bus.interface import StoredMessage
@@ -16,7 +17,7 @@ from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG, escape_topic, unescape_topic
 from coordinator.decisions.rounds import RoundName, parse_round_id
 from coordinator.explain.errors import MOST_NAMED, AmbiguousRound, RoundOpen, RoundRemoved, UnknownRound
-from coordinator.explain.sources import Filter, MessageSource
+from coordinator.explain.sources import Filter, MessageSource, read_all
 
 LATEST = "latest"
 LONGEST_NUMBER = 18
@@ -167,8 +168,12 @@ async def _find(source: MessageSource, symbol: str, number: int) -> list[_Candid
         found = await _bisect(source, wanted, number, last)
         if found is not None and found.decision.round == number:
             return [found]
-    candidates = [_candidate(source, stored) for stored in await source.read((wanted,), 1, last)]
-    return [one for one in candidates if one is not None and one.decision.round == number]
+    candidates = []
+    async for stored in read_all(source, (wanted,), 1, last):
+        one = _candidate(source, stored)
+        if one is not None and one.decision.round == number:
+            candidates.append(one)
+    return candidates
 
 
 async def _in_order(source: MessageSource, symbol: str) -> bool:
@@ -200,44 +205,59 @@ async def _bisect(source: MessageSource, wanted: Filter, number: int, last: int)
     return best
 
 
+@dataclass(slots=True)
+class _Ticks:
+    """The ticks of a symbol: the last one `number`, the first one that the newest decision is on, and all numbers."""
+
+    number: int
+    newest: tuple[int | None, datetime] | None
+    mine: int | None = None
+    decided: int | None = None
+    lowest: int | None = None
+    highest: int | None = None
+
+    def take(self, tick: MarketData, sequence: int) -> None:
+        number = tick.sequence
+        if number == self.number:
+            self.mine = sequence
+        if self.decided is None and (number, tick.timestamp) == self.newest:
+            self.decided = sequence
+        if number is not None:
+            self.lowest = number if self.lowest is None else min(number, self.lowest)
+            self.highest = number if self.highest is None else max(number, self.highest)
+
+
 async def _reason(
     source: MessageSource, selector: Selector, symbol: str, number: int, name: RoundName | None
 ) -> UnknownRound | RoundOpen | RoundRemoved:
     """Why there is no such decision."""
     topic, last = escape_topic(symbol), await source.last_sequence()
-    ticks: dict[int, MarketData] = {}
-    for stored in await source.read((Filter("market", topic),), 1, last):
+    newest = _candidate(source, await source.newest(Filter("decision", topic)))
+    ticks = _Ticks(number, None if newest is None else (newest.decision.round, newest.decision.timestamp))
+    async for stored in read_all(source, (Filter("market", topic),), 1, last):
         with contextlib.suppress(MessageError):
             tick = stored.decode(source.subjects)
             if isinstance(tick, MarketData) and (name is None or tick.source == name.source):
-                ticks[stored.sequence] = tick
-    newest = _candidate(source, await source.newest(Filter("decision", topic)))
-    mine = [sequence for sequence, tick in ticks.items() if tick.sequence == number]
-    if mine:
-        decided = [
-            sequence
-            for sequence, tick in ticks.items()
-            if newest is not None
-            and (tick.sequence, tick.timestamp) == (newest.decision.round, newest.decision.timestamp)
-        ]
-        if decided and decided[0] > mine[-1]:
+                ticks.take(tick, stored.sequence)
+    mine, decided, lowest, highest = ticks.mine, ticks.decided, ticks.lowest, ticks.highest
+    if mine is not None:
+        if decided is not None and decided > mine:
             return UnknownRound(
-                f"explain {selector}: tick {number} of {symbol} is message {mine[-1]}, but it opened no round: it was "
+                f"explain {selector}: tick {number} of {symbol} is message {mine}, but it opened no round: it was "
                 "repeated, out of order or refused; `signalmesh history alert` says which"
             )
         return RoundOpen(
-            f"explain {selector}: this round is still open: its tick is message {mine[-1]}, and no decision is stored "
+            f"explain {selector}: this round is still open: its tick is message {mine}, and no decision is stored "
             "yet; it comes with the last vote, or after round_timeout_ms; run the command again, or see "
             "`signalmesh status` if it does not come"
         )
-    numbers = [tick.sequence for tick in ticks.values() if tick.sequence is not None]
     missing = await source.missing(1, last)
-    if missing is not None and (not numbers or number < min(numbers)):
+    if missing is not None and (lowest is None or number < lowest):
         return RoundRemoved(f"explain {selector}: this round is no longer stored: {missing}; {source.elsewhere}")
-    if numbers:
-        there = f"the rounds of {symbol} are {min(numbers)} to {max(numbers)}"
+    if lowest is not None:
+        there = f"the rounds of {symbol} are {lowest} to {highest}"
         if name is not None:
-            there = f"those of {symbol} by {name.source} are {min(numbers)} to {max(numbers)}"
+            there = f"those of {symbol} by {name.source} are {lowest} to {highest}"
     else:
         there = f"expected one of {await _symbols(source)}"
         if name is not None:

@@ -134,6 +134,9 @@ class RecordedRounds:
         self.reads += len(found)
         return found
 
+    async def read_before(self, wanted: Iterable[Filter], before: int, limit: int) -> list[StoredMessage]:
+        return [stored for stored in self._matching(wanted) if stored.sequence < before][-limit:]
+
     async def missing(self, first: int, last: int) -> str | None:
         return f"messages up to {self.removed} are gone" if first <= min(last, self.removed) else None
 

@@ -21,6 +21,7 @@ from coordinator.dashboard.guard import Access
 from coordinator.dashboard.hub import FLUSH_S, QUEUE_BYTES, WRITE_BYTES, Hub
 from coordinator.dashboard.live_source import LiveSource
 from coordinator.dashboard.server import BUFFER_BYTES, Transports, make_server
+from coordinator.dashboard.source import HISTORY
 from coordinator.runner.dashboard_link import open_port
 from tests.support.collecting import GUARD_S
 from tests.support.dashboard import (
@@ -86,10 +87,57 @@ async def test_history_and_live_messages_are_shown_with_their_sources(tmp_path):
         assert [(edge["from"], edge["to"], edge["count"]) for edge in mesh["edges"]] == [
             ("research-1", "coordinator", 4)
         ]
-        rows = (await it.http.get("/api/decisions", params={"limit": 2, "before": 8})).json()["decisions"]
-        assert [row["sequence"] for row in rows] == [6, 4]
+        page = (await it.http.get("/api/decisions", params={"limit": 2, "before": 8})).json()
+        assert [row["sequence"] for row in page["decisions"]] == [6, 4]
+        assert page["before"] == 4
         log = await it.dashboard.end()
         assert it.dashboard.token not in log
+        command = f"`signalmesh dashboard --link --state-dir {it.dashboard.state_dir}` prints it with the token"
+        assert f"dashboard: {it.dashboard.url}/ ({command})" in log.splitlines()[0]
+
+
+async def all_decisions(http: httpx.AsyncClient, limit: int) -> list[dict[str, Any]]:
+    """Every decision, page by page, from the newest on."""
+    rows: list[dict[str, Any]] = []
+    before: int | None = None
+    while True:
+        answer = await http.get("/api/decisions", params={"limit": limit, **({"before": before} if before else {})})
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        rows += page["decisions"]
+        assert len(page["decisions"]) <= limit
+        before = page["before"]
+        if before is None:
+            return rows
+
+
+@pytest.mark.slow
+async def test_all_stored_decisions_are_paged_through_and_have_pages(tmp_path):
+    rounds = HISTORY // 2 + 300  # more than is read at the start, and more than is kept
+    async with supervised_server(tmp_path) as server, Connections() as connections:
+        bus = await connections.bus(server.url, streams=True)
+        for first in range(1, rounds + 1, 100):  # in order, as each connection's messages are
+            await asyncio.gather(*(put_round(bus, number) for number in range(first, min(first + 100, rounds + 1))))
+        async with (
+            dashboard_process(tmp_path, server.url) as dashboard,
+            httpx.AsyncClient(base_url=dashboard.url, timeout=GUARD_S) as http,
+        ):
+            it = World(server, bus, dashboard, http)
+            await it.overview(connected=True, read_through=2 * rounds)
+            rows = await all_decisions(http, 1000)
+            sequences = [row["sequence"] for row in rows]
+            assert sequences == sorted(set(sequences), reverse=True)
+            assert sorted(row["round"] for row in rows) == [*range(1, rounds + 1)]
+            assert all(row["latency_ms"] is not None for row in rows)
+            oldest = rows[-1]
+            for wanted in (oldest["sequence"], oldest["id"], rows[rounds // 2]["id"]):
+                # Nothing has voted, so that it differs: it is found and computed.
+                assert (await http.get(f"/api/decisions/{wanted}")).json()["same"] is False
+                assert (await http.get(f"/decisions/{wanted}")).status_code == 200
+            server.kill()
+            await it.overview(connected=False)
+            page = (await http.get("/api/decisions", params={"limit": 10})).json()
+            assert [row["sequence"] for row in page["decisions"]] == sequences[:10]
 
 
 @pytest.mark.slow

@@ -106,6 +106,14 @@ async def test_what_is_asked_for_is_what_is_read(tmp_path: Path) -> None:
             ):
                 expected = [stored.sequence for stored in await recorded.read(filters, first, end, limit)]
                 assert [stored.sequence for stored in await source.read(filters, first, end, limit)] == expected
+            for filters, before, limit in (
+                ((votes, ticks), last + 10, 5),
+                ((ticks,), 90, 3),
+                ((Filter("sentiment"), Filter("config")), 60, 1000),
+                ((ticks,), 1, 5),
+            ):
+                expected = [stored.sequence for stored in await recorded.read_before(filters, before, limit)]
+                assert [stored.sequence for stored in await source.read_before(filters, before, limit)] == expected
             for wanted, sequence in ((votes, 1), (ticks, 60), (ticks, last), (Filter("sentiment"), 1)):
                 mine, expected_one = (
                     await source.first_from(wanted, sequence),
