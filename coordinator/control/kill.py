@@ -25,6 +25,7 @@ from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS
 from bus.nats.bus import NatsBus
 from bus.utils.terminal import escape_control
+from coordinator.control.outputs import count_outputs, epoch_of, is_successor
 from coordinator.reporting.tables import Column, console, print_table
 
 FIND_S = 1.0
@@ -162,7 +163,7 @@ class _Observer:
                 result.claimed_ms, result.epoch_after = at_ms, sequence
         elif isinstance(message, Lifecycle):
             self._note(message, at_ms)
-        elif self._fresh(h.number(received.headers, h.EPOCH) or 0) and not self.output.is_set():
+        elif self._fresh(epoch_of(received.headers)) and not self.output.is_set():
             result.first_output_ms = at_ms
             self.output.set()
 
@@ -180,7 +181,7 @@ class _Observer:
 
     def _fresh(self, epoch: int) -> bool:
         """Whether it is the epoch of the newest incarnation, even if its claim arrives a little later."""
-        return epoch >= (self._result.epoch_after or self._result.epoch_before + 1)
+        return is_successor(epoch, self._result.epoch_before, self._result.epoch_after)
 
     def _note(self, event: Lifecycle, at_ms: float) -> None:
         result = self._result
@@ -283,10 +284,8 @@ async def _count(bus: NatsBus, result: KillReport) -> None:
         stored = await bus.read_back(bus.subjects.outputs_of(result.agent), result.epoch_before)
     except BusError:
         return
-    numbers = [number for m in stored if (number := h.number(m.headers, h.OUTPUT))]
-    result.outputs_checked = len(numbers)
-    result.outputs_duplicated = len(numbers) - len(set(numbers))
-    result.outputs_lost = max(numbers) - min(numbers) + 1 - len(set(numbers)) if numbers else 0
+    found = count_outputs(stored)
+    result.outputs_checked, result.outputs_lost, result.outputs_duplicated = found.checked, found.lost, found.duplicated
 
 
 KILL_STEPS = {

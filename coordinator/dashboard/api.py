@@ -37,8 +37,9 @@ from coordinator.dashboard.guard import error
 from coordinator.dashboard.hub import Hub, dump
 from coordinator.dashboard.live_source import LiveSource, totals
 from coordinator.dashboard.model import END, WINDOW_S, iso_ns, source_of, trace_of
+from coordinator.dashboard.read_back import complete_death
 from coordinator.dashboard.source import Source, agent_rows, role_rows, sandbox_rows
-from coordinator.dashboard.timeline import lanes, within
+from coordinator.dashboard.timeline import lanes, next_claim, within
 from coordinator.explain.errors import AmbiguousRound, RoundOpen, RoundRemoved, RowChanged, UnknownRound
 from coordinator.explain.selection import Selector
 from coordinator.explain.sources import Filter
@@ -111,6 +112,17 @@ def whole_number(request: Request, name: str, default: int | None, least: int, m
     return int(text)
 
 
+def sequence_of(text: str, what: str) -> int:
+    """The stream sequence in an address.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < 1:
+        raise UsageError(f"{what} {text[:40]!r}: expected a stream sequence, a whole number from 1")
+    return int(text)
+
+
 # -- the swarm
 
 
@@ -159,6 +171,21 @@ async def timeline(dashboard: Dashboard, request: Request) -> Response:
     return as_json(
         {"lanes": found, "from": since, "to": until, "source": source.describe(), "jaeger_url": dashboard.jaeger_url}
     )
+
+
+async def death(dashboard: Dashboard, request: Request) -> Response:
+    """One declared death with its whole account; the timeline has those of all without what must be counted."""
+    source, sequence = dashboard.source, sequence_of(request.path_params["sequence"], "death")
+    await source.refresh()
+    for lane in lanes(source.model.lifecycle, [], [], []):
+        for one in lane["deaths"]:
+            if one["id"] == sequence:
+                claimed = one["account"]["epoch_after"]
+                until = None if claimed is None else next_claim(lane, claimed)
+                async with source.intact() as stored:
+                    found = await complete_death(stored, lane["name"], one, until)
+                return as_json({**found, "agent": lane["name"], "source": source.describe()})
+    raise NotThere(404, f"death {sequence}: no declared death is known by this number; /timeline lists those that are")
 
 
 async def decisions(dashboard: Dashboard, request: Request) -> Response:
@@ -224,9 +251,7 @@ async def describe_message(dashboard: Dashboard, text: str) -> dict[str, Any]:
     Raises:
         UsageError: `text` is no sequence; NotThere: the stream does not hold it.
     """
-    if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < 1:
-        raise UsageError(f"message {text[:40]!r}: expected a stream sequence, a whole number from 1")
-    sequence = int(text)
+    sequence = sequence_of(text, "message")
     stored = await dashboard.source.message(sequence)
     if stored is None:
         first, last = await dashboard.source.bounds()
@@ -344,6 +369,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
     return [
         Route("/api/overview", answered(overview)),
         Route("/api/timeline", answered(timeline)),
+        Route("/api/deaths/{sequence}", answered(death)),
         Route("/api/decisions", answered(decisions)),
         Route("/api/decisions/{id:path}", answered(decision)),
         Route("/api/mesh", answered(mesh)),

@@ -1,4 +1,7 @@
-"""What is read back from the stored messages: decisions older than those that the model keeps, in bounded pages."""
+"""What is read back from the stored messages: decisions older than those that the model keeps, the outputs of a death.
+
+Both read a bounded number of messages.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from collections.abc import Sequence
 
 from bus.interface import StoredMessage
 from bus.messages import Decision, MarketData
-from bus.messages.subjects import escape_topic
+from bus.messages.subjects import AGENT_KINDS, escape_topic
+from coordinator.control.outputs import count_outputs, epoch_of, is_successor
 from coordinator.dashboard.model import Row, decision_row
 from coordinator.explain.round_history import decoded
 from coordinator.explain.sources import Filter, MessageSource
@@ -16,6 +20,9 @@ MOST_FILTERS = 32
 """Symbols whose ticks are read by their subjects; of more, all ticks are read."""
 MORE_TICKS = 256
 """Ticks before the oldest decision of a page among which its own may be."""
+
+MOST_OUTPUTS = 1000
+"""Outputs of an agent before and after one of its deaths that are counted."""
 
 
 async def decisions_before(source: MessageSource, deciders: Sequence[str], before: int, limit: int) -> list[Row]:
@@ -48,3 +55,45 @@ async def _ticks_of(source: MessageSource, decisions: Sequence[tuple[StoredMessa
             if isinstance(tick, MarketData):
                 times.take(tick, stored.stored_ns)
     return times
+
+
+async def complete_death(source: MessageSource, agent: str, death: Row, until: int | None) -> Row:
+    """`death` with what `kill` reads from the stream: outputs lost and duplicated, and the first of the new process.
+
+    Only outputs below the sequence `until`, the agent's next claim after that of the new process.
+
+    Raises:
+        MeshError: they cannot be read now.
+    """
+    account = death["account"]
+    epoch, successor = account["epoch_before"] or 0, account["epoch_after"]
+    wanted = [Filter(kind, agent=agent) for kind in (*AGENT_KINDS, "alert")]
+    declared = death["sequence"]
+    last = until - 1 if until is not None else await source.last_sequence()
+    before = [one for one in await source.read_before(wanted, declared, MOST_OUTPUTS) if one.sequence >= epoch]
+    after = await source.read(wanted, declared, last, MOST_OUTPUTS)
+    found = account | _counted(before + after, await _missing(source, before + after))
+    first = next((one for one in after if _is_first(one, epoch, successor)), None)
+    if first is not None:
+        found["first_output_ms"] = round(first.stored_ns / 1e6) - death["from"]
+    return {**death, "account": found}
+
+
+async def _missing(source: MessageSource, outputs: Sequence[StoredMessage]) -> str | None:
+    return await source.missing(outputs[0].sequence, outputs[-1].sequence) if outputs else None
+
+
+def _counted(outputs: Sequence[StoredMessage], missing: str | None) -> Row:
+    if missing is not None:
+        return {"outputs_from": f"not counted: {missing}"}
+    count = count_outputs(outputs)
+    where = f", messages {outputs[0].sequence} to {outputs[-1].sequence}" if outputs else ""
+    return {
+        "outputs_checked": count.checked, "outputs_lost": count.lost, "outputs_duplicated": count.duplicated,
+        "outputs_from": f"the numbers of {count.checked} stored outputs of this agent around its death{where}",
+    }  # fmt: skip
+
+
+def _is_first(stored: StoredMessage, epoch: int, successor: int | None) -> bool:
+    kind = stored.subject.split(".")[1]
+    return kind in AGENT_KINDS and is_successor(epoch_of(stored.headers), epoch, successor)

@@ -87,6 +87,7 @@ class _Lane:
                 "detected_ms": at - begin, "claimed_ms": None, "spawned_ms": None, "restored_ms": None,
                 "ready_ms": None, "first_output_ms": None, "epoch_before": row["epoch"], "epoch_after": None,
                 "events_replayed": None, "outputs_lost": None, "outputs_duplicated": None,
+                "outputs_checked": None, "outputs_from": None,
                 "from": f"lifecycle events; milliseconds since {source}",
             },
         }  # fmt: skip
@@ -136,6 +137,12 @@ def lanes(
         {"name": lane.name, "kind": lane.kind, "spans": lane.spans, "deaths": lane.deaths, "events": lane.events}
         for lane in found.values()
     ]
+
+
+def next_claim(lane: dict[str, Any], after: int) -> int | None:
+    """The agent's first claim after the sequence `after`."""
+    claims = (event["sequence"] for event in lane["events"] if event["event"] == "claimed")
+    return min((claim for claim in claims if claim > after), default=None)
 
 
 def within(lane: dict[str, Any], since: int, until: int) -> dict[str, Any]:

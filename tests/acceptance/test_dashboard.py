@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +20,25 @@ from tests.support.dashboard import event_stream
 def dashboard_pid(swarm: Swarm) -> int | None:
     pids = [child["pid"] for child in swarm.record["children"] if child["kind"] == "dashboard"]
     return pids[0] if pids else None
+
+
+SAME = ("agent", "pid", "epoch_before", "epoch_after", "events_replayed", "outputs_lost", "outputs_duplicated")
+"""What the page shows of a death as `kill` has reported it; both measure the times themselves."""
+
+
+async def account_of(http: httpx.AsyncClient, agent: str, epoch_after: int) -> dict[str, Any]:
+    """The account of the death that this epoch has followed, once its first output is stored."""
+    async with asyncio.timeout(GUARD_S):
+        while True:
+            lanes = (await http.get("/api/timeline")).json()["lanes"]
+            [deaths] = [lane["deaths"] for lane in lanes if lane["name"] == agent]
+            for death in deaths:
+                if death["account"]["epoch_after"] == epoch_after and death["ready"] is not None:
+                    opened = (await http.get(f"/api/deaths/{death['id']}")).json()
+                    if opened["account"]["first_output_ms"] is not None:
+                        account: dict[str, Any] = opened["account"]
+                        return account
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -49,8 +70,16 @@ async def test_a_killed_dashboard_is_back_at_its_address_and_a_button_restarts_a
                 await events.until("connection", connected=True)
             answer = await http.post("/api/agents/coordinator/restart", headers={"Authorization": f"Bearer {token}"})
             assert answer.json()["ok"], answer.text
-        after = await subscriber.live(*AGENTS)
-        assert after["coordinator"]["epoch"] > before["coordinator"]["epoch"]
+            after = await subscriber.live(*AGENTS)
+            assert after["coordinator"]["epoch"] > before["coordinator"]["epoch"]
+            killed = await http.post("/api/agents/coordinator/kill", headers={"Authorization": f"Bearer {token}"})
+            assert killed.json()["ok"], killed.text
+            report = killed.json()["result"]
+            account = await account_of(http, "coordinator", report["epoch_after"])
+            assert {name: account[name] for name in SAME} == {name: report[name] for name in SAME}
+            assert account["outputs_checked"] > 0
+            assert account["first_output_ms"] >= account["claimed_ms"]
+        await subscriber.live(*AGENTS)
         found = json.loads((await swarm.command("doctor", "--json")).out)["findings"]
         [about] = [finding for finding in found if finding["check"] == "dashboard"]
         assert about["level"] == "ok", about

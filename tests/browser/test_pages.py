@@ -99,6 +99,9 @@ async def test_a_death_is_a_bar_with_an_account(page, shown):
     await page.keyboard.press("Enter")
     await expect(page.locator("#account-body")).to_contain_text("Ready again after")
     await expect(page.locator("#account-body")).to_contain_text("signal 9")
+    for name in ("outputs lost", "outputs duplicated"):  # counted in the stream for the death that is opened
+        await expect(page.locator(f"#account-body dt:text-is('{name}') + dd")).to_have_text("0")
+    await expect(page.locator("#account-body .steps")).to_contain_text("first output")
     before = await page.locator("#span-text").inner_text()
     await page.locator("#lanes").focus()
     await page.keyboard.press("+")

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bus.messages import Alert, Decision, Lifecycle, MarketData, encode
-from bus.messages.headers import CAUSE
+from bus.messages.headers import CAUSE, EPOCH, OUTPUT
 from bus.nats.bus import NatsBus
 from bus.utils.processes import die_with_parent
 from signalmesh import python_command
@@ -171,11 +171,31 @@ async def event_stream(address: tuple[str, int], query: str = "", **headers: str
         writer.close()
 
 
-async def put(bus: NatsBus, kind: str, topic: str, writer: str, message: Any, cause: int | None = None) -> int:
+async def put(
+    bus: NatsBus, kind: str, topic: str, writer: str, message: Any, headers: dict[str, str] | None = None
+) -> int:
     """Store a message; its sequence."""
     subject = bus.subjects.write(bus.subjects.event(kind, topic, writer))
     data = message if isinstance(message, bytes) else encode(message)
-    return (await bus.publish(subject, data, {} if cause is None else {CAUSE: str(cause)})).sequence
+    return (await bus.publish(subject, data, headers)).sequence
+
+
+async def put_output(bus: NatsBus, agent: str, number: int, epoch: int) -> int:
+    """Store an output of an agent with its number and epoch; its sequence."""
+    return await put(bus, "signal", "BTC/USD", agent, b"{}", {OUTPUT: str(number), EPOCH: str(epoch)})
+
+
+async def put_death(bus: NatsBus, agent: str) -> int:
+    """Store a life, a death and a return of `agent`, with output 4 lost and 6 duplicated; the sequence of the death."""
+    for number in (1, 2, 3):
+        await put_output(bus, agent, number, 3)
+    await put_lifecycle(bus, "suspected", agent, epoch=3, sandbox="base", detail={"silent_ms": 400})
+    dead = await put_lifecycle(bus, "declared_dead", agent, epoch=3, sandbox="base", pid=7, reason="signal 9")
+    await put_lifecycle(bus, "spawned", agent, epoch=9, sandbox="base", pid=8)
+    await put_lifecycle(bus, "ready", agent, epoch=9, sandbox="base", detail={"replayed": 2})
+    for number in (5, 6, 6):
+        await put_output(bus, agent, number, 9)
+    return dead
 
 
 async def put_round(bus: NatsBus, number: int, symbol: str = "BTC/USD") -> tuple[int, int]:
@@ -197,7 +217,7 @@ async def put_round(bus: NatsBus, number: int, symbol: str = "BTC/USD") -> tuple
         symbol=symbol,
         round=number,
     )
-    return cause, await put(bus, "decision", symbol, "coordinator", decision, cause)
+    return cause, await put(bus, "decision", symbol, "coordinator", decision, {CAUSE: str(cause)})
 
 
 async def put_lifecycle(bus: NatsBus, event: Any, agent: str, **fields: Any) -> int:

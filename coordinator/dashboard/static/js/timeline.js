@@ -21,6 +21,7 @@ let data = { lanes: [], from: 0, to: 0 };
 let view = null;
 let following = true;
 let opened = null;
+const accounts = new Map(); // death -> its account with what is counted in the stream
 let skew = 0;
 let names = 190;
 
@@ -150,7 +151,27 @@ function open(id, { focus = true } = {}) {
   if (!death) return;
   opened = id;
   history.replaceState(null, "", `#death-${id}`);
-  const account = death.account ?? {};
+  show(death);
+  if (!known(accounts.get(id)?.first_output_ms)) complete(death);
+  if (focus) {
+    byId("account").focus({ preventScroll: innerWidth > 1000 });
+    say(`Account of the death of ${death.lane}`);
+  }
+}
+
+async function complete(death) {
+  try {
+    accounts.set(death.id, (await get(`/api/deaths/${death.id}`)).account);
+  } catch (error) {
+    accounts.set(death.id, { ...death.account, outputs_from: error.message });
+  }
+  if (opened === death.id && !byId("account-body").contains(document.activeElement)) show(death);
+}
+
+function show(death) {
+  const { id } = death;
+  const account = accounts.get(id) ?? death.account ?? {};
+  const counted = { kind: "computed", text: account.outputs_from ?? "being counted" };
   const from = { kind: "computed", text: account.from ?? "" };
   const steps = STEPS.filter(([, key]) => known(account[key]));
   const longest = Math.max(1, ...steps.map(([, key]) => account[key]));
@@ -161,7 +182,9 @@ function open(id, { focus = true } = {}) {
     ["declared dead", fig(clock(death.declared), sourceOf(death))],
     ["epoch", fig(`${count(account.epoch_before)} → ${known(account.epoch_after) ? count(account.epoch_after) : NONE}`, known(account.epoch_after) ? { kind: "message", sequence: account.epoch_after, at: null, what: "The new claim" } : from)],
     ["events replayed", fig(count(account.events_replayed), from)],
-    ["outputs lost", fig(count(account.outputs_lost), { kind: "computed", text: known(account.outputs_lost) ? from.text : "only `signalmesh kill` and `audit` count them" })],
+    ["outputs lost", fig(count(account.outputs_lost), counted)],
+    ["outputs duplicated", fig(count(account.outputs_duplicated), counted)],
+    ["outputs checked", fig(count(account.outputs_checked), counted)],
   ];
   const trace = death.trace_id ? (jaeger ? el("a", { href: `${jaeger}/trace/${death.trace_id}`, rel: "noreferrer" }, "Trace of this recovery in Jaeger") : el("span", {}, "trace ", el("code", {}, death.trace_id))) : el("span", { class: "muted" }, "No trace was recorded.");
   byId("account-body").replaceChildren(
@@ -175,10 +198,6 @@ function open(id, { focus = true } = {}) {
     el("p", { class: "links-line" }, trace, " · ", el("a", { href: `/messages/${death.sequence}` }, `declaration, message ${count(death.sequence)}`)));
   for (const node of box.querySelectorAll(".death")) node.setAttribute("aria-pressed", String(node.dataset.id === String(id)));
   reachable();
-  if (focus) {
-    byId("account").focus({ preventScroll: innerWidth > 1000 });
-    say(`Account of the death of ${death.lane}`);
-  }
 }
 
 function list() {

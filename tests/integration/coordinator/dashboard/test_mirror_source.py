@@ -13,9 +13,11 @@ from bus.durable.registry import Record, write_record
 from bus.durable.snapshots import Snapshot
 from bus.messages import now
 from bus.nats.bus import NatsBus
+from coordinator.dashboard.mirror_source import MirrorSource
+from coordinator.dashboard.read_back import decisions_before
 from signalmesh import python_command
 from tests.support.collecting import GUARD_S
-from tests.support.dashboard import dashboard_process, put_alert, put_lifecycle, put_round
+from tests.support.dashboard import dashboard_process, put_alert, put_death, put_lifecycle, put_round
 from tests.support.mirroring import Heartbeats, mirror_process
 from tests.support.nats import Connections, supervised_server
 
@@ -40,6 +42,7 @@ async def fill(bus: NatsBus) -> None:
         await put_round(bus, number)
     await put_lifecycle(bus, "ready", "momentum", epoch=3, sandbox="base")
     await put_alert(bus, "disk is full")
+    await put_death(bus, "reversion")
     record = Record(
         agent_id="a", name="momentum", kind="momentum", capabilities=("x",), status="active", epoch=3, sandbox="base",
         pid=1, spawned_at=now(),
@@ -73,6 +76,12 @@ async def test_the_pages_show_the_file_and_nothing_can_be_acted_on(tmp_path):
         assert (await http.get("/api/messages/99")).status_code == 404
         lanes = (await http.get("/api/timeline")).json()["lanes"]
         assert "momentum" in [lane["name"] for lane in lanes]
+        [death] = next(lane["deaths"] for lane in lanes if lane["name"] == "reversion")
+        counted = (await http.get(f"/api/deaths/{death['id']}")).json()["account"]
+        assert (counted["outputs_lost"], counted["outputs_duplicated"], counted["outputs_checked"]) == (1, 1, 6)
+        assert counted["first_output_ms"] is not None
+        page = (await http.get("/api/decisions", params={"limit": 3})).json()
+        assert ([row["round"] for row in page["decisions"]], page["before"]) == ([5, 4, 3], 6)
         edges = (await http.get("/api/mesh")).json()["edges"]
         assert [(edge["from"], edge["to"], edge["count"]) for edge in edges] == [("research-1", "coordinator", 5)]
         for page in ("/", "/timeline", "/mesh", "/agents/momentum", "/messages/2"):
@@ -98,6 +107,26 @@ async def test_a_damaged_row_is_left_out_and_named(tmp_path):
         found = (await http.get("/api/overview")).json()
         assert [candle["c"] for candle in found["candles"]] == [101.0, 102.0, 103.0, 105.0]
         assert "1 rows of the file are damaged" in found["source"]["problem"]
+        for path in ("/api/messages/7", "/api/decisions/8", "/messages/7"):
+            answer = await http.get(path)
+            assert answer.status_code == 503, path
+            if path.startswith("/api/"):
+                assert "message 7 does not match its checksum" in answer.json()["error"]
+
+
+@pytest.mark.slow
+async def test_decisions_are_paged_through_around_damaged_rows(tmp_path):
+    file = await mirrored(tmp_path)
+    with sqlite3.connect(file) as db:
+        db.execute("UPDATE messages SET payload = replace(payload, 'buy', 'sell') WHERE sequence IN (4, 6)")
+    source = MirrorSource(file)
+    rows = await decisions_before(source.stored, (), 10, 2)
+    assert [row["sequence"] for row in rows] == [8, 2]
+    assert [row["latency_ms"] is not None for row in rows] == [True, True]
+    for _ in range(2):
+        await source.refresh()
+        assert source.describe()["problem"] == "2 rows of the file are damaged and left out"
+    source.close()
 
 
 async def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:

@@ -29,7 +29,7 @@ from tests.support.dashboard import (
     dashboard_process,
     event_stream,
     put_alert,
-    put_lifecycle,
+    put_death,
     put_round,
 )
 from tests.support.nats import Connections, Supervised, supervised_server
@@ -143,12 +143,8 @@ async def test_all_stored_decisions_are_paged_through_and_have_pages(tmp_path):
 @pytest.mark.slow
 async def test_a_death_is_shown_from_its_first_sign_to_the_return(tmp_path):
     async with world(tmp_path) as it:
-        await put_lifecycle(it.bus, "suspected", "momentum", epoch=3, sandbox="base", detail={"silent_ms": 400})
-        dead = await put_lifecycle(
-            it.bus, "declared_dead", "momentum", epoch=3, sandbox="base", pid=7, reason="signal 9"
-        )
-        await put_lifecycle(it.bus, "spawned", "momentum", epoch=9, sandbox="base", pid=8)
-        last = await put_lifecycle(it.bus, "ready", "momentum", epoch=9, sandbox="base", detail={"replayed": 2})
+        dead = await put_death(it.bus, "momentum")
+        last = (await it.bus.bounds()).last
         await it.overview(connected=True, read_through=last)
         [lane] = [lane for lane in (await it.http.get("/api/timeline")).json()["lanes"] if lane["name"] == "momentum"]
         [death] = lane["deaths"]
@@ -158,7 +154,18 @@ async def test_a_death_is_shown_from_its_first_sign_to_the_return(tmp_path):
         assert death["ready"] >= death["declared"]
         account = death["account"]
         assert (account["epoch_before"], account["epoch_after"], account["events_replayed"]) == (3, 9, 2)
-        assert account["outputs_lost"] is None  # nobody has counted them
+        assert account["outputs_lost"] is None  # they are counted for the death that is opened
+        opened = (await it.http.get(f"/api/deaths/{dead}")).json()
+        assert (opened["id"], opened["agent"], opened["ready"]) == (dead, "momentum", death["ready"])
+        counted = opened["account"]
+        assert (counted["outputs_lost"], counted["outputs_duplicated"], counted["outputs_checked"]) == (1, 1, 6)
+        assert counted["outputs_from"].endswith(f"messages 7 to {last}")
+        assert counted["first_output_ms"] >= counted["ready_ms"]
+        assert {name: counted[name] for name in account if name in ("pid", "ready_ms", "epoch_after")} == {
+            "pid": 7, "ready_ms": account["ready_ms"], "epoch_after": 9,
+        }  # fmt: skip
+        for number, status in ((dead + 1, 404), ("x", 400), (0, 400)):
+            assert (await it.http.get(f"/api/deaths/{number}")).status_code == status
         assert [span["state"] for span in lane["spans"]] == ["dead", "starting", "live"]
 
 
