@@ -39,6 +39,7 @@ POLL_S = 0.02
 MAX_GENERATIONS = 50
 """Of children that become orphans when their parent is ended: against one that starts others without end."""
 RESOURCE_TRACKER = "multiprocessing.resource_tracker"
+_TASKS = Path("/proc/self/task")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 """From Linux's <sys/prctl.h>, as the one above."""
@@ -107,7 +108,7 @@ async def end_orphans() -> None:
     group, and their children must have left it.
     """
     for _ in range(MAX_GENERATIONS):
-        if not (orphans := await asyncio.to_thread(_orphans)):
+        if not (orphans := _orphans()):
             return
         for pid in orphans:
             with contextlib.suppress(ProcessLookupError):
@@ -120,11 +121,22 @@ async def end_orphans() -> None:
 
 def _orphans() -> list[int]:
     found = []
-    for child in psutil.Process().children():
+    for pid in _children():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             # A tracker of multiprocessing ends by itself, after it has removed what the others had shared.
-            if os.getpgid(child.pid) != os.getpgid(0) and RESOURCE_TRACKER not in " ".join(child.cmdline()):
-                found.append(child.pid)
+            if os.getpgid(pid) != os.getpgid(0) and RESOURCE_TRACKER not in " ".join(psutil.Process(pid).cmdline()):
+                found.append(pid)
+    return found
+
+
+def _children() -> list[int]:
+    """The kernel's list where it has one: psutil reads the state of every process on the machine, for milliseconds."""
+    if not (_TASKS / str(os.getpid()) / "children").exists():  # no CONFIG_PROC_CHILDREN, or another system
+        return [child.pid for child in psutil.Process().children()]
+    found: list[int] = []
+    for task in _TASKS.iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            found += map(int, (task / "children").read_text("ascii").split())
     return found
 
 

@@ -97,9 +97,11 @@ def test_an_adopted_orphan_is_reaped_and_a_child_of_its_own_is_left_to_its_owner
 
 
 ENDING = """
-import asyncio, os, signal, subprocess
+import asyncio, os, pathlib, signal, subprocess, sys
+from bus.utils import processes
 from bus.utils.processes import adopt_orphans, end_orphans
 
+processes._TASKS = pathlib.Path(sys.argv[1])
 assert adopt_orphans(True)
 told, tell = os.pipe()
 agent = os.fork()
@@ -127,6 +129,8 @@ print(own.wait())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
-def test_orphans_end_with_what_they_have_started_and_children_of_its_own_do_not():
-    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=False)
+@pytest.mark.parametrize("tasks", ["/proc/self/task", "/no-lists-of-children"])
+def test_orphans_end_with_what_they_have_started_and_children_of_its_own_do_not(tasks: str):
+    command = [sys.executable, "-c", ENDING, tasks]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("gone\ngone\n0\n", "")
