@@ -218,7 +218,7 @@ class ForkServer:
         """
         if not _FORKS or threading.active_count() > 1:
             return
-        _fork_tracker()
+        _fork_tracker(self._lock)
         server: Any = forkserver._forkserver  # noqa: SLF001
         with socket.socket(socket.AF_UNIX) as listener:
             address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
@@ -317,7 +317,7 @@ def _run_server(host: int, listener: int, alive: int, preload: tuple[str, ...]) 
         os._exit(1)
 
 
-def _fork_tracker() -> None:
+def _fork_tracker(lock: int | None) -> None:
     """Start multiprocessing's resource tracker, which it needs beside the server, as a fork too."""
     tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001
     reading, writing = os.pipe()
@@ -325,6 +325,8 @@ def _fork_tracker() -> None:
     if pid == 0:
         try:
             os.close(writing)
+            if lock is not None:
+                os.close(lock)
             set_title("resource-tracker")
             resource_tracker.main(reading)
         finally:

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from agents.host.stack_probe import STACK_SIGNAL
 from bus.observability.tracer import modules_to_preload
 from bus.utils.processes import adopt_orphans, die_with_parent, set_title, wait_pid_exit
 from signalmesh import FILE, module_command, run_command
@@ -253,6 +254,7 @@ def _serve(connection: socket.socket) -> NoReturn:
     os.close(null)
     for module in (*modules_to_preload(os.environ), *PRELOAD):
         importlib.import_module(module)
+    signal.signal(STACK_SIGNAL, signal.SIG_DFL)  # the imports of agents have it ignored, which children inherit
     os.environ.clear()  # it may hold keys, and each child gets its own
     gc.collect()
     gc.freeze()  # what is loaded now is never collected, so that its pages stay shared between all children
