@@ -1,4 +1,4 @@
-# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | mutation | bench | schema | reference | pictures | docs | lock | clean
+# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | mutation | bench | bench-peers | schema | reference | pictures | docs | lock | clean
 #   make up ARGS="--port 0"        arguments for the command
 #   make test ARGS="-k outbox"     arguments for pytest
 #   make setup VENV=dir            another environment than .venv (a directory; it is created)
@@ -16,7 +16,7 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 	--no-header --no-annotate --no-config --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test test-slow test-matrix test-docker lint types check mutation bench schema reference pictures docs lock clean
+.PHONY: help setup up test test-slow test-matrix test-docker lint types check mutation bench bench-peers schema reference pictures docs lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
@@ -103,6 +103,11 @@ mutation: setup
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# The swarm beside other software: an environment for each in build/peers, then all of them in turn; about a quarter of an hour.
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers.environments
+	$(BIN)/python -m benchmarks peers $(ARGS)
+
 schema: setup
 	$(BIN)/python -m coordinator.cli.json_schema
 
@@ -126,6 +131,9 @@ lock: setup
 	$(UV_COMPILE) $(ARGS) --group build -c requirements-dev.lock -o requirements-build.lock
 	$(UV_COMPILE) $(ARGS) --group install -c requirements-dev.lock -o requirements-install.lock
 	$(UV_COMPILE) $(ARGS) --group wss -c requirements-dev.lock -o requirements-wss.lock
+	for peer in nats-py faststream autogen-core ray; do \
+		$(UV_COMPILE) $(ARGS) --group peer-$$peer -o benchmarks/peers/$$peer.lock || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--long] [NAME ...]`: prints the results; stores those of a whole run."""
+"""`python -m benchmarks [--quick] [--long] [NAME ...]`: prints results; stores those of a whole run and of `peers`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import page, report
+from benchmarks.comparing import peers
 from benchmarks.dashboard import dashboard
 from benchmarks.explaining import explaining
 from benchmarks.idle import idle
@@ -41,19 +42,22 @@ BENCHMARKS = {
     "scale": scale,
     "tracing": tracing,
 }
+ALONE = {"peers": peers}
+"""Run only by name: it needs environments that `make bench-peers` makes."""
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
+    known = {**BENCHMARKS, **ALONE}
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)}; default: all but peers")
     parser.add_argument("--quick", action="store_true", help="few repetitions, to check that everything runs")
     parser.add_argument("--long", action="store_true", help="ten minutes instead of one for `starved`")
     parser.add_argument("--output", type=Path, help="where to write; default: results/ for a whole run, else nowhere")
     options = parser.parse_args()
     for name in options.names:
-        if name not in BENCHMARKS:
-            parser.error(f"unknown benchmark {name!r}, expected some of {', '.join(BENCHMARKS)}")
+        if name not in known:
+            parser.error(f"unknown benchmark {name!r}, expected some of {', '.join(known)}")
     names = options.names or list(BENCHMARKS)
     about, found = machine(), versions()
     for key, value in {**about, **found}.items():
@@ -61,17 +65,18 @@ def main() -> None:
     results = []
     for name in names:
         before, started_at = load(), time.monotonic()
-        benchmark = partial(starving, long=options.long) if name == "starved" else BENCHMARKS[name]
+        benchmark = partial(starving, long=options.long) if name == "starved" else known[name]
         result = asyncio.run(benchmark(quick=options.quick))
         result.duration_s = round(time.monotonic() - started_at, 1)
         result.notes.append(f"Load average before {before}, after {load()}; took {result.duration_s:.0f} s.")
         results.append(result)
         print(f"\n{result.markdown()}", flush=True)
-    whole = not options.names and not options.quick
+    stem = "peers" if names == ["peers"] else "latest"
+    whole = not options.quick and (stem == "peers" or not options.names)
     if (directory := options.output or (RESULTS if whole else None)) is not None:
-        written = report.write(directory, about, found, results)
+        written = report.write(directory, about, found, results, stem)
         if directory == RESULTS and whole:
-            written.append(page.write(written[-1]))
+            written += page.write(RESULTS)
         for path in written:
             print(f"wrote {path}")
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import sys
+from pathlib import Path
 from typing import Any
 
 from nats.aio.msg import Msg
 
-from benchmarks import bare
+from benchmarks.peers import work
+from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.processes import pipeline
 from benchmarks.report import Result, percentiles
 from benchmarks.swarm import DECISIONS, TICKS, Rounds, swarm
 
 SPEED = 100.0
 HISTORY = 250
 """Candles of the recording that the swarm publishes unpaced."""
-WAYS = {"core": "bare nats-py, core", "js": "bare nats-py, JetStream"}
+WAYS = {"core": "nats-py, core", "js": "nats-py, JetStream"}
 SWARM = "signalmesh"
 WAIT_S = 120.0
 SIZES = {"tick": 180, "signal": 280, "decision": 330}
@@ -48,11 +52,16 @@ async def run_swarm(
 
 
 async def run_bare(way: str, speed: float, rounds: Rounds, sizes: dict[str, int], *, with_ticks: bool = True) -> None:
-    """Fill `rounds` from the peer."""
-    async with bare.pipeline(way, speed, rounds.last, sizes) as running:
+    """Fill `rounds` from bare nats-py, run by this interpreter."""
+    (peer,) = (peer for peer in PEERS if peer.name == WAYS[way])
+    given = work.Work(
+        address="", way=way, speed=speed, first=rounds.first, last=rounds.last, rounds=rounds.last, sizes=sizes
+    )
+    async with pipeline(peer, Path(sys.executable), given) as running:
+        assert running.client is not None
         if with_ticks:
-            await running.client.subscribe(bare.TICKS, cb=rounds.on_tick)
-        await running.client.subscribe(bare.DECISIONS, cb=rounds.on_decision)
+            await running.client.subscribe(work.TICKS, cb=rounds.on_tick)
+        await running.client.subscribe(work.DECISIONS, cb=rounds.on_decision)
         await running.client.flush()
         running.go()
         async with asyncio.timeout(WAIT_S):

@@ -13,6 +13,8 @@ import orjson
 from coordinator.reporting.percentiles import Percentiles, percentiles_of
 
 MISSING = "-"
+WRITTEN_BY = {"latest": "make bench", "peers": "make bench-peers"}
+"""Name of the results -> the command that writes them."""
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float]:
@@ -61,16 +63,18 @@ class Result:
         return "\n\n".join(parts)
 
 
-def write(directory: Path, machine: dict[str, Any], versions: dict[str, str], results: list[Result]) -> list[Path]:
-    """Write the run to `directory`; always under the same names, as git keeps their history."""
+def write(
+    directory: Path, machine: dict[str, Any], versions: dict[str, str], results: list[Result], name: str = "latest"
+) -> list[Path]:
+    """Write the run to `directory` as `name`; always under the same names, as git keeps their history."""
     directory.mkdir(parents=True, exist_ok=True)
     facts = [{"": name, "value": value} for name, value in {**machine, **versions}.items()]
     about = Result(name="", title="Machine and versions", conditions="", rows=facts)
     head = (
-        "# Benchmarks\n\nWritten by `make bench`. Every value is from one run on one machine; compare the values of "
-        "a table with each other rather than with another machine's."
+        f"# Benchmarks\n\nWritten by `{WRITTEN_BY[name]}`. Every value is from one run on one machine; "
+        "compare the values of a table with each other rather than with another machine's."
     )
-    markdown, json = directory / "latest.md", directory / "latest.json"
+    markdown, json = directory / f"{name}.md", directory / f"{name}.json"
     sections = [head, f"## {about.title}\n\n{about.table()}", *(result.markdown() for result in results)]
     markdown.write_text("\n\n".join(sections) + "\n")
     body = {

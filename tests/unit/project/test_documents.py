@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from agents.spec import load_class
-from benchmarks import page
+from benchmarks import page, plot
 from coordinator.cli.app import app
 from coordinator.config import loader
 from tests.support.repository import ROOT
@@ -57,11 +57,18 @@ def commands() -> list[Any]:
 
 
 def test_the_benchmarks_are_those_of_the_committed_run():
-    run = orjson.loads((ROOT / "benchmarks/results/latest.json").read_bytes())
+    runs = page.runs_in(ROOT / "benchmarks/results")
     text = PAGES["docs/benchmarks.md"]
-    assert page.with_results(text, run) == text
-    assert text.count("<!-- results: ") == text.count("<!-- end of results -->") == 2
-    assert all(f"| {result['title']} |" in text for result in run["results"] if result["goal"])
+    assert page.with_results(text, runs) == text
+    assert text.count("<!-- results: ") == text.count("<!-- end of results -->") == 5
+    assert all(f"| {result['title']} |" in text for result in runs["latest"]["results"] if result["goal"])
+
+
+def test_the_plot_of_the_peers_is_that_of_the_committed_run():
+    runs = page.runs_in(ROOT / "benchmarks/results")
+    assert ("peers" in runs) == page.PLOT.exists()
+    if "peers" in runs:
+        assert page.PLOT.read_text() == plot.svg(page.compared(runs["peers"])["rows"])
 
 
 def test_every_command_is_in_a_table_of_commands():
