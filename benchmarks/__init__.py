@@ -1,1 +1,1 @@
-"""Benchmarks of signalmesh and of bare nats-py. `make bench` runs all; results are committed in results/."""
+"""Benchmarks of signalmesh (`make bench`), and of other software beside it (`make bench-peers`)."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -44,6 +45,8 @@ SWARM_LACKS = (
     "takes time that the peers do not spend."
 )
 BUSY_S = 1.0
+DISTURBED = 25.0
+"""Percent of the processor time; with more than that taken by other programs once, a run's values are disturbed."""
 KEPT, LOST, NONE = "kept", "lost", "-"
 
 
@@ -134,10 +137,11 @@ async def swarm_rate(measured: int) -> float:
     return rounds.rate()
 
 
-async def peer_paced(peer: Peer, measured: int, sizes: dict[str, int]) -> Paced:
+async def peer_paced(peer: Peer, python: Path, measured: int, sizes: dict[str, int]) -> Paced:
+    """A paced run of `peer` by the interpreter `python`, and the SIGKILL of a voter at its end."""
     last = SKIPPED + measured - 1
     given = task(peer, SPEED, SKIPPED, last, sizes, rounds=last + round(SPEED * (BACK_S + 5)))
-    async with pipeline(peer, environments.python_of(peer.environment), given) as running:
+    async with pipeline(peer, python, given) as running:
         return await (_nats_paced(running, given) if peer.over_nats else _stamped_paced(running))
 
 
@@ -193,10 +197,11 @@ def after_kill(votes: dict[int, tuple[float, int]], killed_at: float, undecided:
     return {"back_ms": (at - killed_at) * 1000, "lost": undecided, "state": LOST if seen == 1 else KEPT}
 
 
-async def peer_rate(peer: Peer, measured: int, window: int, sizes: dict[str, int]) -> float:
+async def peer_rate(peer: Peer, python: Path, measured: int, window: int, sizes: dict[str, int]) -> float:
+    """Decisions a second with at most `window` undecided rounds."""
     last = UNPACED + measured
     given = task(peer, 0, UNPACED + 1, last, sizes, rounds=last, open_rounds=window)
-    async with pipeline(peer, environments.python_of(peer.environment), given) as running:
+    async with pipeline(peer, python, given) as running:
         if not peer.over_nats:
             running.go()
             async with asyncio.timeout(WAIT_S):
@@ -257,7 +262,7 @@ async def peers(*, quick: bool) -> Result:
         title="Beside other software",
         conditions=conditions(measured, turns, sizes),
         rows=rows,
-        notes=[f"{name} does not do: {of.lacks}" for name, of in found.items() if name != SWARM]
+        notes=[f"{name}, limits: {of.lacks}" for name, of in found.items() if name != SWARM]
         + [SWARM_LACKS]
         + [f"{name}: {why}." for name, why in absent.items()]
         + [other_load(busy)],
@@ -270,8 +275,11 @@ async def _one_turn(turn: int, of: Turns, peer: Peer | None, measured: int, shar
     paced: Callable[[], Any] = partial(swarm_paced, measured, sizes)
     rates: dict[int, Callable[[], Any]] = {work.OPEN_ROUNDS: partial(swarm_rate, SWARM_ROUNDS // share)}
     if peer is not None:
-        paced = partial(peer_paced, peer, measured, sizes)
-        rates = {window: partial(peer_rate, peer, peer.rounds // share, window, sizes) for window in peer.windows}
+        python = environments.python_of(peer.environment)
+        paced = partial(peer_paced, peer, python, measured, sizes)
+        rates = {
+            window: partial(peer_rate, peer, python, peer.rounds // share, window, sizes) for window in peer.windows
+        }
     try:
         of.paced[turn] = await paced()
         for window, rate in rates.items():
@@ -284,10 +292,11 @@ async def _one_turn(turn: int, of: Turns, peer: Peer | None, measured: int, shar
 
 def other_load(busy: list[float]) -> str:
     """What else the machine did; `busy` are percents of its processor time while nothing of the benchmark ran."""
-    return (
+    text = (
         "Before each system's turn, with nothing of the benchmark running, other programs took "
         f"{statistics.median(busy):.0f} % of the processor time (median; at most {max(busy):.0f} %)."
     )
+    return f"{text} That disturbs all values: rely on the ratios alone." if max(busy) > DISTURBED else text
 
 
 def conditions(measured: int, turns: int, sizes: dict[str, int]) -> str:
@@ -300,7 +309,8 @@ def conditions(measured: int, turns: int, sizes: dict[str, int]) -> str:
         f"SIGKILL: of one voter at {SPEED:.0f} ticks/s, to its next vote; where none came, {NOTHING_S:.0f} s were "
         f"waited ({BACK_S / 2:.0f} s for autogen-core). On NATS an outside core subscriber takes all times. "
         "autogen-core and Ray have no bus: there a time is from just before the source sends the tick to the "
-        "coordinator's decision, by CLOCK_MONOTONIC in these two processes. Ratios are medians of the turns' ratios to signalmesh."
+        "coordinator's decision, by CLOCK_MONOTONIC in these two processes. Ratios are medians of the turns' ratios to "
+        "signalmesh."
     )
 
 

@@ -136,7 +136,7 @@ def peers_lack(run: dict[str, Any]) -> str:
         else:
             versions = ", ".join(f"{name} {version}" for name, version in raw["versions"].items())
             rows.append((row["system"], versions or f"signalmesh {run['versions']['signalmesh']}", raw["lacks"]))
-    return _table(("system", "versions", "what it does not do"), rows)
+    return _table(("system", "versions", "limits"), rows)
 
 
 def _columns(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ FONT = "system-ui, 'DejaVu Sans', sans-serif"
 
 
 def svg(rows: list[dict[str, Any]]) -> str:
-    """The plot of `rows`. A bar that has no value says so; the first row is the swarm's."""
+    """The plot of `rows`. Text takes the place of a bar that has no value; the first row is the swarm's."""
     measured = [row for row in rows if "p50, ms" in row]
     height = HEAD + len(measured) * (BAR + GAP)
     parts: list[str] = []
@@ -44,7 +44,7 @@ def _panel(rows: list[dict[str, Any]], name: str, title: str, top: int) -> list[
         middle = y + BAR - 5
         parts.append(f'<text x="{LEFT - 8}" y="{middle}" text-anchor="end">{escape(row["system"])}</text>')
         if row[name] is None:
-            parts.append(f'<text x="{LEFT}" y="{middle}">nothing starts it again</text>')
+            parts.append(f'<text x="{LEFT}" y="{middle}">{_absent(row, name)}</text>')
             continue
         end = LEFT + BAR_WIDTH * row[name] / most
         colour = OTHERS if index else OURS
@@ -59,3 +59,8 @@ def _panel(rows: list[dict[str, Any]], name: str, title: str, top: int) -> list[
             end, label = max(end, far), f"{label} (p99 {format_number(row[line])})"
         parts.append(f'<text x="{end + 6:.1f}" y="{middle}">{label}</text>')
     return parts
+
+
+def _absent(row: dict[str, Any], name: str) -> str:
+    """Why `row` has no value for `name`."""
+    return "no vote again" if name.startswith("SIGKILL") and row["p50, ms"] is not None else "not measured"
