@@ -1,4 +1,4 @@
-# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | mutation | bench | bench-peers | schema | reference | pictures | docs | lock | clean
+# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | mutation | bench | bench-peers | check-supply | schema | reference | pictures | docs | lock | clean
 #   make up ARGS="--port 0"        arguments for the command
 #   make test ARGS="-k outbox"     arguments for pytest
 #   make setup VENV=dir            another environment than .venv (a directory; it is created)
@@ -16,7 +16,7 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 	--no-header --no-annotate --no-config --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test test-slow test-matrix test-docker lint types check mutation bench bench-peers schema reference pictures docs lock clean
+.PHONY: help setup up test test-slow test-matrix test-docker lint types check mutation bench bench-peers check-supply schema reference pictures docs lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
@@ -108,6 +108,17 @@ bench-peers: setup
 	$(BIN)/python -m benchmarks.peers.environments
 	$(BIN)/python -m benchmarks peers $(ARGS)
 
+# Known vulnerabilities of the locked requirements, and build/sbom.cdx.json (CycloneDX). Its tools have an environment of
+# their own. For example: make check-supply ARGS="--ignore-vuln CVE-2020-28493"
+SUPPLY := build/supply
+$(SUPPLY)/.installed: requirements-supply.lock | setup
+	$(BIN)/python -m venv --clear $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-supply.lock
+	@touch $@
+
+check-supply: $(SUPPLY)/.installed
+	@$(SUPPLY)/bin/python -m tests.supply $(ARGS)
+
 schema: setup
 	$(BIN)/python -m coordinator.cli.json_schema
 
@@ -131,6 +142,7 @@ lock: setup
 	$(UV_COMPILE) $(ARGS) --group build -c requirements-dev.lock -o requirements-build.lock
 	$(UV_COMPILE) $(ARGS) --group install -c requirements-dev.lock -o requirements-install.lock
 	$(UV_COMPILE) $(ARGS) --group wss -c requirements-dev.lock -o requirements-wss.lock
+	$(UV_COMPILE) $(ARGS) --group supply -c requirements-dev.lock -o requirements-supply.lock
 	for peer in nats-py faststream autogen-core ray; do \
 		$(UV_COMPILE) $(ARGS) --group peer-$$peer -o benchmarks/peers/$$peer.lock || exit 1; \
 	done
