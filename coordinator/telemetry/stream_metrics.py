@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from bus.errors import MessageError
 from bus.interface import StoredMessage
 from bus.messages import KINDS, Alert, Decision, Epoch, Lifecycle, MarketData, Message, Side, VotingConfig, decode
-from bus.messages.headers import CAUSE, number
+from bus.messages.headers import CAUSE, TRACEPARENT, number
 from bus.messages.subjects import STORED_KINDS, WATCHDOG, Subjects
+from bus.observability.spans import read_sampled
 from coordinator.telemetry.decision_latency import REMEMBERED, TickTimes, seconds_between
 from coordinator.telemetry.labels import OTHER, Names
 from coordinator.telemetry.recovery_metrics import RecoveryMetrics
@@ -180,4 +181,6 @@ class StreamMetrics(Instruments):
         if decision.absent:
             self.degraded_decisions.inc()
         if (latency_s := self._ticks.latency_s(decision, stored.stored_ns)) is not None:
-            self.tick_to_decision.observe(latency_s)
+            context, _ = read_sampled(stored.headers.get(TRACEPARENT, ""))
+            # An unsampled trace was not exported: a link to it would lead nowhere.
+            self.tick_to_decision.observe(latency_s, {"trace_id": context.trace_id} if context else None)

@@ -30,14 +30,21 @@ class Stream:
         self.at_ns = 1_000_000_000_000
 
     def put(
-        self, subject: str, message: Message | bytes, cause: int | str = 0, after_ms: float = 1, count: bool = True
+        self,
+        subject: str,
+        message: Message | bytes,
+        cause: int | str = 0,
+        after_ms: float = 1,
+        count: bool = True,
+        traceparent: str = "",
     ) -> int:
         self.sequence += 1
         self.at_ns += round(after_ms * MS)
         data = message if isinstance(message, bytes) else encode(message)
-        stored = StoredMessage(
-            subject, self.sequence, data, {"Mesh-Cause": str(cause)} if cause else {}, stored_ns=self.at_ns
-        )
+        headers = {"Mesh-Cause": str(cause)} if cause else {}
+        if traceparent:
+            headers["traceparent"] = traceparent
+        stored = StoredMessage(subject, self.sequence, data, headers, stored_ns=self.at_ns)
         (self.metrics.count if count else self.metrics.remember)(stored)
         return self.sequence
 

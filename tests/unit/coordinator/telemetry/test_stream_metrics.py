@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client.openmetrics.exposition import generate_latest
 
 from bus.messages import Alert, Epoch, Signal, VotingConfig
+from bus.observability.spans import Context
 from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
 from coordinator.telemetry.labels import MAX_UNKNOWN_WRITERS, OTHER
-from tests.support.counted import AT, heartbeat
+from tests.support.counted import AT, Stream, heartbeat
+from tests.support.page import exemplars
+
+
+def exemplars_of(stream: Stream) -> dict[str, str]:
+    """Bound of the bucket -> the trace of its newest exemplar."""
+    page = generate_latest(stream.metrics.registry).decode()
+    found = exemplars(page)
+    assert {name for name, _ in found} <= {"signalmesh_tick_to_decision_seconds_bucket"}
+    assert all(exemplar.labels.keys() == {"trace_id"} for exemplar in found.values())
+    return {bound: exemplar.labels["trace_id"] for (_, bound), exemplar in found.items()}
+
+
+def test_a_latency_leads_to_the_trace_of_its_decision(stream):
+    for number, latency_ms in enumerate((4, 40, 5), 1):
+        stream.tick(number)
+        context = Context(f"{number:032x}", f"{number:016x}")
+        stream.decision(number, after_ms=latency_ms, traceparent=context.header)
+    assert exemplars_of(stream) == {"0.005": f"{3:032x}", "0.05": f"{2:032x}"}, "the newest one of each bucket"
+
+
+@pytest.mark.parametrize(
+    "traceparent", ["", Context("1" * 32, "2" * 16, sampled=False).header, "00-" + "0" * 32, 'x"} 1\n', "1" * 5000]
+)
+def test_a_decision_without_a_sampled_trace_has_a_latency_and_no_exemplar(stream, traceparent):
+    stream.tick(1)
+    stream.decision(1, traceparent=traceparent)
+    assert stream.result()["signalmesh_tick_to_decision_seconds_count", ()] == 1
+    assert exemplars_of(stream) == {}
 
 
 def test_a_hop_is_the_time_between_the_storing_of_cause_and_output(stream):
