@@ -57,7 +57,7 @@ class Project:
         # Not in the environment: the docker command itself would send its own traces there.
         settings.write_text(f"OTEL_EXPORTER_OTLP_ENDPOINT={collector_url}\nOTEL_TRACES_SAMPLER=always_on\n")
         self.name = f"signalmesh-{uuid.uuid4().hex[:8]}"
-        self.port, self.dashboard_port = free_port(), free_port()
+        self.port, self.dashboard_port, self.prometheus_port = free_port(), free_port(), free_port()
         self.image = "signalmesh:test"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
@@ -65,6 +65,7 @@ class Project:
             "JAEGER_PORT": str(free_port()),
             "METRICS_PORT": str(free_port()),
             "DASHBOARD_PORT": str(self.dashboard_port),
+            "PROMETHEUS_PORT": str(self.prometheus_port),
             "SIGNALMESH_IMAGE": self.image,
             "SIGNALMESH_NODEJS_IMAGE": "signalmesh-nodejs:test",
             "SPEED": "20",
@@ -94,6 +95,18 @@ class Project:
         for item in json.loads(out):
             found.setdefault(item["Config"]["Labels"]["com.docker.compose.service"], item)
         return found
+
+    async def use_prometheus(self) -> None:
+        """The pinned image if it is on this machine; otherwise the server of Debian's package takes its place."""
+        [pinned] = re.findall(r"\{PROMETHEUS_IMAGE:-(.+)\}", (ROOT / "docker-compose.yml").read_text())
+        if (await self.docker("image", "inspect", pinned))[0] == 0:
+            return
+        [base] = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+        self._environment["PROMETHEUS_IMAGE"] = "signalmesh-prometheus:test"
+        arguments = ("build", "--network", "host", "--build-arg", f"BASE={base}", "-t", "signalmesh-prometheus:test")
+        code, out, err = await run("docker", *arguments, str(ROOT / "tests/compose/prometheus"),
+                                   environment=self._environment, within_s=BUILD_S)  # fmt: skip
+        assert code == 0, f"{out[-2000:]}\n{err[-2000:]}"
 
     async def command(self, service: str, *arguments: str) -> Any:
         """The JSON of a command of signalmesh, run inside a container."""
@@ -188,7 +201,7 @@ async def project(collector: OtlpCollector, tmp_path_factory: pytest.TempPathFac
     finally:
         logs = await project.try_compose("logs", "--no-color", "--tail", "40")
         print(logs[1][-12000:])  # noqa: T201 - pytest shows it with a failure
-        await project.try_compose("down", "-v", "--timeout", "10", within_s=DOWN_S)
+        await project.try_compose("--profile", "metrics", "down", "-v", "--timeout", "10", within_s=DOWN_S)
 
 
 @pytest.fixture
@@ -244,6 +257,44 @@ async def test_the_dashboard_is_reached_from_the_host_with_its_link(project: Pro
         assert found["source"]["connected"]
         assert {agent["name"] for agent in found["agents"]} == set(AGENTS)
     assert token not in await project.compose("logs", "--no-color", "dashboard")
+
+
+async def test_prometheus_of_the_profile_scrapes_exemplars_of_exported_traces(
+    project: Project, subscriber: Subscriber, collector: OtlpCollector
+):
+    """A real Prometheus. Grafana is not started: its image is not everywhere, and nothing can stand in for it."""
+    await project.use_prometheus()
+    # Without the dependencies: the swarm is up.
+    await project.compose("--profile", "metrics", "up", "-d", "--no-deps", "prometheus", within_s=UP_S)
+    address = f"http://127.0.0.1:{project.prometheus_port}/api/v1/"
+    try:
+        async with httpx.AsyncClient(base_url=address, timeout=COMMAND_S) as http:
+
+            async def answer(path: str, **query: str) -> Any:
+                """The first answer that is not empty."""
+                async with asyncio.timeout(COMMAND_S):
+                    while True:
+                        with contextlib.suppress(httpx.TransportError):
+                            response = await http.get(path, params=query)
+                            if response.status_code == 200 and (data := response.json()["data"]) not in ([], {}):
+                                return data
+                        await asyncio.sleep(0.2)
+
+            await subscriber.more_decisions(20)
+            latencies = {"query": "signalmesh_tick_to_decision_seconds_bucket", "start": "0", "end": "9999999999"}
+            series = await answer("query_exemplars", **latencies)
+            traces = {exemplar["labels"]["trace_id"] for item in series for exemplar in item["exemplars"]}
+            await received("the traces of the exemplars", lambda: traces <= collector.traces().keys())
+            [target] = (await answer("targets"))["activeTargets"]
+            assert (target["scrapeUrl"], target["health"]) == ("http://metrics:9464/metrics", "up")
+            [group] = (await answer("rules"))["groups"]
+            assert len(group["rules"]) == (ROOT / "docs/prometheus/alerts.yml").read_text().count("- alert: ")
+        container = (await project.containers())["prometheus"]
+        assert container["HostConfig"]["ReadonlyRootfs"]
+        assert container["HostConfig"]["CapDrop"] == ["ALL"]
+        assert container["Config"]["User"] not in ("", "root", "0")
+    finally:
+        await project.compose("--profile", "metrics", "rm", "--stop", "--force", "-v", "prometheus", within_s=DOWN_S)
 
 
 async def test_the_image_is_as_large_as_documented_and_has_no_build_tools(project: Project):
