@@ -45,8 +45,6 @@ SWARM_LACKS = (
     "takes time that the peers do not spend."
 )
 BUSY_S = 1.0
-DISTURBED = 25.0
-"""Percent of the processor time; with more than that taken by other programs once, a run's values are disturbed."""
 KEPT, LOST, NONE = "kept", "lost", "-"
 
 
@@ -292,11 +290,10 @@ async def _one_turn(turn: int, of: Turns, peer: Peer | None, measured: int, shar
 
 def other_load(busy: list[float]) -> str:
     """What else the machine did; `busy` are percents of its processor time while nothing of the benchmark ran."""
-    text = (
+    return (
         "Before each system's turn, with nothing of the benchmark running, other programs took "
         f"{statistics.median(busy):.0f} % of the processor time (median; at most {max(busy):.0f} %)."
     )
-    return f"{text} That disturbs all values: rely on the ratios alone." if max(busy) > DISTURBED else text
 
 
 def conditions(measured: int, turns: int, sizes: dict[str, int]) -> str:
