@@ -41,13 +41,14 @@ OWN_AGENT = """
 
 
 @pytest.fixture(autouse=True)
-def _own_modules():
-    """Each test's modules beside its swarm.toml are forgotten with it."""
-    path, modules = list(sys.path), set(sys.modules)
+def _own_modules(tmp_path):
+    """Each test's modules beside its swarm.toml are forgotten with it. No other one: a thread may be importing it."""
+    path = list(sys.path)
     yield
     sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if not name.startswith(("agents.", "bus.", "coordinator.")):
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        if any(place is not None and Path(place).is_relative_to(tmp_path) for place in places):
             del sys.modules[name]
 
 
