@@ -32,8 +32,14 @@ from tests.support.collector import collecting
 from tests.support.page import exemplars
 from tests.support.repository import ROOT
 
-ACCEPT = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;q=0.5"
-"""As Prometheus asks."""
+ACCEPT = {
+    2: "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+    3: "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+    "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
+    "text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+}
+"""Major version of Prometheus -> the formats that it asks for."""
 ROUNDS = 60
 TOML = exact_toml(speed=0, rounds=ROUNDS) + '\n[metrics]\nlisten = "127.0.0.1:0"\n'
 LATENCY = "signalmesh_tick_to_decision_seconds_bucket"
@@ -66,11 +72,12 @@ async def test_the_page_in_openmetrics_leads_from_latencies_to_exported_traces(t
             await (await swarm.up()).decided(ROUNDS)
             url = await page(swarm)
             await scraped_until(url, "signalmesh_tick_to_decision_seconds_count", (), ROUNDS)
-            kind, text = await get(url, ACCEPT)
-            assert kind.startswith("application/openmetrics-text; version=1.0.0")
-            assert text.endswith("# EOF\n")
-            found = exemplars(text)
-            assert found
+            pages = [await get(url, accept) for accept in ACCEPT.values()]
+            for kind, text in pages:
+                assert kind.startswith("application/openmetrics-text; version=1.0.0")
+                assert text.endswith("# EOF\n")
+            found, as_well = (exemplars(text) for _, text in pages)
+            assert found == as_well != {}
             traces = {exemplar.labels["trace_id"] for exemplar in found.values()}
             assert traces <= await traces_of_decisions(swarm)
             for (name, bound), exemplar in found.items():
@@ -87,7 +94,7 @@ async def test_a_swarm_without_traces_has_no_exemplars(tmp_path):
         await (await swarm.up()).decided(ROUNDS)
         url = await page(swarm)
         await scraped_until(url, "signalmesh_tick_to_decision_seconds_count", (), ROUNDS)
-        assert exemplars((await get(url, ACCEPT))[1]) == {}
+        assert exemplars((await get(url, ACCEPT[3]))[1]) == {}
 
 
 class Prometheus:
