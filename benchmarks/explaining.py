@@ -12,8 +12,9 @@ from benchmarks.swarm import DECISIONS, Rounds, Swarm, swarm
 from bus.mirror.reader import MIRROR_FILE, MirrorFile
 from bus.nats.bus import NatsBus
 from coordinator.explain.explainer import explain
+from coordinator.explain.file_source import FileSource
 from coordinator.explain.selection import LATEST, Selector
-from coordinator.explain.sources import BusSource, FileSource, MessageSource
+from coordinator.explain.sources import BusSource, MessageSource
 from signalmesh import python_command
 
 GOAL_MS = 500.0

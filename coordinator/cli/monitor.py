@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -114,6 +115,8 @@ def explain(
     json: Json = False,
 ) -> None:
     """Show why a decision was made, computed again from the stored messages; exit code 1 if it differs."""
+    # numpy adds and sorts a few hundred numbers here: starting the threads of its BLAS would take longer.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from coordinator.explain.explainer import explain_bus, explain_file
     from coordinator.explain.selection import make_selector
     from coordinator.explain.text import print_explanation

@@ -13,6 +13,7 @@ import typer
 
 from bus.errors import NoSuchSwarm, NoSwarmThere, PermissionDenied, Refused, UsageError
 from bus.utils.aio import end_tasks, run_to_end
+from coordinator.config.connection import CONNECT_S, DEFAULT_URL
 
 if TYPE_CHECKING:
     from bus.nats.bus import NatsBus
@@ -77,8 +78,6 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
     Raises:
         UsageError: --state-dir names a directory without a swarm, or a file cannot be read.
     """
-    from coordinator.config.loader import load_swarm
-    from coordinator.config.settings import DEFAULT_URL
     from coordinator.runner.run_record import read_run
 
     run = read_run(state_dir)
@@ -91,8 +90,14 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
     if nats not in (None, run.url if run else None):
         run = None
     if swarm is None:
-        swarm = run.swarm if run is not None else load_swarm().swarm
+        swarm = run.swarm if run is not None else _configured_swarm()
     return Target(url, swarm, run if run is not None and run.swarm == swarm else None)
+
+
+def _configured_swarm() -> str:
+    from coordinator.config.loader import load_swarm
+
+    return load_swarm().swarm
 
 
 def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
@@ -103,7 +108,6 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
         PermissionDenied: the server denies what `work` needs.
     """
     from bus.nats.bus import NatsBus
-    from coordinator.config.settings import CONNECT_S
 
     async def connected() -> T:
         bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)

@@ -39,10 +39,6 @@ __all__ = [
     "WatchdogSettings",
 ]
 
-DEFAULT_URL = "nats://127.0.0.1:4222"
-"""NATS URL if none is given: the default port of the server that `up` starts."""
-CONNECT_S = 2.0
-"""How long a command tries to connect."""
 SHORTEST_MAX_AGE_S = 120.0
 """The stream's deduplication window; max_age may not be shorter."""
 

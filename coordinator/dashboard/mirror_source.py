@@ -22,8 +22,9 @@ from coordinator.audit.mirror_checks import stored_of
 from coordinator.dashboard.model import MAX_LIFECYCLE, iso_ns
 from coordinator.dashboard.source import EVENTS_LOOKBACK, HISTORY, RARE_KINDS, Source
 from coordinator.explain.errors import RowChanged
+from coordinator.explain.file_source import FileSource
 from coordinator.explain.round_history import decoded
-from coordinator.explain.sources import PAGE, FileSource, MessageSource
+from coordinator.explain.sources import PAGE, MessageSource
 from coordinator.monitor.status import Facts
 
 log = structlog.get_logger("signalmesh.dashboard")

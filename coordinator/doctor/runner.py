@@ -17,8 +17,9 @@ from bus.nats.bus import NatsBus
 from bus.nats.urls import check_url, redacted_url, urls_of
 from bus.utils.terminal import escape_control
 from coordinator.certify.leftovers import check_earlier_runs
+from coordinator.config.connection import CONNECT_S, DEFAULT_URL
 from coordinator.config.loader import BUILT_IN, parse_swarm
-from coordinator.config.settings import CONNECT_S, DEFAULT_URL, SwarmConfig
+from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.bus_checks import check_bus
 from coordinator.doctor.dashboard_checks import check_dashboard
 from coordinator.doctor.machine_checks import (

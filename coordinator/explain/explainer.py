@@ -18,7 +18,6 @@ from bus.interface import StoredMessage
 from bus.messages import Decision, Epoch, Lifecycle, MarketData, Sentiment, Signal, VotingConfig, encode
 from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG
-from bus.mirror.reader import MirrorFile
 from coordinator.decisions.pooling import Electorate, electorate, log_odds, pooled_log_odds, vote_probability
 from coordinator.decisions.risk import WINDOW, measure
 from coordinator.decisions.rounds import NO_CONFIG, ClosedRound, close_round, signed_position, window_of
@@ -50,7 +49,7 @@ from coordinator.explain.round_history import (
     pair_rounds,
 )
 from coordinator.explain.selection import SelectedDecision, Selector, select
-from coordinator.explain.sources import BusSource, FileSource, Filter, MessageSource, read_all
+from coordinator.explain.sources import BusSource, Filter, MessageSource, read_all
 from coordinator.reporting.differences import FieldDifference, payload_differences
 
 if TYPE_CHECKING:  # a file is read without the NATS client, which takes long to import
@@ -99,6 +98,9 @@ async def explain_file(path: Path, selector: Selector) -> Explanation:
     Raises:
         MirrorUnusable: it cannot be read.
     """
+    from bus.mirror.reader import MirrorFile
+    from coordinator.explain.file_source import FileSource
+
     with MirrorFile(path) as file:
         return await explain(FileSource(file), selector)
 

@@ -16,9 +16,10 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
 from coordinator.explain.explainer import explain
+from coordinator.explain.file_source import FileSource
 from coordinator.explain.models import Explanation
 from coordinator.explain.selection import Selector
-from coordinator.explain.sources import BusSource, FileSource, Filter, MessageSource
+from coordinator.explain.sources import BusSource, Filter, MessageSource
 from tests.acceptance.conftest import LENGTH
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import Swarm, agents_toml, run_command

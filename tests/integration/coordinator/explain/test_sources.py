@@ -16,9 +16,10 @@ from bus.mirror.reader import MirrorFile
 from coordinator.decisions.rounds import round_id
 from coordinator.explain.errors import RoundRemoved, RowChanged
 from coordinator.explain.explainer import explain, explain_bus, explain_file
+from coordinator.explain.file_source import FileSource
 from coordinator.explain.models import Explanation
 from coordinator.explain.selection import LATEST, Selector
-from coordinator.explain.sources import BusSource, FileSource, Filter, MessageSource
+from coordinator.explain.sources import BusSource, Filter, MessageSource
 from tests.support.coordinator_rounds import CONFIG, MOMENTUM, NEWS, REVERSION, SYMBOL, VOTERS, tick, timer, vote
 from tests.support.copying import Recorded, copied
 from tests.support.mirror_files import damage, mirrored
