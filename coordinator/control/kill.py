@@ -22,7 +22,7 @@ from bus.heartbeats import HeartbeatListener, HeartbeatTable
 from bus.interface import ReceivedMessage
 from bus.messages import Epoch, Heartbeat, Lifecycle
 from bus.messages import headers as h
-from bus.messages.subjects import AGENT_KINDS
+from bus.messages.subjects import AGENT_KINDS, check_name
 from bus.nats.bus import NatsBus
 from bus.utils.terminal import escape_control
 from coordinator.control.outputs import count_outputs, epoch_of, is_successor
@@ -213,6 +213,7 @@ async def kill(bus: NatsBus, name: str, number: int, wait_s: float) -> KillRepor
         UsageError: no such agent, or no sandbox host runs it; MeshError: it does not run, or its host refuses;
             BusError: the bus does not answer.
     """
+    check_name(name, "agent")  # whatever a heartbeat says: a server cuts off a client whose subjects are too long
     heartbeat = await find_agent(bus, name)
     subjects = bus.subjects
     result = KillReport(

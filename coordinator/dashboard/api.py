@@ -29,7 +29,7 @@ from bus.errors import (
 )
 from bus.interface import StoredMessage
 from bus.messages.headers import OUTPUT, number
-from bus.messages.subjects import AGENT_KINDS
+from bus.messages.subjects import AGENT_KINDS, check_name
 from coordinator.control.kill import kill
 from coordinator.control.watchdog_client import Restarted, Revived, request_watchdog
 from coordinator.dashboard.agent_log import tail
@@ -162,6 +162,8 @@ async def timeline(dashboard: Dashboard, request: Request) -> Response:
     until = whole_number(request, "until", max(end_ms, oldest), 0, 1 << 53)
     assert since is not None
     assert until is not None
+    if since > until:
+        raise UsageError(f"since: expected at most until ({until}), not {since}")
     status = source.status()
     agents = [agent.name for agent in status.agents] if status else []
     sandboxes = [sandbox.name for sandbox in status.sandboxes] if status else []
@@ -276,6 +278,10 @@ async def describe_agent(dashboard: Dashboard, name: str) -> dict[str, Any]:
         NotThere: there is no such agent.
     """
     source = dashboard.source
+    try:
+        check_name(name, "agent")  # anything can send heartbeats: `*` would be a pattern of all agents' messages
+    except UsageError as found:
+        raise NotThere(404, str(found)) from None
     await source.refresh()
     facts, status = source.facts(), source.status()
     rows = agent_rows(status, facts) if status is not None and facts is not None else []

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bus import __version__
 from bus.errors import BusError, MeshError
 from coordinator.dashboard.api import Dashboard, NotThere, describe_message, routes, status_of_error
-from coordinator.dashboard.guard import Access, Guard, cookie_value, error, same
+from coordinator.dashboard.guard import CRASHED, Access, Guard, cookie_value, error, same
 from coordinator.dashboard.hub import Viewer
 from coordinator.explain.selection import Selector
 
@@ -154,7 +154,13 @@ class _Site:
         text = found.detail
         if found.status_code == 404:
             text = f"{request.url.path[:200]}: there is no such page; begin at /"
+        elif found.status_code == 405:
+            allowed = (found.headers or {}).get("Allow", "GET")
+            text = f"{request.method[:20]} {request.url.path[:200]}: expected {allowed}"
         return self._pages.problem(request, found.status_code, text)
+
+    async def on_crash(self, request: Request, _: Exception) -> Response:
+        return self._pages.problem(request, 500, CRASHED)
 
     async def on_error(self, request: Request, found: Exception) -> Response:
         assert isinstance(found, (NotThere, MeshError))
@@ -179,6 +185,7 @@ def make_app(dashboard: Dashboard, access: Access, drop: Drop) -> ASGIApp:
         ],
         exception_handlers={
             HTTPException: site.on_http_error, NotThere: site.on_error, MeshError: site.on_error,
+            Exception: site.on_crash,  # Guard logs it
         },
     )  # fmt: skip
     return Guard(app, access)

@@ -37,6 +37,7 @@ SECURITY_HEADERS = {
 }
 OPEN_PATHS = ("/login", "/static/")
 """Answered without a token on any address: they show nothing of the swarm."""
+CRASHED = "the dashboard failed; its log says why (logs/dashboard.log of the state directory)"
 SAFE_METHODS = ("GET", "HEAD")
 
 
@@ -153,8 +154,7 @@ class Guard:
         except Exception:
             log.exception("request_failed", path=scope["path"])  # not the query, which may have the token
             if not started:
-                text = "the dashboard failed; its log says why (logs/dashboard.log of the state directory)"
-                await error(500, text)(scope, receive, send_with_headers)
+                await error(500, CRASHED)(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that no route may see."""

@@ -20,6 +20,8 @@ from coordinator.explain.errors import MOST_NAMED, AmbiguousRound, RoundOpen, Ro
 from coordinator.explain.sources import Filter, MessageSource, read_all
 
 LATEST = "latest"
+LONGEST_NAMED = 300
+"""Characters of a selector that an error repeats."""
 LONGEST_NUMBER = 18
 """Digits of a stream sequence."""
 EXPECTED = "expected a decision_id like BTC/USD:research-1:42, the sequence of its message, or latest"
@@ -34,7 +36,8 @@ class Selector:
     round: int | None = None
 
     def __str__(self) -> str:
-        return self.decision if self.decision is not None else f"--round {self.round} --symbol {self.symbol}"
+        text = self.decision if self.decision is not None else f"--round {self.round} --symbol {self.symbol}"
+        return text if len(text) <= LONGEST_NAMED else f"{text[:LONGEST_NAMED]}…"
 
 
 def make_selector(decision: str | None, symbol: str | None, number: int | None) -> Selector:
@@ -98,7 +101,7 @@ async def select(source: MessageSource, selector: Selector) -> SelectedDecision:
     if wanted is not None:
         name = parse_round_id(wanted)
         if name is None:
-            raise UnknownRound(f"explain {wanted}: {EXPECTED}; `signalmesh history decision` lists the newest")
+            raise UnknownRound(f"explain {selector}: {EXPECTED}; `signalmesh history decision` lists the newest")
         symbol, number = name.symbol, name.sequence
     else:
         name, symbol, number = None, selector.symbol or "", selector.round or 0
@@ -261,7 +264,7 @@ async def _reason(
     else:
         there = f"expected one of {await _symbols(source)}"
         if name is not None:
-            there += f", and a source that publishes ticks of it, not {name.source}"
+            there += f", and a source that publishes ticks of it, not {name.source[:100]}"
     return UnknownRound(f"explain {selector}: there is no such round; {there}")
 
 

@@ -9,8 +9,9 @@ import json
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -169,6 +170,16 @@ async def event_stream(address: tuple[str, int], query: str = "", **headers: str
         yield EventClient(reader, writer, status)
     finally:
         writer.close()
+
+
+@contextmanager
+def stalled_client(address: tuple[str, int], path: str, times: int = 1) -> Iterator[socket.socket]:
+    """A connection that sends requests and reads nothing."""
+    with socket.create_connection(address) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = address
+        one.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode() * times)
+        yield one
 
 
 async def put(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import urllib.parse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,7 @@ import pytest
 from bus.messages import Heartbeat, encode
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
-from coordinator.dashboard.api import Dashboard
-from coordinator.dashboard.guard import Access
-from coordinator.dashboard.hub import FLUSH_S, QUEUE_BYTES, WRITE_BYTES, Hub
-from coordinator.dashboard.live_source import LiveSource
-from coordinator.dashboard.server import BUFFER_BYTES, Transports, make_server
 from coordinator.dashboard.source import HISTORY
-from coordinator.runner.dashboard_link import open_port
 from tests.support.collecting import GUARD_S
 from tests.support.dashboard import (
     DashboardProcess,
@@ -31,9 +26,9 @@ from tests.support.dashboard import (
     put_alert,
     put_death,
     put_round,
+    stalled_client,
 )
 from tests.support.nats import Connections, Supervised, supervised_server
-from tests.support.repository import ROOT
 
 MARKUP = '<script>alert("1")</script>'
 
@@ -265,69 +260,6 @@ async def test_a_viewer_that_reads_nothing_is_dropped_and_the_others_are_not(tmp
             assert read_to_the_end(stalled) < 4 << 20  # what the kernel had; nothing waits for this peer any more
 
 
-@asynccontextmanager
-async def served() -> AsyncIterator[tuple[Hub, Transports, tuple[str, int]]]:
-    """The server in this process, over a bus that is away; its hub, its connections and its address."""
-    hub, transports = Hub(), Transports()
-    dashboard = Dashboard(LiveSource("nats://127.0.0.1:1", "swarm", hub), hub)
-    port = open_port("127.0.0.1:0", "--listen")
-    server = make_server(dashboard, Access.of(port.host, port.port, "t" * 43), transports)
-    serving = asyncio.create_task(server.serve(sockets=[port.socket]))
-    try:
-        yield hub, transports, (port.host, port.port)
-    finally:
-        hub.close()
-        server.should_exit = True
-        await serving
-
-
-@contextmanager
-def stalled_client(address: tuple[str, int], path: str, times: int = 1) -> Iterator[socket.socket]:
-    """A connection that sends requests and reads nothing."""
-    with socket.create_connection(address) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, port = address
-        one.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode() * times)
-        yield one
-
-
-async def test_what_waits_for_a_viewer_that_reads_nothing_is_bounded():
-    async with served() as (hub, transports, address):
-        with stalled_client(address, "/events"):
-            async with asyncio.timeout(GUARD_S):
-                while not hub.viewers:
-                    await asyncio.sleep(0.01)
-                [viewer], [transport] = hub._viewers, transports.values()
-                most_buffered = most_queued = 0
-                while not hub.dropped:
-                    hub.publish("n", "x" * 500_000)
-                    await asyncio.sleep(FLUSH_S)
-                    most_buffered = max(most_buffered, transport.get_write_buffer_size())
-                    most_queued = max(most_queued, sum(map(len, viewer._queue)))
-                while transports:
-                    await asyncio.sleep(0.01)
-        assert BUFFER_BYTES < most_buffered < BUFFER_BYTES + WRITE_BYTES + 1000
-        assert QUEUE_BYTES // 2 < most_queued < QUEUE_BYTES + 1_100_000
-        assert transport.get_write_buffer_size() == 0
-        assert not viewer._queue
-
-
-async def test_a_connection_that_takes_no_byte_is_ended_whatever_it_asked_for(monkeypatch):
-    monkeypatch.setattr("coordinator.dashboard.server.STALLED_S", 0.2)
-    path = "/static/vendor/lightweight-charts.mjs"
-    async with served() as (_, transports, address):
-        with stalled_client(address, path, times=50):
-            async with asyncio.timeout(GUARD_S):
-                while not transports:
-                    await asyncio.sleep(0.01)
-                [transport] = transports.values()
-                while transports:
-                    await asyncio.sleep(0.01)
-        assert transport.get_write_buffer_size() == 0
-        async with httpx.AsyncClient(base_url=f"http://{address[0]}:{address[1]}", timeout=GUARD_S) as http:
-            assert len((await http.get(path)).content) == (ROOT / f"coordinator/dashboard{path}").stat().st_size
-
-
 async def flood(bus: NatsBus) -> None:
     """Store alerts with long texts, as fast as the server takes them."""
     while True:
@@ -512,6 +444,29 @@ async def test_names_with_markup_are_data_everywhere(tmp_path):
             assert len(first.data["agents"]) >= 100  # the rest follows in turn, or when its state changes
 
 
+async def test_a_heartbeat_of_an_impossible_name_opens_no_page_and_reaches_no_subject(tmp_path):
+    async with world(tmp_path) as it:
+        await it.overview(connected=True, read_through=6)
+        names = ("*", ">", "a b", "a\nb", "x" * 5000)  # patterns, no subjects, and one that the server cuts off
+        for number, name in enumerate(names):
+            heartbeat = Heartbeat(
+                agent=name, agent_id=name, epoch=1, sequence=1, progress=1, status="live", interval_ms=100, pid=number,
+                sandbox="base",
+            )  # fmt: skip
+            await it.bus.notify(f"swarm.heartbeat.n{number}", encode(heartbeat))
+        async with asyncio.timeout(GUARD_S):
+            while len((await it.overview())["agents"]) < len(names):
+                await asyncio.sleep(0.02)
+        for name in names:
+            address = f"/api/agents/{urllib.parse.quote(name, safe='')}"
+            for method, path, status in (("GET", address, 404), ("POST", f"{address}/kill", 400)):
+                answer = await it.http.request(method, path, headers=it.dashboard.bearer)
+                assert answer.status_code == status, (name[:10], answer.text[:100])
+                assert "expected 1 to 64 letters" in answer.json()["error"]
+        assert (await it.overview())["source"]["connected"]
+        assert "request_failed" not in await it.dashboard.end()
+
+
 @pytest.mark.slow
 async def test_what_is_asked_for_and_not_there_is_said(tmp_path):
     async with world(tmp_path) as it:
@@ -530,12 +485,16 @@ async def test_what_is_asked_for_and_not_there_is_said(tmp_path):
             ("/api/decisions?limit=--5", 400, "limit"),
             ("/api/decisions?before=-1", 400, "before"),
             ("/api/timeline?since=x", 400, "since"),
+            ("/api/timeline?since=5&until=1", 400, "until (1)"),
+            ("/api/agents/momentum/kill", 405, "expected POST"),
             ("/api/nothing", 404, "no such page"),
         ):
             answer = await it.http.get(path)
             assert answer.status_code == status, path
             assert words in answer.json()["error"], path
             assert "\n" not in answer.json()["error"]
+        long = (await it.http.get(f"/api/decisions/{'a' * 20_000}:x:1")).json()["error"]
+        assert len(long) < 1000
         assert (await it.http.get("/messages/99", headers={"Accept": "text/html"})).status_code == 404
         assert (await it.http.delete("/api/overview", headers=it.dashboard.bearer)).status_code == 405
 
