@@ -19,6 +19,8 @@ from tests.acceptance.swarm import AGENTS, run_command
 from tests.support.copying import Recorded, copied
 from tests.support.mirror_files import EVENTS, damage, mirrored
 
+pytestmark = pytest.mark.slow
+
 CHECKSUM = "checksum = zeroblob(8)"
 
 

@@ -40,6 +40,7 @@ async def all_explained(source: MessageSource, every: int = 1) -> list[Explanati
     return found
 
 
+@pytest.mark.slow
 async def test_decisions_of_a_run_with_kills(tmp_path: Path, good: Recorded):
     path = await mirrored(tmp_path / "mirror.sqlite", good)
     with MirrorFile(path) as file:
@@ -104,6 +105,7 @@ async def fails(directory: Path, code: int, text: str, *arguments: str) -> None:
     assert result.out == ""
 
 
+@pytest.mark.slow
 async def test_mistakes_with_a_file(tmp_path: Path, good: Recorded):
     file = await mirrored(tmp_path / "mirror.sqlite", good)
     last, path = good.messages[-1].sequence, str(file)
