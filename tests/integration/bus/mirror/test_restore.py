@@ -247,6 +247,7 @@ async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
         result = await it.restore()
         assert result is not None
         assert (result.first, result.last, result.messages, result.damaged) == (5, 142, 5, [141])
+        assert result.holes == (142 - 5 + 1) - 5 + MARGIN  # between the first and the last, and after the last
         assert result.unfenced == 2  # the first claim's condition, and a fence that never held
         assert result.values_left_out == ["swarm_state c"]
         after = await it.stored()
