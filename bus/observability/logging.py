@@ -28,11 +28,21 @@ USERINFO = re.compile(r"(\w+://)[^/@\s]+@")
 SEED = re.compile(r"\bS[ACNOUX][A-Z2-7]{56}\b")
 """The seed of an nkey: S, the kind of key, and base 32."""
 HIDDEN = "***"
+SHORTEST_HIDDEN = 8
+"""Characters of the shortest text that `hide` hides: shorter ones occur in other words too."""
 MAX_LOG_TEXT = 20_000
 """Characters of the longest value of a field."""
 TRACE_ID: ContextVar[str] = ContextVar("signalmesh_trace_id", default="")
 """The trace of the current work; every log line of that work contains it."""
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+_hidden: set[str] = set()
+
+
+def hide(secret: str) -> None:
+    """Redact each line of `secret` in all further logs of this process, wherever it occurs."""
+    _hidden.update(line for line in map(str.strip, secret.splitlines()) if len(line) >= SHORTEST_HIDDEN)
 
 
 def is_secret(name: str) -> bool:
@@ -45,6 +55,8 @@ def _redacted(name: str, value: Any) -> Any:
         if is_secret(name):
             return HIDDEN
         text = USERINFO.sub(rf"\1{HIDDEN}@", value) if "@" in value else value
+        for secret in _hidden:
+            text = text.replace(secret, HIDDEN)
         return SEED.sub(HIDDEN, text)
     if isinstance(value, dict):
         return {key: _redacted(str(key), item) for key, item in value.items()}

@@ -65,15 +65,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which swarm on which bus a command is about. `run` is its record, if the state directory has it."""
+    """Which swarm on which bus a command is about. `run` is its record, if the state directory has it.
+
+    `config` is --config.
+    """
 
     url: str
     swarm: str
     run: Run | None = None
+    config: Path | None = None
 
 
-def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
-    """The swarm that --nats, --swarm and the state directory mean.
+def find_target(nats: str | None, state_dir: Path, swarm: str | None, config: Path | None = None) -> Target:
+    """The swarm that --nats, --swarm and the state directory mean; `config` is --config.
 
     Raises:
         UsageError: --state-dir names a directory without a swarm, or a file cannot be read.
@@ -91,7 +95,7 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None) -> Target:
         run = None
     if swarm is None:
         swarm = run.swarm if run is not None else _configured_swarm()
-    return Target(url, swarm, run if run is not None and run.swarm == swarm else None)
+    return Target(url, swarm, run if run is not None and run.swarm == swarm else None, config)
 
 
 def _configured_swarm() -> str:
@@ -106,8 +110,12 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     Raises:
         NoSuchSwarm: the server has no stream of that swarm.
         PermissionDenied: the server denies what `work` needs.
+        ConfigError: the credentials that swarm.toml names cannot be read.
     """
     from bus.nats.bus import NatsBus
+    from coordinator.config.secrets import offer_bus_credentials
+
+    offer_bus_credentials(target.config)
 
     async def connected() -> T:
         bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
@@ -166,9 +174,11 @@ def print_json(value: Any) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
 
 
-def role_url(nats: str | None, state_dir: Path) -> str:
+def role_url(nats: str | None, state_dir: Path, config: Path | None = None) -> str:
     from bus.nats.urls import check_url
+    from coordinator.config.secrets import offer_bus_credentials
 
+    offer_bus_credentials(config)
     return check_url(nats or find_target(None, state_dir, "any").url)
 
 

@@ -101,7 +101,7 @@ def agent(
     """Role: one agent, started manually; it takes over from a running process of that agent."""
     from coordinator.runner.entrypoints import run_agent
 
-    raise typer.Exit(run_agent(name, role_url(nats, state_dir), config, swarm, sandbox, log_level))
+    raise typer.Exit(run_agent(name, role_url(nats, state_dir, config), config, swarm, sandbox, log_level))
 
 
 def watchdog(
@@ -124,7 +124,7 @@ def watchdog(
 
     raise typer.Exit(
         run_watchdog(
-            role_url(nats, state_dir),
+            role_url(nats, state_dir, config),
             config,
             swarm,
             speed,
@@ -151,14 +151,16 @@ def provider(
     from dataclasses import replace
 
     from coordinator.config.loader import load_swarm
+    from coordinator.sandboxes.environment import export_key_of
     from coordinator.sandboxes.provider import exit_at_once, run_check, run_provider
 
     if check or end:
+        export_key_of(config)
         exit_at_once(run_check(state_dir, end=end))
     settings = load_swarm(config)
     if swarm is not None:
         settings = replace(settings, swarm=swarm)
-    url = role_url(nats, state_dir)
+    url = role_url(nats, state_dir, config)
     exit_at_once(run_provider(url, settings, state_dir, log_level))
 
 
@@ -202,12 +204,12 @@ def metrics(
     from coordinator.config.overrides import Overrides
     from coordinator.telemetry.metrics_role import observe_once, run_metrics
 
-    target = find_target(nats, state_dir, swarm)
+    target = find_target(nats, state_dir, swarm, config)
     if once:
         loaded = load_swarm(config, Overrides(agents=agents))
         typer.echo(on_bus(target, lambda bus: observe_once(bus, loaded)), nl=False)
         raise typer.Exit(EXIT_DONE)
-    url = role_url(nats, state_dir)
+    url = role_url(nats, state_dir, config)
     raise typer.Exit(run_metrics(url, config, target.swarm, listen, log_level, agents, count_from))
 
 
@@ -232,9 +234,9 @@ def mirror(
 
     if once and not rebuild:
         raise UsageError("--once: expected together with --rebuild; a mirror without it runs until it is stopped")
-    target = find_target(nats, state_dir, swarm)
+    target = find_target(nats, state_dir, swarm, config)
     path = mirror_file(file, state_dir)
-    url = role_url(nats, state_dir)
+    url = role_url(nats, state_dir, config)
     if once:
         raise typer.Exit(run_rebuild(url, config, target.swarm, path, log_level))
     raise typer.Exit(run_mirror(url, config, target.swarm, path, log_level, rebuild_first=rebuild))
@@ -276,8 +278,8 @@ def dashboard(
         raise typer.Exit(EXIT_DONE)
     shown = None
     if file is None:
-        target = find_target(nats, state_dir, swarm)
-        shown = ShownSwarm(role_url(nats, state_dir), target.swarm, target.run)
+        target = find_target(nats, state_dir, swarm, config)
+        shown = ShownSwarm(role_url(nats, state_dir, config), target.swarm, target.run)
     raise typer.Exit(
         start_dashboard(
             shown, file=file, listen=listen, jaeger=jaeger, config_file=config, state_dir=state_dir, log_level=log_level

@@ -91,6 +91,7 @@ def up(
     from bus.utils.cgroups import cpu_quota
     from coordinator.config.loader import load_swarm, warnings_about
     from coordinator.config.overrides import Overrides
+    from coordinator.config.secrets import offer_bus_credentials
     from coordinator.runner.launcher import Launcher
     from coordinator.runner.preflight import check_agents, least_cpus
     from coordinator.runner.up import UpOptions, raise_descriptor_limit, run_up
@@ -104,6 +105,7 @@ def up(
     if for_s is not None and not for_s > 0:
         raise UsageError(f"--for {for_s}: expected more than 0 seconds")
     loaded = load_swarm(config, Overrides(agents=agents, speed=speed))
+    offer_bus_credentials(config)
     options = UpOptions(
         config_file=config,
         state_dir=state_dir,

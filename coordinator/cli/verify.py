@@ -73,7 +73,7 @@ def replay(
         if file is not None:
             found = run_to_end(replay_file(file, settings, span, progress))
         else:
-            target = find_target(nats, state_dir, swarm)
+            target = find_target(nats, state_dir, swarm, config)
             found = on_bus(target, lambda bus: replay_bus(bus, settings, span, progress))
     if json:
         print_json(found)

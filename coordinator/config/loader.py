@@ -21,6 +21,7 @@ from bus.messages import VotingConfig, now
 from bus.messages.subjects import WATCHDOG, check_name
 from coordinator.config.convert import convert
 from coordinator.config.overrides import NO_OVERRIDES, Overrides, apply_overrides
+from coordinator.config.secrets import parse_secrets
 from coordinator.config.settings import (
     AgentSettings,
     AlertSettings,
@@ -84,6 +85,7 @@ class TopLevel:
     metrics: dict[str, Any] = field(default_factory=dict)
     alerts: dict[str, Any] = field(default_factory=dict)
     dashboard: dict[str, Any] = field(default_factory=dict)
+    secrets: dict[str, Any] = field(default_factory=dict)
 
 
 MAX_FILE_BYTES = 1 << 20
@@ -192,6 +194,7 @@ def parse_swarm(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmCon
         metrics=convert(top.metrics, MetricsSettings, file, "metrics"),
         alerts=convert(top.alerts, AlertSettings, file, "alerts"),
         dashboard=convert(top.dashboard, DashboardSettings, file, "dashboard"),
+        secrets=parse_secrets(top.secrets, file),
     )
     _check_relations(config)
     return config
@@ -255,6 +258,8 @@ def _check_relations(config: SwarmConfig) -> None:
                 check(text, "")
         except UsageError as error:
             raise ConfigError(config.file, key, str(error).lstrip(": ")) from None
+    if config.alerts.webhook and config.secrets.webhook is not None:
+        raise ConfigError(config.file, "alerts.webhook", "secrets.webhook is set too; remove one of them")
     voting, watchdog_settings = config.coordinator, config.watchdog
     if voting.sell_at > voting.buy_at:
         raise ConfigError(

@@ -19,6 +19,7 @@ from bus.errors import ConfigError, UsageError
 from bus.server.config import Durability
 from coordinator.config.convert import convert, similar
 from coordinator.config.e2b import E2bSettings
+from coordinator.config.secrets import SecretSettings
 
 if TYPE_CHECKING:
     from bus.mirror.follower import Retention
@@ -209,8 +210,8 @@ class AlertSettings:
     """Where alerts are posted."""
 
     webhook: str = field(default="", repr=False)
-    """http:// or https:// URL that alerts are posted to; empty: none. It is a secret: better in the environment, as
-    `SIGNALMESH_WEBHOOK`, which takes precedence."""
+    """http:// or https:// URL that alerts are posted to; empty: none. It is a secret: better in `[secrets.webhook]`, or
+    in the environment as `SIGNALMESH_WEBHOOK`, which takes precedence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +230,7 @@ class SwarmConfig:
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
+    secrets: SecretSettings = field(default_factory=SecretSettings)
 
     def agent(self, name: str) -> AgentSettings:
         """The agent of this name.

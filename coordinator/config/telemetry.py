@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from bus.errors import UsageError
+from bus.observability.logging import hide
 from bus.observability.otel_env import read_exporting
+from coordinator.config.secrets import read_secret
 from coordinator.config.settings import SwarmConfig
 
 DEFAULT_LISTEN = "127.0.0.1:9464"
@@ -99,22 +101,33 @@ def check_page_url(url: str, where: str) -> str:
 def webhook_of(config: SwarmConfig) -> str:
     """The URL that alerts are posted to, "" for none: the environment's, else the configuration's.
 
+    Blocks while a command of [secrets.webhook] runs.
+
     Raises:
         UsageError: it is none.
     """
-    url = os.environ.get(WEBHOOK_VARIABLE, "")
-    return check_webhook(url, WEBHOOK_VARIABLE) if url else config.alerts.webhook
+    if url := os.environ.get(WEBHOOK_VARIABLE, ""):
+        check_webhook(url, WEBHOOK_VARIABLE)
+    elif (source := config.secrets.webhook) is not None:
+        key = "secrets.webhook"
+        url = check_webhook(read_secret(source, config.file, key), f"{config.file}: {key}")
+    else:
+        url = config.alerts.webhook
+    hide(url)
+    return url
 
 
-def metrics_arguments(config: SwarmConfig) -> list[str]:
+def metrics_arguments(config: SwarmConfig, webhook: str) -> list[str]:
     """The command line of the role that `up` is to run, without the options of all roles; empty if it is not needed.
 
+    `webhook` is that of `webhook_of`.
+
     Raises:
-        UsageError: the address cannot be listened on, or the webhook is not a URL.
+        UsageError: the address cannot be listened on.
     """
     listen = config.metrics.listen
     if listen:
         where = f"{config.file}: metrics.listen:"
         ListenAddress.parse(listen, where).check_free(where)
-    needed = listen or webhook_of(config) or read_exporting(os.environ, "metrics")
+    needed = listen or webhook or read_exporting(os.environ, "metrics")
     return ["metrics", "--listen", listen or NOWHERE] if needed else []

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from rich.text import Text
 
-from bus.errors import BusError, NotAdmitted, TlsFault
+from bus.errors import BusError, ConfigError, NotAdmitted, TlsFault
 from bus.nats.bus import NatsBus
 from bus.nats.urls import check_url, redacted_url, urls_of
 from bus.utils.terminal import escape_control
 from coordinator.certify.leftovers import check_earlier_runs
 from coordinator.config.connection import CONNECT_S, DEFAULT_URL
 from coordinator.config.loader import BUILT_IN, parse_swarm
+from coordinator.config.secrets import offer_bus_credentials
 from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.bus_checks import check_bus
 from coordinator.doctor.dashboard_checks import check_dashboard
@@ -99,8 +100,9 @@ async def _over_the_bus(
         why = "no swarm runs here, so its stream, clocks and cursors are not checked"
         return [skipped("bus", f"{why}. Start it, or name a server with --nats")]
     try:
+        await asyncio.to_thread(offer_bus_credentials, None if config.file == BUILT_IN else Path(config.file))
         bus = await NatsBus.connect(url, config.swarm, "doctor", wait_s=CONNECT_S)
-    except (NotAdmitted, TlsFault) as problem:
+    except (ConfigError, NotAdmitted, TlsFault) as problem:
         return [error("bus", str(problem), "")]  # its text has the remedy
     except BusError as problem:
         return [error("bus", str(problem), BUS_DOWN)]

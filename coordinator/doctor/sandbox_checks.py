@@ -9,6 +9,7 @@ from bus.errors import ConfigError
 from coordinator.config.e2b import files_of
 from coordinator.config.settings import SwarmConfig
 from coordinator.reporting.findings import Finding, error
+from coordinator.sandboxes.environment import export_key
 from coordinator.sandboxes.pool_record import read_pool
 from coordinator.sandboxes.provider_client import check_pool
 
@@ -22,6 +23,10 @@ def check_e2b(config: SwarmConfig, state_dir: Path, *, running: bool) -> list[Fi
     pool = read_pool(state_dir)
     if pool is None and not any(spec.e2b for spec in config.sandboxes):
         return []
+    try:
+        export_key(config)
+    except ConfigError as problem:
+        return [*_check_files(config), error(CHECK, str(problem), "")]  # its text has the remedy
     remedy = "`signalmesh down` ends them; the next `signalmesh up` reuses them, and ends those that it cannot use"
     return [*_check_files(config), check_pool(CHECK, state_dir, pool, remedy, running=running)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from bus.errors import MeshError, UsageError
 from bus.utils.processes import wait_pid_exit
 from coordinator.runner.run_record import Run
-from coordinator.sandboxes.environment import KEY_VARIABLE, Endpoint
+from coordinator.sandboxes.environment import KEY_VARIABLE, Endpoint, export_key_of
 from coordinator.sandboxes.pool_record import Pool, read_pool
 from coordinator.sandboxes.provider_client import list_sandboxes
 
@@ -68,7 +68,7 @@ def stop_run(run: Run, state_dir: Path) -> Ended:
 
 
 def end_left(state_dir: Path) -> Ended:
-    """Delete the remote sandboxes that a killed `up` has left, with the key from the environment.
+    """Delete the remote sandboxes that a killed `up` has left, with the key of the environment or of ./swarm.toml.
 
     Raises:
         UsageError: there is no swarm and no such sandbox, or no key for its endpoint; MeshError: no answer.
@@ -77,6 +77,7 @@ def end_left(state_dir: Path) -> Ended:
     pool = read_pool(state_dir)
     if pool is None:
         raise UsageError(f"{nothing}; name its directory with --state-dir")
+    export_key_of(None)
     here = Endpoint.of().label
     if not os.environ.get(KEY_VARIABLE):
         raise UsageError(

@@ -36,7 +36,7 @@ from bus.utils.aio import end_tasks
 from bus.utils.processes import OrphanReaper, adopt_orphans, end_orphans, on_signals
 from bus.utils.terminal import escape_control
 from coordinator.config.settings import ResolvedSwarm
-from coordinator.config.telemetry import NOWHERE, metrics_arguments
+from coordinator.config.telemetry import NOWHERE, WEBHOOK_VARIABLE, metrics_arguments, webhook_of
 from coordinator.runner.child_process import LISTENER_VARIABLE, ChildProcess, ChildSpec
 from coordinator.runner.dashboard_link import announce, keep_token, open_port
 from coordinator.runner.launcher import Launcher
@@ -92,6 +92,8 @@ class FoundOut:
 
     metrics: tuple[str, ...] = ()
     """The command line of the metrics role; empty: no such process."""
+    metrics_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The environment of the metrics role: the webhook."""
     stored: int = 0
     """Sequence of the newest message that the stream had before the children were started."""
     provider_env: Mapping[str, str] | None = field(default=None, repr=False)
@@ -136,7 +138,10 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
     if found.metrics:
         metrics = (*found.metrics, *config_file, *agents, *common)
         # What its siblings publish before it has connected counts too.
-        add("metrics", "metrics", *metrics, "--count-from", str(found.stored + 1), restart_args=metrics)
+        add(
+            "metrics", "metrics", *metrics, "--count-from", str(found.stored + 1), restart_args=metrics,
+            env=found.metrics_env,
+        )  # fmt: skip
     if found.dashboard_fd is not None:
         env = {LISTENER_VARIABLE: str(found.dashboard_fd)}
         arguments = ("dashboard", *config_file, "--state-dir", str(options.state_dir), *common)
@@ -202,12 +207,19 @@ class Up:
         for problem in check_variables(os.environ):
             _warn(problem)
         provider = await plan_provider(self.config, self._options.public_url, self._options.url)
+        webhook = await asyncio.to_thread(webhook_of, self.config)
+        os.environ.pop(WEBHOOK_VARIABLE, None)  # a secret: only for the metrics role
         self._lock = await asyncio.to_thread(lock, self._options.state_dir)
         await asyncio.to_thread(self._logs.mkdir, exist_ok=True)
         # The terminal belongs to the view.
         set_up_logs(self._options.log_level, (self._logs / "up.log").open("a"), json=True)
-        metrics = await asyncio.to_thread(metrics_arguments, self.config)
-        self._found = replace(self._found, provider_env=provider, metrics=tuple(metrics))
+        metrics = await asyncio.to_thread(metrics_arguments, self.config, webhook)
+        self._found = replace(
+            self._found,
+            provider_env=provider,
+            metrics=tuple(metrics),
+            metrics_env={WEBHOOK_VARIABLE: webhook} if webhook else {},
+        )
 
     async def _start_server(self) -> None:
         """Start nats-server, unless another one is named, and connect."""

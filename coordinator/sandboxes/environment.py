@@ -7,12 +7,17 @@ import os
 import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from bus.errors import UsageError
 from bus.nats.urls import redacted_url, urls_of
+from bus.observability.logging import hide
 from bus.utils.proxies import proxy_note
+from coordinator.config.loader import load_swarm
+from coordinator.config.secrets import export_secret
+from coordinator.config.settings import SwarmConfig
 
 KEY_VARIABLE = "E2B_API_KEY"
 DEBUG_VARIABLE = "E2B_DEBUG"
@@ -70,6 +75,23 @@ def drop_key(environ: MutableMapping[str, str] | None = None) -> None:
         environ.pop(name, None)
 
 
+def export_key(config: SwarmConfig) -> None:
+    """Put the API key into the environment from its source in `config`, unless it is there.
+
+    Blocks while a command runs.
+
+    Raises:
+        ConfigError: the source has no key.
+    """
+    export_secret(config.secrets.e2b_api_key, config.file, "secrets.e2b_api_key", KEY_VARIABLE)
+
+
+def export_key_of(config_file: Path | None) -> None:
+    """As `export_key`, from `config_file` (--config), which is not read where the environment has the key."""
+    if not os.environ.get(KEY_VARIABLE):
+        export_key(load_swarm(config_file))
+
+
 def take_key(environ: MutableMapping[str, str] | None = None) -> str:
     """Return the API key and remove it from the environment.
 
@@ -83,7 +105,8 @@ def take_key(environ: MutableMapping[str, str] | None = None) -> str:
     if not key:
         raise UsageError(
             f'{KEY_VARIABLE} is not set, and a sandbox has provider = "e2b": set it to a key from '
-            'https://e2b.dev/dashboard?tab=keys, or write provider = "local" in swarm.toml'
+            "https://e2b.dev/dashboard?tab=keys, name its source in [secrets.e2b_api_key] of swarm.toml, or write "
+            'provider = "local" there'
         )
     if not _KEY.fullmatch(key):  # not a valid header value; the SDK's error would contain the key
         raise UsageError(
@@ -91,6 +114,7 @@ def take_key(environ: MutableMapping[str, str] | None = None) -> str:
             f"has {len(key)} characters in {len(key.splitlines())} lines. Copy it again from "
             "https://e2b.dev/dashboard?tab=keys"
         )
+    hide(key)
     _check_endpoint(environ)
     return key
 

@@ -27,7 +27,7 @@ from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
 from coordinator.config.e2b import files_of
 from coordinator.config.settings import SandboxSpec, SwarmConfig
-from coordinator.sandboxes.environment import PUBLIC_URL_VARIABLE, Endpoint, take_key
+from coordinator.sandboxes.environment import PUBLIC_URL_VARIABLE, Endpoint, export_key, take_key
 from coordinator.sandboxes.pool_record import Orphan, Pool, read_pool, write_pool
 from coordinator.sandboxes.wheel import digest
 
@@ -122,6 +122,7 @@ async def _still_there(service: Service, pool: str, ended: set[str]) -> set[str]
 def run_provider(url: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
     """Maintain all sandboxes of provider "e2b" until a signal, then delete them; 1 if one could not be deleted."""
     set_up_logs(log_level)
+    export_key(config)
     key = take_key()
     public = os.environ.pop(PUBLIC_URL_VARIABLE, "") or url
     return run_to_end(_provide(url, public, key, config, state_dir, log_level))

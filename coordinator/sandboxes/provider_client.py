@@ -26,6 +26,7 @@ from coordinator.sandboxes.environment import (
     PUBLIC_URL_VARIABLE,
     Endpoint,
     drop_key,
+    export_key,
     public_url,
     take_key,
 )
@@ -117,6 +118,7 @@ async def plan_provider(config: SwarmConfig, public_nats: str | None, nats: str 
     if not specs:
         drop_key()
         return None
+    await asyncio.to_thread(export_key, config)
     key = take_key()
     for spec in specs:
         assert spec.e2b is not None

@@ -10,6 +10,7 @@ from agents.builtin.command import CommandAgent
 from agents.spec import AgentSpec, load_class
 from coordinator.config.e2b import E2bSettings
 from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES, TopLevel
+from coordinator.config.secrets import SecretSettings, SecretSource
 from coordinator.config.settings import (
     AlertSettings,
     CoordinatorSettings,
@@ -59,7 +60,7 @@ def text() -> str:
         "`swarm.toml` in the working directory, or the file of `--config`. Without a file the default swarm runs. "
         "A mistake is reported by file and key.",
         "## Top level",
-        _keys(TopLevel, skip=frozenset(SETTINGS) | {"agents", "sandboxes"}),
+        _keys(TopLevel, skip=frozenset(SETTINGS) | {"agents", "sandboxes", "secrets"}),
         "## `[sandboxes.NAME]`",
         f"By default {_list(DEFAULT_SANDBOXES)}. A table `[sandboxes]` replaces them.",
         _keys(SandboxTable),
@@ -73,6 +74,13 @@ def text() -> str:
     ]
     for kind, options in sorted(options_of_kinds().items()):
         parts += [f"### Options of `{kind}`", _keys(options) or "It has none."]
+    parts += [
+        "## `[secrets.NAME]`",
+        "Where a secret comes from. [Secrets](../deploy/secrets.md) has an example of each way.",
+        _names(SecretSettings),
+        "Each table has exactly one of `file`, `env`, `stdin` and `command`.",
+        _keys(SecretSource),
+    ]
     for name, cls in SETTINGS.items():
         parts += [f"## `[{name}]`", SENTENCES[name], _keys(cls)]
     return page("swarm.toml", *parts)
@@ -84,6 +92,11 @@ def options_of_kinds() -> dict[str, type]:
         kind: load_class(AgentSpec(name=kind, kind=kind, class_path=path)) for kind, path in KINDS.items()
     }
     return {kind: cls.Options for kind, cls in classes.items()} | {"command": CommandAgent.Options}
+
+
+def _names(cls: Any) -> str:
+    docs = docs_of(cls)
+    return table(("name", "meaning"), [(code(field.name), docs[field.name]) for field in dataclasses.fields(cls)])
 
 
 def _list(names: Any) -> str:

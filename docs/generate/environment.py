@@ -26,14 +26,15 @@ GLOBAL_OPTIONS = {
 """Variables that are read without the command line's help -> the option that sets them."""
 OWN = {
     WEBHOOK_VARIABLE: "http:// or https:// URL that alerts are posted to. It takes precedence over `[alerts] "
-    "webhook`. A secret.",
+    "webhook` and `[secrets.webhook]`. `up` gives it to the `metrics` process alone. A secret.",
     TRAITS_VARIABLE: "Internal: `up` passes the kinds of the users' classes to the watchdog. Do not set it.",
     CACHE_VARIABLE: "Directory for parsed candle files. `up` sets it to `cache` in its state directory. Without it: "
     "`signalmesh` in `$XDG_CACHE_HOME` or in `~/.cache`.",
     LISTENER_VARIABLE: "Internal: `up` gives a child the number of a listening socket. Do not set it.",
 }
 E2B = {
-    "E2B_API_KEY": 'The key of your account, required with `provider = "e2b"`. Only the provider process has it: `up` '
+    "E2B_API_KEY": 'The key of your account, required with `provider = "e2b"`, unless `[secrets.e2b_api_key]` has its '
+    "source. Only the provider process has it: `up` "
     "removes it from the environment of all others.",
     "E2B_ACCESS_TOKEN": "Not used. It is removed from the environment together with the key.",
     "E2B_DOMAIN": "Domain of the service; `e2b.app` by default. For another one, status and reports name the endpoint.",

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import psutil
 
@@ -179,7 +179,13 @@ class Swarm:
 
     # -- running
 
-    async def up(self, *arguments: str, port: str = "0", dashboard: bool = False) -> Subscriber:
+    async def up(
+        self,
+        *arguments: str,
+        port: str = "0",
+        dashboard: bool = False,
+        stdin: int | IO[bytes] = asyncio.subprocess.DEVNULL,
+    ) -> Subscriber:
         """Start it; returns a subscriber that was there before the first agent."""
         with (self.directory / "up.err").open("ab") as errors:
             self.process = await asyncio.create_subprocess_exec(
@@ -190,7 +196,7 @@ class Swarm:
                 *arguments,
                 cwd=self.directory,
                 env=self.environment,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),

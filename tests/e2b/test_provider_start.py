@@ -53,6 +53,31 @@ async def test_up_with_a_wrong_key_does_not_show_it(tmp_path, e2b_standin):
 
 
 @pytest.mark.slow
+async def test_the_key_of_a_command_is_used_and_not_shown(tmp_path, e2b_standin):
+    wrong = "e2b_" + "0" * 20
+    environment = {**e2b_standin.environment, "E2B_API_KEY": ""}
+    (tmp_path / "key").write_text(wrong)
+    source = '[secrets.e2b_api_key]\ncommand = ["cat", "key"]\n'
+    (tmp_path / "swarm.toml").write_text(remote_toml() + source)
+    up = await run_command(
+        tmp_path, "up", "--port", "0", "--public-nats", "nats://127.0.0.1:1", environment=environment
+    )
+    assert up.code == 2
+    assert "does not accept this key" in up.err
+    assert wrong not in up.out + up.err
+    (tmp_path / "key").write_text(e2b_standin.api_key)
+    doctor = await run_command(tmp_path, "doctor", environment=environment)
+    assert "has no sandboxes of .signalmesh" in doctor.out
+    (tmp_path / "key").unlink()
+    doctor = await run_command(tmp_path, "doctor", environment=environment)
+    assert doctor.code == 1
+    assert "secrets.e2b_api_key.command: 'cat' ended with exit code 1" in doctor.out
+    check = await run_command(tmp_path, "provider", "--check", environment=environment)
+    assert check.code == 2
+    assert "secrets.e2b_api_key.command: 'cat' ended with exit code 1" in check.err
+
+
+@pytest.mark.slow
 async def test_up_with_a_key_of_two_lines_does_not_show_it(tmp_path, e2b_standin):
     environment = {**e2b_standin.environment, "E2B_API_KEY": f"{e2b_standin.api_key}\n# of the desk"}
     output = await refused(tmp_path, environment, "--public-nats", "nats://127.0.0.1:1")
