@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 import structlog
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -72,6 +73,15 @@ STATUS_OF: dict[type[MeshError], int] = {
 """The HTTP status of an error: that of its class, else of the nearest one that it derives from."""
 
 log = structlog.get_logger("signalmesh.dashboard")
+
+
+class _AnyText(PathConvertor):
+    """A part of a path that may hold any character. `path` of Starlette ends at a line feed."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", _AnyText())
 
 
 class NotThere(Exception):
@@ -377,7 +387,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
         Route("/api/timeline", answered(timeline)),
         Route("/api/deaths/{sequence}", answered(death)),
         Route("/api/decisions", answered(decisions)),
-        Route("/api/decisions/{id:path}", answered(decision)),
+        Route("/api/decisions/{id:text}", answered(decision)),
         Route("/api/mesh", answered(mesh)),
         Route("/api/messages/{sequence}", answered(message)),
         Route("/api/agents/{name}", answered(agent)),

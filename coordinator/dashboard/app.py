@@ -175,7 +175,7 @@ def make_app(dashboard: Dashboard, access: Access, drop: Drop) -> ASGIApp:
             Route("/", site.overview),
             Route("/login", site.login, methods=["GET", "POST"]),
             Route("/timeline", site.page("timeline.html")),
-            Route("/decisions/{id:path}", site.decision),
+            Route("/decisions/{id:text}", site.decision),
             Route("/agents/{name}", site.page("agent.html", "name")),
             Route("/mesh", site.page("mesh.html")),
             Route("/messages/{sequence}", site.message),

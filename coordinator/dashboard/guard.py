@@ -17,9 +17,11 @@ from urllib.parse import quote, urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bus.utils.terminal import escape_control
 
 log = structlog.get_logger("signalmesh.dashboard")
 
@@ -151,6 +153,8 @@ class Guard:
         refusal = self._refusal(scope)
         try:
             await (refusal or self._app)(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            log.info("request_broken_off", path=scope["path"])
         except Exception:
             log.exception("request_failed", path=scope["path"])  # not the query, which may have the token
             if not started:
@@ -188,7 +192,9 @@ class Guard:
             return error(
                 401, "token: expected Authorization: Bearer, or the cookie of /login; `signalmesh dashboard --link`"
             )
-        return RedirectResponse(f"/login?next={quote(path, safe='')}", status_code=303)
+        # As it was asked for: what is escaped in it would mean something else if it were not.
+        asked = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        return RedirectResponse(f"/login?next={quote(asked, safe='')}", status_code=303)
 
 
 def _readable(access: Access) -> Iterable[str]:
@@ -197,5 +203,5 @@ def _readable(access: Access) -> Iterable[str]:
 
 
 def error(status: int, text: str) -> JSONResponse:
-    """One line: what was expected, and what to do."""
-    return JSONResponse({"error": text}, status_code=status)
+    """One line, whatever it repeats of a request: what was expected, and what to do."""
+    return JSONResponse({"error": escape_control(text)}, status_code=status)

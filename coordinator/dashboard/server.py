@@ -12,7 +12,6 @@ from pathlib import Path
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bus.errors import EXIT_DONE
 from bus.heartbeats import send_heartbeats
@@ -22,6 +21,7 @@ from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
 from coordinator.dashboard.api import Dashboard
 from coordinator.dashboard.app import make_app
+from coordinator.dashboard.connections import IDLE_S, Transports, make_protocol
 from coordinator.dashboard.guard import Access
 from coordinator.dashboard.hub import Hub
 from coordinator.dashboard.live_source import LiveSource
@@ -32,12 +32,6 @@ HEARTBEAT_S = 0.2
 """`status` listens for half a second."""
 CLOSE_S = 1
 """How long answers under way may take, on SIGTERM."""
-BUFFER_BYTES = 64 << 10
-"""What a connection holds for its peer before more has to wait."""
-STALLED_S = 30.0
-"""A connection whose peer takes no byte for so long is ended; longer than SEND_TIMEOUT_S, which counts viewers."""
-Transports = dict[tuple[str, int], asyncio.Transport]
-"""The address of a client -> its connection."""
 
 log = structlog.get_logger("signalmesh.dashboard")
 
@@ -49,62 +43,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _StallWatch:
-    """Ends the connection of a peer that takes none of the bytes that wait for it for STALLED_S."""
-
-    def __init__(self, transport: asyncio.Transport, client: tuple[str, int] | None) -> None:
-        self._transport, self._client = transport, client
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Bytes wait from now on."""
-        waiting = self._transport.get_write_buffer_size()
-        self._timer = asyncio.get_running_loop().call_later(STALLED_S, self._check, waiting)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _check(self, before: int) -> None:
-        waiting = self._transport.get_write_buffer_size()
-        if waiting < before:
-            self.start()
-        else:
-            client = None if self._client is None else self._client[0]
-            log.warning("connection_stalled", client=client, waiting=waiting)
-            self._transport.abort()
-
-
-def _protocol(transports: Transports) -> type[H11Protocol]:
-    """uvicorn's protocol, which also notes the transport of each client, and ends one that stalls."""
-
-    class Watched(H11Protocol):
-        watch: _StallWatch
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            transport.set_write_buffer_limits(BUFFER_BYTES)
-            self.watch = _StallWatch(transport, self.client)
-            if self.client is not None:
-                transports[self.client] = transport
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self.watch.start()
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self.watch.stop()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.watch.stop()
-            if self.client is not None:
-                transports.pop(self.client, None)
-            super().connection_lost(exc)
-
-    return Watched
-
-
 def make_server(dashboard: Dashboard, access: Access, transports: Transports) -> uvicorn.Server:
     """The HTTP server; `transports` has those of the connections that are open."""
 
@@ -114,8 +52,9 @@ def make_server(dashboard: Dashboard, access: Access, transports: Transports) ->
             transport.abort()
 
     return _Server(uvicorn.Config(
-        make_app(dashboard, access, drop), http=_protocol(transports), ws="none", lifespan="off", log_config=None,
-        access_log=False, server_header=False, timeout_graceful_shutdown=CLOSE_S, proxy_headers=False,
+        make_app(dashboard, access, drop), http=make_protocol(transports), ws="none", lifespan="off", log_config=None,
+        access_log=False, server_header=False, timeout_graceful_shutdown=CLOSE_S, timeout_keep_alive=IDLE_S,
+        proxy_headers=False,
     ))  # fmt: skip
 
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bus.errors import MeshError, UsageError
+from bus.utils.terminal import escape_control
 
 MOST_NAMED = 8
 """Ids that an error lists."""
 
 
-class UnknownRound(UsageError):
+class _OneLine(Exception):
+    """Repeats ids and symbols, which may hold any character, in one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(escape_control(text))
+
+
+class UnknownRound(_OneLine, UsageError):
     """There is no such decision, or the text names none."""
 
 
-class AmbiguousRound(UsageError):
+class AmbiguousRound(_OneLine, UsageError):
     """Several decisions match."""
 
     def __init__(self, wanted: str, found: Sequence[str]) -> None:
@@ -23,11 +31,11 @@ class AmbiguousRound(UsageError):
         super().__init__(f"explain {wanted}: {len(found)} decisions match, expected one; name it: {listed}")
 
 
-class RoundOpen(MeshError):
+class RoundOpen(_OneLine, MeshError):
     """The round has no decision yet."""
 
 
-class RoundRemoved(MeshError):
+class RoundRemoved(_OneLine, MeshError):
     """The decision, or a message that it follows from, is no longer stored."""
 
 

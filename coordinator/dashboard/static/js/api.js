@@ -11,7 +11,7 @@ export class ApiError extends Error {
 async function answer(response) {
   let body = null;
   try { body = await response.json(); } catch { /* no JSON: the status says enough */ }
-  if (response.status === 401 && body?.error) location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
+  if (response.status === 401 && body?.error) location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
   if (!response.ok) throw new ApiError(response.status, body?.error ?? `the dashboard answered ${response.status}`, body);
   return body;
 }

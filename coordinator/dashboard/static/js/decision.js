@@ -191,10 +191,13 @@ function show(e) {
         el("a", { href: `/messages/${e.sequence}` }, `decision, message ${count(e.sequence)}`), el("a", { href: `/messages/${e.tick.sequence}` }, `tick, message ${count(e.tick.sequence)}`),
         e.config.sequence ? el("a", { href: `/messages/${e.config.sequence}` }, `settings, message ${count(e.config.sequence)}`) : "", trace),
         e.notes.length ? el("ul", { class: "pad notes" }, e.notes.map((note) => el("li", {}, note))) : null,
-        el("p", { class: "pad muted" }, `Read ${count(e.read)} messages in ${ms(e.duration_ms)}. The same in a terminal: `, el("code", {}, `signalmesh explain ${e.decision_id}`)))));
+        el("p", { class: "pad muted" }, `Read ${count(e.read)} messages in ${ms(e.duration_ms)}. The same in a terminal: `, el("code", {}, command(e))))));
   if (page.id === "latest") byId("copy").dataset.path = decisionPath(e.decision_id);
   reachable();
 }
+
+/** The command that prints this page; by its sequence where a shell would not take the id as it is. */
+const command = (e) => `signalmesh explain ${/^[\w/:.=@%+-]+$/.test(e.decision_id) ? e.decision_id : e.sequence}`;
 
 async function copy(event) {
   const address = new URL(event.target.dataset.path ?? location.pathname, location.href).href;
@@ -209,7 +212,7 @@ async function copy(event) {
 
 async function load() {
   try {
-    const answer = await get(`/api${decisionPath(page.id)}`);
+    const answer = await get(`/api${location.pathname}`);
     showSource(answer.shown_from);
     show(answer);
   } catch (error) {

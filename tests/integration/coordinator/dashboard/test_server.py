@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import re
 import socket
 import stat
 import urllib.parse
@@ -30,6 +32,8 @@ from tests.support.dashboard import (
 )
 from tests.support.nats import Connections, Supervised, supervised_server
 
+ODD = "a/b \r\n?#%2F%\x00é\u2028\\"
+ODD_SYMBOLS = ("a\nb", "\n", "latest", "..", "../x", "/", "a:b=c", "'\";$(x)", ODD)
 MARKUP = '<script>alert("1")</script>'
 
 
@@ -374,6 +378,18 @@ async def test_every_answer_has_the_security_headers(tmp_path):
         assert (await it.http.get("/")).headers["cache-control"] == "no-store"
 
 
+async def test_the_login_leads_to_the_very_address_that_was_asked_for(tmp_path):
+    asked = f"/decisions/{urllib.parse.quote(f'{ODD}:research-1:4', safe='')}?a=%26&b=1"
+    async with world(tmp_path, listen="0.0.0.0:0") as it:
+        page = await it.http.get(asked)
+        assert page.status_code == 303
+        field = re.search('name="next" value="([^"]*)"', (await it.http.get(page.headers["location"])).text)
+        assert field is not None
+        form = {"token": it.dashboard.token, "next": html.unescape(field[1])}
+        done = await it.http.post("/login", data=form, headers={"Origin": it.dashboard.url})
+        assert (done.status_code, done.headers["location"]) == (303, asked)
+
+
 async def test_another_address_than_loopback_needs_the_token_for_reading_too(tmp_path):
     async with world(tmp_path, listen="0.0.0.0:0") as it:
         for path in ("/api/overview", "/events", "/api/messages/1"):
@@ -465,6 +481,22 @@ async def test_a_heartbeat_of_an_impossible_name_opens_no_page_and_reaches_no_su
                 assert "expected 1 to 64 letters" in answer.json()["error"]
         assert (await it.overview())["source"]["connected"]
         assert "request_failed" not in await it.dashboard.end()
+
+
+async def test_a_decision_with_any_characters_in_its_id_is_opened_by_it(tmp_path):
+    async with world(tmp_path) as it:
+        for symbol in ODD_SYMBOLS:
+            _, sequence = await put_round(it.bus, 4, symbol)
+            address = urllib.parse.quote(f"{symbol}:research-1:4", safe="")
+            answer = await it.http.get(f"/api/decisions/{address}")
+            assert answer.status_code == 200, answer.text
+            found = answer.json()
+            assert (found["decision_id"], found["sequence"]) == (f"{symbol}:research-1:4", sequence)
+            assert (await it.http.get(f"/decisions/{address}")).status_code == 200
+        for path in ("/api/decisions/a%0Ab%3Aresearch-1%3A5", "/api/no%0Asuch%0Apage"):
+            unknown = await it.http.get(path)
+            assert unknown.status_code == 404
+            assert "\n" not in unknown.json()["error"]
 
 
 @pytest.mark.slow

@@ -176,3 +176,17 @@ async def test_a_decision_of_another_program() -> None:
 def test_arguments_that_name_none(arguments: tuple[str | None, str | None, int | None], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         make_selector(*arguments)
+
+
+async def test_an_id_with_line_feeds_is_found_and_errors_repeat_it_in_one_line() -> None:
+    recorded = recording(2)
+    play(recorded, range(1, 3), symbol="a\nb")
+    assert (await selected(recorded, "a\nb:research-1:2")).stored is recorded.decisions[-1]
+    for wanted in ("a\nb:research-1:3", "a\nb:other:2", "no\nid", "x\ny:research-1:1"):
+        with pytest.raises(UnknownRound) as raised:
+            await selected(recorded, wanted)
+        assert len(str(raised.value).splitlines()) == 1
+    play(recorded, range(1, 2), "other", "a\nb")
+    with pytest.raises(AmbiguousRound) as ambiguous:
+        await select(recorded, Selector(symbol="a\nb", round=1))
+    assert len(str(ambiguous.value).splitlines()) == 1
