@@ -24,7 +24,15 @@ import structlog
 
 from agents.host.forkserver import AgentProcess, ForkServer
 from agents.host.probe import measure_memory, measure_usage, probe_sandbox
-from agents.host.protocol import DRAIN_GRACE_S, HEARTBEAT_S, KillOrder, SignalRequest, SpawnOrder
+from agents.host.protocol import (
+    DRAIN_GRACE_S,
+    FIRST_HEARTBEAT_S,
+    FIRST_HEARTBEATS,
+    HEARTBEAT_S,
+    KillOrder,
+    SignalRequest,
+    SpawnOrder,
+)
 from agents.runtime.process import Incarnation
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import last_claim, new_agent_id
@@ -281,8 +289,12 @@ class Host:
         while True:
             await self._heartbeat_once()
             self._reports.check()
-            due = max(due + HEARTBEAT_S, loop.time())
+            due = max(due + self._interval_s, loop.time())
             await asyncio.sleep(due - loop.time())
+
+    @property
+    def _interval_s(self) -> float:
+        return FIRST_HEARTBEAT_S if self._heartbeats < FIRST_HEARTBEATS else HEARTBEAT_S
 
     async def _measure(self) -> None:
         memory_mb: float | None = None
@@ -306,7 +318,7 @@ class Host:
             sequence=self._heartbeats,
             progress=self._heartbeats,
             status="draining" if self._stop.is_set() else "live",
-            interval_ms=int(HEARTBEAT_S * 1000),
+            interval_ms=int(self._interval_s * 1000),
             sandbox=self.name,
             pid=os.getpid(),
             role="sandbox",

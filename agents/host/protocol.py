@@ -8,6 +8,9 @@ from agents.spec import AgentSpec
 
 HEARTBEAT_S = 0.2
 """Between two heartbeats of a sandbox host."""
+FIRST_HEARTBEAT_S = 0.05
+"""The same for its first FIRST_HEARTBEATS: a watchdog that starts with it waits for one."""
+FIRST_HEARTBEATS = 20
 DRAIN_GRACE_S = 6.0
 """From SIGTERM to SIGKILL for agents when their host is requested to end; a little longer than an agent's own drain."""
 

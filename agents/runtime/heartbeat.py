@@ -32,6 +32,9 @@ START_DELAY_S = 0.3
 """A process whose agent is created sooner sends its first heartbeat when it is ready."""
 CLOSE_S = 1.0
 
+NOT_LIVE = ("starting", "restoring")
+"""States in which the next heartbeat is sent at once when the agent is live."""
+
 USAGE_S = 1.0
 """The usage of the process is measured at most this often: a measurement costs as much as a heartbeat."""
 MEBIBYTE = 1 << 20
@@ -145,7 +148,7 @@ async def send_heartbeats(
     starved_s: float = STARVED_S,
     end: Callable[[MeshError], None] = lambda _: None,
 ) -> None:
-    """Publish a heartbeat every `interval_s` seconds until cancelled.
+    """Publish a heartbeat every `interval_s` seconds until cancelled, and one when the agent is live.
 
     An input that is not finished for `starved_s` seconds ends the incarnation; if that fails, `end` is called.
     """
@@ -185,7 +188,13 @@ async def send_heartbeats(
         output_log.check()
         stall_watch.check(interval_s)
         due = max(due + interval_s, loop.time())
-        await asyncio.sleep(due - loop.time())
+        if heartbeat.status in NOT_LIVE:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await runtime.ready.wait()
+                    due = loop.time()  # the watchdog starts sources when the other agents are live
+        else:
+            await asyncio.sleep(due - loop.time())
         if loop.time() - due > STALL_S and (checking is None or checking.done()):
             # In a task: after a pause of the whole machine the answer takes a while, and heartbeats must not wait.
             checking = asyncio.create_task(runtime.check_claim(), name="check-claim")

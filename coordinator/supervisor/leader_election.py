@@ -62,9 +62,12 @@ async def check_claim(bus: Bus, role: str, term: int) -> None:
 async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, standby: bool = False) -> int | None:
     """Wait until there is no leader of `role`, then claim its term; None if `stop` is set before.
 
-    With `standby` it waits longer for a first leader, so that another process can claim before it.
+    With `standby` it waits longer for a first leader, so that another process can claim before it. Otherwise it claims
+    the first term of a swarm without a wait.
     """
     received_at: float | None = None
+    # Without an earlier claim there is no leader to wait for. Of several first claims the stream takes one.
+    first = not standby and await _is_unclaimed(bus, role)
 
     def on_heartbeat(received: ReceivedHeartbeat) -> None:
         nonlocal received_at
@@ -82,7 +85,8 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, standby: bool = 
                 since = now  # heartbeats may have been missed
             checked_at = now
             no_leader_s = NO_LEADER_STANDBY_S if standby else NO_LEADER_S
-            if now - max(since, received_at or since) > (no_leader_s if received_at is None else LEADER_LOST_S):
+            silent_s = now - max(since, received_at or since)
+            if (first and received_at is None) or silent_s > (no_leader_s if received_at is None else LEADER_LOST_S):
                 try:
                     last = await last_claim(bus, role)
                     expect = last.sequence if last else 0
@@ -102,3 +106,11 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, standby: bool = 
         await asyncio.wait({heartbeat_task})
         await listener.close()
     return None
+
+
+async def _is_unclaimed(bus: Bus, role: str) -> bool:
+    """Whether the stream is known to hold no claim of `role`."""
+    try:
+        return await last_claim(bus, role) is None
+    except BusError:
+        return False

@@ -399,9 +399,12 @@ class Leadership:
             self._availability.received(heartbeat.agent, at, heartbeat.agent_id, heartbeat.uptime_s or 0.0)
             self._policy.host_heartbeat(at, heartbeat)
         else:
-            # No wake-up: the next tick is early enough, and with many agents every moment brings a heartbeat.
+            agent = self._policy.agents.get(heartbeat.agent)
+            phase = agent.phase if agent is not None else None
             self._policy.heartbeat(at, heartbeat)
-            return
+            # With many agents every moment brings a heartbeat: the next tick is early enough for most of them.
+            if agent is None or agent.phase == phase:
+                return
         self._signals.wake()
 
     @staticmethod

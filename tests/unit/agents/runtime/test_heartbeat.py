@@ -152,6 +152,22 @@ async def test_a_heartbeat_states_when_the_next_one_is_due():
     await bus.close()
 
 
+async def test_an_agent_that_is_live_says_so_at_once():
+    bus = MemoryBus(MemoryServer())
+    runtime = await claim_runtime(awaiting(wait_for_ever), bus)
+    received: Collector[ReceivedMessage] = Collector()
+    await bus.listen(bus.subjects.heartbeat("agent"), received)
+    sending = asyncio.create_task(send_heartbeats(runtime, 3600.0))
+    await received.reach(1)
+    running = asyncio.create_task(runtime.run())
+    beats = await received.reach(2)
+    assert [orjson.loads(beat.data)["status"] for beat in beats] == ["starting", "live"]
+    for task in (sending, running):
+        task.cancel()
+    await asyncio.gather(sending, running, return_exceptions=True)
+    await bus.close()
+
+
 class Watched:
     """The part of a Runtime that a StallWatch reads."""
 

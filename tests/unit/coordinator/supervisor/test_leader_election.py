@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from bus.durable.fencing import claim
-from bus.errors import Disconnected, Fenced
+from bus.durable.fencing import claim, last_claim
+from bus.errors import BusTimeout, Disconnected, Fenced
 from bus.heartbeats import send_heartbeats
+from bus.interface import StoredMessage
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 from coordinator.supervisor import leader_election as module
 from coordinator.supervisor.leader_election import check_claim, stand_by
@@ -42,8 +44,39 @@ async def test_without_a_leader_the_term_is_claimed_and_nothing_is_left_listenin
     assert not bus.server.has_listener(HEARTBEATS)
 
 
+async def test_the_first_term_of_a_swarm_is_claimed_without_a_wait_and_by_one_process(bus, monkeypatch):
+    monkeypatch.setattr(module, "NO_LEADER_S", 3600.0)
+    monkeypatch.setattr(module, "LEADER_LOST_S", 3600.0)
+    stop = asyncio.Event()
+    standing = [asyncio.create_task(stand_by(MemoryBus(bus.server), "watchdog", stop)) for _ in range(3)]
+    async with asyncio.timeout(GUARD_S):
+        done, pending = await asyncio.wait(standing, return_when=asyncio.FIRST_COMPLETED)
+        assert [task.result() for task in done] == [bus.server.last_sequence]
+        stop.set()
+        assert await asyncio.gather(*pending) == [None, None]
+    assert claimed(bus) == 1
+
+
+async def test_where_the_stream_does_not_answer_a_new_process_waits_for_a_leader(bus, monkeypatch):
+    asked = 0
+
+    async def answer(*args: Any) -> StoredMessage | None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise BusTimeout("on purpose")
+        return await last_claim(*args)
+
+    monkeypatch.setattr(module, "last_claim", answer)
+    began = asyncio.get_running_loop().time()
+    async with asyncio.timeout(GUARD_S):
+        assert await stand_by(bus, "watchdog", asyncio.Event()) == bus.server.last_sequence
+    assert asyncio.get_running_loop().time() - began >= 0.05
+
+
 async def test_a_standby_waits_longer_for_a_first_leader(bus):
     loop = asyncio.get_running_loop()
+    await claim(bus, "watchdog", agent_id="ended", claimed_by="watchdog", sandbox="")
     for standby, least_s in ((False, 0.05), (True, 0.2)):
         began = loop.time()
         async with asyncio.timeout(GUARD_S):
@@ -52,21 +85,22 @@ async def test_a_standby_waits_longer_for_a_first_leader(bus):
 
 
 async def test_nothing_is_claimed_while_a_leader_sends_heartbeats_or_after_a_stop(bus):
+    await claim(bus, "watchdog", agent_id="leader", claimed_by="watchdog", sandbox="")
     leader = asyncio.create_task(
         send_heartbeats(bus, "watchdog", "watchdog", 0.01, lambda: {"epoch": 1, "status": "live"})
     )
     stop = asyncio.Event()
     standing = asyncio.create_task(stand_by(bus, "watchdog", stop))
     await asyncio.sleep(0.3)
-    assert claimed(bus) == 0
+    assert claimed(bus) == 1
     leader.cancel()
     await asyncio.gather(leader, return_exceptions=True)
     async with asyncio.timeout(GUARD_S):
         assert await standing is not None
-    assert claimed(bus) == 1
+    assert claimed(bus) == 2
     stop.set()
     assert await stand_by(bus, "watchdog", stop) is None
-    assert claimed(bus) == 1
+    assert claimed(bus) == 2
 
 
 async def test_a_claim_is_tried_again_after_a_break_and_lost_to_another(bus):

@@ -164,10 +164,13 @@ async def test_heartbeats_of_another_watchdog_are_not_its_own(tmp_path):
         assert world.leader._own_heartbeat_at == own
 
 
-async def test_heartbeats_reach_the_policy_and_those_of_hosts_wake_the_leader(tmp_path):
+async def test_heartbeats_of_hosts_and_of_agents_that_become_live_wake_the_leader(tmp_path):
     async with leading(tmp_path) as world:
-        world.signals.woken.clear()
         world.running(world.name)
+        world.signals.woken.clear()
+        world.heartbeat("agent", world.name, epoch=5, cursor=7)
+        assert world.signals.woken.is_set()
+        world.signals.woken.clear()
         world.heartbeat("agent", world.name, epoch=5, cursor=8)
         assert world.policy.agents[world.name].cursor == 8
         assert not world.signals.woken.is_set()
