@@ -108,13 +108,20 @@ OTHER_FORMATS = {
 FIRST_BYTES = max(map(len, OTHER_FORMATS))
 CHUNK_BYTES = 1 << 18
 """How much of a file is in memory at a time."""
+LONGEST_LINE_BYTES = 1 << 20
+"""A line is in memory as a whole, and a small compressed file can hold one of gigabytes."""
+
+
+_LINE_END = re.compile(rb"[\r\n]")
 
 
 class TextCheck(io.RawIOBase):
     """The bytes of `source`, which must be UTF-8."""
 
-    def __init__(self, name: str, source: BinaryIO) -> None:
-        self._name, self._source = name, source
+    def __init__(self, name: str, source: BinaryIO, max_bytes: int | None = None) -> None:
+        self._name, self._source, self._max_bytes = name, source, max_bytes
+        self._bytes = self._line_bytes = 0
+        """Read so far, of the file and of its present line."""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._lines = 0
         self.plain = True
@@ -124,9 +131,10 @@ class TextCheck(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Raises: DataError: not UTF-8, not gzip, or it cannot be read."""
+        """Raises: DataError: not UTF-8, not gzip, too large, or it cannot be read."""
         view = memoryview(buffer).cast("B")
         data = self._read(len(view))
+        self._check_size(data)
         if not data.isascii() or b"_" in data:
             self.plain = False
         if not self.plain or not data:
@@ -140,6 +148,18 @@ class TextCheck(io.RawIOBase):
         self._lines += data.count(b"\n")
         view[: len(data)] = data
         return len(data)
+
+    def _check_size(self, data: bytes) -> None:
+        self._bytes += len(data)
+        if self._max_bytes is not None and self._bytes > self._max_bytes:
+            limit = f"{self._max_bytes >> 20} MiB"
+            raise DataError(self._name, None, None, f"expected at most {limit} unpacked, it has more; divide the file")
+        end = _LINE_END.search(data)
+        longest = self._line_bytes + (len(data) if end is None else end.start())
+        self._line_bytes = longest if end is None else len(data) - max(data.rfind(b"\n"), data.rfind(b"\r")) - 1
+        if longest > LONGEST_LINE_BYTES:  # a longer one inside of `data` does not exist: a chunk is shorter
+            problem = f"is longer than {LONGEST_LINE_BYTES} bytes, expected one row a line"
+            raise DataError(self._name, self._lines + 1, None, problem)
 
     def _read(self, count: int) -> bytes:
         try:
@@ -190,7 +210,7 @@ def _split(name: str, text: io.TextIOWrapper, *, comments: bool) -> Iterator[tup
                 yield line + 1, fields  # where it begins: a quoted value may go on for several lines
             line = skipped + reader.line_num
     except csv.Error as error:
-        for _ in text:
+        while text.read(CHUNK_BYTES):  # what is wrong with the file as a whole is reported first
             pass
         raise DataError(name, line + 1, None, f"not CSV: {error}") from None
 
@@ -215,14 +235,17 @@ def _check_header(name: str, line: int, header: list[str], columns: tuple[str, .
 
 
 @contextlib.contextmanager
-def open_table(path: str | Path, packaged: str, columns: tuple[str, ...], *, comments: bool = False) -> Iterator[Table]:
+def open_table(
+    path: str | Path, packaged: str, columns: tuple[str, ...], *, comments: bool = False, max_bytes: int | None = None
+) -> Iterator[Table]:
     """Read a CSV file (plain or gzipped), or the packaged one where `path` is empty, row by row.
 
     The first line is the header; with `comments`, lines before it that begin with '#' are skipped. Empty lines are.
+    A line may have LONGEST_LINE_BYTES, the unpacked file `max_bytes`.
 
     Raises:
-        DataError: no such file, not gzip, not UTF-8, empty, a wanted column missing or given twice, more values in a
-            row than the header has, or broken quoting. Also from `Table.rows`, as the rows are read.
+        DataError: no such file, not gzip, not UTF-8, empty, too large, a wanted column missing or given twice, more
+            values in a row than the header has, or broken quoting. Also from `Table.rows`, as the rows are read.
     """
     name = str(path) or packaged
     source = Path(path) if str(path) else resources.files("agents.feeds").joinpath("data", packaged)
@@ -231,7 +254,7 @@ def open_table(path: str | Path, packaged: str, columns: tuple[str, ...], *, com
             file = stack.enter_context(cast("io.BufferedReader", source.open("rb")))
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
             raise unreadable(name, error) from None
-        check = TextCheck(name, _unpacked(name, file))
+        check = TextCheck(name, _unpacked(name, file), max_bytes)
         text = io.TextIOWrapper(io.BufferedReader(check, CHUNK_BYTES), encoding="utf-8-sig", newline="")
         rows = _split(name, text, comments=comments)
         header_line, header = next(rows, (0, None))

@@ -20,6 +20,9 @@ RECORDING = "headlines.csv"
 RECORDED = "recorded-headlines"
 """Source of the packaged headlines. Those of another file have its name for their source."""
 
+MAX_BYTES = 64 << 20
+"""Largest file, unpacked: its headlines are in memory as a whole."""
+
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _LAST_DATE = date.max - timedelta(days=1)
 
@@ -38,7 +41,7 @@ def load_headlines(path: str | Path = "") -> tuple[Headline, ...]:
         DataError: as `open_table`; or a missing value, a date that is not YYYY-MM-DD or older than the one before it,
             a symbol that is empty or given twice, a text that the same day has twice.
     """
-    with open_table(path, RECORDING, COLUMNS, comments=True) as table:
+    with open_table(path, RECORDING, COLUMNS, comments=True, max_bytes=MAX_BYTES) as table:
         source = source_name(path)
         headlines: list[Headline] = []
         seen: set[tuple[date, str]] = set()

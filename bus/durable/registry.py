@@ -11,6 +11,7 @@ import structlog
 
 from bus.errors import WrongSequence
 from bus.interface import Bus
+from bus.utils.json_text import parse_json
 
 log = structlog.get_logger("signalmesh.bus")
 
@@ -54,7 +55,7 @@ def read_record(data: bytes) -> Record:
     Raises:
         ValueError: it is not a valid record.
     """
-    return msgspec.convert(orjson.loads(data), Record)
+    return msgspec.convert(parse_json(data), Record)
 
 
 def _found(data: bytes) -> Record | None:

@@ -15,6 +15,7 @@ import orjson
 
 from bus.errors import BusTimeout, Fenced, MeshError, WrongSequence
 from bus.interface import Bus
+from bus.utils.json_text import MAX_STATE_DEPTH, parse_json
 
 VERSION = 1
 """Version of the snapshot's format."""
@@ -60,7 +61,7 @@ def read_snapshot(agent: str, data: bytes) -> Snapshot:
         MeshError: it is damaged, or of another version.
     """
     try:
-        snapshot = msgspec.convert(orjson.loads(data), Snapshot)
+        snapshot = msgspec.convert(parse_json(data, MAX_STATE_DEPTH), Snapshot)
     except (ValueError, msgspec.ValidationError) as error:
         raise SnapshotUnreadable(f"snapshot of {agent}: cannot be read ({error})") from None
     if snapshot.version != VERSION:

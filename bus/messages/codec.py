@@ -34,6 +34,7 @@ from bus.messages.payloads import (
     VotingConfig,
 )
 from bus.messages.subjects import Address, escape_topic
+from bus.utils.json_text import parse_json
 
 MAX_PAYLOAD_BYTES = 256 * 1024
 """Largest payload that is read or written; the embedded server's limit also."""
@@ -89,8 +90,8 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
     """Decode `data`, which was received on `subject` (already parsed into `address`).
 
     Raises:
-        MessageError: an unknown kind, malformed JSON, a missing or mistyped field, a number that is not
-            finite or is out of range, a symbol that is not the subject's topic, or more than MAX_PAYLOAD_BYTES.
+        MessageError: an unknown kind, malformed or too deeply nested JSON, a missing or mistyped field, a number that
+            is not finite or is out of range, a symbol that is not the subject's topic, or more than MAX_PAYLOAD_BYTES.
     """
     cls = KINDS.get(address.kind)
     if cls is None:
@@ -98,7 +99,7 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
     if len(data) > MAX_PAYLOAD_BYTES:
         raise MessageError(subject, f"{len(data)} bytes, expected at most {MAX_PAYLOAD_BYTES}")
     try:
-        raw = orjson.loads(data)
+        raw = parse_json(data)
         if not isinstance(raw, dict):
             raise ValueError(f"expected a JSON object, not {type(raw).__name__}")
         if address.kind in _SIGNED and isinstance(raw.get("source"), str):

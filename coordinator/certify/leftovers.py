@@ -15,6 +15,7 @@ import msgspec
 import orjson
 
 from bus.errors import UsageError
+from bus.utils.json_text import parse_json, read_limited
 from coordinator.reporting.findings import Finding, error, ok, warning
 from coordinator.runner.run_record import Recorded, read_run
 from coordinator.sandboxes.pool_record import read_pool
@@ -46,12 +47,12 @@ def _is_left(directory: Path) -> bool:
     try:
         if not directory.is_dir() or directory.stat().st_uid != os.getuid():
             return False
-        owner = msgspec.json.decode((directory / OWNER).read_bytes(), type=Recorded)
+        owner = msgspec.convert(parse_json(read_limited(directory / OWNER)), Recorded)
     except FileNotFoundError:
         with contextlib.suppress(FileNotFoundError):  # unless it was removed just now, or is being created
             return time.time() - directory.stat().st_mtime > CREATE_S
         return False
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError):
         return False
     return not owner.alive()
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from bus.utils.json_text import parse_json
+
 TAIL_BYTES = 1 << 20
 """Read from the end of each file."""
 LINES = 200
@@ -32,8 +34,8 @@ def tail(logs: Path, agent: str, limit: int = LINES) -> list[dict[str, Any]] | N
             if mark not in line:
                 continue
             try:
-                entry = orjson.loads(line)
-            except orjson.JSONDecodeError:
+                entry = parse_json(line)
+            except ValueError:
                 continue
             if isinstance(entry, dict) and agent in (entry.get("agent"), entry.get("of")):
                 found.append({**entry, "file": path.name})

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import structlog
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
@@ -31,6 +30,7 @@ from bus.errors import (
 from bus.interface import StoredMessage
 from bus.messages.headers import OUTPUT, number
 from bus.messages.subjects import AGENT_KINDS, check_name
+from bus.utils.json_text import MAX_SHOWN_DEPTH, parse_json
 from coordinator.control.kill import kill
 from coordinator.control.watchdog_client import Restarted, Revived, request_watchdog
 from coordinator.dashboard.agent_log import tail
@@ -238,8 +238,8 @@ def _described(dashboard: Dashboard, stored: StoredMessage) -> dict[str, Any]:
     payload: Any = None
     malformed = problem = None
     try:
-        payload = orjson.loads(stored.data)
-    except orjson.JSONDecodeError:
+        payload = parse_json(stored.data)
+    except ValueError:
         malformed = stored.data.decode(errors="replace")
     try:
         address = dashboard.source.subjects.parse(stored.subject)
@@ -319,9 +319,9 @@ async def _snapshot_of(dashboard: Dashboard, name: str) -> dict[str, Any] | None
         return None
     revision, data = found
     try:
-        fields = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {"revision": revision, "bytes": len(data), "problem": "it is not JSON"}
+        fields = parse_json(data, MAX_SHOWN_DEPTH)
+    except ValueError as found:
+        return {"revision": revision, "bytes": len(data), "problem": f"it cannot be read: {found}"}
     return {"revision": revision, "bytes": len(data), **(fields if isinstance(fields, dict) else {"state": fields})}
 
 

@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 
 import msgspec
-import orjson
 
 from bus.durable.registry import read_records
 from bus.durable.snapshots import Snapshot
@@ -34,6 +33,7 @@ from bus.nats.streams import (
     is_fit,
 )
 from bus.server.monitoring import listed, read_monitoring, write_error
+from bus.utils.json_text import MAX_STATE_DEPTH, parse_json
 from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.machine_checks import mib
 from coordinator.doctor.mirror_checks import check_mirror_position
@@ -328,7 +328,7 @@ async def _cursors(facts: _Facts) -> list[Finding]:
     for name, entry in sorted(snapshots.items()):
         check = f"cursor of {name}"
         try:
-            snapshot = msgspec.convert(orjson.loads(entry.value), Snapshot)
+            snapshot = msgspec.convert(parse_json(entry.value, MAX_STATE_DEPTH), Snapshot)
         except (ValueError, msgspec.ValidationError) as problem:
             remedy = "run the version that wrote it, or start the swarm with an empty --state-dir"
             found.append(error(check, f"its snapshot cannot be read: {problem}", remedy))

@@ -15,6 +15,7 @@ from rich.text import Text
 from bus.errors import UsageError
 from bus.messages.subjects import STORED_KINDS
 from bus.mirror.reader import MirrorFile
+from bus.utils.json_text import MAX_SHOWN_DEPTH, parse_json
 from bus.utils.terminal import escape_control
 from coordinator.reporting.formatting import LONGEST_CELL, format_value
 from coordinator.reporting.tables import Column, console, print_table
@@ -143,8 +144,8 @@ def _entry(
     payload: Any = None
     malformed: str | None = None
     try:
-        payload = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        payload = parse_json(data, MAX_SHOWN_DEPTH)
+    except ValueError:
         malformed = data.decode(errors="replace")
     return HistoryEntry(
         sequence=sequence,

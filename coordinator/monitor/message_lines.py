@@ -15,6 +15,7 @@ from bus.interface import ReceivedMessage
 from bus.messages import Alert, Decision, Lifecycle, Message
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
+from bus.utils.json_text import parse_json
 from bus.utils.terminal import escape_control
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
         if as_json:
             record: dict[str, Any] = {"subject": received.subject, "sequence": int(sequence) if sequence else None}
             try:
-                record["payload"] = orjson.loads(received.data)
-            except orjson.JSONDecodeError:
+                record["payload"] = parse_json(received.data)
+            except ValueError:
                 record["malformed"] = received.data.decode(errors="replace")
             lines.put(orjson.dumps(record).decode())
             return

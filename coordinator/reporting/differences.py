@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
+from bus.utils.json_text import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,8 @@ def payload_differences(recorded: bytes, replayed: bytes) -> list[FieldDifferenc
     if recorded == replayed:
         return []
     try:
-        one, other = dict(_leaves(orjson.loads(recorded))), dict(_leaves(orjson.loads(replayed)))
-    except orjson.JSONDecodeError:
+        one, other = dict(_leaves(parse_json(recorded))), dict(_leaves(parse_json(replayed)))
+    except ValueError:
         one = other = {}
     found = [
         FieldDifference(field=name, recorded=one.get(name), replayed=other.get(name))

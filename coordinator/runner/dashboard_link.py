@@ -20,6 +20,7 @@ import msgspec
 import orjson
 
 from bus.errors import UsageError
+from bus.utils.json_text import parse_json, read_limited
 from bus.utils.processes import is_running, start_identity
 from coordinator.config.telemetry import ListenAddress
 from coordinator.runner.child_process import LISTENER_VARIABLE
@@ -203,8 +204,8 @@ def link_command(state_dir: Path) -> str:
 
 def read_place(state_dir: Path) -> Place | None:
     """Where the dashboard of `state_dir` is; None if none runs."""
-    with contextlib.suppress(OSError, orjson.JSONDecodeError, msgspec.ValidationError):
-        place = msgspec.convert(orjson.loads((state_dir / ADDRESS_FILE).read_bytes()), Place)
+    with contextlib.suppress(OSError, ValueError):
+        place = msgspec.convert(parse_json(read_limited(state_dir / ADDRESS_FILE)), Place)
         # Not the port: another program that listens there now would receive the token.
         return place if is_running(place.pid, place.started) else None
     return None

@@ -14,6 +14,7 @@ import psutil
 
 from bus.errors import UsageError
 from bus.utils.file_lock import take_lock
+from bus.utils.json_text import parse_json, read_limited
 from bus.utils.processes import is_running, start_identity
 
 DEFAULT_STATE_DIR = Path(".signalmesh")
@@ -67,12 +68,12 @@ class Run:
 def read_run(state_dir: Path) -> Run | None:
     """The record in `state_dir`, whether or not its process still runs; None if there is none."""
     try:
-        return msgspec.convert(orjson.loads((state_dir / RECORD).read_bytes()), Run)
+        return msgspec.convert(parse_json(read_limited(state_dir / RECORD)), Run)
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise UsageError(f"--state-dir {state_dir}: expected a directory, this is a file") from None
-    except (orjson.JSONDecodeError, msgspec.ValidationError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{state_dir / RECORD}: cannot be read ({error}); remove it if no swarm runs here") from None
 
 

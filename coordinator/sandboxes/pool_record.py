@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 import orjson
 
+from bus.utils.json_text import parse_json, read_limited
+
 __all__ = ["RECORD", "Orphan", "Pool", "read_pool", "write_pool"]
 
 RECORD = "e2b.json"
@@ -35,8 +37,8 @@ class Pool:
 def read_pool(state_dir: Path) -> Pool | None:
     """The record of `state_dir`; None if it is missing or unreadable."""
     try:
-        return msgspec.convert(orjson.loads((state_dir / RECORD).read_bytes()), Pool)
-    except (OSError, orjson.JSONDecodeError, msgspec.ValidationError):
+        return msgspec.convert(parse_json(read_limited(state_dir / RECORD)), Pool)
+    except (OSError, ValueError):
         return None
 
 
