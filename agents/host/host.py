@@ -205,6 +205,7 @@ class Host:
                 agent_id=order.agent_id,
                 heartbeat_s=order.heartbeat_s,
                 starved_s=order.starved_s,
+                max_outputs_per_s=order.max_outputs_per_s,
                 log_level=self._log_level,
                 traceparent=order.traceparent,
                 credentials=self._credentials,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agents.runtime.output_rate import MAX_OUTPUTS_PER_S
 from agents.spec import AgentSpec
 
 HEARTBEAT_S = 0.2
@@ -25,6 +26,7 @@ class SpawnOrder:
     agent_id: str
     heartbeat_s: float = 0.1
     starved_s: float = 5.0
+    max_outputs_per_s: int = MAX_OUTPUTS_PER_S
     traceparent: str = ""
     """The span of the recovery that it is part of."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import structlog
 
+from agents.runtime.output_rate import MAX_OUTPUTS_PER_S, OutputRate
 from agents.runtime.output_validation import Prepared
 from agents.runtime.tracing import AgentTracing
 from bus.durable.events import EventPublisher
@@ -57,6 +58,7 @@ class OutputLog:
         tracing: AgentTracing | None = None,
         *,
         pipelined: bool,
+        max_per_s: int = MAX_OUTPUTS_PER_S,
     ) -> None:
         self._bus, self._agent, self._epoch = bus, agent, epoch
         self._subjects = bus.subjects
@@ -64,6 +66,7 @@ class OutputLog:
         self._written_by = (f"{bus.subjects.ns}.*.*.{agent}",)
         self._outbox = Outbox(bus, self._written_by, on_fenced, self._on_acked, pipelined=pipelined)
         self._outbox.stored_through = epoch
+        self._rate = OutputRate(agent, max_per_s, on_fenced)
         self.outputs = 0
         self.stored_sequence = 0
         self._on_output_stored, self._tracing = on_output_stored, tracing
@@ -198,6 +201,7 @@ class OutputLog:
             if self._tracing is not None and (traceparent := self._tracing.sign(output, self.outputs, cause)):
                 headers[h.TRACEPARENT] = traceparent
             self._outbox.put(Entry(output.subject, output.data, headers, self.outputs))
+            self._rate.count(output.subject, len(output.data))
 
     def _diverged(self, stored: StoredMessage, data: bytes) -> None:
         log.error("replay_diverged", sequence=stored.sequence, stored=stored.data.decode(), replayed=data.decode())
@@ -213,6 +217,7 @@ class OutputLog:
     def timer(self, subject: str, data: bytes, number: int) -> None:
         """Publish a Timer event; `number` deduplicates it."""
         self._outbox.put(Entry(subject, data, {h.MSG_ID: f"{self._agent}:timer:{number}", **self._fence}))
+        self._rate.count(subject, len(data))
 
     def poison(self, subject: str, sequence: int, problem: str) -> None:
         """Report a poison message, once for all agents that read it: its id deduplicates the reports of the others."""
@@ -230,8 +235,14 @@ class OutputLog:
         self._outbox.push()
 
     def send(self) -> Awaitable[None] | None:
-        """Send what was published; the result is to be awaited, if any: too much is unacknowledged."""
-        return self._outbox.send()
+        """Send what was published; the result is to be awaited, if any: too much is unacknowledged, or came at once."""
+        room, pause_s = self._outbox.send(), self._rate.pause_s()
+        return self._slow_down(room, pause_s) if pause_s else room
+
+    async def _slow_down(self, room: Awaitable[None] | None, pause_s: float) -> None:
+        if room is not None:
+            await room
+        await self._rate.wait(pause_s)
 
     async def flush(self) -> None:
         """Wait until everything published before this call is stored: outputs, reports and timers.

@@ -16,6 +16,11 @@ from bus.errors import MessageError
 from bus.messages import KIND_OF, KINDS, MAX_PAYLOAD_BYTES, Alert, Event, decode, encode, explain, format_value
 from bus.messages.subjects import Subjects
 
+MAX_OUTPUTS = 4096
+"""Messages that a handler may return for one input."""
+MAX_OUTPUTS_BYTES = 16 << 20
+"""The size of all of them together."""
+
 
 @dataclass(slots=True)
 class Prepared:
@@ -51,7 +56,17 @@ class OutputValidator:
             return [self._prepare(outputs, handler, topic)]  # type: ignore[arg-type]
         if isinstance(outputs, (str, bytes, dict)) or not isinstance(outputs, Iterable):
             raise self._unknown(outputs, handler)
-        return [self._prepare(output, handler, topic) for output in outputs]
+        prepared: list[Prepared] = []
+        size = 0
+        for output in outputs:  # it may have no end
+            prepared.append(self._prepare(output, handler, topic))
+            size += len(prepared[-1].data)
+            if len(prepared) > MAX_OUTPUTS or size > MAX_OUTPUTS_BYTES:
+                raise BadOutput(
+                    f"{handler} {len(prepared)} messages of {size} bytes or more, expected at most {MAX_OUTPUTS} of "
+                    f"{MAX_OUTPUTS_BYTES} bytes for one input"
+                )
+        return prepared
 
     def _prepare(self, output: Event | Alert, handler: str, topic: str | None) -> Prepared:
         kind = KIND_OF.get(type(output))

@@ -16,6 +16,7 @@ import uvloop
 
 from agents.agent import Agent
 from agents.runtime.heartbeat import HEARTBEAT_S, STARVED_S, StartHeartbeats, send_heartbeats
+from agents.runtime.output_rate import MAX_OUTPUTS_PER_S
 from agents.runtime.records import MEMORY_S, Memory, register
 from agents.runtime.runtime import Runtime, RuntimeHooks
 from agents.runtime.tracing import AgentTracing
@@ -59,6 +60,7 @@ class Incarnation:
     agent_id: str | None = None
     heartbeat_s: float = HEARTBEAT_S
     starved_s: float = STARVED_S
+    max_outputs_per_s: int = MAX_OUTPUTS_PER_S
     log_level: str = "info"
     traceparent: str = ""
     """The span of the recovery that starts it."""
@@ -160,6 +162,7 @@ async def _run_connected(incarnation: Incarnation, first_error: _FirstError) -> 
             agent_id=agent_id,
             pipelined=await can_pipeline(bus),
             sandbox=incarnation.sandbox,
+            max_outputs_per_s=incarnation.max_outputs_per_s,
             hooks=RuntimeHooks(on_output_stored=memory.take, tracing=tracing),
         )
         _on_end(runtime.drain)

@@ -29,6 +29,7 @@ from agents.runtime.inputs import (
     TooManyFailures,
 )
 from agents.runtime.output_log import OutputLog
+from agents.runtime.output_rate import MAX_OUTPUTS_PER_S
 from agents.runtime.output_validation import BadOutput, OutputValidator
 from agents.runtime.timers import Timers
 from agents.runtime.tracing import AgentTracing
@@ -77,6 +78,7 @@ class Runtime:
         pipelined: whether the stream takes an output before the one before it is acknowledged (`can_pipeline`).
         sandbox: where it runs; for reports only.
         snapshot_inputs: a snapshot is taken after so many inputs at the latest.
+        max_outputs_per_s: what it may publish; a faster agent waits, and ends if it never slows down.
         hooks: called on its events.
     """
 
@@ -90,6 +92,7 @@ class Runtime:
         pipelined: bool,
         sandbox: str = "",
         snapshot_inputs: int = SNAPSHOT_INPUTS,
+        max_outputs_per_s: int = MAX_OUTPUTS_PER_S,
         hooks: RuntimeHooks = NO_HOOKS,
     ) -> None:
         self.agent, self.bus = agent, bus
@@ -112,7 +115,14 @@ class Runtime:
         self._reader: Closable | None = None
         self.tracing = hooks.tracing
         self.output_log = OutputLog(
-            bus, agent.name, epoch, self.fail, hooks.on_output_stored, hooks.tracing, pipelined=pipelined
+            bus,
+            agent.name,
+            epoch,
+            self.fail,
+            hooks.on_output_stored,
+            hooks.tracing,
+            pipelined=pipelined,
+            max_per_s=max_outputs_per_s,
         )
         self.fault_reporter = FaultReporter(agent.name, self.output_log.reports)
         self.output_validator = OutputValidator(agent, bus.subjects)

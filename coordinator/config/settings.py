@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from agents.builtin.command import CommandAgent
+from agents.runtime.output_rate import MAX_OUTPUTS_PER_S
 from agents.spec import AgentSpec, ClassTraits, load_class
 from bus.errors import ConfigError, UsageError
 from bus.server.config import Durability
@@ -163,6 +164,9 @@ class WatchdogSettings:
     quarantined: it is not started again."""
     quarantine_window_s: Seconds = 30.0
     """Seconds within which deaths are counted together."""
+    max_outputs_per_s: Count = MAX_OUTPUTS_PER_S
+    """Outputs a second that an agent may publish; one of more than 1 KiB counts as one for each KiB. A faster agent
+    waits. After 10 s of that it is quarantined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,9 @@ class HostClient:
     All methods raise BusError if the host refuses or does not answer in time.
     """
 
-    def __init__(self, bus: Bus, term: int, heartbeat_s: float, starved_s: float) -> None:
+    def __init__(self, bus: Bus, term: int, heartbeat_s: float, starved_s: float, max_outputs_per_s: int) -> None:
         self._bus, self._term, self._heartbeat_s, self._starved_s = bus, term, heartbeat_s, starved_s
+        self._max_outputs_per_s = max_outputs_per_s
 
     async def _request(self, sandbox: str, command: str, body: object) -> dict[str, Any]:
         data = await self._bus.request(self._bus.subjects.control(sandbox, command), orjson.dumps(body), TIMEOUT_S)
@@ -40,6 +41,7 @@ class HostClient:
             agent_id=agent_id,
             heartbeat_s=self._heartbeat_s,
             starved_s=self._starved_s,
+            max_outputs_per_s=self._max_outputs_per_s,
             traceparent=traceparent,
         )
         pid: int = (await self._request(sandbox, "spawn", order))["pid"]

@@ -148,7 +148,8 @@ async def build_leadership(
     outbox = Outbox(bus, written_by, signals.fail, pipelined=await can_pipeline(bus))
     outbox.stored_through = term
     reports = EventPublisher(bus, outbox, NAME, fence(bus, NAME, term))
-    hosts = HostClient(bus, term, config.watchdog.heartbeat_ms / 1000, config.watchdog.starved_ms / 1000)
+    settings = config.watchdog
+    hosts = HostClient(bus, term, settings.heartbeat_ms / 1000, settings.starved_ms / 1000, settings.max_outputs_per_s)
     policy = make_policy(config)
     publisher = ConfigPublisher(bus, config, reports, lambda: current_voters(config, policy))
     specs = {item.spec.name: item.spec for item in config.agents if not item.external}

@@ -55,7 +55,7 @@ class Supervising:
 
     async def __aenter__(self) -> Self:
         self.reports = await EventPublisher.open(self.bus, "watchdog")
-        hosts = HostClient(self.bus, TERM, 0.1, 5.0)
+        hosts = HostClient(self.bus, TERM, 0.1, 5.0, 20_000)
         configs: Any = self.configs
         parts: Any = {
             "policy": self.policy,
