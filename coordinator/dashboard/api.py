@@ -38,7 +38,7 @@ from coordinator.dashboard.guard import error
 from coordinator.dashboard.hub import Hub, dump
 from coordinator.dashboard.live_source import LiveSource, totals
 from coordinator.dashboard.model import END, WINDOW_S, iso_ns, source_of, trace_of
-from coordinator.dashboard.read_back import complete_death
+from coordinator.dashboard.read_back import candles_before, complete_death
 from coordinator.dashboard.source import Source, agent_rows, role_rows, sandbox_rows
 from coordinator.dashboard.timeline import lanes, next_claim, within
 from coordinator.explain.errors import AmbiguousRound, RoundOpen, RoundRemoved, RowChanged, UnknownRound
@@ -208,6 +208,22 @@ async def decisions(dashboard: Dashboard, request: Request) -> Response:
     found, older = await source.decisions(limit, before)
     return as_json({
         "decisions": found, "before": older, "total": model.counted_decisions, "source": source.describe(),
+    })  # fmt: skip
+
+
+async def candles(dashboard: Dashboard, request: Request) -> Response:
+    """A page of the chart, older than what the overview has of it."""
+    source = dashboard.source
+    await source.refresh()
+    symbol, before = request.query_params.get("symbol"), whole_number(request, "before", None, 1, 1 << 62)
+    if not symbol:
+        raise UsageError("symbol: expected one, like ?symbol=BTC/USD; /api/overview lists them")
+    page = await candles_before(source.stored, symbol, source.model.deciders, END if before is None else before)
+    if not page.candles and before is None:
+        raise NotThere(404, f"symbol {symbol[:100]!r}: no tick of it is stored; /api/overview lists those that are")
+    return as_json({
+        "symbol": symbol, "candles": page.candles, "decisions": page.decisions, "before": page.before,
+        "source": source.describe(),
     })  # fmt: skip
 
 
@@ -386,6 +402,7 @@ def routes(dashboard: Dashboard) -> list[Route]:
         Route("/api/overview", answered(overview)),
         Route("/api/timeline", answered(timeline)),
         Route("/api/deaths/{sequence}", answered(death)),
+        Route("/api/candles", answered(candles)),
         Route("/api/decisions", answered(decisions)),
         Route("/api/decisions/{id:text}", answered(decision)),
         Route("/api/mesh", answered(mesh)),

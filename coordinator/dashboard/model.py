@@ -85,6 +85,20 @@ def decision_row(decision: Decision, stored: StoredMessage, latency_s: float | N
     }  # fmt: skip
 
 
+def candle_row(tick: MarketData, stored: StoredMessage, before: Row | None) -> Row:
+    """A tick as a candle; one of the same time as the candle `before` it continues that one."""
+    opened = tick.open if tick.open is not None else tick.price
+    candle = {
+        "t": epoch_ms(tick.timestamp), "o": opened,
+        "h": tick.high if tick.high is not None else max(opened, tick.price),
+        "l": tick.low if tick.low is not None else min(opened, tick.price), "c": tick.price, "v": tick.volume,
+        **source_of(stored),
+    }  # fmt: skip
+    if before is not None and candle["t"] == before["t"]:
+        candle |= {"o": before["o"], "h": max(before["h"], candle["h"]), "l": min(before["l"], candle["l"])}
+    return candle
+
+
 class SwarmModel:
     """`take` every message in order; the other methods describe what is known by then."""
 
@@ -161,18 +175,11 @@ class SwarmModel:
                 self.symbols_left_off += 1
                 return []
             candles = self.candles[tick.symbol] = deque(maxlen=MAX_CANDLES)
-        at, before = epoch_ms(tick.timestamp), candles[-1] if candles else None
-        opened = tick.open if tick.open is not None else tick.price
-        candle = {
-            "t": at, "o": opened, "h": tick.high if tick.high is not None else max(opened, tick.price),
-            "l": tick.low if tick.low is not None else min(opened, tick.price), "c": tick.price, "v": tick.volume,
-            **source_of(stored),
-        }  # fmt: skip
-        reset = False
-        if before is not None and at == before["t"]:
-            candle |= {"o": before["o"], "h": max(before["h"], candle["h"]), "l": min(before["l"], candle["l"])}
+        before = candles[-1] if candles else None
+        candle, reset = candle_row(tick, stored, before), False
+        if before is not None and candle["t"] == before["t"]:
             candles.pop()
-        elif before is not None and at < before["t"]:
+        elif before is not None and candle["t"] < before["t"]:
             candles.clear()  # a recorded feed has begun anew: a chart cannot go back in time
             reset = True
         candles.append(candle)

@@ -5,6 +5,7 @@ import { PriceChart } from "./chart.js";
 import { byId, el, keyed, setText } from "./dom.js";
 import { count, fixed, known, level, moment, ms, NONE, percent, price } from "./format.js";
 import { LatencyChart, nameOf } from "./latency.js";
+import { Pager } from "./pager.js";
 import { figure, fig, reachable, setFigure, setSide, sourceOf } from "./provenance.js";
 import { atRest, onColours, showSource, startShell } from "./shell.js";
 import { SwarmPanel } from "./swarm_panel.js";
@@ -82,15 +83,17 @@ function showPoint(candle, decision) {
 
 const open = (decision) => location.assign(decisionPath(decision.id ?? decision.sequence));
 const chart = new PriceChart(byId("chart"), { onPoint: showPoint, onOpen: open });
-chart.onFollow = (following) => byId("chart-live").setAttribute("aria-pressed", String(following));
+const pager = new Pager(chart, { symbol: () => symbol, newest: () => load() });
+chart.onFollow = (following) => byId("chart-live").setAttribute("aria-pressed", String(following && !pager.past));
 byId("chart-fit").addEventListener("click", () => chart.all());
-byId("chart-live").addEventListener("click", () => chart.newest());
+byId("chart-live").addEventListener("click", () => { if (pager.past) pager.leave(); else chart.newest(); });
 const latency = new LatencyChart(byId("latency"), {
   onPoint: (row) => { if (row) setText(byId("latency-note"), nameOf(row)); },
 });
 onColours(() => { chart.paint(); latency.make(); });
 byId("symbol").addEventListener("change", (event) => {
   symbol = event.target.value;
+  pager.forget();
   history.replaceState(null, "", `?symbol=${encodeURIComponent(symbol)}`);
   load();
 });
@@ -151,11 +154,11 @@ function soon() {
 }
 
 function take(kind, data) {
-  if (kind === "market" && data.symbol === symbol) chart.add(data, null);
+  if (kind === "market" && data.symbol === symbol && !pager.past) chart.add(data, null);
   else if (kind === "decision") {
     addDecision(data);
     latency.add([data]);
-    if (data.symbol === symbol || !data.symbol) chart.add(null, data);
+    if ((data.symbol === symbol || !data.symbol) && !pager.past) chart.add(null, data);
     soon();
   } else if (kind === "agents") {
     panel.change(data);
@@ -195,7 +198,8 @@ async function load() {
   const choice = byId("symbol");
   choice.replaceChildren(...(state.symbols ?? []).map((name) => el("option", { value: name }, name)));
   choice.value = symbol ?? "";
-  chart.set(state.candles ?? [], state.decisions ?? []);
+  if (!pager.past) chart.set(state.candles ?? [], state.decisions ?? []);
+  pager.show();
   byId("chart-empty").hidden = (state.candles ?? []).length > 0;
   setText(byId("chart-empty"), "No candles are stored yet.");
   newest = recent.decisions;

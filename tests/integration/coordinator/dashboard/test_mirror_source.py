@@ -82,6 +82,9 @@ async def test_the_pages_show_the_file_and_nothing_can_be_acted_on(tmp_path):
         assert counted["first_output_ms"] is not None
         page = (await http.get("/api/decisions", params={"limit": 3})).json()
         assert ([row["round"] for row in page["decisions"]], page["before"]) == ([5, 4, 3], 6)
+        chart = (await http.get("/api/candles", params={"symbol": "BTC/USD", "before": 7})).json()
+        assert ([row["sequence"] for row in chart["candles"]], chart["before"]) == ([1, 3, 5], None)
+        assert [row["id"] for row in chart["decisions"]] == [f"BTC/USD:research-1:{n}" for n in (1, 2, 3)]
         edges = (await http.get("/api/mesh")).json()["edges"]
         assert [(edge["from"], edge["to"], edge["count"]) for edge in edges] == [("research-1", "coordinator", 5)]
         for page in ("/", "/timeline", "/mesh", "/agents/momentum", "/messages/2"):
