@@ -297,8 +297,8 @@ async def agent(dashboard: Dashboard, request: Request) -> Response:
     return as_json(await describe_agent(dashboard, request.path_params["name"]))
 
 
-async def describe_agent(dashboard: Dashboard, name: str) -> dict[str, Any]:
-    """Everything about one agent.
+def agent_row(dashboard: Dashboard, name: str) -> dict[str, Any]:
+    """What `status` has about one agent.
 
     Raises:
         NotThere: there is no such agent.
@@ -308,13 +308,24 @@ async def describe_agent(dashboard: Dashboard, name: str) -> dict[str, Any]:
         check_name(name, "agent")  # anything can send heartbeats: `*` would be a pattern of all agents' messages
     except UsageError as found:
         raise NotThere(404, str(found)) from None
-    await source.refresh()
     facts, status = source.facts(), source.status()
     rows = agent_rows(status, facts) if status is not None and facts is not None else []
     row = next((row for row in rows if row["name"] == name), None)
     if row is None:
         known = ", ".join(row["name"] for row in rows[:50]) or "none yet"
         raise NotThere(404, f"agent {name[:100]!r}: there is none in swarm {source.subjects.ns!r}; it has: {known}")
+    return row
+
+
+async def describe_agent(dashboard: Dashboard, name: str) -> dict[str, Any]:
+    """Everything about one agent.
+
+    Raises:
+        NotThere: there is no such agent.
+    """
+    source = dashboard.source
+    await source.refresh()
+    row = agent_row(dashboard, name)
     life = [event for event in source.model.lifecycle if event["agent"] == name][-500:][::-1]
     wanted = [Filter(kind, agent=name) for kind in AGENT_KINDS]
     outputs = [_described(dashboard, one) for one in await source.stored.read_before(wanted, END, OUTPUTS)][::-1]

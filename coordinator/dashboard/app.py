@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bus import __version__
 from bus.errors import BusError, MeshError
-from coordinator.dashboard.api import Dashboard, NotThere, describe_message, routes, status_of_error
+from coordinator.dashboard.api import Dashboard, NotThere, agent_row, describe_message, routes, status_of_error
 from coordinator.dashboard.guard import CRASHED, Access, Guard, cookie_value, error, same
 from coordinator.dashboard.hub import Viewer
 from coordinator.explain.selection import Selector
@@ -109,11 +110,11 @@ class _Site:
             return self._pages.render("login.html", request, 401, error=WRONG_TOKEN, next=target)
         return _logged_in(self._access, target)
 
-    def page(self, template: str, *names: str) -> Handler:
-        """The handler of a page that reads its figures from /api/; `names` are the parts of its path."""
+    def page(self, template: str) -> Handler:
+        """The handler of a page that reads its figures from /api/."""
 
         async def show(request: Request) -> Response:
-            return self._pages.render(template, request, **{name: request.path_params[name] for name in names})
+            return self._pages.render(template, request)
 
         return show
 
@@ -128,9 +129,20 @@ class _Site:
             code = status_of_error(found)
         return self._pages.render("decision.html", request, code, id=wanted)
 
+    async def agent(self, request: Request) -> Response:
+        """As `decision`."""
+        name, code = request.path_params["name"], 200
+        try:
+            if self._dashboard.source.status() is not None:
+                agent_row(self._dashboard, name)
+        except NotThere as found:
+            code = found.status
+        return self._pages.render("agent.html", request, code, name=name)
+
     async def message(self, request: Request) -> Response:
         sequence = request.path_params["sequence"]
-        await describe_message(self._dashboard, sequence)
+        with contextlib.suppress(BusError):  # the page waits for the bus
+            await describe_message(self._dashboard, sequence)
         return self._pages.render("message.html", request, sequence=sequence)
 
     async def events(self, request: Request) -> Response:
@@ -176,7 +188,7 @@ def make_app(dashboard: Dashboard, access: Access, drop: Drop) -> ASGIApp:
             Route("/login", site.login, methods=["GET", "POST"]),
             Route("/timeline", site.page("timeline.html")),
             Route("/decisions/{id:text}", site.decision),
-            Route("/agents/{name}", site.page("agent.html", "name")),
+            Route("/agents/{name}", site.agent),
             Route("/mesh", site.page("mesh.html")),
             Route("/messages/{sequence}", site.message),
             Route("/events", site.events),

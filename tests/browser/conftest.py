@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from docs.generate.screenshots import chromium_program
 from tests.acceptance.subscriber import Subscriber
@@ -20,6 +20,9 @@ from tests.support.dashboard import dashboard_process
 from tests.support.mirror_files import mirrored
 from tests.support.recorded_rounds import RecordedRounds
 
+WAIT_MS = 30_000
+"""A busy machine takes its time for a page."""
+expect.set_options(timeout=WAIT_MS)
 SPEED = 8
 """Candles a second: enough to see the pages move."""
 ROUNDS = 300
@@ -85,7 +88,7 @@ async def visitor(browser: Browser, address: str) -> AsyncIterator[Page]:
 
     context = await browser.new_context(base_url=address, viewport={"width": 1440, "height": 900})
     page = await context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(WAIT_MS)
     page.on("console", note)
     page.on("pageerror", lambda error: problems.append(str(error)))
     yield page

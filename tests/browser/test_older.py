@@ -17,11 +17,6 @@ FIRST = RESTED_ROUNDS - 600 + 1
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
-async def press_on(page: Page, selector: str, key: str = "Enter") -> None:
-    await page.locator(selector).focus()
-    await page.keyboard.press(key)
-
-
 async def open_candle(page: Page, key: str, steps: int = 1) -> str:
     """Go along the chart by the keyboard, and open the decision there; its title."""
     await page.locator("#chart").focus()
@@ -36,14 +31,14 @@ async def open_candle(page: Page, key: str, steps: int = 1) -> str:
 async def test_older_candles_and_their_decisions_are_paged_to_by_the_keyboard(rested):
     await visit(rested, "/?symbol=BTC/USD")
     await expect(rested.locator("#chart-newer")).to_be_disabled()
-    await press_on(rested, "#chart-older")
-    span = rested.locator("#chart-span")
+    await rested.locator("#chart-older").press("Enter")
+    span = rested.locator("#chart-note")
     await expect(span).to_contain_text("older: 2019-05-13 13:00:00 to")
     await expect(rested.locator("#chart-older")).to_be_disabled()
     assert await rested.locator("#chart-live").get_attribute("aria-pressed") == "false"
     assert await open_candle(rested, "Home") == "BTC/USD, round 1"
     await visit(rested, "/?symbol=BTC/USD")
-    await press_on(rested, "#chart-older")
+    await rested.locator("#chart-older").press("Enter")
     await expect(span).to_contain_text("older")
     assert await open_candle(rested, "End") == f"BTC/USD, round {FIRST - 1}"
 
@@ -51,36 +46,40 @@ async def test_older_candles_and_their_decisions_are_paged_to_by_the_keyboard(re
 @pytest.mark.parametrize("button", ["#chart-newer", "#chart-live"])
 async def test_the_newest_candles_are_shown_again(rested, button):
     await visit(rested, "/?symbol=BTC/USD")
-    await press_on(rested, "#chart-older")
-    await expect(rested.locator("#chart-span")).to_contain_text("older")
-    await press_on(rested, button, " ")
-    await expect(rested.locator("#chart-span")).to_be_empty()
+    await rested.locator("#chart-older").press("Enter")
+    await expect(rested.locator("#chart-note")).to_contain_text("older")
+    await rested.locator(button).press(" ")
+    await expect(rested.locator("#chart-note")).to_be_empty()
     await expect(rested.locator("#chart-live")).to_have_attribute("aria-pressed", "true")
     assert await open_candle(rested, "End") == f"BTC/USD, round {RESTED_ROUNDS}"
 
 
 async def test_where_nothing_is_older_that_is_said(rested):
     await visit(rested, f"/?symbol={urllib.parse.quote(ODD)}")
-    await press_on(rested, "#chart-older")
-    await expect(rested.locator("#chart-span")).to_have_text("no older ones are stored")
+    await rested.locator("#chart-older").press("Enter")
+    await expect(rested.locator("#chart-note")).to_have_text("no older ones are stored")
 
 
 async def test_what_a_feed_had_before_it_began_anew_is_paged_to_while_others_go_on(page, shown):
     symbol = "OLD/NEW"
-    for minute, price in ((0, 1.0), (1, 2.0), (2, 3.0), (0, 4.0), (1, 5.0)):
+
+    async def publish(minute: int, price: float) -> None:
         tick = {
             "symbol": symbol, "price": price, "volume": 1.0, "timestamp": f"2026-01-01T00:0{minute}:00Z",
             "source": "stranger",
         }  # fmt: skip
         await shown.subscriber.publish(f"market.{escape_topic(symbol)}.stranger", tick)
+
+    for minute, price in ((0, 1.0), (1, 2.0), (2, 3.0), (0, 4.0), (1, 5.0)):
+        await publish(minute, price)
     await page.goto(f"/?symbol={symbol}")
     close = page.locator("#readout .fig").nth(4)
     await expect(close).to_have_text("5.00")
-    await press_on(page, "#chart-older")
+    await page.locator("#chart-older").press("Enter")
     await expect(close).to_have_text("3.00")
-    await expect(page.locator("#chart-span")).to_contain_text("older: 2026-01-01 00:00:00 to 2026-01-01 00:02:00")
-    await shown.subscriber.publish(f"market.{escape_topic(symbol)}.stranger", {**tick, "price": 6.0})
-    await press_on(page, "#chart-live")
+    await expect(page.locator("#chart-note")).to_contain_text("older: 2026-01-01 00:00:00 to 2026-01-01 00:02:00")
+    await publish(1, 6.0)
+    await page.locator("#chart-live").press("Enter")
     await expect(close).to_have_text("6.00")
 
 
@@ -99,8 +98,8 @@ async def test_a_decision_with_an_odd_symbol_is_opened_from_its_row(rested):
 async def test_pages_at_rest_hold_what_pages_must(rested, path):
     await visit(rested, path)
     if "symbol" in path:
-        await press_on(rested, "#chart-older")
-        await expect(rested.locator("#chart-span")).to_contain_text("older")
+        await rested.locator("#chart-older").press("Enter")
+        await expect(rested.locator("#chart-note")).to_contain_text("older")
     await until(rested, "document.body.dataset.conn === 'file'")
     assert await figures_without_source(rested) == []
     for colours in ("dark", "light"):

@@ -1,7 +1,7 @@
 // One agent: its life, what it has published, its state in the newest snapshot, its log; restart, kill and revive.
 
 import { agentPath, get, post, repeat } from "./api.js";
-import { byId, el, keyed, setText } from "./dom.js";
+import { byId, el, keyed, marked, setText } from "./dom.js";
 import { age, clock, count, fixed, known, level, NONE, when } from "./format.js";
 import { showJson } from "./json_view.js";
 import { figure, fig, reachable, setFigure, sourceOf } from "./provenance.js";
@@ -62,12 +62,12 @@ function show(agent) {
   setText(byId("life-count"), `${count(life.length)} events`);
   keyed(byId("life"), [...life].sort((a, b) => b.sequence - a.sequence), (event) => event.sequence, (event) => el("tr", {},
     el("td", {}, fig(when(event.t), sourceOf(event, `reported by ${event.source ?? "the agent"}`))), el("td", {}, event.event),
-    el("td", { class: "num" }, known(event.epoch) ? count(event.epoch) : NONE), el("td", {}, event.sandbox ?? ""), el("td", { class: "wrap" }, event.reason ?? "")), () => {});
+    el("td", { class: "num" }, known(event.epoch) ? count(event.epoch) : NONE), el("td", { class: "c-wide" }, event.sandbox ?? ""), el("td", { class: "wrap" }, event.reason ?? "")), () => {});
   const outputs = agent.outputs ?? [];
   setText(byId("outputs-count"), `newest ${count(outputs.length)}`);
   keyed(byId("outputs"), [...outputs].sort((a, b) => b.sequence - a.sequence), (output) => output.sequence, (output) => el("tr", {},
     el("td", {}, el("a", { href: `/messages/${output.sequence}` }, count(output.sequence))), el("td", {}, fig(clock(output.stored_at), sourceOf(output, output.subject))),
-    el("td", {}, output.kind ?? ""), el("td", { class: "wrap" }, content(output))), () => {});
+    el("td", { class: "c-wide" }, output.kind ?? ""), el("td", { class: "wrap" }, content(output))), () => {});
   const snapshot = agent.snapshot;
   if (snapshot && !snapshot.problem) {
     byId("state-note").replaceChildren(fig(`revision ${count(snapshot.revision)}, through message ${count(snapshot.cursor)}`, { kind: "computed", text: `the newest snapshot in the bucket: revision ${snapshot.revision}, epoch ${snapshot.epoch}, inputs up to message ${snapshot.cursor}` }));
@@ -91,19 +91,26 @@ function show(agent) {
   reachable();
 }
 
+let loaded = false;
+let said = "";
 async function load() {
+  let problem = null;
   try {
     show(await get(path));
   } catch (error) {
-    setText(byId("agent-lead"), error.message);
+    problem = error;
   }
+  byId("agent-error").hidden = problem === null;
+  if (problem && said !== problem.message) byId("agent-error").replaceChildren(...marked((said = problem.message)), ". ", el("a", { href: "/" }, "Overview"));
+  loaded ||= problem === null;
+  for (const part of [byId("agent"), byId("actions")]) part.hidden = !loaded || problem?.status === 404;
 }
 
 // -- actions
 
 const reason = atRest ? "a mirror's file is shown: there is no process to act on" : page.canAct ? "" : page.actReason || "this browser has no token: open the link that `signalmesh up` prints";
 byId("act-note").hidden = !reason;
-byId("act-note").replaceChildren(`The buttons are off: ${reason.replace(/\.$/, "")}. `, atRest ? "" : el("a", { href: `/login?next=${encodeURIComponent(location.pathname)}` }, "Enter the token"));
+byId("act-note").replaceChildren("The buttons are off: ", ...marked(reason.replace(/\.$/, "")), ". ", atRest ? "" : el("a", { href: `/login?next=${encodeURIComponent(location.pathname)}` }, "Enter the token"));
 
 let asked = null;
 for (const [action, [label, text]] of Object.entries(ACTIONS)) {

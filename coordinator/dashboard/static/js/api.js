@@ -1,5 +1,7 @@
 // Requests to the dashboard's own address. An error is one line of text that names what was expected.
 
+const AWAY_MS = 2000;
+
 export class ApiError extends Error {
   constructor(status, text, body) {
     super(text);
@@ -30,6 +32,12 @@ export async function post(path) {
 
 export const agentPath = (name) => `/agents/${encodeURIComponent(name)}`;
 export const decisionPath = (id) => `/decisions/${encodeURIComponent(id)}`;
+
+/** Call `load` again soon if the bus or the dashboard is away: the page then says that it comes back by itself. */
+export function againIfAway(error, load) {
+  const away = !(error instanceof ApiError) || error.status === 503;
+  if (away && document.body.dataset.kind !== "file") setTimeout(load, AWAY_MS);
+}
 
 /** Call `load` again and again, at most a tenth of the time: what a large swarm is asked for takes long. */
 export function repeat(load, everyMs, pauseMs = everyMs) {

@@ -1,7 +1,7 @@
 // A decision taken apart: what `signalmesh explain` says, with the numbers put into the formulas.
 
-import { agentPath, decisionPath, get } from "./api.js";
-import { byId, el, setText } from "./dom.js";
+import { againIfAway, agentPath, decisionPath, get } from "./api.js";
+import { byId, el, marked, setText } from "./dom.js";
 import { count, fixed, known, moment, ms, NONE, percent, price } from "./format.js";
 import { fig, reachable, setSide } from "./provenance.js";
 import { jaeger, page, showSource, startShell } from "./shell.js";
@@ -59,18 +59,18 @@ function votersTable(e) {
     const name = el("td", {}, el("a", { href: agentPath(voter.name) }, voter.name), voter.epoch ? el("span", { class: "muted" }, ` epoch ${count(voter.epoch)}`) : "");
     return el("tr", { class: voter.status === "counted" ? "" : voter.status },
       name, el("td", {}, answer(voter)),
-      el("td", {}, probabilityBar(voter.p_up, ANSWERS[voter.side] ?? "hold", e.config)),
+      el("td", { class: "c-wide" }, probabilityBar(voter.p_up, ANSWERS[voter.side] ?? "hold", e.config)),
       el("td", { class: "num" }, fig(exact(voter.p_up), voter.status === "counted" ? from : computed("an absent voter counts with 0.5: no opinion"))),
       el("td", { class: "num" }, fig(exact(voter.weight, 4), message(e.config.sequence, e.config.stored_at, `Configured weight ${voter.configured_weight}, as a share of the sum`))),
-      el("td", { class: "num" }, fig(exact(voter.log_odds), computed("weight × ln(p / (1 − p)), its term of the log pool"))),
+      el("td", { class: "num c-wide" }, fig(exact(voter.log_odds), computed("weight × ln(p / (1 − p)), its term of the log pool"))),
       el("td", { class: "num" }, fig(known(voter.after_tick_ms) ? ms(voter.after_tick_ms) : NONE, from)),
       el("td", {}, flipText(voter.flip, e.published.final_decision)),
       el("td", { class: "indicators" }, indicators(voter)));
   });
   const head = ["voter", "answer", "probability of a rise", "p_up", "weight", "log-odds", "after the tick", "alone it would flip to", "indicators"];
-  const number = new Set([3, 4, 5, 6]);
+  const classes = ["", "", "c-wide", "num", "num", "num c-wide", "num", "", ""];
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Voters" }, el("table", { class: "table voters", "data-roving": true },
-    el("thead", {}, el("tr", {}, head.map((text, index) => el("th", { scope: "col", class: number.has(index) ? "num" : "" }, text)))), el("tbody", {}, rows)));
+    el("thead", {}, el("tr", {}, head.map((text, index) => el("th", { scope: "col", class: classes[index] }, text)))), el("tbody", {}, rows)));
 }
 
 function formula(key, text, value, source, { binds = false, name = "binds" } = {}) {
@@ -213,10 +213,12 @@ async function copy(event) {
 async function load() {
   try {
     const answer = await get(`/api${location.pathname}`);
-    showSource(answer.shown_from);
+    showSource({ kind: page.kind, name: answer.source });
     show(answer);
   } catch (error) {
-    byId("decision").replaceChildren(el("header", { class: "page-head" }, el("h1", {}, "Decision"), el("p", { class: "lead mono" }, page.id)), el("p", { class: "error", role: "alert" }, error.message), el("p", { class: "pad" }, el("a", { href: "/decisions/latest" }, "The newest decision"), " · ", el("a", { href: "/" }, "Overview")));
+    againIfAway(error, load);
+    if (byId("problem")?.dataset.text === error.message) return;
+    byId("decision").replaceChildren(el("header", { class: "page-head" }, el("h1", {}, "Decision"), el("p", { class: "lead mono" }, page.id)), el("p", { class: "error", role: "alert", id: "problem", data: { text: error.message } }, marked(error.message)), el("p", { class: "pad" }, el("a", { href: "/decisions/latest" }, "The newest decision"), " · ", el("a", { href: "/" }, "Overview")));
   }
 }
 load();

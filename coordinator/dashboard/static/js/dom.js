@@ -22,6 +22,9 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** A text of signalmesh as nodes: what is between backticks is code. */
+export const marked = (text) => text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
+
 /** Make the children of `parent` those of `items`, in order; a child is kept by its key, so that focus stays. */
 export function keyed(parent, items, keyOf, make, update) {
   const kept = parent.keyed ?? (parent.keyed = new Map());

@@ -1,7 +1,7 @@
 // One stored message as it is: subject, headers, payload.
 
-import { get } from "./api.js";
-import { byId, el, setText } from "./dom.js";
+import { againIfAway, get } from "./api.js";
+import { byId, el, marked, setText } from "./dom.js";
 import { count, moment } from "./format.js";
 import { showJson } from "./json_view.js";
 import { jaeger, page, showSource, startShell } from "./shell.js";
@@ -24,12 +24,14 @@ async function load() {
     byId("message-lead").replaceChildren(el("span", { class: "mono" }, message.subject), ` · stored ${moment(message.stored_at)} UTC`);
     const headers = Object.entries(message.headers ?? {});
     byId("headers").replaceChildren(...headers.flatMap(([name, value]) => [el("dt", {}, name), header(name, value)]));
-    if (!headers.length) byId("headers").replaceChildren(el("dt", {}, "This message has no headers."));
+    byId("headers").hidden = headers.length === 0;
+    byId("no-headers").hidden = headers.length > 0;
     if (message.payload !== undefined && message.payload !== null) showJson(byId("payload"), message.payload);
     else setText(byId("payload"), message.malformed ?? "");
     setText(byId("payload-note"), [`${count(message.bytes)} bytes`, message.malformed ? "not JSON" : "", message.problem ?? ""].filter(Boolean).join(" · "));
   } catch (error) {
-    setText(byId("message-lead"), error.message);
+    againIfAway(error, load);
+    byId("message-lead").replaceChildren(...marked(error.message));
   }
   for (const [id, other] of [["prev", sequence - 1], ["next", sequence + 1]]) {
     byId(id).href = `/messages/${other}`;

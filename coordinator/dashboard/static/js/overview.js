@@ -2,7 +2,7 @@
 
 import { decisionPath, get } from "./api.js";
 import { PriceChart } from "./chart.js";
-import { byId, el, keyed, setText } from "./dom.js";
+import { byId, el, keyed, marked, setText } from "./dom.js";
 import { count, fixed, known, level, moment, ms, NONE, percent, price } from "./format.js";
 import { LatencyChart, nameOf } from "./latency.js";
 import { Pager } from "./pager.js";
@@ -115,7 +115,7 @@ function decisionRow(decision) {
     el("td", {}, cells.side),
     el("td", { class: "num" }, el("span", { class: `bar ${decision.side}`, "aria-hidden": "true" }, cells.bar), fig(percent(decision.size), from, "w5")),
     el("td", { class: "num" }, fig(fixed(decision.consensus, 3), from)),
-    el("td", { class: "num" }, fig(fixed(decision.risk, 3), from)),
+    el("td", { class: "num c-wide" }, fig(fixed(decision.risk, 3), from)),
     el("td", { class: "num c-wide" }, fig(voters === null ? NONE : `${voters} of ${all}`, { ...from, what: `Consulted: ${(decision.voters ?? []).join(", ") || "none"}${absent}` }, absent ? "state-warn" : "")),
     el("td", { class: "num" }, fig(ms(decision.latency_ms), { ...from, what: "From the storing of the tick to the storing of the decision" })));
 }
@@ -187,8 +187,15 @@ async function load() {
   } catch (error) {
     if (mine !== loading) return;
     loading = null;
+    if (error.status === 404 && symbol !== null) {
+      symbol = null; // that is not known; any other is better than none
+      history.replaceState(null, "", "/");
+      await load();
+      pager.tell(error.message);
+      return;
+    }
     byId("chart-empty").hidden = false;
-    setText(byId("chart-empty"), error.message);
+    byId("chart-empty").replaceChildren(...marked(error.message));
     setTimeout(load, 2000);
     return;
   }

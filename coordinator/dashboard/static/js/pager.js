@@ -70,7 +70,7 @@ export class Pager {
   }
 
   tell(text) {
-    setText(byId("chart-span"), text);
+    setText(byId("chart-note"), text);
     say(text);
   }
 
@@ -79,7 +79,7 @@ export class Pager {
     this.older.disabled = this.past ? !this.before : this.chart.times.length === 0;
     this.newer.disabled = !this.past;
     if (!this.past) {
-      setText(byId("chart-span"), "");
+      setText(byId("chart-note"), "");
       this.chart.onFollow?.(this.chart.following);
     }
   }

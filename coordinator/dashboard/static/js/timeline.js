@@ -206,7 +206,7 @@ function list() {
   keyed(byId("deaths"), all, (death) => death.id, (death) => {
     const cells = { detected: figure(), claimed: figure(), ready: figure() };
     const tr = el("tr", {}, el("td", {}, el("button", { type: "button", class: "button small", onclick: () => open(death.id) }, death.lane)),
-      el("td", {}, fig(when(death.from), { kind: "computed", text: death.from_source ?? "" })), el("td", { class: "num" }, cells.detected), el("td", { class: "num" }, cells.claimed), el("td", { class: "num" }, cells.ready), el("td", { class: "wrap" }, death.reason ?? ""));
+      el("td", {}, fig(when(death.from), { kind: "computed", text: death.from_source ?? "" })), el("td", { class: "num c-wide" }, cells.detected), el("td", { class: "num c-wide" }, cells.claimed), el("td", { class: "num" }, cells.ready), el("td", { class: "wrap" }, death.reason ?? ""));
     tr.parts = cells;
     return tr;
   }, (tr, death) => {
