@@ -45,9 +45,9 @@ class AgentSpec:
     command: tuple[str, ...] = ()
     """Program and arguments of an agent in any language, run in `search_path`."""
     listens: tuple[str, ...] = ()
-    """Kinds that a command receives; a class defines them itself."""
+    """Kinds that a command receives; of a class those that it defines itself, once it was imported."""
     publishes: tuple[str, ...] = ()
-    """Kinds that a command answers with; a class defines them itself."""
+    """Kinds that a command answers with; of a class as `listens`."""
     options: dict[str, Any] = field(default_factory=dict)
     memory_key: str = ""
     """Last part of its memory key; empty: as the class defines it."""
@@ -78,6 +78,7 @@ class ClassTraits:
     """What a swarm's settings need to know of an agent's class."""
 
     kind: str
+    listens: tuple[str, ...]
     publishes: tuple[str, ...]
     memory_key: str
     is_source: bool
@@ -86,6 +87,7 @@ class ClassTraits:
     def of(cls, agent_class: type[Agent]) -> ClassTraits:
         return cls(
             kind=agent_class.kind,
+            listens=agent_class.listens,
             publishes=published_kinds(agent_class),
             memory_key=agent_class.memory_key,
             is_source=agent_class.produce is not None,

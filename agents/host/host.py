@@ -16,12 +16,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
 import structlog
 
+from agents.host.api_gateway import ApiGateway
 from agents.host.forkserver import AgentProcess, ForkServer
 from agents.host.probe import measure_memory, measure_usage, probe_sandbox
 from agents.host.protocol import (
@@ -34,6 +36,7 @@ from agents.host.protocol import (
     SpawnOrder,
 )
 from agents.runtime.process import Incarnation
+from agents.spec import AgentSpec
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import last_claim, new_agent_id
 from bus.errors import BusError, MeshError
@@ -41,7 +44,8 @@ from bus.interface import Bus, ReceivedMessage
 from bus.messages import Child, Heartbeat, SandboxUsage, encode, now
 from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG
-from bus.nats.credentials import Credentials
+from bus.nats.credentials import Credentials, credentials_from, public_key_of
+from bus.nats.key_files import agent_key_file, read_seed
 from bus.utils.aio import end_tasks
 from bus.utils.processes import MACHINE, adopt_orphans, end_orphans
 
@@ -96,13 +100,15 @@ class Host:
         log_level: str = "info",
         credentials: Credentials | None = None,
         files: str | None = None,
+        keys: tuple[Path, ApiGateway] | None = None,
     ) -> None:
         """`endpoint` is where `provider` created this sandbox, `age_s` how many seconds ago. `credentials` are those of
         its agents (None: the environment's); `files` is the directory of their files here, if not that of swarm.toml.
+        `keys`: its agents have keys in this directory, and request JetStream's API of the gateway.
         """
         self._bus, self.name, self._url, self._reports, self._provider = bus, name, url, reports, provider
         self._endpoint, self._age_s = endpoint, age_s
-        self._group, self._credentials, self._files = group, credentials, files
+        self._group, self._credentials, self._files, self._keys = group, credentials, files, keys
         self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
         self._log_level = log_level
         self._fork_server = fork_server
@@ -208,7 +214,7 @@ class Host:
                 max_outputs_per_s=order.max_outputs_per_s,
                 log_level=self._log_level,
                 traceparent=order.traceparent,
-                credentials=self._credentials,
+                credentials=await self._admit(spec),
             )
             child = await self._fork_server.spawn(incarnation, self._stop.is_set)
             slot = _Slot(child, order)
@@ -219,11 +225,31 @@ class Host:
         self._reports.lifecycle("spawned", name, epoch=order.epoch, sandbox=self.name, pid=child.pid)
         return {"pid": child.pid, "new": True}
 
+    async def _admit(self, spec: AgentSpec) -> Credentials | None:
+        """The credentials of a new process of this agent.
+
+        Raises:
+            UsageError: its key cannot be used.
+        """
+        if self._keys is None:
+            return self._credentials
+        directory, gateway = self._keys
+        seed = await asyncio.to_thread(read_seed, agent_key_file(directory, spec.name))
+        await gateway.admit(spec, public_key_of(seed))
+        return dataclasses.replace(
+            self._credentials or credentials_from(),
+            creds="",
+            nkey_seed=seed,
+            api=self._bus.subjects.api(spec.name),
+        )
+
     async def _await_exit(self, slot: _Slot) -> None:
         slot.exit_code = await slot.child.wait()
         name = slot.order.spec.name
         if self._running.get(name) is slot:
             del self._running[name]
+            if self._keys is not None:
+                await self._keys[1].dismiss(name)
         self._ended = [*self._ended, slot][-KEEP_EXITS:]
         code, error = slot.exit_code, slot.child.error
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"

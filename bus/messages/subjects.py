@@ -124,6 +124,8 @@ class Subjects:
         self.ns = check_name(ns, "swarm")
         self.stream = f"{ns}_events"
         self.write_prefix = f"in.{ns}."
+        self.restore_prefix = f"restore.{ns}."
+        """The write prefix of a stream that is being restored."""
         self.state_bucket = f"{ns}_state"
         self.memory_bucket = f"{ns}_memory"
         self.registry_bucket = f"{ns}_agents"
@@ -154,6 +156,10 @@ class Subjects:
 
     def control(self, target: str, command: str) -> str:
         return f"{self.ns}.control.{target}.{command}"
+
+    def api(self, agent: str) -> str:
+        """The prefix at which an agent requests JetStream's API of its host; no swarm's name begins with `_`."""
+        return f"_API.{self.ns}.{agent}"
 
     def all_of(self, kind: str) -> str:
         """Filter for every message of `kind` on the read side."""

@@ -14,11 +14,6 @@ from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
 
 
-def restore_prefix(bus: NatsBus) -> str:
-    """The write prefix of a stream that is being restored, in place of `in.{ns}.`."""
-    return f"restore.{bus.subjects.ns}."
-
-
 async def stream_info(bus: NatsBus, stream: str) -> dict[str, Any] | None:
     """The server's STREAM.INFO, None if there is no such stream."""
     try:
@@ -37,7 +32,7 @@ async def events_lost(bus: NatsBus) -> bool:
 
 def half_done(bus: NatsBus, info: dict[str, Any]) -> bool:
     """Whether a restore of this stream was interrupted."""
-    return bool(info["config"]["subjects"] == [restore_prefix(bus) + ">"])
+    return bool(info["config"]["subjects"] == [bus.subjects.restore_prefix + ">"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from bus.errors import OtherHistory, Refused, UsageError
 from bus.messages import Lifecycle, encode, now
 from bus.messages import headers as h
 from bus.mirror.batching import references
-from bus.mirror.loss_check import Adoptable, Diverged, LossCheck, Lost, restore_prefix, stream_info
+from bus.mirror.loss_check import Adoptable, Diverged, LossCheck, Lost, stream_info
 from bus.mirror.reader import PAGE, Mirrored, MirrorFile
 from bus.mirror.schema import MirrorGap, StreamIncarnation
 from bus.mirror.sequenced_publisher import SequencedPublisher
@@ -100,7 +100,7 @@ async def restore_lost(bus: NatsBus, store: MirrorStore, limits: StreamLimits, w
 class _Restore:
     def __init__(self, bus: NatsBus, store: MirrorStore, file: MirrorFile, limits: StreamLimits, writer: str) -> None:
         self._bus, self._store, self._file, self._limits, self._writer = bus, store, file, limits, writer
-        self._prefix = restore_prefix(bus)
+        self._prefix = bus.subjects.restore_prefix
         self._configs = {config["name"]: config for config in expected_streams(bus, limits)}
         self._events = bus.subjects.stream
         self._result = RestoreResult(stream=self._events)

@@ -202,6 +202,11 @@ class Connection:
         self._denied: set[Denial] = set()
 
     @property
+    def api(self) -> str:
+        """The prefix of the subjects of JetStream's API."""
+        return self._credentials.api
+
+    @property
     def is_ready(self) -> bool:
         """Whether it is up, and all callbacks of a reconnect have ended."""
         return self._ready.is_set()

@@ -15,12 +15,22 @@ from typing import Any
 
 from bus.errors import UsageError
 
-__all__ = ["CA_VARIABLE", "CREDS_VARIABLE", "FIRST_VARIABLE", "SEED_VARIABLE", "Credentials", "credentials_from"]
+__all__ = [
+    "CA_VARIABLE",
+    "CREDS_VARIABLE",
+    "FIRST_VARIABLE",
+    "SEED_VARIABLE",
+    "Credentials",
+    "credentials_from",
+    "inbox_of",
+    "public_key_of",
+]
 
 CREDS_VARIABLE = "SIGNALMESH_NATS_CREDS"
 SEED_VARIABLE = "SIGNALMESH_NATS_NKEY"
 CA_VARIABLE = "SIGNALMESH_NATS_CA"
 FIRST_VARIABLE = "SIGNALMESH_NATS_TLS_FIRST"
+JETSTREAM_API = "$JS.API"
 OPTIONS = {CREDS_VARIABLE: "--nats-creds", SEED_VARIABLE: "--nats-nkey", CA_VARIABLE: "--nats-ca"}
 
 
@@ -30,13 +40,15 @@ class Credentials:
 
     `creds` is a user's JWT and seed as `nsc` writes them, `nkey_seed` a seed alone, `ca` certificates (PEM) that are
     trusted instead of the system's. `tls_first`: the client starts TLS first, as a server with `handshake_first` and
-    proxies in front of port 443 expect.
+    proxies in front of port 443 expect. `api` is the prefix of subjects at which JetStream's API is requested: an agent
+    of a swarm with keys requests it of its host (agents/host/api_gateway.py).
     """
 
     creds: str = field(default="", repr=False)
     nkey_seed: str = field(default="", repr=False)
     ca: str = ""
     tls_first: bool = False
+    api: str = JETSTREAM_API
 
     def options(self, url: str) -> dict[str, Any]:
         """Options for nats-py's `connect` to `url`.
@@ -51,6 +63,7 @@ class Credentials:
             options["user_credentials"] = RawCredentials(self.creds)
         elif self.nkey_seed:
             options["nkeys_seed_str"] = self.nkey_seed
+            options["inbox_prefix"] = inbox_of(public_key_of(self.nkey_seed))
         if self.ca:
             try:
                 options["tls"] = ssl.create_default_context(cadata=self.ca)
@@ -61,6 +74,30 @@ class Credentials:
         if self.tls_first:
             options["tls_handshake_first"] = True
         return options
+
+
+def public_key_of(seed: str) -> str:
+    """The public key (U…) of a user's nkey seed.
+
+    Raises:
+        ValueError: `seed` is not one; the text is what it is instead.
+    """
+    import nkeys
+
+    try:
+        public: str = nkeys.from_seed(seed.encode()).public_key.decode()
+    except (nkeys.NkeysError, ValueError, TypeError):  # it decodes base32 without a check of its own
+        raise ValueError("other text") from None
+    if not public.startswith("U"):
+        raise ValueError("the seed of an account or an operator")
+    return public
+
+
+def inbox_of(public_key: str) -> str:
+    """The prefix of all inboxes of the user with this nkey: where a server lets nobody else subscribe, only this user
+    receives the answers to its requests.
+    """
+    return f"_INBOX.{public_key}"
 
 
 def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
@@ -84,6 +121,14 @@ def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
         return text.strip() if variable == SEED_VARIABLE else text
 
     creds, seed = content(CREDS_VARIABLE, "BEGIN NATS USER JWT"), content(SEED_VARIABLE, "SU")
+    if seed:
+        try:
+            public_key_of(seed)
+        except ValueError as error:
+            file = f"{OPTIONS[SEED_VARIABLE]} {environ[SEED_VARIABLE]} ({SEED_VARIABLE})"
+            raise UsageError(
+                f"{file}: expected a user's nkey seed, 58 characters that begin with SU, not {error}"
+            ) from None
     if creds and seed:
         raise UsageError(f"--nats-creds ({CREDS_VARIABLE}) and --nats-nkey ({SEED_VARIABLE}): expected one of them")
     return Credentials(

@@ -65,6 +65,7 @@ class JetStream:
         self._acks: dict[str, tuple[str, Done]] = {}
         self._requests: dict[str, tuple[str, asyncio.Future[tuple[bytes, Headers]]]] = {}
         self._tokens = 0
+        self._api = connection.api
         self._inbox = connection.client.new_inbox() + "."
         """The prefix of reply subjects; the token after it identifies the request."""
         self._account: tuple[float, dict[str, Any], str] | None = None
@@ -196,7 +197,7 @@ class JetStream:
         return LimitReached(error.subject, error.code, error.description, limit)
 
     async def api(self, command: str, body: object = None, timeout_s: float = API_TIMEOUT_S) -> dict[str, Any]:
-        """One request to JetStream's API, `$JS.API.{command}`.
+        """One request to JetStream's API, `$JS.API.{command}`, or to what stands in for it.
 
         Raises:
             Refused: with JetStream's error code.
@@ -204,7 +205,7 @@ class JetStream:
             BusTimeout: no answer, or the cluster is about to elect a leader.
         """
         data = b"" if body is None else orjson.dumps(body)
-        reply = orjson.loads(await self.request(f"$JS.API.{command}", data, timeout_s))
+        reply = orjson.loads(await self.request(f"{self._api}.{command}", data, timeout_s))
         if error := reply.get("error"):
             code = error.get("err_code", error.get("code", 0))
             if code in NO_LEADER:
@@ -277,7 +278,7 @@ class JetStream:
     def delete_consumer(self, stream: str, name: str) -> None:
         """Remove a consumer; the server would remove it after INACTIVE_THRESHOLD_S."""
         with contextlib.suppress(BusError):
-            self.connection.write(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
+            self.connection.write(f"{self._api}.CONSUMER.DELETE.{stream}.{name}", b"")
 
 
 async def _nothing() -> None:

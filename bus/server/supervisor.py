@@ -99,14 +99,18 @@ class NatsServer:
         port: int = DEFAULT_PORT,
         durability: Durability = "process",
         binary: Path | None = None,
+        authorization: str = "",
     ) -> None:
-        """Prepare the server; only `start` touches the disk. Port 0 takes a free port and keeps it over restarts."""
+        """Prepare the server; only `start` touches the disk. Port 0 takes a free port and keeps it over restarts.
+
+        `authorization` are the lines of its configuration about users (bus/server/config.py).
+        """
         if not 0 <= port <= 65535:
             raise UsageError(f"--port {port}: expected 0 (any free port) to 65535")
         self.port = port
         self.version: tuple[int, int, int] | None = None
         self._binary = binary
-        self._durability = durability
+        self._durability, self._authorization = durability, authorization
         self._directory = state_dir / "nats"  # made absolute in `start`: reading the working directory blocks
         self._log_from = 0
         self._name = f"signalmesh-{secrets.token_hex(4)}"  # distinguishes it from another server on the same port
@@ -262,6 +266,7 @@ class NatsServer:
                 log=self._log,
                 durability=self._durability,
                 max_store=measure_room(self._directory).for_server,
+                authorization=self._authorization,
             )
         )
         self._log_from = self._log.stat().st_size if self._log.exists() else 0

@@ -64,6 +64,7 @@ from coordinator.monitor.observer import Observer
 from coordinator.reporting.formatting import format_value
 from coordinator.reporting.percentiles import Percentiles
 from coordinator.sandboxes.environment import Endpoint
+from coordinator.security.keys import use_operator_key
 
 __all__ = ["CertifyOptions", "run_certify"]
 
@@ -268,6 +269,7 @@ async def _deploy(plan: Plan, swarm: TemporarySwarm, progress: _Progress) -> Dep
     where = plan.expected.providers + (f": {plan.endpoint}" if plan.endpoint else "")
     with progress.step(f"deploying {len(plan.expected.sandboxes)} sandboxes ({where})"):
         run = await swarm.start()
+        use_operator_key(swarm.state_dir, run.authentication)
         bus = await NatsBus.connect(run.url, run.swarm, "certify")
         try:
             observer, hosts = Observer(bus, progress.on_alert), HostReports(bus, swarm.started_at)

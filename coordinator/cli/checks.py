@@ -39,12 +39,14 @@ def chaos(
     """Inject random faults into the running swarm, measure each recovery, then check for lost or duplicated outputs."""
     from coordinator.chaos.report import FaultSeen, line_of, print_chaos
     from coordinator.chaos.runner import ChaosOptions, run_chaos, running
+    from coordinator.security.keys import use_operator_key
 
     for name, value in (("--for", for_s), ("--recovery-timeout", timeout_s)):
         if not value > 0:
             raise UsageError(f"{name} {value}: expected more than 0 seconds")
     options = ChaosOptions(for_s=for_s, seed=seed, timeout_s=timeout_s)
     run = running(state_dir)
+    use_operator_key(state_dir, run.authentication)
 
     def print_fault(fault: FaultSeen) -> None:
         typer.echo(line_of(fault), err=json)

@@ -13,7 +13,7 @@ import typer
 
 from bus.errors import NoSuchSwarm, NoSwarmThere, PermissionDenied, Refused, UsageError
 from bus.utils.aio import end_tasks, run_to_end
-from coordinator.config.connection import CONNECT_S, DEFAULT_URL
+from coordinator.config.connection import CONNECT_S, DEFAULT_URL, Authentication
 
 if TYPE_CHECKING:
     from bus.nats.bus import NatsBus
@@ -59,6 +59,14 @@ AgentCount = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Level = Literal["debug", "info", "warning", "error"]
 LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Lowest level to log.")]
+AuthenticationOption = Annotated[
+    Authentication | None,
+    typer.Option(
+        "--authentication",
+        envvar="SIGNALMESH_AUTHENTICATION",
+        help="How the embedded server admits clients; default: nats.authentication in swarm.toml, or open.",
+    ),
+]
 STATE_DIR = Path(".signalmesh")
 T = TypeVar("T")
 
@@ -93,6 +101,10 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None, config: Pa
     url = nats or (run.url if run else DEFAULT_URL)
     if nats not in (None, run.url if run else None):
         run = None
+    if run is not None and run.authentication == "keys":
+        from coordinator.security.keys import use_operator_key
+
+        use_operator_key(state_dir, run.authentication)
     if swarm is None:
         swarm = run.swarm if run is not None else _configured_swarm()
     return Target(url, swarm, run if run is not None and run.swarm == swarm else None, config)

@@ -12,7 +12,17 @@ import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.utils.aio import run_to_end
-from coordinator.cli.options import STATE_DIR, AgentCount, ConfigFile, Json, LogLevel, Nats, StateDir, print_json
+from coordinator.cli.options import (
+    STATE_DIR,
+    AgentCount,
+    AuthenticationOption,
+    ConfigFile,
+    Json,
+    LogLevel,
+    Nats,
+    StateDir,
+    print_json,
+)
 from signalmesh import find_clash
 
 if TYPE_CHECKING:
@@ -80,6 +90,7 @@ def up(
             "--public-nats", envvar="SIGNALMESH_PUBLIC_NATS", help="NATS URL at which E2B sandboxes reach the bus."
         ),
     ] = None,
+    authentication: AuthenticationOption = None,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Run no dashboard.")] = False,
     json: Json = False,
     log_level: LogLevel = "info",
@@ -119,6 +130,7 @@ def up(
         fault_proxy=fault_proxy,
         public_url=public_nats,
         dashboard=not no_dashboard,
+        authentication=authentication,
     )
     if (clash := find_clash()) is not None:
         if clash.fatal:

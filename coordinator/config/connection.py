@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+Authentication = Literal["open", "keys"]
+"""How the embedded server admits clients."""
 DEFAULT_URL = "nats://127.0.0.1:4222"
 """NATS URL if none is given: the default port of the server that `up` starts."""
 CONNECT_S = 2.0

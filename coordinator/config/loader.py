@@ -29,6 +29,7 @@ from coordinator.config.settings import (
     DashboardSettings,
     MetricsSettings,
     MirrorSettings,
+    NatsSettings,
     ResolvedSwarm,
     SandboxSpec,
     StreamSettings,
@@ -86,6 +87,7 @@ class TopLevel:
     alerts: dict[str, Any] = field(default_factory=dict)
     dashboard: dict[str, Any] = field(default_factory=dict)
     secrets: dict[str, Any] = field(default_factory=dict)
+    nats: dict[str, Any] = field(default_factory=dict)
 
 
 MAX_FILE_BYTES = 1 << 20
@@ -195,6 +197,7 @@ def parse_swarm(raw: Mapping[str, Any], file: str, search_path: str) -> SwarmCon
         alerts=convert(top.alerts, AlertSettings, file, "alerts"),
         dashboard=convert(top.dashboard, DashboardSettings, file, "dashboard"),
         secrets=parse_secrets(top.secrets, file),
+        nats=convert(top.nats, NatsSettings, file, "nats"),
     )
     _check_relations(config)
     return config

@@ -18,6 +18,7 @@ from agents.runtime.output_rate import MAX_OUTPUTS_PER_S
 from agents.spec import AgentSpec, ClassTraits, load_class
 from bus.errors import ConfigError, UsageError
 from bus.server.config import Durability
+from coordinator.config.connection import Authentication
 from coordinator.config.convert import convert, similar
 from coordinator.config.e2b import E2bSettings
 from coordinator.config.secrets import SecretSettings
@@ -33,6 +34,7 @@ __all__ = [
     "DashboardSettings",
     "MetricsSettings",
     "MirrorSettings",
+    "NatsSettings",
     "ResolvedAgent",
     "ResolvedSwarm",
     "SandboxSpec",
@@ -219,6 +221,16 @@ class AlertSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NatsSettings:
+    """How the embedded server admits clients."""
+
+    authentication: Authentication = "open"
+    """`keys`: each process has a key of its own, and the server lets it publish and subscribe to its own subjects
+    alone; a client without a key receives the read side, and publishes nothing. `open`: whoever reaches the port may do
+    everything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmConfig:
     """A whole swarm as configured, its agents' classes not imported. `file` is swarm.toml's path, or BUILT_IN."""
 
@@ -235,6 +247,7 @@ class SwarmConfig:
     alerts: AlertSettings = field(default_factory=AlertSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     secrets: SecretSettings = field(default_factory=SecretSettings)
+    nats: NatsSettings = field(default_factory=NatsSettings)
 
     def agent(self, name: str) -> AgentSettings:
         """The agent of this name.
@@ -289,7 +302,7 @@ class SwarmConfig:
             convert(spec.options, CommandAgent.Options, self.file, f"agents.{spec.name}.options")
         if traits is not None:
             publishes = traits.publishes
-            spec = replace(spec, kind=traits.kind)
+            spec = replace(spec, kind=traits.kind, listens=traits.listens, publishes=publishes)
         can_vote = settings.external or not VOTING_KINDS.isdisjoint(publishes)
         if settings.votes and not can_vote:
             raise ConfigError(

@@ -23,6 +23,7 @@ from coordinator.config.secrets import offer_bus_credentials
 from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.bus_checks import check_bus
 from coordinator.doctor.dashboard_checks import check_dashboard
+from coordinator.doctor.key_checks import check_keys
 from coordinator.doctor.machine_checks import (
     BUS_DOWN,
     check_config,
@@ -65,6 +66,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings = await asyncio.to_thread(check_versions, embedded=embedded)
     findings += [about_config, record]
     findings.append(await asyncio.to_thread(check_permissions, state_dir))
+    findings.append(await asyncio.to_thread(check_keys, state_dir, run if nats in (None, run and run.url) else None))
     findings += await asyncio.to_thread(check_locks, state_dir, run)
     findings.append(await asyncio.to_thread(check_leftovers, run))
     findings.append(await asyncio.to_thread(check_disk, state_dir, used))

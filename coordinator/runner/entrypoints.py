@@ -16,6 +16,7 @@ from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
 from bus.messages.subjects import check_name
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials
+from bus.nats.key_files import KEYS_VARIABLE
 from bus.nats.streams import ensure_streams
 from bus.observability.logging import set_up_logs
 from bus.observability.tracer import modules_to_preload
@@ -59,6 +60,7 @@ def run_sandbox(
     Its agents connect to `agents_url`, by default to the same server. `provided` is set if a provider has created the
     sandbox.
     """
+    from agents.host.api_gateway import ApiGateway
     from agents.host.forkserver import ForkServer
     from agents.host.host import Host
 
@@ -71,7 +73,9 @@ def run_sandbox(
     if provided is not None:
         group, provider, name = name, provided.provider, check_name(provided.host, "sandbox")
 
-    fork_server = ForkServer(("coordinator.decisions.agent", *modules_to_preload(os.environ)))
+    keys = os.environ.get(KEYS_VARIABLE)
+    signing = ("nkeys",) if keys else ()
+    fork_server = ForkServer(("coordinator.decisions.agent", *signing, *modules_to_preload(os.environ)))
     fork_server.fork()
 
     async def serve() -> None:
@@ -90,6 +94,7 @@ def run_sandbox(
                 log_level=log_level,
                 credentials=credentials,
                 files=None if provided is None else provided.files,
+                keys=(Path(keys), ApiGateway(bus)) if keys else None,
             )
             on_signals(host.stop)
             await host.run()

@@ -16,6 +16,7 @@ from bus.errors import UsageError
 from bus.utils.file_lock import take_lock
 from bus.utils.json_text import parse_json, read_limited
 from bus.utils.processes import is_running, start_identity
+from coordinator.config.connection import Authentication
 
 DEFAULT_STATE_DIR = Path(".signalmesh")
 RECORD = "run.json"
@@ -55,6 +56,8 @@ class Run:
     children: tuple[Recorded, ...] = ()
     agents: int | None = None
     """The value of `up --agents`."""
+    authentication: Authentication = "open"
+    """How its server admits clients; `keys`: those of the state directory are needed."""
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
@@ -78,7 +81,13 @@ def read_run(state_dir: Path) -> Run | None:
 
 
 def write_run(
-    state_dir: Path, swarm: str, url: str, config: str, children: Iterable[Recorded], agents: int | None = None
+    state_dir: Path,
+    swarm: str,
+    url: str,
+    config: str,
+    children: Iterable[Recorded],
+    agents: int | None = None,
+    authentication: Authentication = "open",
 ) -> None:
     """Record that this process runs the swarm. `url` is without credentials."""
     run = Run(
@@ -89,6 +98,7 @@ def write_run(
         config=config,
         children=tuple(children),
         agents=agents,
+        authentication=authentication,
     )
     temporary = state_dir / f"{RECORD}.{os.getpid()}"
     temporary.write_bytes(orjson.dumps(run))

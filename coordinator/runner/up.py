@@ -27,6 +27,7 @@ from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
 from bus.nats.connection import Denial, describe_denials
+from bus.nats.credentials import Credentials
 from bus.nats.permissions import find_denied
 from bus.nats.streams import ensure_streams
 from bus.observability.logging import set_up_logs
@@ -35,6 +36,7 @@ from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from bus.utils.aio import end_tasks
 from bus.utils.processes import OrphanReaper, adopt_orphans, end_orphans, on_signals
 from bus.utils.terminal import escape_control
+from coordinator.config.connection import Authentication
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.config.telemetry import NOWHERE, WEBHOOK_VARIABLE, metrics_arguments, webhook_of
 from coordinator.runner.child_process import LISTENER_VARIABLE, ChildProcess, ChildSpec
@@ -49,6 +51,7 @@ from coordinator.runner.proxy_role import open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import alert_external_durability, report_server_event, warn_of_deleted_stream
 from coordinator.sandboxes.provider_client import plan_provider
+from coordinator.security.keys import KeyStore, authorization, check_can_have_keys, identities, key_environment
 from coordinator.telemetry.otel_env_check import check_variables
 
 NAME = "up"
@@ -84,6 +87,8 @@ class UpOptions:
     fault_proxy: bool = False
     public_url: str | None = None
     dashboard: bool = True
+    authentication: Authentication | None = None
+    """None: as the configuration has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,8 @@ class FoundOut:
     mirror: bool = False
     dashboard_fd: int | None = None
     """The listening socket of the dashboard; None: no such process."""
+    keys: Path | None = None
+    """The directory of the processes' keys; None: they connect without."""
 
 
 def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
@@ -116,7 +123,9 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
     children: list[ChildSpec] = []
 
     def add(kind: str, name: str, *args: str, env: Mapping[str, str] | None = None, **rest: Any) -> None:
-        spec = ChildSpec(kind=kind, name=name, args=args, env=env or {}, grace_s=STOP_GRACE_S[kind], **rest)
+        key = {} if found.keys is None else key_environment(found.keys, kind, name)
+        env = {**(env or {}), **key}
+        spec = ChildSpec(kind=kind, name=name, args=args, env=env, grace_s=STOP_GRACE_S[kind], **rest)
         children.append(spec)
 
     if found.proxy_fd is not None:
@@ -182,6 +191,9 @@ class Up:
         self._tasks: list[asyncio.Task[Any]] = []
         self._children: list[ChildProcess] = []
         self._denied: frozenset[Denial] = frozenset()
+        self._authentication: Authentication = options.authentication or config.nats.authentication
+        self._credentials: Credentials | None = None
+        """None: the environment's."""
         self.url = ""
         self.bus: NatsBus
         self.outcome: Outcome
@@ -206,6 +218,8 @@ class Up:
         """Check what can be checked before anything runs, and take the state directory."""
         for problem in check_variables(os.environ):
             _warn(problem)
+        if self._authentication == "keys":
+            check_can_have_keys(self.config, self._options.url)
         provider = await plan_provider(self.config, self._options.public_url, self._options.url)
         webhook = await asyncio.to_thread(webhook_of, self.config)
         os.environ.pop(WEBHOOK_VARIABLE, None)  # a secret: only for the metrics role
@@ -225,19 +239,32 @@ class Up:
         """Start nats-server, unless another one is named, and connect."""
         options = self._options
         if options.url is None:
-            self._server = NatsServer(options.state_dir, port=options.port, durability=self.config.stream.durability)
+            users = await asyncio.to_thread(self._admit_users) if self._authentication == "keys" else ""
+            self._server = NatsServer(
+                options.state_dir, port=options.port, durability=self.config.stream.durability, authorization=users
+            )
             await self._server.start()
             self.url = self._server.url
             self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
         else:
             self.url = options.url
-        self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME)
+        self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME, credentials=self._credentials)
         if self._server is None:  # a server of our own has no other swarm: its directory is locked
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
             if remark := await refuse_name_conflict(self.bus, names):
                 _warn(remark)
             if denied := await self._find_denied(quiet=not remark):
                 raise PermissionDenied(describe_denials(denied))
+
+    def _admit_users(self) -> str:
+        """Make the keys that are missing; returns the lines of the server's configuration about its users."""
+        store, granted = KeyStore(self._options.state_dir), identities(self.config)
+        made = store.ensure(*granted)
+        if made:
+            log.info("keys_made", directory=str(store.directory), identities=made)
+        self._found = replace(self._found, keys=store.directory)
+        self._credentials = Credentials(nkey_seed=store.seed(NAME))
+        return authorization(store, granted)
 
     async def _find_denied(self, *, quiet: bool) -> list[Denial]:
         agents = [item.spec.name for item in self.config.agents if not item.external]
@@ -308,7 +335,15 @@ class Up:
         known = [child for child in recorded if child is not None]
         agents = self._options.agents
         try:
-            write_run(self._options.state_dir, self.config.swarm, self.bus.url, self.config.file, known, agents)
+            write_run(
+                self._options.state_dir,
+                self.config.swarm,
+                self.bus.url,
+                self.config.file,
+                known,
+                agents,
+                self._authentication,
+            )
         except OSError as error:
             log.warning("record_not_written", problem=str(error))
 

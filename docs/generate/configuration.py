@@ -17,6 +17,7 @@ from coordinator.config.settings import (
     DashboardSettings,
     MetricsSettings,
     MirrorSettings,
+    NatsSettings,
     StreamSettings,
     WatchdogSettings,
 )
@@ -33,6 +34,7 @@ SETTINGS: dict[str, type] = {
     "metrics": MetricsSettings,
     "alerts": AlertSettings,
     "dashboard": DashboardSettings,
+    "nats": NatsSettings,
 }
 SENTENCES = {
     "coordinator": "How votes become decisions. [Rounds and decisions](../concepts/decisions.md) has the formulas.",
@@ -42,6 +44,7 @@ SENTENCES = {
     "metrics": "See [Metrics](../ops/metrics.md).",
     "alerts": "See [Logs and alerts](../ops/alerts.md).",
     "dashboard": "See [Dashboard](../ops/dashboard.md).",
+    "nats": "See [Security](../security.md).",
 }
 CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
     (SandboxTable, "provider"): PROVIDERS,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from agents.feeds.candle_cache import CACHE_VARIABLE
 from bus.nats.credentials import CA_VARIABLE, CREDS_VARIABLE, FIRST_VARIABLE, SEED_VARIABLE
+from bus.nats.key_files import KEYS_VARIABLE
 from coordinator.config.telemetry import WEBHOOK_VARIABLE
 from coordinator.runner.child_process import LISTENER_VARIABLE
 from coordinator.runner.preflight import TRAITS_VARIABLE
@@ -30,6 +31,7 @@ OWN = {
     TRAITS_VARIABLE: "Internal: `up` passes the kinds of the users' classes to the watchdog. Do not set it.",
     CACHE_VARIABLE: "Directory for parsed candle files. `up` sets it to `cache` in its state directory. Without it: "
     "`signalmesh` in `$XDG_CACHE_HOME` or in `~/.cache`.",
+    KEYS_VARIABLE: "Internal: `up` gives a sandbox host the directory with the keys of its agents. Do not set it.",
     LISTENER_VARIABLE: "Internal: `up` gives a child the number of a listening socket. Do not set it.",
 }
 E2B = {

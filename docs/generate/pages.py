@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docs.generate import api, cli, configuration, environment, events, messages, metrics, protocol
+from docs.generate import api, cli, configuration, environment, events, messages, metrics, permissions, protocol
 from docs.generate.source import ROOT
 
 DIRECTORY = ROOT / "docs" / "reference"
@@ -16,6 +16,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "events.md": events.text,
     "messages.md": messages.text,
     "metrics.md": metrics.text,
+    "permissions.md": permissions.text,
     "protocol.md": protocol.text,
 }
 

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from bus.nats.credentials import credentials_from
 from bus.utils.aio import is_cancelled
 
 GUARD_S = 60.0
@@ -73,7 +74,11 @@ class Subscriber:
             pass
 
         await subscriber.client.connect(
-            url.split(","), reconnect_time_wait=cast(int, RECONNECT_WAIT_S), max_reconnect_attempts=-1, error_cb=ignore
+            url.split(","),
+            reconnect_time_wait=cast(int, RECONNECT_WAIT_S),
+            max_reconnect_attempts=-1,
+            error_cb=ignore,
+            **credentials_from().options(url),
         )
         await subscriber.client.subscribe(subject, cb=subscriber._on_msg, pending_msgs_limit=1_000_000)
         await subscriber.client.flush()
@@ -215,7 +220,7 @@ class Subscriber:
 
 async def read_stream(url: str, name: str) -> list[SwarmMessage]:
     """Everything that the swarm's stream holds, in order."""
-    client = await nats.connect(url.split(","))
+    client = await nats.connect(url.split(","), **credentials_from().options(url))
     try:
         stream = client.jetstream()
         config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE)

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import psutil
+import pytest
 
+from bus.nats.credentials import SEED_VARIABLE
 from bus.utils.processes import die_with_parent, wait_pid_exit
+from coordinator.security.keys import KeyStore
 from tests.acceptance.subscriber import Subscriber
 
 SIGNALMESH = Path(sys.executable).with_name("signalmesh")
@@ -33,6 +36,11 @@ ENVIRONMENT["PYTHONFAULTHANDLER"] = "1"
 TEMPORARY = tempfile.TemporaryDirectory(prefix="signalmesh-tests-")
 ENVIRONMENT["TMPDIR"] = TEMPORARY.name
 """Of this test process alone: `doctor` reports what other runs have left in the machine's own."""
+
+AUTHENTICATION = os.environ.get("ACCEPTANCE_AUTHENTICATION", "")
+"""`keys`: every swarm of these tests has keys, and the tests connect with the operator's (CONTRIBUTING.md)."""
+if AUTHENTICATION:
+    ENVIRONMENT["SIGNALMESH_AUTHENTICATION"] = AUTHENTICATION
 
 AGENTS = ("research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator")
 VOTERS = ("research-2", "strategy-momentum", "strategy-mean-reversion")
@@ -145,6 +153,7 @@ class Swarm:
         self.process: asyncio.subprocess.Process
         self._last_lines: deque[str] = deque(maxlen=6)
         self._drains: list[asyncio.Task[None]] = []
+        self._key = pytest.MonkeyPatch()
         self._subscribers: list[Subscriber] = []
 
     async def __aenter__(self) -> Self:
@@ -154,6 +163,7 @@ class Swarm:
         if kind is not None:
             self._tell()
         await self._close_subscribers()
+        self._key.undo()
         if hasattr(self, "process"):
             all_agents = [] if self.process.returncode is not None else self.all_agents()
             ends = await Ends.of(*(process.pid for process in all_agents))
@@ -209,6 +219,8 @@ class Swarm:
             await self.process.wait()
         assert first.startswith(f"swarm {self.name} on nats://"), first + self.errors
         self.url = self.record["url"]
+        if self.record["authentication"] == "keys":
+            self._key.setenv(SEED_VARIABLE, str(KeyStore(self.directory / ".signalmesh").file("operator")))
         return await self.listen()
 
     async def _drain(self, stdout: asyncio.StreamReader) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bus.nats.credentials import SEED_VARIABLE
 from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import (
     ROUNDS,
@@ -230,7 +231,7 @@ async def doomed(swarm: Swarm, moment: str) -> AsyncIterator[int]:
             swarm.url,
             str(swarm.directory / "swarm.toml"),
             cwd=swarm.directory,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, SEED_VARIABLE: os.environ.get(SEED_VARIABLE, "")},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,

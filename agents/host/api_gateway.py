@@ -1,0 +1,195 @@
+"""JetStream's API for the agents of a host, in a swarm with keys: their users may not request it themselves.
+
+Permissions are about subjects. What a request may read is in its body, and the deliver subject of a consumer is not
+compared with anybody's permissions. So an agent requests the API at `_API.{swarm}.{agent}.{command}`; its host checks
+the body and passes the request on. The server answers the agent directly: one hop more, in one direction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+import orjson
+import structlog
+
+from agents.spec import AgentSpec
+from bus.errors import BusError, MeshError
+from bus.messages.subjects import Subjects
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import inbox_of
+
+__all__ = ["ApiGateway", "RequestRefused", "readable_by"]
+
+MAX_CONSUMERS = 64
+"""Consumers of one agent that it may delete again; it has two at a time."""
+FORBIDDEN = 403
+
+log = structlog.get_logger("signalmesh.host")
+
+
+class RequestRefused(MeshError):
+    """A request that the agent may not make."""
+
+
+class _ConsumerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What bus.nats.jetstream requests of a consumer, and nothing else."""
+
+    name: str
+    deliver_policy: Literal["all", "by_start_sequence", "last_per_subject"]
+    filter_subjects: list[str]
+    deliver_subject: str
+    ack_policy: Literal["none"]
+    max_deliver: int
+    replay_policy: Literal["instant"]
+    flow_control: bool
+    idle_heartbeat: int
+    inactive_threshold: int
+    mem_storage: bool
+    num_replicas: int
+    opt_start_seq: int | None = None
+
+
+class _Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    stream_name: str
+    config: _ConsumerConfig
+
+
+class _GetMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    last_by_subj: str = ""
+    next_by_subj: str = ""
+    seq: int | None = None
+
+
+def readable_by(spec: AgentSpec, subjects: Subjects) -> frozenset[str]:
+    """The filters of the stream that the agent of `spec` may read: the kinds that it listens to, and what it writes."""
+    name = spec.name
+    listened = {subjects.all_of(kind) for kind in spec.listens if kind != "timer"}
+    own = {f"{subjects.ns}.*.*.{name}", f"{subjects.ns}.timer.*.{name}", subjects.epoch(name)}
+    return frozenset(listened | own)
+
+
+class AgentGateway:
+    """The rights of one agent, by which its requests are checked."""
+
+    def __init__(self, spec: AgentSpec, subjects: Subjects, public_key: str) -> None:
+        name = spec.name
+        self._subjects, self.inbox = subjects, inbox_of(public_key) + "."
+        self._readable = readable_by(spec, subjects)
+        self._keys = {
+            f"KV_{bucket}": f"$KV.{bucket}.{key}"
+            for bucket, key in (
+                (subjects.state_bucket, name),
+                (subjects.registry_bucket, name),
+                (subjects.memory_bucket, f"{subjects.ns}/{name}/"),
+            )
+        }
+        self._consumers: dict[str, None] = {}
+
+    def check(self, command: str, reply: str, body: bytes) -> None:
+        """Return if the agent may make this request.
+
+        Raises:
+            RequestRefused: it may not.
+        """
+        if reply and not reply.startswith(self.inbox):
+            raise RequestRefused(f"{command}: expected an answer to an inbox of the agent's own, not to {reply}")
+        operation, stream, rest = _parts(command)
+        try:
+            if operation == "STREAM.INFO" and not rest and stream == self._subjects.stream:
+                if body.strip():
+                    raise RequestRefused(f"{command}: expected an empty request")
+            elif operation == "STREAM.MSG.GET" and not rest:
+                self._check_get(command, stream, msgspec.json.decode(body, type=_GetMessage))
+            elif operation == "CONSUMER.CREATE" and stream == self._subjects.stream:
+                self._check_create(command, stream, rest, msgspec.json.decode(body, type=_Create))
+            elif operation == "CONSUMER.DELETE" and rest in self._consumers:
+                del self._consumers[rest]
+            else:
+                raise RequestRefused(f"{command}: not among the requests of an agent")
+        except msgspec.ValidationError as error:
+            raise RequestRefused(f"{command}: {error}") from None
+        except msgspec.DecodeError:
+            raise RequestRefused(f"{command}: expected JSON") from None
+
+    def _check_get(self, command: str, stream: str, wanted: _GetMessage) -> None:
+        if stream == self._subjects.stream:
+            if wanted.last_by_subj and not wanted.next_by_subj:
+                allowed = wanted.last_by_subj in self._readable
+            else:
+                allowed = wanted.next_by_subj in self._readable
+            subject = wanted.last_by_subj or wanted.next_by_subj
+        else:
+            subject, own = wanted.last_by_subj, self._keys.get(stream)
+            exact = own is not None and not own.endswith("/") and subject == own
+            below = own is not None and own.endswith("/") and subject.startswith(own) and _is_literal(subject)
+            allowed = (exact or below) and wanted.seq is None and not wanted.next_by_subj
+        if not allowed:
+            raise RequestRefused(f"{command}: the agent may not read {subject or 'by sequence'}")
+
+    def _check_create(self, command: str, stream: str, name: str, wanted: _Create) -> None:
+        config = wanted.config
+        if wanted.stream_name != stream or config.name != name or "." in name:
+            raise RequestRefused(f"{command}: expected the names of the subject in the body")
+        if not config.deliver_subject.startswith(self.inbox) or not _is_literal(config.deliver_subject):
+            raise RequestRefused(f"{command}: expected a deliver subject below {self.inbox}")
+        if not config.filter_subjects or not self._readable.issuperset(config.filter_subjects):
+            foreign = sorted(set(config.filter_subjects) - self._readable) or ["everything"]
+            raise RequestRefused(f"{command}: the agent may not read {', '.join(foreign)}")
+        self._consumers[name] = None
+        if len(self._consumers) > MAX_CONSUMERS:
+            del self._consumers[next(iter(self._consumers))]
+
+
+def _is_literal(subject: str) -> bool:
+    return not any(token in ("*", ">", "") for token in subject.split("."))
+
+
+def _parts(command: str) -> tuple[str, str, str]:
+    """Operation, stream and the rest of a command of the API."""
+    for operation in ("STREAM.INFO", "STREAM.MSG.GET", "CONSUMER.CREATE", "CONSUMER.DELETE"):
+        if command.startswith(operation + "."):
+            stream, _, rest = command[len(operation) + 1 :].partition(".")
+            return operation, stream, rest
+    return command, "", ""
+
+
+class ApiGateway:
+    """Serves the agents of one host over its connection `bus`."""
+
+    def __init__(self, bus: NatsBus) -> None:
+        self._bus = bus
+        self._serving: dict[str, Any] = {}
+
+    async def admit(self, spec: AgentSpec, public_key: str) -> None:
+        """Serve the agent of `spec`, whose user has this nkey, until `dismiss`."""
+        agent, name, connection = AgentGateway(spec, self._bus.subjects, public_key), spec.name, self._bus.connection
+        await self.dismiss(name)
+        prefix = self._bus.subjects.api(name) + "."
+
+        def on_request(subject: str, reply: str, body: bytes, _: bytes) -> None:
+            command = subject[len(prefix) :]
+            with contextlib.suppress(BusError):  # the connection is down: the agent asks again
+                try:
+                    agent.check(command, reply, body)
+                except RequestRefused as error:
+                    log.warning("api_request_refused", of=name, problem=str(error))
+                    if reply.startswith(agent.inbox):
+                        connection.write(reply, orjson.dumps(_refusal(error)))
+                    return
+                connection.write(f"$JS.API.{command}", body, reply)
+
+        self._serving[name] = await connection.subscribe_directly(prefix + ">", on_request)
+
+    async def dismiss(self, name: str) -> None:
+        """Serve the agent `name` no longer."""
+        if (subscription := self._serving.pop(name, None)) is not None:
+            with contextlib.suppress(Exception):
+                await subscription.unsubscribe()
+
+
+def _refusal(error: RequestRefused) -> Mapping[str, Any]:
+    """An answer in the form of JetStream's API."""
+    return {"error": {"code": FORBIDDEN, "err_code": FORBIDDEN, "description": str(error)}}

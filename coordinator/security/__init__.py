@@ -1,0 +1,1 @@
+"""Keys of processes, and the permissions that follow from the configuration."""

@@ -1,0 +1,184 @@
+"""What each process of a swarm may publish and subscribe to. It follows from the subject grammar and the configuration.
+
+A subject names its one writer, so that each process may write under its own name alone. Agents request JetStream's API
+of their host (agents/host/api_gateway.py) and have no permission for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from agents.spec import AgentSpec
+from bus.messages.subjects import DASHBOARD, STANDBY, STORED_KINDS, WATCHDOG, Subjects
+from bus.nats.credentials import inbox_of
+
+__all__ = [
+    "Permissions",
+    "agent_permissions",
+    "observer_permissions",
+    "role_permissions",
+    "sandbox_permissions",
+    "voter_permissions",
+]
+
+VOTES = ("signal", "sentiment")
+"""What an agent outside the swarm may publish, if its table does not say."""
+ORDERS = ("spawn", "kill", "signal", "check", "probe")
+"""Requests to a sandbox host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permissions:
+    """What a user may publish and subscribe to, beside its inboxes. `answers`: it may also answer requests."""
+
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+    never_subscribe: tuple[str, ...] = ()
+    answers: bool = False
+
+    def subscriptions(self, public_key: str) -> tuple[str, ...]:
+        """The subjects that the user with this nkey may subscribe to: with its own inboxes, if it may publish."""
+        return (*self.subscribe, f"{inbox_of(public_key)}.>") if self.publish else self.subscribe
+
+
+def agent_permissions(spec: AgentSpec, memory_key: str, subjects: Subjects) -> Permissions:
+    """Those of an agent that a host runs, which publishes the kinds of `spec` and has this memory key."""
+    ns, name = subjects.ns, spec.name
+    return Permissions(
+        publish=(
+            *(f"in.{ns}.{kind}.*.{name}" for kind in (*spec.publishes, "timer", "alert")),
+            f"in.{ns}.lifecycle.{name}.{name}",
+            subjects.heartbeat(name),
+            f"$KV.{subjects.state_bucket}.{name}",
+            f"$KV.{subjects.registry_bucket}.{name}",
+            f"$KV.{subjects.memory_bucket}.{subjects.memory_key(name, memory_key)}",
+            f"{subjects.api(name)}.>",
+            f"$JS.FC.{subjects.stream}.>",
+        ),
+        subscribe=(subjects.epoch(name), f"{ns}.control.{name}.*", "$SRV.*", f"$SRV.*.{name}", f"$SRV.*.{name}.*"),
+        answers=True,
+    )
+
+
+def voter_permissions(name: str, kinds: Iterable[str], subjects: Subjects) -> Permissions:
+    """Those of an agent that runs as a program outside the swarm: its votes, and the read side."""
+    votes = tuple(f"in.{subjects.ns}.{kind}.*.{name}" for kind in (tuple(kinds) or VOTES))
+    return replace(observer_permissions(subjects), publish=(*votes, subjects.heartbeat(name)))
+
+
+def sandbox_permissions(name: str, subjects: Subjects) -> Permissions:
+    """Those of the host of sandbox `name`, which requests JetStream's API for its agents too."""
+    ns, stream = subjects.ns, subjects.stream
+    buckets = (subjects.state_bucket, subjects.memory_bucket, subjects.registry_bucket)
+    return Permissions(
+        publish=(
+            *_reports(name, subjects),
+            *_reading(stream),
+            *(f"$JS.API.STREAM.MSG.GET.KV_{bucket}" for bucket in buckets),
+        ),
+        subscribe=(subjects.epoch(WATCHDOG), f"{ns}.control.{name}.*", f"{subjects.api('*')}.>"),
+        answers=True,
+    )
+
+
+def observer_permissions(subjects: Subjects) -> Permissions:
+    """Those of a client without a key: it receives the read side, and publishes nothing."""
+    return Permissions(subscribe=(f"{subjects.ns}.>",), never_subscribe=(f"{subjects.ns}.control.>",))
+
+
+def role_permissions(role: str, subjects: Subjects) -> Permissions:
+    """Those of `up`, the operator, and every other role but a sandbox host.
+
+    Raises:
+        KeyError: there is no such role.
+    """
+    ns, observer = subjects.ns, observer_permissions(subjects)
+    reading = (*_reading(*_streams(subjects)), "$JS.API.INFO", "$SYS.REQ.USER.INFO")
+    control = f"{ns}.control"
+    all_of_it = Permissions(
+        publish=(
+            f"in.{ns}.>",
+            f"{subjects.restore_prefix}>",
+            f"{ns}.heartbeat.*",
+            f"{control}.*.*",
+            *(f"$KV.{stream.removeprefix('KV_')}.>" for stream in _streams(subjects)[1:]),
+            "$JS.API.>",
+            "$JS.ACK.>",
+            "$JS.FC.>",
+            "$SRV.>",
+            "$SYS.REQ.USER.INFO",
+        ),
+        subscribe=(f"{ns}.>", f"{subjects.api('*')}.>", "$SRV.>", "$JS.EVENT.>"),
+        answers=True,
+    )
+    table = {
+        "up": all_of_it,
+        "operator": all_of_it,
+        WATCHDOG: Permissions(
+            publish=(
+                *_reports(WATCHDOG, subjects),
+                f"in.{ns}.epoch.*",
+                subjects.write(subjects.config(WATCHDOG)),
+                subjects.heartbeat(STANDBY),
+                *(f"{control}.*.{order}" for order in ORDERS),
+                f"$KV.{subjects.registry_bucket}.*",
+                *reading,
+                *(f"$JS.API.STREAM.{verb}.{each}" for each in _streams(subjects) for verb in ("CREATE", "UPDATE")),
+            ),
+            subscribe=(
+                *(subjects.all_of(kind) for kind in STORED_KINDS),
+                f"{ns}.heartbeat.*",
+                f"{control}.{WATCHDOG}.*",
+            ),
+            answers=True,
+        ),
+        "mirror": replace(observer, publish=(*_reports("mirror", subjects), *reading)),
+        "metrics": replace(
+            observer,
+            publish=(
+                *_reports("metrics", subjects),
+                *reading,
+                f"$JS.API.CONSUMER.INFO.{subjects.stream}.*",
+                f"$JS.API.CONSUMER.MSG.NEXT.{subjects.stream}.*",
+                f"$JS.ACK.{subjects.stream}.>",
+            ),
+        ),
+        DASHBOARD: replace(
+            observer,
+            publish=(
+                *_reports(DASHBOARD, subjects),
+                *reading,
+                f"{control}.{WATCHDOG}.*",
+                f"{control}.*.signal",
+            ),
+        ),
+        "proxy": Permissions(publish=(subjects.heartbeat("proxy"),), subscribe=(f"{control}.proxy.*",), answers=True),
+    }
+    return table[role]
+
+
+def _streams(subjects: Subjects) -> tuple[str, ...]:
+    buckets = (subjects.state_bucket, subjects.memory_bucket, subjects.registry_bucket)
+    return (subjects.stream, *(f"KV_{bucket}" for bucket in buckets))
+
+
+def _reports(writer: str, subjects: Subjects) -> tuple[str, ...]:
+    """What every process but an agent publishes under its name."""
+    ns = subjects.ns
+    return (f"in.{ns}.lifecycle.*.{writer}", f"in.{ns}.alert.*.{writer}", subjects.heartbeat(writer))
+
+
+def _reading(*streams: str) -> tuple[str, ...]:
+    """What reading these streams needs: a consumer is the only way to read many messages."""
+    return tuple(
+        subject
+        for stream in streams
+        for subject in (
+            f"$JS.API.STREAM.INFO.{stream}",
+            f"$JS.API.STREAM.MSG.GET.{stream}",
+            f"$JS.API.CONSUMER.CREATE.{stream}.*",
+            f"$JS.API.CONSUMER.DELETE.{stream}.*",
+            f"$JS.FC.{stream}.>",
+        )
+    )

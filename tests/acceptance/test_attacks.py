@@ -1,0 +1,355 @@
+"""What a captured process may not do with its key, and a client without one; without authentication all of it works."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+
+from agents.host.api_gateway import ApiGateway
+from bus.errors import BusError, NotAdmitted, Refused
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import Credentials, public_key_of
+from bus.nats.key_files import new_seed
+from coordinator.config.settings import ResolvedSwarm
+from tests.support.secured import UNNAMED, Secured, default_swarm, secured_server
+
+AGENT = "agent-strategy-momentum"
+OTHERS = ("mirror", "metrics", "dashboard", UNNAMED)
+GUARD_S = 10.0
+REFUSED_S = 0.3
+"""A request to which no answer may come; a denial ends most of them before."""
+MARKER = "in.swarm.alert.info.operator"
+
+
+@pytest.fixture(scope="module", params=["keys", "open"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    with secured_server(tmp_path_factory.mktemp(request.param), is_open=request.param == "open") as running:
+        yield running
+
+
+@asynccontextmanager
+async def connected(server: Secured, *identities: str) -> AsyncIterator[list[NatsBus]]:
+    """The operator's connection, and those of these identities."""
+    async with AsyncExitStack() as stack:
+        buses = []
+        for identity in ("operator", *identities):
+            buses.append(await server.connect(identity))
+            stack.push_async_callback(buses[-1].close)
+        yield buses
+
+
+async def lands(operator: NatsBus, attacker: NatsBus, subject: str, headers: dict[str, str] | None = None) -> bool:
+    """Whether anybody receives what the attacker publishes to `subject`."""
+    received: list[str] = []
+    marked = asyncio.Event()
+
+    def on_message(actual: str, _: str, data: bytes, __: bytes) -> None:
+        if data == b"marker":
+            marked.set()
+        else:
+            received.append(actual)
+
+    marker = subject if subject.startswith(("swarm.control.", "swarm.heartbeat.")) else MARKER
+    subscriptions = [
+        await operator.connection.subscribe_directly(each.removeprefix("in."), on_message)
+        for each in dict.fromkeys((subject, marker))
+    ]
+    await operator.flush()
+    attacker.connection.write(subject, b"{}", headers=headers)
+    await attacker.flush()  # the server has judged it
+    operator.connection.write(marker, b"marker")
+    async with asyncio.timeout(GUARD_S):
+        await marked.wait()
+    for subscription in subscriptions:
+        await subscription.unsubscribe()
+    return bool(received)
+
+
+async def is_served(attacker: NatsBus, command: str, body: Any = None) -> bool:
+    """Whether the server does what this request to JetStream's API asks for."""
+    data = b"" if body is None else orjson.dumps(body)
+    try:
+        answer = orjson.loads(await attacker.request(f"$JS.API.{command}", data, REFUSED_S))
+    except BusError:
+        return False
+    return "error" not in answer
+
+
+async def spies(operator: NatsBus, attacker: NatsBus, subject: str, sent: str) -> bool:
+    """Whether the attacker receives what is sent to `sent`, subscribed to `subject`."""
+    received: list[bytes] = []
+    await attacker.connection.subscribe_directly(subject, lambda _s, _r, data, _h: received.append(data))
+    await attacker.flush()
+    operator.connection.write(sent.format(inbox=operator.connection.client.new_inbox()), b"secret")
+    await operator.flush()
+    await attacker.flush()
+    return b"secret" in received
+
+
+FORGED = [
+    "in.swarm.signal.BTC-USD.strategy-mean-reversion",
+    "in.swarm.sentiment.BTC-USD.research-2",
+    "in.swarm.market.BTC-USD.research-1",
+    "in.swarm.decision.BTC-USD.coordinator",
+    "in.swarm.timer.x.coordinator",
+    "in.swarm.epoch.coordinator",
+    "in.swarm.config.swarm.watchdog",
+    "in.swarm.lifecycle.coordinator.watchdog",
+    "in.swarm.alert.critical.watchdog",
+    "swarm.decision.BTC-USD.coordinator",
+    "swarm.heartbeat.coordinator",
+    "swarm.heartbeat.watchdog",
+    "swarm.control.base.kill",
+    "swarm.control.base.spawn",
+    "$KV.swarm_state.coordinator",
+    "$KV.swarm_memory.swarm/coordinator/decision",
+    "$KV.swarm_agents.coordinator",
+]
+
+
+@pytest.mark.parametrize("subject", FORGED)
+@pytest.mark.parametrize("attacker", [AGENT, "mirror", "metrics", UNNAMED])
+async def test_nothing_is_published_as_another(server: Secured, attacker: str, subject: str):
+    async with connected(server, attacker) as (operator, captured):
+        # A bucket's messages reach no subscriber but as they are; the operator may not subscribe to them.
+        if subject.startswith("$KV."):
+            bucket, _, key = subject.removeprefix("$KV.").partition(".")
+            before = await operator.kv_get(bucket, key)
+            captured.connection.write(subject, b"{}")
+            await captured.flush()
+            await operator.flush()
+            after = await operator.kv_get(bucket, key)
+            landed = (before and before.revision) != (after and after.revision)
+        else:
+            landed = await lands(operator, captured, subject)
+    assert landed is server.is_open
+
+
+@pytest.mark.parametrize("subject", ["in.swarm.decision.BTC-USD.coordinator", "swarm.heartbeat.coordinator"])
+@pytest.mark.parametrize("attacker", ["sandbox-base", "dashboard", "proxy", "agent-research-1"])
+async def test_no_other_role_decides_or_sends_heartbeats_of_the_coordinator(
+    server: Secured, attacker: str, subject: str
+):
+    async with connected(server, attacker) as (operator, captured):
+        assert await lands(operator, captured, subject) is server.is_open
+
+
+CONSUMER = {
+    "stream_name": "swarm_events",
+    "config": {"name": "evil", "deliver_subject": "evil", "ack_policy": "none", "mem_storage": True},
+}
+REQUESTS: list[tuple[str, Any]] = [
+    ("STREAM.PURGE.KV_swarm_state", None),
+    ("STREAM.DELETE.KV_swarm_memory", None),
+    ("STREAM.DELETE.swarm_events", None),
+    ("STREAM.CREATE.evil", {"name": "evil", "subjects": ["evil.>"]}),
+    ("STREAM.UPDATE.swarm_events", {"name": "swarm_events", "subjects": ["in.swarm.>"], "max_msgs": 1}),
+]
+AGENTS_ALONE: list[tuple[str, Any]] = [
+    ("INFO", None),
+    ("STREAM.NAMES", None),
+    ("STREAM.INFO.swarm_events", None),
+    ("STREAM.MSG.GET.swarm_events", {"seq": 1}),
+    ("STREAM.MSG.GET.KV_swarm_state", {"last_by_subj": "$KV.swarm_state.coordinator"}),
+    ("CONSUMER.CREATE.swarm_events.evil", CONSUMER),
+    ("CONSUMER.CREATE.swarm_events", {**CONSUMER, "config": {**CONSUMER["config"], "name": None}}),  # type: ignore[dict-item]
+    ("CONSUMER.NAMES.swarm_events", None),
+]
+CASES = [(attacker, *request) for request in REQUESTS for attacker in (AGENT, *OTHERS)]
+CASES += [(attacker, *request) for request in AGENTS_ALONE for attacker in (AGENT, UNNAMED)]
+
+
+@pytest.mark.parametrize(("attacker", "command", "body"), CASES, ids=lambda value: value if type(value) is str else "")
+async def test_nothing_is_requested_of_jetstream(server: Secured, attacker: str, command: str, body: Any):
+    async with connected(server, attacker) as (operator, captured):
+        await operator.publish("in.swarm.alert.info.operator", b"{}")
+        await operator.publish("$KV.swarm_state.coordinator", b"{}")
+        if command.startswith("STREAM.UPDATE"):
+            body = {**(await operator.api("STREAM.INFO.swarm_events"))["config"], "max_age": 200_000_000_000}
+        served = await is_served(captured, command, body)
+        for created in ("STREAM.DELETE.evil", "CONSUMER.DELETE.swarm_events.evil"):
+            await is_served(operator, created)
+    assert served is server.is_open
+
+
+async def test_no_consumer_of_another_is_deleted(server: Secured):
+    async with connected(server, AGENT) as (operator, captured):
+        await operator.api("CONSUMER.CREATE.swarm_events.evil", CONSUMER)
+        assert await is_served(captured, "CONSUMER.DELETE.swarm_events.evil") is server.is_open
+        await is_served(operator, "CONSUMER.DELETE.swarm_events.evil")
+
+
+SPIED = [
+    (">", "swarm.control.base.spawn"),
+    ("_INBOX.>", "{inbox}"),
+    ("swarm.control.>", "swarm.control.base.spawn"),
+    ("swarm.control.coordinator.*", "swarm.control.coordinator.status"),
+    ("$KV.>", "$KV.swarm_state.coordinator"),
+    ("$JS.>", "$JS.API.STREAM.INFO.swarm_events"),
+    ("in.>", "in.swarm.alert.info.operator"),
+    ("_API.>", "_API.swarm.coordinator.STREAM.INFO.swarm_events"),
+]
+
+
+@pytest.mark.parametrize(("subject", "sent"), SPIED, ids=lambda value: value)
+@pytest.mark.parametrize("attacker", [AGENT, "mirror", UNNAMED])
+async def test_nothing_is_received_that_is_meant_for_another(server: Secured, attacker: str, subject: str, sent: str):
+    async with connected(server, attacker) as (operator, captured):
+        if sent.startswith("_API."):
+            # The operator may only receive these: an agent of another connection sends one.
+            async with connected(server, "agent-coordinator") as (_, agent):
+                assert await spies(agent, captured, subject, sent) is server.is_open
+        else:
+            assert await spies(operator, captured, subject, sent) is server.is_open
+
+
+@pytest.mark.parametrize("subject", ["swarm.decision.>", "swarm.>", "swarm.heartbeat.*", "swarm.market.*.research-1"])
+async def test_an_agent_receives_no_more_than_it_declares(server: Secured, subject: str):
+    sent = "in.swarm.decision.BTC-USD.x" if "decision" in subject or subject == "swarm.>" else subject.replace("*", "x")
+    async with connected(server, AGENT) as (operator, captured):
+        if sent.startswith("swarm.market"):
+            sent = "in.swarm.market.x.research-1"
+        received: list[str] = []
+        await captured.connection.subscribe_directly(subject, lambda actual, *_: received.append(actual))
+        await captured.flush()
+        assert await lands(operator, operator, sent)
+        await captured.flush()
+        assert bool(received) is server.is_open
+
+
+async def test_a_client_without_a_key_follows_the_decisions(server: Secured):
+    async with connected(server, UNNAMED) as (operator, unnamed):
+        for subject in ("swarm.decision.>", "swarm.>"):
+            assert await spies(operator, unnamed, subject, "in.swarm.decision.BTC-USD.coordinator")
+
+
+async def test_an_unknown_key_is_not_admitted(server: Secured):
+    connecting = NatsBus.connect(server.url, "swarm", "foreign", 1.0, Credentials(nkey_seed=new_seed()))
+    if server.is_open:
+        await (await connecting).close()
+    else:
+        with pytest.raises(NotAdmitted):
+            await connecting
+
+
+# -- by the host
+
+
+@pytest.fixture(scope="module")
+def config() -> ResolvedSwarm:
+    return default_swarm()
+
+
+@asynccontextmanager
+async def hosted(server: Secured, config: ResolvedSwarm) -> AsyncIterator[list[NatsBus]]:
+    """The operator, and the agent with a host that serves its requests."""
+    name = AGENT.removeprefix("agent-")
+    seed = server.keys.seed(AGENT)
+    async with connected(server, "sandbox-nodejs") as (operator, host):
+        await ApiGateway(host).admit(config.agent(name).spec, public_key_of(seed))
+        await host.flush()
+        credentials = Credentials(nkey_seed=seed, api=operator.subjects.api(name))
+        agent = await NatsBus.connect(server.url, "swarm", name, credentials=credentials)
+        try:
+            yield [operator, agent]
+        finally:
+            await agent.close()
+
+
+async def test_an_agent_reads_its_inputs_and_its_own_keys(server: Secured, config: ResolvedSwarm):
+    async with hosted(server, config) as (operator, agent):
+        stored = await operator.publish("in.swarm.market.BTC-USD.research-1", b"{}")
+        await operator.publish("in.swarm.decision.BTC-USD.coordinator", b"{}")
+        found = await agent.read_back(("swarm.market.>",), 1)
+        assert stored.sequence in [message.sequence for message in found]
+        assert {message.subject.split(".")[1] for message in found} == {"market"}
+        assert (await agent.bounds()).last > stored.sequence
+        known = await agent.kv_get("swarm_state", "strategy-momentum")
+        revision = await agent.kv_put("swarm_state", "strategy-momentum", b"{}", known.revision if known else 0)
+        again = await agent.kv_get("swarm_state", "strategy-momentum")
+        assert again is not None
+        assert again.revision == revision
+
+
+def _consumer(agent: NatsBus, **changed: Any) -> dict[str, Any]:
+    config = {
+        "name": "x" * 22,
+        "deliver_policy": "all",
+        "filter_subjects": ["swarm.market.>"],
+        "deliver_subject": agent.connection.client.new_inbox(),
+        "ack_policy": "none",
+        "max_deliver": 1,
+        "replay_policy": "instant",
+        "flow_control": True,
+        "idle_heartbeat": 500_000_000,
+        "inactive_threshold": 5_000_000_000,
+        "mem_storage": True,
+        "num_replicas": 1,
+    }
+    return {"stream_name": "swarm_events", "config": {**config, **changed}}
+
+
+CREATE = f"CONSUMER.CREATE.swarm_events.{'x' * 22}"
+
+
+async def test_a_consumer_as_an_agent_creates_it_is_allowed(server: Secured, config: ResolvedSwarm):
+    async with hosted(server, config) as (_, agent):
+        assert (await agent.api(CREATE, _consumer(agent)))["name"] == "x" * 22
+        assert (await agent.api(f"CONSUMER.DELETE.swarm_events.{'x' * 22}"))["success"]
+
+
+@pytest.mark.parametrize(
+    ("command", "body"),
+    [
+        (CREATE, {"filter_subjects": ["swarm.decision.>"]}),
+        (CREATE, {"filter_subjects": ["swarm.>"]}),
+        (CREATE, {"filter_subjects": []}),
+        (CREATE, {"deliver_subject": "swarm.control.base.kill"}),
+        (CREATE, {"deliver_subject": "$KV.swarm_memory.swarm/coordinator/decision"}),
+        (CREATE, {"deliver_subject": "_INBOX.other"}),
+        (CREATE, {"durable_name": "x" * 22}),
+        (CREATE, {"name": "other"}),
+        ("CONSUMER.CREATE.KV_swarm_state." + "x" * 22, {}),
+        ("CONSUMER.DELETE.swarm_events.other", None),
+        ("STREAM.MSG.GET.swarm_events", {"last_by_subj": "swarm.decision.BTC-USD.coordinator"}),
+        ("STREAM.MSG.GET.swarm_events", {"seq": 1}),
+        ("STREAM.MSG.GET.swarm_events", {"seq": 1, "next_by_subj": "swarm.>"}),
+        ("STREAM.MSG.GET.KV_swarm_state", {"last_by_subj": "$KV.swarm_state.coordinator"}),
+        ("STREAM.MSG.GET.KV_swarm_state", {"seq": 1}),
+        ("STREAM.MSG.GET.KV_swarm_state", {"last_by_subj": "$KV.swarm_state.strategy-momentum", "seq": 1}),
+        ("STREAM.MSG.GET.KV_swarm_memory", {"last_by_subj": "$KV.swarm_memory.swarm/coordinator/decision"}),
+        ("STREAM.MSG.GET.KV_swarm_agents", {"last_by_subj": "$KV.swarm_agents.>"}),
+        ("STREAM.INFO.swarm_events", {"subjects_filter": ">"}),
+        ("STREAM.INFO.KV_swarm_state", None),
+        ("STREAM.PURGE.KV_swarm_state", None),
+        ("STREAM.DELETE.swarm_events", None),
+        ("STREAM.CREATE.evil", {"name": "evil", "subjects": ["evil"]}),
+        ("INFO", None),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+async def test_a_host_passes_on_no_other_request(
+    server: Secured, config: ResolvedSwarm, command: str, body: dict[str, Any] | None
+):
+    async with hosted(server, config) as (_, agent):
+        if command.startswith("CONSUMER.CREATE"):
+            body = _consumer(agent, **(body or {}))
+        with pytest.raises(Refused, match="error 403"):
+            await agent.api(command, body)
+
+
+async def test_a_host_sends_no_answer_to_another_inbox(server: Secured, config: ResolvedSwarm):
+    async with hosted(server, config) as (operator, agent):
+        received: list[bytes] = []
+        inbox = operator.connection.client.new_inbox()
+        await operator.connection.subscribe_directly(inbox, lambda _s, _r, data, _h: received.append(data))
+        await operator.flush()
+        agent.connection.write(f"{operator.subjects.api('strategy-momentum')}.STREAM.INFO.swarm_events", b"", inbox)
+        await agent.bounds()  # answered after the request before it was refused
+        await operator.flush()
+        assert received == []

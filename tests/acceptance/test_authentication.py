@@ -1,0 +1,154 @@
+"""A swarm with keys, as `up` runs it: it works and recovers as without, and who has no key only listens."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bus.errors import NotAdmitted
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import SEED_VARIABLE, Credentials
+from bus.nats.key_files import new_seed, read_seed, write_seed
+from coordinator.security.keys import KeyStore
+from tests.acceptance.faults import kill_agents, kill_host, kill_server
+from tests.acceptance.swarm import AGENTS, SANDBOXES, Swarm, agents_toml
+
+KEYS = '[nats]\nauthentication = "keys"\n'
+
+
+def toml(**options: float) -> str:
+    return KEYS + agents_toml(**options)
+
+
+def keys_of(swarm: Swarm) -> KeyStore:
+    return KeyStore(swarm.directory / ".signalmesh")
+
+
+async def test_it_decides_recovers_and_is_listened_to_without_a_key(tmp_path: Path):
+    async with Swarm(tmp_path, toml(speed=50)) as swarm:
+        subscriber = await swarm.up("--standby")
+        await subscriber.live(*AGENTS)
+        await subscriber.decided(5)
+        await kill_agents(swarm, subscriber, *AGENTS)
+        await kill_host(swarm, subscriber, SANDBOXES[0])
+        await kill_server(swarm, subscriber)
+        await subscriber.more_decisions(20)
+        for command in ("status", "audit", "replay", "doctor"):
+            done = await swarm.command(command)
+            assert done.code == 0, done
+        [found] = [
+            finding
+            for finding in (await swarm.command("doctor", "--json")).json["findings"]
+            if finding["check"] == "authentication"
+        ]
+        assert (found["level"], "by keys" in found["text"]) == ("ok", True)
+        killed = await swarm.command("kill", "coordinator", "--json")
+        assert (killed.json["outputs_lost"], killed.json["outputs_duplicated"]) == (0, 0)
+        restarted = await swarm.command("restart", "research-2")
+        assert restarted.code == 0, restarted
+        await _no_key_publishes(swarm)
+        logs = [path.read_text() for path in (tmp_path / ".signalmesh" / "logs").iterdir()]
+        assert "permission_denied" not in "".join(logs)
+        _no_seed_is_shown(swarm)
+
+
+async def _no_key_publishes(swarm: Swarm) -> None:
+    unnamed = await NatsBus.connect(swarm.url, swarm.name, "unnamed", credentials=Credentials())
+    try:
+        with pytest.MonkeyPatch.context() as without:
+            without.delenv(SEED_VARIABLE)
+            listener = await swarm.listen()
+        before = len(listener.decisions)
+        unnamed.connection.write("in.swarm.decision.BTC-USD.coordinator", b'{"forged": true}')
+        unnamed.connection.write("swarm.decision.BTC-USD.coordinator", b'{"forged": true}')
+        await unnamed.flush()
+        await listener.until("more decisions", lambda: len(listener.decisions) > before + 5)
+        assert not [decision for decision in listener.decisions if "forged" in decision]
+        with pytest.raises(NotAdmitted):
+            await NatsBus.connect(swarm.url, swarm.name, "foreign", 1.0, Credentials(nkey_seed=new_seed()))
+    finally:
+        await unnamed.close()
+
+
+def _no_seed_is_shown(swarm: Swarm) -> None:
+    """Key files are of this user alone, and no seed is anywhere else."""
+    store = keys_of(swarm)
+    files = sorted(store.directory.iterdir())
+    assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    seeds = [read_seed(file).encode() for file in files]
+    assert len({*seeds}) == len(AGENTS) + len(SANDBOXES) + 7
+    shown = b""
+    for process in swarm.all_agents():
+        try:
+            shown += repr((process.cmdline(), process.environ())).encode()
+        except psutil.NoSuchProcess:  # it was replaced just now
+            continue
+    for file in (tmp for tmp in store.directory.parent.rglob("*") if tmp.is_file() and tmp.parent != store.directory):
+        shown += file.read_bytes()
+    assert not [file.name for file, seed in zip(files, seeds, strict=True) if seed in shown]
+
+
+async def test_a_state_directory_from_before_there_were_keys_goes_on(tmp_path: Path):
+    async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
+        for arguments in ((), ("--authentication", "keys"), ("--authentication", "open")):
+            subscriber = await swarm.up("--for", "3", *arguments)
+            assert swarm.record["authentication"] == (arguments[1] if arguments else "open")
+            await swarm.wait()
+            assert len(subscriber.decisions) > 20
+        audit = await swarm.command("audit", "--file", ".signalmesh/mirror.sqlite")
+        assert audit.code == 0, audit
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mode", "problem"),
+    [
+        ("agent-research-1", "", 0o600, "not nothing"),
+        ("agent-coordinator", "SUPPOSEDLY A SEED", 0o600, "not other text"),
+        ("operator", "SAAO2BKDG6DYMKIEFBXSZQDIFPE6OMLRGJIKT2XPUGVDFLXNGIFNMAIBCU", 0o600, "58 characters"),
+        ("watchdog", None, 0o644, "mode 0644"),
+        ("up", None, 0o620, "mode 0620"),
+    ],
+)
+async def test_a_wrong_key_file_is_named(tmp_path: Path, name: str, content: str | None, mode: int, problem: str):
+    async with Swarm(tmp_path, toml()) as swarm:
+        file = keys_of(swarm).file(name)
+        write_seed(file, new_seed() if content is None else content)
+        file.chmod(mode)
+        done = await swarm.command("up", "--port", "0", "--no-dashboard")
+        assert done.code == 2, done
+        assert f"key {file}: " in done.err
+        assert problem in done.err
+        assert len(done.err.strip().splitlines()) == 1
+        found = (await swarm.command("doctor", "--json")).json["findings"]
+        [finding] = [each for each in found if each["check"] == "authentication"]
+        assert (finding["level"], f"key {file}: " in finding["text"]) == ("error", True)
+
+
+async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
+    async with Swarm(tmp_path, toml(speed=50)) as swarm:
+        subscriber = await swarm.up()
+        await subscriber.live(*AGENTS)
+        write_seed(keys_of(swarm).file("operator"), new_seed())
+        status = await swarm.command("status")
+        assert status.code == 3, status
+        assert "does not take these credentials" in status.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--nats", "nats://127.0.0.1:4"), "--nats: keys are for the embedded server"),
+        (("--config", "e2b.toml"), "sandboxes.remote: keys are not handed to sandboxes at E2B yet"),
+    ],
+)
+async def test_what_has_no_keys_is_refused(tmp_path: Path, arguments: tuple[str, ...], problem: str):
+    async with Swarm(tmp_path, toml()) as swarm:
+        (tmp_path / "e2b.toml").write_text(KEYS + '[sandboxes.remote]\nprovider = "e2b"\n')
+        done = await swarm.command("up", "--port", "0", *arguments)
+        assert done.code == 2, done
+        assert problem in done.err
+        assert "--authentication open" in done.err

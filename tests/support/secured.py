@@ -1,0 +1,77 @@
+"""A nats-server with the configuration of a swarm with keys, without the swarm's processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import Credentials
+from bus.nats.streams import StreamLimits, ensure_streams
+from bus.server.binary import find_binary
+from bus.server.config import configuration
+from coordinator.config.loader import parse_swarm
+from coordinator.config.settings import ResolvedSwarm
+from coordinator.security.keys import KeyStore, authorization, identities
+
+GUARD_S = 30.0
+UNNAMED = "nobody"
+"""In place of an identity: a client without a key."""
+
+
+def default_swarm() -> ResolvedSwarm:
+    return parse_swarm({}, "built-in defaults", "").resolve()
+
+
+class Secured:
+    """A running server at `url`; `keys` are those of the default swarm, which an open server ignores."""
+
+    def __init__(self, url: str, keys: KeyStore, *, is_open: bool) -> None:
+        self.url, self.keys, self.is_open = url, keys, is_open
+
+    async def connect(self, identity: str) -> NatsBus:
+        """Connect as this identity, with the swarm's streams in place."""
+        credentials = Credentials() if identity == UNNAMED else Credentials(nkey_seed=self.keys.seed(identity))
+        bus = await NatsBus.connect(self.url, "swarm", identity, credentials=credentials)
+        if identity == "operator":
+            await ensure_streams(bus, StreamLimits(max_bytes=16 << 20))
+        return bus
+
+
+@contextmanager
+def secured_server(directory: Path, *, is_open: bool = False) -> Iterator[Secured]:
+    """The server with the configuration that `up` generates for the default swarm; `is_open`: without its users."""
+    keys, granted = KeyStore(directory), identities(default_swarm())
+    keys.ensure(*granted)
+    text = configuration(
+        name="secured",
+        port=0,
+        directory=directory,
+        log=directory / "nats.log",
+        durability="process",
+        max_store=1 << 30,
+        authorization="" if is_open else authorization(keys, granted),
+    )
+    (directory / "nats.conf").write_text(text)
+    process = subprocess.Popen([find_binary(), "-c", directory / "nats.conf"], stderr=subprocess.DEVNULL)
+    try:
+        yield Secured(_url(directory, process), keys, is_open=is_open)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _url(directory: Path, process: subprocess.Popen[bytes]) -> str:
+    until = time.monotonic() + GUARD_S
+    while time.monotonic() < until:
+        assert process.poll() is None, (directory / "nats.log").read_text()
+        for ports in directory.glob("*.ports"):
+            try:
+                return str(json.loads(ports.read_text())["nats"][0])
+            except (ValueError, LookupError):
+                continue  # it is being written
+    raise AssertionError("the server did not start")

@@ -1,0 +1,73 @@
+"""Key files: what is refused, with one line that names the file."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import nkeys
+import pytest
+
+from bus.errors import UsageError
+from bus.nats.credentials import Credentials, credentials_from, inbox_of, public_key_of
+from bus.nats.key_files import new_seed, read_seed, write_seed
+
+
+def test_what_is_written_is_read_and_of_this_user_alone(tmp_path):
+    seed, file = new_seed(), tmp_path / "keys" / "up.nk"
+    write_seed(file, seed)
+    assert read_seed(file) == seed
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent)] == [0o600, 0o700]
+    write_seed(file, again := new_seed())
+    assert read_seed(file) == again != seed
+    assert [*file.parent.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "not nothing"),
+        (b"\n", "not nothing"),
+        (b"SUnonsense", "not other text"),
+        (b"\xff\xfe", "it is no text"),
+        (b"SU" + b"A" * 5000, "not other text"),
+        (bytes(nkeys.encode_seed(bytes(32), nkeys.PREFIX_BYTE_ACCOUNT)), "not the seed of an account or an operator"),
+    ],
+)
+def test_other_content_is_refused(tmp_path, content: bytes, found: str):
+    file = tmp_path / "x.nk"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    with pytest.raises(UsageError, match=found) as raised:
+        read_seed(file)
+    assert str(file) in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o602])
+def test_a_file_of_others_is_refused(tmp_path, mode: int):
+    file = tmp_path / "x.nk"
+    write_seed(file, new_seed())
+    file.chmod(mode)
+    with pytest.raises(UsageError, match=f"mode {mode:04o}"):
+        read_seed(file)
+
+
+def test_no_file_is_refused(tmp_path):
+    for file in (tmp_path / "none.nk", tmp_path, Path("/dev/null")):
+        with pytest.raises(UsageError, match=f"key {file}: "):
+            read_seed(file)
+
+
+def test_a_client_with_a_seed_has_inboxes_of_its_own(tmp_path):
+    file = tmp_path / "x.nk"
+    write_seed(file, seed := new_seed())
+    options = credentials_from({"SIGNALMESH_NATS_NKEY": str(file)}).options("nats://x")
+    assert options == {"nkeys_seed_str": seed, "inbox_prefix": inbox_of(public_key_of(seed))}
+    assert seed not in repr(Credentials(nkey_seed=seed))
+
+
+def test_a_named_file_with_another_seed_is_refused(tmp_path):
+    file = tmp_path / "x.nk"
+    file.write_text("SUNSHINE")
+    with pytest.raises(UsageError, match=r"--nats-nkey .*x\.nk .*58 characters that begin with SU, not other text"):
+        credentials_from({"SIGNALMESH_NATS_NKEY": str(file)})
