@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ import pytest
 
 from tests.acceptance.swarm import AGENTS, Ends, Swarm, agents_toml
 from tests.support.collecting import GUARD_S
-from tests.support.dashboard import event_stream
+from tests.support.dashboard import EventClient, event_stream
 
 
 def dashboard_pid(swarm: Swarm) -> int | None:
@@ -26,19 +25,15 @@ SAME = ("agent", "pid", "epoch_before", "epoch_after", "events_replayed", "outpu
 """What the page shows of a death as `kill` has reported it; both measure the times themselves."""
 
 
-async def account_of(http: httpx.AsyncClient, agent: str, epoch_after: int) -> dict[str, Any]:
-    """The account of the death that this epoch has followed, once its first output is stored."""
-    async with asyncio.timeout(GUARD_S):
-        while True:
-            lanes = (await http.get("/api/timeline")).json()["lanes"]
-            [deaths] = [lane["deaths"] for lane in lanes if lane["name"] == agent]
-            for death in deaths:
-                if death["account"]["epoch_after"] == epoch_after and death["ready"] is not None:
-                    opened = (await http.get(f"/api/deaths/{death['id']}")).json()
-                    if opened["account"]["first_output_ms"] is not None:
-                        account: dict[str, Any] = opened["account"]
-                        return account
-            await asyncio.sleep(0.05)
+async def account_of(http: httpx.AsyncClient, events: EventClient, agent: str, epoch_after: int) -> dict[str, Any]:
+    """The account of the death that this epoch has followed, once `events` show its first output."""
+    await events.until("lifecycle", event="ready", agent=agent, epoch=epoch_after)
+    await events.until("decision")
+    lanes = (await http.get("/api/timeline")).json()["lanes"]
+    [deaths] = [lane["deaths"] for lane in lanes if lane["name"] == agent]
+    [death] = [death for death in deaths if death["account"]["epoch_after"] == epoch_after]
+    account: dict[str, Any] = (await http.get(f"/api/deaths/{death['id']}")).json()["account"]
+    return account
 
 
 @pytest.mark.slow
@@ -72,10 +67,11 @@ async def test_a_killed_dashboard_is_back_at_its_address_and_a_button_restarts_a
             assert answer.json()["ok"], answer.text
             after = await subscriber.live(*AGENTS)
             assert after["coordinator"]["epoch"] > before["coordinator"]["epoch"]
-            killed = await http.post("/api/agents/coordinator/kill", headers={"Authorization": f"Bearer {token}"})
-            assert killed.json()["ok"], killed.text
-            report = killed.json()["result"]
-            account = await account_of(http, "coordinator", report["epoch_after"])
+            async with event_stream((http.base_url.host, http.base_url.port or 0)) as events:
+                killed = await http.post("/api/agents/coordinator/kill", headers={"Authorization": f"Bearer {token}"})
+                assert killed.json()["ok"], killed.text
+                report = killed.json()["result"]
+                account = await account_of(http, events, "coordinator", report["epoch_after"])
             assert {name: account[name] for name in SAME} == {name: report[name] for name in SAME}
             assert account["outputs_checked"] > 0
             assert account["first_output_ms"] >= account["claimed_ms"]

@@ -153,6 +153,25 @@ async def strike(swarm: Swarm, subscriber: Subscriber, name: str, number: int) -
     await subscriber.more_decisions(20)
 
 
+async def explain_absence(swarm: Swarm, subscriber: Subscriber, source: MessageSource, name: str) -> None:
+    """Kill a voter while no watchdog can bring it back, and explain a decision without it."""
+    heartbeat, watchdog, since = (
+        subscriber.heartbeats[name],
+        subscriber.heartbeats["watchdog"],
+        len(subscriber.decisions),
+    )
+    swarm.send(watchdog["pid"], signal.SIGSTOP)
+    swarm.send(heartbeat["pid"], signal.SIGKILL)
+    decision = await subscriber.until(
+        f"a decision without {name}",
+        lambda: next((one for one in subscriber.decisions[since:] if name in one.get("absent", ())), None),
+    )
+    found = await explain(source, Selector(decision=decision["decision_id"]))
+    swarm.send(watchdog["pid"], signal.SIGCONT)
+    assert (found.same, {voter.name: voter.status for voter in found.voters}[name]) == (True, "absent")
+    await subscriber.back({name: heartbeat["epoch"]})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_every_decision_of_a_run_with_deaths_absences_late_votes_and_other_configs(tmp_path: Path):
@@ -194,6 +213,7 @@ async def test_every_decision_of_a_run_with_deaths_absences_late_votes_and_other
             decisions = await source.read((Filter("decision"),), 1, await source.last_sequence())
             for stored in decisions[::37]:
                 assert (await explain(source, Selector(decision=str(stored.sequence)))).same
+            await explain_absence(swarm, subscriber, source, "strategy-mean-reversion")
         finally:
             await bus.close()
         assert await swarm.end(signal.SIGINT) == EXIT_DONE

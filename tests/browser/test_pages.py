@@ -246,6 +246,7 @@ async def test_axe_finds_nothing_serious(page, path, colours):
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_nothing_is_wider_than_a_phone(page, path):
+async def test_a_phone_shows_all_of_it_and_axe_finds_nothing_serious(page, path):
     await visit(page, path)
     assert [await overflow(page, width) for width in (390, 320)] == [0, 0]
+    assert await serious_violations(page, "light") == []

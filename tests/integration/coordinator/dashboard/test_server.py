@@ -10,13 +10,15 @@ import stat
 import urllib.parse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from bus.messages import Heartbeat, encode
+from bus.messages import Heartbeat, MarketData, encode
+from bus.messages.headers import CAUSE
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from coordinator.dashboard.source import HISTORY
@@ -25,6 +27,7 @@ from tests.support.dashboard import (
     DashboardProcess,
     dashboard_process,
     event_stream,
+    put,
     put_alert,
     put_death,
     put_round,
@@ -497,6 +500,31 @@ async def test_a_decision_with_any_characters_in_its_id_is_opened_by_it(tmp_path
             unknown = await it.http.get(path)
             assert unknown.status_code == 404
             assert "\n" not in unknown.json()["error"]
+
+
+async def test_a_decision_that_is_ambiguous_open_or_removed_is_answered_with_the_reason(tmp_path):
+    async with world(tmp_path) as it:
+        stored = await it.bus.first_from("swarm.decision.>", 1)
+        assert stored is not None
+        repeated = await put(it.bus, "decision", "BTC/USD", "second", stored.data, {CAUSE: "1"})
+        tick = MarketData(
+            symbol="BTC/USD", price=1.0, volume=1.0, timestamp=datetime.now(UTC), source="research-1", sequence=9
+        )
+        opened = await put(it.bus, "market", "BTC/USD", "research-1", tick)
+        asked = {
+            1: (409, f"2 decisions match, expected one; name it: {stored.sequence}, {repeated}"),
+            9: (409, f"still open: its tick is message {opened}"),
+            8: (404, "there is no such round; those of BTC/USD by research-1 are 1 to 9"),
+        }
+        for number, (status, words) in asked.items():
+            answer = await it.http.get(f"/api/decisions/BTC%2FUSD:research-1:{number}")
+            assert (answer.status_code, words in answer.json()["error"]) == (status, True), answer.text
+            assert (await it.http.get(f"/decisions/BTC%2FUSD:research-1:{number}")).status_code == status
+        await it.bus.api(f"STREAM.UPDATE.{it.bus.subjects.stream}", await shortened(it.bus))
+        for wanted in ("BTC%2FUSD:research-1:2", "4"):
+            answer = await it.http.get(f"/api/decisions/{wanted}")
+            assert (answer.status_code, "removed by retention" in answer.json()["error"]) == (410, True), answer.text
+            assert (await it.http.get(f"/decisions/{wanted}")).status_code == 410
 
 
 @pytest.mark.slow
