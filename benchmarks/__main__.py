@@ -17,7 +17,7 @@ from benchmarks.machine import load, machine, versions
 from benchmarks.mirroring import mirroring
 from benchmarks.pipeline import latency, throughput
 from benchmarks.publishing import durability, outbox
-from benchmarks.recovery import first_decision, kill, stop
+from benchmarks.recovery import first_decision, kill, roles, stop
 from benchmarks.replaying import replaying
 from benchmarks.scaling import scale
 from benchmarks.snapshotting import snapshotting
@@ -30,6 +30,7 @@ BENCHMARKS = {
     "throughput": throughput,
     "kill": kill,
     "stop": stop,
+    "roles": roles,
     "idle": idle,
     "outbox": outbox,
     "durability": durability,

@@ -18,6 +18,9 @@ BUSY_S, IDLE_S = 6.0, 10.0
 WARM = 400
 """Rounds before CPU is measured: the unpaced history, and a while of pacing."""
 MIB = 2**20
+IDLE_PERCENT = 6.0
+PSS_MIB = 188.0
+"""Goals: the latter is half of the 376 MiB that the swarm took when each process imported its libraries itself."""
 
 
 async def processes(running: Swarm) -> dict[str, psutil.Process]:
@@ -81,6 +84,7 @@ async def idle(*, quick: bool) -> Result:
             "idle CPU %": idling[role],
             f"CPU % at {SPEED:.0f} ticks/s": busy[role],
             "unshared MiB": memory[role].uss / MIB,
+            "proportional MiB": memory[role].pss / MIB,
             "resident MiB": memory[role].rss / MIB,
         }
         for role in sorted(found)
@@ -91,23 +95,29 @@ async def idle(*, quick: bool) -> Result:
             "idle CPU %": sum(idling.values()),
             f"CPU % at {SPEED:.0f} ticks/s": sum(busy.values()),
             "unshared MiB": sum(info.uss for info in memory.values()) / MIB,
+            "proportional MiB": sum(info.pss for info in memory.values()) / MIB,
         }
     )
     largest = max(memory[f"agent {name}"].uss for name in AGENTS) / 1e6
     total = sum(idling.values())
+    pss = sum(info.pss for info in memory.values()) / MIB
     return Result(
         name="idle",
         title="Memory and CPU",
         conditions=f"The default swarm (five agents, three hosts, watchdog, nats-server, `up`). CPU as a share of one "
         f"core, by psutil's cpu_times over {busy_s:.0f} s at {SPEED:.0f} ticks/s and over {idle_s:.0f} s idle (the "
-        "recording has ended, only heartbeats are sent). Unshared memory is USS, at the end of the idle phase.",
+        "recording has ended, only heartbeats are sent). Unshared memory is USS, proportional PSS (a page "
+        "of several processes counts a share for each), at the end of the idle phase.",
         rows=rows,
-        goal="an agent's unshared memory < 15 MB, the idle swarm's CPU < 10 % of one core",
+        goal=f"an agent's unshared memory < 15 MB, the idle swarm < {IDLE_PERCENT:.0f} % of one core and < "
+        f"{PSS_MIB:.0f} MiB (PSS)",
         verdict=f"Largest agent {largest:.1f} MB: {'met' if largest < 15 else 'missed'}. "
-        f"Idle {total:.1f} %: {'met' if total < 10 else 'missed'}.",
+        f"Idle {total:.1f} %: {'met' if total < IDLE_PERCENT else 'missed'}. "
+        f"{pss:.0f} MiB: {'met' if pss < PSS_MIB else 'missed'}.",
         raw={
             "idle_cpu_percent": idling,
             "busy_cpu_percent": busy,
             "uss_bytes": {role: info.uss for role, info in memory.items()},
+            "pss_bytes": {role: info.pss for role, info in memory.items()},
         },
     )

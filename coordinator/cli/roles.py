@@ -113,6 +113,7 @@ def watchdog(
         bool, typer.Option("--clear-quarantine", help="Start quarantined and drained agents again.")
     ] = False,
     standby: Annotated[bool, typer.Option("--standby", help="Let another watchdog lead first.")] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Lead at once: no other watchdog of this swarm runs.")] = False,
     speed: Annotated[
         float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="Candles per second, as for `up`.")
     ] = None,
@@ -120,7 +121,11 @@ def watchdog(
     log_level: LogLevel = "info",
 ) -> None:
     """Role: detects failed agents and restarts them; a second watchdog is the standby."""
+    from bus.errors import UsageError
     from coordinator.runner.entrypoints import run_watchdog
+
+    if alone and standby:
+        raise UsageError("--alone, --standby: a standby is not alone, expected one of the two")
 
     raise typer.Exit(
         run_watchdog(
@@ -132,6 +137,7 @@ def watchdog(
             agents=agents,
             clear_quarantine=clear_quarantine,
             standby=standby,
+            alone=alone,
         )
     )
 

@@ -131,6 +131,7 @@ def run_watchdog(
     agents: int | None = None,
     clear_quarantine: bool = False,
     standby: bool = False,
+    alone: bool = False,
 ) -> int:
     """Supervise the swarm, or be the standby while another watchdog does."""
     from coordinator.supervisor.watchdog import Watchdog
@@ -149,7 +150,7 @@ def run_watchdog(
                     await ensure_streams(bus, config.stream.limits())
                     break
                 await asyncio.sleep(0.2)
-            watchdog = Watchdog(bus, config, clear_quarantine=clear_quarantine, standby=standby)
+            watchdog = Watchdog(bus, config, clear_quarantine=clear_quarantine, standby=standby, alone=alone)
             on_signals(watchdog.stop)
             await watchdog.run()
         except Fenced as error:

@@ -139,9 +139,9 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
         add(PROVIDER, PROVIDER, "provider", *config_file, *state_dir, *common, env=found.provider_env)
     watchdog = ("watchdog", *config_file, *speed, *agents, *common)
     # Of two watchdogs the restarted one lets the other lead: that one runs, and has received every heartbeat.
-    again = (*watchdog, "--standby") if options.standby else watchdog
+    again = (*watchdog, "--standby" if options.standby else "--alone")
     traits = traits_environment(config)
-    add("watchdog", WATCHDOG, *watchdog, "--clear-quarantine", restart_args=again, env=traits)
+    add("watchdog", WATCHDOG, *watchdog, "--clear-quarantine", "--alone", restart_args=again, env=traits)
     if options.standby:
         add("watchdog", STANDBY, *watchdog, "--standby", env=traits)
     if found.metrics:

@@ -59,15 +59,17 @@ async def check_claim(bus: Bus, role: str, term: int) -> None:
         raise Fenced(role, f"another {role} leads with term {last.sequence}, this process had {term}")
 
 
-async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, standby: bool = False) -> int | None:
+async def stand_by(
+    bus: Bus, role: str, stop: asyncio.Event, *, standby: bool = False, alone: bool = False
+) -> int | None:
     """Wait until there is no leader of `role`, then claim its term; None if `stop` is set before.
 
     With `standby` it waits longer for a first leader, so that another process can claim before it. Otherwise it claims
-    the first term of a swarm without a wait.
+    the first term of a swarm without a wait, and every term if it is `alone`: no other process takes over this role.
     """
     received_at: float | None = None
     # Without an earlier claim there is no leader to wait for. Of several first claims the stream takes one.
-    first = not standby and await _is_unclaimed(bus, role)
+    at_once = alone or (not standby and await _is_unclaimed(bus, role))
 
     def on_heartbeat(received: ReceivedHeartbeat) -> None:
         nonlocal received_at
@@ -86,7 +88,7 @@ async def stand_by(bus: Bus, role: str, stop: asyncio.Event, *, standby: bool = 
             checked_at = now
             no_leader_s = NO_LEADER_STANDBY_S if standby else NO_LEADER_S
             silent_s = now - max(since, received_at or since)
-            if (first and received_at is None) or silent_s > (no_leader_s if received_at is None else LEADER_LOST_S):
+            if (at_once and received_at is None) or silent_s > (no_leader_s if received_at is None else LEADER_LOST_S):
                 try:
                     last = await last_claim(bus, role)
                     expect = last.sequence if last else 0

@@ -96,12 +96,13 @@ class Watchdog:
         *,
         clear_quarantine: bool = False,
         standby: bool = False,
+        alone: bool = False,
     ) -> None:
         """`clear_quarantine` starts quarantined and drained agents again. `standby` waits longer for another leader
-        before it claims the first term.
+        before it claims the first term. `alone` waits for none: no other watchdog of the swarm runs.
         """
         self._bus, self._config = bus, config
-        self._clear_quarantine, self._standby = clear_quarantine, standby
+        self._clear_quarantine, self._standby, self._alone = clear_quarantine, standby, alone
         self._signals = TermSignals()
 
     def stop(self) -> None:
@@ -114,7 +115,7 @@ class Watchdog:
         Raises:
             Fenced: another watchdog has taken over.
         """
-        term = await stand_by(self._bus, NAME, self._signals.stopped, standby=self._standby)
+        term = await stand_by(self._bus, NAME, self._signals.stopped, standby=self._standby, alone=self._alone)
         if term is None:
             return
         async with build_leadership(

@@ -41,7 +41,7 @@ def test_a_host_for_each_default_sandbox_and_a_watchdog_are_started_without_any_
     children = plan_children(config_of(tmp_path), options(), FoundOut())
     assert [(child.kind, child.name, child.args) for child in children] == [
         *(("sandbox", name, ("sandbox", name, *COMMON)) for name in ("base", "nodejs", "python")),
-        ("watchdog", "watchdog", ("watchdog", *COMMON, "--clear-quarantine")),
+        ("watchdog", "watchdog", ("watchdog", *COMMON, "--clear-quarantine", "--alone")),
     ]
 
 
@@ -72,8 +72,8 @@ def test_all_roles_are_started_in_order_and_only_the_provider_gets_its_key(tmp_p
 
 def test_the_quarantine_is_cleared_by_the_first_watchdog_only_and_a_restarted_one_stands_by(tmp_path):
     alone = by_name(plan_children(config_of(tmp_path), options(), FoundOut()))["watchdog"]
-    assert alone.args == ("watchdog", *COMMON, "--clear-quarantine")
-    assert alone.restart_args == ("watchdog", *COMMON)
+    assert alone.args == ("watchdog", *COMMON, "--clear-quarantine", "--alone")
+    assert alone.restart_args == ("watchdog", *COMMON, "--alone")
     pair = by_name(plan_children(config_of(tmp_path), options(standby=True), FoundOut()))
     assert pair["watchdog"].restart_args == ("watchdog", *COMMON, "--standby") == pair["standby"].args
 

@@ -57,6 +57,15 @@ async def test_the_first_term_of_a_swarm_is_claimed_without_a_wait_and_by_one_pr
     assert claimed(bus) == 1
 
 
+async def test_a_process_that_is_alone_claims_every_term_without_a_wait(bus, monkeypatch):
+    monkeypatch.setattr(module, "NO_LEADER_S", 3600.0)
+    async with asyncio.timeout(GUARD_S):
+        first, second = [await stand_by(bus, "watchdog", asyncio.Event(), alone=True) for _ in range(2)]
+    assert first is not None
+    assert second is not None
+    assert first < second == bus.server.last_sequence
+
+
 async def test_where_the_stream_does_not_answer_a_new_process_waits_for_a_leader(bus, monkeypatch):
     asked = 0
 
