@@ -164,15 +164,22 @@ class HeartbeatListener(HeartbeatTable):
 
 
 async def send_heartbeats(
-    bus: Bus, name: str, role: Role, interval_s: float, fields: Callable[[], dict[str, Any]]
+    bus: Bus,
+    name: str,
+    role: Role,
+    interval_s: float,
+    fields: Callable[[], dict[str, Any]],
+    changed: asyncio.Event | None = None,
 ) -> None:
     """Publish a heartbeat of `name` every `interval_s` seconds, without end; skip those that cannot be published.
 
     For processes that are neither agents nor hosts. `fields` returns the process's other fields of the
-    Heartbeat, for example `status`.
+    Heartbeat, for example `status`. When `changed` is set, the next heartbeat is sent at once.
     """
     subject, sequence = bus.subjects.heartbeat(name), 0
+    changed = asyncio.Event() if changed is None else changed
     while True:
+        changed.clear()
         sequence += 1
         all_fields = {"agent_id": f"{name}_{os.getpid()}", "epoch": 0, "progress": sequence, **fields()}
         heartbeat = Heartbeat(
@@ -187,4 +194,6 @@ async def send_heartbeats(
         )
         with contextlib.suppress(BusError):
             await bus.notify(subject, encode(heartbeat))
-        await asyncio.sleep(interval_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await changed.wait()

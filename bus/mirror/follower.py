@@ -70,8 +70,20 @@ class Mirror:
         self._stop = asyncio.Event()
         self._bad_file = False
         self._missing: set[str] = set()
-        self.status = "waiting"
+        self._status = "waiting"
+        self._status_changed = asyncio.Event()
         self.written = 0
+
+    @property
+    def status(self) -> str:
+        """What its heartbeats report, at once when it changes."""
+        return self._status
+
+    @status.setter
+    def status(self, status: str) -> None:
+        if status != self._status:
+            self._status = status
+            self._status_changed.set()
 
     def stop(self) -> None:
         """Read the rest, and end. Safe to call from a signal handler of the loop."""
@@ -86,7 +98,8 @@ class Mirror:
             MirrorDamaged: the file's content is broken.
         """
         heartbeat_task = asyncio.create_task(
-            send_heartbeats(self._bus, NAME, "mirror", HEARTBEAT_S, self._heartbeat_fields), name="mirror-heartbeat"
+            send_heartbeats(self._bus, NAME, "mirror", HEARTBEAT_S, self._heartbeat_fields, self._status_changed),
+            name="mirror-heartbeat",
         )
         for notice in self._notices:
             self._reports.alert("critical", "mirror_file_replaced", notice)

@@ -17,6 +17,7 @@ from bus.mirror import follower as module
 from bus.mirror.follower import Mirror, Retention
 from bus.mirror.reader import MirrorFile
 from bus.mirror.writer import COMPLETE, MirrorStore
+from tests.support.collecting import Collector
 from tests.support.memory_streams import MemoryStreams
 
 GUARD_S = 20.0
@@ -144,6 +145,21 @@ async def test_an_orderly_end_of_a_swarm_without_messages_is_complete_as_well(pa
         await at.until(lambda: at.mirror.status == "live")
         await at.stopped()
     assert set(complete(path).values()) == {0}
+
+
+async def test_a_changed_status_is_reported_at_once(path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_S", 3600.0)
+    streams = MemoryStreams()
+    sent: Collector[bytes] = Collector()
+
+    async def notify(_: str, data: bytes) -> None:
+        await sent(data)
+
+    monkeypatch.setattr(streams, "notify", notify)
+    async with following(path, streams) as at:
+        beats = await sent.reach(2)
+        assert [orjson.loads(beat)["status"] for beat in beats] == ["waiting", "live"]
+        await at.stopped()
 
 
 async def test_the_next_process_goes_on_after_its_cursor(path):
