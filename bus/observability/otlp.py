@@ -5,13 +5,16 @@ The exporters read the standard variables themselves: endpoint, headers, timeout
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 from collections import deque
 from typing import Any
 
+import requests
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from urllib3.exceptions import HTTPError
 
 from bus.observability.otel_env import PACKAGES, Signal, in_effect
 from bus.utils.proxies import proxy_note
@@ -22,10 +25,24 @@ EXPORTERS = {
     "traces": ("trace_exporter", "OTLPSpanExporter"),
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
 }
+CREDENTIAL_PROVIDER = "_CREDENTIAL_PROVIDER"
+"""Last part of the variables that name another maker of sessions."""
+MAX_ANSWER_BYTES = 64 * 1024
+"""How much of a collector's answer is read. Only its status counts."""
 SILENT = logging.NullHandler()
 """Stays after `close`: without a handler, logging would print the messages of an interrupted retry."""
 HEADERS_LOGGER = "opentelemetry.util.re"
 """Logs the headers that it cannot parse, which are secrets."""
+
+
+class _Session(requests.Session):
+    """A session that does not read, or unpack, whatever a collector sends: an answer may have no end."""
+
+    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        response = super().request(*args, **{**kwargs, "stream": True})
+        with contextlib.suppress(OSError, HTTPError), response:  # a short answer is read, and the connection kept
+            response.raw.read1(MAX_ANSWER_BYTES)
+        return response
 
 
 class ExporterErrors(logging.Handler):
@@ -80,7 +97,9 @@ def make_exporter(protocol: str, signal: Signal) -> Any:
     module, name = EXPORTERS[signal]
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC's core prints lines between those of the log
     try:
-        return getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), name)()
+        exporter = getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), name)
+        provided = any(variable.endswith(CREDENTIAL_PROVIDER) for variable in os.environ)  # it makes its own session
+        return exporter() if package == "grpc" or provided else exporter(session=_Session())
     except ModuleNotFoundError:
         if package != "grpc":
             raise
