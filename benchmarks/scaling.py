@@ -185,7 +185,7 @@ def total_memory(running: Swarm) -> int:
 async def kill_some(running: Swarm, count: int, kills: int) -> list[KillReport]:
     """SIGKILL to agents drawn without repetition, one after the other."""
     names = [item.spec.name for item in with_agents(load_swarm(directory=Path("/")), count).agents]
-    drawn = random.Random(SEED).sample(names, min(kills, count))
+    drawn = random.Random(SEED).sample(names, min(kills, count))  # noqa: S311 - it must be repeatable
     bus = await NatsBus.connect(running.url, "swarm", "bench")
     done = []
     try:

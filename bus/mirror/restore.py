@@ -224,9 +224,9 @@ class _Restore:
     def _first_to_put(self, oldest_ns: int, cursor: int) -> int:
         """The first sequence within the stream's limits with at most MAX_PLACEHOLDERS missing sequences after it."""
         kept = '(stored_ns >= ? OR instr(CAST(headers AS TEXT), \'"Nats-TTL":"never"\') > 0)'
-        pairs = f"SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE {kept}"  # noqa: S608
+        pairs = f"SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE {kept}"  # noqa: S608 - constants, and columns of our own
         beginnings = "before IS NULL OR sequence - before > 1"
-        sql = f"SELECT sequence, before FROM ({pairs}) WHERE {beginnings} ORDER BY sequence DESC"  # noqa: S608
+        sql = f"SELECT sequence, before FROM ({pairs}) WHERE {beginnings} ORDER BY sequence DESC"  # noqa: S608 - constants, and columns of our own
         runs = self._file.rows(sql, oldest_ns)
         placeholders, first = 0, cursor + 1
         for sequence, before in runs:

@@ -203,7 +203,7 @@ def make_app(dashboard: Dashboard, access: Access, drop: Drop) -> ASGIApp:
     return Guard(app, access)
 
 
-WRONG_TOKEN = "token: not the one of this dashboard; `signalmesh dashboard --link` prints a link with it"
+WRONG_TOKEN = "token: not the one of this dashboard; `signalmesh dashboard --link` prints a link with it"  # noqa: S105 - no token
 
 
 def _own_page(target: str | None) -> str:

@@ -31,7 +31,7 @@ PORTS = 50
 BACKLOG = 256
 SEND_BUFFER_BYTES = 256 << 10
 """Of each connection: what the kernel holds for a peer that reads nothing."""
-TOKEN_FILE = "dashboard.token"
+TOKEN_FILE = "dashboard.token"  # noqa: S105 - a file name
 """Relative to the state directory."""
 SHORTEST = 32
 """Characters of the shortest token that a file may hold: no person invents one that long."""
@@ -60,7 +60,7 @@ class OpenPort:
     @property
     def url(self) -> str:
         """The address for a browser on this machine."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host  # noqa: S104
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host  # noqa: S104 - compared
         return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}/"
 
     @property
