@@ -1,4 +1,4 @@
-# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | mutation | bench | bench-peers | check-supply | schema | reference | pictures | docs | lock | clean
+# signalmesh: make setup | up | check | test | test-slow | test-matrix | test-docker | lint | types | mutation | bench | bench-peers | check-supply | fuzz | schema | reference | pictures | docs | lock | clean
 #   make up ARGS="--port 0"        arguments for the command
 #   make test ARGS="-k outbox"     arguments for pytest
 #   make setup VENV=dir            another environment than .venv (a directory; it is created)
@@ -16,7 +16,7 @@ UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate
 	--no-header --no-annotate --no-config --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test test-slow test-matrix test-docker lint types check mutation bench bench-peers check-supply schema reference pictures docs lock clean
+.PHONY: help setup up test test-slow test-matrix test-docker lint types check mutation bench bench-peers check-supply fuzz schema reference pictures docs lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
@@ -119,6 +119,19 @@ $(SUPPLY)/.installed: requirements-supply.lock | setup
 check-supply: $(SUPPLY)/.installed
 	@$(SUPPLY)/bin/python -m tests.supply $(ARGS)
 
+# Every parser of foreign bytes, by coverage: build/fuzz/results.md. Atheris has a directory of its own, and packages for some
+# interpreters only. For example: make fuzz ARGS="--seconds 600 payload snapshot"
+FUZZ := build/fuzz
+$(FUZZ)/.installed: requirements-fuzz.lock | setup
+	@mkdir -p $(FUZZ)
+	@rm -rf $(FUZZ)/atheris
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+		--target $(FUZZ)/atheris -r requirements-fuzz.lock || echo "atheris cannot be installed here" >&2
+	@touch $@
+
+fuzz: $(FUZZ)/.installed
+	@PYTHONPATH=$(FUZZ)/atheris $(BIN)/python -m tests.fuzz $(ARGS)
+
 schema: setup
 	$(BIN)/python -m coordinator.cli.json_schema
 
@@ -143,6 +156,7 @@ lock: setup
 	$(UV_COMPILE) $(ARGS) --group install -c requirements-dev.lock -o requirements-install.lock
 	$(UV_COMPILE) $(ARGS) --group wss -c requirements-dev.lock -o requirements-wss.lock
 	$(UV_COMPILE) $(ARGS) --group supply -c requirements-dev.lock -o requirements-supply.lock
+	$(UV_COMPILE) $(ARGS) --group fuzz -o requirements-fuzz.lock
 	for peer in nats-py faststream autogen-core ray; do \
 		$(UV_COMPILE) $(ARGS) --group peer-$$peer -o benchmarks/peers/$$peer.lock || exit 1; \
 	done

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 import structlog
@@ -20,6 +19,7 @@ from agents.runtime.tracing import AgentTracing
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import fence
 from bus.durable.outbox import Entry, Outbox
+from bus.durable.snapshots import Produced
 from bus.errors import MeshError, MessageError
 from bus.interface import Bus, StoredMessage
 from bus.messages import Lifecycle
@@ -34,7 +34,7 @@ class StoredOutputs:
 
     cited: int = 0
     skipped: list[int] = field(default_factory=list)
-    last_produced: dict[str, Any] | None = None
+    last_produced: Produced | None = None
 
 
 def output_headers(agent: str, number: int, cause: int | None) -> dict[str, str]:

@@ -36,7 +36,7 @@ from agents.runtime.tracing import AgentTracing
 from agents.state.codec import StateCodec
 from agents.state.values import StateMismatch
 from bus.durable.fencing import last_claim
-from bus.durable.snapshots import MAX_SNAPSHOT_BYTES, Snapshot, SnapshotStore
+from bus.durable.snapshots import MAX_SNAPSHOT_BYTES, Produced, Snapshot, SnapshotStore
 from bus.errors import BusError, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.interface import Bounds, Bus, Closable
 from bus.messages import Event, LifecycleEvent, decode
@@ -102,7 +102,7 @@ class Runtime:
         self.status = "starting"
         self.ready = asyncio.Event()
         """Whether the replay is over: of the beginning, or after an input was skipped."""
-        self.last_produced: dict[str, Any] | None = None
+        self.last_produced: Produced | None = None
         self._introduced = False
         self._dropped = 0
         self._cited = 0

@@ -8,7 +8,7 @@ incarnation then fails.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import orjson
@@ -21,6 +21,21 @@ VERSION = 1
 """Version of the snapshot's format."""
 MAX_SNAPSHOT_BYTES = 256 * 1024
 """A snapshot is one message, and must fit into the server's largest payload."""
+
+
+class SavedTimer(TypedDict):
+    """A pending timer of an agent."""
+
+    number: int
+    topic: str
+    after_ms: int
+
+
+class Produced(TypedDict):
+    """The newest output of a source; `payload` may be an orjson.Fragment of its JSON."""
+
+    subject: str
+    payload: Any
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,9 +58,9 @@ class Snapshot:
     skips: int = 0
     skips_in_a_row: int = 0
     timers_set: int = 0
-    timers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timers: dict[str, SavedTimer] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
-    last_produced: dict[str, Any] | None = None
+    last_produced: Produced | None = None
     tracing: dict[str, Any] = field(default_factory=dict)
     state: Any = None
 

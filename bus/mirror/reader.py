@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import orjson
+import msgspec
 
-from bus.errors import MirrorDamaged, MirrorUnusable
+from bus.errors import MirrorDamaged, MirrorUnusable, UsageError
 from bus.messages.subjects import Subjects
 from bus.mirror.schema import (
     BUSY_TIMEOUT_S,
+    SQLITE_ERRORS,
     KvRow,
     MessageRow,
     MirrorGap,
@@ -108,13 +109,17 @@ class MirrorFile:
             self.swarm: str = self.meta("swarm") or ""
             if not self.swarm:
                 raise MirrorDamaged(str(path), "the name of its swarm is missing")
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             self._db.close()
             raise explained(error, path) from None
         except BaseException:
             self._db.close()
             raise
-        self.subjects = Subjects(self.swarm)
+        try:
+            self.subjects = Subjects(self.swarm)
+        except UsageError as error:
+            self._db.close()
+            raise MirrorDamaged(str(path), f"the name of its {error}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +146,7 @@ class MirrorFile:
         """Any query."""
         try:
             return self._db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             if str(error).startswith("no such "):  # a table that every file of this version has
                 raise MirrorDamaged(str(self.path), str(error)) from None
             raise explained(error, self.path) from None
@@ -150,12 +155,14 @@ class MirrorFile:
 
     def meta(self, key: str) -> str | None:
         found = self.rows("SELECT value FROM meta WHERE key = ?", key)
-        return found[0][0] if found else None
+        return str(found[0][0]) if found else None
 
     def cursor(self, stream: str | None = None) -> int:
         """Last sequence of `stream` (default: the event stream) in the file; 0: none."""
         found = self.rows("SELECT cursor FROM cursors WHERE stream = ?", stream or self.subjects.stream)
-        return int(found[0][0]) if found else 0
+        if found and not isinstance(found[0][0], int):
+            raise MirrorDamaged(str(self.path), f"its cursor is {found[0][0]!r}, not a sequence")
+        return found[0][0] if found else 0
 
     def incarnations(self, stream: str | None = None) -> list[StreamIncarnation]:
         """The incarnations of `stream` (default: the event stream) from which its rows are, oldest first."""
@@ -209,7 +216,7 @@ class MirrorFile:
         if last is not None:
             where += " AND sequence <= ?"
             values.append(last)
-        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > ?{where} ORDER BY sequence LIMIT {page}"  # noqa: S608
+        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > ?{where} ORDER BY sequence LIMIT {page}"  # noqa: S608 - constants, and columns of our own
         after = first - 1
         while found := self.rows(sql, after, *values):
             yield from map(_mirrored, found)
@@ -230,7 +237,7 @@ class MirrorFile:
         if before is not None:
             where += " AND sequence < ?"
             values.append(before)
-        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > 0{where} ORDER BY sequence DESC LIMIT ?"  # noqa: S608
+        sql = f"SELECT {_MESSAGE} FROM messages WHERE sequence > 0{where} ORDER BY sequence DESC LIMIT ?"  # noqa: S608 - constants, and columns of our own
         return [_mirrored(row) for row in reversed(self.rows(sql, *values, limit))]
 
     @staticmethod
@@ -260,7 +267,7 @@ class MirrorFile:
         return list(found)
 
     def _values(self, revisions: str, *values: Any) -> Iterator[MirroredValue]:
-        sql = f"SELECT {_VALUE_COLUMNS} FROM kept WHERE bucket = ? AND revision IN ({revisions}) ORDER BY revision"  # noqa: S608
+        sql = f"SELECT {_VALUE_COLUMNS} FROM kept WHERE bucket = ? AND revision IN ({revisions}) ORDER BY revision"  # noqa: S608 - constants, and columns of our own
         return map(_mirrored_value, self.rows(sql, *values))
 
     def highest_revision(self, bucket: str) -> int:
@@ -277,10 +284,10 @@ def _mirrored(found: tuple[Any, ...]) -> Mirrored:
     try:
         intact = message_checksum(sequence, stored_ns, subject, headers, payload) == checksum
         intact = intact and subject_columns(subject) == tuple(columns)  # views and `history` search by them
-        names = orjson.loads(headers)
+        names = msgspec.json.decode(headers, type=dict[str, str])
         return Mirrored(MessageRow(sequence, stored_ns, subject, names, payload), intact)
     except (ValueError, TypeError, AttributeError):  # a damaged byte can cause any of these
-        return Mirrored(MessageRow(sequence, int(stored_ns or 0), str(subject), {}, _bytes(payload)), intact=False)
+        return Mirrored(MessageRow(sequence, _number(stored_ns), str(subject), {}, _bytes(payload)), intact=False)
 
 
 def _mirrored_value(found: tuple[Any, ...]) -> MirroredValue:
@@ -289,7 +296,13 @@ def _mirrored_value(found: tuple[Any, ...]) -> MirroredValue:
         intact = kv_checksum(bucket, revision, key, operation, value, stored_ns) == checksum
     except (ValueError, TypeError, AttributeError):
         intact = False
-    return MirroredValue(KvRow(bucket, str(key), revision, str(operation), _bytes(value), stored_ns), intact)
+    row = KvRow(str(bucket), str(key), _number(revision), str(operation), _bytes(value), _number(stored_ns))
+    return MirroredValue(row, intact)
+
+
+def _number(value: Any) -> int:
+    """A column of whole numbers, of which a damaged byte can make any type."""
+    return value if isinstance(value, int) else 0
 
 
 def _bytes(value: Any) -> bytes:

@@ -205,16 +205,22 @@ def kv_checksum(bucket: str, revision: int, key: str, operation: str, value: byt
     return _checksum(f"{revision}:{stored_ns}:", bucket.encode(), key.encode(), operation.encode(), value)
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What a call of sqlite3 raises: the second where SQLite's message quotes a damaged name that is no text."""
+
+
+def is_damage(error: sqlite3.Error | UnicodeDecodeError) -> bool:
     """Whether `error` means that the file's content is broken, rather than that a write fails now.
 
     A row beyond the cursor (a violated constraint) is damage: this program never leaves one.
     """
+    if isinstance(error, UnicodeDecodeError):
+        return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 
 
-def explained(error: sqlite3.Error, path: Path) -> MirrorDamaged | MirrorFailing:
+def explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> MirrorDamaged | MirrorFailing:
     """Convert SQLite's error into a MeshError."""
     return MirrorDamaged(str(path), str(error)) if is_damage(error) else MirrorFailing(str(path), str(error))
 
@@ -251,7 +257,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
             script += f"PRAGMA application_id = {APPLICATION_ID};"
         try:
             db.executescript(script + "COMMIT;")
-        except sqlite3.Error:
+        except SQLITE_ERRORS:
             if db.in_transaction:
                 db.rollback()
             raise
@@ -281,7 +287,7 @@ def prepare(path: Path, swarm: str) -> None:
             raise MirrorUnusable(
                 str(path), f"it mirrors the swarm {owner!r}, not {swarm!r}; name another file with --file"
             )
-    except sqlite3.Error as error:
+    except SQLITE_ERRORS as error:
         raise explained(error, path) from None
     finally:
         db.close()

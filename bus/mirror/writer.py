@@ -22,6 +22,7 @@ from bus.mirror.schema import (
     BUSY_TIMEOUT_S,
     INSERT_KV,
     INSERT_MESSAGE,
+    SQLITE_ERRORS,
     KvRow,
     MessageRow,
     MirrorGap,
@@ -79,7 +80,7 @@ class MirrorStore:
             await store._prepare_file()
         except BaseException as error:
             await store.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, SQLITE_ERRORS):
                 raise explained(error, path) from None
             raise
         return store
@@ -115,7 +116,7 @@ class MirrorStore:
                     await self._db.execute("BEGIN IMMEDIATE")
                     result = await work
                     await self._db.execute("COMMIT")
-                except sqlite3.Error as error:
+                except SQLITE_ERRORS as error:
                     raise explained(error, self.path) from None
                 finally:
                     work.close()

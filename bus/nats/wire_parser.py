@@ -53,6 +53,8 @@ class WireParser(Parser):
                 stop = start + int(line[-1])
             except ValueError:
                 break
+            if not 0 <= headers <= stop - start:  # no server sends it; a negative size would have no end
+                break
             if size < stop + 2:
                 self._rest = data[at:]
                 return b""

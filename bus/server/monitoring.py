@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from bus.utils.json_text import parse_json, read_limited
+
 __all__ = ["keep_storing", "listed", "read_info", "read_monitoring", "write_error"]
 
 POLL_INTERVAL_S = 1.0
+MAX_ANSWER_BYTES = 4 << 20
+"""How much of an answer is read; one that is larger is none of a NATS server."""
 MIN_FREE_BYTES = 8 << 20
 """Free bytes needed before the server is restarted."""
 
@@ -27,7 +30,7 @@ def listed(directory: Path, pid: int, service: str) -> str | None:
     """
     for path in directory.glob(f"*_{pid}.ports"):
         with contextlib.suppress(ValueError, LookupError, OSError, TypeError):  # not wholly written yet
-            return str(json.loads(path.read_text())[service][0])
+            return str(parse_json(read_limited(path))[service][0])
     return None
 
 
@@ -38,7 +41,7 @@ async def read_info(host: str, port: int) -> dict[str, Any] | None:
         async with asyncio.timeout(0.5):
             reader, writer = await asyncio.open_connection(host, port)
             line = await reader.readline()
-        info = json.loads(line.removeprefix(b"INFO ")) if line.startswith(b"INFO ") else None
+        info = parse_json(line.removeprefix(b"INFO ")) if line.startswith(b"INFO ") else None
     except (OSError, ValueError):  # TimeoutError is an OSError
         return None
     finally:
@@ -60,10 +63,10 @@ async def read_monitoring(url: str, path: str) -> dict[str, Any] | None:
     def read() -> dict[str, Any] | None:
         try:
             with opener.open(f"{url}/{path}", timeout=2) as answer:
-                found = json.loads(answer.read())
+                found = parse_json(answer.read(MAX_ANSWER_BYTES))
         except urllib.error.HTTPError as error:  # an unhealthy server answers with an error status
             with error, contextlib.suppress(OSError, ValueError):
-                found = json.loads(error.read())
+                found = parse_json(error.read(MAX_ANSWER_BYTES))
                 return found if isinstance(found, dict) else None
             return None
         except (OSError, ValueError):  # urllib's errors are OSErrors

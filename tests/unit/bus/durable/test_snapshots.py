@@ -62,7 +62,8 @@ async def test_everything_survives_the_way_through_the_bus(bus):
     await store.take_over()
     full = Snapshot(
         epoch=5, cursor=9, outputs=4, output_sequence=8, inputs=7, poison=1, timers_set=2, skipped=[11, 12],
-        timers={"round": {"at": 1.5, "number": 2}}, last_produced={"subject": "s", "payload": {"n": 1}},
+        timers={"round": {"number": 2, "topic": "A", "after_ms": 1500}},
+        last_produced={"subject": "s", "payload": {"n": 1}},
         state={"highs": [1.0, 2.5], "name": "\u00e9"},
     )  # fmt: skip
     await store.save(full)
