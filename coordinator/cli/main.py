@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import signal
@@ -35,8 +36,10 @@ def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 bus unreachable, 130 interrupted."""
     try:
         _refuse_empty_values(sys.argv[1:])
+        gc.disable()  # an import leaves no garbage, and all that it makes would be gone through several times
         from coordinator.cli.app import app
 
+        gc.enable()
         app(prog_name="signalmesh", standalone_mode=True)
     except MeshError as error:
         print(f"signalmesh: {escape_control(str(error), keep=chr(10))}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Annotated
 
@@ -25,6 +26,9 @@ from coordinator.cli.options import (
     on_bus,
     print_json,
 )
+
+RARELY = 100_000
+"""Objects made between two collections of garbage, where most of them are those of imports."""
 
 
 def status(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, json: Json = False) -> None:
@@ -117,6 +121,7 @@ def explain(
     """Show why a decision was made, computed again from the stored messages; exit code 1 if it differs."""
     # numpy adds and sorts a few hundred numbers here: starting the threads of its BLAS would take longer.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(RARELY)
     from coordinator.explain.explainer import explain_bus, explain_file
     from coordinator.explain.selection import make_selector
     from coordinator.explain.text import print_explanation
