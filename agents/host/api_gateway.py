@@ -16,6 +16,7 @@ import orjson
 import structlog
 
 from agents.spec import AgentSpec
+from bus.durable.events import EventPublisher
 from bus.errors import BusError, MeshError
 from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
@@ -26,6 +27,9 @@ __all__ = ["ApiGateway", "RequestRefused", "readable_by"]
 MAX_CONSUMERS = 64
 """Consumers of one agent that it may delete again; it has two at a time."""
 FORBIDDEN = 403
+MAX_OPERATION = 64
+MAX_REPORTED = 200
+"""Alerts of one host: an agent can invent operations without end."""
 
 log = structlog.get_logger("signalmesh.host")
 
@@ -157,10 +161,11 @@ def _parts(command: str) -> tuple[str, str, str]:
 
 
 class ApiGateway:
-    """Serves the agents of one host over its connection `bus`."""
+    """Serves the agents of one host over its connection `bus`, and reports what it refuses by `reports`."""
 
-    def __init__(self, bus: NatsBus) -> None:
-        self._bus = bus
+    def __init__(self, bus: NatsBus, reports: EventPublisher) -> None:
+        self._bus, self._reports = bus, reports
+        self._reported: set[tuple[str, str]] = set()
         self._serving: dict[str, Any] = {}
 
     async def admit(self, spec: AgentSpec, public_key: str) -> None:
@@ -175,13 +180,23 @@ class ApiGateway:
                 try:
                     agent.check(command, reply, body)
                 except RequestRefused as error:
-                    log.warning("api_request_refused", of=name, problem=str(error))
+                    self._report(name, command, error)
                     if reply.startswith(agent.inbox):
                         connection.write(reply, orjson.dumps(_refusal(error)))
                     return
                 connection.write(f"$JS.API.{command}", body, reply)
 
         self._serving[name] = await connection.subscribe_directly(prefix + ">", on_request)
+
+    def _report(self, name: str, command: str, error: RequestRefused) -> None:
+        """Alert once for each agent and kind of request; the log has every one."""
+        log.warning("request_refused", of=name, command=command, problem=str(error))
+        operation = _parts(command)[0][:MAX_OPERATION]
+        if (name, operation) in self._reported or len(self._reported) >= MAX_REPORTED:
+            return
+        self._reported.add((name, operation))
+        text = f"agent {name} requested what it may not: {error}; its own code never does, so find out what runs there"
+        self._reports.alert("warning", "api_request_refused", text, agent=name)
 
     async def dismiss(self, name: str) -> None:
         """Serve the agent `name` no longer."""

@@ -46,14 +46,12 @@ logtime_utc: true
 """
 
 
-def configuration(
-    *, name: str, port: int, directory: Path, log: Path, durability: Durability, max_store: int, authorization: str = ""
-) -> str:
+def configuration(*, name: str, port: int, directory: Path, log: Path, durability: Durability, max_store: int) -> str:
     """The text of nats.conf for a server in `directory` (absolute); port 0 takes any free one.
 
-    `authorization` are the lines about its users; without any, everybody may do everything.
+    Lines about users may follow it; without any, everybody may do everything.
     """
-    text = _CONFIG.format(
+    return _CONFIG.format(
         name=name,
         host=HOST,
         port=port or -1,
@@ -64,7 +62,6 @@ def configuration(
         sync_interval=_SYNC_INTERVAL[durability],
         max_payload=MAX_MESSAGE_BYTES,
     )
-    return text + authorization
 
 
 def _quoted(path: Path) -> str:

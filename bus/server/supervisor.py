@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import secrets
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -111,6 +112,8 @@ class NatsServer:
         self.version: tuple[int, int, int] | None = None
         self._binary = binary
         self._durability, self._authorization = durability, authorization
+        self._settings = ""
+        """The configuration of the last start, without users."""
         self._directory = state_dir / "nats"  # made absolute in `start`: reading the working directory blocks
         self._log_from = 0
         self._name = f"signalmesh-{secrets.token_hex(4)}"  # distinguishes it from another server on the same port
@@ -135,6 +138,15 @@ class NatsServer:
     def directory(self) -> Path:
         """Directory of its configuration, log and store; absolute after `start`."""
         return self._directory
+
+    async def reload(self, authorization: str) -> None:
+        """Have it use these lines about users from now on; it cuts off the clients of users that are gone."""
+        self._authorization = authorization
+        path = self._directory / "nats.conf"
+        # The rest stays as it was at the start: the server refuses another limit of its store while it runs.
+        await asyncio.to_thread(path.write_text, self._settings + authorization)
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """SIGKILL, if it runs; `supervise` starts it again."""
@@ -258,17 +270,15 @@ class NatsServer:
         for stale in self._directory.glob("*.ports"):
             stale.unlink()
         path = self._directory / "nats.conf"
-        path.write_text(
-            configuration(
-                name=self._name,
-                port=self.port,
-                directory=self._directory,
-                log=self._log,
-                durability=self._durability,
-                max_store=measure_room(self._directory).for_server,
-                authorization=self._authorization,
-            )
+        self._settings = configuration(
+            name=self._name,
+            port=self.port,
+            directory=self._directory,
+            log=self._log,
+            durability=self._durability,
+            max_store=measure_room(self._directory).for_server,
         )
+        path.write_text(self._settings + self._authorization)
         self._log_from = self._log.stat().st_size if self._log.exists() else 0
         return path
 

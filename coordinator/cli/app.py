@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from bus.nats.credentials import CA_VARIABLE, CREDS_VARIABLE, FIRST_VARIABLE, SEED_VARIABLE
-from coordinator.cli import certify, checks, control, monitor, roles, swarm, verify
+from coordinator.cli import certify, checks, control, keys, monitor, roles, swarm, verify
 
 app = typer.Typer(
     name="signalmesh",
@@ -60,6 +60,7 @@ for command in (
     control.kill,
     control.restart,
     control.revive,
+    keys.keys,
     monitor.history,
     monitor.explain,
     verify.audit,

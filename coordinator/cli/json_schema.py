@@ -30,6 +30,7 @@ from coordinator.monitor.models import Status
 from coordinator.replay.models import Replay
 from coordinator.reporting.findings import Diagnosis
 from coordinator.runner.down import Ended
+from coordinator.security.listing import KeyList
 
 __all__ = ["OUTPUTS", "SCHEMA_DIR", "documents", "write"]
 
@@ -44,6 +45,7 @@ OUTPUTS: dict[str, type] = {
     "explain": Explanation,
     "health": Health,
     "history": History,
+    "keys": KeyList,
     "kill": KillReport,
     "replay": Replay,
     "restart": Restarted,

@@ -81,11 +81,12 @@ def run_sandbox(
     async def serve() -> None:
         bus = await NatsBus.connect(url, swarm, f"sandbox {name}", None, credentials)
         try:
+            reports = await EventPublisher.open(bus, name)
             host = Host(
                 bus,
                 name,
                 agents_url or url,
-                await EventPublisher.open(bus, name),
+                reports,
                 fork_server,
                 group=group,
                 provider=provider,
@@ -94,7 +95,7 @@ def run_sandbox(
                 log_level=log_level,
                 credentials=credentials,
                 files=None if provided is None else provided.files,
-                keys=(Path(keys), ApiGateway(bus)) if keys else None,
+                keys=(Path(keys), ApiGateway(bus, reports)) if keys else None,
             )
             on_signals(host.stop)
             await host.run()

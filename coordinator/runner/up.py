@@ -51,7 +51,14 @@ from coordinator.runner.proxy_role import open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import alert_external_durability, report_server_event, warn_of_deleted_stream
 from coordinator.sandboxes.provider_client import plan_provider
-from coordinator.security.keys import KeyStore, authorization, check_can_have_keys, identities, key_environment
+from coordinator.security.keys import (
+    KeyStore,
+    ServedKeys,
+    check_can_have_keys,
+    identities,
+    identity_of,
+    key_environment,
+)
 from coordinator.telemetry.otel_env_check import check_variables
 
 NAME = "up"
@@ -194,6 +201,7 @@ class Up:
         self._authentication: Authentication = options.authentication or config.nats.authentication
         self._credentials: Credentials | None = None
         """None: the environment's."""
+        self._keys: ServedKeys | None = None
         self.url = ""
         self.bus: NatsBus
         self.outcome: Outcome
@@ -258,13 +266,34 @@ class Up:
 
     def _admit_users(self) -> str:
         """Make the keys that are missing; returns the lines of the server's configuration about its users."""
-        store, granted = KeyStore(self._options.state_dir), identities(self.config)
-        made = store.ensure(*granted)
-        if made:
-            log.info("keys_made", directory=str(store.directory), identities=made)
+        store = KeyStore(self._options.state_dir)
+        self._keys = keys = ServedKeys(store, identities(self.config), NAME)
+        if keys.made:
+            log.info("keys_made", directory=str(store.directory), identities=keys.made)
         self._found = replace(self._found, keys=store.directory)
         self._credentials = Credentials(nkey_seed=store.seed(NAME))
-        return authorization(store, granted)
+        return keys.authorization
+
+    async def _apply_keys(self, keys: ServedKeys, server: NatsServer) -> None:
+        """Have the server use keys that were replaced, and restart the processes that have the old ones."""
+        try:
+            changed = await asyncio.to_thread(keys.update)
+        except UsageError as error:
+            _warn(str(error))
+            self._events.alert("critical", "key_unusable", f"{error}; until then the keys stay as they were")
+            return
+        if not changed:
+            return
+        await server.reload(keys.authorization)
+        self._events.alert(
+            "info",
+            "keys_replaced",
+            f"new keys are in use for: {', '.join(sorted(changed))}; what has the old ones is restarted",
+            identities=sorted(changed),
+        )
+        for child in self._children:
+            if identity_of(child.kind, child.name) in changed:
+                child.kill()
 
     async def _find_denied(self, *, quiet: bool) -> list[Denial]:
         agents = [item.spec.name for item in self.config.agents if not item.external]
@@ -354,6 +383,8 @@ class Up:
             await asyncio.sleep(CHECK_INTERVAL_S)
             self._events.check()
             orphans.check()
+            if self._keys is not None and self._server is not None:
+                await self._apply_keys(self._keys, self._server)
             if count % CHECKS_PER_STREAM_CHECK == 0:
                 with contextlib.suppress(BusTimeout, Disconnected, PermissionDenied):
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)

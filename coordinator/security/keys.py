@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from agents.runtime.process import memory_key_of
@@ -25,9 +25,11 @@ from coordinator.security.permissions import (
 __all__ = [
     "UNNAMED",
     "KeyStore",
+    "ServedKeys",
     "authorization",
     "check_can_have_keys",
     "identities",
+    "identity_of",
     "key_environment",
     "use_operator_key",
 ]
@@ -89,6 +91,57 @@ class KeyStore:
         """
         return read_seed(self.file(identity))
 
+    def public_keys(self, names: Iterable[str]) -> dict[str, str]:
+        """The public key of each of these identities; a new one of UNNAMED.
+
+        Raises:
+            UsageError: as `seed`.
+        """
+        return {name: public_key_of(new_seed() if name == UNNAMED else self.seed(name)) for name in names}
+
+
+class ServedKeys:
+    """The keys that the server of a running swarm has, and those that its directory has now."""
+
+    def __init__(self, store: KeyStore, granted: Mapping[str, Permissions], fixed: str) -> None:
+        """`fixed` is the identity of this process: its key stays as it is until it ends.
+
+        Raises:
+            UsageError: a key cannot be made or used.
+        """
+        self.store, self._granted = store, granted
+        self._fixed = (fixed, UNNAMED)
+        self.made = store.ensure(*granted)
+        self._public = store.public_keys(granted)
+        self._stamp = self._read_stamp()
+
+    @property
+    def authorization(self) -> str:
+        """The lines of the server's configuration."""
+        return authorization(self._public, self._granted)
+
+    def update(self) -> set[str]:
+        """Take over what has changed in the directory, and make what is missing there; returns the changed identities.
+
+        Raises:
+            UsageError: a key cannot be made or used; the keys stay as they were until the directory changes again.
+        """
+        if (stamp := self._read_stamp()) == self._stamp:
+            return set()
+        self._stamp = stamp
+        self.store.ensure(*self._granted)
+        found = self.store.public_keys(name for name in self._granted if name not in self._fixed)
+        changed = {name for name, key in found.items() if key != self._public[name]}
+        self._public |= found
+        return changed
+
+    def _read_stamp(self) -> int:
+        """Changes whenever a key file is made, replaced or removed."""
+        try:
+            return self.store.directory.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
 
 def identities(config: ResolvedSwarm) -> dict[str, Permissions]:
     """Identity -> what it may do, of every process of this swarm and of clients without a key."""
@@ -110,15 +163,11 @@ def _of_agent(config: ResolvedSwarm, agent: ResolvedAgent, subjects: Subjects) -
     return agent_permissions(spec, key if traits is None else memory_key_of(spec, traits), subjects)
 
 
-def authorization(store: KeyStore, granted: Mapping[str, Permissions]) -> str:
-    """The block of nats-server's configuration for these identities.
+def authorization(public: Mapping[str, str], granted: Mapping[str, Permissions]) -> str:
+    """The block of nats-server's configuration for these identities, whose public keys are `public`.
 
     They are users of the server's default account, so that a stream from before there were keys stays in place.
-
-    Raises:
-        UsageError: a key file cannot be used.
     """
-    public = {name: public_key_of(new_seed() if name == UNNAMED else store.seed(name)) for name in granted}
     users = "".join(_user(public[name], name, allowed) for name, allowed in granted.items())
     return f"authorization {{ users: [\n{users}] }}\nno_auth_user: {public[UNNAMED]}\n"
 
@@ -139,9 +188,14 @@ def _list(subjects: tuple[str, ...]) -> str:
     return "[" + ", ".join(f'"{subject}"' for subject in subjects) + "]"
 
 
+def identity_of(kind: str, name: str) -> str:
+    """The identity of a child of `up`."""
+    return f"sandbox-{name}" if kind == "sandbox" else kind
+
+
 def key_environment(keys: Path, kind: str, name: str) -> dict[str, str]:
     """The variables by which a child of `up` finds its key. File names are no secrets."""
-    identity = f"sandbox-{name}" if kind == "sandbox" else kind
+    identity = identity_of(kind, name)
     own = {SEED_VARIABLE: str(keys / f"{identity}{KEY_SUFFIX}"), CREDS_VARIABLE: ""}
     return {**own, KEYS_VARIABLE: str(keys) if kind == "sandbox" else ""}
 

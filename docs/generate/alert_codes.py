@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MEANINGS = {
+    "api_request_refused": "An agent with a key requested of JetStream what it may not. Its host refused it.",
     "agent_unresponsive": "The watchdog replaces an agent that runs but makes no progress.",
     "agent_unusable": "An agent cannot run: its class, its options or its saved state are wrong. No restart helps.",
     "config_from_unknown_writer": "Another process than the watchdog published a VotingConfig. It is ignored.",
@@ -12,6 +13,8 @@ MEANINGS = {
     "durability_not_set": "The server of `--nats` has its own durability, which `[stream] durability` cannot change.",
     "feed_renumbered": "A feed has started to number its ticks from another number on.",
     "handler_failed": "A handler failed over an event, which is skipped. Further failures are summed up.",
+    "key_unusable": "A key file was replaced by one that cannot be used. The keys stay as they were.",
+    "keys_replaced": "Key files were replaced. The server uses them, and the processes that have them are restarted.",
     "metrics_died": "The metrics process ended. `up` starts it again.",
     "mirror_died": "The mirror process ended. `up` starts it again.",
     "mirror_failing": "The mirror's file cannot be written. It is tried again.",

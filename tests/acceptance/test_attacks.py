@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from agents.host.api_gateway import ApiGateway
+from bus.durable.events import EventPublisher
 from bus.errors import BusError, NotAdmitted, Refused
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
@@ -251,7 +252,8 @@ async def hosted(server: Secured, config: ResolvedSwarm) -> AsyncIterator[list[N
     name = AGENT.removeprefix("agent-")
     seed = server.keys.seed(AGENT)
     async with connected(server, "sandbox-nodejs") as (operator, host):
-        await ApiGateway(host).admit(config.agent(name).spec, public_key_of(seed))
+        reports = await EventPublisher.open(host, "nodejs")
+        await ApiGateway(host, reports).admit(config.agent(name).spec, public_key_of(seed))
         await host.flush()
         credentials = Credentials(nkey_seed=seed, api=operator.subjects.api(name))
         agent = await NatsBus.connect(server.url, "swarm", name, credentials=credentials)
@@ -353,3 +355,38 @@ async def test_a_host_sends_no_answer_to_another_inbox(server: Secured, config: 
         await agent.bounds()  # answered after the request before it was refused
         await operator.flush()
         assert received == []
+
+
+async def test_a_refused_request_is_alerted_once_with_the_agent(server: Secured, config: ResolvedSwarm):
+    alerts: list[dict[str, Any]] = []
+    async with hosted(server, config) as (operator, agent):
+        subject = operator.subjects.alert("warning", "nodejs")
+        await operator.connection.subscribe_directly(
+            subject, lambda _s, _r, data, _h: alerts.append(orjson.loads(data))
+        )
+        await operator.flush()
+        for _ in range(3):
+            with pytest.raises(Refused):
+                await agent.api("STREAM.DELETE.swarm_events")
+        with pytest.raises(Refused):
+            await agent.api("STREAM.INFO.KV_swarm_state")
+        while not alerts or "STREAM.INFO" not in alerts[-1]["message"]:
+            await agent.bounds()
+    assert [(alert["code"], alert["agent"]) for alert in alerts] == 2 * [("api_request_refused", "strategy-momentum")]
+
+
+@pytest.mark.parametrize("subject", ["$KV.swarm_state.coordinator", "swarm.control.base.kill"])
+async def test_an_acknowledgement_can_be_sent_anywhere(server: Secured, subject: str):
+    """A hole (docs/security.md): the server compares no permission with a reply subject. If this fails, it is gone."""
+    async with connected(server, AGENT) as (operator, captured):
+        received: list[bytes] = []
+        await operator.connection.subscribe_directly("swarm.control.>", lambda _s, _r, data, _h: received.append(data))
+        await operator.flush()
+        own = "in.swarm.signal.BTC-USD.strategy-momentum"
+        captured.connection.write(own, b"{}", subject)
+        await captured.publish(own, b"{}")
+        await operator.flush()
+        if subject.startswith("$KV."):
+            stored = await operator.kv_get("swarm_state", "coordinator")
+            received = [stored.value] if stored else []
+        assert b'"stream"' in b"".join(received)

@@ -14,6 +14,7 @@ from bus.nats.credentials import SEED_VARIABLE, Credentials
 from bus.nats.key_files import new_seed, read_seed, write_seed
 from coordinator.security.keys import KeyStore
 from tests.acceptance.faults import kill_agents, kill_host, kill_server
+from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Swarm, agents_toml
 
 KEYS = '[nats]\nauthentication = "keys"\n'
@@ -55,12 +56,16 @@ async def test_it_decides_recovers_and_is_listened_to_without_a_key(tmp_path: Pa
         _no_seed_is_shown(swarm)
 
 
+async def _listen_unnamed(swarm: Swarm) -> Subscriber:
+    with pytest.MonkeyPatch.context() as without:
+        without.delenv(SEED_VARIABLE)
+        return await swarm.listen()
+
+
 async def _no_key_publishes(swarm: Swarm) -> None:
     unnamed = await NatsBus.connect(swarm.url, swarm.name, "unnamed", credentials=Credentials())
     try:
-        with pytest.MonkeyPatch.context() as without:
-            without.delenv(SEED_VARIABLE)
-            listener = await swarm.listen()
+        listener = await _listen_unnamed(swarm)
         before = len(listener.decisions)
         unnamed.connection.write("in.swarm.decision.BTC-USD.coordinator", b'{"forged": true}')
         unnamed.connection.write("swarm.decision.BTC-USD.coordinator", b'{"forged": true}')
@@ -132,8 +137,8 @@ async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
     async with Swarm(tmp_path, toml(speed=50)) as swarm:
         subscriber = await swarm.up()
         await subscriber.live(*AGENTS)
-        write_seed(keys_of(swarm).file("operator"), new_seed())
-        status = await swarm.command("status")
+        write_seed(tmp_path / "foreign.nk", new_seed())
+        status = await swarm.command("--nats-nkey", "foreign.nk", "status")
         assert status.code == 3, status
         assert "does not take these credentials" in status.err
 
@@ -152,3 +157,51 @@ async def test_what_has_no_keys_is_refused(tmp_path: Path, arguments: tuple[str,
         assert done.code == 2, done
         assert problem in done.err
         assert "--authentication open" in done.err
+
+
+async def test_keys_are_rotated_under_load_and_nothing_is_lost(tmp_path: Path):
+    async with Swarm(tmp_path, toml(speed=100)) as swarm:
+        subscriber = await swarm.up()
+        heartbeats = await subscriber.live(*AGENTS)
+        await subscriber.decided(20)
+        [old] = (await swarm.command("keys", "list", "agent-coordinator", "--json")).json["keys"]
+        seed = keys_of(swarm).seed("agent-coordinator")
+        one = await swarm.command("keys", "rotate", "agent-coordinator", "--json")
+        assert one.code == 0, one
+        await subscriber.back({"coordinator": heartbeats["coordinator"]["epoch"]})
+        [new] = (await swarm.command("keys", "list", "agent-coordinator", "--json")).json["keys"]
+        assert new["public_key"] != old["public_key"]
+        with pytest.raises(NotAdmitted):
+            await NatsBus.connect(swarm.url, swarm.name, "old", 1.0, Credentials(nkey_seed=seed))
+        heartbeats = await subscriber.live(*AGENTS)
+        await subscriber.close()  # it has the operator's key, which is about to be replaced
+        unnamed = await _listen_unnamed(swarm)
+        every = await swarm.command("keys", "rotate", "--all")
+        assert every.code == 0, every
+        await unnamed.until(
+            "all keys in use",
+            lambda: any(len(alert["detail"].get("identities", ())) > len(AGENTS) for alert in unnamed.alerts),
+        )
+        subscriber = await swarm.listen()
+        await subscriber.until(
+            "new processes of all agents",
+            lambda: all(
+                subscriber.heartbeats.get(name, heartbeat)["epoch"] > heartbeat["epoch"]
+                for name, heartbeat in heartbeats.items()
+            ),
+        )
+        await subscriber.more_decisions(20)
+        for command in ("status", "audit", "doctor", "replay"):
+            done = await swarm.command(command)
+            assert done.code == 0, done
+
+
+async def test_keys_names_what_is_wrong(tmp_path: Path):
+    async with Swarm(tmp_path) as swarm:
+        for arguments, problem in (
+            (("list",), "there are no keys"),
+            (("rotate",), "expected names, or --all"),
+            (("rotate", "up", "--all"), "--all: expected with rotate, and without names"),
+        ):
+            done = await swarm.command("keys", *arguments)
+            assert (done.code, problem in done.err) == (2, True), done

@@ -54,9 +54,9 @@ def secured_server(directory: Path, *, is_open: bool = False) -> Iterator[Secure
         log=directory / "nats.log",
         durability="process",
         max_store=1 << 30,
-        authorization="" if is_open else authorization(keys, granted),
     )
-    (directory / "nats.conf").write_text(text)
+    users = "" if is_open else authorization(keys.public_keys(granted), granted)
+    (directory / "nats.conf").write_text(text + users)
     process = subprocess.Popen([find_binary(), "-c", directory / "nats.conf"], stderr=subprocess.DEVNULL)
     try:
         yield Secured(_url(directory, process), keys, is_open=is_open)

@@ -78,6 +78,7 @@ from coordinator.reporting.findings import Diagnosis, Finding
 from coordinator.reporting.percentiles import percentiles_of
 from coordinator.runner.down import Ended
 from coordinator.sandboxes.health import SandboxHealth
+from coordinator.security.listing import KeyInfo, KeyList
 from tests.support.coordinator_rounds import CONFIG, NEWS, SYMBOL, tick, timer, vote
 from tests.support.recorded_rounds import RecordedRounds
 
@@ -226,6 +227,12 @@ PRINTED: dict[str, Any] = {
     ),
     "down": Ended(swarm="swarm", pid=1, duration_s=0.5),
     "explain": explained(),
+    "keys": KeyList(
+        keys=(
+            KeyInfo(identity="up", file="keys/up.nk", public_key="UAB", inbox="_INBOX.UAB"),
+            KeyInfo(identity="mirror", file="keys/mirror.nk", problem="key keys/mirror.nk: there is no such file"),
+        )
+    ),
     "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
     "history": History(
         kind="decision", swarm="swarm", file="mirror.sqlite",

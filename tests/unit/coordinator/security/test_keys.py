@@ -10,7 +10,15 @@ from bus.errors import UsageError
 from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import KEYS_VARIABLE, new_seed, write_seed
 from coordinator.config.loader import parse_swarm
-from coordinator.security.keys import UNNAMED, KeyStore, authorization, identities, key_environment, use_operator_key
+from coordinator.security.keys import (
+    UNNAMED,
+    KeyStore,
+    ServedKeys,
+    authorization,
+    identities,
+    key_environment,
+    use_operator_key,
+)
 
 DEFAULT = parse_swarm({}, "built-in defaults", "").resolve()
 
@@ -27,7 +35,7 @@ def test_keys_are_made_once(tmp_path):
 def test_every_identity_has_a_user_with_its_public_key_alone(tmp_path):
     store, granted = KeyStore(tmp_path), identities(DEFAULT)
     store.ensure(*granted)
-    text = authorization(store, granted)
+    text = authorization(store.public_keys(granted), granted)
     for name in granted:
         assert f"# {name}\n" in text
         if name != UNNAMED:
@@ -87,3 +95,35 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "keys").write_text("")
     with pytest.raises(UsageError, match="keys: keys cannot be written there"):
         KeyStore(tmp_path).ensure("up")
+
+
+def test_replaced_keys_are_found_and_removed_ones_made_again(tmp_path):
+    store, granted = KeyStore(tmp_path), identities(DEFAULT)
+    served = ServedKeys(store, granted, "up")
+    assert set(served.made) == set(granted) - {UNNAMED}
+    before = served.authorization
+    assert served.update() == set()
+    write_seed(store.file("mirror"), new_seed())
+    store.file("agent-coordinator").unlink()
+    write_seed(store.file("up"), new_seed())
+    assert served.update() == {"mirror", "agent-coordinator"}
+    assert served.update() == set()
+    after = served.authorization
+    assert public_key_of(store.seed("mirror")) in after
+    assert public_key_of(store.seed("mirror")) not in before
+    assert public_key_of(store.seed("up")) not in after, "this process is connected with the old one"
+    assert len({*before.splitlines()} - {*after.splitlines()}) == 4, "a key and its inbox, of two identities"
+
+
+def test_a_replaced_key_that_cannot_be_used_changes_nothing(tmp_path):
+    store = KeyStore(tmp_path)
+    served = ServedKeys(store, identities(DEFAULT), "up")
+    before = served.authorization
+    store.file("mirror").unlink()
+    store.file("mirror").write_text("nonsense")
+    with pytest.raises(UsageError, match=r"mirror\.nk"):
+        served.update()
+    assert served.update() == set()  # reported once
+    assert served.authorization == before
+    write_seed(store.file("mirror"), new_seed())
+    assert served.update() == {"mirror"}
