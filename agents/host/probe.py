@@ -24,6 +24,7 @@ import psutil
 from bus import __version__
 from bus.messages import SandboxUsage
 from bus.utils.cgroups import throttling
+from bus.utils.json_text import parse_json, read_limited
 
 __all__ = ["INSTALLATION", "Installation", "Probe", "measure_memory", "measure_usage", "probe_sandbox"]
 
@@ -204,8 +205,8 @@ def _read(path: Path) -> str | None:
 
 def _installation() -> Installation | None:
     try:
-        return msgspec.json.decode((Path(sys.prefix) / INSTALLATION).read_bytes(), type=Installation)
-    except (OSError, msgspec.MsgspecError):
+        return msgspec.convert(parse_json(read_limited(Path(sys.prefix) / INSTALLATION)), Installation)
+    except (OSError, ValueError):
         return None
 
 

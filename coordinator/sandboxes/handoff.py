@@ -10,8 +10,12 @@ import msgspec
 from bus.errors import UsageError
 from bus.nats.credentials import Credentials
 from bus.nats.urls import check_url
+from bus.utils.json_text import parse_json
 
-__all__ = ["BootstrapPayload", "read_payload"]
+__all__ = ["BootstrapPayload", "parse_payload", "read_payload"]
+
+MAX_PAYLOAD_BYTES = 1 << 20
+"""Credentials with certificates have some kilobytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +37,14 @@ def read_payload() -> BootstrapPayload:
     Raises:
         UsageError: it is invalid; the message does not contain it.
     """
+    return parse_payload(sys.stdin.buffer.readline(MAX_PAYLOAD_BYTES))
+
+
+def parse_payload(line: bytes) -> BootstrapPayload:
+    """The payload in a line; raises as `read_payload`."""
     try:
-        payload = msgspec.json.decode(sys.stdin.buffer.readline(), type=BootstrapPayload)
-    except msgspec.DecodeError:
+        payload = msgspec.convert(parse_json(line), BootstrapPayload)
+    except ValueError:
         raise UsageError(
             "--credentials-stdin: expected one line of JSON on standard input with url, credentials, endpoint and age_s"
         ) from None

@@ -55,6 +55,7 @@ def places(swarm: Swarm, webhook: str, seed: str) -> list[str]:
 
 async def kill(swarm: Swarm, subscriber: Subscriber, name: str) -> None:
     """Kill a process, and wait for its successor."""
+    await subscriber.until("its heartbeat", lambda: name in subscriber.heartbeats)
     pid = subscriber.heartbeats[name]["pid"]
     swarm.send(pid, signal.SIGKILL)
     await subscriber.until("another one", lambda: subscriber.heartbeats[name]["pid"] != pid)

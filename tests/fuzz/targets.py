@@ -28,6 +28,7 @@ from agents.agent import Agent, TimerSet
 from agents.builtin.command import command_class
 from agents.feeds.candles import _parse as parse_candles
 from agents.feeds.headlines import load_headlines
+from agents.host.api_gateway import AgentGateway, RequestRefused
 from agents.host.protocol import KillOrder, SignalRequest, SpawnOrder
 from agents.spec import AgentSpec
 from agents.state.codec import StateCodec
@@ -44,6 +45,7 @@ from bus.mirror.reader import MirrorFile, _mirrored
 from bus.mirror.schema import KvRow, MessageRow, StreamIncarnation, message_checksum, subject_columns
 from bus.mirror.writer import MirrorStore
 from bus.nats.client import LazyHeaders, parse_headers
+from bus.nats.key_files import read_seed
 from bus.nats.tls_faults import explain_tls
 from bus.nats.urls import check_url, redacted_url
 from bus.nats.wire_parser import WireParser, _first
@@ -66,7 +68,7 @@ from coordinator.reporting.differences import payload_differences
 from coordinator.runner.dashboard_link import ADDRESS_FILE, read_place
 from coordinator.runner.proxy_role import BadNetwork
 from coordinator.runner.run_record import read_run
-from coordinator.sandboxes.handoff import BootstrapPayload
+from coordinator.sandboxes.handoff import parse_payload
 from coordinator.sandboxes.pool_record import read_pool
 from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
 from coordinator.telemetry.labels import Names
@@ -308,11 +310,47 @@ def state(data: bytes) -> None:
 )
 def request(data: bytes) -> None:
     """Requests to hosts, the proxy and the watchdog, and what a provider hands over."""
-    for kind in (KillOrder, SignalRequest, SpawnOrder, BadNetwork, BootstrapPayload, dict[str, str]):
+    try:
+        parse_payload(data)
+    except UsageError as error:
+        check_problem(error)
+    for kind in (KillOrder, SignalRequest, SpawnOrder, BadNetwork, dict[str, str]):
         try:
             msgspec.convert(orjson.loads(data), kind)
         except ValueError as error:
             check_problem(error)
+
+
+KEY = "U" + "A" * 55
+
+
+@target(
+    b"STREAM.INFO.swarm_events\n_INBOX." + KEY.encode() + b".1\n",
+    b"STREAM.MSG.GET.KV_swarm_state\n_INBOX." + KEY.encode() + b'.1\n{"last_by_subj":"$KV.swarm_state.me"}',
+    b"CONSUMER.CREATE.swarm_events.c\n_INBOX." + KEY.encode() + b'.1\n{"stream_name":"x","config":{"name":"c"}}',
+    b"CONSUMER.DELETE.swarm_events.c\n\n",
+)
+def api_request(data: bytes) -> None:
+    """A request of an agent to JetStream: what passes reads the agent's own subjects, into its own inbox."""
+    command, _, rest = data.partition(b"\n")
+    reply, _, body = rest.partition(b"\n")
+    gateway = AgentGateway(AgentSpec(name="me", kind="k", listens=("market",)), SUBJECTS, KEY)
+    answer = reply.decode(errors="replace")
+    with contextlib.suppress(RequestRefused):
+        gateway.check(command.decode(errors="replace"), answer, body)
+        assert not answer or answer.startswith(f"_INBOX.{KEY}.")
+        assert command.startswith((b"STREAM.INFO.swarm_events", b"STREAM.MSG.GET.", b"CONSUMER."))
+
+
+@target(b"SU" + b"A" * 56 + b"\n", b"SAA")
+def key_file(data: bytes) -> None:
+    """A file with the key of a process."""
+    path = written("agent-me.nk", data)
+    path.chmod(0o600)
+    try:
+        read_seed(path)
+    except UsageError as error:
+        check_problem(error)
 
 
 @functools.cache
