@@ -110,7 +110,7 @@ class _Bounded(H11Protocol):
             self.late = None
 
     def _end_late(self) -> None:
-        log.info("request_late", client=None if self.client is None else self.client[0])
+        log.debug("request_late", client=None if self.client is None else self.client[0])
         self.transport.abort()
 
     def handle_events(self) -> None:

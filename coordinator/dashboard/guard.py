@@ -154,7 +154,7 @@ class Guard:
         try:
             await (refusal or self._app)(scope, receive, send_with_headers)
         except ClientDisconnect:
-            log.info("request_broken_off", path=scope["path"])
+            log.debug("request_broken_off", path=scope["path"])
         except Exception:
             log.exception("request_failed", path=scope["path"])  # not the query, which may have the token
             if not started:
