@@ -115,7 +115,7 @@ class AgentGateway:
                 raise RequestRefused(f"{command}: not among the requests of an agent")
         except msgspec.ValidationError as error:
             raise RequestRefused(f"{command}: {error}") from None
-        except msgspec.DecodeError:
+        except ValueError:  # no JSON, or no UTF-8, which is not among msgspec's errors
             raise RequestRefused(f"{command}: expected JSON") from None
 
     def _check_get(self, command: str, stream: str, wanted: _GetMessage) -> None:

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from bus.errors import ConfigError
-from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE
+from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.observability.logging import hide
 from bus.utils.processes import die_with_parent
 from coordinator.config.convert import convert, similar
@@ -288,16 +288,25 @@ def offer_bus_credentials(config_file: Path | None) -> None:
     except (ValueError, RecursionError):
         return
     secrets = parse_secrets(raw if isinstance(raw, dict) else {}, str(path))
-    for source, name, variable, marker in (
-        (secrets.nats_creds, "nats_creds", CREDS_VARIABLE, "BEGIN NATS USER JWT"),
-        (secrets.nats_nkey, "nats_nkey", SEED_VARIABLE, "SU"),
+    for source, name, variable in (
+        (secrets.nats_creds, "nats_creds", CREDS_VARIABLE),
+        (secrets.nats_nkey, "nats_nkey", SEED_VARIABLE),
     ):
         if source is not None:
             key = f"secrets.{name}"
             text = read_secret(source, str(path), key, lines=name == "nats_creds")
-            if marker not in text:
-                raise ConfigError(str(path), key, f"expected {marker!r} in it; the content is not shown")
+            try:
+                _check_creds(text) if source is secrets.nats_creds else public_key_of(text)
+            except ValueError as error:
+                expected = "the text of a .creds file" if source is secrets.nats_creds else "a user's nkey seed, SU…"
+                raise ConfigError(str(path), key, f"expected {expected}, not {error}; it is not shown") from None
             os.environ[variable] = _file_in_memory(name, text)
+
+
+def _check_creds(text: str) -> None:
+    """Raises: ValueError: `text` is not what a .creds file has; it says what it is instead."""
+    if "BEGIN NATS USER JWT" not in text:
+        raise ValueError("other text")
 
 
 def _file_in_memory(name: str, text: str) -> str:

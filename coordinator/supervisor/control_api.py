@@ -79,7 +79,7 @@ class ControlApi:
 
     async def _answer(self, received: ReceivedMessage, handle: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         try:
-            name = msgspec.json.decode(received.data, type=dict[str, str]).get("agent", "")
+            name = _agent_in(received.data)
             if name not in self._policy.agents:
                 raise UsageError(f"no agent {name!r} in this swarm; it has: {', '.join(self._policy.agents)}")
             if name not in self._specs:
@@ -87,7 +87,7 @@ class ControlApi:
                     f"agent {name!r} is external: it runs outside the supervisor; restart it where it runs"
                 )
             reply = await handle(name)
-        except (MeshError, msgspec.DecodeError) as error:
+        except MeshError as error:
             reply = {"error": str(error), "usage": isinstance(error, UsageError)}
         with contextlib.suppress(BusError):  # without a reply the client reports a timeout
             await self._bus.notify(received.reply, orjson.dumps(reply))
@@ -151,3 +151,15 @@ class ControlApi:
             f"agent {name} has drained, but is {state.phase} and not ready after {DRAIN_S + READY_S:.0f} s; "
             "check `signalmesh status` and the log of its sandbox"
         )
+
+
+def _agent_in(data: bytes) -> str:
+    """The agent that a request names.
+
+    Raises:
+        MeshError: it names none.
+    """
+    try:
+        return msgspec.json.decode(data, type=dict[str, str]).get("agent", "")
+    except ValueError as error:  # no UTF-8 is not among msgspec's errors
+        raise MeshError(f"expected a JSON object with the name of an agent: {error}") from None

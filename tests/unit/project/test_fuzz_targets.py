@@ -37,6 +37,7 @@ FOUND = (
     ("snapshot", b'{"timers":{"t":{"number":1}}}'),  # ended the agent at each start
     ("snapshot", b'{"last_produced":{"subject":5}}'),
     ("snapshot", b'{"state":' + b'{"a":' * 600 + b"1" + b"}" * 601),
+    ("api_request", b'STREAM.MSG.GET.swarm_events\n\n{"last_b\x88":1}'),  # no UTF-8, which ended a host's connection
     ("request", b'{"x":' + b"[" * 9000 + b"]" * 9000 + b"}"),  # unknown fields are skipped by recursion
     ("payload", b"\x09" + b'{"severity":"info","code":"c","message":"m","source":"me",'
      b'"timestamp":"2026-01-01T00:00:00Z","detail":' + b'{"a":' * 500 + b"1" + b"}" * 501),

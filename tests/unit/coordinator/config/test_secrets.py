@@ -261,9 +261,20 @@ def test_credentials_of_several_lines(tmp_path):
     assert credentials_from().creds == creds
     os.environ[CREDS_VARIABLE] = ""
     secret_file(tmp_path, SECRET, name="creds")
-    with pytest.raises(ConfigError, match="expected 'BEGIN NATS USER JWT' in it") as found:
+    with pytest.raises(ConfigError, match=r"expected the text of a .creds file, not other text") as found:
         offer_bus_credentials(tmp_path / "swarm.toml")
     assert SECRET not in str(found.value)
+
+
+@pytest.mark.usefixtures("no_credentials")
+@pytest.mark.parametrize("content", [SECRET, "SA" + SEED[2:], SEED[:-1], SEED.lower()])
+def test_what_is_no_seed_is_named_by_its_key(tmp_path, content):
+    (tmp_path / "swarm.toml").write_text('[secrets.nats_nkey]\nfile = "seed"\n')
+    secret_file(tmp_path, content, name="seed")
+    with pytest.raises(ConfigError, match=r"secrets.nats_nkey: expected a user's nkey seed, SU…, not ") as found:
+        offer_bus_credentials(tmp_path / "swarm.toml")
+    assert content not in str(found.value)
+    assert not os.environ[SEED_VARIABLE]
 
 
 @pytest.mark.usefixtures("no_credentials")

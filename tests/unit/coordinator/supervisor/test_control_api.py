@@ -61,6 +61,7 @@ async def test_an_agent_that_runs_is_not_revived():
         (b"{}", "no agent '' in this swarm; it has: a, theirs", True),
         (b'{"agent": "theirs"}', "agent 'theirs' is external", True),
         (b"garbage", "malformed", False),
+        (b'{"agent\x88": "a"}', "can't decode byte 0x88", False),
     ],
 )
 @pytest.mark.parametrize("command", ["restart", "revive"])
