@@ -88,6 +88,8 @@ async def spies(operator: NatsBus, attacker: NatsBus, subject: str, sent: str) -
     await attacker.flush()
     operator.connection.write(sent.format(inbox=operator.connection.client.new_inbox()), b"secret")
     await operator.flush()
+    if sent.startswith("in."):  # the stream passes on what it has stored later, one after the other
+        assert await lands(operator, operator, MARKER)
     await attacker.flush()
     return b"secret" in received
 

@@ -27,7 +27,7 @@ from coordinator.dashboard.api import STATUS_OF, NotThere, status_of_error
 from coordinator.explain.errors import AmbiguousRound, RoundOpen, RoundRemoved, RowChanged, UnknownRound
 from tests.support.repository import ROOT
 
-ELSEWHERE = frozenset({"CommandFailed", "ConfigError", "DataError", "OtherHistory"})
+ELSEWHERE = frozenset({"CommandFailed", "ConfigError", "DataError", "Flooding", "OtherHistory"})
 """Errors in the modules that a dashboard imports which no request raises: of an agent, a start or a restore."""
 LISTING = """
 from bus.errors import MeshError
