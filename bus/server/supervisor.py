@@ -154,7 +154,8 @@ class NatsServer:
             self._process.kill()
 
     @property
-    def _log(self) -> Path:
+    def log_file(self) -> Path:
+        """Its log."""
         return self._directory / "nats.log"
 
     async def __aenter__(self) -> Self:
@@ -274,12 +275,12 @@ class NatsServer:
             name=self._name,
             port=self.port,
             directory=self._directory,
-            log=self._log,
+            log=self.log_file,
             durability=self._durability,
             max_store=measure_room(self._directory).for_server,
         )
         path.write_text(self._settings + self._authorization)
-        self._log_from = self._log.stat().st_size if self._log.exists() else 0
+        self._log_from = self.log_file.stat().st_size if self.log_file.exists() else 0
         return path
 
     async def _launch(self) -> None:
@@ -317,7 +318,7 @@ class NatsServer:
         if any("address already in use" in line for line in tail):
             raise UsageError(await _port_in_use(self.port))
         log_tail = "".join(f"\n  {line}" for line in tail) or " (empty)"
-        raise BusError(f"nats-server {self._binary} {problem}; end of its log {self._log}:{log_tail}")
+        raise BusError(f"nats-server {self._binary} {problem}; end of its log {self.log_file}:{log_tail}")
 
     async def _ready(self, pid: int) -> int:
         """The port, once the server has written its ports file and answers there with JetStream."""
@@ -337,8 +338,8 @@ class NatsServer:
     def _log_tail(self) -> list[str]:
         """Last lines of what this start has logged."""
         try:
-            with self._log.open("rb") as file:
-                file.seek(self._log_from if self._log.stat().st_size >= self._log_from else 0)
+            with self.log_file.open("rb") as file:
+                file.seek(self._log_from if self.log_file.stat().st_size >= self._log_from else 0)
                 lines = file.read().decode(errors="replace").splitlines()
         except OSError:
             return []

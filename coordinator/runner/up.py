@@ -59,6 +59,7 @@ from coordinator.security.keys import (
     identity_of,
     key_environment,
 )
+from coordinator.security.violations import ViolationLog, ViolationReports
 from coordinator.telemetry.otel_env_check import check_variables
 
 NAME = "up"
@@ -202,6 +203,8 @@ class Up:
         self._credentials: Credentials | None = None
         """None: the environment's."""
         self._keys: ServedKeys | None = None
+        self._violations: tuple[ViolationLog, ViolationReports] | None = None
+        """With keys: what the server has refused."""
         self.url = ""
         self.bus: NatsBus
         self.outcome: Outcome
@@ -251,6 +254,8 @@ class Up:
             self._server = NatsServer(
                 options.state_dir, port=options.port, durability=self.config.stream.durability, authorization=users
             )
+            if self._keys is not None:
+                self._violations = ViolationLog(self._server.log_file), ViolationReports(self._keys.owner)
             await self._server.start()
             self.url = self._server.url
             self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
@@ -294,6 +299,21 @@ class Up:
         for child in self._children:
             if identity_of(child.kind, child.name) in changed:
                 child.kill()
+
+    async def _report_violations(self, server_log: ViolationLog, reports: ViolationReports) -> None:
+        """Report what the server has refused to clients, of this swarm or not."""
+        for violation in await asyncio.to_thread(server_log.read):
+            reports.add(violation)
+        for who, attempt, count in reports.due():
+            log.warning("client_refused", who=who, attempt=attempt, count=count)
+            self._events.alert(
+                "warning",
+                "client_refused",
+                f"the server has refused {count} times to {who}: {attempt}; none of our processes does that",
+                who=who,
+                attempt=attempt,
+                count=count,
+            )
 
     async def _find_denied(self, *, quiet: bool) -> list[Denial]:
         agents = [item.spec.name for item in self.config.agents if not item.external]
@@ -385,6 +405,8 @@ class Up:
             orphans.check()
             if self._keys is not None and self._server is not None:
                 await self._apply_keys(self._keys, self._server)
+            if self._violations is not None:
+                await self._report_violations(*self._violations)
             if count % CHECKS_PER_STREAM_CHECK == 0:
                 with contextlib.suppress(BusTimeout, Disconnected, PermissionDenied):
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -35,9 +36,13 @@ __all__ = [
 ]
 
 KEYS_DIRECTORY = "keys"
+REPLACED_S = 30.0
+"""How long the processes that have a replaced key may still try to connect with it."""
 OPERATOR = "operator"
 UNNAMED = "clients without a key"
 """In place of an identity: it has no file, for nobody has its seed."""
+MAX_KEY = 56
+"""Characters of a public nkey."""
 ROLES = ("up", OPERATOR, WATCHDOG, "mirror", "metrics", DASHBOARD, "proxy")
 
 
@@ -114,6 +119,18 @@ class ServedKeys:
         self.made = store.ensure(*granted)
         self._public = store.public_keys(granted)
         self._stamp = self._read_stamp()
+        self._replaced: dict[str, tuple[str, float]] = {}
+        """Public key -> its identity, and when it was replaced (monotonic seconds)."""
+
+    def owner(self, public_key: str) -> str | None:
+        """Whose key it is, to be shown to a person; None: a process of ours that is about to get a new one."""
+        for identity, key in self._public.items():
+            if key == public_key:
+                return identity
+        if public_key in self._replaced:
+            identity, replaced_at = self._replaced[public_key]
+            return None if time.monotonic() - replaced_at < REPLACED_S else f"the replaced key of {identity}"
+        return f"unknown key {public_key[:MAX_KEY]}" if public_key else UNNAMED
 
     @property
     def authorization(self) -> str:
@@ -132,6 +149,7 @@ class ServedKeys:
         self.store.ensure(*self._granted)
         found = self.store.public_keys(name for name in self._granted if name not in self._fixed)
         changed = {name for name, key in found.items() if key != self._public[name]}
+        self._replaced |= {self._public[name]: (name, time.monotonic()) for name in changed}
         self._public |= found
         return changed
 

@@ -63,6 +63,12 @@ async def _listen_unnamed(swarm: Swarm) -> Subscriber:
         return await swarm.listen()
 
 
+def refused(listener: Subscriber) -> dict[str, str]:
+    """Attempt -> who made it, of the alerts about refused clients."""
+    details = (alert["detail"] for alert in listener.alerts if alert["code"] == "client_refused")
+    return {detail["attempt"]: detail["who"] for detail in details}
+
+
 async def _no_key_publishes(swarm: Swarm) -> None:
     unnamed = await NatsBus.connect(swarm.url, swarm.name, "unnamed", credentials=Credentials())
     try:
@@ -73,8 +79,15 @@ async def _no_key_publishes(swarm: Swarm) -> None:
         await unnamed.flush()
         await listener.until("more decisions", lambda: len(listener.decisions) > before + 5)
         assert not [decision for decision in listener.decisions if "forged" in decision]
+        forged = "publish to in.swarm.decision.BTC-USD.coordinator"
+        await listener.until("an alert about it", lambda: forged in refused(listener))
+        assert refused(listener)[forged] == "clients without a key at 127.0.0.1"
         with pytest.raises(NotAdmitted):
             await NatsBus.connect(swarm.url, swarm.name, "foreign", 1.0, Credentials(nkey_seed=new_seed()))
+        await listener.until("an alert about the key", lambda: "connect" in refused(listener))
+        assert refused(listener)["connect"].startswith("unknown key U")
+        ours = [who for who in refused(listener).values() if not who.startswith(("unknown key U", "clients without"))]
+        assert ours == []
     finally:
         await unnamed.close()
 

@@ -30,8 +30,8 @@ def default_swarm() -> ResolvedSwarm:
 class Secured:
     """A running server at `url`; `keys` are those of the default swarm, which an open server ignores."""
 
-    def __init__(self, url: str, keys: KeyStore, *, is_open: bool) -> None:
-        self.url, self.keys, self.is_open = url, keys, is_open
+    def __init__(self, url: str, keys: KeyStore, log: Path, *, is_open: bool) -> None:
+        self.url, self.keys, self.is_open, self.log = url, keys, is_open, log
 
     async def connect(self, identity: str) -> NatsBus:
         """Connect as this identity, with the swarm's streams in place."""
@@ -59,7 +59,7 @@ def secured_server(directory: Path, *, is_open: bool = False) -> Iterator[Secure
     (directory / "nats.conf").write_text(text + users)
     process = subprocess.Popen([find_binary(), "-c", directory / "nats.conf"], stderr=subprocess.DEVNULL)
     try:
-        yield Secured(_url(directory, process), keys, is_open=is_open)
+        yield Secured(_url(directory, process), keys, directory / "nats.log", is_open=is_open)
     finally:
         process.kill()
         process.wait()

@@ -1,0 +1,124 @@
+"""What nats-server has refused to clients, read from its log. Nobody else but the refused client learns of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Violation", "ViolationLog", "ViolationReports"]
+
+MAX_READ_BYTES = 1 << 20
+"""Of the log at a time; a client that is refused without end writes more. Its lines are then not counted."""
+MAX_LINE_BYTES = 8 << 10
+REPORT_S = 60.0
+"""Between two reports about the same attempt."""
+MAX_REPORTED = 200
+"""Attempts that are told apart: a client can invent subjects without end."""
+_DENIED = re.compile(
+    rb'\[ERR\] (?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?(?:"[^"/]*/nkey:(?P<key>U[A-Z2-7]{55})" - )?'
+    rb'(?P<verb>Publish|Subscription) Violation - .*?Subject "(?P<subject>[^"]*)"'
+)
+_REFUSED = re.compile(
+    rb'\[ERR\] (?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?authentication error(?: - Nkey "(?P<key>[^"]*)")?'
+)
+_VERBS = {b"Publish": "publish to", b"Subscription": "subscribe to"}
+CONNECT = "connect"
+INBOXES = "_INBOX."
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A refused attempt. `attempt` is "publish to", "subscribe to" or "connect", with no `subject` then."""
+
+    address: str
+    key: str
+    """The client's public key; empty if it has named none."""
+    attempt: str
+    subject: str = ""
+
+
+class ViolationLog:
+    """Reads the log of a nats-server from its present end on, also after the server has begun another file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._position, self._inode = self._end()
+        self._rest = b""
+
+    def _end(self) -> tuple[int, int]:
+        try:
+            found = self._file.stat()
+        except OSError:
+            return 0, 0
+        return found.st_size, found.st_ino
+
+    def read(self) -> list[Violation]:
+        """What was refused since the last call. Blocks for a read of the file."""
+        return [violation for line in self._lines() if (violation := _parse(line)) is not None]
+
+    def _lines(self) -> list[bytes]:
+        size, inode = self._end()
+        if inode != self._inode or size < self._position:  # the server has renamed its full log, and begun another one
+            self._position, self._inode, self._rest = 0, inode, b""
+        if size <= self._position:
+            return []
+        try:
+            with self._file.open("rb") as log:
+                if size - self._position > MAX_READ_BYTES:
+                    log.seek(size - MAX_READ_BYTES)
+                    self._rest = b""
+                else:
+                    log.seek(self._position)
+                data = self._rest + log.read(MAX_READ_BYTES)
+                self._position = log.tell()
+        except OSError:
+            return []
+        *lines, self._rest = data.split(b"\n")
+        self._rest = self._rest[-MAX_LINE_BYTES:]
+        return lines
+
+
+def _parse(line: bytes) -> Violation | None:
+    if (found := _DENIED.search(line)) is not None:
+        verb, subject = _VERBS[found["verb"]], _text(found["subject"])
+        return Violation(_text(found["address"]), _text(found["key"]), verb, subject)
+    if (found := _REFUSED.search(line)) is not None:
+        return Violation(_text(found["address"]), _text(found["key"]), CONNECT)
+    return None
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode(errors="replace")
+
+
+class ViolationReports:
+    """Reports each attempt when it is first seen, and once a minute how often it was repeated."""
+
+    def __init__(self, who: Callable[[str], str | None], clock: Callable[[], float] = time.monotonic) -> None:
+        """`who` names the owner of a public key, which is empty where there is none; None: not to be reported."""
+        self._who, self._clock = who, clock
+        self._counts: dict[tuple[str, str, str], int] = {}
+        self._reported_at: dict[tuple[str, str, str], float] = {}
+
+    def add(self, violation: Violation) -> None:
+        """Count an attempt."""
+        owner = self._who(violation.key)
+        if owner is None or violation.subject.startswith(INBOXES):  # clients ask for an inbox before they need one
+            return
+        who = f"{owner} at {violation.address.rpartition(':')[0]}"
+        attempt = (who, violation.attempt, violation.subject)
+        if attempt not in self._counts and len(self._counts) >= MAX_REPORTED:
+            attempt = (who, violation.attempt, "")
+        self._counts[attempt] = self._counts.get(attempt, 0) + 1
+
+    def due(self) -> Iterator[tuple[str, str, int]]:
+        """The reports that are due now: who, what was attempted, and how often since the last report."""
+        now = self._clock()
+        for attempt, count in self._counts.items():
+            if count and now - self._reported_at.get(attempt, -REPORT_S) >= REPORT_S:
+                self._reported_at[attempt], self._counts[attempt] = now, 0
+                who, verb, subject = attempt
+                yield who, f"{verb} {subject}".strip(), count
