@@ -39,6 +39,8 @@ ping_interval: "3s"
 ping_max: 2
 # A client that does not read for this long while there is something to write is dropped.
 write_deadline: "2s"
+# Subscriptions of one connection: each takes memory of the server. A host with hundreds of agents has one for each.
+max_subscriptions: 4096
 log_file: {log}
 logfile_size_limit: 10MB
 logfile_max_num: 3
