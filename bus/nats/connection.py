@@ -199,6 +199,8 @@ class Connection:
         for an answer from there, which have ended.
         """
         self._on_denied: list[Callable[[Denial], None]] = []
+        self._expected = 0
+        """Watchers that expect denials."""
         self._denied: set[Denial] = set()
 
     @property
@@ -295,10 +297,19 @@ class Connection:
         if (denied := DENIED.search(text)) is not None:
             self._on_denial(denied["operation"].lower(), denied["subject"])
 
-    def watch_denials(self, on_denied: Callable[[Denial], None]) -> Callable[[], None]:
-        """Call `on_denied` with whatever the server denies from now on; returns what ends that."""
+    def watch_denials(self, on_denied: Callable[[Denial], None], *, expected: bool = False) -> Callable[[], None]:
+        """Call `on_denied` with whatever the server denies from now on; returns what ends that.
+
+        With `expected` nothing is logged meanwhile.
+        """
         self._on_denied.append(on_denied)
-        return lambda: self._on_denied.remove(on_denied)
+        self._expected += expected
+
+        def end() -> None:
+            self._on_denied.remove(on_denied)
+            self._expected -= expected
+
+        return end
 
     def _on_denial(self, operation: str, subject: str) -> None:
         """The server does not let this user publish or subscribe to `subject`."""
@@ -313,7 +324,7 @@ class Connection:
         )
         if denial.operation == "publish" and self.answer_denied is not None:
             denial = replace(denial, awaited=self.answer_denied(subject, denial.problem))
-        if denial not in self._denied and len(self._denied) < MAX_DENIED:
+        if not self._expected and denial not in self._denied and len(self._denied) < MAX_DENIED:
             self._denied.add(denial)
             log.warning("permission_denied", problem=denial.problem, connection=self.name)
         for on_denied in list(self._on_denied):

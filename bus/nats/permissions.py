@@ -12,7 +12,7 @@ from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.nats.connection import Connection, Denial
 
-__all__ = ["find_denied"]
+__all__ = ["find_allowed", "find_denied"]
 
 NO_STREAM = {"Nats-Expected-Stream": "signalmesh_permission_check"}
 """No stream of that name stores anything."""
@@ -47,6 +47,28 @@ async def find_denied(
     finally:
         end()
     return list(dict.fromkeys(found))
+
+
+async def find_allowed(bus: NatsBus, published: Iterable[str], subscribed: Iterable[str]) -> list[str]:
+    """What this user may publish to and subscribe to of these subjects, without any effect.
+
+    Raises:
+        Disconnected: the connection is down. BusTimeout: the server does not answer.
+    """
+    denied: list[Denial] = []
+    published, subscribed = tuple(published), tuple(subscribed)
+    end = bus.connection.watch_denials(denied.append, expected=True)
+    try:
+        for subject in published:
+            bus.connection.write(subject, b"", headers=NO_STREAM)
+        await _subscribe(bus.connection, subscribed)
+    finally:
+        end()
+    found = {(denial.operation, denial.subject) for denial in denied}
+    return [
+        *(f"publish to {subject}" for subject in published if ("publish", subject) not in found),
+        *(f"subscribe to {subject}" for subject in subscribed if ("subscribe", subject) not in found),
+    ]
 
 
 def _published(bus: NatsBus, agents: Iterable[str], writer: str) -> Iterable[tuple[str, Mapping[str, str]]]:

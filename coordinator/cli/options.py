@@ -64,7 +64,7 @@ AuthenticationOption = Annotated[
     typer.Option(
         "--authentication",
         envvar="SIGNALMESH_AUTHENTICATION",
-        help="How the embedded server admits clients; default: nats.authentication in swarm.toml, or open.",
+        help="How the server admits clients; default: nats.authentication in swarm.toml, or open.",
     ),
 ]
 STATE_DIR = Path(".signalmesh")

@@ -22,7 +22,16 @@ from typing import IO, Any
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, BusTimeout, Disconnected, PermissionDenied, UsageError
+from bus.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    BusError,
+    BusTimeout,
+    Disconnected,
+    NotAdmitted,
+    PermissionDenied,
+    UsageError,
+)
 from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
@@ -30,6 +39,7 @@ from bus.nats.connection import Denial, describe_denials
 from bus.nats.credentials import Credentials
 from bus.nats.permissions import find_denied
 from bus.nats.streams import ensure_streams
+from bus.nats.urls import redacted_url
 from bus.observability.logging import set_up_logs
 from bus.server.disk import measure_room
 from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
@@ -51,6 +61,7 @@ from coordinator.runner.proxy_role import open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import alert_external_durability, report_server_event, warn_of_deleted_stream
 from coordinator.sandboxes.provider_client import plan_provider
+from coordinator.security.enforcement import EXPORT, check_enforced
 from coordinator.security.keys import (
     KeyStore,
     ServedKeys,
@@ -230,7 +241,7 @@ class Up:
         for problem in check_variables(os.environ):
             _warn(problem)
         if self._authentication == "keys":
-            check_can_have_keys(self.config, self._options.url)
+            check_can_have_keys(self.config)
         provider = await plan_provider(self.config, self._options.public_url, self._options.url)
         webhook = await asyncio.to_thread(webhook_of, self.config)
         os.environ.pop(WEBHOOK_VARIABLE, None)  # a secret: only for the metrics role
@@ -249,8 +260,8 @@ class Up:
     async def _start_server(self) -> None:
         """Start nats-server, unless another one is named, and connect."""
         options = self._options
+        users = await asyncio.to_thread(self._admit_users) if self._authentication == "keys" else ""
         if options.url is None:
-            users = await asyncio.to_thread(self._admit_users) if self._authentication == "keys" else ""
             self._server = NatsServer(
                 options.state_dir, port=options.port, durability=self.config.stream.durability, authorization=users
             )
@@ -261,8 +272,15 @@ class Up:
             self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
         else:
             self.url = options.url
-        self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME, credentials=self._credentials)
+        try:
+            self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME, credentials=self._credentials)
+        except NotAdmitted:
+            if self._server is not None or self._keys is None:
+                raise
+            raise UsageError(f"--nats: the server at {redacted_url(self.url)} has not {NAME}'s key: {EXPORT}") from None
         if self._server is None:  # a server of our own has no other swarm: its directory is locked
+            if self._keys is not None:
+                await check_enforced(self.url, self.config, self._keys.store)
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
             if remark := await refuse_name_conflict(self.bus, names):
                 _warn(remark)

@@ -46,18 +46,13 @@ MAX_KEY = 56
 ROLES = ("up", OPERATOR, WATCHDOG, "mirror", "metrics", DASHBOARD, "proxy")
 
 
-def check_can_have_keys(config: SwarmConfig, url: str | None) -> None:
-    """Refuse keys where they could not be enforced; `url` is the server that --nats names.
+def check_can_have_keys(config: SwarmConfig) -> None:
+    """Refuse keys where they could not be handed over.
 
     Raises:
-        UsageError: the server is another one than the embedded one, or a sandbox is at E2B.
+        UsageError: a sandbox is at E2B.
     """
     remedy = '--authentication open, or [nats] authentication = "open", starts it without keys'
-    if url is not None:
-        raise UsageError(
-            "--nats: keys are for the embedded server, of which this command writes the configuration; "
-            f"{remedy}, with the users and permissions of that server"
-        )
     if remote := [sandbox.name for sandbox in config.sandboxes if sandbox.e2b is not None]:
         raise UsageError(f"{config.file}: sandboxes.{remote[0]}: keys are not handed to sandboxes at E2B yet; {remedy}")
 

@@ -161,7 +161,6 @@ async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--nats", "nats://127.0.0.1:4"), "--nats: keys are for the embedded server"),
         (("--config", "e2b.toml"), "sandboxes.remote: keys are not handed to sandboxes at E2B yet"),
     ],
 )

@@ -47,19 +47,27 @@ def secured_server(directory: Path, *, is_open: bool = False) -> Iterator[Secure
     """The server with the configuration that `up` generates for the default swarm; `is_open`: without its users."""
     keys, granted = KeyStore(directory), identities(default_swarm())
     keys.ensure(*granted)
+    users = "" if is_open else authorization(keys.public_keys(granted), granted)
+    with served(directory, users) as url:
+        yield Secured(url, keys, directory / "nats.log", is_open=is_open)
+
+
+@contextmanager
+def served(directory: Path, users: str) -> Iterator[str]:
+    """The address of a server with the configuration of the embedded one and these lines about users."""
+    directory.mkdir(exist_ok=True)
     text = configuration(
         name="secured",
         port=0,
         directory=directory,
         log=directory / "nats.log",
         durability="process",
-        max_store=1 << 30,
+        max_store=8 << 30,
     )
-    users = "" if is_open else authorization(keys.public_keys(granted), granted)
     (directory / "nats.conf").write_text(text + users)
     process = subprocess.Popen([find_binary(), "-c", directory / "nats.conf"], stderr=subprocess.DEVNULL)
     try:
-        yield Secured(_url(directory, process), keys, directory / "nats.log", is_open=is_open)
+        yield _url(directory, process)
     finally:
         process.kill()
         process.wait()

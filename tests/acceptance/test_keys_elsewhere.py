@@ -1,0 +1,77 @@
+"""A swarm with keys on a server of others: its users are exported, and a server without them is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bus.nats.credentials import public_key_of
+from bus.nats.key_files import new_seed
+from tests.acceptance.swarm import AGENTS, Swarm, agents_toml
+from tests.support.secured import served
+
+KEYS = '[nats]\nauthentication = "keys"\n'
+
+
+def toml() -> str:
+    return KEYS + agents_toml(speed=50)
+
+
+async def export(swarm: Swarm) -> str:
+    done = await swarm.command("keys", "export")
+    assert done.code == 0, done
+    return done.out
+
+
+def without(users: str, identity: str) -> str:
+    """These lines with the key of another user in place of that of `identity`."""
+    return re.sub(rf"(# {identity}\n  {{ nkey: )\w+", rf"\g<1>{public_key_of(new_seed())}", users)
+
+
+@pytest.mark.slow
+async def test_the_exported_users_are_enough_and_recovery_works(tmp_path: Path):
+    async with Swarm(tmp_path, toml()) as swarm:
+        users = await export(swarm)
+        with served(tmp_path / "server", users) as url:
+            subscriber = await swarm.up("--nats", url)
+            await subscriber.live(*AGENTS)
+            killed = await swarm.command("kill", "coordinator", "--json")
+            assert killed.code == 0, killed
+            assert (killed.json["outputs_lost"], killed.json["outputs_duplicated"]) == (0, 0)
+            await subscriber.more_decisions(20)
+            refused = await swarm.command("keys", "rotate", "agent-coordinator")
+            assert refused.code == 2, refused
+            assert "the swarm runs on the server of --nats" in refused.err
+            for command in ("status", "audit", "doctor"):
+                done = await swarm.command(command)
+                assert done.code == 0, done
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda _: "", "it does not enforce the permissions of the keys"),
+        (lambda users: without(users, "up"), "has not up's key"),
+        (lambda users: without(users, "agent-research-2"), "has not the key of agent-research-2"),
+    ],
+    ids=["open", "without-up", "without-an-agent"],
+)
+async def test_a_server_without_the_users_is_refused(tmp_path: Path, change: Callable[[str], str], problem: str):
+    async with Swarm(tmp_path, toml()) as swarm:
+        users = change(await export(swarm))
+        with served(tmp_path / "server", users) as url:
+            done = await swarm.command("up", "--nats", url, "--no-dashboard")
+            assert done.code == 2, done
+            assert problem in done.err
+            assert "signalmesh keys export" in done.err
+            assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("agent-coordinator",), ("--json",), ("--all",)])
+async def test_export_takes_no_names(tmp_path: Path, arguments: tuple[str, ...]):
+    async with Swarm(tmp_path, toml()) as swarm:
+        done = await swarm.command("keys", "export", *arguments)
+        assert done.code == 2, done
