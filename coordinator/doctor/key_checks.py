@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bus.errors import UsageError
+from bus.errors import BusError, UsageError
 from bus.nats.key_files import KEY_SUFFIX, read_seed
 from coordinator.reporting.findings import Finding, error, ok
 from coordinator.runner.run_record import Run
+from coordinator.security.enforcement import check_enforced
 from coordinator.security.keys import KeyStore, use_operator_key
 
-__all__ = ["check_keys"]
+__all__ = ["check_keys", "check_keys_enforced"]
 
 CHECK = "authentication"
+AGENT = "agent-"
 
 
 def check_keys(state_dir: Path, run: Run | None) -> Finding:
@@ -35,3 +37,16 @@ def check_keys(state_dir: Path, run: Run | None) -> Finding:
     except UsageError as problem:
         return error(CHECK, str(problem), "")
     return ok(CHECK, f"by keys: {len(files)} key files, each of this user alone")
+
+
+async def check_keys_enforced(url: str, swarm: str, state_dir: Path) -> Finding:
+    """Whether the server refuses to each agent's key what it may not do."""
+    store = KeyStore(state_dir)
+    agents = [file.stem.removeprefix(AGENT) for file in sorted(store.directory.glob(f"{AGENT}*{KEY_SUFFIX}"))]
+    try:
+        await check_enforced(url, swarm, agents, store)
+    except UsageError as problem:
+        return error(CHECK, str(problem), "")  # its text has the remedy
+    except BusError as problem:
+        return error(CHECK, str(problem), "see the server's log")
+    return ok(CHECK, f"the server refuses to the keys of {len(agents)} agents what they may not do")

@@ -23,7 +23,7 @@ from coordinator.config.secrets import offer_bus_credentials
 from coordinator.config.settings import SwarmConfig
 from coordinator.doctor.bus_checks import check_bus
 from coordinator.doctor.dashboard_checks import check_dashboard
-from coordinator.doctor.key_checks import check_keys
+from coordinator.doctor.key_checks import check_keys, check_keys_enforced
 from coordinator.doctor.machine_checks import (
     BUS_DOWN,
     check_config,
@@ -109,7 +109,12 @@ async def _over_the_bus(
     except BusError as problem:
         return [error("bus", str(problem), BUS_DOWN)]
     try:
-        return await check_bus(bus, config, run, state_dir)
+        findings = await check_bus(bus, config, run, state_dir)
+        # The embedded server has the users that `up` wrote, and `up` would report the attempts as those of an attacker.
+        own = run is None or run.child("nats-server") is not None
+        if run is not None and not own and run.authentication == "keys" and url == run.url:
+            findings.append(await check_keys_enforced(url, config.swarm, state_dir))
+        return findings
     finally:
         await bus.close()
 

@@ -277,10 +277,11 @@ class Up:
         except NotAdmitted:
             if self._server is not None or self._keys is None:
                 raise
-            raise UsageError(f"--nats: the server at {redacted_url(self.url)} has not {NAME}'s key: {EXPORT}") from None
+            raise UsageError(f"the server at {redacted_url(self.url)} has not {NAME}'s key: {EXPORT}") from None
         if self._server is None:  # a server of our own has no other swarm: its directory is locked
             if self._keys is not None:
-                await check_enforced(self.url, self.config, self._keys.store)
+                agents = [agent.spec.name for agent in self.config.agents]
+                await check_enforced(self.url, self.config.swarm, agents, self._keys.store)
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
             if remark := await refuse_name_conflict(self.bus, names):
                 _warn(remark)

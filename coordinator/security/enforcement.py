@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from bus.errors import NotAdmitted, UsageError
 from bus.messages.subjects import WATCHDOG, Subjects
 from bus.nats.bus import NatsBus
@@ -30,36 +32,32 @@ def export_users(config: ResolvedSwarm, store: KeyStore) -> str:
     return authorization(store.public_keys(granted), granted)
 
 
-async def check_enforced(url: str, config: ResolvedSwarm, store: KeyStore) -> None:
-    """Try with the key of each agent what it may not do, without any effect.
+async def check_enforced(url: str, swarm: str, agents: Iterable[str], store: KeyStore) -> None:
+    """Try with the key of each of these agents what it may not do, without any effect.
 
     Raises:
         UsageError: the server lets an agent do it, or does not admit it.
         BusError: the server does not answer.
     """
-    subjects = Subjects(config.swarm)
+    subjects = Subjects(swarm)
     published = (
         subjects.write(subjects.config(WATCHDOG)),
         subjects.write(subjects.epoch(WATCHDOG)),
         f"$JS.API.STREAM.INFO.{subjects.stream}",
     )
     subscribed = (f"{subjects.ns}.control.>", "in.>")
-    for name in (agent.spec.name for agent in config.agents if not agent.external):
+    for name in agents:
         identity = f"agent-{name}"
         try:
-            bus = await NatsBus.connect(
-                url, config.swarm, identity, credentials=Credentials(nkey_seed=store.seed(identity))
-            )
+            bus = await NatsBus.connect(url, swarm, identity, credentials=Credentials(nkey_seed=store.seed(identity)))
         except NotAdmitted:
-            raise UsageError(
-                f"--nats: the server at {redacted_url(url)} has not the key of {identity}: {EXPORT}"
-            ) from None
+            raise UsageError(f"the server at {redacted_url(url)} has not the key of {identity}: {EXPORT}") from None
         try:
             allowed = await find_allowed(bus, published, subscribed)
         finally:
             await bus.close()
         if allowed:
             raise UsageError(
-                f"--nats: the server at {redacted_url(url)} lets {identity} {', '.join(allowed)}: it does not enforce "
+                f"the server at {redacted_url(url)} lets {identity} {', '.join(allowed)}: it does not enforce "
                 f"the permissions of the keys. {EXPORT[0].upper()}{EXPORT[1:]}, or start with --authentication open"
             )

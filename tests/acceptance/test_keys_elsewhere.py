@@ -48,6 +48,12 @@ async def test_the_exported_users_are_enough_and_recovery_works(tmp_path: Path):
             for command in ("status", "audit", "doctor"):
                 done = await swarm.command(command)
                 assert done.code == 0, done
+            found = [
+                finding["text"]
+                for finding in (await swarm.command("doctor", "--json")).json["findings"]
+                if finding["check"] == "authentication"
+            ]
+            assert f"the server refuses to the keys of {len(AGENTS)} agents what they may not do" in found
 
 
 @pytest.mark.parametrize(
