@@ -30,6 +30,8 @@ from coordinator.reporting.tables import Column, console, print_table
 
 FIND_S = 1.0
 """How long to listen for a heartbeat."""
+RARE_HEARTBEAT_S = 5.0
+"""The same for an agent that its registry record has as active."""
 PROBE = 0
 """No signal: only whether the process exists."""
 ENDS_NOTHING = frozenset(
@@ -120,6 +122,11 @@ async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
     if name in listener.agents:
         return listener.agents[name].heartbeat
     records = await read_records(bus)
+    if phase is None and name in records and records[name].status == "active":
+        # With hundreds of agents heartbeats are seconds apart.
+        listener = await _listen(bus, lambda received: name in received.agents, RARE_HEARTBEAT_S)
+        if name in listener.agents:
+            return listener.agents[name].heartbeat
     if phase is not None or name in records:
         state = f"{phase}, by the watchdog" if phase else f"{records[name].status}, by its registry record"
         raise MeshError(
@@ -129,10 +136,10 @@ async def find_agent(bus: NatsBus, name: str) -> Heartbeat:
     raise UsageError(f"no agent {name!r} in swarm {bus.subjects.ns!r}; it has: {known}")
 
 
-async def _listen(bus: NatsBus, enough: Callable[[HeartbeatTable], bool]) -> HeartbeatTable:
-    """The heartbeats received until they are `enough`, for at most FIND_S."""
+async def _listen(bus: NatsBus, enough: Callable[[HeartbeatTable], bool], most_s: float = FIND_S) -> HeartbeatTable:
+    """The heartbeats received until they are `enough`, for at most `most_s` seconds."""
     async with HeartbeatListener(bus) as listener:
-        await listener.wait(enough, FIND_S)
+        await listener.wait(enough, most_s)
     return listener
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
+from bus.durable.registry import Record, write_record
+from bus.errors import MeshError
 from bus.interface import ReceivedMessage
 from bus.messages import Epoch, Heartbeat, Lifecycle, Signal, encode, now
 from bus.messages.headers import EPOCH
@@ -16,7 +19,7 @@ from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.server.supervisor import NatsServer
 from bus.utils.aio import end_tasks
-from coordinator.control.kill import kill
+from coordinator.control.kill import find_agent, kill
 from tests.support.nats import Connections
 
 PID = 4242
@@ -79,3 +82,22 @@ async def test_a_start_that_is_reported_after_the_agent_is_ready_is_in_the_repor
         assert report.spawned_ms is not None
         assert report.ready_ms is not None
         assert report.spawned_ms > report.ready_ms
+
+
+async def test_the_heartbeat_of_an_active_agent_may_come_later(tmp_path: Path):
+    async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
+        swarm = await connections.bus(server.url, streams=True)
+        bus = await connections.bus(server.url)
+        for name, status in (("a", "active"), ("b", "stopped")):
+            record = Record(
+                agent_id=name, name=name, kind="k", capabilities=(), status=status, epoch=1, sandbox="base", pid=PID,
+                spawned_at=now(),
+            )  # fmt: skip
+            await write_record(swarm, record)
+        finding = asyncio.create_task(find_agent(bus, "a"))
+        with pytest.raises(MeshError, match="agent 'b' does not run"):
+            await find_agent(bus, "b")  # meanwhile the first wait for the other one has ended
+        await asyncio.sleep(0.1)
+        assert not finding.done()
+        await beat(swarm, "a")
+        assert (await finding).pid == PID
