@@ -17,7 +17,7 @@ from bus.messages import Alert, encode, now
 from bus.nats.bus import NatsBus
 from bus.utils.processes import die_with_parent
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, SIGNALMESH, Ends, run_command
-from tests.support.cluster import free_ports
+from tests.support.ports import free_port
 
 GUARD = 3 * GUARD_S
 
@@ -194,7 +194,7 @@ async def test_a_host_that_is_killed_in_the_run_serves_again_at_its_end(tmp_path
 @pytest.mark.serial
 async def test_alerts_are_printed_as_they_come_and_do_no_harm(tmp_path: Path, temporary: Path):
     """Each text once, so that a second sandbox's trouble is not hidden by the first one's."""
-    [port] = free_ports(1)
+    port = free_port()
     process, stderr = await started_until(tmp_path, b"waiting for the hosts", "--nats-port", str(port))
     bus = await NatsBus.connect(f"nats://127.0.0.1:{port}", "swarm", "somebody")
     texts = ["base is ill", "python is ill", "base is ill", "\x1b[2Jcleared\nforged line", "x" * 5000]

@@ -60,6 +60,10 @@ async def test_a_permanently_failing_agent_is_quarantined_reported_and_revived(t
         await subscriber.until(
             "it votes", lambda: subscriber.decisions and "hopeless" in subscriber.decisions[-1]["agents_consulted"]
         )
+        # A decision may be received before the heartbeat that comes after the last input that it skipped.
+        await subscriber.until(
+            "all skips counted", lambda: subscriber.heartbeats["hopeless"]["skipped"] >= 2 * MAX_CONSECUTIVE_SKIPS
+        )
         heartbeat = (await subscriber.live("hopeless"))["hopeless"]
         assert heartbeat["skipped"] == 2 * MAX_CONSECUTIVE_SKIPS
         assert len(events("quarantined")) == len(events("exited")) == 2

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import shutil
-import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -30,6 +29,7 @@ from tests.acceptance.swarm import GUARD_S, Swarm
 from tests.acceptance.test_metrics import page, scraped_until
 from tests.support.collector import collecting
 from tests.support.page import exemplars
+from tests.support.ports import free_port
 from tests.support.repository import ROOT
 
 ACCEPT = {
@@ -130,9 +130,7 @@ async def prometheus(directory: Path, target: str) -> AsyncIterator[Prometheus]:
     config["rule_files"] = [str(ROOT / "docs/prometheus/alerts.yml")]
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
     (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     own = {
         "--config.file": str(directory / "prometheus.yml"),
         "--storage.tsdb.path": str(directory / "data"),

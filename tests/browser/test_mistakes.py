@@ -13,8 +13,8 @@ from bus.nats.streams import ensure_streams
 from bus.server.supervisor import NatsServer
 from tests.browser.conftest import visitor
 from tests.browser.looking import serious_violations
-from tests.support.cluster import free_ports
 from tests.support.dashboard import dashboard_process, put_round
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -47,7 +47,7 @@ async def test_commands_in_errors_are_code(page):
 
 
 async def test_pages_that_are_opened_while_the_bus_is_away_come_back_with_it(tmp_path: Path, browser: Browser):
-    [port] = free_ports(1)
+    port = free_port()
     async with NatsServer(tmp_path / "server", port=port) as server:
         bus = await NatsBus.connect(server.url, "swarm", "test")
         await ensure_streams(bus)

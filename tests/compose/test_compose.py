@@ -12,7 +12,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 import uuid
@@ -29,6 +28,7 @@ from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, VOTERS
 from tests.acceptance.traces import PHASES, assert_tree, is_whole, recoveries
 from tests.support.collector import OtlpCollector, Received, orphans, roots
+from tests.support.ports import free_port
 from tests.support.repository import ROOT
 
 BUILD_S, UP_S, COMMAND_S, DOWN_S = 1500.0, 240.0, 60.0, 120.0
@@ -41,13 +41,6 @@ pytestmark = [
     # nats-py leaves the streams of a connection that broke to the garbage collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Project:

@@ -17,7 +17,7 @@ from typing import Any
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import GUARD_S, Swarm, agents_toml
 from tests.e2b.standin.launch import StandIn
-from tests.support.cluster import free_ports
+from tests.support.ports import free_port
 from tests.support.repository import ROOT
 
 REMOTE_AGENTS = ("strategy-mean-reversion", "coordinator")
@@ -105,7 +105,7 @@ class RemoteSwarm(Swarm):
     def __init__(self, directory: Path, standin: StandIn, toml: str = "") -> None:
         super().__init__(directory, toml or remote_toml(), environment=standin.environment)
         self.standin = standin
-        self.port = str(free_ports(1)[0])
+        self.port = str(free_port())
 
     async def up_with_remote(self, public: str = "", *arguments: str) -> Subscriber:
         """Start it; `public` is the address that sandboxes are given, `arguments` are further ones of `up`."""

@@ -30,7 +30,7 @@ from tests.acceptance.swarm import (
 )
 from tests.e2b.remote import REMOTE_AGENTS, env_toml, remote_toml
 from tests.e2b.standin.launch import StandIn
-from tests.support.cluster import free_ports
+from tests.support.ports import free_port
 
 PLAIN = Path(sys.base_prefix) / "bin" / "python3"
 """An interpreter as a template has it: with nothing of ours."""
@@ -39,7 +39,7 @@ INDEX = {name: value for name, value in os.environ.items() if name.startswith("P
 
 
 async def certify(directory: Path, standin: StandIn, *arguments: str) -> Finished:
-    [port] = free_ports(1)
+    port = free_port()
     environment = {**standin.environment, "SIGNALMESH_PUBLIC_NATS": f"nats://127.0.0.1:{port}"}
     requested = ("--json", "--nats-port", str(port), *arguments)
     return await run_command(directory, "certify", *requested, guard_s=280, environment=environment)
@@ -245,7 +245,7 @@ async def certify_until(
     directory: Path, standin: StandIn, step: bytes, toml: str, public: str = ""
 ) -> asyncio.subprocess.Process:
     """Started, and at that step; `public` is the address that sandboxes are given, if not the right one."""
-    [port] = free_ports(1)
+    port = free_port()
     public = public or f"nats://127.0.0.1:{port}"
     environment = {**ENVIRONMENT, **standin.environment, "SIGNALMESH_PUBLIC_NATS": public}
     file = directory / "swarm.toml"

@@ -19,6 +19,7 @@ from e2b import (
 )
 
 from tests.e2b.conforming import LIFETIME_S, ended, until
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow  # the stand-in is part of the tests, not of the product
 
@@ -194,15 +195,6 @@ async def test_a_wrong_key_is_refused_as_such_and_not_as_a_failure_of_a_sandbox(
     assert not isinstance(caught.value, SandboxException)
 
 
-async def test_an_unreachable_api_is_httpx_own_failure(service, unused_tcp_port):
+async def test_an_unreachable_api_is_httpx_own_failure(service):
     with pytest.raises(httpx.ConnectError):
-        await AsyncSandbox.create(timeout=5, api_url=f"http://127.0.0.1:{unused_tcp_port}")
-
-
-@pytest.fixture
-def unused_tcp_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+        await AsyncSandbox.create(timeout=5, api_url=f"http://127.0.0.1:{free_port()}")

@@ -21,7 +21,7 @@ from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
 from tests.acceptance.swarm import GUARD_S
 from tests.e2b.remote import RemoteSwarm, StartedSwarm
-from tests.support.cluster import free_ports
+from tests.support.ports import free_port
 
 PASSWORD = "keep" + "-this-to-yourself"
 
@@ -88,7 +88,7 @@ async def test_neither_key_nor_password_stand_where_others_can_read(tmp_path, e2
 @contextlib.contextmanager
 def locked_server(directory: Path) -> Iterator[tuple[str, str]]:
     """A nats-server, by its address, where only the user of this nkey seed may publish; all may listen and read."""
-    [port] = free_ports(1)
+    port = free_port()
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
     public = nkeys.from_seed(bytearray(seed)).public_key.decode()
     directory.mkdir()

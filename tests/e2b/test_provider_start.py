@@ -14,7 +14,7 @@ import pytest
 
 from tests.acceptance.swarm import run_command
 from tests.e2b.remote import REMOTE_AGENTS, RemoteSwarm, remote_toml, until
-from tests.support.cluster import free_ports
+from tests.support.ports import free_port
 
 PASSWORD = "keep" + "-this-to-yourself"
 CREATE = "/v2/sandboxes"
@@ -228,7 +228,7 @@ async def test_a_missing_interpreter_is_reported_and_fails_at_once(tmp_path, e2b
 @pytest.mark.slow
 async def test_a_bus_that_a_sandbox_cannot_reach_is_reported_with_its_address(tmp_path, e2b_standin):
     async with RemoteSwarm(tmp_path, e2b_standin) as swarm:
-        [closed] = free_ports(1)
+        closed = free_port()
         subscriber = await swarm.up_with_remote(f"nats://far:{PASSWORD}@127.0.0.1:{closed}")
         [alert] = await subscriber.alerted("sandbox_no_heartbeat")
         status = await swarm.command("status", "--json")

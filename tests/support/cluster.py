@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,15 +15,7 @@ from pathlib import Path
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
 from tests.support.collecting import GUARD_S
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that no process listens on just now: a cluster has to name its members' before they run."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+from tests.support.ports import free_ports
 
 
 class Cluster:

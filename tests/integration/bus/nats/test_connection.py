@@ -27,9 +27,9 @@ from bus.nats.urls import check_url, redacted_url
 from bus.server.binary import find_binary
 from bus.testing.tcp_proxy import DOWN, Proxy
 from bus.utils.aio import end_tasks
-from tests.support.cluster import free_ports
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, plain_server, supervised_server
+from tests.support.ports import free_ports
 
 MARKET = "swarm.market.A.feed"
 SECRET = "pa55word"

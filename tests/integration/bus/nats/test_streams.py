@@ -18,9 +18,9 @@ from bus.interface import ReceivedMessage
 from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.bus import NatsBus
 from bus.nats.streams import DiskRoom, StreamLimits, ensure_streams, expected_streams
-from tests.support.cluster import free_ports
 from tests.support.collecting import GUARD_S, Collector
 from tests.support.nats import Connections, plain_server
+from tests.support.ports import free_port
 
 
 def configured(directory: Path, text: str) -> tuple[str, str]:
@@ -75,7 +75,7 @@ async def test_a_member_of_a_cluster_without_jetstream_will_do_where_another_has
 
 
 async def test_a_server_of_a_domain_will_do_and_the_domain_of_another_is_not_reached(tmp_path):
-    [port] = free_ports(1)
+    port = free_port()
     hub = configured(tmp_path / "hub", f"leafnodes {{ listen: '127.0.0.1:{port}' }}")
     Path(hub[1]).write_text(Path(hub[1]).read_text().replace("jetstream {", "jetstream { domain: far,"))
     (tmp_path / "leaf").mkdir()

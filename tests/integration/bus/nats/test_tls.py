@@ -31,8 +31,8 @@ from bus.nats.streams import ensure_streams
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
 from signalmesh import python_command
-from tests.support.cluster import free_ports
 from tests.support.collecting import GUARD_S
+from tests.support.ports import free_ports
 
 AUTHORITY = trustme.CA()
 

@@ -34,6 +34,7 @@ from tests.support.dashboard import (
     stalled_client,
 )
 from tests.support.nats import Connections, Supervised, supervised_server
+from tests.support.ports import free_port
 
 ODD = "a/b \r\n?#%2F%\x00é\u2028\\"
 ODD_SYMBOLS = ("a\nb", "\n", "latest", "..", "../x", "/", "a:b=c", "'\";$(x)", ODD)
@@ -577,12 +578,6 @@ async def test_a_port_in_use_is_passed_over_and_that_is_said(tmp_path):
             assert it.dashboard.address[1] != port
             assert f"port {port} is in use" in "".join(it.dashboard.said)
             assert (await it.http.get("/api/overview")).status_code == 200
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.mark.slow
