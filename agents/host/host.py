@@ -16,7 +16,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,16 +35,14 @@ from agents.host.protocol import (
     SpawnOrder,
 )
 from agents.runtime.process import Incarnation
-from agents.spec import AgentSpec
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import last_claim, new_agent_id
-from bus.errors import BusError, MeshError
+from bus.errors import BusError, MeshError, UsageError
 from bus.interface import Bus, ReceivedMessage
 from bus.messages import Child, Heartbeat, SandboxUsage, encode, now
 from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG
 from bus.nats.credentials import Credentials, credentials_from, public_key_of
-from bus.nats.key_files import agent_key_file, read_seed
 from bus.utils.aio import end_tasks
 from bus.utils.processes import MACHINE, adopt_orphans, end_orphans
 
@@ -100,15 +97,15 @@ class Host:
         log_level: str = "info",
         credentials: Credentials | None = None,
         files: str | None = None,
-        keys: tuple[Path, ApiGateway] | None = None,
+        gateway: ApiGateway,
     ) -> None:
         """`endpoint` is where `provider` created this sandbox, `age_s` how many seconds ago. `credentials` are those of
         its agents (None: the environment's); `files` is the directory of their files here, if not that of swarm.toml.
-        `keys`: its agents have keys in this directory, and request JetStream's API of the gateway.
+        Agents with a key of their own request JetStream's API of the `gateway`.
         """
         self._bus, self.name, self._url, self._reports, self._provider = bus, name, url, reports, provider
         self._endpoint, self._age_s = endpoint, age_s
-        self._group, self._credentials, self._files, self._keys = group, credentials, files, keys
+        self._group, self._credentials, self._files, self._gateway = group, credentials, files, gateway
         self._host_id = f"host_{new_agent_id().removeprefix('agent_')}"
         self._log_level = log_level
         self._fork_server = fork_server
@@ -214,10 +211,10 @@ class Host:
                 max_outputs_per_s=order.max_outputs_per_s,
                 log_level=self._log_level,
                 traceparent=order.traceparent,
-                credentials=await self._admit(spec),
+                credentials=await self._admit(order),
             )
             child = await self._fork_server.spawn(incarnation, self._stop.is_set)
-            slot = _Slot(child, order)
+            slot = _Slot(child, dataclasses.replace(order, seed=""))  # the process alone keeps it
             self._running[name] = slot
             wait = asyncio.create_task(self._await_exit(slot), name=f"exit-{name}")
             self._waits.add(wait)
@@ -225,22 +222,24 @@ class Host:
         self._reports.lifecycle("spawned", name, epoch=order.epoch, sandbox=self.name, pid=child.pid)
         return {"pid": child.pid, "new": True}
 
-    async def _admit(self, spec: AgentSpec) -> Credentials | None:
-        """The credentials of a new process of this agent.
+    async def _admit(self, order: SpawnOrder) -> Credentials | None:
+        """The credentials of the new process.
 
         Raises:
-            UsageError: its key cannot be used.
+            UsageError: its key is none.
         """
-        if self._keys is None:
+        if not order.seed:
             return self._credentials
-        directory, gateway = self._keys
-        seed = await asyncio.to_thread(read_seed, agent_key_file(directory, spec.name))
-        await gateway.admit(spec, public_key_of(seed))
+        try:
+            public_key = public_key_of(order.seed)
+        except ValueError as error:
+            raise UsageError(f"the order's key: expected a user's nkey seed, not {error}") from None
+        await self._gateway.admit(order.spec, public_key)
         return dataclasses.replace(
             self._credentials or credentials_from(),
             creds="",
-            nkey_seed=seed,
-            api=self._bus.subjects.api(spec.name),
+            nkey_seed=order.seed,
+            api=self._bus.subjects.api(order.spec.name),
         )
 
     async def _await_exit(self, slot: _Slot) -> None:
@@ -248,8 +247,7 @@ class Host:
         name = slot.order.spec.name
         if self._running.get(name) is slot:
             del self._running[name]
-            if self._keys is not None:
-                await self._keys[1].dismiss(name)
+            await self._gateway.dismiss(name)
         self._ended = [*self._ended, slot][-KEEP_EXITS:]
         code, error = slot.exit_code, slot.child.error
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"

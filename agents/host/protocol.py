@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agents.runtime.output_rate import MAX_OUTPUTS_PER_S
 from agents.spec import AgentSpec
@@ -29,6 +29,8 @@ class SpawnOrder:
     max_outputs_per_s: int = MAX_OUTPUTS_PER_S
     traceparent: str = ""
     """The span of the recovery that it is part of."""
+    seed: str = field(default="", repr=False)
+    """The nkey of this agent, a secret; empty: it connects as its host does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

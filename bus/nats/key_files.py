@@ -12,7 +12,7 @@ from bus.nats.credentials import public_key_of
 __all__ = ["KEYS_VARIABLE", "KEY_SUFFIX", "agent_key_file", "new_seed", "read_seed", "write_seed"]
 
 KEYS_VARIABLE = "SIGNALMESH_KEYS"
-"""The directory with the keys of a swarm's processes; a sandbox host reads those of its agents there."""
+"""The directory with the keys of a swarm's processes; the watchdog reads those of the agents there."""
 KEY_SUFFIX = ".nk"
 MAX_FILE_BYTES = 1024
 OTHERS = stat.S_IRWXG | stat.S_IRWXO

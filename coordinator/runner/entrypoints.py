@@ -15,7 +15,7 @@ from bus.durable.events import EventPublisher
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusError, Fenced, UsageError
 from bus.messages.subjects import check_name
 from bus.nats.bus import NatsBus
-from bus.nats.credentials import Credentials
+from bus.nats.credentials import Credentials, credentials_from
 from bus.nats.key_files import KEYS_VARIABLE
 from bus.nats.streams import ensure_streams
 from bus.observability.logging import set_up_logs
@@ -73,8 +73,7 @@ def run_sandbox(
     if provided is not None:
         group, provider, name = name, provided.provider, check_name(provided.host, "sandbox")
 
-    keys = os.environ.get(KEYS_VARIABLE)
-    signing = ("nkeys",) if keys else ()
+    signing = ("nkeys",) if (credentials or credentials_from()).nkey_seed else ()
     fork_server = ForkServer(("coordinator.decisions.agent", *signing, *modules_to_preload(os.environ)))
     fork_server.fork()
 
@@ -95,7 +94,7 @@ def run_sandbox(
                 log_level=log_level,
                 credentials=credentials,
                 files=None if provided is None else provided.files,
-                keys=(Path(keys), ApiGateway(bus, reports)) if keys else None,
+                gateway=ApiGateway(bus, reports),
             )
             on_signals(host.stop)
             await host.run()
@@ -142,6 +141,8 @@ def run_watchdog(
     loaded = load_swarm(config_file, Overrides(agents=agents, speed=speed))
     config = loaded.resolve(read_traits(os.environ) or inspect_users_classes(loaded))
 
+    keys = os.environ.get(KEYS_VARIABLE)
+
     async def watch() -> int:
         bus = await NatsBus.connect(url, swarm or config.swarm, "watchdog", wait_s=None)
         try:
@@ -151,7 +152,14 @@ def run_watchdog(
                     await ensure_streams(bus, config.stream.limits())
                     break
                 await asyncio.sleep(0.2)
-            watchdog = Watchdog(bus, config, clear_quarantine=clear_quarantine, standby=standby, alone=alone)
+            watchdog = Watchdog(
+                bus,
+                config,
+                clear_quarantine=clear_quarantine,
+                standby=standby,
+                alone=alone,
+                keys=Path(keys) if keys else None,
+            )
             on_signals(watchdog.stop)
             await watchdog.run()
         except Fenced as error:

@@ -210,7 +210,7 @@ def key_environment(keys: Path, kind: str, name: str) -> dict[str, str]:
     """The variables by which a child of `up` finds its key. File names are no secrets."""
     identity = identity_of(kind, name)
     own = {SEED_VARIABLE: str(keys / f"{identity}{KEY_SUFFIX}"), CREDS_VARIABLE: ""}
-    return {**own, KEYS_VARIABLE: str(keys) if kind == "sandbox" else ""}
+    return {**own, KEYS_VARIABLE: str(keys) if kind == WATCHDOG else ""}
 
 
 def use_operator_key(state_dir: Path, authentication: Authentication) -> None:

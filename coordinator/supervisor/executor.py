@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,10 +20,11 @@ from agents.spec import AgentSpec
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim, new_agent_id
 from bus.durable.registry import Record, read_records, write_record
-from bus.errors import BusError, MeshError, MessageError, WrongSequence
+from bus.errors import BusError, MeshError, MessageError, UsageError, WrongSequence
 from bus.interface import Bus
 from bus.messages import Lifecycle, decode, now
 from bus.messages.subjects import WATCHDOG
+from bus.nats.key_files import agent_key_file, read_seed
 from bus.utils.aio import end_tasks
 from coordinator.supervisor.config_publisher import ConfigPublisher
 from coordinator.supervisor.host_client import HostClient
@@ -49,7 +51,8 @@ log = structlog.get_logger("signalmesh.watchdog")
 class ActionExecutor:
     """Executes the actions of the leading watchdog.
 
-    `on_change` is called after each new observation of the policy, `on_failure` on an error that ends the term.
+    `keys` is the directory with the keys of the agents, if they have any. `on_change` is called after each new
+    observation of the policy, `on_failure` on an error that ends the term.
     """
 
     def __init__(
@@ -62,12 +65,15 @@ class ActionExecutor:
         config_publisher: ConfigPublisher,
         specs: Mapping[str, AgentSpec],
         recoveries: RecoveryTraces,
+        keys: Path | None = None,
         on_change: Callable[[], None],
         on_failure: Callable[[MeshError], None],
     ) -> None:
         self._bus, self._policy, self._hosts, self._reports = bus, policy, hosts, reports
         self._config_publisher, self._specs, self._recoveries = config_publisher, specs, recoveries
-        self._on_change, self._on_failure = on_change, on_failure
+        self._keys, self._on_change, self._on_failure = keys, on_change, on_failure
+        self._unusable: dict[str, str] = {}
+        """Agent -> what is wrong with its key, reported once."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def execute(self, action: Action) -> None:
@@ -183,13 +189,15 @@ class ActionExecutor:
                 epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
             self._policy.claimed(name, epoch)
             with self._recoveries.step(name, "spawn"):
-                traceparent = self._recoveries.traceparent(name)
-                pid = await self._hosts.spawn(sandbox, self._specs[name], epoch, agent_id, traceparent)
+                traceparent, seed = self._recoveries.traceparent(name), await self._seed(name)
+                pid = await self._hosts.spawn(
+                    sandbox, self._specs[name], epoch, agent_id, traceparent=traceparent, seed=seed
+                )
         except WrongSequence:
             self._recoveries.finish(name, "claimed by another process")
             log.info("claimed_by_another", of=name)
             self._policy.superseded(time.monotonic(), name)
-        except BusError as error:
+        except (BusError, UsageError) as error:
             log.warning("spawn_failed", of=name, sandbox=sandbox, problem=str(error))
             self._policy.spawn_failed(time.monotonic(), name, str(error))
         else:
@@ -201,6 +209,25 @@ class ActionExecutor:
                     "moved", name, epoch=epoch, sandbox=sandbox, pid=pid, reason=action.reason, **detail
                 )
         self._on_change()
+
+    async def _seed(self, name: str) -> str:
+        """The agent's key.
+
+        Raises:
+            UsageError: it cannot be used; this is an alert too.
+        """
+        if self._keys is None:
+            return ""
+        try:
+            seed = await asyncio.to_thread(read_seed, agent_key_file(self._keys, name))
+        except UsageError as error:
+            if self._unusable.get(name) != str(error):
+                self._unusable[name] = str(error)
+                text = f"agent {name} cannot be started without its key: {error}"
+                self._reports.alert("critical", "key_unusable", text, agent=name)
+            raise
+        self._unusable.pop(name, None)
+        return seed
 
     async def _kill(self, agent: str, sandbox: str, epoch: int) -> None:
         if (host := self._policy.hosts.get(sandbox)) is not None and host.alive:

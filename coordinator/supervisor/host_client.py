@@ -32,8 +32,13 @@ class HostClient:
             raise BusError(reply["error"])
         return reply
 
-    async def spawn(self, sandbox: str, spec: AgentSpec, epoch: int, agent_id: str, traceparent: str = "") -> int:
-        """Start an incarnation and return its pid; the host first ends an older one that still runs there."""
+    async def spawn(
+        self, sandbox: str, spec: AgentSpec, epoch: int, agent_id: str, *, traceparent: str = "", seed: str = ""
+    ) -> int:
+        """Start an incarnation and return its pid; the host first ends an older one that still runs there.
+
+        `seed` is its key, which only this host receives.
+        """
         order = SpawnOrder(
             term=self._term,
             spec=spec,
@@ -43,6 +48,7 @@ class HostClient:
             starved_s=self._starved_s,
             max_outputs_per_s=self._max_outputs_per_s,
             traceparent=traceparent,
+            seed=seed,
         )
         pid: int = (await self._request(sandbox, "spawn", order))["pid"]
         return pid

@@ -11,6 +11,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -97,12 +98,15 @@ class Watchdog:
         clear_quarantine: bool = False,
         standby: bool = False,
         alone: bool = False,
+        keys: Path | None = None,
     ) -> None:
         """`clear_quarantine` starts quarantined and drained agents again. `standby` waits longer for another leader
-        before it claims the first term. `alone` waits for none: no other watchdog of the swarm runs.
+        before it claims the first term. `alone` waits for none: no other watchdog of the swarm runs. `keys` is the
+        directory with the keys of the agents; None: they connect as their hosts do.
         """
         self._bus, self._config = bus, config
         self._clear_quarantine, self._standby, self._alone = clear_quarantine, standby, alone
+        self._keys = keys
         self._signals = TermSignals()
 
     def stop(self) -> None:
@@ -124,6 +128,7 @@ class Watchdog:
             term,
             signals=self._signals,
             clear_quarantine=self._clear_quarantine,
+            keys=self._keys,
         ) as leader:
             await leader.adopt()
             await leader.lead()
@@ -137,6 +142,7 @@ async def build_leadership(
     *,
     signals: TermSignals,
     clear_quarantine: bool = False,
+    keys: Path | None = None,
 ) -> AsyncIterator[Leadership]:
     """The leadership of `term`, already listening; it is closed at the end of the block.
 
@@ -172,6 +178,7 @@ async def build_leadership(
             config_publisher=publisher,
             specs=specs,
             recoveries=recoveries,
+            keys=keys,
             on_change=signals.wake,
             on_failure=signals.fail,
         ),

@@ -14,7 +14,7 @@ MEANINGS = {
     "durability_not_set": "The server of `--nats` has its own durability, which `[stream] durability` cannot change.",
     "feed_renumbered": "A feed has started to number its ticks from another number on.",
     "handler_failed": "A handler failed over an event, which is skipped. Further failures are summed up.",
-    "key_unusable": "A key file was replaced by one that cannot be used. The keys stay as they were.",
+    "key_unusable": "A key file cannot be used. If it replaced another, the other keys stay as they were.",
     "keys_replaced": "Key files were replaced. The server uses them, and the processes that have them are restarted.",
     "metrics_died": "The metrics process ended. `up` starts it again.",
     "mirror_died": "The mirror process ended. `up` starts it again.",

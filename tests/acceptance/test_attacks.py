@@ -211,6 +211,16 @@ async def test_nothing_is_received_that_is_meant_for_another(server: Secured, at
             assert await spies(operator, captured, subject, sent) is server.is_open
 
 
+ORDERS = ["swarm.control.base.spawn", "swarm.control.*.spawn", "*.control.*.*", "swarm.>", ">"]
+
+
+@pytest.mark.parametrize("subject", ORDERS)
+@pytest.mark.parametrize("attacker", [AGENT, "sandbox-nodejs", "proxy", *OTHERS])
+async def test_the_key_in_an_order_is_received_by_its_host_alone(server: Secured, attacker: str, subject: str):
+    async with connected(server, attacker) as (operator, captured):
+        assert await spies(operator, captured, subject, "swarm.control.base.spawn") is server.is_open
+
+
 @pytest.mark.parametrize("subject", ["swarm.decision.>", "swarm.>", "swarm.heartbeat.*", "swarm.market.*.research-1"])
 async def test_an_agent_receives_no_more_than_it_declares(server: Secured, subject: str):
     sent = "in.swarm.decision.BTC-USD.x" if "decision" in subject or subject == "swarm.>" else subject.replace("*", "x")

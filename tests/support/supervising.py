@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
@@ -38,7 +39,7 @@ class Publications:
 class Supervising:
     """The executor and the control API of one leader; `replies` of the host `base`, `requests` to it."""
 
-    def __init__(self, *agents: AgentState, external: tuple[str, ...] = ()) -> None:
+    def __init__(self, *agents: AgentState, external: tuple[str, ...] = (), keys: Path | None = None) -> None:
         self.server = MemoryServer()
         self.bus = MemoryBus(self.server)
         self.policy = World(*agents).policy
@@ -49,6 +50,7 @@ class Supervising:
         self.failures: list[MeshError] = []
         self.changes = 0
         self.changed = asyncio.Event()
+        self.keys = keys
         self.specs = {
             agent.name: AgentSpec(name=agent.name, kind="momentum") for agent in agents if agent.name not in external
         }
@@ -65,7 +67,9 @@ class Supervising:
             "specs": self.specs,
             "on_change": self._on_change,
         }
-        self.executor = ActionExecutor(self.bus, **parts, recoveries=RecoveryTraces(), on_failure=self.failures.append)
+        self.executor = ActionExecutor(
+            self.bus, **parts, recoveries=RecoveryTraces(), keys=self.keys, on_failure=self.failures.append
+        )
         self.control = ControlApi(self.bus, **parts)
         for command in ("spawn", "kill", "check", "signal"):
             await self.bus.answer(self.bus.subjects.control("base", command), self._answer(command))

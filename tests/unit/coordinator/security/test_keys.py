@@ -70,10 +70,10 @@ def test_an_external_agent_votes_and_listens():
 
 def test_children_are_given_the_names_of_their_files(tmp_path):
     assert key_environment(tmp_path, "sandbox", "base") == {
-        SEED_VARIABLE: f"{tmp_path}/sandbox-base.nk", CREDS_VARIABLE: "", KEYS_VARIABLE: str(tmp_path),
+        SEED_VARIABLE: f"{tmp_path}/sandbox-base.nk", CREDS_VARIABLE: "", KEYS_VARIABLE: "",
     }  # fmt: skip
     standby = key_environment(tmp_path, "watchdog", "standby")
-    assert standby == {SEED_VARIABLE: f"{tmp_path}/watchdog.nk", CREDS_VARIABLE: "", KEYS_VARIABLE: ""}
+    assert standby == {SEED_VARIABLE: f"{tmp_path}/watchdog.nk", CREDS_VARIABLE: "", KEYS_VARIABLE: str(tmp_path)}
 
 
 def test_the_operators_key_is_used_unless_another_is_named(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from bus.durable.fencing import claim
 from bus.durable.registry import read_records, write_record
 from bus.messages import Lifecycle, encode, now
+from bus.nats.key_files import agent_key_file, new_seed, write_seed
 from coordinator.supervisor.model import (
     AgentState,
     Dead,
@@ -53,6 +54,35 @@ async def test_a_spawn_is_a_claim_and_an_order_with_its_epoch_and_the_term():
         )  # fmt: skip
         assert leader.changes == 1
         assert leader.events() == []  # its host reports the start
+
+
+async def test_an_order_has_the_agents_key(tmp_path):
+    seed = new_seed()
+    write_seed(agent_key_file(tmp_path, "a"), seed)
+    async with Supervising(waiting(), keys=tmp_path) as leader:
+        await leader.execute(Spawn("a", "base"))
+        [(_, order)] = leader.requests
+        assert order["seed"] == seed
+    async with Supervising(waiting()) as leader:
+        await leader.execute(Spawn("a", "base"))
+        [(_, order)] = leader.requests
+        assert order["seed"] == ""
+
+
+async def test_an_agent_is_not_started_without_its_key_and_one_alert_names_the_file(tmp_path):
+    async with Supervising(waiting(), keys=tmp_path) as leader:
+        for _ in range(2):
+            await leader.execute(Spawn("a", "base"))
+        assert leader.requests == []
+        agent = leader.policy.agents["a"]
+        problem = f"key {agent_key_file(tmp_path, 'a')}: there is no such file; `signalmesh up` makes it"
+        assert (agent.phase, agent.reason, leader.failures) == ("backoff", problem, [])
+        [alert] = leader.events("alert")
+        assert (alert["code"], alert["severity"], alert["agent"]) == ("key_unusable", "critical", "a")
+        assert problem in alert["message"]
+        write_seed(agent_key_file(tmp_path, "a"), new_seed())
+        await leader.execute(Spawn("a", "base"))
+        assert agent.phase == "starting"
 
 
 async def test_a_move_is_reported_with_where_it_came_from():
