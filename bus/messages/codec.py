@@ -34,6 +34,7 @@ from bus.messages.payloads import (
     VotingConfig,
 )
 from bus.messages.subjects import Address, escape_topic
+from bus.utils.error_text import MAX_ERROR_TEXT, shorten
 from bus.utils.json_text import parse_json
 
 MAX_PAYLOAD_BYTES = 256 * 1024
@@ -109,9 +110,10 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
             if symbol is None and address.kind in _HAS_SYMBOL:
                 raw["symbol"] = address.topic
             elif isinstance(symbol, str) and symbol != address.topic:
+                own = format_value(escape_topic(symbol)) if symbol else "missing"
                 raise ValueError(
-                    f"symbol: {symbol!r} does not belong under this subject, expected {address.topic!r} here "
-                    f"(its own topic is {escape_topic(symbol) if symbol else 'missing'})"
+                    f"symbol: {format_value(symbol)} does not belong under this subject, expected {address.topic!r} "
+                    f"here (its own topic is {own})"
                 )
         value = msgspec.convert(raw, cls)
         _check(value)
@@ -119,7 +121,7 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
         if stamp is not None and stamp.utcoffset() != _ZERO:
             value = dataclasses.replace(value, timestamp=_utc(stamp))  # type: ignore[arg-type]
     except (ValueError, msgspec.ValidationError, RecursionError, OverflowError) as error:
-        raise MessageError(subject, str(error)) from None
+        raise MessageError(subject, shorten(str(error), MAX_ERROR_TEXT)) from None
     return value
 
 

@@ -284,6 +284,19 @@ def test_a_wrong_value_is_poison(kind, fields):
         read(kind, {**base, **fields})
 
 
+@pytest.mark.parametrize(("message", "data"), GOLDEN, ids=[KIND_OF[type(message)] for message, _ in GOLDEN])
+def test_the_error_about_a_long_value_is_short(message, data):
+    kind, whole, problems = KIND_OF[type(message)], orjson.loads(data), []
+    for name in whole:
+        for long in ("x" * 100_000, "'" * 100_000, ["x" * 100_000], {"x" * 100_000: 1}, [1] * 50_000):
+            try:
+                read(kind, {**whole, name: long})
+            except MessageError as error:
+                problems.append(str(error))
+    assert problems
+    assert max(map(len, problems)) < 1200
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" + "0" * 400])
 def test_a_number_that_is_not_finite_is_poison(number):
     data = orjson.dumps(MARKET).replace(b'"price":1.0', b'"price":' + number.encode())
