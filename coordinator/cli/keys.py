@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from coordinator.cli.options import STATE_DIR, AgentCount, ConfigFile, Json, StateDir, print_json
 
+if TYPE_CHECKING:
+    from coordinator.config.settings import ResolvedSwarm
+    from coordinator.runner.run_record import Run
+    from coordinator.security.listing import KeyList
+
+Action = Literal["list", "init", "add", "rotate", "revoke", "export"]
+
 
 def keys(
-    action: Annotated[Literal["list", "rotate", "export"], typer.Argument(help="What to do.")],
+    action: Annotated[Action, typer.Argument(help="What to do.")],
     names: Annotated[
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Identities, such as agent-research-1; default: all."),
+    ] = None,
+    role: Annotated[
+        Literal["voter", "subscriber", "operator"] | None,
+        typer.Option(help="With add: votes under its name, receives decisions alone, or may do everything."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="With rotate: replace every key.")] = False,
     config: ConfigFile = None,
@@ -23,47 +34,116 @@ def keys(
     state_dir: StateDir = STATE_DIR,
     json: Json = False,
 ) -> None:
-    """List the keys of a swarm with authentication, replace some, or export its users for a server of others.
+    """Make, list, replace and remove the keys of a swarm with authentication, or export its users.
 
-    A running swarm uses replaced keys at once. `export` prints a block of nats-server's configuration.
+    `init` makes what the swarm's processes need, as `up` does. `add` makes the key of a person or program outside the
+    swarm, `revoke` removes it. A running swarm uses changed keys within a second. `export` prints a block of
+    nats-server's configuration, for a server of others.
     """
-    from coordinator.security.listing import list_keys, print_keys, rotate_keys
+    from coordinator.runner.run_record import read_run
+    from coordinator.security import listing
 
     named = tuple(names or ())
-    if everything and (named or action != "rotate"):
-        raise UsageError("--all: expected with rotate, and without names")
-    if action == "rotate" and not (named or everything):
-        raise UsageError("keys rotate: expected names, or --all; `signalmesh keys list` shows them")
+    _check_arguments(action, named, role, everything=everything, json=json)
     if action == "export":
-        if named or json:
-            raise UsageError(
-                "keys export: expected no names and no --json: it prints all users, as nats-server reads them"
-            )
-        from coordinator.config.loader import load_swarm
-        from coordinator.config.overrides import Overrides
-        from coordinator.runner.preflight import check_agents
         from coordinator.security.enforcement import export_users
         from coordinator.security.keys import KeyStore
 
-        checked = check_agents(load_swarm(config, Overrides(agents=agents)))
-        typer.echo(export_users(checked, KeyStore(state_dir)), nl=False)
+        typer.echo(export_users(_swarm(config, agents), KeyStore(state_dir)), nl=False)
         raise typer.Exit(EXIT_DONE)
-    if action == "rotate":
-        _refuse_foreign_server(state_dir)
-    found = list_keys(state_dir, named) if action == "list" else rotate_keys(state_dir, named)
+    run = read_run(state_dir)
+    run = run if run is not None and run.alive() else None
+    match action:
+        case "list":
+            found = listing.list_keys(state_dir, named)
+        case "init":
+            found = listing.init_keys(_swarm(config, agents), state_dir)
+        case "add":
+            found = listing.add_key(_swarm(config, agents), state_dir, named[0], str(role))
+        case "revoke":
+            found = listing.revoke_keys(state_dir, named)
+        case _:
+            _refuse_foreign_server(run)
+            found = listing.rotate_keys(state_dir, named)
     if json:
         print_json(found)
     else:
-        print_keys(found)
-    raise typer.Exit(EXIT_FAILED if any(key.problem for key in found.keys) else EXIT_DONE)
+        if found.keys:
+            listing.print_keys(found)
+        for line in _remarks(action, found, run, state_dir):
+            typer.echo(line)
+    raise typer.Exit(EXIT_FAILED if action != "revoke" and any(key.problem for key in found.keys) else EXIT_DONE)
 
 
-def _refuse_foreign_server(state_dir: Path) -> None:
+def _check_arguments(action: Action, named: tuple[str, ...], role: str | None, *, everything: bool, json: bool) -> None:
+    """Refuse what does not fit the action.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if everything and (named or action != "rotate"):
+        raise UsageError("--all: expected with rotate, and without names")
+    if role is not None and action != "add":
+        raise UsageError("--role: expected with add alone: a key keeps its role")
+    if action == "rotate" and not (named or everything):
+        raise UsageError("keys rotate: expected names, or --all; `signalmesh keys list` shows them")
+    if action == "revoke" and not named:
+        raise UsageError("keys revoke: expected names; `signalmesh keys list` shows them")
+    if action == "init" and named:
+        raise UsageError("keys init: expected no names: it makes all keys that are missing; `keys add` makes others")
+    if action == "add" and (len(named) != 1 or role is None):
+        raise UsageError(
+            "keys add: expected one name and --role: `signalmesh keys add NAME --role voter`, subscriber or operator"
+        )
+    if action == "export" and (named or json):
+        raise UsageError("keys export: expected no names and no --json: it prints all users, as nats-server reads them")
+
+
+def _swarm(config: Path | None, agents: int | None) -> ResolvedSwarm:
+    from coordinator.config.loader import load_swarm
+    from coordinator.config.overrides import Overrides
+    from coordinator.runner.preflight import check_agents
+
+    return check_agents(load_swarm(config, Overrides(agents=agents)))
+
+
+def _remarks(action: Action, found: KeyList, run: Run | None, state_dir: Path) -> list[str]:
+    """What a person does next."""
+    server = "the server of `up`"
+    if run is not None and run.authentication == "keys":
+        foreign = run.child("nats-server") is None
+        server = "the server of --nats, once it has the output of `signalmesh keys export`," if foreign else server
+    elif run is not None:
+        server = "a server with keys (the running swarm is without: [nats] authentication)"
+    directory = state_dir.absolute() / "keys"
+    if action == "init":
+        made = f"made {len(found.keys)} keys in {directory}" if found.keys else f"nothing was missing in {directory}"
+        return [f"{made}; `signalmesh up` writes nats/nats.conf beside it with their public keys and permissions"]
+    if action == "revoke":
+        return [f"removed: {server} refuses them within a second, and cuts off what is connected with them"]
+    if action != "add":
+        return []
+    [key] = found.keys
+    from coordinator.config.connection import DEFAULT_URL
+
+    url = DEFAULT_URL if run is None else run.url
+    lines = [f"{server} admits it within a second; give this file to its user alone: {key.file}"]
+    match key.role:
+        case "subscriber":
+            subject = f"{'swarm' if run is None else run.swarm}.decision.>"
+            lines.append(f"nats --server {url} --nkey FILE --inbox-prefix {key.inbox} sub '{subject}'")
+        case "voter":
+            name = key.identity.partition("-")[2]
+            lines.append(f"its votes count if swarm.toml has [agents.{name}] with external = true")
+            lines.append(f"nats --server {url} --nkey FILE --inbox-prefix {key.inbox} …")
+        case _:
+            lines.append(f"signalmesh --nats-nkey FILE status --nats {url}")
+    return lines
+
+
+def _refuse_foreign_server(run: Run | None) -> None:
     """A running swarm could not give new keys to a server whose configuration is not its own."""
-    from coordinator.runner.run_record import read_run
-
-    run = read_run(state_dir)
-    if run is not None and run.alive() and run.authentication == "keys" and run.child("nats-server") is None:
+    if run is not None and run.authentication == "keys" and run.child("nats-server") is None:
         raise UsageError(
             "keys rotate: the swarm runs on the server of --nats, which would not admit new keys: end the swarm "
             "(`signalmesh down`), rotate, put the output of `signalmesh keys export` into the configuration of that "

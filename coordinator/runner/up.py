@@ -66,7 +66,6 @@ from coordinator.security.keys import (
     KeyStore,
     ServedKeys,
     check_can_have_keys,
-    identities,
     identity_of,
     key_environment,
 )
@@ -280,7 +279,7 @@ class Up:
             raise UsageError(f"the server at {redacted_url(self.url)} has not {NAME}'s key: {EXPORT}") from None
         if self._server is None:  # a server of our own has no other swarm: its directory is locked
             if self._keys is not None:
-                agents = [agent.spec.name for agent in self.config.agents]
+                agents = [agent.spec.name for agent in self.config.agents if not agent.external]
                 await check_enforced(self.url, self.config.swarm, agents, self._keys.store)
             names = tuple(sandbox.name for sandbox in self.config.sandboxes)
             if remark := await refuse_name_conflict(self.bus, names):
@@ -291,7 +290,7 @@ class Up:
     def _admit_users(self) -> str:
         """Make the keys that are missing; returns the lines of the server's configuration about its users."""
         store = KeyStore(self._options.state_dir)
-        self._keys = keys = ServedKeys(store, identities(self.config), NAME)
+        self._keys = keys = ServedKeys(store, self.config, NAME)
         if keys.made:
             log.info("keys_made", directory=str(store.directory), identities=keys.made)
         self._found = replace(self._found, keys=store.directory)
@@ -299,24 +298,26 @@ class Up:
         return keys.authorization
 
     async def _apply_keys(self, keys: ServedKeys, server: NatsServer) -> None:
-        """Have the server use keys that were replaced, and restart the processes that have the old ones."""
+        """Have the server use the keys that are there now, and restart the processes that have old ones."""
         try:
-            changed = await asyncio.to_thread(keys.update)
+            changes = await asyncio.to_thread(keys.update)
         except UsageError as error:
             _warn(str(error))
             self._events.alert("critical", "key_unusable", f"{error}; until then the keys stay as they were")
             return
-        if not changed:
+        if not changes:
             return
         await server.reload(keys.authorization)
-        self._events.alert(
-            "info",
-            "keys_replaced",
-            f"new keys are in use for: {', '.join(sorted(changed))}; what has the old ones is restarted",
-            identities=sorted(changed),
-        )
+        if changes.new:
+            names = sorted(changes.new)
+            text = f"new keys are in use for: {', '.join(names)}; what has the old ones is restarted"
+            self._events.alert("info", "keys_replaced", text, identities=names)
+        if changes.revoked:
+            names = sorted(changes.revoked)
+            text = f"these keys were removed, and what was connected with them is cut off: {', '.join(names)}"
+            self._events.alert("info", "keys_revoked", text, identities=names)
         for child in self._children:
-            if identity_of(child.kind, child.name) in changed:
+            if identity_of(child.kind, child.name) in changes.new:
                 child.kill()
 
     async def _report_violations(self, server_log: ViolationLog, reports: ViolationReports) -> None:

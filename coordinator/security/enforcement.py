@@ -27,8 +27,8 @@ def export_users(config: ResolvedSwarm, store: KeyStore) -> str:
     Raises:
         UsageError: a key cannot be made or used.
     """
-    granted = identities(config)
-    store.ensure(*granted)
+    store.ensure(*identities(config))
+    granted = identities(config, store.added())
     return authorization(store.public_keys(granted), granted)
 
 

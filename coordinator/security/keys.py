@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from agents.runtime.process import memory_key_of
 from bus.errors import UsageError
-from bus.messages.subjects import DASHBOARD, WATCHDOG, Subjects
+from bus.messages.subjects import DASHBOARD, WATCHDOG, Subjects, check_name
 from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
 from coordinator.config.connection import Authentication
@@ -20,15 +21,20 @@ from coordinator.security.permissions import (
     observer_permissions,
     role_permissions,
     sandbox_permissions,
+    subscriber_permissions,
     voter_permissions,
 )
 
 __all__ = [
+    "ADDED_ROLES",
+    "OPERATOR",
     "UNNAMED",
+    "KeyChanges",
     "KeyStore",
     "ServedKeys",
     "authorization",
     "check_can_have_keys",
+    "check_voter",
     "identities",
     "identity_of",
     "key_environment",
@@ -44,6 +50,8 @@ UNNAMED = "clients without a key"
 MAX_KEY = 56
 """Characters of a public nkey."""
 ROLES = ("up", OPERATOR, WATCHDOG, "mirror", "metrics", DASHBOARD, "proxy")
+ADDED_ROLES = ("voter", "subscriber", OPERATOR)
+"""Roles of people and programs outside the swarm; their identities are `{role}-{name}`."""
 
 
 def check_can_have_keys(config: SwarmConfig) -> None:
@@ -75,6 +83,11 @@ class KeyStore:
         """
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (owner := self.directory.stat().st_uid) != os.geteuid():
+                raise UsageError(
+                    f"{self.directory}: belongs to another user (uid {owner}); expected a directory of the user who "
+                    "runs this: chown it, or use another --state-dir"
+                )
             self.directory.chmod(0o700)
             missing = [name for name in names if name != UNNAMED and not os.path.lexists(self.file(name))]
             for name in missing:
@@ -82,6 +95,18 @@ class KeyStore:
         except OSError as error:
             raise UsageError(f"{self.directory}: keys cannot be written there: {error.strerror}") from None
         return missing
+
+    def added(self) -> list[str]:
+        """The identities outside the swarm that have keys.
+
+        Raises:
+            UsageError: a file has a name that no such identity may have.
+        """
+        found = sorted(file.stem for role in ADDED_ROLES for file in self.directory.glob(f"{role}-*{KEY_SUFFIX}"))
+        for identity in found:
+            role, _, name = identity.partition("-")
+            check_name(name, f"key {self.file(identity)}: {role}")
+        return found
 
     def seed(self, identity: str) -> str:
         """An identity's seed.
@@ -100,31 +125,43 @@ class KeyStore:
         return {name: public_key_of(new_seed() if name == UNNAMED else self.seed(name)) for name in names}
 
 
+@dataclass(frozen=True, slots=True)
+class KeyChanges:
+    """Identities that have a new key, and those whose key was removed for good."""
+
+    new: frozenset[str] = frozenset()
+    revoked: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.revoked)
+
+
 class ServedKeys:
     """The keys that the server of a running swarm has, and those that its directory has now."""
 
-    def __init__(self, store: KeyStore, granted: Mapping[str, Permissions], fixed: str) -> None:
+    def __init__(self, store: KeyStore, config: ResolvedSwarm, fixed: str) -> None:
         """`fixed` is the identity of this process: its key stays as it is until it ends.
 
         Raises:
             UsageError: a key cannot be made or used.
         """
-        self.store, self._granted = store, granted
+        self.store, self._config = store, config
         self._fixed = (fixed, UNNAMED)
-        self.made = store.ensure(*granted)
-        self._public = store.public_keys(granted)
+        self.made = store.ensure(*identities(config))
+        self._granted = identities(config, store.added())
+        self._public = store.public_keys(self._granted)
         self._stamp = self._read_stamp()
-        self._replaced: dict[str, tuple[str, float]] = {}
-        """Public key -> its identity, and when it was replaced (monotonic seconds)."""
+        self._former: dict[str, tuple[str, float]] = {}
+        """Public key -> whose it was, and from when on attempts with it are reported (monotonic seconds)."""
 
     def owner(self, public_key: str) -> str | None:
         """Whose key it is, to be shown to a person; None: a process of ours that is about to get a new one."""
         for identity, key in self._public.items():
             if key == public_key:
                 return identity
-        if public_key in self._replaced:
-            identity, replaced_at = self._replaced[public_key]
-            return None if time.monotonic() - replaced_at < REPLACED_S else f"the replaced key of {identity}"
+        if public_key in self._former:
+            whose, reported_from = self._former[public_key]
+            return None if time.monotonic() < reported_from else whose
         return f"unknown key {public_key[:MAX_KEY]}" if public_key else UNNAMED
 
     @property
@@ -132,21 +169,27 @@ class ServedKeys:
         """The lines of the server's configuration."""
         return authorization(self._public, self._granted)
 
-    def update(self) -> set[str]:
-        """Take over what has changed in the directory, and make what is missing there; returns the changed identities.
+    def update(self) -> KeyChanges:
+        """Take over what has changed in the directory, and make what is missing there.
 
         Raises:
             UsageError: a key cannot be made or used; the keys stay as they were until the directory changes again.
         """
         if (stamp := self._read_stamp()) == self._stamp:
-            return set()
+            return KeyChanges()
         self._stamp = stamp
-        self.store.ensure(*self._granted)
-        found = self.store.public_keys(name for name in self._granted if name not in self._fixed)
-        changed = {name for name, key in found.items() if key != self._public[name]}
-        self._replaced |= {self._public[name]: (name, time.monotonic()) for name in changed}
-        self._public |= found
-        return changed
+        self.store.ensure(*identities(self._config))
+        granted = identities(self._config, self.store.added())
+        found = self.store.public_keys(name for name in granted if name not in self._fixed)
+        found |= {name: self._public[name] for name in self._fixed}
+        now = time.monotonic()
+        replaced = {name for name, key in self._public.items() if name in found and found[name] != key}
+        revoked = frozenset(self._public.keys() - found.keys())
+        self._former |= {self._public[name]: (f"the replaced key of {name}", now + REPLACED_S) for name in replaced}
+        self._former |= {self._public[name]: (f"the revoked key of {name}", now) for name in revoked}
+        new = frozenset(replaced | (found.keys() - self._public.keys()))
+        self._granted, self._public = granted, found
+        return KeyChanges(new, revoked)
 
     def _read_stamp(self) -> int:
         """Changes whenever a key file is made, replaced or removed."""
@@ -156,15 +199,45 @@ class ServedKeys:
             return 0
 
 
-def identities(config: ResolvedSwarm) -> dict[str, Permissions]:
-    """Identity -> what it may do, of every process of this swarm and of clients without a key."""
+def identities(config: ResolvedSwarm, added: Iterable[str] = ()) -> dict[str, Permissions]:
+    """Identity -> what it may do, of every process of this swarm, of clients without a key, and of the `added` ones.
+
+    Raises:
+        UsageError: an added voter has the name of an agent that the swarm runs.
+    """
     subjects = Subjects(config.swarm)
     found = {role: role_permissions(role, subjects) for role in ROLES}
     for sandbox in config.sandboxes:
         found[f"sandbox-{sandbox.name}"] = sandbox_permissions(sandbox.name, subjects)
     for agent in config.agents:
-        found[f"agent-{agent.spec.name}"] = _of_agent(config, agent, subjects)
+        role = "voter" if agent.external else "agent"
+        found[f"{role}-{agent.spec.name}"] = _of_agent(config, agent, subjects)
+    for identity in added:
+        if identity not in found:
+            found[identity] = _of_added(config, identity, subjects)
     return {**found, UNNAMED: observer_permissions(subjects)}
+
+
+def _of_added(config: ResolvedSwarm, identity: str, subjects: Subjects) -> Permissions:
+    role, _, name = identity.partition("-")
+    if role == "voter":
+        check_voter(config, name)
+        return voter_permissions(name, (), subjects)
+    return subscriber_permissions(subjects) if role == "subscriber" else role_permissions(role, subjects)
+
+
+def check_voter(config: ResolvedSwarm, name: str) -> None:
+    """Refuse a voter of this name outside the swarm if the swarm runs an agent of that name.
+
+    Raises:
+        UsageError: it does.
+    """
+    if any(agent.spec.name == name and not agent.external for agent in config.agents):
+        raise UsageError(
+            f"voter {name!r}: {config.file} has an agent of that name, which the swarm runs: a voter would publish as "
+            "that agent. Choose another name, or set external = true there and remove what runs it; "
+            f"`signalmesh keys revoke voter-{name}` removes a key that is there"
+        )
 
 
 def _of_agent(config: ResolvedSwarm, agent: ResolvedAgent, subjects: Subjects) -> Permissions:

@@ -1,18 +1,37 @@
-"""`keys list` and `keys rotate`: the key files of a state directory."""
+"""`signalmesh keys`: the key files of a state directory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bus.errors import UsageError
+from bus.messages.subjects import DASHBOARD, WATCHDOG, check_name
 from bus.nats.credentials import inbox_of, public_key_of
 from bus.nats.key_files import KEY_SUFFIX, new_seed, read_seed, write_seed
+from coordinator.config.settings import ResolvedSwarm
 from coordinator.reporting.tables import Column, console, print_table
-from coordinator.security.keys import KeyStore
+from coordinator.security.keys import ADDED_ROLES, OPERATOR, KeyStore, check_voter, identities
 
-__all__ = ["KeyInfo", "KeyList", "list_keys", "print_keys", "rotate_keys"]
+__all__ = ["KeyInfo", "KeyList", "add_key", "init_keys", "list_keys", "print_keys", "revoke_keys", "rotate_keys"]
+
+USED_BY = {
+    "up": "`signalmesh up`",
+    OPERATOR: "commands with this state directory",
+    WATCHDOG: "the watchdog and its standby",
+    "sandbox": "the host of sandbox {name}",
+    "agent": "agent {name}",
+    "voter": "a program outside the swarm that votes as {name}",
+    "subscriber": "a program outside the swarm that receives decisions",
+    "mirror": "the mirror",
+    "metrics": "the metrics role",
+    DASHBOARD: "the dashboard",
+    "proxy": "the fault proxy",
+}
+"""Role -> what has the key."""
+SECOND_OPERATOR = "a second operator: signalmesh --nats-nkey FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +39,9 @@ class KeyInfo:
     """A key file. `public_key` and `inbox`, the prefix of its user's inboxes, are empty if there is a `problem`."""
 
     identity: str
+    role: str = ""
+    """What its permissions are for, such as `agent` or `subscriber`."""
+    used_by: str = ""
     file: str
     public_key: str = ""
     inbox: str = ""
@@ -28,9 +50,61 @@ class KeyInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyList:
-    """`keys --json`: all keys of a state directory, or those that were replaced."""
+    """`keys --json`: all keys of a state directory, or those that were made, replaced or removed."""
 
     keys: tuple[KeyInfo, ...]
+
+
+def init_keys(config: ResolvedSwarm, state_dir: Path) -> KeyList:
+    """Make the keys of this swarm's processes that are missing.
+
+    Raises:
+        UsageError: a key cannot be made.
+    """
+    store = KeyStore(state_dir)
+    return KeyList(keys=tuple(_describe(store.file(name)) for name in store.ensure(*identities(config))))
+
+
+def add_key(config: ResolvedSwarm, state_dir: Path, name: str, role: str) -> KeyList:
+    """Make a key for a person or program outside the swarm; a running swarm admits it within a second.
+
+    Raises:
+        UsageError: the name is taken, reserved or malformed, or the file cannot be written.
+    """
+    check_name(name, f"keys add: {role}")
+    _files(state_dir, ())  # there are keys: --state-dir is the one that was meant
+    store, identity = KeyStore(state_dir), f"{role}-{name}"
+    if role == "voter":
+        check_voter(config, name)
+    if os.path.lexists(store.file(identity)):
+        raise UsageError(
+            f"keys add: {identity} has a key already, {store.file(identity)}: choose another name, or replace the "
+            f"key with `signalmesh keys rotate {identity}`"
+        )
+    store.ensure(identity)
+    return KeyList(keys=(_describe(store.file(identity)),))
+
+
+def revoke_keys(state_dir: Path, names: Sequence[str]) -> KeyList:
+    """Remove keys of people and programs outside the swarm; a running swarm cuts them off within a second.
+
+    Raises:
+        UsageError: there is no such key, the swarm's own processes need it, or its file cannot be removed.
+    """
+    files = _files(state_dir, names)
+    for file in files:
+        if not _is_added(file.stem):
+            raise UsageError(
+                f"keys revoke: {file.stem}: the swarm itself needs this key; `signalmesh keys rotate {file.stem}` "
+                "replaces it, and the old one is refused from then on"
+            )
+    removed = tuple(map(_describe, files))
+    for file in files:
+        try:
+            file.unlink()
+        except OSError as error:
+            raise UsageError(f"key {file}: cannot be removed: {error.strerror}") from None
+    return KeyList(keys=removed)
 
 
 def list_keys(state_dir: Path, names: Sequence[str] = ()) -> KeyList:
@@ -61,24 +135,48 @@ def _files(state_dir: Path, names: Sequence[str]) -> list[Path]:
     store = KeyStore(state_dir)
     known = {file.stem: file for file in sorted(store.directory.glob(f"*{KEY_SUFFIX}")) if file.name[0] != "."}
     if not known:
-        raise UsageError(
-            f'{store.directory}: there are no keys; a swarm with [nats] authentication = "keys" makes them at its start'
-        )
-    for name in names:
-        if name not in known:
-            raise UsageError(f"keys: {name}: there is no such key in {store.directory}; it has: {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(names)] or [*known.values()]
+        raise UsageError(f"{store.directory}: there are no keys; `signalmesh keys init` makes them, and `up` too")
+    found = [_identity(name, known, store.directory) for name in names]
+    return [known[identity] for identity in dict.fromkeys(found)] or [*known.values()]
+
+
+def _identity(name: str, known: Iterable[str], directory: Path) -> str:
+    """The identity that is called this, or the only added one whose name it is."""
+    if name in known:
+        return name
+    meant = [identity for identity in known if _is_added(identity) and identity.partition("-")[2] == name]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise UsageError(f"keys: {name}: there are several such keys: {', '.join(meant)}; name one of them")
+    raise UsageError(f"keys: {name}: there is no such key in {directory}; it has: {', '.join(known)}")
+
+
+def _is_added(identity: str) -> bool:
+    role, dash, _ = identity.partition("-")
+    return bool(dash) and role in ADDED_ROLES
 
 
 def _describe(file: Path) -> KeyInfo:
+    identity = file.stem
+    role, _, name = identity.partition("-")
+    used_by = SECOND_OPERATOR if name and role == OPERATOR else USED_BY.get(role, "nothing").format(name=name)
+    info = KeyInfo(identity=identity, role=role, used_by=used_by, file=str(file))
     try:
         public = public_key_of(read_seed(file))
     except UsageError as error:
-        return KeyInfo(identity=file.stem, file=str(file), problem=str(error))
-    return KeyInfo(identity=file.stem, file=str(file), public_key=public, inbox=inbox_of(public))
+        return replace(info, problem=str(error))
+    return replace(info, public_key=public, inbox=inbox_of(public))
 
 
 def print_keys(found: KeyList) -> None:
     """A table: seeds are never shown."""
-    rows = [[key.identity, key.public_key, key.problem] for key in found.keys]
-    print_table(console(), (Column("identity"), Column("public key"), Column("problem", 1)), rows)
+    columns = (
+        Column("identity"),
+        Column("role", 3),
+        Column("used by", 2),
+        Column("public key"),
+        Column("problem", 1),
+    )
+    rows = [[key.identity, key.role, key.used_by, key.public_key, key.problem] for key in found.keys]
+    print_table(console(), columns, rows)

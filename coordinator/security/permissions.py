@@ -19,6 +19,7 @@ __all__ = [
     "observer_permissions",
     "role_permissions",
     "sandbox_permissions",
+    "subscriber_permissions",
     "voter_permissions",
 ]
 
@@ -85,6 +86,11 @@ def sandbox_permissions(name: str, subjects: Subjects) -> Permissions:
 def observer_permissions(subjects: Subjects) -> Permissions:
     """Those of a client without a key: it receives the read side, and publishes nothing."""
     return Permissions(subscribe=(f"{subjects.ns}.>",), never_subscribe=(f"{subjects.ns}.control.>",))
+
+
+def subscriber_permissions(subjects: Subjects) -> Permissions:
+    """Those of a program that receives decisions, and nothing else."""
+    return Permissions(subscribe=(subjects.all_of("decision"),))
 
 
 def role_permissions(role: str, subjects: Subjects) -> Permissions:

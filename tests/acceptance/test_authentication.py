@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bus.errors import NotAdmitted
+from bus.errors import BusError, NotAdmitted
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import SEED_VARIABLE, Credentials
 from bus.nats.key_files import new_seed, read_seed, write_seed
@@ -211,11 +211,73 @@ async def test_keys_are_rotated_under_load_and_nothing_is_lost(tmp_path: Path):
             assert done.code == 0, done
 
 
+async def connect(swarm: Swarm, identity: str) -> NatsBus:
+    credentials = Credentials(nkey_seed=keys_of(swarm).seed(identity))
+    return await NatsBus.connect(swarm.url, swarm.name, identity, 1.0, credentials)
+
+
+@pytest.mark.slow
+async def test_a_subscriber_and_a_voter_are_admitted_until_they_are_revoked(tmp_path: Path):
+    async with Swarm(tmp_path, toml(speed=50)) as swarm:
+        made = await swarm.command("keys", "init", "--json")
+        assert (made.code, len(made.json["keys"])) == (0, len(AGENTS) + len(SANDBOXES) + 7)
+        before = await swarm.command("keys", "add", "early", "--role", "subscriber")
+        assert before.code == 0, before
+        subscriber = await swarm.up()
+        await subscriber.decided(2)
+        early = await connect(swarm, "subscriber-early")
+        [key] = (await swarm.command("keys", "add", "acme", "--role", "voter", "--json")).json["keys"]
+        assert (key["identity"], key["role"]) == ("voter-acme", "voter")
+        await subscriber.until("its key in use", lambda: _identities(subscriber, "keys_replaced") == {"voter-acme"})
+        voter = await connect(swarm, "voter-acme")
+        try:
+            received: list[str] = []
+            for subject in ("swarm.decision.>", "swarm.market.>", "swarm.heartbeat.*"):
+                await early.connection.subscribe_directly(subject, lambda actual, *_: received.append(actual))
+            await early.flush()
+            await subscriber.more_decisions(5)
+            await early.flush()
+            assert {subject.split(".")[1] for subject in received} == {"decision"}
+            stored = await voter.publish("in.swarm.signal.BTC-USD.acme", b"{}")
+            assert stored.sequence > 0
+            listed = (await swarm.command("keys", "list", "early", "acme", "--json")).json["keys"]
+            assert [(each["identity"], each["used_by"]) for each in listed] == [
+                ("subscriber-early", "a program outside the swarm that receives decisions"),
+                ("voter-acme", "a program outside the swarm that votes as acme"),
+            ]
+            assert listed[1]["public_key"] in (await swarm.command("keys", "export")).out
+            revoked = await swarm.command("keys", "revoke", "early", "acme")
+            assert revoked.code == 0, revoked
+            gone = {"subscriber-early", "voter-acme"}
+            await subscriber.until("an alert about it", lambda: _identities(subscriber, "keys_revoked") == gone)
+            for bus in (early, voter):
+                with pytest.raises(BusError):
+                    await bus.flush()
+            assert not keys_of(swarm).file("voter-acme").exists()
+        finally:
+            await early.close()
+            await voter.close()
+        refused_own = await swarm.command("keys", "revoke", "mirror")
+        assert (refused_own.code, "keys rotate mirror" in refused_own.err) == (2, True), refused_own
+
+
+def _identities(listener: Subscriber, code: str) -> set[str]:
+    return {name for alert in listener.alerts if alert["code"] == code for name in alert["detail"]["identities"]}
+
+
 async def test_keys_names_what_is_wrong(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         for arguments, problem in (
             (("list",), "there are no keys"),
             (("rotate",), "expected names, or --all"),
+            (("revoke",), "expected names"),
+            (("revoke", "acme"), "there are no keys; `signalmesh keys init` makes them"),
+            (("add",), "expected one name and --role"),
+            (("add", "acme"), "expected one name and --role"),
+            (("add", "acme", "--role", "subscriber"), "there are no keys; `signalmesh keys init` makes them"),
+            (("add", "acme", "--role", "agent"), "--role"),
+            (("init", "acme"), "expected no names"),
+            (("list", "--role", "voter"), "--role: expected with add alone"),
             (("rotate", "up", "--all"), "--all: expected with rotate, and without names"),
         ):
             done = await swarm.command("keys", *arguments)

@@ -12,6 +12,7 @@ from bus.nats.key_files import KEYS_VARIABLE, new_seed, write_seed
 from coordinator.config.loader import parse_swarm
 from coordinator.security.keys import (
     UNNAMED,
+    KeyChanges,
     KeyStore,
     ServedKeys,
     authorization,
@@ -63,7 +64,7 @@ def test_a_command_may_publish_what_its_table_declares():
 
 def test_an_external_agent_votes_and_listens():
     raw = {"agents": {"theirs": {"external": True}, "c": {"kind": "coordinator"}}}
-    allowed = identities(parse_swarm(raw, "x.toml", "").resolve())["agent-theirs"]
+    allowed = identities(parse_swarm(raw, "x.toml", "").resolve())["voter-theirs"]
     assert allowed.publish == ("in.swarm.signal.*.theirs", "in.swarm.sentiment.*.theirs", "swarm.heartbeat.theirs")
     assert (allowed.subscribe, allowed.never_subscribe) == (("swarm.>",), ("swarm.control.>",))
 
@@ -99,15 +100,15 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
 
 def test_replaced_keys_are_found_and_removed_ones_made_again(tmp_path):
     store, granted = KeyStore(tmp_path), identities(DEFAULT)
-    served = ServedKeys(store, granted, "up")
+    served = ServedKeys(store, DEFAULT, "up")
     assert set(served.made) == set(granted) - {UNNAMED}
     before = served.authorization
-    assert served.update() == set()
+    assert not served.update()
     write_seed(store.file("mirror"), new_seed())
     store.file("agent-coordinator").unlink()
     write_seed(store.file("up"), new_seed())
-    assert served.update() == {"mirror", "agent-coordinator"}
-    assert served.update() == set()
+    assert served.update() == KeyChanges(new=frozenset({"mirror", "agent-coordinator"}))
+    assert not served.update()
     after = served.authorization
     assert public_key_of(store.seed("mirror")) in after
     assert public_key_of(store.seed("mirror")) not in before
@@ -117,13 +118,62 @@ def test_replaced_keys_are_found_and_removed_ones_made_again(tmp_path):
 
 def test_a_replaced_key_that_cannot_be_used_changes_nothing(tmp_path):
     store = KeyStore(tmp_path)
-    served = ServedKeys(store, identities(DEFAULT), "up")
+    served = ServedKeys(store, DEFAULT, "up")
     before = served.authorization
     store.file("mirror").unlink()
     store.file("mirror").write_text("nonsense")
     with pytest.raises(UsageError, match=r"mirror\.nk"):
         served.update()
-    assert served.update() == set()  # reported once
+    assert not served.update()  # reported once
     assert served.authorization == before
     write_seed(store.file("mirror"), new_seed())
-    assert served.update() == {"mirror"}
+    assert served.update() == KeyChanges(new=frozenset({"mirror"}))
+
+
+def test_keys_outside_the_swarm_are_served_until_they_are_removed(tmp_path):
+    store = KeyStore(tmp_path)
+    served = ServedKeys(store, DEFAULT, "up")
+    store.ensure("subscriber-acme", "voter-theirs", "operator-ann")
+    assert store.added() == ["operator-ann", "subscriber-acme", "voter-theirs"]
+    assert served.update() == KeyChanges(new=frozenset(store.added()))
+    key = public_key_of(store.seed("subscriber-acme"))
+    assert f"nkey: {key}" in served.authorization
+    assert served.owner(key) == "subscriber-acme"
+    assert f"nkey: {key}" in ServedKeys(store, DEFAULT, "up").authorization, "also after a restart"
+    store.file("subscriber-acme").unlink()
+    assert served.update() == KeyChanges(revoked=frozenset({"subscriber-acme"}))
+    assert key not in served.authorization
+    assert served.owner(key) == "the revoked key of subscriber-acme", "what tries it again is reported at once"
+    store.file("voter-theirs").unlink()
+    store.ensure("subscriber-acme")
+    assert served.update() == KeyChanges(frozenset({"subscriber-acme"}), frozenset({"voter-theirs"}))
+
+
+def test_a_subscriber_receives_decisions_and_a_voter_publishes_its_votes():
+    granted = identities(DEFAULT, ["subscriber-acme", "voter-theirs", "operator-ann"])
+    acme = granted["subscriber-acme"]
+    assert (acme.publish, acme.subscribe, acme.answers) == ((), ("swarm.decision.>",), False)
+    votes = ("in.swarm.signal.*.theirs", "in.swarm.sentiment.*.theirs")
+    assert granted["voter-theirs"].publish == (*votes, "swarm.heartbeat.theirs")
+    assert granted["operator-ann"] == granted["operator"]
+
+
+def test_no_added_voter_has_the_name_of_an_agent_of_the_swarm(tmp_path):
+    store = KeyStore(tmp_path)
+    store.ensure("voter-coordinator")
+    with pytest.raises(UsageError, match="voter 'coordinator': built-in defaults has an agent of that name"):
+        ServedKeys(store, DEFAULT, "up")
+
+
+def test_a_file_whose_name_no_identity_may_have_is_refused(tmp_path):
+    store = KeyStore(tmp_path)
+    store.ensure("voter-a b")
+    with pytest.raises(UsageError, match=r"voter-a b\.nk: voter 'a b': expected 1 to 64"):
+        store.added()
+
+
+def test_a_directory_of_others_is_refused(tmp_path, monkeypatch):
+    KeyStore(tmp_path).ensure("up")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(UsageError, match=r"keys: belongs to another user \(uid \d+\); .*--state-dir"):
+        KeyStore(tmp_path).ensure("mirror")

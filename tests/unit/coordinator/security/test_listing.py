@@ -7,8 +7,12 @@ import pytest
 
 from bus.errors import UsageError
 from bus.nats.credentials import public_key_of
+from coordinator.config.loader import parse_swarm
 from coordinator.security.keys import KeyStore
-from coordinator.security.listing import list_keys, rotate_keys
+from coordinator.security.listing import add_key, init_keys, list_keys, revoke_keys, rotate_keys
+
+EXTERNAL = {"agents": {"theirs": {"external": True}, "c": {"kind": "coordinator"}}}
+SWARM = parse_swarm(EXTERNAL, "x.toml", "").resolve()
 
 
 def test_no_seed_is_listed(tmp_path):
@@ -50,3 +54,63 @@ def test_an_unknown_name_and_an_empty_directory_are_refused(tmp_path):
     KeyStore(tmp_path).ensure("up")
     with pytest.raises(UsageError, match=r"keys: mirrow: there is no such key in .*; it has: up"):
         rotate_keys(tmp_path, ["mirrow"])
+
+
+def test_init_makes_what_is_missing_once(tmp_path):
+    made = {key.identity: key for key in init_keys(SWARM, tmp_path).keys}
+    assert (made["voter-theirs"].role, made["agent-c"].role) == ("voter", "agent")
+    assert made["agent-c"].used_by == "agent c"
+    assert {key.problem for key in made.values()} == {""}
+    assert init_keys(SWARM, tmp_path).keys == ()
+    KeyStore(tmp_path).file("mirror").unlink()
+    assert [key.identity for key in init_keys(SWARM, tmp_path).keys] == ["mirror"]
+
+
+def test_a_key_is_added_rotated_and_revoked_by_its_name(tmp_path):
+    init_keys(SWARM, tmp_path)
+    [acme] = add_key(SWARM, tmp_path, "acme", "subscriber").keys
+    assert (acme.identity, acme.role) == ("subscriber-acme", "subscriber")
+    assert KeyStore(tmp_path).file("subscriber-acme").stat().st_mode & 0o777 == 0o600
+    [rotated] = rotate_keys(tmp_path, ["acme"]).keys
+    assert rotated.public_key != acme.public_key
+    add_key(SWARM, tmp_path, "acme", "operator")
+    with pytest.raises(UsageError, match="several such keys: operator-acme, subscriber-acme; name one"):
+        revoke_keys(tmp_path, ["acme"])
+    assert [key.identity for key in revoke_keys(tmp_path, ["subscriber-acme"]).keys] == ["subscriber-acme"]
+    assert not KeyStore(tmp_path).file("subscriber-acme").exists()
+    assert [key.identity for key in revoke_keys(tmp_path, ["acme"]).keys] == ["operator-acme"]
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "problem"),
+    [
+        ("", "subscriber", "keys add: subscriber '': expected 1 to 64"),
+        ("a.b", "subscriber", "expected 1 to 64"),
+        ("watchdog", "voter", "this name is reserved"),
+        ("c", "voter", "x.toml has an agent of that name"),
+        ("theirs", "voter", "voter-theirs has a key already"),
+        ("taken", "subscriber", "subscriber-taken has a key already, .*: choose another name"),
+    ],
+)
+def test_a_name_that_cannot_be_added_is_refused(tmp_path, name, role, problem):
+    init_keys(SWARM, tmp_path)
+    add_key(SWARM, tmp_path, "taken", "subscriber")
+    before = sorted(KeyStore(tmp_path).directory.iterdir())
+    with pytest.raises(UsageError, match=problem):
+        add_key(SWARM, tmp_path, name, role)
+    assert sorted(KeyStore(tmp_path).directory.iterdir()) == before
+
+
+def test_keys_of_the_swarms_processes_are_not_revoked(tmp_path):
+    init_keys(SWARM, tmp_path)
+    add_key(SWARM, tmp_path, "acme", "subscriber")
+    for name in ("mirror", "operator", "agent-c"):
+        with pytest.raises(UsageError, match=f"keys revoke: {name}: the swarm itself needs this key; .*keys rotate"):
+            revoke_keys(tmp_path, ["acme", name])
+    assert KeyStore(tmp_path).file("subscriber-acme").exists(), "all or none"
+
+
+def test_nothing_is_added_where_there_are_no_keys(tmp_path):
+    with pytest.raises(UsageError, match="there are no keys; `signalmesh keys init` makes them"):
+        add_key(SWARM, tmp_path, "acme", "subscriber")
+    assert not KeyStore(tmp_path).directory.exists()
