@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
-from coordinator.cli.options import STATE_DIR, AgentCount, ConfigFile, Json, StateDir, print_json
+from coordinator.cli.options import (
+    STATE_DIR,
+    AgentCount,
+    AuthenticationOption,
+    ConfigFile,
+    Json,
+    Nats,
+    StateDir,
+    Swarm,
+    print_json,
+)
 
 if TYPE_CHECKING:
+    from coordinator.config.connection import Authentication
     from coordinator.config.settings import ResolvedSwarm
     from coordinator.runner.run_record import Run
     from coordinator.security.listing import KeyList
@@ -29,6 +40,23 @@ def keys(
         typer.Option(help="With add: votes under its name, receives decisions alone, or may do everything."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="With rotate: replace every key.")] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIRECTORY",
+            help="With init: write a directory for each process there, as for containers, and the users for a server, "
+            "which reads them again if it runs at --nats.",
+        ),
+    ] = None,
+    hosts: Annotated[
+        int,
+        typer.Option(
+            min=0, max=100, help="With --to: how many hosts of each sandbox have a key, for `sandbox --replica --keys`."
+        ),
+    ] = 0,
+    authentication: AuthenticationOption = None,
+    nats: Nats = None,
+    swarm: Swarm = None,
     config: ConfigFile = None,
     agents: AgentCount = None,
     state_dir: StateDir = STATE_DIR,
@@ -40,11 +68,18 @@ def keys(
     swarm, `revoke` removes it. A running swarm uses changed keys within a second. `export` prints a block of
     nats-server's configuration, for a server of others.
     """
+    from dataclasses import replace
+
     from coordinator.runner.run_record import read_run
     from coordinator.security import listing
 
     named = tuple(names or ())
     _check_arguments(action, named, role, everything=everything, json=json)
+    _check_directory(action, to, hosts, json=json)
+    if to is not None:
+        wanted = _swarm(config, agents)
+        _share(replace(wanted, swarm=swarm or wanted.swarm), state_dir, to, hosts, authentication, nats)
+        raise typer.Exit(EXIT_DONE)
     if action == "export":
         from coordinator.security.enforcement import export_users
         from coordinator.security.keys import KeyStore
@@ -99,12 +134,49 @@ def _check_arguments(action: Action, named: tuple[str, ...], role: str | None, *
         raise UsageError("keys export: expected no names and no --json: it prints all users, as nats-server reads them")
 
 
+def _check_directory(action: Action, to: Path | None, hosts: int, *, json: bool) -> None:
+    """Refuse --to and --hosts where they mean nothing.
+
+    Raises:
+        UsageError: they do not fit the action.
+    """
+    if to is not None and (action != "init" or json):
+        raise UsageError("--to: expected with init, and without --json")
+    if to is None and hosts:
+        raise UsageError("--hosts: expected with --to; `up` runs one host of each sandbox")
+
+
 def _swarm(config: Path | None, agents: int | None) -> ResolvedSwarm:
     from coordinator.config.loader import load_swarm
     from coordinator.config.overrides import Overrides
     from coordinator.runner.preflight import check_agents
 
     return check_agents(load_swarm(config, Overrides(agents=agents)))
+
+
+def _share(
+    config: ResolvedSwarm,
+    state_dir: Path,
+    to: Path,
+    hosts: int,
+    authentication: Authentication | None,
+    nats: str | None,
+) -> None:
+    from bus.observability.logging import set_up_logs
+    from bus.utils.aio import run_to_end
+    from coordinator.security.keys import KeyStore
+    from coordinator.security.shares import make_keys, reload_server, write_shares
+
+    set_up_logs("error")
+    store = KeyStore(state_dir)
+    is_open = (authentication or config.nats.authentication) == "open"
+    made = make_keys(config, store, hosts=hosts)
+    write_shares(config, store, to, hosts=hosts, is_open=is_open)
+    typer.echo(f"made {len(made)} keys in {store.directory}, and wrote what each process needs to {to}")
+    if is_open:
+        typer.echo("warning: the server is open: whoever reaches its port may do everything", err=True)
+    if nats is not None:
+        typer.echo(run_to_end(reload_server(nats, store)))
 
 
 def _remarks(action: Action, found: KeyList, run: Run | None, state_dir: Path) -> list[str]:

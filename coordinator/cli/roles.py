@@ -35,6 +35,15 @@ def sandbox(
             help="Run one of several hosts of this sandbox, each on its own machine or in its own container.",
         ),
     ] = False,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            metavar="DIRECTORY",
+            envvar="SIGNALMESH_HOST_KEYS",
+            help="With --replica: take the first key there that no other host on this machine uses, and its name.",
+        ),
+    ] = None,
     agents_nats_url: Annotated[
         str | None,
         typer.Option(
@@ -61,12 +70,15 @@ def sandbox(
     log_level: LogLevel = "info",
 ) -> None:
     """Role: sandbox host; starts and ends agent processes on its machine."""
+    from bus.errors import UsageError
     from bus.messages.subjects import check_name
     from bus.nats.urls import check_url
     from coordinator.runner.entrypoints import ProviderInfo, run_sandbox
     from coordinator.sandboxes.handoff import read_payload
 
     check_name(name, "sandbox")
+    if keys is not None and not replica:
+        raise UsageError("--keys: expected together with --replica; a host without it connects with --nats-nkey")
     if credentials_stdin:
         payload = read_payload()
         where = None if files is None else str(files.resolve())
@@ -86,7 +98,9 @@ def sandbox(
     if agents_nats_url is not None:
         check_url(agents_nats_url, "--agents-nats-url")
     url = role_url(nats, state_dir)
-    raise typer.Exit(run_sandbox(name, url, target.swarm, log_level, replica=replica, agents_url=agents_nats_url))
+    raise typer.Exit(
+        run_sandbox(name, url, target.swarm, log_level, replica=replica, keys=keys, agents_url=agents_nats_url)
+    )
 
 
 def agent(

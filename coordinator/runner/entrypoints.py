@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -26,6 +26,7 @@ from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
 from coordinator.runner.preflight import inspect_users_classes, read_traits
 from coordinator.sandboxes.environment import drop_key
+from coordinator.security.shares import claim_host_key
 from coordinator.telemetry.otel_env_check import log_wrong_variables
 
 log = structlog.get_logger("signalmesh")
@@ -51,11 +52,13 @@ def run_sandbox(
     log_level: str,
     *,
     replica: bool = False,
+    keys: Path | None = None,
     agents_url: str | None = None,
     provided: ProviderInfo | None = None,
     credentials: Credentials | None = None,
 ) -> int:
-    """Run the host of sandbox `name` until a signal ends it; a `replica` is one of several, under a name of its own.
+    """Run the host of sandbox `name` until a signal ends it; a `replica` is one of several, under a name of its own:
+    that of its key, if there is a directory of `keys`.
 
     Its agents connect to `agents_url`, by default to the same server. `provided` is set if a provider has created the
     sandbox.
@@ -67,15 +70,17 @@ def run_sandbox(
     set_up_logs(log_level)
     log_wrong_variables()
     drop_key()
+    signing = ("nkeys",) if keys is not None or (credentials or credentials_from()).nkey_seed else ()
+    fork_server = ForkServer(("coordinator.decisions.agent", *signing, *modules_to_preload(os.environ)))
+    fork_server.fork()
     group, provider = (name, "joined") if replica else (None, "local")
-    if replica:
+    if keys is not None:
+        key = claim_host_key(keys, name)  # after the fork: a child would keep it locked
+        name, credentials = key.name, replace(credentials_from(), creds="", nkey_seed=key.seed)
+    elif replica:
         name = check_name(f"{name}-{MACHINE}", "sandbox")
     if provided is not None:
         group, provider, name = name, provided.provider, check_name(provided.host, "sandbox")
-
-    signing = ("nkeys",) if (credentials or credentials_from()).nkey_seed else ()
-    fork_server = ForkServer(("coordinator.decisions.agent", *signing, *modules_to_preload(os.environ)))
-    fork_server.fork()
 
     async def serve() -> None:
         bus = await NatsBus.connect(url, swarm, f"sandbox {name}", None, credentials)
@@ -115,8 +120,6 @@ def run_agent(name: str, url: str, config_file: Path | None, swarm: str | None, 
         raise UsageError(f"agent {name!r} is external in {config.file}: its own program runs it")
     spec = settings.spec
     if swarm is not None and swarm != spec.swarm:
-        from dataclasses import replace
-
         spec = replace(spec, swarm=swarm)
     return run_incarnation(Incarnation(spec=spec, url=url, sandbox=sandbox, log_level=log_level))
 

@@ -31,7 +31,7 @@ OWN = {
     TRAITS_VARIABLE: "Internal: `up` passes the kinds of the users' classes to the watchdog. Do not set it.",
     CACHE_VARIABLE: "Directory for parsed candle files. `up` sets it to `cache` in its state directory. Without it: "
     "`signalmesh` in `$XDG_CACHE_HOME` or in `~/.cache`.",
-    KEYS_VARIABLE: "Internal: `up` gives the watchdog the directory with the keys of the agents. Do not set it.",
+    KEYS_VARIABLE: "The directory with the keys of the agents, for the watchdog; `up` sets it.",
     LISTENER_VARIABLE: "Internal: `up` gives a child the number of a listening socket. Do not set it.",
 }
 E2B = {
