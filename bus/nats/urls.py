@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 from bus.errors import UsageError
 
-__all__ = ["check_url", "is_websocket", "redacted_url", "urls_of"]
+__all__ = ["check_url", "is_same_server", "is_websocket", "redacted_url", "urls_of"]
 
+DEFAULT_PORT = 4222
 WEBSOCKET = ("ws", "wss")
 
 
@@ -20,6 +21,19 @@ def urls_of(url: str) -> list[str]:
 def is_websocket(url: str) -> bool:
     """Whether `url` names a server's WebSocket port."""
     return any(one.partition("://")[0] in WEBSOCKET for one in urls_of(url))
+
+
+def is_same_server(one: str, other: str) -> bool:
+    """Whether two addresses without a user are of the same server or cluster; `localhost` is 127.0.0.1."""
+    return "@" not in one + other and _places(one) == _places(other)
+
+
+def _places(url: str) -> set[tuple[str, str, int]]:
+    parts = [urlsplit(each if "://" in each else f"nats://{each}") for each in urls_of(url)]
+    return {
+        (part.scheme, "127.0.0.1" if part.hostname == "localhost" else str(part.hostname), part.port or DEFAULT_PORT)
+        for part in parts
+    }
 
 
 def redacted_url(url: str) -> str:

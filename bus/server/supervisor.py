@@ -30,6 +30,7 @@ from bus.utils.file_lock import take_lock
 from bus.utils.processes import die_with_parent
 
 __all__ = [
+    "DIRECTORY",
     "NatsServer",
     "ServerDied",
     "ServerEvent",
@@ -40,6 +41,8 @@ __all__ = [
     "server_version",
 ]
 
+DIRECTORY = "nats"
+"""Relative to the state directory."""
 DEFAULT_PORT = 4222
 START_TIMEOUT_S = 30.0
 """A server with a large store needs time to recover it; one that cannot start usually exits at once."""
@@ -114,7 +117,7 @@ class NatsServer:
         self._durability, self._authorization = durability, authorization
         self._settings = ""
         """The configuration of the last start, without users."""
-        self._directory = state_dir / "nats"  # made absolute in `start`: reading the working directory blocks
+        self._directory = state_dir / DIRECTORY  # made absolute in `start`: reading the working directory blocks
         self._log_from = 0
         self._name = f"signalmesh-{secrets.token_hex(4)}"  # distinguishes it from another server on the same port
         self._lock: IO[str] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,12 @@ AuthenticationOption = Annotated[
     typer.Option(
         "--authentication",
         envvar="SIGNALMESH_AUTHENTICATION",
-        help="How the server admits clients; default: nats.authentication in swarm.toml, or open.",
+        help="How the server admits clients; default: as swarm.toml says, or keys on the embedded server.",
     ),
+]
+Open = Annotated[
+    bool,
+    typer.Option("--open", help="Admit every client without a key: short for --authentication open."),
 ]
 STATE_DIR = Path(".signalmesh")
 T = TypeVar("T")
@@ -90,6 +95,7 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None, config: Pa
     Raises:
         UsageError: --state-dir names a directory without a swarm, or a file cannot be read.
     """
+    from bus.nats.urls import check_url, is_same_server
     from coordinator.runner.run_record import read_run
 
     run = read_run(state_dir)
@@ -99,7 +105,7 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None, config: Pa
             raise UsageError(f"--state-dir {state_dir}: there is no such directory; expected one that `up` has created")
         raise NoSwarmThere(str(state_dir))
     url = nats or (run.url if run else DEFAULT_URL)
-    if nats not in (None, run.url if run else None):
+    if nats is not None and run is not None and not is_same_server(check_url(nats), run.url):
         run = None
     if run is not None and run.authentication == "keys":
         from coordinator.security.keys import use_operator_key
@@ -133,6 +139,8 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
         bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
         try:
             return await _unless_denied(bus, work(bus))
+        except PermissionDenied as error:
+            raise PermissionDenied(f"{error}{hint_at_key(target.url)}") from None
         except Refused as error:
             if error.code != 10059:
                 raise
@@ -146,6 +154,18 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     with contextlib.suppress(KeyboardInterrupt):
         return run_to_end(connected())
     raise typer.Exit(130)
+
+
+def hint_at_key(url: str) -> str:
+    """Where to get the key that a swarm's server asks for, to append to an error; empty if this process has one."""
+    from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE
+
+    if "@" in url or os.environ.get(SEED_VARIABLE) or os.environ.get(CREDS_VARIABLE):
+        return ""
+    return (
+        ". If that is a swarm with keys, name its state directory (--state-dir DIR), or its operator's key before the "
+        "command (signalmesh --nats-nkey DIR/keys/operator.nk ...)"
+    )
 
 
 async def _unless_denied(bus: NatsBus, work: Awaitable[T]) -> T:

@@ -20,6 +20,7 @@ from coordinator.cli.options import (
     Json,
     LogLevel,
     Nats,
+    Open,
     StateDir,
     print_json,
 )
@@ -91,6 +92,7 @@ def up(
         ),
     ] = None,
     authentication: AuthenticationOption = None,
+    open_: Open = False,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Run no dashboard.")] = False,
     json: Json = False,
     log_level: LogLevel = "info",
@@ -115,6 +117,8 @@ def up(
         raise UsageError(f"--speed {speed}: expected 0 or more candles per second")
     if for_s is not None and not for_s > 0:
         raise UsageError(f"--for {for_s}: expected more than 0 seconds")
+    if open_ and authentication == "keys":
+        raise UsageError("--open: expected without --authentication keys and SIGNALMESH_AUTHENTICATION=keys")
     loaded = load_swarm(config, Overrides(agents=agents, speed=speed))
     offer_bus_credentials(config)
     options = UpOptions(
@@ -130,7 +134,7 @@ def up(
         fault_proxy=fault_proxy,
         public_url=public_nats,
         dashboard=not no_dashboard,
-        authentication=authentication,
+        authentication="open" if open_ else authentication,
     )
     if (clash := find_clash()) is not None:
         if clash.fatal:

@@ -18,7 +18,7 @@ from agents.runtime.output_rate import MAX_OUTPUTS_PER_S
 from agents.spec import AgentSpec, ClassTraits, load_class
 from bus.errors import ConfigError, UsageError
 from bus.server.config import Durability
-from coordinator.config.connection import Authentication
+from coordinator.config.connection import AuthenticationSetting
 from coordinator.config.convert import convert, similar
 from coordinator.config.e2b import E2bSettings
 from coordinator.config.secrets import SecretSettings
@@ -222,12 +222,12 @@ class AlertSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatsSettings:
-    """How the embedded server admits clients."""
+    """How the server admits clients."""
 
-    authentication: Authentication = "open"
+    authentication: AuthenticationSetting = "auto"
     """`keys`: each process has a key of its own, and the server lets it publish and subscribe to its own subjects
     alone; a client without a key receives the read side, and publishes nothing. `open`: whoever reaches the port may do
-    everything."""
+    everything. `auto`: `keys` on the embedded server; on a server of `--nats` what its own configuration has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,37 +6,59 @@ from pathlib import Path
 
 from bus.errors import BusError, UsageError
 from bus.nats.key_files import KEY_SUFFIX, read_seed
-from coordinator.reporting.findings import Finding, error, ok
+from coordinator.config.settings import SwarmConfig
+from coordinator.reporting.findings import Finding, error, ok, warning
 from coordinator.runner.run_record import Run
+from coordinator.security.admission import admission_of
 from coordinator.security.enforcement import check_enforced
 from coordinator.security.keys import KeyStore, use_operator_key
 
 __all__ = ["check_keys", "check_keys_enforced"]
 
 CHECK = "authentication"
+FOREIGN = "who may publish and read is up to the configuration of that server; keys are used with --authentication keys"
 AGENT = "agent-"
 
 
-def check_keys(state_dir: Path, run: Run | None) -> Finding:
-    """Whether a run has authentication, and whether each key file of the state directory can be used."""
+def check_keys(state_dir: Path, run: Run | None, config: SwarmConfig, *, foreign: bool) -> Finding:
+    """Whether the swarm has authentication, and whether each key file of the state directory can be used.
+
+    `run` is the running swarm, None if none runs; `foreign`: its server is not the embedded one.
+    """
     files = sorted(KeyStore(state_dir).directory.glob(f"*{KEY_SUFFIX}"))
     for file in files:
         try:
             read_seed(file)
         except UsageError as problem:
             return error(CHECK, str(problem), "")  # its text has the remedy
-    if run is None or run.authentication == "open":
-        what = "the server of the last run had" if run is None or not run.alive() else "the server of this swarm has"
-        if run is None and files:
-            return ok(CHECK, f"{len(files)} key files, each of this user alone")
-        if run is None:
-            return ok(CHECK, 'no keys: a swarm has them with [nats] authentication = "keys"')
-        return ok(CHECK, f'{what} none: whoever reaches its port may do everything; [nats] authentication = "keys"')
+    if run is None:
+        return _configured(config, len(files), foreign=foreign)
+    if run.authentication == "open":
+        if foreign:
+            return ok(CHECK, FOREIGN)
+        remedy = "start the swarm again without --open and without [nats] authentication: each process then has a key"
+        return warning(CHECK, f"open: whoever reaches {run.url} may do everything", remedy)
     try:
         use_operator_key(state_dir, run.authentication)
     except UsageError as problem:
         return error(CHECK, str(problem), "")
     return ok(CHECK, f"by keys: {len(files)} key files, each of this user alone")
+
+
+def _configured(config: SwarmConfig, files: int, *, foreign: bool) -> Finding:
+    """How the next `up` would admit clients."""
+    try:
+        admission = admission_of(config, None, foreign=foreign)
+    except UsageError as problem:
+        return error(CHECK, str(problem), "")
+    if foreign and admission.authentication == "open":
+        return ok(CHECK, FOREIGN)
+    if admission.authentication == "open":
+        return warning(
+            CHECK, f"open ({admission.reason}): whoever reaches the port may do everything", admission.remedy
+        )
+    there = f"{files} key files, each of this user alone" if files else "`up` makes them"
+    return ok(CHECK, f"by keys: {there}")
 
 
 async def check_keys_enforced(url: str, swarm: str, state_dir: Path) -> Finding:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from bus.errors import BusError, ConfigError, NotAdmitted, TlsFault
 from bus.nats.bus import NatsBus
-from bus.nats.urls import check_url, redacted_url, urls_of
+from bus.nats.urls import check_url, is_same_server, redacted_url, urls_of
 from bus.utils.terminal import escape_control
 from coordinator.certify.leftovers import check_earlier_runs
 from coordinator.config.connection import CONNECT_S, DEFAULT_URL
@@ -59,14 +59,15 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     running = run is not None and run.alive()
     config, about_config = await asyncio.to_thread(check_config, config_file or _recorded_config(run), cwd)
     used = config or parse_swarm({}, BUILT_IN, "")
-    if running and run is not None and nats in (None, run.url):
-        used = replace(used, swarm=run.swarm)
+    meant = run if run is not None and running and (nats is None or is_same_server(nats, run.url)) else None
+    if meant is not None:
+        used = replace(used, swarm=meant.swarm)
     url = nats or (run.url if running and run is not None else DEFAULT_URL)
-    embedded = nats is None and not (running and run is not None and run.child("nats-server") is None)
+    embedded = nats is None if meant is None else meant.child("nats-server") is not None
     findings = await asyncio.to_thread(check_versions, embedded=embedded)
     findings += [about_config, record]
     findings.append(await asyncio.to_thread(check_permissions, state_dir))
-    findings.append(await asyncio.to_thread(check_keys, state_dir, run if nats in (None, run and run.url) else None))
+    findings.append(await asyncio.to_thread(check_keys, state_dir, meant, used, foreign=not embedded))
     findings += await asyncio.to_thread(check_locks, state_dir, run)
     findings.append(await asyncio.to_thread(check_leftovers, run))
     findings.append(await asyncio.to_thread(check_disk, state_dir, used))

@@ -61,11 +61,17 @@ from coordinator.runner.proxy_role import open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import alert_external_durability, report_server_event, warn_of_deleted_stream
 from coordinator.sandboxes.provider_client import plan_provider
+from coordinator.security.admission import (
+    Admission,
+    admission_of,
+    describe_new_keys,
+    foreign_remark,
+    is_from_before_keys,
+)
 from coordinator.security.enforcement import EXPORT, check_enforced
 from coordinator.security.keys import (
     KeyStore,
     ServedKeys,
-    check_can_have_keys,
     identity_of,
     key_environment,
 )
@@ -209,7 +215,7 @@ class Up:
         self._tasks: list[asyncio.Task[Any]] = []
         self._children: list[ChildProcess] = []
         self._denied: frozenset[Denial] = frozenset()
-        self._authentication: Authentication = options.authentication or config.nats.authentication
+        self._admission: Admission
         self._credentials: Credentials | None = None
         """None: the environment's."""
         self._keys: ServedKeys | None = None
@@ -237,10 +243,10 @@ class Up:
 
     async def _prepare(self) -> None:
         """Check what can be checked before anything runs, and take the state directory."""
+        options = self._options
+        self._admission = admission_of(self.config, options.authentication, foreign=options.url is not None)
         for problem in check_variables(os.environ):
             _warn(problem)
-        if self._authentication == "keys":
-            check_can_have_keys(self.config)
         provider = await plan_provider(self.config, self._options.public_url, self._options.url)
         webhook = await asyncio.to_thread(webhook_of, self.config)
         os.environ.pop(WEBHOOK_VARIABLE, None)  # a secret: only for the metrics role
@@ -259,7 +265,7 @@ class Up:
     async def _start_server(self) -> None:
         """Start nats-server, unless another one is named, and connect."""
         options = self._options
-        users = await asyncio.to_thread(self._admit_users) if self._authentication == "keys" else ""
+        users = await asyncio.to_thread(self._admit_users) if self._admission.authentication == "keys" else ""
         if options.url is None:
             self._server = NatsServer(
                 options.state_dir, port=options.port, durability=self.config.stream.durability, authorization=users
@@ -271,6 +277,7 @@ class Up:
             self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
         else:
             self.url = options.url
+        self._describe_admission()
         try:
             self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME, credentials=self._credentials)
         except NotAdmitted:
@@ -287,10 +294,23 @@ class Up:
             if denied := await self._find_denied(quiet=not remark):
                 raise PermissionDenied(describe_denials(denied))
 
+    def _describe_admission(self) -> None:
+        """Say who may do what, if that is not each process by its key."""
+        if self._keys is not None:
+            return
+        if self._server is None:
+            _say(foreign_remark(self.url))
+        else:
+            _warn(self._admission.warning(self.url))
+
     def _admit_users(self) -> str:
         """Make the keys that are missing; returns the lines of the server's configuration about its users."""
         store = KeyStore(self._options.state_dir)
+        upgraded = self._options.url is None and is_from_before_keys(self._options.state_dir)
         self._keys = keys = ServedKeys(store, self.config, NAME)
+        if upgraded:
+            external = [agent.spec.name for agent in self.config.agents if agent.external]
+            _say(describe_new_keys(store, keys.made, external, self._options.state_dir))
         if keys.made:
             log.info("keys_made", directory=str(store.directory), identities=keys.made)
         self._found = replace(self._found, keys=store.directory)
@@ -351,7 +371,7 @@ class Up:
             self._found = replace(self._found, mirror=usable)
             if restored:
                 log.warning("stream_restored", text=restored)
-                print(f"signalmesh: {escape_control(restored)}", file=sys.stderr)
+                _say(restored)
         for notice in await ensure_streams(self.bus, limits):
             _warn(notice)
         self._found = replace(self._found, stored=(await self.bus.bounds()).last)
@@ -411,7 +431,7 @@ class Up:
                 self.config.file,
                 known,
                 agents,
-                self._authentication,
+                self._admission.authentication,
             )
         except OSError as error:
             log.warning("record_not_written", problem=str(error))
@@ -493,6 +513,10 @@ class Up:
             self._lock.close()
 
 
+def _say(text: str) -> None:
+    print(f"signalmesh: {escape_control(text)}", file=sys.stderr)
+
+
 def _warn(text: str) -> None:
     print(f"warning: {escape_control(text)}", file=sys.stderr)
 
@@ -536,7 +560,7 @@ async def run_up(
         launcher.stop()
         await end_orphans()
     if ending is not None:
-        print(f"signalmesh: {escape_control(ending)}", file=sys.stderr)
+        _say(ending)
     for problem in problems:
-        print(f"signalmesh: {escape_control(problem)}", file=sys.stderr)
+        _say(problem)
     return EXIT_FAILED if problems else EXIT_DONE

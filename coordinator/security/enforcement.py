@@ -59,5 +59,5 @@ async def check_enforced(url: str, swarm: str, agents: Iterable[str], store: Key
         if allowed:
             raise UsageError(
                 f"the server at {redacted_url(url)} lets {identity} {', '.join(allowed)}: it does not enforce "
-                f"the permissions of the keys. {EXPORT[0].upper()}{EXPORT[1:]}, or start with --authentication open"
+                f"the permissions of the keys. {EXPORT[0].upper()}{EXPORT[1:]}, or start without --authentication keys"
             )

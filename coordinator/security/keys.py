@@ -14,7 +14,7 @@ from bus.messages.subjects import DASHBOARD, WATCHDOG, Subjects, check_name
 from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
 from coordinator.config.connection import Authentication
-from coordinator.config.settings import ResolvedAgent, ResolvedSwarm, SwarmConfig
+from coordinator.config.settings import ResolvedAgent, ResolvedSwarm
 from coordinator.security.permissions import (
     Permissions,
     agent_permissions,
@@ -33,7 +33,6 @@ __all__ = [
     "KeyStore",
     "ServedKeys",
     "authorization",
-    "check_can_have_keys",
     "check_voter",
     "identities",
     "identity_of",
@@ -52,17 +51,6 @@ MAX_KEY = 56
 ROLES = ("up", OPERATOR, WATCHDOG, "mirror", "metrics", DASHBOARD, "proxy")
 ADDED_ROLES = ("voter", "subscriber", OPERATOR)
 """Roles of people and programs outside the swarm; their identities are `{role}-{name}`."""
-
-
-def check_can_have_keys(config: SwarmConfig) -> None:
-    """Refuse keys where they could not be handed over.
-
-    Raises:
-        UsageError: a sandbox is at E2B.
-    """
-    remedy = '--authentication open, or [nats] authentication = "open", starts it without keys'
-    if remote := [sandbox.name for sandbox in config.sandboxes if sandbox.e2b is not None]:
-        raise UsageError(f"{config.file}: sandboxes.{remote[0]}: keys are not handed to sandboxes at E2B yet; {remedy}")
 
 
 class KeyStore:

@@ -17,12 +17,6 @@ from tests.acceptance.faults import kill_agents, kill_host, kill_server
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Swarm, agents_toml
 
-KEYS = '[nats]\nauthentication = "keys"\n'
-
-
-def toml(**options: float) -> str:
-    return KEYS + agents_toml(**options)
-
 
 def keys_of(swarm: Swarm) -> KeyStore:
     return KeyStore(swarm.directory / ".signalmesh")
@@ -30,7 +24,7 @@ def keys_of(swarm: Swarm) -> KeyStore:
 
 @pytest.mark.slow
 async def test_it_decides_recovers_and_is_listened_to_without_a_key(tmp_path: Path):
-    async with Swarm(tmp_path, toml(speed=50)) as swarm:
+    async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
         subscriber = await swarm.up("--standby")
         await subscriber.live(*AGENTS)
         await subscriber.decided(5)
@@ -114,11 +108,18 @@ def _no_seed_is_shown(swarm: Swarm) -> None:
 @pytest.mark.slow
 async def test_a_state_directory_from_before_there_were_keys_goes_on(tmp_path: Path):
     async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
-        for arguments in ((), ("--authentication", "keys"), ("--authentication", "open")):
+        for arguments, authentication in (
+            (("--open",), "open"),
+            ((), "keys"),
+            ((), "keys"),
+            (("--authentication", "open"), "open"),
+        ):
             subscriber = await swarm.up("--for", "3", *arguments)
-            assert swarm.record["authentication"] == (arguments[1] if arguments else "open")
+            assert swarm.record["authentication"] == authentication
             await swarm.wait()
             assert len(subscriber.decisions) > 20
+        assert swarm.errors.count("had no keys until now: made ") == 1
+        assert swarm.errors.count("may do everything: ") == 2
         audit = await swarm.command("audit", "--file", ".signalmesh/mirror.sqlite")
         assert audit.code == 0, audit
 
@@ -134,7 +135,7 @@ async def test_a_state_directory_from_before_there_were_keys_goes_on(tmp_path: P
     ],
 )
 async def test_a_wrong_key_file_is_named(tmp_path: Path, name: str, content: str | None, mode: int, problem: str):
-    async with Swarm(tmp_path, toml()) as swarm:
+    async with Swarm(tmp_path, agents_toml()) as swarm:
         file = keys_of(swarm).file(name)
         write_seed(file, new_seed() if content is None else content)
         file.chmod(mode)
@@ -149,7 +150,7 @@ async def test_a_wrong_key_file_is_named(tmp_path: Path, name: str, content: str
 
 
 async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
-    async with Swarm(tmp_path, toml(speed=50)) as swarm:
+    async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
         subscriber = await swarm.up()
         await subscriber.live(*AGENTS)
         write_seed(tmp_path / "foreign.nk", new_seed())
@@ -162,20 +163,21 @@ async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
     ("arguments", "problem"),
     [
         (("--config", "e2b.toml"), "sandboxes.remote: keys are not handed to sandboxes at E2B yet"),
+        (("--open", "--authentication", "keys"), "--open: expected without --authentication keys"),
     ],
 )
 async def test_what_has_no_keys_is_refused(tmp_path: Path, arguments: tuple[str, ...], problem: str):
-    async with Swarm(tmp_path, toml()) as swarm:
-        (tmp_path / "e2b.toml").write_text(KEYS + '[sandboxes.remote]\nprovider = "e2b"\n')
+    async with Swarm(tmp_path, agents_toml()) as swarm:
+        (tmp_path / "e2b.toml").write_text('[nats]\nauthentication = "keys"\n[sandboxes.remote]\nprovider = "e2b"\n')
         done = await swarm.command("up", "--port", "0", *arguments)
         assert done.code == 2, done
         assert problem in done.err
-        assert "--authentication open" in done.err
+        assert "--open" in done.err
 
 
 @pytest.mark.slow
 async def test_keys_are_rotated_under_load_and_nothing_is_lost(tmp_path: Path):
-    async with Swarm(tmp_path, toml(speed=100)) as swarm:
+    async with Swarm(tmp_path, agents_toml(speed=100)) as swarm:
         subscriber = await swarm.up()
         heartbeats = await subscriber.live(*AGENTS)
         await subscriber.decided(20)

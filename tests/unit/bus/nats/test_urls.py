@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bus.errors import UsageError
-from bus.nats.urls import check_url, redacted_url
+from bus.nats.urls import check_url, is_same_server, redacted_url
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,18 @@ def test_a_comma_in_a_password_is_refused_with_its_escape():
         check_url("nats://user:123,more@host")
     assert "123" not in str(refused.value)
     assert check_url("nats://user:123%2Cmore@host") == "nats://user:123%2Cmore@host"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("nats://localhost:4222", "nats://127.0.0.1:4222", True),
+        ("127.0.0.1", "nats://127.0.0.1:4222", True),
+        ("nats://a:1,nats://b:2", "nats://b:2, nats://a:1", True),
+        ("nats://127.0.0.1:4223", "nats://127.0.0.1:4222", False),
+        ("tls://a:1", "nats://a:1", False),
+        ("nats://user:secret@127.0.0.1:4222", "nats://127.0.0.1:4222", False),
+    ],
+)
+def test_two_addresses_may_be_of_one_server(one: str, other: str, same: bool):
+    assert is_same_server(one, other) is same
