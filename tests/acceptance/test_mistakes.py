@@ -50,7 +50,7 @@ READERS = {"market": 4, "signal": 1, "sentiment": 1, "decision": 1, "config": 2}
 
 async def test_poison_stops_no_agent_and_is_reported_once(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
-        subscriber = await swarm.up("--speed", "50")
+        subscriber = await swarm.up("--speed", "50", "--open")  # with keys nobody publishes on the read side
         await subscriber.decided(251)
         heartbeats = await subscriber.live(*AGENTS)
         sequences = [await subscriber.publish(subject, data) for subject, data in POISON]
