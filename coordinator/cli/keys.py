@@ -186,7 +186,7 @@ def _remarks(action: Action, found: KeyList, run: Run | None, state_dir: Path) -
         foreign = run.child("nats-server") is None
         server = "the server of --nats, once it has the output of `signalmesh keys export`," if foreign else server
     elif run is not None:
-        server = "a server with keys (the running swarm is without: [nats] authentication)"
+        server = "a server with keys (the running swarm is without)"
     directory = state_dir.absolute() / "keys"
     if action == "init":
         made = f"made {len(found.keys)} keys in {directory}" if found.keys else f"nothing was missing in {directory}"

@@ -93,11 +93,9 @@ def describe_new_keys(store: KeyStore, made: list[str], external: list[str], sta
     named = [f"{name}.nk" for name in made[:MAX_NAMED]]
     if len(made) > MAX_NAMED:
         named.append(f"{len(made) - MAX_NAMED} more")
-    programs = "programs of your own that publish"
-    if external:
-        programs += f" ({', '.join(external)})"
+    voters = f" (for {', '.join(external)}: keys/voter-NAME.nk)" if external else ""
     return (
         f"the swarm in {state_dir} had no keys until now: made {len(made)} in {store.directory} ({', '.join(named)}); "
-        f"its stream stays as it is. From now on {programs} need a key: keys/agent-NAME.nk as their nkey. "
-        "`signalmesh up --open` goes back"
+        f"its stream stays as it is. From now on programs of your own that publish need a key{voters}: "
+        "`signalmesh keys add NAME --role voter`. `signalmesh up --open` goes back"
     )

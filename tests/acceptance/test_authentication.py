@@ -220,7 +220,7 @@ async def connect(swarm: Swarm, identity: str) -> NatsBus:
 
 @pytest.mark.slow
 async def test_a_subscriber_and_a_voter_are_admitted_until_they_are_revoked(tmp_path: Path):
-    async with Swarm(tmp_path, toml(speed=50)) as swarm:
+    async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
         made = await swarm.command("keys", "init", "--json")
         assert (made.code, len(made.json["keys"])) == (0, len(AGENTS) + len(SANDBOXES) + 7)
         before = await swarm.command("keys", "add", "early", "--role", "subscriber")

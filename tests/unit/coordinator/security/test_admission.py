@@ -57,6 +57,6 @@ def test_a_state_directory_is_from_before_keys_until_it_has_some(tmp_path: Path)
     store = KeyStore(tmp_path)
     text = describe_new_keys(store, store.ensure("up", "agent-x"), ["x"], tmp_path)
     assert f"made 2 in {tmp_path}/keys (up.nk, agent-x.nk)" in text
-    assert "(x) need a key" in text
+    assert "need a key (for x: keys/voter-NAME.nk): `signalmesh keys add" in text
     assert "`signalmesh up --open` goes back" in text
     assert not is_from_before_keys(tmp_path)
