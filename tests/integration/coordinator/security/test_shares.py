@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def write(state_dir: Path, *, is_open: bool = False) -> KeyStore:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+async def url(tmp_path: Path) -> AsyncIterator[str]:
     """A server that includes the users, as the one of Docker Compose does."""
     write(tmp_path)
     [port] = free_ports(1)
@@ -41,20 +42,23 @@ def url(tmp_path: Path) -> Iterator[str]:
     config.write_text(
         f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{tmp_path}/store" }}\ninclude "shares/nats/users.conf"\n'
     )
-    process = subprocess.Popen(
-        [str(find_binary()), "-c", str(config)],
+    process = await asyncio.create_subprocess_exec(
+        str(find_binary()),
+        "-c",
+        str(config),
         stderr=subprocess.DEVNULL,
-        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - a system call, no more
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
     try:
+        await (await connect(f"nats://127.0.0.1:{port}", wait_s=5.0)).close()  # it has read its configuration
         yield f"nats://127.0.0.1:{port}"
     finally:
         process.kill()
-        process.wait()
+        await process.wait()
 
 
-async def connect(url: str, seed: str = "") -> NatsBus:
-    return await NatsBus.connect(url, "swarm", "test", 1.0, credentials=Credentials(nkey_seed=seed))
+async def connect(url: str, seed: str = "", wait_s: float = 1.0) -> NatsBus:
+    return await NatsBus.connect(url, "swarm", "test", wait_s, credentials=Credentials(nkey_seed=seed))
 
 
 async def may_publish(url: str, seed: str, subject: str) -> bool:
