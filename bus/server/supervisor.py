@@ -37,6 +37,7 @@ __all__ = [
     "ServerNotStoring",
     "ServerRestartFailed",
     "ServerRestarted",
+    "config_file",
     "find_binary",
     "server_version",
 ]
@@ -51,6 +52,12 @@ STOP_GRACE_S = 5.0
 LOCK_TIMEOUT_S = 2.0
 """A server needs a moment to end and to release its store after its parent was killed."""
 LOG_TAIL_LINES = 8
+CONFIG = "nats.conf"
+
+
+def config_file(state_dir: Path) -> Path:
+    """The configuration of the server of this state directory, with the public keys that it has."""
+    return state_dir / "nats" / CONFIG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +152,7 @@ class NatsServer:
     async def reload(self, authorization: str) -> None:
         """Have it use these lines about users from now on; it cuts off the clients of users that are gone."""
         self._authorization = authorization
-        path = self._directory / "nats.conf"
+        path = self._directory / CONFIG
         # The rest stays as it was at the start: the server refuses another limit of its store while it runs.
         await asyncio.to_thread(path.write_text, self._settings + authorization)
         if self._process is not None and self._process.returncode is None:
@@ -273,7 +280,7 @@ class NatsServer:
     def _write_config(self) -> Path:
         for stale in self._directory.glob("*.ports"):
             stale.unlink()
-        path = self._directory / "nats.conf"
+        path = self._directory / CONFIG
         self._settings = configuration(
             name=self._name,
             port=self.port,

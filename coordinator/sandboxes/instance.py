@@ -19,6 +19,7 @@ import structlog
 from e2b import AsyncCommandHandle, AsyncSandbox, CommandExitException, NotFoundException, SandboxState
 
 from agents.host.protocol import DRAIN_GRACE_S, HEARTBEAT_S
+from bus.errors import UsageError
 from bus.heartbeats import HeartbeatListener
 from bus.nats.credentials import Credentials
 from bus.nats.urls import is_websocket, redacted_url
@@ -28,6 +29,7 @@ from coordinator.sandboxes.e2b_client import Service
 from coordinator.sandboxes.e2b_errors import PermanentError, SandboxGone, error_text, verdict_on
 from coordinator.sandboxes.events import SandboxEvents
 from coordinator.sandboxes.installer import FILES, LOG, InstallFailed, install, upload
+from coordinator.security.created_hosts import HostKeys
 
 __all__ = ["SandboxInstance", "SandboxTarget"]
 
@@ -72,6 +74,8 @@ class SandboxTarget:
     version: str
     url: str = field(repr=False)
     credentials: Credentials = field(repr=False)
+    """Those of the hosts, unless each has a key of its own."""
+    keys: HostKeys | None = None
     log_level: str = "info"
     files: tuple[tuple[str, Path], ...] = ()
 
@@ -90,9 +94,22 @@ class SandboxTarget:
             f"--swarm {self.swarm} --log-level {self.log_level} --files {FILES} --credentials-stdin"
         )
 
-    def bootstrap_line(self, endpoint: str, age_s: float) -> bytes:
+    async def credentials_of(self, sandbox_id: str) -> Credentials:
+        """The credentials of the host in that sandbox.
+
+        Raises:
+            InstallFailed: it cannot have a key yet.
+        """
+        if self.keys is None:
+            return self.credentials
+        try:
+            return await self.keys.admit(self.host_name(sandbox_id), self.credentials)
+        except UsageError as error:
+            raise InstallFailed(str(error)) from None
+
+    def bootstrap_line(self, credentials: Credentials, endpoint: str, age_s: float) -> bytes:
         """The bootstrap payload for the host's standard input; all secrets are passed this way only."""
-        payload = {"url": self.url, "credentials": self.credentials, "endpoint": endpoint, "age_s": round(age_s, 3)}
+        payload = {"url": self.url, "credentials": credentials, "endpoint": endpoint, "age_s": round(age_s, 3)}
         return orjson.dumps(payload) + b"\n"
 
 
@@ -214,7 +231,8 @@ class SandboxInstance:
         target, sandbox = self._target, self.sandbox
         await upload(self._service, sandbox, target.files)
         python = await install(self._service, sandbox, target.settings, websocket=is_websocket(target.url))
-        command = target.command(python, self.id)
+        command, credentials = target.command(python, self.id), await target.credentials_of(self.id)
+        label = self._service.endpoint.label
 
         async def start() -> AsyncCommandHandle[Any]:
             handle = await sandbox.commands.run(
@@ -222,7 +240,7 @@ class SandboxInstance:
             )
             try:
                 async with sandbox.commands.stream_input(handle.pid) as stdin:
-                    await stdin.send(target.bootstrap_line(self._service.endpoint.label, time.monotonic() - self.since))
+                    await stdin.send(target.bootstrap_line(credentials, label, time.monotonic() - self.since))
                 await sandbox.commands.close_stdin(handle.pid)
             except BaseException:
                 with contextlib.suppress(Exception):  # without its payload it cannot start
@@ -322,4 +340,7 @@ class SandboxInstance:
                     await self.sandbox.commands.run(f"kill -TERM {self._pid}", timeout=END_S)
                     while self._hosts.silent_s(self.host_name) < GONE_S:  # noqa: ASYNC110 - silence is no event
                         await asyncio.sleep(POLL_INTERVAL_S)
-        return await self._service.kill(self.id, END_S)
+        problem = await self._service.kill(self.id, END_S)
+        if self._target.keys is not None:  # also if it could not be deleted: then all the more
+            await asyncio.to_thread(self._target.keys.revoke, self.host_name)
+        return problem

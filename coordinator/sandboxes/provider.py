@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +23,7 @@ from bus.heartbeats import HeartbeatListener, send_heartbeats
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import credentials_from
+from bus.nats.key_files import KEYS_VARIABLE
 from bus.observability.logging import set_up_logs
 from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
@@ -30,6 +32,8 @@ from coordinator.config.settings import SandboxSpec, SwarmConfig
 from coordinator.sandboxes.environment import PUBLIC_URL_VARIABLE, Endpoint, export_key, take_key
 from coordinator.sandboxes.pool_record import Orphan, Pool, read_pool, write_pool
 from coordinator.sandboxes.wheel import digest
+from coordinator.security.created_hosts import HostKeys
+from coordinator.security.keys import KeyStore
 
 if TYPE_CHECKING:
     from coordinator.sandboxes.e2b_client import Service
@@ -129,7 +133,7 @@ def run_provider(url: str, config: SwarmConfig, state_dir: Path, log_level: str)
 
 
 async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_dir: Path, log_level: str) -> int:
-    stop = asyncio.Event()
+    stop, keyed = asyncio.Event(), bool(os.environ.get(KEYS_VARIABLE))
     bus = await NatsBus.connect(url, config.swarm, PROVIDER, wait_s=None)
     on_signals(stop.set)  # before this there is nothing to clean up
     reports = await EventPublisher.open(bus, PROVIDER)
@@ -138,7 +142,8 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     provider = Provider(bus, reports, key, state_dir)
     for spec in config.sandboxes:
         if spec.e2b is not None:
-            provider.add(hosts, _target(spec, config, provider.pool, public, log_level))
+            keys = HostKeys(KeyStore(state_dir), spec.name) if keyed else None
+            provider.add(hosts, _target(spec, config, provider.pool, public, keys, log_level))
     try:
         return await provider.run(stop)
     finally:
@@ -241,7 +246,9 @@ async def _until_stopped(waiting: asyncio.Task[Any], tasks: list[asyncio.Task[No
     await waiting
 
 
-def _target(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_level: str) -> SandboxTarget:
+def _target(
+    spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, keys: HostKeys | None, log_level: str
+) -> SandboxTarget:
     from coordinator.sandboxes.instance import SandboxTarget
 
     assert spec.e2b is not None
@@ -252,7 +259,9 @@ def _target(spec: SandboxSpec, config: SwarmConfig, pool: str, public: str, log_
         pool=pool,
         version=digest(),
         url=public,
-        credentials=credentials_from(),
+        # The key in the environment is this role's own: no host gets it.
+        credentials=credentials_from() if keys is None else replace(credentials_from(), nkey_seed=""),
+        keys=keys,
         log_level=log_level,
         files=files_of(config.file, f"sandboxes.{spec.name}", spec.e2b.files),
     )

@@ -102,6 +102,7 @@ class SandboxReconciler:
 
     async def _keep(self) -> None:
         instance = await self._adopt()
+        await self._forget_others(instance)
         if instance is None:
             instance = await self._create()
         pause_s, unusable = FIRST_PAUSE_S, 0
@@ -131,6 +132,11 @@ class SandboxReconciler:
         self._events.alert("sandbox_gone", f"sandbox {instance.host_name} is lost and will be replaced: {error}")
 
     # -- creation
+
+    async def _forget_others(self, instance: SandboxInstance | None) -> None:
+        """Remove the keys of hosts that an earlier provider process has left."""
+        if (keys := self._target.keys) is not None:
+            await asyncio.to_thread(keys.retain, [] if instance is None else [instance.host_name])
 
     async def _adopt(self) -> SandboxInstance | None:
         """The newest sandbox of an earlier provider process with our version and settings; all others are deleted."""

@@ -41,15 +41,16 @@ def admission_of(config: SwarmConfig, asked: Authentication | None, *, foreign: 
     """How the server admits clients; `asked` is --authentication, `foreign`: the server is that of --nats.
 
     Raises:
-        UsageError: keys are asked for, and could not be handed over.
+        UsageError: keys are asked for on a server that could not learn those of sandboxes at E2B.
     """
     wanted: AuthenticationSetting = asked or config.nats.authentication
     remote = next((sandbox.name for sandbox in config.sandboxes if sandbox.e2b is not None), None)
     if wanted == "keys":
-        if remote is not None:
+        if foreign and remote is not None:
             raise UsageError(
-                f"{config.file}: sandboxes.{remote}: keys are not handed to sandboxes at E2B yet; --open, or [nats] "
-                'authentication = "open", starts it without keys'
+                f"{config.file}: sandboxes.{remote}: each sandbox at E2B gets a key when it is created, which only the "
+                "server of `up` learns: leave out --nats and name an address of that server with --public-nats, or "
+                "start it with --open"
             )
         return Admission(authentication="keys")
     if wanted == "open":
@@ -66,12 +67,6 @@ def admission_of(config: SwarmConfig, asked: Authentication | None, *, foreign: 
         )
     if foreign:
         return Admission(authentication="open", reason="the server of --nats", remedy="--authentication keys")
-    if remote is not None:
-        return Admission(
-            authentication="open",
-            reason=f"sandboxes.{remote} is at E2B, and keys are not handed there yet",
-            remedy="with local sandboxes alone each process has a key",
-        )
     return Admission(authentication="keys")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agents.runtime.process import memory_key_of
 from bus.errors import UsageError
-from bus.messages.subjects import DASHBOARD, WATCHDOG, Subjects, check_name
+from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, Subjects, check_name
 from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
 from coordinator.config.connection import Authentication
@@ -96,6 +96,17 @@ class KeyStore:
             check_name(name, f"key {self.file(identity)}: {role}")
         return found
 
+    def created(self, sandboxes: Iterable[str]) -> list[str]:
+        """The identities of hosts in sandboxes that a provider has created, for these names of the configuration.
+
+        Raises:
+            UsageError: a file has a name that no such identity may have.
+        """
+        found = sorted(file.stem for name in sandboxes for file in self.directory.glob(f"sandbox-{name}-*{KEY_SUFFIX}"))
+        for identity in found:
+            check_name(identity.removeprefix("sandbox-"), f"key {self.file(identity)}: sandbox")
+        return found
+
     def seed(self, identity: str) -> str:
         """An identity's seed.
 
@@ -136,7 +147,7 @@ class ServedKeys:
         self.store, self._config = store, config
         self._fixed = (fixed, UNNAMED)
         self.made = store.ensure(*identities(config))
-        self._granted = identities(config, store.added())
+        self._granted = identities(config, self._found())
         self._public = store.public_keys(self._granted)
         self._stamp = self._read_stamp()
         self._former: dict[str, tuple[str, float]] = {}
@@ -167,7 +178,7 @@ class ServedKeys:
             return KeyChanges()
         self._stamp = stamp
         self.store.ensure(*identities(self._config))
-        granted = identities(self._config, self.store.added())
+        granted = identities(self._config, self._found())
         found = self.store.public_keys(name for name in granted if name not in self._fixed)
         found |= {name: self._public[name] for name in self._fixed}
         now = time.monotonic()
@@ -178,6 +189,11 @@ class ServedKeys:
         new = frozenset(replaced | (found.keys() - self._public.keys()))
         self._granted, self._public = granted, found
         return KeyChanges(new, revoked)
+
+    def _found(self) -> list[str]:
+        """The identities that have keys without being in the configuration."""
+        remote = (sandbox.name for sandbox in self._config.sandboxes if sandbox.e2b is not None)
+        return [*self.store.added(), *self.store.created(remote)]
 
     def _read_stamp(self) -> int:
         """Changes whenever a key file is made, replaced or removed."""
@@ -190,13 +206,18 @@ class ServedKeys:
 def identities(config: ResolvedSwarm, added: Iterable[str] = ()) -> dict[str, Permissions]:
     """Identity -> what it may do, of every process of this swarm, of clients without a key, and of the `added` ones.
 
+    A host that a provider creates is one of the latter: it is named after its sandbox.
+
     Raises:
         UsageError: an added voter has the name of an agent that the swarm runs.
     """
     subjects = Subjects(config.swarm)
     found = {role: role_permissions(role, subjects) for role in ROLES}
     for sandbox in config.sandboxes:
-        found[f"sandbox-{sandbox.name}"] = sandbox_permissions(sandbox.name, subjects)
+        if sandbox.e2b is None:
+            found[f"sandbox-{sandbox.name}"] = sandbox_permissions(sandbox.name, subjects)
+        else:
+            found[PROVIDER] = role_permissions(PROVIDER, subjects)
     for agent in config.agents:
         role = "voter" if agent.external else "agent"
         found[f"{role}-{agent.spec.name}"] = _of_agent(config, agent, subjects)
@@ -211,6 +232,8 @@ def _of_added(config: ResolvedSwarm, identity: str, subjects: Subjects) -> Permi
     if role == "voter":
         check_voter(config, name)
         return voter_permissions(name, (), subjects)
+    if role == "sandbox":
+        return sandbox_permissions(name, subjects)
     return subscriber_permissions(subjects) if role == "subscriber" else role_permissions(role, subjects)
 
 
@@ -271,7 +294,7 @@ def key_environment(keys: Path, kind: str, name: str) -> dict[str, str]:
     """The variables by which a child of `up` finds its key. File names are no secrets."""
     identity = identity_of(kind, name)
     own = {SEED_VARIABLE: str(keys / f"{identity}{KEY_SUFFIX}"), CREDS_VARIABLE: ""}
-    return {**own, KEYS_VARIABLE: str(keys) if kind == WATCHDOG else ""}
+    return {**own, KEYS_VARIABLE: str(keys) if kind in (WATCHDOG, PROVIDER) else ""}
 
 
 def use_operator_key(state_dir: Path, authentication: Authentication) -> None:

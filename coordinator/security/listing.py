@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bus.errors import UsageError
-from bus.messages.subjects import DASHBOARD, WATCHDOG, check_name
+from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, check_name
 from bus.nats.credentials import inbox_of, public_key_of
 from bus.nats.key_files import KEY_SUFFIX, new_seed, read_seed, write_seed
 from coordinator.config.settings import ResolvedSwarm
@@ -29,6 +29,7 @@ USED_BY = {
     "metrics": "the metrics role",
     DASHBOARD: "the dashboard",
     "proxy": "the fault proxy",
+    PROVIDER: "the provider of sandboxes at E2B",
 }
 """Role -> what has the key."""
 SECOND_OPERATOR = "a second operator: signalmesh --nats-nkey FILE"

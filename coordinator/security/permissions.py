@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from agents.spec import AgentSpec
-from bus.messages.subjects import DASHBOARD, STANDBY, STORED_KINDS, WATCHDOG, Subjects
+from bus.messages.subjects import DASHBOARD, PROVIDER, STANDBY, STORED_KINDS, WATCHDOG, Subjects
 from bus.nats.credentials import inbox_of
 
 __all__ = [
@@ -138,6 +138,9 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
                 f"{control}.{WATCHDOG}.*",
             ),
             answers=True,
+        ),
+        PROVIDER: Permissions(
+            publish=(*_reports(PROVIDER, subjects), *_reading(subjects.stream)), subscribe=(f"{ns}.heartbeat.*",)
         ),
         "mirror": replace(observer, publish=(*_reports("mirror", subjects), *reading)),
         "metrics": replace(

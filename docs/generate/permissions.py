@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from bus.messages.subjects import PROVIDER, Subjects
 from coordinator.config.loader import BUILT_IN, parse_swarm
 from coordinator.security.keys import UNNAMED, identities
-from coordinator.security.permissions import Permissions
+from coordinator.security.permissions import Permissions, role_permissions
 from docs.generate.markdown import code, page, table
 
 
 def text() -> str:
     """The page."""
-    granted = identities(parse_swarm({}, BUILT_IN, "").resolve())
+    default = parse_swarm({}, BUILT_IN, "").resolve()
+    granted = identities(default) | {PROVIDER: role_permissions(PROVIDER, Subjects(default.swarm))}
     parts = []
     for name, allowed in granted.items():
         parts += [f"## {code(name)}" if name != UNNAMED else f"## {name[0].upper()}{name[1:]}", _table(allowed)]

@@ -7,9 +7,11 @@ the interpreter of these tests.
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,19 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
         while not (value := await condition()):
             await asyncio.sleep(0.1)
     return value
+
+
+def texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, decoded where they are base64."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+    elif isinstance(value, str):
+        yield value
+        with contextlib.suppress(ValueError):
+            yield base64.b64decode(value, validate=True).decode()
 
 
 @dataclass(frozen=True)

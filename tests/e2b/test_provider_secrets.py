@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import functools
 import json
@@ -11,7 +10,6 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nkeys
 import psutil
@@ -20,23 +18,10 @@ import pytest
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
 from tests.acceptance.swarm import GUARD_S
-from tests.e2b.remote import RemoteSwarm, StartedSwarm
+from tests.e2b.remote import RemoteSwarm, StartedSwarm, texts
 from tests.support.ports import free_port
 
 PASSWORD = "keep" + "-this-to-yourself"
-
-
-def texts(value: Any) -> Iterator[str]:
-    """All texts in a JSON value, decoded where they are base64."""
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list):
-        for item in value:
-            yield from texts(item)
-    elif isinstance(value, str):
-        yield value
-        with contextlib.suppress(ValueError):
-            yield base64.b64decode(value, validate=True).decode()
 
 
 async def assert_hidden(there: StartedSwarm, credential: str) -> None:

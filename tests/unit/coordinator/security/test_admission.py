@@ -43,11 +43,11 @@ def test_the_option_overrides_the_file_and_each_is_named_as_the_reason():
     )
 
 
-def test_with_sandboxes_at_e2b_the_default_is_open_and_keys_are_refused():
-    admission = admission_of(config(remote=True), None, foreign=False)
-    assert (admission.authentication, "sandboxes.far is at E2B" in admission.reason) == ("open", True)
-    with pytest.raises(UsageError, match=r"sandboxes\.far: keys are not handed to sandboxes at E2B yet; --open"):
-        admission_of(config(remote=True), "keys", foreign=False)
+def test_with_sandboxes_at_e2b_keys_need_the_server_of_up():
+    assert admission_of(config(remote=True), None, foreign=False).authentication == "keys"
+    assert admission_of(config(remote=True), None, foreign=True).authentication == "open"
+    with pytest.raises(UsageError, match=r"sandboxes\.far: each sandbox at E2B gets a key .*: leave out --nats"):
+        admission_of(config(remote=True), "keys", foreign=True)
 
 
 def test_a_state_directory_is_from_before_keys_until_it_has_some(tmp_path: Path):
