@@ -27,7 +27,6 @@ from benchmarks.peers.processes import Pipeline, pipeline
 from benchmarks.pipeline import HISTORY, SIZES, SPEED, SWARM, WAIT_S, run_swarm
 from benchmarks.report import Result, percentiles
 from benchmarks.swarm import DECISIONS, TICKS, Rounds, swarm
-from bus.nats.bus import NatsBus
 from coordinator.control.kill import kill as kill_agent
 
 SKIPPED = 151
@@ -114,7 +113,7 @@ async def swarm_paced(measured: int, sizes: dict[str, int]) -> Paced:
             await signals.unsubscribe()
             await rounds.done.wait()
         sizes.update(rounds.sizes)
-        bus = await NatsBus.connect(running.url, "swarm", "bench")
+        bus = await running.connect()
         try:
             report = await kill_agent(bus, VICTIM, signal.SIGKILL, BACK_S)
         finally:

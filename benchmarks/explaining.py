@@ -10,7 +10,6 @@ from benchmarks.mirroring import reach
 from benchmarks.report import Result, percentiles
 from benchmarks.swarm import DECISIONS, Rounds, Swarm, swarm
 from bus.mirror.reader import MIRROR_FILE, MirrorFile
-from bus.nats.bus import NatsBus
 from coordinator.explain.explainer import explain
 from coordinator.explain.file_source import FileSource
 from coordinator.explain.selection import LATEST, Selector
@@ -54,7 +53,7 @@ async def explaining(*, quick: bool) -> Result:
         await running.client.subscribe(DECISIONS, cb=received.on_decision)
         async with asyncio.timeout(WAIT_S):
             await received.done.wait()
-        bus = await NatsBus.connect(running.url, "swarm", "bench")
+        bus = await running.connect()
         try:
             messages = (await bus.bounds()).last
             path = running.state_dir / MIRROR_FILE

@@ -11,7 +11,6 @@ import psutil
 from benchmarks.report import Result
 from benchmarks.swarm import AGENTS, DECISIONS, Rounds, Swarm, swarm
 from bus.durable.registry import read_records
-from bus.nats.bus import NatsBus
 
 SPEED = 100.0
 BUSY_S, IDLE_S = 6.0, 10.0
@@ -25,7 +24,7 @@ PSS_MIB = 188.0
 
 async def processes(running: Swarm) -> dict[str, psutil.Process]:
     """Every process of the swarm by its role; agents by name."""
-    bus = await NatsBus.connect(running.url, "swarm", "bench")
+    bus = await running.connect()
     try:
         agents = {record.pid: name for name, record in (await read_records(bus)).items()}
     finally:

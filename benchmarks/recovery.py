@@ -14,7 +14,6 @@ from nats.aio.msg import Msg
 
 from benchmarks.report import Result, percentiles
 from benchmarks.swarm import AGENTS, DECISIONS, Swarm, first_message, swarm
-from bus.nats.bus import NatsBus
 from coordinator.control.kill import KillReport
 from coordinator.control.kill import kill as kill_agent
 from coordinator.runner.run_record import read_run
@@ -59,7 +58,7 @@ async def first_decision(*, quick: bool) -> Result:
 
 async def rotate(running: Swarm, number: int, count: int) -> list[KillReport]:
     """Send signal `number` to one agent after another, each after a pause that resets its death counter."""
-    bus = await NatsBus.connect(running.url, "swarm", "bench")
+    bus = await running.connect()
     done: list[KillReport] = []
     try:
         for name in itertools.islice(itertools.cycle(AGENTS), count):

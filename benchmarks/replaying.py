@@ -14,7 +14,6 @@ from benchmarks.report import Result
 from benchmarks.swarm import Rounds, swarm
 from bus.durable.fencing import claim, new_agent_id
 from bus.interface import StoredMessage
-from bus.nats.bus import NatsBus
 from bus.observability.logging import set_up_logs
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 from coordinator.config.loader import load_swarm
@@ -30,7 +29,7 @@ async def record(rounds: int) -> list[StoredMessage]:
     received = Rounds(1, rounds)
     async with swarm(0, limit=rounds) as running:
         await running.client.subscribe("swarm.decision.*.*", cb=received.on_decision)
-        bus = await NatsBus.connect(running.url, "swarm", "bench")
+        bus = await running.connect()
         try:
             async with asyncio.timeout(WAIT_S):
                 await received.done.wait()

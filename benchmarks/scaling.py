@@ -18,7 +18,6 @@ from nats.aio.msg import Msg
 
 from benchmarks.report import Result, percentiles
 from benchmarks.swarm import DECISIONS, Swarm, swarm
-from bus.nats.bus import NatsBus
 from coordinator.config.loader import load_swarm
 from coordinator.config.scaling import SUSPECT_HEARTBEATS, with_agents
 from coordinator.control.kill import KillReport
@@ -200,7 +199,7 @@ async def kill_some(running: Swarm, count: int, kills: int) -> list[KillReport]:
     """SIGKILL to agents drawn without repetition, one after the other."""
     names = [item.spec.name for item in with_agents(load_swarm(directory=Path("/")), count).agents]
     drawn = random.Random(SEED).sample(names, min(kills, count))  # noqa: S311 - it must be repeatable
-    bus = await NatsBus.connect(running.url, "swarm", "bench")
+    bus = await running.connect()
     done = []
     try:
         for name in drawn:

@@ -19,7 +19,10 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from coordinator.runner.run_record import read_run
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import Credentials
+from coordinator.runner.run_record import Run, read_run
+from coordinator.security.keys import OPERATOR, KeyStore
 from signalmesh import python_command
 
 START_S = 30.0
@@ -53,6 +56,13 @@ class Swarm:
     client: Client
     started_at: float
     server_up_s: float
+
+    credentials: Credentials
+    """The operator's; none with SIGNALMESH_AUTHENTICATION=open."""
+
+    async def connect(self) -> NatsBus:
+        """A connection of the operator."""
+        return await NatsBus.connect(self.url, "swarm", "bench", credentials=self.credentials)
 
 
 @asynccontextmanager
@@ -99,10 +109,12 @@ async def swarm(
             )
         client = None
         try:
-            url = await _url(state, process, output)
+            run = await _run(state, process, output)
             server_up_s = time.monotonic() - started_at
-            client = await nats.connect(url, name="bench")
-            yield Swarm(process, url, state, client, started_at, server_up_s)
+            is_open = run.authentication == "open"
+            credentials = Credentials(nkey_seed="" if is_open else KeyStore(state).seed(OPERATOR))
+            client = await nats.connect(run.url, name="bench", **credentials.options(run.url))
+            yield Swarm(process, run.url, state, client, started_at, server_up_s, credentials)
         finally:
             if client is not None:
                 with contextlib.suppress(Exception):
@@ -111,14 +123,14 @@ async def swarm(
             await asyncio.to_thread(process.wait)
 
 
-async def _url(state_dir: Path, process: subprocess.Popen[bytes], output: Path) -> str:
+async def _run(state_dir: Path, process: subprocess.Popen[bytes], output: Path) -> Run:
     async with asyncio.timeout(START_S):
         while (run := read_run(state_dir)) is None:
             if process.poll() is not None:
                 text = await asyncio.to_thread(output.read_text)
                 raise RuntimeError(f"`signalmesh up` ended with {process.returncode}: {text[-2000:]}")
             await asyncio.sleep(0.002)
-    return run.url
+    return run
 
 
 class Rounds:
