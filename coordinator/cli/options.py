@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +91,28 @@ class Target:
 def find_target(nats: str | None, state_dir: Path, swarm: str | None, config: Path | None = None) -> Target:
     """The swarm that --nats, --swarm and the state directory mean; `config` is --config.
 
+    If that swarm has keys, this process connects with the operator's from now on.
+
     Raises:
         UsageError: --state-dir names a directory without a swarm, or a file cannot be read.
+        NoSuchSwarm: the embedded server has keys, and none for `swarm`.
+    """
+    url, run = _find_run(nats, state_dir)
+    if run is not None and swarm not in (None, run.swarm):
+        if run.authentication == "keys" and run.child("nats-server") is not None and run.alive():
+            raise NoSuchSwarm(url, str(swarm), "user of it")  # `up` would report the refused attempt as an attack
+        run = None
+    _use_key(state_dir, run)
+    if swarm is None:
+        swarm = run.swarm if run is not None else _configured_swarm()
+    return Target(url, swarm, run, config)
+
+
+def _find_run(nats: str | None, state_dir: Path) -> tuple[str, Run | None]:
+    """The address of the bus, and the record of the swarm there if the state directory has it.
+
+    Raises:
+        UsageError: as `find_target`.
     """
     from bus.nats.urls import check_url, is_same_server
     from coordinator.runner.run_record import read_run
@@ -107,13 +126,14 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None, config: Pa
     url = nats or (run.url if run else DEFAULT_URL)
     if nats is not None and run is not None and not is_same_server(check_url(nats), run.url):
         run = None
+    return url, run
+
+
+def _use_key(state_dir: Path, run: Run | None) -> None:
     if run is not None and run.authentication == "keys":
         from coordinator.security.keys import use_operator_key
 
         use_operator_key(state_dir, run.authentication)
-    if swarm is None:
-        swarm = run.swarm if run is not None else _configured_swarm()
-    return Target(url, swarm, run if run is not None and run.swarm == swarm else None, config)
 
 
 def _configured_swarm() -> str:
@@ -140,7 +160,10 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
         try:
             return await _unless_denied(bus, work(bus))
         except PermissionDenied as error:
-            raise PermissionDenied(f"{error}{hint_at_key(target.url)}") from None
+            from coordinator.security.keys import hint_at_key
+
+            hint = hint_at_key(target.url)
+            raise PermissionDenied(f"{error}. {hint}" if hint else str(error)) from None
         except Refused as error:
             if error.code != 10059:
                 raise
@@ -154,18 +177,6 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     with contextlib.suppress(KeyboardInterrupt):
         return run_to_end(connected())
     raise typer.Exit(130)
-
-
-def hint_at_key(url: str) -> str:
-    """Where to get the key that a swarm's server asks for, to append to an error; empty if this process has one."""
-    from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE
-
-    if "@" in url or os.environ.get(SEED_VARIABLE) or os.environ.get(CREDS_VARIABLE):
-        return ""
-    return (
-        ". If that is a swarm with keys, name its state directory (--state-dir DIR), or its operator's key before the "
-        "command (signalmesh --nats-nkey DIR/keys/operator.nk ...)"
-    )
 
 
 async def _unless_denied(bus: NatsBus, work: Awaitable[T]) -> T:
@@ -211,7 +222,10 @@ def role_url(nats: str | None, state_dir: Path, config: Path | None = None) -> s
     from coordinator.config.secrets import offer_bus_credentials
 
     offer_bus_credentials(config)
-    return check_url(nats or find_target(None, state_dir, "any").url)
+    url, run = _find_run(nats, state_dir)
+    if run is not None and run.alive():
+        _use_key(state_dir, run)
+    return check_url(url)
 
 
 MirrorPath = Annotated[

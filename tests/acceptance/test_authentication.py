@@ -15,7 +15,7 @@ from bus.nats.key_files import new_seed, read_seed, write_seed
 from coordinator.security.keys import KeyStore
 from tests.acceptance.faults import kill_agents, kill_host, kill_server
 from tests.acceptance.subscriber import Subscriber
-from tests.acceptance.swarm import AGENTS, SANDBOXES, Swarm, agents_toml
+from tests.acceptance.swarm import AGENTS, SANDBOXES, Swarm, agents_toml, run_command
 
 
 def keys_of(swarm: Swarm) -> KeyStore:
@@ -157,6 +157,33 @@ async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
         status = await swarm.command("--nats-nkey", "foreign.nk", "status")
         assert status.code == 3, status
         assert "does not take these credentials" in status.err
+
+
+@pytest.mark.slow
+async def test_commands_in_another_directory_find_the_key_or_name_the_flag(tmp_path: Path):
+    elsewhere, state_dir = tmp_path / "elsewhere", str(tmp_path / "swarm" / ".signalmesh")
+    elsewhere.mkdir()
+    async with Swarm(tmp_path / "swarm", agents_toml(speed=5)) as swarm:
+        subscriber = await swarm.up()
+        await subscriber.live(*AGENTS)
+        await subscriber.decided(2)
+        by_name = swarm.url.replace("127.0.0.1", "localhost")
+        operator = str(keys_of(swarm).file("operator"))
+        for arguments in (
+            ("status", "--state-dir", state_dir, "--nats", by_name),
+            ("--nats-nkey", operator, "status", "--nats", by_name),
+        ):
+            done = await run_command(elsewhere, *arguments)
+            assert done.code == 0, (arguments, done)
+        commands = (("health", "watchdog"), ("audit",), ("replay",), ("explain", "latest"), ("doctor",))
+        for command in (*commands, ("metrics", "--once"), ("restart", "research-2")):
+            done = await run_command(elsewhere, *command, "--state-dir", state_dir)
+            assert done.code == 0, (command, done)
+            without = await run_command(elsewhere, *command, "--nats", by_name)
+            assert without.code == (1 if command == ("doctor",) else 2), (command, without)
+            assert all(flag in without.err + without.out for flag in ("--state-dir DIR", "--nats-nkey")), without
+        wrong = await run_command(elsewhere, "status", "--state-dir", state_dir, "--swarm", "other")
+        assert (wrong.code, "no swarm named 'other'" in wrong.err) == (3, True), wrong
 
 
 @pytest.mark.parametrize(
