@@ -88,7 +88,7 @@ async def server_value(swarm: Swarm, number: str) -> int:
 @pytest.mark.serial
 async def test_core_subscribers_that_never_read_harm_no_process(tmp_path: Path, undisturbed_long: Content):
     async with Swarm(tmp_path, exact_toml(600, MANY_ROUNDS)) as swarm:
-        subscriber = await swarm.up()
+        subscriber = await swarm.up("--open")  # with keys nobody publishes and receives noise
         before = await Before.of(subscriber)
         idle = IdleReaders(swarm.url, f"{swarm.name}.>")
         try:
