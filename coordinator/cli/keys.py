@@ -62,7 +62,7 @@ def keys(
     state_dir: StateDir = STATE_DIR,
     json: Json = False,
 ) -> None:
-    """Make, list, replace and remove the keys of a swarm with authentication, or export its users.
+    """Make, list, replace and remove the keys of a swarm, or export its users.
 
     `init` makes what the swarm's processes need, as `up` does. `add` makes the key of a person or program outside the
     swarm, `revoke` removes it. A running swarm uses changed keys within a second. `export` prints a block of

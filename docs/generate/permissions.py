@@ -18,7 +18,7 @@ def text() -> str:
         parts += [f"## {code(name)}" if name != UNNAMED else f"## {name[0].upper()}{name[1:]}", _table(allowed)]
     return page(
         "Permissions",
-        'With `[nats] authentication = "keys"` the server enforces these. They are those of the default swarm; '
+        "With keys, the default, the server enforces these. They are those of the default swarm; "
         "[Security](../security.md) explains them. Each process also subscribes to its own inboxes, below "
         "`_INBOX.` and its public key, unless it publishes nothing.",
         *parts,

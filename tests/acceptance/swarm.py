@@ -38,7 +38,7 @@ ENVIRONMENT["TMPDIR"] = TEMPORARY.name
 """Of this test process alone: `doctor` reports what other runs have left in the machine's own."""
 
 AUTHENTICATION = os.environ.get("ACCEPTANCE_AUTHENTICATION", "")
-"""`keys`: every swarm of these tests has keys, and the tests connect with the operator's (CONTRIBUTING.md)."""
+"""`open`: the swarms of these tests have no keys (CONTRIBUTING.md)."""
 if AUTHENTICATION:
     ENVIRONMENT["SIGNALMESH_AUTHENTICATION"] = AUTHENTICATION
 
