@@ -29,12 +29,12 @@ from bus.errors import (
     Disconnected,
     NotAdmitted,
     Refused,
-    TlsFault,
     UsageError,
 )
+from bus.nats.certificates import tls_fault
 from bus.nats.client import FastClient
 from bus.nats.credentials import Credentials, credentials_from
-from bus.nats.tls_faults import CLIENT_CERTIFICATE, explain_tls
+from bus.nats.tls_faults import CLIENT_CERTIFICATE, NO_TLS
 from bus.nats.urls import check_url, is_websocket, redacted_url, urls_of
 from bus.nats.wire_parser import OnDirect
 from bus.utils.aio import end_tasks, is_cancelled
@@ -109,6 +109,9 @@ def _text_of(error: Exception) -> str:
 
 
 class _Client(FastClient):
+    has_certificate = False
+    """Whether it presents a client's certificate."""
+
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():  # its request timed out: this answer belongs to no other request
             self._pongs.pop(0)
@@ -134,19 +137,12 @@ class _Client(FastClient):
         """Called when the connection is as secure as it gets: nats-py would send a password in clear, or as quoted."""
         server = self._current_server
         info = self._server_info
-        if info.get("tls_required") and info.get(
-            "tls_verify"
-        ):  # without a certificate it would only cut the connection
-            raise nats.errors.Error(f"nats: {CLIENT_CERTIFICATE}")
-        if (
-            server is not None
-            and server.uri.scheme == "tls"
-            and not (info.get("tls_required") or self.options["tls_handshake_first"])
-        ):
-            raise nats.errors.Error(
-                f"nats: {server.uri.hostname}:{server.uri.port} offers no TLS, which tls:// requires; enable TLS "
-                "on the server, or write nats:// to connect without"
-            )
+        if info.get("tls_required") and info.get("tls_verify") and not self.has_certificate:
+            raise nats.errors.Error(f"nats: {CLIENT_CERTIFICATE}")  # without one it would only cut the connection
+        # Whoever is between could have taken TLS out of the server's first line: then nothing is sent.
+        wanted = server is not None and server.uri.scheme != "wss" and "tls" in self.options
+        if wanted and (server.uri.scheme == "ws" or not (info.get("tls_required") or self.options["tls_handshake_first"])):
+            raise nats.errors.Error(f"nats: {NO_TLS}")
         command: bytes = super()._connect_command()
         if server is None or self.options["user"] is not None or self.options["token"] is not None:
             return command
@@ -187,6 +183,7 @@ class Connection:
         self._credentials = credentials_from() if credentials is None else credentials
         self.name = name
         self.client = _Client()
+        self.client.has_certificate = self._credentials.certificate is not None
         self._ready = asyncio.Event()
         self.generation = 0
         self._down: list[Callable[[], None]] = []
@@ -237,11 +234,11 @@ class Connection:
             await asyncio.wait({connecting}, timeout=LOG_AFTER_S if wait_s is None else wait_s)
             if not connecting.done() and wait_s is None:
                 log.warning(
-                    "waiting_for_nats", nats=redacted_url(self.url), problem=str(self._unreachable(self._why()))
+                    "waiting_for_nats", nats=redacted_url(self.url), problem=str(await self._unreachable(self._why()))
                 )
                 await asyncio.wait({connecting})
             if not connecting.done():
-                raise self._unreachable(self._why())
+                raise await self._unreachable(self._why())
             connecting.result()
         except BaseException as error:
             # `end_tasks` cancels repeatedly: a single cancellation that arrives together with an answer would be lost
@@ -251,7 +248,7 @@ class Connection:
             with contextlib.suppress(Exception):
                 await self.client.close()
             if isinstance(error, (OSError, nats.errors.Error)):
-                raise self._unreachable(_text_of(error)) from None
+                raise await self._unreachable(_text_of(error)) from None
             raise
         self.generation += 1
         self._ready.set()
@@ -266,9 +263,9 @@ class Connection:
             expected = "if it begins with TLS, add --nats-tls-first (SIGNALMESH_NATS_TLS_FIRST)"
         return f"it accepts the connection and does not answer; {expected}"
 
-    def _unreachable(self, reason: str) -> BusUnreachable:
-        if (tls := explain_tls(reason)) is not None:
-            return TlsFault(redacted_url(self.url), reason, *tls)
+    async def _unreachable(self, reason: str) -> BusUnreachable:
+        if (fault := await tls_fault(self.url, reason, self._credentials)) is not None:
+            return fault
         kind = NotAdmitted if NOT_ADMITTED.search(reason) else BusUnreachable
         return kind(redacted_url(self.url), reason)
 
@@ -332,6 +329,8 @@ class Connection:
 
     async def _on_disconnected(self) -> None:
         self._ready.clear()
+        with contextlib.suppress(UsageError, KeyError):  # it has no TLS, or another file is half-written: the old one
+            self._credentials.load_certificate(self.client.options["tls"])
         self.client.forget_unsent()
         if self._raising is not None:
             self._raising.cancel()

@@ -17,6 +17,8 @@ from bus.errors import UsageError
 
 __all__ = [
     "CA_VARIABLE",
+    "CERTIFICATE_KEY_VARIABLE",
+    "CERTIFICATE_VARIABLE",
     "CREDS_VARIABLE",
     "FIRST_VARIABLE",
     "SEED_VARIABLE",
@@ -29,9 +31,17 @@ __all__ = [
 CREDS_VARIABLE = "SIGNALMESH_NATS_CREDS"
 SEED_VARIABLE = "SIGNALMESH_NATS_NKEY"
 CA_VARIABLE = "SIGNALMESH_NATS_CA"
+CERTIFICATE_VARIABLE = "SIGNALMESH_NATS_CERT"
+CERTIFICATE_KEY_VARIABLE = "SIGNALMESH_NATS_CERT_KEY"
 FIRST_VARIABLE = "SIGNALMESH_NATS_TLS_FIRST"
 JETSTREAM_API = "$JS.API"
-OPTIONS = {CREDS_VARIABLE: "--nats-creds", SEED_VARIABLE: "--nats-nkey", CA_VARIABLE: "--nats-ca"}
+OPTIONS = {
+    CREDS_VARIABLE: "--nats-creds",
+    SEED_VARIABLE: "--nats-nkey",
+    CA_VARIABLE: "--nats-ca",
+    CERTIFICATE_VARIABLE: "--nats-cert",
+    CERTIFICATE_KEY_VARIABLE: "--nats-cert-key",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +49,8 @@ class Credentials:
     """The contents of files, not their names; the secret ones are not in its `repr`.
 
     `creds` is a user's JWT and seed as `nsc` writes them, `nkey_seed` a seed alone, `ca` certificates (PEM) that are
-    trusted instead of the system's. `tls_first`: the client starts TLS first, as a server with `handshake_first` and
+    trusted instead of the system's, read from `ca_file`; with them no connection is made without TLS. `certificate` is
+    the exception: the files of a client's certificate and its key, for OpenSSL reads only files. `tls_first`: the client starts TLS first, as a server with `handshake_first` and
     proxies in front of port 443 expect. `api` is the prefix of subjects at which JetStream's API is requested: an agent
     of a swarm with keys requests it of its host (agents/host/api_gateway.py).
     """
@@ -47,6 +58,8 @@ class Credentials:
     creds: str = field(default="", repr=False)
     nkey_seed: str = field(default="", repr=False)
     ca: str = ""
+    ca_file: str = ""
+    certificate: tuple[str, str] | None = None
     tls_first: bool = False
     api: str = JETSTREAM_API
 
@@ -54,7 +67,7 @@ class Credentials:
         """Options for nats-py's `connect` to `url`.
 
         Raises:
-            UsageError: `ca` contains no certificate.
+            UsageError: `ca` contains no certificate, or the files of `certificate` cannot be used.
         """
         options: dict[str, Any] = {}
         if self.creds:
@@ -64,16 +77,38 @@ class Credentials:
         elif self.nkey_seed:
             options["nkeys_seed_str"] = self.nkey_seed
             options["inbox_prefix"] = inbox_of(public_key_of(self.nkey_seed))
-        if self.ca:
-            try:
-                options["tls"] = ssl.create_default_context(cadata=self.ca)
-            except (ssl.SSLError, ValueError) as error:
-                raise UsageError(f"--nats-ca ({CA_VARIABLE}): expected certificates in PEM: {error}") from None
-        elif self.tls_first or url.startswith(("tls://", "wss://")):
-            options["tls"] = ssl.create_default_context()
+        if self.ca or self.tls_first or url.startswith(("tls://", "wss://")):
+            options["tls"] = self._context()
         if self.tls_first:
             options["tls_handshake_first"] = True
         return options
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cadata=self.ca or None)
+        except (ssl.SSLError, ValueError) as error:
+            raise UsageError(f"--nats-ca ({CA_VARIABLE}): expected certificates in PEM: {error}") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # also where this system's OpenSSL would allow less
+        self.load_certificate(context)
+        return context
+
+    def load_certificate(self, context: ssl.SSLContext) -> None:
+        """Have connections of this context present the client's certificate as its files are now, if there is one.
+
+        Raises:
+            UsageError: the files cannot be read, or do not belong together.
+        """
+        if self.certificate is None:
+            return
+        file, key = self.certificate
+        try:
+            context.load_cert_chain(file, key)
+        except ssl.SSLError as error:
+            mismatch = "KEY_VALUES_MISMATCH" in str(error)
+            problem = "do not belong together" if mismatch else f"expected a certificate and its key in PEM: {error}"
+            raise UsageError(f"--nats-cert {file} and --nats-cert-key {key}: {problem}") from None
+        except OSError as error:
+            raise UsageError(f"--nats-cert {file} and --nats-cert-key {key}: cannot be read: {error.strerror}") from None
 
 
 def public_key_of(seed: str) -> str:
@@ -131,9 +166,16 @@ def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
             ) from None
     if creds and seed:
         raise UsageError(f"--nats-creds ({CREDS_VARIABLE}) and --nats-nkey ({SEED_VARIABLE}): expected one of them")
+    certificate, key = environ.get(CERTIFICATE_VARIABLE, ""), environ.get(CERTIFICATE_KEY_VARIABLE, "")
+    if bool(certificate) != bool(key):
+        raise UsageError(
+            f"--nats-cert ({CERTIFICATE_VARIABLE}) and --nats-cert-key ({CERTIFICATE_KEY_VARIABLE}): expected both"
+        )
     return Credentials(
         creds=creds,
         nkey_seed=seed,
         ca=content(CA_VARIABLE, "BEGIN CERTIFICATE"),
+        ca_file=environ.get(CA_VARIABLE, ""),
+        certificate=(certificate, key) if certificate else None,
         tls_first=environ.get(FIRST_VARIABLE, "").lower() in ("1", "true", "yes"),
     )

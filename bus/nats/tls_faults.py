@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["CLIENT_CERTIFICATE", "explain_tls"]
+__all__ = ["CLIENT_CERTIFICATE", "NO_TLS", "explain_tls"]
 
 CLIENT_CERTIFICATE = "the server demands a client certificate"
 """Mutual TLS: a NATS server says it before the handshake, unless TLS comes first."""
+NO_TLS = "the server offers no TLS"
+"""Said by a client that demands it: the server's first line, which anybody on the way could have changed, has none."""
 _CA = "name a file with the certificate of its authority: --nats-ca (SIGNALMESH_NATS_CA)"
 _FAULTS: tuple[tuple[str, str, str], ...] = (
     (
         f"{CLIENT_CERTIFICATE}|alert certificate required|alert bad certificate",
         CLIENT_CERTIFICATE,
-        "mutual TLS is not supported; let the server accept --nats-creds, --nats-nkey or a password (verify: false)",
+        "name one of an authority that the server knows, and its key: --nats-cert (SIGNALMESH_NATS_CERT), --nats-cert-key "
+        "(SIGNALMESH_NATS_CERT_KEY)",
+    ),
+    (
+        "tls: unknown certificate authority|alert unknown ca",
+        "the server does not know the authority of the client's certificate",
+        "name a certificate of its authority: --nats-cert (SIGNALMESH_NATS_CERT)",
     ),
     (
         "unable to get local issuer|self[- ]signed certificate|unable to verify the first",
@@ -34,6 +42,11 @@ _FAULTS: tuple[tuple[str, str, str], ...] = (
         "Hostname mismatch|IP address mismatch",
         "the server's certificate is for another host",
         "connect by a name or address that it contains: --nats, or issue it for this one",
+    ),
+    (
+        NO_TLS,
+        "it offers no TLS, and none but a connection with TLS is made with tls:// or a CA file",
+        "enable TLS on the server, or write nats:// and name no --nats-ca (SIGNALMESH_NATS_CA) to connect without",
     ),
     (
         "wrong version number|record layer failure|packet length too long|http request",

@@ -11,7 +11,14 @@ from typing import Annotated
 
 import typer
 
-from bus.nats.credentials import CA_VARIABLE, CREDS_VARIABLE, FIRST_VARIABLE, SEED_VARIABLE
+from bus.nats.credentials import (
+    CA_VARIABLE,
+    CERTIFICATE_KEY_VARIABLE,
+    CERTIFICATE_VARIABLE,
+    CREDS_VARIABLE,
+    FIRST_VARIABLE,
+    SEED_VARIABLE,
+)
 from coordinator.cli import certify, checks, control, keys, monitor, roles, swarm, verify
 
 app = typer.Typer(
@@ -42,10 +49,20 @@ def main(
     nats_ca: Annotated[
         Path | None, typer.Option(help="File of the CA certificates for the NATS server's certificate.")
     ] = None,
+    nats_cert: Annotated[
+        Path | None, typer.Option(help="File of a client certificate, for a server that demands one.")
+    ] = None,
+    nats_cert_key: Annotated[Path | None, typer.Option(help="File of the key of --nats-cert.")] = None,
     nats_tls_first: Annotated[bool, typer.Option(help="Start TLS before the NATS protocol (handshake_first).")] = False,
 ) -> None:
     """Agents as independent processes on a NATS bus: decisions that survive kill -9."""
-    files = {CREDS_VARIABLE: nats_creds, SEED_VARIABLE: nats_nkey, CA_VARIABLE: nats_ca}
+    files = {
+        CREDS_VARIABLE: nats_creds,
+        SEED_VARIABLE: nats_nkey,
+        CA_VARIABLE: nats_ca,
+        CERTIFICATE_VARIABLE: nats_cert,
+        CERTIFICATE_KEY_VARIABLE: nats_cert_key,
+    }
     os.environ.update({variable: str(file.absolute()) for variable, file in files.items() if file is not None})
     if nats_tls_first:
         os.environ[FIRST_VARIABLE] = "1"
