@@ -1,4 +1,4 @@
-"""Certificates: what one says, and the one that a NATS server presents. The library is imported only where one is read."""
+"""Certificates: what one says, and the one that a NATS server presents. Their library is imported where one is read."""
 
 from __future__ import annotations
 
@@ -103,9 +103,7 @@ async def presented_certificate(url: str, *, tls_first: bool) -> CertificateInfo
     writer = None
     try:
         async with asyncio.timeout(LOOK_S):
-            reader, writer = await asyncio.open_connection(
-                parts.hostname, port, ssl=context if first else None
-            )
+            reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context if first else None)
             if not first:
                 await reader.readline()
                 await writer.start_tls(context, server_hostname=parts.hostname)

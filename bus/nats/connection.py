@@ -15,7 +15,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
-from urllib.parse import unquote
+from urllib.parse import ParseResult, unquote
 
 import nats.errors
 import orjson
@@ -35,7 +35,7 @@ from bus.nats.certificates import tls_fault
 from bus.nats.client import FastClient
 from bus.nats.credentials import Credentials, credentials_from
 from bus.nats.tls_faults import CLIENT_CERTIFICATE, NO_TLS
-from bus.nats.urls import check_url, is_websocket, redacted_url, urls_of
+from bus.nats.urls import check_url, is_loopback, is_websocket, redacted_url, urls_of
 from bus.nats.wire_parser import OnDirect
 from bus.utils.aio import end_tasks, is_cancelled
 
@@ -140,8 +140,11 @@ class _Client(FastClient):
         if info.get("tls_required") and info.get("tls_verify") and not self.has_certificate:
             raise nats.errors.Error(f"nats: {CLIENT_CERTIFICATE}")  # without one it would only cut the connection
         # Whoever is between could have taken TLS out of the server's first line: then nothing is sent.
-        wanted = server is not None and server.uri.scheme != "wss" and "tls" in self.options
-        if wanted and (server.uri.scheme == "ws" or not (info.get("tls_required") or self.options["tls_handshake_first"])):
+        if (
+            server is not None
+            and self._demands_tls(server.uri)
+            and not (info.get("tls_required") or self.options["tls_handshake_first"])
+        ):
             raise nats.errors.Error(f"nats: {NO_TLS}")
         command: bytes = super()._connect_command()
         if server is None or self.options["user"] is not None or self.options["token"] is not None:
@@ -157,6 +160,12 @@ class _Client(FastClient):
         else:
             fields |= {"user": unquote(named.username or ""), "pass": unquote(named.password)}
         return operation + b" " + orjson.dumps(fields) + b"\r\n"
+
+    def _demands_tls(self, address: ParseResult) -> bool:
+        """Whether nothing may be sent to this server without TLS: of this machine, an address may ask for none."""
+        if address.scheme in ("tls", "wss") or "tls" not in self.options:
+            return address.scheme == "tls"  # a WebSocket's TLS has begun before
+        return address.scheme == "ws" or not is_loopback(address.hostname or "")
 
     def forget_unsent(self) -> None:
         """Drop unflushed messages when the connection breaks: sent later, they would overtake the resend."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "SEED_VARIABLE",
     "Credentials",
     "credentials_from",
+    "credentials_of",
     "inbox_of",
     "public_key_of",
 ]
@@ -49,10 +50,11 @@ class Credentials:
     """The contents of files, not their names; the secret ones are not in its `repr`.
 
     `creds` is a user's JWT and seed as `nsc` writes them, `nkey_seed` a seed alone, `ca` certificates (PEM) that are
-    trusted instead of the system's, read from `ca_file`; with them no connection is made without TLS. `certificate` is
-    the exception: the files of a client's certificate and its key, for OpenSSL reads only files. `tls_first`: the client starts TLS first, as a server with `handshake_first` and
-    proxies in front of port 443 expect. `api` is the prefix of subjects at which JetStream's API is requested: an agent
-    of a swarm with keys requests it of its host (agents/host/api_gateway.py).
+    trusted instead of the system's, read from `ca_file`: with them no connection to another machine is made without
+    TLS. `certificate` names the files of a client's certificate and its key, for OpenSSL reads only files. `tls_first`:
+    the client starts TLS first, as a server with `handshake_first` and proxies in front of port 443 expect. `api` is
+    the prefix of subjects at which JetStream's API is requested: an agent of a swarm with keys requests it of its host
+    (agents/host/api_gateway.py).
     """
 
     creds: str = field(default="", repr=False)
@@ -78,12 +80,17 @@ class Credentials:
             options["nkeys_seed_str"] = self.nkey_seed
             options["inbox_prefix"] = inbox_of(public_key_of(self.nkey_seed))
         if self.ca or self.tls_first or url.startswith(("tls://", "wss://")):
-            options["tls"] = self._context()
+            options["tls"] = self.context()
         if self.tls_first:
             options["tls_handshake_first"] = True
         return options
 
-    def _context(self) -> ssl.SSLContext:
+    def context(self) -> ssl.SSLContext:
+        """How a connection is made with TLS: the server's certificate and name are verified, always.
+
+        Raises:
+            UsageError: as `options`.
+        """
         try:
             context = ssl.create_default_context(cadata=self.ca or None)
         except (ssl.SSLError, ValueError) as error:
@@ -108,7 +115,9 @@ class Credentials:
             problem = "do not belong together" if mismatch else f"expected a certificate and its key in PEM: {error}"
             raise UsageError(f"--nats-cert {file} and --nats-cert-key {key}: {problem}") from None
         except OSError as error:
-            raise UsageError(f"--nats-cert {file} and --nats-cert-key {key}: cannot be read: {error.strerror}") from None
+            raise UsageError(
+                f"--nats-cert {file} and --nats-cert-key {key}: cannot be read: {error.strerror}"
+            ) from None
 
 
 def public_key_of(seed: str) -> str:
@@ -179,3 +188,13 @@ def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
         certificate=(certificate, key) if certificate else None,
         tls_first=environ.get(FIRST_VARIABLE, "").lower() in ("1", "true", "yes"),
     )
+
+
+def credentials_of(seed: str) -> Credentials:
+    """Those of the user with this nkey seed, with the trusted certificates of the environment.
+
+    Raises:
+        UsageError: a file of the environment cannot be used.
+    """
+    without = {name: value for name, value in os.environ.items() if name not in (CREDS_VARIABLE, SEED_VARIABLE)}
+    return replace(credentials_from(without), nkey_seed=seed)

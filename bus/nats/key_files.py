@@ -9,13 +9,23 @@ from pathlib import Path
 from bus.errors import UsageError
 from bus.nats.credentials import public_key_of
 
-__all__ = ["KEYS_VARIABLE", "KEY_SUFFIX", "agent_key_file", "new_seed", "read_seed", "write_seed"]
+__all__ = [
+    "KEYS_VARIABLE",
+    "KEY_SUFFIX",
+    "OTHERS",
+    "agent_key_file",
+    "new_seed",
+    "read_seed",
+    "write_private",
+    "write_seed",
+]
 
 KEYS_VARIABLE = "SIGNALMESH_KEYS"
 """The directory with the keys of a swarm's processes; the watchdog reads those of the agents there."""
 KEY_SUFFIX = ".nk"
 MAX_FILE_BYTES = 1024
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
+"""Bits of a mode by which others than its owner may use a file."""
 
 
 def agent_key_file(directory: Path, agent: str) -> Path:
@@ -33,12 +43,18 @@ def new_seed() -> str:
 
 def write_seed(file: Path, seed: str) -> None:
     """Write a key file, whole or not at all; replaces an older one. Its directory is made, for this user alone."""
+    write_private(file, seed + "\n")
+
+
+def write_private(file: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file with this mode, as `write_seed`."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as opened:
-        opened.write(seed + "\n")
+        os.fchmod(descriptor, mode)
+        opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())
     temporary.replace(file)

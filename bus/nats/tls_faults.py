@@ -15,8 +15,10 @@ _FAULTS: tuple[tuple[str, str, str], ...] = (
     (
         f"{CLIENT_CERTIFICATE}|alert certificate required|alert bad certificate",
         CLIENT_CERTIFICATE,
-        "name one of an authority that the server knows, and its key: --nats-cert (SIGNALMESH_NATS_CERT), --nats-cert-key "
-        "(SIGNALMESH_NATS_CERT_KEY)",
+        (
+            "name one of an authority that the server knows, and its key: --nats-cert (SIGNALMESH_NATS_CERT), "
+            "--nats-cert-key (SIGNALMESH_NATS_CERT_KEY)"
+        ),
     ),
     (
         "tls: unknown certificate authority|alert unknown ca",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 from urllib.parse import urlsplit
 
 from bus.errors import UsageError
 
-__all__ = ["check_url", "is_same_server", "is_websocket", "redacted_url", "urls_of"]
+__all__ = ["check_url", "is_loopback", "is_same_server", "is_websocket", "redacted_url", "urls_of"]
 
 DEFAULT_PORT = 4222
 WEBSOCKET = ("ws", "wss")
@@ -23,15 +24,30 @@ def is_websocket(url: str) -> bool:
     return any(one.partition("://")[0] in WEBSOCKET for one in urls_of(url))
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host` is a name or address of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def is_same_server(one: str, other: str) -> bool:
-    """Whether two addresses without a user are of the same server or cluster; `localhost` is 127.0.0.1."""
+    """Whether two addresses without a user are of the same server or cluster; `localhost` is 127.0.0.1.
+
+    `nats://` and `tls://` do not differ: it is the server that decides about TLS.
+    """
     return "@" not in one + other and _places(one) == _places(other)
 
 
 def _places(url: str) -> set[tuple[str, str, int]]:
     parts = [urlsplit(each if "://" in each else f"nats://{each}") for each in urls_of(url)]
     return {
-        (part.scheme, "127.0.0.1" if part.hostname == "localhost" else str(part.hostname), part.port or DEFAULT_PORT)
+        (
+            "nats" if part.scheme == "tls" else part.scheme,
+            "127.0.0.1" if part.hostname == "localhost" else str(part.hostname),
+            part.port or DEFAULT_PORT,
+        )
         for part in parts
     }
 

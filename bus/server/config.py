@@ -7,7 +7,7 @@ from typing import Literal
 
 from bus.messages import MAX_PAYLOAD_BYTES
 
-__all__ = ["HOST", "MAX_MESSAGE_BYTES", "Durability", "configuration"]
+__all__ = ["HOST", "MAX_MESSAGE_BYTES", "Durability", "configuration", "tls_block"]
 
 HOST = "127.0.0.1"
 Durability = Literal["process", "power"]
@@ -63,6 +63,19 @@ def configuration(*, name: str, port: int, directory: Path, log: Path, durabilit
         log=_quoted(log),
         sync_interval=_SYNC_INTERVAL[durability],
         max_payload=MAX_MESSAGE_BYTES,
+    )
+
+
+def tls_block(certificate: Path, key: Path, clients_ca: Path | None) -> str:
+    """The lines about TLS: required of every client, 1.2 or newer.
+
+    With `clients_ca` a client has to present a certificate of one of the authorities in that file.
+    """
+    verify = "" if clients_ca is None else f"  ca_file: {_quoted(clients_ca)}\n  verify: true\n"
+    return (
+        f"tls {{\n  cert_file: {_quoted(certificate)}\n  key_file: {_quoted(key)}\n{verify}"
+        # Its default of 2 s for a handshake is short for hundreds of agents that start at once on few cores.
+        '  min_version: "1.2"\n  timeout: 5\n}\nallow_non_tls: false\n'
     )
 
 

@@ -111,17 +111,18 @@ class NatsServer:
         durability: Durability = "process",
         binary: Path | None = None,
         authorization: str = "",
+        tls: str = "",
     ) -> None:
         """Prepare the server; only `start` touches the disk. Port 0 takes a free port and keeps it over restarts.
 
-        `authorization` are the lines of its configuration about users (bus/server/config.py).
+        `authorization` are the lines of its configuration about users, `tls` those about TLS (bus/server/config.py).
         """
         if not 0 <= port <= 65535:
             raise UsageError(f"--port {port}: expected 0 (any free port) to 65535")
         self.port = port
         self.version: tuple[int, int, int] | None = None
         self._binary = binary
-        self._durability, self._authorization = durability, authorization
+        self._durability, self._authorization, self._tls = durability, authorization, tls
         self._settings = ""
         """The configuration of the last start, without users."""
         self._directory = state_dir / DIRECTORY  # made absolute in `start`: reading the working directory blocks
@@ -136,7 +137,7 @@ class NatsServer:
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"nats://{HOST}:{self.port}"
+        return f"{'tls' if self._tls else 'nats'}://{HOST}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -149,12 +150,16 @@ class NatsServer:
         """Directory of its configuration, log and store; absolute after `start`."""
         return self._directory
 
-    async def reload(self, authorization: str) -> None:
-        """Have it use these lines about users from now on; it cuts off the clients of users that are gone."""
-        self._authorization = authorization
+    async def reload(self, authorization: str | None = None) -> None:
+        """Have it read its certificates again, and use these lines about users from now on.
+
+        It cuts off the clients of users that are gone; a new certificate is for new connections.
+        """
+        if authorization is not None:
+            self._authorization = authorization
         path = self._directory / CONFIG
         # The rest stays as it was at the start: the server refuses another limit of its store while it runs.
-        await asyncio.to_thread(path.write_text, self._settings + authorization)
+        await asyncio.to_thread(path.write_text, self._settings + self._authorization)
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGHUP)
 
@@ -289,6 +294,7 @@ class NatsServer:
             durability=self._durability,
             max_store=measure_room(self._directory).for_server,
         )
+        self._settings += self._tls
         path.write_text(self._settings + self._authorization)
         self._log_from = self.log_file.stat().st_size if self.log_file.exists() else 0
         return path

@@ -1,4 +1,8 @@
-"""A TCP proxy in front of a NATS server. On demand it resets connections and pauses, delays or drops traffic."""
+"""A TCP proxy in front of a NATS server. On demand it resets connections and pauses, delays or drops traffic.
+
+In front of a server with TLS it is the server to its clients, with a certificate, and a client to the server: the name
+of a client, by which faults choose it, is inside of TLS.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,32 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Collection
+import ssl
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit
 
 import orjson
 
-__all__ = ["DOWN", "UP", "Proxy"]
+__all__ = ["DOWN", "UP", "Proxy", "ProxyTls"]
 
 UP = "up"
 """From client to server."""
 DOWN = "down"
 """From server to client."""
 _CONNECT = re.compile(rb"CONNECT (\{.*?\})\r\n", re.DOTALL)
+TLS_S = 5.0
+"""For the handshakes with a client and the server."""
 EVERY_AGENT: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyTls:
+    """TLS at both sides: `accepting` has the certificate that clients verify, `connecting` verifies the server's."""
+
+    accepting: ssl.SSLContext
+    connecting: ssl.SSLContext
 
 
 class _Link:
@@ -43,8 +59,14 @@ class Proxy:
     Methods with `names` affect the connections of clients with these names, by default all connections.
     """
 
-    def __init__(self, target: str, listener: socket.socket | None = None) -> None:
-        """Prepare the proxy; `async with` opens it. `listener` is a listening socket to accept from."""
+    def __init__(
+        self, target: str, listener: socket.socket | None = None, tls: Callable[[], ProxyTls] | None = None
+    ) -> None:
+        """Prepare the proxy; `async with` opens it. `listener` is a listening socket to accept from.
+
+        `tls` is needed in front of a server that demands TLS after its first line; it is called for each connection.
+        """
+        self._tls = tls
         parts = urlsplit(target)
         self._host, self._port = parts.hostname or "", parts.port or 4222
         self._listener = listener
@@ -62,7 +84,8 @@ class Proxy:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        scheme = "nats" if self._tls is None else "tls"
+        return f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     @property
     def names(self) -> list[str]:
@@ -129,6 +152,10 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+        if self._tls is not None and not await self._begin_tls(self._tls(), writer, up_reader, up_writer):
+            writer.transport.abort()
+            up_writer.transport.abort()
+            return
         self.accepted += 1
         link = _Link((writer, up_writer))
         self._links.add(link)
@@ -147,6 +174,25 @@ class Proxy:
             self._links.discard(link)
             for end in link.writers:
                 end.transport.abort()
+
+    async def _begin_tls(
+        self,
+        tls: ProxyTls,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+    ) -> bool:
+        """Pass on the server's first line, and begin TLS with both; returns whether both have."""
+        try:
+            async with asyncio.timeout(TLS_S):
+                info = await up_reader.readline()
+                await up_writer.start_tls(tls.connecting, server_hostname=self._host)
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # what the client sends now is TLS
+                writer.write(info)
+                await writer.start_tls(tls.accepting)
+        except OSError:  # ssl's errors and TimeoutError are OSErrors
+            return False
+        return True
 
     async def _pump(
         self, link: _Link, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -65,6 +65,7 @@ from coordinator.reporting.formatting import format_value
 from coordinator.reporting.percentiles import Percentiles
 from coordinator.sandboxes.environment import Endpoint
 from coordinator.security.keys import use_operator_key
+from coordinator.security.tls_files import use_authority
 
 __all__ = ["CertifyOptions", "run_certify"]
 
@@ -270,6 +271,7 @@ async def _deploy(plan: Plan, swarm: TemporarySwarm, progress: _Progress) -> Dep
     with progress.step(f"deploying {len(plan.expected.sandboxes)} sandboxes ({where})"):
         run = await swarm.start()
         use_operator_key(swarm.state_dir, run.authentication)
+        use_authority(swarm.state_dir, run.url)
         bus = await NatsBus.connect(run.url, run.swarm, "certify")
         try:
             observer, hosts = Observer(bus, progress.on_alert), HostReports(bus, swarm.started_at)

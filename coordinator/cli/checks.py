@@ -40,6 +40,7 @@ def chaos(
     from coordinator.chaos.report import FaultSeen, line_of, print_chaos
     from coordinator.chaos.runner import ChaosOptions, run_chaos, running
     from coordinator.security.keys import use_operator_key
+    from coordinator.security.tls_files import use_authority
 
     for name, value in (("--for", for_s), ("--recovery-timeout", timeout_s)):
         if not value > 0:
@@ -47,6 +48,7 @@ def chaos(
     options = ChaosOptions(for_s=for_s, seed=seed, timeout_s=timeout_s)
     run = running(state_dir)
     use_operator_key(state_dir, run.authentication)
+    use_authority(state_dir, run.url)
 
     def print_fault(fault: FaultSeen) -> None:
         typer.echo(line_of(fault), err=json)

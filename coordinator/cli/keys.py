@@ -54,6 +54,16 @@ def keys(
             min=0, max=100, help="With --to: how many hosts of each sandbox have a key, for `sandbox --replica --keys`."
         ),
     ] = 0,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="With init: make a certificate authority and certificates for TLS, or renew them."),
+    ] = False,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --tls: a name or address of the server; default: those of this machine. localhost is always one."
+        ),
+    ] = None,
     authentication: AuthenticationOption = None,
     nats: Nats = None,
     swarm: Swarm = None,
@@ -64,9 +74,9 @@ def keys(
 ) -> None:
     """Make, list, replace and remove the keys of a swarm, or export its users.
 
-    `init` makes what the swarm's processes need, as `up` does. `add` makes the key of a person or program outside the
-    swarm, `revoke` removes it. A running swarm uses changed keys within a second. `export` prints a block of
-    nats-server's configuration, for a server of others.
+    `init` makes what the swarm's processes need, as `up` does; with --tls it makes certificates, and no keys. `add`
+    makes the key of a person or program outside the swarm, `revoke` removes it. A running swarm uses changed keys and
+    certificates within a second. `export` prints a block of nats-server's configuration, for a server of others.
     """
     from dataclasses import replace
 
@@ -76,6 +86,9 @@ def keys(
     named = tuple(names or ())
     _check_arguments(action, named, role, everything=everything, json=json)
     _check_directory(action, to, hosts, json=json)
+    if tls or name:
+        _check_tls(action, to, tls=tls, json=json)
+        raise typer.Exit(_certify(state_dir, tuple(name or ())))
     if to is not None:
         wanted = _swarm(config, agents)
         _share(replace(wanted, swarm=swarm or wanted.swarm), state_dir, to, hosts, authentication, nats)
@@ -103,11 +116,17 @@ def keys(
     if json:
         print_json(found)
     else:
-        if found.keys:
-            listing.print_keys(found)
-        for line in _remarks(action, found, run, state_dir):
-            typer.echo(line)
+        _show(action, found, run, state_dir)
     raise typer.Exit(EXIT_FAILED if action != "revoke" and any(key.problem for key in found.keys) else EXIT_DONE)
+
+
+def _show(action: Action, found: KeyList, run: Run | None, state_dir: Path) -> None:
+    from coordinator.security.listing import print_keys
+
+    if found.keys:
+        print_keys(found)
+    for line in _remarks(action, found, run, state_dir):
+        typer.echo(line)
 
 
 def _check_arguments(action: Action, named: tuple[str, ...], role: str | None, *, everything: bool, json: bool) -> None:
@@ -144,6 +163,25 @@ def _check_directory(action: Action, to: Path | None, hosts: int, *, json: bool)
         raise UsageError("--to: expected with init, and without --json")
     if to is None and hosts:
         raise UsageError("--hosts: expected with --to; `up` runs one host of each sandbox")
+
+
+def _check_tls(action: Action, to: Path | None, *, tls: bool, json: bool) -> None:
+    """Refuse --tls and --name where they mean nothing.
+
+    Raises:
+        UsageError: they do not fit the action.
+    """
+    if not tls:
+        raise UsageError("--name: expected with --tls")
+    if action != "init" or to is not None or json:
+        raise UsageError("--tls: expected with init, and without --to and --json")
+
+
+def _certify(state_dir: Path, names: tuple[str, ...]) -> int:
+    from coordinator.security.certificate_list import make_certificates
+
+    make_certificates(state_dir, names)
+    return EXIT_DONE
 
 
 def _swarm(config: Path | None, agents: int | None) -> ResolvedSwarm:
@@ -197,17 +235,20 @@ def _remarks(action: Action, found: KeyList, run: Run | None, state_dir: Path) -
         return []
     [key] = found.keys
     from coordinator.config.connection import DEFAULT_URL
+    from coordinator.security.tls_files import cli_options, use_authority
 
     url = DEFAULT_URL if run is None else run.url
+    use_authority(state_dir, url)
+    server_options = f"--server {url}{cli_options(url)}"
     lines = [f"{server} admits it within a second; give this file to its user alone: {key.file}"]
     match key.role:
         case "subscriber":
             subject = f"{'swarm' if run is None else run.swarm}.decision.>"
-            lines.append(f"nats --server {url} --nkey FILE --inbox-prefix {key.inbox} sub '{subject}'")
+            lines.append(f"nats {server_options} --nkey FILE --inbox-prefix {key.inbox} sub '{subject}'")
         case "voter":
             name = key.identity.partition("-")[2]
             lines.append(f"its votes count if swarm.toml has [agents.{name}] with external = true")
-            lines.append(f"nats --server {url} --nkey FILE --inbox-prefix {key.inbox} …")
+            lines.append(f"nats {server_options} --nkey FILE --inbox-prefix {key.inbox} …")
         case _:
             lines.append(f"signalmesh --nats-nkey FILE status --nats {url}")
     return lines

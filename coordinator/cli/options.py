@@ -130,6 +130,10 @@ def _find_run(nats: str | None, state_dir: Path) -> tuple[str, Run | None]:
 
 
 def _use_key(state_dir: Path, run: Run | None) -> None:
+    if run is not None and run.url.startswith(("tls://", "wss://")):
+        from coordinator.security.tls_files import use_authority
+
+        use_authority(state_dir, run.url)
     if run is not None and run.authentication == "keys":
         from coordinator.security.keys import use_operator_key
 

@@ -191,7 +191,7 @@ def proxy(
     from coordinator.runner.proxy_role import run_proxy
 
     target = find_target(nats, state_dir, swarm)
-    raise typer.Exit(run_proxy(role_url(nats, state_dir), target.swarm, log_level))
+    raise typer.Exit(run_proxy(role_url(nats, state_dir), target.swarm, log_level, state_dir))
 
 
 def metrics(

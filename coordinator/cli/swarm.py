@@ -93,6 +93,10 @@ def up(
     ] = None,
     authentication: AuthenticationOption = None,
     open_: Open = False,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="Demand TLS of every client of the embedded server; makes the certificates."),
+    ] = False,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Run no dashboard.")] = False,
     json: Json = False,
     log_level: LogLevel = "info",
@@ -135,6 +139,7 @@ def up(
         public_url=public_nats,
         dashboard=not no_dashboard,
         authentication="open" if open_ else authentication,
+        tls=tls,
     )
     if (clash := find_clash()) is not None:
         if clash.fatal:

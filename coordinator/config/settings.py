@@ -228,6 +228,11 @@ class NatsSettings:
     """`keys`: each process has a key of its own, and the server lets it publish and subscribe to its own subjects
     alone; a client without a key receives the read side, and publishes nothing. `open`: whoever reaches the port may do
     everything. `auto`: `keys` on the embedded server; on a server of `--nats` what its own configuration has."""
+    tls: bool = False
+    """The embedded server demands TLS of every client, with certificates of a local authority in `tls/` of the state
+    directory. It also does so, whatever is written here, if `signalmesh keys init --tls` has made that directory."""
+    tls_verify_clients: bool = False
+    """Mutual TLS: every client of the embedded server has to present a certificate of that authority as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ def start_dashboard(
     text = DEFAULT_LISTEN if text in ("", NOWHERE) else text
     inherited = inherited_port()
     port = open_port(text, where) if inherited is None else inherited
-    from coordinator.dashboard.guard import is_loopback
+    from bus.nats.urls import is_loopback
     from coordinator.dashboard.server import DashboardOptions, run_dashboard
 
     # A file on loopback needs no token: nothing can be acted on, and everybody here may read.

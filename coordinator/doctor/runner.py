@@ -36,6 +36,7 @@ from coordinator.doctor.machine_checks import (
 from coordinator.doctor.mirror_checks import check_mirror_file, check_mirror_log
 from coordinator.doctor.sandbox_checks import check_e2b
 from coordinator.doctor.state_dir_checks import check_leftovers, check_locks, check_permissions, check_record
+from coordinator.doctor.tls_checks import check_tls
 from coordinator.reporting.findings import Diagnosis, Finding, error, skipped
 from coordinator.reporting.tables import console
 from coordinator.runner.run_record import Run
@@ -68,6 +69,7 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     findings += [about_config, record]
     findings.append(await asyncio.to_thread(check_permissions, state_dir))
     findings.append(await asyncio.to_thread(check_keys, state_dir, meant, used, foreign=not embedded))
+    findings.append(await asyncio.to_thread(check_tls, state_dir, run if nats in (None, run and run.url) else None))
     findings += await asyncio.to_thread(check_locks, state_dir, run)
     findings.append(await asyncio.to_thread(check_leftovers, run))
     findings.append(await asyncio.to_thread(check_disk, state_dir, used))

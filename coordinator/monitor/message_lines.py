@@ -114,4 +114,6 @@ async def watch_bus(bus: NatsBus, kind: str | None, as_json: bool) -> None:
 
 
 def how_to_follow(up: Up) -> str:
-    return f"follow it with: nats sub -s {up.bus.url} '{up.config.swarm}.decision.>'"
+    from coordinator.security.tls_files import cli_options
+
+    return f"follow it with: nats sub -s {up.bus.url}{cli_options(up.bus.url)} '{up.config.swarm}.decision.>'"

@@ -7,9 +7,12 @@ The proxy ends a fault by itself, so that a client that dies leaves no fault beh
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
+import ssl
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -20,12 +23,14 @@ import structlog
 from bus.errors import EXIT_DONE, UsageError
 from bus.interface import ReceivedMessage
 from bus.nats.bus import NatsBus
+from bus.nats.credentials import credentials_from
 from bus.nats.urls import redacted_url, urls_of
 from bus.observability.logging import set_up_logs
-from bus.testing.tcp_proxy import DOWN, UP, Proxy
+from bus.testing.tcp_proxy import DOWN, UP, Proxy, ProxyTls
 from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
 from coordinator.runner.child_process import LISTENER_VARIABLE
+from coordinator.security.tls_files import TlsFiles
 
 __all__ = ["NAME", "Affected", "BadNetwork", "open_proxy_port", "run_proxy"]
 
@@ -36,18 +41,28 @@ LONGEST_S = 60.0
 log = structlog.get_logger("signalmesh.proxy")
 
 
-def open_proxy_port(url: str) -> tuple[socket.socket, dict[str, str]]:
+def open_proxy_port(url: str, *, embedded: bool) -> tuple[socket.socket, dict[str, str]]:
     """A listening socket for the proxy in front of `url`, and the environment by which hosts send their agents there.
 
     Raises:
-        UsageError: `url` has several servers, or is not nats://: TLS cannot be forwarded under another address.
+        UsageError: `url` has several servers, or is not nats:// and no `embedded` server's: the certificate of another
+            one is not for the proxy's address.
     """
     parts = urlsplit(url if "://" in url else f"nats://{url}")
-    if parts.scheme != "nats" or len(urls_of(url)) > 1:
-        raise UsageError(f"--fault-proxy: expected one server at nats://…, not {redacted_url(url)}")
+    if not (parts.scheme == "nats" or embedded) or len(urls_of(url)) > 1:
+        raise UsageError(
+            f"--fault-proxy: expected the embedded server, or one server at nats://…, not {redacted_url(url)}"
+        )
     listener = socket.create_server(("127.0.0.1", 0))
     userinfo = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return listener, {AGENTS_URL_VARIABLE: f"nats://{userinfo}127.0.0.1:{listener.getsockname()[1]}"}
+    return listener, {AGENTS_URL_VARIABLE: f"{parts.scheme}://{userinfo}127.0.0.1:{listener.getsockname()[1]}"}
+
+
+def _tls(files: TlsFiles) -> ProxyTls:
+    """TLS with the server's certificate as its file is now, which is for this address too."""
+    accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    accepting.load_cert_chain(files.certificate("server"), files.key("server"))
+    return ProxyTls(accepting, credentials_from().context())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +128,12 @@ class FaultService:
         return count
 
 
-def run_proxy(url: str, swarm: str, log_level: str) -> int:
-    """Forward to the server at `url` until a signal ends it; on the inherited socket, else on any free port."""
+def run_proxy(url: str, swarm: str, log_level: str, state_dir: Path) -> int:
+    """Forward to the server at `url` until a signal ends it; on the inherited socket, else on any free port.
+
+    In front of tls:// it has the certificate of the server of `state_dir`.
+    """
+    tls = functools.partial(_tls, TlsFiles(state_dir)) if url.startswith("tls://") else None
     set_up_logs(log_level)
     number = os.environ.get(LISTENER_VARIABLE)
     listener = socket.socket(fileno=int(number)) if number else None
@@ -122,7 +141,7 @@ def run_proxy(url: str, swarm: str, log_level: str) -> int:
     async def serve() -> None:
         stop = asyncio.Event()
         on_signals(stop.set)
-        async with Proxy(url, listener) as proxy:
+        async with Proxy(url, listener, tls) as proxy:
             log.info("proxy_ready", url=proxy.url)
             bus = await NatsBus.connect(url, swarm, NAME, wait_s=None)
             service = FaultService(bus, proxy)

@@ -5,18 +5,20 @@ The terminal repeats the alerts, since no alert can be stored while the server i
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import Refused
+from bus.errors import Refused, UsageError
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
-from bus.server.supervisor import ServerDied, ServerEvent, ServerNotStoring, ServerRestarted
+from bus.server.supervisor import NatsServer, ServerDied, ServerEvent, ServerNotStoring, ServerRestarted
 from bus.utils.terminal import escape_control
 from coordinator.config.settings import SwarmConfig
+from coordinator.security.tls_files import ServedTls
 
 log = structlog.get_logger("signalmesh.up")
 
@@ -85,3 +87,16 @@ def alert_external_durability(events: EventPublisher, config: SwarmConfig, url: 
 
 def _print(text: str) -> None:
     print(escape_control(text), file=sys.stderr)
+
+
+async def renew_certificates(tls: ServedTls, server: NatsServer, events: EventPublisher) -> None:
+    """Have the server use certificates that were replaced, or expire soon and were renewed; no connection is lost."""
+    try:
+        renewed = await asyncio.to_thread(tls.update)
+    except UsageError as error:
+        events.alert("critical", "certificate_unusable", f"{error}; until then the server has the old one")
+        return
+    if renewed is not None:
+        await server.reload()
+        text = f"the server has read its certificates again; renewed: {', '.join(renewed) or 'none'}"
+        events.alert("info", "certificates_replaced", text, renewed=list(renewed))

@@ -36,7 +36,7 @@ from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
 from bus.nats.connection import Denial, describe_denials
-from bus.nats.credentials import Credentials
+from bus.nats.credentials import Credentials, credentials_of
 from bus.nats.permissions import find_denied
 from bus.nats.streams import ensure_streams
 from bus.nats.urls import redacted_url
@@ -59,7 +59,12 @@ from coordinator.runner.outcome import Outcome
 from coordinator.runner.preflight import traits_environment
 from coordinator.runner.proxy_role import open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
-from coordinator.runner.server_events import alert_external_durability, report_server_event, warn_of_deleted_stream
+from coordinator.runner.server_events import (
+    alert_external_durability,
+    renew_certificates,
+    report_server_event,
+    warn_of_deleted_stream,
+)
 from coordinator.sandboxes.provider_client import plan_provider
 from coordinator.security.admission import (
     Admission,
@@ -75,6 +80,7 @@ from coordinator.security.keys import (
     identity_of,
     key_environment,
 )
+from coordinator.security.tls_files import ServedTls, plain_remarks, serve_tls
 from coordinator.security.violations import ViolationLog, ViolationReports
 from coordinator.telemetry.otel_env_check import check_variables
 
@@ -113,6 +119,8 @@ class UpOptions:
     dashboard: bool = True
     authentication: Authentication | None = None
     """None: as the configuration has it."""
+    tls: bool = False
+    """Also if the configuration does not ask for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +144,8 @@ class FoundOut:
     """The listening socket of the dashboard; None: no such process."""
     keys: Path | None = None
     """The directory of the processes' keys; None: they connect without."""
+    tls_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The environment by which processes connect to the embedded server with TLS; empty without."""
 
 
 def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
@@ -148,13 +158,14 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
 
     def add(kind: str, name: str, *args: str, env: Mapping[str, str] | None = None, **rest: Any) -> None:
         key = {} if found.keys is None else key_environment(found.keys, kind, name)
-        env = {**(env or {}), **key}
+        env = {**(env or {}), **key, **found.tls_env}
         spec = ChildSpec(kind=kind, name=name, args=args, env=env, grace_s=STOP_GRACE_S[kind], **rest)
         children.append(spec)
 
     if found.proxy_fd is not None:
         env = {LISTENER_VARIABLE: str(found.proxy_fd)}
-        add("proxy", "proxy", "proxy", *common, env=env, pass_fds=(found.proxy_fd,))
+        state_dir = ("--state-dir", str(options.state_dir))
+        add("proxy", "proxy", "proxy", *state_dir, *common, env=env, pass_fds=(found.proxy_fd,))
     for sandbox in config.sandboxes:
         if sandbox.e2b is None:
             add("sandbox", sandbox.name, "sandbox", sandbox.name, *common, env=found.proxy_env)
@@ -221,6 +232,7 @@ class Up:
         self._keys: ServedKeys | None = None
         self._violations: tuple[ViolationLog, ViolationReports] | None = None
         """With keys: what the server has refused."""
+        self._tls: ServedTls | None = None
         self.url = ""
         self.bus: NatsBus
         self.outcome: Outcome
@@ -265,10 +277,15 @@ class Up:
     async def _start_server(self) -> None:
         """Start nats-server, unless another one is named, and connect."""
         options = self._options
+        await asyncio.to_thread(self._secure)
         users = await asyncio.to_thread(self._admit_users) if self._admission.authentication == "keys" else ""
         if options.url is None:
             self._server = NatsServer(
-                options.state_dir, port=options.port, durability=self.config.stream.durability, authorization=users
+                options.state_dir,
+                port=options.port,
+                durability=self.config.stream.durability,
+                authorization=users,
+                tls="" if self._tls is None else self._tls.block,
             )
             if self._keys is not None:
                 self._violations = ViolationLog(self._server.log_file), ViolationReports(self._keys.owner)
@@ -303,6 +320,20 @@ class Up:
         else:
             _warn(self._admission.warning(self.url))
 
+    def _secure(self) -> None:
+        """Prepare TLS, if the embedded server is to have it, and say where messages are sent without."""
+        options = self._options
+        self._tls = serve_tls(
+            self.config, options.state_dir, asked=options.tls, url=options.url, public=options.public_url
+        )
+        if self._tls is not None:
+            self._found = replace(self._found, tls_env=self._tls.environment)
+            os.environ.update(self._tls.environment)
+            if self._tls.made:
+                log.info("certificates_made", certificates=self._tls.made)
+        for remark in plain_remarks(options.url, options.public_url):
+            _warn(remark)
+
     def _admit_users(self) -> str:
         """Make the keys that are missing; returns the lines of the server's configuration about its users."""
         store = KeyStore(self._options.state_dir)
@@ -314,7 +345,7 @@ class Up:
         if keys.made:
             log.info("keys_made", directory=str(store.directory), identities=keys.made)
         self._found = replace(self._found, keys=store.directory)
-        self._credentials = Credentials(nkey_seed=store.seed(NAME))
+        self._credentials = credentials_of(store.seed(NAME))
         return keys.authorization
 
     async def _apply_keys(self, keys: ServedKeys, server: NatsServer) -> None:
@@ -384,7 +415,7 @@ class Up:
     async def _start_children(self) -> None:
         """Start the children, and the tasks that watch them."""
         if self._options.fault_proxy:
-            listener, env = open_proxy_port(self.url)
+            listener, env = open_proxy_port(self.url, embedded=self._server is not None)
             self._sockets.append(listener)
             self._found = replace(self._found, proxy_fd=listener.fileno(), proxy_env=env)
         if self._options.dashboard and self.config.dashboard.listen not in ("", NOWHERE):
@@ -445,6 +476,8 @@ class Up:
             orphans.check()
             if self._keys is not None and self._server is not None:
                 await self._apply_keys(self._keys, self._server)
+            if self._tls is not None and self._server is not None:
+                await renew_certificates(self._tls, self._server, self._events)
             if self._violations is not None:
                 await self._report_violations(*self._violations)
             if count % CHECKS_PER_STREAM_CHECK == 0:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from bus.errors import NotAdmitted, UsageError
 from bus.messages.subjects import WATCHDOG, Subjects
 from bus.nats.bus import NatsBus
-from bus.nats.credentials import Credentials
+from bus.nats.credentials import credentials_of
 from bus.nats.permissions import find_allowed
 from bus.nats.urls import redacted_url
 from coordinator.config.settings import ResolvedSwarm
@@ -49,7 +49,7 @@ async def check_enforced(url: str, swarm: str, agents: Iterable[str], store: Key
     for name in agents:
         identity = f"agent-{name}"
         try:
-            bus = await NatsBus.connect(url, swarm, identity, credentials=Credentials(nkey_seed=store.seed(identity)))
+            bus = await NatsBus.connect(url, swarm, identity, credentials=credentials_of(store.seed(identity)))
         except NotAdmitted:
             raise UsageError(f"the server at {redacted_url(url)} has not the key of {identity}: {EXPORT}") from None
         try:

@@ -17,7 +17,7 @@ import orjson
 from bus.errors import BusError, BusUnreachable, NotAdmitted, TlsFault, UsageError
 from bus.messages.subjects import WATCHDOG, Subjects
 from bus.nats.bus import NatsBus
-from bus.nats.credentials import Credentials, public_key_of
+from bus.nats.credentials import credentials_of, public_key_of
 from bus.nats.key_files import KEY_SUFFIX, read_seed, write_seed
 from bus.nats.urls import redacted_url
 from coordinator.config.settings import ResolvedSwarm
@@ -135,7 +135,7 @@ async def reload_server(url: str, store: KeyStore) -> str:
         UsageError: the server refuses its configuration, or the key of the system account.
     """
     there = redacted_url(url)
-    credentials = Credentials(nkey_seed=store.seed(SYSTEM))
+    credentials = credentials_of(store.seed(SYSTEM))
     try:
         bus = await NatsBus.connect(url, SYSTEM, "keys", RELOAD_WAIT_S, credentials)
     except NotAdmitted:

@@ -7,7 +7,14 @@ import re
 from collections.abc import Iterator
 
 from agents.feeds.candle_cache import CACHE_VARIABLE
-from bus.nats.credentials import CA_VARIABLE, CREDS_VARIABLE, FIRST_VARIABLE, SEED_VARIABLE
+from bus.nats.credentials import (
+    CA_VARIABLE,
+    CERTIFICATE_KEY_VARIABLE,
+    CERTIFICATE_VARIABLE,
+    CREDS_VARIABLE,
+    FIRST_VARIABLE,
+    SEED_VARIABLE,
+)
 from bus.nats.key_files import KEYS_VARIABLE
 from coordinator.config.telemetry import WEBHOOK_VARIABLE
 from coordinator.runner.child_process import LISTENER_VARIABLE
@@ -22,6 +29,8 @@ GLOBAL_OPTIONS = {
     CREDS_VARIABLE: "nats_creds",
     SEED_VARIABLE: "nats_nkey",
     CA_VARIABLE: "nats_ca",
+    CERTIFICATE_VARIABLE: "nats_cert",
+    CERTIFICATE_KEY_VARIABLE: "nats_cert_key",
     FIRST_VARIABLE: "nats_tls_first",
 }
 """Variables that are read without the command line's help -> the option that sets them."""

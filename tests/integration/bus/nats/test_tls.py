@@ -57,14 +57,14 @@ class TlsServer:
     """Further settings of TLS."""
     host: str = "127.0.0.1"
     """What the certificate is for."""
+    not_before: datetime = datetime(2019, 1, 1, tzinfo=UTC)
     not_after: datetime | None = None
     seed: str = ""
     process: subprocess.Popen[bytes] | None = None
     ports: list[int] = field(default_factory=lambda: free_ports(2))
 
     def configure(self) -> None:
-        since = datetime(2019, 1, 1, tzinfo=UTC)
-        certificate = AUTHORITY.issue_cert(self.host, "localhost", not_before=since, not_after=self.not_after)
+        certificate = AUTHORITY.issue_cert(self.host, "localhost", not_before=self.not_before, not_after=self.not_after)
         key, chain = self.directory / "server.key", self.directory / "server.pem"
         certificate.private_key_pem.write_to_path(str(key))
         for part in certificate.cert_chain_pems:
@@ -223,19 +223,31 @@ async def test_a_server_that_demands_a_client_certificate_is_refused_by_name(tmp
         error = await refusal(server.url(scheme), server.credentials)
     assert isinstance(error, TlsFault)
     assert "the server demands a client certificate" in str(error)
-    assert "mutual TLS is not supported; let the server accept --nats-creds" in str(error)
+    assert "--nats-cert (SIGNALMESH_NATS_CERT), --nats-cert-key (SIGNALMESH_NATS_CERT_KEY)" in str(error)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "scheme", "ca", "text"),
     [
-        ({}, "tls", False, "authority that is known here .*: name a file .*--nats-ca .SIGNALMESH_NATS_CA"),
-        ({}, "wss", False, "authority that is known here .*: name a file .*--nats-ca .SIGNALMESH_NATS_CA"),
-        ({"host": "example.org"}, "tls", True, "is for another host .*127.0.0.1.*: connect by a name"),
-        ({"not_after": datetime(2020, 1, 1, tzinfo=UTC)}, "tls", True, "has expired .*: renew it"),
+        ({}, "tls", False, "authority that is known here.*: name a file .*--nats-ca .SIGNALMESH_NATS_CA"),
+        ({}, "wss", False, "authority that is known here.*: name a file .*--nats-ca .SIGNALMESH_NATS_CA"),
+        ({}, "tls", False, "its issuer is '.*trustme.*', and that is not in the authorities of this system"),
+        ({"host": "example.org"}, "tls", True, "is for another host: it is for example.org, localhost .*: connect by"),
+        (
+            {"not_after": datetime(2020, 1, 1, tzinfo=UTC)},
+            "tls",
+            True,
+            "has expired: it is valid from 2019-01-01 00:00 UTC to 2020-01-01 00:00 UTC, and .* clock says 20",
+        ),
+        (
+            {"not_before": datetime(2100, 1, 1, tzinfo=UTC), "not_after": datetime(2101, 1, 1, tzinfo=UTC)},
+            "tls",
+            True,
+            "is not valid yet: it is valid from 2100-01-01 00:00 UTC to 2101-01-01 00:00 UTC.*: set the clock",
+        ),
     ],
-    ids=["authority", "authority of a WebSocket", "host", "expired"],
+    ids=["authority", "authority of a WebSocket", "issuer", "host", "expired", "not yet valid"],
 )
 @pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
 async def test_a_fault_of_tls_names_its_kind_and_the_option(tmp_path, settings, scheme, ca, text):

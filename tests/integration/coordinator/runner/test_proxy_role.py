@@ -35,7 +35,7 @@ class Network:
 @asynccontextmanager
 async def network(tmp_path) -> AsyncIterator[Network]:
     async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
-        listener, environment = open_proxy_port(server.url)
+        listener, environment = open_proxy_port(server.url, embedded=True)
         async with Proxy(server.url, listener) as proxy:
             assert environment == {"SIGNALMESH_AGENTS_NATS": proxy.url}
             direct = await connections.bus(server.url)
@@ -95,8 +95,8 @@ async def test_what_it_does_not_understand_it_reports(tmp_path):
 
 def test_an_encrypted_server_is_refused():
     with pytest.raises(UsageError, match="--fault-proxy"):
-        open_proxy_port("tls://example.org:4222")
-    listener, environment = open_proxy_port("nats://user:secret@127.0.0.1:4222")
+        open_proxy_port("tls://example.org:4222", embedded=False)
+    listener, environment = open_proxy_port("nats://user:secret@127.0.0.1:4222", embedded=False)
     with listener:
         port = listener.getsockname()[1]
         assert environment == {"SIGNALMESH_AGENTS_NATS": f"nats://user:secret@127.0.0.1:{port}"}

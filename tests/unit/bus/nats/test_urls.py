@@ -37,7 +37,8 @@ def test_a_comma_in_a_password_is_refused_with_its_escape():
         ("127.0.0.1", "nats://127.0.0.1:4222", True),
         ("nats://a:1,nats://b:2", "nats://b:2, nats://a:1", True),
         ("nats://127.0.0.1:4223", "nats://127.0.0.1:4222", False),
-        ("tls://a:1", "nats://a:1", False),
+        ("tls://a:1", "nats://a:1", True),
+        ("wss://a:1", "nats://a:1", False),
         ("nats://user:secret@127.0.0.1:4222", "nats://127.0.0.1:4222", False),
     ],
 )
