@@ -32,7 +32,10 @@ RUN /build/tools/bin/python -m hatchling build -t wheel -d /build/dist \
 # -- the final image
 FROM ${PYTHON_IMAGE} AS signalmesh
 RUN useradd --system --uid 10001 --home-dir /swarm --shell /usr/sbin/nologin signalmesh \
-    && install -d -o signalmesh -g signalmesh /swarm /var/lib/signalmesh
+    && install -d -o signalmesh -g signalmesh /swarm /var/lib/signalmesh /keys/nats \
+    # A new volume has the owner of the directory at which it is mounted first: those of docker-compose.yml.
+    && install -d -o signalmesh -g signalmesh -m 0700 /keys /keys/up /keys/operator /keys/watchdog /keys/mirror \
+        /keys/metrics /keys/dashboard /keys/sandbox-base /keys/sandbox-nodejs /keys/sandbox-python
 COPY --from=build /opt/signalmesh /opt/signalmesh
 ENV PATH=/opt/signalmesh/bin:$PATH PYTHONUNBUFFERED=1 SIGNALMESH_STATE_DIR=/var/lib/signalmesh
 USER signalmesh

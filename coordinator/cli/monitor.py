@@ -76,7 +76,7 @@ def health(
     from coordinator.monitor.health_check import check_health
 
     check_seconds("--timeout", within_s)
-    found = on_bus(find_target(nats, state_dir, swarm), lambda bus: check_health(bus, role, within_s))
+    found = on_bus(find_target(nats, state_dir, swarm), lambda bus: check_health(bus, role, within_s), requests=False)
     if json:
         print_json(found)
     else:

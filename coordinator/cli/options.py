@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from coordinator.runner.run_record import Run
 
 LONGEST_WAIT_S = 86_400.0
-OPTIONAL = "$JS.API.CONSUMER.DELETE."
+OPTIONAL = ("$JS.API.CONSUMER.DELETE.",)
 """The server removes a consumer itself, some seconds later."""
+INBOXES = "_INBOX."
 
 Nats = Annotated[
     str | None,
@@ -146,8 +147,10 @@ def _configured_swarm() -> str:
     return load_swarm().swarm
 
 
-def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
+def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]], *, requests: bool = True) -> T:
     """Connect, do `work`, close the connection.
+
+    Without `requests` it works for a client without a key, which may have no inbox.
 
     Raises:
         NoSuchSwarm: the server has no stream of that swarm.
@@ -162,7 +165,7 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     async def connected() -> T:
         bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
         try:
-            return await _unless_denied(bus, work(bus))
+            return await _unless_denied(bus, work(bus), OPTIONAL if requests else (*OPTIONAL, INBOXES))
         except PermissionDenied as error:
             from coordinator.security.keys import hint_at_key
 
@@ -183,12 +186,15 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]]) -> T:
     raise typer.Exit(130)
 
 
-async def _unless_denied(bus: NatsBus, work: Awaitable[T]) -> T:
-    """The result of `work`. It ends with the error if the server denies what no request waits for: it would wait on."""
+async def _unless_denied(bus: NatsBus, work: Awaitable[T], optional: tuple[str, ...]) -> T:
+    """The result of `work`. It ends with the error if the server denies what no request waits for: it would wait on.
+
+    Subjects that begin with one of `optional` are not needed.
+    """
     denied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_denied(denial: Denial) -> None:
-        if not (denied.done() or denial.awaited or denial.subject.startswith(OPTIONAL)):
+        if not (denied.done() or denial.awaited or denial.subject.startswith(optional)):
             denied.set_exception(PermissionDenied(denial.problem))
 
     end = bus.connection.watch_denials(on_denied)

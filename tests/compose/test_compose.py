@@ -24,6 +24,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import SEED_VARIABLE, Credentials
+from bus.nats.key_files import write_seed
 from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, VOTERS
 from tests.acceptance.traces import PHASES, assert_tree, is_whole, recoveries
@@ -51,6 +54,7 @@ class Project:
         settings.write_text(f"OTEL_EXPORTER_OTLP_ENDPOINT={collector_url}\nOTEL_TRACES_SAMPLER=always_on\n")
         self.name = f"signalmesh-{uuid.uuid4().hex[:8]}"
         self.port, self.dashboard_port, self.prometheus_port = free_port(), free_port(), free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
         self.image = "signalmesh:test"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
@@ -101,9 +105,15 @@ class Project:
                                    environment=self._environment, within_s=BUILD_S)  # fmt: skip
         assert code == 0, f"{out[-2000:]}\n{err[-2000:]}"
 
-    async def command(self, service: str, *arguments: str) -> Any:
-        """The JSON of a command of signalmesh, run inside a container."""
-        return json.loads(await self.compose("exec", "-T", service, "signalmesh", *arguments, "--json"))
+    async def command(self, *arguments: str) -> Any:
+        """The JSON of a command of signalmesh with the operator's key, run in a container of its own."""
+        return json.loads(await self.compose("run", "--rm", "-T", "cli", *arguments, "--json"))
+
+    async def keys_in(self, service: str) -> list[str]:
+        """The names of the keys that this service's container can read."""
+        listing = "import pathlib; print(*sorted(file.stem for file in pathlib.Path('/').glob('keys/**/*.nk')))"
+        found = await self.compose("exec", "-T", service, "/opt/signalmesh/bin/python", "-c", listing)
+        return found.split()
 
 
 async def run(*arguments: str, environment: dict[str, str], within_s: float = COMMAND_S) -> tuple[int, str, str]:
@@ -200,7 +210,7 @@ async def project(collector: OtlpCollector, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 async def subscriber(project: Project) -> AsyncIterator[Subscriber]:
     """A third-party client on the host, which has a live heartbeat of every agent."""
-    subscriber = await Subscriber.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    subscriber = await Subscriber.open(project.url, "swarm.>", "swarm")
     try:
         await subscriber.live(*AGENTS)
         yield subscriber
@@ -218,16 +228,15 @@ async def test_a_client_on_the_host_receives_every_decision_and_each_role_is_hea
 ):
     await subscriber.more_decisions(40)
     assert contiguous(subscriber)
-    status = await project.command("watchdog", "status")
+    status = await project.command("status")
     assert (status["active_agents"], status["processes"], len(status["sandboxes"])) == (5, 5, 3)
     assert [agent["name"] for agent in status["agents"]] == sorted(AGENTS)
     where = {agent["name"]: agent["sandbox"].partition("-")[0] for agent in status["agents"]}
     assert where == dict(zip(AGENTS, ("base", "nodejs", "nodejs", "python", "python"), strict=True))
-    for role in ("watchdog", "mirror"):  # one that keeps nothing, and one that does
-        doctor = await project.command(role, "doctor")
-        assert [row for row in doctor["findings"] if row["level"] != "ok"] == [], role
+    doctor = await project.command("doctor")
+    assert [row for row in doctor["findings"] if row["level"] != "ok"] == []
     for service, container in (await project.containers()).items():
-        if service == "rebuild":
+        if service in ("rebuild", "keys"):
             assert (container["State"]["Status"], container["State"]["ExitCode"]) == ("exited", 0)
         elif service != "nats":  # its image has no client
             assert container["State"]["Health"]["Status"] == "healthy", service
@@ -320,7 +329,7 @@ async def test_rounds_that_an_agent_missed_are_whole_and_lead_to_its_recovery(
     agent = "strategy-momentum"
     *_, before = await subscriber.more_decisions(1)
     known = {root.id for trace in recoveries(collector, agent) for root in roots(trace)}
-    kill_report = await project.command("watchdog", "kill", agent, "--signal", "STOP")
+    kill_report = await project.command("kill", agent, "--signal", "STOP")
     assert (kill_report["outcome"], kill_report["outputs_lost"], kill_report["outputs_duplicated"]) == (
         "recovered",
         0,
@@ -348,7 +357,7 @@ async def test_rounds_that_an_agent_missed_are_whole_and_lead_to_its_recovery(
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_an_agent_killed_in_its_container_loses_nothing(project: Project, subscriber: Subscriber, agent: str):
     await subscriber.more_decisions(5)
-    kill_report = await project.command("watchdog", "kill", agent)
+    kill_report = await project.command("kill", agent)
     assert (kill_report["outcome"], kill_report["outputs_lost"], kill_report["outputs_duplicated"]) == (
         "recovered",
         0,
@@ -380,9 +389,14 @@ async def test_a_containers_main_process_killed_with_9_comes_back(
 
 
 async def test_the_agents_of_a_stopped_sandbox_move_to_another(project: Project, subscriber: Subscriber):
-    status = await project.command("watchdog", "status")
+    status = await project.command("status")
     container = (await project.containers())["sandbox-python"]
-    host = next(row for row in status["sandboxes"] if row["name"].endswith(container["Config"]["Hostname"]))
+    name = next(
+        name
+        for name, heartbeat in subscriber.heartbeats.items()
+        if heartbeat["machine"] == container["Config"]["Hostname"] and heartbeat["role"] == "sandbox"
+    )
+    host = next(row for row in status["sandboxes"] if row["name"] == name)
     await project.compose("stop", "sandbox-python")
     for agent in host["agents"]:
         await subscriber.happened("moved", agent)
@@ -393,6 +407,40 @@ async def test_the_agents_of_a_stopped_sandbox_move_to_another(project: Project,
         heartbeat["sandbox"] for name, heartbeat in subscriber.heartbeats.items() if name in AGENTS
     }
     await project.compose("start", "sandbox-python")
+    await audited(project)
+
+
+async def test_each_container_has_its_own_keys_and_no_others(project: Project, subscriber: Subscriber):
+    hosts = [f"-{number}" for number in range(1, 5)]
+    for sandbox in ("base", "nodejs", "python"):
+        assert await project.keys_in(f"sandbox-{sandbox}") == [f"sandbox-{sandbox}{host}" for host in hosts]
+    for role in ("mirror", "metrics", "dashboard"):
+        assert await project.keys_in(role) == [role]
+    for role in ("watchdog", "watchdog-standby"):
+        assert await project.keys_in(role) == [*sorted(f"agent-{agent}" for agent in AGENTS), "watchdog"]
+    unnamed = await NatsBus.connect(project.url, "swarm", "unnamed", credentials=Credentials())
+    try:
+        before = len(subscriber.decisions)
+        unnamed.connection.write("in.swarm.decision.BTC-USD.coordinator", b'{"forged": true}')
+        await unnamed.flush()
+        await subscriber.more_decisions(5)
+        assert [decision for decision in subscriber.decisions[before:] if "forged" in decision] == []
+    finally:
+        await unnamed.close()
+
+
+async def test_a_new_key_is_served_after_the_next_up_and_no_container_is_replaced(
+    project: Project, subscriber: Subscriber
+):
+    before = {name: container["Id"] for name, container in (await project.containers()).items() if name != "keys"}
+    await project.compose("run", "--rm", "-T", "keys", "keys", "rotate", "agent-research-1")
+    await project.compose("run", "--rm", "-T", "keys", "keys", "add", "acme", "--role", "subscriber")
+    epoch = subscriber.heartbeats["research-1"]["epoch"]
+    await project.compose("up", "-d", "--wait", within_s=UP_S)
+    await subscriber.back({"research-1": epoch})
+    await subscriber.more_decisions(5)
+    after = {name: container["Id"] for name, container in (await project.containers()).items() if name != "keys"}
+    assert after == before
     await audited(project)
 
 
@@ -414,7 +462,7 @@ async def test_down_leaves_nothing_and_the_next_up_goes_on(project: Project, sub
     last = subscriber.decisions[-1]["round"]
     assert (await project.compose("ps", "-q", "-a")).split() == []
     await project.compose("up", "-d", "--wait", within_s=UP_S)
-    again = await Subscriber.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    again = await Subscriber.open(project.url, "swarm.>", "swarm")
     try:
         await again.decided(last + 20)
         assert again.decisions[0]["round"] > last
@@ -424,7 +472,9 @@ async def test_down_leaves_nothing_and_the_next_up_goes_on(project: Project, sub
     await audited(project)
 
 
-async def test_a_bus_that_has_lost_its_volume_is_restored_from_the_mirror(project: Project, subscriber: Subscriber):
+async def test_a_bus_that_has_lost_its_volume_is_restored_from_the_mirror(
+    project: Project, subscriber: Subscriber, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     await subscriber.more_decisions(20)
     await project.compose("down", within_s=DOWN_S)
     code, _, err = await run("docker", "volume", "rm", f"{project.name}_nats", environment=dict(os.environ))
@@ -436,12 +486,15 @@ async def test_a_bus_that_has_lost_its_volume_is_restored_from_the_mirror(projec
         if message.kind == "decision"
     ]
     await project.compose("up", "-d", "--wait", within_s=UP_S)
-    again = await Subscriber.open(f"nats://127.0.0.1:{project.port}", "swarm.>", "swarm")
+    again = await Subscriber.open(project.url, "swarm.>", "swarm")
     try:
         await again.decided(last + 20)
         assert again.decisions[0]["round"] > last, "it goes on"
         assert contiguous(again)
-        stored = await read_stream(f"nats://127.0.0.1:{project.port}", "swarm")
+        seed = await project.compose("run", "--rm", "-T", "--entrypoint", "cat", "cli", "/keys/operator.nk")
+        write_seed(tmp_path / "operator.nk", seed.strip())
+        monkeypatch.setenv(SEED_VARIABLE, str(tmp_path / "operator.nk"))
+        stored = await read_stream(project.url, "swarm")
         assert set(received) <= {(message.subject, message.data, message.sequence) for message in stored}
         rounds = [message.json["round"] for message in stored if message.kind == "decision"]
         assert rounds == list(range(1, rounds[-1] + 1)), "from the first one on, each once"
@@ -455,5 +508,5 @@ async def test_a_bus_that_has_lost_its_volume_is_restored_from_the_mirror(projec
 
 
 async def audited(project: Project) -> None:
-    report = await project.command("watchdog", "audit")
+    report = await project.command("audit")
     assert report["ok"], report["problems"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import yaml
+
 from tests.support.repository import ROOT
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -26,6 +28,21 @@ def test_nothing_gets_the_docker_socket_or_more_rights():
     assert "privileged: true" not in COMPOSE
     assert "cap_add" not in COMPOSE
     assert "0.0.0.0" not in COMPOSE
+
+
+def test_each_service_mounts_its_own_keys_alone():
+    services = yaml.safe_load(COMPOSE)["services"]
+    mounted: dict[str, list[str]] = {}
+    for service, settings in services.items():
+        for mount in settings.get("volumes", ()):
+            volume, target, *options = mount.split(":")
+            if volume == "keys" or volume.startswith("keys-"):
+                mounted.setdefault(volume, []).append(service)
+                assert service == "keys" or "ro,nocopy" in options, (service, target)
+    watchdogs, base = mounted.pop("keys-watchdog"), mounted.pop("keys-base")
+    assert (watchdogs, base) == (["keys", "watchdog", "watchdog-standby"], ["keys", "sandbox-base"])
+    assert mounted.pop("keys") == ["keys"]
+    assert all(len(services) == 2 for services in mounted.values()), "the service that makes them, and one other"
 
 
 def test_every_container_has_a_read_only_root():

@@ -15,6 +15,7 @@ NO_FAULTS = {
     "test_files_and_packages_are_there_before_the_agents_are",
     "test_an_empty_template_gets_our_wheel_and_what_it_needs",
     "test_agents_move_from_here_to_there_and_back_with_their_state",
+    "test_a_server_of_others_is_refused",
 }
 
 
