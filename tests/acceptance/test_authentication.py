@@ -124,6 +124,26 @@ async def test_a_state_directory_from_before_there_were_keys_goes_on(tmp_path: P
         assert audit.code == 0, audit
 
 
+async def test_up_and_doctor_warn_of_an_open_swarm(tmp_path: Path):
+    async with Swarm(tmp_path, agents_toml(speed=5)) as swarm:
+        subscriber = await swarm.up("--open")
+        await subscriber.decided(1)
+        assert f"warning: open (--open or SIGNALMESH_AUTHENTICATION): whoever reaches {swarm.url} may" in swarm.errors
+        for arguments, why in (((), f"whoever reaches {swarm.url}"), (("--nats", swarm.url), swarm.url)):
+            doctor = (await swarm.command("doctor", "--json", *arguments)).json
+            [found] = [finding for finding in doctor["findings"] if finding["check"] == "authentication"]
+            assert (found["level"], why in found["text"], "without --open" in found["remedy"]) == (
+                "warning",
+                True,
+                True,
+            )
+        assert not keys_of(swarm).directory.exists()
+    (tmp_path / "swarm.toml").write_text('[nats]\nauthentication = "open"\n' + agents_toml())
+    doctor = (await swarm.command("doctor", "--json")).json
+    [found] = [finding for finding in doctor["findings"] if finding["check"] == "authentication"]
+    assert (found["level"], "[nats] authentication in " in found["text"]) == ("warning", True)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "mode", "problem"),
     [

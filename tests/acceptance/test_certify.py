@@ -15,7 +15,9 @@ import pytest
 
 from bus.messages import Alert, encode, now
 from bus.nats.bus import NatsBus
+from bus.nats.credentials import Credentials
 from bus.utils.processes import die_with_parent
+from coordinator.security.keys import KeyStore
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, GUARD_S, SANDBOXES, SIGNALMESH, Ends, run_command
 from tests.support.ports import free_port
 
@@ -196,7 +198,9 @@ async def test_alerts_are_printed_as_they_come_and_do_no_harm(tmp_path: Path, te
     """Each text once, so that a second sandbox's trouble is not hidden by the first one's."""
     port = free_port()
     process, stderr = await started_until(tmp_path, b"waiting for the hosts", "--nats-port", str(port))
-    bus = await NatsBus.connect(f"nats://127.0.0.1:{port}", "swarm", "somebody")
+    [state_dir] = temporary.glob("signalmesh-certify-*/state")
+    operator = Credentials(nkey_seed=KeyStore(state_dir).seed("operator"))
+    bus = await NatsBus.connect(f"nats://127.0.0.1:{port}", "swarm", "somebody", credentials=operator)
     texts = ["base is ill", "python is ill", "base is ill", "\x1b[2Jcleared\nforged line", "x" * 5000]
     alerts = [("ill", text) for text in texts] + [("many", f"trouble {number}") for number in range(30)]
     for code, text in alerts:

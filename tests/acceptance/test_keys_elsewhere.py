@@ -76,6 +76,19 @@ async def test_a_server_without_the_users_is_refused(tmp_path: Path, change: Cal
             assert len(done.err.strip().splitlines()) == 1
 
 
+async def test_without_being_asked_the_configuration_of_that_server_counts(tmp_path: Path):
+    async with Swarm(tmp_path, agents_toml(speed=5)) as swarm:
+        with served(tmp_path / "server", "") as url:
+            subscriber = await swarm.up("--nats", url)
+            await subscriber.decided(1)
+            assert swarm.record["authentication"] == "open"
+            assert f"who may publish and read at {url} is up to that server's own configuration" in swarm.errors
+            assert "warning" not in swarm.errors
+            doctor = (await swarm.command("doctor", "--json")).json
+            [found] = [finding for finding in doctor["findings"] if finding["check"] == "authentication"]
+            assert (found["level"], "the configuration of that server" in found["text"]) == ("ok", True)
+
+
 @pytest.mark.parametrize("arguments", [("agent-coordinator",), ("--json",), ("--all",)])
 async def test_export_takes_no_names(tmp_path: Path, arguments: tuple[str, ...]):
     async with Swarm(tmp_path, toml()) as swarm:
