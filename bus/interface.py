@@ -134,6 +134,9 @@ class Bus(Protocol):
     async def last(self, subject: str) -> StoredMessage | None:
         """The newest message of a read-side subject."""
 
+    async def message(self, sequence: int) -> StoredMessage | None:
+        """The message at `sequence`; None if the stream has none there, or no longer."""
+
     async def read_back(self, filters: tuple[str, ...], first: int) -> list[StoredMessage]:
         """Everything of `filters` from sequence `first` to the present end."""
 

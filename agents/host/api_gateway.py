@@ -7,6 +7,7 @@ the body and passes the request on. The server answers the agent directly: one h
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -18,6 +19,8 @@ import structlog
 from agents.spec import AgentSpec
 from bus.durable.events import EventPublisher
 from bus.errors import BusError, MeshError
+from bus.interface import StoredMessage
+from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import inbox_of
@@ -28,6 +31,10 @@ MAX_CONSUMERS = 64
 """Consumers of one agent that it may delete again; it has two at a time."""
 FORBIDDEN = 403
 MAX_OPERATION = 64
+MAX_LOOKING = 512
+"""Reads by sequence of all agents at a time, for each of which the host reads the message first."""
+POISON = "poison:"
+"""The ids of reports that several agents make of the same message begin with it."""
 MAX_REPORTED = 200
 """Alerts of one host: an agent can invent operations without end."""
 
@@ -79,7 +86,7 @@ class AgentGateway:
     """The rights of one agent, by which its requests are checked."""
 
     def __init__(self, spec: AgentSpec, subjects: Subjects, public_key: str) -> None:
-        name = spec.name
+        self._name = name = spec.name
         self._subjects, self.inbox = subjects, inbox_of(public_key) + "."
         self._readable = readable_by(spec, subjects)
         self._keys = {
@@ -92,8 +99,8 @@ class AgentGateway:
         }
         self._consumers: dict[str, None] = {}
 
-    def check(self, command: str, reply: str, body: bytes) -> None:
-        """Return if the agent may make this request.
+    def check(self, command: str, reply: str, body: bytes) -> int | None:
+        """Return if the agent may make this request; with a sequence, if the message there `has_own_id`.
 
         Raises:
             RequestRefused: it may not.
@@ -106,7 +113,7 @@ class AgentGateway:
                 if body.strip():
                     raise RequestRefused(f"{command}: expected an empty request")
             elif operation == "STREAM.MSG.GET" and not rest:
-                self._check_get(command, stream, msgspec.json.decode(body, type=_GetMessage))
+                return self._check_get(command, stream, msgspec.json.decode(body, type=_GetMessage))
             elif operation == "CONSUMER.CREATE" and stream == self._subjects.stream:
                 self._check_create(command, stream, rest, msgspec.json.decode(body, type=_Create))
             elif operation == "CONSUMER.DELETE" and rest in self._consumers:
@@ -117,8 +124,15 @@ class AgentGateway:
             raise RequestRefused(f"{command}: {error}") from None
         except ValueError:  # no JSON, or no UTF-8, which is not among msgspec's errors
             raise RequestRefused(f"{command}: expected JSON") from None
+        return None
 
-    def _check_get(self, command: str, stream: str, wanted: _GetMessage) -> None:
+    def has_own_id(self, stored: StoredMessage) -> bool:
+        """Whether a message has an id that this agent uses, so that it may read what has taken it."""
+        return stored.headers.get(h.MSG_ID, "").startswith((f"{self._name}:", POISON))
+
+    def _check_get(self, command: str, stream: str, wanted: _GetMessage) -> int | None:
+        if stream == self._subjects.stream and wanted.seq is not None and not wanted.last_by_subj + wanted.next_by_subj:
+            return wanted.seq
         if stream == self._subjects.stream:
             if wanted.last_by_subj and not wanted.next_by_subj:
                 allowed = wanted.last_by_subj in self._readable
@@ -132,6 +146,7 @@ class AgentGateway:
             allowed = (exact or below) and wanted.seq is None and not wanted.next_by_subj
         if not allowed:
             raise RequestRefused(f"{command}: the agent may not read {subject or 'by sequence'}")
+        return None
 
     def _check_create(self, command: str, stream: str, name: str, wanted: _Create) -> None:
         config = wanted.config
@@ -167,6 +182,7 @@ class ApiGateway:
         self._bus, self._reports = bus, reports
         self._reported: set[tuple[str, str]] = set()
         self._serving: dict[str, Any] = {}
+        self._looking: set[asyncio.Task[None]] = set()
 
     async def admit(self, spec: AgentSpec, public_key: str) -> None:
         """Serve the agent of `spec`, whose user has this nkey, until `dismiss`."""
@@ -176,17 +192,40 @@ class ApiGateway:
 
         def on_request(subject: str, reply: str, body: bytes, _: bytes) -> None:
             command = subject[len(prefix) :]
+            try:
+                sequence = agent.check(command, reply, body)
+            except RequestRefused as error:
+                self._refuse(agent, name, command, reply, error)
+                return
+            if sequence is not None:
+                if len(self._looking) >= MAX_LOOKING:
+                    return  # it asks again
+                task = asyncio.create_task(self._look(agent, name, command, reply, body, sequence), name="gateway-look")
+                self._looking.add(task)
+                task.add_done_callback(self._looking.discard)
+                return
             with contextlib.suppress(BusError):  # the connection is down: the agent asks again
-                try:
-                    agent.check(command, reply, body)
-                except RequestRefused as error:
-                    self._report(name, command, error)
-                    if reply.startswith(agent.inbox):
-                        connection.write(reply, orjson.dumps(_refusal(error)))
-                    return
                 connection.write(f"$JS.API.{command}", body, reply)
 
         self._serving[name] = await connection.subscribe_directly(prefix + ">", on_request)
+
+    async def _look(self, agent: AgentGateway, name: str, command: str, reply: str, body: bytes, sequence: int) -> None:
+        """Pass on a read by sequence if the message there has an id of the agent's own, or if there is none."""
+        with contextlib.suppress(BusError):  # the agent asks again
+            stored = await self._bus.message(sequence)
+            if stored is None or agent.has_own_id(stored):
+                self._bus.connection.write(f"$JS.API.{command}", body, reply)
+            else:
+                error = RequestRefused(
+                    f"{command}: the agent may not read message {sequence}, which has no id of its own"
+                )
+                self._refuse(agent, name, command, reply, error)
+
+    def _refuse(self, agent: AgentGateway, name: str, command: str, reply: str, error: RequestRefused) -> None:
+        self._report(name, command, error)
+        if reply.startswith(agent.inbox):
+            with contextlib.suppress(BusError):
+                self._bus.connection.write(reply, orjson.dumps(_refusal(error)))
 
     def _report(self, name: str, command: str, error: RequestRefused) -> None:
         """Alert once for each agent and kind of request; the log has every one."""

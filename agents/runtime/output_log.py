@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 import structlog
@@ -18,6 +19,7 @@ from agents.runtime.output_validation import Prepared
 from agents.runtime.tracing import AgentTracing
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import fence
+from bus.durable.message_ids import is_id, substitute
 from bus.durable.outbox import Entry, Outbox
 from bus.durable.snapshots import Produced
 from bus.errors import MeshError, MessageError
@@ -71,6 +73,8 @@ class OutputLog:
         self.stored_sequence = 0
         self._on_output_stored, self._tracing = on_output_stored, tracing
         self._stored: deque[StoredMessage] = deque()
+        self._in_order = True
+        """Whether the stored outputs are contiguous, and in the order of their numbers."""
         self.reports = EventPublisher(bus, self._outbox, agent, self._fence)
 
     def __len__(self) -> int:
@@ -87,29 +91,24 @@ class OutputLog:
     async def read_back(self) -> StoredOutputs:
         """Find what this agent has stored beyond the snapshot."""
         found = StoredOutputs()
-        expected = self.outputs + 1
+        numbered: dict[int, StoredMessage] = {}
         for stored in await self._bus.read_back(self._written_by, self.stored_sequence + 1):
             number = self._number_of(stored)
             if number is None:
                 found.skipped += self._skipped_of(stored)
-                continue
-            if number <= self.outputs:
-                continue
-            if number != expected:
-                self.reports.alert(
-                    "critical",
-                    "output_gap",
-                    f"agent {self._agent}: expected its output {expected}, the stream has {number} "
-                    f"at message {stored.sequence}",
-                    agent=self._agent,
-                )
-            expected = number + 1
+            elif number > self.outputs:
+                numbered.setdefault(number, stored)
+        expected = self.outputs + 1
+        for number, stored in sorted(numbered.items()):  # one whose id was squatted is stored after later ones
             self._stored.append(stored)
             cause = h.number(stored.headers, h.CAUSE)
-            if cause is None:
-                found.last_produced = {"subject": stored.subject, "payload": orjson.Fragment(stored.data)}
-            else:
+            if cause is not None:
                 found.cited = max(found.cited, cause)
+            elif number == expected:  # a source goes on before the first output that is missing
+                found.last_produced = {"subject": stored.subject, "payload": orjson.Fragment(stored.data)}
+            expected += number == expected
+        sequences = [stored.sequence for stored in self._stored]
+        self._in_order = expected == self.outputs + len(sequences) + 1 and sequences == sorted(sequences)
         return found
 
     def _number_of(self, stored: StoredMessage) -> int | None:
@@ -123,7 +122,7 @@ class OutputLog:
         except MessageError as error:
             problem = error.problem
         else:
-            if number is not None and given == output_headers(self._agent, number, cause):
+            if number is not None and self._is_own(given, output_headers(self._agent, number, cause)):
                 return number
             problem = f"its headers are {given}"
         self.reports.alert(
@@ -136,6 +135,13 @@ class OutputLog:
             once=f"{self._agent}:unknown-writer:{stored.sequence}",
         )
         return None
+
+    @staticmethod
+    def _is_own(given: dict[str, str], ordinary: dict[str, str]) -> bool:
+        return given.keys() == ordinary.keys() and all(
+            is_id(value, ordinary[name]) if name == h.MSG_ID else value == ordinary[name]
+            for name, value in given.items()
+        )
 
     def _skipped_of(self, stored: StoredMessage) -> list[int]:
         """The skipped input, if this is the report of a skip."""
@@ -151,25 +157,39 @@ class OutputLog:
     def caught_up(self) -> None:
         """The replay has passed all cited inputs: the stored outputs that are left were produced by a source."""
         self._pass_produced()
-        if self._stored:
+        if self._stored and h.CAUSE in self._stored[0].headers:
             self._diverged(self._stored[0], b"")
             while self._stored:
                 self._take()
 
     def _pass_produced(self) -> None:
-        while self._stored and h.CAUSE not in self._stored[0].headers:
+        while self._stored and h.CAUSE not in self._stored[0].headers and not self._is_next_missing():
             self._take()
+
+    def _is_next_missing(self) -> bool:
+        """Whether later outputs are stored, but not the next one: its id was squatted, and this agent ended then."""
+        return bool(self._stored) and int(self._stored[0].headers[h.OUTPUT]) > self.outputs + 1
 
     def _pass_until(self, cause: int) -> None:
         """Pass what was produced, and report what answered an earlier input that has no such answer now."""
         self._pass_produced()
-        while self._stored and int(self._stored[0].headers[h.CAUSE]) < cause:
+        while self._stored and (h.number(self._stored[0].headers, h.CAUSE) or cause) < cause:
             self._diverged(self._take(), b"")
             self._pass_produced()
 
     def _take(self) -> StoredMessage:
+        is_gap = self._is_next_missing()
         stored = self._stored.popleft()
-        self.outputs = int(stored.headers[h.OUTPUT])
+        number = int(stored.headers[h.OUTPUT])
+        if is_gap:
+            self.reports.alert(
+                "critical",
+                "output_gap",
+                f"agent {self._agent}: expected its output {self.outputs + 1}, the stream has {number} "
+                f"at message {stored.sequence}",
+                agent=self._agent,
+            )
+        self.outputs = number
         if self._tracing is not None:
             self._tracing.found(stored)
         self._note(stored.sequence, self._subjects.parse(stored.subject).kind, stored.data)
@@ -186,22 +206,44 @@ class OutputLog:
         if self._stored and cause is not None:
             self._pass_until(cause)
         for output in prepared:
-            if self._stored and cause is not None:
-                # The stored output is the valid one: if a replay differs, the replay is wrong.
-                if int(self._stored[0].headers[h.CAUSE]) == cause:
-                    stored = self._take()
-                    self._pass_produced()
-                    if stored.data != output.data or stored.subject != output.subject:
-                        self._diverged(stored, output.data)
-                else:
-                    self._diverged(self._stored[0], output.data)
+            if self._stored and self._is_stored(output, cause):
                 continue
             self.outputs += 1
             headers = {**output_headers(self._agent, self.outputs, cause), **self._fence}
+            if self._stored:  # it is missing between stored ones: readers know it by such an id
+                headers[h.MSG_ID] = substitute(headers[h.MSG_ID])
             if self._tracing is not None and (traceparent := self._tracing.sign(output, self.outputs, cause)):
                 headers[h.TRACEPARENT] = traceparent
             self._outbox.put(Entry(output.subject, output.data, headers, self.outputs))
             self._rate.count(output.subject, len(output.data))
+
+    def _is_stored(self, output: Prepared, cause: int | None) -> bool:
+        """Whether this output, or what stands in its place, is the next one that is stored; that one is then passed."""
+        stored = self._stored[0]
+        is_same = stored.data == output.data and stored.subject == output.subject
+        if cause is None:
+            if not is_same and self._is_next_missing() and self._is_before(output, stored):
+                return False
+            while self._stored and not is_same:  # the source goes on after all of them
+                self._take()
+            if is_same:
+                self._take()
+            return is_same
+        is_answer = h.number(stored.headers, h.CAUSE) == cause
+        if self._is_next_missing() and not (is_same and is_answer):
+            return False
+        # The stored output is the valid one: if a replay differs, the replay is wrong.
+        if is_answer:
+            self._take()
+            self._pass_produced()
+        if not is_same or not is_answer:
+            self._diverged(stored, output.data)
+        return True
+
+    def _is_before(self, output: Prepared, stored: StoredMessage) -> bool:
+        """Whether a source's event is older than a stored one, so that the source produces from before the gap on."""
+        message: Any = stored.decode(self._subjects)
+        return bool(output.message.timestamp <= message.timestamp)
 
     def _diverged(self, stored: StoredMessage, data: bytes) -> None:
         log.error("replay_diverged", sequence=stored.sequence, stored=stored.data.decode(), replayed=data.decode())
@@ -264,6 +306,8 @@ class OutputLog:
             self._note(entry.sequence, kind, entry.data)
 
     def _note(self, sequence: int, kind: str, data: bytes) -> None:
+        if self._stored and not self._in_order:  # stored outputs that are not counted yet must be read back again
+            sequence = min(sequence, *(stored.sequence - 1 for stored in self._stored))
         self.stored_sequence = max(sequence, self.stored_sequence)
         if self._on_output_stored is not None:
             self._on_output_stored(kind, data)

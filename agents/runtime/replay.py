@@ -16,12 +16,15 @@ from agents.agent import Agent
 from agents.runtime.inputs import Fault, InputProcessor
 from agents.runtime.output_log import output_headers
 from agents.runtime.output_validation import BadOutput, OutputValidator, Prepared
+from bus.durable.message_ids import is_id
 from bus.errors import MeshError
 from bus.interface import StoredMessage
 from bus.messages import Event
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 
+MAX_EARLY = 4096
+"""Most recorded outputs that wait for an earlier one."""
 MAX_WAITING = 100_000
 """Most outputs that are kept for recorded ones still to come: an agent may have been down for long."""
 PRODUCE_S = 10.0
@@ -73,6 +76,8 @@ class Replayed:
         self.output_log = self.fault_reporter = _Collector()
         self.outputs = 0
         """Numbers of the recorded outputs seen."""
+        self._early: dict[int, StoredMessage] = {}
+        """Number -> a recorded output that came before an earlier one, whose id may have been squatted."""
         self.left_out = ""
         """Why nothing more of it is compared; empty while it is."""
         self.source_left_out = ""
@@ -137,7 +142,24 @@ class Replayed:
         return mismatch
 
     async def compare(self, stored: StoredMessage) -> list[Mismatch]:
-        """Compare the next recorded output of this agent with that of the replay; what differs, and what it lacks."""
+        """Compare the next recorded outputs of this agent with those of the replay; what differs, and what it lacks."""
+        recorded = h.number(stored.headers, h.OUTPUT)
+        if recorded is not None and recorded > self.outputs + 1 and len(self._early) < MAX_EARLY:
+            self._early.setdefault(recorded, stored)
+            return []
+        found = await self._compare_next(stored)
+        while (early := self._early.pop(self.outputs + 1, None)) is not None:
+            found += await self._compare_next(early)
+        return found
+
+    async def compare_rest(self) -> list[Mismatch]:
+        """Compare the recorded outputs that wait for an earlier one, which has not come."""
+        found: list[Mismatch] = []
+        for number in sorted(self._early):
+            found += await self._compare_next(self._early.pop(number))
+        return found
+
+    async def _compare_next(self, stored: StoredMessage) -> list[Mismatch]:
         number, recorded = self.outputs + 1, h.number(stored.headers, h.OUTPUT)
         self.outputs = number if recorded is None else recorded
         found: list[Mismatch] = []
@@ -159,7 +181,8 @@ class Replayed:
             stored.data == expected.data
             and stored.subject == expected.subject
             and all(
-                headers.get(name) == value for name, value in output_headers(self.name, number, expected.cause).items()
+                is_id(headers.get(name, ""), value) if name == h.MSG_ID else headers.get(name) == value
+                for name, value in output_headers(self.name, number, expected.cause).items()
             )
         )
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from typing import Any, Self
 
 import structlog
 
 from bus.durable.outbox import Entry, Outbox, can_pipeline
-from bus.errors import Fenced, MeshError
-from bus.interface import Bus, Headers
+from bus.errors import Fenced, MeshError, MessageError
+from bus.interface import Bus, Headers, StoredMessage
 from bus.messages import Alert, Lifecycle, LifecycleEvent, Severity, VotingConfig, encode, now
 from bus.messages import headers as h
 from bus.utils.error_text import shorten
 
+ID_BYTES = 8
 MAX_TEXT = 4000
 """Characters of the longest text of a report."""
 
@@ -32,8 +34,8 @@ class EventPublisher:
         self.writer = writer
         """The name that the subjects contain."""
         self._fence = dict(fence or {})
-        self._boot = secrets.token_hex(4)
-        self._count = 0
+        self._squatters: set[str] = set()
+        outbox.on_squatted = self._report_squatted
 
     @classmethod
     async def open(cls, bus: Bus, writer: str) -> EventPublisher:
@@ -114,17 +116,51 @@ class EventPublisher:
             detail=_bounded(detail),
         )
         log.warning(code, message=message, severity=severity, of=agent)
-        self._put(self._subjects.alert(severity, self.writer), encode(alert), once)
+        self._put(self._subjects.alert(severity, self.writer), encode(alert), once, same=alert if once else None)
 
     def config(self, config: VotingConfig) -> None:
         """Publish the active settings, without a maximum age."""
         self._put(self._subjects.config(self.writer), encode(config), None, {h.TTL: "never"})
 
-    def _put(self, subject: str, data: bytes, msg_id: str | None, headers: Headers | None = None) -> None:
-        self._count += 1
-        msg_id = msg_id or f"{self.writer}:{self._boot}:{self._count}"
+    def _report_squatted(self, entry: Entry, sequence: int, stored: StoredMessage | None) -> None:
+        """Alert once for each squatter: the outbox has used ids that cannot be guessed from the first one on."""
+        squatter, own = "an unknown writer" if stored is None else stored.subject.rpartition(".")[2], self.writer
+        if squatter in self._squatters:
+            return
+        self._squatters.add(squatter)
+        self.alert(
+            "critical",
+            "message_id_squatted",
+            f"{squatter} has published message {sequence} with an id of {own}, so that the stream took a message of "
+            f"{own} under {entry.subject} for a duplicate; it was published again. Find out what runs as {squatter}",
+            agent=squatter if stored is not None else None,
+            squatter=squatter,
+            sequence=sequence,
+            subject="" if stored is None else stored.subject,
+        )
+
+    def _put(
+        self, subject: str, data: bytes, msg_id: str | None, headers: Headers | None = None, same: Alert | None = None
+    ) -> None:
+        """`same` is the alert that may stand for this one if another writer has stored it under `msg_id`."""
+        msg_id = msg_id or f"{self.writer}:{secrets.token_hex(ID_BYTES)}"  # cannot be guessed from those before
+
+        def accepts(stored: StoredMessage) -> bool:
+            with contextlib.suppress(MessageError):
+                found = stored.decode(self._subjects)
+                return (
+                    same is not None
+                    and isinstance(found, Alert)
+                    and found.code == same.code
+                    and (found.message == same.message)
+                )
+            return False
+
+        accepted = None if same is None else accepts
         try:
-            self._outbox.put(Entry(subject, data, {h.MSG_ID: msg_id, **self._fence, **(headers or {})}))
+            self._outbox.put(
+                Entry(subject, data, {h.MSG_ID: msg_id, **self._fence, **(headers or {})}, accepts=accepted)
+            )
         except Fenced:
             log.debug("report_dropped", subject=subject)
             return

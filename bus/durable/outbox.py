@@ -7,6 +7,9 @@ States of an outbox:
     SENDING, RESYNCING --- `close`, a fenced writer, an output of impossible size -> CLOSED
 
 Nothing new is sent before everything older is stored or resent. The outbox assigns no numbers: the runtime does.
+
+A message that the stream calls a duplicate may be one of another writer with the same id. Then it is sent again under
+an id that nobody could have used before, after those that were on their way meanwhile.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from typing import Self
 
 import structlog
 
+from bus.durable.message_ids import substitute
 from bus.errors import MESSAGE_TOO_LARGE, BusError, Fenced, MeshError, Refused, WrongSequence
-from bus.interface import Ack, Bus, Headers
+from bus.interface import Ack, Bus, Headers, StoredMessage
 from bus.messages import headers as h
 
 WINDOW = 512
@@ -30,6 +34,8 @@ WINDOW = 512
 ACK_TIMEOUT_S = 2.0
 """An unacknowledged message older than this on a ready connection starts a resync."""
 RETRY_S = 0.1
+MAX_JUDGING = 32
+"""Messages at a time that are read because the stream has called one of this writer a duplicate of them."""
 TOO_LARGE_S = 30.0
 """How long a message is sent again that is larger than the stream allows."""
 FLUSH_TIMEOUT_S = 1.0
@@ -50,6 +56,17 @@ class Entry:
     refused: int = 0
     too_large_since: float | None = None
     """Since when the stream refuses its size, seconds of the event loop's clock."""
+    was_sent: bool = False
+    accepts: Callable[[StoredMessage], bool] | None = None
+    """Whether a message that another writer has stored under this id stands for it; None: no such message does."""
+
+    def is_stored_as(self, stored: StoredMessage) -> bool:
+        """Whether `stored`, which has this one's id, is this one, or stands for it."""
+        if self.accepts is not None and self.accepts(stored):
+            return True
+        if stored.subject.rpartition(".")[2] != self.subject.rpartition(".")[2]:
+            return False
+        return stored.headers.get(h.OUTPUT) == self.headers.get(h.OUTPUT)
 
 
 class OutboxState(enum.Enum):
@@ -113,6 +130,12 @@ class Outbox:
         self._connection_generation = 0
         """Counts events that invalidate earlier answers: lost connections, resyncs and `close`."""
         self._oldest_at = 0.0
+        self._squatted = False
+        """Whether another writer has used one of these ids: from then on new messages get ids that nobody can guess."""
+        self._judging: set[asyncio.Task[None]] = set()
+        self._judging_at_once = asyncio.Semaphore(MAX_JUDGING)
+        self.on_squatted: Callable[[Entry, int, StoredMessage | None], None] | None = None
+        """Called with a message, the sequence of the one that has taken its id, and that one unless it is gone."""
         self.lost = 0
         """Reports that were too large for the stream."""
         self.stored_through = 0
@@ -177,9 +200,16 @@ class Outbox:
 
     def _send(self, entry: Entry) -> None:
         generation = self._connection_generation
+        if self._squatted and not entry.was_sent:
+            _rename(entry)
+        entry.was_sent = True
+        headers = entry.headers
 
         def done(result: Ack | BusError) -> None:
-            self._on_done(entry, result, generation)
+            if isinstance(result, Ack) and result.duplicate and not self.closed:
+                self._on_duplicate(entry, result, headers)
+            else:
+                self._on_done(entry, result, generation)
 
         self._bus.send("in." + entry.subject, entry.data, entry.headers, done)
 
@@ -197,6 +227,41 @@ class Outbox:
                 self._on_too_large(entry, result)
                 return
             self._retry_refused(entry, result)
+
+    def _on_duplicate(self, entry: Entry, result: Ack, headers: Headers) -> None:
+        """The stream has a message with this id already: usually this one, whose first acknowledgement was lost."""
+        if entry.sequence or headers is not entry.headers:  # it was sent again under another id
+            return
+        task = asyncio.create_task(self._judge_duplicate(entry, result.sequence), name="outbox-duplicate")
+        self._judging.add(task)
+        task.add_done_callback(self._judging.discard)
+
+    async def _judge_duplicate(self, entry: Entry, sequence: int) -> None:
+        generation = self._connection_generation
+        stored: StoredMessage | None = None
+        try:
+            async with self._judging_at_once:  # a squatter may have taken many
+                stored = await self._bus.message(sequence)
+        except Refused as error:  # what has taken an id of its own can be read
+            log.warning("duplicate_unreadable", subject=entry.subject, sequence=sequence, error=str(error))
+        except BusError as error:
+            if generation == self._connection_generation and self._bus.is_ready:
+                self._retry_refused(entry, error)
+            return
+        if self.closed or entry.sequence:
+            return
+        if stored is not None and entry.is_stored_as(stored):
+            entry.sequence = sequence
+            self._remove_acknowledged()
+            return
+        log.warning("message_id_squatted", subject=entry.subject, id=entry.headers.get(h.MSG_ID), sequence=sequence)
+        _rename(entry)
+        self._squatted = True
+        if self._state is OutboxState.SENDING and not any(waiting is entry for waiting in self._unsent):
+            with contextlib.suppress(BusError):  # sent by the next resync
+                self._send(entry)
+        if self.on_squatted is not None:
+            self.on_squatted(entry, sequence, stored)
 
     def _retry_refused(self, entry: Entry, refusal: BusError) -> None:
         log.warning("publish_refused", subject=entry.subject, error=str(refusal), times=entry.refused)
@@ -333,5 +398,10 @@ class Outbox:
         self._state = OutboxState.CLOSED
         self._connection_generation += 1
         self._changed.set()
-        if self._resync_task is not None:
-            self._resync_task.cancel()
+        for task in (*self._judging, *([self._resync_task] if self._resync_task is not None else [])):
+            task.cancel()
+
+
+def _rename(entry: Entry) -> None:
+    if (message_id := entry.headers.get(h.MSG_ID)) is not None:
+        entry.headers = {**entry.headers, h.MSG_ID: substitute(message_id)}

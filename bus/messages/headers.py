@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 MSG_ID = "Nats-Msg-Id"
-"""`{agent}:{output}`. The server drops a duplicate within two minutes."""
+"""`{agent}:{output}`. The server drops a duplicate within two minutes. With `:{random}` at its end if it was taken."""
 OUTPUT = "Mesh-Output"
 """Number of this output of its agent, contiguous from 1."""
 EPOCH = "Mesh-Epoch"

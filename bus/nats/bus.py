@@ -138,6 +138,9 @@ class NatsBus:
         """The first message of a read-side subject (which may have wildcards) from `sequence` on."""
         return await self._get(self.subjects.stream, {"seq": sequence, "next_by_subj": subject})
 
+    async def message(self, sequence: int) -> StoredMessage | None:
+        return await self._get(self.subjects.stream, {"seq": sequence})
+
     async def _newest(self, stream: str, subject: str) -> StoredMessage | None:
         """The newest message, from the stream's leader: a direct get may be answered by a replica that lags behind."""
         return await self._get(stream, {"last_by_subj": subject})

@@ -333,6 +333,11 @@ class MemoryBus:
         found = self.server.of((subject,), 0)
         return found[-1] if found else None
 
+    async def message(self, sequence: int) -> StoredMessage | None:
+        await self.step("message")
+        self._check()
+        return next(iter(self.server.of((">",), sequence)), None)
+
     async def read_back(self, filters: tuple[str, ...], first: int) -> list[StoredMessage]:
         await self.step("read_back")
         self._check()

@@ -7,6 +7,9 @@ cannot be checked.
 
 from __future__ import annotations
 
+from operator import itemgetter
+
+from bus.durable.message_ids import is_id, is_substitute
 from bus.durable.registry import Record
 from bus.durable.snapshots import Snapshot
 from bus.interface import StoredMessage
@@ -16,6 +19,8 @@ from coordinator.audit.models import AgentAudit, Findings, SnapshotAudit
 
 MAX_SKIPPED = 4096
 """Recorded skips of an agent that are remembered, to compare its causes with them."""
+MAX_LATE = 4096
+"""Missing outputs that may still come, as their ids were squatted; more are reported as missing at once."""
 
 
 class AgentChecks:
@@ -33,6 +38,8 @@ class AgentChecks:
         self._implied: int | None = None
         self._implied_at = 0
         self._output_at = 0
+        self._missing: dict[int, StoredMessage] = {}
+        """Number -> the output before which it is missing."""
         self._counted: int | None = None
         self._record_claim: str | None = None
 
@@ -91,7 +98,11 @@ class AgentChecks:
             self._problem("outputs", stored, (audit.last or 0) + 1, found, f"{h.OUTPUT} is no number: {found!r}")
             return
         wanted_id, msg_id = f"{self.name}:{number}", stored.headers.get(h.MSG_ID, "none")
-        if msg_id != wanted_id:
+        if number in self._missing and is_substitute(msg_id, wanted_id):
+            del self._missing[number]
+            self._on_cause(stored, number, is_late=True)
+            return
+        if not is_id(msg_id, wanted_id):
             self._problem("ids", stored, wanted_id, msg_id, f"output {number} has the id {msg_id}, not {wanted_id}")
         if audit.last is None:
             audit.first = number
@@ -104,17 +115,37 @@ class AgentChecks:
             self._problem("outputs", stored, expected, number, text)
             return
         if number > expected:
-            audit.gaps += number - expected
-            missing = f"output {expected} is" if number == expected + 1 else f"outputs {expected} to {number - 1} are"
-            self._problem("outputs", stored, expected, number, f"{missing} missing before output {number}")
+            if number - expected + len(self._missing) > MAX_LATE:
+                self._report_missing(stored, expected, number)
+            else:
+                self._missing |= dict.fromkeys(range(expected, number), stored)
         audit.last = number
         self._output_at = stored.sequence
         self._on_cause(stored, number)
 
-    def _on_cause(self, stored: StoredMessage, number: int) -> None:
+    def _report_missing(self, before: StoredMessage, first: int, number: int) -> None:
+        self.audit.gaps += number - first
+        missing = f"output {first} is" if number == first + 1 else f"outputs {first} to {number - 1} are"
+        self._problem("outputs", before, first, number, f"{missing} missing before output {number}")
+
+    def _report_all_missing(self) -> None:
+        """What did not come later either, a range at a time."""
+        first, until = 0, 0
+        at: StoredMessage | None = None
+        for number, before in sorted(self._missing.items(), key=itemgetter(0)):
+            if at is not None and (number != until or before is not at):
+                self._report_missing(at, first, until)
+                at = None
+            if at is None:
+                first, at = number, before
+            until = number + 1
+        if at is not None:
+            self._report_missing(at, first, until)
+
+    def _on_cause(self, stored: StoredMessage, number: int, *, is_late: bool = False) -> None:
         snapshot = self._snapshot
         if snapshot is not None and stored.sequence <= snapshot.output_sequence:
-            self._counted = number
+            self._counted = max(number, self._counted or 0)
         if h.CAUSE not in stored.headers:
             self._produces = True
             return
@@ -124,7 +155,7 @@ class AgentChecks:
             text = f"output {number} answers message {found}, expected an earlier one"
             self._problem("causes", stored, f"below {stored.sequence}", found, text)
             return
-        if cause < self._cause:
+        if cause < self._cause and not is_late:
             text = f"output {number} answers message {cause}, but an earlier one has answered {self._cause}"
             self._problem("causes", stored, f"at least {self._cause}", cause, text)
         if cause in self._skipped:
@@ -134,7 +165,7 @@ class AgentChecks:
             self._skipped = {sequence for sequence in self._skipped if sequence >= cause}
         self._cause = max(cause, self._cause)
         if snapshot is not None and cause <= snapshot.cursor:
-            self._implied, self._implied_at = number, stored.sequence
+            self._implied, self._implied_at = max(number, self._implied or 0), stored.sequence
 
     def on_skipped(self, sequence: int) -> None:
         """The agent has reported that it skips the input at `sequence`."""
@@ -146,6 +177,7 @@ class AgentChecks:
 
     def finish(self, last: int, gap_end: int) -> SnapshotAudit | None:
         """Compare the snapshot and the registry record, which were read before the stream, with the stream."""
+        self._report_all_missing()
         if self._record is not None:
             self._check_record(self._record, gap_end)
         snapshot = self._snapshot

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from itertools import groupby
 
+from bus.durable.message_ids import is_substitute
 from bus.interface import StoredMessage
 from bus.messages import Decision, MarketData
+from bus.messages import headers as h
 from coordinator.audit.models import Findings, RoundsAudit
 from coordinator.decisions.agent import MAX_FEEDS, MAX_OPEN_ROUNDS
 from coordinator.decisions.rounds import round_id
@@ -30,9 +33,17 @@ class _Decider:
         """Whether there may have been ticks that are not stored."""
         self.decided: dict[str, None] = {}
         """The newest rounds decided, at most MAX_OPEN_ROUNDS."""
+        self.passed_over: dict[str, tuple[tuple[int, str], str, StoredMessage]] = {}
+        """Round -> its entry in `waiting`, the decision of a later round, and its message. Its own decision may be
+        stored after it, because its id was squatted."""
 
     def open(self) -> int:
         return sum(map(len, self.waiting.values()))
+
+
+def _is_late(agent: str, stored: StoredMessage) -> bool:
+    """Whether a decision was published again under another id."""
+    return is_substitute(stored.headers.get(h.MSG_ID, ""), f"{agent}:{stored.headers.get(h.OUTPUT)}")
 
 
 class RoundChecker:
@@ -91,6 +102,9 @@ class RoundChecker:
             return
         self.audit.decided += 1
         decider = self._decider(agent)
+        if name in decider.passed_over and _is_late(agent, stored):
+            del decider.passed_over[name]
+            return
         waiting = decider.waiting.get(symbol, deque())
         at = next((at for at, entry in enumerate(waiting) if entry[1] == name), None)
         repeated = at is None and name in decider.decided
@@ -108,6 +122,12 @@ class RoundChecker:
         waiting.popleft()
         if not missing or decider.overflown:
             return
+        if len(decider.passed_over) + len(missing) > MAX_OPEN_ROUNDS:
+            self._report_missing(agent, missing, name, stored)
+        else:
+            decider.passed_over |= {entry[1]: (entry, name, stored) for entry in missing}
+
+    def _report_missing(self, agent: str, missing: list[tuple[int, str]], name: str, stored: StoredMessage) -> None:
         self.audit.missing += len(missing)
         named = ", ".join(entry[1] for entry in missing[:MAX_NAMED])
         more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
@@ -134,4 +154,11 @@ class RoundChecker:
             decider.unknown = True
 
     def finish(self) -> None:
+        """Report the rounds that were not decided later either."""
+        for agent, decider in self._deciders.items():
+            for (name, _), passed in groupby(
+                decider.passed_over.values(), key=lambda each: (each[1], each[2].sequence)
+            ):
+                found = list(passed)
+                self._report_missing(agent, [entry for entry, _, _ in found], name, found[0][2])
         self.audit.waiting = sum(decider.open() for decider in self._deciders.values())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from agents.runtime.output_log import output_headers
 from agents.runtime.replay import Mismatch
+from bus.durable.message_ids import is_id
 from bus.messages import headers as h
 from coordinator.reporting.differences import FieldDifference, payload_differences
 
@@ -81,6 +82,8 @@ def explain(agent: str, mismatch: Mismatch) -> Difference:
         pairs |= {
             name: (recorded.headers.get(name), headers.get(name)) for name in (h.OUTPUT, h.CAUSE, h.MSG_ID)
         }  # fmt: skip
+        if is_id(pairs[h.MSG_ID][0] or "", pairs[h.MSG_ID][1] or ""):
+            del pairs[h.MSG_ID]
         fields += [FieldDifference(field=n, recorded=a, replayed=b) for n, (a, b) in pairs.items() if a != b]
         fields += payload_differences(recorded.data, replayed.data)
         text = f"{where} differs in the replay"

@@ -199,6 +199,9 @@ class Replayer:
                     mismatch = await replayed.take(stored)
                     if mismatch is not None:
                         self._record(replayed.name, [mismatch])
+        for name, replayed in self._agents.items():
+            if not replayed.left_out and (mismatches := await replayed.compare_rest()):
+                self._record(name, mismatches)
 
     def _on_gap(self, first: int, last: int) -> None:
         """A range of messages is missing: the state of agents that may have had inputs in it cannot be rebuilt."""

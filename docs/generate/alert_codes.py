@@ -19,6 +19,7 @@ MEANINGS = {
     "key_unusable": "A key file cannot be used. If it replaced another, the other keys stay as they were.",
     "keys_replaced": "Key files were replaced. The server uses them, and the processes that have them are restarted.",
     "keys_revoked": "Keys were removed. The server refuses them, and has cut off what was connected with them.",
+    "message_id_squatted": "A process, which is named, has taken the id of another one's message: published again.",
     "metrics_died": "The metrics process ended. `up` starts it again.",
     "mirror_died": "The mirror process ended. `up` starts it again.",
     "mirror_failing": "The mirror's file cannot be written. It is tried again.",

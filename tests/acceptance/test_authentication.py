@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 
 from bus.errors import BusError, NotAdmitted
+from bus.messages.headers import MSG_ID, OUTPUT
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import SEED_VARIABLE, Credentials
 from bus.nats.key_files import new_seed, read_seed, write_seed
@@ -331,3 +334,65 @@ async def test_keys_names_what_is_wrong(tmp_path: Path):
         ):
             done = await swarm.command("keys", *arguments)
             assert (done.code, problem in done.err) == (2, True), done
+
+
+ALERT = {
+    "severity": "info", "code": "x", "message": "x", "timestamp": "2020-01-01T00:00:00Z",
+    "source": "strategy-momentum",
+}  # fmt: skip
+
+
+async def _squat(thief: NatsBus, operator: NatsBus, victim: str, ahead: int, count: int) -> None:
+    """Publish, as the thief may, under the ids of outputs that the victim is about to publish."""
+    numbers = [0]
+    for kind in ("signal", "market", "decision"):
+        newest = await operator.last(f"swarm.{kind}.BTC-USD.{victim}")
+        numbers.append(int(newest.headers[OUTPUT]) if newest is not None else 0)
+    for number in range(max(numbers) + ahead, max(numbers) + ahead + count):
+        headers = {MSG_ID: f"{victim}:{number}"}
+        thief.connection.write("in.swarm.alert.info.strategy-momentum", orjson.dumps(ALERT), headers=headers)
+    await thief.flush()
+
+
+@pytest.mark.slow
+async def test_ids_that_an_agent_has_taken_lose_nothing_of_another_and_name_it(tmp_path: Path):
+    victims = ("strategy-mean-reversion", "research-1", "coordinator")
+    async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
+        subscriber = await swarm.up()
+        await subscriber.live(*AGENTS)
+        await subscriber.decided(5)
+        thief, operator = await connect(swarm, "agent-strategy-momentum"), await connect(swarm, "operator")
+        try:
+            async with asyncio.timeout(60):
+                while missed := {*victims} - _squatted(subscriber):  # its outputs may have been faster
+                    for victim in missed:
+                        await _squat(thief, operator, victim, 5, 50)
+                    await subscriber.more_decisions(20)
+            for victim in victims:
+                for ahead in (3, 8):
+                    await _squat(thief, operator, victim, ahead, 30)
+                    await subscriber.more_decisions(1)
+                    await kill_agents(swarm, subscriber, victim)
+            await subscriber.more_decisions(50)
+        finally:
+            await thief.close()
+            await operator.close()
+        squatters = {alert["detail"]["squatter"] for alert in subscriber.alerts if alert["code"] == SQUATTED}
+        assert squatters == {"strategy-momentum"}
+        codes = {alert["code"] for alert in subscriber.alerts}
+        assert not codes & {"output_gap", "replay_diverged", "output_from_unknown_writer", "api_request_refused"}
+        rounds = [decision["round"] for decision in subscriber.decisions]
+        assert len(set(rounds)) == len(rounds)
+        late = [alert for alert in subscriber.alerts if alert["code"] == "tick_repeated"]
+        if not late:  # a tick that was stored after later ones opens no round
+            assert sorted(rounds) == list(range(1, len(rounds) + 1)), "one whose id was taken comes after later ones"
+        for command in ("audit", "replay", "status"):
+            done = await swarm.command(command)
+            assert done.code == 0, done
+
+
+SQUATTED = "message_id_squatted"
+
+
+def _squatted(listener: Subscriber) -> set[str]:
+    return {alert["source"] for alert in listener.alerts if alert["code"] == SQUATTED}

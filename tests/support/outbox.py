@@ -17,7 +17,7 @@ WRITTEN_BY = (f"swarm.*.*.{WRITER}",)
 
 def entry(number: int, headers: Headers | None = None) -> Entry:
     data = str(number).encode()
-    return Entry(MARKET, data, {h.MSG_ID: f"{WRITER}:{number}", **(headers or {})}, number)
+    return Entry(MARKET, data, {h.MSG_ID: f"{WRITER}:{number}", h.OUTPUT: data.decode(), **(headers or {})}, number)
 
 
 def fail(error: MeshError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -12,12 +12,14 @@ import pytest
 from agents.runtime.output_log import OutputLog, output_headers
 from agents.runtime.output_validation import Prepared
 from bus.durable.fencing import claim
+from bus.durable.message_ids import is_substitute, substitute
 from bus.errors import MeshError
 from bus.messages import Lifecycle, LifecycleEvent, MarketData, Signal, encode, now
 from bus.messages import headers as h
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 
 AT = datetime(2020, 1, 1, tzinfo=UTC)
+LATE = MarketData(symbol="A", price=1.0, volume=1.0, timestamp=AT + timedelta(days=1), source="me", sequence=9)
 
 
 def answer(strength: float) -> Prepared:
@@ -168,6 +170,7 @@ async def test_a_missing_number_is_reported_and_counted_on_from_there(world):
     world.store(answer(0.5), 5, 8)
     world.log.begin(0, 0)
     await world.log.read_back()
+    world.log.caught_up()
     [alert] = await world.alerts("output_gap")
     assert "expected its output 2, the stream has 4" in alert["message"]
 
@@ -209,3 +212,67 @@ async def test_only_its_own_reports_of_skips_are_skips(world):
     world.server.store("in.swarm.lifecycle.me.me", b"{", {})
     world.log.begin(0, 0)
     assert (await world.log.read_back()).skipped == [5]
+
+
+async def test_an_output_whose_id_was_squatted_is_published_among_later_ones_after_a_kill(world):
+    world.server.store("in.swarm.signal.A.thief", b"{}", {h.MSG_ID: "me:2"})
+    world.store(answer(0.1), 1, 7)
+    world.store(answer(0.3), 3, 8)
+    world.store(answer(0.4), 4, 8)
+    world.log.begin(0, 0)
+    await world.log.read_back()
+    world.log.publish([answer(0.1), answer(0.2)], 7)
+    assert world.log.stored_sequence < 5, "the outputs that are not counted yet are to be read back again"
+    world.log.publish([answer(0.3), answer(0.4)], 8)
+    world.log.publish([answer(0.5)], 9)
+    world.log.push()
+    assert await world.published() == [("1", "7"), ("3", "8"), ("4", "8"), ("2", "7"), ("5", "9")]
+    ids = [m.headers[h.MSG_ID] for m in world.server.messages if m.headers.get(h.OUTPUT) == "2"]
+    assert [is_substitute(each, "me:2") for each in ids] == [True]
+    assert await world.alerts("output_gap") == []
+    assert await world.alerts("replay_diverged") == []
+
+
+async def test_what_was_published_again_is_read_back_in_the_order_of_its_number(world):
+    world.store(answer(0.1), 1, 7)
+    world.store(answer(0.3), 3, 8)
+    last = world.store(answer(0.2), 2, 7, **{h.MSG_ID: substitute("me:2")})
+    world.log.begin(0, 0)
+    await world.log.read_back()
+    world.log.publish([answer(0.1), answer(0.2)], 7)
+    world.log.publish([answer(0.3)], 8)
+    assert (world.log.outputs, world.log.stored_sequence) == (3, last - 1)
+    world.log.begin(3, last - 1)
+    await world.log.read_back()
+    world.log.publish([answer(0.4)], 9)
+    world.log.push()
+    assert await world.published() == [("1", "7"), ("3", "8"), ("2", "7"), ("4", "9")]
+    assert await world.alerts("replay_diverged") == []
+
+
+async def test_a_source_goes_on_before_the_event_whose_id_was_squatted(world):
+    for number in (1, 3):
+        world.store(tick(number), number, None)
+    world.log.begin(0, 0)
+    found = await world.log.read_back()
+    assert found.last_produced is not None
+    assert orjson.loads(orjson.dumps(found.last_produced["payload"]))["sequence"] == 1
+    world.log.caught_up()
+    for number in (2, 3, 4):
+        world.log.publish([tick(number)], None)
+    world.log.push()
+    assert await world.published() == [("1", None), ("3", None), ("2", None), ("4", None)]
+    assert await world.alerts("output_gap") == []
+
+
+async def test_a_source_that_cannot_go_back_loses_nothing_more(world):
+    for number in (1, 3):
+        world.store(tick(number), number, None)
+    world.log.begin(0, 0)
+    await world.log.read_back()
+    world.log.caught_up()
+    late = Prepared(tick(9).subject, encode(LATE), "market", LATE)
+    world.log.publish([late], None)
+    world.log.push()
+    assert await world.published() == [("1", None), ("3", None), ("4", None)]
+    assert len(await world.alerts("output_gap")) == 1

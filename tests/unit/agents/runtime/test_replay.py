@@ -15,6 +15,7 @@ from agents.runtime import replay as replaying
 from agents.runtime.process import make_agent
 from agents.runtime.replay import Mismatch, Replayed
 from agents.spec import AgentSpec
+from bus.durable.message_ids import substitute
 from bus.interface import StoredMessage
 from bus.messages import Event, MarketData, Signal, Timer, encode
 from bus.messages import headers as h
@@ -123,6 +124,7 @@ async def replayed(
                     found.append(failure)
             if kind in (*agent.listens, "timer") and not incarnation.left_out:
                 found += [unlike] if (unlike := await incarnation.take(stored)) else []
+        found += await incarnation.compare_rest()
     finally:
         await incarnation.close()
     return incarnation, found
@@ -167,6 +169,16 @@ async def test_what_the_recorded_run_has_not_stored_is_reported():
     assert [(unlike.sequence, unlike.recorded) for unlike in found] == [(last.sequence, None), (last.sequence, last)]
     assert found[0].replayed is not None
     assert found[0].replayed.data == missing.data
+
+
+async def test_an_output_whose_id_was_squatted_is_compared_in_its_place():
+    server = await recorded(Summing("one"), TICKS - 1, TICKS)
+    early = outputs_of(server, "one")[-3]
+    server.messages.remove(early)
+    headers = {**early.headers, h.MSG_ID: substitute(early.headers[h.MSG_ID])}
+    server.messages.append(StoredMessage(early.subject, server.messages[-1].sequence + 1, early.data, headers))
+    _, found = await replayed(Summing("one"), server)
+    assert found == []
 
 
 async def test_what_the_replay_does_not_publish_is_reported():

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus.durable import outbox as outbox_module
+from bus.durable.message_ids import is_substitute
 from bus.durable.outbox import Entry, Outbox, OutboxState
 from bus.errors import MESSAGE_TOO_LARGE, BusError, Disconnected, Fenced, MeshError, Refused
 from bus.interface import Ack, Done, Headers
@@ -397,4 +398,91 @@ async def test_what_was_too_large_for_a_while_is_stored_when_the_limit_is_raised
     await flushed(outbox)
     assert (refused, outbox.lost) == (3, 0)
     assert sorted(numbers(server.messages)) == [1, 2, 3]
+    outbox.close()
+
+
+def squat(server: MemoryServer, *ids: str, **headers: str) -> None:
+    for each in ids:
+        server.store("in.swarm.signal.x.thief", b"{}", {h.MSG_ID: each, **headers})
+
+
+def ids_of(server: MemoryServer) -> dict[str, str]:
+    """Number -> id of what the writer has stored."""
+    own = [message for message in server.messages if message.subject.endswith(f".{WRITER}")]
+    return {message.headers[h.OUTPUT]: message.headers[h.MSG_ID] for message in own}
+
+
+async def test_a_message_whose_id_was_squatted_is_stored_under_another_one():
+    server = MemoryServer()
+    squat(server, f"{WRITER}:2", f"{WRITER}:3", f"{WRITER}:8")
+    acked: list[int | None] = []
+    reported: Collector[tuple[int | None, int, str]] = Collector()
+    outbox = Outbox(MemoryBus(server), WRITTEN_BY, fail, lambda done: acked.append(done.number), pipelined=True)
+    outbox.on_squatted = lambda entry, at, by: reported.put((entry.number, at, by.subject if by else ""))
+    await publish(outbox, 1, 4)
+    await flushed(outbox)
+    await publish(outbox, 5, 9)
+    await flushed(outbox)
+    assert acked == list(range(1, 10))
+    stored = ids_of(server)
+    assert sorted(map(int, stored)) == acked
+    assert len([m for m in server.messages if m.subject.endswith(f".{WRITER}")]) == 9
+    assert [stored[str(number)] for number in (1, 4)] == [f"{WRITER}:1", f"{WRITER}:4"]
+    assert [is_substitute(stored[str(number)], f"{WRITER}:{number}") for number in (2, 3, 5, 8, 9)] == 5 * [True]
+    assert reported.items == [(2, 1, "swarm.signal.x.thief"), (3, 2, "swarm.signal.x.thief")], "8 could not be guessed"
+    outbox.close()
+
+
+async def test_a_squatter_that_is_gone_has_taken_the_id_nevertheless():
+    server = MemoryServer()
+    squat(server, f"{WRITER}:1")
+    bus = MemoryBus(server)
+
+    async def gone(_: int) -> None:
+        return None
+
+    bus.message = gone  # type: ignore[method-assign, assignment]
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
+    await publish(outbox, 1, 2)
+    await flushed(outbox)
+    assert is_substitute(ids_of(server)["1"], f"{WRITER}:1")
+    outbox.close()
+
+
+async def test_a_repetition_of_its_own_is_stored_once():
+    server = MemoryServer()
+    outbox = Outbox(MemoryBus(server), WRITTEN_BY, fail, pipelined=True)
+    await publish(outbox, 1, 3)
+    await flushed(outbox)
+    again = Outbox(MemoryBus(server), ("nothing",), fail, pipelined=True)
+    squatted: list[object] = []
+    again.on_squatted = lambda *arguments: squatted.append(arguments)
+    await publish(again, 1, 3)
+    await flushed(again)
+    assert len(server.messages) == 3
+    assert squatted == []
+    for each in (outbox, again):
+        each.close()
+
+
+async def test_a_duplicate_is_judged_again_after_a_lost_connection():
+    server = MemoryServer()
+    squat(server, f"{WRITER}:1")
+    asked = asyncio.Event()
+
+    async def gate(step: str) -> None:
+        if step == "message" and not asked.is_set():
+            asked.set()
+            bus.disconnect()
+            raise Disconnected
+
+    bus = MemoryBus(server, gate)
+    outbox = Outbox(bus, WRITTEN_BY, fail, pipelined=True)
+    await publish(outbox, 1, 3)
+    async with asyncio.timeout(GUARD_S):
+        await asked.wait()
+    await bus.reconnect()
+    await flushed(outbox)
+    assert sorted(ids_of(server)) == ["1", "2", "3"]
+    assert len([m for m in server.messages if m.subject.endswith(f".{WRITER}")]) == 3
     outbox.close()

@@ -61,6 +61,7 @@ def test_a_round_left_out_is_named_by_its_tick():
     first = stream.tick(1)
     stream.tick(2)
     stream.decide("A:feed:2")
+    stream.rounds.finish()
     [problem] = stream.findings.problems
     assert problem.sequences == [first, stream.sequence]
     assert "A:feed:1" in problem.text
