@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from bus.nats.credentials import SEED_VARIABLE
 from bus.utils.processes import die_with_parent
+from coordinator.security.keys import KeyStore, key_environment
 from tests.acceptance.exact import (
     ROUNDS,
     Content,
@@ -203,9 +203,9 @@ async def claims(*arguments, **named):
     at("before the claim")
     return await claim(*arguments, **named)
 
-async def spawns(self, *arguments):
+async def spawns(self, *arguments, **named):
     at("after the claim")
-    asking = asyncio.create_task(spawn(self, *arguments))
+    asking = asyncio.create_task(spawn(self, *arguments, **named))
     await asyncio.sleep(0)
     await self._bus.connection.client.flush()  # the order has reached the server
     at("during the spawn")
@@ -222,6 +222,7 @@ CLAIMS = {"before the claim": 1, "after the claim": 2, "during the spawn": 1, "a
 @contextlib.asynccontextmanager
 async def doomed(swarm: Swarm, moment: str) -> AsyncIterator[int]:
     """A further watchdog that kills itself at this moment of the first restart that it orders; its pid."""
+    keys = KeyStore(swarm.directory / ".signalmesh").directory
     with (swarm.directory / "doomed.log").open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -231,7 +232,7 @@ async def doomed(swarm: Swarm, moment: str) -> AsyncIterator[int]:
             swarm.url,
             str(swarm.directory / "swarm.toml"),
             cwd=swarm.directory,
-            env={**ENVIRONMENT, SEED_VARIABLE: os.environ.get(SEED_VARIABLE, "")},
+            env={**ENVIRONMENT, **(key_environment(keys, "watchdog", "watchdog") if keys.exists() else {})},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
