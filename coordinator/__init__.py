@@ -16,6 +16,7 @@ certify/     `certify`: the acceptance run and its report.
 doctor/      `doctor`: checks of everything a swarm needs, with remedies.
 security/    Keys of processes, and the permissions that follow from the configuration.
 dashboard/   The `dashboard` role: pages in a browser, live over the bus or over a mirror's file at rest.
+mcp/         The `mcp` role: tools, resources and prompts for assistants, over a bus or a mirror's file at rest.
 telemetry/   The `metrics` role: Prometheus page, OTLP push, alert webhook.
 reporting/   Tables, percentiles, differences and findings that several commands print.
 """

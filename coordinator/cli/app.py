@@ -19,7 +19,7 @@ from bus.nats.credentials import (
     FIRST_VARIABLE,
     SEED_VARIABLE,
 )
-from coordinator.cli import certify, checks, control, keys, monitor, roles, swarm, verify
+from coordinator.cli import certify, checks, control, keys, mcp, monitor, roles, swarm, verify
 
 app = typer.Typer(
     name="signalmesh",
@@ -96,5 +96,6 @@ for role in (
     roles.proxy,
     roles.metrics,
     roles.dashboard,
+    mcp.mcp,
 ):
     app.command()(role)

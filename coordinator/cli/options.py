@@ -148,6 +148,16 @@ def _configured_swarm() -> str:
 
 
 def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]], *, requests: bool = True) -> T:
+    """As `connected`, to its end."""
+    from bus.observability.logging import set_up_logs
+
+    set_up_logs("error")
+    with contextlib.suppress(KeyboardInterrupt):
+        return run_to_end(connected(target, work, requests=requests))
+    raise typer.Exit(130)
+
+
+async def connected(target: Target, work: Callable[[NatsBus], Awaitable[T]], *, requests: bool = True) -> T:
     """Connect, do `work`, close the connection.
 
     Without `requests` it works for a client without a key, which may have no inbox.
@@ -161,29 +171,20 @@ def on_bus(target: Target, work: Callable[[NatsBus], Awaitable[T]], *, requests:
     from coordinator.config.secrets import offer_bus_credentials
 
     offer_bus_credentials(target.config)
+    bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
+    try:
+        return await _unless_denied(bus, work(bus), OPTIONAL if requests else (*OPTIONAL, INBOXES))
+    except PermissionDenied as error:
+        from coordinator.security.keys import hint_at_key
 
-    async def connected() -> T:
-        bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
-        try:
-            return await _unless_denied(bus, work(bus), OPTIONAL if requests else (*OPTIONAL, INBOXES))
-        except PermissionDenied as error:
-            from coordinator.security.keys import hint_at_key
-
-            hint = hint_at_key(target.url)
-            raise PermissionDenied(f"{error}. {hint}" if hint else str(error)) from None
-        except Refused as error:
-            if error.code != 10059:
-                raise
-            raise NoSuchSwarm(bus.url, target.swarm, f"stream for {error.subject}") from None
-        finally:
-            await bus.close()
-
-    from bus.observability.logging import set_up_logs
-
-    set_up_logs("error")
-    with contextlib.suppress(KeyboardInterrupt):
-        return run_to_end(connected())
-    raise typer.Exit(130)
+        hint = hint_at_key(target.url)
+        raise PermissionDenied(f"{error}. {hint}" if hint else str(error)) from None
+    except Refused as error:
+        if error.code != 10059:
+            raise
+        raise NoSuchSwarm(bus.url, target.swarm, f"stream for {error.subject}") from None
+    finally:
+        await bus.close()
 
 
 async def _unless_denied(bus: NatsBus, work: Awaitable[T], optional: tuple[str, ...]) -> T:

@@ -262,13 +262,13 @@ async def _reason(
         if name is not None:
             there = f"those of {symbol} by {name.source} are {lowest} to {highest}"
     else:
-        there = f"expected one of {await _symbols(source)}"
+        there = f"expected one of {await named_symbols(source)}"
         if name is not None:
             there += f", and a source that publishes ticks of it, not {name.source[:100]}"
     return UnknownRound(f"explain {selector}: there is no such round; {there}")
 
 
-async def _symbols(source: MessageSource) -> str:
+async def named_symbols(source: MessageSource) -> str:
     """The symbols with decisions, as text."""
     found = set()
     for subject in await source.writers("decision"):

@@ -123,14 +123,14 @@ def read_history(path: Path, word: str, since: str | None, limit: int) -> Histor
             for value in file.value_history(file.subjects.state_bucket, since_ns=begin, limit=limit):
                 row = value.row
                 entries.append(
-                    _entry(row.revision, row.stored_ns, row.key, row.key, {}, row.value, intact=value.intact)
+                    entry_of(row.revision, row.stored_ns, row.key, row.key, {}, row.value, intact=value.intact)
                 )
         else:
             for message in file.newest(limit, kind=kind, since_ns=begin):
                 stored = message.row
                 agent = stored.subject.rpartition(".")[2]
                 entries.append(
-                    _entry(
+                    entry_of(
                         stored.sequence, stored.stored_ns, stored.subject, agent, dict(stored.headers), stored.payload,
                         intact=message.intact,
                     )
@@ -138,9 +138,10 @@ def read_history(path: Path, word: str, since: str | None, limit: int) -> Histor
         return History(kind=kind, swarm=file.swarm, file=str(path), entries=entries)
 
 
-def _entry(
+def entry_of(
     sequence: int, stored_ns: int, subject: str, agent: str, headers: dict[str, str], data: bytes, *, intact: bool
 ) -> HistoryEntry:
+    """The entry of a message, or of a value in a bucket, with the bytes `data`."""
     payload: Any = None
     malformed: str | None = None
     try:

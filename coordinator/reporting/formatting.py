@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,10 +14,20 @@ from rich.console import Console
 from bus.utils.terminal import escape_control
 from coordinator.reporting.percentiles import Percentiles
 
+PROGRESS_VARIABLE = "SIGNALMESH_PROGRESS"
+"""Number of the inherited descriptor that takes the progress of a command."""
+
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error while something is read; nothing if that is not a terminal."""
+    """A bar on standard error while something is read; nothing if that is not a terminal.
+
+    A process that was started with PROGRESS_VARIABLE writes lines `AT LAST` to that descriptor instead.
+    """
+    if (number := os.environ.pop(PROGRESS_VARIABLE, None)) is not None:
+        with os.fdopen(int(number), "w", buffering=1) as lines:
+            yield lambda at, last: print(at, last, file=lines)
+        return
     if not sys.stderr.isatty():
         yield None
         return

@@ -78,14 +78,15 @@ class OpenPort:
         return cls(listener, host, port, port)
 
 
-def open_port(text: str, where: str) -> OpenPort:
-    """Listen at `text` (HOST:PORT), or at the next free port; `where` is the option or key that contains it.
+def open_port(text: str, where: str, *, others: bool = True) -> OpenPort:
+    """Listen at `text` (HOST:PORT), or with `others` at the next free port; `where` is the option or key of `text`.
 
     Raises:
         UsageError: it is no such address, or no port of this host can be used.
     """
     address = ListenAddress.parse(text, where)
-    tried = range(address.port, min(address.port + PORTS, 65536)) if address.port else (0,)
+    ports = PORTS if others else 1
+    tried = range(address.port, min(address.port + ports, 65536)) if address.port else (0,)
     try:
         for port in tried:
             found = socket.getaddrinfo(address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -104,9 +105,9 @@ def open_port(text: str, where: str) -> OpenPort:
             f"{where} {address.url_host}:{address.port}: cannot listen there ({error.strerror or error}); use another "
             "address, such as 127.0.0.1:8080"
         ) from None
+    used = f"this port and the {len(tried) - 1} after it are" if others else "this port is"
     raise UsageError(
-        f"{where} {address.url_host}:{address.port}: this port and the {len(tried) - 1} after it are in use; use "
-        "another one, or port 0 for any free one"
+        f"{where} {address.url_host}:{address.port}: {used} in use; use another one, or port 0 for any free one"
     )
 
 
@@ -119,20 +120,20 @@ def inherited_port() -> OpenPort | None:
 # -- the token
 
 
-def load_token(state_dir: Path) -> str:
-    """The token of the state directory, created on the first call.
+def load_token(state_dir: Path, name: str = TOKEN_FILE) -> str:
+    """The token in the file `name` of the state directory, created on the first call.
 
     A file that others may read or that holds no token is replaced by a new one.
 
     Raises:
         UsageError: the file cannot be read or written.
     """
-    path = state_dir / TOKEN_FILE
+    path = state_dir / name
     try:
         return _read(path) or _create(path)
     except OSError as error:
         raise UsageError(
-            f"{path}: expected a file for the dashboard's token, mode 0600 ({error.strerror}); run the command as the "
+            f"{path}: expected a file for a token, mode 0600 ({error.strerror}); run the command as the "
             "owner of the state directory, or name another one with --state-dir"
         ) from None
 
@@ -160,8 +161,8 @@ def _create(path: Path) -> str:
     return token
 
 
-def keep_token(state_dir: Path) -> str:
-    """The token of `state_dir`, which is created where it does not exist.
+def keep_token(state_dir: Path, name: str = TOKEN_FILE) -> str:
+    """The token in the file `name` of `state_dir`, which is created where it does not exist.
 
     Raises:
         UsageError: neither can be read or written.
@@ -170,7 +171,7 @@ def keep_token(state_dir: Path) -> str:
         state_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--state-dir {state_dir}: cannot be used: {error.strerror}") from None
-    return load_token(state_dir)
+    return load_token(state_dir, name)
 
 
 def announce(port: OpenPort, token: str | None, state_dir: Path) -> None:

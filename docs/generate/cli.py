@@ -21,7 +21,7 @@ GROUPS = {
     "Inspect": ("status", "watch", "history", "health", "doctor"),
     "Control": ("kill", "restart", "revive", "keys"),
     "Verify": ("explain", "audit", "replay", "chaos", "certify"),
-    "Roles": ("sandbox", "agent", "watchdog", "provider", "mirror", "proxy", "metrics", "dashboard"),
+    "Roles": ("sandbox", "agent", "watchdog", "provider", "mirror", "proxy", "metrics", "dashboard", "mcp"),
 }
 _WORDS = {Path: "path", str: "text", bool: "flag"}
 

@@ -17,6 +17,7 @@ from bus.nats.credentials import (
 )
 from bus.nats.key_files import KEYS_VARIABLE
 from coordinator.config.telemetry import WEBHOOK_VARIABLE
+from coordinator.reporting.formatting import PROGRESS_VARIABLE
 from coordinator.runner.child_process import LISTENER_VARIABLE
 from coordinator.runner.preflight import TRAITS_VARIABLE
 from coordinator.telemetry.otel_env_check import _FILES as FILES
@@ -42,6 +43,7 @@ OWN = {
     "`signalmesh` in `$XDG_CACHE_HOME` or in `~/.cache`.",
     KEYS_VARIABLE: "The directory with the keys of the agents, for the watchdog; `up` sets it.",
     LISTENER_VARIABLE: "Internal: `up` gives a child the number of a listening socket. Do not set it.",
+    PROGRESS_VARIABLE: "Internal: `mcp` gives a command the number of a descriptor for its progress. Do not set it.",
 }
 E2B = {
     "E2B_API_KEY": 'The key of your account, required with `provider = "e2b"`, unless `[secrets.e2b_api_key]` has its '

@@ -62,7 +62,7 @@ from coordinator.dashboard.guard import Access
 from coordinator.dashboard.hub import Hub, Viewer
 from coordinator.dashboard.mirror_source import MirrorSource
 from coordinator.decisions.rounds import parse_round_id
-from coordinator.monitor.history import _entry, since_ns
+from coordinator.monitor.history import entry_of, since_ns
 from coordinator.monitor.message_lines import line_of
 from coordinator.reporting.differences import payload_differences
 from coordinator.runner.dashboard_link import ADDRESS_FILE, read_place
@@ -489,9 +489,9 @@ def mirror(data: bytes) -> None:
         file.problems()
         for found in [*file.newest(50), *file.newest(5, kind="alert", since_ns=1)]:
             row = found.row
-            _entry(row.sequence, 0, row.subject, "me", dict(row.headers), row.payload, intact=found.intact)
+            entry_of(row.sequence, 0, row.subject, "me", dict(row.headers), row.payload, intact=found.intact)
         for value in file.value_history("swarm_state", limit=5):
-            _entry(value.row.revision, 0, value.row.key, "me", {}, value.row.value, intact=value.intact)
+            entry_of(value.row.revision, 0, value.row.key, "me", {}, value.row.value, intact=value.intact)
         file.values("swarm_agents")
 
 
@@ -504,7 +504,7 @@ def mirror_row(data: bytes) -> None:
     found = _mirrored((1, 1, subject, headers, content, checksum, *subject_columns(subject)))
     assert all(isinstance(value, str) for value in found.row.headers.values())
     h.number(found.row.headers, h.CAUSE)
-    shown = _entry(1, 1, subject, "me", dict(found.row.headers), content, intact=found.intact)
+    shown = entry_of(1, 1, subject, "me", dict(found.row.headers), content, intact=found.intact)
     orjson.dumps({"entries": [shown]})
     payload_differences(content, headers)
 

@@ -12,7 +12,7 @@ from bus.messages import Alert, decode, encode
 from bus.messages.subjects import Subjects
 from bus.observability.logging import redact
 from bus.utils.json_text import MAX_DEPTH, MAX_STATE_DEPTH, TooDeep, parse_json, read_limited
-from coordinator.monitor.history import _entry
+from coordinator.monitor.history import entry_of
 from coordinator.reporting.differences import payload_differences
 
 SUBJECTS = Subjects("swarm")
@@ -84,7 +84,7 @@ def test_a_snapshot_as_deep_as_a_state_can_be_is_read():
 @pytest.mark.parametrize("levels", [50, 100, 245, 300, 1000, 5000])
 def test_history_and_replay_show_a_deep_payload(levels):
     for data in (nested(levels), nested(levels, "list")):
-        entry = _entry(1, 0, "swarm.alert.warning.me", "me", {}, data, intact=True)
+        entry = entry_of(1, 0, "swarm.alert.warning.me", "me", {}, data, intact=True)
         assert (entry.payload is None) != (entry.malformed is None)
         orjson.dumps({"entries": [{"entry": entry}]})
         assert payload_differences(data, data + b" ")
