@@ -172,6 +172,10 @@ async def _run_connected(incarnation: Incarnation, first_error: _FirstError) -> 
             log.critical("ended_by_force", problem=str(error))
             os._exit(EXIT_FAILED)
 
+        if incarnation.credentials is not None and incarnation.credentials.nkey_seed:
+            text = f"agent {spec.name}: the server does not admit its key any more: it was replaced, or this agent was"
+            bus.connection.on_refused = lambda: end_by_force(MeshError(text))
+
         tasks = [
             asyncio.create_task(
                 send_heartbeats(runtime, incarnation.heartbeat_s, incarnation.starved_s, end_by_force),

@@ -205,6 +205,8 @@ class Connection:
         for an answer from there, which have ended.
         """
         self._on_denied: list[Callable[[Denial], None]] = []
+        self.on_refused: Callable[[], None] | None = None
+        """Called when the server does not admit this user any more, after it did."""
         self._expected = 0
         """Watchers that expect denials."""
         self._denied: set[Denial] = set()
@@ -302,6 +304,8 @@ class Connection:
         log.debug("nats_error", error=text, connection=self.name)
         if (denied := DENIED.search(text)) is not None:
             self._on_denial(denied["operation"].lower(), denied["subject"])
+        if self.generation and NOT_ADMITTED.search(text) and self.on_refused is not None:
+            self.on_refused()
 
     def watch_denials(self, on_denied: Callable[[Denial], None], *, expected: bool = False) -> Callable[[], None]:
         """Call `on_denied` with whatever the server denies from now on; returns what ends that.

@@ -123,6 +123,10 @@ class NatsServer:
         self.version: tuple[int, int, int] | None = None
         self._binary = binary
         self._durability, self._authorization, self._tls = durability, authorization, tls
+        self._written = ""
+        """The lines about users of the last start."""
+        self._answers = False
+        """Whether the present process has answered."""
         self._settings = ""
         """The configuration of the last start, without users."""
         self._directory = state_dir / DIRECTORY  # made absolute in `start`: reading the working directory blocks
@@ -154,14 +158,23 @@ class NatsServer:
         """Have it read its certificates again, and use these lines about users from now on.
 
         It cuts off the clients of users that are gone; a new certificate is for new connections.
+
+        Raises:
+            OSError: its configuration cannot be written; it is tried again at the server's next start.
         """
         if authorization is not None:
             self._authorization = authorization
-        path = self._directory / CONFIG
         # The rest stays as it was at the start: the server refuses another limit of its store while it runs.
-        await asyncio.to_thread(path.write_text, self._settings + self._authorization)
-        if self._process is not None and self._process.returncode is None:
+        await asyncio.to_thread(self._replace_config, self._settings + self._authorization)
+        # The signal would end a server that has just been started: `_launch` sends it then.
+        if self._answers and self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGHUP)
+
+    def _replace_config(self, text: str) -> None:
+        """Whole or not at all: a server that starts may read it at any time."""
+        temporary = self._directory / f".{CONFIG}"
+        temporary.write_text(text)
+        temporary.replace(self._directory / CONFIG)
 
     def kill(self) -> None:
         """SIGKILL, if it runs; `supervise` starts it again."""
@@ -295,12 +308,14 @@ class NatsServer:
             max_store=measure_room(self._directory).for_server,
         )
         self._settings += self._tls
-        path.write_text(self._settings + self._authorization)
+        self._written = self._authorization
+        self._replace_config(self._settings + self._written)
         self._log_from = self.log_file.stat().st_size if self.log_file.exists() else 0
         return path
 
     async def _launch(self) -> None:
         """One start: write the configuration, spawn, wait until it answers; `port` is set from what it listens on."""
+        self._answers = False
         config = await asyncio.to_thread(self._write_config)
         async with self._spawning:
             if self._stopping.is_set():
@@ -324,6 +339,9 @@ class NatsServer:
             if ready.done():
                 self.port = ready.result()
                 self._up_since = time.monotonic()
+                self._answers = True
+                if self._authorization != self._written:
+                    process.send_signal(signal.SIGHUP)
                 return
             problem = f"ended with status {ended.result()}" if ended.done() else f"no answer in {START_TIMEOUT_S} s"
         finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bus.errors import BusError, UsageError
-from bus.nats.key_files import KEY_SUFFIX, read_seed
+from bus.nats.incarnation_keys import agent_files, read_public
+from bus.nats.key_files import KEY_SUFFIX
 from coordinator.config.settings import SwarmConfig
 from coordinator.reporting.findings import Finding, error, ok, warning
 from coordinator.runner.run_record import Run
@@ -25,12 +27,14 @@ def check_keys(state_dir: Path, run: Run | None, config: SwarmConfig, *, foreign
 
     `run` is the running swarm, None if none runs; `foreign`: its server is not the embedded one.
     """
-    files = sorted(KeyStore(state_dir).directory.glob(f"*{KEY_SUFFIX}"))
+    store = KeyStore(state_dir)
+    files = [*sorted(store.directory.glob(f"*{KEY_SUFFIX}")), *agent_files(store.incarnations).values()]
     for file in files:
         try:
-            read_seed(file)
+            read_public(file)
         except UsageError as problem:
-            return error(CHECK, str(problem), "")  # its text has the remedy
+            if os.path.lexists(file):  # an agent has just got another key
+                return error(CHECK, str(problem), "")  # its text has the remedy
     if run is None:
         return _configured(config, len(files), foreign=foreign)
     if run.authentication == "open":

@@ -80,8 +80,9 @@ from coordinator.security.keys import (
     identity_of,
     key_environment,
 )
+from coordinator.security.reloading import KeyReloader
 from coordinator.security.tls_files import ServedTls, plain_remarks, serve_tls
-from coordinator.security.violations import ViolationLog, ViolationReports
+from coordinator.security.violations import CONNECT, ViolationLog, ViolationReports
 from coordinator.telemetry.otel_env_check import check_variables
 
 NAME = "up"
@@ -338,7 +339,8 @@ class Up:
         """Make the keys that are missing; returns the lines of the server's configuration about its users."""
         store = KeyStore(self._options.state_dir)
         upgraded = self._options.url is None and is_from_before_keys(self._options.state_dir)
-        self._keys = keys = ServedKeys(store, self.config, NAME)
+        # The users of another server do not change while the swarm runs.
+        self._keys = keys = ServedKeys(store, self.config, NAME, incarnations=self._options.url is None)
         if upgraded:
             external = [agent.spec.name for agent in self.config.agents if agent.external]
             _say(describe_new_keys(store, keys.made, external, self._options.state_dir))
@@ -348,32 +350,26 @@ class Up:
         self._credentials = credentials_of(store.seed(NAME))
         return keys.authorization
 
-    async def _apply_keys(self, keys: ServedKeys, server: NatsServer) -> None:
-        """Have the server use the keys that are there now, and restart the processes that have old ones."""
-        try:
-            changes = await asyncio.to_thread(keys.update)
-        except UsageError as error:
-            _warn(str(error))
-            self._events.alert("critical", "key_unusable", f"{error}; until then the keys stay as they were")
+    async def _keep_keys(self) -> None:
+        """Have our server use the keys that are there now, and restart the children that have old ones."""
+        if self._keys is None or self._server is None:
             return
-        if not changes:
-            return
-        await server.reload(keys.authorization)
-        if changes.new:
-            names = sorted(changes.new)
-            text = f"new keys are in use for: {', '.join(names)}; what has the old ones is restarted"
-            self._events.alert("info", "keys_replaced", text, identities=names)
-        if changes.revoked:
-            names = sorted(changes.revoked)
-            text = f"these keys were removed, and what was connected with them is cut off: {', '.join(names)}"
-            self._events.alert("info", "keys_revoked", text, identities=names)
-        for child in self._children:
-            if identity_of(child.kind, child.name) in changes.new:
-                child.kill()
+
+        def restart(identities: frozenset[str]) -> None:
+            for child in self._children:
+                if identity_of(child.kind, child.name) in identities:
+                    child.kill()
+
+        reloader = KeyReloader(self._keys, self._server, self._events, restart)
+        await reloader.listen(self.bus)
+        self._tasks.append(asyncio.create_task(reloader.run(), name="keys"))
 
     async def _report_violations(self, server_log: ViolationLog, reports: ViolationReports) -> None:
         """Report what the server has refused to clients, of this swarm or not."""
         for violation in await asyncio.to_thread(server_log.read):
+            incarnations = self._keys.incarnations if self._keys is not None else None
+            if violation.attempt == CONNECT and incarnations is not None and incarnations.admits(violation.key):
+                continue  # the server has read it since
             reports.add(violation)
         for who, attempt, count in reports.due():
             log.warning("client_refused", who=who, attempt=attempt, count=count)
@@ -420,6 +416,7 @@ class Up:
             self._found = replace(self._found, proxy_fd=listener.fileno(), proxy_env=env)
         if self._options.dashboard and self.config.dashboard.listen not in ("", NOWHERE):
             await asyncio.to_thread(self._open_dashboard)
+        await self._keep_keys()
         specs = plan_children(self.config, self._options, self._found)
         self._children = [ChildProcess(spec, self.url, self._logs, self._launcher) for spec in specs]
         for child in self._children:
@@ -474,8 +471,6 @@ class Up:
             await asyncio.sleep(CHECK_INTERVAL_S)
             self._events.check()
             orphans.check()
-            if self._keys is not None and self._server is not None:
-                await self._apply_keys(self._keys, self._server)
             if self._tls is not None and self._server is not None:
                 await renew_certificates(self._tls, self._server, self._events)
             if self._violations is not None:

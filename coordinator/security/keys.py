@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agents.runtime.process import memory_key_of
 from bus.errors import UsageError
 from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, Subjects, check_name
-from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
+from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, inbox_of, public_key_of
+from bus.nats.incarnation_keys import INCARNATIONS
 from bus.nats.key_files import KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
 from coordinator.config.connection import Authentication
 from coordinator.config.settings import ResolvedAgent, ResolvedSwarm
+from coordinator.security.incarnations import IncarnationKeys, remove_incarnations
 from coordinator.security.permissions import (
     Permissions,
     agent_permissions,
@@ -59,6 +62,11 @@ class KeyStore:
 
     def __init__(self, state_dir: Path) -> None:
         self.directory = state_dir.absolute() / KEYS_DIRECTORY
+
+    @property
+    def incarnations(self) -> Path:
+        """Where the keys of single incarnations of agents are, while the server is that of `up`."""
+        return self.directory / INCARNATIONS
 
     def file(self, identity: str) -> Path:
         """The file of an identity's key."""
@@ -127,28 +135,43 @@ class KeyStore:
 
 @dataclass(frozen=True, slots=True)
 class KeyChanges:
-    """Identities that have a new key, and those whose key was removed for good."""
+    """Identities that have a new key, those whose key was removed for good, and whether agents have come or gone."""
 
     new: frozenset[str] = frozenset()
     revoked: frozenset[str] = frozenset()
+    incarnations: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.new or self.revoked)
+        return bool(self.new or self.revoked or self.incarnations)
 
 
 class ServedKeys:
     """The keys that the server of a running swarm has, and those that its directory has now."""
 
-    def __init__(self, store: KeyStore, config: ResolvedSwarm, fixed: str) -> None:
-        """`fixed` is the identity of this process: its key stays as it is until it ends.
+    def __init__(self, store: KeyStore, config: ResolvedSwarm, fixed: str, *, incarnations: bool = False) -> None:
+        """`fixed` is the identity of this process: its key stays as it is until it ends. With `incarnations` each
+        incarnation of an agent has a key of its own, else each agent.
 
         Raises:
             UsageError: a key cannot be made or used.
         """
         self.store, self._config = store, config
         self._fixed = (fixed, UNNAMED)
-        self.made = store.ensure(*identities(config))
-        self._granted = identities(config, self._found())
+        self.incarnations: IncarnationKeys | None = None
+        self._agents: dict[str, Permissions] = {}
+        if incarnations:
+            agents = {agent.spec.name for agent in config.agents if not agent.external}
+            self._agents = {f"agent-{name}": identities(config)[f"agent-{name}"] for name in agents}
+        self.made = store.ensure(*self._identities())
+        try:
+            if incarnations:
+                permissions = {name.removeprefix("agent-"): allowed for name, allowed in self._agents.items()}
+                self.incarnations = IncarnationKeys(store.incarnations, permissions)
+            else:
+                remove_incarnations(store.incarnations)
+        except OSError as error:
+            raise UsageError(f"{store.incarnations}: keys cannot be written there: {error.strerror}") from None
+        self._granted = self._identities(self._found())
         self._public = store.public_keys(self._granted)
         self._stamp = self._read_stamp()
         self._former: dict[str, tuple[str, float]] = {}
@@ -159,6 +182,10 @@ class ServedKeys:
         for identity, key in self._public.items():
             if key == public_key:
                 return identity
+        if self.incarnations is not None:
+            agent, reported = self.incarnations.owner(public_key)
+            if agent is not None:
+                return agent if reported else None
         if public_key in self._former:
             whose, reported_from = self._former[public_key]
             return None if time.monotonic() < reported_from else whose
@@ -167,7 +194,16 @@ class ServedKeys:
     @property
     def authorization(self) -> str:
         """The lines of the server's configuration."""
-        return authorization(self._public, self._granted)
+        agents = {} if self.incarnations is None else self.incarnations.users()
+        return authorization(
+            {**self._public, **{name: key for name, (key, _) in agents.items()}},
+            {**self._granted, **{name: allowed for name, (_, allowed) in agents.items()}},
+        )
+
+    def _identities(self, added: Iterable[str] = ()) -> dict[str, Permissions]:
+        """Those with a key of their own: not the agents whose incarnations have one."""
+        found = identities(self._config, added)
+        return {name: allowed for name, allowed in found.items() if name not in self._agents}
 
     def update(self) -> KeyChanges:
         """Take over what has changed in the directory, and make what is missing there.
@@ -175,11 +211,21 @@ class ServedKeys:
         Raises:
             UsageError: a key cannot be made or used; the keys stay as they were until the directory changes again.
         """
+        changes = self._update()
+        if self.incarnations is None:
+            return changes
+        try:
+            changed, removed = self.incarnations.update()
+        except OSError as error:
+            raise UsageError(f"{self.store.incarnations}: keys cannot be written there: {error.strerror}") from None
+        return replace(changes, new=changes.new | {f"agent-{name}" for name in removed}, incarnations=changed)
+
+    def _update(self) -> KeyChanges:
         if (stamp := self._read_stamp()) == self._stamp:
             return KeyChanges()
         self._stamp = stamp
-        self.store.ensure(*identities(self._config))
-        granted = identities(self._config, self._found())
+        self.store.ensure(*self._identities())
+        granted = self._identities(self._found())
         found = self.store.public_keys(name for name in granted if name not in self._fixed)
         found |= {name: self._public[name] for name in self._fixed}
         now = time.monotonic()
@@ -266,10 +312,15 @@ def authorization(public: Mapping[str, str], granted: Mapping[str, Permissions])
 
     They are users of the server's default account, so that a stream from before there were keys stays in place.
     """
-    users = "".join(_user(public[name], name, allowed) for name, allowed in granted.items())
+    inboxes = tuple(f"{inbox_of(public[name])}.>" for name, allowed in granted.items() if allowed.requests)
+    users = "".join(
+        _user(public[name], name, replace(allowed, publish=(*allowed.publish, *inboxes)) if allowed.serves else allowed)
+        for name, allowed in granted.items()
+    )
     return f"authorization {{ users: [\n{users}] }}\nno_auth_user: {public[UNNAMED]}\n"
 
 
+@functools.lru_cache(maxsize=2048)
 def _user(public_key: str, name: str, allowed: Permissions) -> str:
     publish = f"allow: {_list(allowed.publish)}" if allowed.publish else 'deny: [">"]'
     subscribe = f"allow: {_list(allowed.subscriptions(public_key))}"

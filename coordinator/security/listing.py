@@ -9,8 +9,9 @@ from pathlib import Path
 
 from bus.errors import UsageError
 from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, check_name
-from bus.nats.credentials import inbox_of, public_key_of
-from bus.nats.key_files import KEY_SUFFIX, new_seed, read_seed, write_seed
+from bus.nats.credentials import inbox_of
+from bus.nats.incarnation_keys import agent_files, prepare, read_public, remove_taken, taken_keys
+from bus.nats.key_files import KEY_SUFFIX, new_seed, write_seed
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.reporting.tables import Column, console, print_table
 from coordinator.security.keys import ADDED_ROLES, OPERATOR, KeyStore, check_voter, identities
@@ -63,7 +64,7 @@ def init_keys(config: ResolvedSwarm, state_dir: Path) -> KeyList:
         UsageError: a key cannot be made.
     """
     store = KeyStore(state_dir)
-    return KeyList(keys=tuple(_describe(store.file(name)) for name in store.ensure(*identities(config))))
+    return KeyList(keys=tuple(_describe(name, store.file(name)) for name in store.ensure(*identities(config))))
 
 
 def add_key(config: ResolvedSwarm, state_dir: Path, name: str, role: str) -> KeyList:
@@ -83,7 +84,7 @@ def add_key(config: ResolvedSwarm, state_dir: Path, name: str, role: str) -> Key
             f"key with `signalmesh keys rotate {identity}`"
         )
     store.ensure(identity)
-    return KeyList(keys=(_describe(store.file(identity)),))
+    return KeyList(keys=(_describe(identity, store.file(identity)),))
 
 
 def revoke_keys(state_dir: Path, names: Sequence[str]) -> KeyList:
@@ -93,14 +94,14 @@ def revoke_keys(state_dir: Path, names: Sequence[str]) -> KeyList:
         UsageError: there is no such key, the swarm's own processes need it, or its file cannot be removed.
     """
     files = _files(state_dir, names)
-    for file in files:
-        if not _is_added(file.stem):
+    for identity in files:
+        if not _is_added(identity):
             raise UsageError(
-                f"keys revoke: {file.stem}: the swarm itself needs this key; `signalmesh keys rotate {file.stem}` "
+                f"keys revoke: {identity}: the swarm itself needs this key; `signalmesh keys rotate {identity}` "
                 "replaces it, and the old one is refused from then on"
             )
-    removed = tuple(map(_describe, files))
-    for file in files:
+    removed = tuple(_describe(*item) for item in files.items())
+    for file in files.values():
         try:
             file.unlink()
         except OSError as error:
@@ -114,7 +115,7 @@ def list_keys(state_dir: Path, names: Sequence[str] = ()) -> KeyList:
     Raises:
         UsageError: there is no such key, or none at all.
     """
-    return KeyList(keys=tuple(_describe(file) for file in _files(state_dir, names)))
+    return KeyList(keys=tuple(_describe(*item) for item in _files(state_dir, names).items()))
 
 
 def rotate_keys(state_dir: Path, names: Sequence[str]) -> KeyList:
@@ -123,22 +124,35 @@ def rotate_keys(state_dir: Path, names: Sequence[str]) -> KeyList:
     Raises:
         UsageError: there is no such key, or its file cannot be written.
     """
-    files = _files(state_dir, names)
-    for file in files:
+    store, files = KeyStore(state_dir), _files(state_dir, names)
+    for identity, file in files.items():
         try:
-            write_seed(file, new_seed())
+            if file.parent == store.directory:
+                write_seed(file, new_seed())
+            else:
+                _replace_incarnation(store, identity.removeprefix("agent-"))
         except OSError as error:
             raise UsageError(f"key {file}: cannot be written: {error.strerror}") from None
-    return KeyList(keys=tuple(map(_describe, files)))
+    return list_keys(state_dir, [*files])
 
 
-def _files(state_dir: Path, names: Sequence[str]) -> list[Path]:
+def _replace_incarnation(store: KeyStore, agent: str) -> None:
+    """`up` has the server cut off the agent, and the watchdog starts it again with the key that is prepared now."""
+    prepare(store.incarnations, agent)
+    for name, epoch in taken_keys(store.incarnations):
+        if name == agent:
+            remove_taken(store.incarnations, name, epoch)
+
+
+def _files(state_dir: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Identity -> its key file. Of an agent with a key for each incarnation: of the newest, else the prepared one."""
     store = KeyStore(state_dir)
-    known = {file.stem: file for file in sorted(store.directory.glob(f"*{KEY_SUFFIX}")) if file.name[0] != "."}
+    known = {file.stem: file for file in store.directory.glob(f"*{KEY_SUFFIX}") if file.name[0] != "."}
     if not known:
         raise UsageError(f"{store.directory}: there are no keys; `signalmesh keys init` makes them, and `up` too")
-    found = [_identity(name, known, store.directory) for name in names]
-    return [known[identity] for identity in dict.fromkeys(found)] or [*known.values()]
+    known |= {f"agent-{agent}": file for agent, file in agent_files(store.incarnations).items()}
+    found = [_identity(name, sorted(known), store.directory) for name in names] or sorted(known)
+    return {identity: known[identity] for identity in dict.fromkeys(found)}
 
 
 def _identity(name: str, known: Iterable[str], directory: Path) -> str:
@@ -158,13 +172,12 @@ def _is_added(identity: str) -> bool:
     return bool(dash) and role in ADDED_ROLES
 
 
-def _describe(file: Path) -> KeyInfo:
-    identity = file.stem
+def _describe(identity: str, file: Path) -> KeyInfo:
     role, _, name = identity.partition("-")
     used_by = SECOND_OPERATOR if name and role == OPERATOR else USED_BY.get(role, "nothing").format(name=name)
     info = KeyInfo(identity=identity, role=role, used_by=used_by, file=str(file))
     try:
-        public = public_key_of(read_seed(file))
+        public = read_public(file)
     except UsageError as error:
         return replace(info, problem=str(error))
     return replace(info, public_key=public, inbox=inbox_of(public))

@@ -31,12 +31,17 @@ ORDERS = ("spawn", "kill", "signal", "check", "probe")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
-    """What a user may publish and subscribe to, beside its inboxes. `answers`: it may also answer requests."""
+    """What a user may publish and subscribe to, beside its inboxes.
+
+    `answers`: it may also answer requests, soon. `requests`: the users that `serves` may answer it at any time.
+    """
 
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
     never_subscribe: tuple[str, ...] = ()
     answers: bool = False
+    requests: bool = False
+    serves: bool = False
 
     def subscriptions(self, public_key: str) -> tuple[str, ...]:
         """The subjects that the user with this nkey may subscribe to: with its own inboxes, if it may publish."""
@@ -117,6 +122,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
         ),
         subscribe=(f"{ns}.>", f"{subjects.api('*')}.>", "$SRV.>", "$JS.EVENT.>"),
         answers=True,
+        requests=True,
     )
     table = {
         "up": all_of_it,
@@ -138,6 +144,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
                 f"{control}.{WATCHDOG}.*",
             ),
             answers=True,
+            serves=True,  # a restart takes longer than the server awaits an answer
         ),
         PROVIDER: Permissions(
             publish=(*_reports(PROVIDER, subjects), *_reading(subjects.stream)), subscribe=(f"{ns}.heartbeat.*",)
@@ -161,6 +168,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
                 f"{control}.{WATCHDOG}.*",
                 f"{control}.*.signal",
             ),
+            requests=True,
         ),
         "proxy": Permissions(publish=(subjects.heartbeat("proxy"),), subscribe=(f"{control}.proxy.*",), answers=True),
     }

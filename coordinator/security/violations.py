@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Violation", "ViolationLog", "ViolationReports"]
+__all__ = ["CONNECT", "Violation", "ViolationLog", "ViolationReports"]
 
 MAX_READ_BYTES = 1 << 20
 """Of the log at a time; a client that is refused without end writes more. Its lines are then not counted."""

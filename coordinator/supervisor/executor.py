@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -24,8 +23,8 @@ from bus.errors import BusError, MeshError, MessageError, UsageError, WrongSeque
 from bus.interface import Bus
 from bus.messages import Lifecycle, decode, now
 from bus.messages.subjects import WATCHDOG
-from bus.nats.key_files import agent_key_file, read_seed
 from bus.utils.aio import end_tasks
+from coordinator.supervisor.agent_keys import AgentKeys
 from coordinator.supervisor.config_publisher import ConfigPublisher
 from coordinator.supervisor.host_client import HostClient
 from coordinator.supervisor.model import (
@@ -51,7 +50,7 @@ log = structlog.get_logger("signalmesh.watchdog")
 class ActionExecutor:
     """Executes the actions of the leading watchdog.
 
-    `keys` is the directory with the keys of the agents, if they have any. `on_change` is called after each new
+    `keys` are the keys of the agents, if they have any. `on_change` is called after each new
     observation of the policy, `on_failure` on an error that ends the term.
     """
 
@@ -65,7 +64,7 @@ class ActionExecutor:
         config_publisher: ConfigPublisher,
         specs: Mapping[str, AgentSpec],
         recoveries: RecoveryTraces,
-        keys: Path | None = None,
+        keys: AgentKeys | None = None,
         on_change: Callable[[], None],
         on_failure: Callable[[MeshError], None],
     ) -> None:
@@ -189,7 +188,7 @@ class ActionExecutor:
                 epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
             self._policy.claimed(name, epoch)
             with self._recoveries.step(name, "spawn"):
-                traceparent, seed = self._recoveries.traceparent(name), await self._seed(name)
+                traceparent, seed = self._recoveries.traceparent(name), await self._seed(name, epoch)
                 pid = await self._hosts.spawn(
                     sandbox, self._specs[name], epoch, agent_id, traceparent=traceparent, seed=seed
                 )
@@ -209,8 +208,10 @@ class ActionExecutor:
                     "moved", name, epoch=epoch, sandbox=sandbox, pid=pid, reason=action.reason, **detail
                 )
         self._on_change()
+        if self._keys is not None:
+            await self._keys.forget(name)
 
-    async def _seed(self, name: str) -> str:
+    async def _seed(self, name: str, epoch: int) -> str:
         """The agent's key.
 
         Raises:
@@ -219,7 +220,7 @@ class ActionExecutor:
         if self._keys is None:
             return ""
         try:
-            seed = await asyncio.to_thread(read_seed, agent_key_file(self._keys, name))
+            seed = await self._keys.seed(name, epoch)
         except UsageError as error:
             if self._unusable.get(name) != str(error):
                 self._unusable[name] = str(error)

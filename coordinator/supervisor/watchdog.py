@@ -28,6 +28,7 @@ from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
 from coordinator.config.settings import ResolvedSwarm
+from coordinator.supervisor.agent_keys import AgentKeys
 from coordinator.supervisor.availability import AvailabilityTracker
 from coordinator.supervisor.config_publisher import ConfigPublisher
 from coordinator.supervisor.control_api import ControlApi
@@ -178,7 +179,7 @@ async def build_leadership(
             config_publisher=publisher,
             specs=specs,
             recoveries=recoveries,
-            keys=keys,
+            keys=None if keys is None else AgentKeys(keys),
             on_change=signals.wake,
             on_failure=signals.fail,
         ),

@@ -32,4 +32,6 @@ def _table(allowed: Permissions) -> str:
         rows.append(("of these not", ", ".join(map(code, allowed.never_subscribe))))
     if allowed.answers:
         rows.append(("answer", "two messages to the reply subject of a request, within 5 s"))
+    if allowed.serves:
+        rows.append(("answer", "`up`, operators and the dashboard at any time"))
     return table(("may", "subjects"), rows)

@@ -15,6 +15,7 @@ from bus.durable.events import EventPublisher
 from bus.errors import MeshError
 from bus.interface import ReceivedMessage
 from bus.testing.memory_bus import MemoryBus, MemoryServer
+from coordinator.supervisor.agent_keys import AgentKeys
 from coordinator.supervisor.control_api import ControlApi
 from coordinator.supervisor.executor import ActionExecutor
 from coordinator.supervisor.host_client import HostClient
@@ -67,8 +68,13 @@ class Supervising:
             "specs": self.specs,
             "on_change": self._on_change,
         }
+        keys = None if self.keys is None else AgentKeys(self.keys)
         self.executor = ActionExecutor(
-            self.bus, **parts, recoveries=RecoveryTraces(), keys=self.keys, on_failure=self.failures.append
+            self.bus,
+            **parts,
+            recoveries=RecoveryTraces(),
+            keys=keys,
+            on_failure=self.failures.append,
         )
         self.control = ControlApi(self.bus, **parts)
         for command in ("spawn", "kill", "check", "signal"):

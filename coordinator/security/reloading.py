@@ -1,0 +1,124 @@
+"""Has the server of `up` admit the keys that are in use: people replace them, and agents start and die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import NoReturn
+
+import structlog
+
+from bus.durable.events import EventPublisher
+from bus.errors import MessageError, UsageError
+from bus.interface import ReceivedMessage
+from bus.messages import Lifecycle
+from bus.messages import headers as h
+from bus.nats.bus import NatsBus
+from bus.server.supervisor import NatsServer
+from coordinator.security.keys import KeyChanges, ServedKeys
+
+__all__ = ["KeyReloader"]
+
+CHECK_S = 0.5
+"""Between two looks at the key files if nothing is received."""
+COALESCE_S = 0.1
+"""Seconds without a start or end of an agent before one reload for all until then: recoveries have ended by that time.
+With 200 agents the server passes nothing on for up to 30 ms, and it forgets which answers it awaits."""
+LONGEST_S = 0.4
+"""From the first of them to the reload, however many follow."""
+ENDS = ("declared_dead", "exited", "quarantined")
+STEPS = ("spawned", "restored", "ready")
+
+log = structlog.get_logger("signalmesh.up")
+
+
+class KeyReloader:
+    """Has `server` use the keys that are there now; `restart` gets the identities whose processes need a new key."""
+
+    def __init__(
+        self,
+        keys: ServedKeys,
+        server: NatsServer,
+        events: EventPublisher,
+        restart: Callable[[frozenset[str]], None],
+    ) -> None:
+        self._keys, self._server, self._events, self._restart = keys, server, events, restart
+        self._due = asyncio.Event()
+        self._pending = False
+        """Whether the server has still to read what was found."""
+
+    async def listen(self, bus: NatsBus) -> None:
+        """Receive the claims of agents, and reports of their ends.
+
+        Raises:
+            BusError: the bus does not accept a subscription.
+        """
+        incarnations = self._keys.incarnations
+        if incarnations is None:
+            return
+
+        async def on_claim(received: ReceivedMessage) -> None:
+            if epoch := h.number(received.headers, h.SEQUENCE):
+                incarnations.claimed(received.subject.rpartition(".")[2], epoch)
+                self._due.set()
+
+        async def on_lifecycle(received: ReceivedMessage) -> None:
+            with contextlib.suppress(MessageError):
+                event = received.decode(bus.subjects)
+                if not isinstance(event, Lifecycle) or event.epoch is None:
+                    return
+                if event.event in ENDS:
+                    incarnations.ended(event.agent, event.epoch)
+                if event.event in (*ENDS, *STEPS):
+                    self._due.set()
+
+        await bus.listen(bus.subjects.epoch("*"), on_claim)
+        await bus.listen(bus.subjects.all_of("lifecycle"), on_lifecycle)
+
+    async def run(self) -> NoReturn:
+        """Look at the keys whenever agents have come or gone, and twice a second."""
+        while True:
+            if await self._happens(CHECK_S):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LONGEST_S):
+                        while await self._happens(COALESCE_S):
+                            pass
+            await self._apply()
+
+    async def _happens(self, within_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._due.wait()
+            self._due.clear()
+            return True
+        return False
+
+    async def _apply(self) -> None:
+        try:
+            changes = await asyncio.to_thread(self._keys.update)
+        except UsageError as error:
+            log.warning("key_unusable", problem=str(error))
+            self._events.alert("critical", "key_unusable", f"{error}; until then the keys stay as they were")
+            return
+        self._pending |= bool(changes)
+        if not self._pending:
+            return
+        try:
+            await self._server.reload(await asyncio.to_thread(lambda: self._keys.authorization))
+        except OSError as error:
+            log.warning("keys_not_reloaded", problem=str(error))
+            return
+        self._pending = False
+        self._report(changes)
+        self._restart(changes.new)
+
+    def _report(self, changes: KeyChanges) -> None:
+        if changes.new:
+            names = sorted(changes.new)
+            text = f"new keys are in use for: {', '.join(names)}; what has the old ones is restarted"
+            self._events.alert("info", "keys_replaced", text, identities=names)
+        if changes.revoked:
+            names = sorted(changes.revoked)
+            text = f"these keys were removed, and what was connected with them is cut off: {', '.join(names)}"
+            self._events.alert("info", "keys_revoked", text, identities=names)

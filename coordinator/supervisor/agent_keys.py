@@ -1,0 +1,67 @@
+"""The keys that the leading watchdog gives to the agents it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from bus.errors import UsageError
+from bus.nats.incarnation_keys import INCARNATIONS, forget_seed, record, take
+from bus.nats.key_files import agent_key_file, new_seed, read_seed
+
+PAUSE_S = 0.02
+TRIES = 50
+"""A start waits a second for a prepared key: `up` prepares the next one within half a second."""
+
+log = structlog.get_logger("signalmesh.watchdog")
+
+
+class AgentKeys:
+    """The keys in `directory`: one for each incarnation if `up` prepares them there, else one for each agent."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._prepared = directory, directory / INCARNATIONS
+        self._last: dict[str, str] = {}
+        """Agent -> the seed of its last incarnation that got one of this watchdog."""
+        self._taken: dict[str, tuple[int, str]] = {}
+        """Agent -> epoch and seed of a prepared key whose seed is still in a file."""
+
+    async def seed(self, agent: str, epoch: int) -> str:
+        """The key for the incarnation `epoch`.
+
+        If `up` prepares none in time, it is that of the incarnation before, which the server still knows: a recovery
+        does not depend on `up`. Only the fence tells the two apart then. Without one before it is a new key, which the
+        server knows once `up` runs again; the agent waits for that.
+
+        Raises:
+            UsageError: it cannot be used.
+        """
+        if not self._prepared.is_dir():
+            return await asyncio.to_thread(read_seed, agent_key_file(self._directory, agent))
+        seed = await self._take(agent, epoch)
+        if seed is not None:
+            self._taken[agent] = epoch, seed
+        else:
+            log.warning("no_key_prepared", of=agent, epoch=epoch, reused=agent in self._last)
+            seed = self._last.get(agent) or new_seed()
+            await asyncio.to_thread(record, self._prepared, agent, epoch, seed)
+        self._last[agent] = seed
+        return seed
+
+    async def _take(self, agent: str, epoch: int) -> str | None:
+        for _ in range(TRIES):
+            if (seed := await asyncio.to_thread(take, self._prepared, agent, epoch)) is not None:
+                return seed
+            await asyncio.sleep(PAUSE_S)
+        return None
+
+    async def forget(self, agent: str) -> None:
+        """Remove the seed of this agent's last key from the disk; its public key stays."""
+        if (taken := self._taken.pop(agent, None)) is None:
+            return
+        try:
+            await asyncio.to_thread(forget_seed, self._prepared, agent, *taken)
+        except (OSError, UsageError) as error:
+            log.warning("key_not_forgotten", of=agent, problem=str(error))
