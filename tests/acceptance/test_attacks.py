@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,11 +13,17 @@ import pytest
 
 from agents.host.api_gateway import ApiGateway
 from bus.durable.events import EventPublisher
+from bus.durable.fencing import claim
 from bus.errors import BusError, NotAdmitted, Refused
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
+from bus.nats.incarnation_keys import take
 from bus.nats.key_files import new_seed
+from bus.nats.streams import StreamLimits, ensure_streams
+from bus.server.supervisor import NatsServer
 from coordinator.config.settings import ResolvedSwarm
+from coordinator.security.keys import KeyStore, ServedKeys
+from coordinator.security.reloading import KeyReloader
 from tests.support.secured import UNNAMED, Secured, default_swarm, secured_server
 
 AGENT = "agent-strategy-momentum"
@@ -248,6 +255,45 @@ async def test_an_unknown_key_is_not_admitted(server: Secured):
     else:
         with pytest.raises(NotAdmitted):
             await connecting
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["keys", "open"])
+async def test_the_key_of_a_dead_incarnation_is_cut_off_and_refused(tmp_path: Path, *, is_open: bool):
+    keys = ServedKeys(KeyStore(tmp_path), default_swarm(), "up", incarnations=True)
+    server = NatsServer(tmp_path, port=0, authorization="" if is_open else keys.authorization)
+    async with server, AsyncExitStack() as stack:
+        up = await NatsBus.connect(server.url, "swarm", "up", credentials=Credentials(nkey_seed=keys.store.seed("up")))
+        stack.push_async_callback(up.close)
+        await ensure_streams(up, StreamLimits(max_bytes=16 << 20))
+        epoch = await claim(up, "coordinator", agent_id="first", claimed_by="watchdog", sandbox="base")
+        seed = take(keys.store.incarnations, "coordinator", epoch)
+        assert seed is not None
+        zombie = await NatsBus.connect(server.url, "swarm", "z", credentials=Credentials(nkey_seed=seed))
+        stack.push_async_callback(zombie.close)
+        down, refused = asyncio.Event(), asyncio.Event()
+        zombie.watch_connection(down.set, asyncio.Event().wait)
+        zombie.connection.on_refused = refused.set
+        if not is_open:
+            reports = await EventPublisher.open(up, "up")
+            reloader = KeyReloader(keys, server, reports, lambda _: None)
+            await reloader.listen(up)
+            running = asyncio.create_task(reloader.run())
+            stack.callback(running.cancel)
+        await claim(up, "coordinator", agent_id="second", claimed_by="watchdog", sandbox="base")
+        if is_open:
+            await up.flush()
+            await zombie.flush()
+            assert not down.is_set()
+        else:
+            async with asyncio.timeout(GUARD_S):
+                await down.wait()
+                await refused.wait()
+        again = NatsBus.connect(server.url, "swarm", "again", 1.0, Credentials(nkey_seed=seed))
+        if is_open:
+            await (await again).close()
+        else:
+            with pytest.raises(NotAdmitted):
+                await again
 
 
 # -- by the host

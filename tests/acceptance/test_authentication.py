@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import stat
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import orjson
 import psutil
@@ -14,11 +16,15 @@ from bus.errors import BusError, NotAdmitted
 from bus.messages.headers import MSG_ID, OUTPUT
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import SEED_VARIABLE, Credentials
-from bus.nats.key_files import new_seed, read_seed, write_seed
+from bus.nats.key_files import KEY_SUFFIX, new_seed, read_seed, write_seed
 from coordinator.security.keys import KeyStore
 from tests.acceptance.faults import kill_agents, kill_host, kill_server
 from tests.acceptance.subscriber import Subscriber
-from tests.acceptance.swarm import AGENTS, SANDBOXES, Swarm, agents_toml, run_command
+from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm, agents_toml, run_command
+
+
+def server_log(swarm: Swarm) -> str:
+    return (swarm.directory / ".signalmesh" / "nats" / "nats.log").read_text(errors="replace")
 
 
 def keys_of(swarm: Swarm) -> KeyStore:
@@ -92,9 +98,11 @@ async def _no_key_publishes(swarm: Swarm) -> None:
 def _no_seed_is_shown(swarm: Swarm) -> None:
     """Key files are of this user alone, and no seed is anywhere else."""
     store = keys_of(swarm)
-    files = sorted(store.directory.iterdir())
-    assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
+    directories = (store.directory, store.incarnations)
+    files = sorted(file for directory in directories for file in directory.iterdir() if not file.is_dir())
+    assert {stat.S_IMODE(directory.stat().st_mode) for directory in directories} == {0o700}
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    files = [file for file in files if file.suffix == KEY_SUFFIX]
     seeds = [read_seed(file).encode() for file in files]
     assert len({*seeds}) == len(AGENTS) + len(SANDBOXES) + 7
     shown = b""
@@ -103,7 +111,7 @@ def _no_seed_is_shown(swarm: Swarm) -> None:
             shown += repr((process.cmdline(), process.environ())).encode()
         except psutil.NoSuchProcess:  # it was replaced just now
             continue
-    for file in (tmp for tmp in store.directory.parent.rglob("*") if tmp.is_file() and tmp.parent != store.directory):
+    for file in (tmp for tmp in store.directory.parent.rglob("*") if tmp.is_file() and tmp.parent not in directories):
         shown += file.read_bytes()
     assert not [file.name for file, seed in zip(files, seeds, strict=True) if seed in shown]
 
@@ -150,8 +158,8 @@ async def test_up_and_doctor_warn_of_an_open_swarm(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "mode", "problem"),
     [
-        ("agent-research-1", "", 0o600, "not nothing"),
-        ("agent-coordinator", "SUPPOSEDLY A SEED", 0o600, "not other text"),
+        ("mirror", "", 0o600, "not nothing"),
+        ("sandbox-base", "SUPPOSEDLY A SEED", 0o600, "not other text"),
         ("operator", "SA" + 56 * "A", 0o600, "58 characters"),
         ("watchdog", None, 0o644, "mode 0644"),
         ("up", None, 0o620, "mode 0620"),
@@ -232,14 +240,12 @@ async def test_keys_are_rotated_under_load_and_nothing_is_lost(tmp_path: Path):
         heartbeats = await subscriber.live(*AGENTS)
         await subscriber.decided(20)
         [old] = (await swarm.command("keys", "list", "agent-coordinator", "--json")).json["keys"]
-        seed = keys_of(swarm).seed("agent-coordinator")
         one = await swarm.command("keys", "rotate", "agent-coordinator", "--json")
         assert one.code == 0, one
         await subscriber.back({"coordinator": heartbeats["coordinator"]["epoch"]})
         [new] = (await swarm.command("keys", "list", "agent-coordinator", "--json")).json["keys"]
         assert new["public_key"] != old["public_key"]
-        with pytest.raises(NotAdmitted):
-            await NatsBus.connect(swarm.url, swarm.name, "old", 1.0, Credentials(nkey_seed=seed))
+        assert f'authentication error - Nkey "{old["public_key"]}"' in server_log(swarm)
         heartbeats = await subscriber.live(*AGENTS)
         await subscriber.close()  # it has the operator's key, which is about to be replaced
         unnamed = await _listen_unnamed(swarm)
@@ -315,6 +321,68 @@ async def test_a_subscriber_and_a_voter_are_admitted_until_they_are_revoked(tmp_
 
 def _identities(listener: Subscriber, code: str) -> set[str]:
     return {name for alert in listener.alerts if alert["code"] == code for name in alert["detail"]["identities"]}
+
+
+def _connections(pid: int, url: str) -> set[str]:
+    """States of a process's connections to the bus."""
+    port = urlsplit(url).port
+    found = psutil.Process(pid).net_connections(kind="tcp")
+    return {connection.status for connection in found if connection.raddr[1:] == (port,)}
+
+
+@pytest.mark.slow
+async def test_a_replaced_process_that_is_stopped_is_cut_off_and_refused_when_it_goes_on(tmp_path: Path):
+    async with Swarm(tmp_path, agents_toml(speed=20)) as swarm:
+        subscriber = await swarm.up()
+        before = (await subscriber.live(*AGENTS))["coordinator"]
+        [old] = (await swarm.command("keys", "list", "agent-coordinator", "--json")).json["keys"]
+        zombie, host = before["pid"], subscriber.heartbeats[before["sandbox"]]["pid"]
+        there = {
+            name: heartbeat["epoch"]
+            for name, heartbeat in subscriber.heartbeats.items()
+            if name in AGENTS and heartbeat["sandbox"] == before["sandbox"]
+        }
+        ends = await Ends.of(zombie)
+        swarm.send(host, signal.SIGSTOP)
+        swarm.send(zombie, signal.SIGSTOP)
+        assert _connections(zombie, swarm.url) == {psutil.CONN_ESTABLISHED}
+        await subscriber.until("a new claim", lambda: subscriber.claims["coordinator"] > before["epoch"])
+        # A stopped process reads nothing: what its connections have become is the server's doing alone.
+        await subscriber.until("a cut off process", lambda: _connections(zombie, swarm.url) == {psutil.CONN_CLOSE_WAIT})
+        await subscriber.back(there)
+        swarm.send(zombie, signal.SIGCONT)
+        await ends.all()
+        assert f'authentication error - Nkey "{old["public_key"]}"' in server_log(swarm)
+        swarm.send(host, signal.SIGCONT)
+        await subscriber.more_heartbeats(5, before["sandbox"])
+        await subscriber.more_decisions(20)
+        done = await swarm.command("audit")
+        assert done.code == 0, done
+
+
+@pytest.mark.slow
+async def test_agents_recover_while_up_is_stopped(tmp_path: Path):
+    """Nobody prepares keys: the watchdog takes the prepared one, then gives out the last one again."""
+    async with Swarm(tmp_path, agents_toml(speed=20)) as swarm:
+        subscriber = await swarm.up()
+        await subscriber.live(*AGENTS)
+        swarm.send(swarm.process.pid, signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                await kill_agents(swarm, subscriber, "coordinator")
+        finally:
+            swarm.send(swarm.process.pid, signal.SIGCONT)
+        await kill_agents(swarm, subscriber, "coordinator")
+        await subscriber.more_decisions(20)
+        [used] = (await swarm.command("keys", "list", "agent-coordinator", "--json")).json["keys"]
+        await subscriber.until(
+            "only the key in use and the prepared one",
+            lambda: len([*keys_of(swarm).incarnations.glob("coordinator.*")]) == 2,
+        )
+        conf = swarm.directory / ".signalmesh" / "nats" / "nats.conf"
+        assert used["public_key"] in conf.read_text()
+        done = await swarm.command("audit")
+        assert done.code == 0, done
 
 
 async def test_keys_names_what_is_wrong(tmp_path: Path):
