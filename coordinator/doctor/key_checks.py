@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 
 from bus.errors import BusError, UsageError
-from bus.nats.key_files import KEY_SUFFIX
+from bus.nats.key_files import KEY_SUFFIX, agent_files, read_public
 from coordinator.config.settings import SwarmConfig
 from coordinator.reporting.findings import Finding, error, ok, warning
 from coordinator.runner.run_record import Run
 from coordinator.security.admission import admission_of
 from coordinator.security.enforcement import check_enforced
 from coordinator.security.keys import KeyStore, use_operator_key
-from coordinator.supervisor.agent_keys import agent_files, read_public
 
 __all__ = ["check_keys", "check_keys_enforced"]
 

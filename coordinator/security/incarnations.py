@@ -12,9 +12,8 @@ import structlog
 
 from bus.errors import UsageError
 from bus.nats.credentials import public_key_of
-from bus.nats.key_files import read_seed
+from bus.nats.key_files import prepare, prepared_file, public_key_taken, read_seed, remove_taken, taken_keys
 from coordinator.security.permissions import Permissions
-from coordinator.supervisor.agent_keys import prepare, prepared_file, public_key_taken, remove_taken, taken_keys
 
 __all__ = ["IncarnationKeys", "remove_incarnations"]
 

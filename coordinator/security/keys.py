@@ -13,7 +13,7 @@ from agents.runtime.process import memory_key_of
 from bus.errors import UsageError
 from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, Subjects, check_name
 from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, inbox_of, public_key_of
-from bus.nats.key_files import KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
+from bus.nats.key_files import INCARNATIONS, KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
 from coordinator.config.connection import Authentication
 from coordinator.config.settings import ResolvedAgent, ResolvedSwarm
 from coordinator.security.incarnations import IncarnationKeys, remove_incarnations
@@ -26,7 +26,6 @@ from coordinator.security.permissions import (
     subscriber_permissions,
     voter_permissions,
 )
-from coordinator.supervisor.agent_keys import INCARNATIONS
 
 __all__ = [
     "ADDED_ROLES",

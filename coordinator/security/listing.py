@@ -10,11 +10,19 @@ from pathlib import Path
 from bus.errors import UsageError
 from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, check_name
 from bus.nats.credentials import inbox_of
-from bus.nats.key_files import KEY_SUFFIX, new_seed, write_seed
+from bus.nats.key_files import (
+    KEY_SUFFIX,
+    agent_files,
+    new_seed,
+    prepare,
+    read_public,
+    remove_taken,
+    taken_keys,
+    write_seed,
+)
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.reporting.tables import Column, console, print_table
 from coordinator.security.keys import ADDED_ROLES, OPERATOR, KeyStore, check_voter, identities
-from coordinator.supervisor.agent_keys import agent_files, prepare, read_public, remove_taken, taken_keys
 
 __all__ = ["KeyInfo", "KeyList", "add_key", "init_keys", "list_keys", "print_keys", "revoke_keys", "rotate_keys"]
 

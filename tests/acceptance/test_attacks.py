@@ -17,13 +17,12 @@ from bus.durable.fencing import claim
 from bus.errors import BusError, NotAdmitted, Refused
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
-from bus.nats.key_files import new_seed
+from bus.nats.key_files import new_seed, take
 from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.supervisor import NatsServer
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.security.keys import KeyStore, ServedKeys
 from coordinator.security.reloading import KeyReloader
-from coordinator.supervisor.agent_keys import take
 from tests.support.secured import UNNAMED, Secured, default_swarm, secured_server
 
 AGENT = "agent-strategy-momentum"

@@ -7,18 +7,9 @@ from pathlib import Path
 import pytest
 
 from bus.nats.credentials import public_key_of
-from bus.nats.key_files import write_seed
+from bus.nats.key_files import forget_seed, prepare, prepared_file, record, remove_taken, take, taken_keys, write_seed
 from coordinator.security.incarnations import IncarnationKeys
 from coordinator.security.permissions import Permissions
-from coordinator.supervisor.agent_keys import (
-    forget_seed,
-    prepare,
-    prepared_file,
-    record,
-    remove_taken,
-    take,
-    taken_keys,
-)
 
 MAY = Permissions(publish=("x",))
 

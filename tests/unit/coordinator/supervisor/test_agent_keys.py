@@ -9,12 +9,11 @@ import pytest
 
 from bus.errors import UsageError
 from bus.nats.credentials import public_key_of
-from bus.nats.key_files import agent_key_file, new_seed, write_seed
-from coordinator.supervisor import agent_keys
-from coordinator.supervisor.agent_keys import (
-    AgentKeys,
+from bus.nats.key_files import (
     agent_files,
+    agent_key_file,
     forget_seed,
+    new_seed,
     prepare,
     prepared_file,
     public_key_taken,
@@ -22,7 +21,10 @@ from coordinator.supervisor.agent_keys import (
     remove_taken,
     take,
     taken_keys,
+    write_seed,
 )
+from coordinator.supervisor import agent_keys
+from coordinator.supervisor.agent_keys import AgentKeys
 
 
 @pytest.fixture
