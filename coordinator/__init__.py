@@ -4,10 +4,11 @@ cli/         The command line: arguments in, exit code out, no logic.
 config/      swarm.toml and overrides into frozen settings.
 decisions/   The coordinator agent: votes into decisions, with risk and size.
 supervisor/  The watchdog: detects failures, restarts agents, elects its leader.
+changes/     Changes of a swarm while it runs: what the leading watchdog does on request.
 sandboxes/   Sandboxes at E2B: create, install, watch, replace, end.
 runner/      `up` and `down`: the processes of a swarm on this machine.
 monitor/     Read-only views: status, watch, live view, health, history.
-control/     Actions on one agent from outside: kill, restart, revive.
+control/     Actions from outside: kill, restart, revive, and changes of the swarm.
 audit/       `audit`: is everything that was stored complete and in order?
 explain/     `explain`: why was a decision made? Computed again from the stored messages.
 replay/      `replay`: do the recorded inputs give the recorded outputs again?

@@ -124,7 +124,8 @@ class VotingConfig:
     `voters` maps an agent to its weight (normalised when used); `quorum` is the fraction of the voting weight that
     must be exceeded; `buy_at` and `sell_at` bound the pooled probability of a rise; `round_timeout_ms` counts from
     when the tick was read; the limits are fractions (of capital, or of return a candle). `deciders` are the
-    agents with valid decisions; if it is empty, all agents' decisions are valid.
+    agents with valid decisions; if it is empty, all agents' decisions are valid. `changes` are those made to the swarm
+    at run time; a message without them has none.
     """
 
     voters: dict[str, float]
@@ -139,6 +140,7 @@ class VotingConfig:
     drawdown_max: float = 0.25
     cvar_max: float = 0.02
     deciders: tuple[str, ...] = ()
+    changes: dict[str, Any] | None = None
 
 
 LifecycleEvent = Literal[

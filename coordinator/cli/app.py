@@ -19,7 +19,7 @@ from bus.nats.credentials import (
     FIRST_VARIABLE,
     SEED_VARIABLE,
 )
-from coordinator.cli import certify, checks, control, keys, mcp, monitor, roles, swarm, verify
+from coordinator.cli import certify, changes, checks, control, keys, mcp, monitor, roles, swarm, verify
 
 app = typer.Typer(
     name="signalmesh",
@@ -77,6 +77,8 @@ for command in (
     control.kill,
     control.restart,
     control.revive,
+    changes.move,
+    changes.rebalance,
     keys.keys,
     monitor.history,
     monitor.explain,

@@ -20,6 +20,7 @@ from bus.messages import KINDS
 from coordinator.audit.models import Audit
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
+from coordinator.control.changes import MovedAgent, Rebalanced
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.explain.models import Explanation
@@ -48,6 +49,8 @@ OUTPUTS: dict[str, type] = {
     "keys": KeyList,
     "kill": KillReport,
     "replay": Replay,
+    "move": MovedAgent,
+    "rebalance": Rebalanced,
     "restart": Restarted,
     "revive": Revived,
     "status": Status,

@@ -227,9 +227,17 @@ def warnings_about(config: ResolvedSwarm) -> tuple[str, ...]:
 
 
 def to_config_message(
-    config: ResolvedSwarm, voters: Mapping[str, float], *, source: str = WATCHDOG, timestamp: datetime | None = None
+    config: ResolvedSwarm,
+    voters: Mapping[str, float],
+    *,
+    source: str = WATCHDOG,
+    timestamp: datetime | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> VotingConfig:
-    """The VotingConfig event for these voters (agent -> weight) and the settings of `config`."""
+    """The VotingConfig event for these voters (agent -> weight) and the settings of `config`.
+
+    `changes` are those that were made at run time, as `encode_changes` returns them.
+    """
     settings = config.coordinator
     return VotingConfig(
         voters=dict(voters),
@@ -244,6 +252,7 @@ def to_config_message(
         drawdown_max=settings.drawdown_max,
         cvar_max=settings.cvar_max,
         deciders=config.deciders,
+        changes=changes,
     )
 
 

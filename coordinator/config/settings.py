@@ -166,6 +166,9 @@ class WatchdogSettings:
     quarantined: it is not started again."""
     quarantine_window_s: Seconds = 30.0
     """Seconds within which deaths are counted together."""
+    return_agents: bool = False
+    """Whether agents that moved because their sandbox was lost return by themselves, one after the other, when it has
+    been back for 10 s. Otherwise `signalmesh rebalance` brings them back."""
     max_outputs_per_s: Count = MAX_OUTPUTS_PER_S
     """Outputs a second that an agent may publish; one of more than 1 KiB counts as one for each KiB. A faster agent
     waits. After 10 s of that it is quarantined."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -209,8 +209,10 @@ def _check_kind_lists(file: str, key: str, table: AgentTable) -> None:
                 raise ConfigError(file, f"{key}.{name}", f"{kind!r} is listed {value.count(kind)} times; list it once")
 
 
-def placement(file: str, tables: Mapping[str, AgentTable], sandboxes: tuple[SandboxSpec, ...]) -> dict[str, str]:
-    """Agent -> sandbox: the one of its table, else the first one with the fewest agents."""
+def placement(
+    file: str, tables: Mapping[str, AgentTable], sandboxes: tuple[SandboxSpec, ...], others: Iterable[str] = ()
+) -> dict[str, str]:
+    """Agent -> sandbox: the one of its table, else the first one with the fewest agents, `others` among them."""
     names = [sandbox.name for sandbox in sandboxes]
     for name, table in tables.items():
         if table.sandbox is not None and table.sandbox not in names:
@@ -220,7 +222,7 @@ def placement(file: str, tables: Mapping[str, AgentTable], sandboxes: tuple[Sand
                 f"there is no sandbox {table.sandbox!r}{similar(table.sandbox, names)}; expected one of "
                 f"{', '.join(names)}, or a table [sandboxes.{table.sandbox}]",
             )
-    load_of = Counter(table.sandbox for table in tables.values())
+    load_of = Counter([*others, *(table.sandbox for table in tables.values())])
     sandbox_of = {}
     for name, table in tables.items():
         sandbox = "" if table.external else table.sandbox

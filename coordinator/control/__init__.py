@@ -1,1 +1,1 @@
-"""Actions on one agent from outside: kill, restart, revive."""
+"""Actions from outside: kill, restart, revive, and changes of the swarm."""

@@ -1,9 +1,9 @@
-"""The client of the watchdog's control API: `restart` and `revive`."""
+"""The client of the watchdog's control API: `restart` and `revive`; changes.py has the changes of the swarm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
@@ -50,11 +50,25 @@ async def request_watchdog(bus: Bus, command: str, agent: str, answer: type[Answ
     try:
         data = await bus.request(bus.subjects.control(WATCHDOG, command), orjson.dumps({"agent": agent}), ANSWER_S)
     except BusTimeout as error:
-        raise BusTimeout(
-            f"no watchdog of swarm {bus.subjects.ns!r} has answered ({error}); `signalmesh status` shows whether one "
-            "runs, `signalmesh up` or `signalmesh watchdog` starts one"
-        ) from None
-    reply = orjson.loads(data)
+        raise no_answer(bus, error) from None
+    return msgspec.convert(parse_reply(data), answer)
+
+
+def no_answer(bus: Bus, error: BusTimeout) -> BusTimeout:
+    """The error where no watchdog answers."""
+    return BusTimeout(
+        f"no watchdog of swarm {bus.subjects.ns!r} has answered ({error}); `signalmesh status` shows whether one "
+        "runs, `signalmesh up` or `signalmesh watchdog` starts one"
+    )
+
+
+def parse_reply(data: bytes) -> dict[str, Any]:
+    """The watchdog's answer.
+
+    Raises:
+        UsageError, MeshError: it has refused the request.
+    """
+    reply: dict[str, Any] = orjson.loads(data)
     if "error" in reply:
         raise UsageError(reply["error"]) if reply.get("usage") else MeshError(reply["error"])
-    return msgspec.convert(reply, answer)
+    return reply

@@ -9,7 +9,7 @@ Handlers are functions of (state, event) in stream order. The order of votes doe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from agents.agent import Agent
@@ -192,7 +192,7 @@ class CoordinatorAgent(Agent):
         """Use this VotingConfig from now on, also for the open rounds: they may wait for fewer voters now."""
         if config.source != WATCHDOG:
             return self._config_from_unknown_writer(config)
-        self.state.config = config
+        self.state.config = replace(config, changes=None)  # they concern the watchdog, and would swell the snapshots
         decisions: list[Decision | Alert] = []
         for symbol in self.state.rounds:  # in order of each symbol's first tick, which a restored state keeps
             decisions += self._close(symbol)

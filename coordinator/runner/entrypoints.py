@@ -137,6 +137,7 @@ def run_watchdog(
     alone: bool = False,
 ) -> int:
     """Supervise the swarm, or be the standby while another watchdog does."""
+    from coordinator.changes.change_api import ChangeApi
     from coordinator.supervisor.watchdog import Watchdog
 
     set_up_logs(log_level)
@@ -162,6 +163,7 @@ def run_watchdog(
                 standby=standby,
                 alone=alone,
                 keys=Path(keys) if keys else None,
+                change_handler=ChangeApi,
             )
             on_signals(watchdog.stop)
             await watchdog.run()

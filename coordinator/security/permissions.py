@@ -25,6 +25,8 @@ __all__ = [
 
 VOTES = ("signal", "sentiment")
 """What an agent outside the swarm may publish, if its table does not say."""
+REQUESTS = ("restart", "revive")
+"""Requests to the watchdog that the dashboard makes."""
 ORDERS = ("spawn", "kill", "signal", "check", "probe")
 """Requests to a sandbox host."""
 
@@ -165,7 +167,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
             publish=(
                 *_reports(DASHBOARD, subjects),
                 *reading,
-                f"{control}.{WATCHDOG}.*",
+                *(f"{control}.{WATCHDOG}.{request}" for request in REQUESTS),
                 f"{control}.*.signal",
             ),
             requests=True,

@@ -1,4 +1,4 @@
-"""The active VotingConfig: the settings of swarm.toml with the current voters.
+"""The active VotingConfig: the settings of swarm.toml with the current voters, and the changes made at run time.
 
 Any process with access to the stream can publish a VotingConfig. Only the watchdog's is used, and the watchdog
 publishes it again after another one.
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import structlog
 
@@ -19,6 +20,7 @@ from bus.interface import ReceivedMessage
 from bus.messages import VotingConfig, decode, encode
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
+from coordinator.config.changes import Changes, encode_changes
 from coordinator.config.loader import to_config_message
 from coordinator.config.settings import ResolvedSwarm
 
@@ -28,17 +30,27 @@ CHECK_S = 1.0
 log = structlog.get_logger("signalmesh.watchdog")
 
 
+class PublishedSwarm(Protocol):
+    """What is published: the settings with the changes, and the changes."""
+
+    @property
+    def config(self) -> ResolvedSwarm: ...
+    @property
+    def changes(self) -> Changes: ...
+    def take(self, changes: Changes, config: ResolvedSwarm) -> None: ...
+
+
 class ConfigPublisher:
-    """Publishes the VotingConfig of `config` and keeps it active. `voters` returns the current voters."""
+    """Publishes the VotingConfig of `swarm` and keeps it active. `voters` returns the current voters of a swarm."""
 
     def __init__(
         self,
         bus: NatsBus,
-        config: ResolvedSwarm,
+        swarm: PublishedSwarm,
         reports: EventPublisher,
-        voters: Callable[[], Mapping[str, float]],
+        voters: Callable[[ResolvedSwarm], Mapping[str, float]],
     ) -> None:
-        self._bus, self._config, self._reports, self._voters = bus, config, reports, voters
+        self._bus, self._swarm, self._reports, self._voters = bus, swarm, reports, voters
         self._subject = bus.subjects.config(WATCHDOG)
         self._writing = asyncio.Lock()
         self._received = asyncio.Event()
@@ -48,7 +60,7 @@ class ConfigPublisher:
     async def publish(self) -> None:
         """Publish the current VotingConfig, unless it is already the newest one of all writers."""
         async with self._writing:
-            current = to_config_message(self._config, self._voters(), source=WATCHDOG)
+            current = self._message(self._swarm.config, self._swarm.changes)
             await self._reports.flush()
             last = await self._bus.last(self._subject)
             if last is not None:
@@ -66,6 +78,24 @@ class ConfigPublisher:
             await self._reports.flush()
             self._published = encode(current)
             log.info("config_published", voters=dict(current.voters))
+
+    async def commit(self, changes: Changes, config: ResolvedSwarm) -> None:
+        """Store these changes, and `config`, the swarm with them; nothing has changed before that, and all after it.
+
+        Raises:
+            Fenced: another watchdog leads; whether the changes are stored is known to that one.
+        """
+        async with self._writing:
+            current = self._message(config, changes)
+            self._reports.config(current)
+            await self._reports.flush()
+            self._swarm.take(changes, config)
+            self._published = encode(current)
+            log.info("config_changed", change=changes.change, revision=changes.revision, voters=dict(current.voters))
+
+    def _message(self, config: ResolvedSwarm, changes: Changes) -> VotingConfig:
+        encoded = encode_changes(changes) if changes.revision else None
+        return to_config_message(config, self._voters(config), source=WATCHDOG, changes=encoded)
 
     async def _newer_than(self, sequence: int) -> list[str]:
         """Subjects of other writers with a VotingConfig newer than `sequence`."""
@@ -90,7 +120,7 @@ class ConfigPublisher:
             "warning",
             "config_overridden",
             f"another process published a VotingConfig ({', '.join(subjects)}); the watchdog republishes its own from "
-            f"{self._config.file}. Find that process, and change settings only in swarm.toml",
+            f"{self._swarm.config.file}. Find that process, and change settings only in swarm.toml",
             subjects=subjects,
         )
 

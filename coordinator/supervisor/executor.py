@@ -32,6 +32,7 @@ from coordinator.supervisor.model import (
     AgentState,
     Dead,
     Drained,
+    Joined,
     ProbeProcess,
     Quarantine,
     SandboxLost,
@@ -97,6 +98,8 @@ class ActionExecutor:
                 self._report_quarantine(action)
                 self._run(self._record_quarantine(replace(self._policy.agents[action.agent])))
                 self._run(self._kill(action.agent, action.sandbox, action.epoch))
+                self._run(self._config_publisher.publish())
+            case Joined():
                 self._run(self._config_publisher.publish())
             case Drained(agent):
                 self._run(self._record_drain(agent))

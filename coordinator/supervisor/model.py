@@ -84,7 +84,14 @@ class SandboxLost:
     agents: tuple[str, ...]
 
 
-Action = Spawn | ProbeProcess | VerifyDrain | Suspect | Dead | Quarantine | Drained | SandboxLost
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """`agent`, which was added, is live for the first time: it votes from now on."""
+
+    agent: str
+
+
+Action = Spawn | ProbeProcess | VerifyDrain | Suspect | Dead | Quarantine | Drained | SandboxLost | Joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +153,10 @@ class AgentState:
     name: str
     preferred: str
     is_source: bool = False
+    moving: bool = False
+    """Its next incarnation starts in the preferred sandbox, wherever it was before."""
+    joining: bool = False
+    """It was added and was not live yet: no round waits for it."""
     phase: Phase = "waiting"
     sandbox: str = ""
     pid: int = 0
@@ -191,6 +202,7 @@ class HostState:
     host_id: str = ""
     heartbeat_at: float = -1e9
     alive: bool = False
+    live_since: float = 0.0
     throttled_periods: int | None = None
     """As its newest heartbeat has them; None before the first one."""
     throttled_at: float = -1e9

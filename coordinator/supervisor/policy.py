@@ -9,6 +9,7 @@ All times are seconds of one monotonic clock.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Iterable
 
@@ -22,6 +23,7 @@ from coordinator.supervisor.model import (
     Dead,
     Drained,
     HostState,
+    Joined,
     ProbeProcess,
     Quarantine,
     SandboxLost,
@@ -102,6 +104,9 @@ class Policy:
         if agent.phase == "starting" and heartbeat.status in ("live", "finished"):
             agent.phase = "running"
             agent.healthy_since = self._last_live_at = now
+            if agent.joining:
+                agent.joining = False
+                self._actions.append(Joined(agent.name))
 
     def host_heartbeat(self, now: float, heartbeat: Heartbeat) -> None:
         """A sandbox host's heartbeat arrived, with its inventory."""
@@ -110,6 +115,8 @@ class Policy:
             self._host_lost(now, host, "its sandbox host was replaced")
         if host.alive and heartbeat.status != "live":
             self._actions.append(SandboxLost(host.name, self.running_in(host.name)))  # its agents drain, then move
+        if heartbeat.status == "live" and not host.alive:
+            host.live_since = now
         host.alive = heartbeat.status == "live"
         if heartbeat.usage is not None:
             periods = heartbeat.usage.throttled_periods
@@ -296,6 +303,19 @@ class Policy:
         agent = self.agents[name]
         agent.requested_epoch = agent.epoch
 
+    def move(self, name: str, sandbox: str) -> None:
+        """Have the next incarnation of the agent started in `sandbox`, which is its home from now on."""
+        agent = self.agents[name]
+        agent.preferred, agent.moving = sandbox, True
+
+    def serves(self, host: str, sandbox: str) -> bool:
+        """Whether `host` is one of `sandbox`."""
+        return host in self.hosts and self.hosts[host].group == sandbox
+
+    def is_live(self, sandbox: str, since: float = math.inf) -> bool:
+        """Whether a host of `sandbox` is live, and has been since then."""
+        return any(host.alive and host.group == sandbox and host.live_since <= since for host in self.hosts.values())
+
     # -- decisions
 
     def decide(self, now: float) -> list[Action]:
@@ -386,6 +406,7 @@ class Policy:
             return
         moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None
         agent.phase, agent.sandbox = "restarting", sandbox  # so that the next placements count it
+        agent.moving = False
         self._actions.append(Spawn(agent.name, sandbox, agent.reason, moved_from))
 
     def _host_lost(self, now: float, host: HostState, reason: str) -> None:
@@ -439,10 +460,11 @@ class Policy:
 def choose_sandbox(agent: AgentState, agents: Iterable[AgentState], hosts: Collection[HostState]) -> str | None:
     """The sandbox to start `agent` in: its last one, else the preferred one, else any; None if no host is live.
 
-    Among several live hosts it is the one with the fewest agents.
+    Among several live hosts it is the one with the fewest agents. An agent that moves does not return to its last one,
+    unless that serves the preferred sandbox.
     """
     alive = {host.name: host for host in hosts if host.alive}
-    if agent.sandbox in alive:
+    if agent.sandbox in alive and (not agent.moving or alive[agent.sandbox].group == agent.preferred):
         return agent.sandbox
     names = [name for name, host in alive.items() if host.group == agent.preferred] or [*alive]
     load = dict.fromkeys(names, 0)

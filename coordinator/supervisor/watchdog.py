@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -35,6 +36,7 @@ from coordinator.supervisor.control_api import ControlApi
 from coordinator.supervisor.executor import NAME, ActionExecutor
 from coordinator.supervisor.host_client import HostClient
 from coordinator.supervisor.leader_election import PAUSE_S, check_claim, send_heartbeats_as, stand_by
+from coordinator.supervisor.live_swarm import LiveSwarm, read_live_swarm
 from coordinator.supervisor.model import Action, AgentState, StoppedPhase, Timeouts
 from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer
@@ -56,6 +58,32 @@ REMOTE_DISCOVERY_S = 180.0
 """The same at a first start with remote sandboxes, which are created and installed first."""
 
 log = structlog.get_logger("signalmesh.watchdog")
+
+
+class ChangeHandler(Protocol):
+    """Changes the swarm on request: `check` is called by the loop of the leader, `resume` when it knows what runs."""
+
+    async def serve(self, name: str) -> None: ...
+    def resume(self) -> None: ...
+    def check(self) -> None: ...
+    async def end(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderParts:
+    """What a ChangeHandler acts on. `wake` runs the loop of the leader."""
+
+    bus: NatsBus
+    swarm: LiveSwarm
+    term: int
+    policy: Policy
+    hosts: HostClient
+    reports: EventPublisher
+    config_publisher: ConfigPublisher
+    wake: Callable[[], None]
+
+
+MakeChangeHandler = Callable[[LeaderParts], ChangeHandler]
 
 
 class TermSignals:
@@ -100,14 +128,16 @@ class Watchdog:
         standby: bool = False,
         alone: bool = False,
         keys: Path | None = None,
+        change_handler: MakeChangeHandler | None = None,
     ) -> None:
         """`clear_quarantine` starts quarantined and drained agents again. `standby` waits longer for another leader
         before it claims the first term. `alone` waits for none: no other watchdog of the swarm runs. `keys` is the
-        directory with the keys of the agents; None: they connect as their hosts do.
+        directory with the keys of the agents; None: they connect as their hosts do. `change_handler` makes what
+        changes the swarm on request; None: nothing does.
         """
         self._bus, self._config = bus, config
         self._clear_quarantine, self._standby, self._alone = clear_quarantine, standby, alone
-        self._keys = keys
+        self._keys, self._change_handler = keys, change_handler
         self._signals = TermSignals()
 
     def stop(self) -> None:
@@ -130,6 +160,7 @@ class Watchdog:
             signals=self._signals,
             clear_quarantine=self._clear_quarantine,
             keys=self._keys,
+            change_handler=self._change_handler,
         ) as leader:
             await leader.adopt()
             await leader.lead()
@@ -138,17 +169,19 @@ class Watchdog:
 @contextlib.asynccontextmanager
 async def build_leadership(
     bus: NatsBus,
-    config: ResolvedSwarm,
+    base: ResolvedSwarm,
     term: int,
     *,
     signals: TermSignals,
     clear_quarantine: bool = False,
     keys: Path | None = None,
+    change_handler: MakeChangeHandler | None = None,
 ) -> AsyncIterator[Leadership]:
-    """The leadership of `term`, already listening; it is closed at the end of the block.
+    """The leadership of `term` over the swarm of `base`, already listening; it is closed at the end of the block.
 
     Raises:
         BusError: the bus does not accept its subscriptions.
+        ConfigError: the changes that were made at run time do not fit `base`.
     """
     structlog.contextvars.bind_contextvars(term=term)
     log.info("became_leader", term=term)
@@ -156,15 +189,25 @@ async def build_leadership(
     outbox = Outbox(bus, written_by, signals.fail, pipelined=await can_pipeline(bus))
     outbox.stored_through = term
     reports = EventPublisher(bus, outbox, NAME, fence(bus, NAME, term))
-    settings = config.watchdog
+    settings = base.watchdog
+    swarm = await read_live_swarm(bus, base)
     hosts = HostClient(bus, term, settings.heartbeat_ms / 1000, settings.starved_ms / 1000, settings.max_outputs_per_s)
-    policy = make_policy(config)
-    publisher = ConfigPublisher(bus, config, reports, lambda: current_voters(config, policy))
-    specs = {item.spec.name: item.spec for item in config.agents if not item.external}
+    policy = make_policy(swarm.config)
+    publisher = ConfigPublisher(bus, swarm, reports, lambda config: current_voters(config, policy))
     recoveries = RecoveryTraces(watchdog_tracer(bus.subjects.ns, term))
+    parts = LeaderParts(
+        bus=bus,
+        swarm=swarm,
+        term=term,
+        policy=policy,
+        hosts=hosts,
+        reports=reports,
+        config_publisher=publisher,
+        wake=signals.wake,
+    )
     leader = Leadership(
         bus,
-        config,
+        swarm,
         term,
         signals=signals,
         clear_quarantine=clear_quarantine,
@@ -177,7 +220,7 @@ async def build_leadership(
             hosts=hosts,
             reports=reports,
             config_publisher=publisher,
-            specs=specs,
+            specs=swarm.specs,
             recoveries=recoveries,
             keys=None if keys is None else AgentKeys(keys),
             on_change=signals.wake,
@@ -189,9 +232,10 @@ async def build_leadership(
             hosts=hosts,
             reports=reports,
             config_publisher=publisher,
-            specs=specs,
+            specs=swarm.specs,
             on_change=signals.wake,
         ),
+        changes=None if change_handler is None else change_handler(parts),
         recoveries=recoveries,
         unknown_messages=UnknownMessageMonitor(bus, reports),
     )
@@ -208,7 +252,7 @@ class Leadership:
     def __init__(
         self,
         bus: NatsBus,
-        config: ResolvedSwarm,
+        swarm: LiveSwarm,
         term: int,
         *,
         signals: TermSignals,
@@ -218,15 +262,16 @@ class Leadership:
         config_publisher: ConfigPublisher,
         executor: ActionExecutor,
         control_api: ControlApi,
+        changes: ChangeHandler | None,
         recoveries: RecoveryTraces,
         unknown_messages: UnknownMessageMonitor,
     ) -> None:
-        self._bus, self._config, self.term = bus, config, term
+        self._bus, self._swarm, self.term = bus, swarm, term
         self._subjects = bus.subjects
         self._signals = signals
         self._clear_quarantine = clear_quarantine
         self._policy, self._reports, self._config_publisher = policy, reports, config_publisher
-        self._executor, self._control_api = executor, control_api
+        self._executor, self._control_api, self._changes = executor, control_api, changes
         self._recoveries, self._unknown_messages = recoveries, unknown_messages
         self._availability = AvailabilityTracker(OWN_HEARTBEAT_LOST_S)
         self._own_heartbeat_at = 0.0
@@ -254,6 +299,8 @@ class Leadership:
         await self._bus.listen(f"{subjects.ns}.lifecycle.*.*", self._on_lifecycle)
         await self._bus.listen(subjects.epoch(NAME), self._on_epoch)
         await self._control_api.serve(NAME)
+        if self._changes is not None:
+            await self._changes.serve(NAME)
 
     async def adopt(self) -> None:
         """Discover what runs and what ended before this term, and publish the active VotingConfig.
@@ -271,6 +318,8 @@ class Leadership:
             except BusError as error:
                 log.debug("takeover_retried", error=str(error))
                 await self._discover()  # heartbeats may have been lost meanwhile
+        if self._changes is not None:
+            self._changes.resume()
         await self._config_publisher.publish()
 
     async def lead(self) -> None:
@@ -288,6 +337,8 @@ class Leadership:
                 for action in self._decide():
                     self._executor.execute(action)
                 self._control_api.check_restarts()
+                if self._changes is not None:
+                    self._changes.check()
             await self._signals.wait(TICK_S)
             self._reports.check()
         if self._signals.error is not None:
@@ -297,6 +348,8 @@ class Leadership:
         """End the background tasks and store the last reports."""
         await end_tasks(self._tasks)
         await self._control_api.end()
+        if self._changes is not None:
+            await self._changes.end()
         await self._executor.end()
         await self._reports.finish()
         await asyncio.to_thread(self._recoveries.close)
@@ -318,7 +371,7 @@ class Leadership:
 
     def _accounts(self) -> dict[str, SandboxAccount]:
         """Availability and price of every sandbox from which a heartbeat was received."""
-        specs = {spec.name: spec for spec in self._config.sandboxes}
+        specs = {spec.name: spec for spec in self._swarm.config.sandboxes}
         accounts = {}
         for name in self._availability.names:
             host, known = self._policy.hosts.get(name), self._availability.of(name, time.monotonic())
@@ -380,7 +433,7 @@ class Leadership:
         """
         since = time.monotonic()
         if not self._clear_quarantine:
-            await asyncio.sleep(AGENT_HEARTBEATS * self._config.watchdog.heartbeat_ms / 1000)
+            await asyncio.sleep(AGENT_HEARTBEATS * self._swarm.base.watchdog.heartbeat_ms / 1000)
         while not self._signals.stopped.is_set() and self._missing_sandboxes():
             starting = self._clear_quarantine or not self._policy.any_process_runs
             if time.monotonic() - since > (self._first_discovery_s() if starting else DISCOVERY_S):
@@ -392,7 +445,7 @@ class Leadership:
         return self._policy.unserved - self._failed
 
     def _first_discovery_s(self) -> float:
-        remote = {sandbox.name for sandbox in self._config.sandboxes if sandbox.e2b is not None}
+        remote = {sandbox.name for sandbox in self._swarm.config.sandboxes if sandbox.e2b is not None}
         return REMOTE_DISCOVERY_S if remote & self._missing_sandboxes() else FIRST_DISCOVERY_S
 
     # -- observing and deciding
@@ -478,6 +531,12 @@ def make_policy(config: ResolvedSwarm) -> Policy:
 
 
 def current_voters(config: ResolvedSwarm, policy: Policy) -> dict[str, float]:
-    """Agent -> weight of the voters of `config` that are neither quarantined nor drained."""
-    out = {name for name, state in policy.agents.items() if state.phase in ("quarantined", "drained")}
-    return {name: weight for name, weight in config.voters.items() if name not in out}
+    """Agent -> weight of the voters of `config` that are expected to vote.
+
+    Not those that are quarantined or drained, and not those that were added and were not live yet.
+    """
+    agents = policy.agents
+    there = {
+        name for name, state in agents.items() if state.phase not in ("quarantined", "drained") and not state.joining
+    }
+    return {name: weight for name, weight in config.voters.items() if name in there}

@@ -18,6 +18,7 @@ from bus.testing.memory_bus import MemoryServer
 from coordinator.config.loader import load_swarm
 from coordinator.supervisor import config_publisher as module
 from coordinator.supervisor.config_publisher import ConfigPublisher, read_config
+from coordinator.supervisor.live_swarm import LiveSwarm
 from tests.support.counting_bus import CountingBus
 
 GUARD_S = 10.0
@@ -29,7 +30,8 @@ class World:
         self.config = load_swarm(directory=tmp_path).resolve()
         self.voters = dict(self.config.voters)
         self.subject = bus.subjects.config("watchdog")
-        self.publisher = ConfigPublisher(bus, self.config, reports, lambda: self.voters)
+        self.swarm = LiveSwarm(self.config)
+        self.publisher = ConfigPublisher(bus, self.swarm, reports, lambda _: self.voters)
 
     @property
     def stored(self) -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ async def test_the_settings_are_published_once_until_they_change(tmp_path):
 async def test_a_new_leader_takes_over_what_is_stored(tmp_path):
     async with world(tmp_path) as at:
         await at.publisher.publish()
-        await ConfigPublisher(at.bus, at.config, at.reports, lambda: at.voters).publish()
+        await ConfigPublisher(at.bus, at.swarm, at.reports, lambda _: at.voters).publish()
         assert len(at.stored) == 1
 
 

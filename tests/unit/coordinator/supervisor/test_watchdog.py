@@ -215,7 +215,7 @@ async def test_a_new_leader_keeps_stopped_agents_stopped_unless_told_otherwise(t
             config = [message for message in world.bus.server.messages if message.subject.startswith("swarm.config.")]
             assert len(config) == 1
             voters = orjson.loads(config[0].data)["voters"]
-            assert set(voters) == set(current_voters(world.leader._config, world.policy))
+            assert set(voters) == set(current_voters(world.leader._swarm.config, world.policy))
             return [world.policy.agents[name].phase for name in names]
 
     assert await adopted() == ["quarantined", "drained"]

@@ -1,0 +1,1 @@
+"""Changes of a swarm while it runs: what the leading watchdog does on request."""

@@ -1,0 +1,237 @@
+"""The watchdog's side of the commands that change the swarm at run time.
+
+A request is checked first. Then it is stored, as one VotingConfig with all changes: before that nothing has changed,
+after that a later leader goes on with it. What follows from it is done by steps that each begin with what is observed,
+so that a request repeated by its id, to this leader or to a later one, changes nothing a second time.
+
+A request is answered within ANSWER_S, as the server forwards no later answer. Where the work takes longer, the answer
+has `pending`, and the client asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import orjson
+import structlog
+
+from bus.errors import BusError, ConfigError, MeshError, UsageError
+from bus.interface import ReceivedMessage
+from bus.utils.aio import end_tasks
+from coordinator.changes.moves import Moves
+from coordinator.config.changes import Move
+from coordinator.config.convert import similar
+from coordinator.supervisor.watchdog import LeaderParts
+
+ANSWER_S = 3.0
+"""Less than the five seconds for which the server lets a process with a key answer a request."""
+RETURN_AFTER_S = 10.0
+"""With return_agents: seconds for which a sandbox must be back, so that a host that dies again and again gets none."""
+MAX_ID = 64
+"""Characters of the id of a request."""
+
+log = structlog.get_logger("signalmesh.watchdog")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeRequest:
+    """What a client asks for. `id` is the same each time that it asks again."""
+
+    id: str
+    agent: str = ""
+    sandbox: str = ""
+
+
+class ChangeApi:
+    """Handles requests to the leading watchdog. `check` is called by the loop of the leader."""
+
+    def __init__(self, leader: LeaderParts) -> None:
+        self._bus, self._swarm, self._policy = leader.bus, leader.swarm, leader.policy
+        self._publisher, self._wake = leader.config_publisher, leader.wake
+        self._changing = asyncio.Lock()
+        """One change at a time."""
+        self._moves = Moves(leader.policy, leader.hosts)
+        self._waiting: list[tuple[Callable[[], bool], asyncio.Event]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, name: str) -> None:
+        """Handle requests to the watchdog `name` from now on."""
+        commands: dict[str, Callable[[ChangeRequest], Awaitable[dict[str, Any]]]] = {
+            "move": self._move,
+            "rebalance": self._rebalance,
+        }
+        for command, handle in commands.items():
+            await self._bus.listen(self._bus.subjects.control(name, command), self._received(handle))
+
+    async def end(self) -> None:
+        """Cancel the running requests."""
+        await end_tasks(self._tasks)
+        await self._moves.end()
+
+    def resume(self) -> None:
+        """Go on with what an earlier leader has stored and not finished; to be called when it is known what runs."""
+        for name, move in self._swarm.changes.moved.items():
+            state = self._policy.agents.get(name)
+            if state is None or state.epoch > move.after:
+                continue
+            if state.epoch == 0:
+                state.moving = True
+            elif not self._policy.serves(state.sandbox, move.sandbox) and self._policy.is_live(move.sandbox):
+                log.info("move_resumed", of=name, sandbox=move.sandbox)
+                self._moves.begin(name, move.sandbox)
+
+    def check(self) -> None:
+        """Go on with what is being done. To be called by the loop of the leader."""
+        now = time.monotonic()
+        self._moves.check(now)
+        if self._swarm.base.watchdog.return_agents and not self._moves.running:
+            for name in self._moves.away(now - RETURN_AFTER_S)[:1]:
+                self._moves.begin(name, self._policy.agents[name].preferred)
+        for done, event in self._waiting:
+            if done():
+                event.set()
+
+    # -- requests
+
+    def _received(
+        self, handle: Callable[[ChangeRequest], Awaitable[dict[str, Any]]]
+    ) -> Callable[[ReceivedMessage], Awaitable[None]]:
+        async def on_message(received: ReceivedMessage) -> None:
+            if received.reply:
+                self._run(self._answer(received, handle))
+
+        return on_message
+
+    def _run(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(
+        self, received: ReceivedMessage, handle: Callable[[ChangeRequest], Awaitable[dict[str, Any]]]
+    ) -> None:
+        try:
+            answer = await handle(_request_in(received.data))
+        except MeshError as error:
+            answer = {"error": str(error), "usage": isinstance(error, (UsageError, ConfigError))}
+        with contextlib.suppress(BusError):  # the client asks again
+            await self._bus.notify(received.reply, orjson.dumps(answer))
+
+    async def _until(self, done: Callable[[], bool]) -> bool:
+        """Wait until `done`, at most ANSWER_S; whether it is."""
+        waiting = done, asyncio.Event()
+        self._waiting.append(waiting)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await waiting[1].wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.remove(waiting)
+        return done()
+
+    def _is_done(self, request: ChangeRequest) -> bool:
+        """Whether the request is stored already, by this leader or by an earlier one."""
+        return request.id in self._swarm.changes.requests
+
+    # -- moves
+
+    async def _move(self, request: ChangeRequest) -> dict[str, Any]:
+        name, target = request.agent, request.sandbox
+        async with self._changing:
+            if not self._is_done(request):
+                self._check_movable(name, target)
+                await self._commit_move(request)
+        state = self._policy.agents.get(name)
+        if state is None:
+            raise MeshError(f"agent {name} was removed meanwhile")
+        if not await self._until(lambda: name not in self._moves.running):
+            return {"pending": self._moves.describe(name)}
+        if not self._policy.serves(state.sandbox, target) and state.phase not in ("quarantined", "drained"):
+            raise MeshError(
+                f"agent {name} runs in sandbox {state.sandbox or 'none'}: {target} was lost meanwhile; `signalmesh "
+                f"rebalance` brings it there when that is back"
+            )
+        return {"agent": name, "sandbox": state.sandbox, "epoch": state.epoch, "status": state.phase}
+
+    def _check_movable(self, name: str, target: str) -> None:
+        self._agent(name)
+        sandboxes = [spec.name for spec in self._swarm.config.sandboxes]
+        if target not in sandboxes:
+            raise UsageError(
+                f"--to: no sandbox {target!r}{similar(target, sandboxes)}; there are: {', '.join(sandboxes)}"
+            )
+        if not self._policy.is_live(target):
+            raise MeshError(f"--to: sandbox {target} has no live host; `signalmesh status` lists those that have")
+
+    async def _commit_move(self, request: ChangeRequest) -> None:
+        name, target = request.agent, request.sandbox
+        state, changes = self._policy.agents[name], self._swarm.changes
+        before, moving = state.preferred, state.moving
+        # First, so that an incarnation that starts while the change is being stored starts there.
+        self._policy.move(name, target)
+        try:
+            after = (await self._bus.bounds()).last
+            moved = {**changes.moved, name: Move(sandbox=target, after=after)}
+            new = changes.after(f"move {name} to {target}", request.id, moved=moved)
+            await self._publisher.commit(new, self._swarm.with_changes(new))
+        except MeshError:
+            state.preferred, state.moving = before, moving
+            raise
+        self._moves.begin(name, target)
+        self._wake()
+
+    async def _rebalance(self, request: ChangeRequest) -> dict[str, Any]:
+        """Bring the next agent home that is elsewhere; the client asks again until there is none."""
+        away = self._moves.away()
+        if away and not self._moves.running:
+            self._moves.begin(away[0], self._policy.agents[away[0]].preferred)
+            self._wake()
+        moving = next(iter(self._moves.running), None)
+        if moving is None:
+            return {"agent": None, "left": 0}
+        if not await self._until(lambda: moving not in self._moves.running):
+            return {"pending": self._moves.describe(moving)}
+        state = self._policy.agents.get(moving)
+        if state is None:
+            return {"pending": f"{moving} was removed meanwhile"}
+        return {
+            "agent": moving,
+            "sandbox": state.sandbox,
+            "epoch": state.epoch,
+            "status": state.phase,
+            "left": len(self._moves.away()),
+        }
+
+    def _agent(self, name: str) -> None:
+        """Refuse an agent that is not in the swarm, or that no host runs.
+
+        Raises:
+            UsageError: it is one of these.
+        """
+        agents = self._policy.agents
+        if name not in agents:
+            raise UsageError(f"no agent {name!r} in this swarm{similar(name, agents)}; it has: {', '.join(agents)}")
+        if name not in self._swarm.specs:
+            raise UsageError(f"agent {name!r} is external: it runs outside the supervisor")
+
+
+def _request_in(data: bytes) -> ChangeRequest:
+    """The request of a message.
+
+    Raises:
+        MeshError: it is none.
+    """
+    try:
+        request = msgspec.json.decode(data, type=ChangeRequest)
+    except ValueError as error:
+        raise MeshError(f"expected a JSON object with the id of a request: {error}") from None
+    if not 0 < len(request.id) <= MAX_ID:
+        raise MeshError(f"id: expected 1 to {MAX_ID} characters")
+    return request

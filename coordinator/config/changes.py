@@ -1,0 +1,222 @@
+"""What was changed at run time, beside swarm.toml: agents and sandboxes added, removed and moved.
+
+The changes travel in the watchdog's VotingConfig, whole in each, so that one stored message is one change. `up` keeps a
+copy in the state directory, for commands without a bus and for a swarm whose stream is gone. The newer revision counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from agents.spec import ClassTraits
+from bus.errors import ConfigError, UsageError
+from bus.utils.json_text import parse_json, read_limited
+from coordinator.config.loader import BUILT_IN
+from coordinator.config.settings import AgentSettings, ResolvedSwarm, SwarmConfig
+from coordinator.config.tables import agent_settings, agent_table, check_names, placement, sandbox_spec
+
+__all__ = [
+    "CHANGES_FILE",
+    "NO_CHANGES",
+    "AddedAgent",
+    "Changes",
+    "Move",
+    "RemovedAgent",
+    "apply_changes",
+    "check_count",
+    "encode_changes",
+    "known_traits",
+    "newer_changes",
+    "read_changes_file",
+    "search_path_of",
+    "to_changes",
+    "write_changes_file",
+]
+
+CHANGES_FILE = "changes.json"
+"""In the state directory."""
+MOST_REQUESTS = 32
+"""Ids of requests that are kept, so that a repeated request changes nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedAgent:
+    """An agent that was added. `table` is what [agents.NAME] would be; it reads the stream from after message `after`.
+
+    `traits` are those of its class, so that it need not be imported again to know the swarm.
+    """
+
+    table: dict[str, Any]
+    after: int
+    traits: ClassTraits | None = None
+    nice: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedAgent:
+    """An agent that was removed. Whatever of it runs after message `after` is ended; `forget`: its state is deleted."""
+
+    after: int
+    forget: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """The new home of an agent. An incarnation with an epoch up to `after` is still to be moved there."""
+
+    sandbox: str
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """All changes since swarm.toml. `revision` grows by one with each change."""
+
+    revision: int = 0
+    change: str = ""
+    """The newest change, in words."""
+    requests: tuple[str, ...] = ()
+    """Ids of the newest requests that are in it."""
+    agents: dict[str, AddedAgent] = field(default_factory=dict)
+    removed: dict[str, RemovedAgent] = field(default_factory=dict)
+    moved: dict[str, Move] = field(default_factory=dict)
+    sandboxes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Added sandboxes: their tables."""
+    removed_sandboxes: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the swarm is that of swarm.toml."""
+        return not (self.agents or self.removed or self.moved or self.sandboxes or self.removed_sandboxes)
+
+    def after(self, change: str, request: str, **values: Any) -> Changes:
+        """The next revision, with `values` in place of the present ones."""
+        requests = (*self.requests, request)[-MOST_REQUESTS:]
+        return replace(self, revision=self.revision + 1, change=change, requests=requests, **values)
+
+
+NO_CHANGES = Changes()
+
+
+def encode_changes(changes: Changes) -> dict[str, Any]:
+    """As a VotingConfig carries them: plain JSON, without what has its default."""
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(changes))
+    return {item.name: plain[item.name] for item in fields(Changes) if plain[item.name] not in ("", [], {})}
+
+
+def to_changes(raw: Mapping[str, Any] | None) -> Changes:
+    """The inverse of `encode_changes`; None: none.
+
+    Raises:
+        ValueError: they are none.
+    """
+    return NO_CHANGES if raw is None else msgspec.convert(raw, Changes)
+
+
+def newer_changes(*known: Changes) -> Changes:
+    """The one of the latest revision; of several the first."""
+    return max(known, key=lambda changes: changes.revision)
+
+
+def read_changes_file(state_dir: Path) -> Changes:
+    """The copy in the state directory; none without a file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    path = state_dir / CHANGES_FILE
+    try:
+        return msgspec.convert(parse_json(read_limited(path)), Changes)
+    except (FileNotFoundError, NotADirectoryError):
+        return NO_CHANGES
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error}); restore it, or remove it: a swarm with its stream has the changes too"
+        ) from None
+
+
+def write_changes_file(state_dir: Path, changes: Changes) -> None:
+    """Replace the copy in the state directory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = state_dir / f"{CHANGES_FILE}.{os.getpid()}"
+    with temporary.open("wb") as file:
+        file.write(orjson.dumps(encode_changes(changes), option=orjson.OPT_INDENT_2) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(state_dir / CHANGES_FILE)
+
+
+def search_path_of(config: SwarmConfig) -> str:
+    """Where the classes and programs of added agents are found: beside swarm.toml, else in the working directory."""
+    return str(Path.cwd() if config.file == BUILT_IN else Path(config.file).resolve().parent)
+
+
+def apply_changes(config: SwarmConfig, changes: Changes) -> SwarmConfig:
+    """The swarm of `config` with `changes`. Those about agents and sandboxes that it does not have are left out.
+
+    Raises:
+        ConfigError: an added agent or sandbox is wrong, or its name is taken.
+    """
+    if changes.is_empty:
+        return config
+    file = config.file
+    kept = tuple(spec for spec in config.sandboxes if spec.name not in {*changes.removed_sandboxes, *changes.sandboxes})
+    sandboxes = (*kept, *(sandbox_spec(file, name, table) for name, table in changes.sandboxes.items()))
+    own = tuple(item for item in config.agents if item.spec.name not in {*changes.removed, *changes.agents})
+    names = {spec.name for spec in sandboxes}
+    tables = {name: agent_table(file, name, added.table) for name, added in changes.agents.items()}
+    tables = {name: table if table.sandbox in names else replace(table, sandbox=None) for name, table in tables.items()}
+    check_names(file, dict.fromkeys([*(item.spec.name for item in own), *tables]), sandboxes)
+    sandbox_of = placement(file, tables, sandboxes, (item.spec.sandbox for item in own))
+    added = []
+    for name, table in tables.items():
+        settings = agent_settings(file, name, table, sandbox_of[name], config.swarm, search_path_of(config))
+        spec = replace(settings.spec, nice=changes.agents[name].nice)
+        added.append(replace(settings, spec=spec))
+    agents = tuple(_moved(item, changes, names) for item in (*own, *added))
+    return replace(_unresolved(config), sandboxes=sandboxes, agents=agents)
+
+
+def _unresolved(config: SwarmConfig) -> SwarmConfig:
+    if isinstance(config, ResolvedSwarm):
+        return SwarmConfig(**{item.name: getattr(config, item.name) for item in fields(SwarmConfig)})
+    return config
+
+
+def _moved(item: AgentSettings, changes: Changes, sandboxes: set[str]) -> AgentSettings:
+    move = changes.moved.get(item.spec.name)
+    if move is None or move.sandbox not in sandboxes or item.external:
+        return item
+    return replace(item, spec=replace(item.spec, sandbox=move.sandbox))
+
+
+def known_traits(config: ResolvedSwarm, changes: Changes) -> dict[str, ClassTraits]:
+    """Agent -> traits of its class, of the agents of `config` and of those added."""
+    added = {name: agent.traits for name, agent in changes.agents.items() if agent.traits is not None}
+    return {**config.traits, **added}
+
+
+def check_count(config: SwarmConfig) -> None:
+    """Refuse more agents than are allowed.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    count = len(config.agents)
+    if count > config.max_agents:
+        raise ConfigError(
+            config.file,
+            "max_agents",
+            f"{count} agents would run, at most {config.max_agents} are allowed; to allow them, write "
+            f"max_agents = {count} at the top of swarm.toml, or start with --max-agents {count}",
+        )
