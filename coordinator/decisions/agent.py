@@ -19,6 +19,7 @@ from coordinator.decisions.pooling import Electorate, electorate
 from coordinator.decisions.risk import WINDOW, Market, measure
 from coordinator.decisions.rounds import (
     NO_CONFIG,
+    Electors,
     OpenRound,
     close_round,
     count_vote,
@@ -79,6 +80,7 @@ class CoordinatorAgent(Agent):
         open_rounds: int = 0
         feed_count: int = 0
         counts: Counts = field(default_factory=Counts)
+        electors: Electors = field(default_factory=Electors)
 
     state: State
 
@@ -109,7 +111,7 @@ class CoordinatorAgent(Agent):
         else:
             alerts = self._odd(tick, feed, position)
             feed.take(position, sequence, tick.timestamp)
-        opened = OpenRound(tick.source, sequence, tick.price, tick.timestamp, feed.run)
+        opened = OpenRound(tick.source, sequence, tick.price, tick.timestamp, feed.run, config=state.electors.number)
         state.rounds.setdefault(tick.symbol, []).append(opened)
         state.open_rounds += 1
         self.set_timer(
@@ -189,9 +191,13 @@ class CoordinatorAgent(Agent):
         return self._count(vote)
 
     def on_config(self, config: VotingConfig) -> list[Decision | Alert]:
-        """Use this VotingConfig from now on, also for the open rounds: they may wait for fewer voters now."""
+        """Use this VotingConfig from now on, also for the open rounds: they may wait for fewer voters now.
+
+        They do not wait for voters that have joined since their ticks.
+        """
         if config.source != WATCHDOG:
             return self._config_from_unknown_writer(config)
+        self.state.electors.take(self.state.config, config)
         self.state.config = replace(config, changes=None)  # they concern the watchdog, and would swell the snapshots
         decisions: list[Decision | Alert] = []
         for symbol in self.state.rounds:  # in order of each symbol's first tick, which a restored state keeps
@@ -232,7 +238,7 @@ class CoordinatorAgent(Agent):
         """Add a vote to its round, if that is open and lacks it; close the rounds that it completes."""
         state, symbol = self.state, vote.symbol or ""
         rounds = state.rounds.get(symbol, [])
-        outcome, waiting = count_vote(vote, rounds, state.config)
+        outcome, waiting = count_vote(vote, rounds, state.config, state.electors)
         if waiting is None:
             counts = state.counts
             if outcome == "unknown":
@@ -251,7 +257,7 @@ class CoordinatorAgent(Agent):
         rounds = self.state.rounds[symbol]
         decisions: list[Decision] = []
         for waiting in rounds:
-            if not (waiting.timed_out or is_complete(waiting, self.state.config)):
+            if not (waiting.timed_out or is_complete(waiting, self.state.config, self.state.electors)):
                 break
             decisions.append(self._decide(symbol, waiting))
         if decisions:
@@ -281,6 +287,8 @@ class CoordinatorAgent(Agent):
         config = self.state.config or NO_CONFIG
         if self._voters_of is not config:
             self._voters_of, self._voters = config, electorate(config.voters)
+        expected = self.state.electors.voters_of(closing, config)
+        voters = self._voters if len(expected) == len(config.voters) else electorate(expected)
         feed = self.state.feeds[symbol][closing.source]
         ahead = self._ahead
         market = ahead[1] if ahead is not None and ahead[0] is closing else self._measure(closing, feed)
@@ -288,7 +296,7 @@ class CoordinatorAgent(Agent):
         window = window_of(self.state.feed_count)
         if len(feed.closes) > window:
             del feed.closes[:-window], feed.held[: 1 - window]
-        closed = close_round(symbol, closing, market, self._voters, config, self.name)
+        closed = close_round(symbol, closing, market, voters, config, self.name)
         decision = closed.decision
         feed.held.append(signed_position(decision.final_decision, decision.position_size))
         self.cancel_timer(round_id(symbol, closing.source, closing.sequence, closing.run))

@@ -32,7 +32,10 @@ open; refused: beyond MAX_EARLY_VOTES."""
 
 @dataclass(slots=True)
 class OpenRound:
-    """A tick without a decision yet, of its feed's `run`. `votes` maps a voter to its probability of a rise."""
+    """A tick without a decision yet, of its feed's `run`. `votes` maps a voter to its probability of a rise.
+
+    `config` is the number of the VotingConfig at its tick: voters of a later one have not seen that tick.
+    """
 
     source: str
     sequence: int
@@ -40,6 +43,7 @@ class OpenRound:
     timestamp: datetime
     run: int = 1
     timed_out: bool = False
+    config: int = 0
     votes: dict[str, float] = field(default_factory=dict)
 
 
@@ -87,8 +91,37 @@ def parse_round_id(name: str) -> RoundName | None:
     return parsed if round_id(parsed.symbol, source, parsed.sequence, parsed.run) == name else None
 
 
+@dataclass(slots=True)
+class Electors:
+    """Who is expected in a round: the voters at its tick that are voters still.
+
+    `number` counts the VotingConfigs. `joined` maps a voter to the number of the first one that has it, unless that was
+    the first of all. A round waits for no agent that joined after its tick, nor for one that left.
+    """
+
+    number: int = 0
+    joined: dict[str, int] = field(default_factory=dict)
+
+    def take(self, before: VotingConfig | None, config: VotingConfig) -> None:
+        """`config` is in force from now on, in place of `before`."""
+        self.number += 1
+        stayed = {name: number for name, number in self.joined.items() if name in config.voters}
+        new = () if before is None else config.voters.keys() - before.voters.keys()
+        self.joined = {**stayed, **dict.fromkeys(sorted(new), self.number)}
+
+    def expects(self, waiting: OpenRound, voter: str) -> bool:
+        """Whether `voter`, which the VotingConfig in force has, is expected in the round."""
+        return self.joined.get(voter, 0) <= waiting.config
+
+    def voters_of(self, waiting: OpenRound, config: VotingConfig) -> dict[str, float]:
+        """Agent -> weight of those that are expected in the round."""
+        if not self.joined:
+            return config.voters
+        return {name: weight for name, weight in config.voters.items() if self.expects(waiting, name)}
+
+
 def count_vote(
-    vote: Sentiment | Signal, rounds: Sequence[OpenRound], config: VotingConfig | None
+    vote: Sentiment | Signal, rounds: Sequence[OpenRound], config: VotingConfig | None, electors: Electors
 ) -> tuple[VoteOutcome, OpenRound | None]:
     """Add a vote to its round among the open `rounds` of its symbol, if that lacks it; the round if it was counted."""
     voter = vote.source
@@ -98,6 +131,8 @@ def count_vote(
     known = False
     for waiting in rounds if vote.round is not None else rounds[-1:]:
         if vote.round is None or waiting.sequence == vote.round:
+            if not electors.expects(waiting, voter):
+                return "unknown", None
             if voter not in waiting.votes:
                 break
             known = True
@@ -109,9 +144,11 @@ def count_vote(
     return "counted", waiting
 
 
-def is_complete(waiting: OpenRound, config: VotingConfig | None) -> bool:
+def is_complete(waiting: OpenRound, config: VotingConfig | None, electors: Electors) -> bool:
     """Whether every expected voter has voted; never before a VotingConfig names them."""
-    return config is not None and all(voter in waiting.votes for voter in config.voters)
+    return config is not None and all(
+        voter in waiting.votes or not electors.expects(waiting, voter) for voter in config.voters
+    )
 
 
 def window_of(feed_count: int) -> int:

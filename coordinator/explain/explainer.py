@@ -154,7 +154,7 @@ class _Explainer:
         self._tick_ns = wanted.tick.stored_ns
         history, messages = await self._follow(window)
         config = history.config or NO_CONFIG
-        voters = electorate(config.voters)
+        voters = electorate(history.electors.voters_of(history.round, config))
         closes = [*(one.market.price for one in window.feed), wanted.market.price]
         positions = [signed_position(one.decision.final_decision, one.decision.position_size) for one in window.feed]
         market = measure(closes, positions)

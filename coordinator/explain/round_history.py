@@ -18,6 +18,7 @@ from bus.messages import Decision, MarketData, Message, Sentiment, Signal, Timer
 from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG, Subjects
 from coordinator.decisions.rounds import (
+    Electors,
     OpenRound,
     RoundName,
     VoteOutcome,
@@ -67,6 +68,7 @@ class RoundHistory:
     config: VotingConfig | None
     config_message: StoredMessage | None
     config_changed: bool = False
+    electors: Electors = field(default_factory=Electors)
     counted: dict[str, StoredVote] = field(default_factory=dict)
     ignored: list[tuple[VoteOutcome, StoredVote]] = field(default_factory=list)
     closable_at: int | None = None
@@ -176,6 +178,7 @@ class _Follower:
         history, sequence = self.history, stored.sequence
         if isinstance(message, MarketData):
             if sequence in self._opened:
+                self._opened[sequence].config = history.electors.number
                 self._rounds.append(self._opened[sequence])
         elif isinstance(message, VotingConfig):
             _take_config(history, stored, message)
@@ -196,7 +199,7 @@ class _Follower:
         return (
             any(waiting is mine for waiting in self._rounds)
             and not any(cause > sequence for cause in self._before)
-            and (mine.timed_out or is_complete(mine, self.history.config))
+            and (mine.timed_out or is_complete(mine, self.history.config, self.history.electors))
         )
 
     def _time_out(self, timer: Timer) -> None:
@@ -207,7 +210,7 @@ class _Follower:
 
     def _take_vote(self, found: StoredVote) -> None:
         history, mine = self.history, self.history.round
-        outcome, waiting = count_vote(found.vote, self._rounds, history.config)
+        outcome, waiting = count_vote(found.vote, self._rounds, history.config, history.electors)
         if waiting is mine:
             history.counted[found.vote.source] = found
         elif waiting is None and found.vote.round == mine.sequence and any(one is mine for one in self._rounds):
@@ -216,7 +219,7 @@ class _Follower:
     def _reason(self, message: Message | None) -> ClosingReason:
         """Why the message that closed the round did so."""
         history, mine = self.history, self.history.round
-        if not (mine.timed_out or is_complete(mine, history.config)):
+        if not (mine.timed_out or is_complete(mine, history.config, history.electors)):
             return "unknown"
         if isinstance(message, (Sentiment, Signal)):
             newest = history.counted.get(message.source)
@@ -230,4 +233,5 @@ class _Follower:
 
 def _take_config(history: RoundHistory, stored: StoredMessage, message: Message | None) -> None:
     if isinstance(message, VotingConfig) and message.source == WATCHDOG:
+        history.electors.take(history.config, message)
         history.config, history.config_message, history.config_changed = message, stored, True

@@ -13,7 +13,9 @@ import pytest
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, Finished, Swarm, agents_toml
 
-SPEED = "50"
+SPEED = "20"
+TOML = agents_toml(limit=600)
+"""Ends soon, so that reading it all takes no longer than it must."""
 
 
 async def assert_clean(swarm: Swarm) -> None:
@@ -46,7 +48,7 @@ async def kill_leader_when(
 
 
 async def test_a_moved_agent_keeps_its_outputs_and_stays_there(tmp_path: Path):
-    async with Swarm(tmp_path, agents_toml()) as swarm:
+    async with Swarm(tmp_path, TOML) as swarm:
         subscriber = await swarm.up("--speed", SPEED)
         await subscriber.live(*AGENTS)
         await subscriber.decided(300)
@@ -70,10 +72,11 @@ async def test_a_moved_agent_keeps_its_outputs_and_stays_there(tmp_path: Path):
         await assert_clean(swarm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["asked", "stored", "drained", "claimed"])
 async def test_a_watchdog_killed_in_the_middle_of_a_move_moves_once(tmp_path: Path, step: str):
     name = "strategy-momentum"
-    async with Swarm(tmp_path, agents_toml()) as swarm:
+    async with Swarm(tmp_path, TOML) as swarm:
         subscriber = await swarm.up("--speed", SPEED)
         epoch = (await subscriber.live(*AGENTS))[name]["epoch"]
         happened = {
@@ -88,11 +91,12 @@ async def test_a_watchdog_killed_in_the_middle_of_a_move_moves_once(tmp_path: Pa
         assert moved.json["sandbox"] == "python"
         assert len({changes["revision"] for changes in changes_of(subscriber)}) == 1
         assert await home_of(swarm, name) == "python"
-        await assert_clean(swarm)
+        assert (await swarm.command("audit")).code == 0
 
 
+@pytest.mark.slow
 async def test_agents_of_a_lost_sandbox_return_by_rebalance(tmp_path: Path):
-    async with Swarm(tmp_path, agents_toml()) as swarm:
+    async with Swarm(tmp_path, TOML) as swarm:
         subscriber = await swarm.up("--speed", SPEED)
         before = await subscriber.live(*AGENTS)
         host = subscriber.heartbeats["nodejs"]["pid"]
@@ -107,7 +111,7 @@ async def test_agents_of_a_lost_sandbox_return_by_rebalance(tmp_path: Path):
         for name in lost:
             assert await home_of(swarm, name) == "nodejs"
         assert changes_of(subscriber) == []
-        await assert_clean(swarm)
+        assert (await swarm.command("audit")).code == 0
 
 
 @pytest.mark.parametrize(

@@ -242,11 +242,33 @@ def test_the_config_in_force_at_closing_rules_the_round(agent: CoordinatorAgent)
     assert agent.timers[round_id(SYMBOL, "research-1", 2)].after_ms == 900
 
 
-def test_a_new_voter_is_waited_for_in_open_rounds(agent: CoordinatorAgent) -> None:
+def test_a_new_voter_is_waited_for_from_the_next_tick_on(agent: CoordinatorAgent) -> None:
     play(agent, [tick(1), vote(NEWS, 1), vote(MOMENTUM, 1)])
-    agent.on_config(replace(CONFIG, voters={**CONFIG.voters, "breakout": 1.0}))
-    assert agent.on_signal(vote(REVERSION, 1)) == []
-    assert len(agent.on_signal(vote("breakout", 1))) == 1
+    agent.on_config(replace(CONFIG, voters={**CONFIG.voters, "breakout": 5.0}))
+    agent.state = reload(agent.state)
+    assert agent.on_signal(vote("breakout", 1, 0.01)) == []
+    (closed,) = agent.on_signal(vote(REVERSION, 1))
+    assert (closed.agents_consulted, closed.absent) == (VOTERS, ())
+    assert closed.consensus_level == pytest.approx(0.7)
+    assert agent.state.counts.unknown_writers == 1
+    assert play(agent, [tick(2), *(vote(voter, 2) for voter in VOTERS)]) == []
+    (closed,) = agent.on_signal(vote("breakout", 2, 0.01))
+    assert closed.agents_consulted == ("breakout", *VOTERS)
+
+
+def test_a_voter_that_left_and_came_back_is_new(agent: CoordinatorAgent) -> None:
+    play(agent, [tick(1), vote(NEWS, 1), vote(MOMENTUM, 1)])
+    agent.on_config(replace(CONFIG, voters={NEWS: 1.0, REVERSION: 1.0}))
+    agent.on_config(CONFIG)
+    (closed,) = agent.on_signal(vote(REVERSION, 1))
+    assert (closed.agents_consulted, closed.absent) == ((NEWS, REVERSION), ())
+    assert play(agent, [tick(2), vote(NEWS, 2), vote(REVERSION, 2)]) == []
+    assert len(agent.on_signal(vote(MOMENTUM, 2))) == 1
+
+
+def test_changes_at_run_time_do_not_swell_the_state(agent: CoordinatorAgent) -> None:
+    agent.on_config(replace(CONFIG, changes={"revision": 1, "agents": {"x": {"table": {}, "after": 1}}}))
+    assert agent.state.config == CONFIG
 
 
 def test_with_no_voters_left_a_round_closes_at_its_tick(agent: CoordinatorAgent) -> None:
