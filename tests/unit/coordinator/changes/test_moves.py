@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,8 +34,8 @@ class Moving(World):
 
     def __init__(self) -> None:
         super().__init__(AgentState("a", "base"))
-        self.hosts: Any = Hosts()
-        self.moves = Moves(self.policy, self.hosts)
+        self.hosts = Hosts()
+        self.moves = Moves(self.policy, cast(Any, self.hosts))
         self.host("base")
         self.host("python", pid=2)
         self.run(0.2)
@@ -129,7 +129,7 @@ async def test_an_agent_that_was_removed_is_not_moved():
 
 def test_only_agents_whose_sandbox_is_back_for_long_enough_are_away():
     world = World(AgentState("a", "base"))
-    moves = Moves(world.policy, Hosts())  # type: ignore[arg-type]
+    moves = Moves(world.policy, cast(Any, Hosts()))
     world.host("python", pid=2)
     world.run(0.2)
     assert world.policy.agents["a"].sandbox == "python"
