@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import structlog
 
@@ -20,7 +19,8 @@ from bus.interface import ReceivedMessage
 from bus.messages import VotingConfig, decode, encode
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
-from coordinator.config.changes import Changes, encode_changes
+from coordinator.config.changes import NO_CHANGES, Changes, encode_changes, newer_changes, to_changes
+from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import to_config_message
 from coordinator.config.settings import ResolvedSwarm
 
@@ -30,23 +30,13 @@ CHECK_S = 1.0
 log = structlog.get_logger("signalmesh.watchdog")
 
 
-class PublishedSwarm(Protocol):
-    """What is published: the settings with the changes, and the changes."""
-
-    @property
-    def config(self) -> ResolvedSwarm: ...
-    @property
-    def changes(self) -> Changes: ...
-    def take(self, changes: Changes, config: ResolvedSwarm) -> None: ...
-
-
 class ConfigPublisher:
     """Publishes the VotingConfig of `swarm` and keeps it active. `voters` returns the current voters of a swarm."""
 
     def __init__(
         self,
         bus: NatsBus,
-        swarm: PublishedSwarm,
+        swarm: LiveSwarm,
         reports: EventPublisher,
         voters: Callable[[ResolvedSwarm], Mapping[str, float]],
     ) -> None:
@@ -152,3 +142,18 @@ async def read_config(bus: NatsBus) -> VotingConfig | None:
             message = decode(bus.subjects.parse(subject), subject, stored.data)
             return message if isinstance(message, VotingConfig) else None
     return None
+
+
+async def read_live_swarm(bus: NatsBus, base: ResolvedSwarm, known: Changes = NO_CHANGES) -> LiveSwarm:
+    """The swarm of `base` with the newest changes: those of the stream, or `known` of the state directory.
+
+    Raises:
+        BusError: the bus does not answer.
+        ConfigError: the changes do not fit swarm.toml any more.
+    """
+    config = await read_config(bus)
+    stored = NO_CHANGES
+    if config is not None:
+        with contextlib.suppress(ValueError):
+            stored = to_changes(config.changes)
+    return LiveSwarm(base, newer_changes(stored, known))

@@ -28,15 +28,15 @@ from bus.messages import Lifecycle, SandboxAccount, failed_sandboxes_of
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
+from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.supervisor.agent_keys import AgentKeys
 from coordinator.supervisor.availability import AvailabilityTracker
-from coordinator.supervisor.config_publisher import ConfigPublisher
+from coordinator.supervisor.config_publisher import ConfigPublisher, read_live_swarm
 from coordinator.supervisor.control_api import ControlApi
 from coordinator.supervisor.executor import NAME, ActionExecutor
 from coordinator.supervisor.host_client import HostClient
 from coordinator.supervisor.leader_election import PAUSE_S, check_claim, send_heartbeats_as, stand_by
-from coordinator.supervisor.live_swarm import LiveSwarm, read_live_swarm
 from coordinator.supervisor.model import Action, AgentState, StoppedPhase, Timeouts
 from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer

@@ -15,10 +15,10 @@ import orjson
 from bus.durable.events import EventPublisher
 from bus.messages import VotingConfig, encode
 from bus.testing.memory_bus import MemoryServer
+from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import load_swarm
 from coordinator.supervisor import config_publisher as module
 from coordinator.supervisor.config_publisher import ConfigPublisher, read_config
-from coordinator.supervisor.live_swarm import LiveSwarm
 from tests.support.counting_bus import CountingBus
 
 GUARD_S = 10.0

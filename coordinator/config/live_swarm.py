@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from agents.spec import AgentSpec
-from bus.nats.bus import NatsBus
-from coordinator.config.changes import NO_CHANGES, Changes, apply_changes, known_traits, newer_changes, to_changes
+from coordinator.config.changes import NO_CHANGES, Changes, apply_changes, known_traits
 from coordinator.config.settings import ResolvedSwarm
-from coordinator.supervisor.config_publisher import read_config
 
 
 class LiveSwarm:
@@ -40,18 +36,3 @@ class LiveSwarm:
         self.changes, self.config = changes, config
         self.specs.clear()
         self.specs |= {item.spec.name: item.spec for item in config.agents if not item.external}
-
-
-async def read_live_swarm(bus: NatsBus, base: ResolvedSwarm, known: Changes = NO_CHANGES) -> LiveSwarm:
-    """The swarm of `base` with the newest changes: those of the stream, or `known` of the state directory.
-
-    Raises:
-        BusError: the bus does not answer.
-        ConfigError: the changes do not fit swarm.toml any more.
-    """
-    config = await read_config(bus)
-    stored = NO_CHANGES
-    if config is not None:
-        with contextlib.suppress(ValueError):
-            stored = to_changes(config.changes)
-    return LiveSwarm(base, newer_changes(stored, known))
