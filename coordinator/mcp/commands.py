@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         return
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
+        process.send_signal(signal.SIGCONT)  # a stopped process handles no SIGTERM
     try:
         async with asyncio.timeout(GRACE_S):
             await process.wait()

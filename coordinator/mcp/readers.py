@@ -45,7 +45,6 @@ from coordinator.monitor.models import Status
 from coordinator.monitor.status import collect_status, remote_sandboxes
 from coordinator.reporting.findings import Diagnosis
 
-NO_HEARTBEATS = "a file has no heartbeats, so it does not show what runs"
 END = 1 << 62
 """Beyond every stream sequence."""
 

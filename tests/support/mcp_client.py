@@ -19,8 +19,9 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent, TextResourceContents
 
 from bus.utils.processes import die_with_parent
-from tests.support.collecting import GUARD_S
 
+GUARD_S = 60.0
+"""A wait that takes so long has failed."""
 TRANSPORTS = ("stdio", "http")
 MODES = ("auto", "legacy")
 """Protocols: that of 2026-07-28, and the one before."""
@@ -58,19 +59,25 @@ async def http_server(
 
 @contextlib.asynccontextmanager
 async def connect(
-    program: Path, directory: Path, transport: str, environment: dict[str, str], mode: str = "auto", **options: Any
+    program: Path,
+    directory: Path,
+    transport: str,
+    environment: dict[str, str],
+    mode: str = "auto",
+    flags: tuple[str, ...] = (),
+    **options: Any,
 ) -> AsyncIterator[Client]:
-    """A client of a server of its own, for the swarm in `directory`."""
+    """A client of a server of its own with these flags, for the swarm in `directory`."""
     if transport == "stdio":
         errors = directory / "mcp.err"
-        parameters = StdioServerParameters(command=str(program), args=["mcp"], env=environment, cwd=directory)
+        parameters = StdioServerParameters(command=str(program), args=["mcp", *flags], env=environment, cwd=directory)
         with errors.open("w") as file:
             async with Client(stdio_client(parameters, errlog=file), mode=mode, **options) as client:
                 yield client
         assert errors.read_text() == ""
         return
     async with (
-        http_server(program, directory, environment=environment) as (url, token, _),
+        http_server(program, directory, *flags, environment=environment) as (url, token, _),
         httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=GUARD_S) as http,
         Client(streamable_http_client(url, http_client=http), mode=mode, **options) as client,
     ):
