@@ -24,6 +24,7 @@ from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import inbox_of
+from bus.utils.attempt_counts import AttemptCounts
 
 __all__ = ["ApiGateway", "RequestRefused", "readable_by"]
 
@@ -35,8 +36,6 @@ MAX_LOOKING = 512
 """Reads by sequence of all agents at a time, for each of which the host reads the message first."""
 POISON = "poison:"
 """The ids of reports that several agents make of the same message begin with it."""
-MAX_REPORTED = 200
-"""Alerts of one host: an agent can invent operations without end."""
 
 log = structlog.get_logger("signalmesh.host")
 
@@ -60,6 +59,7 @@ class _ConsumerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inactive_threshold: int
     mem_storage: bool
     num_replicas: int
+    description: str = ""
     opt_start_seq: int | None = None
 
 
@@ -152,6 +152,8 @@ class AgentGateway:
         config = wanted.config
         if wanted.stream_name != stream or config.name != name or "." in name:
             raise RequestRefused(f"{command}: expected the names of the subject in the body")
+        if config.description not in ("", self._name):
+            raise RequestRefused(f"{command}: expected the agent's name as description")
         if not config.deliver_subject.startswith(self.inbox) or not _is_literal(config.deliver_subject):
             raise RequestRefused(f"{command}: expected a deliver subject below {self.inbox}")
         if not config.filter_subjects or not self._readable.issuperset(config.filter_subjects):
@@ -180,7 +182,8 @@ class ApiGateway:
 
     def __init__(self, bus: NatsBus, reports: EventPublisher) -> None:
         self._bus, self._reports = bus, reports
-        self._reported: set[tuple[str, str]] = set()
+        self._refused: AttemptCounts[tuple[str, str]] = AttemptCounts()
+        self._problems: dict[tuple[str, str], str] = {}
         self._serving: dict[str, Any] = {}
         self._looking: set[asyncio.Task[None]] = set()
 
@@ -228,14 +231,21 @@ class ApiGateway:
                 self._bus.connection.write(reply, orjson.dumps(_refusal(error)))
 
     def _report(self, name: str, command: str, error: RequestRefused) -> None:
-        """Alert once for each agent and kind of request; the log has every one."""
+        """Alert for each agent and kind of request at once, then by `check`; the log has every one."""
         log.warning("request_refused", of=name, command=command, problem=str(error))
         operation = _parts(command)[0][:MAX_OPERATION]
-        if (name, operation) in self._reported or len(self._reported) >= MAX_REPORTED:
-            return
-        self._reported.add((name, operation))
-        text = f"agent {name} requested what it may not: {error}; its own code never does, so find out what runs there"
-        self._reports.alert("warning", "api_request_refused", text, agent=name)
+        self._refused.add((name, operation), (name, ""))
+        self._problems = {(name, operation): str(error)}  # of the newest one, which may be reported now
+        self.check()
+
+    def check(self) -> None:
+        """Alert about what has been refused since the last alert about it. Call it about once a second."""
+        for (name, operation), count in self._refused.due():
+            problem = self._problems.get((name, operation), operation or "other requests")
+            text = (
+                f"agent {name} requested what it may not: {problem}; its code never does, so find out what runs there"
+            )
+            self._reports.alert("warning", "api_request_refused", text, agent=name, attempt=operation, count=count)
 
     async def dismiss(self, name: str) -> None:
         """Serve the agent `name` no longer."""

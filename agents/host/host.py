@@ -314,6 +314,7 @@ class Host:
         while True:
             await self._heartbeat_once()
             self._reports.check()
+            self._gateway.check()
             due = max(due + self._interval_s, loop.time())
             await asyncio.sleep(due - loop.time())
 

@@ -259,6 +259,7 @@ class JetStream:
             policy = {"deliver_policy": "by_start_sequence", "opt_start_seq": first}
         config = {
             "name": name,
+            "description": self.connection.name,  # `nats consumer info` shows whose it is
             **policy,
             "filter_subjects": list(filters),
             "deliver_subject": deliver,

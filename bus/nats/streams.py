@@ -18,7 +18,7 @@ MINIMUM_VERSION = (2, 12)
 MEMORY_TTL_S = 3600
 DUPLICATE_WINDOW_S = 120
 """How long a duplicate is detected by its id; at most the maximum age, as the server refuses more."""
-LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas", "metadata")
+LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas", "metadata", "description")
 """Settings that `up` updates. All others must be as this version creates them: the guarantees rest on them."""
 EDITS = {
     "discard": "--discard={}",
@@ -117,6 +117,7 @@ def expected_streams(
     events = {
         **common,
         "name": subjects.stream,
+        "description": f"signalmesh: the messages of swarm {subjects.ns}",
         "subjects": [write],
         "subject_transform": {"src": write, "dest": read},
         "republish": {"src": read, "dest": read},
@@ -131,16 +132,17 @@ def expected_streams(
         {
             **common,
             "name": f"KV_{bucket}",
+            "description": f"signalmesh: the {content} of swarm {subjects.ns}",
             "subjects": [f"$KV.{bucket}.>"],
             "max_msgs_per_subject": 1,
             "discard": "new",
             "max_age": age_s * NANOSECOND,
             "duplicate_window": DUPLICATE_WINDOW_S * NANOSECOND,
         }
-        for bucket, age_s in (
-            (subjects.state_bucket, 0),
-            (subjects.memory_bucket, MEMORY_TTL_S),
-            (subjects.registry_bucket, 0),
+        for bucket, age_s, content in (
+            (subjects.state_bucket, 0, "agents' snapshots"),
+            (subjects.memory_bucket, MEMORY_TTL_S, "agents' last outputs"),
+            (subjects.registry_bucket, 0, "agents' registry"),
         )
     ]
     return [events, *buckets]

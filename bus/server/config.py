@@ -41,6 +41,10 @@ ping_max: 2
 write_deadline: "2s"
 # Subscriptions of one connection: each takes memory of the server. A host with hundreds of agents has one for each.
 max_subscriptions: 4096
+# Connections in all: each takes memory and an open file of the server.
+max_connections: 3072
+# A line of the protocol: a subject with its reply subject. More ends the connection (the server's default, explicitly).
+max_control_line: 4KB
 log_file: {log}
 logfile_size_limit: 10MB
 logfile_max_num: 3

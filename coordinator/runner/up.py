@@ -73,6 +73,7 @@ from coordinator.security.admission import (
     foreign_remark,
     is_from_before_keys,
 )
+from coordinator.security.connections import ConnectionWatch
 from coordinator.security.enforcement import EXPORT, check_enforced
 from coordinator.security.keys import (
     KeyStore,
@@ -233,6 +234,8 @@ class Up:
         self._keys: ServedKeys | None = None
         self._violations: tuple[ViolationLog, ViolationReports] | None = None
         """With keys: what the server has refused."""
+        self._crowds: ConnectionWatch | None = None
+        """With keys: who has too many connections."""
         self._tls: ServedTls | None = None
         self.url = ""
         self.bus: NatsBus
@@ -290,6 +293,7 @@ class Up:
             )
             if self._keys is not None:
                 self._violations = ViolationLog(self._server.log_file), ViolationReports(self._keys.owner)
+                self._crowds = ConnectionWatch(self._keys.owner)
             await self._server.start()
             self.url = self._server.url
             self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
@@ -371,16 +375,7 @@ class Up:
             if violation.attempt == CONNECT and incarnations is not None and incarnations.admits(violation.key):
                 continue  # the server has read it since
             reports.add(violation)
-        for who, attempt, count in reports.due():
-            log.warning("client_refused", who=who, attempt=attempt, count=count)
-            self._events.alert(
-                "warning",
-                "client_refused",
-                f"the server has refused {count} times to {who}: {attempt}; none of our processes does that",
-                who=who,
-                attempt=attempt,
-                count=count,
-            )
+        reports.publish(self._events)
 
     async def _find_denied(self, *, quiet: bool) -> list[Denial]:
         agents = [item.spec.name for item in self.config.agents if not item.external]
@@ -478,6 +473,8 @@ class Up:
             if count % CHECKS_PER_STREAM_CHECK == 0:
                 with contextlib.suppress(BusTimeout, Disconnected, PermissionDenied):
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)
+            if count % CHECKS_PER_PERMISSION_CHECK == 0 and self._crowds is not None and self._server is not None:
+                await self._crowds.look(self._server, self._events)
             if count % CHECKS_PER_PERMISSION_CHECK == 0 and self._server is None:
                 with contextlib.suppress(BusTimeout, Disconnected):
                     self._report_denied(await self._find_denied(quiet=False))

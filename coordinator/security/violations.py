@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
+from bus.durable.events import EventPublisher
+from bus.utils.attempt_counts import AttemptCounts
+
 __all__ = ["CONNECT", "Violation", "ViolationLog", "ViolationReports"]
 
 MAX_READ_BYTES = 1 << 20
 """Of the log at a time; a client that is refused without end writes more. Its lines are then not counted."""
 MAX_LINE_BYTES = 8 << 10
-REPORT_S = 60.0
-"""Between two reports about the same attempt."""
-MAX_REPORTED = 200
-"""Attempts that are told apart: a client can invent subjects without end."""
 _DENIED = re.compile(
     rb'\[ERR\] (?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?(?:"[^"/]*/nkey:(?P<key>U[A-Z2-7]{55})" - )?'
     rb'(?P<verb>Publish|Subscription) Violation - .*?Subject "(?P<subject>[^"]*)"'
@@ -27,6 +28,8 @@ _REFUSED = re.compile(
 _VERBS = {b"Publish": "publish to", b"Subscription": "subscribe to"}
 CONNECT = "connect"
 INBOXES = "_INBOX."
+
+log = structlog.get_logger("signalmesh.up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,8 @@ class ViolationReports:
 
     def __init__(self, who: Callable[[str], str | None], clock: Callable[[], float] = time.monotonic) -> None:
         """`who` names the owner of a public key, which is empty where there is none; None: not to be reported."""
-        self._who, self._clock = who, clock
-        self._counts: dict[tuple[str, str, str], int] = {}
-        self._reported_at: dict[tuple[str, str, str], float] = {}
+        self._who = who
+        self._counts: AttemptCounts[tuple[str, str, str]] = AttemptCounts(clock)
 
     def add(self, violation: Violation) -> None:
         """Count an attempt."""
@@ -109,16 +111,22 @@ class ViolationReports:
         if owner is None or violation.subject.startswith(INBOXES):  # clients ask for an inbox before they need one
             return
         who = f"{owner} at {violation.address.rpartition(':')[0]}"
-        attempt = (who, violation.attempt, violation.subject)
-        if attempt not in self._counts and len(self._counts) >= MAX_REPORTED:
-            attempt = (who, violation.attempt, "")
-        self._counts[attempt] = self._counts.get(attempt, 0) + 1
+        self._counts.add((who, violation.attempt, violation.subject), (who, violation.attempt, ""))
 
     def due(self) -> Iterator[tuple[str, str, int]]:
         """The reports that are due now: who, what was attempted, and how often since the last report."""
-        now = self._clock()
-        for attempt, count in self._counts.items():
-            if count and now - self._reported_at.get(attempt, -REPORT_S) >= REPORT_S:
-                self._reported_at[attempt], self._counts[attempt] = now, 0
-                who, verb, subject = attempt
-                yield who, f"{verb} {subject}".strip(), count
+        for (who, verb, subject), count in self._counts.due():
+            yield who, f"{verb} {subject}".strip(), count
+
+    def publish(self, events: EventPublisher) -> None:
+        """Alert about what is due."""
+        for who, attempt, count in self.due():
+            log.warning("client_refused", who=who, attempt=attempt, count=count)
+            events.alert(
+                "warning",
+                "client_refused",
+                f"the server has refused {count} times to {who}: {attempt}; none of our processes does that",
+                who=who,
+                attempt=attempt,
+                count=count,
+            )

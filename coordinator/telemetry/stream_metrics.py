@@ -18,11 +18,15 @@ from bus.messages import KINDS, Alert, Decision, Epoch, Lifecycle, MarketData, M
 from bus.messages.headers import CAUSE, TRACEPARENT, number
 from bus.messages.subjects import STORED_KINDS, WATCHDOG, Subjects
 from bus.observability.spans import read_sampled
+from coordinator.security.keys import UNNAMED
 from coordinator.telemetry.decision_latency import REMEMBERED, TickTimes, seconds_between
 from coordinator.telemetry.labels import OTHER, Names
 from coordinator.telemetry.recovery_metrics import RecoveryMetrics
 
 WEBHOOK_OUTCOMES = ("delivered", "failed", "refused", "unreadable")
+ATTEMPTS = ("connect", "publish", "subscribe")
+MAX_ATTEMPTS = 10**9
+"""In one report: a larger number is a mistake."""
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2.0, 10.0,
 )  # fmt: skip
@@ -58,6 +62,12 @@ class Instruments:
         )
         self.tick_to_decision = latency("tick_to_decision_seconds", "From storing a tick to storing its decision.")
         self.alerts = counter("alerts", "Alerts, by severity and code.", "severity", "code")
+        self.refused_attempts = counter(
+            "refused_attempts",
+            "What the server or a sandbox host has refused to a client, by whose key it was and what was attempted.",
+            "identity",
+            "attempt",
+        )
         self.claims = counter("claims", "Epochs claimed by new agent processes.", "agent")
         self.terms = counter("watchdog_term_changes", "Terms of leading watchdogs that have started.")
         self.stream_messages = gauge("stream_messages", "Messages in the stream.")
@@ -77,7 +87,7 @@ class StreamMetrics(Instruments):
     def __init__(self, subjects: Subjects, names: Names, agents: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
         super().__init__(self.registry)
-        self._subjects, self.names, self._codes = subjects, names, Names(())
+        self._subjects, self.names, self._codes, self._identities = subjects, names, Names(()), Names(())
         self._config: VotingConfig | None = None
         self._stored: OrderedDict[int, int] = OrderedDict()
         self._ticks = TickTimes()
@@ -161,6 +171,8 @@ class StreamMetrics(Instruments):
             case Alert():
                 known = writer in self.names.known
                 self.alerts.labels(message.severity, self._codes.label(message.code) if known else OTHER).inc()
+                if known:
+                    self._refused(message, writer)
             case VotingConfig() if writer == WATCHDOG:
                 self._config = message
             case Lifecycle():
@@ -171,6 +183,27 @@ class StreamMetrics(Instruments):
                     self.terms.inc()
             case _:
                 pass
+
+    def _refused(self, alert: Alert, writer: str) -> None:
+        """Count what was refused to clients, which `up` and the hosts report."""
+        count = alert.detail.get("count")
+        if not isinstance(count, int) or not 0 < count < MAX_ATTEMPTS:
+            return
+        if alert.code == "client_refused" and writer == "up":
+            owner = str(alert.detail.get("who")).rpartition(" at ")[0]
+            attempt = str(alert.detail.get("attempt")).partition(" ")[0]
+            if attempt in ATTEMPTS:
+                self.refused_attempts.labels(self._identity(owner), attempt).inc(count)
+        elif alert.code == "api_request_refused" and alert.agent is not None:
+            self.refused_attempts.labels(self._identity(f"agent-{alert.agent}"), "request").inc(count)
+
+    def _identity(self, owner: str) -> str:
+        """The label of the owner of a key: its identity, `(no key)` or `(unknown key)`."""
+        if owner.startswith("unknown key"):
+            return "(unknown key)"
+        if owner == UNNAMED:
+            return "(no key)"
+        return self._identities.label(owner.rpartition(" ")[2])  # it may be "the revoked key of …"
 
     def _decided(self, decision: Decision, stored: StoredMessage) -> None:
         deciders = self._config.deciders if self._config else ()

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from prometheus_client import generate_latest
 
 from agents.host.api_gateway import ApiGateway
 from bus.durable.events import EventPublisher
@@ -21,8 +22,12 @@ from bus.nats.key_files import new_seed, take
 from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.supervisor import NatsServer
 from coordinator.config.settings import ResolvedSwarm
+from coordinator.security.connections import MAX_CONNECTIONS, ConnectionWatch, count_connections
 from coordinator.security.keys import KeyStore, ServedKeys
 from coordinator.security.reloading import KeyReloader
+from coordinator.security.violations import ViolationLog, ViolationReports
+from coordinator.telemetry.labels import Names
+from coordinator.telemetry.stream_metrics import StreamMetrics
 from tests.support.secured import UNNAMED, Secured, default_swarm, secured_server
 
 AGENT = "agent-strategy-momentum"
@@ -447,3 +452,95 @@ async def test_an_acknowledgement_can_be_sent_anywhere(server: Secured, subject:
             stored = await operator.kv_get("swarm_state", "coordinator")
             received = [stored.value] if stored else []
         assert b'"stream"' in b"".join(received)
+
+
+# -- counted, and limited
+
+
+async def alerts_of(operator: NatsBus, code: str) -> list[dict[str, Any]]:
+    stored = await operator.read_back(("swarm.alert.>",), 1)
+    found = [orjson.loads(each.data) for each in stored if each.data != b"marker"]
+    return [alert for alert in found if alert.get("code") == code]
+
+
+async def test_what_is_refused_is_counted_and_alerted_once_with_who_did_it(server: Secured, config: ResolvedSwarm):
+    if server.is_open:
+        pytest.skip("nothing is refused")
+    log, reports = ViolationLog(server.log), ViolationReports(server.owner)
+    async with hosted(server, config) as (operator, agent):
+        first = (await operator.bounds()).last + 1
+        for _ in range(5):
+            agent.connection.write("in.swarm.decision.BTC-USD.coordinator", b"{}")
+            with pytest.raises(Refused):
+                await agent.api("STREAM.DELETE.swarm_events")
+        await agent.flush()
+        with pytest.raises(NotAdmitted):
+            await NatsBus.connect(server.url, "swarm", "x", 1.0, Credentials(nkey_seed=new_seed()))
+        for violation in await asyncio.to_thread(log.read):
+            reports.add(violation)
+        async with await EventPublisher.open(operator, "up") as events:
+            reports.publish(events)
+        metrics = StreamMetrics(operator.subjects, Names(("nodejs",)))
+        found = [orjson.loads(each.data) for each in await operator.read_back(("swarm.alert.>",), first)]
+        assert len([alert for alert in found if alert.get("code") == "api_request_refused"]) <= 1
+        refused = [alert["detail"] for alert in found if alert.get("code") == "client_refused"]
+        [forged] = [each for each in refused if each["attempt"] == "publish to in.swarm.decision.BTC-USD.coordinator"]
+        assert (forged["who"], forged["count"]) == (f"{AGENT} at 127.0.0.1", 5)
+        for stored in await operator.read_back(("swarm.alert.>",), first):
+            metrics.count(stored)
+        text = generate_latest(metrics.registry).decode()
+        assert f'signalmesh_refused_attempts_total{{attempt="publish",identity="{AGENT}"}} 5.0' in text
+        assert 'signalmesh_refused_attempts_total{attempt="connect",identity="(unknown key)"} ' in text
+
+
+async def test_a_key_with_many_connections_is_named(server: Secured):
+    identity = AGENT if not server.is_open else UNNAMED
+    async with connected(server, *([identity] * (MAX_CONNECTIONS + 1))) as (operator, *_):
+        counts = await count_connections(server.log.parent, server.pid)
+        async with await EventPublisher.open(operator, "up") as events:
+            ConnectionWatch(server.owner).report(counts, events)
+        named = [alert["detail"]["who"] for alert in await alerts_of(operator, "too_many_connections")]
+    assert (AGENT in named) is not server.is_open
+
+
+async def test_a_message_larger_than_the_limit_ends_the_connection_alone(server: Secured):
+    async with connected(server, AGENT) as (operator, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        await reader.readline()
+        writer.write(b"CONNECT {}\r\nPUB in.swarm.alert.info.x 10000000\r\n")
+        answers = await reader.read()
+        assert b"Maximum Payload Violation" in answers or b"Authorization Violation" in answers
+        writer.close()
+        assert await lands(operator, operator, MARKER)
+
+
+async def test_an_old_message_of_another_is_not_published_again(server: Secured):
+    async with connected(server, AGENT) as (operator, captured):
+        await operator.publish("in.swarm.decision.BTC-USD.coordinator", b"{}", {"Nats-Msg-Id": "coordinator:7"})
+        replayed = {"Nats-Msg-Id": "coordinator:7:again", "Mesh-Output": "7"}
+        landed = await lands(operator, captured, "in.swarm.decision.BTC-USD.coordinator", replayed)
+    assert landed is server.is_open
+
+
+async def test_an_agent_reads_what_has_taken_an_id_of_its_own_and_no_more(server: Secured, config: ResolvedSwarm):
+    async with hosted(server, config) as (operator, agent):
+        taken = await operator.publish("in.swarm.alert.info.research-1", b"{}", {"Nats-Msg-Id": "strategy-momentum:99"})
+        other = await operator.publish("in.swarm.alert.info.research-1", b"{}", {"Nats-Msg-Id": "strategy:99"})
+        found = await agent.message(taken.sequence)
+        assert found is not None
+        assert found.subject == "swarm.alert.info.research-1"
+        with pytest.raises(Refused, match="has no id of its own"):
+            await agent.message(other.sequence)
+        assert await agent.message(other.sequence + 1000) is None
+
+
+async def test_streams_and_consumers_say_whose_they_are(server: Secured, config: ResolvedSwarm):
+    async with hosted(server, config) as (operator, agent):
+        about = (await operator.api("STREAM.INFO.KV_swarm_state"))["config"]["description"]
+        assert about == "signalmesh: the agents' snapshots of swarm swarm"
+        reader = await agent.follow(("swarm.market.>",), 1, lambda _: None)
+        listed = (await operator.api("CONSUMER.LIST.swarm_events"))["consumers"]
+        await reader.close()
+        assert "strategy-momentum" in [each["config"].get("description") for each in listed]
+        with pytest.raises(Refused, match="the agent's name as description"):
+            await agent.api(CREATE, _consumer(agent, description="watchdog"))

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bus.nats.bus import NatsBus
-from bus.nats.credentials import Credentials
+from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.binary import find_binary
 from bus.server.config import configuration
 from coordinator.config.loader import parse_swarm
 from coordinator.config.settings import ResolvedSwarm
+from coordinator.security.keys import UNNAMED as NO_KEY
 from coordinator.security.keys import KeyStore, authorization, identities
 
 GUARD_S = 30.0
@@ -32,6 +33,17 @@ class Secured:
 
     def __init__(self, url: str, keys: KeyStore, log: Path, *, is_open: bool) -> None:
         self.url, self.keys, self.is_open, self.log = url, keys, is_open, log
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        [ports] = self.log.parent.glob("*.ports")
+        return int(ports.stem.rpartition("_")[2])
+
+    def owner(self, public_key: str) -> str:
+        """Whose key it is, as `up` names it."""
+        owners = {public_key_of(self.keys.seed(name)): name for name in identities(default_swarm()) if name != NO_KEY}
+        return owners.get(public_key, NO_KEY if not public_key else f"unknown key {public_key}")
 
     async def connect(self, identity: str) -> NatsBus:
         """Connect as this identity, with the swarm's streams in place."""

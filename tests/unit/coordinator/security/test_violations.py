@@ -11,8 +11,10 @@ from bus.errors import NotAdmitted
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.key_files import new_seed
+from bus.utils import attempt_counts
+from bus.utils.attempt_counts import REPORT_S
 from coordinator.security import violations as module
-from coordinator.security.violations import CONNECT, REPORT_S, Violation, ViolationLog, ViolationReports
+from coordinator.security.violations import CONNECT, Violation, ViolationLog, ViolationReports
 from tests.support.secured import UNNAMED, Secured, secured_server
 
 AGENT = "agent-strategy-momentum"
@@ -125,7 +127,7 @@ def test_inboxes_and_keys_that_are_being_replaced_are_not_reported():
 
 
 def test_a_client_that_invents_subjects_fills_no_memory(monkeypatch):
-    monkeypatch.setattr(module, "MAX_REPORTED", 3)
+    monkeypatch.setattr(attempt_counts, "MAX_TOLD_APART", 3)
     found, _ = reports()
     for number in range(10):
         found.add(Violation("h:1", "A", "publish to", f"n{number}"))
