@@ -64,6 +64,11 @@ LOG_AFTER_S = 5.0
 """A process that waits for the bus without a limit logs it after this time."""
 
 
+NOBODY = "a client without a key"
+WITHOUT_KEY = (
+    "if that is a swarm with keys, name its state directory (--state-dir DIR), or its operator's key before the "
+    "command (signalmesh --nats-nkey DIR/keys/operator.nk ...); else allow it in the server's configuration"
+)
 log = structlog.get_logger("signalmesh.bus")
 
 
@@ -92,9 +97,10 @@ def describe_denials(denials: Sequence[Denial]) -> str:
             subjects[MAX_NAMED:] = [f"{len(subjects) - MAX_NAMED} more subjects"]
         if subjects:
             parts.append(f"{operation} to {', '.join(subjects)}")
+    remedy = WITHOUT_KEY if denials[0].account == NOBODY else "allow it in the server's configuration"
     return (
         f"permission denied: the NATS server at {denials[0].server} does not let {denials[0].account} "
-        f"{' or '.join(parts)}; allow it in the server's configuration"
+        f"{' or '.join(parts)}; {remedy}"
     )
 
 
@@ -326,11 +332,12 @@ class Connection:
         server = self.client._current_server  # noqa: SLF001 - the client has no public name for it
         known = server is not None and server.uri.password is not None  # else the name is a token
         user = unquote(server.uri.username or "") if server is not None and known else ""
+        named = self._credentials.creds or self._credentials.nkey_seed or (server and server.uri.username)
         denial = Denial(
             operation="publish" if operation == "publish" else "subscribe",
             subject=RANDOM_TOKEN.sub("*", subject),
             server=redacted_url(self.url),
-            account=f"user {user!r}" if user else "this user",
+            account=f"user {user!r}" if user else "this user" if named else NOBODY,
         )
         if denial.operation == "publish" and self.answer_denied is not None:
             denial = replace(denial, awaited=self.answer_denied(subject, denial.problem))

@@ -174,11 +174,6 @@ async def connected(target: Target, work: Callable[[NatsBus], Awaitable[T]], *, 
     bus = await NatsBus.connect(target.url, target.swarm, "signalmesh", wait_s=CONNECT_S)
     try:
         return await _unless_denied(bus, work(bus), OPTIONAL if requests else (*OPTIONAL, INBOXES))
-    except PermissionDenied as error:
-        from coordinator.security.keys import hint_at_key
-
-        hint = hint_at_key(target.url)
-        raise PermissionDenied(f"{error}. {hint}" if hint else str(error)) from None
     except Refused as error:
         if error.code != 10059:
             raise

@@ -41,7 +41,6 @@ from coordinator.monitor.models import FAILED_REMEDY, failed_text
 from coordinator.monitor.status import read_failure_reasons, sandboxes_without_host
 from coordinator.reporting.findings import Finding, error, ok, skipped, warning
 from coordinator.runner.run_record import Recorded, Run
-from coordinator.security.keys import hint_at_key
 
 __all__ = ["check_bus"]
 
@@ -120,8 +119,7 @@ async def _denied(facts: _Facts) -> list[Finding]:
     agents = [item.spec.name for item in config.agents if not item.external]
     hosts = [sandbox.name for sandbox in config.sandboxes if sandbox.e2b is None]
     if denied := await find_denied(bus, agents, hosts, "doctor", quiet=quiet):
-        remedy = hint_at_key(bus.url) or "allow these subjects to this user, then reload the server"
-        return [error(check, describe_denials(denied), remedy)]
+        return [error(check, describe_denials(denied), "allow these subjects to this user, then reload the server")]
     return [ok(check, "this user may publish and subscribe to what the swarm needs")]
 
 

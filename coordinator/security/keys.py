@@ -36,7 +36,6 @@ __all__ = [
     "ServedKeys",
     "authorization",
     "check_voter",
-    "hint_at_key",
     "identities",
     "identity_of",
     "key_environment",
@@ -360,13 +359,3 @@ def use_operator_key(state_dir: Path, authentication: Authentication) -> None:
     store.seed(OPERATOR)
     os.environ[SEED_VARIABLE] = str(store.file(OPERATOR))
     os.environ[KEYS_VARIABLE] = str(store.directory)
-
-
-def hint_at_key(url: str) -> str:
-    """What to do if a server denies something to this process; empty if it has a key, or a user in `url`."""
-    if "@" in url or os.environ.get(SEED_VARIABLE) or os.environ.get(CREDS_VARIABLE):
-        return ""
-    return (
-        "If that is a swarm with keys, name its state directory (--state-dir DIR), or its operator's key before the "
-        "command (signalmesh --nats-nkey DIR/keys/operator.nk ...)"
-    )
