@@ -39,6 +39,7 @@ UNCONNECTED_S = 8.0
 """The same, if its log ends with WAITING: then it is known why."""
 WAITING = '"event":"waiting_for_nats"'
 """In the log of a host that has no connection to the bus."""
+NO_HEARTBEAT = "it ran, but sent no heartbeat on the bus"
 RECENT_HEARTBEAT_S = 1.0
 """Maximum age of the last heartbeat of a healthy host."""
 ADOPTED_S = 5.0
@@ -269,7 +270,7 @@ class SandboxInstance:
             if not tasks["end"].done():
                 with contextlib.suppress(Exception):
                     await self.sandbox.commands.kill(handle.pid)
-                return "it ran, but sent no heartbeat on the bus"
+                return str(tasks["silence"].result())
             await tasks["end"]
         except CommandExitException as error:
             return f"exit code {error.exit_code} ({error.error or 'no details'})"
@@ -284,11 +285,13 @@ class SandboxInstance:
             await end_tasks(list(tasks.values()))
         return "exit code 0 without a request to stop"
 
-    async def _silence(self, *, adopted: bool) -> None:
-        """Returns when the host has sent no heartbeat for too long."""
-        started_at, log_read = time.monotonic(), False
+    async def _silence(self, *, adopted: bool) -> str:
+        """Returns when the host has sent no heartbeat for too long, or cannot connect again; with the reason."""
+        started_at, log_read, key = time.monotonic(), False, await self._public_key()
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
+            if await self._public_key() != key:
+                return "its key was replaced"
             if not self._hosts.connected:
                 started_at = time.monotonic()  # this process is disconnected; the host may be fine
             silent_s = min(time.monotonic() - started_at, self._hosts.silent_s(self.host_name))
@@ -296,7 +299,7 @@ class SandboxInstance:
                 adopted = self._silence_alerted = False
                 self.had_heartbeat = True
             if adopted and silent_s > ADOPTED_S:
-                return
+                return NO_HEARTBEAT
             due = silent_s > (NO_HEARTBEAT_S if log_read else UNCONNECTED_S) and not self._silence_alerted
             end_of_log = await self._end_of_log() if due else ""
             log_read = log_read or due
@@ -310,7 +313,11 @@ class SandboxInstance:
                     sandbox=self._target.name,
                 )
             if silent_s > 3 * NO_HEARTBEAT_S:
-                return
+                return NO_HEARTBEAT
+
+    async def _public_key(self) -> str:
+        keys = self._target.keys
+        return "" if keys is None else await asyncio.to_thread(keys.public_key, self.host_name)
 
     async def _end_of_log(self) -> str:
         """The last lines of the host's log, as the end of a sentence; empty if there are none."""

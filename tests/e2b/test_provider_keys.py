@@ -77,7 +77,9 @@ async def test_a_remote_host_has_the_key_of_its_sandbox_until_that_is_replaced(t
         await subscriber.live(*AGENTS)
         await swarm.assert_exact()
         logs = [path.read_text() for path in (tmp_path / ".signalmesh" / "logs").iterdir()]
-        assert "permission_denied" not in "".join(logs)
+        denied = [line for log in logs for line in log.splitlines() if "permission_denied" in line]
+        # A server that reads its users again forgets which answers it awaits: the watchdog sends the order again.
+        assert [line for line in denied if "publish to _INBOX." not in line] == []
         await swarm.down()
         assert host_keys(swarm) == []
 
@@ -91,7 +93,7 @@ async def _is_refused(swarm: RemoteSwarm, seed: str) -> bool:
 
 
 @pytest.mark.slow
-async def test_a_new_provider_keeps_the_host_and_its_key(tmp_path: Path, e2b_standin: StandIn):
+async def test_a_new_provider_keeps_the_host_and_its_key_until_that_is_rotated(tmp_path: Path, e2b_standin: StandIn):
     async with RemoteSwarm(tmp_path, e2b_standin, KEYED) as swarm:
         there = await swarm.started()
         await holds_only_its_own(there)
@@ -103,6 +105,15 @@ async def test_a_new_provider_keeps_the_host_and_its_key(tmp_path: Path, e2b_sta
         await until(lambda: _are(swarm, [there.host]))
         await there.untouched()
         assert public_key_of(left.seed(f"sandbox-{there.host}")) == public
+
+        rotated = await swarm.command("keys", "rotate", f"sandbox-{there.host}")
+        assert rotated.code == 0, rotated
+        heartbeats = there.subscriber.heartbeats
+        await there.subscriber.until("another host", lambda: heartbeats[there.host]["pid"] != there.pid)
+        assert public_key_of(left.seed(f"sandbox-{there.host}")) != public
+        assert list(await e2b_standin.sandboxes()) == [there.sandbox_id]
+        await there.subscriber.live(*AGENTS)
+        await swarm.assert_exact()
         await swarm.down()
 
 
@@ -123,4 +134,4 @@ async def test_a_server_of_others_is_refused(tmp_path: Path, e2b_standin: StandI
     async with RemoteSwarm(tmp_path, e2b_standin, KEYED) as swarm:
         done = await swarm.command("up", "--nats", "nats://127.0.0.1:4", "--for", "1")
         assert done.code == 2, done
-        assert "sandboxes.python: a sandbox at E2B gets a key when it is created" in done.err
+        assert "sandboxes.python: each sandbox at E2B gets a key when it is created" in done.err
