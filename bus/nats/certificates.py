@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from bus.errors import TlsFault
 from bus.nats.credentials import Credentials
 from bus.nats.tls_faults import explain_tls
 from bus.nats.urls import redacted_url, urls_of
+from bus.utils.aio import start_tls
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -69,7 +71,25 @@ def read_certificates(pem: bytes) -> list[CertificateInfo]:
     """
     from cryptography import x509
 
-    return [_info(certificate) for certificate in x509.load_pem_x509_certificates(pem)]
+    with _strange_is_damaged():
+        return [_info(certificate) for certificate in x509.load_pem_x509_certificates(pem)]
+
+
+@contextlib.contextmanager
+def _strange_is_damaged() -> Iterator[None]:
+    """What the library does not know is a ValueError too."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        yield
+    except (
+        x509.InvalidVersion,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+        UnsupportedAlgorithm,
+    ) as error:
+        raise ValueError(str(error)) from None
 
 
 def _info(certificate: Certificate) -> CertificateInfo:
@@ -100,20 +120,21 @@ async def presented_certificate(url: str, *, tls_first: bool) -> CertificateInfo
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     first = tls_first or parts.scheme == "wss"
     port = parts.port or (443 if parts.scheme == "wss" else 4222)
-    writer = None
+    writers = []
     try:
         async with asyncio.timeout(LOOK_S):
             reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context if first else None)
+            writers.append(writer)
             if not first:
                 await reader.readline()
-                await writer.start_tls(context, server_hostname=parts.hostname)
-        tls = writer.get_extra_info("ssl_object")
-        presented = tls.getpeercert(binary_form=True)
-        return _info(x509.load_der_x509_certificate(presented)) if presented else None
-    except (OSError, ValueError, AttributeError, EOFError):  # ssl's errors and TimeoutError are OSErrors
+                writers.append(await start_tls(reader, writer, context, parts.hostname))
+        presented = writers[-1].get_extra_info("ssl_object").getpeercert(binary_form=True)
+        with _strange_is_damaged():
+            return _info(x509.load_der_x509_certificate(presented)) if presented else None
+    except (OSError, ValueError):  # ssl's errors and TimeoutError are OSErrors
         return None
     finally:
-        if writer is not None:
+        for writer in writers:
             writer.transport.abort()
 
 

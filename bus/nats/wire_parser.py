@@ -161,6 +161,10 @@ class WireTransport(TcpTransport):
     async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:
         try:
             await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+            if (
+                self._io_writer is not None
+            ):  # nats-py's protocol takes it for a connection without TLS: asyncio warns at its end
+                self._io_writer.transport.get_protocol()._over_ssl = True  # type: ignore[attr-defined]  # noqa: SLF001
         except BaseException:
             self._tls_failed = True
             if self._io_writer is not None:

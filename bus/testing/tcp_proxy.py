@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import socket
 import ssl
@@ -17,6 +18,8 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import orjson
+
+from bus.utils.aio import start_tls
 
 __all__ = ["DOWN", "UP", "Proxy", "ProxyTls"]
 
@@ -38,10 +41,15 @@ class ProxyTls:
     connecting: ssl.SSLContext
 
 
+_Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_Writers = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
+"""To the client, and to the server."""
+
+
 class _Link:
     """One client's connection and its counterpart to the server. `name` is the name in the client's CONNECT."""
 
-    def __init__(self, writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
+    def __init__(self, writers: _Writers) -> None:
         self.writers = writers
         self.name = ""
         self.dropped: set[str] = set()
@@ -73,6 +81,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[_Writers | None], _Writers] = {}
         self._open = {UP: asyncio.Event(), DOWN: asyncio.Event()}
         for event in self._open.values():
             event.set()
@@ -103,9 +112,11 @@ class Proxy:
         assert self._server is not None
         self._server.close()
         self.reset()
+        for writer in itertools.chain.from_iterable(self._handshakes.values()):
+            writer.transport.abort()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._handshakes, return_exceptions=True)
 
     def _of(self, names: Collection[str]) -> list[_Link]:
         return [link for link in self._links if not names or link.name in names]
@@ -152,16 +163,23 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        if self._tls is not None and not await self._begin_tls(self._tls(), writer, up_reader, up_writer):
-            writer.transport.abort()
-            up_writer.transport.abort()
-            return
+        ends = (writer, up_writer)
+        if self._tls is not None:
+            begun = self._begin_tls(self._tls(), (reader, writer), (up_reader, up_writer))
+            beginning = asyncio.create_task(begun, name="proxy-tls")
+            self._handshakes[beginning] = ends
+            beginning.add_done_callback(self._handshakes.pop)
+            if (secured := await beginning) is None:
+                for end in ends:
+                    end.transport.abort()
+                return
+            ends = secured
         self.accepted += 1
-        link = _Link((writer, up_writer))
+        link = _Link(ends)
         self._links.add(link)
         pumps = [
-            asyncio.create_task(self._pump(link, UP, reader, up_writer), name="proxy-up"),
-            asyncio.create_task(self._pump(link, DOWN, up_reader, writer), name="proxy-down"),
+            asyncio.create_task(self._pump(link, UP, reader, ends[1]), name="proxy-up"),
+            asyncio.create_task(self._pump(link, DOWN, up_reader, ends[0]), name="proxy-down"),
         ]
         self._tasks.update(pumps)
         for pump in pumps:
@@ -175,24 +193,18 @@ class Proxy:
             for end in link.writers:
                 end.transport.abort()
 
-    async def _begin_tls(
-        self,
-        tls: ProxyTls,
-        writer: asyncio.StreamWriter,
-        up_reader: asyncio.StreamReader,
-        up_writer: asyncio.StreamWriter,
-    ) -> bool:
-        """Pass on the server's first line, and begin TLS with both; returns whether both have."""
+    async def _begin_tls(self, tls: ProxyTls, client: _Stream, server: _Stream) -> _Writers | None:
+        """Pass on the server's first line, and begin TLS with both; None if one of them has not."""
+        (reader, writer), (up_reader, up_writer) = client, server
         try:
             async with asyncio.timeout(TLS_S):
                 info = await up_reader.readline()
-                await up_writer.start_tls(tls.connecting, server_hostname=self._host)
+                to_server = await start_tls(up_reader, up_writer, tls.connecting, self._host)
                 writer.transport.pause_reading()  # type: ignore[attr-defined]  # what the client sends now is TLS
                 writer.write(info)
-                await writer.start_tls(tls.accepting)
+                return await start_tls(reader, writer, tls.accepting, server_side=True), to_server
         except OSError:  # ssl's errors and TimeoutError are OSErrors
-            return False
-        return True
+            return None
 
     async def _pump(
         self, link: _Link, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -1,10 +1,13 @@
-"""Ending background tasks reliably."""
+"""Ending background tasks reliably, and TLS on a stream."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import ssl
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -69,3 +72,27 @@ def run_to_end(main: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(to_the_end())
+
+
+async def start_tls(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    context: ssl.SSLContext,
+    server_hostname: str | None = None,
+    *,
+    server_side: bool = False,
+) -> asyncio.StreamWriter:
+    """Begin TLS on a stream; `reader` then has what was encrypted. The old writer has to be kept beside the new one.
+
+    As `StreamWriter.start_tls`, which leaves a writer without a transport behind if the connection ends meanwhile.
+
+    Raises:
+        OSError: the handshake failed.
+    """
+    loop, protocol = asyncio.get_running_loop(), writer.transport.get_protocol()
+    transport = await loop.start_tls(
+        writer.transport, protocol, context, server_side=server_side, server_hostname=server_hostname
+    )
+    if transport is None:
+        raise ConnectionResetError("the connection ended during the handshake")
+    return asyncio.StreamWriter(transport, protocol, reader, loop)

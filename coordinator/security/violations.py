@@ -25,6 +25,15 @@ _DENIED = re.compile(
 _REFUSED = re.compile(
     rb'\[ERR\] (?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?authentication error(?: - Nkey "(?P<key>[^"]*)")?'
 )
+_UNENCRYPTED = re.compile(rb"\[ERR\] (?P<address>\S+) - cid:\d+ - TLS handshake error: (?P<reason>.*)")
+_REASONS = {
+    b"first record does not look like a TLS handshake": "without TLS",
+    b"client offered only unsupported versions": "with TLS older than 1.2",
+    b"no cipher suite supported": "with TLS without a safe cipher",
+    b"client didn't provide a certificate": "without a client certificate",
+    b"failed to verify certificate": "with a certificate of another authority",
+}
+"""Why a handshake failed, if a client is to blame: others have ended it, or have refused the server's certificate."""
 _VERBS = {b"Publish": "publish to", b"Subscription": "subscribe to"}
 CONNECT = "connect"
 INBOXES = "_INBOX."
@@ -34,13 +43,14 @@ log = structlog.get_logger("signalmesh.up")
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A refused attempt. `attempt` is "publish to", "subscribe to" or "connect", with no `subject` then."""
+    """A refused attempt. `attempt` is "publish to", "subscribe to" or "connect"."""
 
     address: str
     key: str
     """The client's public key; empty if it has named none."""
     attempt: str
     subject: str = ""
+    """Of "connect" what is wrong with its TLS, if that is why."""
 
 
 class ViolationLog:
@@ -90,6 +100,10 @@ def _parse(line: bytes) -> Violation | None:
         return Violation(_text(found["address"]), _text(found["key"]), verb, subject)
     if (found := _REFUSED.search(line)) is not None:
         return Violation(_text(found["address"]), _text(found["key"]), CONNECT)
+    if (found := _UNENCRYPTED.search(line)) is not None:
+        reasons = (what for reason, what in _REASONS.items() if reason in found["reason"])
+        if (what := next(reasons, None)) is not None:
+            return Violation(_text(found["address"]), "", CONNECT, what)
     return None
 
 

@@ -26,6 +26,7 @@ import pytest
 from bus.nats.credentials import SEED_VARIABLE
 from bus.utils.processes import die_with_parent, wait_pid_exit
 from coordinator.security.keys import KeyStore
+from coordinator.security.tls_files import TlsFiles
 from tests.acceptance.subscriber import Subscriber
 
 SIGNALMESH = Path(sys.executable).with_name("signalmesh")
@@ -217,8 +218,11 @@ class Swarm:
         self._drains.append(asyncio.create_task(self._drain(self.process.stdout)))
         if not first:
             await self.process.wait()
-        assert first.startswith(f"swarm {self.name} on nats://"), first + self.errors
+        assert first.startswith((f"swarm {self.name} on nats://", f"swarm {self.name} on tls://")), first + self.errors
         self.url = self.record["url"]
+        if self.url.startswith("tls://"):
+            for variable, file in TlsFiles(self.directory / ".signalmesh").environment(mutual=True).items():
+                self._key.setenv(variable, file)
         if self.record["authentication"] == "keys":
             self._key.setenv(SEED_VARIABLE, str(KeyStore(self.directory / ".signalmesh").file("operator")))
         return await self.listen()

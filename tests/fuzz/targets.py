@@ -44,6 +44,7 @@ from bus.mirror.batching import references
 from bus.mirror.reader import MirrorFile, _mirrored
 from bus.mirror.schema import KvRow, MessageRow, StreamIncarnation, message_checksum, subject_columns
 from bus.mirror.writer import MirrorStore
+from bus.nats.certificates import read_certificates
 from bus.nats.client import LazyHeaders, parse_headers
 from bus.nats.key_files import read_seed
 from bus.nats.tls_faults import explain_tls
@@ -198,6 +199,8 @@ def texts(data: bytes) -> None:
             check(text)
     redacted_url(text)
     explain_tls(text)
+    with contextlib.suppress(ValueError):
+        read_certificates(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n".encode(errors="replace"))
     parse_round_id(text)
     read_context(text)
     read_sampled(text)

@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bus.nats.credentials import credentials_from
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
+from coordinator.security.tls_files import TlsFiles
 from tests.support.collecting import GUARD_S
 from tests.support.ports import free_ports
 
@@ -21,7 +23,9 @@ from tests.support.ports import free_ports
 class Cluster:
     """`nodes` by name. Servers stay as they are: no process restarts them."""
 
-    def __init__(self, directory: Path, size: int) -> None:
+    def __init__(self, directory: Path, size: int, tls: TlsFiles | None = None) -> None:
+        """`tls`: with these certificates, clients and routes connect with TLS alone."""
+        self._tls = tls
         ports = free_ports(2 * size)
         self.names = tuple(f"n{number}" for number in range(1, size + 1))
         self._clients = dict(zip(self.names, ports[:size], strict=True))
@@ -29,16 +33,24 @@ class Cluster:
         self._directory = directory
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         all_agents = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes.values())
+        route = ""
+        if tls is not None:
+            files = (
+                f'cert_file: "{tls.certificate("route")}", key_file: "{tls.key("route")}", ca_file: "{tls.authority}"'
+            )
+            route = f", tls {{ {files}, verify: true }}"
+            all_agents = all_agents.replace("nats://", "tls://")
         for name in self.names:
             (directory / f"{name}.conf").write_text(
                 f'server_name: {name}\nhost: 127.0.0.1\nport: {self._clients[name]}\n'
                 f'log_file: "{directory / name}.log"\n'
                 f'jetstream {{ store_dir: "{directory / name}" }}\n'
-                f'cluster {{ name: c, host: 127.0.0.1, port: {routes[name]}, routes: [{all_agents}] }}\n'
+                f'cluster {{ name: c, host: 127.0.0.1, port: {routes[name]}, routes: [{all_agents}]{route} }}\n'
+                f'{tls.server_block(mutual=False) if tls is not None else ""}'
             )  # fmt: skip
 
     def url_of(self, name: str) -> str:
-        return f"nats://127.0.0.1:{self._clients[name]}"
+        return f"{'nats' if self._tls is None else 'tls'}://127.0.0.1:{self._clients[name]}"
 
     @property
     def url(self) -> str:
@@ -64,7 +76,10 @@ class Cluster:
         import nats.errors
 
         async with asyncio.timeout(GUARD_S):
-            client = await nats.connect(self.url.split(","), max_reconnect_attempts=-1, error_cb=_ignore)
+            trusted = (
+                {} if self._tls is None else credentials_from(self._tls.environment(mutual=False)).options(self.url)
+            )
+            client = await nats.connect(self.url.split(","), max_reconnect_attempts=-1, error_cb=_ignore, **trusted)
             try:
                 while True:
                     with contextlib.suppress(nats.errors.Error):
@@ -86,8 +101,8 @@ async def _ignore(_: Exception) -> None:
 
 
 @asynccontextmanager
-async def cluster(directory: Path, size: int = 3) -> AsyncIterator[Cluster]:
-    servers = Cluster(directory, size)
+async def cluster(directory: Path, size: int = 3, tls: TlsFiles | None = None) -> AsyncIterator[Cluster]:
+    servers = Cluster(directory, size, tls)
     try:
         for name in servers.names:
             await servers.start(name)

@@ -66,7 +66,7 @@ def secured_server(directory: Path, *, is_open: bool = False) -> Iterator[Secure
 
 @contextmanager
 def served(directory: Path, users: str) -> Iterator[str]:
-    """The address of a server with the configuration of the embedded one and these lines about users."""
+    """The address of a server with the configuration of the embedded one and these lines about users and TLS."""
     directory.mkdir(exist_ok=True)
     text = configuration(
         name="secured",

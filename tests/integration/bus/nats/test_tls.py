@@ -27,10 +27,12 @@ import trustme
 from bus.errors import BusUnreachable, TlsFault, UsageError
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, credentials_from
-from bus.nats.streams import ensure_streams
+from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
+from coordinator.security.tls_files import TlsFiles
 from signalmesh import python_command
+from tests.support.cluster import cluster
 from tests.support.collecting import GUARD_S
 from tests.support.ports import free_ports
 
@@ -318,6 +320,28 @@ def test_a_command_reaches_a_server_by_the_files_that_its_options_name(tmp_path)
         assert "no swarm named 'swarm' was started there" in done.stderr
     finally:
         server.kill()
+
+
+async def test_a_cluster_has_tls_for_its_clients_and_between_its_servers(tmp_path):
+    files = TlsFiles(tmp_path)
+    files.ensure()
+    async with cluster(tmp_path, tls=files) as servers:
+        credentials = credentials_from(files.environment(mutual=False))
+        bus = await NatsBus.connect(servers.url, "swarm", "test", GUARD_S, credentials)
+        try:
+            await ensure_streams(bus, StreamLimits(max_bytes=16 << 20, replicas=3))
+            down = asyncio.Event()
+            bus.watch_connection(down.set, do_nothing)
+            connected = bus.connection.client.connected_url
+            assert connected is not None
+            [name] = [name for name in servers.names if servers.url_of(name).endswith(f":{connected.port}")]
+            await servers.kill(name)
+            async with asyncio.timeout(GUARD_S):
+                await down.wait()
+                await bus.wait_connected()
+            assert bus.connection.client.connected_url != connected
+        finally:
+            await bus.close()
 
 
 NO_AIOHTTP = """
