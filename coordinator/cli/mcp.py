@@ -37,6 +37,9 @@ def mcp(
             "default: standard input and output.",
         ),
     ] = None,
+    allow_control: Annotated[
+        bool, typer.Option("--allow-control", help="Also offer tools that act, such as agent_kill and swarm_down.")
+    ] = False,
     file: MirrorPath = None,
     config: ConfigFile = None,
     nats: Nats = None,
@@ -63,6 +66,7 @@ def mcp(
         nats=nats,
         swarm=swarm,
         config=config,
+        allow_control=allow_control,
         on_bus=on_bus,
         run=lambda: find_target(nats, state_dir, swarm, config).run,
     )

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE
-from bus.utils.aio import end_tasks
+from bus.utils.aio import both, end_tasks
 from bus.utils.json_text import parse_json
 from bus.utils.processes import die_with_parent
+from bus.utils.terminal import escape_control
 from coordinator.mcp.answers import Answer, Reading, ToolFailed
 from coordinator.mcp.arguments import AuditArguments, ReplayArguments
 from coordinator.mcp.swarm import ServedSwarm, Source, mirror_instead
@@ -30,8 +31,8 @@ from signalmesh import python_command
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
 NAME = "signalmesh: "
-Progress = Callable[[float, float | None], Awaitable[None]]
-"""Called with what is done, and the whole if it is known."""
+Progress = Callable[[float, float | None, str | None], Awaitable[None]]
+"""Called with what is done, the whole if it is known, and a text about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,11 @@ async def _verify(
     note, file = None, ["--file", str(swarm.mirror)]
     from_file = source == "mirror"
     options = [*config, *(file if from_file else [])]
-    done = await run_command(swarm, [*words, *options], progress)
+    done = await run_command(swarm, [*words, *options, *swarm.options()], progress)
     if done.code == EXIT_UNREACHABLE and source == "auto":
         note, from_file = mirror_instead(swarm, ToolFailed(done.problem)), True
         options = [*config, *file]
-        done = await run_command(swarm, [*words, *options], progress)
+        done = await run_command(swarm, [*words, *options, *swarm.options()], progress)
     result = result_of(words[0], done)
     about = result["stream"] if words[0] == "audit" else result
     reading = Reading(
@@ -98,7 +99,9 @@ def result_of(command: str, done: Finished) -> Any:
 
 
 async def run_command(swarm: ServedSwarm, words: Sequence[str], progress: Progress) -> Finished:
-    """Run `signalmesh WORDS` about this swarm with --json. Cancelled, it ends the process and waits for its end.
+    """Run `signalmesh WORDS --json` on the bus of this swarm. Cancelled, it ends the process and waits for its end.
+
+    Each line of its standard error is reported too.
 
     Raises:
         OSError: the system has no room for another process.
@@ -106,7 +109,7 @@ async def run_command(swarm: ServedSwarm, words: Sequence[str], progress: Progre
     receiving, sending = os.pipe()
     try:
         process = await asyncio.create_subprocess_exec(
-            *python_command(*words, *swarm.options(), "--json"),
+            *python_command(*words, "--json"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -125,15 +128,25 @@ async def run_command(swarm: ServedSwarm, words: Sequence[str], progress: Progre
     finally:
         os.close(sending)
     reporting = asyncio.create_task(_report(receiving, progress), name="mcp-progress")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    lines: list[str] = []
     try:
-        output, errors = await process.communicate()
+        _, output = await both(_note(process.stderr, lines, progress), process.stdout.read())
+        await process.wait()
     finally:
         await end_tasks([reporting])
         await _end(process)
-    lines = errors.decode(errors="replace").strip().splitlines()
     problem = lines[-1].removeprefix(NAME) if lines else ""
     assert process.returncode is not None
     return Finished(process.returncode, output, problem)
+
+
+async def _note(errors: asyncio.StreamReader, lines: list[str], progress: Progress) -> None:
+    async for line in errors:
+        if text := line.decode(errors="replace").strip():
+            lines.append(text)
+            await progress(len(lines), None, escape_control(text))
 
 
 async def _report(descriptor: int, progress: Progress) -> None:
@@ -145,7 +158,7 @@ async def _report(descriptor: int, progress: Progress) -> None:
         try:
             async for line in reader:
                 at, last = line.split()
-                await progress(int(at), int(last))
+                await progress(int(at), int(last), None)
         finally:
             transport.close()
 

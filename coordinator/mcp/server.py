@@ -21,9 +21,11 @@ from bus.errors import MeshError
 from bus.utils.aio import end_tasks
 from bus.utils.terminal import escape_control
 from coordinator.mcp.answers import ToolFailed
+from coordinator.mcp.consent import ask
+from coordinator.mcp.control import CONTROL
 from coordinator.mcp.resources import PROMPTS, RESOURCES, STATUS, TEMPLATES, prompt_text, read_resource
 from coordinator.mcp.swarm import ServedSwarm
-from coordinator.mcp.tools import READ_ONLY, ToolSpec, call
+from coordinator.mcp.tools import READ_ONLY, parse_call
 from coordinator.mcp.updates import StatusUpdates
 
 Context: TypeAlias = ServerRequestContext[Any, Any]
@@ -38,6 +40,8 @@ INSTRUCTIONS = (
     "file of the mirror is read, and `read.note` says so."
 )
 
+CONTROL_NAMES = frozenset(tool.name for tool in CONTROL)
+
 log = structlog.get_logger("signalmesh.mcp")
 
 
@@ -46,7 +50,7 @@ class SwarmServer:
 
     def __init__(self, swarm: ServedSwarm) -> None:
         self._swarm = swarm
-        self._tools: dict[str, ToolSpec] = {tool.name: tool for tool in READ_ONLY}
+        self._tools = {tool.name: tool for tool in (*READ_ONLY, *(CONTROL if swarm.allow_control else ()))}
         self.updates = StatusUpdates(swarm)
         self._bus = InMemorySubscriptionBus()
         self._listen = ListenHandler(self._bus)
@@ -78,19 +82,29 @@ class SwarmServer:
                     description=tool.description,
                     input_schema=tool.input_schema(),
                     output_schema=tool.output_schema(),
-                    annotations=types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
+                    annotations=types.ToolAnnotations(read_only_hint=not tool.question, open_world_hint=False),
                 )
                 for tool in self._tools.values()
             ]
         )
 
-    async def _call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
-        async def progress(at: float, whole: float | None) -> None:
-            await context.session.report_progress(at, whole)
+    async def _call_tool(
+        self, context: Context, params: types.CallToolRequestParams
+    ) -> types.CallToolResult | types.InputRequiredResult:
+        async def progress(at: float, whole: float | None, text: str | None) -> None:
+            await context.session.report_progress(at, whole, text)
 
         try:
-            work = call(self._tools, self._swarm, params.name, params.arguments, progress)
-            answer = await _unless_gone(context, work)
+            if params.name not in self._tools and params.name in CONTROL_NAMES:
+                raise ToolFailed(
+                    f"{params.name}: this server only reads; a person can start it as `signalmesh mcp --allow-control`"
+                )
+            tool, arguments = parse_call(self._tools, params.name, params.arguments)
+            if tool.question and not arguments.confirm:
+                question = await ask(context, params, tool, arguments)
+                if question is not None:
+                    return question
+            answer = await _unless_gone(context, tool.run(self._swarm, arguments, progress))
         except MeshError as error:
             return _tool_error(str(error))
         except Exception:

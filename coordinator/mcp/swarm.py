@@ -36,6 +36,7 @@ class ServedSwarm:
     nats: str | None
     swarm: str | None
     config: Path | None
+    allow_control: bool = False
     on_bus: OnBus
     run: Callable[[], Run | None]
     """The record of the swarm; raises MeshError."""

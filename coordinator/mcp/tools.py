@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from coordinator.monitor.models import Status
 from coordinator.replay.models import Replay
 from coordinator.reporting.findings import Diagnosis
 
-Run = Callable[[ServedSwarm, Any, Progress], Awaitable[Answer[Any]]]
+Run = Callable[[ServedSwarm, Any, Progress], Coroutine[Any, Any, Answer[Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,8 @@ class ToolSpec:
     arguments: type
     result: Any
     run: Run
+    question: str = ""
+    """What a person is asked before it acts; empty: it only reads."""
 
     def input_schema(self) -> dict[str, Any]:
         """The JSON Schema of the arguments."""
@@ -61,7 +63,7 @@ def _schema(cls: Any) -> dict[str, Any]:
     return {**root, "$defs": definitions} if definitions else root
 
 
-def _at_once(read: Callable[[ServedSwarm, Any], Awaitable[Answer[Any]]]) -> Run:
+def _at_once(read: Callable[[ServedSwarm, Any], Coroutine[Any, Any, Answer[Any]]]) -> Run:
     return lambda swarm, arguments, _: read(swarm, arguments)
 
 
@@ -151,17 +153,13 @@ READ_ONLY = (
 )
 
 
-async def call(
-    tools: Mapping[str, ToolSpec], swarm: ServedSwarm, name: str, given: Mapping[str, Any] | None, progress: Progress
-) -> Answer[Any]:
-    """The answer of a tool.
+def parse_call(tools: Mapping[str, ToolSpec], name: str, given: Mapping[str, Any] | None) -> tuple[ToolSpec, Any]:
+    """The tool of a call, and its arguments.
 
     Raises:
-        MeshError: it cannot answer; the text says what was expected and what to do.
+        ToolFailed: there is no such tool, or an argument is wrong.
     """
     if name not in tools:
-        raise ToolFailed(
-            f"{name[:100]}: there is no such tool{similar(name, tools)}; expected one of {', '.join(tools)}"
-        )
-    tool = tools[name]
-    return await tool.run(swarm, parse_arguments(name, given, tool.arguments), progress)
+        hint = similar(name, tools)
+        raise ToolFailed(f"{name[:100]}: there is no such tool{hint}; expected one of {', '.join(tools)}")
+    return tools[name], parse_arguments(name, given, tools[name].arguments)

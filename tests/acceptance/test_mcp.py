@@ -18,7 +18,7 @@ import psutil
 import pytest
 from mcp import Client
 from mcp.client.subscriptions import ResourceUpdated
-from mcp_types import ResourceUpdatedNotification, TextContent
+from mcp_types import ElicitRequestParams, ElicitResult, ResourceUpdatedNotification, TextContent
 
 from bus.utils.processes import die_with_parent
 from coordinator.security.keys import KeyStore
@@ -312,3 +312,38 @@ async def test_secrets_never_appear_and_a_swarm_with_keys_is_read_with_the_opera
         token = (tmp_path / ".signalmesh" / "mcp.token").read_text().strip()
         assert len(seeds) > len(AGENTS)
         assert [secret for secret in (*seeds, token, "hook-s3cret") if secret in shown] == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_tools_that_act_need_the_flag_and_the_consent_of_a_person(tmp_path: Path, mode):
+    asked: list[str] = []
+    answers = [ElicitResult(action="decline"), ElicitResult(action="accept", content={"confirm": True})]
+
+    async def person(context: object, params: ElicitRequestParams) -> ElicitResult:
+        asked.append(params.message)
+        return answers[len(asked) - 1]
+
+    async with Swarm(tmp_path, agents_toml(speed=20)) as swarm:
+        await (await swarm.up()).live(*AGENTS)
+        async with connect(SIGNALMESH, tmp_path, "stdio", swarm.environment, mode) as client:
+            refused = await client.call_tool("agent_kill", {"agent": "coordinator", "confirm": True})
+            assert "this server only reads; a person can start it as `signalmesh mcp --allow-cont" in text_of(refused)
+        flags = ("--allow-control",)
+        async with connect(SIGNALMESH, tmp_path, "stdio", swarm.environment, mode, flags) as client:
+            refused = await client.call_tool("agent_kill", {"agent": "coordinator"})
+            assert text_of(refused).startswith("agent_kill: argument confirm: expected true, because this acts; ask ")
+            report = await answer(client, "agent_kill", agent="strategy-momentum", confirm=True)
+            assert (report["result"]["outputs_lost"], report["result"]["outputs_duplicated"]) == (0, 0)
+            unknown = await client.call_tool("agent_restart", {"agent": "strategy-mom", "confirm": True})
+            assert "strategy-mom" in text_of(unknown)
+        async with connect(
+            SIGNALMESH, tmp_path, "stdio", swarm.environment, mode, flags, elicitation_callback=person
+        ) as client:
+            refused = await client.call_tool("agent_restart", {"agent": "coordinator"})
+            assert text_of(refused) == "agent_restart: the person did not agree, so nothing was done"
+            restarted = (await answer(client, "agent_restart", agent="coordinator"))["result"]
+            assert restarted["epoch_after"] > restarted["epoch_before"]
+            assert asked == ["Restart the agent coordinator?"] * 2
+            ended = (await answer(client, "swarm_down", confirm=True))["result"]
+            assert ended["pid"] == swarm.process.pid
+        assert await swarm.wait() == 0

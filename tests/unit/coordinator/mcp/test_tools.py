@@ -8,10 +8,11 @@ import jsonschema
 import pytest
 
 from bus.errors import MeshError
+from coordinator.mcp.control import CONTROL
 from coordinator.mcp.swarm import ServedSwarm
-from coordinator.mcp.tools import READ_ONLY, call
+from coordinator.mcp.tools import READ_ONLY, parse_call
 
-TOOLS = {tool.name: tool for tool in READ_ONLY}
+TOOLS = {tool.name: tool for tool in (*READ_ONLY, *CONTROL)}
 
 
 async def no_bus(_: object) -> None:
@@ -29,10 +30,15 @@ SWARM = ServedSwarm(
 )
 
 
-async def no_progress(_: float, __: float | None) -> None: ...
+async def no_progress(_: float, __: float | None, ___: str | None) -> None: ...
 
 
-@pytest.mark.parametrize("tool", READ_ONLY, ids=lambda tool: tool.name)
+async def call(name: str, given: dict[str, object]) -> None:
+    tool, arguments = parse_call(TOOLS, name, given)
+    await tool.run(SWARM, arguments, no_progress)
+
+
+@pytest.mark.parametrize("tool", [*READ_ONLY, *CONTROL], ids=lambda tool: tool.name)
 def test_the_schemas_of_a_tool_are_objects_whose_arguments_are_described(tool):
     for schema in (tool.input_schema(), tool.output_schema()):
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -56,12 +62,15 @@ def test_the_schemas_of_a_tool_are_objects_whose_arguments_are_described(tool):
         ("history", {"kind": "signal"}, "history: there is no mirror's file at nowhere/mirror.sqlite; start "),
         ("explain", {}, "explain: argument decision: expected a decision_id, a sequence or latest, or both symbol "),
         ("explain", {"symbol": "X"}, "--symbol without --round: expected DECISION_ID, latest, or --round N --symbol"),
+        ("agent_kill", {}, "agent_kill: argument agent: expected a value; call agent_kill again with it"),
+        ("agent_kill", {"agent": "--all"}, "agent_kill: argument agent: expected"),
+        ("chaos", {"for_s": 0}, "chaos: argument for_s: expected"),
         ("replay", {"first": 7, "last": 3}, "replay: argument last: expected 7 (first) or more, not 3; call replay "),
     ],
 )
 async def test_a_wrong_call_names_the_argument_what_was_expected_and_what_to_do(tool, arguments, expected):
     with pytest.raises(MeshError) as raised:
-        await call(TOOLS, SWARM, tool, arguments, no_progress)
+        await call(tool, arguments)
     assert str(raised.value).startswith(expected)
 
 

@@ -1,0 +1,159 @@
+"""The tools that act, with `--allow-control`: each runs its command, and is confirmed by a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from coordinator.certify.models import Certificate
+from coordinator.chaos.report import Chaos
+from coordinator.control.kill import KillReport
+from coordinator.control.watchdog_client import Restarted, Revived
+from coordinator.mcp.answers import Answer, Reading
+from coordinator.mcp.commands import Progress, result_of, run_command
+from coordinator.mcp.swarm import ServedSwarm
+from coordinator.mcp.tools import ToolSpec
+from coordinator.runner.down import Ended
+
+REPORT = "certify.md"
+"""Relative to the state directory."""
+Confirm = Annotated[
+    bool,
+    Meta(description="true: a person has agreed to this call. Without it the person is asked, if the client can ask."),
+]
+AgentName = Annotated[str, Meta(min_length=1, pattern="^[^-]", description="The agent's name.")]
+Seconds = Annotated[float, Meta(gt=0, le=3600, description="Seconds.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentArguments:
+    """Which agent."""
+
+    agent: AgentName
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillArguments:
+    """Which agent, and by which signal."""
+
+    agent: AgentName
+    signal: Annotated[str, Meta(pattern="^[A-Z0-9]+$", description="KILL, STOP, TERM, … or a number.")] = "KILL"
+    wait_s: Seconds = 15.0
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChaosArguments:
+    """How long, and in which order."""
+
+    for_s: Seconds
+    seed: Annotated[int, Meta(description="Seed of the order of faults; without it the order is random.")] | None = None
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmArguments:
+    """Only whether it is agreed to."""
+
+    confirm: Confirm = False
+
+
+async def _act(swarm: ServedSwarm, words: Sequence[str], options: Sequence[str], progress: Progress) -> Answer[Any]:
+    result = result_of(words[0], await run_command(swarm, [*words, *options], progress))
+    return Answer(read=Reading(source="bus", command=swarm.command(*words, named_swarm=False)), result=result)
+
+
+async def _kill(swarm: ServedSwarm, arguments: KillArguments, progress: Progress) -> Answer[Any]:
+    words = ["kill", arguments.agent, "--signal", arguments.signal, "--wait", str(arguments.wait_s)]
+    return await _act(swarm, words, swarm.options(), progress)
+
+
+async def _restart(swarm: ServedSwarm, arguments: AgentArguments, progress: Progress) -> Answer[Any]:
+    return await _act(swarm, ["restart", arguments.agent], swarm.options(), progress)
+
+
+async def _revive(swarm: ServedSwarm, arguments: AgentArguments, progress: Progress) -> Answer[Any]:
+    return await _act(swarm, ["revive", arguments.agent], swarm.options(), progress)
+
+
+async def _chaos(swarm: ServedSwarm, arguments: ChaosArguments, progress: Progress) -> Answer[Any]:
+    seed = [] if arguments.seed is None else ["--seed", str(arguments.seed)]
+    words = ["chaos", "--for", str(arguments.for_s), *seed]
+    return await _act(swarm, words, swarm.options(named_swarm=False), progress)
+
+
+async def _certify(swarm: ServedSwarm, _: ConfirmArguments, progress: Progress) -> Answer[Any]:
+    words = ["certify", "--out", str(swarm.state_dir / REPORT)]
+    result = result_of("certify", await run_command(swarm, words, progress))
+    return Answer(read=Reading(source="machine", file=str(swarm.state_dir / REPORT)), result=result)
+
+
+async def _down(swarm: ServedSwarm, _: ConfirmArguments, progress: Progress) -> Answer[Any]:
+    return await _act(swarm, ["down"], swarm.options(named_swarm=False), progress)
+
+
+CONTROL = (
+    ToolSpec(
+        name="agent_kill",
+        title="Kill an agent",
+        description="Sends a signal to an agent's process and reports its recovery, with the outputs lost and "
+        "duplicated. Equal to `signalmesh kill AGENT --json`.",
+        arguments=KillArguments,
+        result=KillReport,
+        run=_kill,
+        question="Send {signal} to the process of the agent {agent}?",
+    ),
+    ToolSpec(
+        name="agent_restart",
+        title="Restart an agent",
+        description="Drains an agent, starts it again and waits until it is ready. Equal to `signalmesh restart AGENT "
+        "--json`.",
+        arguments=AgentArguments,
+        result=Restarted,
+        run=_restart,
+        question="Restart the agent {agent}?",
+    ),
+    ToolSpec(
+        name="agent_revive",
+        title="Revive an agent",
+        description="Starts a quarantined or drained agent again. Equal to `signalmesh revive AGENT --json`.",
+        arguments=AgentArguments,
+        result=Revived,
+        run=_revive,
+        question="Start the quarantined or drained agent {agent} again?",
+    ),
+    ToolSpec(
+        name="chaos",
+        title="Random faults",
+        description="Injects random faults into the running swarm, measures each recovery, then checks for lost or "
+        "duplicated outputs. Equal to `signalmesh chaos --for SECONDS --json`.",
+        arguments=ChaosArguments,
+        result=Chaos,
+        run=_chaos,
+        question="Make random faults in the running swarm for {for_s} seconds?",
+    ),
+    ToolSpec(
+        name="certify",
+        title="Acceptance run",
+        description="Starts a temporary swarm, kills an agent, audits the result and writes certify.md into the state "
+        "directory. Reports progress, and can be cancelled. Equal to `signalmesh certify --json`.",
+        arguments=ConfirmArguments,
+        result=Certificate,
+        run=_certify,
+        question="Start a temporary swarm on this machine, and kill an agent of it?",
+    ),
+    ToolSpec(
+        name="swarm_down",
+        title="End the swarm",
+        description="Ends the swarm of the state directory in order: agents drain and save their state. Equal to "
+        "`signalmesh down --json`.",
+        arguments=ConfirmArguments,
+        result=Ended,
+        run=_down,
+        question="End the whole swarm?",
+    ),
+)
