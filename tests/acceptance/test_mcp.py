@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import psutil
 import pytest
-from mcp import Client
+from mcp import Client, MCPDeprecationWarning
 from mcp.client.subscriptions import ResourceUpdated
 from mcp_types import ElicitRequestParams, ElicitResult, ResourceUpdatedNotification, TextContent
 
@@ -159,7 +159,8 @@ async def test_subscribers_are_told_of_a_death_and_a_cancelled_audit_leaves_noth
             SIGNALMESH, tmp_path, transport, swarm.environment, mode, message_handler=on_message
         ) as client:
             if mode == "legacy":
-                await client.subscribe_resource(STATUS)
+                with pytest.warns(MCPDeprecationWarning):
+                    await client.subscribe_resource(STATUS)
                 await kill_until(swarm, updated)
             else:
                 async with client.listen(resource_subscriptions=[STATUS]) as events:
@@ -208,7 +209,7 @@ async def stopped_audit() -> psutil.Process:
 AUDITING = """
 import asyncio, sys
 import httpx2
-from mcp import Client
+from mcp import Client, MCPDeprecationWarning
 from mcp.client.streamable_http import streamable_http_client
 
 async def main(url, token, mode):
