@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import re
 import socket
 import ssl
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import orjson
@@ -81,7 +80,6 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._handshakes: dict[asyncio.Task[_Writers | None], _Writers] = {}
         self._open = {UP: asyncio.Event(), DOWN: asyncio.Event()}
         for event in self._open.values():
             event.set()
@@ -111,12 +109,9 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        self.reset()
-        for writer in itertools.chain.from_iterable(self._handshakes.values()):
-            writer.transport.abort()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._handshakes, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _of(self, names: Collection[str]) -> list[_Link]:
         return [link for link in self._links if not names or link.name in names]
@@ -157,33 +152,39 @@ class Proxy:
             link.dropped.update(directions)
         return len(links)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._start(self._forward(reader, writer), "proxy-connection")
+
+    def _start(self, running: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(running, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward a connection until one end closes it; both are closed then, and when this is cancelled."""
+        up_writer: asyncio.StreamWriter | None = None
         try:
             up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
+            ends: _Writers | None = (writer, up_writer)
+            if self._tls is not None:
+                ends = await self._begin_tls(self._tls(), (reader, writer), (up_reader, up_writer))
+            if ends is not None:
+                await self._forward_both(_Link(ends), reader, up_reader)
         except OSError:
+            pass
+        finally:
             writer.transport.abort()
-            return
-        ends = (writer, up_writer)
-        if self._tls is not None:
-            begun = self._begin_tls(self._tls(), (reader, writer), (up_reader, up_writer))
-            beginning = asyncio.create_task(begun, name="proxy-tls")
-            self._handshakes[beginning] = ends
-            beginning.add_done_callback(self._handshakes.pop)
-            if (secured := await beginning) is None:
-                for end in ends:
-                    end.transport.abort()
-                return
-            ends = secured
+            if up_writer is not None:
+                up_writer.transport.abort()
+
+    async def _forward_both(self, link: _Link, reader: asyncio.StreamReader, up_reader: asyncio.StreamReader) -> None:
         self.accepted += 1
-        link = _Link(ends)
         self._links.add(link)
         pumps = [
-            asyncio.create_task(self._pump(link, UP, reader, ends[1]), name="proxy-up"),
-            asyncio.create_task(self._pump(link, DOWN, up_reader, ends[0]), name="proxy-down"),
+            self._start(self._pump(link, UP, reader, link.writers[1]), "proxy-up"),
+            self._start(self._pump(link, DOWN, up_reader, link.writers[0]), "proxy-down"),
         ]
-        self._tasks.update(pumps)
-        for pump in pumps:
-            pump.add_done_callback(self._tasks.discard)
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
