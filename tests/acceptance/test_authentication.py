@@ -135,6 +135,7 @@ async def test_a_state_directory_from_before_there_were_keys_goes_on(tmp_path: P
         assert audit.code == 0, audit
 
 
+@pytest.mark.slow
 async def test_up_and_doctor_warn_of_an_open_swarm(tmp_path: Path):
     async with Swarm(tmp_path, agents_toml(speed=5)) as swarm:
         subscriber = await swarm.up("--open")
@@ -155,6 +156,7 @@ async def test_up_and_doctor_warn_of_an_open_swarm(tmp_path: Path):
     assert (found["level"], "[nats] authentication in " in found["text"]) == ("warning", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "mode", "problem"),
     [
@@ -180,6 +182,7 @@ async def test_a_wrong_key_file_is_named(tmp_path: Path, name: str, content: str
         assert (finding["level"], f"key {file}: " in finding["text"]) == ("error", True)
 
 
+@pytest.mark.slow
 async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
     async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
         subscriber = await swarm.up()
@@ -377,6 +380,7 @@ async def test_agents_recover_while_up_is_stopped(tmp_path: Path):
         assert done.code == 0, done
 
 
+@pytest.mark.slow
 async def test_keys_names_what_is_wrong(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         for arguments, problem in (

@@ -25,6 +25,8 @@ from coordinator.security.tls_files import TlsFiles
 from coordinator.security.violations import ViolationLog
 from tests.support.secured import served
 
+pytestmark = pytest.mark.slow
+
 GUARD_S = 20.0
 REFUSED_S = 1.0
 CLIENT = "victim"

@@ -14,6 +14,8 @@ from mcp.client.streamable_http import streamable_http_client
 from tests.acceptance.swarm import ENVIRONMENT, SIGNALMESH, run_command
 from tests.support.mcp_client import http_server, text_of
 
+pytestmark = pytest.mark.slow
+
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
