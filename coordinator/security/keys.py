@@ -133,10 +133,14 @@ class KeyStore:
 
 @dataclass(frozen=True, slots=True)
 class KeyChanges:
-    """Identities that have a new key, those whose key was removed for good, and whether agents have come or gone."""
+    """Identities that have a new key, those whose key was removed for good, and whether agents have come or gone.
+
+    `hosts` are those among them that have come or gone with a sandbox that a provider has created.
+    """
 
     new: frozenset[str] = frozenset()
     revoked: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
     incarnations: bool = False
 
     def __bool__(self) -> bool:
@@ -231,9 +235,10 @@ class ServedKeys:
         revoked = frozenset(self._public.keys() - found.keys())
         self._former |= {self._public[name]: (f"the replaced key of {name}", now + REPLACED_S) for name in replaced}
         self._former |= {self._public[name]: (f"the revoked key of {name}", now) for name in revoked}
-        new = frozenset(replaced | (found.keys() - self._public.keys()))
+        added = found.keys() - self._public.keys()
         self._granted, self._public = granted, found
-        return KeyChanges(new, revoked)
+        hosts = frozenset(name for name in added | revoked if name.startswith("sandbox-"))
+        return KeyChanges(new=frozenset(replaced | added), revoked=revoked, hosts=hosts)
 
     def _found(self) -> list[str]:
         """The identities that have keys without being in the configuration."""

@@ -114,11 +114,11 @@ class KeyReloader:
         self._restart(changes.new)
 
     def _report(self, changes: KeyChanges) -> None:
-        if changes.new:
-            names = sorted(changes.new)
+        if changes.hosts:
+            log.info("host_keys_changed", identities=sorted(changes.hosts))
+        if names := sorted(changes.new - changes.hosts):
             text = f"new keys are in use for: {', '.join(names)}; what has the old ones is restarted"
             self._events.alert("info", "keys_replaced", text, identities=names)
-        if changes.revoked:
-            names = sorted(changes.revoked)
+        if names := sorted(changes.revoked - changes.hosts):
             text = f"these keys were removed, and what was connected with them is cut off: {', '.join(names)}"
             self._events.alert("info", "keys_revoked", text, identities=names)
