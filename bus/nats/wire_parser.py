@@ -161,14 +161,16 @@ class WireTransport(TcpTransport):
     async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:
         try:
             await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
-            if (
-                self._io_writer is not None
-            ):  # nats-py's protocol takes it for a connection without TLS: asyncio warns at its end
-                self._io_writer.transport.get_protocol()._over_ssl = True  # type: ignore[attr-defined]  # noqa: SLF001
+            transport = None if self._io_writer is None else self._io_writer.transport
+            if transport is None:  # asyncio returns none if the connection ends during the handshake
+                raise ConnectionResetError("the connection ended during the handshake")
+            # None again if the server has ended the connection since. nats-py's protocol takes itself for one without
+            # TLS, and asyncio warns at its end.
+            if (protocol := transport.get_protocol()) is not None:
+                protocol._over_ssl = True  # type: ignore[attr-defined]  # noqa: SLF001
         except BaseException:
             self._tls_failed = True
-            if self._io_writer is not None:
-                self._io_writer.transport.abort()
+            self.abort()
             raise
 
     async def wait_closed(self) -> None:
