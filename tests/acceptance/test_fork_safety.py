@@ -173,6 +173,7 @@ async def test_no_process_shares_descriptors_locks_or_seeds_with_another(tmp_pat
         await subscriber.back({name: first[name]["epoch"] for name in ("coordinator", "strategy-mean-reversion")})
         await subscriber.until("their successors", lambda: len(probed(subscriber.messages)) >= 2 * len(PROBES))
         await subscriber.more_decisions(3)
+        await subscriber.live(*AGENTS, *PROBES)  # a start that is under way passes descriptors on
         assert_nothing_shared(swarm)
         found = probed(subscriber.messages)
         for name in DRAWN:

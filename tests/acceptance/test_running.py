@@ -32,7 +32,7 @@ async def test_status_and_two_swarms_on_one_server(tmp_path: Path, undisturbed: 
         Swarm(tmp_path / "one", exact_toml(speed=50, rounds=9000)) as one,
         Swarm(tmp_path / "two", exact_toml(speed=0, rounds=few, top='swarm = "two"'), "two") as two,
     ):
-        subscriber = await one.up()
+        subscriber = await one.up("--open")
         other = await two.up("--nats", one.url)
         await subscriber.decided(200)
         await other.decided(few)
