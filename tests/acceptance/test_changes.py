@@ -47,6 +47,7 @@ async def kill_leader_when(
     return await running
 
 
+@pytest.mark.slow
 async def test_a_moved_agent_keeps_its_outputs_and_stays_there(tmp_path: Path):
     async with Swarm(tmp_path, TOML) as swarm:
         subscriber = await swarm.up("--speed", SPEED)
@@ -114,6 +115,7 @@ async def test_agents_of_a_lost_sandbox_return_by_rebalance(tmp_path: Path):
         assert (await swarm.command("audit")).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "problem"),
     [

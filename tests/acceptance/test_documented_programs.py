@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from bus.utils.processes import die_with_parent
 from tests.acceptance.swarm import ENVIRONMENT, GUARD_S, Swarm, agents_toml
 from tests.support.repository import ROOT
@@ -43,6 +45,7 @@ async def running(swarm: Swarm, program: str) -> AsyncIterator[asyncio.StreamRea
         await process.communicate()
 
 
+@pytest.mark.slow
 async def test_consumers_receive_decisions_and_the_voter_votes(tmp_path: Path):
     async with Swarm(tmp_path, VOTER + agents_toml(speed=5, history=10)) as swarm:
         subscriber = await swarm.up()

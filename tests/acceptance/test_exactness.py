@@ -31,7 +31,7 @@ from tests.acceptance.subscriber import Subscriber, read_stream
 from tests.acceptance.swarm import AGENTS, SANDBOXES, VOTERS, Swarm
 
 FOUR = (*VOTERS, "coordinator")
-KILLS = 11
+KILLS = 8
 """In a row: then the pauses between restarts have grown to about their longest, 5 s."""
 
 

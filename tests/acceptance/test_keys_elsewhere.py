@@ -56,6 +56,7 @@ async def test_the_exported_users_are_enough_and_recovery_works(tmp_path: Path):
             assert f"the server refuses to the keys of {len(AGENTS)} agents what they may not do" in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -76,6 +77,7 @@ async def test_a_server_without_the_users_is_refused(tmp_path: Path, change: Cal
             assert len(done.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 async def test_without_being_asked_the_configuration_of_that_server_counts(tmp_path: Path):
     async with Swarm(tmp_path, agents_toml(speed=5)) as swarm:
         with served(tmp_path / "server", "") as url:

@@ -48,6 +48,7 @@ READERS = {"market": 4, "signal": 1, "sentiment": 1, "decision": 1, "config": 2}
 """How many agents read each kind."""
 
 
+@pytest.mark.slow
 async def test_poison_stops_no_agent_and_is_reported_once(tmp_path: Path):
     async with Swarm(tmp_path) as swarm:
         subscriber = await swarm.up("--speed", "50", "--open")  # with keys nobody publishes on the read side

@@ -115,6 +115,7 @@ async def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert (await swarm.command("status", "--nats", plain)).code == 0
 
 
+@pytest.mark.slow
 async def test_a_server_without_tls_and_wrong_files_are_refused(tmp_path: Path):
     async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
         files = files_of(swarm)

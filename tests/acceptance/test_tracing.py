@@ -179,6 +179,7 @@ async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path,
             assert {span.attributes.get("mesh.round") for span in linking} >= late
 
 
+@pytest.mark.slow
 async def test_a_round_is_sampled_whole_or_not_at_all(tmp_path: Path):
     """The tick decides: an unsampled message carries no context, and a successor decides nothing anew."""
     toml = f"[coordinator]\nround_timeout_ms = 60000\n{agents_toml(speed=20, limit=60, history=20)}"

@@ -51,6 +51,7 @@ async def fill(bus: NatsBus) -> None:
     await bus.kv_put(bus.subjects.state_bucket, "momentum", Snapshot(epoch=3, cursor=9, state={"n": 1}).encode(), 0)
 
 
+@pytest.mark.slow
 async def test_the_pages_show_the_file_and_nothing_can_be_acted_on(tmp_path):
     file = await mirrored(tmp_path)
     async with (

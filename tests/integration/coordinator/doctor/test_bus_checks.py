@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from bus.durable.events import EventPublisher
 from bus.durable.registry import Record, write_record
 from bus.durable.snapshots import Snapshot
@@ -28,6 +30,7 @@ async def checked(bus: NatsBus, directory: Path, config=CONFIG, run=None) -> dic
     return {finding.check: finding for finding in await check_bus(bus, config, run, directory)}
 
 
+@pytest.mark.slow
 async def test_a_bus_in_order_with_the_durability_that_is_active(tmp_path):
     async with NatsServer(tmp_path, port=0, durability="power") as server, Connections() as connections:
         bus = await connections.bus(server.url, streams=True)
@@ -44,6 +47,7 @@ async def test_a_bus_in_order_with_the_durability_that_is_active(tmp_path):
         assert other["durability"].level == "warning"
 
 
+@pytest.mark.slow
 async def test_streams_that_are_missing_or_other_than_this_version_makes_them(tmp_path):
     async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
         bus = await connections.bus(server.url)
@@ -90,6 +94,7 @@ async def test_cursors_that_the_stream_has_left_behind(tmp_path):
         assert f"{bounds.first - 4} messages after its cursor are gone" in found["cursor of gone"].text
 
 
+@pytest.mark.slow
 async def test_an_account_that_is_nearly_full(tmp_path):
     store, conf = tmp_path / "store", tmp_path / "nats.conf"
     conf.write_text(
@@ -118,6 +123,7 @@ async def test_a_server_without_jetstream_and_one_that_is_not_there(tmp_path):
     assert {finding.check for finding in found.findings if finding.level == "error"} == {"bus"}
 
 
+@pytest.mark.slow
 async def test_a_quarantined_agent_is_a_warning_with_the_reason(tmp_path):
     async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
         bus = await connections.bus(server.url)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from bus.utils.processes import wait_pid_exit
 from tests.support.collecting import GUARD_S
@@ -246,6 +247,7 @@ async def test_without_an_answer_of_the_zygote_a_new_interpreter_is_started_once
         assert not psutil.pid_exists(program.zygote)
 
 
+@pytest.mark.slow
 async def test_all_that_wait_for_a_hung_zygote_are_started_once(tmp_path: Path):
     async with parent(tmp_path) as program:
         assert await program.run("exit", "0") == (0, "")  # it is ready

@@ -84,6 +84,7 @@ async def test_each_key_may_do_what_its_process_does(tmp_path: Path, url: str):
     assert not await may_publish(url, "", FORGED)
 
 
+@pytest.mark.slow
 async def test_a_replaced_key_holds_after_the_reload_and_connections_of_others_stay(tmp_path: Path, url: str):
     store = KeyStore(tmp_path)
     unnamed, operator = await connect(url), await connect(url, store.seed("operator"))
@@ -110,6 +111,7 @@ async def test_open_and_back(tmp_path: Path, url: str):
     assert not await may_publish(url, "", FORGED)
 
 
+@pytest.mark.slow
 async def test_what_is_wrong_with_the_server_is_told(tmp_path: Path, url: str):
     store = KeyStore(tmp_path)
     (tmp_path / "shares/nats/users.conf").write_text("authorization { users: [ { nkey: nonsense } ] }")

@@ -366,8 +366,8 @@ async def test_a_bus_that_goes_away_during_a_skip_is_asked_again_when_it_is_back
     ],
     ids=lambda tested: tested.__name__,
 )
-def test_a_search_that_is_ten_times_longer(property_: Any) -> None:
-    given(*LIVES_AND_SEED)(settings(searching, max_examples=10 * EXAMPLES)(property_.hypothesis.inner_test))()
+def test_a_search_that_is_five_times_longer(property_: Any) -> None:
+    given(*LIVES_AND_SEED)(settings(searching, max_examples=5 * EXAMPLES)(property_.hypothesis.inner_test))()
 
 
 if __name__ == "__main__":

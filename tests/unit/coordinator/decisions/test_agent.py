@@ -308,6 +308,7 @@ def test_windows_stay_bounded_and_hold_what_was_decided(agent: CoordinatorAgent)
     assert len(orjson.dumps(agent.state)) < 8192
 
 
+@pytest.mark.slow
 def test_many_feeds_share_a_budget_and_still_fit_a_snapshot(agent: CoordinatorAgent) -> None:
     names = [f"SYM{n}/USD" for n in range(MAX_FEEDS)]
     created: list[Decision] = []
