@@ -45,6 +45,6 @@ def shorten(text: str, limit: int) -> str:
     """The beginning of `text`, with a note of what was left out; halves of characters (surrogates) are escaped."""
     # A subclass of str may be returned by `__str__`, with methods of its own.
     plain = str.__str__(text)
-    if len(plain) > limit:
-        plain = f"{plain[:limit]}… ({len(plain)} characters)"
-    return plain.encode("utf-8", "backslashreplace").decode("utf-8")
+    # Escaped before it is cut: half a character becomes six.
+    escaped = plain[: limit + 1].encode("utf-8", "backslashreplace").decode("utf-8")
+    return escaped if len(escaped) <= limit else f"{escaped[:limit]}… ({len(plain)} characters)"

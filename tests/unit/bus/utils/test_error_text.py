@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.utils.error_text import MAX_ERROR_TEXT, describe_error
+from bus.utils.error_text import MAX_ERROR_TEXT, describe_error, shorten
 
 
 class Evasive(ExceptionGroup[Exception]):
@@ -23,3 +23,10 @@ def test_a_group_is_bounded_and_its_report_does_not_fail():
         nest = ExceptionGroup("in", [nest])
     assert describe_error(nest) == "ExceptionGroup: in (1 sub-exception)"
     assert describe_error(Evasive("own", [ValueError("v")])).startswith("Evasive: own")
+
+
+def test_halves_of_characters_are_escaped_within_the_limit():
+    assert shorten("a\ud800b", 100) == "a\\ud800b"
+    assert shorten("\ud800" * 500, 1000) == "\\ud800" * 166 + "\\ud8… (500 characters)"
+    assert shorten("é" * 1000, 1000) == "é" * 1000
+    assert shorten("é" * 1001, 1000) == "é" * 1000 + "… (1001 characters)"
