@@ -104,6 +104,8 @@ class Subscriber:
             self.has_heartbeat[heartbeat["agent"]] += 1
             if known is None or heartbeat["role"] != "agent" or heartbeat["epoch"] >= known["epoch"]:
                 self.heartbeats[heartbeat["agent"]] = heartbeat
+            if heartbeat["role"] == "agent":  # its claim may have been published before this has connected
+                self.claims.setdefault(heartbeat["agent"], heartbeat["epoch"])
         elif kind != "control":
             headers = msg.headers or {}
             message = SwarmMessage(msg.subject, msg.data, headers, int(headers.get("Nats-Sequence", 0)))
