@@ -16,7 +16,7 @@ import pytest
 from bus.observability.otel_env import host_id
 from tests.acceptance.exact import ROUNDS, Content, assert_numbered, assert_same, content_of, exact_toml
 from tests.acceptance.subscriber import Subscriber, SwarmMessage, read_stream
-from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Swarm, agents_toml, run_command
+from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Ends, Swarm, agents_toml, run_command
 from tests.acceptance.traces import PHASES, assert_tree, decision_of, is_whole, recoveries
 from tests.support.collector import OtlpCollector, Received, collecting, orphans, roots
 from tests.support.collector_process import collector_process
@@ -214,7 +214,9 @@ async def test_a_watchdog_that_dies_in_a_recovery_leaves_no_parent_missing(tmp_p
         collector.mode = "unavailable"  # the processes that live on try again
         swarm.send(heartbeat["pid"], signal.SIGKILL)
         await subscriber.back({"strategy-momentum": heartbeat["epoch"]})
+        ends = await Ends.of(leader["pid"])
         swarm.send(leader["pid"], signal.SIGKILL)
+        await ends.all()  # it sends nothing any more
         collector.mode = "well"
         name, parts = "respawn strategy-momentum", {"restore", "replay"}
 
