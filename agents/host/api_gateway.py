@@ -23,7 +23,7 @@ from bus.interface import StoredMessage
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
-from bus.nats.credentials import inbox_of
+from bus.nats.credentials import answers_of, inbox_of
 from bus.utils.attempt_counts import AttemptCounts
 
 __all__ = ["ApiGateway", "RequestRefused", "readable_by"]
@@ -85,9 +85,11 @@ def readable_by(spec: AgentSpec, subjects: Subjects) -> frozenset[str]:
 class AgentGateway:
     """The rights of one agent, by which its requests are checked."""
 
-    def __init__(self, spec: AgentSpec, subjects: Subjects, public_key: str) -> None:
+    def __init__(self, spec: AgentSpec, subjects: Subjects, public_key: str, host: str) -> None:
         self._name = name = spec.name
-        self._subjects, self.inbox = subjects, inbox_of(public_key) + "."
+        self._subjects, self._inbox = subjects, inbox_of(public_key) + "."
+        self.answers = answers_of(inbox_of(public_key), host) + "."
+        """What the subjects begin with at which this host may answer the agent."""
         self._readable = readable_by(spec, subjects)
         self._keys = {
             f"KV_{bucket}": f"$KV.{bucket}.{key}"
@@ -105,8 +107,8 @@ class AgentGateway:
         Raises:
             RequestRefused: it may not.
         """
-        if reply and not reply.startswith(self.inbox):
-            raise RequestRefused(f"{command}: expected an answer to an inbox of the agent's own, not to {reply}")
+        if reply and not reply.startswith(self.answers):
+            raise RequestRefused(f"{command}: expected an answer below {self.answers}, not to {reply}")
         operation, stream, rest = _parts(command)
         try:
             if operation == "STREAM.INFO" and not rest and stream == self._subjects.stream:
@@ -154,8 +156,8 @@ class AgentGateway:
             raise RequestRefused(f"{command}: expected the names of the subject in the body")
         if config.description not in ("", self._name):
             raise RequestRefused(f"{command}: expected the agent's name as description")
-        if not config.deliver_subject.startswith(self.inbox) or not _is_literal(config.deliver_subject):
-            raise RequestRefused(f"{command}: expected a deliver subject below {self.inbox}")
+        if not config.deliver_subject.startswith(self._inbox) or not _is_literal(config.deliver_subject):
+            raise RequestRefused(f"{command}: expected a deliver subject below {self._inbox}")
         if not config.filter_subjects or not self._readable.issuperset(config.filter_subjects):
             foreign = sorted(set(config.filter_subjects) - self._readable) or ["everything"]
             raise RequestRefused(f"{command}: the agent may not read {', '.join(foreign)}")
@@ -178,10 +180,10 @@ def _parts(command: str) -> tuple[str, str, str]:
 
 
 class ApiGateway:
-    """Serves the agents of one host over its connection `bus`, and reports what it refuses by `reports`."""
+    """Serves the agents of `host` over its connection `bus`, and reports what it refuses by `reports`."""
 
-    def __init__(self, bus: NatsBus, reports: EventPublisher) -> None:
-        self._bus, self._reports = bus, reports
+    def __init__(self, bus: NatsBus, reports: EventPublisher, host: str) -> None:
+        self._bus, self._reports, self._host = bus, reports, host
         self._refused: AttemptCounts[tuple[str, str]] = AttemptCounts()
         self._problems: dict[tuple[str, str], str] = {}
         self._serving: dict[str, Any] = {}
@@ -189,7 +191,8 @@ class ApiGateway:
 
     async def admit(self, spec: AgentSpec, public_key: str) -> None:
         """Serve the agent of `spec`, whose user has this nkey, until `dismiss`."""
-        agent, name, connection = AgentGateway(spec, self._bus.subjects, public_key), spec.name, self._bus.connection
+        agent = AgentGateway(spec, self._bus.subjects, public_key, self._host)
+        name, connection = spec.name, self._bus.connection
         await self.dismiss(name)
         prefix = self._bus.subjects.api(name) + "."
 
@@ -226,7 +229,7 @@ class ApiGateway:
 
     def _refuse(self, agent: AgentGateway, name: str, command: str, reply: str, error: RequestRefused) -> None:
         self._report(name, command, error)
-        if reply.startswith(agent.inbox):
+        if reply.startswith(agent.answers):
             with contextlib.suppress(BusError):
                 self._bus.connection.write(reply, orjson.dumps(_refusal(error)))
 

@@ -240,6 +240,7 @@ class Host:
             creds="",
             nkey_seed=order.seed,
             api=self._bus.subjects.api(order.spec.name),
+            api_host=self.name,
         )
 
     async def _await_exit(self, slot: _Slot) -> None:

@@ -157,6 +157,11 @@ class Subjects:
     def control(self, target: str, command: str) -> str:
         return f"{self.ns}.control.{target}.{command}"
 
+    def controlled(self, subject: str) -> str:
+        """The process that answers requests to `subject`; empty if that is no subject of control requests."""
+        target, _, command = subject.removeprefix(f"{self.ns}.control.").partition(".")
+        return target if command and subject == self.control(target, command) else ""
+
     def api(self, agent: str) -> str:
         """The prefix at which an agent requests JetStream's API of its host; no swarm's name begins with `_`."""
         return f"_API.{self.ns}.{agent}"

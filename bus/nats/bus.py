@@ -220,7 +220,8 @@ class NatsBus:
     async def listen(self, subject: str, on_message: OnMessage) -> Closable:
         async def on_msg(msg: Msg) -> None:
             try:
-                await on_message(ReceivedMessage(msg.subject, msg.data, msg.headers or {}, msg.reply))
+                reply = msg.reply if self.connection.may_answer(msg.reply) else ""
+                await on_message(ReceivedMessage(msg.subject, msg.data, msg.headers or {}, reply))
             except Exception:
                 log.exception("listener_failed", subject=msg.subject)
 
@@ -248,7 +249,7 @@ class NatsBus:
         return await self.listen(subject, on_message)
 
     async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
-        return await self.jetstream.request(subject, data, timeout_s)
+        return await self.jetstream.request(subject, data, timeout_s, self.subjects.controlled(subject))
 
     async def serve(
         self,

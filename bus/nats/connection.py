@@ -33,7 +33,7 @@ from bus.errors import (
 )
 from bus.nats.certificates import tls_fault
 from bus.nats.client import FastClient
-from bus.nats.credentials import Credentials, credentials_from
+from bus.nats.credentials import INBOXES, Credentials, credentials_from
 from bus.nats.tls_faults import CLIENT_CERTIFICATE, NO_TLS
 from bus.nats.urls import check_url, is_loopback, is_websocket, redacted_url, urls_of
 from bus.nats.wire_parser import OnDirect
@@ -221,6 +221,17 @@ class Connection:
     def api(self) -> str:
         """The prefix of the subjects of JetStream's API."""
         return self._credentials.api
+
+    @property
+    def api_host(self) -> str:
+        """The host that passes requests to JetStream's API on; empty: none does."""
+        return self._credentials.api_host
+
+    def may_answer(self, reply: str) -> bool:
+        """Whether a request with this reply subject may be answered. With keys, whoever asks could otherwise name
+        any subject, and have us refused there in its place.
+        """
+        return not self._credentials.nkey_seed or reply.startswith(INBOXES)
 
     @property
     def is_ready(self) -> bool:

@@ -21,8 +21,11 @@ __all__ = [
     "CERTIFICATE_VARIABLE",
     "CREDS_VARIABLE",
     "FIRST_VARIABLE",
+    "INBOXES",
     "SEED_VARIABLE",
+    "SERVICES",
     "Credentials",
+    "answers_of",
     "credentials_from",
     "credentials_of",
     "inbox_of",
@@ -36,6 +39,9 @@ CERTIFICATE_VARIABLE = "SIGNALMESH_NATS_CERT"
 CERTIFICATE_KEY_VARIABLE = "SIGNALMESH_NATS_CERT_KEY"
 FIRST_VARIABLE = "SIGNALMESH_NATS_TLS_FIRST"
 JETSTREAM_API = "$JS.API"
+INBOXES = "_INBOX."
+SERVICES = "services"
+"""Below a user's inboxes: where every agent may answer, as the discovery of services asks all of them at once."""
 OPTIONS = {
     CREDS_VARIABLE: "--nats-creds",
     SEED_VARIABLE: "--nats-nkey",
@@ -54,7 +60,7 @@ class Credentials:
     TLS. `certificate` names the files of a client's certificate and its key, for OpenSSL reads only files. `tls_first`:
     the client starts TLS first, as a server with `handshake_first` and proxies in front of port 443 expect. `api` is
     the prefix of subjects at which JetStream's API is requested: an agent of a swarm with keys requests it of its host
-    (agents/host/api_gateway.py).
+    (agents/host/api_gateway.py), which is named `api_host`.
     """
 
     creds: str = field(default="", repr=False)
@@ -64,6 +70,7 @@ class Credentials:
     certificate: tuple[str, str] | None = None
     tls_first: bool = False
     api: str = JETSTREAM_API
+    api_host: str = ""
 
     def options(self, url: str) -> dict[str, Any]:
         """Options for nats-py's `connect` to `url`.
@@ -141,7 +148,14 @@ def inbox_of(public_key: str) -> str:
     """The prefix of all inboxes of the user with this nkey: where a server lets nobody else subscribe, only this user
     receives the answers to its requests.
     """
-    return f"_INBOX.{public_key}"
+    return f"{INBOXES}{public_key}"
+
+
+def answers_of(inbox: str, name: str) -> str:
+    """Below the prefix `inbox` of a user's inboxes: where `name` answers the user's requests. With a key, a process may
+    publish its answers there and nowhere else, so that they are in its own name and need no `allow_responses`.
+    """
+    return f"{inbox}.answer.{name}"
 
 
 def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:

@@ -30,6 +30,7 @@ from bus.messages import MAX_PAYLOAD_BYTES
 from bus.nats.account_limits import LIMIT_CODES, explain_limit
 from bus.nats.client import STATUS, parse_headers
 from bus.nats.connection import RANDOM_TOKEN, Connection, Denial, too_large
+from bus.nats.credentials import answers_of
 
 WRONG_LAST_SEQUENCE = 10071
 """The error code for a lost compare-and-set."""
@@ -58,16 +59,22 @@ log = structlog.get_logger("signalmesh.bus")
 
 
 class JetStream:
-    """Publishing, requests and consumers over `connection`, with one inbox for all answers. Call `open` once."""
+    """Publishing, requests and consumers over `connection`. Call `open` once.
+
+    One inbox is for the answers of the server, another one for those of processes, whose subjects name the process.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._acks: dict[str, tuple[str, Done]] = {}
         self._requests: dict[str, tuple[str, asyncio.Future[tuple[bytes, Headers]]]] = {}
+        """Reply subject -> subject of the request, and its answer."""
         self._tokens = 0
         self._api = connection.api
         self._inbox = connection.client.new_inbox() + "."
         """The prefix of reply subjects; the token after it identifies the request."""
+        self._inboxes, _, self._answers = connection.client.new_inbox().rpartition(".")
+        """The prefix of all inboxes, and the token before the one that identifies a request to a process."""
         self._account: tuple[float, dict[str, Any], str] | None = None
         """When the account was last requested, JetStream's answer about it, and its name."""
         self._requesting = asyncio.Lock()
@@ -79,12 +86,13 @@ class JetStream:
         connection.watch_denials(self._on_denied)
 
     async def open(self) -> None:
-        """Subscribe to the inbox.
+        """Subscribe to the inboxes.
 
         Raises:
             Disconnected: the connection has been closed.
         """
-        await self.connection.subscribe_directly(self._inbox + "*", self._on_answer)
+        await self.connection.subscribe_directly(self._inbox + "*", self._on_server_answer)
+        await self.connection.subscribe_directly(self._reply_subject("*", "*"), self._on_answer)
 
     def send(self, subject: str, data: bytes, headers: Headers, done: Done) -> str:
         """Publish without waiting; `done` is called with the answer. Returns the token that `forget` takes.
@@ -116,31 +124,42 @@ class JetStream:
         self._tokens += 1
         return str(self._tokens)
 
-    def _on_answer(self, inbox: str, _: str, data: bytes, headers: bytes) -> None:
+    def _reply_subject(self, by: str, token: str) -> str:
+        """Where the process `by` answers; the server, if that is empty."""
+        return f"{answers_of(self._inboxes, by)}.{self._answers}.{token}" if by else self._inbox + token
+
+    def _on_server_answer(self, inbox: str, reply: str, data: bytes, headers: bytes) -> None:
         token = inbox[len(self._inbox) :]
         try:
             if token in self._acks:
-                reply = _read_reply(data)
-                if not data or _is_ack(reply) or "error" in reply:  # anything else is no answer of a stream
+                answer = _read_reply(data)
+                if not data or _is_ack(answer) or "error" in answer:  # anything else is no answer of a stream
                     subject, done = self._acks.pop(token)
-                    result = _ack_of(reply, subject)
+                    result = _ack_of(answer, subject)
                     if isinstance(result, Refused) and result.code in LIMIT_CODES:
                         self._explain_to(done, result)
                     else:
                         done(result)
                 return
-            subject, answer = self._requests.get(token, ("", None))
-            if answer is not None and not answer.done() and (subject.startswith("$") or not _is_ack(_read_reply(data))):
-                answer.set_result((data, parse_headers(headers)))
         except Exception:  # an exception here would end the connection
             log.exception("ack_callback_failed")
+        self._on_answer(inbox, reply, data, headers)
+
+    def _on_answer(self, inbox: str, _: str, data: bytes, headers: bytes) -> None:
+        try:
+            subject, answer = self._requests.get(inbox, ("", None))
+            if answer is not None and not answer.done() and (subject.startswith("$") or not _is_ack(_read_reply(data))):
+                answer.set_result((data, parse_headers(headers)))
+        except Exception:
+            log.exception("answer_unreadable")
 
     def _answer_denied(self, denied: str, problem: str) -> bool:
         """Answer what was sent to a subject that this user may not publish to, as the server does not."""
         return self._deny(problem, lambda subject: subject == denied)
 
     def _on_denied(self, denial: Denial) -> None:
-        if denial.operation == "subscribe" and denial.subject == RANDOM_TOKEN.sub("*", self._inbox) + "*":
+        inboxes = (RANDOM_TOKEN.sub("*", self._reply_subject(by, "*")) for by in ("", "*"))
+        if denial.operation == "subscribe" and denial.subject in inboxes:
             self._deaf = denial
             self._deny(denial.problem, lambda _: True)
 
@@ -205,7 +224,8 @@ class JetStream:
             BusTimeout: no answer, or the cluster is about to elect a leader.
         """
         data = b"" if body is None else orjson.dumps(body)
-        reply = orjson.loads(await self.request(f"{self._api}.{command}", data, timeout_s))
+        host = self.connection.api_host
+        reply = orjson.loads(await self.request(f"{self._api}.{command}", data, timeout_s, host))
         if error := reply.get("error"):
             code = error.get("err_code", error.get("code", 0))
             if code in NO_LEADER:
@@ -216,30 +236,30 @@ class JetStream:
         answer: dict[str, Any] = reply
         return answer
 
-    async def request(self, subject: str, data: bytes, timeout_s: float = 2.0) -> bytes:
-        """Core request.
+    async def request(self, subject: str, data: bytes, timeout_s: float = 2.0, by: str = "") -> bytes:
+        """Core request, to be answered by the process that is named `by`; by the server, if that is empty.
 
         Raises:
             BusTimeout: no answer within `timeout_s` seconds.
             NoResponders: nothing is subscribed to `subject`.
             PermissionDenied: this user may not publish to `subject`, or not receive answers.
         """
-        return (await self._send_request(subject, data, timeout_s))[0]
+        return (await self._send_request(subject, data, timeout_s, by))[0]
 
-    async def _send_request(self, subject: str, data: bytes, timeout_s: float) -> tuple[bytes, Headers]:
+    async def _send_request(self, subject: str, data: bytes, timeout_s: float, by: str) -> tuple[bytes, Headers]:
         if self._deaf is not None:
             raise PermissionDenied(self._deaf.problem)
-        token = self._token()
+        reply = self._reply_subject(by, self._token())
         answer: asyncio.Future[tuple[bytes, Headers]] = asyncio.get_running_loop().create_future()
-        self._requests[token] = (subject, answer)
+        self._requests[reply] = (subject, answer)
         try:
-            self.connection.write(subject, data, self._inbox + token)
+            self.connection.write(subject, data, reply)
             async with asyncio.timeout(timeout_s):
                 data, headers = await answer
         except TimeoutError:
             raise BusTimeout(f"{subject}: no answer within {timeout_s} s") from None
         finally:
-            del self._requests[token]
+            del self._requests[reply]
         if not data and headers.get(STATUS) == str(NO_RESPONDERS):
             raise NoResponders(subject)
         return data, headers

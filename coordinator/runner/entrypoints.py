@@ -99,7 +99,7 @@ def run_sandbox(
                 log_level=log_level,
                 credentials=credentials,
                 files=None if provided is None else provided.files,
-                gateway=ApiGateway(bus, reports),
+                gateway=ApiGateway(bus, reports, name),
             )
             on_signals(host.stop)
             await host.run()

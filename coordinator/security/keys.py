@@ -12,7 +12,7 @@ from pathlib import Path
 from agents.runtime.process import memory_key_of
 from bus.errors import UsageError
 from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, Subjects, check_name
-from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, inbox_of, public_key_of
+from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import INCARNATIONS, KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
 from coordinator.config.connection import Authentication
 from coordinator.config.settings import ResolvedAgent, ResolvedSwarm
@@ -315,11 +315,7 @@ def authorization(public: Mapping[str, str], granted: Mapping[str, Permissions])
 
     They are users of the server's default account, so that a stream from before there were keys stays in place.
     """
-    inboxes = tuple(f"{inbox_of(public[name])}.>" for name, allowed in granted.items() if allowed.requests)
-    users = "".join(
-        _user(public[name], name, replace(allowed, publish=(*allowed.publish, *inboxes)) if allowed.serves else allowed)
-        for name, allowed in granted.items()
-    )
+    users = "".join(_user(public[name], name, allowed) for name, allowed in granted.items())
     return f"authorization {{ users: [\n{users}] }}\nno_auth_user: {public[UNNAMED]}\n"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from agents.spec import AgentSpec
 from bus.messages.subjects import DASHBOARD, PROVIDER, STANDBY, STORED_KINDS, WATCHDOG, Subjects
-from bus.nats.credentials import inbox_of
+from bus.nats.credentials import SERVICES, answers_of, inbox_of
 
 __all__ = [
     "Permissions",
@@ -35,15 +35,14 @@ ORDERS = ("spawn", "kill", "signal", "check", "probe")
 class Permissions:
     """What a user may publish and subscribe to, beside its inboxes.
 
-    `answers`: it may also answer requests, soon. `requests`: the users that `serves` may answer it at any time.
+    `answers`: it may also answer whatever request it receives, soon, at any subject that the request names. That is for
+    users alone that may publish everything anyway: whoever can send a request to itself would have the same right.
     """
 
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
     never_subscribe: tuple[str, ...] = ()
     answers: bool = False
-    requests: bool = False
-    serves: bool = False
 
     def subscriptions(self, public_key: str) -> tuple[str, ...]:
         """The subjects that the user with this nkey may subscribe to: with its own inboxes, if it may publish."""
@@ -63,9 +62,10 @@ def agent_permissions(spec: AgentSpec, memory_key: str, subjects: Subjects) -> P
             f"$KV.{subjects.memory_bucket}.{subjects.memory_key(name, memory_key)}",
             f"{subjects.api(name)}.>",
             f"$JS.FC.{subjects.stream}.>",
+            *_answers(name),
+            f"{inbox_of('*')}.{SERVICES}.>",
         ),
         subscribe=(subjects.epoch(name), f"{ns}.control.{name}.*", "$SRV.*", f"$SRV.*.{name}", f"$SRV.*.{name}.*"),
-        answers=True,
     )
 
 
@@ -84,9 +84,9 @@ def sandbox_permissions(name: str, subjects: Subjects) -> Permissions:
             *_reports(name, subjects),
             *_reading(stream),
             *(f"$JS.API.STREAM.MSG.GET.KV_{bucket}" for bucket in buckets),
+            *_answers(name),
         ),
         subscribe=(subjects.epoch(WATCHDOG), f"{ns}.control.{name}.*", f"{subjects.api('*')}.>"),
-        answers=True,
     )
 
 
@@ -124,7 +124,6 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
         ),
         subscribe=(f"{ns}.>", f"{subjects.api('*')}.>", "$SRV.>", "$JS.EVENT.>"),
         answers=True,
-        requests=True,
     )
     table = {
         "up": all_of_it,
@@ -139,14 +138,13 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
                 f"$KV.{subjects.registry_bucket}.*",
                 *reading,
                 *(f"$JS.API.STREAM.{verb}.{each}" for each in _streams(subjects) for verb in ("CREATE", "UPDATE")),
+                *_answers(WATCHDOG),
             ),
             subscribe=(
                 *(subjects.all_of(kind) for kind in STORED_KINDS),
                 f"{ns}.heartbeat.*",
                 f"{control}.{WATCHDOG}.*",
             ),
-            answers=True,
-            serves=True,  # a restart takes longer than the server awaits an answer
         ),
         PROVIDER: Permissions(
             publish=(*_reports(PROVIDER, subjects), *_reading(subjects.stream)), subscribe=(f"{ns}.heartbeat.*",)
@@ -170,9 +168,10 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
                 *(f"{control}.{WATCHDOG}.{request}" for request in REQUESTS),
                 f"{control}.*.signal",
             ),
-            requests=True,
         ),
-        "proxy": Permissions(publish=(subjects.heartbeat("proxy"),), subscribe=(f"{control}.proxy.*",), answers=True),
+        "proxy": Permissions(
+            publish=(subjects.heartbeat("proxy"), *_answers("proxy")), subscribe=(f"{control}.proxy.*",)
+        ),
     }
     return table[role]
 
@@ -186,6 +185,11 @@ def _reports(writer: str, subjects: Subjects) -> tuple[str, ...]:
     """What every process but an agent publishes under its name."""
     ns = subjects.ns
     return (f"in.{ns}.lifecycle.*.{writer}", f"in.{ns}.alert.*.{writer}", subjects.heartbeat(writer))
+
+
+def _answers(name: str) -> tuple[str, ...]:
+    """Where a process answers requests: below the inboxes of whoever asks it, under its own name."""
+    return (f"{answers_of(inbox_of('*'), name)}.>",)
 
 
 def _reading(*streams: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from bus.durable.events import EventPublisher
+from bus.nats.credentials import INBOXES
 from bus.utils.attempt_counts import AttemptCounts
 
 __all__ = ["CONNECT", "Violation", "ViolationLog", "ViolationReports"]
@@ -36,7 +37,6 @@ _REASONS = {
 """Why a handshake failed, if a client is to blame: others have ended it, or have refused the server's certificate."""
 _VERBS = {b"Publish": "publish to", b"Subscription": "subscribe to"}
 CONNECT = "connect"
-INBOXES = "_INBOX."
 
 log = structlog.get_logger("signalmesh.up")
 

@@ -8,13 +8,9 @@ import orjson
 
 from agents.host.protocol import KillOrder, SignalRequest, SpawnOrder
 from agents.spec import AgentSpec
-from bus.errors import BusError, BusTimeout
+from bus.errors import BusError
 from bus.interface import Bus
 from coordinator.supervisor.model import CpuTimes
-
-TIMEOUTS_S = (0.5, 1.5)
-"""How long each of two attempts waits. An order does nothing new the second time, so it can be sent again: a server
-that reads its users again forgets which answers it awaits."""
 
 
 class HostClient:
@@ -29,12 +25,7 @@ class HostClient:
 
     async def _request(self, sandbox: str, command: str, body: object) -> dict[str, Any]:
         subject, data = self._bus.subjects.control(sandbox, command), orjson.dumps(body)
-        first, second = TIMEOUTS_S
-        try:
-            answer = await self._bus.request(subject, data, first)
-        except BusTimeout:
-            answer = await self._bus.request(subject, data, second)
-        reply: dict[str, Any] = orjson.loads(answer)
+        reply: dict[str, Any] = orjson.loads(await self._bus.request(subject, data))
         if "error" in reply:
             raise BusError(reply["error"])
         return reply

@@ -31,7 +31,5 @@ def _table(allowed: Permissions) -> str:
     if allowed.never_subscribe:
         rows.append(("of these not", ", ".join(map(code, allowed.never_subscribe))))
     if allowed.answers:
-        rows.append(("answer", "two messages to the reply subject of a request, within 5 s"))
-    if allowed.serves:
-        rows.append(("answer", "`up`, operators and the dashboard at any time"))
+        rows.append(("answer", "two messages to the reply subject of any request, within 5 s"))
     return table(("may", "subjects"), rows)

@@ -325,23 +325,24 @@ def request(data: bytes) -> None:
 
 
 KEY = "U" + "A" * 55
+ANSWERS = f"_INBOX.{KEY}.answer.base."
 
 
 @target(
-    b"STREAM.INFO.swarm_events\n_INBOX." + KEY.encode() + b".1\n",
-    b"STREAM.MSG.GET.KV_swarm_state\n_INBOX." + KEY.encode() + b'.1\n{"last_by_subj":"$KV.swarm_state.me"}',
-    b"CONSUMER.CREATE.swarm_events.c\n_INBOX." + KEY.encode() + b'.1\n{"stream_name":"x","config":{"name":"c"}}',
+    b"STREAM.INFO.swarm_events\n" + ANSWERS.encode() + b"1\n",
+    b"STREAM.MSG.GET.KV_swarm_state\n" + ANSWERS.encode() + b'1\n{"last_by_subj":"$KV.swarm_state.me"}',
+    b"CONSUMER.CREATE.swarm_events.c\n" + ANSWERS.encode() + b'1\n{"stream_name":"x","config":{"name":"c"}}',
     b"CONSUMER.DELETE.swarm_events.c\n\n",
 )
 def api_request(data: bytes) -> None:
-    """A request of an agent to JetStream: what passes reads the agent's own subjects, into its own inbox."""
+    """A request of an agent to JetStream: what passes reads the agent's own subjects, into an inbox of its own."""
     command, _, rest = data.partition(b"\n")
     reply, _, body = rest.partition(b"\n")
-    gateway = AgentGateway(AgentSpec(name="me", kind="k", listens=("market",)), SUBJECTS, KEY)
+    gateway = AgentGateway(AgentSpec(name="me", kind="k", listens=("market",)), SUBJECTS, KEY, "base")
     answer = reply.decode(errors="replace")
     with contextlib.suppress(RequestRefused):
         gateway.check(command.decode(errors="replace"), answer, body)
-        assert not answer or answer.startswith(f"_INBOX.{KEY}.")
+        assert not answer or answer.startswith(ANSWERS)
         assert command.startswith((b"STREAM.INFO.swarm_events", b"STREAM.MSG.GET.", b"CONSUMER."))
 
 

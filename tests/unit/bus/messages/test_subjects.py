@@ -170,3 +170,18 @@ def test_an_agents_name_is_not_taken_for_a_topic():
     subjects = Subjects("swarm")
     subjects.parse("swarm.lifecycle.BTC-USD.base")
     assert subjects.parse("swarm.market.BTC-USD.feed").topic == "BTC/USD"
+
+
+@pytest.mark.parametrize(
+    ("subject", "name"),
+    [
+        ("desk.control.base.spawn", "base"),
+        ("desk.control.base", ""),
+        ("desk.control.base.", ""),
+        ("other.control.base.spawn", ""),
+        ("desk.heartbeat.base", ""),
+        ("$JS.ACK.desk_events.x", ""),
+    ],
+)
+def test_the_process_that_answers_is_in_the_subject_of_a_request(subject: str, name: str):
+    assert Subjects("desk").controlled(subject) == name
