@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from mcp import Client, MCPDeprecationWarning
 from mcp.client.subscriptions import ResourceUpdated
 from mcp_types import ElicitRequestParams, ElicitResult, ResourceUpdatedNotification, TextContent
 
-from bus.utils.processes import die_with_parent
 from coordinator.security.keys import KeyStore
 from tests.acceptance.exact import exact_toml
 from tests.acceptance.swarm import AGENTS, GUARD_S, SIGNALMESH, Ends, Swarm, agents_toml
+from tests.support.children import child_process
 from tests.support.mcp_client import MODES, TRANSPORTS, answer, commands_below, connect, http_server, resource, text_of
 
 pytestmark = pytest.mark.slow
@@ -222,19 +221,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@contextlib.asynccontextmanager
-async def auditing_client(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+def auditing_client(*arguments: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
     """A process with a client that audits again and again."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", AUDITING, *arguments, stderr=asyncio.subprocess.DEVNULL,
-        preexec_fn=functools.partial(die_with_parent, os.getpid()),
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    return child_process(sys.executable, "-c", AUDITING, *arguments, stderr=asyncio.subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("mode", MODES)

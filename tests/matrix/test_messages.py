@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
 from bus.server.monitoring import listed, read_monitoring
-from bus.utils.processes import die_with_parent
 from tests.acceptance.exact import MANY_ROUNDS, Content, assert_each_round_once, exact_toml
 from tests.acceptance.swarm import AGENTS, ENVIRONMENT, SIGNALMESH, VOTERS, Ends, Swarm
 from tests.matrix.verification import Before, matrix_toml, verify
+from tests.support.children import child_process
 from tests.support.collecting import GUARD_S
 
 POISON = (b"{", b'{"symbol":"BTC/USD","price":"NaN"}', b"\xff\xfe")
@@ -104,20 +102,12 @@ async def test_core_subscribers_that_never_read_harm_no_process(tmp_path: Path, 
         assert await swarm.end(signal.SIGINT) == 0
 
 
-@contextlib.asynccontextmanager
-async def watching(swarm: Swarm) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`signalmesh watch decision --json`, which has received something."""
-    process = await asyncio.create_subprocess_exec(
+def watching(swarm: Swarm) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """`signalmesh watch decision --json`."""
+    return child_process(
         str(SIGNALMESH), "watch", "decision", "--json", cwd=swarm.directory, env=ENVIRONMENT,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-        preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
 
 
 async def _line(process: asyncio.subprocess.Process) -> int:
