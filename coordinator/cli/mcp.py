@@ -24,6 +24,7 @@ from coordinator.cli.options import (
 
 if TYPE_CHECKING:
     from bus.nats.bus import NatsBus
+    from coordinator.runner.dashboard_link import OpenPort
 
 T = TypeVar("T")
 
@@ -72,9 +73,29 @@ def mcp(
     )
     set_up_logs(log_level)
     if listen is not None:
+        host, port = _listen_on_loopback(listen)  # before the SDK is imported, which takes seconds
         from coordinator.mcp.http import serve_http
 
-        raise typer.Exit(serve_http(served, listen))
+        raise typer.Exit(serve_http(served, port, host))
     from coordinator.mcp.stdio import serve_stdio
 
     raise typer.Exit(serve_stdio(served))
+
+
+def _listen_on_loopback(listen: str) -> tuple[str, OpenPort]:
+    """The host of `listen` (HOST:PORT), and the port to serve at.
+
+    Raises:
+        UsageError: it is not on loopback, or is in use.
+    """
+    from bus.nats.urls import is_loopback
+    from coordinator.config.telemetry import ListenAddress
+    from coordinator.runner.dashboard_link import open_port
+
+    address = ListenAddress.parse(listen, "--listen")
+    if not is_loopback(address.host):
+        raise UsageError(
+            f"--listen {listen}: expected a loopback address such as 127.0.0.1:8765; to reach it from another machine, "
+            "forward that port by ssh"
+        )
+    return address.host, open_port(listen, "--listen", others=False)

@@ -15,16 +15,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bus.errors import EXIT_DONE, UsageError
-from bus.nats.urls import is_loopback
+from bus.errors import EXIT_DONE
 from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
-from coordinator.config.telemetry import ListenAddress
 from coordinator.dashboard.connections import IDLE_S, make_protocol
 from coordinator.dashboard.guard import SECURITY_HEADERS, Access, error
 from coordinator.mcp.server import GONE, SwarmServer
 from coordinator.mcp.swarm import ServedSwarm
-from coordinator.runner.dashboard_link import keep_token, open_port
+from coordinator.runner.dashboard_link import OpenPort, keep_token
 
 PATH = "/mcp"
 TOKEN_FILE = "mcp.token"  # noqa: S105 - a file name
@@ -81,21 +79,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve_http(swarm: ServedSwarm, listen: str) -> int:
-    """Serve at `listen` (HOST:PORT) until SIGTERM or SIGINT.
+def serve_http(swarm: ServedSwarm, port: OpenPort, host: str) -> int:
+    """Serve at `port`, whose address was given as `host`, until SIGTERM or SIGINT.
 
     Raises:
-        UsageError: the address is not on loopback, is in use, or the token cannot be kept.
+        UsageError: the token cannot be kept.
     """
-    address = ListenAddress.parse(listen, "--listen")
-    if not is_loopback(address.host):
-        raise UsageError(
-            f"--listen {listen}: expected a loopback address such as 127.0.0.1:8765; to reach it from another machine, "
-            "forward that port by ssh"
-        )
-    port = open_port(listen, "--listen", others=False)
     token_file = swarm.state_dir / TOKEN_FILE
-    access = Access.of(port.host, port.port, keep_token(swarm.state_dir, TOKEN_FILE), address.host)
+    access = Access.of(port.host, port.port, keep_token(swarm.state_dir, TOKEN_FILE), host)
     print(f"mcp: {port.url.rstrip('/')}{PATH} (Authorization: Bearer with the token in {token_file})", file=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     return run_to_end(_serve(SwarmServer(swarm), access, token_file, port.socket))

@@ -49,9 +49,11 @@ async def test_only_a_client_with_the_token_is_let_in_and_learns_that_nothing_ru
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "192.0.2.1:8000", "[::]:0", "example.org:80"])
-async def test_another_address_than_loopback_is_refused(tmp_path: Path, listen):
-    found = await run_command(tmp_path, "mcp", "--listen", listen)
+async def test_another_address_than_loopback_is_refused_before_the_sdk_is_imported(tmp_path: Path, listen):
+    imports = {"PYTHONPROFILEIMPORTTIME": "1"}
+    found = await run_command(tmp_path, "mcp", "--listen", listen, environment=imports)
     assert found.code == 2
+    assert ("bus.errors" in found.err, "mcp_types" in found.err, "uvicorn" in found.err) == (True, False, False)
     assert f"--listen {listen}: expected a loopback address such as 127.0.0.1:8765" in found.err
 
 
