@@ -15,18 +15,17 @@ import structlog
 import uvloop
 
 from agents.agent import Agent
+from agents.runtime.discovery import introduce
 from agents.runtime.heartbeat import HEARTBEAT_S, STARVED_S, StartHeartbeats, send_heartbeats
 from agents.runtime.output_rate import MAX_OUTPUTS_PER_S
 from agents.runtime.records import MEMORY_S, Memory, register
 from agents.runtime.runtime import Runtime, RuntimeHooks
 from agents.runtime.tracing import AgentTracing
 from agents.spec import AgentSpec, ClassTraits, load_class
-from bus import __version__
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim, new_agent_id
 from bus.durable.outbox import can_pipeline
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusTimeout, Disconnected, Fenced, MeshError, UsageError
-from bus.interface import ReceivedMessage
 from bus.messages import Heartbeat
 from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
@@ -296,44 +295,6 @@ async def _alert_unusable(bus: NatsBus, incarnation: Incarnation, error: UsageEr
 
 
 async def _introduce(runtime: Runtime, bus: NatsBus) -> None:
-    """Once it is ready: the registry record, and the entry in NATS service discovery (`nats micro ls`)."""
+    """Once it is ready: the registry record, and the entries in NATS service discovery."""
     await register(runtime)
-    agent = runtime.agent
-
-    async def status(_: ReceivedMessage) -> bytes:
-        tracing = runtime.tracing
-        spans = {} if tracing is None else tracing.spans
-        return orjson.dumps(
-            {
-                "agent": runtime.name,
-                "agent_id": runtime.agent_id,
-                "epoch": runtime.epoch,
-                "status": runtime.status,
-                "cursor": runtime.input_processor.cursor,
-                "inputs": runtime.input_processor.inputs,
-                "outputs": runtime.output_log.outputs,
-                "poison": runtime.input_processor.poison,
-                "skipped": runtime.input_processor.skips,
-                "pid": os.getpid(),
-                "sandbox": runtime.sandbox,
-                **spans,
-            }
-        )
-
-    await bus.serve(
-        name=runtime.name,
-        version=__version__,
-        description=f"{agent.kind} agent of swarm {bus.subjects.ns}",
-        metadata={
-            "swarm": bus.subjects.ns,
-            "kind": agent.kind,
-            "agent_id": runtime.agent_id,
-            "epoch": str(runtime.epoch),
-            "sandbox": runtime.sandbox,
-            "capabilities": ",".join(agent.capabilities),
-        },
-        endpoint="status",
-        subject=bus.subjects.control(runtime.name, "status"),
-        on_request=status,
-    )
-    await asyncio.Event().wait()
+    await introduce(runtime, bus)

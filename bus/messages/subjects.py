@@ -44,6 +44,11 @@ RESERVED_NAMES = frozenset(
 )
 """Names that no agent and no sandbox may have: some subjects use them in place of an agent's name."""
 
+PROTOCOL_SERVICE = "agents"
+"""The service name and the first token of all subjects of the Synadia Agent Protocol."""
+HARNESS = "signalmesh"
+"""The program that runs the agents, in that protocol."""
+
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 NAME_RULE = "1 to 64 letters, digits, '_' or '-', beginning and ending with a letter or digit"
@@ -61,6 +66,8 @@ def check_name(name: str, what: str) -> str:
         raise UsageError(f"{what} {name!r}: this name is reserved; choose another one")
     if what == "swarm" and name.lower() == "in":
         raise UsageError("swarm 'in': this name is reserved for the write side; choose another one")
+    if what == "swarm" and name.lower() == PROTOCOL_SERVICE:
+        raise UsageError(f"swarm {name!r}: this name is reserved for the Synadia Agent Protocol; choose another one")
     return name
 
 
@@ -161,6 +168,10 @@ class Subjects:
         """The process that answers requests to `subject`; empty if that is no subject of control requests."""
         target, _, command = subject.removeprefix(f"{self.ns}.control.").partition(".")
         return target if command and subject == self.control(target, command) else ""
+
+    def protocol(self, verb: str, agent: str) -> str:
+        """A subject of the Synadia Agent Protocol: `prompt`, `status` and `hb` of an agent, `*` of all agents."""
+        return f"{PROTOCOL_SERVICE}.{verb}.{HARNESS}.{self.ns}.{agent}"
 
     def api(self, agent: str) -> str:
         """The prefix at which an agent requests JetStream's API of its host; no swarm's name begins with `_`."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -43,6 +45,34 @@ IN_PROCESS_RETRY_S = 0.02
 BEHIND_RETRY_S = 0.05
 
 log = structlog.get_logger("signalmesh.bus")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer to a request that is refused: headers of the services API. An empty message after it ends a stream."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceEndpoint:
+    """A subject of a service. Services whose endpoints have the same subject and `queue` share its requests."""
+
+    name: str
+    subject: str
+    on_request: Callable[[ReceivedMessage], Awaitable[bytes | Refusal]]
+    queue: str = "q"
+    metadata: dict[str, str] | None = None
+
+    async def handle(self, request: Any) -> None:
+        """Answer a request as nats.micro passes it on."""
+        answer = await self.on_request(ReceivedMessage(request.subject, request.data, request.headers or {}, ""))
+        if isinstance(answer, Refusal):
+            await request.respond_error(answer.code, answer.text)
+            await request.respond()
+        else:
+            await request.respond(answer)
 
 
 class NatsBus:
@@ -258,21 +288,23 @@ class NatsBus:
         version: str,
         description: str,
         metadata: dict[str, str],
-        endpoint: str,
-        subject: str,
-        on_request: OnRequest,
-    ) -> None:
-        """Register a service of one endpoint with NATS service discovery (`nats micro ls`, `$SRV.INFO`)."""
+        endpoints: Iterable[ServiceEndpoint],
+    ) -> str:
+        """Register a service with NATS service discovery; returns the id of this instance."""
         from nats import micro
-
-        async def handle(request: Any) -> None:
-            received = ReceivedMessage(request.subject, request.data, request.headers or {}, "")
-            await request.respond(await on_request(received))
 
         service = await micro.add_service(
             self.connection.client, name=name, version=version, description=description, metadata=metadata
         )
-        await service.add_endpoint(name=endpoint, subject=subject, handler=handle)
+        for endpoint in endpoints:
+            await service.add_endpoint(
+                name=endpoint.name,
+                subject=endpoint.subject,
+                queue_group=endpoint.queue,
+                metadata=endpoint.metadata,
+                handler=endpoint.handle,
+            )
+        return service.id
 
     async def close(self) -> None:
         await self.connection.close()

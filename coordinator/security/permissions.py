@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from agents.spec import AgentSpec
-from bus.messages.subjects import DASHBOARD, PROVIDER, STANDBY, STORED_KINDS, WATCHDOG, Subjects
+from bus.messages.subjects import DASHBOARD, PROTOCOL_SERVICE, PROVIDER, STANDBY, STORED_KINDS, WATCHDOG, Subjects
 from bus.nats.credentials import SERVICES, answers_of, inbox_of
 
 __all__ = [
@@ -27,6 +27,8 @@ VOTES = ("signal", "sentiment")
 """What an agent outside the swarm may publish, if its table does not say."""
 REQUESTS = ("restart", "revive")
 """Requests to the watchdog that the dashboard makes."""
+PROTOCOL_INBOX = f"{inbox_of(PROTOCOL_SERVICE)}.>"
+"""Where the SDKs of the Synadia Agent Protocol await answers, whatever inbox prefix their connection has."""
 ORDERS = ("spawn", "kill", "signal", "check", "probe")
 """Requests to a sandbox host."""
 
@@ -57,6 +59,7 @@ def agent_permissions(spec: AgentSpec, memory_key: str, subjects: Subjects) -> P
             *(f"in.{ns}.{kind}.*.{name}" for kind in (*spec.publishes, "timer", "alert")),
             f"in.{ns}.lifecycle.{name}.{name}",
             subjects.heartbeat(name),
+            subjects.protocol("hb", name),
             f"$KV.{subjects.state_bucket}.{name}",
             f"$KV.{subjects.registry_bucket}.{name}",
             f"$KV.{subjects.memory_bucket}.{subjects.memory_key(name, memory_key)}",
@@ -64,8 +67,15 @@ def agent_permissions(spec: AgentSpec, memory_key: str, subjects: Subjects) -> P
             f"$JS.FC.{subjects.stream}.>",
             *_answers(name),
             f"{inbox_of('*')}.{SERVICES}.>",
+            PROTOCOL_INBOX,
         ),
-        subscribe=(subjects.epoch(name), f"{ns}.control.{name}.*", "$SRV.*", f"$SRV.*.{name}", f"$SRV.*.{name}.*"),
+        subscribe=(
+            subjects.epoch(name),
+            f"{ns}.control.{name}.*",
+            *(subjects.protocol(verb, name) for verb in ("prompt", "status")),
+            "$SRV.*",
+            *(f"$SRV.*.{service}" for each in (name, PROTOCOL_SERVICE) for service in (each, f"{each}.*")),
+        ),
     )
 
 
@@ -127,7 +137,11 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
     )
     table = {
         "up": all_of_it,
-        "operator": all_of_it,
+        "operator": replace(
+            all_of_it,
+            publish=(*all_of_it.publish, *(subjects.protocol(verb, "*") for verb in ("prompt", "status"))),
+            subscribe=(*all_of_it.subscribe, f"{PROTOCOL_SERVICE}.hb.*.*.*", PROTOCOL_INBOX),
+        ),
         WATCHDOG: Permissions(
             publish=(
                 *_reports(WATCHDOG, subjects),

@@ -10,7 +10,7 @@ import nats
 import orjson
 
 from bus.interface import ReceivedMessage
-from bus.nats.bus import NatsBus
+from bus.nats.bus import NatsBus, ServiceEndpoint
 from bus.nats.credentials import SERVICES, Credentials, inbox_of, public_key_of
 from bus.nats.key_files import read_seed
 from bus.server.supervisor import NatsServer
@@ -52,8 +52,8 @@ async def test_answers_that_take_longer_than_a_reload_arrive(tmp_path: Path):
 
         agent = await connect(seed)
         subject = agent.subjects.control("coordinator", "status")
-        about = {"name": "coordinator", "version": "1.0.0", "description": "", "endpoint": "status"}
-        await agent.serve(**about, metadata={}, subject=subject, on_request=answer)
+        endpoint = ServiceEndpoint(name="status", subject=subject, on_request=answer)
+        await agent.serve(name="coordinator", version="1.0.0", description="", metadata={}, endpoints=[endpoint])
         await agent.flush()
         operator = keys.store.seed("operator")
         inboxes = f"{inbox_of(public_key_of(operator))}.{SERVICES}"
