@@ -78,6 +78,7 @@ class Proxy:
         self._host, self._port = parts.hostname or "", parts.port or 4222
         self._listener = listener
         self._server: asyncio.Server | None = None
+        self._closed = False
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = {UP: asyncio.Event(), DOWN: asyncio.Event()}
@@ -108,6 +109,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
+        self._closed = True
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -153,7 +155,12 @@ class Proxy:
         return len(links)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._start(self._forward(reader, writer), "proxy-connection")
+        if self._closed:  # the kernel had accepted it before
+            writer.transport.abort()
+            return
+        task = self._start(self._forward(reader, writer), "proxy-connection")
+        # A task that is cancelled before its first step executes nothing of `_forward`.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     def _start(self, running: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(running, name=name)
@@ -162,7 +169,7 @@ class Proxy:
         return task
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Forward a connection until one end closes it; both are closed then, and when this is cancelled."""
+        """Forward a connection until one end closes it; the one to the server is then closed."""
         up_writer: asyncio.StreamWriter | None = None
         try:
             up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
@@ -174,7 +181,6 @@ class Proxy:
         except OSError:
             pass
         finally:
-            writer.transport.abort()
             if up_writer is not None:
                 up_writer.transport.abort()
 
