@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 
 GUARD_S = 60.0
 """A wait that takes so long has failed."""
@@ -41,6 +41,12 @@ async def visit(page: Page, path: str) -> None:
     await page.goto(path)
     if path in READY:
         await until(page, READY[path])
+
+
+async def press(page: Page, button: str, key: str = "Enter") -> None:
+    """Press a button by the keyboard; one that is still disabled would not get the key."""
+    await expect(page.locator(button)).to_be_enabled()
+    await page.locator(button).press(key)
 
 
 async def figures_without_source(page: Page) -> list[str]:

@@ -9,7 +9,7 @@ from playwright.async_api import Page, expect
 
 from bus.messages.subjects import escape_topic
 from tests.browser.conftest import ODD, RESTED_ROUNDS
-from tests.browser.looking import figures_without_source, overflow, serious_violations, until, visit
+from tests.browser.looking import figures_without_source, overflow, press, serious_violations, until, visit
 
 FIRST = RESTED_ROUNDS - 600 + 1
 """The oldest round that the overview has at first."""
@@ -31,14 +31,14 @@ async def open_candle(page: Page, key: str, steps: int = 1) -> str:
 async def test_older_candles_and_their_decisions_are_paged_to_by_the_keyboard(rested):
     await visit(rested, "/?symbol=BTC/USD")
     await expect(rested.locator("#chart-newer")).to_be_disabled()
-    await rested.locator("#chart-older").press("Enter")
+    await press(rested, "#chart-older")
     span = rested.locator("#chart-note")
     await expect(span).to_contain_text("older: 2019-05-13 13:00:00 to")
     await expect(rested.locator("#chart-older")).to_be_disabled()
     assert await rested.locator("#chart-live").get_attribute("aria-pressed") == "false"
     assert await open_candle(rested, "Home") == "BTC/USD, round 1"
     await visit(rested, "/?symbol=BTC/USD")
-    await rested.locator("#chart-older").press("Enter")
+    await press(rested, "#chart-older")
     await expect(span).to_contain_text("older")
     assert await open_candle(rested, "End") == f"BTC/USD, round {FIRST - 1}"
 
@@ -46,9 +46,9 @@ async def test_older_candles_and_their_decisions_are_paged_to_by_the_keyboard(re
 @pytest.mark.parametrize("button", ["#chart-newer", "#chart-live"])
 async def test_the_newest_candles_are_shown_again(rested, button):
     await visit(rested, "/?symbol=BTC/USD")
-    await rested.locator("#chart-older").press("Enter")
+    await press(rested, "#chart-older")
     await expect(rested.locator("#chart-note")).to_contain_text("older")
-    await rested.locator(button).press(" ")
+    await press(rested, button, " ")
     await expect(rested.locator("#chart-note")).to_be_empty()
     await expect(rested.locator("#chart-live")).to_have_attribute("aria-pressed", "true")
     assert await open_candle(rested, "End") == f"BTC/USD, round {RESTED_ROUNDS}"
@@ -56,7 +56,7 @@ async def test_the_newest_candles_are_shown_again(rested, button):
 
 async def test_where_nothing_is_older_that_is_said(rested):
     await visit(rested, f"/?symbol={urllib.parse.quote(ODD)}")
-    await rested.locator("#chart-older").press("Enter")
+    await press(rested, "#chart-older")
     await expect(rested.locator("#chart-note")).to_have_text("no older ones are stored")
 
 
@@ -75,11 +75,11 @@ async def test_what_a_feed_had_before_it_began_anew_is_paged_to_while_others_go_
     await page.goto(f"/?symbol={symbol}")
     close = page.locator("#readout .fig").nth(4)
     await expect(close).to_have_text("5.00")
-    await page.locator("#chart-older").press("Enter")
+    await press(page, "#chart-older")
     await expect(close).to_have_text("3.00")
     await expect(page.locator("#chart-note")).to_contain_text("older: 2026-01-01 00:00:00 to 2026-01-01 00:02:00")
     await publish(1, 6.0)
-    await page.locator("#chart-live").press("Enter")
+    await press(page, "#chart-live")
     await expect(close).to_have_text("6.00")
 
 
@@ -98,7 +98,7 @@ async def test_a_decision_with_an_odd_symbol_is_opened_from_its_row(rested):
 async def test_pages_at_rest_hold_what_pages_must(rested, path):
     await visit(rested, path)
     if "symbol" in path:
-        await rested.locator("#chart-older").press("Enter")
+        await press(rested, "#chart-older")
         await expect(rested.locator("#chart-note")).to_contain_text("older")
     await until(rested, "document.body.dataset.conn === 'file'")
     assert await figures_without_source(rested) == []
