@@ -23,6 +23,7 @@ from bus.errors import BusError, UsageError
 from bus.server.binary import find_binary, server_version
 from bus.server.config import HOST, Durability, configuration
 from bus.server.disk import measure_room
+from bus.server.log_tail import LogTail
 from bus.server.monitoring import keep_storing, listed, read_info
 from bus.utils.aio import end_tasks
 from bus.utils.backoff import RestartBackoff
@@ -51,6 +52,10 @@ STOP_GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
 LOCK_TIMEOUT_S = 2.0
 """A server needs a moment to end and to release its store after its parent was killed."""
+RELOAD_TIMEOUT_S = 10.0
+RELOAD_POLL_S = 0.005
+"""The server tells only its log."""
+RELOADED, NOT_RELOADED = b"Reloaded server configuration", b"Failed to reload server configuration"
 LOG_TAIL_LINES = 8
 CONFIG = "nats.conf"
 
@@ -137,6 +142,7 @@ class NatsServer:
         self._up_since = 0.0
         self._stopping = asyncio.Event()
         self._spawning = asyncio.Lock()
+        self._reloading = asyncio.Lock()
 
     @property
     def url(self) -> str:
@@ -155,20 +161,40 @@ class NatsServer:
         return self._directory
 
     async def reload(self, authorization: str | None = None) -> None:
-        """Have it read its certificates again, and use these lines about users from now on.
+        """Have it read its certificates again, and use these lines about users from now on; returns when it does.
 
-        It cuts off the clients of users that are gone; a new certificate is for new connections.
+        It has cut off the clients of users that are gone by then; a new certificate is for new connections. A server
+        that is down or starting reads them when it starts.
 
         Raises:
             OSError: its configuration cannot be written; it is tried again at the server's next start.
+            BusError: the server has refused the configuration, or has not read it within RELOAD_TIMEOUT_S.
         """
         if authorization is not None:
             self._authorization = authorization
-        # The rest stays as it was at the start: the server refuses another limit of its store while it runs.
-        await asyncio.to_thread(self._replace_config, self._settings + self._authorization)
-        # The signal would end a server that has just been started: `_launch` sends it then.
-        if self._answers and self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGHUP)
+        async with self._reloading:
+            # The rest stays as it was at the start: the server refuses another limit of its store while it runs.
+            await asyncio.to_thread(self._replace_config, self._settings + self._authorization)
+            # The signal would end a server that has just been started: `_launch` sends it then.
+            process = self._process
+            if self._answers and process is not None and process.returncode is None:
+                logged = LogTail(self.log_file)
+                process.send_signal(signal.SIGHUP)
+                await self._reloaded(process, logged)
+
+    async def _reloaded(self, process: asyncio.subprocess.Process, logged: LogTail) -> None:
+        """Return when the server has logged that it uses its configuration, or has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RELOAD_TIMEOUT_S):
+                while process.returncode is None:
+                    for line in await asyncio.to_thread(logged.lines):
+                        if RELOADED in line:
+                            return
+                        if NOT_RELOADED in line:
+                            raise BusError(f"nats-server: {line[line.index(NOT_RELOADED) :].decode(errors='replace')}")
+                    await asyncio.sleep(RELOAD_POLL_S)
+                return
+        raise BusError(f"nats-server has not read its configuration within {RELOAD_TIMEOUT_S:g} s; see {self.log_file}")
 
     def _replace_config(self, text: str) -> None:
         """Whole or not at all: a server that starts may read it at any time."""

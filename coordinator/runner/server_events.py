@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import Refused, UsageError
+from bus.errors import BusError, Refused, UsageError
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import STREAM_NOT_FOUND
 from bus.server.supervisor import NatsServer, ServerDied, ServerEvent, ServerNotStoring, ServerRestarted
@@ -97,6 +97,10 @@ async def renew_certificates(tls: ServedTls, server: NatsServer, events: EventPu
         events.alert("critical", "certificate_unusable", f"{error}; until then the server has the old one")
         return
     if renewed is not None:
-        await server.reload()
+        try:
+            await server.reload()
+        except (OSError, BusError) as error:
+            events.alert("critical", "certificate_unusable", f"{error}; until then the server has the old one")
+            return
         text = f"the server has read its certificates again; renewed: {', '.join(renewed) or 'none'}"
         events.alert("info", "certificates_replaced", text, renewed=list(renewed))

@@ -10,7 +10,7 @@ from typing import NoReturn
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import MessageError, UsageError
+from bus.errors import BusError, MessageError, UsageError
 from bus.interface import ReceivedMessage
 from bus.messages import Lifecycle
 from bus.messages import headers as h
@@ -45,8 +45,8 @@ class KeyReloader:
     ) -> None:
         self._keys, self._server, self._events, self._restart = keys, server, events, restart
         self._due = asyncio.Event()
-        self._pending = False
-        """Whether the server has still to read what was found."""
+        self._pending: list[KeyChanges] = []
+        """What was found, and the server has still to read."""
 
     async def listen(self, bus: NatsBus) -> None:
         """Receive the claims of agents, and reports of their ends.
@@ -101,17 +101,19 @@ class KeyReloader:
             log.warning("key_unusable", problem=str(error))
             self._events.alert("critical", "key_unusable", f"{error}; until then the keys stay as they were")
             return
-        self._pending |= bool(changes)
+        if changes:
+            self._pending.append(changes)
         if not self._pending:
             return
         try:
             await self._server.reload(await asyncio.to_thread(lambda: self._keys.authorization))
-        except OSError as error:
+        except (OSError, BusError) as error:
             log.warning("keys_not_reloaded", problem=str(error))
             return
-        self._pending = False
-        self._report(changes)
-        self._restart(changes.new)
+        read, self._pending = self._pending, []
+        for changes in read:
+            self._report(changes)
+            self._restart(changes.new)
 
     def _report(self, changes: KeyChanges) -> None:
         if changes.hosts:

@@ -12,13 +12,11 @@ import structlog
 
 from bus.durable.events import EventPublisher
 from bus.nats.credentials import INBOXES
+from bus.server.log_tail import LogTail
 from bus.utils.attempt_counts import AttemptCounts
 
 __all__ = ["CONNECT", "Violation", "ViolationLog", "ViolationReports"]
 
-MAX_READ_BYTES = 1 << 20
-"""Of the log at a time; a client that is refused without end writes more. Its lines are then not counted."""
-MAX_LINE_BYTES = 8 << 10
 _DENIED = re.compile(
     rb'\[ERR\] (?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?(?:"[^"/]*/nkey:(?P<key>U[A-Z2-7]{55})" - )?'
     rb'(?P<verb>Publish|Subscription) Violation - .*?Subject "(?P<subject>[^"]*)"'
@@ -57,41 +55,11 @@ class ViolationLog:
     """Reads the log of a nats-server from its present end on, also after the server has begun another file."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._position, self._inode = self._end()
-        self._rest = b""
-
-    def _end(self) -> tuple[int, int]:
-        try:
-            found = self._file.stat()
-        except OSError:
-            return 0, 0
-        return found.st_size, found.st_ino
+        self._tail = LogTail(file)
 
     def read(self) -> list[Violation]:
         """What was refused since the last call. Blocks for a read of the file."""
-        return [violation for line in self._lines() if (violation := _parse(line)) is not None]
-
-    def _lines(self) -> list[bytes]:
-        size, inode = self._end()
-        if inode != self._inode or size < self._position:  # the server has renamed its full log, and begun another one
-            self._position, self._inode, self._rest = 0, inode, b""
-        if size <= self._position:
-            return []
-        try:
-            with self._file.open("rb") as log:
-                if size - self._position > MAX_READ_BYTES:
-                    log.seek(size - MAX_READ_BYTES)
-                    self._rest = b""
-                else:
-                    log.seek(self._position)
-                data = self._rest + log.read(MAX_READ_BYTES)
-                self._position = log.tell()
-        except OSError:
-            return []
-        *lines, self._rest = data.split(b"\n")
-        self._rest = self._rest[-MAX_LINE_BYTES:]
-        return lines
+        return [violation for line in self._tail.lines() if (violation := _parse(line)) is not None]
 
 
 def _parse(line: bytes) -> Violation | None:

@@ -303,6 +303,59 @@ def test_a_program_that_is_no_nats_server(tmp_path, script):
         server_version(fake_binary(tmp_path / "fake", script))
 
 
+USERS = """
+accounts { A { users = [ %s ] } }
+"""
+
+
+def user(name: str) -> str:
+    return f"{{ user: {name}, password: {name} }}"
+
+
+async def test_a_reload_returns_when_the_users_that_are_gone_are_cut_off(tmp_path):
+    both, one = (USERS % ", ".join(map(user, names)) for names in (("stays", "goes"), ("stays",)))
+    async with NatsServer(tmp_path, port=0, authorization=both) as server:
+        ends = {"stays": asyncio.Event(), "goes": asyncio.Event()}
+        clients = {}
+        for name, ended in ends.items():
+
+            async def on_end(ended=ended):
+                ended.set()
+
+            clients[name] = await nats.connect(
+                server.url, user=name, password=name, allow_reconnect=False, closed_cb=on_end
+            )
+        await server.reload()
+        for client in clients.values():
+            await client.flush()
+        await server.reload(one)
+        await clients["stays"].flush()
+        # What the client sends now comes after its end.
+        with pytest.raises((nats.errors.Error, OSError)):
+            await clients["goes"].flush()
+        async with asyncio.timeout(30):
+            await ends["goes"].wait()
+        await clients["stays"].close()
+
+
+async def test_a_configuration_that_the_server_refuses_is_reported_and_a_later_one_is_used(tmp_path):
+    async with NatsServer(tmp_path, port=0, authorization=USERS % user("a")) as server:
+        with pytest.raises(BusError, match=r"Failed to reload server configuration: .*nats\.conf"):
+            await server.reload("authorization = nonsense\n")
+        await server.reload(USERS % user("b"))
+        await (await nats.connect(server.url, user="b", password="b")).close()
+
+
+async def test_a_server_that_does_not_read_its_configuration_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "RELOAD_TIMEOUT_S", 0.2)
+    async with NatsServer(tmp_path, port=0) as server:
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        with pytest.raises(BusError, match=r"has not read its configuration within 0\.2 s"):
+            await server.reload()
+        os.kill(server.pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("wait", [wait_pid_exit, _poll_pid_exit])
 async def test_waiting_for_a_process_that_is_not_our_child(wait):
     script = "import subprocess, sys; print(subprocess.Popen(['cat'], stdin=0, stdout=2).pid, flush=True)"

@@ -13,7 +13,6 @@ from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.key_files import new_seed
 from bus.utils import attempt_counts
 from bus.utils.attempt_counts import REPORT_S
-from coordinator.security import violations as module
 from coordinator.security.violations import CONNECT, Violation, ViolationLog, ViolationReports
 from tests.support.secured import UNNAMED, Secured, secured_server
 
@@ -59,36 +58,6 @@ async def test_a_real_servers_refusals_are_read_with_their_key(server: Secured):
 def write(file: Path, subject: str, name: str = "x") -> None:
     with file.open("a") as log:
         log.write(LINE.format(name=name, key=KEY, rest=f'Publish Violation - Subject "{subject}"'))
-
-
-def test_it_begins_at_the_end_and_follows_another_file(tmp_path: Path):
-    file = tmp_path / "nats.log"
-    write(file, "before")
-    log = ViolationLog(file)
-    assert log.read() == []
-    write(file, "one")
-    assert [each.subject for each in log.read()] == ["one"]
-    file.rename(tmp_path / "nats.log.1")
-    assert log.read() == []
-    write(file, "two")
-    assert [each.subject for each in log.read()] == ["two"]
-    file.write_text("")
-    write(file, "3")
-    assert [each.subject for each in log.read()] == ["3"]
-
-
-def test_a_line_in_two_pieces_is_one_and_a_log_that_grows_without_end_is_bounded(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_READ_BYTES", 4096)
-    file = tmp_path / "nats.log"
-    log = ViolationLog(file)
-    text = LINE.format(name="x", key=KEY, rest='Publish Violation - Subject "a.b"')
-    file.write_text(text[:90])
-    assert log.read() == []
-    file.write_text(text)
-    assert log.read() == [Violation("127.0.0.1:3", KEY, "publish to", "a.b")]
-    for number in range(1000):
-        write(file, f"n{number}")
-    assert [each.subject for each in log.read()][-1] == "n999"
 
 
 @pytest.mark.parametrize("name", ['\\" - Publish Violation - Subject \\"forged', "\\n[ERR] forged", "ä\\x00"])

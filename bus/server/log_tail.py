@@ -1,0 +1,50 @@
+"""Reads what a nats-server has logged since the last look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["LogTail"]
+
+MAX_READ_BYTES = 1 << 20
+"""Of the log at a time; a client that is refused without end writes more. Its lines are then left out."""
+MAX_LINE_BYTES = 8 << 10
+
+
+class LogTail:
+    """The lines that are appended to `file` from now on, also after the server has begun another file."""
+
+    def __init__(self, file: Path) -> None:
+        """Begin at the present end of the log."""
+        self._file = file
+        self._position, self._inode = self._end()
+        self._rest = b""
+
+    def _end(self) -> tuple[int, int]:
+        try:
+            found = self._file.stat()
+        except OSError:
+            return 0, 0
+        return found.st_size, found.st_ino
+
+    def lines(self) -> list[bytes]:
+        """The whole lines since the last call, without their ends. Blocks for a read of the file."""
+        size, inode = self._end()
+        if inode != self._inode or size < self._position:  # the server has renamed its full log, and begun another one
+            self._position, self._inode, self._rest = 0, inode, b""
+        if size <= self._position:
+            return []
+        try:
+            with self._file.open("rb") as log:
+                if size - self._position > MAX_READ_BYTES:
+                    log.seek(size - MAX_READ_BYTES)
+                    self._rest = b""
+                else:
+                    log.seek(self._position)
+                data = self._rest + log.read(MAX_READ_BYTES)
+                self._position = log.tell()
+        except OSError:
+            return []
+        *lines, self._rest = data.split(b"\n")
+        self._rest = self._rest[-MAX_LINE_BYTES:]
+        return lines

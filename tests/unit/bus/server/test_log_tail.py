@@ -1,0 +1,52 @@
+"""What a nats-server appends to its log is read once, in whole lines, also after it has begun another file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bus.server import log_tail as module
+from bus.server.log_tail import LogTail
+
+
+def append(file: Path, text: str) -> None:
+    with file.open("a") as log:
+        log.write(text)
+
+
+def test_it_begins_at_the_end_and_follows_another_file(tmp_path: Path):
+    file = tmp_path / "nats.log"
+    append(file, "before\n")
+    tail = LogTail(file)
+    assert tail.lines() == []
+    append(file, "one\ntwo\n")
+    assert tail.lines() == [b"one", b"two"]
+    assert tail.lines() == []
+    file.rename(tmp_path / "nats.log.1")
+    assert tail.lines() == []
+    append(file, "three\n")
+    assert tail.lines() == [b"three"]
+    file.write_text("")
+    append(file, "4\n")
+    assert tail.lines() == [b"4"]
+
+
+def test_a_log_that_is_begun_later_is_read_from_its_begin(tmp_path: Path):
+    tail = LogTail(tmp_path / "nats.log")
+    assert tail.lines() == []
+    append(tmp_path / "nats.log", "first\n")
+    assert tail.lines() == [b"first"]
+
+
+def test_a_line_in_two_pieces_is_one_and_a_log_that_grows_without_end_is_bounded(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_READ_BYTES", 4096)
+    file = tmp_path / "nats.log"
+    tail = LogTail(file)
+    append(file, "half")
+    assert tail.lines() == []
+    append(file, " a line\n")
+    assert tail.lines() == [b"half a line"]
+    for number in range(1000):
+        append(file, f"line {number}\n")
+    lines = tail.lines()
+    assert lines[-1] == b"line 999"
+    assert len(b"".join(lines)) <= 4096
