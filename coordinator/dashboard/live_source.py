@@ -35,6 +35,7 @@ from coordinator.dashboard.source import (
 from coordinator.explain.sources import BusSource, MessageSource
 from coordinator.monitor.models import Status
 from coordinator.monitor.status import Facts, read_facts
+from coordinator.monitor.status_table import refused_text
 
 POLL_INTERVAL_S = 1.0
 """Between two checks of the stream's state, and between two events `rates`."""
@@ -110,7 +111,8 @@ class LiveSource(Source):
             return None
         at = time.monotonic()
         if self._facts_now is None or at - self._facts_now.at > FRESH_S:
-            self._facts_now = replace(self._stored_facts, heartbeats=self._heartbeats, at=at)
+            heard, refusals = self._heartbeats, self.model.refusals
+            self._facts_now = replace(self._stored_facts, heartbeats=heard, at=at, refusals=refusals)
         return self._facts_now
 
     async def refresh(self) -> None:
@@ -175,6 +177,7 @@ class LiveSource(Source):
         last, first = state["last_seq"], max(1, state["first_seq"])
         model = SwarmModel(subjects)
         begin = max(first, last - HISTORY + 1)
+        model.refusals.since = max(first, last - EVENTS_LOOKBACK)
         if begin > first:
             rare = tuple(f"{subjects.ns}.{kind}.>" for kind in RARE_KINDS)
             for stored in await bus.read_back(rare, max(first, last - EVENTS_LOOKBACK)):
@@ -293,6 +296,8 @@ def totals(status: Status, model: SwarmModel) -> dict[str, Any]:
         "active_agents": status.active_agents,
         "processes": status.processes,
         "sandboxes": len(status.sandboxes),
+        "refused": None if status.refused is None else status.refused.count,
+        "refused_from": "" if status.refused is None else refused_text(status.refused),
         "unreadable": model.unreadable,
         "symbols_left_off": model.symbols_left_off,
     }

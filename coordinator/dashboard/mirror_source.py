@@ -50,6 +50,7 @@ class MirrorSource(Source):
         self._looked_at = 0
         first, last = self._file.bounds()
         begin = max(first, last - HISTORY + 1)
+        self.model.refusals.since = max(1, first, last - EVENTS_LOOKBACK)
         for kind in RARE_KINDS if begin > first else ():
             for found in self._file.messages(first=max(first, last - EVENTS_LOOKBACK), last=begin - 1, kind=kind):
                 self._take(found, whole=False)
@@ -108,7 +109,7 @@ class MirrorSource(Source):
         return Facts(
             swarm=self.subjects.ns, nats=str(self.path), at=time.monotonic(), heartbeats=HeartbeatTable(),
             records=records, claims=claims, newest_claims=newest, config=self.model.config, decisions=decisions,
-            newest_decision=newest_decision,
+            newest_decision=newest_decision, refusals=self.model.refusals,
         )  # fmt: skip
 
     async def refresh(self) -> None:

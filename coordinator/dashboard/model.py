@@ -18,6 +18,7 @@ from bus.messages.headers import CAUSE, TRACEPARENT, number
 from bus.messages.subjects import WATCHDOG, Subjects
 from bus.observability.spans import read_context
 from coordinator.reporting.percentiles import percentiles_of
+from coordinator.security.refusals import RefusalCounts
 from coordinator.telemetry.decision_latency import REMEMBERED, TickTimes
 
 MAX_SYMBOLS = 256
@@ -120,6 +121,7 @@ class SwarmModel:
         self.lifecycle: deque[dict[str, Any]] = deque(maxlen=MAX_LIFECYCLE)
         """Lifecycle events, and claims as the event `claimed`."""
         self.alerts: deque[dict[str, Any]] = deque(maxlen=MAX_ALERTS)
+        self.refusals = RefusalCounts(1)
         self.unreadable = 0
         self._ticks = TickTimes()
         self._rated: deque[tuple[int, float | None]] = deque(maxlen=MAX_RATED)
@@ -160,6 +162,7 @@ class SwarmModel:
                     "at": iso(message.timestamp), **source_of(stored),
                 }  # fmt: skip
                 self.alerts.append(alert)
+                self.refusals.take(message, address.agent)
                 return [("alert", alert)]
             case VotingConfig() if address.agent == WATCHDOG:
                 self.config = message

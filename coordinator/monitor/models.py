@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from coordinator.sandboxes.health import SandboxHealth
+from coordinator.security.refusals import RefusedAttempts
 
 FAILED_REMEDY = "fix the cause (see `signalmesh history alert`), and start `signalmesh up` again"
 
@@ -124,9 +125,21 @@ class DashboardStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refusals:
+    """What was refused to clients, as the alerts `client_refused` and `api_request_refused` report it that the stream
+    holds from message `since` on. An alert has the attempts of a minute.
+    """
+
+    count: int
+    since: int
+    by: list[RefusedAttempts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """`status --json`. `watchdog_term` is None if no watchdog leads; `watchdogs` are the leader and the standbys.
-    `mirror`, `provider` and `dashboard` are None if they send no heartbeats.
+    `mirror`, `provider` and `dashboard` are None if they send no heartbeats, `refused` if no alert reports any: nothing
+    was refused, or nobody looks (a server of others, or one without keys).
     """
 
     swarm: str
@@ -141,6 +154,7 @@ class Status:
     mirror: MirrorStatus | None = None
     provider: ProviderStatus | None = None
     dashboard: DashboardStatus | None = None
+    refused: Refusals | None = None
 
 
 def failed_text(sandbox: SandboxStatus) -> str:

@@ -18,7 +18,7 @@ from bus.durable.fencing import last_claim
 from bus.durable.registry import Record, read_records
 from bus.errors import MessageError, UsageError
 from bus.heartbeats import LISTEN_S, HeartbeatListener, HeartbeatTable, ReceivedHeartbeat
-from bus.messages import FAILED, Decision, Heartbeat, Lifecycle, VotingConfig, decode
+from bus.messages import FAILED, Alert, Decision, Heartbeat, Lifecycle, VotingConfig, decode
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
@@ -30,12 +30,14 @@ from coordinator.monitor.models import (
     DecisionCount,
     MirrorStatus,
     ProviderStatus,
+    Refusals,
     SandboxStatus,
     Status,
     WatchdogStatus,
 )
 from coordinator.runner.run_record import Run
 from coordinator.sandboxes.health import SandboxHealth, health_of
+from coordinator.security.refusals import RefusalCounts
 from coordinator.supervisor.config_publisher import read_config
 
 OLDER_BY_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
@@ -43,6 +45,8 @@ OLDER_BY_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25
 
 An agent in one of the last three phases may have been started manually, and then has a heartbeat of its own.
 """
+ALERTS_LOOKBACK = 200_000
+"""Messages before the end of the stream among which alerts about refused attempts are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,8 @@ class Facts:
     """Failed sandbox -> the reason that its provider reported, if the stream holds it."""
     remote_sandboxes: Sequence[str] = ()
     """Those with provider e2b in the configuration, if it is known."""
+    refusals: RefusalCounts | None = None
+    """What alerts report as refused; None: they were not read."""
 
     def agent_names(self) -> list[str]:
         """Every agent with a record, a heartbeat, a phase or a vote."""
@@ -98,7 +104,8 @@ async def collect(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandboxes: Se
     """
     async with HeartbeatListener(bus) as listener:
         await asyncio.sleep(listen_s)
-        return await read_facts(bus, listener, remote_sandboxes)
+        facts = await read_facts(bus, listener, remote_sandboxes)
+        return replace(facts, refusals=await read_refusals(bus, facts.agent_names()))
 
 
 async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, remote_sandboxes: Sequence[str] = ()) -> Facts:
@@ -142,6 +149,23 @@ async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandbo
         Refused: there is no such swarm on this server.
     """
     return status_of(await collect(bus, listen_s, remote_sandboxes))
+
+
+async def read_refusals(bus: NatsBus, agents: Sequence[str]) -> RefusalCounts:
+    """What the stream's alerts report as refused; those of `agents` may not, and are not read.
+
+    Raises:
+        Refused: there is no such swarm on this server.
+    """
+    stored = await bus.subject_counts(bus.subjects.alert(severity="warning", writer="*"))
+    written = tuple(subject for subject in stored if subject.rpartition(".")[2] not in agents)
+    bounds = await bus.bounds()
+    counts = RefusalCounts(max(bounds.first, bounds.last - ALERTS_LOOKBACK + 1))
+    for found in await bus.read_back(written, counts.since) if written else ():
+        with contextlib.suppress(MessageError):
+            if isinstance(alert := found.decode(bus.subjects), Alert):
+                counts.take(alert, found.subject.rpartition(".")[2])
+    return counts
 
 
 async def read_failure_reasons(bus: NatsBus, heartbeats: HeartbeatTable) -> dict[str, str | None]:
@@ -204,6 +228,7 @@ def status_of(facts: Facts) -> Status:
         mirror=None if heartbeats.mirror is None else _mirror_status(heartbeats.mirror.heartbeat),
         provider=None if heartbeats.provider is None else _provider_status(heartbeats.provider.heartbeat),
         dashboard=None if heartbeats.dashboard is None else _dashboard_status(heartbeats.dashboard, facts.at),
+        refused=_refused(facts),
     )
 
 
@@ -351,6 +376,13 @@ def _dashboard_status(received: ReceivedHeartbeat, at: float) -> DashboardStatus
         lag=heartbeat.lag,
         heartbeat_age_ms=_age_ms(received, at),
     )
+
+
+def _refused(facts: Facts) -> Refusals | None:
+    counts = facts.refusals
+    if counts is None or not (by := counts.found(facts.agent_names())):
+        return None
+    return Refusals(count=sum(one.count for one in by), since=counts.since, by=by)
 
 
 def _mirror_status(heartbeat: Heartbeat) -> MirrorStatus:

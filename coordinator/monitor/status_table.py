@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from bus.messages import FAILED
 from bus.utils.terminal import escape_control
-from coordinator.monitor.models import FAILED_REMEDY, NOT_RUNNING, AgentStatus, SandboxStatus, Status, failed_text
+from coordinator.monitor.models import (
+    FAILED_REMEDY,
+    NOT_RUNNING,
+    AgentStatus,
+    Refusals,
+    SandboxStatus,
+    Status,
+    failed_text,
+)
 from coordinator.reporting.tables import Cell, Column, console, print_table, state_text
 from coordinator.sandboxes.environment import provider_text
 from coordinator.sandboxes.health import SandboxHealth
@@ -21,6 +29,8 @@ STATUS_COLUMNS = (
     Column("cursor", 8, right=True), Column("unread", 4, right=True), Column("outputs", 9, right=True),
 )  # fmt: skip
 MIB = 1 << 20
+MOST = 3
+"""Kinds of refused attempts in one line."""
 
 
 def watchdogs_text(status: Status) -> str:
@@ -56,6 +66,15 @@ def provider_lines(status: Status) -> list[str]:
     return [f"no provider runs: the lifetimes of the sandboxes are not renewed at {' and '.join(known)}"]
 
 
+def refused_text(refused: Refusals) -> str:
+    """How many attempts were refused, of whom most, and who reports it."""
+    most = [f"{one.who} {one.count} ({one.attempt})" for one in refused.by[:MOST]]
+    if len(refused.by) > MOST:
+        most.append(f"others {sum(one.count for one in refused.by[MOST:])}")
+    by = ", ".join(sorted({one.reported_by for one in refused.by}))
+    return f"refused to clients: {refused.count} by the alerts of {by} since message {refused.since}: {', '.join(most)}"
+
+
 def print_status(status: Status) -> None:
     """Print the status in the width of the terminal."""
     out = console()
@@ -73,6 +92,7 @@ def print_status(status: Status) -> None:
         f"decisions in the stream: {status.decisions.count}{last}{others}",
         mirror,
         *provider_lines(status),
+        *([] if status.refused is None else [refused_text(status.refused)]),
         "",
     ):
         out.print(escape_control(line), soft_wrap=True)

@@ -18,6 +18,7 @@ from coordinator.config.connection import Authentication
 from coordinator.config.settings import ResolvedAgent, ResolvedSwarm
 from coordinator.security.incarnations import IncarnationKeys, remove_incarnations
 from coordinator.security.permissions import (
+    UNNAMED,
     Permissions,
     agent_permissions,
     observer_permissions,
@@ -30,7 +31,6 @@ from coordinator.security.permissions import (
 __all__ = [
     "ADDED_ROLES",
     "OPERATOR",
-    "UNNAMED",
     "KeyChanges",
     "KeyStore",
     "ServedKeys",
@@ -46,8 +46,6 @@ KEYS_DIRECTORY = "keys"
 REPLACED_S = 30.0
 """How long the processes that have a replaced key may still try to connect with it."""
 OPERATOR = "operator"
-UNNAMED = "clients without a key"
-"""In place of an identity: it has no file, for nobody has its seed."""
 MAX_KEY = 56
 """Characters of a public nkey."""
 ROLES = ("up", OPERATOR, WATCHDOG, "mirror", "metrics", DASHBOARD, "proxy")

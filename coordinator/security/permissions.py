@@ -14,6 +14,7 @@ from bus.messages.subjects import DASHBOARD, PROTOCOL_SERVICE, PROVIDER, STANDBY
 from bus.nats.credentials import SERVICES, answers_of, inbox_of
 
 __all__ = [
+    "UNNAMED",
     "Permissions",
     "agent_permissions",
     "observer_permissions",
@@ -23,6 +24,8 @@ __all__ = [
     "voter_permissions",
 ]
 
+UNNAMED = "clients without a key"
+"""In place of an identity: it has no file, for nobody has its seed."""
 VOTES = ("signal", "sentiment")
 """What an agent outside the swarm may publish, if its table does not say."""
 REQUESTS = ("restart", "revive")

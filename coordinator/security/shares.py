@@ -21,8 +21,8 @@ from bus.nats.credentials import credentials_of, public_key_of
 from bus.nats.key_files import KEY_SUFFIX, read_seed, write_seed
 from bus.nats.urls import redacted_url
 from coordinator.config.settings import ResolvedSwarm
-from coordinator.security.keys import UNNAMED, KeyStore, authorization, identities
-from coordinator.security.permissions import Permissions, sandbox_permissions
+from coordinator.security.keys import KeyStore, authorization, identities
+from coordinator.security.permissions import UNNAMED, Permissions, sandbox_permissions
 
 __all__ = ["HostKey", "claim_host_key", "make_keys", "reload_server", "write_shares"]
 

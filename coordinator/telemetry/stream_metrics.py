@@ -18,15 +18,13 @@ from bus.messages import KINDS, Alert, Decision, Epoch, Lifecycle, MarketData, M
 from bus.messages.headers import CAUSE, TRACEPARENT, number
 from bus.messages.subjects import STORED_KINDS, WATCHDOG, Subjects
 from bus.observability.spans import read_sampled
-from coordinator.security.keys import UNNAMED
+from coordinator.security.permissions import UNNAMED
+from coordinator.security.refusals import UNKNOWN_KEY, refusal_in
 from coordinator.telemetry.decision_latency import REMEMBERED, TickTimes, seconds_between
 from coordinator.telemetry.labels import OTHER, Names
 from coordinator.telemetry.recovery_metrics import RecoveryMetrics
 
 WEBHOOK_OUTCOMES = ("delivered", "failed", "refused", "unreadable")
-ATTEMPTS = ("connect", "publish", "subscribe")
-MAX_ATTEMPTS = 10**9
-"""In one report: a larger number is a mistake."""
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2.0, 10.0,
 )  # fmt: skip
@@ -89,12 +87,13 @@ class StreamMetrics(Instruments):
         super().__init__(self.registry)
         self._subjects, self.names, self._codes, self._identities = subjects, names, Names(()), Names(())
         self._config: VotingConfig | None = None
+        self._agents = frozenset(agents)
         self._stored: OrderedDict[int, int] = OrderedDict()
         self._ticks = TickTimes()
         self.restored_through = 0
         """Last sequence that a restore has written; the server's time of these messages is that of the restore."""
-        self.recoveries = RecoveryMetrics(self.registry, names, tuple(agents))
-        self._begin(tuple(agents))
+        self.recoveries = RecoveryMetrics(self.registry, names, tuple(self._agents))
+        self._begin(tuple(self._agents))
 
     def _begin(self, agents: tuple[str, ...]) -> None:
         """Start each series with known labels at 0; those of unknown writers and alerts start later."""
@@ -171,8 +170,8 @@ class StreamMetrics(Instruments):
             case Alert():
                 known = writer in self.names.known
                 self.alerts.labels(message.severity, self._codes.label(message.code) if known else OTHER).inc()
-                if known:
-                    self._refused(message, writer)
+                if known and writer not in self._agents and (refusal := refusal_in(message, writer)) is not None:
+                    self.refused_attempts.labels(self._identity(refusal.who), refusal.attempt).inc(refusal.count)
             case VotingConfig() if writer == WATCHDOG:
                 self._config = message
             case Lifecycle():
@@ -184,22 +183,9 @@ class StreamMetrics(Instruments):
             case _:
                 pass
 
-    def _refused(self, alert: Alert, writer: str) -> None:
-        """Count what was refused to clients, which `up` and the hosts report."""
-        count = alert.detail.get("count")
-        if not isinstance(count, int) or not 0 < count < MAX_ATTEMPTS:
-            return
-        if alert.code == "client_refused" and writer == "up":
-            owner = str(alert.detail.get("who")).rpartition(" at ")[0]
-            attempt = str(alert.detail.get("attempt")).partition(" ")[0]
-            if attempt in ATTEMPTS:
-                self.refused_attempts.labels(self._identity(owner), attempt).inc(count)
-        elif alert.code == "api_request_refused" and alert.agent is not None:
-            self.refused_attempts.labels(self._identity(f"agent-{alert.agent}"), "request").inc(count)
-
     def _identity(self, owner: str) -> str:
         """The label of the owner of a key: its identity, `(no key)` or `(unknown key)`."""
-        if owner.startswith("unknown key"):
+        if owner == UNKNOWN_KEY:
             return "(unknown key)"
         if owner == UNNAMED:
             return "(no key)"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bus.messages.subjects import PROVIDER, Subjects
 from coordinator.config.loader import BUILT_IN, parse_swarm
-from coordinator.security.keys import UNNAMED, identities
-from coordinator.security.permissions import Permissions, role_permissions
+from coordinator.security.keys import identities
+from coordinator.security.permissions import UNNAMED, Permissions, role_permissions
 from docs.generate.markdown import code, page, table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,94 +16,26 @@ from prometheus_client import generate_latest
 from agents.host.api_gateway import ApiGateway
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim
-from bus.errors import BusError, NotAdmitted, Refused
+from bus.errors import NotAdmitted, Refused
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.key_files import new_seed, take
 from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.supervisor import NatsServer
 from coordinator.config.settings import ResolvedSwarm
+from coordinator.monitor.status import collect_status
 from coordinator.security.connections import MAX_CONNECTIONS, ConnectionWatch, count_connections
 from coordinator.security.keys import KeyStore, ServedKeys
 from coordinator.security.reloading import KeyReloader
 from coordinator.security.violations import ViolationLog, ViolationReports
 from coordinator.telemetry.labels import Names
 from coordinator.telemetry.stream_metrics import StreamMetrics
-from tests.support.secured import UNNAMED, Secured, default_swarm, secured_server
+from tests.support.attacking import AGENT, GUARD_S, MARKER, connected, is_served, lands, server, spies
+from tests.support.secured import UNNAMED, Secured, default_swarm
 
-AGENT = "agent-strategy-momentum"
+__all__ = ["server"]
+
 OTHERS = ("mirror", "metrics", "dashboard", UNNAMED)
-GUARD_S = 10.0
-REFUSED_S = 0.3
-"""A request to which no answer may come; a denial ends most of them before."""
-MARKER = "in.swarm.alert.info.operator"
-
-
-@pytest.fixture(scope="module", params=["keys", "open"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    with secured_server(tmp_path_factory.mktemp(request.param), is_open=request.param == "open") as running:
-        yield running
-
-
-@asynccontextmanager
-async def connected(server: Secured, *identities: str) -> AsyncIterator[list[NatsBus]]:
-    """The operator's connection, and those of these identities."""
-    async with AsyncExitStack() as stack:
-        buses = []
-        for identity in ("operator", *identities):
-            buses.append(await server.connect(identity))
-            stack.push_async_callback(buses[-1].close)
-        yield buses
-
-
-async def lands(operator: NatsBus, attacker: NatsBus, subject: str, headers: dict[str, str] | None = None) -> bool:
-    """Whether anybody receives what the attacker publishes to `subject`."""
-    received: list[str] = []
-    marked = asyncio.Event()
-
-    def on_message(actual: str, _: str, data: bytes, __: bytes) -> None:
-        if data == b"marker":
-            marked.set()
-        else:
-            received.append(actual)
-
-    marker = subject if subject.startswith(("swarm.control.", "swarm.heartbeat.")) else MARKER
-    subscriptions = [
-        await operator.connection.subscribe_directly(each.removeprefix("in."), on_message)
-        for each in dict.fromkeys((subject, marker))
-    ]
-    await operator.flush()
-    attacker.connection.write(subject, b"{}", headers=headers)
-    await attacker.flush()  # the server has judged it
-    operator.connection.write(marker, b"marker")
-    async with asyncio.timeout(GUARD_S):
-        await marked.wait()
-    for subscription in subscriptions:
-        await subscription.unsubscribe()
-    return bool(received)
-
-
-async def is_served(attacker: NatsBus, command: str, body: Any = None) -> bool:
-    """Whether the server does what this request to JetStream's API asks for."""
-    data = b"" if body is None else orjson.dumps(body)
-    try:
-        answer = orjson.loads(await attacker.request(f"$JS.API.{command}", data, REFUSED_S))
-    except BusError:
-        return False
-    return "error" not in answer
-
-
-async def spies(operator: NatsBus, attacker: NatsBus, subject: str, sent: str) -> bool:
-    """Whether the attacker receives what is sent to `sent`, subscribed to `subject`."""
-    received: list[bytes] = []
-    await attacker.connection.subscribe_directly(subject, lambda _s, _r, data, _h: received.append(data))
-    await attacker.flush()
-    operator.connection.write(sent.format(inbox=operator.connection.client.new_inbox()), b"secret")
-    await operator.flush()
-    if sent.startswith("in."):  # the stream passes on what it has stored later, one after the other
-        assert await lands(operator, operator, MARKER)
-    await attacker.flush()
-    return b"secret" in received
 
 
 FORGED = [
@@ -301,55 +233,6 @@ async def test_the_key_of_a_dead_incarnation_is_cut_off_and_refused(tmp_path: Pa
                 await again
 
 
-# -- by answering
-
-
-async def answers_to(operator: NatsBus, asker: NatsBus, answerer: NatsBus, asked: str, subject: str) -> bool:
-    """Whether an answer lands at `subject`, which the asker has named as the reply subject of a request to `asked`."""
-    answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    received: list[bytes] = []
-
-    def answer(_: str, reply: str, __: bytes, ___: bytes) -> None:
-        if reply and not answered.done():
-            answerer.connection.write(reply, b"forged")
-            answered.set_result(None)
-
-    read_side = subject.removeprefix("in.")
-    await operator.connection.subscribe_directly(read_side, lambda _s, _r, data, _h: received.append(data))
-    await answerer.connection.subscribe_directly(asked, answer)
-    await operator.flush()
-    await answerer.flush()
-    asker.connection.write(asked, b"{}", subject)
-    await asker.flush()
-    await answerer.flush()  # whatever was sent to it has arrived
-    if answered.done():
-        await answerer.flush()
-    if subject.startswith("in."):
-        assert await lands(operator, operator, MARKER)
-    await operator.flush()
-    return b"forged" in received
-
-
-@pytest.mark.parametrize("subject", ["in.swarm.decision.BTC-USD.coordinator", "swarm.control.coordinator.status"])
-@pytest.mark.parametrize(
-    ("asker", "answerer", "asked"),
-    [
-        ("agent-research-1", "sandbox-base", "_API.swarm.research-1.INFO"),  # a host has the keys of its agents
-        ("watchdog", "watchdog", "swarm.control.watchdog.kill"),
-        ("watchdog", "sandbox-base", "swarm.control.base.spawn"),
-        ("dashboard", "sandbox-base", "swarm.control.base.signal"),
-        ("dashboard", AGENT, "swarm.control.strategy-momentum.signal"),
-        ("dashboard", "proxy", "swarm.control.proxy.signal"),
-        ("dashboard", "watchdog", "swarm.control.watchdog.restart"),
-    ],
-)
-async def test_no_answer_is_sent_to_a_subject_of_another(
-    server: Secured, asker: str, answerer: str, asked: str, subject: str
-):
-    async with connected(server, asker, answerer) as (operator, asking, answering):
-        assert await answers_to(operator, asking, answering, asked, subject) is server.is_open
-
-
 # -- by the host
 
 
@@ -544,6 +427,10 @@ async def test_what_is_refused_is_counted_and_alerted_once_with_who_did_it(serve
         text = generate_latest(metrics.registry).decode()
         assert f'signalmesh_refused_attempts_total{{attempt="publish",identity="{AGENT}"}} 5.0' in text
         assert 'signalmesh_refused_attempts_total{attempt="connect",identity="(unknown key)"} ' in text
+        shown = (await collect_status(operator, 0.0)).refused
+        assert shown is not None
+        assert shown.count == sum(one.count for one in shown.by) >= 6
+        assert (AGENT, "publish", "up") in {(one.who, one.attempt, one.reported_by) for one in shown.by}
 
 
 async def test_a_key_with_many_connections_is_named(server: Secured):

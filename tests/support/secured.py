@@ -16,8 +16,8 @@ from bus.server.binary import find_binary
 from bus.server.config import configuration
 from coordinator.config.loader import parse_swarm
 from coordinator.config.settings import ResolvedSwarm
-from coordinator.security.keys import UNNAMED as NO_KEY
 from coordinator.security.keys import KeyStore, authorization, identities
+from coordinator.security.permissions import UNNAMED as NO_KEY
 
 GUARD_S = 30.0
 UNNAMED = "nobody"

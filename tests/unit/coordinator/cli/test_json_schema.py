@@ -72,7 +72,7 @@ from coordinator.explain.selection import Selector
 from coordinator.monitor.health_check import Health
 from coordinator.monitor.history import History, HistoryEntry
 from coordinator.monitor.message_lines import WatchLine
-from coordinator.monitor.models import AgentStatus, DecisionCount, MirrorStatus, SandboxStatus, Status
+from coordinator.monitor.models import AgentStatus, DecisionCount, MirrorStatus, Refusals, SandboxStatus, Status
 from coordinator.replay.models import Difference, Replay, ReplayedAgent
 from coordinator.reporting.differences import FieldDifference
 from coordinator.reporting.findings import Diagnosis, Finding
@@ -80,6 +80,7 @@ from coordinator.reporting.percentiles import percentiles_of
 from coordinator.runner.down import Ended
 from coordinator.sandboxes.health import SandboxHealth
 from coordinator.security.listing import KeyInfo, KeyList
+from coordinator.security.refusals import RefusedAttempts
 from tests.support.coordinator_rounds import CONFIG, NEWS, SYMBOL, tick, timer, vote
 from tests.support.recorded_rounds import RecordedRounds
 
@@ -298,6 +299,9 @@ PRINTED: dict[str, Any] = {
         ],
         decisions=DecisionCount(count=1, last_at=AT, from_other_writers=0),
         mirror=MirrorStatus(file="mirror.sqlite", cursor=7, lag=0, lag_ms=0, status="live", pid=3),
+        refused=Refusals(
+            count=3, since=7, by=[RefusedAttempts(who="agent-a", attempt="publish", reported_by="up", count=3)]
+        ),
     ),
     "watch": WatchLine(subject="swarm.signal.BTC-USD.a", sequence=3, payload={"signal": "buy"}),
 }  # fmt: skip

@@ -10,9 +10,10 @@ from typing import Any, TextIO
 
 import pytest
 
-from coordinator.monitor.models import NOT_RUNNING, AgentStatus, DecisionCount, SandboxStatus, Status
+from coordinator.monitor.models import NOT_RUNNING, AgentStatus, DecisionCount, Refusals, SandboxStatus, Status
 from coordinator.monitor.status_table import SANDBOX_COLUMNS, STATUS_COLUMNS, print_status
 from coordinator.sandboxes.health import SandboxHealth
+from coordinator.security.refusals import RefusedAttempts
 
 HEALTH = SandboxHealth(
     processes=21, cpu_s=9.0, cpu_percent=10.0, rss_mb=3127.0, pss_mb=1127.0, network="its own", rx_bytes=1 << 20,
@@ -149,3 +150,17 @@ def test_a_sandbox_that_does_not_run_is_shown_with_the_reason(capsys):
     assert re.split("  +", sandbox_table(result)[5])[:3] == ["far", "e2b, endpoint not known", "not running"]
     assert "\nfar: not running: no provider is running\n" in result
     assert "are not renewed" not in result, "there are none"
+
+
+def test_what_was_refused_is_shown_with_who_reports_it_and_nothing_if_nobody_does(capsys):
+    by = [
+        RefusedAttempts(who=f"agent-{number}", attempt="publish", reported_by="up", count=9 - number)
+        for number in range(5)
+    ]
+    print_status(replace(status_of(1), refused=Refusals(count=35, since=7, by=by)))
+    expected = "refused to clients: 35 by the alerts of up since message 7: "
+    assert expected + "agent-0 9 (publish), agent-1 8 (publish), agent-2 7 (publish), others 11\n" in (
+        capsys.readouterr().out
+    )
+    print_status(status_of(1))
+    assert "refused" not in capsys.readouterr().out

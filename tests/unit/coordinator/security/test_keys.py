@@ -11,7 +11,6 @@ from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import KEYS_VARIABLE, new_seed, write_seed
 from coordinator.config.loader import parse_swarm
 from coordinator.security.keys import (
-    UNNAMED,
     KeyChanges,
     KeyStore,
     ServedKeys,
@@ -20,6 +19,7 @@ from coordinator.security.keys import (
     key_environment,
     use_operator_key,
 )
+from coordinator.security.permissions import UNNAMED
 
 DEFAULT = parse_swarm({}, "built-in defaults", "").resolve()
 
