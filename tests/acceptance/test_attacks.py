@@ -86,6 +86,42 @@ async def test_no_other_role_decides_or_sends_heartbeats_of_the_coordinator(
         assert await lands(operator, captured, subject) is server.is_open
 
 
+WATCHDOGS = (
+    "in.swarm.epoch.coordinator",
+    "in.swarm.config.swarm.watchdog",
+    "in.swarm.lifecycle.coordinator.watchdog",
+    "swarm.heartbeat.watchdog",
+    "swarm.control.base.spawn",
+)
+NOT_THE_WATCHDOGS = (
+    "in.swarm.market.BTC-USD.research-1",
+    "in.swarm.signal.BTC-USD.strategy-momentum",
+    "in.swarm.decision.BTC-USD.coordinator",
+    "in.swarm.lifecycle.coordinator.coordinator",
+    "in.swarm.alert.critical.up",
+    "swarm.decision.BTC-USD.coordinator",
+    "swarm.heartbeat.coordinator",
+    "swarm.control.coordinator.status",
+)
+
+
+@pytest.mark.parametrize("subject", [*WATCHDOGS, *NOT_THE_WATCHDOGS])
+async def test_the_watchdogs_key_claims_and_orders_and_publishes_as_no_agent(server: Secured, subject: str):
+    async with connected(server, "watchdog") as (operator, captured):
+        assert await lands(operator, captured, subject) is (server.is_open or subject in WATCHDOGS)
+
+
+@pytest.mark.parametrize("subject", ["$KV.swarm_state.coordinator", "$KV.swarm_memory.swarm/coordinator/decision"])
+async def test_the_watchdogs_key_writes_no_state_of_an_agent(server: Secured, subject: str):
+    bucket, _, key = subject.removeprefix("$KV.").partition(".")
+    async with connected(server, "watchdog") as (operator, captured):
+        before = await operator.kv_get(bucket, key)
+        captured.connection.write(subject, b"{}")
+        await captured.flush()
+        after = await operator.kv_get(bucket, key)
+    assert ((before and before.revision) != (after and after.revision)) is server.is_open
+
+
 CONSUMER = {
     "stream_name": "swarm_events",
     "config": {"name": "evil", "deliver_subject": "evil", "ack_policy": "none", "mem_storage": True},
@@ -109,6 +145,7 @@ AGENTS_ALONE: list[tuple[str, Any]] = [
 ]
 CASES = [(attacker, *request) for request in REQUESTS for attacker in (AGENT, *OTHERS)]
 CASES += [(attacker, *request) for request in AGENTS_ALONE for attacker in (AGENT, UNNAMED)]
+CASES += [("watchdog", *request) for request in REQUESTS if not request[0].startswith("STREAM.UPDATE")]
 
 
 @pytest.mark.parametrize(("attacker", "command", "body"), CASES, ids=lambda value: value if type(value) is str else "")
