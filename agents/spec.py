@@ -56,6 +56,10 @@ class AgentSpec:
     swarm: str = "swarm"
     nice: int = 0
     """Niceness of its process, 0 to 19; 0 for agents that all others wait for."""
+    start_after: int = 0
+    """Without a saved state it reads the stream from after this message; 0: from its beginning."""
+    start_outputs: int = 0
+    """Without a saved state its first output has the number after this one."""
 
     def to_json(self) -> bytes:
         return orjson.dumps(self)

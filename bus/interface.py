@@ -152,6 +152,9 @@ class Bus(Protocol):
     async def kv_put(self, bucket: str, key: str, value: bytes, expect: int) -> int:
         """Write a key if its revision is still `expect` (0: the key does not exist); returns the new revision."""
 
+    async def kv_delete(self, bucket: str, key: str) -> None:
+        """Delete a key, whatever is written to it meanwhile; a later write of it expects 0 again."""
+
     async def kv_all(self, bucket: str) -> dict[str, KvEntry]:
         """All keys of a bucket."""
 

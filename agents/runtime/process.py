@@ -25,6 +25,7 @@ from agents.spec import AgentSpec, ClassTraits, load_class
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim, new_agent_id
 from bus.durable.outbox import can_pipeline
+from bus.durable.snapshots import first_snapshot
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.messages import Heartbeat
 from bus.messages.subjects import Subjects
@@ -162,6 +163,7 @@ async def _run_connected(incarnation: Incarnation, first_error: _FirstError) -> 
             pipelined=await can_pipeline(bus),
             sandbox=incarnation.sandbox,
             max_outputs_per_s=incarnation.max_outputs_per_s,
+            first=first_snapshot(spec.start_after, spec.start_outputs),
             hooks=RuntimeHooks(on_output_stored=memory.take, tracing=tracing),
         )
         _on_end(runtime.drain)

@@ -17,6 +17,7 @@ from agents.runtime.inputs import Fault, InputProcessor
 from agents.runtime.output_log import output_headers
 from agents.runtime.output_validation import BadOutput, OutputValidator, Prepared
 from bus.durable.message_ids import is_id
+from bus.durable.snapshots import Snapshot
 from bus.errors import MeshError
 from bus.interface import StoredMessage
 from bus.messages import Event
@@ -59,22 +60,32 @@ class Mismatch:
 
 
 class Replayed:
-    """`agent`, from its empty state on.
+    """`agent`, from its empty state on: from `first` on, if it started within the stream.
 
     `skipped` are the inputs that it has recorded as skipped, `handled` is the last one that it has reported to be
     beyond: a failure on a later one is a difference only if the run went on after it.
     """
 
-    def __init__(self, agent: Agent, subjects: Subjects, skipped: Iterable[int] = (), handled: int = 0) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        subjects: Subjects,
+        skipped: Iterable[int] = (),
+        handled: int = 0,
+        first: Snapshot | None = None,
+    ) -> None:
         self.agent, self.name, self.subjects = agent, agent.name, subjects
         self.ready = asyncio.Event()
         self.ready.set()
         self.output_validator = OutputValidator(agent, subjects)
         self.input_processor = InputProcessor(self)
+        first = first or Snapshot()
+        agent.timers_set = first.timers_set
+        self.input_processor.load(first)
         self.input_processor.skipped.update(skipped)
         self.input_processor.transition("start")
         self.output_log = self.fault_reporter = _Collector()
-        self.outputs = 0
+        self.outputs = first.outputs
         """Numbers of the recorded outputs seen."""
         self._early: dict[int, StoredMessage] = {}
         """Number -> a recorded output that came before an earlier one, whose id may have been squatted."""

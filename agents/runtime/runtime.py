@@ -79,6 +79,7 @@ class Runtime:
         sandbox: where it runs; for reports only.
         snapshot_inputs: a snapshot is taken after so many inputs at the latest.
         max_outputs_per_s: what it may publish; a faster agent waits, and ends if it never slows down.
+        first: where it starts if it has no saved state.
         hooks: called on its events.
     """
 
@@ -93,6 +94,7 @@ class Runtime:
         sandbox: str = "",
         snapshot_inputs: int = SNAPSHOT_INPUTS,
         max_outputs_per_s: int = MAX_OUTPUTS_PER_S,
+        first: Snapshot | None = None,
         hooks: RuntimeHooks = NO_HOOKS,
     ) -> None:
         self.agent, self.bus = agent, bus
@@ -128,7 +130,7 @@ class Runtime:
         self.output_validator = OutputValidator(agent, bus.subjects)
         self.timers = Timers(bus.subjects, agent.name, self.output_log)
         self.input_processor = InputProcessor(self, hooks.tracing)
-        self._store = SnapshotStore(bus, agent.name, epoch)
+        self._store = SnapshotStore(bus, agent.name, epoch, first)
         self._state_codec = StateCodec.checked(type(agent).State)
         self._created = time.monotonic()
         self._verified, self._verify_s = 0, 0.0

@@ -7,7 +7,7 @@ incarnation then fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import msgspec
@@ -69,6 +69,13 @@ class Snapshot:
         return orjson.dumps({name: getattr(self, name) for name in self.__slots__})
 
 
+def first_snapshot(start_after: int, outputs: int) -> Snapshot:
+    """That of an agent without state which reads the stream from after message `start_after`, where it had published
+    `outputs` outputs in an earlier life. The numbers of its timers go on beyond those of that life.
+    """
+    return Snapshot(cursor=start_after, outputs=outputs, output_sequence=start_after, timers_set=start_after)
+
+
 def read_snapshot(agent: str, data: bytes) -> Snapshot:
     """Decode a stored snapshot of `agent`.
 
@@ -94,8 +101,10 @@ class SnapshotUnreadable(MeshError):
 class SnapshotStore:
     """The snapshot key of one agent, as one incarnation uses it."""
 
-    def __init__(self, bus: Bus, agent: str, epoch: int) -> None:
+    def __init__(self, bus: Bus, agent: str, epoch: int, first: Snapshot | None = None) -> None:
+        """`first` is the snapshot of an agent that has none yet; None: an empty one."""
         self._bus, self._agent, self._epoch = bus, agent, epoch
+        self._first = first or Snapshot()
         self._bucket = bus.subjects.state_bucket
         self.revision = 0
         self.unreadable = ""
@@ -104,7 +113,7 @@ class SnapshotStore:
         """The snapshot as last written or taken over by this incarnation."""
 
     async def take_over(self) -> Snapshot:
-        """Load the snapshot and write it back under this incarnation's epoch; empty if there was none.
+        """Load the snapshot and write it back under this incarnation's epoch; the first one if there was none.
 
         Raises:
             Fenced: a newer incarnation has taken it.
@@ -113,9 +122,9 @@ class SnapshotStore:
         while True:
             found = await self._bus.kv_get(self._bucket, self._agent)
             try:
-                snapshot = self.read(found.value) if found else Snapshot()
+                snapshot = self.read(found.value) if found else replace(self._first)
             except SnapshotUnreadable as error:
-                self.unreadable, snapshot = str(error), Snapshot()
+                self.unreadable, snapshot = str(error), replace(self._first)
             if snapshot.epoch > self._epoch:
                 raise Fenced(
                     self._agent, f"its snapshot belongs to epoch {snapshot.epoch}, this process has {self._epoch}"

@@ -24,6 +24,8 @@ STORED_AT = "Nats-Time-Stamp"
 """On single messages that are read back: when the server stored them (RFC 3339)."""
 TTL = "Nats-TTL"
 """How long the server keeps the message, independent of its stream's age limit. Claims and Configs have `never`."""
+KV_OPERATION = "KV-Operation"
+"""In a bucket: the message deletes its key."""
 TRACEPARENT = "traceparent"
 """With tracing: the span of this message, as W3C Trace Context defines it, if its trace is sampled. For a declared
 death: the root of its recovery."""

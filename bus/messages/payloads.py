@@ -145,7 +145,7 @@ class VotingConfig:
 
 LifecycleEvent = Literal[
     "spawned", "ready", "exited", "suspected", "declared_dead", "restored", "skipped", "quarantined", "revived",
-    "drained", "moved", "rebuilt",
+    "drained", "moved", "removed", "rebuilt",
 ]  # fmt: skip
 
 

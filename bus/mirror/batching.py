@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from bus.interface import StoredMessage
+from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.mirror.schema import KvRow, MessageRow, MirrorGap
 from bus.nats.bus import NatsBus
@@ -26,7 +27,6 @@ BUFFER_ROWS = 5000
 """Most unwritten rows of one stream; at more the mirror stops reading."""
 MAX_DEFER_S = 2.0
 """Longest time that a snapshot waits for the messages that it references, if none arrive."""
-OPERATION = "KV-Operation"
 MARKER_REASON = "Nats-Marker-Reason"
 POSITIONS = ("epoch", "cursor", "output_sequence")
 """Fields of a snapshot or a registry record that are sequences of the stream."""
@@ -158,7 +158,7 @@ def _take_values(one: Followed, batch: Batch, revision: int, reached: int | None
     prefix = len(f"$KV.{one.bucket}.")
     overdue = time.monotonic() - MAX_DEFER_S
     for arrived, stored in itertools.islice(one.waiting, BATCH_ROWS):
-        operation = stored.headers.get(OPERATION) or stored.headers.get(MARKER_REASON) or "PUT"
+        operation = stored.headers.get(h.KV_OPERATION) or stored.headers.get(MARKER_REASON) or "PUT"
         may_defer = one.references_events and reached is not None and operation == "PUT"
         deferred = may_defer and (may_wait or arrived > overdue)
         if deferred and references(stored.data) > (reached or 0):

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from nats.aio.msg import Msg
 
-from bus.errors import BusError, BusTimeout, Disconnected, Refused
+from bus.errors import BusError, BusTimeout, Disconnected, Refused, WrongSequence
 from bus.interface import (
     Ack,
     Bounds,
@@ -225,13 +225,26 @@ class NatsBus:
 
     async def kv_get(self, bucket: str, key: str) -> KvEntry | None:
         stored = await self._newest(f"KV_{bucket}", f"$KV.{bucket}.{key}")
-        if stored is None or "KV-Operation" in stored.headers:
+        if stored is None or h.KV_OPERATION in stored.headers:
             return None
         return KvEntry(stored.data, stored.sequence)
 
     async def kv_put(self, bucket: str, key: str, value: bytes, expect: int) -> int:
-        ack = await self.publish(f"$KV.{bucket}.{key}", value, {h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect)})
-        return ack.sequence
+        subject = f"$KV.{bucket}.{key}"
+        try:
+            return (await self.publish(subject, value, {h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect)})).sequence
+        except WrongSequence:
+            deleted = None if expect else await self._newest(f"KV_{bucket}", subject)
+            if deleted is None or h.KV_OPERATION not in deleted.headers:
+                raise
+        # What the stream holds of a deleted key is the message that deletes it.
+        return (await self.publish(subject, value, {h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(deleted.sequence)})).sequence
+
+    async def kv_delete(self, bucket: str, key: str) -> None:
+        while (found := await self.kv_get(bucket, key)) is not None:
+            headers = {h.KV_OPERATION: "DEL", h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(found.revision)}
+            with contextlib.suppress(WrongSequence):  # it was written again
+                await self.publish(f"$KV.{bucket}.{key}", b"", headers)
 
     async def kv_all(self, bucket: str) -> dict[str, KvEntry]:
         prefix = f"$KV.{bucket}."
@@ -239,7 +252,7 @@ class NatsBus:
         return {
             stored.subject[len(prefix) :]: KvEntry(stored.data, stored.sequence)
             for stored in found
-            if "KV-Operation" not in stored.headers
+            if h.KV_OPERATION not in stored.headers
         }
 
     # -- core messages

@@ -365,6 +365,11 @@ class MemoryBus:
         headers = {h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect)}
         return (await self.publish(f"$KV.{bucket}.{key}", value, headers)).sequence
 
+    async def kv_delete(self, bucket: str, key: str) -> None:
+        await self.step("kv_delete")
+        self._check()
+        self.server.buckets.get(bucket, {}).pop(key, None)
+
     async def kv_all(self, bucket: str) -> dict[str, KvEntry]:
         await self.step("kv_all")
         self._check()

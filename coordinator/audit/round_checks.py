@@ -14,6 +14,7 @@ from bus.interface import StoredMessage
 from bus.messages import Decision, MarketData
 from bus.messages import headers as h
 from coordinator.audit.models import Findings, RoundsAudit
+from coordinator.config.changes import NO_CHANGES, Changes
 from coordinator.decisions.agent import MAX_FEEDS, MAX_OPEN_ROUNDS
 from coordinator.decisions.rounds import round_id
 from coordinator.decisions.tick_order import MAX_SEQUENCE, Feed, place_tick
@@ -31,6 +32,8 @@ class _Decider:
         """More ticks waited than rounds may be open, so the coordinator may have refused some."""
         self.unknown = False
         """Whether there may have been ticks that are not stored."""
+        self.ended = False
+        """Whether it was removed for good: it decides no later rounds."""
         self.decided: dict[str, None] = {}
         """The newest rounds decided, at most MAX_OPEN_ROUNDS."""
         self.passed_over: dict[str, tuple[tuple[int, str], str, StoredMessage]] = {}
@@ -56,6 +59,20 @@ class RoundChecker:
         self._all = _Decider()
         self._deciders: dict[str, _Decider] = {}
         self._skipped: dict[str, set[int]] = {}
+        self._changes = NO_CHANGES
+        self._starts: dict[str, int] = {}
+        """Agent that was added -> the message after which it began to read."""
+
+    def changed(self, changes: Changes) -> None:
+        """These are the changes made at run time from now on."""
+        before, self._changes = self._changes, changes
+        for name, added in changes.agents.items():
+            if name not in before.agents and not added.continues:
+                self._starts[name] = added.after
+                self._deciders.pop(name, None)
+        for name, removed in changes.removed.items():
+            if removed.forget and before.removed.get(name) != removed and name in self._deciders:
+                self._deciders[name].ended = True
 
     def tick(self, stored: StoredMessage, tick: MarketData) -> None:
         """A tick opens a round if it does in the coordinator."""
@@ -71,6 +88,8 @@ class RoundChecker:
             feed.take(position, number, tick.timestamp)
         entry = (stored.sequence, round_id(tick.symbol, tick.source, number, feed.run))
         for decider in (self._all, *self._deciders.values()):
+            if decider.ended:
+                continue
             if decider.open() >= MAX_OPEN_ROUNDS:
                 decider.overflown = decider.unknown = True  # the coordinator may refuse it as well
                 continue
@@ -91,7 +110,9 @@ class RoundChecker:
     def _decider(self, agent: str) -> _Decider:
         if agent not in self._deciders:
             self._deciders[agent] = copy.deepcopy(self._all)
-            self._drop(self._deciders[agent], self._skipped.pop(agent, set()))
+            start = self._starts.get(agent, 0)
+            before = {entry[0] for waiting in self._all.waiting.values() for entry in waiting if entry[0] <= start}
+            self._drop(self._deciders[agent], before | self._skipped.pop(agent, set()))
         return self._deciders[agent]
 
     def decision(self, agent: str, stored: StoredMessage, decision: Decision) -> None:
@@ -161,4 +182,4 @@ class RoundChecker:
             ):
                 found = list(passed)
                 self._report_missing(agent, [entry for entry, _, _ in found], name, found[0][2])
-        self.audit.waiting = sum(decider.open() for decider in self._deciders.values())
+        self.audit.waiting = sum(decider.open() for decider in self._deciders.values() if not decider.ended)

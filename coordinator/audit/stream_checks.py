@@ -15,12 +15,13 @@ from bus.durable.registry import Record
 from bus.durable.snapshots import Snapshot
 from bus.errors import MessageError
 from bus.interface import StoredMessage
-from bus.messages import Alert, Decision, Lifecycle, MarketData, Message, decode
+from bus.messages import Alert, Decision, Lifecycle, MarketData, Message, VotingConfig, decode
 from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS, Address, Subjects
 from coordinator.audit.agent_checks import AgentChecks
 from coordinator.audit.models import AgentAudit, Findings, Hole, SnapshotAudit, StreamAudit
 from coordinator.audit.round_checks import RoundChecker
+from coordinator.supervisor.config_publisher import changes_in
 
 MAX_HOLES = 1000
 
@@ -94,6 +95,8 @@ class Checks:
                 self.rounds.decision(address.agent, stored, message)
         elif isinstance(message, Lifecycle):
             self._on_lifecycle(address, message)
+        elif isinstance(message, VotingConfig):
+            self.rounds.changed(changes_in(message))
         elif isinstance(message, Alert):
             self.stream.alerts[message.code] = self.stream.alerts.get(message.code, 0) + 1
 

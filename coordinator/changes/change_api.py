@@ -4,8 +4,8 @@ A request is checked first. Then it is stored, as one VotingConfig with all chan
 after that a later leader goes on with it. What follows from it is done by steps that each begin with what is observed,
 so that a request repeated by its id, to this leader or to a later one, changes nothing a second time.
 
-A request is answered within ANSWER_S, as the server forwards no later answer. Where the work takes longer, the answer
-has `pending`, and the client asks again.
+A request is answered within ANSWER_S, so that a client notices when a watchdog dies. Where the work takes longer, the
+answer has `pending`, and the client asks again.
 """
 
 from __future__ import annotations
@@ -14,27 +14,35 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import orjson
 import structlog
 
+from agents.spec import ClassTraits
 from bus.errors import BusError, ConfigError, MeshError, UsageError
 from bus.interface import ReceivedMessage
+from bus.messages import headers as h
+from bus.messages.subjects import AGENT_KINDS
 from bus.utils.aio import end_tasks
+from coordinator.changes.membership import after_adding, after_removing, check_changed, place_added
 from coordinator.changes.moves import Moves
-from coordinator.config.changes import Move
+from coordinator.changes.removals import Removals
+from coordinator.config.changes import AddedAgent, Changes, Move
 from coordinator.config.convert import similar
-from coordinator.supervisor.watchdog import LeaderParts
+from coordinator.config.settings import AgentSettings, SwarmConfig
+from coordinator.supervisor.watchdog import LeaderParts, agent_state
 
 ANSWER_S = 3.0
-"""Less than the five seconds for which the server lets a process with a key answer a request."""
+"""A client that gets no answer asks again soon: the watchdog may have died."""
 RETURN_AFTER_S = 10.0
 """With return_agents: seconds for which a sandbox must be back, so that a host that dies again and again gets none."""
 MAX_ID = 64
 """Characters of the id of a request."""
+
+InspectAgent = Callable[[SwarmConfig, AgentSettings], ClassTraits | None]
 
 log = structlog.get_logger("signalmesh.watchdog")
 
@@ -46,23 +54,35 @@ class ChangeRequest:
     id: str
     agent: str = ""
     sandbox: str = ""
+    table: dict[str, Any] = field(default_factory=dict)
+    """Of an agent that is added: what [agents.NAME] would be."""
+    forget: bool = False
 
 
 class ChangeApi:
     """Handles requests to the leading watchdog. `check` is called by the loop of the leader."""
 
-    def __init__(self, leader: LeaderParts) -> None:
+    def __init__(self, leader: LeaderParts, inspect: InspectAgent) -> None:
+        """`inspect` tries the class or the command of an agent that is to be added."""
         self._bus, self._swarm, self._policy = leader.bus, leader.swarm, leader.policy
-        self._publisher, self._wake = leader.config_publisher, leader.wake
+        self._publisher, self._wake, self._keys = leader.config_publisher, leader.wake, leader.keys
+        self._inspect = inspect
+        self._inspections: dict[str, asyncio.Task[ClassTraits | None]] = {}
+        """By the id of the request."""
+        self._adopted = asyncio.Event()
+        """Whether it is known what runs."""
         self._changing = asyncio.Lock()
         """One change at a time."""
         self._moves = Moves(leader.policy, leader.hosts)
+        self._removals = Removals(leader.bus, leader.swarm, leader.policy, leader.hosts, leader.reports)
         self._waiting: list[tuple[Callable[[], bool], asyncio.Event]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, name: str) -> None:
         """Handle requests to the watchdog `name` from now on."""
         commands: dict[str, Callable[[ChangeRequest], Awaitable[dict[str, Any]]]] = {
+            "add": self._add,
+            "remove": self._remove,
             "move": self._move,
             "rebalance": self._rebalance,
         }
@@ -71,8 +91,9 @@ class ChangeApi:
 
     async def end(self) -> None:
         """Cancel the running requests."""
-        await end_tasks(self._tasks)
+        await end_tasks((*self._tasks, *self._inspections.values()))
         await self._moves.end()
+        await self._removals.end()
 
     def resume(self) -> None:
         """Go on with what an earlier leader has stored and not finished; to be called when it is known what runs."""
@@ -85,11 +106,14 @@ class ChangeApi:
             elif not self._policy.serves(state.sandbox, move.sandbox) and self._policy.is_live(move.sandbox):
                 log.info("move_resumed", of=name, sandbox=move.sandbox)
                 self._moves.begin(name, move.sandbox)
+        self._removals.begin(self._swarm.changes.removed)
+        self._adopted.set()
 
     def check(self) -> None:
         """Go on with what is being done. To be called by the loop of the leader."""
         now = time.monotonic()
         self._moves.check(now)
+        self._removals.check(now)
         if self._swarm.base.watchdog.return_agents and not self._moves.running:
             for name in self._moves.away(now - RETURN_AFTER_S)[:1]:
                 self._moves.begin(name, self._policy.agents[name].preferred)
@@ -117,18 +141,19 @@ class ChangeApi:
         self, received: ReceivedMessage, handle: Callable[[ChangeRequest], Awaitable[dict[str, Any]]]
     ) -> None:
         try:
-            answer = await handle(_request_in(received.data))
+            request = _request_in(received.data)
+            answer = await handle(request) if self._adopted.is_set() else {"pending": "a watchdog takes over"}
         except MeshError as error:
             answer = {"error": str(error), "usage": isinstance(error, (UsageError, ConfigError))}
         with contextlib.suppress(BusError):  # the client asks again
             await self._bus.notify(received.reply, orjson.dumps(answer))
 
-    async def _until(self, done: Callable[[], bool]) -> bool:
-        """Wait until `done`, at most ANSWER_S; whether it is."""
+    async def _until(self, done: Callable[[], bool], within_s: float = ANSWER_S) -> bool:
+        """Wait until `done`, at most `within_s`; whether it is."""
         waiting = done, asyncio.Event()
         self._waiting.append(waiting)
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(within_s):
                 await waiting[1].wait()
         except TimeoutError:
             pass
@@ -139,6 +164,110 @@ class ChangeApi:
     def _is_done(self, request: ChangeRequest) -> bool:
         """Whether the request is stored already, by this leader or by an earlier one."""
         return request.id in self._swarm.changes.requests
+
+    async def _commit(self, changes: Changes) -> None:
+        """Store these changes; then have the policy follow them.
+
+        Raises:
+            UsageError, MeshError: they are not possible; nothing has changed.
+        """
+        config = self._swarm.with_changes(changes)
+        check_changed(config, changes)
+        await self._publisher.commit(changes, config)
+        agents = {item.spec.name: item for item in config.agents}
+        gone = [name for name in self._policy.agents if name not in agents]
+        for name in gone:
+            self._policy.remove(name)
+        self._removals.begin({name: changes.removed[name] for name in gone})
+        for name, agent in agents.items():
+            if name not in self._policy.agents:
+                state = agent_state(config, agent)
+                state.joining = True
+                self._policy.add(state)
+        self._wake()
+
+    # -- agents that come and go
+
+    async def _add(self, request: ChangeRequest) -> dict[str, Any]:
+        name, until = request.agent, time.monotonic() + ANSWER_S
+        if not self._is_done(request):
+            if name in self._removals.running:
+                return {"pending": self._removals.describe(name)}
+            inspection = self._inspections.get(request.id) or self._begin_inspection(request)
+            await asyncio.wait({inspection}, timeout=ANSWER_S)
+            if not inspection.done():
+                return {"pending": f"the class of {name} is tried"}
+            self._inspections.pop(request.id, None)
+            traits = inspection.result()
+            async with self._changing:
+                if not self._is_done(request):
+                    await self._commit_add(request, traits)
+        state = self._policy.agents.get(name)
+        if state is None:
+            raise MeshError(f"agent {name} was removed meanwhile")
+        stopped = ("quarantined", "drained")
+        if not await self._until(
+            lambda: not state.joining or state.phase in stopped, max(0.0, until - time.monotonic())
+        ):
+            return {"pending": f"{name} is {state.phase} in {state.sandbox or 'no sandbox'}"}
+        if state.phase in stopped:
+            raise MeshError(
+                f"agent {name} was added, but is {state.phase}: {state.reason}; fix that and `signalmesh revive "
+                f"{name}`, or `signalmesh remove {name}`"
+            )
+        return {"agent": name, "sandbox": state.sandbox, "epoch": state.epoch, "status": state.phase}
+
+    def _begin_inspection(self, request: ChangeRequest) -> asyncio.Task[ClassTraits | None]:
+        """Try the class of an agent that is to be added, in another process.
+
+        Raises:
+            UsageError, MeshError: the request is wrong, or cannot be done now.
+        """
+        name = request.agent
+        if self._keys is not None and not self._keys.has_key(name):
+            raise UsageError(
+                f"add {name}: the server has no key for it: with the keys of another server than that of `up`, write "
+                "the agent into swarm.toml and export the keys anew (`signalmesh keys export`)"
+            )
+        _, settings = place_added(self._swarm, name, request.table, self._live())
+        task = asyncio.create_task(asyncio.to_thread(self._inspect, self._swarm.config, settings))
+        self._inspections[request.id] = task
+        return task
+
+    def _live(self) -> set[str]:
+        return {spec.name for spec in self._swarm.config.sandboxes if self._policy.is_live(spec.name)}
+
+    async def _commit_add(self, request: ChangeRequest, traits: ClassTraits | None) -> None:
+        name = request.agent
+        table, _ = place_added(self._swarm, name, request.table, self._live())
+        added = AddedAgent(
+            table=table,
+            outputs=await self._stored_outputs(name),
+            continues=await self._bus.kv_get(self._bus.subjects.state_bucket, name) is not None,
+            after=(await self._bus.bounds()).last,
+            traits=traits,
+        )
+        await self._commit(after_adding(self._swarm.changes, name, added, request.id))
+
+    async def _stored_outputs(self, name: str) -> int:
+        """The number of the last output that an agent of this name has stored, in an earlier life."""
+        subjects = (f"{self._bus.subjects.ns}.{kind}.*.{name}" for kind in AGENT_KINDS)
+        found = [stored for subject in subjects if (stored := await self._bus.last(subject)) is not None]
+        return max((h.number(stored.headers, h.OUTPUT) or 0 for stored in found), default=0)
+
+    async def _remove(self, request: ChangeRequest) -> dict[str, Any]:
+        name = request.agent
+        async with self._changing:
+            if not self._is_done(request):
+                after = (await self._bus.bounds()).last
+                changes = after_removing(self._swarm, name, request.id, after=after, forget=request.forget)
+                await self._commit(changes)
+                self._removals.begin({name: changes.removed[name]})
+        if not await self._until(lambda: name not in self._removals.running):
+            return {"pending": self._removals.describe(name)}
+        if name in self._policy.agents:
+            raise MeshError(f"agent {name} was added again meanwhile")
+        return {"agent": name, "forgotten": self._swarm.changes.removed[name].forget}
 
     # -- moves
 

@@ -77,6 +77,8 @@ for command in (
     control.kill,
     control.restart,
     control.revive,
+    changes.add,
+    changes.remove,
     changes.move,
     changes.rebalance,
     keys.keys,

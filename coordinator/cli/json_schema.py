@@ -20,7 +20,7 @@ from bus.messages import KINDS
 from coordinator.audit.models import Audit
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
-from coordinator.control.changes import MovedAgent, Rebalanced
+from coordinator.control.changes import AddedToSwarm, MovedAgent, Rebalanced, RemovedFromSwarm
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.explain.models import Explanation
@@ -38,6 +38,7 @@ __all__ = ["OUTPUTS", "SCHEMA_DIR", "documents", "write"]
 SCHEMA_DIR = Path(__file__).resolve().parents[2] / "docs" / "schema"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 OUTPUTS: dict[str, type] = {
+    "add": AddedToSwarm,
     "audit": Audit,
     "certify": Certificate,
     "chaos": Chaos,
@@ -51,6 +52,7 @@ OUTPUTS: dict[str, type] = {
     "replay": Replay,
     "move": MovedAgent,
     "rebalance": Rebalanced,
+    "remove": RemovedFromSwarm,
     "restart": Restarted,
     "revive": Revived,
     "status": Status,

@@ -57,6 +57,15 @@ AgentCount = Annotated[
     int | None,
     typer.Option("--agents", envvar="SIGNALMESH_AGENTS", help="Total number of agents; adds generated strategies."),
 ]
+MaxAgents = Annotated[
+    int | None,
+    typer.Option(
+        "--max-agents",
+        envvar="SIGNALMESH_MAX_AGENTS",
+        min=1,
+        help="Largest number of agents, with those that are added at run time; default: as swarm.toml says.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Level = Literal["debug", "info", "warning", "error"]
 LogLevel = Annotated[Level, typer.Option("--log-level", envvar="SIGNALMESH_LOG_LEVEL", help="Lowest level to log.")]

@@ -14,6 +14,7 @@ from coordinator.cli.options import (
     AgentCount,
     ConfigFile,
     LogLevel,
+    MaxAgents,
     MirrorPath,
     Nats,
     StateDir,
@@ -132,6 +133,15 @@ def watchdog(
         float | None, typer.Option(envvar="SIGNALMESH_SPEED", help="Candles per second, as for `up`.")
     ] = None,
     agents: AgentCount = None,
+    max_agents: MaxAgents = None,
+    changes: Annotated[
+        Path | None,
+        typer.Option(
+            "--changes",
+            metavar="DIRECTORY",
+            help="Directory with the changes made at run time; those that the stream has count if they are newer.",
+        ),
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Role: detects failed agents and restarts them; a second watchdog is the standby."""
@@ -152,6 +162,8 @@ def watchdog(
             clear_quarantine=clear_quarantine,
             standby=standby,
             alone=alone,
+            max_agents=max_agents,
+            changes=changes,
         )
     )
 

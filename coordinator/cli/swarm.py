@@ -19,6 +19,7 @@ from coordinator.cli.options import (
     ConfigFile,
     Json,
     LogLevel,
+    MaxAgents,
     Nats,
     Open,
     StateDir,
@@ -76,6 +77,7 @@ def up(
     nats: Nats = None,
     for_s: Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="End after this time.")] = None,
     agents: AgentCount = None,
+    max_agents: MaxAgents = None,
     standby: Annotated[
         bool,
         typer.Option(
@@ -106,12 +108,13 @@ def up(
     from bus.nats.urls import check_url
     from bus.observability.logging import set_up_logs
     from bus.utils.cgroups import cpu_quota
+    from coordinator.config.changes import read_changes_file
     from coordinator.config.loader import load_swarm, warnings_about
     from coordinator.config.overrides import Overrides
     from coordinator.config.secrets import offer_bus_credentials
     from coordinator.runner.launcher import Launcher
-    from coordinator.runner.preflight import check_agents, least_cpus
-    from coordinator.runner.up import UpOptions, raise_descriptor_limit, run_up
+    from coordinator.runner.preflight import check_agents, check_changes, least_cpus, raise_descriptor_limit
+    from coordinator.runner.up import UpOptions, run_up
     from coordinator.runner.zygote import Zygote
 
     set_up_logs("warning")
@@ -123,7 +126,7 @@ def up(
         raise UsageError(f"--for {for_s}: expected more than 0 seconds")
     if open_ and authentication == "keys":
         raise UsageError("--open: expected without --authentication keys and SIGNALMESH_AUTHENTICATION=keys")
-    loaded = load_swarm(config, Overrides(agents=agents, speed=speed))
+    loaded = load_swarm(config, Overrides(agents=agents, max_agents=max_agents, speed=speed))
     offer_bus_credentials(config)
     options = UpOptions(
         config_file=config,
@@ -134,6 +137,7 @@ def up(
         log_level=log_level,
         speed=speed,
         agents=agents,
+        max_agents=max_agents,
         standby=standby,
         fault_proxy=fault_proxy,
         public_url=public_nats,
@@ -153,12 +157,12 @@ def up(
             err=True,
         )
     os.environ.setdefault(CACHE_VARIABLE, str(state_dir.absolute() / "cache"))
-    checked = check_agents(loaded)
-    for warning in warnings_about(checked):
+    live = check_changes(check_agents(loaded), read_changes_file(state_dir))
+    for warning in warnings_about(live.config):
         typer.echo(f"warning: {warning}", err=True)
     raise_descriptor_limit()
     launcher = Launcher(Zygote.fork())
-    code = run_to_end(run_up(checked, options, launcher, viewer(json)))
+    code = run_to_end(run_up(live, options, launcher, viewer(json)))
     raise typer.Exit(code)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from agents.spec import ClassTraits
+from agents.spec import AgentSpec, ClassTraits
 from bus.errors import ConfigError, UsageError
 from bus.utils.json_text import parse_json, read_limited
 from coordinator.config.loader import BUILT_IN
@@ -34,6 +34,7 @@ __all__ = [
     "encode_changes",
     "known_traits",
     "newer_changes",
+    "origin_of",
     "read_changes_file",
     "search_path_of",
     "to_changes",
@@ -48,23 +49,31 @@ MOST_REQUESTS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedAgent:
-    """An agent that was added. `table` is what [agents.NAME] would be; it reads the stream from after message `after`.
+    """An agent that was added. `table` is what [agents.NAME] would be, with the sandbox that it was placed in.
 
-    `traits` are those of its class, so that it need not be imported again to know the swarm.
+    `continues`: it goes on from a state that was saved under its name. Else it reads the stream from after message
+    `after`, and its outputs are numbered from after `outputs`. `traits` are those of its class, so that it need not be
+    imported again to know the swarm.
     """
 
     table: dict[str, Any]
     after: int
+    outputs: int = 0
+    continues: bool = False
     traits: ClassTraits | None = None
     nice: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedAgent:
-    """An agent that was removed. Whatever of it runs after message `after` is ended; `forget`: its state is deleted."""
+    """An agent that was removed after message `after`. `forget`: its state is deleted.
+
+    `was` is what its state belongs to (`origin_of`); nothing for an external agent.
+    """
 
     after: int
     forget: bool = False
+    was: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +165,17 @@ def write_changes_file(state_dir: Path, changes: Changes) -> None:
     temporary.replace(state_dir / CHANGES_FILE)
 
 
+def origin_of(spec: AgentSpec) -> dict[str, Any]:
+    """What the state of an agent belongs to: another class, or other options, would not continue it."""
+    given = {
+        "kind": spec.kind if spec.class_path and not spec.search_path else "",
+        "class": spec.class_path if spec.search_path else "",
+        "command": list(spec.command),
+        "options": dict(spec.options),
+    }
+    return {key: value for key, value in given.items() if value}
+
+
 def search_path_of(config: SwarmConfig) -> str:
     """Where the classes and programs of added agents are found: beside swarm.toml, else in the working directory."""
     return str(Path.cwd() if config.file == BUILT_IN else Path(config.file).resolve().parent)
@@ -181,7 +201,8 @@ def apply_changes(config: SwarmConfig, changes: Changes) -> SwarmConfig:
     added = []
     for name, table in tables.items():
         settings = agent_settings(file, name, table, sandbox_of[name], config.swarm, search_path_of(config))
-        spec = replace(settings.spec, nice=changes.agents[name].nice)
+        change = changes.agents[name]
+        spec = replace(settings.spec, nice=change.nice, start_after=change.after, start_outputs=change.outputs)
         added.append(replace(settings, spec=spec))
     agents = tuple(_moved(item, changes, names) for item in (*own, *added))
     return replace(_unresolved(config), sandboxes=sandboxes, agents=agents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from bus.errors import UsageError
 from coordinator.config.scaling import with_agents
 from coordinator.config.settings import SwarmConfig
 
@@ -18,6 +19,8 @@ class Overrides:
 
     agents: int | None = None
     """--agents: the number of agents in all."""
+    max_agents: int | None = None
+    """--max-agents: the largest number of agents, those that are added at run time included."""
     speed: float | None = None
     """--speed: candles a second of every recorded feed; 0: as fast as possible."""
 
@@ -29,13 +32,21 @@ def apply_overrides(config: SwarmConfig, overrides: Overrides) -> SwarmConfig:
     """`config` with `overrides`.
 
     Raises:
-        UsageError: the number of agents does not fit `config`.
+        UsageError: a number of agents does not fit `config`.
     """
     if overrides.agents is not None:
         config = with_agents(config, overrides.agents)
+    if overrides.max_agents is not None:
+        config = _with_limit(config, overrides.max_agents)
     if overrides.speed is not None:
         config = _with_speed(config, overrides.speed)
     return config
+
+
+def _with_limit(config: SwarmConfig, limit: int) -> SwarmConfig:
+    if limit < len(config.agents):
+        raise UsageError(f"--max-agents {limit}: expected {len(config.agents)} or more: so many are in {config.file}")
+    return replace(config, max_agents=limit)
 
 
 def _with_speed(config: SwarmConfig, speed: float) -> SwarmConfig:

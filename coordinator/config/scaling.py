@@ -72,7 +72,9 @@ def with_agents(config: SwarmConfig, count: int) -> SwarmConfig:
     )
     further = [replace(item, spec=replace(item.spec, nice=NICE)) for item in generated]
     agents = (*(_bounded(item, count) for item in config.agents), *further)
-    return replace(config, max_agents=count, agents=agents, watchdog=_calmed(config.watchdog, count))
+    return replace(
+        config, max_agents=max(config.max_agents, count), agents=agents, watchdog=_calmed(config.watchdog, count)
+    )
 
 
 def _tables(config: SwarmConfig, count: int) -> dict[str, AgentTable]:

@@ -32,6 +32,24 @@ OnPending = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddedToSwarm:
+    """`add --json`: the agent runs in `sandbox` as the incarnation `epoch`, and its votes count from now on."""
+
+    agent: str
+    sandbox: str
+    epoch: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedFromSwarm:
+    """`remove --json`. `forgotten`: its saved state is deleted; else an agent added by the same name continues it."""
+
+    agent: str
+    forgotten: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MovedAgent:
     """`move --json`. `sandbox` is where it runs now, as the incarnation `epoch`.
 
@@ -78,6 +96,17 @@ async def request_change(bus: Bus, command: str, on_pending: OnPending = _ignore
         on_pending(reply["pending"])
         if answered_at - started_at > DONE_S:
             raise MeshError(f"{command}: stored, but not done after {DONE_S:.0f} s: {reply['pending']}")
+
+
+async def add(bus: Bus, agent: str, table: dict[str, Any], on_pending: OnPending = _ignore) -> AddedToSwarm:
+    """Add an agent; `table` is what [agents.NAME] would be. Raises as `request_change`."""
+    return msgspec.convert(await request_change(bus, "add", on_pending, agent=agent, table=table), AddedToSwarm)
+
+
+async def remove(bus: Bus, agent: str, *, forget: bool = False, on_pending: OnPending = _ignore) -> RemovedFromSwarm:
+    """Remove an agent, with `forget` its saved state too; raises as `request_change`."""
+    done = await request_change(bus, "remove", on_pending, agent=agent, forget=forget)
+    return msgspec.convert(done, RemovedFromSwarm)
 
 
 async def move(bus: Bus, agent: str, sandbox: str, on_pending: OnPending = _ignore) -> MovedAgent:

@@ -8,6 +8,7 @@ are kept.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -15,24 +16,32 @@ from pathlib import Path
 
 from agents.runtime.process import make_agent
 from agents.runtime.replay import Mismatch, Replayed
+from agents.spec import AgentSpec
+from bus.durable.snapshots import Snapshot, first_snapshot
 from bus.durable.stream_scan import scan
 from bus.errors import MessageError
 from bus.interface import Bus, StoredMessage
 from bus.messages import Lifecycle, VotingConfig, decode
 from bus.messages import headers as h
-from bus.messages.subjects import Subjects
+from bus.messages.subjects import WATCHDOG, Subjects
 from bus.mirror.reader import MirrorFile
 from coordinator.audit.mirror_checks import stored_of
 from coordinator.audit.runner import Progress, report_progress
+from coordinator.config.changes import NO_CHANGES, AddedAgent, Changes, apply_changes, known_traits
 from coordinator.config.loader import BUILT_IN, load_swarm, to_config_message
 from coordinator.config.overrides import Overrides, apply_overrides
 from coordinator.config.settings import SwarmConfig
 from coordinator.replay.models import Difference, Replay, ReplayedAgent, explain
 from coordinator.runner.run_record import read_run
+from coordinator.supervisor.config_publisher import changes_in
 
 SETTINGS = (
     "quorum", "buy_at", "sell_at", "round_timeout_ms", "position_cap", "vol_target", "drawdown_max", "cvar_max",
 )  # fmt: skip
+
+
+RECENT = 8192
+"""Newest messages that are kept: an agent reads on from a little before the VotingConfig that adds it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +160,24 @@ async def _replay(recording: Recording, config: SwarmConfig, span: ReplayRange, 
     return replayer.build_report(time.monotonic() - started_at)
 
 
+def _kind_of(stored: StoredMessage) -> tuple[str, str]:
+    """The kind of a message, and what follows it in the subject."""
+    kind, _, rest = stored.subject.partition(".")[2].partition(".")
+    return kind, rest
+
+
 class Replayer:
     """All agents of `config` over one recording."""
 
     def __init__(self, recording: Recording, config: SwarmConfig, span: ReplayRange) -> None:
         self._recording, self._span = recording, span
+        self._base = config
         self._config = apply_overrides(config, Overrides(speed=0)).resolve()
+        self._changes = NO_CHANGES
+        """As the newest VotingConfig has them."""
+        self._recent: deque[StoredMessage] = deque(maxlen=RECENT)
+        self._closed: list[tuple[str, Replayed]] = []
+        """Agents whose state was deleted."""
         self._subjects = recording.subjects
         self._agents: dict[str, Replayed] = {}
         self._reports: dict[str, ReplayedAgent] = {}
@@ -167,17 +188,23 @@ class Replayer:
             if settings.external:
                 self._reports[name].left_out = "an external program"
                 continue
-            agent = make_agent(settings.spec)
-            reported = recording.reported.get(name, Reported())
-            replayed = self._agents[name] = Replayed(agent, self._subjects, reported.skipped, reported.handled)
-            for kind in dict.fromkeys((*agent.listens, "timer")):
-                self._listening.setdefault(kind, []).append(replayed)
+            self._begin(settings.spec)
         self._next = 1
         self._messages = 0
         self._differences: dict[str, Difference] = {}
         self._unknown_writers: dict[str, int] = {}
         self._settings_differ = False
         self._notes: list[str] = []
+
+    def _begin(self, spec: AgentSpec, first: Snapshot | None = None) -> Replayed:
+        """Replay an agent from `first` on."""
+        agent = make_agent(spec)
+        reported = self._recording.reported.get(spec.name, Reported())
+        replayed = Replayed(agent, self._subjects, reported.skipped, reported.handled, first)
+        self._agents[spec.name] = replayed
+        for kind in dict.fromkeys((*agent.listens, "timer")):
+            self._listening.setdefault(kind, []).append(replayed)
+        return replayed
 
     async def run(self, messages: AsyncIterator[StoredMessage], progress: Progress | None) -> None:
         """Replay all messages, in their order."""
@@ -188,20 +215,61 @@ class Replayer:
                 self._on_gap(self._next, stored.sequence - 1)
             self._next = stored.sequence + 1
             report_progress(progress, stored.sequence, last)
-            _, _, tail = stored.subject.partition(".")
-            kind, _, rest = tail.partition(".")
+            kind, rest = _kind_of(stored)
+            self._recent.append(stored)
             if h.OUTPUT in stored.headers:
                 await self._compare(rest.rpartition(".")[2], stored)
             elif kind == "config":
-                self._on_config(stored)
+                await self._on_config(stored)
             for replayed in self._listening.get(kind, ()):
-                if not replayed.left_out and (kind != "timer" or rest.endswith(f".{replayed.name}")):
-                    mismatch = await replayed.take(stored)
-                    if mismatch is not None:
-                        self._record(replayed.name, [mismatch])
+                if kind != "timer" or rest.endswith(f".{replayed.name}"):
+                    await self._take(replayed, stored)
         for name, replayed in self._agents.items():
             if not replayed.left_out and (mismatches := await replayed.compare_rest()):
                 self._record(name, mismatches)
+
+    async def _take(self, replayed: Replayed, stored: StoredMessage) -> None:
+        if not replayed.left_out and (mismatch := await replayed.take(stored)) is not None:
+            self._record(replayed.name, [mismatch])
+
+    async def _follow(self, changes: Changes) -> None:
+        """Have the agents come and go as in the run; one whose state was kept goes on as if it had never left."""
+        before, self._changes = self._changes, changes
+        for name, removed in changes.removed.items():
+            if removed.forget and name in self._agents and before.removed.get(name) != removed:
+                await self._close(name)
+        new = [name for name, added in changes.agents.items() if name not in before.agents and not added.continues]
+        new += [name for name in changes.agents if name not in self._agents and name not in new]
+        if not new:
+            return
+        config = apply_overrides(apply_changes(self._base, changes), Overrides(speed=0))
+        config = config.resolve(known_traits(self._config, changes))
+        for name in new:
+            await self._add(config.agent(name).spec, changes.agents[name])
+
+    async def _close(self, name: str) -> None:
+        replayed = self._agents.pop(name)
+        if not replayed.left_out and (mismatches := await replayed.compare_rest()):
+            self._record(name, mismatches)
+        for listening in self._listening.values():
+            if replayed in listening:
+                listening.remove(replayed)
+        self._closed.append((name, replayed))
+
+    async def _add(self, spec: AgentSpec, added: AddedAgent) -> None:
+        """Begin an agent that was added: it has read what was stored from after `added.after` on."""
+        if spec.name in self._agents:
+            await self._close(spec.name)
+        self._reports.setdefault(spec.name, ReplayedAgent(kind=spec.kind))
+        replayed = self._begin(spec, first_snapshot(added.after, added.outputs))
+        if added.continues:
+            replayed.left_out = "its state is from before the recording"
+        elif self._recent[0].sequence > added.after + 1:
+            replayed.left_out = f"message {added.after + 1}, the first that it read, is not among those at hand"
+        for stored in [*self._recent][:-1]:
+            kind, rest = _kind_of(stored)
+            if replayed in self._listening.get(kind, ()) and (kind != "timer" or rest.endswith(f".{spec.name}")):
+                await self._take(replayed, stored)
 
     def _on_gap(self, first: int, last: int) -> None:
         """A range of messages is missing: the state of agents that may have had inputs in it cannot be rebuilt."""
@@ -233,11 +301,13 @@ class Replayer:
         if name not in self._differences:
             self._differences[name] = explain(name, mismatches[0])
 
-    def _on_config(self, stored: StoredMessage) -> None:
+    async def _on_config(self, stored: StoredMessage) -> None:
         try:
             message = stored.decode(self._subjects)
         except MessageError:
             return
+        if isinstance(message, VotingConfig) and message.source == WATCHDOG:
+            await self._follow(changes_in(message))
         if isinstance(message, VotingConfig) and not self._settings_differ:
             ours = to_config_message(self._config, {})
             if differing := [name for name in SETTINGS if getattr(message, name) != getattr(ours, name)]:
@@ -252,15 +322,18 @@ class Replayer:
 
     async def close(self) -> None:
         """Close the agents."""
-        for replayed in self._agents.values():
+        for replayed in (*self._agents.values(), *(replayed for _, replayed in self._closed)):
             await replayed.close()
 
     def build_report(self, duration_s: float) -> Replay:
         """The report of the replay."""
         recording, reports = self._recording, self._reports
+        for name, replayed in self._closed:
+            reports[name].inputs += replayed.input_processor.inputs
         for name, replayed in self._agents.items():
             report = reports[name]
-            report.inputs, report.waiting = replayed.input_processor.inputs, replayed.waiting
+            report.inputs += replayed.input_processor.inputs
+            report.waiting = replayed.waiting
             report.left_out = replayed.left_out or None
             if replayed.source_left_out and not report.left_out:
                 report.left_out = f"its own events, {replayed.source_left_out}"

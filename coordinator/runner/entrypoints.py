@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +23,10 @@ from bus.observability.logging import set_up_logs
 from bus.observability.tracer import modules_to_preload
 from bus.utils.aio import run_to_end
 from bus.utils.processes import MACHINE, on_signals
+from coordinator.config.changes import NO_CHANGES, read_changes_file
 from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
-from coordinator.runner.preflight import inspect_users_classes, read_traits
+from coordinator.runner.preflight import inspect_agent, inspect_users_classes, read_traits
 from coordinator.sandboxes.environment import drop_key
 from coordinator.security.shares import claim_host_key
 from coordinator.telemetry.otel_env_check import log_wrong_variables
@@ -135,14 +137,19 @@ def run_watchdog(
     clear_quarantine: bool = False,
     standby: bool = False,
     alone: bool = False,
+    max_agents: int | None = None,
+    changes: Path | None = None,
 ) -> int:
-    """Supervise the swarm, or be the standby while another watchdog does."""
+    """Supervise the swarm, or be the standby while another watchdog does.
+
+    `changes` is the directory with those that were made at run time, which the stream may have lost.
+    """
     from coordinator.changes.change_api import ChangeApi
     from coordinator.supervisor.watchdog import Watchdog
 
     set_up_logs(log_level)
     log_wrong_variables()
-    loaded = load_swarm(config_file, Overrides(agents=agents, speed=speed))
+    loaded = load_swarm(config_file, Overrides(agents=agents, max_agents=max_agents, speed=speed))
     config = loaded.resolve(read_traits(os.environ) or inspect_users_classes(loaded))
 
     keys = os.environ.get(KEYS_VARIABLE)
@@ -163,7 +170,8 @@ def run_watchdog(
                 standby=standby,
                 alone=alone,
                 keys=Path(keys) if keys else None,
-                change_handler=ChangeApi,
+                changes=NO_CHANGES if changes is None else read_changes_file(changes),
+                change_handler=functools.partial(ChangeApi, inspect=inspect_agent),
             )
             on_signals(watchdog.stop)
             await watchdog.run()

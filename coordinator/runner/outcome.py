@@ -21,9 +21,8 @@ class Outcome:
     """Receives the decisions and lifecycle events of the swarm of `config`, and the heartbeats of its sources."""
 
     def __init__(self, config: ResolvedSwarm) -> None:
-        self._decides = bool(config.deciders)
-        external = {settings.spec.name for settings in config.agents if settings.external}
-        self._sources = sorted(config.sources - external)
+        self._set(config)
+        self._listened: set[str] = set()
         self._finished: dict[str, int] = {}
         self.on_finished: Callable[[str], None] = lambda _: None
         """Called with a text when the last source has published all that it has."""
@@ -31,6 +30,12 @@ class Outcome:
         self._decided = False
         self._first: Closable | None = None
         self._quarantined: dict[str, str] = {}
+
+    def _set(self, config: ResolvedSwarm) -> None:
+        self._decides = bool(config.deciders)
+        self._agents = {settings.spec.name for settings in config.agents}
+        external = {settings.spec.name for settings in config.agents if settings.external}
+        self._sources = sorted(config.sources - external)
 
     async def listen(self, bus: Bus) -> None:
         """Begin to receive."""
@@ -47,8 +52,17 @@ class Outcome:
                 self._quarantined.pop(event.agent, None)
 
         await bus.listen(bus.subjects.all_of("lifecycle"), on_lifecycle)
-        if self._sources:
-            await HeartbeatListener(bus, self._sources, on_heartbeat=self._on_heartbeat).start()
+        await self._listen_to_sources(bus)
+
+    async def take(self, config: ResolvedSwarm, bus: Bus) -> None:
+        """The swarm is this one from now on."""
+        self._set(config)
+        await self._listen_to_sources(bus)
+
+    async def _listen_to_sources(self, bus: Bus) -> None:
+        if new := [name for name in self._sources if name not in self._listened]:
+            self._listened.update(new)
+            await HeartbeatListener(bus, new, on_heartbeat=self._on_heartbeat).start()
 
     def _on_heartbeat(self, received: ReceivedHeartbeat) -> None:
         heartbeat = received.heartbeat
@@ -61,9 +75,10 @@ class Outcome:
 
     def ending(self) -> str | None:
         """That no source of this swarm publishes any more, if so."""
-        if not self._sources or len(self._finished) < len(self._sources):
+        finished = {name: self._finished[name] for name in self._sources if name in self._finished}
+        if not self._sources or len(finished) < len(self._sources):
             return None
-        parts = [f"{name} ({outputs} events)" for name, outputs in sorted(self._finished.items())]
+        parts = [f"{name} ({outputs} events)" for name, outputs in finished.items()]
         return f"the data has ended: {', '.join(parts)}; further decisions need data of another program"
 
     async def _on_decision(self, _: ReceivedMessage) -> None:
@@ -77,6 +92,7 @@ class Outcome:
         found = [
             f"agent {name} is quarantined: {reason}; fix the cause, then start the swarm again"
             for name, reason in sorted(self._quarantined.items())
+            if name in self._agents
         ]
         short = signalled and time.monotonic() - self._started_at < LEAST_RUN_S
         if self._decides and not self._decided and not short:

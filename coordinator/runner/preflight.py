@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import resource
 import select
 import shutil
 import signal
@@ -28,10 +29,15 @@ from agents.spec import AgentSpec, ClassTraits
 from bus.errors import ConfigError, UsageError
 from bus.utils.error_text import describe_error
 from bus.utils.processes import die_with_parent
-from coordinator.config.settings import ResolvedSwarm, SwarmConfig
+from coordinator.config.changes import Changes, check_count
+from coordinator.config.live_swarm import LiveSwarm
+from coordinator.config.settings import AgentSettings, ResolvedSwarm, SwarmConfig
 from signalmesh import module_command
 
 TRAITS_VARIABLE = "SIGNALMESH_CLASS_TRAITS"
+DESCRIPTORS = 4096
+LEAST_DESCRIPTORS = 128
+"""Open files that a process of the default swarm needs at the least, with some to spare."""
 START_S = 60.0
 """Limit for the start of the process that tries it, even on a busy machine."""
 
@@ -61,6 +67,45 @@ def check_agents(config: SwarmConfig) -> ResolvedSwarm:
         if not settings.external and not is_users(settings.spec):
             _create(config.file, settings.spec)
     return resolved
+
+
+def check_changes(base: ResolvedSwarm, changes: Changes) -> LiveSwarm:
+    """The swarm of `base` with the changes that were made at run time, checked as `check_agents` does.
+
+    Raises:
+        UsageError: they are not possible any more.
+    """
+    try:
+        swarm = LiveSwarm(base, changes)
+        check_count(swarm.config)
+        added = [settings.spec for settings in swarm.config.agents if settings.spec.name in changes.agents]
+        for spec in added:
+            if spec.command:
+                _check_command(base.file, spec)
+        inspect_classes(swarm.config, [spec for spec in added if spec.class_path])
+    except ConfigError as error:
+        raise UsageError(
+            f"{error}; this is with the changes that were made at run time: `signalmesh config diff` shows them, "
+            "`signalmesh config reset` forgets them"
+        ) from None
+    return swarm
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process and its children as many open files as the hard limit does, up to DESCRIPTORS.
+
+    Raises:
+        UsageError: that is less than LEAST_DESCRIPTORS.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    if soft != resource.RLIM_INFINITY and soft < LEAST_DESCRIPTORS:
+        raise UsageError(
+            f"a process may open {soft} files here, expected {LEAST_DESCRIPTORS} or more: raise the limit (ulimit -n)"
+        )
 
 
 def least_cpus(agents: int) -> float:
@@ -106,13 +151,29 @@ def _check_command(file: str, spec: AgentSpec) -> None:
 # -- trying the code of users
 
 
+def inspect_agent(config: SwarmConfig, settings: AgentSettings) -> ClassTraits | None:
+    """Try an agent that is to be added to the swarm of `config`; the traits of its class, None for a command.
+
+    Raises:
+        ConfigError: as `check_agents`.
+    """
+    if settings.spec.command:
+        _check_command(config.file, settings.spec)
+        return None
+    return inspect_classes(config, [settings.spec])[settings.spec.name]
+
+
 def inspect_users_classes(config: SwarmConfig) -> dict[str, ClassTraits]:
-    """Import the classes of users and create their agents in another process; agent -> traits of its class.
+    """As `inspect_classes`, of all agents of `config` whose classes are not ours."""
+    return inspect_classes(config, [settings.spec for settings in config.agents if is_users(settings.spec)])
+
+
+def inspect_classes(config: SwarmConfig, specs: list[AgentSpec]) -> dict[str, ClassTraits]:
+    """Import the classes of `specs` and create their agents in another process; agent -> traits of its class.
 
     Raises:
         ConfigError: naming the agent's key and what is wrong, also if it did not end in time.
     """
-    specs = [settings.spec for settings in config.agents if is_users(settings.spec)]
     if not specs:
         return {}
     traits: dict[str, ClassTraits] = {}

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -46,7 +45,9 @@ from bus.server.supervisor import NatsServer, ServerEvent, ServerRestarted
 from bus.utils.aio import end_tasks
 from bus.utils.processes import OrphanReaper, adopt_orphans, end_orphans, on_signals
 from bus.utils.terminal import escape_control
+from coordinator.changes.follower import ChangesFollower
 from coordinator.config.connection import Authentication
+from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.config.telemetry import NOWHERE, WEBHOOK_VARIABLE, metrics_arguments, webhook_of
 from coordinator.runner.child_process import LISTENER_VARIABLE, ChildProcess, ChildSpec
@@ -56,7 +57,7 @@ from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
 from coordinator.runner.mirror_role import restore
 from coordinator.runner.name_conflict import refuse_name_conflict
 from coordinator.runner.outcome import Outcome
-from coordinator.runner.preflight import traits_environment
+from coordinator.runner.preflight import check_changes, traits_environment
 from coordinator.runner.proxy_role import open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import (
@@ -97,9 +98,6 @@ CHECKS_PER_STREAM_CHECK = 4
 CHECKS_PER_PERMISSION_CHECK = 8
 """The children use the same user, so that what this process is denied concerns them too."""
 
-DESCRIPTORS = 4096
-LEAST_DESCRIPTORS = 128
-"""Open files that a process of the default swarm needs at the least, with some to spare."""
 log = structlog.get_logger("signalmesh.up")
 
 
@@ -115,6 +113,7 @@ class UpOptions:
     log_level: str
     speed: float | None = None
     agents: int | None = None
+    max_agents: int | None = None
     standby: bool = False
     fault_proxy: bool = False
     public_url: str | None = None
@@ -150,8 +149,9 @@ class FoundOut:
     """The environment by which processes connect to the embedded server with TLS; empty without."""
 
 
-def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
+def plan_children(swarm: LiveSwarm, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
     """The children of `up`, in the order in which they are started."""
+    config = swarm.config
     common = ("--swarm", config.swarm, "--log-level", options.log_level)
     config_file = () if options.config_file is None else ("--config", str(options.config_file))
     agents = () if options.agents is None else ("--agents", str(options.agents))
@@ -174,10 +174,12 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
     if found.provider_env is not None:
         state_dir = ("--state-dir", str(options.state_dir))
         add(PROVIDER, PROVIDER, "provider", *config_file, *state_dir, *common, env=found.provider_env)
-    watchdog = ("watchdog", *config_file, *speed, *agents, *common)
+    limit = () if options.max_agents is None else ("--max-agents", str(options.max_agents))
+    changes = ("--changes", str(options.state_dir))
+    watchdog = ("watchdog", *config_file, *speed, *agents, *limit, *changes, *common)
     # Of two watchdogs the restarted one lets the other lead: that one runs, and has received every heartbeat.
     again = (*watchdog, "--standby" if options.standby else "--alone")
-    traits = traits_environment(config)
+    traits = traits_environment(swarm.base)
     add("watchdog", WATCHDOG, *watchdog, "--clear-quarantine", "--alone", restart_args=again, env=traits)
     if options.standby:
         add("watchdog", STANDBY, *watchdog, "--standby", env=traits)
@@ -197,28 +199,11 @@ def plan_children(config: ResolvedSwarm, options: UpOptions, found: FoundOut) ->
     return children
 
 
-def raise_descriptor_limit() -> None:
-    """Allow this process and its children as many open files as the hard limit does, up to DESCRIPTORS.
-
-    Raises:
-        UsageError: that is less than LEAST_DESCRIPTORS.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        soft = allowed
-    if soft != resource.RLIM_INFINITY and soft < LEAST_DESCRIPTORS:
-        raise UsageError(
-            f"a process may open {soft} files here, expected {LEAST_DESCRIPTORS} or more: raise the limit (ulimit -n)"
-        )
-
-
 class Up:
     """A running swarm: started, kept running, and stopped in reverse order."""
 
-    def __init__(self, config: ResolvedSwarm, options: UpOptions, launcher: Launcher) -> None:
-        self.config, self._options, self._launcher = config, options, launcher
+    def __init__(self, swarm: LiveSwarm, options: UpOptions, launcher: Launcher) -> None:
+        self._swarm, self._options, self._launcher = swarm, options, launcher
         self._logs = options.state_dir / "logs"
         self._found = FoundOut()
         self._server: NatsServer | None = None
@@ -237,10 +222,17 @@ class Up:
         self._crowds: ConnectionWatch | None = None
         """With keys: who has too many connections."""
         self._tls: ServedTls | None = None
+        self._reloader: KeyReloader | None = None
+        self._changes = ChangesFollower(swarm, options.state_dir, self._on_change)
         self.url = ""
         self.bus: NatsBus
         self.outcome: Outcome
         self._events: EventPublisher
+
+    @property
+    def config(self) -> ResolvedSwarm:
+        """The swarm as it is now."""
+        return self._swarm.config
 
     async def start(self) -> None:
         """Start everything, server first.
@@ -253,6 +245,7 @@ class Up:
         await self._prepare()
         await self._start_server()
         await self._restore()
+        await self._take_changes()
         self.outcome = Outcome(self.config)
         await self.outcome.listen(self.bus)
         await self._start_children()
@@ -364,9 +357,9 @@ class Up:
                 if identity_of(child.kind, child.name) in identities:
                     child.kill()
 
-        reloader = KeyReloader(self._keys, self._server, self._events, restart)
-        await reloader.listen(self.bus)
-        self._tasks.append(asyncio.create_task(reloader.run(), name="keys"))
+        self._reloader = KeyReloader(self._keys, self._server, self._events, restart)
+        await self._reloader.listen(self.bus)
+        self._tasks.append(asyncio.create_task(self._reloader.run(), name="keys"))
 
     async def _report_violations(self, server_log: ViolationLog, reports: ViolationReports) -> None:
         """Report what the server has refused to clients, of this swarm or not."""
@@ -403,6 +396,18 @@ class Up:
         if self._server is None and self.config.stream.durability != "process":
             alert_external_durability(self._events, self.config, self.bus.url)
 
+    async def _take_changes(self) -> None:
+        """Take over changes that the stream has and the state directory has not, and follow those to come."""
+        taken = await self._changes.begin(self.bus, lambda changes: check_changes(self._swarm.base, changes))
+        if taken and self._keys is not None:
+            await asyncio.to_thread(self._keys.take, self.config)
+
+    async def _on_change(self, connected: ResolvedSwarm) -> None:
+        """Agents have come or gone; `connected` has those that still drain."""
+        if self._reloader is not None:
+            self._reloader.take(connected)
+        await self.outcome.take(self.config, self.bus)
+
     async def _start_children(self) -> None:
         """Start the children, and the tasks that watch them."""
         if self._options.fault_proxy:
@@ -412,7 +417,7 @@ class Up:
         if self._options.dashboard and self.config.dashboard.listen not in ("", NOWHERE):
             await asyncio.to_thread(self._open_dashboard)
         await self._keep_keys()
-        specs = plan_children(self.config, self._options, self._found)
+        specs = plan_children(self._swarm, self._options, self._found)
         self._children = [ChildProcess(spec, self.url, self._logs, self._launcher) for spec in specs]
         for child in self._children:
             await child.start()
@@ -472,6 +477,7 @@ class Up:
                 await self._report_violations(*self._violations)
             if count % CHECKS_PER_STREAM_CHECK == 0:
                 with contextlib.suppress(BusTimeout, Disconnected, PermissionDenied):
+                    await self._changes.look(self.bus)
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)
             if count % CHECKS_PER_PERMISSION_CHECK == 0 and self._crowds is not None and self._server is not None:
                 await self._crowds.look(self._server, self._events)
@@ -547,7 +553,7 @@ def _warn(text: str) -> None:
 
 
 async def run_up(
-    config: ResolvedSwarm, options: UpOptions, launcher: Launcher, show: Callable[[Up, asyncio.Event], Any]
+    swarm: LiveSwarm, options: UpOptions, launcher: Launcher, show: Callable[[Up, asyncio.Event], Any]
 ) -> int:
     """Run the swarm until a signal, `down` or the end of --for; `show` displays it meanwhile.
 
@@ -565,7 +571,7 @@ async def run_up(
 
     on_signals(on_signal)
     adopt_orphans(True)  # what the agents of a killed sandbox host have forked ends with this process
-    up = Up(config, options, launcher)
+    up = Up(swarm, options, launcher)
     problems: list[str] = []
     ending: str | None = None
     showing: asyncio.Task[None] | None = None

@@ -54,6 +54,23 @@ class IncarnationKeys:
         """Public key -> whose it was, and from when on attempts with it are reported (monotonic seconds)."""
         self._served = self._keys()
 
+    def take(self, agents: Mapping[str, Permissions]) -> None:
+        """Have keys for these agents from now on: the others have ended for good.
+
+        Raises:
+            OSError: a key cannot be written.
+        """
+        for agent in self._next.keys() - agents.keys():
+            epochs = [epoch for name, epoch in taken_keys(self._directory) if name == agent]
+            self._ended[agent] = max(epochs, default=self._ended.get(agent, 0))
+            del self._next[agent]
+            prepared_file(self._directory, agent).unlink(missing_ok=True)
+            for epoch in epochs:
+                remove_taken(self._directory, agent, epoch)
+        self._agents = agents
+        for agent in agents.keys() - self._next.keys():
+            self._next[agent] = self._prepare(agent)
+
     def claimed(self, agent: str, epoch: int) -> None:
         """Every incarnation before `epoch` has ended."""
         self.ended(agent, epoch - 1)

@@ -173,7 +173,8 @@ class ServedKeys:
             raise UsageError(f"{store.incarnations}: keys cannot be written there: {error.strerror}") from None
         self._granted = self._identities(self._found())
         self._public = store.public_keys(self._granted)
-        self._stamp = self._read_stamp()
+        self._stamp: int | None = self._read_stamp()
+        """None: look at all keys again."""
         self._former: dict[str, tuple[str, float]] = {}
         """Public key -> whose it was, and from when on attempts with it are reported (monotonic seconds)."""
 
@@ -204,6 +205,22 @@ class ServedKeys:
         """Those with a key of their own: not the agents whose incarnations have one."""
         found = identities(self._config, added)
         return {name: allowed for name, allowed in found.items() if name not in self._agents}
+
+    def take(self, config: ResolvedSwarm) -> None:
+        """Serve the processes of `config` from now on. `update` returns what follows.
+
+        Raises:
+            UsageError: a key cannot be made.
+        """
+        self._config, self._stamp = config, None
+        if self.incarnations is None:
+            return
+        found, names = identities(config), {agent.spec.name for agent in config.agents if not agent.external}
+        self._agents = {f"agent-{name}": found[f"agent-{name}"] for name in names}
+        try:
+            self.incarnations.take({name: found[f"agent-{name}"] for name in names})
+        except OSError as error:
+            raise UsageError(f"{self.store.incarnations}: keys cannot be written there: {error.strerror}") from None
 
     def update(self) -> KeyChanges:
         """Take over what has changed in the directory, and make what is missing there.

@@ -153,6 +153,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
                 subjects.heartbeat(STANDBY),
                 *(f"{control}.*.{order}" for order in ORDERS),
                 f"$KV.{subjects.registry_bucket}.*",
+                f"$KV.{subjects.state_bucket}.*",  # it deletes the state of agents that are removed for good
                 *reading,
                 *(f"$JS.API.STREAM.{verb}.{each}" for each in _streams(subjects) for verb in ("CREATE", "UPDATE")),
                 *_answers(WATCHDOG),

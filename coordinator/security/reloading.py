@@ -16,6 +16,7 @@ from bus.messages import Lifecycle
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.server.supervisor import NatsServer
+from coordinator.config.settings import ResolvedSwarm
 from coordinator.security.keys import KeyChanges, ServedKeys
 
 __all__ = ["KeyReloader"]
@@ -47,6 +48,13 @@ class KeyReloader:
         self._due = asyncio.Event()
         self._pending: list[KeyChanges] = []
         """What was found, and the server has still to read."""
+        self._config: ResolvedSwarm | None = None
+        """The swarm, if agents were added or removed since the last look."""
+
+    def take(self, config: ResolvedSwarm) -> None:
+        """Agents were added or removed: this is the swarm now."""
+        self._config = config
+        self._due.set()
 
     async def listen(self, bus: NatsBus) -> None:
         """Receive the claims of agents, and reports of their ends.
@@ -96,7 +104,7 @@ class KeyReloader:
 
     async def _apply(self) -> None:
         try:
-            changes = await asyncio.to_thread(self._keys.update)
+            changes = await asyncio.to_thread(self._look)
         except UsageError as error:
             log.warning("key_unusable", problem=str(error))
             self._events.alert("critical", "key_unusable", f"{error}; until then the keys stay as they were")
@@ -114,6 +122,12 @@ class KeyReloader:
         for changes in read:
             self._report(changes)
             self._restart(changes.new)
+
+    def _look(self) -> KeyChanges:
+        config, self._config = self._config, None
+        if config is not None:
+            self._keys.take(config)
+        return self._keys.update()
 
     def _report(self, changes: KeyChanges) -> None:
         if changes.hosts:

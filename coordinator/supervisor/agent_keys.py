@@ -27,6 +27,10 @@ class AgentKeys:
         self._taken: dict[str, tuple[int, str]] = {}
         """Agent -> epoch and seed of a prepared key whose seed is still in a file."""
 
+    def has_key(self, agent: str) -> bool:
+        """Whether this agent has a key, or `up` prepares one as soon as the agent is in the swarm."""
+        return self._prepared.is_dir() or agent_key_file(self._directory, agent).exists()
+
     async def seed(self, agent: str, epoch: int) -> str:
         """The key for the incarnation `epoch`.
 

@@ -144,16 +144,18 @@ async def read_config(bus: NatsBus) -> VotingConfig | None:
     return None
 
 
-async def read_live_swarm(bus: NatsBus, base: ResolvedSwarm, known: Changes = NO_CHANGES) -> LiveSwarm:
-    """The swarm of `base` with the newest changes: those of the stream, or `known` of the state directory.
+def changes_in(config: VotingConfig | None) -> Changes:
+    """The changes that a VotingConfig carries; none if it is not ours."""
+    if config is not None and config.source == WATCHDOG:
+        with contextlib.suppress(ValueError):
+            return to_changes(config.changes)
+    return NO_CHANGES
+
+
+def read_live_swarm(base: ResolvedSwarm, stored: VotingConfig | None, known: Changes) -> LiveSwarm:
+    """The swarm of `base` with the newest changes: those that the stream has, or `known` of the state directory.
 
     Raises:
-        BusError: the bus does not answer.
         ConfigError: the changes do not fit swarm.toml any more.
     """
-    config = await read_config(bus)
-    stored = NO_CHANGES
-    if config is not None:
-        with contextlib.suppress(ValueError):
-            stored = to_changes(config.changes)
-    return LiveSwarm(base, newer_changes(stored, known))
+    return LiveSwarm(base, newer_changes(changes_in(stored), known))

@@ -21,7 +21,8 @@ from bus.utils.aio import end_tasks
 if TYPE_CHECKING:
     from coordinator.supervisor.config_publisher import ConfigPublisher
     from coordinator.supervisor.host_client import HostClient
-    from coordinator.supervisor.policy import Policy
+    from coordinator.supervisor.model import AgentState
+from coordinator.supervisor.policy import Policy
 
 __all__ = ["ControlApi"]
 
@@ -97,8 +98,9 @@ class ControlApi:
     def check_restarts(self) -> None:
         """Complete the restarts whose agent is running again or quarantined."""
         for name, restart in self._restarts.items():
-            state = self._policy.agents[name]
-            if state.phase == "quarantined" or (state.phase == "running" and state.epoch > restart.epoch):
+            state = self._policy.agents.get(name)
+            is_new = state is not None and state.phase == "running" and state.epoch > restart.epoch
+            if state is None or state.phase == "quarantined" or is_new:
                 restart.done.set()
 
     # -- requests
@@ -133,15 +135,18 @@ class ControlApi:
                 async with asyncio.timeout(DRAIN_S + READY_S):
                     await restart.done.wait()
             except TimeoutError:
-                raise MeshError(self._timeout_problem(name, restart.epoch)) from None
+                raise MeshError(self._timeout_problem(state, restart.epoch)) from None
         finally:
             del self._restarts[name]
+        if self._policy.agents.get(name) is not state:
+            raise MeshError(f"agent {name} was removed meanwhile")
         if state.phase != "running":
             raise MeshError(f"agent {name} is {state.phase}: {state.reason}")
         return {**answer, "epoch_after": state.epoch, "ready_ms": round((time.monotonic() - since) * 1000, 1)}
 
-    def _timeout_problem(self, name: str, epoch: int) -> str:
-        state = self._policy.agents[name]
+    @staticmethod
+    def _timeout_problem(state: AgentState, epoch: int) -> str:
+        name = state.name
         if state.epoch == epoch and state.phase in ("starting", "running"):
             return (
                 f"agent {name} was requested to drain, but has not ended within {DRAIN_S + READY_S:.0f} s. It will be "

@@ -161,12 +161,14 @@ class ActionExecutor:
 
     async def _record_drain(self, agent: str) -> None:
         record = (await read_records(self._bus)).get(agent)
-        if record is not None:  # the agent wrote it when it ended
+        if record is not None and agent in self._policy.agents:  # the agent wrote it when it ended
             await write_record(self._bus, replace(record, status="drained"))
 
     async def _record_quarantine(self, dead: AgentState) -> None:
         # An agent writes its record when it is ready. This incarnation may have died before that.
         known = (await read_records(self._bus)).get(dead.name)
+        if dead.name not in self._policy.agents:
+            return  # it was removed
         record = Record(
             agent_id=dead.agent_id,
             name=dead.name,
@@ -185,16 +187,17 @@ class ActionExecutor:
     async def _spawn(self, action: Spawn) -> None:
         name, sandbox = action.agent, action.sandbox
         agent_id = new_agent_id()
-        known = self._policy.agents[name].known_epoch
+        state = self._policy.agents.get(name)
+        if state is None:
+            return  # it was removed
+        spec, known = self._specs[name], state.known_epoch
         try:
             with self._recoveries.step(name, "claim"):
                 epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
             self._policy.claimed(name, epoch)
             with self._recoveries.step(name, "spawn"):
                 traceparent, seed = self._recoveries.traceparent(name), await self._seed(name, epoch)
-                pid = await self._hosts.spawn(
-                    sandbox, self._specs[name], epoch, agent_id, traceparent=traceparent, seed=seed
-                )
+                pid = await self._hosts.spawn(sandbox, spec, epoch, agent_id, traceparent=traceparent, seed=seed)
         except WrongSequence:
             self._recoveries.finish(name, "claimed by another process")
             log.info("claimed_by_another", of=name)
@@ -204,6 +207,9 @@ class ActionExecutor:
             self._policy.spawn_failed(time.monotonic(), name, str(error))
         else:
             self._recoveries.finish(name, details={"mesh.epoch": epoch, "process.pid": pid})
+            if self._policy.agents.get(name) is not state:  # it was removed meanwhile
+                await self._kill(name, sandbox, epoch)
+                return
             self._policy.spawned(time.monotonic(), name, sandbox, pid, epoch, agent_id)
             if action.moved_from is not None:
                 detail = {"moved_from": action.moved_from}

@@ -193,6 +193,15 @@ class AgentState:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A process of an agent that is not in the swarm any more."""
+
+    sandbox: str
+    pid: int
+    epoch: int
+
+
 @dataclass(slots=True)
 class HostState:
     """The observed state of one sandbox host. `group` is the sandbox that it serves; several hosts may share it."""

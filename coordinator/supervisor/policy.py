@@ -24,6 +24,7 @@ from coordinator.supervisor.model import (
     Drained,
     HostState,
     Joined,
+    Leftover,
     ProbeProcess,
     Quarantine,
     SandboxLost,
@@ -48,6 +49,8 @@ SOURCES_WAIT_S = 5.0
 """Sources start when all other agents are live, or when no agent has become live for so long."""
 TAKEN_OVER_S = 1.5
 """How long an incarnation that another process claimed may take to send its first heartbeat."""
+JOINED_LAG = 16
+"""Unread inputs with which an added agent votes in time for the next rounds."""
 STARTS_AT_ONCE = 4
 """Most processes of a host without a first heartbeat. It starts them one by one, and an order times out after 2 s."""
 OWN_LAG_S = 0.05
@@ -62,6 +65,8 @@ class Policy:
     ) -> None:
         self.agents = {agent.name: agent for agent in agents}
         self.hosts = {name: HostState(name, name) for name in sandboxes}
+        self.leftovers: dict[str, Leftover] = {}
+        """Agent that is not in the swarm -> its process, until its host has reported the end."""
         self._timeouts = timeouts
         self._rng = rng
         self._started_at: float | None = None
@@ -104,9 +109,9 @@ class Policy:
         if agent.phase == "starting" and heartbeat.status in ("live", "finished"):
             agent.phase = "running"
             agent.healthy_since = self._last_live_at = now
-            if agent.joining:
-                agent.joining = False
-                self._actions.append(Joined(agent.name))
+        if agent.joining and agent.phase == "running" and agent.lag <= JOINED_LAG:
+            agent.joining = False
+            self._actions.append(Joined(agent.name))
 
     def host_heartbeat(self, now: float, heartbeat: Heartbeat) -> None:
         """A sandbox host's heartbeat arrived, with its inventory."""
@@ -124,12 +129,18 @@ class Policy:
                 host.throttled_at = now if host.throttled_periods is not None else host.throttled_at
             host.throttled_periods = periods
         host.host_id, host.heartbeat_at = heartbeat.agent_id, now
-        for child in heartbeat.inventory or ():
-            self._child_reported(now, heartbeat.agent, child)
+        if heartbeat.inventory is not None:
+            running = {child.agent for child in heartbeat.inventory if child.exit_code is None}
+            for name, left in list(self.leftovers.items()):
+                if left.sandbox == host.name and name not in running:
+                    del self.leftovers[name]
+            for child in heartbeat.inventory:
+                self._child_reported(now, heartbeat.agent, child)
 
     def _child_reported(self, now: float, sandbox: str, child: Child) -> None:
         agent = self.agents.get(child.agent)
         if agent is None:
+            self._leftover_reported(sandbox, child)
             return
         if child.exit_code is not None:
             if self._started_at is None and (
@@ -141,6 +152,11 @@ class Policy:
             self.exited(now, child.agent, child.epoch, child.exit_code, child.error)
         elif child.epoch > agent.epoch and agent.phase not in ("restarting", "drained", "quarantined"):
             self.spawned(now, child.agent, sandbox, child.pid, child.epoch, child.agent_id)
+
+    def _leftover_reported(self, sandbox: str, child: Child) -> None:
+        known = self.leftovers.get(child.agent)
+        if child.exit_code is None and (known is None or child.epoch >= known.epoch):
+            self.leftovers[child.agent] = Leftover(sandbox, child.pid, child.epoch)
 
     def unreported_exit_found(self, now: float, name: str, unreported_exit: UnreportedExit) -> None:
         """This incarnation, the newest claimed one, died while there was no leader: it is declared dead now.
@@ -171,6 +187,7 @@ class Policy:
     def spawned(self, now: float, name: str, sandbox: str, pid: int, epoch: int, agent_id: str) -> None:
         """An incarnation was started, or was found running."""
         agent = self.agents[name]
+        self.leftovers.pop(name, None)
         agent.phase = "starting"
         agent.sandbox, agent.pid, agent.epoch, agent.agent_id = sandbox, pid, epoch, agent_id
         agent.known_epoch = epoch
@@ -182,21 +199,24 @@ class Policy:
 
     def claimed(self, name: str, epoch: int) -> None:
         """The watchdog has claimed `epoch` for the incarnation that it is about to start."""
-        self.agents[name].known_epoch = epoch
+        if (agent := self.agents.get(name)) is not None:
+            agent.known_epoch = epoch
 
     def superseded(self, now: float, name: str) -> None:
         """Another process has claimed the agent, probably one started manually.
 
         If no heartbeat of it arrives, the watchdog starts its own.
         """
-        agent = self.agents[name]
+        if (agent := self.agents.get(name)) is None:
+            return
         agent.known_epoch = None
         agent.phase = "backoff"
         agent.retry_at = now + TAKEN_OVER_S
 
     def spawn_failed(self, now: float, name: str, reason: str) -> None:
         """An incarnation could not be started: tried again after a pause, without counting as a death."""
-        agent = self.agents[name]
+        if (agent := self.agents.get(name)) is None:
+            return
         agent.phase = "backoff"
         agent.reason = reason
         agent.retry_at = now + agent.deaths.back_off(self._rng)
@@ -223,8 +243,8 @@ class Policy:
 
     def probed(self, now: float, name: str, epoch: int, state: str, cpu: CpuTimes, place: str = "") -> None:
         """A host answered a probe of a silent agent's process (see failure_detector.judge)."""
-        agent = self.agents[name]
-        if agent.epoch != epoch or agent.phase not in ("starting", "running"):
+        agent = self.agents.get(name)
+        if agent is None or agent.epoch != epoch or agent.phase not in ("starting", "running"):
             return
         silent_s = now - agent.heartbeat_at
         if silent_s < self._timeouts.dead_s or agent.ended_at is not None:
@@ -251,8 +271,10 @@ class Policy:
 
     def not_drained(self, now: float, name: str, epoch: int) -> None:
         """The stream holds no report that this incarnation, which has ended, drained."""
-        agent = self.agents[name]
-        if agent.epoch == epoch and agent.ended_at is not None and agent.phase in ("starting", "running"):
+        agent = self.agents.get(name)
+        if agent is None or agent.epoch != epoch:
+            return
+        if agent.ended_at is not None and agent.phase in ("starting", "running"):
             self._declare_dead(now, agent, "it ended with exit code 0 but has not drained")
 
     def _drain(self, agent: AgentState) -> None:
@@ -286,6 +308,17 @@ class Policy:
                 host.heartbeat_at = max(host.heartbeat_at, now)
 
     # -- requests
+
+    def add(self, agent: AgentState) -> None:
+        """Have an agent that was added started."""
+        self.agents[agent.name] = agent
+
+    def remove(self, name: str) -> None:
+        """Forget an agent that was removed; its process, if it has one, is a leftover."""
+        agent = self.agents.pop(name)
+        if agent.phase in ("starting", "running"):
+            self.leftovers[name] = Leftover(agent.sandbox, agent.pid, agent.epoch)
+        self._actions = [action for action in self._actions if getattr(action, "agent", None) != name]
 
     def revive(self, now: float, name: str) -> bool:
         """Have a quarantined or drained agent started again; False if it is neither."""

@@ -28,16 +28,17 @@ from bus.messages import Lifecycle, SandboxAccount, failed_sandboxes_of
 from bus.messages import headers as h
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
+from coordinator.config.changes import NO_CHANGES, Changes
 from coordinator.config.live_swarm import LiveSwarm
-from coordinator.config.settings import ResolvedSwarm
+from coordinator.config.settings import ResolvedAgent, ResolvedSwarm
 from coordinator.supervisor.agent_keys import AgentKeys
 from coordinator.supervisor.availability import AvailabilityTracker
-from coordinator.supervisor.config_publisher import ConfigPublisher, read_live_swarm
+from coordinator.supervisor.config_publisher import ConfigPublisher, read_config, read_live_swarm
 from coordinator.supervisor.control_api import ControlApi
 from coordinator.supervisor.executor import NAME, ActionExecutor
 from coordinator.supervisor.host_client import HostClient
 from coordinator.supervisor.leader_election import PAUSE_S, check_claim, send_heartbeats_as, stand_by
-from coordinator.supervisor.model import Action, AgentState, StoppedPhase, Timeouts
+from coordinator.supervisor.model import Action, AgentState, Phase, StoppedPhase, Timeouts
 from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer
 from coordinator.supervisor.takeover import resolve_unreported_exits
@@ -71,9 +72,10 @@ class ChangeHandler(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderParts:
-    """What a ChangeHandler acts on. `wake` runs the loop of the leader."""
+    """What a ChangeHandler acts on. `wake` runs the loop of the leader, `keys` are those of the agents."""
 
     bus: NatsBus
+    keys: AgentKeys | None
     swarm: LiveSwarm
     term: int
     policy: Policy
@@ -128,16 +130,17 @@ class Watchdog:
         standby: bool = False,
         alone: bool = False,
         keys: Path | None = None,
+        changes: Changes = NO_CHANGES,
         change_handler: MakeChangeHandler | None = None,
     ) -> None:
         """`clear_quarantine` starts quarantined and drained agents again. `standby` waits longer for another leader
         before it claims the first term. `alone` waits for none: no other watchdog of the swarm runs. `keys` is the
-        directory with the keys of the agents; None: they connect as their hosts do. `change_handler` makes what
-        changes the swarm on request; None: nothing does.
+        directory with the keys of the agents; None: they connect as their hosts do. `changes` are those of the
+        state directory. `change_handler` makes what changes the swarm on request; None: nothing does.
         """
         self._bus, self._config = bus, config
         self._clear_quarantine, self._standby, self._alone = clear_quarantine, standby, alone
-        self._keys, self._change_handler = keys, change_handler
+        self._keys, self._changes, self._change_handler = keys, changes, change_handler
         self._signals = TermSignals()
 
     def stop(self) -> None:
@@ -160,6 +163,7 @@ class Watchdog:
             signals=self._signals,
             clear_quarantine=self._clear_quarantine,
             keys=self._keys,
+            changes=self._changes,
             change_handler=self._change_handler,
         ) as leader:
             await leader.adopt()
@@ -175,9 +179,12 @@ async def build_leadership(
     signals: TermSignals,
     clear_quarantine: bool = False,
     keys: Path | None = None,
+    changes: Changes = NO_CHANGES,
     change_handler: MakeChangeHandler | None = None,
 ) -> AsyncIterator[Leadership]:
     """The leadership of `term` over the swarm of `base`, already listening; it is closed at the end of the block.
+
+    `changes` are those of the state directory, which count unless the stream has newer ones.
 
     Raises:
         BusError: the bus does not accept its subscriptions.
@@ -190,13 +197,19 @@ async def build_leadership(
     outbox.stored_through = term
     reports = EventPublisher(bus, outbox, NAME, fence(bus, NAME, term))
     settings = base.watchdog
-    swarm = await read_live_swarm(bus, base)
+    stored = await read_config(bus)
+    swarm = read_live_swarm(base, stored, changes)
     hosts = HostClient(bus, term, settings.heartbeat_ms / 1000, settings.starved_ms / 1000, settings.max_outputs_per_s)
     policy = make_policy(swarm.config)
+    if not clear_quarantine and stored is not None:
+        for name in swarm.changes.agents.keys() - stored.voters.keys():
+            policy.agents[name].joining = True
     publisher = ConfigPublisher(bus, swarm, reports, lambda config: current_voters(config, policy))
     recoveries = RecoveryTraces(watchdog_tracer(bus.subjects.ns, term))
+    agent_keys = None if keys is None else AgentKeys(keys)
     parts = LeaderParts(
         bus=bus,
+        keys=agent_keys,
         swarm=swarm,
         term=term,
         policy=policy,
@@ -222,7 +235,7 @@ async def build_leadership(
             config_publisher=publisher,
             specs=swarm.specs,
             recoveries=recoveries,
-            keys=None if keys is None else AgentKeys(keys),
+            keys=agent_keys,
             on_change=signals.wake,
             on_failure=signals.fail,
         ),
@@ -504,17 +517,9 @@ class Leadership:
 
 def make_policy(config: ResolvedSwarm) -> Policy:
     """The policy for the agents and sandboxes of `config`; no agent runs yet."""
-    timeouts, sources = config.watchdog, config.sources
+    timeouts = config.watchdog
     return Policy(
-        [
-            AgentState(
-                item.spec.name,
-                item.spec.sandbox,
-                is_source=item.spec.name in sources,
-                phase="external" if item.external else "waiting",
-            )
-            for item in config.agents
-        ],
+        [agent_state(config, item) for item in config.agents],
         [sandbox.name for sandbox in config.sandboxes],
         Timeouts(
             suspect_s=timeouts.suspect_ms / 1000,
@@ -528,6 +533,13 @@ def make_policy(config: ResolvedSwarm) -> Policy:
         random.Random(),  # noqa: S311 - jitter of pauses
         time.monotonic(),
     )
+
+
+def agent_state(config: ResolvedSwarm, agent: ResolvedAgent) -> AgentState:
+    """That of an agent of `config` that does not run yet."""
+    name = agent.spec.name
+    phase: Phase = "external" if agent.external else "waiting"
+    return AgentState(name, agent.spec.sandbox, is_source=name in config.sources, phase=phase)
 
 
 def current_voters(config: ResolvedSwarm, policy: Policy) -> dict[str, float]:

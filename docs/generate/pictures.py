@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
 from coordinator.monitor.live_view import LiveView
@@ -109,7 +110,7 @@ def main() -> None:
             config_file=None, state_dir=Path(directory), port=0, url=None, for_s=LONGEST_S, log_level="warning"
         )
         checked, failures = check_agents(load_swarm(None, Overrides())), list[Exception]()
-        asyncio.run(run_up(checked, options, Launcher(None), lambda up, stop: draw(up, stop, failures)))
+        asyncio.run(run_up(LiveSwarm(checked), options, Launcher(None), lambda up, stop: draw(up, stop, failures)))
         os.chdir(ROOT)
     for failure in failures:
         raise failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.subscriber import Subscriber
-from tests.acceptance.swarm import AGENTS, Finished, Swarm, agents_toml
+from bus.nats.credentials import SERVICES, credentials_from
+from tests.acceptance.subscriber import Subscriber, SwarmMessage, read_stream
+from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Finished, Swarm, agents_toml
 
 SPEED = "20"
 TOML = agents_toml(limit=600)
@@ -35,6 +37,29 @@ async def home_of(swarm: Swarm, agent: str) -> str:
 def changes_of(subscriber: Subscriber) -> list[dict[str, Any]]:
     """The changes that were stored, in order."""
     return [config["changes"] for config in subscriber.configs if config.get("changes")]
+
+
+def assert_voters_of_their_rounds(messages: list[SwarmMessage], decider: str = "coordinator") -> None:
+    """Each decision names the voters of the VotingConfig at its tick, but for those that were removed by then."""
+    newest: set[str] = set()
+    expected: dict[int, set[str]] = {}
+    decided = 0
+    for message in sorted(messages, key=lambda each: each.sequence):
+        if message.kind == "config":
+            newest = set(message.json["voters"])
+        elif message.kind == "market":
+            expected[message.json["sequence"]] = newest
+        elif message.kind == "decision" and message.writer == decider:
+            decision = message.json
+            voters = {*decision["agents_consulted"], *decision["absent"]}
+            assert voters == expected[decision["round"]] & newest, decision
+            decided += 1
+    assert decided
+
+
+def numbers_of(messages: list[SwarmMessage], agent: str) -> list[int]:
+    """The numbers of an agent's outputs, in the order of the stream."""
+    return [int(m.headers["Mesh-Output"]) for m in messages if m.writer == agent and "Mesh-Output" in m.headers]
 
 
 async def kill_leader_when(
@@ -130,3 +155,141 @@ async def test_a_wrong_move_changes_nothing(tmp_path: Path, arguments: tuple[str
         refused = await swarm.command("move", *arguments)
         assert (refused.code, problem in refused.err) == (code, True), refused.err
         assert changes_of(subscriber) == []
+
+
+BREAKOUT = """\
+from dataclasses import dataclass, field
+from agents.agent import Agent
+from bus.messages import MarketData, Signal
+
+class Breakout(Agent):
+    kind = "breakout"
+    listens = ("market",)
+
+    @dataclass
+    class State:
+        highs: list[float] = field(default_factory=list)
+
+    def on_market(self, tick: MarketData) -> Signal:
+        highs = self.state.highs = [*self.state.highs, tick.high or tick.price][-20:]
+        return self.signal(tick, "buy" if tick.price >= max(highs) else "hold", 0.6)
+"""
+MISTAKES = {
+    ("add", "new", "--kind", "momentun"): "unknown kind 'momentun' (did you mean 'momentum'?)",
+    ("add", "new", "--class", "broken:Broken"): "importing broken failed: RuntimeError: on purpose",
+    ("add", "new", "--class", "breakout:Brekout"): "has no class 'Brekout'",
+    ("add", "new", "--kind", "momentum", "--option", "windo=3"): "unknown key",
+    ("add", "new", "--command", "no-such-program", "--listens", "market", "--publishes", "signal"): "no program",
+    ("add", "new", "--kind", "momentum", "--sandbox", "pyton"): "no sandbox 'pyton' (did you mean 'python'?)",
+    ("add", "research-2", "--kind", "sentiment"): "is in the swarm already",
+    ("add", "watchdog", "--kind", "momentum"): "this name is reserved",
+    ("add", "NodeJS", "--kind", "momentum"): "collides with sandbox 'nodejs'",
+    ("add", "new"): "expected one of them, none is given",
+    ("remove", "nobody"): "no agent 'nobody' in this swarm; it has: research-1",
+}
+"""What is refused, and by which words."""
+
+
+@pytest.mark.slow
+async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
+    async with Swarm(tmp_path, "max_agents = 7\n" + agents_toml(limit=4000)) as swarm:
+        (tmp_path / "breakout.py").write_text(BREAKOUT)
+        (tmp_path / "broken.py").write_text('raise RuntimeError("on purpose")')
+        subscriber = await swarm.up("--speed", SPEED)
+        await subscriber.live(*AGENTS)
+        await subscriber.decided(20)
+        for arguments, words in MISTAKES.items():
+            refused = await swarm.command(*arguments)
+            assert (refused.code, words in refused.err) == (2, True), refused.err
+        assert changes_of(subscriber) == []
+
+        added = await swarm.command("add", "second", "--kind", "momentum", "--option", "rsi_period=9", "--json")
+        assert added.code == 0, added.err
+        await subscriber.until("it votes", lambda: "second" in subscriber.configs[-1]["voters"])
+        first, *_, last = [config for config in subscriber.configs if config.get("changes")]
+        assert (set(first["voters"]), set(last["voters"])) == ({*VOTERS}, {*VOTERS, "second"})
+        assert (await introduced(swarm, subscriber, "second"))["metadata"]["epoch"] == str(added.json["epoch"])
+        class_of_users = await swarm.command("add", "breakout", "--class", "breakout:Breakout", "--weight", "0.5")
+        assert class_of_users.code == 0, class_of_users.err
+        refused = await swarm.command("add", "eighth", "--kind", "momentum")
+        assert (refused.code, "at most 7 are allowed" in refused.err) == (2, True), refused.err
+
+        # Removed, its process ends, its keys are revoked; added again, it goes on.
+        removed = await swarm.command("remove", "second", "--json")
+        assert removed.json == {"agent": "second", "forgotten": False}
+        await subscriber.happened("removed", "second")
+        assert "second" not in (await swarm.command("status", "--json")).out
+        keys = tmp_path / ".signalmesh" / "keys" / "agents"
+        assert list(keys.glob("second.*")) == []
+        refused = await swarm.command("add", "second", "--kind", "momentum")
+        assert (refused.code, "has left a state as" in refused.err) == (2, True), refused.err
+        again = await swarm.command("add", "second", "--kind", "momentum", "--option", "rsi_period=9", "--json")
+        assert again.json["epoch"] > added.json["epoch"]
+        # Forgotten, it begins anew; the numbers of its outputs go on.
+        assert (await swarm.command("remove", "second", "--forget", "--json")).json["forgotten"]
+        assert (await swarm.command("add", "second", "--kind", "mean-reversion")).code == 0
+        # An agent of swarm.toml, and a second decider.
+        assert (await swarm.command("remove", "research-2")).code == 0
+        assert (await swarm.command("add", "decider", "--kind", "coordinator")).code == 0
+        await subscriber.until("it decides", lambda: subscriber.decisions[-1]["source"] == "decider")
+        await assert_clean(swarm)
+        agents = {"research-1", *VOTERS, "coordinator", "second", "breakout", "decider"} - {"research-2"}
+        assert await agents_of(swarm) == agents
+
+        assert await swarm.end(signal.SIGINT) == 0
+        subscriber = await swarm.up("--speed", SPEED)
+        await subscriber.live(*agents)
+        assert await agents_of(swarm) == agents
+        messages = await read_stream(swarm.url, swarm.name)
+        *_, config = (message.json for message in messages if message.kind == "config")
+        assert set(config["voters"]) == agents - {"research-1", "coordinator", "decider"}
+        numbers = numbers_of(messages, "second")
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert_voters_of_their_rounds(messages)
+        await assert_clean(swarm)
+
+
+async def introduced(swarm: Swarm, subscriber: Subscriber, agent: str) -> dict[str, Any]:
+    """What the agent says of itself in NATS service discovery."""
+    prefix = credentials_from().options(swarm.url).get("inbox_prefix", "_INBOX")
+    inbox = f"{prefix}.{SERVICES}.{agent}"
+    answers = await subscriber.client.subscribe(inbox)
+    await subscriber.client.publish(f"$SRV.INFO.{agent}", b"", reply=inbox)
+    answer: dict[str, Any] = json.loads((await answers.next_msg(GUARD_S)).data)
+    await answers.unsubscribe()
+    return answer
+
+
+async def agents_of(swarm: Swarm) -> set[str]:
+    return {agent["name"] for agent in (await swarm.command("status", "--json")).json["agents"]}
+
+
+@pytest.mark.slow
+async def test_a_watchdog_killed_in_the_middle_of_a_change_makes_it_once(tmp_path: Path):
+    async with Swarm(tmp_path, "max_agents = 9\n" + agents_toml(limit=4000)) as swarm:
+        subscriber = await swarm.up("--speed", SPEED)
+        await subscriber.live(*AGENTS)
+
+        def removed(name: str) -> bool:
+            return any(event["event"] == "drained" and event["agent"] == name for event in subscriber.lifecycle)
+
+        steps: list[tuple[str, tuple[str, ...], Callable[[], bool]]] = [
+            ("asked", ("add", "one", "--kind", "momentum"), lambda: True),
+            ("stored", ("add", "two", "--kind", "momentum"), lambda: "two" in newest_agents(subscriber)),
+            ("claimed", ("add", "three", "--kind", "momentum"), lambda: "three" in subscriber.claims),
+            ("asked", ("remove", "one"), lambda: True),
+            ("stored", ("remove", "two", "--forget"), lambda: "two" not in newest_agents(subscriber)),
+            ("drained", ("remove", "three", "--forget"), lambda: removed("three")),
+        ]
+        for at, (step, arguments, happened) in enumerate(steps):
+            done = await kill_leader_when(swarm, subscriber, step, happened, swarm.command(*arguments))
+            assert done.code == 0, (step, arguments, done.err)
+            assert len({changes["revision"] for changes in changes_of(subscriber)}) == at + 1
+        assert await agents_of(swarm) == {*AGENTS}
+        await assert_clean(swarm)
+
+
+def newest_agents(subscriber: Subscriber) -> dict[str, Any]:
+    changes = changes_of(subscriber)
+    agents: dict[str, Any] = changes[-1].get("agents", {}) if changes else {}
+    return agents

@@ -353,6 +353,21 @@ class BusContract:
         retained = await bus.kv_get(bucket, "feed")
         assert (retained.value, retained.revision) == (b"2", second)
 
+    async def test_a_deleted_key_is_written_as_a_new_one(self, bus):
+        bucket = bus.subjects.registry_bucket
+        await bus.kv_delete(bucket, "feed")
+        first = await bus.kv_put(bucket, "feed", b"1", 0)
+        await bus.kv_put(bucket, "voter", b"v", 0)
+        await bus.kv_delete(bucket, "feed")
+        assert await bus.kv_get(bucket, "feed") is None
+        assert [*await bus.kv_all(bucket)] == ["voter"]
+        with pytest.raises(WrongSequence):
+            await bus.kv_put(bucket, "feed", b"lost", first)
+        second = await bus.kv_put(bucket, "feed", b"2", 0)
+        with pytest.raises(WrongSequence):
+            await bus.kv_put(bucket, "feed", b"lost", 0)
+        assert (await bus.kv_get(bucket, "feed")).revision == second
+
     async def test_of_concurrent_writes_one_wins(self, bus, mesh):
         rivals = [await mesh.connect() for _ in range(4)]
         bucket = bus.subjects.memory_bucket

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from bus.durable.snapshots import Snapshot, SnapshotStore
+from bus.durable.snapshots import Snapshot, SnapshotStore, first_snapshot
 from bus.errors import BusTimeout, Disconnected, Fenced, MeshError
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 
@@ -195,3 +195,11 @@ async def test_another_version_is_named(bus):
     await put(bus, b'{"version": 7}')
     with pytest.raises(MeshError, match="version 7, this program supports 1"):
         await SnapshotStore(bus, AGENT, 5).take_over()
+
+
+async def test_an_agent_that_comes_later_begins_where_it_is_told_unless_it_has_a_state(bus):
+    first = first_snapshot(40, 7)
+    taken = await SnapshotStore(bus, AGENT, 5, first).take_over()
+    assert (taken.epoch, taken.cursor, taken.output_sequence, taken.outputs, taken.timers_set) == (5, 40, 40, 7, 40)
+    assert first.epoch == 0
+    assert (await SnapshotStore(bus, AGENT, 6, first_snapshot(90, 9)).take_over()).cursor == 40

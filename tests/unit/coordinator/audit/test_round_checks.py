@@ -8,6 +8,7 @@ from bus.interface import StoredMessage
 from bus.messages import Decision, MarketData
 from coordinator.audit.models import Findings
 from coordinator.audit.round_checks import RoundChecker
+from coordinator.config.changes import AddedAgent, Changes, RemovedAgent
 from coordinator.decisions.agent import MAX_OPEN_ROUNDS
 
 AT = datetime(2020, 1, 1, tzinfo=UTC)
@@ -168,3 +169,33 @@ def test_what_retention_took_proves_nothing_but_what_came_after_does():
     stream.decide("A:feed:4")
     [text] = stream.texts
     assert "A:feed:3" in text
+
+
+def changed(agents: dict[str, AddedAgent], removed: dict[str, RemovedAgent] | None = None) -> Changes:
+    return Changes(revision=1, agents=agents, removed=removed or {})
+
+
+def test_a_decider_that_was_added_decides_from_where_it_began_to_read():
+    stream = Stream()
+    stream.tick(1)
+    after = stream.tick(2)
+    stream.tick(3)
+    stream.rounds.changed(changed({"added": AddedAgent(table={}, after=after)}))
+    stream.tick(4)
+    stream.decide("A:feed:4", agent="added")
+    [text] = stream.texts
+    assert "A:feed:4 is decided, but not the rounds before it: A:feed:3" in text
+
+
+def test_a_decider_that_was_removed_for_good_decides_nothing_until_it_is_added_again():
+    stream = Stream()
+    stream.tick(1)
+    stream.decide("A:feed:1", agent="added")
+    stream.rounds.changed(changed({}, {"added": RemovedAgent(after=2, forget=True)}))
+    stream.tick(2)
+    stream.rounds.finish()
+    assert stream.rounds.audit.waiting == 0
+    stream.rounds.changed(changed({"added": AddedAgent(table={}, after=stream.sequence)}))
+    stream.tick(3)
+    stream.decide("A:feed:3", agent="added")
+    assert stream.texts == []

@@ -62,7 +62,7 @@ from coordinator.certify.models import (
 )
 from coordinator.chaos.report import Chaos, FaultKind, FaultSeen, ReceivedDecisions, Verification
 from coordinator.cli import json_schema
-from coordinator.control.changes import MovedAgent, Rebalanced
+from coordinator.control.changes import AddedToSwarm, MovedAgent, Rebalanced, RemovedFromSwarm
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.decisions.rounds import round_id
@@ -235,6 +235,8 @@ PRINTED: dict[str, Any] = {
             KeyInfo(identity="mirror", file="keys/mirror.nk", problem="key keys/mirror.nk: there is no such file"),
         )
     ),
+    "add": AddedToSwarm(agent="a", sandbox="base", epoch=7, status="running"),
+    "remove": RemovedFromSwarm(agent="a", forgotten=True),
     "move": MovedAgent(agent="a", sandbox="base", epoch=7, status="live"),
     "rebalance": Rebalanced(moved=[MovedAgent(agent="a", sandbox="base", epoch=7, status="live")]),
     "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),

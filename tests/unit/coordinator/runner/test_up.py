@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import load_swarm
-from coordinator.config.settings import ResolvedSwarm
 from coordinator.runner.child_process import ChildSpec
 from coordinator.runner.up import FoundOut, UpOptions, plan_children
 
 COMMON = ("--swarm", "swarm", "--log-level", "info")
+CHANGES = ("--changes", "state")
 
 
 def options(
@@ -28,9 +29,9 @@ def options(
     )
 
 
-def config_of(directory: Path, text: str = "") -> ResolvedSwarm:
+def config_of(directory: Path, text: str = "") -> LiveSwarm:
     (directory / "swarm.toml").write_text(text)
-    return load_swarm(directory=directory).resolve()
+    return LiveSwarm(load_swarm(directory=directory).resolve())
 
 
 def by_name(children: list[ChildSpec]) -> dict[str, ChildSpec]:
@@ -41,7 +42,7 @@ def test_a_host_for_each_default_sandbox_and_a_watchdog_are_started_without_any_
     children = plan_children(config_of(tmp_path), options(), FoundOut())
     assert [(child.kind, child.name, child.args) for child in children] == [
         *(("sandbox", name, ("sandbox", name, *COMMON)) for name in ("base", "nodejs", "python")),
-        ("watchdog", "watchdog", ("watchdog", *COMMON, "--clear-quarantine", "--alone")),
+        ("watchdog", "watchdog", ("watchdog", *CHANGES, *COMMON, "--clear-quarantine", "--alone")),
     ]
 
 
@@ -72,10 +73,10 @@ def test_all_roles_are_started_in_order_and_only_the_provider_gets_its_key(tmp_p
 
 def test_the_quarantine_is_cleared_by_the_first_watchdog_only_and_a_restarted_one_stands_by(tmp_path):
     alone = by_name(plan_children(config_of(tmp_path), options(), FoundOut()))["watchdog"]
-    assert alone.args == ("watchdog", *COMMON, "--clear-quarantine", "--alone")
-    assert alone.restart_args == ("watchdog", *COMMON, "--alone")
+    assert alone.args == ("watchdog", *CHANGES, *COMMON, "--clear-quarantine", "--alone")
+    assert alone.restart_args == ("watchdog", *CHANGES, *COMMON, "--alone")
     pair = by_name(plan_children(config_of(tmp_path), options(standby=True), FoundOut()))
-    assert pair["watchdog"].restart_args == ("watchdog", *COMMON, "--standby") == pair["standby"].args
+    assert pair["watchdog"].restart_args == ("watchdog", *CHANGES, *COMMON, "--standby") == pair["standby"].args
 
 
 def test_the_overrides_reach_the_children_that_read_the_configuration(tmp_path):

@@ -145,3 +145,18 @@ def test_a_key_of_another_process_is_taken_over(tmp_path: Path):
     keys.ended("b", 3)
     keys.update()
     assert users(keys)["agent-a, next"] == public_key_of(seed)
+
+
+def test_an_agent_that_leaves_takes_its_keys_along_and_one_that_comes_gets_one(tmp_path: Path):
+    keys = made(tmp_path)
+    gone = start(tmp_path, "a", 7)
+    keys.update()
+    keys.take({"b": MAY, "c": MAY})
+    assert keys.update() == (True, set())
+    assert {*users(keys)} == {"agent-b, next", "agent-c, next"}
+    assert not keys.admits(gone)
+    assert list((tmp_path / "agents").glob("a.*")) == []
+    keys.take({"a": MAY, "b": MAY})
+    again = start(tmp_path, "a", 9)
+    assert keys.update() == (True, set())
+    assert users(keys)["agent-a, epoch 9"] == again

@@ -230,3 +230,15 @@ async def test_a_drained_agent_is_recorded_as_such_and_votes_no_more():
         await leader.execute(Drained("a"))
         assert leader.records()["a"]["status"] == "drained"
         assert leader.configs.count == 3
+
+
+async def test_the_start_of_an_agent_that_is_removed_meanwhile_is_undone(monkeypatch: pytest.MonkeyPatch):
+    async with Supervising(waiting()) as leader:
+        await leader.execute(Spawn("a", "base"))
+        leader.requests.clear()
+        monkeypatch.setattr(leader.policy, "claimed", lambda name, _: leader.policy.agents.pop(name))
+        await leader.execute(Spawn("a", "base"))
+        assert [command for command, _ in leader.requests] == ["spawn", "kill"]
+        leader.requests.clear()
+        await leader.execute(Spawn("a", "base"))
+        assert leader.requests == []

@@ -1,0 +1,121 @@
+"""The next Changes after agents are added and removed: pure, so that a request that is wrong changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from bus.errors import ConfigError, MeshError, UsageError
+from coordinator.config.changes import (
+    AddedAgent,
+    Changes,
+    RemovedAgent,
+    check_count,
+    encode_changes,
+    origin_of,
+    search_path_of,
+)
+from coordinator.config.convert import similar
+from coordinator.config.live_swarm import LiveSwarm
+from coordinator.config.settings import AgentSettings, ResolvedSwarm
+from coordinator.config.tables import agent_settings, agent_table, check_names, placement
+
+MAX_CHANGES_BYTES = 128 * 1024
+"""A VotingConfig with them must fit a message."""
+
+
+def place_added(
+    swarm: LiveSwarm, name: str, table: Mapping[str, Any], live: Collection[str]
+) -> tuple[dict[str, Any], AgentSettings]:
+    """The table of an agent to be added, with the sandbox that it is placed in, and its settings.
+
+    `live` are the sandboxes with a live host.
+
+    Raises:
+        UsageError: the table is wrong, or the name is taken; MeshError: its sandbox is not live.
+    """
+    config, file = swarm.config, f"add {name}"
+    names = [item.spec.name for item in config.agents]
+    if name in names:
+        raise UsageError(f"agent {name!r} is in the swarm already; `signalmesh remove {name}` removes it")
+    checked = agent_table(file, name, table)
+    if checked.external:
+        raise UsageError(f"{file}: an external agent cannot be added at run time; write it into swarm.toml")
+    check_names(file, dict.fromkeys([*names, name]), config.sandboxes)
+    specs = config.sandboxes if checked.sandbox else tuple(spec for spec in config.sandboxes if spec.name in live)
+    if not specs:
+        raise MeshError("no sandbox has a live host; `signalmesh status` lists them")
+    sandbox = placement(file, {name: checked}, specs, (item.spec.sandbox for item in config.agents))[name]
+    if sandbox not in live:
+        raise MeshError(f"--sandbox: {sandbox} has no live host; `signalmesh status` lists those that have")
+    settings = agent_settings(file, name, checked, sandbox, config.swarm, search_path_of(config))
+    left = swarm.changes.removed.get(name)
+    if left is not None and not left.forget and left.was and left.was != (origin := origin_of(settings.spec)):
+        was, now = (orjson.dumps(found).decode() for found in (left.was, origin))
+        raise UsageError(
+            f"agent {name!r} has left a state as {was}, which {now} does not continue: add it as it was, or delete "
+            f"that state (`signalmesh remove {name} --forget`), or choose another name"
+        )
+    return {**table, "sandbox": sandbox}, settings
+
+
+def after_adding(changes: Changes, name: str, added: AddedAgent, request: str) -> Changes:
+    """The changes with an agent more."""
+    return changes.after(
+        f"add {name}",
+        request,
+        agents={**changes.agents, name: added},
+        removed=_without(changes.removed, name),
+        moved=_without(changes.moved, name),
+    )
+
+
+def after_removing(swarm: LiveSwarm, name: str, request: str, *, after: int, forget: bool) -> Changes:
+    """The changes with an agent less; or, if it was removed already, without its state.
+
+    Raises:
+        UsageError: there is no such agent, or no other one.
+    """
+    config, changes = swarm.config, swarm.changes
+    agents = {item.spec.name: item for item in config.agents}
+    left = changes.removed.get(name)
+    words = f"remove {name}{' and its state' if forget else ''}"
+    if name not in agents and forget and left is not None:
+        forgotten = replace(left, forget=True, after=after)
+        return changes.after(words, request, removed={**changes.removed, name: forgotten})
+    if name not in agents:
+        raise UsageError(f"no agent {name!r} in this swarm{similar(name, agents)}; it has: {', '.join(agents)}")
+    if len(agents) == 1:
+        raise UsageError(f"{name!r} is the only agent; `signalmesh down` ends the swarm")
+    removed = RemovedAgent(after=after, forget=forget, was=origin_of(agents[name].spec))
+    return changes.after(
+        words,
+        request,
+        agents=_without(changes.agents, name),
+        removed={**changes.removed, name: removed},
+        moved=_without(changes.moved, name),
+    )
+
+
+def check_changed(config: ResolvedSwarm, changes: Changes) -> None:
+    """Refuse changes after which there would be more agents than allowed, or more changes than a message holds.
+
+    Raises:
+        UsageError: there would be.
+    """
+    check_count(config)
+    size = len(orjson.dumps(encode_changes(changes)))
+    if size > MAX_CHANGES_BYTES:
+        raise ConfigError(
+            config.file,
+            "",
+            f"the changes made at run time would have {size} bytes, at most {MAX_CHANGES_BYTES} are possible: write "
+            "them into swarm.toml (`signalmesh config save`), and start the swarm again",
+        )
+
+
+def _without(items: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in items.items() if key != name}

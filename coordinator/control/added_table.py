@@ -1,0 +1,62 @@
+"""The options of `add` as the table [agents.NAME] that they stand for."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+from bus.errors import UsageError
+
+
+def added_table(
+    *,
+    kind: str | None = None,
+    class_: str | None = None,
+    command: str | None = None,
+    listens: Sequence[str] | None = None,
+    publishes: Sequence[str] | None = None,
+    sandbox: str | None = None,
+    weight: float | None = None,
+    options: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The table, with what is given; the watchdog checks its values.
+
+    Raises:
+        UsageError: not exactly one of --kind, --class and --command is given, or an option is no KEY=VALUE.
+    """
+    ways = {"--class": class_, "--kind": kind, "--command": command}
+    given = [way for way, value in ways.items() if value is not None]
+    if len(given) != 1:
+        found = f"{' and '.join(given)} are given" if given else "none is given"
+        raise UsageError(f"{', '.join(ways)}: expected one of them, {found}")
+    values = {
+        "class": class_,
+        "kind": kind,
+        "command": None if command is None else _words(command),
+        "listens": [*listens] if listens else None,
+        "publishes": [*publishes] if publishes else None,
+        "sandbox": sandbox,
+        "weight": weight,
+        "options": dict(_option(text) for text in options) if options else None,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--command {command!r}: {error}") from None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """KEY=VALUE; a value that is none of TOML is a text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--option {text!r}: expected KEY=VALUE")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value

@@ -1,0 +1,97 @@
+"""Agents that are to be added and removed: what is refused, and what the next changes are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bus.errors import ConfigError, MeshError, UsageError
+from coordinator.changes.membership import after_adding, after_removing, check_changed, place_added
+from coordinator.config.changes import NO_CHANGES, AddedAgent, Changes, encode_changes, to_changes
+from coordinator.config.live_swarm import LiveSwarm
+from coordinator.config.loader import parse_swarm
+from coordinator.supervisor.model import AgentState, Joined, Spawn
+from coordinator.supervisor.policy import JOINED_LAG
+from tests.support.policy_world import a, ready
+
+LIVE = {"base", "nodejs", "python"}
+MOMENTUM = {"kind": "momentum"}
+
+
+def swarm(changes: Changes = NO_CHANGES, **raw: Any) -> LiveSwarm:
+    return LiveSwarm(parse_swarm({"max_agents": 6, **raw}, "swarm.toml", "/nowhere").resolve(), changes)
+
+
+def added(name: str, table: dict[str, Any], before: Changes = NO_CHANGES, after: int = 7) -> Changes:
+    return after_adding(before, name, AddedAgent(table=table, after=after, outputs=3), "id")
+
+
+def test_an_added_agent_keeps_its_place_and_where_it_began():
+    table, settings = place_added(swarm(), "new", MOMENTUM, LIVE)
+    assert (table, settings.spec.sandbox) == ({"kind": "momentum", "sandbox": "base"}, "base")
+    changes = to_changes(encode_changes(added("new", table)))
+    config = swarm(changes).config
+    spec = config.agent("new").spec
+    assert (spec.sandbox, spec.start_after, spec.start_outputs) == ("base", 7, 3)
+    assert config.voters["new"] == 1.0
+
+
+def test_only_live_sandboxes_get_agents():
+    assert place_added(swarm(), "new", MOMENTUM, {"python"})[0]["sandbox"] == "python"
+    with pytest.raises(MeshError, match="no sandbox has a live host"):
+        place_added(swarm(), "new", MOMENTUM, ())
+    with pytest.raises(MeshError, match="--sandbox: base has no live host"):
+        place_added(swarm(), "new", {**MOMENTUM, "sandbox": "base"}, {"python"})
+
+
+def test_a_state_is_continued_only_by_what_has_left_it():
+    changes = after_removing(swarm(), "strategy-momentum", "id", after=9, forget=False)
+    place_added(swarm(changes), "strategy-momentum", MOMENTUM, LIVE)
+    with pytest.raises(UsageError, match=r"has left a state as .*momentum.* does not continue"):
+        place_added(swarm(changes), "strategy-momentum", {**MOMENTUM, "options": {"rsi_period": 9}}, LIVE)
+    forgotten = after_removing(swarm(changes), "strategy-momentum", "id2", after=11, forget=True)
+    assert forgotten.removed["strategy-momentum"].after == 11
+    place_added(swarm(forgotten), "strategy-momentum", {"kind": "mean-reversion"}, LIVE)
+
+
+def test_a_removed_agent_is_in_the_swarm_again_once_it_is_added():
+    removed = after_removing(swarm(), "research-2", "id", after=9, forget=False)
+    assert "research-2" not in swarm(removed).config.voters
+    again = added("research-2", {"kind": "sentiment", "sandbox": "base"}, removed)
+    assert again.removed == {}
+    assert swarm(again).config.agent("research-2").spec.sandbox == "base"
+
+
+def test_the_last_agent_and_too_many_are_refused():
+    alone = swarm(agents={"one": {"kind": "momentum"}})
+    with pytest.raises(UsageError, match="'one' is the only agent"):
+        after_removing(alone, "one", "id", after=1, forget=False)
+    with pytest.raises(UsageError, match="no agent 'on' in this swarm"):
+        after_removing(alone, "on", "id", after=1, forget=True)
+    six = added("six", {"kind": "momentum", "sandbox": "base"})
+    check_changed(swarm(six).config, six)
+    seven = added("seven", {"kind": "momentum", "sandbox": "base"}, six)
+    with pytest.raises(ConfigError, match="7 agents would run, at most 6 are allowed"):
+        check_changed(swarm(seven).config, seven)
+
+
+def test_changes_that_no_message_would_hold_are_refused():
+    options = {"source": "x" * 200_000}
+    changes = added("six", {"kind": "market-data", "sandbox": "base", "options": options})
+    with pytest.raises(ConfigError, match="at most 131072 are possible"):
+        check_changed(swarm().config, changes)
+
+
+def test_an_added_agent_votes_once_it_is_live_and_has_read_almost_everything():
+    world = ready(a("a"))
+    world.policy.add(AgentState("new", "python", joining=True))
+    world.lag = JOINED_LAG + 1
+    actions = world.run(1.0)
+    assert [action.agent for action in actions if isinstance(action, Spawn)] == ["new"]
+    assert world.policy.agents["new"].phase == "running"
+    assert not any(isinstance(action, Joined) for action in actions)
+    world.lag = JOINED_LAG
+    joined = [action for action in world.run(1.0) if isinstance(action, Joined)]
+    assert joined == [Joined("new")]
+    assert not world.policy.agents["new"].joining
