@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE
-from bus.utils.aio import both, end_tasks
+from bus.utils.aio import both, end_tasks, finish
 from bus.utils.json_text import parse_json
 from bus.utils.processes import die_with_parent
 from bus.utils.terminal import escape_control
@@ -28,7 +28,7 @@ from coordinator.reporting.formatting import PROGRESS_VARIABLE
 from coordinator.runner.child_process import URL_VARIABLE
 from signalmesh import python_command
 
-GRACE_S = 5.0
+GRACE_S = 15.0
 """From SIGTERM to SIGKILL."""
 NAME = "signalmesh: "
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
@@ -135,8 +135,7 @@ async def run_command(swarm: ServedSwarm, words: Sequence[str], progress: Progre
         _, output = await both(_note(process.stderr, lines, progress), process.stdout.read())
         await process.wait()
     finally:
-        await end_tasks([reporting])
-        await _end(process)
+        await finish(_end(process, reporting))
     problem = lines[-1].removeprefix(NAME) if lines else ""
     assert process.returncode is not None
     return Finished(process.returncode, output, problem)
@@ -163,8 +162,9 @@ async def _report(descriptor: int, progress: Progress) -> None:
             transport.close()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, reporting: asyncio.Task[None]) -> None:
     """End a process that still runs, and with it what it has started."""
+    await end_tasks([reporting])
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):

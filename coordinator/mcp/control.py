@@ -12,10 +12,12 @@ from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
-from coordinator.mcp.answers import Answer, Reading
+from coordinator.mcp.answers import Answer, Reading, ToolFailed
 from coordinator.mcp.commands import Progress, result_of, run_command
+from coordinator.mcp.starting import start_swarm
 from coordinator.mcp.swarm import ServedSwarm
 from coordinator.mcp.tools import ToolSpec
+from coordinator.monitor.models import Status
 from coordinator.runner.down import Ended
 
 REPORT = "certify.md"
@@ -56,6 +58,19 @@ class ChaosArguments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpArguments:
+    """Options of `up`; all else is as swarm.toml says."""
+
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port of the embedded nats-server; 0: any free one.")] = 4222
+    speed: (
+        Annotated[float, Meta(ge=0, description="Candles a second of the recorded feeds; 0: as fast as possible.")]
+        | None
+    ) = None
+    wait_s: Seconds = 60.0
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmArguments:
     """Only whether it is agreed to."""
 
@@ -90,6 +105,16 @@ async def _certify(swarm: ServedSwarm, _: ConfirmArguments, progress: Progress) 
     words = ["certify", "--out", str(swarm.state_dir / REPORT)]
     result = result_of("certify", await run_command(swarm, words, progress))
     return Answer(read=Reading(source="machine", file=str(swarm.state_dir / REPORT)), result=result)
+
+
+async def _up(swarm: ServedSwarm, arguments: UpArguments, progress: Progress) -> Answer[Any]:
+    if swarm.swarm is not None:
+        raise ToolFailed(
+            f"swarm_up: this server is for the swarm {swarm.swarm} (--swarm), and `up` runs that of swarm.toml; a "
+            "person can start the server without --swarm"
+        )
+    speed = [] if arguments.speed is None else ["--speed", str(arguments.speed)]
+    return await start_swarm(swarm, ["--port", str(arguments.port), *speed], arguments.wait_s, progress)
 
 
 async def _down(swarm: ServedSwarm, _: ConfirmArguments, progress: Progress) -> Answer[Any]:
@@ -145,6 +170,17 @@ CONTROL = (
         result=Certificate,
         run=_certify,
         question="Start a temporary swarm on this machine, and kill an agent of it?",
+    ),
+    ToolSpec(
+        name="swarm_up",
+        title="Start the swarm",
+        description="Starts the swarm of the state directory as a process that goes on when this server ends, and "
+        "waits until its agents run. Answers as swarm_status does, and fails with the words of `signalmesh up`. "
+        "Reports progress; cancelled before the agents run, it ends the swarm again.",
+        arguments=UpArguments,
+        result=Status,
+        run=_up,
+        question="Start the swarm on this machine, with its NATS server at port {port}?",
     ),
     ToolSpec(
         name="swarm_down",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -40,6 +41,8 @@ class ServedSwarm:
     on_bus: OnBus
     run: Callable[[], Run | None]
     """The record of the swarm; raises MeshError."""
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+    """As the server was started: a connection as the operator adds the operator's key to this process's own."""
 
     def command(self, *words: str, named_swarm: bool = True) -> str:
         """The command line that prints the same; the URL of the bus is left out, for it may hold a password."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ from typing import Any
 from mcp import Client, StdioServerParameters
 from mcp_types import TextContent
 
-from coordinator.runner.run_record import read_run
 from docs.generate.source import ROOT
 from signalmesh import python_command
 
 PAGE = ROOT / "docs" / "ops" / "mcp-transcript.md"
+START: tuple[str, dict[str, Any]] = ("swarm_up", {"port": 0, "confirm": True})
+END: tuple[str, dict[str, Any]] = ("swarm_down", {"confirm": True})
 STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("swarm_status", {}),
     ("decisions", {"limit": 1}),
     ("explain", {"decision": "latest"}),
     ("memory", {"key": "swarm/strategy-momentum/signal"}),
+    ("agent_kill", {"agent": "strategy-momentum", "confirm": True}),
     ("history", {"kind": "lifecycle", "limit": 2}),
     ("audit", {}),
     ("replay", {}),
@@ -67,41 +67,36 @@ async def ask(client: Client, tool: str, arguments: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+async def first_decision(client: Client) -> None:
+    """Wait for it: what is asked next is about one."""
+    async with asyncio.timeout(FIRST_DECISION_S):
+        while True:
+            found = await client.call_tool("memory", {"key": "swarm/coordinator/decision"})
+            if not found.is_error:
+                return
+
+
 async def transcript(directory: Path) -> str:
-    """Start the default swarm in `directory`, and ask."""
-    up = await asyncio.create_subprocess_exec(
-        *python_command("up", "--port", "0", "--no-dashboard"), cwd=directory, stdout=subprocess.PIPE
-    )
-    try:
-        assert up.stdout is not None
-        async with asyncio.timeout(FIRST_DECISION_S):
-            async for line in up.stdout:
-                if b" decision " in line:
-                    break
-        command, *arguments = python_command("mcp")
-        parameters = StdioServerParameters(command=command, args=arguments, cwd=directory)
-        async with Client(parameters) as client:
-            tools = (await client.list_tools()).tools
-            parts = [
-                "# Transcript of MCP",
-                "`python -m docs.generate.transcript` has run the default swarm and written this page. Lists are cut: "
-                "`… n more`. [Assistants (MCP)](mcp.md) describes the tools.",
-                f"Protocol {client.protocol_version}; tools: {', '.join(f'`{tool.name}`' for tool in tools)}.",
-                "## A running swarm",
-            ]
-            draining = asyncio.create_task(up.stdout.read())
+    """Start the default swarm in `directory`, ask, and end it."""
+    command, *arguments = python_command("mcp", "--allow-control")
+    parameters = StdioServerParameters(command=command, args=arguments, cwd=directory)
+    async with Client(parameters) as client:
+        tools = (await client.list_tools()).tools
+        parts = [
+            "# Transcript of MCP",
+            "`python -m docs.generate.transcript` has run the default swarm and written this page. Lists are cut: "
+            "`… n more`. [Assistants (MCP)](mcp.md) describes the tools.",
+            f"Protocol {client.protocol_version}; tools: {', '.join(f'`{tool.name}`' for tool in tools)}.",
+        ]
+        try:
+            parts += ["## A running swarm", await ask(client, *START)]
+            await first_decision(client)
             parts += [await ask(client, *step) for step in STEPS]
-            assert read_run(directory / ".signalmesh") is not None
-            up.terminate()
-            await draining
-            await up.wait()
-            parts.append("## The same swarm once it has ended")
-            parts += [await ask(client, *step) for step in AFTERWARDS]
-        return "\n\n".join(parts) + "\n"
-    finally:
-        if up.returncode is None:
-            up.terminate()
-            await up.wait()
+        finally:
+            end = await ask(client, *END)
+        parts += [end, "## The same swarm once it has ended"]
+        parts += [await ask(client, *step) for step in AFTERWARDS]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:

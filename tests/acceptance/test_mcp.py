@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -205,38 +206,72 @@ async def stopped_audit() -> psutil.Process:
             await asyncio.sleep(0.01)
 
 
-AUDITING = """
-import asyncio, sys
+async def no_children(server: int) -> None:
+    """Wait until the server has taken note of the ends of its processes."""
+    async with asyncio.timeout(GUARD_S):
+        while psutil.Process(server).children():
+            await asyncio.sleep(0.01)
+
+
+async def certifying(server: int) -> list[int]:
+    """The processes of a certify of this server, once its temporary swarm has agents."""
+    async with asyncio.timeout(GUARD_S):
+        while True:
+            for process in commands_below(server, "certify"):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    descendants = process.children(recursive=True)
+                    if any("agent" in " ".join(one.cmdline()) for one in descendants):
+                        return [process.pid, *(one.pid for one in descendants)]
+            await asyncio.sleep(0.01)
+
+
+CALLING = """
+import asyncio, json, sys
 import httpx2
 from mcp import Client, MCPDeprecationWarning
 from mcp.client.streamable_http import streamable_http_client
 
-async def main(url, token, mode):
+async def main(url, token, mode, call):
     async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=60) as http:
         async with Client(streamable_http_client(url, http_client=http), mode=mode) as client:
             while True:
-                await client.call_tool("audit", {})
+                await client.call_tool(*json.loads(call))
 
 asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def auditing_client(*arguments: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-    """A process with a client that audits again and again."""
-    return child_process(sys.executable, "-c", AUDITING, *arguments, stderr=asyncio.subprocess.DEVNULL)
+def calling_client(
+    url: str, token: str, mode: str, tool: str, **arguments: Any
+) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """A process with a client that calls this tool again and again."""
+    words = (url, token, mode, json.dumps([tool, arguments]))
+    return child_process(sys.executable, "-c", CALLING, *words, stderr=asyncio.subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_client_that_hangs_up_in_the_middle_of_an_audit_leaves_no_process(tmp_path: Path, mode):
+async def test_a_client_that_hangs_up_in_the_middle_of_an_audit_or_certify_leaves_nothing(tmp_path: Path, mode):
     async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
         await (await swarm.up()).live(*AGENTS)
-        async with http_server(SIGNALMESH, tmp_path, environment=swarm.environment) as (url, token, server):
-            async with auditing_client(url, token, mode) as client:
+        environment = {**swarm.environment, "TMPDIR": str(tmp_path)}
+        async with http_server(SIGNALMESH, tmp_path, "--allow-control", environment=environment) as (
+            url,
+            token,
+            server,
+        ):
+            async with calling_client(url, token, mode, "audit") as client:
                 process = await stopped_audit()
                 ends = await Ends.of(process.pid)
                 client.kill()
                 await ends.all()
-            assert psutil.Process(server.pid).children() == []
+            await no_children(server.pid)
+            async with calling_client(url, token, mode, "certify", confirm=True) as client:
+                ends = await Ends.of(*await certifying(server.pid))
+                client.kill()
+                await ends.all()
+            await no_children(server.pid)
+        assert [path.name for path in tmp_path.glob("signalmesh-certify-*")] == []
+        assert not (tmp_path / ".signalmesh" / "certify.md").exists()
 
 
 async def test_a_server_that_is_killed_leaves_no_audit(tmp_path: Path):
@@ -244,7 +279,7 @@ async def test_a_server_that_is_killed_leaves_no_audit(tmp_path: Path):
         await (await swarm.up()).live(*AGENTS)
         async with (
             http_server(SIGNALMESH, tmp_path, environment=swarm.environment) as (url, token, server),
-            auditing_client(url, token, "auto"),
+            calling_client(url, token, "auto", "audit"),
         ):
             process = await stopped_audit()
             ends = await Ends.of(process.pid)
@@ -337,3 +372,74 @@ async def test_tools_that_act_need_the_flag_and_the_consent_of_a_person(tmp_path
             ended = (await answer(client, "swarm_down", confirm=True))["result"]
             assert ended["pid"] == swarm.process.pid
         assert await swarm.wait() == 0
+
+
+@contextlib.asynccontextmanager
+async def ended_at_last(swarm: Swarm) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Kills what `swarm_up` has started, if it still runs; gives a function that returns its pid, once it is known."""
+    record = swarm.directory / ".signalmesh" / "run.json"
+
+    async def pid() -> int:
+        async with asyncio.timeout(GUARD_S):
+            while not record.exists():
+                await asyncio.sleep(0.01)
+        return int(swarm.record["pid"])
+
+    try:
+        yield pid
+    finally:
+        if record.exists():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(swarm.record["pid"]).kill()
+
+
+async def test_an_assistant_starts_a_swarm_that_outlives_it_breaks_it_and_ends_it(tmp_path: Path):
+    swarm = Swarm(tmp_path, agents_toml(speed=20))
+    start = {"port": 0, "confirm": True}
+    steps: list[Any] = []
+
+    async def note(progress: float, total: float | None, message: str | None) -> None:
+        steps.append((progress, total))
+
+    async with ended_at_last(swarm) as pid_of_up:
+        flags = ("--allow-control",)
+        async with connect(SIGNALMESH, tmp_path, "stdio", swarm.environment, "auto", flags) as client:
+            (tmp_path / "swarm.toml").rename(tmp_path / "good.toml")
+            (tmp_path / "swarm.toml").write_text("agnets = 1")
+            wrong = await client.call_tool("swarm_up", start)
+            assert f"signalmesh: {text_of(wrong)}\n" == (await swarm.command("up", "--port", "0")).err
+            (tmp_path / "good.toml").rename(tmp_path / "swarm.toml")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(client.call_tool, "swarm_up", start)
+                ends = await Ends.of(await pid_of_up())
+                group.cancel_scope.cancel()
+            await ends.all()
+
+            found = await client.call_tool("swarm_up", start, progress_callback=note)
+            assert not found.is_error, text_of(found)
+            status = (found.structured_content or {})["result"]
+            assert status["active_agents"] == len(AGENTS)
+            assert steps[-1] == (len(AGENTS), len(AGENTS))
+            again = await client.call_tool("swarm_up", start)
+            assert f"signalmesh: {text_of(again)}\n" == (await swarm.command("up", "--port", "0")).err
+        later = await printed(swarm, "status")
+        assert {one["name"]: one["pid"] for one in later["agents"]} == {
+            one["name"]: one["pid"] for one in status["agents"]
+        }
+
+        async with connect(SIGNALMESH, tmp_path, "http", swarm.environment, "auto", flags) as client:
+            name = "strategy-momentum"
+            drained = await answer(client, "agent_kill", agent=name, signal="TERM", confirm=True)
+            assert drained["result"]["outcome"] == "drained"
+            revived = await answer(client, "agent_revive", agent=name, confirm=True)
+            assert revived["result"] == {"agent": name, "was": "drained"}
+            chaos = (await answer(client, "chaos", for_s=3, seed=1, confirm=True))["result"]
+            assert (chaos["seed"], chaos["ok"], chaos["problems"]) == (1, True, [])
+            certificate = await answer(client, "certify", confirm=True)
+            assert certificate["result"]["ok"]
+            report = tmp_path / ".signalmesh" / "certify.json"
+            assert certificate["result"] == json.loads(report.read_text())
+            ends = await Ends.of(await pid_of_up())
+            assert (await answer(client, "swarm_down", confirm=True))["result"]["swarm"] == "swarm"
+            await ends.all()

@@ -64,6 +64,8 @@ def test_the_schemas_of_a_tool_are_objects_whose_arguments_are_described(tool):
         ("explain", {"symbol": "X"}, "--symbol without --round: expected DECISION_ID, latest, or --round N --symbol"),
         ("agent_kill", {}, "agent_kill: argument agent: expected a value; call agent_kill again with it"),
         ("agent_kill", {"agent": "--all"}, "agent_kill: argument agent: expected"),
+        ("swarm_up", {"port": 70000}, "swarm_up: argument port: expected"),
+        ("swarm_up", {"speed": -1}, "swarm_up: argument speed: expected"),
         ("chaos", {"for_s": 0}, "chaos: argument for_s: expected"),
         ("replay", {"first": 7, "last": 3}, "replay: argument last: expected 7 (first) or more, not 3; call replay "),
     ],
