@@ -20,6 +20,8 @@ from tests.acceptance.swarm import AGENTS, GUARD_S, Swarm, agents_toml
 from tests.support.secured import UNNAMED, secured_server
 
 KILLED = "strategy-momentum"
+LATE = "Late_1"
+"""Added at run time, by a name that the protocol would not recommend."""
 PROTOCOL = "agents"
 """The name of the service that all agents share in that protocol."""
 
@@ -35,26 +37,29 @@ async def ask(client: Client, subject: str, expected: int) -> list[Any]:
     return found
 
 
-async def discovered(agents: Agents, *instances: str) -> dict[str, Agent]:
-    """The agents as the SDK finds them, by session, once all are there and these instances are among them."""
+async def discovered(agents: Agents, count: int, *instances: str) -> dict[str, Agent]:
+    """The agents as the SDK finds them, by session, once there are so many and these instances are among them."""
     async with asyncio.timeout(GUARD_S):
         while True:
             found = await agents.discover()
-            if len(found) == len(AGENTS) and {*instances} <= {agent.instance_id for agent in found}:
+            if len(found) == count and {*instances} <= {agent.instance_id for agent in found}:
                 return {agent.session_name: agent for agent in found}
 
 
 @pytest.mark.slow
 async def test_whoever_asks_finds_the_agents_that_run(tmp_path: Path):
-    async with Swarm(tmp_path, agents_toml(speed=20)) as swarm:
+    everyone = (*AGENTS, LATE)
+    async with Swarm(tmp_path, f"max_agents = {len(everyone)}\n{agents_toml(speed=20)}") as swarm:
         subscriber = await swarm.up()
-        heartbeats = await subscriber.live(*AGENTS)
+        assert (await swarm.command("add", LATE, "--kind", "momentum")).code == 0
+        heartbeats = await subscriber.live(*everyone)
         options = credentials_from().options(swarm.url)
         options["inbox_prefix"] += f".{SERVICES}"
         client = await nats.connect(swarm.url, **options)
         agents = Agents(nc=client)
         try:
-            found = await discovered(agents)
+            found = await discovered(agents, len(everyone))
+            assert {*found} == {*everyone}
             for name, agent in found.items():
                 assert (agent.agent, agent.owner, agent.protocol_version) == ("signalmesh", "swarm", "0.3")
                 assert agent.metadata["epoch"] == str(heartbeats[name]["epoch"])
@@ -65,9 +70,9 @@ async def test_whoever_asks_finds_the_agents_that_run(tmp_path: Path):
                 async for _ in found[KILLED].prompt("sell"):
                     pass
 
-            everything = await ask(client, "$SRV.INFO", 2 * len(AGENTS))
+            everything = await ask(client, "$SRV.INFO", 2 * len(everyone))
             services = {one["name"]: one for one in everything if one["name"] != PROTOCOL}
-            assert {*services} == {*AGENTS}
+            assert {*services} == {*everyone}
             for name, one in services.items():
                 for verb in ("PING", "INFO", "STATS"):
                     [direct] = await ask(client, f"$SRV.{verb}.{name}.{one['id']}", 1)
@@ -81,7 +86,7 @@ async def test_whoever_asks_finds_the_agents_that_run(tmp_path: Path):
             beat = HeartbeatPayload.model_validate_json((await listening.next_msg(GUARD_S)).data)
             assert beat.instance_id != found[KILLED].instance_id
             assert not await agents.ping(found[KILLED].instance_id)
-            assert (await discovered(agents, beat.instance_id))[KILLED].instance_id == beat.instance_id
+            assert (await discovered(agents, len(everyone), beat.instance_id))[KILLED].instance_id == beat.instance_id
             liveness = agents.liveness(beat.instance_id)
             assert liveness is not None
             assert liveness.is_online

@@ -59,20 +59,41 @@ async def finished_swarm(swarm: Swarm, *options: str) -> None:
             pass
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("transport", TRANSPORTS)
+async def same_figures(swarm: Swarm, client: Client) -> dict[str, Any]:
+    """The status; it, the newest decision and the audit have been compared with what the command line prints."""
+    results = []
+    for tool, arguments, words in (
+        ("swarm_status", {}, ["status"]),
+        ("explain", {"decision": "latest"}, ["explain", "latest"]),
+        ("audit", {}, ["audit"]),
+    ):
+        found = await answer(client, tool, **arguments)
+        assert same(found["result"]) == same(await printed(swarm, *words)), tool
+        assert (found["read"]["source"], found["read"]["nats"]) == ("bus", swarm.url)
+        results.append(found["result"])
+    assert results[-1]["ok"]
+    status: dict[str, Any] = results[0]
+    return status
+
+
+@pytest.mark.parametrize(("transport", "mode"), zip(TRANSPORTS, MODES, strict=True))
 async def test_either_transport_and_protocol_answers_as_the_command_line_does(tmp_path: Path, transport, mode):
     async with Swarm(tmp_path, exact_toml(speed=0, rounds=ROUNDS)) as swarm:
         await finished_swarm(swarm)
-        async with connect(SIGNALMESH, tmp_path, transport, swarm.environment, mode) as client:
-            for tool, arguments, words in (
-                ("swarm_status", {}, ["status"]),
-                ("explain", {"decision": "latest"}, ["explain", "latest"]),
-                ("audit", {}, ["audit"]),
-            ):
-                found = await answer(client, tool, **arguments)
-                assert same(found["result"]) == same(await printed(swarm, *words)), tool
-                assert (found["read"]["source"], found["read"]["nats"]) == ("bus", swarm.url)
+        flags = ("--allow-control",)
+        async with connect(SIGNALMESH, tmp_path, transport, swarm.environment, mode, flags) as client:
+            await same_figures(swarm, client)
+            name = "strategy-momentum"
+            killed = (await answer(client, "agent_kill", agent=name, wait_s=1, confirm=True))["result"]
+            status = await same_figures(swarm, client)
+            [agent] = [one for one in status["agents"] if one["name"] == name]
+            assert (agent["status"], agent["epoch"], agent["restarts"]) == ("active", killed["epoch_after"], 1)
+            [exited] = [
+                one["payload"]["epoch"]
+                for one in (await printed(swarm, "history", "lifecycle"))["entries"]
+                if (one["payload"]["event"], one["payload"]["agent"]) == ("exited", name)
+            ]
+            assert exited == killed["epoch_before"]
 
 
 async def test_every_figure_is_that_of_the_command_line(tmp_path: Path):
