@@ -76,7 +76,7 @@ async def same_figures(swarm: Swarm, client: Client) -> dict[str, Any]:
     return status
 
 
-@pytest.mark.parametrize(("transport", "mode"), zip(TRANSPORTS, MODES, strict=True))
+@pytest.mark.parametrize(("transport", "mode"), list(zip(TRANSPORTS, MODES, strict=True)))
 async def test_either_transport_and_protocol_answers_as_the_command_line_does(tmp_path: Path, transport, mode):
     async with Swarm(tmp_path, exact_toml(speed=0, rounds=ROUNDS)) as swarm:
         await finished_swarm(swarm)
