@@ -154,6 +154,8 @@ class AgentGateway:
         config = wanted.config
         if wanted.stream_name != stream or config.name != name or "." in name:
             raise RequestRefused(f"{command}: expected the names of the subject in the body")
+        if name.rpartition("-")[0] != self._name:
+            raise RequestRefused(f"{command}: expected a name that begins with {self._name}-")
         if config.description not in ("", self._name):
             raise RequestRefused(f"{command}: expected the agent's name as description")
         if not config.deliver_subject.startswith(self._inbox) or not _is_literal(config.deliver_subject):

@@ -58,8 +58,8 @@ MAX_DENIED = 100
 """Denied subjects that are logged."""
 MAX_NAMED = 12
 """Denied subjects that one text names."""
-RANDOM_TOKEN = re.compile(r"(?<=\.)[0-9A-Za-z]{22}(?=\.|$)")
-"""What nats-py names inboxes, and this project consumers by."""
+RANDOM_TOKEN = re.compile(r"(?<=[.-])[0-9A-Za-z]{22}(?=\.|$)")
+"""What nats-py names inboxes by, and this project the ends of consumers' names."""
 LOG_AFTER_S = 5.0
 """A process that waits for the bus without a limit logs it after this time."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import deque
 from collections.abc import Awaitable
 from typing import Any
@@ -26,6 +27,9 @@ log = structlog.get_logger("signalmesh.bus")
 
 _Arrived = tuple[str, str, bytes, bytes]
 """Subject, reply subject, payload and header block of a message."""
+
+_NO_NAME = re.compile(r"[^0-9A-Za-z_-]")
+"""What the name of a consumer does not contain."""
 
 
 class Reader:
@@ -92,7 +96,9 @@ class Reader:
                 await old.unsubscribe()
             self._jetstream.delete_consumer(self._stream, old_name)
         inbox = self._jetstream.connection.client.new_inbox()
-        self._consumer = inbox.rpartition(".")[2]
+        # Whose it is, for `nats consumer ls`. The rest is random: a consumer of the same name with another beginning
+        # would be refused, and the one before may still exist.
+        self._consumer = f"{_NO_NAME.sub('-', self._jetstream.connection.name)}-{inbox.rpartition('.')[2]}"
         self._expected = 1
         self._received_at = asyncio.get_running_loop().time()
 

@@ -18,7 +18,7 @@ MINIMUM_VERSION = (2, 12)
 MEMORY_TTL_S = 3600
 DUPLICATE_WINDOW_S = 120
 """How long a duplicate is detected by its id; at most the maximum age, as the server refuses more."""
-LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas", "metadata", "description")
+LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas", "max_consumers", "metadata", "description")
 """Settings that `up` updates. All others must be as this version creates them: the guarantees rest on them."""
 EDITS = {
     "discard": "--discard={}",
@@ -34,10 +34,17 @@ NO_STORAGE_LEFT = frozenset({10002, 10023, 10047, 10122})
 DUPLICATE_WINDOW = "duplicates window"
 """In the server's text about a limit that has no error code of its own."""
 STREAM_NAME_IN_USE = 10058
+TOO_MANY_CONSUMERS = 10026
+"""The error code for more consumers than the account may have, also for a stream that would allow more: its limit is
+then that of the account.
+"""
 NO_ROOM_FOR_REPLICAS = frozenset({10005, 10074})
 """JetStream's error codes for fewer servers than replicas."""
 
 
+MAX_CONSUMERS = 6144
+"""Of the events: two for each connection that the embedded server admits. Unset, nats-server 2.15 allows 1,000, too few
+for as many agents, and older ones allow any number."""
 STREAM_SHARE = 0.4
 """Of the disk, for the stream: the mirror copies it into a file on the same one, and both need some room to write."""
 SERVER_SHARE = 0.75
@@ -119,6 +126,7 @@ def expected_streams(
         "name": subjects.stream,
         "description": f"signalmesh: the messages of swarm {subjects.ns}",
         "subjects": [write],
+        "max_consumers": MAX_CONSUMERS,
         "subject_transform": {"src": write, "dest": read},
         "republish": {"src": read, "dest": read},
         "discard": "old",
@@ -305,6 +313,8 @@ async def _update(
     try:
         await bus.api(f"STREAM.UPDATE.{name}", {**found, **limits})
     except Refused as error:
+        if error.code == TOO_MANY_CONSUMERS and "max_consumers" in differing:
+            return await _update(bus, found, {**expected, "max_consumers": found["max_consumers"]}, settings)
         refusal = _not_stored(bus, expected, error, settings)
         if error.code not in NO_STORAGE_LEFT or "max_bytes" not in differing:
             raise refusal from None
@@ -322,6 +332,9 @@ async def _create(bus: NatsBus, expected: Mapping[str, Any], settings: StreamLim
     except Refused as error:
         if error.code == STREAM_NAME_IN_USE:
             return  # another process has created it just now
+        if error.code == TOO_MANY_CONSUMERS and expected["max_consumers"] > 0:
+            await _create(bus, {**expected, "max_consumers": -1}, settings)
+            return
         raise _not_stored(bus, expected, error, settings) from None
 
 

@@ -173,7 +173,8 @@ async def _streams(facts: _Facts) -> list[Finding]:
                 error(check, f"does not exist on {facts.bus.url}", "signalmesh up creates it (or name the swarm)")
             )
             continue
-        differing = differing_settings(there, expected)
+        own_limit = there["max_consumers"] > 0  # else that of an account that allows fewer: `up` sets it where it can
+        differing = [key for key in differing_settings(there, expected) if own_limit or key != "max_consumers"]
         text = "; ".join(describe_difference(key, there.get(key), expected[key]) for key in differing)
         if not is_fit(differing):
             found.append(error(check, text, correction(expected["name"], differing, expected)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from prometheus_client import generate_latest
 from agents.host.api_gateway import ApiGateway
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim
-from bus.errors import NotAdmitted, Refused
+from bus.errors import LimitReached, NotAdmitted, Refused
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.key_files import new_seed, take
-from bus.nats.streams import StreamLimits, ensure_streams
+from bus.nats.streams import MAX_CONSUMERS, StreamLimits, ensure_streams
 from bus.server.supervisor import NatsServer
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.monitor.status import collect_status
@@ -122,10 +123,8 @@ async def test_the_watchdogs_key_writes_no_state_of_an_agent(server: Secured, su
     assert ((before and before.revision) != (after and after.revision)) is server.is_open
 
 
-CONSUMER = {
-    "stream_name": "swarm_events",
-    "config": {"name": "evil", "deliver_subject": "evil", "ack_policy": "none", "mem_storage": True},
-}
+EVIL: dict[str, Any] = {"name": "evil", "deliver_subject": "evil", "ack_policy": "none", "mem_storage": True}
+CONSUMER = {"stream_name": "swarm_events", "config": EVIL}
 REQUESTS: list[tuple[str, Any]] = [
     ("STREAM.PURGE.KV_swarm_state", None),
     ("STREAM.DELETE.KV_swarm_memory", None),
@@ -140,7 +139,7 @@ AGENTS_ALONE: list[tuple[str, Any]] = [
     ("STREAM.MSG.GET.swarm_events", {"seq": 1}),
     ("STREAM.MSG.GET.KV_swarm_state", {"last_by_subj": "$KV.swarm_state.coordinator"}),
     ("CONSUMER.CREATE.swarm_events.evil", CONSUMER),
-    ("CONSUMER.CREATE.swarm_events", {**CONSUMER, "config": {**CONSUMER["config"], "name": None}}),  # type: ignore[dict-item]
+    ("CONSUMER.CREATE.swarm_events", {**CONSUMER, "config": {**EVIL, "name": None}}),
     ("CONSUMER.NAMES.swarm_events", None),
 ]
 CASES = [(attacker, *request) for request in REQUESTS for attacker in (AGENT, *OTHERS)]
@@ -312,7 +311,7 @@ async def test_an_agent_reads_its_inputs_and_its_own_keys(server: Secured, confi
 
 def _consumer(agent: NatsBus, **changed: Any) -> dict[str, Any]:
     config = {
-        "name": "x" * 22,
+        "name": NAME,
         "deliver_policy": "all",
         "filter_subjects": ["swarm.market.>"],
         "deliver_subject": agent.connection.client.new_inbox(),
@@ -328,13 +327,14 @@ def _consumer(agent: NatsBus, **changed: Any) -> dict[str, Any]:
     return {"stream_name": "swarm_events", "config": {**config, **changed}}
 
 
-CREATE = f"CONSUMER.CREATE.swarm_events.{'x' * 22}"
+NAME = f"strategy-momentum-{'x' * 22}"
+CREATE = f"CONSUMER.CREATE.swarm_events.{NAME}"
 
 
 async def test_a_consumer_as_an_agent_creates_it_is_allowed(server: Secured, config: ResolvedSwarm):
     async with hosted(server, config) as (_, agent):
-        assert (await agent.api(CREATE, _consumer(agent)))["name"] == "x" * 22
-        assert (await agent.api(f"CONSUMER.DELETE.swarm_events.{'x' * 22}"))["success"]
+        assert (await agent.api(CREATE, _consumer(agent)))["name"] == NAME
+        assert (await agent.api(f"CONSUMER.DELETE.swarm_events.{NAME}"))["success"]
 
 
 @pytest.mark.parametrize(
@@ -346,9 +346,11 @@ async def test_a_consumer_as_an_agent_creates_it_is_allowed(server: Secured, con
         (CREATE, {"deliver_subject": "swarm.control.base.kill"}),
         (CREATE, {"deliver_subject": "$KV.swarm_memory.swarm/coordinator/decision"}),
         (CREATE, {"deliver_subject": "_INBOX.other"}),
-        (CREATE, {"durable_name": "x" * 22}),
+        (CREATE, {"durable_name": NAME}),
         (CREATE, {"name": "other"}),
-        ("CONSUMER.CREATE.KV_swarm_state." + "x" * 22, {}),
+        (f"CONSUMER.CREATE.swarm_events.{'x' * 22}", {"name": "x" * 22}),
+        (f"CONSUMER.CREATE.swarm_events.coordinator-{'x' * 22}", {"name": f"coordinator-{'x' * 22}"}),
+        ("CONSUMER.CREATE.KV_swarm_state." + NAME, {}),
         ("CONSUMER.DELETE.swarm_events.other", None),
         ("STREAM.MSG.GET.swarm_events", {"last_by_subj": "swarm.decision.BTC-USD.coordinator"}),
         ("STREAM.MSG.GET.swarm_events", {"seq": 1}),
@@ -491,6 +493,35 @@ async def test_a_message_larger_than_the_limit_ends_the_connection_alone(server:
         assert await lands(operator, operator, MARKER)
 
 
+async def test_a_flood_of_consumers_ends_at_the_limit_and_readers_go_on(server: Secured):
+    """The limit is the stream's own: a server without keys has it too."""
+    async with connected(server, "sandbox-base") as (operator, captured):
+        received: list[int] = []
+        reader = await operator.follow(("swarm.alert.>",), 1, lambda stored: received.append(stored.sequence))
+        names = [f"evil-{number}" for number in range(MAX_CONSUMERS)]
+
+        async def create(name: str) -> bool:
+            config = {**EVIL, "name": name, "durable_name": name}
+            try:
+                await captured.api(f"CONSUMER.CREATE.swarm_events.{name}", {**CONSUMER, "config": config}, 60.0)
+            except LimitReached:
+                return False
+            return True
+
+        created = [done for at in range(0, MAX_CONSUMERS, 256) for done in await batch(create, names[at : at + 256])]
+        assert 0 < created.count(False) < MAX_CONSUMERS
+        stored = await operator.publish(MARKER, b"{}")
+        async with asyncio.timeout(GUARD_S):
+            while stored.sequence not in received:
+                await operator.flush()
+        await reader.close()
+        await batch(lambda name: is_served(operator, f"CONSUMER.DELETE.swarm_events.{name}"), names)
+
+
+async def batch(work: Callable[[str], Awaitable[bool]], names: list[str]) -> list[bool]:
+    return await asyncio.gather(*map(work, names))
+
+
 async def test_an_old_message_of_another_is_not_published_again(server: Secured):
     async with connected(server, AGENT) as (operator, captured):
         await operator.publish("in.swarm.decision.BTC-USD.coordinator", b"{}", {"Nats-Msg-Id": "coordinator:7"})
@@ -518,6 +549,8 @@ async def test_streams_and_consumers_say_whose_they_are(server: Secured, config:
         reader = await agent.follow(("swarm.market.>",), 1, lambda _: None)
         listed = (await operator.api("CONSUMER.LIST.swarm_events"))["consumers"]
         await reader.close()
-        assert "strategy-momentum" in [each["config"].get("description") for each in listed]
+        own = [each["name"] for each in listed if each["config"].get("description") == "strategy-momentum"]
+        assert own
+        assert all(re.fullmatch("strategy-momentum-[0-9A-Za-z]{22}", name) for name in own)
         with pytest.raises(Refused, match="the agent's name as description"):
             await agent.api(CREATE, _consumer(agent, description="watchdog"))

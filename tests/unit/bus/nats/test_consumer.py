@@ -22,6 +22,7 @@ class Played:
         self.connection = self.client = self
         self.is_connected = True
         self.written: list[str] = []
+        self.name = "reader"
         self.begun: list[int] = []
         self.deleted: list[str] = []
         self.deliver: Callable[[str, str, bytes, bytes], None] = lambda *_: None
@@ -83,7 +84,7 @@ async def test_a_status_about_the_consumer_begins_another_after_the_last_message
     assert ([stored.sequence for stored in reading.stored], reading.reader.pending) == ([7], 3)
     reading.server.control(b"NATS/1.0 409 Consumer Deleted\r\n\r\n")
     assert await reading.begun_again() == [5, 8]
-    assert reading.server.deleted == ["0"]
+    assert reading.server.deleted == ["reader-0"]
 
 
 async def test_an_idle_heartbeat_without_a_gap_changes_nothing(reading):
