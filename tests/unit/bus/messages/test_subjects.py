@@ -104,8 +104,15 @@ def test_a_swarm_may_not_be_named_like_the_write_side():
     assert Subjects("swarm").ns == "swarm"
 
 
+def test_a_swarm_may_not_be_named_like_the_root_of_the_agent_protocol():
+    for name in ("agents", "Agents"):
+        with pytest.raises(UsageError, match="reserved for the Synadia Agent Protocol"):
+            Subjects(name)
+
+
 def test_the_subjects_of_a_swarm():
     subjects = Subjects("desk")
+    assert subjects.protocol("hb", "feed") == "agents.hb.signalmesh.desk.feed"
     assert subjects.event("market", "BTC/USD", "feed") == "desk.market.BTC-USD.feed"
     assert subjects.write("desk.market.BTC-USD.feed") == "in.desk.market.BTC-USD.feed"
     assert subjects.epoch("feed") == "desk.epoch.feed"
