@@ -15,6 +15,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -27,18 +28,30 @@ from bus.interface import ReceivedMessage
 from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS
 from bus.utils.aio import end_tasks
-from coordinator.changes.membership import after_adding, after_removing, check_changed, place_added
+from coordinator.changes.membership import (
+    Start,
+    after_adding,
+    after_removing,
+    after_scaling,
+    check_changed,
+    generated_members,
+    place_added,
+    scaled_tables,
+)
 from coordinator.changes.moves import Moves
 from coordinator.changes.removals import Removals
 from coordinator.config.changes import AddedAgent, Changes, Move
 from coordinator.config.convert import similar
 from coordinator.config.settings import AgentSettings, SwarmConfig
+from coordinator.config.tables import agent_settings, agent_table
 from coordinator.supervisor.watchdog import LeaderParts, agent_state
 
 ANSWER_S = 3.0
 """A client that gets no answer asks again soon: the watchdog may have died."""
 RETURN_AFTER_S = 10.0
 """With return_agents: seconds for which a sandbox must be back, so that a host that dies again and again gets none."""
+STOPPED = ("quarantined", "drained")
+"""Phases in which an agent is not started until it is revived."""
 MAX_ID = 64
 """Characters of the id of a request."""
 
@@ -57,6 +70,8 @@ class ChangeRequest:
     table: dict[str, Any] = field(default_factory=dict)
     """Of an agent that is added: what [agents.NAME] would be."""
     forget: bool = False
+    kind: str = ""
+    count: int = 0
 
 
 class ChangeApi:
@@ -83,6 +98,7 @@ class ChangeApi:
         commands: dict[str, Callable[[ChangeRequest], Awaitable[dict[str, Any]]]] = {
             "add": self._add,
             "remove": self._remove,
+            "scale": self._scale,
             "move": self._move,
             "rebalance": self._rebalance,
         }
@@ -205,12 +221,11 @@ class ChangeApi:
         state = self._policy.agents.get(name)
         if state is None:
             raise MeshError(f"agent {name} was removed meanwhile")
-        stopped = ("quarantined", "drained")
         if not await self._until(
-            lambda: not state.joining or state.phase in stopped, max(0.0, until - time.monotonic())
+            lambda: not state.joining or state.phase in STOPPED, max(0.0, until - time.monotonic())
         ):
             return {"pending": f"{name} is {state.phase} in {state.sandbox or 'no sandbox'}"}
-        if state.phase in stopped:
+        if state.phase in STOPPED:
             raise MeshError(
                 f"agent {name} was added, but is {state.phase}: {state.reason}; fix that and `signalmesh revive "
                 f"{name}`, or `signalmesh remove {name}`"
@@ -223,13 +238,18 @@ class ChangeApi:
         Raises:
             UsageError, MeshError: the request is wrong, or cannot be done now.
         """
-        name = request.agent
+        self._check_key(request.agent)
+        _, settings = place_added(self._swarm, request.agent, request.table, self._live())
+        return self._inspect_agent(request, settings)
+
+    def _check_key(self, name: str) -> None:
         if self._keys is not None and not self._keys.has_key(name):
             raise UsageError(
-                f"add {name}: the server has no key for it: with the keys of another server than that of `up`, write "
+                f"agent {name}: the server has no key for it: with the keys of another server than that of `up`, write "
                 "the agent into swarm.toml and export the keys anew (`signalmesh keys export`)"
             )
-        _, settings = place_added(self._swarm, name, request.table, self._live())
+
+    def _inspect_agent(self, request: ChangeRequest, settings: AgentSettings) -> asyncio.Task[ClassTraits | None]:
         task = asyncio.create_task(asyncio.to_thread(self._inspect, self._swarm.config, settings))
         self._inspections[request.id] = task
         return task
@@ -240,14 +260,19 @@ class ChangeApi:
     async def _commit_add(self, request: ChangeRequest, traits: ClassTraits | None) -> None:
         name = request.agent
         table, _ = place_added(self._swarm, name, request.table, self._live())
+        start = await self._start_of(name)
         added = AddedAgent(
-            table=table,
+            table=table, after=start.after, outputs=start.outputs, continues=start.continues, traits=traits
+        )
+        await self._commit(after_adding(self._swarm.changes, name, added, request.id))
+
+    async def _start_of(self, name: str) -> Start:
+        """Where an agent of this name begins that is added now."""
+        return Start(
             outputs=await self._stored_outputs(name),
             continues=await self._bus.kv_get(self._bus.subjects.state_bucket, name) is not None,
             after=(await self._bus.bounds()).last,
-            traits=traits,
         )
-        await self._commit(after_adding(self._swarm.changes, name, added, request.id))
 
     async def _stored_outputs(self, name: str) -> int:
         """The number of the last output that an agent of this name has stored, in an earlier life."""
@@ -269,6 +294,56 @@ class ChangeApi:
             raise MeshError(f"agent {name} was added again meanwhile")
         return {"agent": name, "forgotten": self._swarm.changes.removed[name].forget}
 
+    async def _scale(self, request: ChangeRequest) -> dict[str, Any]:
+        kind, until = request.kind, time.monotonic() + ANSWER_S
+        if not self._is_done(request):
+            tables = scaled_tables(self._swarm, kind, request.count, self._live())
+            new = [name for name in tables if name not in self._policy.agents]
+            for name in new:
+                self._check_key(name)
+                if name in self._removals.running:
+                    return {"pending": self._removals.describe(name)}
+            traits = None
+            if new:
+                inspection = self._inspections.get(request.id)
+                if inspection is None:
+                    table = agent_table(f"scale {kind}", new[0], tables[new[0]])
+                    sandbox, config = tables[new[0]]["sandbox"], self._swarm.config
+                    settings = agent_settings(f"scale {kind}", new[0], table, sandbox, config.swarm, "")
+                    inspection = self._inspect_agent(request, settings)
+                await asyncio.wait({inspection}, timeout=ANSWER_S)
+                if not inspection.done():
+                    return {"pending": f"the class of {kind} is tried"}
+                self._inspections.pop(request.id, None)
+                traits = inspection.result()
+            async with self._changing:
+                if not self._is_done(request):
+                    await self._commit_scale(request, traits)
+        agents, removals = self._policy.agents, self._removals.running
+
+        def unfinished() -> list[str]:
+            members = generated_members(self._swarm, kind)
+            starting = [name for name in members if agents[name].joining and agents[name].phase not in STOPPED]
+            return [*starting, *(name for name in removals if name.rpartition("-")[0] == kind)]
+
+        if not await self._until(lambda: not unfinished(), max(0.0, until - time.monotonic())):
+            return {"pending": ", ".join(unfinished())}
+        members = sorted(generated_members(self._swarm, kind).items(), key=itemgetter(1))
+        shown = [
+            {"agent": name, "sandbox": agents[name].sandbox, "epoch": agents[name].epoch, "status": agents[name].phase}
+            for name, _ in members
+        ]
+        return {"kind": kind, "agents": shown}
+
+    async def _commit_scale(self, request: ChangeRequest, traits: ClassTraits | None) -> None:
+        kind = request.kind
+        tables = scaled_tables(self._swarm, kind, request.count, self._live())
+        starts = {name: await self._start_of(name) for name in tables if name not in self._policy.agents}
+        after = (await self._bus.bounds()).last
+        await self._commit(
+            after_scaling(self._swarm, kind, tables, request.id, starts=starts, traits=traits, after=after)
+        )
+
     # -- moves
 
     async def _move(self, request: ChangeRequest) -> dict[str, Any]:
@@ -282,7 +357,7 @@ class ChangeApi:
             raise MeshError(f"agent {name} was removed meanwhile")
         if not await self._until(lambda: name not in self._moves.running):
             return {"pending": self._moves.describe(name)}
-        if not self._policy.serves(state.sandbox, target) and state.phase not in ("quarantined", "drained"):
+        if not self._policy.serves(state.sandbox, target) and state.phase not in STOPPED:
             raise MeshError(
                 f"agent {name} runs in sandbox {state.sandbox or 'none'}: {target} was lost meanwhile; `signalmesh "
                 f"rebalance` brings it there when that is back"

@@ -51,7 +51,9 @@ class ChangesFollower:
         stored = changes_in(await read_config(bus))
         is_newer = stored.revision > self._swarm.changes.revision
         if is_newer:
-            self._swarm.take(stored, (await asyncio.to_thread(check, stored)).config)
+            found = await asyncio.to_thread(check, stored)
+            self._swarm.take(found.changes, found.config)
+        if self._swarm.changes.revision:
             await self._save()
         await self._listen(bus)
         return is_newer

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
+from agents.spec import ClassTraits
 from bus.errors import ConfigError, MeshError, UsageError
 from coordinator.config.changes import (
     AddedAgent,
@@ -20,8 +21,9 @@ from coordinator.config.changes import (
 )
 from coordinator.config.convert import similar
 from coordinator.config.live_swarm import LiveSwarm
+from coordinator.config.scaling import FAMILIES, MOST_AGENTS, strategy_table
 from coordinator.config.settings import AgentSettings, ResolvedSwarm
-from coordinator.config.tables import agent_settings, agent_table, check_names, placement
+from coordinator.config.tables import ALL_KINDS, agent_settings, agent_table, check_names, placement
 
 MAX_CHANGES_BYTES = 128 * 1024
 """A VotingConfig with them must fit a message."""
@@ -90,7 +92,12 @@ def after_removing(swarm: LiveSwarm, name: str, request: str, *, after: int, for
         raise UsageError(f"no agent {name!r} in this swarm{similar(name, agents)}; it has: {', '.join(agents)}")
     if len(agents) == 1:
         raise UsageError(f"{name!r} is the only agent; `signalmesh down` ends the swarm")
-    removed = RemovedAgent(after=after, forget=forget, was=origin_of(agents[name].spec))
+    removed = RemovedAgent(
+        after=after,
+        forget=forget,
+        configured=any(item.spec.name == name for item in swarm.base.agents),
+        was=origin_of(agents[name].spec),
+    )
     return changes.after(
         words,
         request,
@@ -98,6 +105,91 @@ def after_removing(swarm: LiveSwarm, name: str, request: str, *, after: int, for
         removed={**changes.removed, name: removed},
         moved=_without(changes.moved, name),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where an agent that is added begins (`AddedAgent`)."""
+
+    after: int
+    outputs: int
+    continues: bool
+
+
+def generated_members(swarm: LiveSwarm, kind: str) -> dict[str, int]:
+    """The generated strategies of a kind that the swarm has: name -> number.
+
+    Raises:
+        UsageError: strategies of this kind are not generated, or another agent has the name of one.
+    """
+    if kind not in dict(FAMILIES):
+        kinds = ", ".join(dict(FAMILIES))
+        raise UsageError(
+            f"scale {kind}: expected one of {kinds}: only these look at the market with other periods each"
+        )
+    found = {}
+    for item in swarm.config.agents:
+        name, _, number = item.spec.name.rpartition("-")
+        if name != kind or not number.isdecimal() or number.startswith("0"):
+            continue
+        if item.spec.class_path != ALL_KINDS[kind] or item.spec.options != dict(FAMILIES)[kind](int(number)):
+            raise UsageError(f"scale {kind}: the name {item.spec.name!r} is needed for a generated agent; rename yours")
+        found[item.spec.name] = int(number)
+    return found
+
+
+def scaled_tables(swarm: LiveSwarm, kind: str, count: int, live: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The tables of the `count` generated strategies of a kind, with their sandboxes.
+
+    Raises:
+        UsageError: the number or the kind is wrong, or a name is taken; MeshError: no sandbox is live.
+    """
+    if not 0 <= count <= MOST_AGENTS:
+        raise UsageError(f"scale {kind} {count}: expected 0 to {MOST_AGENTS}")
+    present, file = generated_members(swarm, kind), f"scale {kind}"
+    agents = {item.spec.name: item.spec for item in swarm.config.agents}
+    tables = {f"{kind}-{number}": strategy_table(kind, number, count) for number in range(1, count + 1)}
+    new = {name: agent_table(file, name, table) for name, table in tables.items() if name not in present}
+    check_names(file, dict.fromkeys([*agents, *new]), swarm.config.sandboxes)
+    specs = tuple(spec for spec in swarm.config.sandboxes if spec.name in live)
+    if new and not specs:
+        raise MeshError("no sandbox has a live host; `signalmesh status` lists them")
+    sandbox_of = placement(file, new, specs, (spec.sandbox for spec in agents.values())) if new else {}
+    return {
+        name: {**table, "sandbox": sandbox_of[name] if name in new else agents[name].sandbox}
+        for name, table in tables.items()
+    }
+
+
+def after_scaling(
+    swarm: LiveSwarm, kind: str, tables: Mapping[str, dict[str, Any]], request: str, *,
+    starts: Mapping[str, Start], traits: ClassTraits | None, after: int,
+) -> Changes:  # fmt: skip
+    """The changes after which the generated strategies of a kind are those of `tables`; the others are forgotten.
+
+    `starts` are those of the agents that are new.
+    """
+    changes = swarm.changes
+    known, agents = {item.spec.name: item for item in swarm.config.agents}, dict(changes.agents)
+    for name, table in tables.items():
+        if name in starts:
+            start = starts[name]
+            agents[name] = AddedAgent(
+                table=table, after=start.after, outputs=start.outputs, continues=start.continues, traits=traits
+            )
+        elif name in agents:
+            agents[name] = replace(agents[name], table=table)
+        elif known[name].weight != table["weight"]:
+            agents[name] = AddedAgent(table=table, after=0, continues=True, traits=swarm.base.traits[name])
+    removed = {name: item for name, item in changes.removed.items() if name not in tables}
+    configured = {item.spec.name for item in swarm.base.agents}
+    for name in generated_members(swarm, kind):
+        if name not in tables:
+            agents.pop(name, None)
+            was = origin_of(known[name].spec)
+            removed[name] = RemovedAgent(after=after, forget=True, configured=name in configured, was=was)
+    moved = {name: move for name, move in changes.moved.items() if name not in starts and name not in removed}
+    return changes.after(f"scale {kind} to {len(tables)}", request, agents=agents, removed=removed, moved=moved)
 
 
 def check_changed(config: ResolvedSwarm, changes: Changes) -> None:

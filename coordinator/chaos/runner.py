@@ -26,6 +26,7 @@ from coordinator.chaos.faults import FaultInjector
 from coordinator.chaos.plan import FaultRun, FaultTargets, PlannedFault, plan
 from coordinator.chaos.processes import Processes, TargetUnavailable
 from coordinator.chaos.report import Chaos, FaultSeen, ReceivedDecisions, Verification, summarised
+from coordinator.config.changes import apply_changes, read_changes_file
 from coordinator.config.settings import SwarmConfig
 from coordinator.monitor.observer import Observer
 from coordinator.replay.runner import ReplayRange, config_of, replay_bus
@@ -128,7 +129,8 @@ class _Chaos:
         self._bus, self._observer, self._processes = bus, observer, processes
         self._state_dir, self._on_fault, self._report, self._stop = state_dir, on_fault, report, stop
         self._config = config_of(None, state_dir)
-        self._candidates = candidates_of(self._config, run)
+        changed = apply_changes(self._config, read_changes_file(state_dir))
+        self._candidates = candidates_of(changed, run)
         self._injector = FaultInjector(bus, observer, processes, self._candidates.agents, state_dir, options.timeout_s)
         self._timeout_s = options.timeout_s
         self._started_at = time.monotonic()

@@ -1,12 +1,26 @@
-"""The commands that change a swarm while it runs."""
+"""The commands that change a swarm while it runs, and `config` about what they have changed."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from coordinator.cli.options import STATE_DIR, Json, Nats, StateDir, Swarm, find_target, on_bus, print_json
+from bus.errors import UsageError
+from coordinator.cli.options import (
+    STATE_DIR,
+    ConfigFile,
+    Json,
+    Nats,
+    StateDir,
+    Swarm,
+    find_target,
+    on_bus,
+    print_json,
+)
+
+ConfigAction = Literal["diff", "save", "reset"]
 
 
 def add(
@@ -75,6 +89,29 @@ def remove(
         typer.echo(f"{agent} is removed; its state is kept for an agent that is added by this name")
 
 
+def scale(
+    kind: Annotated[str, typer.Argument(help="momentum or mean-reversion.")],
+    count: Annotated[int, typer.Argument(help="How many generated agents of this kind there are to be.")],
+    nats: Nats = None,
+    state_dir: StateDir = STATE_DIR,
+    swarm: Swarm = None,
+    json: Json = False,
+) -> None:
+    """Have so many generated agents of a kind beside the configured ones, named and weighted as those of up --agents.
+
+    All of a kind together weigh as much as one agent. Those beyond the number are removed with their states.
+    """
+    from coordinator.control.changes import scale as scale_kind
+
+    done = on_bus(find_target(nats, state_dir, swarm), lambda bus: scale_kind(bus, kind, count))
+    if json:
+        print_json(done)
+    elif not done.agents:
+        typer.echo(f"there are no generated agents of kind {kind}")
+    for agent in () if json else done.agents:
+        typer.echo(f"{agent.agent} is {agent.status} in {agent.sandbox} as epoch {agent.epoch}")
+
+
 def move(
     agent: Annotated[str, typer.Argument(help="The agent's name.")],
     to: Annotated[str, typer.Option("--to", metavar="SANDBOX", help="The sandbox that it runs in from now on.")],
@@ -106,3 +143,50 @@ def rebalance(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm =
         typer.echo("every agent runs in its sandbox, or that has no live host")
     for moved in () if json else done.moved:
         typer.echo(f"{moved.agent} runs in {moved.sandbox} as epoch {moved.epoch}")
+
+
+def config(
+    action: Annotated[
+        ConfigAction, typer.Argument(help="diff: show the changes; save: write them to a file; reset: forget them.")
+    ],
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="With save: the file; default: the configuration's own."),
+    ] = None,
+    configuration: ConfigFile = None,
+    state_dir: StateDir = STATE_DIR,
+    json: Json = False,
+) -> None:
+    """Show, save or forget how the swarm of the state directory differs from swarm.toml after `add`, `remove`, `move`.
+
+    `save` writes a swarm.toml that gives the same swarm from scratch, and keeps the old one as FILE.old. After
+    `reset`, for which the swarm must be down, the next `up` starts that of swarm.toml.
+    """
+    from coordinator.config.kept_changes import compare, reset, save
+    from coordinator.replay.runner import config_of
+    from coordinator.runner.run_record import read_run
+
+    if json and action != "diff":
+        raise UsageError("--json: expected with diff alone")
+    if file is not None and action != "save":
+        raise UsageError("--out: expected with save alone")
+    swarm = config_of(configuration, state_dir)
+    match action:
+        case "diff":
+            found = compare(swarm, state_dir)
+            if json:
+                print_json(found)
+                return
+            for one in found.changes:
+                typer.echo(f"{one.change:8}{one.agent}: {one.detail}")
+            if not found.changes:
+                typer.echo(f"the swarm is that of {found.file}")
+        case "save":
+            typer.echo(save(swarm, state_dir, file))
+        case _:
+            if (run := read_run(state_dir)) is not None and run.alive():
+                raise UsageError(
+                    f"config reset: the swarm in {state_dir} runs: `signalmesh down` first, or undo single changes by "
+                    "`add`, `remove` and `move`"
+                )
+            typer.echo(reset(state_dir))

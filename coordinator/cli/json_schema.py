@@ -20,7 +20,8 @@ from bus.messages import KINDS
 from coordinator.audit.models import Audit
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
-from coordinator.control.changes import AddedToSwarm, MovedAgent, Rebalanced, RemovedFromSwarm
+from coordinator.config.kept_changes import ConfigDiff
+from coordinator.control.changes import AddedToSwarm, MovedAgent, Rebalanced, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.explain.models import Explanation
@@ -42,6 +43,7 @@ OUTPUTS: dict[str, type] = {
     "audit": Audit,
     "certify": Certificate,
     "chaos": Chaos,
+    "config": ConfigDiff,
     "doctor": Diagnosis,
     "down": Ended,
     "explain": Explanation,
@@ -55,6 +57,7 @@ OUTPUTS: dict[str, type] = {
     "remove": RemovedFromSwarm,
     "restart": Restarted,
     "revive": Revived,
+    "scale": Scaled,
     "status": Status,
     "watch": WatchLine,
 }

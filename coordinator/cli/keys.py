@@ -90,14 +90,14 @@ def keys(
         _check_tls(action, to, tls=tls, json=json)
         raise typer.Exit(_certify(state_dir, tuple(name or ())))
     if to is not None:
-        wanted = _swarm(config, agents)
+        wanted = _swarm(config, agents, state_dir)
         _share(replace(wanted, swarm=swarm or wanted.swarm), state_dir, to, hosts, authentication, nats)
         raise typer.Exit(EXIT_DONE)
     if action == "export":
         from coordinator.security.enforcement import export_users
         from coordinator.security.keys import KeyStore
 
-        typer.echo(export_users(_swarm(config, agents), KeyStore(state_dir)), nl=False)
+        typer.echo(export_users(_swarm(config, agents, state_dir), KeyStore(state_dir)), nl=False)
         raise typer.Exit(EXIT_DONE)
     run = read_run(state_dir)
     run = run if run is not None and run.alive() else None
@@ -105,9 +105,9 @@ def keys(
         case "list":
             found = listing.list_keys(state_dir, named)
         case "init":
-            found = listing.init_keys(_swarm(config, agents), state_dir)
+            found = listing.init_keys(_swarm(config, agents, state_dir), state_dir)
         case "add":
-            found = listing.add_key(_swarm(config, agents), state_dir, named[0], str(role))
+            found = listing.add_key(_swarm(config, agents, state_dir), state_dir, named[0], str(role))
         case "revoke":
             found = listing.revoke_keys(state_dir, named)
         case _:
@@ -184,12 +184,14 @@ def _certify(state_dir: Path, names: tuple[str, ...]) -> int:
     return EXIT_DONE
 
 
-def _swarm(config: Path | None, agents: int | None) -> ResolvedSwarm:
+def _swarm(config: Path | None, agents: int | None, state_dir: Path) -> ResolvedSwarm:
+    from coordinator.config.changes import read_changes_file
+    from coordinator.config.live_swarm import LiveSwarm
     from coordinator.config.loader import load_swarm
     from coordinator.config.overrides import Overrides
     from coordinator.runner.preflight import check_agents
 
-    return check_agents(load_swarm(config, Overrides(agents=agents)))
+    return LiveSwarm(check_agents(load_swarm(config, Overrides(agents=agents))), read_changes_file(state_dir)).config
 
 
 def _share(

@@ -26,11 +26,13 @@ __all__ = [
     "CHANGES_FILE",
     "NO_CHANGES",
     "AddedAgent",
+    "ChangedAgent",
     "Changes",
     "Move",
     "RemovedAgent",
     "apply_changes",
     "check_count",
+    "describe_changes",
     "encode_changes",
     "known_traits",
     "newer_changes",
@@ -38,6 +40,7 @@ __all__ = [
     "read_changes_file",
     "search_path_of",
     "to_changes",
+    "without_configured",
     "write_changes_file",
 ]
 
@@ -61,18 +64,18 @@ class AddedAgent:
     outputs: int = 0
     continues: bool = False
     traits: ClassTraits | None = None
-    nice: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedAgent:
     """An agent that was removed after message `after`. `forget`: its state is deleted.
 
-    `was` is what its state belongs to (`origin_of`); nothing for an external agent.
+    `configured`: swarm.toml has it. `was` is what its state belongs to (`origin_of`); nothing for an external agent.
     """
 
     after: int
     forget: bool = False
+    configured: bool = True
     was: dict[str, Any] = field(default_factory=dict)
 
 
@@ -202,7 +205,7 @@ def apply_changes(config: SwarmConfig, changes: Changes) -> SwarmConfig:
     for name, table in tables.items():
         settings = agent_settings(file, name, table, sandbox_of[name], config.swarm, search_path_of(config))
         change = changes.agents[name]
-        spec = replace(settings.spec, nice=change.nice, start_after=change.after, start_outputs=change.outputs)
+        spec = replace(settings.spec, start_after=change.after, start_outputs=change.outputs)
         added.append(replace(settings, spec=spec))
     agents = tuple(_moved(item, changes, names) for item in (*own, *added))
     return replace(_unresolved(config), sandboxes=sandboxes, agents=agents)
@@ -219,6 +222,68 @@ def _moved(item: AgentSettings, changes: Changes, sandboxes: set[str]) -> AgentS
     if move is None or move.sandbox not in sandboxes or item.external:
         return item
     return replace(item, spec=replace(item.spec, sandbox=move.sandbox))
+
+
+def without_configured(config: SwarmConfig, changes: Changes) -> Changes:
+    """The changes without those that swarm.toml has by now: the next revision, if there are any.
+
+    Raises:
+        ConfigError: the changes do not fit `config`.
+    """
+    own = {item.spec.name: item for item in config.agents}
+    changed = {item.spec.name: item for item in apply_changes(config, replace(changes, moved={})).agents}
+    added = {
+        name: item for name, item in changes.agents.items() if name not in own or not _is_same(own[name], changed[name])
+    }
+    removed = {name: replace(item, configured=name in own) for name, item in changes.removed.items()}
+    moved = {
+        name: move
+        for name, move in changes.moved.items()
+        if name in added or (name in own and own[name].spec.sandbox != move.sandbox)
+    }
+    if (added, removed, moved) == (changes.agents, changes.removed, changes.moved):
+        return changes
+    words = "without what swarm.toml has"
+    return replace(changes, revision=changes.revision + 1, change=words, agents=added, removed=removed, moved=moved)
+
+
+def _is_same(own: AgentSettings, added: AgentSettings) -> bool:
+    """Whether an agent of swarm.toml, resolved or not, is what was added."""
+    names = ["class_path", "search_path", "command", "options", "memory_key", "sandbox", "nice"]
+    names += ["listens", "publishes"] if added.spec.command else []
+    same = all(getattr(own.spec, name) == getattr(added.spec, name) for name in names)
+    return same and own.weight == added.weight and added.votes in (None, own.votes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedAgent:
+    """An agent that is not as swarm.toml has it: added, changed, moved or removed there; `detail` says to what."""
+
+    agent: str
+    change: str
+    detail: str
+
+
+def describe_changes(changes: Changes) -> list[ChangedAgent]:
+    """How the swarm differs from swarm.toml."""
+    found = []
+    for name, added in changes.agents.items():
+        table = added.table
+        way = next((f"{key} {table[key]}" for key in ("kind", "class", "command") if key in table), "")
+        weight = f", weight {table['weight']:g}" if "weight" in table else ""
+        change = "added" if added.after else "changed"
+        found.append(ChangedAgent(agent=name, change=change, detail=f"{way} in {table.get('sandbox')}{weight}"))
+    found += [
+        ChangedAgent(agent=name, change="moved", detail=f"to {move.sandbox}") for name, move in changes.moved.items()
+    ]
+    found += [
+        ChangedAgent(
+            agent=name, change="removed", detail="its state is deleted" if gone.forget else "its state is kept"
+        )
+        for name, gone in changes.removed.items()
+        if gone.configured
+    ]
+    return found
 
 
 def known_traits(config: ResolvedSwarm, changes: Changes) -> dict[str, ClassTraits]:

@@ -60,6 +60,7 @@ __all__ = [
     "WatchdogSettings",
     "load_swarm",
     "parse_swarm",
+    "read_toml",
     "to_config_message",
     "warnings_about",
 ]
@@ -124,10 +125,10 @@ def load_swarm(
         directory_of_classes.encode()
     except UnicodeEncodeError:  # it travels as JSON
         raise ConfigError(str(path), "", "the name of its directory is not UTF-8; rename or move it") from None
-    return apply_overrides(parse_swarm(_read_toml(path), str(path), directory_of_classes), overrides)
+    return apply_overrides(parse_swarm(read_toml(path), str(path), directory_of_classes), overrides)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # reading a pipe could block, a device could have no end
         raise ConfigError(str(path), "", "expected a file; this is a directory, a pipe or a device")
     if path.exists() and path.stat().st_size > MAX_FILE_BYTES:

@@ -1,4 +1,4 @@
-"""`--agents N`: a swarm of so many agents, by further strategies beside the configured ones.
+"""`--agents N` and `scale KIND N`: a swarm of so many agents, by further strategies beside the configured ones.
 
 They are of the shipped kinds, momentum and mean reversion in turn, each with periods of its own, so that no two look at
 the market in the same way: an ensemble over parameters. All of a kind together weigh as much as one agent of weight 1.
@@ -14,7 +14,7 @@ from bus.errors import UsageError
 from coordinator.config.settings import AgentSettings, SwarmConfig, WatchdogSettings
 from coordinator.config.tables import AgentTable, agent_settings, placement
 
-__all__ = ["MOST_AGENTS", "SUSPECT_HEARTBEATS", "with_agents"]
+__all__ = ["FAMILIES", "MOST_AGENTS", "SUSPECT_HEARTBEATS", "strategy_table", "with_agents"]
 
 MOST_AGENTS = 1000
 """A larger number is refused as a mistake: at 100 ms it would mean more than 10,000 heartbeats a second."""
@@ -46,6 +46,11 @@ FAMILIES: tuple[tuple[str, Callable[[int], dict[str, Any]]], ...] = (
 )
 
 
+def strategy_table(kind: str, number: int, size: int) -> dict[str, Any]:
+    """The table of the `number`-th of `size` strategies of a kind in FAMILIES; all of them weigh as much as one."""
+    return {"kind": kind, "weight": round(1 / size, 6), "nice": NICE, "options": dict(FAMILIES)[kind](number)}
+
+
 def with_agents(config: SwarmConfig, count: int) -> SwarmConfig:
     """`config` with strategies added until there are `count` agents.
 
@@ -67,10 +72,9 @@ def with_agents(config: SwarmConfig, count: int) -> SwarmConfig:
         for item in config.agents
     }
     sandbox_of = placement(config.file, own | added, config.sandboxes)
-    generated = (
+    further = [
         agent_settings(config.file, name, table, sandbox_of[name], config.swarm, "") for name, table in added.items()
-    )
-    further = [replace(item, spec=replace(item.spec, nice=NICE)) for item in generated]
+    ]
     agents = (*(_bounded(item, count) for item in config.agents), *further)
     return replace(
         config, max_agents=max(config.max_agents, count), agents=agents, watchdog=_calmed(config.watchdog, count)
@@ -82,12 +86,12 @@ def _tables(config: SwarmConfig, count: int) -> dict[str, AgentTable]:
     members = [(count + len(FAMILIES) - 1 - at) // len(FAMILIES) for at in range(len(FAMILIES))]
     tables: dict[str, AgentTable] = {}
     for at in range(count):
-        (kind, options), size = FAMILIES[at % len(FAMILIES)], members[at % len(FAMILIES)]
+        (kind, _), size = FAMILIES[at % len(FAMILIES)], members[at % len(FAMILIES)]
         number = at // len(FAMILIES) + 1
         name = f"{kind}-{number}"
         if name in taken:
             raise UsageError(f"--agents: {config.file}: the name {name!r} is needed for an added agent; rename yours")
-        tables[name] = AgentTable(kind=kind, weight=round(1 / size, 6), options=options(number))
+        tables[name] = AgentTable(**strategy_table(kind, number, size))
     return tables
 
 

@@ -79,6 +79,8 @@ class AgentTable:
     """Weight of its vote; normalised over all voters."""
     memory_key: str | None = None
     """Last part of its key in the memory bucket. By default its first published kind."""
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    """Niceness of its process: with more than 0 others come first on a busy machine."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of its kind, below."""
 
@@ -181,7 +183,7 @@ def agent_table(file: str, name: str, raw: Any) -> AgentTable:
         )
     _check_kind_lists(file, key, table)
     if table.external:
-        for extra in ("sandbox", "memory_key", "options"):
+        for extra in ("sandbox", "memory_key", "nice", "options"):
             if raw.get(extra) is not None:
                 raise ConfigError(file, f"{key}.{extra}", "has no effect on an external agent; remove it")
     return table
@@ -249,5 +251,6 @@ def agent_settings(
         memory_key=table.memory_key or "",
         sandbox=sandbox,
         swarm=swarm,
+        nice=table.nice,
     )
     return AgentSettings(spec=spec, external=table.external, votes=table.votes, weight=table.weight)

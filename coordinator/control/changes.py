@@ -63,6 +63,14 @@ class MovedAgent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """`scale --json`: the generated agents of the kind, all of them, as they are now."""
+
+    kind: str
+    agents: list[MovedAgent]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rebalanced:
     """`rebalance --json`: the agents that came back to their sandboxes, with their new epochs."""
 
@@ -107,6 +115,11 @@ async def remove(bus: Bus, agent: str, *, forget: bool = False, on_pending: OnPe
     """Remove an agent, with `forget` its saved state too; raises as `request_change`."""
     done = await request_change(bus, "remove", on_pending, agent=agent, forget=forget)
     return msgspec.convert(done, RemovedFromSwarm)
+
+
+async def scale(bus: Bus, kind: str, count: int, on_pending: OnPending = _ignore) -> Scaled:
+    """Have `count` generated agents of a kind; raises as `request_change`."""
+    return msgspec.convert(await request_change(bus, "scale", on_pending, kind=kind, count=count), Scaled)
 
 
 async def move(bus: Bus, agent: str, sandbox: str, on_pending: OnPending = _ignore) -> MovedAgent:

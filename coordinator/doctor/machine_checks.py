@@ -19,6 +19,13 @@ from bus.server.binary import find_binary, server_version
 from bus.server.disk import measure_room
 from bus.server.monitoring import read_info
 from bus.utils.cgroups import cpu_quota
+from coordinator.config.changes import (
+    apply_changes,
+    check_count,
+    describe_changes,
+    read_changes_file,
+    without_configured,
+)
 from coordinator.config.loader import load_swarm
 from coordinator.config.settings import SwarmConfig
 from coordinator.reporting.findings import Finding, error, ok, skipped, warning
@@ -26,7 +33,15 @@ from coordinator.runner.preflight import least_cpus
 from coordinator.runner.run_record import Run
 from signalmesh import find_clash
 
-__all__ = ["check_config", "check_cpu", "check_descriptors", "check_disk", "check_port", "check_versions"]
+__all__ = [
+    "check_changes_file",
+    "check_config",
+    "check_cpu",
+    "check_descriptors",
+    "check_disk",
+    "check_port",
+    "check_versions",
+]
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_NATS_PY = (2, 16)
@@ -96,6 +111,21 @@ def check_config(path: Path | None, cwd: Path) -> tuple[SwarmConfig | None, Find
         "configuration",
         f"{config.file}: swarm {config.swarm}, {len(config.agents)} agents, {len(config.sandboxes)} sandboxes",
     )
+
+
+def check_changes_file(config: SwarmConfig, state_dir: Path) -> tuple[SwarmConfig, Finding]:
+    """The swarm with the changes that were made at run time, and the finding about them."""
+    check = "changes at run time"
+    try:
+        changes = without_configured(config, read_changes_file(state_dir))
+        changed = apply_changes(config, changes)
+        check_count(changed)
+    except UsageError as problem:
+        return config, error(check, str(problem), "signalmesh config diff; signalmesh config reset forgets all changes")
+    if not (different := describe_changes(changes)):
+        return changed, ok(check, f"none: the agents are those of {config.file}")
+    named = ", ".join(f"{one.agent} {one.change}" for one in different)
+    return changed, ok(check, f"{named}; `signalmesh config save` writes them into a swarm.toml")
 
 
 def check_disk(state_dir: Path, config: SwarmConfig) -> Finding:

@@ -26,6 +26,7 @@ from coordinator.doctor.dashboard_checks import check_dashboard
 from coordinator.doctor.key_checks import check_keys, check_keys_enforced
 from coordinator.doctor.machine_checks import (
     BUS_DOWN,
+    check_changes_file,
     check_config,
     check_cpu,
     check_descriptors,
@@ -59,14 +60,16 @@ async def diagnose(nats: str | None, state_dir: Path, config_file: Path | None, 
     run, record = await asyncio.to_thread(check_record, state_dir)
     running = run is not None and run.alive()
     config, about_config = await asyncio.to_thread(check_config, config_file or _recorded_config(run), cwd)
-    used = config or parse_swarm({}, BUILT_IN, "")
+    used, about_changes = await asyncio.to_thread(
+        check_changes_file, config or parse_swarm({}, BUILT_IN, ""), state_dir
+    )
     meant = run if run is not None and running and (nats is None or is_same_server(nats, run.url)) else None
     if meant is not None:
         used = replace(used, swarm=meant.swarm)
     url = nats or (run.url if running and run is not None else DEFAULT_URL)
     embedded = nats is None if meant is None else meant.child("nats-server") is not None
     findings = await asyncio.to_thread(check_versions, embedded=embedded)
-    findings += [about_config, record]
+    findings += [about_config, about_changes, record]
     findings.append(await asyncio.to_thread(check_permissions, state_dir))
     findings.append(await asyncio.to_thread(check_keys, state_dir, meant, used, foreign=not embedded))
     findings.append(await asyncio.to_thread(check_tls, state_dir, run if nats in (None, run and run.url) else None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from coordinator.config.changes import ChangedAgent
 from coordinator.sandboxes.health import SandboxHealth
 from coordinator.security.refusals import RefusedAttempts
 
@@ -138,6 +139,7 @@ class Refusals:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """`status --json`. `watchdog_term` is None if no watchdog leads; `watchdogs` are the leader and the standbys.
+    `changes` are the agents that are not as swarm.toml has them, changed at run time.
     `mirror`, `provider` and `dashboard` are None if they send no heartbeats, `refused` if no alert reports any: nothing
     was refused, or nobody looks (a server of others, or one without keys).
     """
@@ -150,6 +152,7 @@ class Status:
     watchdogs: list[WatchdogStatus] = field(default_factory=list)
     sandboxes: list[SandboxStatus] = field(default_factory=list)
     agents: list[AgentStatus] = field(default_factory=list)
+    changes: list[ChangedAgent] = field(default_factory=list)
     decisions: DecisionCount
     mirror: MirrorStatus | None = None
     provider: ProviderStatus | None = None

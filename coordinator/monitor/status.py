@@ -22,6 +22,7 @@ from bus.messages import FAILED, Alert, Decision, Heartbeat, Lifecycle, VotingCo
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
+from coordinator.config.changes import describe_changes
 from coordinator.config.loader import BUILT_IN, load_swarm
 from coordinator.monitor.models import (
     NOT_RUNNING,
@@ -38,7 +39,7 @@ from coordinator.monitor.models import (
 from coordinator.runner.run_record import Run
 from coordinator.sandboxes.health import SandboxHealth, health_of
 from coordinator.security.refusals import RefusalCounts
-from coordinator.supervisor.config_publisher import read_config
+from coordinator.supervisor.config_publisher import changes_in, read_config
 
 OLDER_BY_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25, "quarantined": 0.25, "external": 1.0}
 """By the phase that the watchdog reports: how much older than that report an agent's heartbeat may be to count still.
@@ -79,9 +80,10 @@ class Facts:
     """What alerts report as refused; None: they were not read."""
 
     def agent_names(self) -> list[str]:
-        """Every agent with a record, a heartbeat, a phase or a vote."""
+        """Every agent with a record, a heartbeat, a phase or a vote; none of which a removal has left nothing."""
         voters = self.config.voters if self.config else ()
-        return sorted({*self.records, *self.heartbeats.agents, *self.heartbeats.phases, *voters})
+        gone = changes_in(self.config).removed.keys() - self.records.keys()
+        return sorted({*self.records, *self.heartbeats.agents, *self.heartbeats.phases, *voters} - gone)
 
 
 # -- reading
@@ -224,6 +226,7 @@ def status_of(facts: Facts) -> Status:
         watchdogs=[_watchdog_status(received, facts.at) for received in (*leaders, *heartbeats.standbys.values())],
         sandboxes=sandboxes,
         agents=agents,
+        changes=describe_changes(changes_in(facts.config)),
         decisions=decision_count(facts),
         mirror=None if heartbeats.mirror is None else _mirror_status(heartbeats.mirror.heartbeat),
         provider=None if heartbeats.provider is None else _provider_status(heartbeats.provider.heartbeat),

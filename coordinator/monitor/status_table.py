@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bus.messages import FAILED
 from bus.utils.terminal import escape_control
+from coordinator.config.changes import ChangedAgent
 from coordinator.monitor.models import (
     FAILED_REMEDY,
     NOT_RUNNING,
@@ -29,6 +30,8 @@ STATUS_COLUMNS = (
     Column("cursor", 8, right=True), Column("unread", 4, right=True), Column("outputs", 9, right=True),
 )  # fmt: skip
 MIB = 1 << 20
+MOST_CHANGES = 8
+"""Agents that are named in one line."""
 MOST = 3
 """Kinds of refused attempts in one line."""
 
@@ -75,6 +78,13 @@ def refused_text(refused: Refusals) -> str:
     return f"refused to clients: {refused.count} by the alerts of {by} since message {refused.since}: {', '.join(most)}"
 
 
+def changes_text(changes: list[ChangedAgent]) -> str:
+    """How the swarm differs from swarm.toml, in one line."""
+    named = [f"{one.agent} {one.change} ({one.detail})" for one in changes[:MOST_CHANGES]]
+    more = [f"{len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
+    return f"not as in swarm.toml (`signalmesh config`): {', '.join([*named, *more])}"
+
+
 def print_status(status: Status) -> None:
     """Print the status in the width of the terminal."""
     out = console()
@@ -92,6 +102,7 @@ def print_status(status: Status) -> None:
         f"decisions in the stream: {status.decisions.count}{last}{others}",
         mirror,
         *provider_lines(status),
+        *([changes_text(status.changes)] if status.changes else []),
         *([] if status.refused is None else [refused_text(status.refused)]),
         "",
     ):

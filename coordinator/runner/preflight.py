@@ -29,7 +29,7 @@ from agents.spec import AgentSpec, ClassTraits
 from bus.errors import ConfigError, UsageError
 from bus.utils.error_text import describe_error
 from bus.utils.processes import die_with_parent
-from coordinator.config.changes import Changes, check_count
+from coordinator.config.changes import Changes, check_count, without_configured
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.settings import AgentSettings, ResolvedSwarm, SwarmConfig
 from signalmesh import module_command
@@ -70,15 +70,16 @@ def check_agents(config: SwarmConfig) -> ResolvedSwarm:
 
 
 def check_changes(base: ResolvedSwarm, changes: Changes) -> LiveSwarm:
-    """The swarm of `base` with the changes that were made at run time, checked as `check_agents` does.
+    """The swarm of `base` with the changes that were made at run time, but for those that it has by now, checked as
+    `check_agents` does.
 
     Raises:
         UsageError: they are not possible any more.
     """
     try:
-        swarm = LiveSwarm(base, changes)
+        swarm = LiveSwarm(base, without_configured(base, changes))
         check_count(swarm.config)
-        added = [settings.spec for settings in swarm.config.agents if settings.spec.name in changes.agents]
+        added = [settings.spec for settings in swarm.config.agents if settings.spec.name in swarm.changes.agents]
         for spec in added:
             if spec.command:
                 _check_command(base.file, spec)

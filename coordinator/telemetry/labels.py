@@ -21,6 +21,10 @@ class Names:
         self.known = frozenset(known) | RESERVED_NAMES
         self._unknown_writers: set[str] = set()
 
+    def learn(self, names: Iterable[str]) -> None:
+        """These are known too from now on."""
+        self.known |= frozenset(names)
+
     def label(self, name: str) -> str:
         """`name`, or OTHER."""
         if name in self.known or name in self._unknown_writers:

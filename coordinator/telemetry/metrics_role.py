@@ -32,7 +32,7 @@ from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
 from coordinator.config.settings import SwarmConfig
 from coordinator.config.telemetry import DEFAULT_LISTEN, NOWHERE, ListenAddress, webhook_of
-from coordinator.supervisor.config_publisher import read_config
+from coordinator.supervisor.config_publisher import changes_in, read_config
 from coordinator.telemetry.alert_webhook import Webhook
 from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
 from coordinator.telemetry.labels import Names
@@ -76,6 +76,7 @@ class MetricsObserver:
         Raises:
             BusError: the bus does not answer, or there is no such swarm there.
         """
+        self.metrics.learn(changes_in(await read_config(self._bus)))
         info = await self._info()
         end = info["state"]["last_seq"]
         self._counted_from = min(end + 1, self._count_from or end + 1)

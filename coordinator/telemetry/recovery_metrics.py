@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,7 +58,7 @@ class RecoveryMetrics:
     `agents` are those of the configuration: each has its series at 0 from the start.
     """
 
-    def __init__(self, registry: CollectorRegistry, names: Names, agents: tuple[str, ...] = ()) -> None:
+    def __init__(self, registry: CollectorRegistry, names: Names, agents: Iterable[str] = ()) -> None:
         self._names = names
         self.deaths = Counter(
             "signalmesh_deaths", "Agents declared dead, by reason.", ["agent", "reason"], registry=registry
@@ -84,14 +85,18 @@ class RecoveryMetrics:
         )
         for sign in SIGNS:
             self.detection.labels(sign)
+        self.begin(agents)
+        self._signs: dict[str, _Sign] = {}
+        self._ends: dict[str, _End] = {}
+
+    def begin(self, agents: Iterable[str]) -> None:
+        """Start the series of these agents at 0."""
         for agent in agents:
             self.recovery.labels(agent)
             self.restarts.labels(agent, DRAINED)
             for reason in REASONS:
                 self.deaths.labels(agent, reason)
                 self.restarts.labels(agent, reason)
-        self._signs: dict[str, _Sign] = {}
-        self._ends: dict[str, _End] = {}
 
     def take(self, event: Lifecycle, at_ns: int) -> None:
         """The next lifecycle event of the stream, stored at `at_ns`; 0: not known, and nothing is measured."""

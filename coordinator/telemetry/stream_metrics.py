@@ -18,8 +18,10 @@ from bus.messages import KINDS, Alert, Decision, Epoch, Lifecycle, MarketData, M
 from bus.messages.headers import CAUSE, TRACEPARENT, number
 from bus.messages.subjects import STORED_KINDS, WATCHDOG, Subjects
 from bus.observability.spans import read_sampled
+from coordinator.config.changes import Changes
 from coordinator.security.permissions import UNNAMED
 from coordinator.security.refusals import UNKNOWN_KEY, refusal_in
+from coordinator.supervisor.config_publisher import changes_in
 from coordinator.telemetry.decision_latency import REMEMBERED, TickTimes, seconds_between
 from coordinator.telemetry.labels import OTHER, Names
 from coordinator.telemetry.recovery_metrics import RecoveryMetrics
@@ -94,6 +96,14 @@ class StreamMetrics(Instruments):
         """Last sequence that a restore has written; the server's time of these messages is that of the restore."""
         self.recoveries = RecoveryMetrics(self.registry, names, tuple(self._agents))
         self._begin(tuple(self._agents))
+
+    def learn(self, changes: Changes) -> None:
+        """The agents that were added at run time are known as those of the configuration are."""
+        if new := tuple(name for name in changes.agents if name not in self._agents):
+            self._agents |= frozenset(new)
+            self.names.learn(new)
+            self._begin(new)
+            self.recoveries.begin(new)
 
     def _begin(self, agents: tuple[str, ...]) -> None:
         """Start each series with known labels at 0; those of unknown writers and alerts start later."""
@@ -174,6 +184,7 @@ class StreamMetrics(Instruments):
                     self.refused_attempts.labels(self._identity(refusal.who), refusal.attempt).inc(refusal.count)
             case VotingConfig() if writer == WATCHDOG:
                 self._config = message
+                self.learn(changes_in(message))
             case Lifecycle():
                 self.recoveries.take(message, stored.stored_ns if stored.sequence > self.restored_through else 0)
             case Epoch():

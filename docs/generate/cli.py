@@ -19,7 +19,7 @@ from docs.generate.types import type_text
 GROUPS = {
     "Run": ("up", "down"),
     "Inspect": ("status", "watch", "history", "health", "doctor"),
-    "Control": ("kill", "restart", "revive", "add", "remove", "move", "rebalance", "keys"),
+    "Control": ("kill", "restart", "revive", "add", "remove", "scale", "move", "rebalance", "config", "keys"),
     "Verify": ("explain", "audit", "replay", "chaos", "certify"),
     "Roles": ("sandbox", "agent", "watchdog", "provider", "mirror", "proxy", "metrics", "dashboard", "mcp"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import json
 import signal
 from collections.abc import Awaitable, Callable
@@ -28,10 +29,13 @@ async def assert_clean(swarm: Swarm) -> None:
         assert found.json["ok"], found.out
 
 
+async def homes_of(swarm: Swarm) -> dict[str, str]:
+    """Agent -> its sandbox."""
+    return {agent["name"]: agent["sandbox"] for agent in (await swarm.command("status", "--json")).json["agents"]}
+
+
 async def home_of(swarm: Swarm, agent: str) -> str:
-    status = (await swarm.command("status", "--json")).json
-    [sandbox] = [item["sandbox"] for item in status["agents"] if item["name"] == agent]
-    return str(sandbox)
+    return (await homes_of(swarm))[agent]
 
 
 def changes_of(subscriber: Subscriber) -> list[dict[str, Any]]:
@@ -40,19 +44,23 @@ def changes_of(subscriber: Subscriber) -> list[dict[str, Any]]:
 
 
 def assert_voters_of_their_rounds(messages: list[SwarmMessage], decider: str = "coordinator") -> None:
-    """Each decision names the voters of the VotingConfig at its tick, but for those that were removed by then."""
-    newest: set[str] = set()
-    expected: dict[int, set[str]] = {}
+    """Each decision names the voters that all VotingConfigs had from its tick to what it answers, and nobody else."""
+    sequences: list[int] = []
+    voters: list[set[str]] = []
+    ticks: dict[int, int] = {}
     decided = 0
     for message in sorted(messages, key=lambda each: each.sequence):
         if message.kind == "config":
-            newest = set(message.json["voters"])
+            sequences.append(message.sequence)
+            voters.append(set(message.json["voters"]))
         elif message.kind == "market":
-            expected[message.json["sequence"]] = newest
+            ticks[message.json["sequence"]] = message.sequence
         elif message.kind == "decision" and message.writer == decider:
             decision = message.json
-            voters = {*decision["agents_consulted"], *decision["absent"]}
-            assert voters == expected[decision["round"]] & newest, decision
+            first = bisect.bisect(sequences, ticks[decision["round"]]) - 1
+            last = bisect.bisect(sequences, int(message.headers["Mesh-Cause"]))
+            expected = set.intersection(*voters[first:last])
+            assert {*decision["agents_consulted"], *decision["absent"]} == expected, decision
             decided += 1
     assert decided
 
@@ -191,6 +199,7 @@ MISTAKES = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
     async with Swarm(tmp_path, "max_agents = 7\n" + agents_toml(limit=4000)) as swarm:
         (tmp_path / "breakout.py").write_text(BREAKOUT)
@@ -236,7 +245,17 @@ async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
         agents = {"research-1", *VOTERS, "coordinator", "second", "breakout", "decider"} - {"research-2"}
         assert await agents_of(swarm) == agents
 
+        different = {"second": "added", "breakout": "added", "decider": "added", "research-2": "removed"}
+        status = (await swarm.command("status", "--json")).json
+        assert {one["agent"]: one["change"] for one in status["changes"]} == different
+        refused = await swarm.command("config", "reset")
+        assert (refused.code, "`signalmesh down` first" in refused.err) == (2, True), refused.err
         assert await swarm.end(signal.SIGINT) == 0
+        assert (await swarm.command("config", "diff", "--json")).json["changes"] == status["changes"]
+        saved = tmp_path / "saved.toml"
+        done = await swarm.command("config", "save", "--out", str(saved))
+        assert done.code == 0, done.err
+
         subscriber = await swarm.up("--speed", SPEED)
         await subscriber.live(*agents)
         assert await agents_of(swarm) == agents
@@ -247,6 +266,23 @@ async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
         assert numbers == list(range(1, len(numbers) + 1))
         assert_voters_of_their_rounds(messages)
         await assert_clean(swarm)
+        homes = await homes_of(swarm)
+        assert await swarm.end(signal.SIGINT) == 0
+
+        # The saved file gives the same swarm in an empty directory; beside the kept changes it is no change.
+        (tmp_path / "swarm.toml").write_text(saved.read_text())
+        assert (await swarm.command("config", "diff", "--json")).json["changes"] == []
+        subscriber = await swarm.up("--speed", SPEED)
+        await subscriber.live(*agents)
+        assert (await swarm.command("status", "--json")).json["changes"] == []
+        await assert_clean(swarm)
+        assert await swarm.end(signal.SIGINT) == 0
+        async with Swarm(tmp_path / "scratch", saved.read_text()) as scratch:
+            (tmp_path / "scratch" / "breakout.py").write_text(BREAKOUT)
+            subscriber = await scratch.up("--speed", SPEED)
+            await subscriber.live(*agents)
+            assert subscriber.configs[-1]["voters"] == config["voters"]
+            assert await homes_of(scratch) == homes
 
 
 async def introduced(swarm: Swarm, subscriber: Subscriber, agent: str) -> dict[str, Any]:
@@ -261,7 +297,7 @@ async def introduced(swarm: Swarm, subscriber: Subscriber, agent: str) -> dict[s
 
 
 async def agents_of(swarm: Swarm) -> set[str]:
-    return {agent["name"] for agent in (await swarm.command("status", "--json")).json["agents"]}
+    return {*await homes_of(swarm)}
 
 
 @pytest.mark.slow

@@ -7,16 +7,26 @@ from typing import Any
 import pytest
 
 from bus.errors import ConfigError, MeshError, UsageError
-from coordinator.changes.membership import after_adding, after_removing, check_changed, place_added
+from coordinator.changes.membership import (
+    Start,
+    after_adding,
+    after_removing,
+    after_scaling,
+    check_changed,
+    place_added,
+    scaled_tables,
+)
 from coordinator.config.changes import NO_CHANGES, AddedAgent, Changes, encode_changes, to_changes
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import parse_swarm
+from coordinator.config.scaling import with_agents
 from coordinator.supervisor.model import AgentState, Joined, Spawn
 from coordinator.supervisor.policy import JOINED_LAG
 from tests.support.policy_world import a, ready
 
 LIVE = {"base", "nodejs", "python"}
 MOMENTUM = {"kind": "momentum"}
+TRAITS = parse_swarm({}, "swarm.toml", "").resolve().traits["strategy-momentum"]
 
 
 def swarm(changes: Changes = NO_CHANGES, **raw: Any) -> LiveSwarm:
@@ -95,3 +105,53 @@ def test_an_added_agent_votes_once_it_is_live_and_has_read_almost_everything():
     joined = [action for action in world.run(1.0) if isinstance(action, Joined)]
     assert joined == [Joined("new")]
     assert not world.policy.agents["new"].joining
+
+
+def scaled(before: LiveSwarm, count: int, kind: str = "momentum") -> Changes:
+    tables = scaled_tables(before, kind, count, LIVE)
+    present = {item.spec.name for item in before.config.agents}
+    starts = {name: Start(after=20, outputs=0, continues=False) for name in tables if name not in present}
+    return after_scaling(before, kind, tables, "id", starts=starts, traits=TRAITS, after=30)
+
+
+def test_generated_agents_weigh_as_much_as_one_whatever_their_number():
+    two = scaled(swarm(max_agents=20), 2)
+    assert [two.agents[name].table["weight"] for name in ("momentum-1", "momentum-2")] == [0.5, 0.5]
+    four = scaled(swarm(two, max_agents=20), 4)
+    voters = swarm(four, max_agents=20).config.voters
+    assert {voters[f"momentum-{number}"] for number in range(1, 5)} == {0.25}
+    one = scaled(swarm(four, max_agents=20), 1)
+    assert (set(one.agents), set(one.removed)) == ({"momentum-1"}, {f"momentum-{number}" for number in (2, 3, 4)})
+    assert all(gone.forget and not gone.configured for gone in one.removed.values())
+    assert one.agents["momentum-1"].after == two.agents["momentum-1"].after == 20
+    again = scaled(swarm(one, max_agents=20), 2)
+    assert set(again.removed) == {"momentum-3", "momentum-4"}
+
+
+def test_those_that_up_has_made_are_weighed_anew_and_go_on():
+    base = LiveSwarm(with_agents(parse_swarm({}, "swarm.toml", ""), 9).resolve())
+    assert base.config.voters["momentum-1"] == 0.5
+    changes = scaled(base, 4)
+    live = LiveSwarm(base.base, changes)
+    assert live.config.voters["momentum-1"] == 0.25
+    assert (changes.agents["momentum-1"].after, changes.agents["momentum-1"].continues) == (0, True)
+    assert live.config.agent("momentum-1").spec == base.config.agent("momentum-1").spec
+    fewer = scaled(live, 1)
+    assert fewer.removed["momentum-2"].configured
+    assert not fewer.removed["momentum-3"].configured
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "words"),
+    [
+        ("sentiment", 2, "expected one of momentum, mean-reversion"),
+        ("momentum", -1, "expected 0 to 1000"),
+        ("momentum", 2, "the name 'momentum-2' is needed for a generated agent; rename yours"),
+        ("mean-reversion", 1, "collides with sandbox 'Mean-Reversion-1'"),
+    ],
+)
+def test_a_wrong_scale_is_refused(kind: str, count: int, words: str):
+    agents = {"one": MOMENTUM, "momentum-2": MOMENTUM}
+    sandboxes: dict[str, Any] = {"base": {}, "Mean-Reversion-1": {}}
+    with pytest.raises(UsageError, match=words):
+        scaled_tables(swarm(agents=agents, sandboxes=sandboxes), kind, count, {"base"})

@@ -62,7 +62,9 @@ from coordinator.certify.models import (
 )
 from coordinator.chaos.report import Chaos, FaultKind, FaultSeen, ReceivedDecisions, Verification
 from coordinator.cli import json_schema
-from coordinator.control.changes import AddedToSwarm, MovedAgent, Rebalanced, RemovedFromSwarm
+from coordinator.config.changes import ChangedAgent
+from coordinator.config.kept_changes import ConfigDiff
+from coordinator.control.changes import AddedToSwarm, MovedAgent, Rebalanced, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.decisions.rounds import round_id
@@ -235,8 +237,12 @@ PRINTED: dict[str, Any] = {
             KeyInfo(identity="mirror", file="keys/mirror.nk", problem="key keys/mirror.nk: there is no such file"),
         )
     ),
+    "config": ConfigDiff(
+        file="swarm.toml", revision=1, changes=[ChangedAgent(agent="a", change="added", detail="kind momentum in b")]
+    ),
     "add": AddedToSwarm(agent="a", sandbox="base", epoch=7, status="running"),
     "remove": RemovedFromSwarm(agent="a", forgotten=True),
+    "scale": Scaled(kind="momentum", agents=[MovedAgent(agent="momentum-1", sandbox="a", epoch=7, status="running")]),
     "move": MovedAgent(agent="a", sandbox="base", epoch=7, status="live"),
     "rebalance": Rebalanced(moved=[MovedAgent(agent="a", sandbox="base", epoch=7, status="live")]),
     "health": Health(ok=True, machine="m", role="sandbox", name="base", status="live", text="sandbox base …: live"),
@@ -285,6 +291,7 @@ PRINTED: dict[str, Any] = {
     "restart": Restarted(agent="a", epoch_before=4, epoch_after=9, ready_ms=41.5),
     "revive": Revived(agent="a", was="drained"),
     "status": Status(
+        changes=[ChangedAgent(agent="a", change="removed", detail="its state is kept")],
         swarm="swarm", nats="nats://127.0.0.1:4222", active_agents=1, processes=1, watchdog_term=None,
         sandboxes=[
             SandboxStatus(

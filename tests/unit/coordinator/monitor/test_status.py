@@ -9,6 +9,7 @@ from typing import Any
 from bus.durable.registry import Record
 from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
 from bus.messages import CREATING, FAILED, Decision, Heartbeat, VotingConfig
+from coordinator.config.changes import Changes, RemovedAgent, encode_changes
 from coordinator.config.loader import BUILT_IN
 from coordinator.monitor.models import NOT_RUNNING, AgentStatus
 from coordinator.monitor.status import (
@@ -155,3 +156,14 @@ def test_the_leader_is_listed_before_the_watchdogs_that_stand_by():
     assert status.watchdog_term == 3
     assert [(watchdog.pid, watchdog.term) for watchdog in status.watchdogs] == [(7, 3), (8, None)]
     assert (status.active_agents, status.processes, status.mirror, status.provider) == (1, 1, None, None)
+
+
+def test_a_removed_agent_is_shown_until_nothing_of_it_is_left():
+    changes = Changes(revision=1, removed={"one": RemovedAgent(after=3, was={"kind": "momentum"})})
+    config = VotingConfig(voters={}, timestamp=NOON, source="watchdog", changes=encode_changes(changes))
+    heard = table((9.0, heartbeat("one")), (9.0, heartbeat("two")))
+    drains = facts(heard, config=config, records={"one": record("one")})
+    assert drains.agent_names() == ["one", "two"]
+    gone = replace(drains, records={})
+    assert gone.agent_names() == ["two"]
+    assert [(one.agent, one.change) for one in status_of(gone).changes] == [("one", "removed")]

@@ -7,6 +7,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 
 from bus.messages import Alert, Epoch, Signal, VotingConfig
 from bus.observability.spans import Context
+from coordinator.config.changes import AddedAgent, Changes, encode_changes
 from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
 from coordinator.telemetry.labels import MAX_UNKNOWN_WRITERS, OTHER
 from tests.support.counted import AT, Stream, heartbeat
@@ -169,3 +170,15 @@ def test_an_unknown_writer_cannot_create_unlimited_series(stream):
     assert {labels[1] for labels in values["signalmesh_agent_state"]} == {OTHER}
     assert len(values["signalmesh_deaths_total"]) <= MAX_UNKNOWN_WRITERS
     assert ("momentum", "signal") in values["signalmesh_hop_latency_seconds_count"], "who is configured has a label"
+
+
+def test_an_agent_that_was_added_at_run_time_is_counted_from_0_too(stream):
+    before = stream.result()
+    added = Changes(revision=1, agents={"new": AddedAgent(table={"kind": "momentum"}, after=1)})
+    config = VotingConfig(voters={}, timestamp=AT, source="watchdog", changes=encode_changes(added))
+    stream.put("swarm.config.swarm.watchdog", config)
+    assert {
+        ("signalmesh_claims_total", ("new",)),
+        ("signalmesh_recovery_seconds_count", ("new",)),
+    } <= stream.result().keys() - before.keys()
+    assert "new" in stream.metrics.names.known
