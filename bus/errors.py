@@ -150,13 +150,15 @@ class BusUnreachable(BusError):
 class NotAdmitted(BusUnreachable):
     """A NATS server answers, and refuses these credentials."""
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, reason: str, public_key: str = "") -> None:
+        """`public_key` is that of the nkey that was refused."""
         super().__init__(url, reason)
         others = "--nats-creds (SIGNALMESH_NATS_CREDS), --nats-nkey (SIGNALMESH_NATS_NKEY)"
-        text = (
-            f"the NATS server at {url} answers, but does not take these credentials ({reason}); name others: {others}"
-        )
-        self.args = (f"{text}, or a user and password in the URL, better in SIGNALMESH_NATS than in --nats",)
+        why = ""
+        if public_key:
+            why = f": the key {public_key} is of another swarm, or was replaced or revoked (`signalmesh keys list`)"
+        text = f"the NATS server at {url} answers, but does not take these credentials ({reason}){why}; name others"
+        self.args = (f"{text}: {others}, or a user and password in the URL, better in SIGNALMESH_NATS than in --nats",)
 
 
 class TlsFault(BusUnreachable):

@@ -33,7 +33,7 @@ from bus.errors import (
 )
 from bus.nats.certificates import tls_fault
 from bus.nats.client import FastClient
-from bus.nats.credentials import INBOXES, Credentials, credentials_from
+from bus.nats.credentials import INBOXES, Credentials, credentials_from, public_key_of
 from bus.nats.tls_faults import CLIENT_CERTIFICATE, NO_TLS
 from bus.nats.urls import check_url, is_loopback, is_websocket, redacted_url, urls_of
 from bus.nats.wire_parser import OnDirect
@@ -294,8 +294,10 @@ class Connection:
     async def _unreachable(self, reason: str) -> BusUnreachable:
         if (fault := await tls_fault(self.url, reason, self._credentials)) is not None:
             return fault
-        kind = NotAdmitted if NOT_ADMITTED.search(reason) else BusUnreachable
-        return kind(redacted_url(self.url), reason)
+        if not NOT_ADMITTED.search(reason):
+            return BusUnreachable(redacted_url(self.url), reason)
+        seed = self._credentials.nkey_seed
+        return NotAdmitted(redacted_url(self.url), reason, public_key_of(seed) if seed else "")
 
     async def _connect(self) -> None:
         await self.client.connect(

@@ -98,6 +98,10 @@ def read_seed(file: Path) -> str:
                 raise UsageError(f"key {file}: expected a file; remove it, and `signalmesh up` makes one")
             text = opened.read(MAX_FILE_BYTES + 1).strip()
     except FileNotFoundError:
+        if file.is_symlink():
+            raise UsageError(
+                f"key {file}: a link to a file that does not exist; remove it, and `signalmesh up` makes a key"
+            ) from None
         raise UsageError(f"key {file}: there is no such file; `signalmesh up` makes it") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"

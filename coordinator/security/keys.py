@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -128,6 +129,20 @@ class KeyStore:
         """
         return {name: public_key_of(new_seed() if name == UNNAMED else self.seed(name)) for name in names}
 
+    def check_distinct(self, public: Mapping[str, str]) -> None:
+        """Refuse public keys of which two are the same: a server takes none of them.
+
+        Raises:
+            UsageError: two files have the same key.
+        """
+        owners: dict[str, str] = {}
+        for name, key in public.items():
+            if (other := owners.setdefault(key, name)) != name:
+                raise UsageError(
+                    f"keys {self.file(other)} and {self.file(name).name}: expected two keys, found the same one twice; "
+                    "remove the file that is a copy, and `signalmesh up` makes another key"
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class KeyChanges:
@@ -173,7 +188,8 @@ class ServedKeys:
             raise UsageError(f"{store.incarnations}: keys cannot be written there: {error.strerror}") from None
         self._granted = self._identities(self._found())
         self._public = store.public_keys(self._granted)
-        self._stamp: int | None = self._read_stamp()
+        store.check_distinct(self._public)
+        self._stamp: frozenset[tuple[str, int, int]] | None = self._read_stamp()
         """None: look at all keys again."""
         self._former: dict[str, tuple[str, float]] = {}
         """Public key -> whose it was, and from when on attempts with it are reported (monotonic seconds)."""
@@ -245,6 +261,7 @@ class ServedKeys:
         granted = self._identities(self._found())
         found = self.store.public_keys(name for name in granted if name not in self._fixed)
         found |= {name: self._public[name] for name in self._fixed}
+        self.store.check_distinct(found)
         now = time.monotonic()
         replaced = {name for name, key in self._public.items() if name in found and found[name] != key}
         revoked = frozenset(self._public.keys() - found.keys())
@@ -260,12 +277,15 @@ class ServedKeys:
         remote = (sandbox.name for sandbox in self._config.sandboxes if sandbox.e2b is not None)
         return [*self.store.added(), *self.store.created(remote)]
 
-    def _read_stamp(self) -> int:
-        """Changes whenever a key file is made, replaced or removed."""
+    def _read_stamp(self) -> frozenset[tuple[str, int, int]]:
+        """Changes whenever a key file is made, replaced, removed, or changed in place."""
         try:
-            return self.store.directory.stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+            with os.scandir(self.store.directory) as entries:
+                files = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if entry.name[0] != "."]
+        except FileNotFoundError:  # the directory, or a file that was removed just now
+            return frozenset()
+        found = ((name, about) for name, about in files if not stat.S_ISDIR(about.st_mode))
+        return frozenset((name, about.st_ino, about.st_ctime_ns) for name, about in found)
 
 
 def identities(config: ResolvedSwarm, added: Iterable[str] = ()) -> dict[str, Permissions]:

@@ -104,10 +104,11 @@ class ViolationReports:
         """Alert about what is due."""
         for who, attempt, count in self.due():
             log.warning("client_refused", who=who, attempt=attempt, count=count)
+            times = "once" if count == 1 else f"{count} times"
             events.alert(
                 "warning",
                 "client_refused",
-                f"the server has refused {count} times to {who}: {attempt}; none of our processes does that",
+                f"the server has refused {times} to {who}: {attempt}; none of our processes does that",
                 who=who,
                 attempt=attempt,
                 count=count,

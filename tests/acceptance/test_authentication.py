@@ -191,6 +191,7 @@ async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
         status = await swarm.command("--nats-nkey", "foreign.nk", "status")
         assert status.code == 3, status
         assert "does not take these credentials" in status.err
+        assert "is of another swarm, or was replaced or revoked" in status.err
 
 
 @pytest.mark.slow

@@ -177,3 +177,25 @@ def test_a_directory_of_others_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(UsageError, match=r"keys: belongs to another user \(uid \d+\); .*--state-dir"):
         KeyStore(tmp_path).ensure("mirror")
+
+
+def test_two_files_with_the_same_key_are_named(tmp_path):
+    store = KeyStore(tmp_path)
+    keys = ServedKeys(store, DEFAULT, "up")
+    copied = store.file("metrics").read_text()
+    store.file("mirror").write_text(copied)  # in place: no file is made or removed
+    with pytest.raises(UsageError, match=r"keys .*metrics\.nk and mirror\.nk|keys .*mirror\.nk and metrics\.nk"):
+        keys.update()
+    with pytest.raises(UsageError, match="the same one twice; remove the file that is a copy"):
+        ServedKeys(store, DEFAULT, "up")
+    store.file("mirror").unlink()
+    assert keys.update().new == {"mirror"}
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    store = KeyStore(tmp_path)
+    store.ensure("mirror")
+    store.file("mirror").unlink()
+    store.file("mirror").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"mirror\.nk: a link to a file that does not exist; remove it"):
+        store.seed("mirror")
