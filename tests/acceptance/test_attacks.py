@@ -112,15 +112,23 @@ async def test_the_watchdogs_key_claims_and_orders_and_publishes_as_no_agent(ser
         assert await lands(operator, captured, subject) is (server.is_open or subject in WATCHDOGS)
 
 
-@pytest.mark.parametrize("subject", ["$KV.swarm_state.coordinator", "$KV.swarm_memory.swarm/coordinator/decision"])
-async def test_the_watchdogs_key_writes_no_state_of_an_agent(server: Secured, subject: str):
-    bucket, _, key = subject.removeprefix("$KV.").partition(".")
+@pytest.mark.parametrize(
+    ("bucket", "key", "allowed"),
+    [
+        ("swarm_state", "coordinator", True),  # it deletes the state of agents that are removed
+        ("swarm_memory", "swarm/coordinator/decision", False),
+    ],
+)
+async def test_the_watchdogs_key_writes_snapshots_and_no_last_outputs(
+    server: Secured, bucket: str, key: str, *, allowed: bool
+):
     async with connected(server, "watchdog") as (operator, captured):
         before = await operator.kv_get(bucket, key)
-        captured.connection.write(subject, b"{}")
+        captured.connection.write(f"$KV.{bucket}.{key}", b"{}")
         await captured.flush()
+        await operator.flush()
         after = await operator.kv_get(bucket, key)
-    assert ((before and before.revision) != (after and after.revision)) is server.is_open
+    assert ((before and before.revision) != (after and after.revision)) is (server.is_open or allowed)
 
 
 EVIL: dict[str, Any] = {"name": "evil", "deliver_subject": "evil", "ack_policy": "none", "mem_storage": True}
