@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import orjson
 from msgspec import Meta
 
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
+from coordinator.control.changes import AddedToSwarm, MovedAgent, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.mcp.answers import Answer, Reading, ToolFailed
@@ -27,6 +29,8 @@ Confirm = Annotated[
     Meta(description="true: a person has agreed to this call. Without it the person is asked, if the client can ask."),
 ]
 AgentName = Annotated[str, Meta(min_length=1, pattern="^[^-]", description="The agent's name.")]
+Word = Annotated[str, Meta(min_length=1, pattern="^[^-]")]
+SandboxName = Annotated[Word, Meta(description="The sandbox's name.")]
 Seconds = Annotated[float, Meta(gt=0, le=3600, description="Seconds.")]
 
 
@@ -45,6 +49,46 @@ class KillArguments:
     agent: AgentName
     signal: Annotated[str, Meta(pattern="^[A-Z0-9]+$", description="KILL, STOP, TERM, … or a number.")] = "KILL"
     wait_s: Seconds = 15.0
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddArguments:
+    """The agent to add: of a `kind`, or of a class of the user's own."""
+
+    agent: AgentName
+    kind: Annotated[Word, Meta(description="An agent kind that ships with the project.")] | None = None
+    agent_class: Annotated[Word, Meta(description="module:Class of an agent of the user's own.")] | None = None
+    sandbox: SandboxName | None = None
+    weight: Annotated[float, Meta(ge=0, description="Weight of its vote; 1 without it.")] | None = None
+    options: Annotated[dict[str, Any], Meta(description="Options of its kind.")] = field(default_factory=dict)
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveArguments:
+    """Which agent, and what becomes of its state."""
+
+    agent: AgentName
+    forget: Annotated[bool, Meta(description="true: its saved state is deleted too, for good.")] = False
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveArguments:
+    """Which agent, and where it runs from now on."""
+
+    agent: AgentName
+    to: SandboxName
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleArguments:
+    """How many generated agents of which kind there are to be."""
+
+    kind: Annotated[Word, Meta(description="momentum or mean-reversion.")]
+    count: Annotated[int, Meta(ge=0, le=1000, description="Number of generated agents of this kind.")]
     confirm: Confirm = False
 
 
@@ -93,6 +137,33 @@ async def _restart(swarm: ServedSwarm, arguments: AgentArguments, progress: Prog
 
 async def _revive(swarm: ServedSwarm, arguments: AgentArguments, progress: Progress) -> Answer[Any]:
     return await _act(swarm, ["revive", arguments.agent], swarm.options(), progress)
+
+
+async def _add(swarm: ServedSwarm, arguments: AddArguments, progress: Progress) -> Answer[Any]:
+    words = ["add", arguments.agent]
+    for option, value in (
+        ("--kind", arguments.kind),
+        ("--class", arguments.agent_class),
+        ("--sandbox", arguments.sandbox),
+        ("--weight", arguments.weight),
+    ):
+        words += [] if value is None else [option, str(value)]
+    for key, value in arguments.options.items():
+        words += ["--option", f"{key}={orjson.dumps(value).decode()}"]
+    return await _act(swarm, words, swarm.options(), progress)
+
+
+async def _remove(swarm: ServedSwarm, arguments: RemoveArguments, progress: Progress) -> Answer[Any]:
+    words = ["remove", arguments.agent, *(["--forget"] if arguments.forget else [])]
+    return await _act(swarm, words, swarm.options(), progress)
+
+
+async def _move(swarm: ServedSwarm, arguments: MoveArguments, progress: Progress) -> Answer[Any]:
+    return await _act(swarm, ["move", arguments.agent, "--to", arguments.to], swarm.options(), progress)
+
+
+async def _scale(swarm: ServedSwarm, arguments: ScaleArguments, progress: Progress) -> Answer[Any]:
+    return await _act(swarm, ["scale", arguments.kind, str(arguments.count)], swarm.options(), progress)
 
 
 async def _chaos(swarm: ServedSwarm, arguments: ChaosArguments, progress: Progress) -> Answer[Any]:
@@ -150,6 +221,46 @@ CONTROL = (
         result=Revived,
         run=_revive,
         question="Start the quarantined or drained agent {agent} again?",
+    ),
+    ToolSpec(
+        name="agent_add",
+        title="Add an agent",
+        description="Adds an agent to the running swarm and to its next start; waits until it votes. Its class is "
+        "tried before anything changes. Equal to `signalmesh add AGENT --json`.",
+        arguments=AddArguments,
+        result=AddedToSwarm,
+        run=_add,
+        question="Add the agent {agent} to the swarm (kind {kind}, class {agent_class}, options {options})?",
+    ),
+    ToolSpec(
+        name="agent_remove",
+        title="Remove an agent",
+        description="Removes an agent from the running swarm and from its next start: no round waits for it any more, "
+        "and it drains. Equal to `signalmesh remove AGENT --json`.",
+        arguments=RemoveArguments,
+        result=RemovedFromSwarm,
+        run=_remove,
+        question="Remove the agent {agent} from the swarm (delete its state too: {forget})?",
+    ),
+    ToolSpec(
+        name="agent_move",
+        title="Move an agent",
+        description="Drains an agent and starts it again in another sandbox, with its state. Equal to `signalmesh move "
+        "AGENT --to SANDBOX --json`.",
+        arguments=MoveArguments,
+        result=MovedAgent,
+        run=_move,
+        question="Move the agent {agent} to the sandbox {to}?",
+    ),
+    ToolSpec(
+        name="swarm_scale",
+        title="Scale the swarm",
+        description="Has so many generated agents of a kind beside the configured ones; those beyond the number are "
+        "removed with their states. Equal to `signalmesh scale KIND COUNT --json`.",
+        arguments=ScaleArguments,
+        result=Scaled,
+        run=_scale,
+        question="Have {count} generated agents of kind {kind}?",
     ),
     ToolSpec(
         name="chaos",

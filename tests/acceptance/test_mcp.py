@@ -96,6 +96,31 @@ async def test_either_transport_and_protocol_answers_as_the_command_line_does(tm
             assert exited == killed["epoch_before"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("transport", "mode"), list(zip(TRANSPORTS, MODES, strict=True)))
+async def test_assistants_change_the_agents_of_a_running_swarm(tmp_path: Path, transport, mode):
+    async with Swarm(tmp_path, exact_toml(speed=0, rounds=ROUNDS, top="max_agents = 7")) as swarm:
+        await finished_swarm(swarm)
+        flags = ("--allow-control",)
+        async with connect(SIGNALMESH, tmp_path, transport, swarm.environment, mode, flags) as client:
+            options = {"rsi_period": 9}
+            new = {"agent": "fourth-vote", "kind": "momentum", "options": options, "sandbox": "base", "confirm": True}
+            added = (await answer(client, "agent_add", **new))["result"]
+            moved = (await answer(client, "agent_move", agent="fourth-vote", to="python", confirm=True))["result"]
+            assert (added["sandbox"], moved["sandbox"], moved["epoch"] > added["epoch"]) == ("base", "python", True)
+            status = await same_figures(swarm, client)
+            [agent] = [one for one in status["agents"] if one["name"] == "fourth-vote"]
+            assert (agent["status"], agent["epoch"], agent["sandbox"]) == ("active", moved["epoch"], "python")
+            refused = await client.call_tool("swarm_scale", {"kind": "momentum", "count": 2, "confirm": True})
+            assert "8 agents would run, at most 7 are allowed" in text_of(refused)
+            scaled = (await answer(client, "swarm_scale", kind="momentum", count=1, confirm=True))["result"]
+            assert [one["agent"] for one in scaled["agents"]] == ["momentum-1"]
+            gone = (await answer(client, "agent_remove", agent="fourth-vote", forget=True, confirm=True))["result"]
+            assert gone == {"agent": "fourth-vote", "forgotten": True}
+            status = await same_figures(swarm, client)
+            assert {one["name"] for one in status["agents"]} == {*AGENTS, "momentum-1"}
+
+
 async def test_every_figure_is_that_of_the_command_line(tmp_path: Path):
     async with Swarm(tmp_path, exact_toml(speed=0, rounds=ROUNDS)) as swarm:
         await finished_swarm(swarm)
