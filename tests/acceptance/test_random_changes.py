@@ -76,6 +76,7 @@ class Changing:
             self.agents -= {f"{kind}-{n + 1}" for n in range(self.scaled[kind])}
             self.agents |= {f"{kind}-{n + 1}" for n in range(count)}
             self.scaled[kind] = count
+            self.homes = {name: home for name, home in self.homes.items() if name in self.agents}
             return ("scale", kind, str(count))
         name, home = pick(sorted(self.agents)), pick(SANDBOXES)
         self.homes[name] = home
