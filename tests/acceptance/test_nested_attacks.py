@@ -114,5 +114,6 @@ async def test_nested_json_from_every_process_is_counted_and_stops_none_for_good
         audit = await swarm.command("audit", "--json")
         assert audit.json["rounds"]["missing"] == audit.json["rounds"]["duplicated"] == 0
         assert {name for name, agent in audit.json["agents"].items() if agent["gaps"] or agent["duplicated"]} == set()
-        problems = {problem["text"].rpartition(": ")[2] for problem in audit.json["problems"]}
-        assert problems == {"another writer has published in its name"}
+        read = [problem for problem in audit.json["problems"] if problem["check"] not in ("registry", "snapshots")]
+        # A record or a snapshot may be garbage until its agent writes the next one.
+        assert {problem["text"].rpartition(": ")[2] for problem in read} == {"another writer has published in its name"}
