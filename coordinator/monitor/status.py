@@ -107,7 +107,8 @@ async def collect(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandboxes: Se
     async with HeartbeatListener(bus) as listener:
         await asyncio.sleep(listen_s)
         facts = await read_facts(bus, listener, remote_sandboxes)
-        return replace(facts, refusals=await read_refusals(bus, facts.agent_names()))
+        refusals = await read_refusals(bus, facts.agent_names())
+    return replace(facts, refusals=refusals, at=monotonic())  # heartbeats were received until now
 
 
 async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, remote_sandboxes: Sequence[str] = ()) -> Facts:
