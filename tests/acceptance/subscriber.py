@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from bus.nats.credentials import credentials_from
+from bus.nats.credentials import answers_of, credentials_from
 from bus.utils.aio import is_cancelled
 
 GUARD_S = 60.0
 RECONNECT_WAIT_S = 0.05
 """A client that misses little while the server is restarted."""
 T = TypeVar("T")
+ASK_S = 20.0
 API_S = 5.0
 """A busy server takes its time; a cluster without a leader does not answer at all."""
 
@@ -210,6 +212,13 @@ class Subscriber:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         ack = await self.client.jetstream().publish(f"in.{self.name}.{subject}", data, headers=named or None)
         return ack.seq
+
+    async def ask(self, process: str, command: str, request: bytes = b"") -> Any:
+        """A request to a process; its answer. A process may answer below the inboxes of who asks, in its own name."""
+        inbox = answers_of(self.client.new_inbox().rpartition(".")[0], process)
+        answers = await self.client.subscribe(f"{inbox}.{secrets.token_hex(8)}", max_msgs=1)
+        await self.client.publish(f"{self.name}.control.{process}.{command}", request, reply=answers.subject)
+        return json.loads((await answers.next_msg(timeout=ASK_S)).data)
 
     async def api(self, subject: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """A JetStream API request; its answer."""

@@ -107,9 +107,7 @@ async def test_a_leader_that_was_stopped_finds_itself_superseded(tmp_path: Path)
 
         for sandbox in SANDBOXES:  # hosts that the new leader has not ordered anything yet refuse the old one as well
             order = {"term": leader["epoch"], "agent": "research-1", "epoch": 1 << 40}
-            reply = json.loads(
-                (await subscriber.client.request(f"swarm.control.{sandbox}.kill", json.dumps(order).encode())).data
-            )
+            reply = await subscriber.ask(sandbox, "kill", json.dumps(order).encode())
             assert f"term {leader['epoch']}" in reply["error"], reply
             assert f"term {new['epoch']}" in reply["error"], reply
 

@@ -58,9 +58,9 @@ async def test_poison_stops_no_agent_and_is_reported_once(tmp_path: Path):
         await subscriber.publish("gossip.BTC-USD.stranger", b"a kind that nobody knows, so that nobody reads it")
         for subject in ("heartbeat.coordinator", "heartbeat.python", "heartbeat.watchdog", "decision.BTC-USD.junk"):
             await subscriber.client.publish(f"swarm.{subject}", b"junk on the read side")
-        for command in ("python.spawn", "python.kill", "python.signal", "python.check", "watchdog.revive"):
-            reply = await subscriber.client.request(f"swarm.control.{command}", b'{"agent": 5', timeout=10)
-            assert "error" in json.loads(reply.data)
+        orders = (("python", command) for command in ("spawn", "kill", "signal", "check"))
+        for process, command in (*orders, ("watchdog", "revive")):
+            assert "error" in await subscriber.ask(process, command, b'{"agent": 5')
 
         alerts = await subscriber.alerted("poison_message", len(POISON))
         await subscriber.more_decisions(20)

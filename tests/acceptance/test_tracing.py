@@ -266,7 +266,7 @@ async def test_an_unhealthy_collector_costs_spans_and_nothing_else(
             if unhealthy != "dead":
                 await collector.until("an export was tried", lambda: collector.requests)
             for agent in AGENTS:
-                counts = await status(subscriber, agent)
+                counts = await subscriber.ask(agent, "status")
                 assert counts["spans_exported"] == 0
                 assert counts["spans_dropped"] > 0, "600 spans, and room for 64"
             messages = await read_stream(swarm.url, swarm.name)
@@ -344,16 +344,9 @@ async def exported_spans(subscriber: Subscriber, agent: str, spans: int) -> dict
     """What an agent reports in its heartbeat once each of its spans is exported or dropped."""
     async with asyncio.timeout(GUARD_S):
         while True:
-            counts = await status(subscriber, agent)
+            counts: dict[str, int] = await subscriber.ask(agent, "status")
             if counts["spans_exported"] + counts["spans_dropped"] == spans:
                 return counts
-
-
-async def status(subscriber: Subscriber, agent: str) -> dict[str, int]:
-    """What an agent answers about itself."""
-    reply = await subscriber.client.request(f"{subscriber.name}.control.{agent}.status", b"", timeout=20)
-    counts: dict[str, int] = json.loads(reply.data)
-    return counts
 
 
 STUMBLER = """
