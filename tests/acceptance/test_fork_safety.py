@@ -18,7 +18,7 @@ import pytest
 
 from bus.utils.processes import die_with_parent
 from tests.acceptance.subscriber import SwarmMessage
-from tests.acceptance.swarm import AGENTS, SANDBOXES, SIGNALMESH, Swarm, agents_toml, describe
+from tests.acceptance.swarm import AGENTS, SANDBOXES, SIGNALMESH, Ends, Swarm, agents_toml, describe
 from tests.acceptance.traces import is_whole
 from tests.support.collector import collecting
 
@@ -169,7 +169,10 @@ async def test_no_process_shares_descriptors_locks_or_seeds_with_another(tmp_pat
 
         swarm.send(first["probe-1"]["pid"], signal.SIGKILL)
         await subscriber.back({"probe-1": first["probe-1"]["epoch"]})
-        swarm.send(first["python"]["pid"], signal.SIGKILL)  # its agents and its fork server end with it
+        host = psutil.Process(first["python"]["pid"])
+        ends = await Ends.of(*(child.pid for child in host.children(recursive=True)))
+        swarm.send(host.pid, signal.SIGKILL)  # its agents and its fork server end with it
+        await ends.all()
         await subscriber.back({name: first[name]["epoch"] for name in ("coordinator", "strategy-mean-reversion")})
         await subscriber.until("their successors", lambda: len(probed(subscriber.messages)) >= 2 * len(PROBES))
         await subscriber.more_decisions(3)
