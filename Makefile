@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := $(PYTEST) -n 2 --dist worksteal
+# Whole swarms wait more than they compute: more of them at a time than there are cores.
+SWARMS := $(PYTEST) -n 3 --dist worksteal
 UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-config --quiet
 
@@ -71,15 +73,15 @@ up: setup
 test: setup
 	$(PARALLEL) -m "not slow and not docker and not matrix and not e2b" $(ARGS)
 
-# Two tests at a time, then those that measure times or limits, one at a time. ARGS may leave one of the two runs without
+# Three tests at a time, then those that measure times or limits, one at a time. ARGS may leave one of the two runs without
 # a test: pytest then ends with 5.
 test-slow: setup
-	$(PARALLEL) -m "slow and not matrix and not serial" $(ARGS) || [ $$? -eq 5 ]
+	$(SWARMS) -m "slow and not matrix and not serial" $(ARGS) || [ $$? -eq 5 ]
 	$(PYTEST) -m "slow and not matrix and serial" $(ARGS) || [ $$? -eq 5 ]
 
 # Every fault of docs/fault-matrix.md. One of them: make test-matrix ARGS='-k "stop and host and load"'
 test-matrix: setup
-	$(PARALLEL) -m "matrix and not serial" $(ARGS) || [ $$? -eq 5 ]
+	$(SWARMS) -m "matrix and not serial" $(ARGS) || [ $$? -eq 5 ]
 	$(PYTEST) -m "matrix and serial" $(ARGS) || [ $$? -eq 5 ]
 
 # docker compose up, for real: needs a Docker engine with Compose v2, and root.

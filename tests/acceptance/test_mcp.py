@@ -189,8 +189,7 @@ async def check_resources(client: Client, shown: list[Any], status: dict[str, An
     assert "Call the tool `explain`" in message.content.text
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(("transport", "mode"), list(zip(TRANSPORTS, MODES, strict=True)))
 async def test_subscribers_are_told_of_a_death_and_a_cancelled_audit_leaves_nothing(tmp_path: Path, transport, mode):
     updated = asyncio.Event()
 
@@ -295,8 +294,7 @@ def calling_client(
     return child_process(sys.executable, "-c", CALLING, *words, stderr=asyncio.subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("mode", MODES)
-async def test_a_client_that_hangs_up_in_the_middle_of_an_audit_or_certify_leaves_nothing(tmp_path: Path, mode):
+async def test_a_client_that_hangs_up_in_the_middle_of_an_audit_or_certify_leaves_nothing(tmp_path: Path):
     async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
         await (await swarm.up()).live(*AGENTS)
         environment = {**swarm.environment, "TMPDIR": str(tmp_path)}
@@ -305,13 +303,13 @@ async def test_a_client_that_hangs_up_in_the_middle_of_an_audit_or_certify_leave
             token,
             server,
         ):
-            async with calling_client(url, token, mode, "audit") as client:
+            async with calling_client(url, token, MODES[0], "audit") as client:
                 process = await stopped_audit()
                 ends = await Ends.of(process.pid)
                 client.kill()
                 await ends.all()
             await no_children(server.pid)
-            async with calling_client(url, token, mode, "certify", confirm=True) as client:
+            async with calling_client(url, token, MODES[0], "certify", confirm=True) as client:
                 ends = await Ends.of(*await certifying(server.pid))
                 client.kill()
                 await ends.all()
