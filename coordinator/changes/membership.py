@@ -10,6 +10,7 @@ import orjson
 
 from agents.spec import ClassTraits
 from bus.errors import ConfigError, MeshError, UsageError
+from bus.observability.logging import is_secret
 from coordinator.config.changes import (
     AddedAgent,
     Changes,
@@ -44,6 +45,12 @@ def place_added(
     if name in names:
         raise UsageError(f"agent {name!r} is in the swarm already; `signalmesh remove {name}` removes it")
     checked = agent_table(file, name, table)
+    for option, value in checked.options.items():
+        if isinstance(value, str) and is_secret(option):
+            raise UsageError(
+                f"{file}: option {option!r}: what is added at run time is stored in the stream, which others may read; "
+                "write an agent with a secret into swarm.toml"
+            )
     if checked.external:
         raise UsageError(f"{file}: an external agent cannot be added at run time; write it into swarm.toml")
     check_names(file, dict.fromkeys([*names, name]), config.sandboxes)

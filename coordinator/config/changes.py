@@ -1,4 +1,4 @@
-"""What was changed at run time, beside swarm.toml: agents and sandboxes added, removed and moved.
+"""What was changed at run time, beside swarm.toml: agents added, removed and moved.
 
 The changes travel in the watchdog's VotingConfig, whole in each, so that one stored message is one change. `up` keeps a
 copy in the state directory, for commands without a bus and for a swarm whose stream is gone. The newer revision counts.
@@ -20,7 +20,7 @@ from bus.errors import ConfigError, UsageError
 from bus.utils.json_text import parse_json, read_limited
 from coordinator.config.loader import BUILT_IN
 from coordinator.config.settings import AgentSettings, ResolvedSwarm, SwarmConfig
-from coordinator.config.tables import agent_settings, agent_table, check_names, placement, sandbox_spec
+from coordinator.config.tables import agent_settings, agent_table, check_names, placement
 
 __all__ = [
     "CHANGES_FILE",
@@ -99,14 +99,11 @@ class Changes:
     agents: dict[str, AddedAgent] = field(default_factory=dict)
     removed: dict[str, RemovedAgent] = field(default_factory=dict)
     moved: dict[str, Move] = field(default_factory=dict)
-    sandboxes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Added sandboxes: their tables."""
-    removed_sandboxes: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether the swarm is that of swarm.toml."""
-        return not (self.agents or self.removed or self.moved or self.sandboxes or self.removed_sandboxes)
+        return not (self.agents or self.removed or self.moved)
 
     def after(self, change: str, request: str, **values: Any) -> Changes:
         """The next revision, with `values` in place of the present ones."""
@@ -188,13 +185,11 @@ def apply_changes(config: SwarmConfig, changes: Changes) -> SwarmConfig:
     """The swarm of `config` with `changes`. Those about agents and sandboxes that it does not have are left out.
 
     Raises:
-        ConfigError: an added agent or sandbox is wrong, or its name is taken.
+        ConfigError: an added agent is wrong, or its name is taken.
     """
     if changes.is_empty:
         return config
-    file = config.file
-    kept = tuple(spec for spec in config.sandboxes if spec.name not in {*changes.removed_sandboxes, *changes.sandboxes})
-    sandboxes = (*kept, *(sandbox_spec(file, name, table) for name, table in changes.sandboxes.items()))
+    file, sandboxes = config.file, config.sandboxes
     own = tuple(item for item in config.agents if item.spec.name not in {*changes.removed, *changes.agents})
     names = {spec.name for spec in sandboxes}
     tables = {name: agent_table(file, name, added.table) for name, added in changes.agents.items()}
@@ -208,7 +203,7 @@ def apply_changes(config: SwarmConfig, changes: Changes) -> SwarmConfig:
         spec = replace(settings.spec, start_after=change.after, start_outputs=change.outputs)
         added.append(replace(settings, spec=spec))
     agents = tuple(_moved(item, changes, names) for item in (*own, *added))
-    return replace(_unresolved(config), sandboxes=sandboxes, agents=agents)
+    return replace(_unresolved(config), agents=agents)
 
 
 def _unresolved(config: SwarmConfig) -> SwarmConfig:

@@ -212,8 +212,11 @@ async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
             assert (refused.code, words in refused.err) == (2, True), refused.err
         assert changes_of(subscriber) == []
 
-        added = await swarm.command("add", "second", "--kind", "momentum", "--option", "rsi_period=9", "--json")
-        assert added.code == 0, added.err
+        add = ("add", "second", "--kind", "momentum", "--option", "rsi_period=9", "--json")
+        both = await asyncio.gather(swarm.command(*add), swarm.command(*add))
+        added, refused = sorted(both, key=lambda done: done.code)
+        assert (added.code, refused.code) == (0, 2), [done.err for done in both]
+        assert "is in the swarm already" in refused.err
         await subscriber.until("it votes", lambda: "second" in subscriber.configs[-1]["voters"])
         first, *_, last = [config for config in subscriber.configs if config.get("changes")]
         assert (set(first["voters"]), set(last["voters"])) == ({*VOTERS}, {*VOTERS, "second"})

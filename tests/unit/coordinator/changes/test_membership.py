@@ -55,6 +55,12 @@ def test_only_live_sandboxes_get_agents():
         place_added(swarm(), "new", {**MOMENTUM, "sandbox": "base"}, {"python"})
 
 
+def test_a_secret_is_not_put_into_the_stream():
+    with pytest.raises(UsageError, match="option 'api_key': what is added at run time is stored in the stream"):
+        place_added(swarm(), "new", {"class": "a:B", "options": {"api_key": "x"}}, LIVE)
+    place_added(swarm(), "new", {"class": "a:B", "options": {"seed": 7}}, LIVE)
+
+
 def test_a_state_is_continued_only_by_what_has_left_it():
     changes = after_removing(swarm(), "strategy-momentum", "id", after=9, forget=False)
     place_added(swarm(changes), "strategy-momentum", MOMENTUM, LIVE)
